@@ -1,0 +1,187 @@
+"""What every op promises: shapes, dtypes, strides, masks. Implementations differ in speed only.
+
+Common to all ops
+-----------------
+``pool``        the page pool, ``[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]``,
+                C-contiguous, in the model's dtype; index 0 of dimension 2 is K, 1 is V. Offsets
+                into it need int64: a pool may be larger than 2**31 elements.
+garbage         every byte of a page past its sequence's valid positions may hold any bits, NaN and
+                Inf among them, and so may pages that a block table row does not name. An op masks
+                by position *before* it multiplies: ``0 * NaN`` is NaN, in scores and in P @ V
+alike. stale entries   ``block_table[row, i]`` for ``i >= ceil(context_len / block_size)`` is arbitrary and
+                may be out of range: never load through it.
+padding         block table row 0 is the dummy. A token whose ``token_rows`` is 0, or a sequence
+                whose ``seq_rows`` is 0, is padding: nothing is stored for it, its output is
+                unspecified but for being in bounds. Padding stands last (of the decodes, of the
+                other sequences, of the tokens), so that launches can have static shapes.
+independence    the result of a row (a token, a sequence) has the same bits whatever the other rows
+                hold: a NaN in one row never reaches another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedBatch:
+    """Which pages and positions one step reads and writes; the same for all layers.
+
+    Sequence ``i`` owns tokens ``query_start[i]:query_start[i + 1]`` at consecutive positions that
+    end at ``context_lens[i] - 1``. All arrays are C-contiguous int32.
+    """
+
+    block_table: Tensor  # [num_rows, max_blocks], page ids
+    positions: Tensor  # [num_tokens], absolute; 0 for padding
+    token_rows: Tensor  # [num_tokens], block table rows; 0 marks padding
+    seq_rows: Tensor  # [num_seqs], block table rows; 0 marks padding
+    query_start: Tensor  # [num_seqs + 1]
+    context_lens: Tensor  # [num_seqs], this step's query tokens included; 0 for padding
+    num_decodes: int  # the first so many sequences have exactly one query token
+
+
+class RmsNorm(Protocol):
+    def __call__(
+        self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``s = x + residual`` (``s = x`` without one); returns ``(s / rms(s) * weight, s)``.
+
+        x, residual : ``[num_tokens, hidden]``, C-contiguous; ``residual`` may be overwritten.
+        weight : ``[hidden]``. The root mean square of a row is computed in fp32.
+        """
+
+
+class QkNormRopeStore(Protocol):
+    def __call__(
+        self,
+        qkv: Tensor,
+        pool: Tensor,
+        layer: int,
+        batch: PagedBatch,
+        plan: Any,
+        cos_sin: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """Normalize (Qwen3) and rotate Q and K, write K and V to their pages, return Q.
+
+        qkv : ``[num_tokens, (num_heads + 2 * num_kv_heads) * head_dim]``, C-contiguous, heads in
+            the order Q, K, V. May be overwritten.
+        cos_sin : ``[max_positions, head_dim]``, the model's dtype: cosines, then sines, of
+            ``head_dim / 2`` angles. Element ``j`` of a head turns with ``j + head_dim / 2``.
+        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head, before rotation.
+        returns : Q, ``[num_tokens, num_heads, head_dim]``; the last dimension is contiguous.
+
+        Token ``t`` goes to page ``block_table[token_rows[t], positions[t] // block_size]``, slot
+        ``positions[t] % block_size``. Writes nothing else: other slots of the page keep their bits.
+        """
+
+
+class PagedAttention(Protocol):
+    def __call__(
+        self,
+        q: Tensor,
+        pool: Tensor,
+        layer: int,
+        batch: PagedBatch,
+        plan: Any,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        """Causal attention of query tokens over their sequence's cached pages, into ``out``.
+
+        q, out : ``[num_tokens, num_heads, head_dim]``, all of the step's tokens; ``out`` is
+            C-contiguous. Query head ``h`` reads KV head ``h // (num_heads / num_kv_heads)``.
+        ``paged_decode`` covers sequences ``0:num_decodes`` (token ``i`` is sequence ``i``) and
+        ``paged_prefill`` the others, whose query tokens may start at any position; each writes only
+        its own rows of ``out``. A token at position ``p`` attends to positions ``0..p``, which the
+        pages hold, the step's own tokens included. Softmax and sums in fp32.
+        """
+
+
+class Plan(Protocol):
+    def __call__(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> Any:
+        """Work done once per step for all layers; handed unread to the ops that take a ``plan``.
+
+        A set with nothing to prepare returns None. With ``reproducible`` a token's attention must
+        have the same bits in ``paged_decode`` and ``paged_prefill``, whatever the batch and
+        chunking. Reads the block table now: later changes to it do not reach this plan.
+        """
+
+
+class Linear(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias``; x ``[rows, in]``, weight ``[out, in]``, C-contiguous.
+
+        When ``rows`` is a multiple of the set's ``row_multiple``, a row's bits do not depend on
+        the other rows, on their number, or on its place among them.
+        """
+
+
+class SiluMul(Protocol):
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        """``silu(gate) * up`` of ``[rows, 2 * width]`` (gate first), as ``[rows, width]``.
+
+        May overwrite ``gate_up``.
+        """
+
+
+class CopyPages(Protocol):
+    def __call__(self, pool: Tensor, src: Tensor, dst: Tensor) -> None:
+        """Copy whole pages ``src[i]`` to ``dst[i]``, every bit, NaN patterns included.
+
+        src, dst : ``[n]`` int64. ``dst`` has no duplicates and shares no page with ``src``.
+        """
+
+
+class ZeroPages(Protocol):
+    def __call__(self, pool: Tensor, ids: Tensor) -> None:
+        """Set pages ``ids`` (``[n]`` int64) to zero bits."""
+
+
+class Sample(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        temperatures: Tensor,
+        top_ks: Tensor,
+        top_ps: Tensor,
+        keys: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """One token per row: ``[n]`` int32; -1 for a row that holds NaN or Inf.
+
+        logits : ``[n, vocab]`` fp32, C-contiguous. temperatures, top_ps : ``[n]`` fp32.
+        top_ks : ``[n]`` int32. keys : ``[n]`` int64, the bits of a 64-bit key. positions : ``[n]``
+        int32.
+
+        Temperature 0: the largest logit, ties to the lowest id. Else ``p = softmax((logits - max) / T)``
+        in fp32; ``top_k > 0`` keeps the k most probable; then ``top_p < 1`` keeps, of those, the
+        fewest most probable whose mass reaches ``top_p`` of theirs (at both cuts, ties keep the
+        lowest ids). ``u`` is the top 24 bits of word 0 of Philox4x32-10 with counter ``(position,
+        0, 0, 0)`` and key ``(low, high)`` word, over 2**24. The token is the first kept one, in
+        vocabulary order, whose cumulative mass exceeds ``u`` times the kept mass.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSet:
+    """A full set of ops. Frozen; make a changed one with ``dataclasses.replace``."""
+
+    name: str
+    row_multiple: int
+    rms_norm: RmsNorm
+    qk_norm_rope_store: QkNormRopeStore
+    plan: Plan
+    paged_decode: PagedAttention
+    paged_prefill: PagedAttention
+    linear: Linear
+    silu_mul: SiluMul
+    copy_pages: CopyPages
+    zero_pages: ZeroPages
+    sample: Sample

@@ -1,0 +1,109 @@
+"""The CPU kernel set: fast where the specification is slow, and reproducible row by row.
+
+Measured on torch 2.13: rows of ``F.linear`` keep their bits whatever the neighbours when the row
+count is a multiple of 16 (below 8 rows they do not); so the set asks for ``row_multiple`` 16.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .contracts import KernelSet, PagedBatch
+from .cpu_attention import CpuAttention, CpuPlan
+from .cpu_sampling import sample
+
+SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    total = x if residual is None else residual.add_(x)
+    return F.rms_norm(total, weight.shape, weight, eps), total
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    if torch.get_num_threads() <= 2 and gate.shape[0] % 2 == 0:
+        return F.silu(gate).mul_(up)
+    # torch computes the end of each thread's range with another exp, whose last bit differs. More
+    # threads than rows divide by would end ranges inside rows, at a place that depends on the
+    # batch.
+    rows = max(1, SERIAL_ELEMENTS // gate.shape[1])
+    parts = zip(torch.split(gate, rows), torch.split(up, rows), strict=True)
+    return torch.cat([F.silu(g).mul_(u) for g, u in parts])
+
+
+class CpuRope:
+    """``qk_norm_rope_store`` on the attention's store."""
+
+    def __init__(self, attention: CpuAttention) -> None:
+        self._attention = attention
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        pool: Tensor,
+        layer: int,
+        batch: PagedBatch,
+        plan: CpuPlan,
+        cos_sin: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
+        heads = qkv.view(qkv.shape[0], -1, head_dim)
+        num_qk = heads.shape[1] - num_kv_heads
+        num_heads = num_qk - num_kv_heads
+        qk = heads[:, :num_qk]
+        if q_weight is not None and k_weight is not None:
+            q, k, _ = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+            q.copy_(F.rms_norm(q, (head_dim,), q_weight, eps))
+            k.copy_(F.rms_norm(k, (head_dim,), k_weight, eps))
+        qk = rotate(qk, cos_sin.index_select(0, batch.positions))
+        self._attention.store(qk[:, num_heads:], heads[:, num_qk:], pool, layer, plan)
+        return qk[:, :num_heads]
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """``reference.rotate`` with fewer temporaries; products only, so rounded alike everywhere."""
+    cos, sin = cos_sin[:, None].chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.empty(x.shape, dtype=x.dtype)
+    low, high = turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=low).sub_(second * sin)
+    torch.mul(second, cos, out=high).add_(first * sin)
+    return turned
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
+    pool.index_copy_(0, dst, pool.index_select(0, src))
+
+
+def zero_pages(pool: Tensor, ids: Tensor) -> None:
+    pool.index_fill_(0, ids, 0)
+
+
+def cpu_kernels() -> KernelSet:
+    attention = CpuAttention()
+    return KernelSet(
+        name="cpu",
+        row_multiple=16,
+        rms_norm=rms_norm,
+        qk_norm_rope_store=CpuRope(attention),
+        plan=attention.plan,
+        paged_decode=attention.paged_decode,
+        paged_prefill=attention.paged_prefill,
+        linear=linear,
+        silu_mul=silu_mul,
+        copy_pages=copy_pages,
+        zero_pages=zero_pages,
+        sample=sample,
+    )

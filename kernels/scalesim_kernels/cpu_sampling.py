@@ -1,0 +1,65 @@
+"""Sampling of the CPU set: row by row in numpy, so that a row's token cannot depend on the others.
+
+Every row goes through the same scratch arrays: same length, same alignment, same code path.
+(torch's vectorized ``exp`` treats the last elements of a range differently, and the range is the
+batch.)
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .philox import uniform
+
+Row: TypeAlias = npt.NDArray[Any]
+
+
+def sample(
+    logits: Tensor,
+    temperatures: Tensor,
+    top_ks: Tensor,
+    top_ps: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    rows = logits.numpy()
+    num_rows, vocab = rows.shape
+    best = rows.argmax(axis=1) if num_rows else np.zeros(0, np.int64)
+    tokens = best.astype(np.int32)
+    draws = uniform(keys.numpy(), positions.numpy()).tolist()
+    temperature, top_k, top_p = temperatures.tolist(), top_ks.tolist(), top_ps.tolist()
+    weights, mass = np.empty(vocab, np.float32), np.empty(vocab, np.float64)
+    for i in range(num_rows):
+        np.copyto(weights, rows[i])
+        if not np.isfinite(weights.sum(dtype=np.float64)):
+            tokens[i] = -1
+        elif temperature[i] > 0:
+            np.subtract(weights, weights[best[i]], out=weights)
+            with np.errstate(over="ignore"):
+                np.divide(weights, np.float32(temperature[i]), out=weights)
+            np.exp(weights, out=weights)
+            if top_k[i] > 0 or top_p[i] < 1:
+                cut(weights, top_k[i], top_p[i])
+            np.cumsum(weights, dtype=np.float64, out=mass)
+            tokens[i] = mass.searchsorted(draws[i] * mass[-1], side="right")
+    return torch.from_numpy(tokens)
+
+
+def cut(weights: Row, top_k: int, top_p: float) -> None:
+    """Zero the weights (``[vocab]`` fp32) that ``top_k``, then ``top_p``, drop. In place."""
+    if 0 < top_k < len(weights):
+        smallest = np.partition(weights, -top_k)[-top_k]
+        above = int(np.count_nonzero(weights > smallest))
+        ties = np.flatnonzero(weights == smallest)
+        weights[weights < smallest] = 0
+        weights[ties[top_k - above :]] = 0
+    if top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        mass = np.cumsum(weights[order], dtype=np.float64)
+        num_kept = int(mass.searchsorted(top_p * mass[-1], side="left")) + 1
+        weights[order[num_kept:]] = 0

@@ -1,0 +1,235 @@
+"""Attention tiles of the CPU set: which rows of Q and which pages go into each SDPA call of a step.
+
+A tile is a few tokens of one sequence times the query heads of one KV head, packed into the rows of
+one small matrix. Its tokens share ``position // tokens``, and its KV ends at the next multiple of
+64. Both follow from absolute positions alone: a token gets the same place in the same tile over the
+same KV length in a prefill however it is chunked, and beside any neighbours. That, and SDPA on 16
+rows under an explicit mask (whose rows were measured to be independent of the batch), makes
+attention reproducible. A decode's tile has one token, and only 8 rows where ``rows_agree`` finds
+that the machine's SDPA gives the same bits. Index arithmetic only, once per step; ``cpu_attention``
+runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+
+BUCKET = 64  # KV lengths are multiples of this; every block size divides it
+TILE_ROWS = 16
+DECODE_ROWS = 8
+GATHER_BYTES = 6 << 20  # KV gathered for one SDPA call: stays in a shared cache level
+
+
+@dataclass(frozen=True, slots=True)
+class TileShape:
+    """``tokens`` x ``group`` query heads in ``rows`` rows (some unused). ``tokens`` divides 64."""
+
+    group: int  # query heads per KV head
+    tokens: int
+    rows: int
+
+    @staticmethod
+    def reproducible(group: int) -> TileShape:
+        if group > TILE_ROWS:
+            return TileShape(group, 1, -(-group // TILE_ROWS) * TILE_ROWS)
+        return TileShape(group, 1 << (TILE_ROWS // group).bit_length() - 1, TILE_ROWS)
+
+    @staticmethod
+    def fastest(group: int, decode: bool) -> TileShape:
+        """No unused rows; shapes differ between decode and prefill, and so do the last bits."""
+        tokens = 1 if decode else BUCKET
+        return TileShape(group, tokens, tokens * group)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One SDPA: tiles ``begin:end`` over the first ``kv_len`` positions of the gathered KV."""
+
+    begin: int
+    end: int
+    kv_len: int
+    mask: Tensor  # [tiles or 1, 1, rows or 1, kv_len], 0 or -inf, the model's dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """KV of ``num_seqs`` sequences, ``[seq, 2, kv_head, kv_len, head_dim]``.
+
+    ``index`` counts rows of ``block_size * head_dim`` elements from the layer's first one;
+    ``clear`` counts rows of ``head_dim`` in the gathered buffer: positions past the context, which
+    hold garbage.
+    """
+
+    num_seqs: int
+    kv_len: int
+    index: Tensor
+    clear: Tensor
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan:
+    """All tiles of a step's decodes, or of its prefills."""
+
+    first_token: int
+    num_tokens: int
+    num_tiles: int
+    rows: int
+    q_index: Tensor  # [num_tiles * kv_heads * rows] -> row of Q as [num_tokens * heads, head_dim]
+    out_index: Tensor  # [num_tokens * heads] -> row of the results [tiles, rows, kv_heads]
+    gathers: tuple[Gather, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Some sequences of a batch, as int64 arrays ``[n]``; table ``[rows, max_blocks]``."""
+
+    table: npt.NDArray[np.int32]
+    rows: Ints
+    first_token: Ints
+    num_tokens: Ints
+    context_len: Ints
+
+    @property
+    def first_position(self) -> Ints:
+        return self.context_len - self.num_tokens
+
+    def take(self, which: Ints | slice) -> Sequences:
+        arrays = (self.rows, self.first_token, self.num_tokens, self.context_len)
+        return Sequences(self.table, *(a[which] for a in arrays))
+
+
+def bucket_end(positions: Ints) -> Ints:
+    return (positions // BUCKET + 1) * BUCKET
+
+
+def q_index(
+    shape: TileShape, seqs: Sequences, tile_seq: Ints, tile_base: Ints, num_kv_heads: int
+) -> Tensor:
+    """Rows of Q for every tile row; unused rows repeat a token of their own sequence."""
+    row = np.minimum(np.arange(shape.rows), shape.tokens * shape.group - 1)
+    position = tile_base[:, None] + row // shape.group
+    first, count = seqs.first_token[tile_seq, None], seqs.num_tokens[tile_seq, None]
+    token = first + np.clip(position - seqs.first_position[tile_seq, None], 0, count - 1)
+    head = np.arange(num_kv_heads)[:, None] * shape.group + row % shape.group
+    index = token[:, None] * (num_kv_heads * shape.group) + head
+    return torch.from_numpy(index.reshape(-1))
+
+
+def out_index(shape: TileShape, token_tile: Ints, positions: Ints, num_kv_heads: int) -> Tensor:
+    head = np.arange(num_kv_heads * shape.group)
+    row = (positions % shape.tokens)[:, None] * shape.group + head % shape.group
+    index = (token_tile[:, None] * shape.rows + row) * num_kv_heads + head // shape.group
+    return torch.from_numpy(index.reshape(-1))
+
+
+def gather(seqs: Sequences, kv_len: int, pool_shape: torch.Size, calls: tuple[Call, ...]) -> Gather:
+    _, num_layers, _, num_kv_heads, block_size, _ = pool_shape
+    block = np.arange(kv_len // block_size)
+    needed = -(-seqs.context_len // block_size)
+    # Blocks past the context read the sequence's first block: entries there are stale.
+    block = np.where(block < needed[:, None], block, 0)
+    pages = seqs.table[seqs.rows[:, None], block].astype(np.int64)
+    head = np.arange(2 * num_kv_heads)[:, None]
+    index = pages[:, None] * (num_layers * 2 * num_kv_heads) + head
+    return Gather(
+        len(seqs.rows), kv_len, torch.from_numpy(index.reshape(-1)),
+        clear_index(seqs, kv_len, num_kv_heads, block_size), calls,
+    )  # fmt: skip
+
+
+def clear_index(seqs: Sequences, kv_len: int, num_kv_heads: int, block_size: int) -> Tensor:
+    # A full first block holds finite values, which the mask alone removes: only the tail of the
+    # last block needs clearing then. Within the first block, its repeats hold garbage too.
+    context = seqs.context_len
+    end = np.where(context >= block_size, -(-context // block_size) * block_size, kv_len)
+    tail = np.arange(kv_len - BUCKET, kv_len)
+    seq, offset = np.nonzero((tail >= context[:, None]) & (tail < end[:, None]))
+    head = np.arange(2 * num_kv_heads)[:, None]
+    index = (seq * 2 * num_kv_heads + head) * kv_len + tail[offset]
+    return torch.from_numpy(index.reshape(-1))
+
+
+def decode_tiles(
+    seqs: Sequences, shape: TileShape, pool_shape: torch.Size, dtype: torch.dtype
+) -> TilePlan:
+    """One tile per sequence, in the order of KV length; sequences of one length share calls."""
+    num_kv_heads, head_dim = pool_shape[3], pool_shape[5]
+    num_seqs, positions = len(seqs.rows), seqs.context_len - 1
+    kv_len = bucket_end(positions)
+    order = np.argsort(kv_len, kind="stable")
+    tile_of = np.empty(num_seqs, np.int64)
+    tile_of[order] = np.arange(num_seqs)
+    tile_base = positions // shape.tokens * shape.tokens
+    gathers, begin = [], 0
+    while begin < num_seqs:
+        length = int(kv_len[order[begin]])
+        seq_bytes = 2 * num_kv_heads * length * head_dim * dtype.itemsize
+        same = int(np.searchsorted(kv_len[order], length, side="right"))
+        end = min(same, begin + max(1, GATHER_BYTES // seq_bytes))
+        chosen = order[begin:end]
+        hidden = torch.from_numpy(np.arange(length) > positions[chosen, None])
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        call = Call(begin, end, length, mask[:, None, None])
+        gathers.append(gather(seqs.take(chosen), length, pool_shape, (call,)))
+        begin = end
+    return TilePlan(
+        0, num_seqs, num_seqs, shape.rows,
+        q_index(shape, seqs, order, tile_base[order], num_kv_heads),
+        out_index(shape, tile_of, positions, num_kv_heads), tuple(gathers),
+    )  # fmt: skip
+
+
+def causal_mask(shape: TileShape, kv_len: int, dtype: torch.dtype) -> Tensor:
+    """The mask of all tiles of one bucket, ``[64 / tokens, 1, rows, kv_len]``.
+
+    Only its last 64 columns differ from 0, so a slice of its end serves every shorter ``kv_len``.
+    """
+    row = np.minimum(np.arange(shape.rows), shape.tokens * shape.group - 1) // shape.group
+    token = np.arange(0, BUCKET, shape.tokens)[:, None] + row
+    hidden = np.arange(kv_len) > token[:, :, None] + kv_len - BUCKET
+    mask = torch.zeros(hidden.shape, dtype=dtype)
+    return mask.masked_fill_(torch.from_numpy(hidden), float("-inf"))[:, None]
+
+
+def prefill_tiles(
+    seqs: Sequences, shape: TileShape, pool_shape: torch.Size, mask: Tensor
+) -> TilePlan:
+    """All tiles of every sequence; one gather per sequence, one call per bucket of 64 positions.
+
+    mask : from ``causal_mask``, at least as wide as the longest context's bucket.
+    """
+    num_kv_heads, per_bucket = pool_shape[3], BUCKET // shape.tokens
+    tile_seq, tile_base, token_tile, positions, gathers = [], [], [], [], []
+    begin = 0
+    for i, (start, stop) in enumerate(
+        zip(seqs.first_position.tolist(), seqs.context_len.tolist(), strict=True)
+    ):
+        first, last = start // shape.tokens, -(-stop // shape.tokens)
+        calls = []
+        for low in range(first // per_bucket * per_bucket, last, per_bucket):
+            a, b = max(first, low), min(last, low + per_bucket)
+            length = (low // per_bucket + 1) * BUCKET
+            part = mask[a - low : b - low, :, :, mask.shape[3] - length :]
+            calls.append(Call(begin + a - first, begin + b - first, length, part))
+        gathers.append(gather(seqs.take(slice(i, i + 1)), length, pool_shape, tuple(calls)))
+        token = np.arange(start, stop)
+        tile_seq.append(np.full(last - first, i))
+        tile_base.append(np.arange(first, last) * shape.tokens)
+        token_tile.append(token // shape.tokens - first + begin)
+        positions.append(token)
+        begin += last - first
+    join = np.concatenate
+    return TilePlan(
+        int(seqs.first_token[0]), int(seqs.num_tokens.sum()), begin, shape.rows,
+        q_index(shape, seqs, join(tile_seq), join(tile_base), num_kv_heads),
+        out_index(shape, join(token_tile), join(positions), num_kv_heads), tuple(gathers),
+    )  # fmt: skip

@@ -1,0 +1,180 @@
+"""Every op in plain PyTorch: the specification that fast kernels are tested against.
+
+Loops over sequences and heads on purpose: obvious first, speed never. Accumulates in fp32 at least.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import KernelSet, PagedBatch
+from .philox import uniform
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    total = x if residual is None else x + residual
+    wide = total.float()
+    normed = wide / torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight, total
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Turn ``[tokens, heads, head_dim]`` by ``[tokens, head_dim]``: cosines, then sines."""
+    cos, sin = cos_sin[:, None].chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def qk_norm_rope_store(
+    qkv: Tensor,
+    pool: Tensor,
+    layer: int,
+    batch: PagedBatch,
+    plan: Any,
+    cos_sin: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+) -> Tensor:
+    _, _, _, num_kv_heads, block_size, head_dim = pool.shape
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    num_heads = heads.shape[1] - 2 * num_kv_heads
+    q, k, v = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+    if q_weight is not None and k_weight is not None:
+        q, k = rms_norm(q, q_weight, eps)[0], rms_norm(k, k_weight, eps)[0]
+    angles = cos_sin[batch.positions.long()]
+    q, k = rotate(q, angles), rotate(k, angles)
+    for token, (row, position) in enumerate(
+        zip(batch.token_rows.tolist(), batch.positions.tolist(), strict=True)
+    ):
+        if row != 0:
+            page = int(batch.block_table[row, position // block_size])
+            pool[page, layer, 0, :, position % block_size] = k[token]
+            pool[page, layer, 1, :, position % block_size] = v[token]
+    return q
+
+
+def gather_kv(
+    pool: Tensor, layer: int, table_row: Tensor, context_len: int
+) -> tuple[Tensor, Tensor]:
+    """The valid K and V of one sequence: two ``[num_kv_heads, context_len, head_dim]``, fp32."""
+    block_size = pool.shape[4]
+    pages = table_row[: -(-context_len // block_size)].long()
+    kv = pool[pages, layer].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len].float()
+    return kv[0], kv[1]
+
+
+def attend_sequence(
+    seq: int, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, scale: float, out: Tensor
+) -> None:
+    row, context_len = int(batch.seq_rows[seq]), int(batch.context_lens[seq])
+    if row == 0:
+        return
+    keys, values = gather_kv(pool, layer, batch.block_table[row], context_len)
+    group = q.shape[1] // keys.shape[0]
+    for token in range(int(batch.query_start[seq]), int(batch.query_start[seq + 1])):
+        visible = int(batch.positions[token]) + 1
+        for head in range(q.shape[1]):
+            scores = keys[head // group, :visible] @ q[token, head].float() * scale
+            mixed = torch.softmax(scores, dim=-1) @ values[head // group, :visible]
+            out[token, head] = mixed.to(out.dtype)
+
+
+def paged_decode(
+    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: Any, scale: float, out: Tensor
+) -> None:
+    for seq in range(batch.num_decodes):
+        attend_sequence(seq, q, pool, layer, batch, scale, out)
+
+
+def paged_prefill(
+    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: Any, scale: float, out: Tensor
+) -> None:
+    for seq in range(batch.num_decodes, len(batch.seq_rows)):
+        attend_sequence(seq, q, pool, layer, batch, scale, out)
+
+
+def plan(batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> None:
+    return None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Row by row, so that rows are independent by construction."""
+    rows = [weight.float() @ row.float() for row in x]
+    wide = torch.stack(rows) if rows else x.new_zeros((0, weight.shape[0])).float()
+    return (wide if bias is None else wide + bias.float()).to(x.dtype)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
+    for source, destination in zip(src.tolist(), dst.tolist(), strict=True):
+        pool[destination].copy_(pool[source])
+
+
+def zero_pages(pool: Tensor, ids: Tensor) -> None:
+    for page in ids.tolist():
+        pool[page].zero_()
+
+
+def keep_most_probable(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """``probabilities`` (``[vocab]``) with zeros where ``top_k`` and ``top_p`` cut."""
+    order = torch.argsort(probabilities, descending=True, stable=True)
+    if top_k > 0:
+        order = order[:top_k]
+    if top_p < 1:
+        mass = torch.cumsum(probabilities[order].double(), 0)
+        num_kept = int((mass < top_p * mass[-1]).sum()) + 1
+        order = order[:num_kept]
+    kept = torch.zeros_like(probabilities)
+    kept[order] = probabilities[order]
+    return kept
+
+
+def sample_row(logits: Tensor, temperature: float, top_k: int, top_p: float, u: float) -> int:
+    if not bool(torch.isfinite(logits).all()):
+        return -1
+    if temperature == 0:
+        return int((logits == logits.max()).nonzero()[0])
+    kept = keep_most_probable(torch.exp((logits - logits.max()) / temperature), top_k, top_p)
+    mass = torch.cumsum(kept.double(), 0)
+    return int((mass > u * mass[-1]).nonzero()[0])
+
+
+def sample(
+    logits: Tensor,
+    temperatures: Tensor,
+    top_ks: Tensor,
+    top_ps: Tensor,
+    keys: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    draws = uniform(keys.numpy(), positions.numpy())
+    columns = (temperatures.tolist(), top_ks.tolist(), top_ps.tolist(), draws.tolist())
+    tokens = [sample_row(row, *args) for row, *args in zip(logits, *columns, strict=True)]
+    return torch.tensor(tokens, dtype=torch.int32)
+
+
+def reference_kernels() -> KernelSet:
+    return KernelSet(
+        name="reference",
+        row_multiple=1,
+        rms_norm=rms_norm,
+        qk_norm_rope_store=qk_norm_rope_store,
+        plan=plan,
+        paged_decode=paged_decode,
+        paged_prefill=paged_prefill,
+        linear=linear,
+        silu_mul=silu_mul,
+        copy_pages=copy_pages,
+        zero_pages=zero_pages,
+        sample=sample,
+    )

@@ -1,0 +1,51 @@
+"""The project's chores, each in an environment of its own: ``nox -s tests``, ``nox -l`` for all.
+
+Versions come from constraints.txt, lists of packages from pyproject.toml's dependency groups.
+Arguments after ``--`` go to the session's tool: ``nox -s tests -- -k prefix``.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "types"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str, project: bool = True) -> None:
+    """Install the groups, and the project itself as its users would, at pinned versions."""
+    wanted = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("-c", "constraints.txt", *([".", *wanted] if project else wanted))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests against the installed package, transformers and peft as the oracle."""
+    install(session, "test", "oracle")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting; ``nox -s lint -- --fix`` repairs what it can."""
+    install(session, "lint", project=False)
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of both packages, strictly."""
+    install(session, "types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run one benchmark by name: ``nox -s bench -- engine``."""
+    install(session, "oracle")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,51 @@
+"""ScaleSim: a memory runtime and inference engine for simulations with thousands of LLM agents.
+
+The public names, loaded on first use: ``import scalesim`` itself needs neither torch nor triton.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from scalesim._version import __version__
+
+if TYPE_CHECKING:
+    from scalesim import errors
+    from scalesim.agent import Agent, Reply, Request
+    from scalesim.config import EngineConfig
+    from scalesim.core import SamplingParams
+    from scalesim.engine import Engine
+
+__all__ = [
+    "Agent",
+    "Engine",
+    "EngineConfig",
+    "Reply",
+    "Request",
+    "SamplingParams",
+    "__version__",
+    "errors",
+]
+
+_HOME = {
+    "Agent": "scalesim.agent",
+    "Engine": "scalesim.engine",
+    "EngineConfig": "scalesim.config",
+    "Reply": "scalesim.agent",
+    "Request": "scalesim.agent",
+    "SamplingParams": "scalesim.core",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("scalesim.errors")
+    if name not in _HOME:
+        raise AttributeError(f"module 'scalesim' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

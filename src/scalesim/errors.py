@@ -1,0 +1,54 @@
+"""Every error a user can meet. Each message gives the value, the rule and the knob."""
+
+from __future__ import annotations
+
+
+class ScaleSimError(Exception):
+    """Base of all errors that ScaleSim raises on purpose."""
+
+
+class ConfigError(ScaleSimError, ValueError):
+    """A setting is impossible, or contradicts another."""
+
+
+class UnsupportedModelError(ScaleSimError, ValueError):
+    """The model folder asks for something that ScaleSim does not run."""
+
+
+class WeightsError(ScaleSimError, ValueError):
+    """A weight file is missing, unsafe, or does not fit its config; names the tensor or the file."""
+
+
+class RequestError(ScaleSimError, ValueError):
+    """A request is not valid; nothing was allocated for it."""
+
+
+class PromptTooLongError(RequestError):
+    """The prompt and its output do not fit the model's context or the device pool."""
+
+
+class UnknownAgentError(ScaleSimError, KeyError):
+    """No agent of this name was created on this engine."""
+
+    def __str__(self) -> str:  # KeyError would show the message's repr
+        return str(self.args[0]) if self.args else ""
+
+
+class EngineClosedError(ScaleSimError, RuntimeError):
+    """The engine was closed, or died; the cause is chained."""
+
+
+class EngineModeError(ScaleSimError, RuntimeError):
+    """``step()`` and the engine's own thread were both asked to drive the loop."""
+
+
+class NumericalError(ScaleSimError, ArithmeticError):
+    """The model gave logits that are not finite for this request."""
+
+
+class RequestTimeoutError(ScaleSimError, TimeoutError):
+    """The request's timeout passed; its pages are free."""
+
+
+class RequestCancelledError(ScaleSimError):
+    """The request was cancelled; its pages are free."""

@@ -1,0 +1,480 @@
+"""The memory manager: leases. What a request may use of the pools, from its look-up to its release.
+
+Called by the scheduler and the engine, on the engine's thread. A lease pins the path of shared segments that the
+request's tokens begin with, and owns the private pages behind it; its row of the block table lists both:
+
+    row     | shared: pinned segments of the tree | private: this lease alone |
+    block   0                          num_shared                      num_blocks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from scalesim.core import AgentId
+from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.block_table import BlockTable
+from scalesim.memory.links import Link
+from scalesim.memory.policies import Policy
+from scalesim.memory.pool import PagePool
+from scalesim.memory.prefix_tree import PrefixTree
+from scalesim.memory.residency import PlannerConfig, Residency
+from scalesim.memory.segment import TOKEN_BYTES, Segment, Transfer
+
+_MAX_TAILS_TRIED = 8
+NULL_PAGE = 0
+"""Never allocated: where padded rows point and write."""
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """One request's hold on memory. ``num_cached`` tokens need no computing once the loads are over."""
+
+    agent: AgentState | None
+    end: Segment
+    num_shared: int
+    private: list[int]
+    row: int
+    num_cached: int
+    num_device_blocks: int = 0  # of the shared blocks: found on the device,
+    num_host_blocks: int = 0  # and loaded for this request
+    copies: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # copy-on-write, before the first step
+    borrowed: Segment | None = None  # another's tail, pinned until the copy is done
+    loads: int = 0  # transfers not yet over
+    failed: Transfer | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_shared + len(self.private)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.loads == 0
+
+
+class MemoryManager:
+    """One fixed device pool and one fixed host pool, shared by all agents.
+
+    Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the dummy.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        page_bytes: int,
+        device_pages: int,
+        host_pages: int,
+        num_rows: int,
+        policy: Policy,
+        link: Link,
+        planner: PlannerConfig | None = None,
+    ) -> None:
+        self.block_size = block_size
+        self.device = PagePool(device_pages, first=NULL_PAGE + 1)
+        self.host = PagePool(host_pages if policy.host else 0)
+        self.tree = PrefixTree(block_size)
+        self.table = BlockTable(num_rows)
+        self.residency = Residency(
+            self.tree, policy, self.device, self.host, link, page_bytes, planner
+        )
+        self.counters = self.residency.counters
+        self.agents: dict[AgentId, AgentState] = {}
+        self.loading_pages = 0  # held by leases that wait for loads
+
+    # -- agents -------------------------------------------------------------------------------
+
+    def agent(self, id: AgentId) -> AgentState:
+        state = self.agents.get(id)
+        if state is None:
+            state = self.agents[id] = AgentState(id)
+        return state
+
+    def set_next_use(self, id: AgentId, next_use: float | None) -> None:
+        """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
+        self.residency.set_next_use(self.agent(id), next_use, self.residency.next_seq())
+
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
+        source, target = self.agent(parent), self.agent(child)
+        for end, uses in source.paths.items():
+            target.paths[end] = uses
+            for segment in lineage(end):
+                segment.owners[target] = None
+                segment.uses += 1
+        target.last_use, target.last_seq = source.last_use, source.last_seq
+        for end in list(target.paths):
+            self._refresh_path(end)
+
+    def is_resident(self, id: AgentId | None) -> bool:
+        """Whether one of the agent's reused paths, or its newest one, is wholly on the device."""
+        state = None if id is None else self.agents.get(id)
+        return state is not None and any(
+            end.ready == end.num_blocks for end in reversed(state.paths)
+        )
+
+    def drop_agent(self, id: AgentId) -> None:
+        """Disown all that ``id`` owns; what nobody else owns leaves with the next eviction."""
+        state = self.agents.pop(id, None)
+        if state is None:
+            return
+        self.residency.set_next_use(state, None, 0)
+        for end in list(state.paths):
+            del state.paths[end]
+            self._disown(state, end)
+
+    # -- a request's life ---------------------------------------------------------------------
+
+    def acquire(
+        self,
+        agent: AgentId | None,
+        domain: Hashable,
+        tokens: bytes,
+        num_blocks: int,
+        *,
+        max_loading_pages: int | None = None,
+    ) -> Lease | None:
+        """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in all.
+
+        All or nothing: ``None`` if the pages cannot be had now. Look-up and pin are one act. Loads of
+        what is on the host start at once; the lease is ready when they are over. At least the last
+        token is left to compute. With ``max_loading_pages``, a lease that would have to load is
+        refused when all waiting leases would then hold more.
+        """
+        residency, size = self.residency, self.block_size
+        root = self.tree.root(domain)
+        num_tokens = len(tokens) // TOKEN_BYTES
+        path = self._usable(self.tree.match(root, tokens, (num_tokens - 1) // size))
+        num_shared = sum(count for _, count in path)
+        missing = sum(max(0, count - len(segment.device)) for segment, count in path)
+        waits = missing > 0 or any(segment.load for segment, _ in path)
+        held = num_blocks - num_shared + missing
+        if (
+            waits
+            and max_loading_pages is not None
+            and self.loading_pages + held > max_loading_pages
+        ):
+            return None
+        state = None if agent is None else self.agent(agent)
+        tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens)
+        for segment, _ in path:
+            self._pin(segment)
+        if tail is not None:
+            self._pin(tail[0])
+        stolen = tail is not None and tail[0].tail_of == agent and tail[0].pins == 1
+        pages = residency.take(num_blocks - num_shared + missing - stolen)
+        if pages is None:
+            if tail is not None:
+                self._unpin(tail[0])
+            for segment, _ in reversed(path):
+                self._unpin(segment)
+            return None
+        end = root
+        if path:
+            end, count = path[-1]
+            if count < end.num_blocks:
+                upper = self.tree.split(end, count)
+                self._unpin(end)
+                end = upper
+                residency.refresh(upper)
+        lease = Lease(state, end, num_shared, pages[missing:], self.table.allocate(), 0)
+        if tail is not None:
+            self._take_tail(lease, *tail, stolen)
+        lease.num_cached += num_shared * size
+        self._account(lease, missing, num_tokens)
+        self._load(lease, pages[:missing])
+        self._write_row(lease)
+        if not lease.is_ready:
+            self.loading_pages += len(lease.private) + missing
+        return lease
+
+    def grow(self, lease: Lease, num_blocks: int) -> bool:
+        """Add private pages until the lease has ``num_blocks``; False, and no change, if they cannot
+        be had now."""
+        more = num_blocks - lease.num_blocks
+        pages = self.residency.take(more)
+        if pages is None:
+            return False
+        self.table.write(lease.row, lease.num_blocks, pages)
+        lease.private += pages
+        return True
+
+    def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
+        """Put the full blocks of the first ``num_tokens`` tokens into the tree: their KV is written and
+        the steps that wrote it were collected without a bad value."""
+        upto = min(num_tokens // self.block_size, lease.num_blocks)
+        size = self.tree.block_bytes
+        while (start := lease.num_shared) < upto:
+            child = lease.end.children.get(tokens[start * size : (start + 1) * size])
+            if child is not None:
+                if not self._join(lease, child, tokens, upto):
+                    return  # it is being loaded; ours stays private until the next commit
+                continue
+            count = upto - start
+            fresh = tokens[start * size : upto * size]
+            pages, lease.private = lease.private[:count], lease.private[count:]
+            if self._may_extend(lease):
+                self.tree.extend(lease.end, fresh, pages)
+            else:
+                child = self.tree.insert(lease.end, fresh)
+                self.tree.add_device(child, pages)
+                child.ready = count
+                child.pins = 1
+                if lease.agent is not None:
+                    child.owners[lease.agent] = None
+                lease.end = child
+            lease.num_shared = upto
+
+    def release(self, lease: Lease, tokens: bytes = b"", num_tokens: int = 0) -> None:
+        """End the lease. ``num_tokens`` of ``tokens`` have sound KV: full blocks stay in the tree, and
+        the rest of one as the agent's tail; with 0, only what was shared already stays."""
+        if not lease.is_ready:
+            self._abandon_loads(lease)
+        self.commit(lease, tokens, num_tokens)
+        rest = tokens[lease.num_shared * self.tree.block_bytes : num_tokens * TOKEN_BYTES]
+        end = lease.end
+        if lease.agent is not None and 0 < len(rest) < self.tree.block_bytes and not end.is_root:
+            self._leave_tail(lease, rest)
+        self.device.free(lease.private, self.residency.last_launched)
+        lease.private = []
+        if lease.borrowed is not None:
+            self._unpin(lease.borrowed)
+        self.table.free(lease.row)
+        if lease.agent is not None:
+            lease.agent.last_use = self.residency.now
+            lease.agent.last_seq = self.residency.next_seq()
+            if num_tokens and not end.is_root:
+                self._own(lease.agent, end)
+                displaced = lease.agent.remember(end)
+                if displaced is not None:
+                    self._disown(lease.agent, displaced)
+            else:  # what it committed on the way is nobody's path
+                self._disown(lease.agent, end)
+        chain = lineage(end)
+        for segment in reversed(chain):
+            self.residency.touch(segment)
+        for segment in chain:
+            self._unpin(segment)
+        for segment in chain[1:]:
+            self.residency.tidy(segment)
+
+    def fail(self, lease: Lease) -> None:
+        """A load of this lease failed: release it, and forget what could not be read. Its tokens are
+        rebuilt by the next ``acquire``."""
+        transfer = lease.failed
+        assert transfer is not None
+        self.release(lease)
+        self.residency.lose_host(transfer)
+
+    def poll(self) -> list[Lease]:
+        """Take in finished copies; returns the leases that became ready, or failed (``lease.failed``)."""
+        woken = []
+        for transfer in self.residency.poll():
+            for lease in transfer.waiters:
+                lease.loads -= 1
+                if transfer.error is not None:
+                    lease.failed = transfer
+                if lease.is_ready:
+                    self.loading_pages -= len(lease.private) + lease.num_host_blocks
+                    woken.append(lease)
+        return woken
+
+    def clear(self) -> None:
+        """Forget everything that no lease holds and no copy touches: it would be rebuilt from its tokens.
+        Once every lease is released and ``poll`` has taken in every copy, all pages are free."""
+        self.residency.clear()
+
+    # -- steps of the above -------------------------------------------------------------------
+
+    def _usable(self, path: list[tuple[Segment, int]]) -> list[tuple[Segment, int]]:
+        """``path`` as far as its content exists."""
+        usable = []
+        for segment, count in path:
+            have = min(count, segment.num_available)
+            if have:
+                usable.append((segment, have))
+            if have < segment.num_blocks:
+                break
+        return usable
+
+    def _find_tail(
+        self,
+        path: list[tuple[Segment, int]],
+        root: Segment,
+        agent: AgentId | None,
+        tokens: bytes,
+        num_shared: int,
+        num_tokens: int,
+    ) -> tuple[Segment, int] | None:
+        """A partial block under the path's end that begins like the rest of ``tokens``, and how many of
+        its tokens can be used: the agent's own, else the best of a few others'."""
+        end = path[-1][0] if path else root
+        if not end.tails or (path and path[-1][1] < end.num_blocks):
+            return None
+        rest = tokens[num_shared * self.tree.block_bytes : (num_tokens - 1) * TOKEN_BYTES]
+        own = None if agent is None else end.tails.get(agent)
+        candidates = [own] if own is not None else list(end.tails.values())[:_MAX_TAILS_TRIED]
+        best = max(candidates, key=lambda tail: common_tokens(tail.tokens, rest))
+        count = common_tokens(best.tokens, rest)
+        return (best, count) if count else None
+
+    def _take_tail(self, lease: Lease, tail: Segment, count: int, stolen: bool) -> None:
+        lease.num_cached = count
+        if not stolen:
+            lease.borrowed = tail
+            lease.copies.append((tail.device[0], lease.private[0]))
+            self.counters.copied_pages += 1
+            return
+        tail.pins -= 1
+        page = self.tree.trim_device(tail, 0)
+        self.residency.forget(tail)
+        self.tree.remove(tail)
+        lease.private[:0] = page
+
+    def _account(self, lease: Lease, missing: int, num_tokens: int) -> None:
+        counters, chain = self.counters, lineage(lease.end)
+        on_device = sum(segment.ready for segment in chain)
+        late = lease.num_shared - missing - on_device
+        for segment in chain:
+            segment.uses += 1
+            counters.prefetch_used += segment.prefetched
+            segment.prefetched = 0
+        lease.num_device_blocks, lease.num_host_blocks = on_device, missing
+        counters.lookups += 1
+        counters.full_hits += lease.num_shared > 0 and missing + late == 0
+        counters.device_blocks += on_device
+        counters.host_blocks += missing
+        counters.late_blocks += late
+        counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
+        if lease.agent is not None:
+            if lease.agent.next_use is not None:
+                self.residency.observe_arrival(late=missing + late > 0)
+            lease.agent.observe_reuse(lease.end)
+
+    def _load(self, lease: Lease, pages: list[int]) -> None:
+        parts = []
+        transfers: dict[int, Transfer] = {}
+        for segment in reversed(lineage(lease.end)):
+            if segment.load is not None:
+                transfers[id(segment.load)] = segment.load
+            count = segment.num_blocks - len(segment.device)
+            if count:
+                parts.append((segment, pages[:count]))
+                pages = pages[count:]
+        if parts:
+            transfer = self.residency.start_load(parts, demand=True)
+            transfers[id(transfer)] = transfer
+        for transfer in transfers.values():
+            transfer.waiters.append(lease)
+            lease.loads += 1
+
+    def _write_row(self, lease: Lease) -> None:
+        pages: list[int] = []
+        for segment in reversed(lineage(lease.end)):
+            pages += segment.device
+        assert len(pages) == lease.num_shared, (len(pages), lease.num_shared)
+        self.table.write(lease.row, 0, pages + lease.private)
+
+    def _may_extend(self, lease: Lease) -> bool:
+        end = lease.end
+        return (
+            not end.is_root
+            and end.pins == 1
+            and not end.children
+            and not end.tails
+            and end.load is None
+            and end.ready == end.num_blocks
+            and end.uses == 0
+            and list(end.owners) == ([] if lease.agent is None else [lease.agent])
+        )
+
+    def _join(self, lease: Lease, child: Segment, tokens: bytes, upto: int) -> bool:
+        """The tree has these blocks already: use its pages where they are, give it ours where not."""
+        if child.load is not None:
+            return False
+        count = self.tree.common_blocks(child, tokens, lease.num_shared, upto - lease.num_shared)
+        if count < child.num_blocks:
+            child = self.tree.split(child, count)
+            (lower,) = child.children.values()
+            self.residency.refresh(lower)
+        theirs = child.ready
+        mine, lease.private = lease.private[:count], lease.private[count:]
+        self.device.free(mine[:theirs], self.residency.last_launched)
+        self.table.write(lease.row, lease.num_shared, child.device[:theirs])
+        self.tree.add_device(child, mine[theirs:])
+        child.ready = count
+        child.pins += 1
+        self.residency.refresh(child)
+        lease.end = child
+        lease.num_shared += count
+        return True
+
+    def _leave_tail(self, lease: Lease, rest: bytes) -> None:
+        agent = lease.agent
+        assert agent is not None
+        old = lease.end.tails.get(agent.id)
+        if old is not None:
+            if old.pins:
+                return
+            self.residency.drop(old)
+        page, lease.private = lease.private[0], lease.private[1:]
+        tail = self.tree.insert_tail(lease.end, rest, agent.id, page)
+        tail.uses = 1  # expected again as long as its owner is
+        tail.owners[agent] = None
+        self.residency.touch(tail)
+        self.residency.refresh(tail)
+
+    def _abandon_loads(self, lease: Lease) -> None:
+        """Call back those loads that have not started and serve no other request."""
+        self.loading_pages -= len(lease.private) + lease.num_host_blocks
+        lease.loads = 0
+        for transfer in {id(s.load): s.load for s in lineage(lease.end) if s.load}.values():
+            transfer.waiters = [waiter for waiter in transfer.waiters if waiter is not lease]
+            if not transfer.waiters and transfer.purpose == "demand":
+                self.residency.cancel(transfer)
+
+    def _own(self, agent: AgentState | None, segment: Segment) -> None:
+        if agent is not None:
+            for node in lineage(segment):
+                node.owners[agent] = None
+
+    def _disown(self, agent: AgentState, end: Segment) -> None:
+        kept = {segment for path in agent.paths for segment in lineage(path)}
+        for segment in lineage(end):
+            if segment not in kept:
+                segment.owners.pop(agent, None)
+                tail = segment.tails.get(agent.id)
+                if tail is not None:
+                    tail.uses = 0
+                    tail.owners.pop(agent, None)
+                    self.residency.refresh(tail)
+                self.residency.refresh(segment)
+
+    def _pin(self, segment: Segment) -> None:
+        segment.pins += 1
+        if segment.pins == 1:
+            self.residency.refresh(segment)
+
+    def _unpin(self, segment: Segment) -> None:
+        segment.pins -= 1
+        assert segment.pins >= 0, segment
+        if segment.pins == 0:
+            self.residency.refresh(segment)
+
+    def _refresh_path(self, end: Segment) -> None:
+        for segment in lineage(end):
+            self.residency.refresh(segment)
+
+
+def common_tokens(first: bytes, second: bytes) -> int:
+    """How many leading int32 tokens two byte strings share."""
+    limit = min(len(first), len(second)) // TOKEN_BYTES
+    if first[: limit * TOKEN_BYTES] == second[: limit * TOKEN_BYTES]:
+        return limit
+    count = 0
+    while first[count * 4 : count * 4 + 4] == second[count * 4 : count * 4 + 4]:
+        count += 1
+    return count

@@ -1,0 +1,43 @@
+"""The policies, by name. All use the same link, copies and overlap; they differ in order and look-ahead only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scalesim.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """``order``: what leaves first is what will be used last, or what was used longest ago.
+    ``host``: state may be kept in host memory, else it is dropped and rebuilt.
+    ``look_ahead``: state is loaded before it is asked for, when its start window opens.
+    ``limited``: the device pool has the configured size, else all that the machine can give.
+    """
+
+    name: str
+    order: Literal["next_use", "last_use"]
+    host: bool
+    look_ahead: bool
+    limited: bool = True
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("deadline", order="next_use", host=True, look_ahead=True),
+        Policy("lru-swap", order="last_use", host=True, look_ahead=False),
+        Policy("lru-recompute", order="last_use", host=False, look_ahead=False),
+        Policy("resident", order="last_use", host=False, look_ahead=False, limited=False),
+    )
+}
+
+
+def policy_named(name: str) -> Policy:
+    """The policy called ``name``; raises ``ConfigError`` with the names there are."""
+    try:
+        return POLICIES[name]
+    except KeyError:
+        known = ", ".join(POLICIES)
+        raise ConfigError(f"unknown policy {name!r}; policy must be one of: {known}") from None

@@ -1,0 +1,147 @@
+"""The page allocator of one pool: which page ids are free, in runs. Knows nothing of what pages hold.
+
+Each tier (device, host) has one. A page is free or owned; it has a generation, counted at every
+allocation, and a fence: the last step that may still touch it, recorded when it was given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class PagePool:
+    """Pages ``first … num_pages - 1``; ids below ``first`` are never handed out.
+
+    Free pages are kept as maximal runs, binned by length, so that an allocation is one run where one
+    exists: consecutive pages copy as one piece. All choices are deterministic.
+    """
+
+    def __init__(self, num_pages: int, *, first: int = 0) -> None:
+        self.num_pages = num_pages
+        self.first = first
+        self.num_free = 0
+        self.generation = np.zeros(num_pages, np.int64)
+        self._fence = np.full(num_pages, -1, np.int64)
+        self._is_free = bytearray(num_pages)
+        self._length_at: dict[int, int] = {}  # run start -> length
+        self._start_before: dict[int, int] = {}  # run end (exclusive) -> start
+        self._bins: list[dict[int, None]] = [{} for _ in range(num_pages.bit_length() + 1)]
+        if num_pages > first:
+            self._give_run(first, num_pages)
+
+    @property
+    def num_usable(self) -> int:
+        return self.num_pages - self.first
+
+    @property
+    def num_used(self) -> int:
+        return self.num_usable - self.num_free
+
+    def allocate(self, count: int) -> list[int] | None:
+        """``count`` page ids, ascending within each run; ``None``, and no change, if fewer are free."""
+        if count > self.num_free:
+            return None
+        pages: list[int] = []
+        while len(pages) < count:
+            start, length = self._best_run(count - len(pages))
+            self._remove_run(start, length)
+            take = min(length, count - len(pages))
+            if take < length:
+                self._add_run(start + take, length - take)
+            pages.extend(range(start, start + take))
+            self._is_free[start : start + take] = bytes(take)
+            self.generation[start : start + take] += 1
+            self.num_free -= take
+        return pages
+
+    def free(self, pages: Iterable[int], fence: int = -1) -> None:
+        """Give pages back; ``fence`` is the last step launched, which may still read or write them."""
+        for start, end in runs(pages):
+            assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
+            assert not any(self._is_free[start:end]), f"double free in pages {start}..{end - 1}"
+            self._fence[start:end] = fence
+            self._give_run(start, end)
+
+    def fence(self, pages: Sequence[int]) -> int:
+        """The last step that may still touch any of ``pages``; -1 if none."""
+        return int(self._fence[list(pages)].max()) if pages else -1
+
+    def free_pages(self) -> set[int]:
+        """The ids of the free pages. O(pages)."""
+        return {page for page, free in enumerate(self._is_free) if free}
+
+    def check(self) -> None:
+        """Assert that the runs, the flags and the count tell one story. O(pages)."""
+        from_runs = bytearray(self.num_pages)
+        for start, length in self._length_at.items():
+            end = start + length
+            assert self._start_before[end] == start, (start, end)
+            assert start in self._bins[length.bit_length()], (start, length)
+            assert not any(from_runs[start:end]), f"runs overlap at {start}..{end - 1}"
+            from_runs[start:end] = b"\1" * length
+            assert end not in self._length_at, f"runs {start} and {end} are not joined"
+        assert from_runs == self._is_free, "free runs and free flags differ"
+        assert sum(from_runs) == self.num_free, (sum(from_runs), self.num_free)
+        assert len(self._start_before) == len(self._length_at) == sum(map(len, self._bins))
+
+    def _best_run(self, wanted: int) -> tuple[int, int]:
+        """A run of at least ``wanted`` pages if one is at hand, else the longest kind there is."""
+        size = wanted.bit_length()
+        for bin_ in self._bins[size + 1 :]:
+            if bin_:
+                return self._last(bin_)
+        longest: tuple[int, int] | None = None
+        for start in reversed(self._bins[size]):
+            length = self._length_at[start]
+            if length >= wanted:
+                return start, length
+            longest = longest or (start, length)
+        if longest is not None:
+            return longest
+        return self._last(next(b for b in reversed(self._bins[:size]) if b))
+
+    def _last(self, bin_: dict[int, None]) -> tuple[int, int]:
+        start = next(reversed(bin_))
+        return start, self._length_at[start]
+
+    def _give_run(self, start: int, end: int) -> None:
+        length = end - start
+        self._is_free[start:end] = b"\1" * length
+        self.num_free += length
+        before = self._start_before.get(start)
+        if before is not None:
+            self._remove_run(before, start - before)
+            start = before
+        after = self._length_at.get(end)
+        if after is not None:
+            self._remove_run(end, after)
+            end += after
+        self._add_run(start, end - start)
+
+    def _add_run(self, start: int, length: int) -> None:
+        self._length_at[start] = length
+        self._start_before[start + length] = start
+        self._bins[length.bit_length()][start] = None
+
+    def _remove_run(self, start: int, length: int) -> None:
+        del self._length_at[start]
+        del self._start_before[start + length]
+        del self._bins[length.bit_length()][start]
+
+
+def runs(pages: Iterable[int]) -> list[tuple[int, int]]:
+    """``[start, end)`` of each maximal ascending run, in the order given: 4 5 6 2 → (4, 7), (2, 3)."""
+    found: list[tuple[int, int]] = []
+    start = end = -1
+    for page in pages:
+        if page == end:
+            end += 1
+        else:
+            if end > start:
+                found.append((start, end))
+            start, end = page, page + 1
+    if end > start:
+        found.append((start, end))
+    return found

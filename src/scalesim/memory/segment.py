@@ -1,0 +1,125 @@
+"""A segment: a run of blocks with one owner set, and where each block lives. A node of the prefix tree.
+
+                 0        saved        len(host)
+    host      |--copy valid--|--saving--|
+    device    |---ready---|--loading--|                 blocks 0 … num_blocks - 1
+                 0        ready       len(device)
+
+Both runs start at block 0 and end anywhere: loaded from the front, evicted from the tail. A block below both
+``ready`` and ``saved`` is clean; one on the device only is dirty; one on neither is not in the tree at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from scalesim.core import AgentId
+
+if TYPE_CHECKING:
+    from scalesim.memory.agents import AgentState
+
+TOKEN_BYTES = 4  # token ids are kept as little-endian int32
+
+
+class Segment:
+    """Token ids, pages on both tiers, pins and owners of a run of full blocks (or of one partial block).
+
+    ``tokens`` is the token log. ``pins`` counts the leases that hold the segment; a pinned segment's device
+    pages do not move. ``uses`` counts the look-ups that went through it to its end. A *tail* is a partial
+    block: it hangs under its parent by agent, has no children and is never saved.
+    """
+
+    __slots__ = (
+        "children",
+        "clean_counted",
+        "content_children",
+        "device",
+        "device_children",
+        "failed_saves",
+        "host",
+        "is_tail",
+        "last_seq",
+        "last_use",
+        "load",
+        "num_blocks",
+        "owners",
+        "parent",
+        "pins",
+        "prefetched",
+        "ready",
+        "save",
+        "saved",
+        "seq",
+        "tail_of",
+        "tails",
+        "tokens",
+        "uses",
+    )
+
+    def __init__(self, parent: Segment | None, tokens: bytes, num_blocks: int, seq: int) -> None:
+        self.parent = parent
+        self.tokens = tokens
+        self.num_blocks = num_blocks
+        self.seq = seq
+        self.children: dict[bytes, Segment] = {}  # by the tokens of the child's first block
+        self.tails: dict[AgentId, Segment] = {}
+        self.is_tail = False
+        self.tail_of: AgentId | None = None
+        self.device: list[int] = []
+        self.ready = 0
+        self.host: list[int] = []
+        self.saved = 0
+        self.load: Transfer | None = None
+        self.save: Transfer | None = None
+        self.pins = 0
+        self.owners: dict[AgentState, None] = {}
+        self.uses = 0
+        self.last_use = 0.0
+        self.last_seq = 0
+        self.device_children = 0  # children and tails with pages on the device
+        self.content_children = 0  # children and tails with pages anywhere
+        self.failed_saves = 0
+        self.prefetched = 0  # blocks loaded ahead and not yet asked for
+        self.clean_counted = 0  # its share of the residency's count of clean pages
+
+    @property
+    def is_root(self) -> bool:
+        return self.parent is None
+
+    @property
+    def num_available(self) -> int:
+        """Blocks, from the front, whose content is on a tier or on its way to the device."""
+        return max(len(self.device), self.saved)
+
+    @property
+    def num_dirty(self) -> int:
+        """Blocks whose only copy is on the device."""
+        return max(0, self.ready - self.saved)
+
+    def __repr__(self) -> str:
+        return (
+            f"Segment#{self.seq}({self.num_blocks} blocks, device {self.ready}/{len(self.device)}, "
+            f"host {self.saved}/{len(self.host)}, pins {self.pins})"
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Transfer:
+    """Copies in flight for a run of blocks; over when the last of its tickets has ended.
+
+    ``parts`` are the segments that the run belongs to, in order, with the block count of each; a split
+    meanwhile turns one part into two. ``waiters`` are told of the end (the leases of waiting requests).
+    """
+
+    direction: Literal["in", "out"]
+    purpose: Literal["demand", "prefetch", "save"]
+    parts: list[tuple[Segment, int]]
+    tickets: set[int] = field(default_factory=set)
+    error: Exception | None = None
+    cancelled: bool = False
+    waiters: list[Any] = field(default_factory=list)
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(count for _, count in self.parts)

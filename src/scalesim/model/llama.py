@@ -1,0 +1,74 @@
+"""The decoder of Llama, Qwen2 and Qwen3: one class, told apart by its config's flags.
+
+Holds weights and the rotary table, no KV and no batch; ``ModelRunner`` calls it. Every op comes
+from the kernel set that is passed in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scalesim_kernels import KernelSet, PagedBatch
+from torch import Tensor
+
+from .config import ModelConfig
+from .rope import cos_sin_table
+from .weights import LayerWeights, Weights
+
+
+class Llama:
+    """A decoder over paged KV. ``max_positions`` bounds the rotary table (default: config)."""
+
+    def __init__(
+        self, config: ModelConfig, weights: Weights, max_positions: int | None = None
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = weights.embed.dtype
+        num_positions = min(max_positions or config.max_position, config.max_position)
+        table = cos_sin_table(config.rope, config.head_dim, num_positions)
+        self._cos_sin = torch.from_numpy(table).to(self.dtype)
+        self._scale = config.head_dim**-0.5
+
+    def forward(
+        self, token_ids: Tensor, pool: Tensor, batch: PagedBatch, plan: Any, kernels: KernelSet
+    ) -> Tensor:
+        """Final normalized hidden states, ``[num_tokens, hidden]``; writes KV to ``pool``.
+
+        token_ids : ``[num_tokens]`` int32, padding included. pool : as in the kernels' contracts.
+        """
+        eps, residual = self.config.rms_eps, None
+        x = self.weights.embed.index_select(0, token_ids)
+        for index, layer in enumerate(self.weights.layers):
+            x, residual = kernels.rms_norm(x, layer.input_norm, eps, residual)
+            x = self._attend(x, layer, index, pool, batch, plan, kernels)
+            x, residual = kernels.rms_norm(x, layer.post_norm, eps, residual)
+            x = kernels.silu_mul(kernels.linear(x, layer.gate_up, layer.gate_up_bias))
+            x = kernels.linear(x, layer.down, layer.down_bias)
+        return kernels.rms_norm(x, self.weights.final_norm, eps, residual)[0]
+
+    def logits(self, hidden: Tensor, kernels: KernelSet) -> Tensor:
+        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``."""
+        return kernels.linear(hidden, self.weights.lm_head).float()
+
+    def _attend(
+        self,
+        x: Tensor,
+        layer: LayerWeights,
+        index: int,
+        pool: Tensor,
+        batch: PagedBatch,
+        plan: Any,
+        kernels: KernelSet,
+    ) -> Tensor:
+        qkv = kernels.linear(x, layer.qkv, layer.qkv_bias)
+        q = kernels.qk_norm_rope_store(
+            qkv, pool, index, batch, plan, self._cos_sin,
+            layer.q_norm, layer.k_norm, self.config.rms_eps,
+        )  # fmt: skip
+        # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
+        mixed = torch.zeros(q.shape, dtype=q.dtype)
+        kernels.paged_decode(q, pool, index, batch, plan, self._scale, mixed)
+        kernels.paged_prefill(q, pool, index, batch, plan, self._scale, mixed)
+        return kernels.linear(mixed.flatten(1), layer.o, layer.o_bias)

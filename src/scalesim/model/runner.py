@@ -1,0 +1,201 @@
+"""Runs batches of the engine on a model over the page pool: the ``Runner`` of ``core`` for a CPU.
+
+The engine owns the pages and decides which go where; this keeps the block table, turns a ``Batch``
+into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+from scalesim_kernels import KernelSet, PagedBatch
+from torch import Tensor
+
+from ..core import NO_TOKEN, Batch, Bools, Bytes2D, Fence, Int32s, Int64s, Step, StepOutput, UInt64s
+from ..errors import ConfigError
+from ..memory.geometry import PageGeometry
+from ..memory.links import Timeline
+from .llama import Llama
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """A batch with its decodes first, padded to the kernels' row multiple.
+
+    ``order[i]`` is the batch's index of ordered sequence ``i``. ``last[i]`` is its last token's
+    row.
+    """
+
+    order: Int64s
+    last: Int64s
+    token_ids: Int32s
+    paged: PagedBatch
+
+
+class ModelRunner:
+    """A ``core.Runner``: one step in flight, complete when ``launch`` returns.
+
+    pages : ``[num_pages, page_bytes]`` uint8, C-contiguous, 64-byte aligned; shared with the link,
+        which may touch other pages while a step runs.
+    timeline : told of each step that is complete; the link waits on it.
+    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
+    """
+
+    steps_in_flight = 1
+
+    def __init__(
+        self,
+        model: Llama,
+        kernels: KernelSet,
+        pages: Bytes2D,
+        geometry: PageGeometry,
+        *,
+        max_num_seqs: int,
+        max_num_rows: int,
+        max_blocks_per_row: int,
+        reproducible: bool = True,
+        digests: bool = False,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._pool = pool_view(pages, geometry, model.dtype)
+        self._reproducible = reproducible
+        self._digests = digests
+        self._timeline = timeline
+        self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
+        self._last_token = np.zeros(max_num_seqs, np.int32)
+
+    def launch(self, batch: Batch) -> Step:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self._apply_tables(batch)
+            tokens, bad, digests = self._compute(batch)
+        seconds = time.perf_counter() - start
+        if self._timeline is not None:
+            self._timeline.reach(batch.step)
+        output = StepOutput(batch.step, tokens, bad, digests, seconds)
+        return Step(batch.step, Fence("compute", batch.step), output)
+
+    def collect(self, step: Step) -> StepOutput:
+        output = step.handle
+        assert isinstance(output, StepOutput)
+        return output
+
+    def _apply_tables(self, batch: Batch) -> None:
+        self._table[batch.table_rows, batch.table_cols] = batch.table_pages
+        if len(batch.page_copies):
+            src, dst = batch.page_copies.astype(np.int64).T.copy()
+            self._kernels.copy_pages(self._pool, torch.from_numpy(src), torch.from_numpy(dst))
+
+    def _compute(self, batch: Batch) -> tuple[Int32s, Bools, UInt64s | None]:
+        num_seqs = batch.num_seqs
+        tokens = np.full(num_seqs, NO_TOKEN, np.int32)
+        digests = np.zeros(num_seqs, np.uint64) if self._digests else None
+        if num_seqs == 0:
+            return tokens, np.zeros(0, np.bool_), digests
+        ordered = self._ordered(batch)
+        plan = self._kernels.plan(
+            ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
+        )
+        hidden = self._model.forward(
+            torch.from_numpy(ordered.token_ids), self._pool, ordered.paged, plan, self._kernels
+        )
+        bad = np.empty(num_seqs, np.bool_)
+        bad[ordered.order] = not_finite(hidden.index_select(0, torch.from_numpy(ordered.last)))
+        picked = np.flatnonzero(batch.sample[ordered.order])
+        if len(picked):
+            seqs = ordered.order[picked]
+            logits = self._logits(hidden, ordered.last[picked])
+            bad[seqs] |= not_finite(logits)
+            sampled = self._sample(logits, batch, seqs)
+            tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
+            self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
+            if digests is not None:
+                digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
+        return tokens, bad, digests
+
+    def _ordered(self, batch: Batch) -> Ordered:
+        """Decodes first, as the kernels want them; a batch of one kind keeps its order."""
+        counts = np.diff(batch.query_start)
+        order = np.argsort(counts != 1, kind="stable")
+        counts = counts[order]
+        query_start = np.zeros(batch.num_seqs + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        num_tokens = int(query_start[-1])
+        seq = np.repeat(order, counts)
+        source = np.arange(num_tokens) + np.repeat(
+            batch.query_start[order] - query_start[:-1], counts
+        )
+        last = query_start[1:].astype(np.int64) - 1
+        token_ids = batch.token_ids[source]
+        previous = self._last_token[batch.slots[seq]]
+        token_ids = np.where(token_ids == NO_TOKEN, previous, token_ids)
+        padded = self._padded(num_tokens)
+        positions = _pad(batch.positions[source], padded)
+        rows = batch.rows[order]
+        paged = PagedBatch(
+            block_table=torch.from_numpy(self._table),
+            positions=torch.from_numpy(positions),
+            token_rows=torch.from_numpy(_pad(batch.rows[seq], padded)),
+            seq_rows=torch.from_numpy(rows),
+            query_start=torch.from_numpy(query_start),
+            context_lens=torch.from_numpy(positions[last] + 1),
+            num_decodes=int(np.count_nonzero(counts == 1)),
+        )
+        return Ordered(order, last, _pad(token_ids, padded), paged)
+
+    def _padded(self, num_rows: int) -> int:
+        multiple = self._kernels.row_multiple if self._reproducible else 1
+        return -(-num_rows // multiple) * multiple
+
+    def _logits(self, hidden: Tensor, rows: Int64s) -> Tensor:
+        padded = np.zeros(self._padded(len(rows)), np.int64)  # padding repeats row 0
+        padded[: len(rows)] = rows
+        few = hidden.index_select(0, torch.from_numpy(padded))
+        return self._model.logits(few, self._kernels)[: len(rows)]
+
+    def _sample(self, logits: Tensor, batch: Batch, seqs: Int64s) -> Int32s:
+        sampling = batch.sampling
+        positions = batch.positions[batch.query_start[seqs + 1] - 1] + np.int32(1)
+        tokens = self._kernels.sample(
+            logits,
+            torch.from_numpy(sampling.temperatures[seqs]),
+            torch.from_numpy(sampling.top_ks[seqs]),
+            torch.from_numpy(sampling.top_ps[seqs]),
+            torch.from_numpy(sampling.keys[seqs].view(np.int64)),
+            torch.from_numpy(positions),
+        )
+        result: Int32s = tokens.numpy()
+        return result
+
+
+def _pad(values: Int32s, length: int) -> Int32s:
+    padded = np.zeros(length, np.int32)
+    padded[: len(values)] = values
+    return padded
+
+
+def not_finite(rows: Tensor) -> Bools:
+    """Which rows of ``[n, width]`` hold NaN or Inf: their sum does too, and it is one pass."""
+    finite = torch.isfinite(rows.sum(-1, dtype=torch.float32))
+    result: Bools = finite.logical_not_().numpy()
+    return result
+
+
+def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
+    """The raw pages as the kernels' pool: ``[num_pages, layer, 2, kv_head, block_size, head_dim]``.
+
+    Shares memory. Raises ``ConfigError`` when the pages do not fit the geometry or the dtype.
+    """
+    if dtype.itemsize != geometry.dtype_bytes:
+        raise ConfigError(
+            f"{dtype} has {dtype.itemsize} bytes; the geometry {geometry.dtype_bytes}"
+        )
+    if pages.shape[1] != geometry.page_bytes:
+        raise ConfigError(f"pages of {pages.shape[1]} bytes; the geometry's {geometry.page_bytes}")
+    return torch.from_numpy(pages).view(dtype).view(len(pages), *geometry.shape)

@@ -1,0 +1,424 @@
+"""Continuous batching: who is admitted, what a step computes, what its tokens mean.
+
+Called by the engine, on its thread: ``schedule`` makes the next batch, ``update`` takes in what a batch gave. Knows
+memory through leases; knows neither model, clock nor threads.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.config import SchedulerConfig
+from scalesim.core import Batch, FinishReason, SamplingBatch, StepOutput
+from scalesim.errors import NumericalError, PromptTooLongError
+from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.scheduler.sequence import Phase, Sequence
+from scalesim.scheduler.slots import Slots
+
+_MASK64 = (1 << 64) - 1
+_NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A launched batch: the slots in it, whose they were, and up to which token each was computed."""
+
+    slots: npt.NDArray[np.int64]
+    epochs: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.bool_]
+    prefills: list[Sequence]
+
+
+class Scheduler:
+    """``max_len`` bounds a sequence's tokens, prompt and output; the pool must hold one such sequence."""
+
+    def __init__(self, memory: MemoryManager, config: SchedulerConfig, max_len: int) -> None:
+        self.memory, self.config = memory, config
+        self.max_len = max_len
+        self.num_steps = 0
+        self.slots = Slots(config.max_num_seqs, max_len)
+        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
+        self._preempted: list[Sequence] = []  # oldest admission first
+        self._loading: dict[int, Sequence] = {}  # by id of the lease
+        self._prefilling: list[Sequence] = []
+        self._decoding: npt.NDArray[np.int64] = _NO_SLOTS  # slots, in order of admission
+        self._flights: deque[_Flight] = deque()
+        self._admissions = 0
+        self._ended: list[Sequence] = []
+
+    # -- what the engine asks -----------------------------------------------------------------
+
+    @property
+    def num_running(self) -> int:
+        return self.config.max_num_seqs - self.slots.num_free
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + len(self._preempted)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.num_waiting or self.num_running)
+
+    def check_fits(self, num_tokens: int) -> None:
+        """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
+        if num_tokens > self.max_len:
+            raise PromptTooLongError(
+                f"prompt and output need {num_tokens} tokens; a sequence has at most {self.max_len} "
+                "(max_model_len, and what device_memory holds); shorten the prompt, lower max_tokens "
+                "or raise device_memory"
+            )
+
+    def add(self, sequence: Sequence) -> None:
+        self.check_fits(sequence.limit)
+        self._waiting[sequence.id] = sequence
+
+    def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
+        """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for it."""
+        if sequence.phase is Phase.FINISHED:
+            return
+        if sequence.phase is Phase.WAITING:
+            self._waiting.pop(sequence.id, None)
+            if sequence in self._preempted:
+                self._preempted.remove(sequence)
+            sequence.output = sequence.tokens[sequence.prompt_len :]
+            self._end(sequence, reason, error)
+        else:
+            self._finish(sequence, reason, error)
+
+    def take_ended(self) -> list[Sequence]:
+        """The sequences that ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    # -- a step -------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch | None:
+        """Admit what fits, then the next batch; ``None`` if nothing can run now."""
+        self._wake(self.memory.poll())
+        if self.num_waiting and self.slots.num_free:
+            self._admit()
+        decodes = self._ready_decodes()
+        chunks = self._prefill_chunks(self.config.max_num_batched_tokens - len(decodes))
+        if not len(decodes) and not chunks:
+            return None
+        return self._launch(decodes, chunks)
+
+    def update(self, output: StepOutput) -> None:
+        """Take in the oldest launched batch."""
+        flight = self._flights.popleft()
+        slots = self.slots
+        current = slots.epoch[flight.slots] == flight.epochs
+        at = flight.slots[current]
+        sound = ~output.bad[current]
+        slots.done[at[sound]] = flight.ends[current][sound]
+        for slot in at[~sound]:
+            self._fail(int(slot))
+        sampled = (flight.sample & current & ~output.bad).nonzero()[0]
+        at = flight.slots[sampled]
+        tokens = output.token_ids[sampled]
+        slots.tokens[at, slots.known[at]] = tokens
+        slots.known[at] += 1
+        if output.digests is not None:
+            for slot, digest in zip(at, output.digests[sampled], strict=True):
+                sequence = self._at(int(slot))
+                sequence.digest = chain_digests(sequence.digest, int(digest))
+        for sequence in flight.prefills:
+            if sequence.phase is Phase.PREFILL or sequence.phase is Phase.DECODE:
+                self._commit(sequence)
+        stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
+        full = slots.known[at] >= slots.limit[at]
+        for index in (stopped | full | slots.watched[at]).nonzero()[0]:
+            self._look_at(int(at[index]), int(tokens[index]), bool(stopped[index]))
+
+    # -- admission ----------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        while self.slots.num_free and self.num_waiting:
+            sequence = self._next_waiting()
+            lease = self._reserve(sequence)
+            if lease is None:
+                return
+            if sequence.phase is Phase.WAITING and sequence in self._preempted:
+                self._preempted.remove(sequence)
+            else:
+                del self._waiting[sequence.id]
+            self._enter(sequence, lease)
+
+    def _next_waiting(self) -> Sequence:
+        """Preempted ones first, then the oldest; one whose state is on the device may overtake it."""
+        if self._preempted:
+            return self._preempted[0]
+        head = next(iter(self._waiting.values()))
+        if head.skipped >= self.config.max_skips or self.memory.is_resident(head.agent):
+            return head
+        for sequence in islice(self._waiting.values(), 1, self.config.lookahead_window):
+            if self.memory.is_resident(sequence.agent):
+                head.skipped += 1
+                return sequence
+        return head
+
+    def _reserve(self, sequence: Sequence) -> Lease | None:
+        """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
+        count = len(sequence.tokens)
+        upto = min(sequence.limit, count + self.config.safe_point_tokens)
+        share = self.memory.device.num_usable // 2 if self.num_running else None
+        return self.memory.acquire(
+            sequence.agent,
+            sequence.domain,
+            sequence.tokens.tobytes(),
+            self._blocks(upto),
+            max_loading_pages=share,
+        )
+
+    def _enter(self, sequence: Sequence, lease: Lease) -> None:
+        slot = self.slots.enter(sequence)
+        if not sequence.admission:
+            self._admissions += 1
+            sequence.admission = self._admissions
+            sequence.cached_tokens = lease.num_cached
+        sequence.lease = lease
+        self.slots.row[slot] = lease.row
+        self.slots.capacity[slot] = lease.num_blocks * self.memory.block_size
+        self.slots.done[slot] = self.slots.launched[slot] = lease.num_cached
+        if lease.is_ready:
+            self._start_prefill(sequence)
+        else:
+            sequence.phase = Phase.LOADING
+            self._loading[id(lease)] = sequence
+
+    def _wake(self, leases: list[Lease]) -> None:
+        for lease in leases:
+            sequence = self._loading.pop(id(lease))
+            if lease.failed is not None:
+                self.memory.fail(lease)
+                sequence.lease = None
+                self.slots.leave(sequence)
+                self._requeue(sequence)
+            else:
+                self._start_prefill(sequence)
+
+    def _start_prefill(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.PREFILL
+        self._prefilling.append(sequence)
+        self._prefilling.sort(key=lambda each: each.admission)
+
+    # -- growth and preemption ----------------------------------------------------------------
+
+    def _ready_decodes(self) -> npt.NDArray[np.int64]:
+        """The decoding slots that have a token to compute and a page to put it in."""
+        slots = self.slots
+        wanted = self._wanted_decodes()
+        short = wanted[slots.launched[wanted] >= slots.capacity[wanted]]
+        if not len(short):
+            return wanted
+        for slot in short:
+            sequence = slots.sequences[slot]
+            if sequence is not None:  # not preempted for one before it
+                self._grow(sequence)
+        wanted = self._wanted_decodes()
+        return wanted[slots.launched[wanted] < slots.capacity[wanted]]
+
+    def _wanted_decodes(self) -> npt.NDArray[np.int64]:
+        at = self._decoding
+        return at[self.slots.launched[at] < self.slots.limit[at] - 1]
+
+    def _grow(self, sequence: Sequence) -> None:
+        """Reserve to the next safe point, at the cost of the youngest; the oldest never yields. If the
+        pages are only on their way, the sequence sits this step out."""
+        assert sequence.lease is not None
+        slot, memory = sequence.slot, self.memory
+        upto = min(
+            int(self.slots.limit[slot]),
+            int(self.slots.launched[slot]) + self.config.safe_point_tokens,
+        )
+        while not memory.grow(sequence.lease, self._blocks(upto)):
+            if memory.residency.saving_pages or memory.residency.transfers:
+                return
+            youngest = max(self._admitted(), key=lambda each: each.admission)
+            oldest = min(self._admitted(), key=lambda each: each.admission)
+            if youngest is oldest:
+                raise AssertionError(
+                    f"one running sequence of limit {sequence.limit} does not fit "
+                    f"{memory.device.num_usable} pages of {memory.block_size} tokens"
+                )
+            self._preempt(youngest)
+            if youngest is sequence:
+                return
+        self.slots.capacity[slot] = sequence.lease.num_blocks * memory.block_size
+
+    def _admitted(self) -> list[Sequence]:
+        return [sequence for sequence in self.slots.sequences if sequence is not None]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take its pages; full blocks stay in the tree as long as nobody needs theirs."""
+        slot = sequence.slot
+        sequence.tokens = self.slots.tokens[slot, : self.slots.known[slot]].copy()
+        sequence.num_preemptions += 1
+        self.memory.counters.preemptions += 1
+        self._leave(sequence)
+        self._requeue(sequence)
+
+    def _requeue(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.WAITING
+        self._preempted.append(sequence)
+        self._preempted.sort(key=lambda each: each.admission)
+
+    # -- the batch ----------------------------------------------------------------------------
+
+    def _prefill_chunks(self, budget: int) -> list[tuple[Sequence, int]]:
+        chunks = []
+        for sequence in self._prefilling:
+            if budget <= 0:
+                break
+            left = int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
+            count = min(left, budget)
+            if count > 0:
+                chunks.append((sequence, count))
+                budget -= count
+        return chunks
+
+    def _launch(self, decodes: npt.NDArray[np.int64], chunks: list[tuple[Sequence, int]]) -> Batch:
+        slots = self.slots
+        at = decodes
+        sample = np.ones(len(decodes), np.bool_)
+        starts = slots.launched[decodes]
+        counts = np.ones(len(decodes), np.int64)
+        pending = starts >= slots.known[decodes]
+        token_ids = slots.tokens[decodes, starts]
+        token_ids[pending] = -1
+        positions = starts.astype(np.int32)
+        copies: list[tuple[int, int]] = []
+        if chunks:
+            at = np.concatenate([at, [sequence.slot for sequence, _ in chunks]])
+            counts = np.concatenate([counts, [count for _, count in chunks]])
+            starts = slots.launched[at]
+            ends = starts + counts
+            sample = np.concatenate([sample, (ends >= slots.known[at])[len(decodes) :]])
+            pieces, places = [token_ids], [positions]
+            for sequence, count in chunks:
+                start = int(slots.launched[sequence.slot])
+                pieces.append(slots.tokens[sequence.slot, start : start + count])
+                places.append(np.arange(start, start + count, dtype=np.int32))
+                assert sequence.lease is not None
+                copies += sequence.lease.copies
+                sequence.lease.copies = []
+            token_ids, positions = np.concatenate(pieces), np.concatenate(places)
+        ends = starts + counts
+        slots.launched[at] = ends
+        query_start = np.zeros(len(at) + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        sequences = [sequence for sequence, _ in chunks]
+        self._flights.append(_Flight(at, slots.epoch[at], ends, sample, sequences))
+        self._to_decode([s for s in sequences if slots.launched[s.slot] >= slots.known[s.slot]])
+        step = self.num_steps
+        self.num_steps += 1
+        self.memory.residency.last_launched = step
+        rows, cols, pages = self.memory.table.take_changes()
+        return Batch(
+            step=step,
+            token_ids=token_ids,
+            positions=positions,
+            query_start=query_start,
+            rows=slots.row[at],
+            slots=at.astype(np.int32),
+            sample=sample,
+            sampling=SamplingBatch(
+                slots.temperature[at], slots.top_k[at], slots.top_p[at], slots.key[at]
+            ),
+            table_rows=rows,
+            table_cols=cols,
+            table_pages=pages,
+            page_copies=np.array(copies, np.int32).reshape(-1, 2),
+        )
+
+    def _to_decode(self, sequences: list[Sequence]) -> None:
+        if not sequences:
+            return
+        for sequence in sequences:
+            sequence.phase = Phase.DECODE
+            self._prefilling.remove(sequence)
+        fresh = np.array([sequence.slot for sequence in sequences], np.int64)
+        self._decoding = np.concatenate([self._decoding, fresh])
+
+    # -- endings ------------------------------------------------------------------------------
+
+    def _look_at(self, slot: int, token: int, stopped: bool) -> None:
+        sequence = self._at(slot)
+        stopped = stopped or token in sequence.stop_ids
+        if sequence.observer is not None and not stopped:
+            try:
+                stopped = sequence.observer.push(token)
+            except Exception as error:  # a request's own callback ends that request
+                self._finish(sequence, "error", error)
+                return
+        if stopped:
+            self._finish(sequence, "stop", None)
+        elif self.slots.known[slot] >= self.slots.limit[slot]:
+            self._finish(sequence, "length", None)
+
+    def _fail(self, slot: int) -> None:
+        """Its values are not finite: nothing that it computed may be shared."""
+        sequence = self._at(slot)
+        at = int(self.slots.known[slot])
+        error = NumericalError(
+            f"request {sequence.id} of agent {sequence.agent!r}: logits at token {at} are not finite; "
+            "check the weights and the dtype"
+        )
+        sequence.output = self.slots.tokens[slot, sequence.prompt_len : at].copy()
+        self._leave(sequence, keep=False)
+        self._end(sequence, "error", error)
+
+    def _at(self, slot: int) -> Sequence:
+        sequence = self.slots.sequences[slot]
+        assert sequence is not None, slot
+        return sequence
+
+    def _commit(self, sequence: Sequence) -> None:
+        assert sequence.lease is not None
+        done = int(self.slots.done[sequence.slot])
+        tokens = self.slots.token_bytes(sequence.slot, done)
+        self.memory.commit(sequence.lease, tokens, done)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
+        slot = sequence.slot
+        known = int(self.slots.known[slot])
+        sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
+        self._leave(sequence)
+        self._end(sequence, reason, error)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
+        sequence.phase = Phase.FINISHED
+        sequence.finish_reason, sequence.error = reason, error
+        self._ended.append(sequence)
+
+    def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Give back the slot and the lease; with ``keep``, what was computed soundly stays in the tree."""
+        lease, slot = sequence.lease, sequence.slot
+        assert lease is not None
+        if sequence.phase is Phase.LOADING:
+            del self._loading[id(lease)]
+            self.memory.release(lease)
+        else:
+            done = int(self.slots.done[slot]) if keep else 0
+            self.memory.release(lease, self.slots.token_bytes(slot, done), done)
+        if sequence.phase is Phase.PREFILL:
+            self._prefilling.remove(sequence)
+        elif sequence.phase is Phase.DECODE:
+            self._decoding = self._decoding[self._decoding != slot]
+        sequence.lease = None
+        self.slots.leave(sequence)
+
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.memory.block_size)
+
+
+def chain_digests(chain: int, digest: int) -> int:
+    """A running 64-bit hash: order matters, and so does every term."""
+    return ((chain ^ digest) * 0x9E3779B97F4A7C15 + 1) & _MASK64

@@ -1,0 +1,55 @@
+"""A sequence: one request on its way through the engine, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+
+from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
+from scalesim.memory.manager import Lease
+
+
+class Phase(Enum):
+    WAITING = "waiting"  # holds nothing
+    LOADING = "loading"  # holds its pages; copies are under way
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+class Observer(Protocol):
+    """Sees every token as it is collected; may end the sequence (a stop string)."""
+
+    def push(self, token_id: int) -> bool: ...
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """``tokens`` are the prompt and, after a preemption, what was generated before it. ``key`` is the
+    Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens."""
+
+    id: int
+    agent: AgentId | None
+    domain: Hashable
+    tokens: Int32s
+    prompt_len: int
+    limit: int
+    params: SamplingParams
+    key: int
+    stop_ids: frozenset[int] = frozenset()
+    observer: Observer | None = None
+    phase: Phase = Phase.WAITING
+    slot: int = 0
+    lease: Lease | None = None
+    admission: int = 0  # order of admission; kept over a preemption
+    skipped: int = 0  # admissions that overtook it
+    num_preemptions: int = 0
+    cached_tokens: int = 0  # of the prompt, at the first admission
+    output: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    digest: int = 0  # over the digests of its tokens' logits, in order

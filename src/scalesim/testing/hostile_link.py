@@ -1,0 +1,163 @@
+"""The hostile link: a ``Link`` that is deterministic and does the worst that a link may do.
+
+Copies start and land in any order, in pieces, late, over a scribbled destination, or fail halfway. Bytes are read when
+a piece lands, never when it was submitted. One thread; driven by a seed, or by the choices of a test.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalesim.core import Bytes2D, Fence
+from scalesim.memory.links import Copies, Direction, LinkError, Timeline
+
+SCRIBBLE = 0xA5
+Choose = Callable[[int], int]
+
+
+@dataclass(eq=False, slots=True)
+class _Copy:
+    ticket: int
+    copies: Copies
+    after: Fence | None
+    num_bytes: int
+    pieces: list[tuple[int, int]]  # [first, end) of its bytes, pages laid end to end
+    started: bool = False
+
+
+class HostileLink:
+    """Copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to: ``step`` lets one piece land, or
+    one completion be seen.
+
+    ``choose(n)`` picks one of ``n``; by default from ``seed``. ``failures`` is how many copies are yet to fail,
+    ``failure_rate`` the share of all that do. ``max_ticket_pages`` cuts submissions into tickets, as a large copy is.
+    """
+
+    def __init__(
+        self,
+        device: Bytes2D,
+        host: Bytes2D,
+        timeline: Timeline,
+        *,
+        seed: int = 0,
+        choose: Choose | None = None,
+        failure_rate: float = 0.0,
+        max_ticket_pages: int = 2,
+        bytes_per_s: float = 1e6,
+    ) -> None:
+        self._device, self._host, self._timeline = device, host, timeline
+        self._choose = choose or random.Random(seed).randrange
+        self._page_bytes = device.shape[1]
+        self._max_ticket_pages = max_ticket_pages
+        self._bytes_per_s = bytes_per_s
+        self._open: list[_Copy] = []
+        self._late: list[tuple[int, Exception | None]] = []
+        self._seen: list[tuple[int, Exception | None]] = []
+        self._tickets = itertools.count(1)
+        self.failures = 0
+        self.failure_rate = failure_rate
+
+    @property
+    def num_open(self) -> int:
+        """Tickets that ``poll`` has not reported."""
+        return len(self._open) + len(self._late) + len(self._seen)
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        count = len(copies.device_pages)
+        assert count == len(copies.host_pages) > 0, copies
+        tickets = []
+        for start in range(0, count, self._max_ticket_pages):
+            pages = slice(start, start + self._max_ticket_pages)
+            chunk = Copies(copies.direction, copies.device_pages[pages], copies.host_pages[pages])
+            num_bytes = len(chunk.device_pages) * self._page_bytes
+            copy = _Copy(next(self._tickets), chunk, after, num_bytes, self._pieces(num_bytes))
+            self._open.append(copy)
+            tickets.append(copy.ticket)
+        return tickets
+
+    def step(self) -> bool:
+        """One piece lands, or one late completion is seen; False if nothing may happen now."""
+        able = [copy for copy in self._open if copy.started or self._may_start(copy)]
+        if not able and not self._late:
+            return False
+        pick = self._choose(len(able) + len(self._late))
+        if pick >= len(able):
+            self._seen.append(self._late.pop(pick - len(able)))
+        else:
+            self._land(able[pick])
+        return True
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        seen, self._seen = self._seen, []
+        return seen
+
+    def cancel(self, ticket: int) -> bool:
+        for copy in self._open:
+            if copy.ticket == ticket and not copy.started:
+                self._open.remove(copy)
+                return True
+        return False
+
+    def wait(self, timeout_s: float) -> bool:
+        while not self._seen and self.step():
+            pass
+        return bool(self._seen)
+
+    def queued_bytes(self, direction: Direction) -> int:
+        return sum(copy.num_bytes for copy in self._open if copy.copies.direction == direction)
+
+    def rate(self, direction: Direction) -> float:
+        return self._bytes_per_s
+
+    def close(self) -> None:
+        self._open.clear()
+
+    def _may_start(self, copy: _Copy) -> bool:
+        return copy.after is None or self._timeline.has_reached(copy.after)
+
+    def _pieces(self, num_bytes: int) -> list[tuple[int, int]]:
+        cuts = sorted({0, num_bytes, *(self._choose(num_bytes) for _ in range(self._choose(3)))})
+        return list(itertools.pairwise(cuts))
+
+    def _land(self, copy: _Copy) -> None:
+        if not copy.started:
+            copy.started = True
+            self._scribble(copy.copies)
+        rate = self.failure_rate
+        if self.failures or (rate and self._choose(1 << 16) < rate * (1 << 16)):
+            self.failures = max(0, self.failures - 1)
+            self._end(copy, LinkError(f"ticket {copy.ticket} was told to fail"))
+            return
+        self._copy(copy.copies, *copy.pieces.pop(self._choose(len(copy.pieces))))
+        if not copy.pieces:
+            self._end(copy, None)
+
+    def _end(self, copy: _Copy, error: Exception | None) -> None:
+        self._open.remove(copy)
+        seen = self._seen if self._choose(2) else self._late
+        seen.append((copy.ticket, error))
+
+    def _scribble(self, copies: Copies) -> None:
+        """A destination holds nothing of use from the start of its copy to the end."""
+        if copies.direction == "in":
+            self._device[list(copies.device_pages)] = SCRIBBLE
+        else:
+            self._host[list(copies.host_pages)] = SCRIBBLE
+
+    def _copy(self, copies: Copies, first: int, end: int) -> None:
+        size = self._page_bytes
+        for index in range(first // size, -(-end // size)):
+            part = np.s_[max(first - index * size, 0) : min(end - index * size, size)]
+            on_device = self._device[copies.device_pages[index], part]
+            on_host = self._host[copies.host_pages[index], part]
+            if copies.direction == "in":
+                on_device[:] = on_host
+            else:
+                on_host[:] = on_device

@@ -1,0 +1,256 @@
+"""Runners without a model: the tag runner, which finds every wrong page, and the stub, which costs nothing.
+
+``TagRunner`` implements ``core.Runner`` on the numpy device pool that a link really copies. Its "attention" reads every
+slot of each sequence's context through the block table. Torch-free; the texts are those of ``expected_text``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from scalesim.core import NO_TOKEN, Batch, Bools, Bytes2D, Fence, Int64s, Step, StepOutput, UInt64s
+from scalesim.memory.links import Timeline
+from scalesim.testing.tags import (
+    CHECK,
+    LINEAGE,
+    NUM_FIELDS,
+    POISON,
+    POSITION,
+    STEP,
+    TAG_BYTES,
+    TOKEN,
+    TagError,
+    Tags,
+    expected_text,
+    mix,
+    page_bytes_for,
+    seals,
+    view_tags,
+    words,
+)
+
+__all__ = ["TAG_BYTES", "StubRunner", "TagError", "TagRunner", "expected_text", "page_bytes_for"]
+
+Verify = Literal["all", "new", "off"]
+BadHook = Callable[[int, int], bool]
+
+
+class TagRunner:
+    """A model whose KV slots are tags.
+
+    ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot; ``"new"`` reads only the
+    block before the new tokens (for benchmarks); ``"off"`` reads all and lets a wrong byte change the text.
+    ``bad(slot, token)`` makes the step that would sample ``token`` in ``slot`` a bad one: its tags are poisoned.
+    With two steps in flight a launched batch waits until ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
+    """
+
+    def __init__(
+        self,
+        pages: Bytes2D,
+        block_size: int,
+        *,
+        max_num_seqs: int,
+        max_num_rows: int,
+        max_blocks_per_row: int,
+        steps_in_flight: int = 1,
+        timeline: Timeline | None = None,
+        vocab_size: int = 512,
+        verify: Verify = "all",
+        bad: BadHook | None = None,
+    ) -> None:
+        self.steps_in_flight = steps_in_flight
+        self.bad = bad
+        self.table = np.zeros((max_num_rows, max_blocks_per_row), np.int64)
+        self._pages, self._tags = pages, view_tags(pages, block_size)
+        self._block_size, self._vocab_size = block_size, vocab_size
+        self._timeline, self._verify = timeline, verify
+        self._sampled = np.full(max_num_seqs, NO_TOKEN, np.int64)  # by slot: the newest token
+        self._sampled_at = np.full(max_num_seqs, -1, np.int64)  # and its position
+        self._queue: deque[Batch] = deque()
+        self._ran: deque[StepOutput] = deque()
+
+    def launch(self, batch: Batch) -> Step:
+        in_flight = len(self._queue) + len(self._ran)
+        assert in_flight < self.steps_in_flight, f"{in_flight} of {self.steps_in_flight} in flight"
+        self._queue.append(batch)
+        if self.steps_in_flight == 1:
+            self.run_next()
+        return Step(batch.step, Fence("compute", batch.step), batch)
+
+    def collect(self, step: Step) -> StepOutput:
+        if not self._ran:
+            self.run_next()
+        output = self._ran.popleft()
+        assert output.step == step.step, f"step {step.step} collected, {output.step} is the oldest"
+        return output
+
+    def run_next(self) -> bool:
+        """Run the oldest launched batch that has not run, as a device would; False if there is none."""
+        if not self._queue:
+            return False
+        start = time.perf_counter()
+        batch = self._queue.popleft()
+        self._ran.append(self._run(batch, start))
+        if self._timeline is not None:
+            self._timeline.reach(batch.step)
+        return True
+
+    def _run(self, batch: Batch, start: float) -> StepOutput:
+        self.table[batch.table_rows, batch.table_cols] = batch.table_pages
+        for source, destination in batch.page_copies:
+            self._pages[destination] = self._pages[source]
+        counts = np.diff(batch.query_start)
+        rows = np.repeat(batch.rows.astype(np.int64), counts)
+        positions = batch.positions.astype(np.int64)
+        written = self._places(rows, positions)
+        if self._verify != "off":
+            self._check_writes(rows, positions, written)
+        self._tags[written] = self._new_tags(batch, counts, positions)
+        contexts = positions[batch.query_start[1:] - 1] + 1
+        lineages, bad = self._attend(batch, contexts)
+        digests = self._draw(batch, lineages, contexts)
+        tokens = (digests % np.uint64(self._vocab_size)).astype(np.int64)
+        if self.bad is not None:
+            for index in batch.sample.nonzero()[0]:
+                bad[index] |= self.bad(int(batch.slots[index]), int(tokens[index]))
+        self._tags[written[np.repeat(bad, counts)], CHECK] = POISON
+        slots = batch.slots[batch.sample]
+        self._sampled[slots] = tokens[batch.sample]
+        self._sampled_at[slots] = contexts[batch.sample]
+        tokens[~batch.sample] = NO_TOKEN
+        seconds = time.perf_counter() - start
+        return StepOutput(batch.step, tokens.astype(np.int32), bad, digests, seconds)
+
+    def _places(self, rows: Int64s, positions: Int64s) -> Int64s:
+        """Indices into the tags of the slots at ``positions`` of ``rows``."""
+        pages = self.table[rows, positions // self._block_size]
+        return pages * self._block_size + positions % self._block_size
+
+    def _check_writes(self, rows: Int64s, positions: Int64s, written: Int64s) -> None:
+        unset = (rows != 0) & (written < self._block_size)
+        if unset.any():
+            at = int(unset.nonzero()[0][0])
+            raise TagError(
+                f"row {rows[at]} has no page at position {positions[at]}: it points to 0"
+            )
+        places, counts = np.unique(written[rows != 0], return_counts=True)
+        if (counts > 1).any():
+            at = int(places[counts > 1][0])
+            raise TagError(
+                f"slot {at % self._block_size} of page {at // self._block_size}: 2 writers"
+            )
+
+    def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s) -> Tags:
+        """``[num_tokens, NUM_FIELDS]``: chained to the tag before, which is read from its page."""
+        first = batch.query_start[:-1]
+        before = positions[first] - 1
+        rows = batch.rows.astype(np.int64)
+        lineage = self._tags[self._places(rows, np.maximum(before, 0)), LINEAGE]
+        lineage = np.where(before < 0, np.uint64(0), lineage)
+        tokens = self._tokens(batch, counts).astype(np.uint64)
+        word = words(tokens, positions.astype(np.uint64))
+        total = np.cumsum(word)
+        new = np.empty((len(tokens), NUM_FIELDS), np.uint64)
+        new[:, LINEAGE] = total + np.repeat(lineage - (total[first] - word[first]), counts)
+        new[:, POSITION] = positions
+        new[:, TOKEN] = tokens
+        new[:, STEP] = batch.step
+        new[:, CHECK] = seals(new[:, LINEAGE], word, new[:, STEP])
+        return new
+
+    def _tokens(self, batch: Batch, counts: Int64s) -> Int64s:
+        tokens = batch.token_ids.astype(np.int64)
+        pending = tokens == NO_TOKEN
+        if pending.any():
+            slots = np.repeat(batch.slots, counts)[pending]
+            tokens[pending] = self._sampled[slots]
+            if (self._sampled_at[slots] != batch.positions[pending]).any():
+                at = self._sampled_at[slots].tolist()
+                raise TagError(
+                    f"step {batch.step}: slots {slots.tolist()} sampled the tokens of positions {at}; "
+                    f"placeholders stand at {batch.positions[pending].tolist()}"
+                )
+        return tokens
+
+    def _attend(self, batch: Batch, contexts: Int64s) -> tuple[UInt64s, Bools]:
+        """Read each sequence's context; its lineage, plus whatever is wrong, and who read a poisoned slot."""
+        first = np.zeros(len(contexts), np.int64)
+        if self._verify == "new":
+            started = batch.positions[batch.query_start[:-1]].astype(np.int64)
+            first = np.maximum(started - self._block_size, 0)
+        counts = contexts - first
+        ends = np.cumsum(counts)
+        starts = ends - counts
+        owner = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(ends[-1]) - np.repeat(starts - first, counts)
+        places = self._places(batch.rows.astype(np.int64)[owner], positions)
+        tags = np.ascontiguousarray(self._tags[places].T)
+        lineage = tags[LINEAGE]
+        word = words(tags[TOKEN], tags[POSITION])
+        before = np.empty_like(lineage)
+        before[1:] = lineage[:-1]
+        before[starts] = np.where(first == 0, np.uint64(0), lineage[starts] - word[starts])
+        broken = seals(lineage, word, tags[STEP]) ^ tags[CHECK]
+        broken |= (lineage - before) ^ word
+        broken |= tags[POSITION] ^ positions.astype(np.uint64)
+        result = lineage[ends - 1]
+        bad = np.zeros(len(counts), np.bool_)
+        if broken.any():
+            bad[owner[tags[CHECK] == POISON]] = True
+            wrong = (broken != 0) & ~bad[owner] & (batch.rows[owner] != 0)
+            if wrong.any() and self._verify != "off":
+                at = int(wrong.nonzero()[0][0])
+                self._report(batch, owner[at], positions[at], places[at], tags[:, at], before[at])
+            result = result + mix(np.add.reduceat(mix(broken) * (broken != 0), starts))
+        return result, bad
+
+    def _report(
+        self, batch: Batch, index: int, position: int, place: int, found: UInt64s, before: int
+    ) -> None:
+        names = ("lineage", "position", "token", "step", "check")
+        slot = ", ".join(
+            f"{name} {int(value):#x}" for name, value in zip(names, found, strict=True)
+        )
+        word = words(found[TOKEN : TOKEN + 1], np.array([position], np.uint64))
+        lineage = np.array([before], np.uint64) + word
+        raise TagError(
+            f"step {batch.step}: row {batch.rows[index]}, position {position}, page "
+            f"{place // self._block_size} holds ({slot}); expected position {position:#x} and, after "
+            f"lineage {int(before):#x}, lineage {int(lineage[0]):#x} and "
+            f"check {int(seals(lineage, word, found[STEP : STEP + 1])[0]):#x}"
+        )
+
+    def _draw(self, batch: Batch, lineages: UInt64s, contexts: Int64s) -> UInt64s:
+        """``[num_seqs]``: greedy by the lineage alone, else also by key, position and temperature."""
+        sampling = batch.sampling
+        greedy = mix(lineages)
+        warmth = sampling.temperatures.view(np.uint32).astype(np.uint64)
+        noise = mix(sampling.keys + mix(contexts.astype(np.uint64)))
+        return np.where(sampling.temperatures > 0, mix(greedy + noise + warmth), greedy)
+
+
+class StubRunner:
+    """Tokens that look random, at almost no cost and with no pages: for measuring everything else."""
+
+    def __init__(
+        self, vocab_size: int = 512, steps_in_flight: int = 1, timeline: Timeline | None = None
+    ) -> None:
+        self.steps_in_flight = steps_in_flight
+        self._vocab_size, self._timeline = np.uint64(vocab_size), timeline
+
+    def launch(self, batch: Batch) -> Step:
+        if self._timeline is not None:
+            self._timeline.reach(batch.step)
+        return Step(batch.step, Fence("compute", batch.step), batch)
+
+    def collect(self, step: Step) -> StepOutput:
+        batch: Batch = step.handle
+        last = batch.positions[batch.query_start[1:] - 1].astype(np.uint64)
+        tokens = (mix(batch.sampling.keys + last) % self._vocab_size).astype(np.int32)
+        tokens[~batch.sample] = NO_TOKEN
+        return StepOutput(batch.step, tokens, np.zeros(len(last), np.bool_), None, 0.0)

@@ -1,0 +1,114 @@
+"""Tags: what the KV slots of the tag runner hold instead of floats, and the texts that follow from them.
+
+A slot says which tokens it was made from, so that a stale, foreign, torn or half-copied page is seen where it is
+read. ``expected_text`` computes the same texts from tokens alone: the oracle, which shares no code with the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import Int64s, UInt64s
+
+LINEAGE, POSITION, TOKEN, STEP, CHECK = range(5)
+NUM_FIELDS = 5
+TAG_BYTES = 8 * NUM_FIELDS
+POISON = 0x7FF8_DEAD_7FF8_DEAD
+"""The check word of a slot that a bad (NaN) step wrote: whoever reads it turns bad as well."""
+
+_TOKEN, _POSITION, _STEP = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
+_MASK = (1 << 64) - 1
+Tags = npt.NDArray[np.uint64]
+
+
+class TagError(AssertionError):
+    """A slot does not hold what its reader is entitled to."""
+
+
+def page_bytes_for(block_size: int) -> int:
+    """Bytes of a page of ``block_size`` tags."""
+    return block_size * TAG_BYTES
+
+
+def mix(x: UInt64s) -> UInt64s:
+    """A 64-bit finaliser (splitmix64's), elementwise."""
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def words(tokens: UInt64s, positions: UInt64s) -> UInt64s:
+    """What each token at its position adds to the lineage."""
+    return mix(tokens * np.uint64(_TOKEN) + positions * np.uint64(_POSITION))
+
+
+def seals(lineages: UInt64s, word: UInt64s, steps: UInt64s) -> UInt64s:
+    """The check words of intact tags."""
+    return mix((lineages ^ word) + steps * np.uint64(_STEP))
+
+
+def lineages_of(tokens: Int64s) -> UInt64s:
+    """``[num_tokens]``: the lineage of each position of a sequence that begins with ``tokens``.
+
+    The lineage is a sum of position-dependent words, so that a whole chunk is one cumulative sum.
+    """
+    count = len(tokens)
+    return np.cumsum(words(tokens.astype(np.uint64), np.arange(count, dtype=np.uint64)))
+
+
+def view_tags(pages: npt.NDArray[np.uint8], block_size: int) -> Tags:
+    """``[num_pages × block_size, NUM_FIELDS]``: the tags of a pool ``[num_pages, page_bytes]``, in place."""
+    num_pages, page_bytes = pages.shape
+    if page_bytes != page_bytes_for(block_size):
+        raise ValueError(
+            f"a page has {page_bytes} bytes; {block_size} tags need {page_bytes_for(block_size)}"
+        )
+    return pages.reshape(-1).view(np.uint64).reshape(num_pages * block_size, NUM_FIELDS)
+
+
+def are_tags_of(tags: Tags, tokens: UInt64s, positions: UInt64s, lineages: UInt64s) -> bool:
+    """Whether each of ``tags`` ``[n, NUM_FIELDS]`` is intact and is the one described; every argument ``[n]``."""
+    sound = seals(lineages, words(tokens, positions), tags[:, STEP])
+    return bool(
+        np.array_equal(tags[:, TOKEN], tokens)
+        and np.array_equal(tags[:, POSITION], positions)
+        and np.array_equal(tags[:, LINEAGE], lineages)
+        and np.array_equal(tags[:, CHECK], sound)
+    )
+
+
+def expected_text(
+    prompt: Sequence[int],
+    num_tokens: int,
+    *,
+    key: int = 0,
+    temperature: float = 1.0,
+    vocab_size: int = 512,
+) -> list[int]:
+    """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory does."""
+    lineage = 0
+    for position, token in enumerate(prompt):
+        lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK
+    warmth = int(np.float32(temperature).view(np.uint32))
+    text: list[int] = []
+    for position in range(len(prompt), len(prompt) + num_tokens):
+        draw = _mix(lineage)
+        if temperature > 0:
+            draw = _mix(draw + _mix(key + _mix(position)) + warmth)
+        token = draw % vocab_size
+        text.append(token)
+        lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK
+    return text
+
+
+def _mix(x: int) -> int:
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

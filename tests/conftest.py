@@ -1,0 +1,31 @@
+"""Every run of the tests is the same run: examples, seeds and threads are fixed.
+
+``pytest --hypothesis-profile=explore`` looks for new examples instead.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("explore", settings.get_profile("ci"), derandomize=False)
+settings.load_profile("ci")
+
+torch.set_num_threads(2)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (what a library draws from behind our back)
+    torch.manual_seed(0)

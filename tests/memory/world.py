@@ -1,0 +1,413 @@
+"""A world for the memory layer: the real manager, tree, planner and pools; a tag runner as the device;
+a hostile link; and a model of what must hold, which knows no page ids.
+
+The model is, per sharing domain, the set of prefixes whose KV was computed soundly. Every operation takes
+small integers, so that a state machine and a random walk can drive the same code.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scalesim.core import Batch, SamplingBatch, Step
+from scalesim.memory.agents import lineage
+from scalesim.memory.links import Timeline
+from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.policies import policy_named
+from scalesim.memory.segment import Segment
+from scalesim.testing.hostile_link import HostileLink
+from scalesim.testing.integrity import check_integrity
+from scalesim.testing.tag_runner import TagRunner
+from scalesim.testing.tags import are_tags_of, lineages_of, page_bytes_for, view_tags
+
+AGENTS = 5
+MAX_LEASES = 6
+DOMAINS = ("first", "second")
+FAR = 1e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``host`` is the host pool's size as a share of the device pool's."""
+
+    pages: int = 16
+    host: float = 1.0
+    block_size: int = 4
+    policy: str = "deadline"
+    seed: int = 0
+
+
+@dataclass(eq=False)
+class Held:
+    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected soundly."""
+
+    lease: Lease
+    agent: int
+    domain: str
+    tokens: list[int]
+    slot: int
+    done: int
+    launched: int
+
+    @property
+    def token_bytes(self) -> bytes:
+        return np.array(self.tokens, np.int32).tobytes()
+
+
+@dataclass
+class World:
+    shape: Shape
+    held: list[Held] = field(default_factory=list)
+    history: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        size = page_bytes_for(shape.block_size)
+        num_host = int(shape.pages * shape.host)
+        self.device = np.zeros((shape.pages + 1, size), np.uint8)
+        self.host = np.zeros((max(1, num_host), size), np.uint8)
+        self.timeline = Timeline()
+        self.link = HostileLink(self.device, self.host, self.timeline, seed=shape.seed)
+        self.manager = MemoryManager(
+            block_size=shape.block_size,
+            page_bytes=size,
+            device_pages=shape.pages + 1,
+            host_pages=num_host,
+            num_rows=MAX_LEASES + 1,
+            policy=policy_named(shape.policy),
+            link=self.link,
+        )
+        self.runner = TagRunner(
+            self.device,
+            shape.block_size,
+            max_num_seqs=MAX_LEASES,
+            max_num_rows=MAX_LEASES + 1,
+            max_blocks_per_row=shape.pages + 1,
+            steps_in_flight=2,
+            timeline=self.timeline,
+            bad=lambda slot, token: slot in self.poisoned,
+        )
+        self.poisoned: set[int] = set()
+        self.sound: dict[str, set[int]] = {domain: set() for domain in DOMAINS}
+        self.flights: list[tuple[Step, list[tuple[Held, int]]]] = []
+        self.num_launched = 0
+        self.rng = random.Random(shape.seed)
+        self.templates = [self._random_tokens(shape.block_size * 2 + 1) for _ in range(3)]
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def acquire(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
+        if len(self.held) == MAX_LEASES:
+            return
+        tokens = self.prompt(kind, pick, length)[: self.shape.pages * self.shape.block_size]
+        domain = DOMAINS[pick % 7 == 0]
+        blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
+        share = self.shape.pages // 2 if self.held and pick % 2 else None
+        packed = np.array(tokens, np.int32).tobytes()
+        lease = self.manager.acquire(agent, domain, packed, blocks, max_loading_pages=share)
+        if lease is None:
+            return
+        cached = lease.num_cached
+        assert cached < len(tokens), (cached, len(tokens))
+        known = lineages_of(np.array(tokens, np.int64))
+        assert not cached or int(known[cached - 1]) in self.sound[domain], (
+            f"{cached} cached tokens of {tokens} were never computed soundly in {domain}"
+        )
+        slot = next(s for s in range(MAX_LEASES) if s not in {held.slot for held in self.held})
+        self.held.append(Held(lease, agent, domain, tokens, slot, cached, cached))
+
+    def prompt(self, kind: str, pick: int, length: int) -> list[int]:
+        old = self.history[pick % len(self.history)] if self.history else []
+        if kind == "repeat" and old:
+            return list(old)
+        if kind == "extend" and old:
+            return old + self._random_tokens(length)
+        if kind == "share" and old:
+            return old[: 1 + pick % len(old)] + self._random_tokens(length)
+        if kind == "template":
+            return self.templates[pick % len(self.templates)] + self._random_tokens(length)
+        return self._random_tokens(length)
+
+    def launch(self, count: int, mask: int) -> None:
+        """One step: the next ``count`` tokens of the ready leases that ``mask`` names; at its end a
+        sequence generates."""
+        if len(self.flights) == 2:
+            self.collect()
+        size = self.shape.block_size
+        work = []
+        for held in self.held:
+            if not held.lease.is_ready or not mask >> held.slot & 1:
+                continue
+            room = held.lease.num_blocks * size - held.launched
+            take = min(count, room)
+            while len(held.tokens) < held.launched + min(take, 1):
+                held.tokens += self._random_tokens(1)
+            take = min(take, len(held.tokens) - held.launched)
+            if take > 0:
+                work.append((held, held.launched, held.launched + take))
+        if not work:
+            return
+        batch = self._batch(work)
+        for held, _, end in work:
+            held.launched = end
+        ends = [(held, end) for held, _, end in work]
+        self.flights.append((self.runner.launch(batch), ends))
+
+    def run_device(self) -> None:
+        """The device works; the host has not looked yet."""
+        self.runner.run_next()
+
+    def collect(self) -> None:
+        if not self.flights:
+            return
+        step, ends = self.flights.pop(0)
+        output = self.runner.collect(step)
+        for (held, end), bad in zip(ends, output.bad.tolist(), strict=True):
+            if held not in self.held:
+                continue
+            if bad:
+                assert held.slot in self.poisoned, f"slot {held.slot} read somebody's bad values"
+                self._close(held, sound=0)
+            else:
+                held.done = end
+                known = lineages_of(np.array(held.tokens[:end], np.int64))
+                self.sound[held.domain].update(known.tolist())
+
+    def poison(self, pick: int) -> None:
+        """The next step of one lease gives values that are not finite."""
+        if self.held:
+            self.poisoned.add(self.held[pick % len(self.held)].slot)
+
+    def grow(self, pick: int, more: int) -> None:
+        held = self._pick(pick)
+        if held is not None and held.lease.is_ready:
+            room = self.shape.pages - held.lease.num_blocks
+            self.manager.grow(held.lease, held.lease.num_blocks + min(more, room))
+
+    def commit(self, pick: int) -> None:
+        held = self._pick(pick)
+        if held is not None and held.lease.is_ready:
+            self.manager.commit(held.lease, held.token_bytes, held.done)
+
+    def release(self, pick: int, keep: bool) -> None:
+        """Keep what is sound, or (as after bad values) nothing; a loading lease is aborted."""
+        held = self._pick(pick)
+        if held is not None:
+            ready = held.lease.is_ready
+            self._close(held, sound=held.done if keep and ready else 0)
+
+    # -- the simulation and the link ----------------------------------------------------------
+
+    def expect_agent(self, agent: int, at: float | None) -> None:
+        self.manager.set_next_use(agent, at)
+
+    def advance(self, steps: int) -> None:
+        self.manager.residency.now += steps
+        self.manager.residency.seconds_per_step = 0.001 * steps or None
+
+    def fork(self, parent: int, child: int) -> None:
+        self.manager.fork(parent, child)
+
+    def drop_agent(self, agent: int) -> None:
+        if all(held.agent != agent for held in self.held):
+            self.manager.drop_agent(agent)
+
+    def plan(self) -> None:
+        self.manager.residency.plan()
+
+    def land(self, count: int) -> None:
+        for _ in range(count):
+            self.link.step()
+
+    def fail_copy(self) -> None:
+        self.link.failures = 1
+
+    def poll(self) -> None:
+        for lease in self.manager.poll():
+            held = next(held for held in self.held if held.lease is lease)
+            if lease.failed is not None:
+                self.held.remove(held)
+                self.poisoned.discard(held.slot)
+                self.manager.fail(lease)
+
+    def exhaust(self) -> None:
+        """Ask for more and more until nothing is left to give."""
+        for pick in range(MAX_LEASES):
+            self.acquire(pick % AGENTS, "fresh", 1, self.shape.block_size * 2, pick)
+
+    def quiesce(self) -> None:
+        """Let everything go: every page is free and no ticket is alive."""
+        self.link.failures = 0
+        while self.flights:
+            self.collect()
+        while self.held:
+            self.release(0, True)
+        self.drain()
+        self.check()
+        self.manager.clear()
+        self.check()
+        manager, residency = self.manager, self.manager.residency
+        for pool in (manager.device, manager.host):
+            assert pool.num_free == pool.num_usable, f"{pool.num_used} pages are not free"
+        assert not residency.transfers and not self.link.num_open, residency.transfers
+        assert manager.tree.num_segments == 0, list(manager.tree)
+        assert not residency.saving_pages and not residency.demand_waiting
+        assert not manager.loading_pages and not residency.num_clean
+
+    def drain(self) -> None:
+        for _ in range(10_000):
+            if not self.link.num_open:
+                return
+            self.link.wait(1.0)
+            self.poll()
+        raise AssertionError(f"{self.link.num_open} tickets do not end")
+
+    # -- what must hold -----------------------------------------------------------------------
+
+    def check(self) -> None:
+        check_integrity(self.manager, [held.lease for held in self.held])
+        self._check_contents()
+
+    def _check_contents(self) -> None:
+        """Each segment on each tier, and each lease through its row's pages, reads back its tags."""
+        device, host = _Reader(self.device, self.shape), _Reader(self.host, self.shape)
+        for segment in self.manager.tree:
+            tokens, start = full_tokens(segment)
+            device.add(segment, segment.device[: segment.ready], tokens, start)
+            host.add(segment, segment.host[: segment.saved], tokens, start)
+        for held in self.held:
+            if held.lease.is_ready:
+                pages = [p for s in reversed(lineage(held.lease.end)) for p in s.device]
+                done = held.done
+                if held.lease.copies or any(h is held for _, ends in self.flights for h, _ in ends):
+                    done = min(done, held.lease.num_shared * self.shape.block_size)
+                tokens = np.array(held.tokens[:done], np.int64)
+                device.add(held.lease, pages + held.lease.private, tokens, 0)
+        device.check("device")
+        host.check("host")
+
+    # -- parts --------------------------------------------------------------------------------
+
+    def _pick(self, pick: int) -> Held | None:
+        return self.held[pick % len(self.held)] if self.held else None
+
+    def _close(self, held: Held, *, sound: int) -> None:
+        self.held.remove(held)
+        self.poisoned.discard(held.slot)
+        self.history = [*self.history[-8:], held.tokens]
+        self.manager.release(held.lease, held.token_bytes[: 4 * sound], sound)
+
+    def _random_tokens(self, count: int) -> list[int]:
+        return [self.rng.randrange(3) for _ in range(max(1, count))]
+
+    def _batch(self, work: list[tuple[Held, int, int]]) -> Batch:
+        counts = [end - start for _, start, end in work]
+        copies = []
+        for held, _, _ in work:
+            copies += held.lease.copies
+            held.lease.copies = []
+        rows, cols, pages = self.manager.table.take_changes()
+        step = self.num_launched
+        self.num_launched += 1
+        self.manager.residency.last_launched = step
+        num = len(work)
+        return Batch(
+            step=step,
+            token_ids=np.concatenate([np.array(h.tokens[a:b], np.int32) for h, a, b in work]),
+            positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in work]),
+            query_start=np.cumsum([0, *counts]).astype(np.int32),
+            rows=np.array([held.lease.row for held, _, _ in work], np.int32),
+            slots=np.array([held.slot for held, _, _ in work], np.int32),
+            sample=np.ones(num, np.bool_),
+            sampling=SamplingBatch(
+                np.zeros(num, np.float32),
+                np.zeros(num, np.int32),
+                np.ones(num, np.float32),
+                np.zeros(num, np.uint64),
+            ),
+            table_rows=rows,
+            table_cols=cols,
+            table_pages=pages,
+            page_copies=np.array(copies, np.int32).reshape(-1, 2),
+        )
+
+
+class _Reader:
+    """Gathers what is to be read back from one pool, and compares it in one go."""
+
+    def __init__(self, pages: np.ndarray, shape: Shape) -> None:
+        self._tags = view_tags(pages, shape.block_size)
+        self._size = shape.block_size
+        self._parts: list[tuple[object, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, owner: object, pages: list[int], tokens: np.ndarray, start: int) -> None:
+        """``pages`` hold ``tokens[start:]``, as far as both go."""
+        count = min(len(pages) * self._size, len(tokens) - start)
+        if count > 0:
+            known = lineages_of(tokens)[start : start + count]
+            places = (np.array(pages)[:, None] * self._size + np.arange(self._size)).ravel()
+            positions = np.arange(start, start + count)
+            self._parts.append((owner, places[:count], tokens[start:][:count], positions, known))
+
+    def check(self, tier: str) -> None:
+        if not self._parts:
+            return
+        columns = [np.concatenate(part) for part in list(zip(*self._parts, strict=True))[1:]]
+        if self._agree(*columns):
+            return
+        for owner, *part in self._parts:
+            assert self._agree(*part), f"{tier} copy of {owner} differs from its tokens {part[1]}"
+
+    def _agree(
+        self, places: np.ndarray, tokens: np.ndarray, positions: np.ndarray, known: np.ndarray
+    ) -> bool:
+        return are_tags_of(
+            self._tags[places], tokens.astype(np.uint64), positions.astype(np.uint64), known
+        )
+
+
+def full_tokens(segment: Segment) -> tuple[np.ndarray, int]:
+    """The tokens from the root to the end of ``segment``, and where its own begin."""
+    path = b"".join(node.tokens for node in reversed(lineage(segment)))
+    return np.frombuffer(path, np.int32).astype(np.int64), (len(path) - len(segment.tokens)) // 4
+
+
+KINDS = ("fresh", "extend", "share", "repeat", "template", "extend", "repeat")
+
+
+def random_walk(world: World, rng: random.Random, steps: int) -> int:
+    """Drive ``world`` at random, checking after every step; returns the operations done."""
+
+    def some(limit: int) -> int:
+        return rng.randrange(limit)
+
+    acts: list[tuple[int, Callable[[], None]]] = [
+        (20, lambda: world.acquire(some(AGENTS), rng.choice(KINDS), some(1000), some(20), some(9))),
+        (22, lambda: world.launch(1 + some(12), some(64))),
+        (8, world.run_device),
+        (16, world.collect),
+        (6, lambda: world.grow(some(9), some(4))),
+        (6, lambda: world.commit(some(9))),
+        (9, lambda: world.release(some(9), some(5) > 0)),
+        (6, lambda: world.expect_agent(some(AGENTS), rng.choice([None, -1, 1, 2, 5, FAR]))),
+        (3, lambda: world.advance(some(4))),
+        (4, world.plan),
+        (14, lambda: world.land(some(8))),
+        (10, world.poll),
+        (2, world.fail_copy),
+        (1, lambda: world.fork(some(AGENTS), some(AGENTS))),
+        (1, lambda: world.drop_agent(some(AGENTS))),
+        (1, world.exhaust),
+        (1, lambda: world.poison(some(9))),
+        (1, world.quiesce),
+    ]
+    weights = [weight for weight, _ in acts]
+    for act in rng.choices([act for _, act in acts], weights, k=steps):
+        act()
+        world.check()
+    world.quiesce()
+    return steps

@@ -1,0 +1,249 @@
+"""What is refused, and by which words; what is accepted, in every spelling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
+from scalesim.model.config import ModelConfig, parse_config
+from scalesim.model.dummy import to_json, write_dummy_model
+from scalesim.model.loader import load_model
+from scalesim.model.rope import RopeConfig
+
+
+@pytest.fixture
+def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
+    return write_dummy_model(tmp_path / "model", tiny_config)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def shard(folder: Path, names: tuple[str, str] = ("one.safetensors", "two.safetensors")) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: names[i % 2] for i, name in enumerate(sorted(tensors))}
+    for file in set(names):
+        part = {name: tensors[name] for name, where in weight_map.items() if where == file}
+        if "/" not in file:
+            save_file(part, folder / file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def rewrite(folder: Path, drop: str = "", **added: torch.Tensor) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(drop, None)
+    save_file({**tensors, **added}, folder / "model.safetensors")
+
+
+def test_a_dummy_folder_loads_as_it_was_made(folder: Path, tiny_config: ModelConfig) -> None:
+    loaded = load_model(folder)
+    assert loaded.config == tiny_config
+    assert loaded.folder == folder
+    random = load_model(folder, dummy_weights=True)
+    assert torch.equal(random.model.weights.lm_head, loaded.model.weights.lm_head)
+    other = load_model(folder, dummy_weights=True, seed=1)
+    assert not torch.equal(other.model.weights.lm_head, loaded.model.weights.lm_head)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
+)
+@pytest.mark.parametrize(
+    "rope",
+    [
+        RopeConfig(5e5),
+        RopeConfig(1e4, "linear", 4.0),
+        RopeConfig(1e4, "llama3", 8.0, 1.0, 4.0, 99),
+    ],
+)
+def test_json_round_trip(tiny_config: ModelConfig, architecture: str, rope: RopeConfig) -> None:
+    family = architecture[:5]
+    config = replace(
+        tiny_config, architecture=architecture, rope=rope, qkv_bias=family == "Qwen2",
+        qk_norm=family == "Qwen3", eos_token_ids=(3, 5), bos_token_id=1, tie_embeddings=True,
+    )  # fmt: skip
+    assert parse_config(to_json(config)) == config
+
+
+def test_old_and_new_spelling_agree(tiny_config: ModelConfig) -> None:
+    new = to_json(replace(tiny_config, rope=RopeConfig(7e4, "llama3", 8.0, 1.0, 4.0, 64)))
+    old = {k: v for k, v in new.items() if k not in ("rope_parameters", "dtype")}
+    old["torch_dtype"] = "float32"
+    rope = dict(new["rope_parameters"])
+    old["rope_theta"] = rope.pop("rope_theta")
+    rope["type"] = rope.pop("rope_type")
+    assert parse_config({**old, "rope_scaling": rope}) == parse_config(new)
+
+
+def test_end_of_sequence_ids_from_both_files(folder: Path) -> None:
+    edit(folder, eos_token_id=7)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7, 11]}')
+    assert ModelConfig.from_folder(folder).eos_token_ids == (7, 9, 11)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*LlamaForCausalLM, Qwen2For"),
+        ({"architectures": None}, "none named"),
+        ({"auto_map": {"AutoModel": "code.Model"}}, "remote code"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
+        (
+            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
+            "sliding_window 64 is in use",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rope type 'yarn'.*llama3"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple .* 3"),
+        ({"head_dim": 15}, "head_dim 15 is odd"),
+        ({"hidden_size": -4}, "hidden_size is -4"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"dtype": "float8_e4m3fn"}, "float8"),
+    ],
+)
+def test_unsupported_configs(folder: Path, changes: dict[str, Any], words: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(UnsupportedModelError, match=words):
+        load_model(folder)
+
+
+def test_an_unused_sliding_window_is_fine(folder: Path) -> None:
+    edit(folder, use_sliding_window=True, sliding_window=64, max_window_layers=2)
+    load_model(folder)
+    edit(folder, use_sliding_window=False, max_window_layers=0)
+    load_model(folder)
+
+
+def test_dtypes(folder: Path) -> None:
+    assert load_model(folder, dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="dtype 'int8'"):
+        load_model(folder, dtype="int8")
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "no"), "./no", "a/b/c"):
+        with pytest.raises(WeightsError, match="no such model folder"):
+            load_model(name)
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import errors
+
+    def offline(*args: Any, **kwargs: Any) -> str:
+        raise errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(WeightsError, match=r"'some/model' is no local folder.*cannot be reached"):
+        load_model("some/model")
+
+
+def test_no_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match="is not JSON"):
+        load_model(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(WeightsError, match="holds a list"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"config\.json is missing"):
+        load_model(folder)
+
+
+def test_no_weights_or_pickles_only(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(WeightsError, match=r"pickled weights only \(pytorch_model.bin\)"):
+        load_model(folder)
+
+
+def test_not_safetensors(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(WeightsError, match="is not a readable safetensors file"):
+        load_model(folder)
+
+
+def test_missing_misshaped_and_unknown_tensors(folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    rewrite(folder, **{name: torch.zeros(3, 64)})
+    with pytest.raises(WeightsError, match=rf"{name}' has shape \[3, 64\].*\[160, 64\]"):
+        load_model(folder)
+    rewrite(folder, drop=name)
+    with pytest.raises(WeightsError, match=f"{name}' is missing"):
+        load_model(folder)
+    rewrite(
+        folder, **{name: torch.zeros(160, 64), "model.layers.0.rotary_emb.inv_freq": torch.ones(8)}
+    )
+    load_model(folder)
+    rewrite(folder, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)})
+    with pytest.raises(WeightsError, match=r"q_proj.bias' is not part of this architecture"):
+        load_model(folder)
+
+
+def test_tied_embeddings(folder: Path) -> None:
+    edit(folder, tie_word_embeddings=True)
+    weights = load_model(folder).model.weights  # a saved copy of the head is harmless
+    assert weights.lm_head is weights.embed
+
+
+def test_shards(folder: Path) -> None:
+    whole = load_model(folder).model.weights
+    shard(folder)
+    parts = load_model(folder).model.weights
+    assert torch.equal(whole.layers[1].qkv, parts.layers[1].qkv)
+    (folder / "two.safetensors").rename(folder / "gone")
+    with pytest.raises(WeightsError, match=r"weight file .*two.safetensors is missing"):
+        load_model(folder)
+    shutil.copy(folder / "one.safetensors", folder / "two.safetensors")
+    with pytest.raises(WeightsError, match=r"two.safetensors lacks tensor '.*', which the index"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../out.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""]
+)
+def test_index_entries_that_lead_elsewhere(folder: Path, name: str) -> None:
+    shard(folder)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    path.write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match="only plain file names are accepted"):
+        load_model(folder)
+    path.write_text('{"weight_map": {}}')
+    with pytest.raises(WeightsError, match="has no weight_map"):
+        load_model(folder)
+
+
+def test_links_out_of_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").rename(tmp_path / "outside")
+    (folder / "model.safetensors").symlink_to(tmp_path / "outside")
+    with pytest.raises(WeightsError, match="outside the model's folder"):
+        load_model(folder)
+
+
+def test_the_hub_cache_layout_is_accepted(folder: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "models--some--model"
+    snapshot = repo / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for file in list(folder.iterdir()):
+        file.rename(repo / "blobs" / f"blob-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
+    load_model(snapshot)

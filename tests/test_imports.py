@@ -1,0 +1,145 @@
+"""Imports go one way, torch-free parts stay torch-free, and ``import scalesim`` is quick.
+
+The import graph is read from the source: imports inside functions and under TYPE_CHECKING count
+too. A new module at the top of ``scalesim`` needs a row in ``MAY_IMPORT``.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "scalesim": ROOT / "src" / "scalesim",
+    "scalesim_kernels": ROOT / "kernels" / "scalesim_kernels",
+}
+
+VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
+ENGINE = tuple(
+    f"scalesim.{name}"
+    for name in ("agent", "assembly", "calls", "engine", "requests", "sampling_keys")
+)
+PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))
+
+# Who may import what, beside itself; the row of the longest matching name counts.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "scalesim_kernels": ("torch", "triton"),
+    "scalesim._version": (),
+    "scalesim.errors": (),
+    "scalesim.core": ("scalesim.errors",),
+    "scalesim.distance": VALUES,
+    "scalesim.memory": VALUES,
+    "scalesim.memory.storage": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
+    "scalesim.memory.links": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
+    "scalesim.config": (*VALUES, "scalesim.memory"),
+    "scalesim.scheduler": (*VALUES, "scalesim.config", "scalesim.memory"),
+    "scalesim.model": (*VALUES, "scalesim.memory.geometry", "scalesim_kernels", "torch"),
+    "scalesim.testing": (*VALUES, "scalesim.memory"),
+    **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, "scalesim_kernels")),
+    "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
+    "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
+}
+WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
+TORCH_FREE = ("core", "errors", "config", "distance", "memory", "scheduler", "testing")
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
+
+
+MODULES = dict(modules())
+
+
+def imports(module: str, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of each import; ``from a import b`` gives a.b if that is a module."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            up = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*up, *(node.module or "").split(".")]).strip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in MODULES else base
+
+
+def allowed(module: str) -> tuple[str, ...]:
+    rows = [name for name in MAY_IMPORT if is_in(module, name)]
+    if module.count(".") and rows == ["scalesim"]:
+        pytest.fail(f"{module} has no row in MAY_IMPORT: say what it may import")
+    row = max(rows, key=len)
+    return (*MAY_IMPORT[row], row) if row != "scalesim" else MAY_IMPORT[row]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_go_one_way(module: str) -> None:
+    may = allowed(module)
+    wrong = [
+        f"line {line} imports {name}"
+        for line, name in imports(module, MODULES[module])
+        if name.split(".")[0] in WATCHED and not any(is_in(name, other) for other in may)
+    ]
+    assert not wrong, f"{module} may import {', '.join(may)} only"
+
+
+def test_the_graph_is_really_read() -> None:
+    found = {name for module, path in MODULES.items() for _, name in imports(module, path)}
+    assert {"scalesim.core", "scalesim.memory.geometry", "scalesim_kernels", "torch"} <= found
+    assert len(MODULES) > 20
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_torch_free_parts_load_without_torch() -> None:
+    names = [
+        module
+        for module in MODULES
+        if any(is_in(module, f"scalesim.{part}") for part in TORCH_FREE)
+        and module != "scalesim.memory.storage"
+    ]
+    loads = "".join(f"import {name}\n" for name in names)
+    found = python(f"{loads}import sys\nprint({{'torch', 'triton'}} & set(sys.modules))")
+    assert found == "set()", f"{found} came with one of {names}"
+
+
+def test_import_scalesim_loads_neither_torch_nor_triton() -> None:
+    code = "import scalesim, sys; scalesim.SamplingParams; scalesim.errors.RequestError"
+    assert python(f"{code}; print({{'torch', 'triton'}} & set(sys.modules))") == "set()"
+
+
+def test_public_names_are_there() -> None:
+    import scalesim
+
+    assert [name for name in scalesim.__all__ if not hasattr(scalesim, name)] == []
+    assert dir(scalesim) == sorted(scalesim.__all__)
+    with pytest.raises(AttributeError, match="module 'scalesim' has no attribute 'Enigne'"):
+        _ = scalesim.Enigne
+
+
+def test_import_scalesim_is_quick() -> None:
+    def seconds(code: str) -> float:
+        begin = time.perf_counter()
+        python(code)
+        return time.perf_counter() - begin
+
+    best = {code: min(seconds(code) for _ in range(5)) for code in ("pass", "import scalesim")}
+    assert best["import scalesim"] - best["pass"] < 0.3
