@@ -40,7 +40,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.links": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
     "scalesim.config": (*VALUES, "scalesim.memory"),
     "scalesim.scheduler": (*VALUES, "scalesim.config", "scalesim.memory"),
-    "scalesim.model": (*VALUES, "scalesim.memory.geometry", "scalesim_kernels", "torch"),
+    "scalesim.model": (
+        *VALUES,
+        "scalesim.memory.geometry",
+        "scalesim.memory.links",  # the timeline of fences that a runner and a link share
+        "scalesim_kernels",
+        "torch",
+    ),
     "scalesim.testing": (*VALUES, "scalesim.memory"),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, "scalesim_kernels")),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),

@@ -7,9 +7,9 @@ Common to all ops
                 into it need int64: a pool may be larger than 2**31 elements.
 garbage         every byte of a page past its sequence's valid positions may hold any bits, NaN and
                 Inf among them, and so may pages that a block table row does not name. An op masks
-                by position *before* it multiplies: ``0 * NaN`` is NaN, in scores and in P @ V
-alike. stale entries   ``block_table[row, i]`` for ``i >= ceil(context_len / block_size)`` is arbitrary and
-                may be out of range: never load through it.
+                by position *before* it multiplies: ``0 * NaN`` is NaN, in scores and in P @ V too.
+stale entries   ``block_table[row, i]`` for ``i >= ceil(context_len / block_size)`` is arbitrary
+                and may be out of range: never load through it.
 padding         block table row 0 is the dummy. A token whose ``token_rows`` is 0, or a sequence
                 whose ``seq_rows`` is 0, is padding: nothing is stored for it, its output is
                 unspecified but for being in bounds. Padding stands last (of the decodes, of the
@@ -157,15 +157,15 @@ class Sample(Protocol):
         """One token per row: ``[n]`` int32; -1 for a row that holds NaN or Inf.
 
         logits : ``[n, vocab]`` fp32, C-contiguous. temperatures, top_ps : ``[n]`` fp32.
-        top_ks : ``[n]`` int32. keys : ``[n]`` int64, the bits of a 64-bit key. positions : ``[n]``
-        int32.
+        top_ks, positions : ``[n]`` int32. keys : ``[n]`` int64, the bits of a 64-bit key.
 
-        Temperature 0: the largest logit, ties to the lowest id. Else ``p = softmax((logits - max) / T)``
-        in fp32; ``top_k > 0`` keeps the k most probable; then ``top_p < 1`` keeps, of those, the
-        fewest most probable whose mass reaches ``top_p`` of theirs (at both cuts, ties keep the
-        lowest ids). ``u`` is the top 24 bits of word 0 of Philox4x32-10 with counter ``(position,
-        0, 0, 0)`` and key ``(low, high)`` word, over 2**24. The token is the first kept one, in
-        vocabulary order, whose cumulative mass exceeds ``u`` times the kept mass.
+        Temperature 0: the largest logit, ties to the lowest id. Else
+        ``p = softmax((logits - max) / T)`` in fp32; ``top_k > 0`` keeps the k most probable; then
+        ``top_p < 1`` keeps, of those, the fewest most probable whose mass reaches ``top_p`` of
+        theirs (at both cuts, ties keep the lowest ids). ``u`` is the top 24 bits of word 0 of
+        Philox4x32-10 with counter ``(position, 0, 0, 0)`` and key ``(low, high)`` word, over 2**24.
+        The token is the first kept one, in vocabulary order, whose cumulative mass exceeds ``u``
+        times the kept mass.
         """
 
 

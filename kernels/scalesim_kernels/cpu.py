@@ -60,7 +60,7 @@ class CpuRope:
         num_heads = num_qk - num_kv_heads
         qk = heads[:, :num_qk]
         if q_weight is not None and k_weight is not None:
-            q, k, _ = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+            q, k, _ = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
             q.copy_(F.rms_norm(q, (head_dim,), q_weight, eps))
             k.copy_(F.rms_norm(k, (head_dim,), k_weight, eps))
         qk = rotate(qk, cos_sin.index_select(0, batch.positions))

@@ -31,7 +31,7 @@ from .cpu_tiles import (
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """A step's indices. ``store_index`` is ``[valid tokens, 2 * kv_heads]``, in rows of head_dim."""
+    """A step's indices. ``store_index`` is ``[valid tokens, 2 * kv_heads]`` head rows."""
 
     store_index: Tensor
     decode: TilePlan | None

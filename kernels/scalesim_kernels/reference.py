@@ -44,7 +44,7 @@ def qk_norm_rope_store(
     _, _, _, num_kv_heads, block_size, head_dim = pool.shape
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_heads = heads.shape[1] - 2 * num_kv_heads
-    q, k, v = torch.split(heads, (num_heads, num_kv_heads, num_kv_heads), dim=1)
+    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if q_weight is not None and k_weight is not None:
         q, k = rms_norm(q, q_weight, eps)[0], rms_norm(k, k_weight, eps)[0]
     angles = cos_sin[batch.positions.long()]

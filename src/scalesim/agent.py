@@ -14,8 +14,8 @@ __all__ = ["Agent", "Reply", "Request"]
 
 
 class Agent:
-    """Made by ``Engine.agent``. Calls are stateless: the whole prompt every time; what the engine still
-    holds of it is found. Sampling parameters are the fields of ``SamplingParams``, by name.
+    """Made by ``Engine.agent``. Calls are stateless: the whole prompt every time; what the engine
+    still holds of it is found. Sampling parameters are the fields of ``SamplingParams``, by name.
     """
 
     def __init__(self, engine: Engine, id: AgentId) -> None:

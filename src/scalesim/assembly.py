@@ -1,4 +1,5 @@
-"""Puts an engine's parts together for a model folder: sizes the pools, loads weights, wires the seams."""
+"""Puts an engine's parts together for a model folder: sizes the pools, loads weights, wires the
+seams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A call: one submitted request as its caller sees it, and how its end reaches threads and event loops."""
+"""A call: one submitted request as its caller sees it, and how its end reaches threads and event
+loops."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class TextObserver:
 
 
 class Call:
-    """What ``Engine.submit`` returns. ``done`` turns true once; then ``result`` gives the reply, or raises.
+    """What ``Engine.submit`` returns. ``done`` turns true once; then ``result`` gives the reply, or
+    raises.
 
     ``latch`` or ``future`` (with its loop) is told of the end; neither for who polls ``done``.
     """

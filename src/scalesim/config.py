@@ -24,10 +24,10 @@ def parse_bytes(text: str | int, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """``max_num_seqs``: requests that run at once. ``max_num_batched_tokens``: query tokens of a step,
-    prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a time.
-    ``lookahead_window``: how many waiting requests are looked through for one whose state is on the
-    device. ``max_skips``: how often a request is overtaken before it goes first.
+    """``max_num_seqs``: requests that run at once. ``max_num_batched_tokens``: query tokens of a
+    step, prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a
+    time. ``lookahead_window``: how many waiting requests are looked through for one whose state is
+    on the device. ``max_skips``: how often a request is overtaken before it goes first.
     """
 
     max_num_seqs: int = 64
@@ -49,11 +49,11 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``. ``policy``: how the
-    planner orders and looks ahead. ``block_size``: tokens a page; chosen for the model if ``None``.
-    ``max_model_len``: tokens of prompt and output; the model's own limit if ``None``.
-    ``reproducible``: the same text whatever the batch, the policy and the pool sizes.
-    ``seed``: of all sampling that is not given one.
+    """``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``. ``policy``: how
+    the planner orders and looks ahead. ``block_size``: tokens a page; chosen for the model if
+    ``None``. ``max_model_len``: tokens of prompt and output; the model's own limit if ``None``.
+    ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
+    all sampling that is not given one.
     """
 
     device_memory: str | int = "1GB"

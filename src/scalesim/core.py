@@ -1,4 +1,5 @@
-"""Plain values that travel between the parts: what a request asks, what a step computes, what comes back.
+"""Plain values that travel between the parts: what a request asks, what a step computes, what comes
+back.
 
 Imports nothing but numpy; every other module may import this one.
 Arrays are one-dimensional and C-contiguous unless a shape says otherwise.
@@ -31,10 +32,11 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 class SamplingParams:
     """How one request's tokens are drawn.
 
-    ``temperature`` 0 is greedy (ties go to the lowest id). ``top_k`` 0 and ``top_p`` 1 keep every token.
-    ``seed`` replaces the engine's seed for this request: equal prompt, parameters and seed give equal text.
-    ``stop`` strings end the text before their first occurrence; ``stop_token_ids`` and the model's own
-    end-of-sequence ids end it too (``ignore_eos`` switches the model's own off).
+    ``temperature`` 0 is greedy (ties go to the lowest id). ``top_k`` 0 and ``top_p`` 1 keep every
+    token. ``seed`` replaces the engine's seed for this request: equal prompt, parameters and seed
+    give equal text. ``stop`` strings end the text before their first occurrence; ``stop_token_ids``
+    and the model's own end-of-sequence ids end it too (``ignore_eos`` switches the model's own
+    off).
     """
 
     max_tokens: int = 128
@@ -59,8 +61,8 @@ class Fence:
 class SamplingBatch:
     """Per-sequence sampling parameters of one step, each ``[num_seqs]``.
 
-    ``keys`` are 64-bit Philox keys; the counter is the absolute position of the token to be drawn, so
-    a draw does not depend on the batch it is in.
+    ``keys`` are 64-bit Philox keys; the counter is the absolute position of the token to be drawn,
+    so a draw does not depend on the batch it is in.
     """
 
     temperatures: Floats
@@ -71,14 +73,15 @@ class SamplingBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's work: the flat query tokens of ``num_seqs`` sequences, prefill chunks and decodes mixed.
+    """One step's work: the flat query tokens of ``num_seqs`` sequences, prefill chunks and decodes
+    mixed.
 
-    Applied in this order: ``table_*`` (entries of the runner's block table that changed since the last
-    launch), ``page_copies`` (whole pages, source to destination, for copy-on-write), then the forward
-    pass, which writes the KV of every query token into its page before attention reads it.
+    Applied in this order: ``table_*`` (entries of the runner's block table that changed since the
+    last launch), ``page_copies`` (whole pages, source to destination, for copy-on-write), then the
+    forward pass, which writes the KV of every query token into its page before attention reads it.
 
-    Sequence ``i`` owns query tokens ``query_start[i]:query_start[i+1]``, at consecutive ``positions``;
-    its context is everything up to and including its last query position.
+    Sequence ``i`` owns query tokens ``query_start[i]:query_start[i+1]``, at consecutive
+    ``positions``; its context is everything up to and including its last query position.
     """
 
     step: int
@@ -116,7 +119,8 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A launched batch. ``fence`` is reached when the device has finished it; ``handle`` is the runner's."""
+    """A launched batch. ``fence`` is reached when the device has finished it; ``handle`` is the
+    runner's."""
 
     step: int
     fence: Fence

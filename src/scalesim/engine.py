@@ -1,7 +1,8 @@
 """The engine: many agents' calls on one model and one page pool.
 
-``step`` is plan, move, run, commit. One thread runs it: the engine's own, started by the first call that waits, or
-the user's, who calls ``step()``. Everything else reaches that thread through one inbox, in order.
+``step`` is plan, move, run, commit. One thread runs it: the engine's own, started by the first call
+that waits, or the user's, who calls ``step()``. Everything else reaches that thread through one
+inbox, in order.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ _IDLE_WAIT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or a
-    simulation passes others. ``time_s`` is monotonic seconds."""
+    """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
+    a simulation passes others. ``time_s`` is monotonic seconds."""
 
     runner: Runner
     memory: MemoryManager
@@ -74,9 +75,9 @@ class EngineStats:
 class Engine:
     """Runs requests of any number of agents.
 
-    ``model`` is a Hugging Face folder or hub id, or ready-made ``Parts``. Settings are the fields of
-    ``EngineConfig``, given as one or by name. Raises ``ConfigError``, ``UnsupportedModelError`` or
-    ``WeightsError`` at once. Close it, or use it as a context manager.
+    ``model`` is a Hugging Face folder or hub id, or ready-made ``Parts``. Settings are the fields
+    of ``EngineConfig``, given as one or by name. Raises ``ConfigError``, ``UnsupportedModelError``
+    or ``WeightsError`` at once. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -410,6 +411,10 @@ class Engine:
         with self._mode_lock:
             self._is_shut = True
             self._end_all()
+        if self._death is None:
+            while self._flights:  # a copy may wait for a step that was launched
+                self.parts.runner.collect(self._flights.popleft())
+            self._memory.residency.drain()
         self.parts.link.close()
 
     def _end_all(self) -> None:

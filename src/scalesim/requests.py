@@ -27,7 +27,8 @@ Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message]"
 class Request:
     """One call: text, token ids or chat messages, by an agent or by nobody.
 
-    ``timeout`` in seconds from submission; ``sample_index`` tells apart several draws of one prompt.
+    ``timeout`` in seconds from submission; ``sample_index`` tells apart several draws of one
+    prompt.
     """
 
     prompt: Prompt
@@ -39,7 +40,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: of the prompt, of those found in memory, of the output; and how often it was preempted."""
+    """Tokens: of the prompt, of those found in memory, of the output; and how often it was
+    preempted."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -49,8 +51,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call gave. ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a hash over
-    the logits of every token, where the engine keeps it. ``latency_s`` from submission to the end."""
+    """What a call gave. ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a
+    hash over the logits of every token, where the engine keeps it. ``latency_s`` from submission to
+    the end."""
 
     agent: AgentId | None
     text: str | None
@@ -63,8 +66,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is what the
-    device pool holds, ``model_len`` what the model takes."""
+    """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
+    what the device pool holds, ``model_len`` what the model takes."""
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -79,6 +82,8 @@ class TextModel:
 
     def token_ids(self, prompt: Prompt) -> Int32s:
         """The ids of ``prompt``, checked. Raises ``RequestError`` or ``PromptTooLongError``."""
+        if len(prompt) == 0:
+            raise RequestError("the prompt is empty; it must have at least one token")
         if isinstance(prompt, str):
             ids: Any = self._tokenizer("a text prompt").encode(prompt)
         elif len(prompt) and isinstance(prompt[0], Mapping):

@@ -1,4 +1,5 @@
-"""The keys of all draws: a text depends on who asks what for the how-manieth time, not on when or beside whom."""
+"""The keys of all draws: a text depends on who asks what for the how-manieth time, not on when or
+beside whom."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ _REMEMBERED = 64  # prompts an agent: enough for its templates, and bounded
 class SamplingKeys:
     """64-bit Philox keys from (seed, agent, prompt and parameters, completed calls, sample index).
 
-    A call's own ``seed`` stands in for seed, agent and count: the same call then gives the same text.
-    How often an agent completed a prompt is remembered for its last 64 prompts.
+    A call's own ``seed`` stands in for seed, agent and count: the same call then gives the same
+    text. How often an agent completed a prompt is remembered for its last 64 prompts.
     """
 
     def __init__(self, seed: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,8 @@ from scalesim_kernels import KernelSet, select
 from torch import Tensor
 
 from .paged_cases import SHAPES, Case, Shape, garbage, make_case
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 REFERENCE = select("reference")
 
@@ -142,3 +146,8 @@ def test_half_precision_attention(cpu: KernelSet, dtype: torch.dtype) -> None:
         kernels.paged_prefill(q, case.pool, 0, case.batch, plan, 0.3, into)
     error = (out - want)[: case.num_valid].float().abs().max()
     assert float(error) < np.finfo(np.float16).eps * (4 if dtype == torch.float16 else 32)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sys, scalesim_kernels; assert not {'torch', 'scalesim'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

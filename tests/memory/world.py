@@ -62,7 +62,7 @@ class Held:
 class World:
     shape: Shape
     held: list[Held] = field(default_factory=list)
-    history: list[list[int]] = field(default_factory=list)
+    history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
 
     def __post_init__(self) -> None:
         shape = self.shape
@@ -71,7 +71,13 @@ class World:
         self.device = np.zeros((shape.pages + 1, size), np.uint8)
         self.host = np.zeros((max(1, num_host), size), np.uint8)
         self.timeline = Timeline()
-        self.link = HostileLink(self.device, self.host, self.timeline, seed=shape.seed)
+        self.link = HostileLink(
+            self.device,
+            self.host,
+            self.timeline,
+            seed=shape.seed,
+            max_ticket_pages=1 + shape.seed % 2,
+        )
         self.manager = MemoryManager(
             block_size=shape.block_size,
             page_bytes=size,
@@ -94,17 +100,20 @@ class World:
         self.poisoned: set[int] = set()
         self.sound: dict[str, set[int]] = {domain: set() for domain in DOMAINS}
         self.flights: list[tuple[Step, list[tuple[Held, int]]]] = []
+        self.copying: dict[tuple[int, int], int] = {}  # (step, index) -> page to be written
         self.num_launched = 0
         self.rng = random.Random(shape.seed)
         self.templates = [self._random_tokens(shape.block_size * 2 + 1) for _ in range(3)]
+        private = max(1, shape.pages // 4) * shape.block_size
+        self.prefixes = [self._random_tokens(private) for _ in range(AGENTS)]
 
     # -- requests -----------------------------------------------------------------------------
 
     def acquire(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         if len(self.held) == MAX_LEASES:
             return
-        tokens = self.prompt(kind, pick, length)[: self.shape.pages * self.shape.block_size]
-        domain = DOMAINS[pick % 7 == 0]
+        domain, tokens = self.prompt(agent, kind, pick, length)
+        tokens = tokens[: self.shape.pages * self.shape.block_size]
         blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
         share = self.shape.pages // 2 if self.held and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
@@ -120,17 +129,45 @@ class World:
         slot = next(s for s in range(MAX_LEASES) if s not in {held.slot for held in self.held})
         self.held.append(Held(lease, agent, domain, tokens, slot, cached, cached))
 
-    def prompt(self, kind: str, pick: int, length: int) -> list[int]:
-        old = self.history[pick % len(self.history)] if self.history else []
-        if kind == "repeat" and old:
-            return list(old)
-        if kind == "extend" and old:
-            return old + self._random_tokens(length)
-        if kind == "share" and old:
-            return old[: 1 + pick % len(old)] + self._random_tokens(length)
+    def prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
+        """A sharing domain and tokens: related to an earlier request's, or not."""
+        fresh = self._random_tokens(length)
+        if kind == "own":
+            return DOMAINS[0], self.prefixes[agent] + fresh
         if kind == "template":
-            return self.templates[pick % len(self.templates)] + self._random_tokens(length)
-        return self._random_tokens(length)
+            return DOMAINS[0], self.templates[pick % len(self.templates)] + fresh
+        if kind == "fresh" or not self.history:
+            return DOMAINS[pick % 2], fresh
+        domain, old = self.history[pick % len(self.history)]
+        if kind == "repeat":
+            return domain, list(old)
+        if kind == "extend":
+            return domain, old + fresh
+        if kind == "elsewhere":
+            return DOMAINS[domain == DOMAINS[0]], list(old)
+        return domain, old[: 1 + pick % len(old)] + fresh
+
+    def turn(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
+        """A request from its look-up to its release; it waits for copies a little, now and then."""
+        before = len(self.held)
+        self.acquire(agent, kind, pick, length, spare)
+        for _ in range(pick % 4):
+            if len(self.held) > before and self.held[-1].lease.is_ready:
+                break
+            self.land(20)
+            self.poll()
+            if len(self.held) == before:
+                self.acquire(agent, kind, pick, length, spare)
+        if len(self.held) <= before or not self.held[-1].lease.is_ready:
+            return
+        held = self.held[-1]
+        while held in self.held and held.launched < len(held.tokens):
+            self.launch(1 + pick % 20, 1 << held.slot)
+            self.collect()
+        while self.flights:
+            self.collect()
+        if held in self.held:
+            self.release(self.held.index(held), True)
 
     def launch(self, count: int, mask: int) -> None:
         """One step: the next ``count`` tokens of the ready leases that ``mask`` names; at its end a
@@ -166,6 +203,7 @@ class World:
             return
         step, ends = self.flights.pop(0)
         output = self.runner.collect(step)
+        self.copying = {key: page for key, page in self.copying.items() if key[0] > step.step}
         for (held, end), bad in zip(ends, output.bad.tolist(), strict=True):
             if held not in self.held:
                 continue
@@ -276,6 +314,8 @@ class World:
         """Each segment on each tier, and each lease through its row's pages, reads back its tags."""
         device, host = _Reader(self.device, self.shape), _Reader(self.host, self.shape)
         for segment in self.manager.tree:
+            if segment.is_tail and segment.device[0] in self.copying.values():
+                continue  # written by a step in flight: right for whoever comes after it in the queue
             tokens, start = full_tokens(segment)
             device.add(segment, segment.device[: segment.ready], tokens, start)
             host.add(segment, segment.host[: segment.saved], tokens, start)
@@ -298,7 +338,7 @@ class World:
     def _close(self, held: Held, *, sound: int) -> None:
         self.held.remove(held)
         self.poisoned.discard(held.slot)
-        self.history = [*self.history[-8:], held.tokens]
+        self.history = [*self.history[-11:], (held.domain, held.tokens)]
         self.manager.release(held.lease, held.token_bytes[: 4 * sound], sound)
 
     def _random_tokens(self, count: int) -> list[int]:
@@ -312,6 +352,7 @@ class World:
             held.lease.copies = []
         rows, cols, pages = self.manager.table.take_changes()
         step = self.num_launched
+        self.copying |= {(step, index): page for index, (_, page) in enumerate(copies)}
         self.num_launched += 1
         self.manager.residency.last_launched = step
         num = len(work)
@@ -376,7 +417,7 @@ def full_tokens(segment: Segment) -> tuple[np.ndarray, int]:
     return np.frombuffer(path, np.int32).astype(np.int64), (len(path) - len(segment.tokens)) // 4
 
 
-KINDS = ("fresh", "extend", "share", "repeat", "template", "extend", "repeat")
+KINDS = ("own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
 
 
 def random_walk(world: World, rng: random.Random, steps: int) -> int:
@@ -385,25 +426,26 @@ def random_walk(world: World, rng: random.Random, steps: int) -> int:
     def some(limit: int) -> int:
         return rng.randrange(limit)
 
-    acts: list[tuple[int, Callable[[], None]]] = [
-        (20, lambda: world.acquire(some(AGENTS), rng.choice(KINDS), some(1000), some(20), some(9))),
-        (22, lambda: world.launch(1 + some(12), some(64))),
-        (8, world.run_device),
-        (16, world.collect),
+    acts: list[tuple[float, Callable[[], None]]] = [
+        (10, lambda: world.acquire(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
+        (30, lambda: world.turn(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
+        (14, lambda: world.launch(1 + some(12), some(64))),
+        (5, world.run_device),
+        (10, world.collect),
         (6, lambda: world.grow(some(9), some(4))),
         (6, lambda: world.commit(some(9))),
-        (9, lambda: world.release(some(9), some(5) > 0)),
+        (16, lambda: world.release(some(9), some(5) > 0)),
         (6, lambda: world.expect_agent(some(AGENTS), rng.choice([None, -1, 1, 2, 5, FAR]))),
         (3, lambda: world.advance(some(4))),
         (4, world.plan),
-        (14, lambda: world.land(some(8))),
-        (10, world.poll),
+        (16, lambda: world.land(some(24))),
+        (14, world.poll),
         (2, world.fail_copy),
         (1, lambda: world.fork(some(AGENTS), some(AGENTS))),
-        (1, lambda: world.drop_agent(some(AGENTS))),
-        (1, world.exhaust),
+        (0.5, lambda: world.drop_agent(some(AGENTS))),
+        (0.3, world.exhaust),
         (1, lambda: world.poison(some(9))),
-        (1, world.quiesce),
+        (0.3, world.quiesce),
     ]
     weights = [weight for weight, _ in acts]
     for act in rng.choices([act for _, act in acts], weights, k=steps):

@@ -14,12 +14,7 @@ import transformers
 
 from scalesim.model.loader import load_model
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    # transformers 5 reports through torch internals that warn on a CPU-only build.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCAB = 211
 PROMPT = 75  # crosses a bucket of 64 and ends inside a block

@@ -208,7 +208,7 @@ nobody spoke
 {{ messages|selectattr('role', 'eq', 'user')|list|length }}
 {{ messages[-1].role.capitalize() }} {{ messages[1:]|length }} {{ seen.roles|unique|list }}
 {{ '%s-%05.1f' % ('x', 2.5) }} {{ '=' * 7 }} {{ [1, 2] * 2 }} {{ 7 // 2 }} {{ -3 % 5 }}
-{{ 2 ** -1 }} {{ (messages|first).items()|list|length }} {{ seen.n }}
+{{ 2 ** -1 }} {{ (messages|first).get('role') }} {{ {'k': 1}.items()|list }} {{ seen.n }}
 {{ tools|default('no tools', true) }} {{ documents is none }}
 {% filter indent(width=4) %}
 one

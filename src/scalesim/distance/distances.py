@@ -1,8 +1,10 @@
-"""Invocation distance: who is needed when. Declared hints, open calls and bursts become one next use.
+"""Invocation distance: who is needed when. Declared hints, open calls and bursts become one next
+use.
 
-An agent is needed *now* while it calls, and while its burst of calls may go on; else at the time declared for it,
-until that hint has expired; else nobody knows. Every estimate is advice: it moves state earlier or later and never
-changes a result. Knows nothing of memory: changes are returned, for the engine to pass on.
+An agent is needed *now* while it calls, and while its burst of calls may go on; else at the time
+declared for it, until that hint has expired; else nobody knows. Every estimate is advice: it moves
+state earlier or later and never changes a result. Knows nothing of memory: changes are returned,
+for the engine to pass on.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class Distances:
         return None if record is None else self._effective(record)
 
     def expect(self, agent: AgentId, at: float) -> list[Change]:
-        """``agent`` will call at time ``at`` (steps). A time in the past means now. What is no number,
-        or not finite, is ignored and counted: ``inf`` and NaN say nothing about a time."""
+        """``agent`` will call at time ``at`` (steps). A time in the past means now. What is no
+        number, or not finite, is ignored and counted: ``inf`` and NaN say nothing about a time."""
         try:
             at = float(at)
         except (TypeError, ValueError, OverflowError):

@@ -13,9 +13,9 @@ _TAIL_BELOW = 0.5
 class AgentState:
     """An owner of segments.
 
-    ``next_use`` is in steps of the simulation's clock, ``None`` where unknown. ``paths`` maps the end of
-    each path that the agent has computed to how often it was used again: bounded, the least worth
-    (bytes × reuse) goes first.
+    ``next_use`` is in steps of the simulation's clock, ``None`` where unknown. ``paths`` maps the
+    end of each path that the agent has computed to how often it was used again: bounded, the least
+    worth (bytes × reuse) goes first.
     """
 
     __slots__ = ("fresh_reuse", "id", "last_seq", "last_use", "next_seq", "next_use", "paths")
@@ -46,8 +46,8 @@ class AgentState:
     def remember(self, end: Segment) -> Segment | None:
         """Own the path to ``end``; returns the end of the path that had to give way, if one did.
 
-        A path that gives way before it was used again says that such paths are not worth keeping. That
-        is the only sign against them: with several templates in turn, each comes back late.
+        A path that gives way before it was used again says that such paths are not worth keeping.
+        That is the only sign against them: with several templates in turn, each comes back late.
         """
         self.paths.setdefault(end, 0)
         if len(self.paths) <= MAX_PATHS:

@@ -1,7 +1,8 @@
 """The block table: one row per running sequence, mapping its logical blocks to device page ids.
 
-The host's copy, with the list of entries changed since the last launch: the runner applies that list
-to its own copy on its own queue, so a step in flight keeps the table that it was launched with.
+The host's copy, with the list of entries changed since the last launch: the runner applies that
+list to its own copy on its own queue, so a step in flight keeps the table that it was launched
+with.
 """
 
 from __future__ import annotations

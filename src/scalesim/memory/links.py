@@ -1,7 +1,8 @@
-"""Links: what carries pages between the device pool and the host pool. The seam, and two implementations.
+"""Links: what carries pages between the device pool and the host pool. The seam, and two
+implementations.
 
-``ThreadLink`` copies numpy pools on a thread of its own: truly asynchronous on a CPU. ``VirtualLink`` moves
-no time but virtual time, for replay and for tests. Neither decides anything.
+``ThreadLink`` copies numpy pools on a thread of its own: truly asynchronous on a CPU.
+``VirtualLink`` moves no time but virtual time, for replay and for tests. Neither decides anything.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ class Copies:
 
 
 class Link(Protocol):
-    """Moves pages asynchronously. A ticket ends once, as done or failed, and is then reported by ``poll``;
-    one that was cancelled is not reported.
+    """Moves pages asynchronously. A ticket ends once, as done or failed, and is then reported by
+    ``poll``; one that was cancelled is not reported.
 
     ``submit`` cuts the copies into chunks of at most 16 MiB, a ticket each, and starts none before
-    ``after`` is reached. Urgent copies overtake those that have not started. ``cancel`` succeeds only
-    for what has not started. ``wait`` blocks until ``poll`` would report something, or nothing is left.
+    ``after`` is reached. Urgent copies overtake those that have not started. ``cancel`` succeeds
+    only for what has not started. ``wait`` blocks until ``poll`` would report something, or nothing
+    is left.
     """
 
     def submit(
@@ -77,7 +79,8 @@ class Link(Protocol):
 
 
 class Timeline:
-    """How far a queue of device work has come, for those who wait on its fences from another thread."""
+    """How far a queue of device work has come, for those who wait on its fences from another
+    thread."""
 
     def __init__(self) -> None:
         self._reached = -1
@@ -120,8 +123,8 @@ class _Job:
 class ThreadLink:
     """One thread a direction between two numpy pools ``[num_pages, page_bytes]`` of uint8.
 
-    The copy is numpy's, which lets the interpreter go meanwhile. ``timeline`` answers for the fences of
-    the compute queue.
+    The copy is numpy's, which lets the interpreter go meanwhile. ``timeline`` answers for the
+    fences of the compute queue.
     """
 
     def __init__(self, device: Bytes2D, host: Bytes2D, timeline: Timeline) -> None:
@@ -239,8 +242,8 @@ class ThreadLink:
 class VirtualLink:
     """A link in virtual time: each direction carries ``bytes_per_s``, one chunk after the other.
 
-    ``advance_to`` moves its clock. Bytes are copied only where pools are given, and then at the moment a
-    chunk ends. ``after`` is taken as reached: virtual compute ends within its step.
+    ``advance_to`` moves its clock. Bytes are copied only where pools are given, and then at the
+    moment a chunk ends. ``after`` is taken as reached: virtual compute ends within its step.
     """
 
     def __init__(

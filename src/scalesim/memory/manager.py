@@ -1,7 +1,8 @@
 """The memory manager: leases. What a request may use of the pools, from its look-up to its release.
 
-Called by the scheduler and the engine, on the engine's thread. A lease pins the path of shared segments that the
-request's tokens begin with, and owns the private pages behind it; its row of the block table lists both:
+Called by the scheduler and the engine, on the engine's thread. A lease pins the path of shared
+segments that the request's tokens begin with, and owns the private pages behind it; its row of the
+block table lists both:
 
     row     | shared: pinned segments of the tree | private: this lease alone |
     block   0                          num_shared                      num_blocks
@@ -29,7 +30,8 @@ NULL_PAGE = 0
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """One request's hold on memory. ``num_cached`` tokens need no computing once the loads are over."""
+    """One request's hold on memory. ``num_cached`` tokens need no computing once the loads are
+    over."""
 
     agent: AgentState | None
     end: Segment
@@ -58,7 +60,8 @@ class Lease:
 class MemoryManager:
     """One fixed device pool and one fixed host pool, shared by all agents.
 
-    Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the dummy.
+    Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
+    dummy.
     """
 
     def __init__(
@@ -137,12 +140,13 @@ class MemoryManager:
         *,
         max_loading_pages: int | None = None,
     ) -> Lease | None:
-        """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in all.
+        """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
+        all.
 
-        All or nothing: ``None`` if the pages cannot be had now. Look-up and pin are one act. Loads of
-        what is on the host start at once; the lease is ready when they are over. At least the last
-        token is left to compute. With ``max_loading_pages``, a lease that would have to load is
-        refused when all waiting leases would then hold more.
+        All or nothing: ``None`` if the pages cannot be had now. Look-up and pin are one act. Loads
+        of what is on the host start at once; the lease is ready when they are over. At least the
+        last token is left to compute. With ``max_loading_pages``, a lease that would have to load
+        is refused when all waiting leases would then hold more.
         """
         residency, size = self.residency, self.block_size
         root = self.tree.root(domain)
@@ -192,8 +196,8 @@ class MemoryManager:
         return lease
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
-        """Add private pages until the lease has ``num_blocks``; False, and no change, if they cannot
-        be had now."""
+        """Add private pages until the lease has ``num_blocks``; False, and no change, if they
+        cannot be had now."""
         more = num_blocks - lease.num_blocks
         pages = self.residency.take(more)
         if pages is None:
@@ -203,8 +207,8 @@ class MemoryManager:
         return True
 
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
-        """Put the full blocks of the first ``num_tokens`` tokens into the tree: their KV is written and
-        the steps that wrote it were collected without a bad value."""
+        """Put the full blocks of the first ``num_tokens`` tokens into the tree: their KV is written
+        and the steps that wrote it were collected without a bad value."""
         upto = min(num_tokens // self.block_size, lease.num_blocks)
         size = self.tree.block_bytes
         while (start := lease.num_shared) < upto:
@@ -229,10 +233,12 @@ class MemoryManager:
             lease.num_shared = upto
 
     def release(self, lease: Lease, tokens: bytes = b"", num_tokens: int = 0) -> None:
-        """End the lease. ``num_tokens`` of ``tokens`` have sound KV: full blocks stay in the tree, and
-        the rest of one as the agent's tail; with 0, only what was shared already stays."""
+        """End the lease. ``num_tokens`` of ``tokens`` have sound KV: full blocks stay in the tree,
+        and the rest of one as the agent's tail; with 0, only what was shared already stays."""
         if not lease.is_ready:
             self._abandon_loads(lease)
+        if lease.copies:  # never launched: the borrowed tokens are not in the private page
+            num_tokens = min(num_tokens, lease.num_shared * self.block_size)
         self.commit(lease, tokens, num_tokens)
         rest = tokens[lease.num_shared * self.tree.block_bytes : num_tokens * TOKEN_BYTES]
         end = lease.end
@@ -258,33 +264,35 @@ class MemoryManager:
             self.residency.touch(segment)
         for segment in chain:
             self._unpin(segment)
+        if lease.failed is not None and lease.failed.error is not None:
+            self.residency.lose_host(lease.failed)  # before a merge hides what it was
         for segment in chain[1:]:
             self.residency.tidy(segment)
 
     def fail(self, lease: Lease) -> None:
-        """A load of this lease failed: release it, and forget what could not be read. Its tokens are
-        rebuilt by the next ``acquire``."""
-        transfer = lease.failed
-        assert transfer is not None
+        """A load of this lease failed: release it, and forget what could not be read. Its tokens
+        are rebuilt by the next ``acquire``."""
+        assert lease.failed is not None
         self.release(lease)
-        self.residency.lose_host(transfer)
 
     def poll(self) -> list[Lease]:
-        """Take in finished copies; returns the leases that became ready, or failed (``lease.failed``)."""
+        """Take in finished copies; returns the leases that became ready, or failed
+        (``lease.failed``)."""
         woken = []
         for transfer in self.residency.poll():
             for lease in transfer.waiters:
                 lease.loads -= 1
-                if transfer.error is not None:
-                    lease.failed = transfer
+                if transfer.error is not None or (transfer.cancelled and lease.failed is None):
+                    lease.failed = transfer  # cancelled: an aborted request's, in part, before ours
                 if lease.is_ready:
                     self.loading_pages -= len(lease.private) + lease.num_host_blocks
                     woken.append(lease)
         return woken
 
     def clear(self) -> None:
-        """Forget everything that no lease holds and no copy touches: it would be rebuilt from its tokens.
-        Once every lease is released and ``poll`` has taken in every copy, all pages are free."""
+        """Forget everything that no lease holds and no copy touches: it would be rebuilt from its
+        tokens. Once every lease is released and ``poll`` has taken in every copy, all pages are
+        free."""
         self.residency.clear()
 
     # -- steps of the above -------------------------------------------------------------------
@@ -309,8 +317,8 @@ class MemoryManager:
         num_shared: int,
         num_tokens: int,
     ) -> tuple[Segment, int] | None:
-        """A partial block under the path's end that begins like the rest of ``tokens``, and how many of
-        its tokens can be used: the agent's own, else the best of a few others'."""
+        """A partial block under the path's end that begins like the rest of ``tokens``, and how
+        many of its tokens can be used: the agent's own, else the best of a few others'."""
         end = path[-1][0] if path else root
         if not end.tails or (path and path[-1][1] < end.num_blocks):
             return None

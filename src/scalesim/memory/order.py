@@ -1,7 +1,8 @@
-"""Who is used next: segments ordered by estimated next use, without a sort and without re-keying on a tick.
+"""Who is used next: segments ordered by estimated next use, without a sort and without re-keying on
+a tick.
 
-Known next uses are absolute times, so the passing of time changes nothing. Unknown ones are ordered by last
-use. The heads of the two orders are compared: unknown counts as ``now + (now - last use)``.
+Known next uses are absolute times, so the passing of time changes nothing. Unknown ones are ordered
+by last use. The heads of the two orders are compared: unknown counts as ``now + (now - last use)``.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ T = TypeVar("T", bound=Hashable)
 class Use:
     """When something is used. Times in steps of the simulation's clock.
 
-    ``next_use`` is ``None`` where unknown, ``inf`` where nothing speaks for another use. ``last_seq`` and
-    ``next_seq`` are engine sequence numbers that break ties: of the last use, and of the next one.
+    ``next_use`` is ``None`` where unknown, ``inf`` where nothing speaks for another use.
+    ``last_seq`` and ``next_seq`` are engine sequence numbers that break ties: of the last use, and
+    of the next one.
     """
 
     next_use: float | None
@@ -44,7 +46,8 @@ class Use:
 
 
 class UseOrder(Generic[T]):
-    """A set of items with their ``Use``; ``peek(now)`` is the farthest one (the soonest, if ``soonest``).
+    """A set of items with their ``Use``; ``peek(now)`` is the farthest one (the soonest, if
+    ``soonest``).
 
     Two heaps with lazy deletion: an entry counts only while it is its item's newest. ``add`` and
     ``discard`` cost O(log n) and O(1); stale entries are swept when they outnumber the live ones.

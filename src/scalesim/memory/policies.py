@@ -1,4 +1,5 @@
-"""The policies, by name. All use the same link, copies and overlap; they differ in order and look-ahead only."""
+"""The policies, by name. All use the same link, copies and overlap; they differ in order and look-
+ahead only."""
 
 from __future__ import annotations
 

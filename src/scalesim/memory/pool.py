@@ -1,4 +1,5 @@
-"""The page allocator of one pool: which page ids are free, in runs. Knows nothing of what pages hold.
+"""The page allocator of one pool: which page ids are free, in runs. Knows nothing of what pages
+hold.
 
 Each tier (device, host) has one. A page is free or owned; it has a generation, counted at every
 allocation, and a fence: the last step that may still touch it, recorded when it was given back.
@@ -14,8 +15,8 @@ import numpy as np
 class PagePool:
     """Pages ``first … num_pages - 1``; ids below ``first`` are never handed out.
 
-    Free pages are kept as maximal runs, binned by length, so that an allocation is one run where one
-    exists: consecutive pages copy as one piece. All choices are deterministic.
+    Free pages are kept as maximal runs, binned by length, so that an allocation is one run where
+    one exists: consecutive pages copy as one piece. All choices are deterministic.
     """
 
     def __init__(self, num_pages: int, *, first: int = 0) -> None:
@@ -40,7 +41,8 @@ class PagePool:
         return self.num_usable - self.num_free
 
     def allocate(self, count: int) -> list[int] | None:
-        """``count`` page ids, ascending within each run; ``None``, and no change, if fewer are free."""
+        """``count`` page ids, ascending within each run; ``None``, and no change, if fewer are
+        free."""
         if count > self.num_free:
             return None
         pages: list[int] = []

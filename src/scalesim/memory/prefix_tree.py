@@ -1,8 +1,10 @@
-"""The prefix tree: segments by content. Structure only: matching, splitting, merging, inserting, removing.
+"""The prefix tree: segments by content. Structure only: matching, splitting, merging, inserting,
+removing.
 
-A child is found by the exact tokens of its first block, so a hit never rests on a hash. Roots separate what
-must not be shared (model, adapter content, sharing domain). Which pages move is the residency's business;
-this class changes page lists only through the methods below, which keep the children counts.
+A child is found by the exact tokens of its first block, so a hit never rests on a hash. Roots
+separate what must not be shared (model, adapter content, sharing domain). Which pages move is the
+residency's business; this class changes page lists only through the methods below, which keep the
+children counts.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class PrefixTree:
             stack.extend(segment.tails.values())
 
     def match(self, root: Segment, tokens: bytes, max_blocks: int) -> list[tuple[Segment, int]]:
-        """The longest path whose tokens begin ``tokens``: segments with how many of their blocks match.
+        """The longest path whose tokens begin ``tokens``: segments with how many of their blocks
+        match.
 
         At most ``max_blocks`` in all; only the last segment may match in part. Changes nothing.
         """
@@ -59,7 +62,8 @@ class PrefixTree:
         return path
 
     def common_blocks(self, segment: Segment, tokens: bytes, start: int, limit: int) -> int:
-        """Leading blocks of ``segment`` equal to ``tokens`` from block ``start`` on, at most ``limit``."""
+        """Leading blocks of ``segment`` equal to ``tokens`` from block ``start`` on, at most
+        ``limit``."""
         size = self.block_bytes
         offset = start * size
         low, high = 0, min(limit, segment.num_blocks)
@@ -77,7 +81,8 @@ class PrefixTree:
         return low
 
     def insert(self, parent: Segment, tokens: bytes) -> Segment:
-        """A new child of whole blocks; the caller has made sure that none begins with the same block."""
+        """A new child of whole blocks; the caller has made sure that none begins with the same
+        block."""
         child = Segment(parent, tokens, len(tokens) // self.block_bytes, self._next_seq())
         key = tokens[: self.block_bytes]
         assert key not in parent.children and child.num_blocks > 0
@@ -106,9 +111,9 @@ class PrefixTree:
         segment.ready += len(pages)
 
     def split(self, segment: Segment, count: int) -> Segment:
-        """Cut after ``count`` blocks; returns the new upper part. ``segment`` stays the lower part, so
-        that whoever holds it still holds the end of the same path. Legal at any time: pins and owners
-        are copied, pages and copies in flight are divided."""
+        """Cut after ``count`` blocks; returns the new upper part. ``segment`` stays the lower part,
+        so that whoever holds it still holds the end of the same path. Legal at any time: pins and
+        owners are copied, pages and copies in flight are divided."""
         assert 0 < count < segment.num_blocks and segment.parent is not None, (segment, count)
         cut = count * self.block_bytes
         upper = Segment(segment.parent, segment.tokens[:cut], count, self._next_seq())
@@ -138,8 +143,8 @@ class PrefixTree:
         return upper
 
     def merge(self, upper: Segment) -> Segment | None:
-        """Join ``upper`` with its only child where nothing tells them apart; returns the joined segment
-        (the child), or ``None`` where they must stay two."""
+        """Join ``upper`` with its only child where nothing tells them apart; returns the joined
+        segment (the child), or ``None`` where they must stay two."""
         if upper.is_root or upper.tails or len(upper.children) != 1:
             return None
         (lower,) = upper.children.values()

@@ -1,10 +1,11 @@
 """Residency: which segments are on which tier. Eviction, loads, saves and the start window.
 
-Decides by ``Use`` alone (who is needed next) and acts through the pools and the link. Called by the manager,
-always on one thread. It does not know requests; pins tell it what may not move.
+Decides by ``Use`` alone (who is needed next) and acts through the pools and the link. Called by the
+manager, always on one thread. It does not know requests; pins tell it what may not move.
 
-A device page is given back only when nothing but steps already launched can touch it; the fence of the last
-of those goes with it, and a load into it waits for that fence. Pages under a copy are never given back.
+A device page is given back only when nothing but steps already launched can touch it; the fence of
+the last of those goes with it, and a load into it waits for that fence. Pages under a copy are
+never given back.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float
 
 
 class Residency:
-    """The two pools' contents. ``now`` and ``seconds_per_step`` are set by the owner before it asks."""
+    """The two pools' contents. ``now`` and ``seconds_per_step`` are set by the owner before it
+    asks."""
 
     def __init__(
         self,
@@ -125,8 +127,8 @@ class Residency:
         return Use(next_use, next_seq, segment.last_use, segment.last_seq)
 
     def is_leftover(self, segment: Segment) -> bool:
-        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh paths
-        are not. It leaves first, without a copy."""
+        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
+        paths are not. It leaves first, without a copy."""
         return segment.uses == 0 and all(owner.leaves_tails for owner in segment.owners)
 
     # -- the orders ---------------------------------------------------------------------------
@@ -193,8 +195,8 @@ class Residency:
     def take(self, count: int, *, ahead_of: Use | None = None) -> list[int] | None:
         """``count`` device pages, evicting what is used last; ``None`` if they cannot be had now.
 
-        Then pages may be on their way (``saving_pages``). With ``ahead_of``, only what is used later
-        than that gives way.
+        Then pages may be on their way (``saving_pages``). With ``ahead_of``, only what is used
+        later than that gives way.
         """
         if self.device.num_free < count and not self._make_room(count, ahead_of):
             return None
@@ -212,7 +214,8 @@ class Residency:
         return True
 
     def _evict(self, segment: Segment, wanted: int) -> bool:
-        """Free up to ``wanted`` pages from the tail of ``segment``; False if it must be saved first."""
+        """Free up to ``wanted`` pages from the tail of ``segment``; False if it must be saved
+        first."""
         dirty = segment.num_dirty
         if dirty and self._may_save(segment) and self.start_save(segment):
             return False
@@ -236,19 +239,22 @@ class Residency:
         self.counters.evicted_pages += len(pages)
         self.device.free(pages, self.last_launched)
 
-    def drop(self, segment: Segment, keep: int = 0) -> None:
-        """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: it can
-        be rebuilt from its tokens. Nothing of it may be pinned or moving."""
+    def drop(self, segment: Segment, keep: int = 0, *, tidy: bool = True) -> None:
+        """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: it
+        can be rebuilt from its tokens. Nothing of it may be pinned or moving. Without ``tidy`` the
+        parent is not merged with what is left below it."""
         self._drop_below(segment)
         assert segment.pins == 0 and segment.load is None and segment.save is None, segment
         self.counters.dropped_pages += max(0, segment.num_available - keep)
         self._free_device(segment, keep)
         self.host.free(self.tree.trim_host(segment, keep))
-        self._settle(segment)
+        self._settle(segment, tidy=tidy)
 
     def _drop_below(self, segment: Segment) -> None:
         for child in [*segment.children.values(), *segment.tails.values()]:
-            self.drop(child)
+            self.drop(
+                child, tidy=False
+            )  # a merge on the way would take ``segment`` out of the tree
 
     def clear(self) -> None:
         """Forget everything that nobody holds and no copy touches."""
@@ -256,7 +262,7 @@ class Residency:
             if segment.parent is not None and not self._held(segment):
                 self.drop(segment)
 
-    def _settle(self, segment: Segment) -> None:
+    def _settle(self, segment: Segment, *, tidy: bool = True) -> None:
         """After pages left ``segment``: cut it to what it still has, and tidy its surroundings."""
         parent = segment.parent
         assert parent is not None
@@ -264,7 +270,8 @@ class Residency:
         if available == 0 and segment.pins == 0:
             self.forget(segment)
             self.tree.remove(segment)
-            self.tidy(parent)
+            if tidy:
+                self.tidy(parent)
             return
         if available < segment.num_blocks and segment.pins == 0:
             self.tree.shorten(segment, available)
@@ -336,8 +343,8 @@ class Residency:
         return True
 
     def _host_room(self, count: int, use: Use) -> bool:
-        """Make ``count`` host pages free: copies of what is on the device go first, the soonest used
-        first; then what is used later than ``use``."""
+        """Make ``count`` host pages free: copies of what is on the device go first, the soonest
+        used first; then what is used later than ``use``."""
         if count > self.host.num_usable:
             return False
         while self.host.num_free < count:
@@ -386,6 +393,13 @@ class Residency:
         self._finish(transfer)
         return True
 
+    def drain(self) -> None:
+        """Call back every copy that has not started, and wait for the others."""
+        for transfer in {id(each): each for each in self.transfers.values()}.values():
+            self.cancel(transfer)
+        while self.transfers and self.link.wait(timeout_s=1.0):
+            self.poll()
+
     def _finish(self, transfer: Transfer) -> None:
         if transfer.direction == "out":
             self._finish_save(transfer)
@@ -398,8 +412,8 @@ class Residency:
         self.counters.failed_transfers += failed
         for segment, count in transfer.parts:
             segment.save = None
-            if failed:
-                segment.failed_saves += 1
+            if failed or transfer.cancelled:
+                segment.failed_saves += failed
                 self.host.free(self.tree.trim_host(segment, segment.saved))
             else:
                 segment.failed_saves = 0
@@ -422,8 +436,8 @@ class Residency:
                 self.refresh(segment.parent)
 
     def lose_host(self, transfer: Transfer) -> None:
-        """A load failed: its source cannot be trusted, so its blocks are to be rebuilt. Called when no
-        lease holds them any more."""
+        """A load failed: its source cannot be trusted, so its blocks are to be rebuilt. Called when
+        no lease holds them any more."""
         top = transfer.parts[0][0]
         if top.parent is not None and not self._held(top):
             self.drop(top, top.ready)

@@ -1,12 +1,14 @@
-"""A segment: a run of blocks with one owner set, and where each block lives. A node of the prefix tree.
+"""A segment: a run of blocks with one owner set, and where each block lives. A node of the prefix
+tree.
 
                  0        saved        len(host)
     host      |--copy valid--|--saving--|
     device    |---ready---|--loading--|                 blocks 0 … num_blocks - 1
                  0        ready       len(device)
 
-Both runs start at block 0 and end anywhere: loaded from the front, evicted from the tail. A block below both
-``ready`` and ``saved`` is clean; one on the device only is dirty; one on neither is not in the tree at all.
+Both runs start at block 0 and end anywhere: loaded from the front, evicted from the tail. A block
+below both ``ready`` and ``saved`` is clean; one on the device only is dirty; one on neither is not
+in the tree at all.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 
 
 class Segment:
-    """Token ids, pages on both tiers, pins and owners of a run of full blocks (or of one partial block).
+    """Token ids, pages on both tiers, pins and owners of a run of full blocks (or of one partial
+    block).
 
-    ``tokens`` is the token log. ``pins`` counts the leases that hold the segment; a pinned segment's device
-    pages do not move. ``uses`` counts the look-ups that went through it to its end. A *tail* is a partial
-    block: it hangs under its parent by agent, has no children and is never saved.
+    ``tokens`` is the token log. ``pins`` counts the leases that hold the segment; a pinned
+    segment's device pages do not move. ``uses`` counts the look-ups that went through it to its
+    end. A *tail* is a partial block: it hangs under its parent by agent, has no children and is
+    never saved.
     """
 
     __slots__ = (
@@ -108,8 +112,9 @@ class Segment:
 class Transfer:
     """Copies in flight for a run of blocks; over when the last of its tickets has ended.
 
-    ``parts`` are the segments that the run belongs to, in order, with the block count of each; a split
-    meanwhile turns one part into two. ``waiters`` are told of the end (the leases of waiting requests).
+    ``parts`` are the segments that the run belongs to, in order, with the block count of each; a
+    split meanwhile turns one part into two. ``waiters`` are told of the end (the leases of waiting
+    requests).
     """
 
     direction: Literal["in", "out"]

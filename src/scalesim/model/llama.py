@@ -18,18 +18,19 @@ from .weights import LayerWeights, Weights
 
 
 class Llama:
-    """A decoder over paged KV. ``max_positions`` bounds the rotary table (default: config)."""
+    """A decoder over paged KV, for positions below what ``reserve`` was last called with."""
 
-    def __init__(
-        self, config: ModelConfig, weights: Weights, max_positions: int | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.weights = weights
         self.dtype = weights.embed.dtype
-        num_positions = min(max_positions or config.max_position, config.max_position)
-        table = cos_sin_table(config.rope, config.head_dim, num_positions)
-        self._cos_sin = torch.from_numpy(table).to(self.dtype)
         self._scale = config.head_dim**-0.5
+        self.reserve(0)
+
+    def reserve(self, num_positions: int) -> None:
+        """Make the rotary table (a model's full context may need 100 MB, a run much less)."""
+        table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)
+        self._cos_sin = torch.from_numpy(table).to(self.dtype)
 
     def forward(
         self, token_ids: Tensor, pool: Tensor, batch: PagedBatch, plan: Any, kernels: KernelSet

@@ -7,33 +7,19 @@ into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import xxhash
-from scalesim_kernels import KernelSet, PagedBatch
+from scalesim_kernels import KernelSet
 from torch import Tensor
 
 from ..core import NO_TOKEN, Batch, Bools, Bytes2D, Fence, Int32s, Int64s, Step, StepOutput, UInt64s
 from ..errors import ConfigError
 from ..memory.geometry import PageGeometry
 from ..memory.links import Timeline
+from .decodes_first import decodes_first
 from .llama import Llama
-
-
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """A batch with its decodes first, padded to the kernels' row multiple.
-
-    ``order[i]`` is the batch's index of ordered sequence ``i``. ``last[i]`` is its last token's
-    row.
-    """
-
-    order: Int64s
-    last: Int64s
-    token_ids: Int32s
-    paged: PagedBatch
 
 
 class ModelRunner:
@@ -61,6 +47,7 @@ class ModelRunner:
         digests: bool = False,
         timeline: Timeline | None = None,
     ) -> None:
+        model.reserve(min(model.config.max_position, max_blocks_per_row * geometry.block_size))
         self._model = model
         self._kernels = kernels
         self._pool = pool_view(pages, geometry, model.dtype)
@@ -98,7 +85,7 @@ class ModelRunner:
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
         if num_seqs == 0:
             return tokens, np.zeros(0, np.bool_), digests
-        ordered = self._ordered(batch)
+        ordered = decodes_first(batch, self._table, self._last_token, self._padded)
         plan = self._kernels.plan(
             ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
         )
@@ -118,36 +105,6 @@ class ModelRunner:
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
         return tokens, bad, digests
-
-    def _ordered(self, batch: Batch) -> Ordered:
-        """Decodes first, as the kernels want them; a batch of one kind keeps its order."""
-        counts = np.diff(batch.query_start)
-        order = np.argsort(counts != 1, kind="stable")
-        counts = counts[order]
-        query_start = np.zeros(batch.num_seqs + 1, np.int32)
-        np.cumsum(counts, out=query_start[1:])
-        num_tokens = int(query_start[-1])
-        seq = np.repeat(order, counts)
-        source = np.arange(num_tokens) + np.repeat(
-            batch.query_start[order] - query_start[:-1], counts
-        )
-        last = query_start[1:].astype(np.int64) - 1
-        token_ids = batch.token_ids[source]
-        previous = self._last_token[batch.slots[seq]]
-        token_ids = np.where(token_ids == NO_TOKEN, previous, token_ids)
-        padded = self._padded(num_tokens)
-        positions = _pad(batch.positions[source], padded)
-        rows = batch.rows[order]
-        paged = PagedBatch(
-            block_table=torch.from_numpy(self._table),
-            positions=torch.from_numpy(positions),
-            token_rows=torch.from_numpy(_pad(batch.rows[seq], padded)),
-            seq_rows=torch.from_numpy(rows),
-            query_start=torch.from_numpy(query_start),
-            context_lens=torch.from_numpy(positions[last] + 1),
-            num_decodes=int(np.count_nonzero(counts == 1)),
-        )
-        return Ordered(order, last, _pad(token_ids, padded), paged)
 
     def _padded(self, num_rows: int) -> int:
         multiple = self._kernels.row_multiple if self._reproducible else 1
@@ -172,12 +129,6 @@ class ModelRunner:
         )
         result: Int32s = tokens.numpy()
         return result
-
-
-def _pad(values: Int32s, length: int) -> Int32s:
-    padded = np.zeros(length, np.int32)
-    padded[: len(values)] = values
-    return padded
 
 
 def not_finite(rows: Tensor) -> Bools:

@@ -1,7 +1,7 @@
 """Continuous batching: who is admitted, what a step computes, what its tokens mean.
 
-Called by the engine, on its thread: ``schedule`` makes the next batch, ``update`` takes in what a batch gave. Knows
-memory through leases; knows neither model, clock nor threads.
+Called by the engine, on its thread: ``schedule`` makes the next batch, ``update`` takes in what a
+batch gave. Knows memory through leases; knows neither model, clock nor threads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class _Flight:
 
 
 class Scheduler:
-    """``max_len`` bounds a sequence's tokens, prompt and output; the pool must hold one such sequence."""
+    """``max_len`` bounds a sequence's tokens, prompt and output; the pool must hold one such
+    sequence."""
 
     def __init__(self, memory: MemoryManager, config: SchedulerConfig, max_len: int) -> None:
         self.memory, self.config = memory, config
@@ -80,7 +81,8 @@ class Scheduler:
         self._waiting[sequence.id] = sequence
 
     def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
-        """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for it."""
+        """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for
+        it."""
         if sequence.phase is Phase.FINISHED:
             return
         if sequence.phase is Phase.WAITING:
@@ -230,8 +232,8 @@ class Scheduler:
         return at[self.slots.launched[at] < self.slots.limit[at] - 1]
 
     def _grow(self, sequence: Sequence) -> None:
-        """Reserve to the next safe point, at the cost of the youngest; the oldest never yields. If the
-        pages are only on their way, the sequence sits this step out."""
+        """Reserve to the next safe point, at the cost of the youngest; the oldest never yields. If
+        the pages are only on their way, the sequence sits this step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
         upto = min(
@@ -399,7 +401,8 @@ class Scheduler:
         self._ended.append(sequence)
 
     def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Give back the slot and the lease; with ``keep``, what was computed soundly stays in the tree."""
+        """Give back the slot and the lease; with ``keep``, what was computed soundly stays in the
+        tree."""
         lease, slot = sequence.lease, sequence.slot
         assert lease is not None
         if sequence.phase is Phase.LOADING:

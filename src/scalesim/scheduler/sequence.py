@@ -29,8 +29,8 @@ class Observer(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """``tokens`` are the prompt and, after a preemption, what was generated before it. ``key`` is the
-    Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens."""
+    """``tokens`` are the prompt and, after a preemption, what was generated before it. ``key`` is
+    the Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens."""
 
     id: int
     agent: AgentId | None

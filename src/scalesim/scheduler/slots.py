@@ -1,4 +1,5 @@
-"""Per-slot state of the running sequences, as arrays: a decode step costs a few numpy calls, not a loop."""
+"""Per-slot state of the running sequences, as arrays: a decode step costs a few numpy calls, not a
+loop."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ class Slots:
         tokens    |-- done --|--- launched, not collected ---|--- known, to launch ---|
                   0        done                          launched                   known
 
-    ``launched`` may run one past ``known``: the step in flight samples that token. ``capacity`` is how
-    many tokens the pages at hand take. ``epoch`` tells a slot's sequences apart.
+    ``launched`` may run one past ``known``: the step in flight samples that token. ``capacity`` is
+    how many tokens the pages at hand take. ``epoch`` tells a slot's sequences apart.
     """
 
     def __init__(self, num_slots: int, max_len: int) -> None:

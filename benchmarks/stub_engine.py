@@ -1,0 +1,161 @@
+"""An engine with everything but a model: for measuring what the rest of it costs.
+
+Time is virtual for the link and the planner, real for the figures: a step is said to take ``step_s`` and the
+link to carry ``link_pages_per_s``, so that loads take their time among the steps, the same in every run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scalesim.config import SchedulerConfig
+from scalesim.core import Batch, Runner, Step, StepOutput
+from scalesim.engine import Parts
+from scalesim.memory.links import Link, VirtualLink
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.policies import policy_named
+from scalesim.memory.residency import PlannerConfig, Residency
+from scalesim.requests import TextModel
+from scalesim.scheduler.scheduler import Scheduler
+from scalesim.testing.tag_runner import StubRunner
+
+VOCAB_SIZE = 32_000
+BLOCK_SIZE = 16
+
+
+@dataclass
+class Phases:
+    """Host seconds of one step of the loop, by what they went to; ``num_seqs`` of it, if it ran."""
+
+    runner_s: float = 0.0
+    schedule_s: float = 0.0
+    plan_s: float = 0.0
+    update_s: float = 0.0
+    num_seqs: int = 0
+    num_tokens: int = 0
+
+
+@dataclass
+class Stopwatch:
+    """The phases of the current step, by ``clock``. ``take`` starts the next one's."""
+
+    clock: Callable[[], float] = time.perf_counter
+    phases: Phases = field(default_factory=Phases)
+
+    def take(self) -> Phases:
+        taken, self.phases = self.phases, Phases()
+        return taken
+
+
+class VirtualTimeRunner:
+    """Another runner in virtual time: each step moves the link's clock on by ``step_s``."""
+
+    def __init__(self, inner: Runner, link: VirtualLink, step_s: float, watch: Stopwatch) -> None:
+        self.steps_in_flight = inner.steps_in_flight
+        self._inner, self._link, self._step_s, self._watch = inner, link, step_s, watch
+
+    def launch(self, batch: Batch) -> Step:
+        start = self._watch.clock()
+        step = self._inner.launch(batch)
+        phases = self._watch.phases
+        phases.runner_s += self._watch.clock() - start
+        phases.num_seqs, phases.num_tokens = batch.num_seqs, batch.num_tokens
+        self._link.advance_to(self._link.now_s + self._step_s)
+        return step
+
+    def collect(self, step: Step) -> StepOutput:
+        start = self._watch.clock()
+        output = self._inner.collect(step)
+        self._watch.phases.runner_s += self._watch.clock() - start
+        return output
+
+
+class TimedScheduler(Scheduler):
+    """The scheduler, its two doors timed."""
+
+    def __init__(
+        self, memory: MemoryManager, config: SchedulerConfig, max_len: int, watch: Stopwatch
+    ) -> None:
+        super().__init__(memory, config, max_len)
+        self._watch = watch
+
+    def schedule(self) -> Batch | None:
+        start = self._watch.clock()
+        batch = super().schedule()
+        self._watch.phases.schedule_s += self._watch.clock() - start
+        return batch
+
+    def update(self, output: StepOutput) -> None:
+        start = self._watch.clock()
+        super().update(output)
+        self._watch.phases.update_s += self._watch.clock() - start
+
+
+class TimedResidency(Residency):
+    """The planner, timed."""
+
+    watch: Stopwatch
+
+    def plan(self) -> None:
+        start = self.watch.clock()
+        super().plan()
+        self.watch.phases.plan_s += self.watch.clock() - start
+
+
+@dataclass(frozen=True)
+class StubSettings:
+    """Sizes in pages of ``BLOCK_SIZE`` tokens, without the null page."""
+
+    device_pages: int
+    host_pages: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_len: int
+    policy: str
+    page_bytes: int = 64
+    link_pages_per_s: float = 24_000.0  # 50 GB/s of 2 MiB pages
+    step_s: float = 0.025
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+
+def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int = 0) -> Parts:
+    """Parts for an ``Engine``; with a ``watch``, time is virtual and each phase is timed."""
+    policy = policy_named(settings.policy)
+    rate = settings.link_pages_per_s * settings.page_bytes
+    link = VirtualLink(settings.page_bytes, rate)
+    memory = MemoryManager(
+        block_size=BLOCK_SIZE,
+        page_bytes=settings.page_bytes,
+        device_pages=settings.device_pages + 1,
+        host_pages=settings.host_pages,
+        num_rows=2 * settings.max_num_seqs + 1,
+        policy=policy,
+        link=link,
+        planner=settings.planner,
+    )
+    config = SchedulerConfig(
+        max_num_seqs=settings.max_num_seqs, max_num_batched_tokens=settings.max_num_batched_tokens
+    )
+    runner: Runner = StubRunner(VOCAB_SIZE)
+    scheduler = Scheduler(memory, config, settings.max_len)
+    if watch is not None:
+        _time_planner(memory, link, watch)
+        runner = VirtualTimeRunner(runner, link, settings.step_s, watch)
+        scheduler = TimedScheduler(memory, config, settings.max_len, watch)
+    model = TextModel(
+        VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE
+    )
+    clock = time.monotonic if watch is None else lambda: link.now_s
+    return Parts(runner, memory, scheduler, link, model, seed, clock)
+
+
+def _time_planner(memory: MemoryManager, link: Link, watch: Stopwatch) -> None:
+    """Put a timed planner in the place of the new one; nothing has used it yet."""
+    old = memory.residency
+    timed = TimedResidency(
+        old.tree, old.policy, old.device, old.host, link, old.page_bytes, old.config
+    )
+    timed.watch = watch
+    memory.residency, memory.counters = timed, timed.counters

@@ -1,0 +1,61 @@
+"""``scalesim generate``: continue prompts with a model. Texts to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from scalesim.cli.options import GenerateOptions
+from scalesim.errors import RequestError
+from scalesim.requests import Reply, Request
+
+
+def generate(options: GenerateOptions) -> int:
+    """Exit code 0, or 2 when a prompt was refused or failed; the others' texts are printed all the same.
+
+    Raises ``ScaleSimError`` where nothing could run.
+    """
+    if not options.prompt:
+        raise RequestError('no prompt was given; give one with --prompt "..."')
+    config, params = options.engine(), options.sampling()
+    from scalesim.engine import Engine
+
+    with Engine(options.model, config, dummy_weights=options.dummy_weights) as engine:
+        requests = [
+            Request([{"role": "user", "content": text}] if options.chat else text, params=params)
+            for text in options.prompt
+        ]
+        if len(requests) == 1:
+            outcomes: Sequence[Reply | Exception] = [engine.generate(requests[0])]
+        else:
+            outcomes = engine.run(requests, return_exceptions=True)
+    return report(options.prompt, outcomes)
+
+
+def report(prompts: Sequence[str], outcomes: Sequence[Reply | Exception]) -> int:
+    """Print the texts, under their prompts if there are several, then what they took."""
+    failed = 0
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        if len(prompts) > 1:
+            print(f"--- {prompt}", file=sys.stderr, flush=True)
+        if isinstance(outcome, Reply):
+            print(outcome.text, flush=True)
+        else:
+            failed += 1
+            print(f"scalesim: {' '.join(str(outcome).split())}", file=sys.stderr)
+    replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+    if replies:
+        print(summary(replies), file=sys.stderr)
+    return 2 if failed else 0
+
+
+def summary(replies: Sequence[Reply]) -> str:
+    """One line: tokens in and out, how they ended, and the rate from submission to the last end."""
+    prompt_len = sum(reply.usage.prompt_tokens for reply in replies)
+    output_len = sum(reply.usage.output_tokens for reply in replies)
+    seconds = max(reply.latency_s for reply in replies)
+    reasons = ", ".join(dict.fromkeys(reply.finish_reason for reply in replies))
+    return (
+        f"[{prompt_len} prompt tokens, {output_len} generated, {seconds:.2f} s, "
+        f"{output_len / max(seconds, 1e-9):.0f} tokens/s, ended by: {reasons}]"
+    )

@@ -1,0 +1,140 @@
+"""What the commands can be told: one frozen dataclass a command, from which tyro builds the parser.
+
+A field's docstring is its help. Values that a parser cannot judge are checked where they are used, and
+raise ``ConfigError`` or ``RequestError``. Loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from scalesim.config import EngineConfig
+from scalesim.core import SamplingParams
+from scalesim.errors import ConfigError
+from scalesim.memory.policies import POLICIES, policy_named
+
+_ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
+_ABOUT = """Simulations of thousands of LLM agents on one device.
+
+Start with `scalesim demo`. `scalesim COMMAND --help` lists a command's options;
+`scalesim --version` names the version."""
+
+ModelSize = Literal["tiny", "small", "large"]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """64 agents take turns on a pool for 16, under every policy; all must say the same.
+
+    A small world runs once for each policy, from the same seed, on a random model that is made on the fly.
+    Exits with 1 if two policies gave different texts.
+    """
+
+    agents: int = 64
+    """Agents in the world."""
+    resident: int = 16
+    """Agents whose state fits into the device pool."""
+    steps: int = 40
+    """Steps of the simulation, for each policy."""
+    policies: tuple[str, ...] = tuple(POLICIES)
+    """Policies to run, one after the other."""
+    seed: int = 0
+    """Of the world, the model and all sampling."""
+    model: ModelSize = "small"
+    """Size of the random model: 0.1, 3 or 12 million parameters."""
+    threads: int = 2
+    """Threads that compute."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for what makes no demo. (The parser would box an error raised earlier.)"""
+        for name in ("agents", "resident", "steps", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} {getattr(self, name)}; it must be at least 1")
+        if self.resident > self.agents:
+            raise ConfigError(
+                f"--resident {self.resident} is more than --agents {self.agents}; "
+                "lower it: the demo is about agents that do not fit"
+            )
+        if not self.policies:
+            raise ConfigError(f"--policies names none; give some of: {', '.join(POLICIES)}")
+        for index, policy in enumerate(self.policies):
+            policy_named(policy)
+            if policy in self.policies[:index]:
+                raise ConfigError(f"--policies names {policy} twice; once is enough")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """Continue one or several prompts with a model; the texts go to stdout."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A folder in Hugging Face's layout, or the id of a model on the hub."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """The text to continue. Give it again for more prompts; they run as one batch."""
+    chat: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take each prompt as a user's message and answer it through the model's chat template."""
+    max_tokens: int = _SAMPLING.max_tokens
+    """Most tokens to generate."""
+    temperature: float = _SAMPLING.temperature
+    """0 always takes the likeliest token."""
+    top_k: int = _SAMPLING.top_k
+    """Draw among the k likeliest tokens; 0: among all."""
+    top_p: float = _SAMPLING.top_p
+    """Draw among the likeliest tokens that make up this probability."""
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """End the text before this string. May be given again."""
+    seed: int = _ENGINE.seed
+    """Of all sampling: the same seed gives the same texts."""
+    dummy_weights: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Random weights: needs the model's config only."""
+    device_memory: str = str(_ENGINE.device_memory)
+    """Size of the device pool, like 20GB or 512MiB."""
+    host_memory: str = str(_ENGINE.host_memory)
+    """Size of the host pool."""
+    policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(POLICIES)}.")] = _ENGINE.policy
+    block_size: int | None = _ENGINE.block_size
+    """Tokens a page; chosen for the model if not given."""
+    max_model_len: int | None = _ENGINE.max_model_len
+    """Most tokens of prompt and output; the model's own limit if not given."""
+
+    def sampling(self) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop=self.stop,
+        )
+
+    def engine(self) -> EngineConfig:
+        """Raises ``ConfigError``."""
+        return EngineConfig(
+            device_memory=self.device_memory,
+            host_memory=self.host_memory,
+            policy=self.policy,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            seed=self.seed,
+        )
+
+
+Options = (
+    Annotated[DemoOptions, tyro.conf.subcommand("demo")]
+    | Annotated[GenerateOptions, tyro.conf.subcommand("generate")]
+)
+
+
+def parse(args: Sequence[str]) -> DemoOptions | GenerateOptions:
+    """The options of the command in ``args``; ``SystemExit`` with 2 where they do not parse."""
+    parsed: DemoOptions | GenerateOptions = tyro.cli(
+        Options,  # type: ignore[arg-type]
+        prog="scalesim",
+        description=_ABOUT,
+        args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    return parsed

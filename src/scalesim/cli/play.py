@@ -1,0 +1,147 @@
+"""One run of the demo's world on one engine, driven as any simulation would drive it, and its score.
+
+Knows nothing of screens: a ``Watcher`` is told of every step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, TypeVar
+
+from scalesim.cli.world import Turn, World
+from scalesim.core import SamplingParams
+from scalesim.engine import Engine, EngineStats
+from scalesim.memory.counters import Counters
+from scalesim.requests import Reply, Request
+
+Counts = TypeVar("Counts", EngineStats, Counters)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One utterance: in which step, by whom, its tokens, and a hash over the logits behind them."""
+
+    step: int
+    who: str
+    token_ids: tuple[int, ...]
+    logits: int
+
+    @property
+    def text(self) -> str:
+        """What can be shown of noise: a dot for every byte that is no printable ASCII."""
+        return "".join(chr(i) if 32 <= i < 127 else "·" for i in self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one policy did, the warm-up not counted: the engine's own counts, and ours of time.
+
+    ``seconds`` are those of ``steps``.
+    """
+
+    policy: str
+    steps: int
+    seconds: float
+    engine: EngineStats
+    memory: Counters
+    page_bytes: int
+    speakers: int = 0  # agents who spoke, summed over the steps
+
+    @property
+    def turns_per_s(self) -> float:
+        return self.engine.turns / max(self.seconds, 1e-9)
+
+    @property
+    def hits(self) -> float:
+        """Share of the blocks asked for that were found on the device."""
+        memory = self.memory
+        found = memory.device_blocks
+        asked = found + memory.host_blocks + memory.late_blocks + memory.computed_blocks
+        return found / max(asked, 1)
+
+    @property
+    def moved_bytes(self) -> int:
+        return (self.memory.loaded_pages + self.memory.saved_pages) * self.page_bytes
+
+    @property
+    def prefilled_tokens(self) -> int:
+        return self.engine.prompt_tokens - self.engine.cached_tokens
+
+    @property
+    def step_s(self) -> float:
+        return self.seconds / max(self.steps, 1)
+
+
+class Watcher(Protocol):
+    """Told of every step: the score so far, and a line of what happened in the world."""
+
+    def step(self, score: Score, news: str) -> None: ...
+
+
+class Play:
+    """``run`` warms the engine up with a turn of everyone, then plays; ``said`` is all that was said."""
+
+    def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
+        self.engine, self.world = engine, world
+        self.policy, self.page_bytes = policy, page_bytes
+        self.said: list[Said] = []
+        self._agents = [engine.agent(person.name) for person in world.people]
+        self._speakers = 0
+
+    def run(self, steps: int, watcher: Watcher) -> Score:
+        self._ask(self.world.opening(), max_tokens=1)
+        before = replace(self.engine.stats), replace(self.engine.parts.memory.counters)
+        start = time.perf_counter()
+        score = self._score(0, 0.0, *before)
+        for step in range(steps):
+            self._step()
+            score = self._score(step + 1, time.perf_counter() - start, *before)
+            watcher.step(score, self.world.news)
+        return score
+
+    def _step(self) -> None:
+        world, engine = self.world, self.engine
+        speakers = set()
+        while turns := world.round():
+            for who in world.called():  # told while the one who calls still speaks
+                engine.wake(self._agents[who].id)
+            replies = self._ask(turns, world.config.reply_len)
+            self.said += [
+                Said(world.now, world.people[turn.who].name, reply.token_ids, reply.digest)
+                for turn, reply in zip(turns, replies, strict=True)
+            ]
+            world.hear(turns, [spoken(reply) for reply in replies])
+            speakers |= {turn.who for turn in turns}
+        self._speakers += len(speakers)
+        distances = world.end_step()
+        engine.advance()
+        engine.expect({self._agents[who].id: steps for who, steps in distances.items()})
+
+    def _ask(self, turns: Sequence[Turn], max_tokens: int) -> list[Reply]:
+        params = SamplingParams(max_tokens=max_tokens)
+        requests = [Request(turn.prompt, self._agents[turn.who].id, params) for turn in turns]
+        return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
+
+    def _score(self, steps: int, seconds: float, stats: EngineStats, memory: Counters) -> Score:
+        return Score(
+            self.policy,
+            steps,
+            seconds,
+            since(self.engine.stats, stats),
+            since(self.engine.parts.memory.counters, memory),
+            self.page_bytes,
+            self._speakers,
+        )
+
+
+def spoken(reply: Reply) -> bytes:
+    """The utterance as bytes, without the token that ended it."""
+    return bytes(token for token in reply.token_ids if token < 256)
+
+
+def since(now: Counts, before: Counts) -> Counts:
+    """What was counted after ``before``, a copy of the same counts."""
+    names = [field.name for field in fields(now)]
+    return type(now)(**{name: getattr(now, name) - getattr(before, name) for name in names})

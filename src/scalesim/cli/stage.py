@@ -1,0 +1,103 @@
+"""What is the same for every policy of the demo: the random model and the sizes of the two pools."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scalesim.assembly import parts_for
+from scalesim.cli.options import DemoOptions, ModelSize
+from scalesim.cli.play import Play, Said, Score, Watcher
+from scalesim.cli.world import World, WorldConfig
+from scalesim.config import EngineConfig, SchedulerConfig
+from scalesim.engine import Engine
+from scalesim.memory.geometry import PageGeometry
+from scalesim.model.config import ModelConfig
+from scalesim.model.dummy import write_dummy_model
+from scalesim.model.loader import LoadedModel, load_model
+from scalesim.model.rope import RopeConfig
+from scalesim.model.tokenizer import ByteTokenizer
+
+SHAPES: dict[ModelSize, tuple[int, int, int, int, int]] = {
+    # layers, hidden, query heads, KV heads, head_dim
+    "tiny": (2, 64, 4, 2, 16),
+    "small": (4, 128, 4, 2, 64),
+    "large": (4, 256, 8, 2, 64),
+}
+
+
+def model_config(size: ModelSize, max_len: int) -> ModelConfig:
+    """A Llama over bytes: KV heads shared in groups, as today's models have it."""
+    layers, hidden, heads, kv_heads, head_dim = SHAPES[size]
+    return ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=ByteTokenizer().vocab_size,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4 // 16 * 16,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_position=max_len,
+        rms_eps=1e-6,
+        rope=RopeConfig(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """``usual_pages`` is the state of an agent with a usual memory, which is what pools are sized by."""
+
+    world: WorldConfig
+    model: LoadedModel
+    page_bytes: int
+    usual_pages: int
+    device_bytes: int
+    host_bytes: int
+
+    @property
+    def num_params(self) -> int:
+        path = self.model.folder / "model.safetensors"
+        return path.stat().st_size // 4
+
+    @property
+    def state_bytes(self) -> int:
+        """Of all agents together."""
+        return self.world.agents * self.usual_pages * self.page_bytes
+
+    @staticmethod
+    def build(options: DemoOptions, folder: Path) -> Stage:
+        """Write the model into ``folder`` and size the pools: on the device ``options.resident`` agents
+        have room, on the host everyone, with what they forgot and memory has not dropped yet."""
+        world = WorldConfig(agents=options.agents, seed=options.seed)
+        shape = model_config(options.model, world.max_len)
+        model = load_model(write_dummy_model(folder, shape, options.seed))
+        geometry = PageGeometry.choose(shape.num_layers, shape.num_kv_heads, shape.head_dim, 4)
+        usual = geometry.blocks_for(world.usual_len)
+        longest = geometry.blocks_for(world.max_len)
+        pages = max(options.resident * usual, longest) + 1  # and the null page
+        return Stage(
+            world=world,
+            model=model,
+            page_bytes=geometry.page_bytes,
+            usual_pages=usual,
+            device_bytes=pages * geometry.page_bytes,
+            host_bytes=2 * options.agents * longest * geometry.page_bytes,
+        )
+
+    def config(self, policy: str) -> EngineConfig:
+        return EngineConfig(
+            device_memory=self.device_bytes,
+            host_memory=self.host_bytes,
+            policy=policy,
+            digests=True,
+            seed=self.world.seed,
+            scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=512),
+        )
+
+    def run(self, policy: str, steps: int, watcher: Watcher) -> tuple[Score, list[Said]]:
+        """The world from its beginning on a fresh engine: its score, and all that was said."""
+        parts = parts_for(self.model, self.config(policy), tokenizer=ByteTokenizer())
+        with Engine(parts) as engine:
+            play = Play(engine, World(self.world), policy, self.page_bytes)
+            return play.run(steps, watcher), play.said

@@ -1,0 +1,193 @@
+"""The demo's world: agents with plans of different length, who speak when a plan step ends.
+
+Pure and torch-free: it hands out prompts and takes texts back. What an agent says decides what it does
+next and for how long, so two runs stay the same only as long as every text is the same.
+
+A step goes in rounds. In the first, everyone whose plan step ended speaks; some of them then call out to
+somebody at the same place, and the two talk in turn for the rounds that follow.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from scalesim.cli.names import FIRST, LAST, PLACES, PLANS, TRADES, TRAITS
+
+LONGEST_PLAN = 12
+TALK_ROUNDS = 2
+_TALKS_ONE_IN = 3  # of those who have just ended a plan step
+
+
+@dataclass(frozen=True, slots=True)
+class WorldConfig:
+    """Lengths in tokens, which are bytes. ``memory_len`` bounds what an agent remembers; beyond it the
+    older half is forgotten. ``reply_len``: most tokens of an utterance."""
+
+    agents: int = 64
+    seed: int = 0
+    persona_len: int = 288
+    memory_len: int = 320
+    reply_len: int = 12
+
+    @property
+    def max_len(self) -> int:
+        """The longest prompt with its reply."""
+        return self.persona_len + self.memory_len
+
+    @property
+    def usual_len(self) -> int:
+        """Of an agent that has not just forgotten."""
+        return self.persona_len + self.memory_len // 2
+
+
+@dataclass(slots=True)
+class Person:
+    name: str
+    persona: bytes
+    place: str
+    plan: str
+    free_at: int  # the step in which the plan step ends
+    events: list[bytes] = field(default_factory=list)
+
+    @property
+    def memory_len(self) -> int:
+        return sum(map(len, self.events))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance to be generated; ``prompt`` are token ids, a byte each."""
+
+    who: int
+    cue: bytes
+    prompt: list[int]
+
+
+class World:
+    """``round`` gives the turns of the next round, ``hear`` takes their texts; an empty round ends the
+    step, and ``end_step`` returns what is now known of who speaks when."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        self.config = config
+        self.now = 0
+        self.news = ""
+        draw = random.Random(config.seed)
+        self.people = [self._person(draw, index) for index in range(config.agents)]
+        self._round = 0
+        self._talks: list[tuple[int, int]] = []  # (who speaks in the next round, to whom)
+        self._changed: set[int] = set(range(config.agents))
+
+    def opening(self) -> list[Turn]:
+        """A turn of everyone, as they stand: to warm the engine up before the clock starts."""
+        return [self._turn(who, b"") for who in range(len(self.people))]
+
+    def round(self) -> list[Turn]:
+        """The turns of the next round, independent of one another; empty when the step is over."""
+        self._round += 1
+        if self._round == 1:
+            due = [i for i, person in enumerate(self.people) if person.free_at <= self.now]
+            return [self._turn(who, self._cue(who)) for who in due]
+        if self._round > 1 + TALK_ROUNDS:
+            return []
+        return [
+            self._turn(who, f" To {self.people[to].name}: ".encode())
+            for who, to in self._talks
+        ]
+
+    def called(self) -> list[int]:
+        """Who will answer in the next round, whatever they were expected to do."""
+        return [to for _, to in self._talks]
+
+    def hear(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:
+        """What the turns of this round gave."""
+        for turn, text in zip(turns, texts, strict=True):
+            self.people[turn.who].events.append(turn.cue + text)
+        if self._round == 1:
+            for turn, text in zip(turns, texts, strict=True):
+                self._plan(turn.who, text)
+            self._meet(turns, texts)
+            return
+        for (who, to), text in zip(self._talks, texts, strict=True):
+            line = f" {self.people[who].name}: ".encode() + text
+            self.people[to].events.append(line)
+        self._talks = [(to, who) for who, to in self._talks]
+
+    def end_step(self) -> dict[int, int]:
+        """Move on by a step; returns, where it is news, in how many steps from then an agent speaks."""
+        self.now += 1
+        self._round, self._talks = 0, []
+        changed, self._changed = sorted(self._changed), set()
+        return {who: max(0, self.people[who].free_at - self.now) for who in changed}
+
+    # -- steps of the above -------------------------------------------------------------------
+
+    def _person(self, draw: random.Random, index: int) -> Person:
+        round_, name = divmod(index, len(FIRST) * len(LAST))
+        full = f"{FIRST[name % len(FIRST)]} {LAST[name // len(FIRST)]}"
+        full += f" {round_ + 1}" * bool(round_)
+        text = f"{full}, {draw.randint(18, 80)}, {draw.choice(TRADES)}."
+        while len(text) < self.config.persona_len:
+            text += (
+                f" {draw.choice(TRAITS).capitalize()} at the {draw.choice(PLACES)};"
+                f" likes to {draw.choice(PLANS)} with {draw.choice(FIRST)}."
+            )
+        persona = text.encode()[: self.config.persona_len]
+        length = draw.randint(1, LONGEST_PLAN)
+        plan, place = draw.choice(PLANS), draw.choice(PLACES)
+        person = Person(full, persona, place, plan, free_at=draw.randrange(length))
+        past = draw.randrange(self.config.memory_len // 2)
+        while person.memory_len < past:
+            person.events.append(f" Before: {draw.choice(PLANS)}, {draw.choice(PLACES)}.".encode())
+        return person
+
+    def _cue(self, who: int) -> bytes:
+        person = self.people[who]
+        return f" {self.now}. Done: {person.plan}. You: ".encode()
+
+    def _turn(self, who: int, cue: bytes) -> Turn:
+        person = self.people[who]
+        room = self.config.memory_len - len(cue) - self.config.reply_len
+        if person.memory_len > room:
+            while person.events and person.memory_len > room // 2:
+                del person.events[0]
+        return Turn(who, cue, list(person.persona + b"".join(person.events) + cue))
+
+    def _plan(self, who: int, text: bytes) -> None:
+        """The text decides, mixed with who and when: a random model says nothing, too, now and then."""
+        person, dice = self.people[who], self._dice(who, text)
+        before = person.plan
+        length = 1 + dice % LONGEST_PLAN
+        person.plan = PLANS[dice // 16 % len(PLANS)]
+        person.place = PLACES[dice // 512 % len(PLACES)]
+        person.free_at = self.now + length
+        self._changed.add(who)
+        self.news = (
+            f"{person.name} has done: {before}; goes to the {person.place} to {person.plan} "
+            f"for {length} steps"
+        )
+
+    def _meet(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:
+        taken: set[int] = set()
+        for turn, text in zip(turns, texts, strict=True):
+            dice = self._dice(turn.who, text) >> 16
+            near = [i for i in self._neighbours(turn.who) if i not in taken]
+            if turn.who in taken or not near or dice % _TALKS_ONE_IN:
+                continue
+            other = near[dice // _TALKS_ONE_IN % len(near)]
+            taken |= {turn.who, other}
+            self._changed |= {turn.who, other}
+            self._talks.append((turn.who, other))
+            self.news = (
+                f"{self.people[turn.who].name} meets {self.people[other].name} "
+                f"at the {self.people[turn.who].place}; they talk"
+            )
+
+    def _neighbours(self, who: int) -> list[int]:
+        place = self.people[who].place
+        return [i for i, each in enumerate(self.people) if i != who and each.place == place]
+
+    def _dice(self, who: int, text: bytes) -> int:
+        return crc32(b"%d %d %d " % (self.config.seed, self.now, who) + text)

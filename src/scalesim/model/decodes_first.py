@@ -1,0 +1,65 @@
+"""A step's tensors from a ``Batch``: decodes before prefills, as the kernels want them, and padded.
+
+Index arithmetic in numpy, once per step; called by ``ModelRunner``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scalesim_kernels import PagedBatch
+
+from ..core import NO_TOKEN, Batch, Int32s, Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """``order[i]`` is the batch's index of ordered sequence ``i``; ``last[i]``, its last token."""
+
+    order: Int64s  # [num_seqs]
+    last: Int64s  # [num_seqs], rows of token_ids
+    token_ids: Int32s  # [padded num_tokens]
+    paged: PagedBatch
+
+
+def decodes_first(
+    batch: Batch, table: Int32s, last_token: Int32s, padded: Callable[[int], int]
+) -> Ordered:
+    """Reorder (a batch of one kind keeps its order), resolve ``NO_TOKEN``, pad.
+
+    table : the block table ``[rows, max_blocks]``, shared, not copied. last_token : ``[slots]``.
+    padded : the row count that a token count is padded to.
+    """
+    counts = np.diff(batch.query_start)
+    order = np.argsort(counts != 1, kind="stable")
+    counts = counts[order]
+    query_start = np.zeros(batch.num_seqs + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    length = padded(int(query_start[-1]))
+
+    seq = np.repeat(order, counts)
+    shift = np.repeat(batch.query_start[order] - query_start[:-1], counts)
+    source = np.arange(len(seq)) + shift
+    given = batch.token_ids[source]
+    token_ids = np.where(given == NO_TOKEN, last_token[batch.slots[seq]], given)
+    positions = _pad(batch.positions[source], length)
+    last = query_start[1:].astype(np.int64) - 1
+    paged = PagedBatch(
+        block_table=torch.from_numpy(table),
+        positions=torch.from_numpy(positions),
+        token_rows=torch.from_numpy(_pad(batch.rows[seq], length)),
+        seq_rows=torch.from_numpy(batch.rows[order]),
+        query_start=torch.from_numpy(query_start),
+        context_lens=torch.from_numpy(positions[last] + 1),
+        num_decodes=int(np.count_nonzero(counts == 1)),
+    )
+    return Ordered(order, last, _pad(token_ids, length), paged)
+
+
+def _pad(values: Int32s, length: int) -> Int32s:
+    padded = np.zeros(length, np.int32)
+    padded[: len(values)] = values
+    return padded

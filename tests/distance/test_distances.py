@@ -1,0 +1,160 @@
+"""The clock and the one number per agent: declared, calling, in a burst, expired."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalesim.distance.clock import Clock
+from scalesim.distance.distances import Distances
+
+
+def make() -> tuple[Clock, Distances]:
+    clock = Clock()
+    return clock, Distances(clock)
+
+
+def test_the_clock_goes_forward_only_and_learns_the_length_of_a_step() -> None:
+    clock = Clock()
+    clock.advance(10.0)
+    assert clock.seconds_per_step is None
+    clock.advance(12.0)
+    assert (clock.now, clock.seconds_per_step) == (2.0, 2.0)
+    clock.advance(13.0, to=2.5)
+    assert clock.seconds_per_step == pytest.approx(2.0)
+    clock.advance(14.0, to=2.5)  # no virtual time went by
+    assert clock.seconds_per_step == pytest.approx(2.0)
+    for bad in (1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="forward"):
+            clock.advance(15.0, to=bad)
+    clock.advance(3.0)  # wall time that jumps back says nothing
+    assert clock.seconds_per_step == pytest.approx(2.0)
+
+
+def test_a_declared_use_is_absolute_and_a_tick_changes_nothing() -> None:
+    _, distances = make()
+    assert distances.expect("ada", 5.0) == [("ada", 5.0)]
+    assert distances.expect("ada", 5.0) == []
+    for tick in range(4):
+        assert distances.advance(float(tick)) == []
+    assert distances.next_use("ada") == 5.0
+
+
+def test_calling_is_now_and_consumes_the_hint() -> None:
+    clock, distances = make()
+    distances.expect("ada", 3.0)
+    distances.advance(0.0, to=3.0)
+    assert distances.called("ada") == [("ada", 3.0)]
+    assert distances.next_use("ada") == clock.now
+    assert distances.ended("ada") == [("ada", None)]
+
+
+def test_an_early_call_keeps_a_later_hint() -> None:
+    _, distances = make()
+    distances.expect("ada", 9.0)
+    assert distances.called("ada") == [("ada", 0.0)]
+    assert distances.ended("ada") == [("ada", 9.0)]
+
+
+def test_a_hint_expires_after_its_own_distance_or_two_steps() -> None:
+    _, distances = make()
+    distances.expect("near", 1.0)
+    distances.expect("far", 10.0)
+    assert distances.advance(0.0, to=3.0) == []
+    assert distances.advance(0.0, to=3.5) == [("near", None)]
+    assert distances.advance(0.0, to=20.0) == []
+    assert distances.advance(0.0, to=20.5) == [("far", None)]
+    assert distances.num_expired == 2
+
+
+def test_a_renewed_hint_does_not_expire_with_the_old_one() -> None:
+    _, distances = make()
+    distances.expect("ada", 1.0)
+    distances.expect("ada", 30.0)
+    assert distances.advance(0.0, to=5.0) == []
+    assert distances.next_use("ada") == 30.0
+
+
+def test_wake_overrides() -> None:
+    _, distances = make()
+    distances.expect("ada", 50.0)
+    distances.advance(0.0, to=4.0)
+    assert distances.wake("ada") == [("ada", 4.0)]
+
+
+def test_a_burst_stays_now_until_its_usual_number_of_calls() -> None:
+    clock, distances = make()
+    for _ in range(3):  # learns: three calls a step
+        distances.called("ada")
+        distances.ended("ada")
+    distances.advance(0.0)
+    distances.expect("ada", 8.0)
+    distances.called("ada")
+    assert distances.ended("ada") == []
+    assert distances.next_use("ada") == clock.now  # two more are likely
+    for _ in range(2):
+        distances.called("ada")
+        distances.ended("ada")
+    assert distances.next_use("ada") == 8.0
+
+
+def test_a_burst_ends_with_the_step() -> None:
+    _, distances = make()
+    for _ in range(2):
+        distances.called("ada")
+        distances.ended("ada")
+    distances.advance(0.0)
+    distances.called("ada")
+    distances.ended("ada")
+    assert distances.next_use("ada") == 1.0
+    assert distances.advance(0.0) == [("ada", None)]
+
+
+@pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf, "soon", None, 10**400])
+def test_what_is_no_time_is_ignored_and_counted(nonsense: object) -> None:
+    _, distances = make()
+    distances.expect("ada", 7.0)
+    assert distances.expect("ada", nonsense) == []  # type: ignore[arg-type]
+    assert distances.next_use("ada") == 7.0
+    assert distances.num_ignored == 1
+
+
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("expect"), st.sampled_from("ab"), st.floats(-5, 30)),
+        st.tuples(st.just("called"), st.sampled_from("ab"), st.just(0.0)),
+        st.tuples(st.just("ended"), st.sampled_from("ab"), st.just(0.0)),
+        st.tuples(st.just("advance"), st.just(""), st.floats(0, 5)),
+    ),
+    max_size=60,
+)
+
+
+@given(ACTS)
+def test_what_was_told_is_always_what_is(acts: list[tuple[str, str, float]]) -> None:
+    """Following the returned changes gives the same picture as asking."""
+    clock, distances = make()
+    told: dict[object, float | None] = {}
+    open_calls = {"a": 0, "b": 0}
+    for name, agent, number in acts:
+        if name == "expect":
+            changes = distances.expect(agent, number)
+        elif name == "called":
+            open_calls[agent] += 1
+            changes = distances.called(agent)
+        elif name == "ended" and open_calls[agent]:
+            open_calls[agent] -= 1
+            changes = distances.ended(agent)
+        elif name == "advance":
+            changes = distances.advance(0.0, to=clock.now + number)
+        else:
+            continue
+        told.update(changes)
+        for each, count in open_calls.items():
+            if not count:
+                assert told.get(each) == distances.next_use(each)
+            else:  # told at the call; the clock may have gone on since
+                assert told[each] is not None

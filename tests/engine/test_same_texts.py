@@ -1,0 +1,118 @@
+"""The oracle: policy, pool sizes and hints change speed only. Logits are compared bit for bit."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.engine.world import BLOCK, Turns, said, tiny_engine
+
+TURNS = Turns()
+FULL = TURNS.num_agents * TURNS.pages_per_agent
+SMALLEST = TURNS.pages_per_agent
+POOLS = {"100%": FULL, "50%": FULL // 2, "25%": FULL // 4, "smallest": SMALLEST}
+
+
+@cache
+def unlimited() -> list[tuple[tuple[int, ...], int]]:
+    with tiny_engine(policy="resident", digests=True) as engine:
+        return said(TURNS.play(engine))
+
+
+@pytest.mark.parametrize("host_share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap", "lru-recompute"])
+def test_every_policy_and_pool_gives_the_texts_of_unlimited_memory(
+    policy: str, pool: str, host_share: float
+) -> None:
+    pages = POOLS[pool]
+    with tiny_engine(
+        policy=policy, digests=True, device_pages=pages, host_pages=int(host_share * pages)
+    ) as engine:
+        replies = TURNS.play(engine, hint=lambda agent, turn: 1)
+        assert said(replies) == unlimited()
+    check_empty(engine)
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        lambda agent, turn: 1,
+        lambda agent, turn: 1000 - agent,
+        lambda agent, turn: float("nan"),
+        lambda agent, turn: -5,
+        lambda agent, turn: float("inf"),
+        lambda agent, turn: (agent * 7 + turn) % 5,
+    ],
+    ids=["right", "far", "nan", "past", "inf", "wrong"],
+)
+def test_hints_are_advice(hint: object) -> None:
+    with tiny_engine(digests=True, device_pages=FULL // 4, host_pages=FULL) as engine:
+        assert said(TURNS.play(engine, hint=hint)) == unlimited()  # type: ignore[arg-type]
+    check_empty(engine)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 64])
+@pytest.mark.parametrize("chunk", [64, 1024])
+def test_batch_and_chunk_sizes_do_not_matter(max_num_seqs: int, chunk: int) -> None:
+    with tiny_engine(
+        digests=True,
+        device_pages=FULL // 2,
+        host_pages=FULL,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=chunk,
+        safe_point_tokens=4,
+    ) as engine:
+        assert said(TURNS.play(engine)) == unlimited()
+    check_empty(engine)
+
+
+def test_swapping_two_live_pages_changes_the_text() -> None:
+    """Without this, equal texts would prove nothing."""
+
+    def run(*, disturb: bool) -> tuple[int, ...]:
+        engine = tiny_engine(device_pages=20)
+        agent = engine.agent("ada")
+        prompt = np.random.default_rng(3).integers(0, 256, 6 * BLOCK).tolist()
+        call = engine.submit(agent.request(prompt, max_tokens=24, ignore_eos=True))
+        for _ in range(4):  # prefill, and some tokens
+            engine.step()
+        if disturb:
+            (sequence,) = [s for s in engine.parts.scheduler.slots.sequences if s is not None]
+            assert sequence.lease is not None
+            first, second = sequence.lease.end.device[1:3]
+            pool = engine.parts.runner._pool  # type: ignore[attr-defined]
+            pool[[first, second]] = pool[[second, first]].clone()
+        while not call.done:
+            engine.step()
+        engine.close()
+        return call.result().token_ids
+
+    assert run(disturb=False) != run(disturb=True)
+
+
+def test_eight_templates_in_turn_hit_from_the_second_round() -> None:
+    rng = np.random.default_rng(5)
+    system = rng.integers(0, 256, 40).tolist()
+    templates = [system + rng.integers(0, 256, 60).tolist() for _ in range(8)]
+    with tiny_engine(device_pages=40, host_pages=200) as engine:
+        agent = engine.agent("ada")
+        for round_ in range(4):
+            for template in templates:
+                content = rng.integers(0, 256, 20).tolist()
+                reply = agent.generate(template + content, max_tokens=8, ignore_eos=True)
+                if round_:
+                    assert reply.usage.cached_tokens >= len(template) // BLOCK * BLOCK
+            engine.advance()
+    check_empty(engine)
+
+
+def check_empty(engine: object) -> None:
+    """After everything is dropped, all pages are free and no copy is under way."""
+    memory = engine.parts.memory  # type: ignore[attr-defined]
+    memory.clear()
+    assert memory.device.num_free == memory.device.num_usable
+    assert memory.host.num_free == memory.host.num_usable
+    assert not memory.residency.transfers

@@ -1,0 +1,165 @@
+"""The memory layer against a model that knows no page ids: Hypothesis, then seeded walks over tiny pools."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from scalesim.memory.policies import POLICIES
+from tests.memory.world import AGENTS, FAR, KINDS, MAX_LEASES, Shape, World, random_walk
+
+EXAMPLES, STEPS_PER_EXAMPLE = 420, 60
+small = st.integers(0, 20)
+agents = st.integers(0, AGENTS - 1)
+leases = st.integers(0, MAX_LEASES - 1)
+pages = st.integers(1, 8) | st.integers(1, 64)
+
+
+class MemoryMachine(RuleBasedStateMachine):
+    """Every rule is one of the world's operations; everything is checked after every rule."""
+
+    num_steps = 0
+    world: World | None = None
+
+    @initialize(
+        pages=pages,
+        host=st.sampled_from([1.0, 0.5, 0.0]),
+        block_size=st.sampled_from([1, 2, 4, 16]),
+        policy=st.sampled_from(sorted(POLICIES)),
+        seed=st.integers(0, 2**16),
+    )
+    def begin(self, **shape: Any) -> None:
+        self.world = World(Shape(**shape))
+
+    @rule(agent=agents, kind=st.sampled_from(KINDS), pick=st.integers(0, 99), n=small, spare=small)
+    def acquire(self, agent: int, kind: str, pick: int, n: int, spare: int) -> None:
+        self.world.acquire(agent, kind, pick, n, spare)
+
+    @rule(agent=agents, kind=st.sampled_from(KINDS), pick=st.integers(0, 99), n=small, spare=small)
+    def turn(self, agent: int, kind: str, pick: int, n: int, spare: int) -> None:
+        self.world.turn(agent, kind, pick, n, spare)
+
+    @rule(count=st.integers(1, 20), mask=st.integers(1, 63))
+    def launch(self, count: int, mask: int) -> None:
+        self.world.launch(count, mask)
+
+    @rule(count=st.integers(1, 20))
+    def compute_all(self, count: int) -> None:
+        self.world.launch(count, 63)
+        self.world.collect()
+
+    @rule()
+    def run_device(self) -> None:
+        self.world.run_device()
+
+    @rule()
+    def collect(self) -> None:
+        self.world.collect()
+
+    @rule(pick=leases, more=st.integers(0, 4))
+    def grow(self, pick: int, more: int) -> None:
+        self.world.grow(pick, more)
+
+    @rule(pick=leases)
+    def commit(self, pick: int) -> None:
+        self.world.commit(pick)
+
+    @rule(pick=leases, keep=st.booleans())
+    def release(self, pick: int, keep: bool) -> None:
+        self.world.release(pick, keep)
+
+    @rule(agent=agents, at=st.sampled_from([None, -5, 0, 1, 2, 7, FAR, float("inf")]))
+    def expect_agent(self, agent: int, at: float | None) -> None:
+        self.world.expect_agent(agent, at)
+
+    @rule(steps=st.integers(0, 5))
+    def advance(self, steps: int) -> None:
+        self.world.advance(steps)
+
+    @rule(parent=agents, child=agents)
+    def fork(self, parent: int, child: int) -> None:
+        self.world.fork(parent, child)
+
+    @rule(agent=agents)
+    def drop_agent(self, agent: int) -> None:
+        self.world.drop_agent(agent)
+
+    @rule()
+    def plan(self) -> None:
+        self.world.plan()
+
+    @rule(count=st.integers(1, 12))
+    def land(self, count: int) -> None:
+        self.world.land(count)
+
+    @rule()
+    def poll(self) -> None:
+        self.world.poll()
+
+    @rule()
+    def fail_copy(self) -> None:
+        self.world.fail_copy()
+
+    @rule(pick=leases)
+    def poison(self, pick: int) -> None:
+        self.world.poison(pick)
+
+    @rule()
+    def exhaust(self) -> None:
+        self.world.exhaust()
+
+    @rule()
+    def quiesce(self) -> None:
+        self.world.quiesce()
+
+    @invariant()
+    def holds(self) -> None:
+        if self.world is not None:
+            MemoryMachine.num_steps += 1
+            self.world.check()
+
+    def teardown(self) -> None:
+        if self.world is not None:
+            self.world.quiesce()
+
+
+def test_state_machine() -> None:
+    MemoryMachine.num_steps = 0
+    run_state_machine_as_test(
+        MemoryMachine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS_PER_EXAMPLE,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert MemoryMachine.num_steps >= 20_000, MemoryMachine.num_steps
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("num_pages", range(1, 9))
+def test_tiny_pools(num_pages: int, policy: str) -> None:
+    for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
+        shape = Shape(num_pages, host, block_size, policy, seed)
+        random_walk(World(shape), random.Random(seed), steps=60)
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+def test_larger_pools_with_everything_on_the_host(policy: str) -> None:
+    for seed in range(6):
+        shape = Shape(24, 1.0, 2, policy, seed)
+        random_walk(World(shape), random.Random(seed), steps=250)
