@@ -55,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--page-bytes", type=int, default=64, help="for the link's chunks and the bytes reported")
     add("--link-pages-per-s", type=float, default=24_000.0, help="virtual; 50 GB/s at 2 MiB a page")
     add("--jitter-ms", type=float, help="the planner's jitter_s; its own default if not given")
-    add("--cpu-time", action="store_true", help="time by the thread's processor time: on a busy machine")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="time by the thread's processor time: on a busy machine",
+    )
     add("--profile", action="store_true", help="cProfile of one arm's turns instead of the tables")
 
 
@@ -100,7 +104,9 @@ class Simulation:
             page_bytes=options.page_bytes,
             link_pages_per_s=options.link_pages_per_s,
             step_s=options.step_ms / 1e3,
-            planner=PlannerConfig() if options.jitter_ms is None else PlannerConfig(jitter_s=options.jitter_ms / 1e3),
+            planner=PlannerConfig()
+            if options.jitter_ms is None
+            else PlannerConfig(jitter_s=options.jitter_ms / 1e3),
         )
         self.settings, self.watch = settings, Stopwatch(self.clock)
         self.engine = Engine(stub_parts(settings, self.watch, options.seed))

@@ -144,9 +144,7 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
         _time_planner(memory, link, watch)
         runner = VirtualTimeRunner(runner, link, settings.step_s, watch)
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
-    model = TextModel(
-        VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE
-    )
+    model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)
     clock = time.monotonic if watch is None else lambda: link.now_s
     return Parts(runner, memory, scheduler, link, model, seed, clock)
 

@@ -69,28 +69,35 @@ def test_batch_and_chunk_sizes_do_not_matter(max_num_seqs: int, chunk: int) -> N
     check_empty(engine)
 
 
-def test_swapping_two_live_pages_changes_the_text() -> None:
-    """Without this, equal texts would prove nothing."""
+def test_swapping_two_live_pages_changes_the_texts() -> None:
+    """Without this, equal texts would prove nothing. The pages belong to two agents: attention does
+    not mind the order of one agent's own keys, which carry their positions with them."""
 
-    def run(*, disturb: bool) -> tuple[int, ...]:
-        engine = tiny_engine(device_pages=20)
-        agent = engine.agent("ada")
-        prompt = np.random.default_rng(3).integers(0, 256, 6 * BLOCK).tolist()
-        call = engine.submit(agent.request(prompt, max_tokens=24, ignore_eos=True))
+    def run(*, disturb: bool) -> list[tuple[int, ...]]:
+        engine = tiny_engine(device_pages=40)
+        rng = np.random.default_rng(3)
+        calls = [
+            engine.submit(
+                engine.agent(name).request(
+                    rng.integers(0, 256, 6 * BLOCK).tolist(), max_tokens=24, ignore_eos=True
+                )
+            )
+            for name in ("ada", "bob")
+        ]
         for _ in range(4):  # prefill, and some tokens
             engine.step()
         if disturb:
-            (sequence,) = [s for s in engine.parts.scheduler.slots.sequences if s is not None]
-            assert sequence.lease is not None
-            first, second = sequence.lease.end.device[1:3]
+            running = [each for each in engine.parts.scheduler.slots.sequences if each is not None]
+            first, second = (each.lease.end.device[2] for each in running if each.lease)
             pool = engine.parts.runner._pool  # type: ignore[attr-defined]
             pool[[first, second]] = pool[[second, first]].clone()
-        while not call.done:
+        while not all(call.done for call in calls):
             engine.step()
         engine.close()
-        return call.result().token_ids
+        return [call.result().token_ids for call in calls]
 
-    assert run(disturb=False) != run(disturb=True)
+    for sound, disturbed in zip(run(disturb=False), run(disturb=True), strict=True):
+        assert sound != disturbed
 
 
 def test_eight_templates_in_turn_hit_from_the_second_round() -> None:

@@ -92,6 +92,7 @@ class Play:
 
     def run(self, steps: int, watcher: Watcher) -> Score:
         self._ask(self.world.opening(), max_tokens=1)
+        self._tell()
         before = replace(self.engine.stats), replace(self.engine.parts.memory.counters)
         start = time.perf_counter()
         score = self._score(0, 0.0, *before)
@@ -105,19 +106,22 @@ class Play:
         world, engine = self.world, self.engine
         speakers = set()
         while turns := world.round():
-            for who in world.called():  # told while the one who calls still speaks
-                engine.wake(self._agents[who].id)
             replies = self._ask(turns, world.config.reply_len)
             self.said += [
                 Said(world.now, world.people[turn.who].name, reply.token_ids, reply.digest)
                 for turn, reply in zip(turns, replies, strict=True)
             ]
             world.hear(turns, [spoken(reply) for reply in replies])
+            self._tell()
             speakers |= {turn.who for turn in turns}
         self._speakers += len(speakers)
-        distances = world.end_step()
+        world.end_step()
         engine.advance()
-        engine.expect({self._agents[who].id: steps for who, steps in distances.items()})
+
+    def _tell(self) -> None:
+        """Plans are known as soon as they are made: whoever speaks late can give way at once."""
+        distances = self.world.expected()
+        self.engine.expect({self._agents[who].id: steps for who, steps in distances.items()})
 
     def _ask(self, turns: Sequence[Turn], max_tokens: int) -> list[Reply]:
         params = SamplingParams(max_tokens=max_tokens)

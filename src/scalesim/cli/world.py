@@ -67,8 +67,8 @@ class Turn:
 
 
 class World:
-    """``round`` gives the turns of the next round, ``hear`` takes their texts; an empty round ends the
-    step, and ``end_step`` returns what is now known of who speaks when."""
+    """``round`` gives the turns of the next round, ``hear`` takes their texts and ``expected`` says what is
+    known by then of who speaks when; after an empty round, ``end_step`` moves on."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -97,10 +97,6 @@ class World:
             for who, to in self._talks
         ]
 
-    def called(self) -> list[int]:
-        """Who will answer in the next round, whatever they were expected to do."""
-        return [to for _, to in self._talks]
-
     def hear(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:
         """What the turns of this round gave."""
         for turn, text in zip(turns, texts, strict=True):
@@ -114,13 +110,19 @@ class World:
             line = f" {self.people[who].name}: ".encode() + text
             self.people[to].events.append(line)
         self._talks = [(to, who) for who, to in self._talks]
+        self._changed |= {turn.who for turn in turns}
 
-    def end_step(self) -> dict[int, int]:
-        """Move on by a step; returns, where it is news, in how many steps from then an agent speaks."""
+    def expected(self) -> dict[int, int]:
+        """Where it is news: in how many steps an agent speaks, 0 for who is being talked to."""
+        talking = {who for pair in self._talks for who in pair} if self._round <= TALK_ROUNDS else ()
+        changed, self._changed = sorted(self._changed), set()
+        return {
+            who: 0 if who in talking else self.people[who].free_at - self.now for who in changed
+        }
+
+    def end_step(self) -> None:
         self.now += 1
         self._round, self._talks = 0, []
-        changed, self._changed = sorted(self._changed), set()
-        return {who: max(0, self.people[who].free_at - self.now) for who in changed}
 
     # -- steps of the above -------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ class Residency:
         self.num_clean = 0  # device pages, unpinned, that can be had without a copy
         self.saving_pages = 0
         self.demand_waiting = 0  # open demand transfers
+        self.refused = False  # the last request for pages had to go away without
         self._seq = 0
         self._evictable: UseOrder[Segment] = UseOrder()
         self._cleanable: UseOrder[Segment] = UseOrder()
@@ -198,9 +199,10 @@ class Residency:
         Then pages may be on their way (``saving_pages``). With ``ahead_of``, only what is used
         later than that gives way.
         """
-        if self.device.num_free < count and not self._make_room(count, ahead_of):
-            return None
-        return self.device.allocate(count)
+        refused = self.device.num_free < count and not self._make_room(count, ahead_of)
+        if ahead_of is None:
+            self.refused = refused
+        return None if refused else self.device.allocate(count)
 
     def _make_room(self, count: int, ahead_of: Use | None) -> bool:
         while (missing := count - self.device.num_free) > 0:
@@ -454,8 +456,12 @@ class Residency:
     # -- looking ahead ------------------------------------------------------------------------
 
     def plan(self) -> None:
-        """Start the loads whose window is open, soonest first; then, on an idle link, clean."""
-        if self.policy.look_ahead:
+        """Start the loads whose window is open, soonest first; then, on an idle link, clean.
+
+        Nothing is loaded ahead while a request waits for pages: the two would take them from each
+        other in turn, for ever.
+        """
+        if self.policy.look_ahead and not self.refused:
             self._load_ahead()
         if self.policy.host:
             self._clean()
