@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     for name, module in BENCHMARKS.items():
         about = module.__doc__ or ""
         one = names.add_parser(
-            name, help=about.splitlines()[0], description=about, formatter_class=_Formatter
+            name, help=about.split("\n\n")[0], description=about, formatter_class=_Formatter
         )
         module.add_arguments(one)
         one.add_argument("--quick", action="store_true", help="a small run, to see that it works")

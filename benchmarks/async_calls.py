@@ -1,7 +1,8 @@
-"""Calls from outside the engine's thread: 10 000 gathered coroutines and 200 threads, against one ``run``.
+"""Calls from outside the engine's thread: 10 000 gathered coroutines and 200 threads, against one
+``run``.
 
-All arms put the same requests to a fresh engine on a stub model, and must get the same tokens. Arms take turns, in
-another order each time; medians are compared.
+All arms put the same requests to a fresh engine on a stub model, and must get the same tokens.
+Arms take turns, in another order each time; medians are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scalesim.core import SamplingParams
 from scalesim.engine import Engine
 from scalesim.requests import Reply, Request
 
-QUICK = {"calls": 300, "agents": 60, "threads": 20, "rounds": 1}
+QUICK: dict[str, Any] = {"calls": 300, "agents": 60, "threads": 20, "rounds": 1}
 TARGET = 0.9
 
 

@@ -1,7 +1,8 @@
 """The engine benchmark's workload: agents with a private prefix each, who take turns.
 
-A turn's prompt is the prefix, all earlier turns, and some new tokens; its output is greedy and of fixed length.
-So all agents' prompts of a turn have one length, which suits the batches of whoever cannot mix lengths.
+A turn's prompt is the prefix, all earlier turns, and some new tokens; its output is greedy and of
+fixed length. So all agents' prompts of a turn have one length, which suits the batches of whoever
+cannot mix lengths.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ class Dialogues:
 
     @property
     def num_agents(self) -> int:
-        return self.new.shape[0]
+        return int(self.new.shape[0])
 
     @property
     def num_turns(self) -> int:
-        return self.new.shape[1]
+        return int(self.new.shape[1])
 
     @property
     def turn_len(self) -> int:
-        return self.new.shape[2] + self.output_len
+        return int(self.new.shape[2]) + self.output_len
 
     def prompt_len(self, turn: int) -> int:
         """Tokens of everybody's prompt in ``turn``, from 0."""
-        return self.prefixes.shape[1] + turn * self.turn_len + self.new.shape[2]
+        prefix_len, new_len = self.prefixes.shape[1], self.new.shape[2]
+        return int(prefix_len + turn * self.turn_len + new_len)
 
     @property
     def max_len(self) -> int:
@@ -96,12 +98,12 @@ class Played:
     @property
     def total_rate(self) -> float:
         """Turns a second, the first prefill included."""
-        return self.outputs.shape[0] * len(self.turn_s) / sum(self.turn_s)
+        return len(self.outputs) * len(self.turn_s) / sum(self.turn_s)
 
     @property
     def warm_rate(self) -> float:
         """Turns a second from the second turn on."""
-        return self.outputs.shape[0] * (len(self.turn_s) - 1) / sum(self.turn_s[1:])
+        return len(self.outputs) * (len(self.turn_s) - 1) / sum(self.turn_s[1:])
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""Our engine against transformers on one random model: many agents' dialogues, turn by turn, on a CPU.
+"""Our engine against transformers on one random model: many agents' dialogues, turn by turn, on a
+CPU.
 
-The peer runs in length-equal batches, without a cache across turns and with one kept for every agent; the best batch
-size counts. Our arms: everything resident; a pool of a quarter of all agents' state, with hints and without; and
-resident without reproducible mode. Arms take turns within the run. Texts are compared: ours must be equal, and the
-peer's may differ only where two tokens all but tie.
+The peer runs in length-equal batches, without a cache across turns and with one kept for every
+agent; the best batch size counts. Our arms: everything resident; a pool of a quarter of all
+agents' state, with hints and without; and resident without reproducible mode. Arms take turns
+within the run. Texts are compared: ours must be equal, and the peer's may differ only where two
+tokens all but tie.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,8 +51,9 @@ TINY = replace(
     MODEL, vocab_size=512, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2,
     num_kv_heads=1,
 )  # fmt: skip
-QUICK = {"agents": 8, "turns": 3, "prefix": 64, "new": 16, "output": 8, "rounds": 1,
+QUICK: dict[str, Any] = {"agents": 8, "turns": 3, "prefix": 64, "new": 16, "output": 8, "rounds": 1,
          "batches": [1, 8], "screen_agents": 8, "decodes": 16}  # fmt: skip
+TUNED = ((8, 16, 32, 64), (512, 1024, 2048))  # max_num_seqs, max_num_batched_tokens
 QUARTER = 0.25
 NEAR_TIE = 1e-3  # of the logits' standard deviation
 PEERS: dict[str, CacheKind] = {
@@ -78,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--screen-agents", type=int, default=32, help="agents for choosing the peer's batch size")
     add("--max-num-seqs", type=int, default=16, help="ours, the same for all arms")
     add("--max-num-batched-tokens", type=int, default=1024, help="ours, the same for all arms")
+    add("--threads", type=int, default=num_cores(), help="of torch, in every arm")
     add("--decodes", type=int, default=64, help="decode steps of the separate measurement")
     add("--static", action="store_true", help="also a StaticCache per agent, for reference")
     add("--tune", action="store_true", help="only try settings of ours, resident, and stop")
@@ -91,7 +96,7 @@ class Chosen(NamedTuple):
 def run(options: argparse.Namespace) -> Report:
     if options.quick:
         vars(options).update(QUICK)
-    torch.set_num_threads(num_cores())
+    torch.set_num_threads(options.threads)
     model = TINY if options.quick else MODEL
     dialogues = make_dialogues(
         options.agents, options.turns, options.prefix, options.new, options.output,
@@ -113,10 +118,11 @@ def compare(
     ours.play(dialogues.first(2), OURS[RESIDENT])  # warm up both
     peer.play(dialogues.first(2), 2, "agent")
     chosen = screen(options, dialogues, peer, report)
-    arms: dict[str, Callable[[], Played]] = {
-        **{name: (lambda c=c: peer.play(dialogues, c.batch, c.kind)) for name, c in chosen.items()},
-        **{name: (lambda arm=arm: ours.play(dialogues, arm)) for name, arm in OURS.items()},
-    }
+    arms: dict[str, Callable[[], Played]] = {}
+    for name, (kind, batch) in chosen.items():
+        arms[name] = partial(peer.play, dialogues, batch, kind)
+    for name, arm in OURS.items():
+        arms[name] = partial(ours.play, dialogues, arm)
     played: dict[str, list[Played]] = defaultdict(list)
     for _ in range(options.rounds):
         for name, play in arms.items():
@@ -197,7 +203,7 @@ def num_differing(outputs: Int32s, others: Int32s) -> int:
 
 
 def largest_gap(dialogues: Dialogues, outputs: Int32s, others: Int32s, peer: Peer) -> float:
-    """How far apart the two tokens' logits are, in standard deviations, where texts first differ."""
+    """How many standard deviations the two tokens' logits are apart where texts first differ."""
     gaps = [0.0]
     for agent in (outputs != others).any(axis=(1, 2)).nonzero()[0]:
         turn, at = np.argwhere(outputs[agent] != others[agent])[0]
@@ -299,17 +305,17 @@ def _memory_table(played: Mapping[str, list[Played]]) -> Table:
 
 
 def tune(dialogues: Dialogues, make: Callable[[int, int], Ours]) -> Report:
-    """Our settings against one another, on half the agents."""
-    report, few = Report("engine, settings of ours"), dialogues.first(dialogues.num_agents // 2)
+    """Our settings against one another."""
+    report = Report("engine, settings of ours")
     rows: list[list[str]] = []
-    for seqs in (8, 16, 32, 64):
-        for tokens in (256, 512, 1024, 2048):
+    for seqs in TUNED[0]:
+        for tokens in TUNED[1]:
             ours = make(seqs, tokens)
             rates = {
-                name: ours.play(few, OURS[name]).total_rate for name in (RESIDENT, DEADLINE)
+                name: ours.play(dialogues, OURS[name]).total_rate for name in (RESIDENT, DEADLINE)
             }  # fmt: skip
             report.figures[f"{seqs}, {tokens}"] = rates
             rows.append([f"{seqs}, {tokens}", *(f"{rate:.2f}" for rate in rates.values())])
     columns = ["max_num_seqs, max_num_batched_tokens", RESIDENT, DEADLINE]
-    report.tables.append(table(f"Turns a second of {few.num_agents} agents", columns, rows))
+    report.tables.append(table(f"Turns a second of {dialogues.num_agents} agents", columns, rows))
     return report

@@ -1,4 +1,6 @@
-"""Our engine's arms, on one loaded model; and the bare matrix products that no arm can do without."""
+"""Our engine's arms, on one loaded model; and the bare matrix products that no arm can do
+without.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ ROW_MULTIPLE = 16  # what reproducible mode pads rows to on a CPU
 
 @dataclass(frozen=True)
 class Arm:
-    """``pool`` is the device pool's share of all agents' state; ``resident`` takes what it wants."""
+    """``pool``: the device pool as a share of all agents' state; ``resident`` ignores it."""
 
     policy: str
     pool: float = 1.0
@@ -52,7 +54,8 @@ class CountingRunner:
 
 
 class Ours:
-    """Makes a fresh engine for every play; all arms share the weights and the settings given here."""
+    """Makes a fresh engine for every play; all arms share the weights and the settings given
+    here."""
 
     def __init__(self, loaded: LoadedModel, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.loaded = loaded
@@ -76,8 +79,8 @@ class Ours:
         return Engine(replace(parts, runner=runner)), runner
 
     def play(self, dialogues: Dialogues, arm: Arm) -> Played:
-        """All agents call in order, turn by turn. A hint says when an agent's next turn comes: a step
-        of the clock for each turn, the agents evenly spread over it."""
+        """All agents call in order, turn by turn. A hint says when an agent's next turn comes: a
+        step of the clock for each turn, the agents evenly spread over it."""
         engine, runner = self._engine(arm, dialogues)
         transcript = Transcript(dialogues)
         agents = range(dialogues.num_agents)
@@ -181,7 +184,8 @@ class Ours:
 
 
 def products_s(rows: int, matrices: list[torch.Tensor]) -> float:
-    """Seconds of ``rows`` rows times each matrix in turn: the median of a few, after one to warm up."""
+    """Seconds of ``rows`` rows times each matrix in turn: the median of a few, after one to warm
+    up."""
     inputs = {width: torch.randn(rows, width) for width in {m.shape[1] for m in matrices}}
     times = []
     for _ in range(4 if rows > 64 else 12):

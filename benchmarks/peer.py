@@ -1,7 +1,8 @@
-"""Transformers as the peer, as an expert would run it: length-equal batches, a loop of one's own, no padding.
+"""Transformers as the peer, as an expert would run it: length-equal batches, a loop of one's own,
+no padding.
 
-A batch's cache stays whole from turn to turn, since the same agents always stand in one batch: nothing is stacked or
-split. Only the last position's logits are computed in a prefill.
+A batch's cache stays whole from turn to turn, since the same agents always stand in one batch:
+nothing is stacked or split. Only the last position's logits are computed in a prefill.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from benchmarks.dialogues import Dialogues, Played, Rates, Transcript
 from scalesim.core import Int32s
 
 CacheKind = Literal["turn", "agent", "static"]
-"""``turn``: a DynamicCache that lives for a turn. ``agent``: one that is kept. ``static``: a StaticCache, kept."""
+"""``turn``: a DynamicCache that lives for a turn. ``agent``: one that is kept. ``static``: a
+StaticCache, kept.
+"""
 
 
 class Peer:
     """A causal LM of transformers with SDPA attention, in float32."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
+        import transformers
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
+        quiet: Any = transformers.utils.logging.disable_progress_bar
+        quiet()
+
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="sdpa", dtype=torch.float32
-        ).eval()
+        )
+        self.model = model.eval()
 
     def new_cache(self, kind: CacheKind, max_len: int) -> Any:
         from transformers import DynamicCache, StaticCache
@@ -40,7 +47,8 @@ class Peer:
         return DynamicCache(config=self.model.config)
 
     def greedy(self, tokens: Tensor, cache: Any, num_tokens: int) -> Tensor:
-        """``[batch, num_tokens]`` behind ``tokens [batch, n]``, the part of the prompt not in ``cache``."""
+        """``[batch, num_tokens]`` behind ``tokens [batch, n]``, the part of the prompt not in
+        ``cache``."""
         outputs = []
         for _ in range(num_tokens):
             logits = self.model(tokens, past_key_values=cache, logits_to_keep=1).logits

@@ -1,4 +1,4 @@
-"""What a benchmark hands back: tables for people, raw figures for machines, and where it all ran."""
+"""What a benchmark hands back: tables for people, raw figures for machines, and where it ran."""
 
 from __future__ import annotations
 

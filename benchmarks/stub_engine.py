@@ -1,7 +1,8 @@
 """An engine with everything but a model: for measuring what the rest of it costs.
 
-Time is virtual for the link and the planner, real for the figures: a step is said to take ``step_s`` and the
-link to carry ``link_pages_per_s``, so that loads take their time among the steps, the same in every run.
+Time is virtual for the link and the planner, real for the figures: a step is said to take
+``step_s`` and the link to carry ``link_pages_per_s``, so that loads take their time among the
+steps, the same in every run.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class CpuAttention:
     def __init__(self) -> None:
         self._scratch: dict[str, Tensor] = {}
         self._masks: dict[tuple[TileShape, torch.dtype], Tensor] = {}
-        self._agree: dict[tuple[int, torch.dtype], bool] = {}
+        self._agree: dict[tuple[int, int, torch.dtype], bool] = {}
 
     def plan(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> CpuPlan:
         group = num_heads // pool.shape[3]
@@ -89,12 +89,11 @@ class CpuAttention:
     def _decode_shape(self, group: int, reproducible: bool, pool: Tensor) -> TileShape:
         if not reproducible:
             return TileShape.fastest(group, decode=True)
-        kind = (pool.shape[5], pool.dtype)
+        rows = -(-group // DECODE_ROWS) * DECODE_ROWS
+        kind = (rows, pool.shape[5], pool.dtype)
         if kind not in self._agree:
-            self._agree[kind] = rows_agree(*kind)
-        if group <= DECODE_ROWS and self._agree[kind]:
-            return TileShape(group, 1, DECODE_ROWS)
-        return TileShape.reproducible(group)
+            self._agree[kind] = rows < TILE_ROWS and rows_agree(*kind)
+        return TileShape(group, 1, rows) if self._agree[kind] else TileShape.reproducible(group)
 
     def _attend(
         self, q: Tensor, pool: Tensor, layer: int, plan: TilePlan, scale: float, out: Tensor
@@ -143,11 +142,11 @@ class CpuAttention:
         return have
 
 
-def rows_agree(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether SDPA gives a row of 8 the same bits as a row of 16, at its place in either.
+def rows_agree(rows: int, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether SDPA gives a row of ``rows`` the same bits as a row of 16, at its place in either.
 
     So it was on the machines measured (from 4 rows up, in fp32; with 1 to 3 rows it is not so), and
-    8 rows take half the time. It is a property of the matrix library, so ask it.
+    fewer rows take less time. It is a property of the matrix library, so ask it.
     """
     generator = torch.Generator().manual_seed(0)
     for kv_len in (BUCKET, 9 * BUCKET, 17 * BUCKET):
@@ -157,10 +156,10 @@ def rows_agree(head_dim: int, dtype: torch.dtype) -> bool:
         mask = torch.zeros((3, 1, 1, kv_len), dtype=dtype)
         mask[..., kv_len - 7 :] = float("-inf")
         full = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        for first in (0, 4, TILE_ROWS - DECODE_ROWS):
-            some = q[:, :, first : first + DECODE_ROWS].contiguous()
+        for first in range(0, TILE_ROWS - rows + 1, 4):
+            some = q[:, :, first : first + rows].contiguous()
             part = F.scaled_dot_product_attention(some, k, v, attn_mask=mask)
-            if not torch.equal(part, full[:, :, first : first + DECODE_ROWS]):
+            if not torch.equal(part, full[:, :, first : first + rows]):
                 return False
     return True
 

@@ -5,7 +5,7 @@ one small matrix. Its tokens share ``position // tokens``, and its KV ends at th
 64. Both follow from absolute positions alone: a token gets the same place in the same tile over the
 same KV length in a prefill however it is chunked, and beside any neighbours. That, and SDPA on 16
 rows under an explicit mask (whose rows were measured to be independent of the batch), makes
-attention reproducible. A decode's tile has one token, and only 8 rows where ``rows_agree`` finds
+attention reproducible. A decode's tile has one token, and fewer rows where ``rows_agree`` finds
 that the machine's SDPA gives the same bits. Index arithmetic only, once per step; ``cpu_attention``
 runs it.
 """
@@ -24,7 +24,7 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 
 BUCKET = 64  # KV lengths are multiples of this; every block size divides it
 TILE_ROWS = 16
-DECODE_ROWS = 8
+DECODE_ROWS = 4  # a decode's tile has a multiple of these, as few as hold its query heads
 GATHER_BYTES = 6 << 20  # KV gathered for one SDPA call: stays in a shared cache level
 
 

@@ -1,4 +1,5 @@
-"""The memory layer against a model that knows no page ids: Hypothesis, then seeded walks over tiny pools."""
+"""The memory layer against a model that knows no page ids: Hypothesis, then seeded walks over tiny
+pools."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
 from scalesim.memory.policies import POLICIES
 from tests.memory.world import AGENTS, FAR, KINDS, MAX_LEASES, Shape, World, random_walk
 
-EXAMPLES, STEPS_PER_EXAMPLE = 420, 60
+EXAMPLES, STEPS_PER_EXAMPLE = 375, 60
 small = st.integers(0, 20)
 agents = st.integers(0, AGENTS - 1)
 leases = st.integers(0, MAX_LEASES - 1)
@@ -78,6 +79,10 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(pick=leases, keep=st.booleans())
     def release(self, pick: int, keep: bool) -> None:
         self.world.release(pick, keep)
+
+    @rule(again=st.booleans())
+    def abort(self, again: bool) -> None:
+        self.world.abort(again)
 
     @rule(agent=agents, at=st.sampled_from([None, -5, 0, 1, 2, 7, FAR, float("inf")]))
     def expect_agent(self, agent: int, at: float | None) -> None:

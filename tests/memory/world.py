@@ -1,8 +1,8 @@
-"""A world for the memory layer: the real manager, tree, planner and pools; a tag runner as the device;
-a hostile link; and a model of what must hold, which knows no page ids.
+"""A world for the memory layer: the real manager, tree, planner and pools; a tag runner as the
+device; a hostile link; and a model of what must hold, which knows no page ids.
 
-The model is, per sharing domain, the set of prefixes whose KV was computed soundly. Every operation takes
-small integers, so that a state machine and a random walk can drive the same code.
+The model is, per sharing domain, the set of prefixes whose KV was computed soundly. Every operation
+takes small integers, so that a state machine and a random walk can drive the same code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Shape:
 
 @dataclass(eq=False)
 class Held:
-    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected soundly."""
+    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
+    soundly."""
 
     lease: Lease
     agent: int
@@ -104,7 +105,7 @@ class World:
         self.num_launched = 0
         self.rng = random.Random(shape.seed)
         self.templates = [self._random_tokens(shape.block_size * 2 + 1) for _ in range(3)]
-        private = max(1, shape.pages // 4) * shape.block_size
+        private = max(1, shape.pages // 3) * shape.block_size
         self.prefixes = [self._random_tokens(private) for _ in range(AGENTS)]
 
     # -- requests -----------------------------------------------------------------------------
@@ -238,6 +239,16 @@ class World:
             ready = held.lease.is_ready
             self._close(held, sound=held.done if keep and ready else 0)
 
+    def abort(self, again: bool) -> None:
+        """Abort a lease whose loads have begun; ask for the same at once, where told."""
+        for held in self.held:
+            if not held.lease.is_ready:
+                self.land(1)
+                self._close(held, sound=0)
+                if again:
+                    self.acquire(held.agent, "repeat", len(self.history) - 1, 1, 0)
+                return
+
     # -- the simulation and the link ----------------------------------------------------------
 
     def expect_agent(self, agent: int, at: float | None) -> None:
@@ -311,11 +322,12 @@ class World:
         self._check_contents()
 
     def _check_contents(self) -> None:
-        """Each segment on each tier, and each lease through its row's pages, reads back its tags."""
+        """Each segment on each tier, and each lease through its row's pages, reads back its
+        tags."""
         device, host = _Reader(self.device, self.shape), _Reader(self.host, self.shape)
         for segment in self.manager.tree:
             if segment.is_tail and segment.device[0] in self.copying.values():
-                continue  # written by a step in flight: right for whoever comes after it in the queue
+                continue  # written by a step in flight: right for whoever comes after it
             tokens, start = full_tokens(segment)
             device.add(segment, segment.device[: segment.ready], tokens, start)
             host.add(segment, segment.host[: segment.saved], tokens, start)
@@ -417,7 +429,7 @@ def full_tokens(segment: Segment) -> tuple[np.ndarray, int]:
     return np.frombuffer(path, np.int32).astype(np.int64), (len(path) - len(segment.tokens)) // 4
 
 
-KINDS = ("own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
+KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
 
 
 def random_walk(world: World, rng: random.Random, steps: int) -> int:
@@ -427,8 +439,9 @@ def random_walk(world: World, rng: random.Random, steps: int) -> int:
         return rng.randrange(limit)
 
     acts: list[tuple[float, Callable[[], None]]] = [
-        (10, lambda: world.acquire(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
+        (18, lambda: world.acquire(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
         (30, lambda: world.turn(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
+        (9, lambda: world.abort(some(3) > 0)),
         (14, lambda: world.launch(1 + some(12), some(64))),
         (5, world.run_device),
         (10, world.collect),
@@ -438,13 +451,13 @@ def random_walk(world: World, rng: random.Random, steps: int) -> int:
         (6, lambda: world.expect_agent(some(AGENTS), rng.choice([None, -1, 1, 2, 5, FAR]))),
         (3, lambda: world.advance(some(4))),
         (4, world.plan),
-        (16, lambda: world.land(some(24))),
+        (9, lambda: world.land(some(12))),
         (14, world.poll),
         (2, world.fail_copy),
         (1, lambda: world.fork(some(AGENTS), some(AGENTS))),
         (0.5, lambda: world.drop_agent(some(AGENTS))),
         (0.3, world.exhaust),
-        (1, lambda: world.poison(some(9))),
+        (3, lambda: world.poison(some(9))),
         (0.3, world.quiesce),
     ]
     weights = [weight for weight, _ in acts]

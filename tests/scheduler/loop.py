@@ -1,7 +1,8 @@
-"""The engine's loop at its smallest: schedule, launch, collect, update, around a tag runner and a link.
+"""The engine's loop at its smallest: schedule, launch, collect, update, around a tag runner and a
+link.
 
-No clock, no threads, no texts: agents' requests are arrays of tokens, and their answers are compared with
-what the tokens alone say.
+No clock, no threads, no texts: agents' requests are arrays of tokens, and their answers are
+compared with what the tokens alone say.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ VOCAB = 97
 
 @dataclass(frozen=True)
 class Setting:
-    """``pages`` of the device pool; ``host`` is the host pool's share of it; ``link`` is the kind."""
+    """``pages`` of the device pool; ``host`` is the host pool's share of it; ``link`` is the
+    kind."""
 
     pages: int = 64
     host: float = 1.0

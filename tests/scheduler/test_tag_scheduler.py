@@ -1,5 +1,5 @@
-"""Scheduler and memory together, on tags: every text is what its tokens alone say, under every policy,
-pool and link, and nothing is left behind."""
+"""Scheduler and memory together, on tags: every text is what its tokens alone say, under every
+policy, pool and link, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ FULL = AGENTS * (PREFIX + TURNS * (FRESH + OUTPUT)) // 4  # pages for all state 
 SMALLEST = -(-(PREFIX + TURNS * (FRESH + OUTPUT)) // 4)  # pages for the longest request
 
 
-def dialogues(loop: Loop, seed: int, *, turns: int = TURNS, max_turns: int = 4000) -> list[Sequence]:
+def dialogues(
+    loop: Loop, seed: int, *, turns: int = TURNS, max_turns: int = 4000
+) -> list[Sequence]:
     """Agents with private prefixes take turns; each answer becomes part of the next prompt."""
     rng = random.Random(seed)
     history = {a: [rng.randrange(VOCAB) for _ in range(PREFIX)] for a in range(AGENTS)}

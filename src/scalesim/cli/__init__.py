@@ -1,8 +1,8 @@
 """The command line: ``scalesim demo`` and ``scalesim generate``.
 
-``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's check
-failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads neither torch nor
-the parser; the options are the dataclasses of ``options``.
+``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
+check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
+neither torch nor the parser; the options are the dataclasses of ``options``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DONE, CHECK_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that ``argv`` (the process's own if ``None``) asks for; returns the exit code.
+    """Run the command that ``argv`` (the process's own if ``None``) asks for: the exit code.
 
     Raises ``SystemExit`` for ``--help`` and for options that do not parse.
     """

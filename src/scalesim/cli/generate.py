@@ -1,4 +1,4 @@
-"""``scalesim generate``: continue prompts with a model. Texts to stdout, everything else to stderr."""
+"""``scalesim generate``: continue prompts. Texts go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scalesim.requests import Reply, Request
 
 
 def generate(options: GenerateOptions) -> int:
-    """Exit code 0, or 2 when a prompt was refused or failed; the others' texts are printed all the same.
+    """Exit code 0, or 2 when a prompt was refused or failed; the other texts are printed.
 
     Raises ``ScaleSimError`` where nothing could run.
     """

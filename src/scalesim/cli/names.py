@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-FIRST = (
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST = words(
     "Ada Bob Cleo Dan Eve Finn Gus Hana Ivo June Kai Lena Milo Nora Otto Pia Quinn Rosa Sam Tess "
     "Ugo Vera Wim Xenia Yara Zeno"
-).split()
-LAST = "Ash Brook Clay Dale Elm Ford Gale Hill".split()
+)
+LAST = words("Ash Brook Clay Dale Elm Ford Gale Hill")
 PLACES = ("mill", "pier", "market", "school", "tavern", "garden", "forge", "well")
-TRADES = (
+TRADES = words(
     "miller fisher baker teacher smith weaver potter healer carter painter beekeeper clerk"
-).split()
-TRAITS = (
+)
+TRAITS = words(
     "patient curious stubborn generous shy cheerful careful restless honest proud quiet bold"
-).split()
+)
 PLANS = (
     "bake bread",
     "mend nets",

@@ -1,7 +1,7 @@
 """What the commands can be told: one frozen dataclass a command, from which tyro builds the parser.
 
-A field's docstring is its help. Values that a parser cannot judge are checked where they are used, and
-raise ``ConfigError`` or ``RequestError``. Loads no torch.
+A field's docstring is its help. Values that a parser cannot judge are checked where they are used,
+and raise ``ConfigError`` or ``RequestError``. Loads no torch.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ ModelSize = Literal["tiny", "small", "large"]
 class DemoOptions:
     """64 agents take turns on a pool for 16, under every policy; all must say the same.
 
-    A small world runs once for each policy, from the same seed, on a random model that is made on the fly.
-    Exits with 1 if two policies gave different texts.
+    A small world runs once for each policy, from the same seed, on a random model that is made on
+    the fly. Exits with 1 if two policies gave different texts.
     """
 
     agents: int = 64
     """Agents in the world."""
     resident: int = 16
     """Agents whose state fits into the device pool."""
-    steps: int = 40
+    steps: int = 16
     """Steps of the simulation, for each policy."""
     policies: tuple[str, ...] = tuple(POLICIES)
     """Policies to run, one after the other."""
     seed: int = 0
     """Of the world, the model and all sampling."""
     model: ModelSize = "small"
-    """Size of the random model: 0.1, 3 or 12 million parameters."""
-    threads: int = 2
-    """Threads that compute."""
+    """Size of the random model: 0.1, 1 or 4 million parameters."""
+    threads: int = 1
+    """Threads that compute. The model is small: more of them wait for each other, mostly."""
 
     def check(self) -> None:
-        """Raise ``ConfigError`` for what makes no demo. (The parser would box an error raised earlier.)"""
+        """Raise ``ConfigError`` for what makes no demo; the parser would box an earlier error."""
         for name in ("agents", "resident", "steps", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}; it must be at least 1")
@@ -131,7 +131,7 @@ Options = (
 def parse(args: Sequence[str]) -> DemoOptions | GenerateOptions:
     """The options of the command in ``args``; ``SystemExit`` with 2 where they do not parse."""
     parsed: DemoOptions | GenerateOptions = tyro.cli(
-        Options,  # type: ignore[arg-type]
+        Options,
         prog="scalesim",
         description=_ABOUT,
         args=args,

@@ -1,4 +1,4 @@
-"""One run of the demo's world on one engine, driven as any simulation would drive it, and its score.
+"""One run of the demo's world on one engine, driven as a simulation would drive it, and its score.
 
 Knows nothing of screens: a ``Watcher`` is told of every step.
 """
@@ -81,7 +81,7 @@ class Watcher(Protocol):
 
 
 class Play:
-    """``run`` warms the engine up with a turn of everyone, then plays; ``said`` is all that was said."""
+    """``run`` warms the engine up with a turn of everyone, then plays; ``said`` is the record."""
 
     def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
         self.engine, self.world = engine, world

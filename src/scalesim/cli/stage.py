@@ -1,4 +1,4 @@
-"""What is the same for every policy of the demo: the random model and the sizes of the two pools."""
+"""What is the same for every policy of the demo: the random model and the two pools."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def model_config(size: ModelSize, max_len: int) -> ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``usual_pages`` is the state of an agent with a usual memory, which is what pools are sized by."""
+    """``usual_pages`` hold an agent with a usual memory; the device pool is sized by that."""
 
     world: WorldConfig
     model: LoadedModel
@@ -67,8 +67,8 @@ class Stage:
 
     @staticmethod
     def build(options: DemoOptions, folder: Path) -> Stage:
-        """Write the model into ``folder`` and size the pools: on the device ``options.resident`` agents
-        have room, on the host everyone, with what they forgot and memory has not dropped yet."""
+        """Write the model into ``folder`` and size the pools: ``options.resident`` agents have room
+        on the device, everyone on the host, with what was forgotten and not dropped yet."""
         world = WorldConfig(agents=options.agents, seed=options.seed)
         shape = model_config(options.model, world.max_len)
         model = load_model(write_dummy_model(folder, shape, options.seed))

@@ -1,10 +1,10 @@
 """The demo's world: agents with plans of different length, who speak when a plan step ends.
 
-Pure and torch-free: it hands out prompts and takes texts back. What an agent says decides what it does
-next and for how long, so two runs stay the same only as long as every text is the same.
+Pure and torch-free: it hands out prompts and takes texts back. What an agent says decides what it
+does next and for how long, so two runs stay the same only as long as every text is the same.
 
-A step goes in rounds. In the first, everyone whose plan step ended speaks; some of them then call out to
-somebody at the same place, and the two talk in turn for the rounds that follow.
+A step goes in rounds. In the first, everyone whose plan step ended speaks; some of them then call
+out to somebody at the same place, and the two talk in turn for the rounds that follow.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _TALKS_ONE_IN = 3  # of those who have just ended a plan step
 
 @dataclass(frozen=True, slots=True)
 class WorldConfig:
-    """Lengths in tokens, which are bytes. ``memory_len`` bounds what an agent remembers; beyond it the
-    older half is forgotten. ``reply_len``: most tokens of an utterance."""
+    """Lengths in tokens, which are bytes. ``memory_len`` bounds what an agent remembers; beyond it
+    the older half is forgotten. ``reply_len``: most tokens of an utterance."""
 
     agents: int = 64
     seed: int = 0
@@ -67,8 +67,8 @@ class Turn:
 
 
 class World:
-    """``round`` gives the turns of the next round, ``hear`` takes their texts and ``expected`` says what is
-    known by then of who speaks when; after an empty round, ``end_step`` moves on."""
+    """``round`` gives the turns of the next round, ``hear`` takes their texts and ``expected`` says
+    what is known by then of who speaks when; after an empty round, ``end_step`` moves on."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -93,8 +93,7 @@ class World:
         if self._round > 1 + TALK_ROUNDS:
             return []
         return [
-            self._turn(who, f" To {self.people[to].name}: ".encode())
-            for who, to in self._talks
+            self._turn(who, f" To {self.people[to].name}: ".encode()) for who, to in self._talks
         ]
 
     def hear(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:
@@ -114,7 +113,8 @@ class World:
 
     def expected(self) -> dict[int, int]:
         """Where it is news: in how many steps an agent speaks, 0 for who is being talked to."""
-        talking = {who for pair in self._talks for who in pair} if self._round <= TALK_ROUNDS else ()
+        left = 1 + TALK_ROUNDS - self._round
+        talking = {who for pair in self._talks for who in pair[: max(left, 0)]}
         changed, self._changed = sorted(self._changed), set()
         return {
             who: 0 if who in talking else self.people[who].free_at - self.now for who in changed
@@ -158,7 +158,7 @@ class World:
         return Turn(who, cue, list(person.persona + b"".join(person.events) + cue))
 
     def _plan(self, who: int, text: bytes) -> None:
-        """The text decides, mixed with who and when: a random model says nothing, too, now and then."""
+        """The text decides, mixed with who and when: some texts are empty."""
         person, dice = self.people[who], self._dice(who, text)
         before = person.plan
         length = 1 + dice % LONGEST_PLAN

@@ -44,7 +44,7 @@ class Lease:
     copies: list[tuple[int, int]] = field(
         default_factory=list
     )  # copy-on-write, before the first step
-    borrowed: Segment | None = None  # another's tail, pinned until the copy is done
+    borrowed: Segment | None = None  # another's tail, pinned until the copy is launched
     loads: int = 0  # transfers not yet over
     failed: Transfer | None = None
 
@@ -164,26 +164,24 @@ class MemoryManager:
             return None
         state = None if agent is None else self.agent(agent)
         tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens)
-        for segment, _ in path:
+        end = self._cut(path, root)
+        chain = lineage(end)
+        for segment in chain:
             self._pin(segment)
         if tail is not None:
             self._pin(tail[0])
         stolen = tail is not None and tail[0].tail_of == agent and tail[0].pins == 1
         pages = residency.take(num_blocks - num_shared + missing - stolen)
+        if pages is None and tail is not None:
+            self._unpin(tail[0])
+            if not stolen:  # the page that it lies in may be the one that is missing
+                tail = None
+                pages = residency.take(num_blocks - num_shared + missing)
         if pages is None:
-            if tail is not None:
-                self._unpin(tail[0])
-            for segment, _ in reversed(path):
+            for segment in chain:
                 self._unpin(segment)
+            residency.tidy(end)
             return None
-        end = root
-        if path:
-            end, count = path[-1]
-            if count < end.num_blocks:
-                upper = self.tree.split(end, count)
-                self._unpin(end)
-                end = upper
-                residency.refresh(upper)
         lease = Lease(state, end, num_shared, pages[missing:], self.table.allocate(), 0)
         if tail is not None:
             self._take_tail(lease, *tail, stolen)
@@ -198,6 +196,7 @@ class MemoryManager:
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks``; False, and no change, if they
         cannot be had now."""
+        self._return_tail(lease)
         more = num_blocks - lease.num_blocks
         pages = self.residency.take(more)
         if pages is None:
@@ -209,6 +208,7 @@ class MemoryManager:
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """Put the full blocks of the first ``num_tokens`` tokens into the tree: their KV is written
         and the steps that wrote it were collected without a bad value."""
+        self._return_tail(lease)
         upto = min(num_tokens // self.block_size, lease.num_blocks)
         size = self.tree.block_bytes
         while (start := lease.num_shared) < upto:
@@ -308,6 +308,18 @@ class MemoryManager:
                 break
         return usable
 
+    def _cut(self, path: list[tuple[Segment, int]], root: Segment) -> Segment:
+        """The end of ``path``, as a segment that ends there: what lies behind it may have to leave."""
+        if not path:
+            return root
+        end, count = path[-1]
+        if count == end.num_blocks:
+            return end
+        upper = self.tree.split(end, count)
+        self.residency.refresh(upper)
+        self.residency.refresh(end)
+        return upper
+
     def _find_tail(
         self,
         path: list[tuple[Segment, int]],
@@ -341,6 +353,13 @@ class MemoryManager:
         self.residency.forget(tail)
         self.tree.remove(tail)
         lease.private[:0] = page
+
+    def _return_tail(self, lease: Lease) -> None:
+        """Let a borrowed tail go once its copy is launched: the fence then guards its page, and a
+        lease that grows to the whole pool needs it."""
+        if lease.borrowed is not None and not lease.copies:
+            self._unpin(lease.borrowed)
+            lease.borrowed = None
 
     def _account(self, lease: Lease, missing: int, num_tokens: int) -> None:
         counters, chain = self.counters, lineage(lease.end)

@@ -1,7 +1,8 @@
 """The hostile link: a ``Link`` that is deterministic and does the worst that a link may do.
 
-Copies start and land in any order, in pieces, late, over a scribbled destination, or fail halfway. Bytes are read when
-a piece lands, never when it was submitted. One thread; driven by a seed, or by the choices of a test.
+Copies start and land in any order, in pieces, late, over a scribbled destination, or fail halfway.
+Bytes are read when a piece lands, never when it was submitted. One thread; driven by a seed, or by
+the choices of a test.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ class _Copy:
 
 
 class HostileLink:
-    """Copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to: ``step`` lets one piece land, or
-    one completion be seen.
+    """Copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to: ``step``
+    lets one piece land, or one completion be seen.
 
-    ``choose(n)`` picks one of ``n``; by default from ``seed``. ``failures`` is how many copies are yet to fail,
-    ``failure_rate`` the share of all that do. ``max_ticket_pages`` cuts submissions into tickets, as a large copy is.
+    ``choose(n)`` picks one of ``n``; by default from ``seed``. ``failures`` is how many copies are
+    yet to fail, ``failure_rate`` the share of all that do. ``max_ticket_pages`` cuts submissions
+    into tickets, as a large copy is.
     """
 
     def __init__(

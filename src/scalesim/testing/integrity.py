@@ -1,7 +1,8 @@
 """Whether memory's books agree with each other: every page, pin, row, count and order, compared.
 
-Counts by sets of unique page ids, never by sums of lengths. Called by tests after every operation, and by whoever
-suspects memory. Raises ``IntegrityError`` with each term of the equation that does not hold.
+Counts by sets of unique page ids, never by sums of lengths. Called by tests after every operation,
+and by whoever suspects memory. Raises ``IntegrityError`` with each term of the equation that does
+not hold.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _check_conservation(
     owner: dict[int, str] = {}
     for name, pages in holders:
         for page in pages:
-            _expect(page not in owner, f"{tier} page {page}: {owner.get(page)} and {name}")
+            _expect(page not in owner, f"{tier} page {page}: {owner.get(page, name)} and {name}")
             owner[page] = name
     free = pool.free_pages()
     both = sorted(free & owner.keys())
@@ -74,7 +75,7 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
         size = len(segment.tokens)
         if segment.is_tail:
             _expect(0 < size < tree.block_bytes, f"{segment}: a tail of {size} token bytes")
-            _expect(parent.tails.get(segment.tail_of) is segment, f"{segment}: not its key's tail")
+            _expect(segment in parent.tails.values(), f"{segment}: not its key's tail")
             _expect(not segment.children and not segment.tails, f"{segment}: a tail with children")
         else:
             whole = segment.num_blocks * tree.block_bytes
@@ -140,7 +141,8 @@ def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[
         len(rows) == len(leases)
         and 0 not in rows
         and len(rows) + free == manager.table.num_rows - 1,
-        f"rows {sorted(rows)} of {len(leases)} leases + {free} free != {manager.table.num_rows - 1}",
+        f"rows {sorted(rows)} of {len(leases)} leases + {free} free != "
+        f"{manager.table.num_rows - 1}",
     )
     for lease in leases:
         shared = sum(segment.num_blocks for segment in lineage(lease.end))

@@ -1,7 +1,9 @@
-"""Runners without a model: the tag runner, which finds every wrong page, and the stub, which costs nothing.
+"""Runners without a model: the tag runner, which finds every wrong page, and the stub, which costs
+nothing.
 
-``TagRunner`` implements ``core.Runner`` on the numpy device pool that a link really copies. Its "attention" reads every
-slot of each sequence's context through the block table. Torch-free; the texts are those of ``expected_text``.
+``TagRunner`` implements ``core.Runner`` on the numpy device pool that a link really copies. Its
+"attention" reads every slot of each sequence's context through the block table. Torch-free; the
+texts are those of ``expected_text``.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ BadHook = Callable[[int, int], bool]
 class TagRunner:
     """A model whose KV slots are tags.
 
-    ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot; ``"new"`` reads only the
-    block before the new tokens (for benchmarks); ``"off"`` reads all and lets a wrong byte change the text.
-    ``bad(slot, token)`` makes the step that would sample ``token`` in ``slot`` a bad one: its tags are poisoned.
-    With two steps in flight a launched batch waits until ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
+    ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot;
+    ``"new"`` reads only the block before the new tokens (for benchmarks); ``"off"`` reads all and
+    lets a wrong byte change the text. ``bad(slot, token)`` makes the step that would sample
+    ``token`` in ``slot`` a bad one: its tags are poisoned. With two steps in flight a launched
+    batch waits until ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
     """
 
     def __init__(
@@ -90,7 +93,8 @@ class TagRunner:
         return output
 
     def run_next(self) -> bool:
-        """Run the oldest launched batch that has not run, as a device would; False if there is none."""
+        """Run the oldest launched batch that has not run, as a device would; False if there is
+        none."""
         if not self._queue:
             return False
         start = time.perf_counter()
@@ -172,13 +176,14 @@ class TagRunner:
             if (self._sampled_at[slots] != batch.positions[pending]).any():
                 at = self._sampled_at[slots].tolist()
                 raise TagError(
-                    f"step {batch.step}: slots {slots.tolist()} sampled the tokens of positions {at}; "
+                    f"step {batch.step}: slots {slots.tolist()} sampled tokens of positions {at}; "
                     f"placeholders stand at {batch.positions[pending].tolist()}"
                 )
         return tokens
 
     def _attend(self, batch: Batch, contexts: Int64s) -> tuple[UInt64s, Bools]:
-        """Read each sequence's context; its lineage, plus whatever is wrong, and who read a poisoned slot."""
+        """Read each sequence's context; its lineage, plus whatever is wrong, and who read a
+        poisoned slot."""
         first = np.zeros(len(contexts), np.int64)
         if self._verify == "new":
             started = batch.positions[batch.query_start[:-1]].astype(np.int64)
@@ -220,13 +225,14 @@ class TagRunner:
         lineage = np.array([before], np.uint64) + word
         raise TagError(
             f"step {batch.step}: row {batch.rows[index]}, position {position}, page "
-            f"{place // self._block_size} holds ({slot}); expected position {position:#x} and, after "
-            f"lineage {int(before):#x}, lineage {int(lineage[0]):#x} and "
+            f"{place // self._block_size} holds ({slot}); expected position {position:#x} and, "
+            f"after lineage {int(before):#x}, lineage {int(lineage[0]):#x} and "
             f"check {int(seals(lineage, word, found[STEP : STEP + 1])[0]):#x}"
         )
 
     def _draw(self, batch: Batch, lineages: UInt64s, contexts: Int64s) -> UInt64s:
-        """``[num_seqs]``: greedy by the lineage alone, else also by key, position and temperature."""
+        """``[num_seqs]``: greedy by the lineage alone, else also by key, position and
+        temperature."""
         sampling = batch.sampling
         greedy = mix(lineages)
         warmth = sampling.temperatures.view(np.uint32).astype(np.uint64)
@@ -235,7 +241,8 @@ class TagRunner:
 
 
 class StubRunner:
-    """Tokens that look random, at almost no cost and with no pages: for measuring everything else."""
+    """Tokens that look random, at almost no cost and with no pages: for measuring everything
+    else."""
 
     def __init__(
         self, vocab_size: int = 512, steps_in_flight: int = 1, timeline: Timeline | None = None

@@ -1,7 +1,9 @@
-"""Tags: what the KV slots of the tag runner hold instead of floats, and the texts that follow from them.
+"""Tags: what the KV slots of the tag runner hold instead of floats, and the texts that follow from
+them.
 
-A slot says which tokens it was made from, so that a stale, foreign, torn or half-copied page is seen where it is
-read. ``expected_text`` computes the same texts from tokens alone: the oracle, which shares no code with the arrays.
+A slot says which tokens it was made from, so that a stale, foreign, torn or half-copied page is
+seen where it is read. ``expected_text`` computes the same texts from tokens alone: the oracle,
+which shares no code with the arrays.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def lineages_of(tokens: Int64s) -> UInt64s:
 
 
 def view_tags(pages: npt.NDArray[np.uint8], block_size: int) -> Tags:
-    """``[num_pages × block_size, NUM_FIELDS]``: the tags of a pool ``[num_pages, page_bytes]``, in place."""
+    """``[num_pages × block_size, NUM_FIELDS]``: the tags of a pool ``[num_pages, page_bytes]``, in
+    place."""
     num_pages, page_bytes = pages.shape
     if page_bytes != page_bytes_for(block_size):
         raise ValueError(
@@ -73,7 +76,8 @@ def view_tags(pages: npt.NDArray[np.uint8], block_size: int) -> Tags:
 
 
 def are_tags_of(tags: Tags, tokens: UInt64s, positions: UInt64s, lineages: UInt64s) -> bool:
-    """Whether each of ``tags`` ``[n, NUM_FIELDS]`` is intact and is the one described; every argument ``[n]``."""
+    """Whether each of ``tags`` ``[n, NUM_FIELDS]`` is intact and is the one described; every
+    argument ``[n]``."""
     sound = seals(lineages, words(tokens, positions), tags[:, STEP])
     return bool(
         np.array_equal(tags[:, TOKEN], tokens)
@@ -91,7 +95,8 @@ def expected_text(
     temperature: float = 1.0,
     vocab_size: int = 512,
 ) -> list[int]:
-    """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory does."""
+    """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory
+    does."""
     lineage = 0
     for position, token in enumerate(prompt):
         lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK

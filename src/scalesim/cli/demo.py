@@ -1,0 +1,111 @@
+"""``scalesim demo``: one world under every policy, what each cost, and if all said the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import xxhash
+from rich.console import Console
+
+from scalesim.cli.options import DemoOptions
+from scalesim.cli.play import Said, Score
+from scalesim.cli.screen import Screen
+from scalesim.cli.stage import Stage
+from scalesim.cli.table import amount, caption, table
+
+
+def demo(options: DemoOptions) -> int:
+    """Exit code 0, or 1 when two policies gave different texts. Raises ``ConfigError``."""
+    options.check()
+    torch.set_num_threads(options.threads)
+    console = Console()
+    begin = time.perf_counter()
+    with TemporaryDirectory(prefix="scalesim-demo-") as folder:
+        stage = Stage.build(options, Path(folder) / "model")
+        console.print(introduction(stage, options), highlight=False)
+        scores, texts = play_all(stage, options, console)
+    console.print(table(scores))
+    console.print(caption(scores), style="dim", highlight=False)
+    console.print(f"\n{speakers(scores[0], options)}", highlight=False)
+    difference = first_difference(texts)
+    if difference is None:
+        console.print(agreement(texts), style="bold green", highlight=False)
+    else:
+        console.print(f"DIFFERENT TEXTS: {difference}", style="bold red", markup=False)
+    console.print(f"[dim]{time.perf_counter() - begin:.0f} s in all[/]", highlight=False)
+    return 0 if difference is None else 1
+
+
+def play_all(
+    stage: Stage, options: DemoOptions, console: Console
+) -> tuple[list[Score], dict[str, list[Said]]]:
+    """Every policy in turn: the scores, and by policy all that was said."""
+    scores: list[Score] = []
+    texts: dict[str, list[Said]] = {}
+    with Screen(console, options.policies, options.steps) as screen:
+        for policy in options.policies:
+            screen.begin(policy)
+            score, texts[policy] = stage.run(policy, options.steps, screen)
+            scores.append(score)
+    return scores, texts
+
+
+def introduction(stage: Stage, options: DemoOptions) -> str:
+    pool = stage.device_bytes - stage.page_bytes
+    return (
+        f"[bold]{options.agents} agents in a small world.[/] Each owns about "
+        f"{amount(stage.state_bytes / options.agents)} of KV, {amount(stage.state_bytes)} in all; "
+        f"the device pool holds {amount(pool)}, the state of {options.resident} agents. An agent "
+        "speaks when a step of its plan ends; the engine is told how far off that is.\n"
+        f"The model is random ({stage.num_params / 1e6:.1f} M parameters, over bytes): what it "
+        "says is noise, but the work is real, and what an agent says decides what it does next.\n"
+    )
+
+
+def speakers(score: Score, options: DemoOptions) -> str:
+    share = score.speakers / (options.steps * options.agents)
+    return (
+        f"{score.engine.turns} turns in {options.steps} steps, each policy; "
+        f"{share:.0%} of the agents spoke in a step."
+    )
+
+
+def agreement(texts: Mapping[str, Sequence[Said]]) -> str:
+    said = next(iter(texts.values()))
+    return (
+        f"same texts: all {len(said)} utterances, and the logits behind them, are the same under "
+        f"{len(texts)} policies ({digest(said)})"
+    )
+
+
+def first_difference(texts: Mapping[str, Sequence[Said]]) -> str | None:
+    """Where a policy first says something else than the first one did; ``None`` if none does."""
+    (reference, expected), *others = texts.items()
+    for policy, said in others:
+        for ours, theirs in zip_longest(expected, said):
+            if ours != theirs:
+                return (
+                    f"{reference} ({digest(expected)}) and {policy} ({digest(said)}) part at "
+                    f"{describe(ours)} and {describe(theirs)}"
+                )
+    return None
+
+
+def describe(said: Said | None) -> str:
+    if said is None:
+        return "the end"
+    return f"step {said.step}, {said.who}: {said.text!r} (logits {said.logits:016x})"
+
+
+def digest(said: Sequence[Said]) -> str:
+    """xxh3-64 over everything said, in order."""
+    state = xxhash.xxh3_64()
+    for each in said:
+        fields = f"{each.step} {each.who} {each.token_ids} {each.logits}\n"
+        state.update(fields.encode())
+    return state.hexdigest()

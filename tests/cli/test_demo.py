@@ -1,0 +1,142 @@
+"""``scalesim demo``, small: the table, the check that it makes, and how it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scalesim.cli import main, play
+from scalesim.cli.demo import first_difference
+from scalesim.cli.play import Said
+from scalesim.cli.table import amount
+from scalesim.cli.world import Turn
+from scalesim.requests import Reply
+
+SMALL = "demo --agents 12 --resident 3 --steps 4 --model tiny".split()  # noqa: SIM905
+TWO = (*SMALL, "--policies", "deadline", "lru-swap")
+
+
+@pytest.fixture(autouse=True)
+def _own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def test_table_and_same_texts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(TWO) == 0
+    shown = capsys.readouterr().out
+    rows = re.findall(r"^ +(deadline|lru-swap) +([\d.]+) +(\d+)% +(\d+)", shown, re.MULTILINE)
+    assert [row[0] for row in rows] == ["deadline", "lru-swap"]
+    assert all(float(row[1]) > 0 and int(row[3]) > 0 for row in rows), shown
+    said = re.search(r"same texts: all (\d+) utterances.*2 policies \(([0-9a-f]{16})\)", shown)
+    assert said is not None and int(said[1]) > 0, shown
+    assert list(tmp_path.iterdir()) == []  # the model went with the run
+
+
+def test_every_policy_runs_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(SMALL) == 0
+    shown = capsys.readouterr().out
+    assert "under 4 policies" in shown and "resident" in shown
+
+
+def test_seed_changes_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    hashes = []
+    for seed in ("0", "0", "1"):
+        assert main([*SMALL, "--policies", "resident", "--seed", seed]) == 0
+        found = re.search(r"\(([0-9a-f]{16})\)", capsys.readouterr().out)
+        assert found is not None
+        hashes.append(found[1])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("what", ["text", "logits"])
+def test_planted_difference_is_found(
+    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = play.Play._ask
+
+    def ask(self: play.Play, turns: list[Turn], max_tokens: int) -> list[Reply]:
+        replies = original(self, turns, max_tokens)
+        if self.policy == "lru-swap" and self.world.now == 2:
+            changed = {"digest": 7} if what == "logits" else {"token_ids": (72, 105)}
+            replies[0] = replace(replies[0], **changed)
+        return replies
+
+    monkeypatch.setattr(play.Play, "_ask", ask)
+    assert main(TWO) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"DIFFERENT TEXTS: deadline \(\w+\) and lru-swap \(\w+\) part at step 2,", shown
+    )
+    assert ("'Hi'" in shown) == (what == "text")
+    assert "same texts" not in shown
+
+
+def test_a_missing_end_is_a_difference() -> None:
+    one, two = Said(0, "Ada", (65,), 1), Said(1, "Bob", (66,), 2)
+    assert first_difference({"a": [one, two], "b": [one, two]}) is None
+    found = first_difference({"a": [one, two], "b": [one]})
+    assert found is not None and found.endswith(
+        "step 1, Bob: 'B' (logits 0000000000000002) and the end"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--steps 0", "--steps 0; it must be at least 1"),
+        ("--resident 13", "--resident 13 is more than --agents 12"),
+        ("--policies deadline best", "unknown policy 'best'; policy must be one of: deadline"),
+        ("--policies deadline deadline", "--policies names deadline twice"),
+        ("--policies", "--policies names none"),
+    ],
+)
+def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, *options.split()]) == 2
+    caught = capsys.readouterr()
+    assert caught.err.startswith(f"scalesim: {message}") and caught.err.count("\n") == 1
+    assert caught.out == ""
+
+
+def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
+    code = (
+        f"import sys; from scalesim.cli import main; sys.exit(main({[*SMALL, '--steps', '9999']}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("scalesim-demo-*/model/model.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the run
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "scalesim: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_amounts_are_readable() -> None:
+    amounts = [0, 1500, 12_345, 2_500_000, 447e6, 1.0935e9, 2e12]
+    assert [amount(each) for each in amounts] == [
+        "0.0 B",
+        "1.5 kB",
+        "12 kB",
+        "2.5 MB",
+        "447 MB",
+        "1.09 GB",
+        "2000.00 GB",
+    ]

@@ -1,0 +1,163 @@
+"""Links: copies are asynchronous and right, fences are waited for, tickets end once, virtual time
+is exact."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from scalesim.core import Bytes2D, Fence
+from scalesim.memory import links
+from scalesim.memory.links import Copies, LinkError, ThreadLink, Timeline, VirtualLink
+from scalesim.testing.hostile_link import HostileLink
+
+PAGE = 64
+
+
+def pools(pages: int = 8) -> tuple[Bytes2D, Bytes2D]:
+    device = np.arange(pages * PAGE, dtype=np.uint32).astype(np.uint8).reshape(pages, PAGE)
+    return device.copy(), (device ^ 0xFF).copy()
+
+
+def test_pieces_are_consecutive_on_both_sides() -> None:
+    assert Copies("in", [1, 2, 3, 7], [5, 6, 9, 10]).pieces() == [(1, 5, 2), (3, 9, 1), (7, 10, 1)]
+
+
+def drain(link: ThreadLink, count: int) -> dict[int, Exception | None]:
+    ended: dict[int, Exception | None] = {}
+    while len(ended) < count:
+        assert link.wait(10.0), f"{len(ended)} of {count} copies ended"
+        ended |= dict(link.poll())
+    return ended
+
+
+def test_thread_link_copies_both_ways() -> None:
+    device, host = pools()
+    before = device.copy(), host.copy()
+    link = ThreadLink(device, host, Timeline())
+    tickets = link.submit(Copies("in", [0, 1], [4, 5])) + link.submit(Copies("out", [6], [0]))
+    assert drain(link, 2) == dict.fromkeys(tickets)
+    assert (device[:2] == before[1][4:6]).all() and (host[0] == before[0][6]).all()
+    assert link.queued_bytes("in") == link.queued_bytes("out") == 0 and link.poll() == []
+    link.close()
+
+
+def test_thread_link_waits_for_the_fence_and_nobody_waits_for_it() -> None:
+    """The caller goes on while a copy waits for a step; bytes are read when it is reached."""
+    device, host = pools()
+    timeline = Timeline()
+    link = ThreadLink(device, host, timeline)
+    (ticket,) = link.submit(Copies("in", [2], [3]), Fence("compute", 5))
+    (other,) = link.submit(Copies("out", [0], [7]))  # the other direction is not held up
+    assert drain(link, 1) == {other: None}
+    timeline.reach(4)
+    device[2] = 1  # a launched step still writes the page
+    host[3] = 9
+    assert link.poll() == [] and link.queued_bytes("in") == PAGE
+    timeline.reach(5)
+    assert drain(link, 1) == {ticket: None}
+    assert (device[2] == 9).all()
+    link.close()
+
+
+def test_thread_link_cancels_only_what_has_not_started() -> None:
+    device, host = pools()
+    timeline, started = Timeline(), threading.Event()
+    wait = timeline.wait
+
+    def tell(fence: Fence, timeout_s: float) -> bool:
+        started.set()
+        return wait(fence, timeout_s)
+
+    timeline.wait = tell  # type: ignore[method-assign]
+    link = ThreadLink(device, host, timeline)
+    (first,) = link.submit(Copies("in", [0], [0]), Fence("compute", 0))
+    assert started.wait(10.0)
+    (second,) = link.submit(Copies("in", [1], [1]))
+    (third,) = link.submit(Copies("in", [2], [2]), urgent=True)
+    untouched = device[1].copy()
+    assert not link.cancel(first) and link.cancel(second) and not link.cancel(second)
+    timeline.reach(0)
+    ended = [ticket for _ in range(2) if link.wait(10.0) for ticket, _ in link.poll()]
+    while len(ended) < 2 and link.wait(10.0):
+        ended += [ticket for ticket, _ in link.poll()]
+    assert ended == [first, third] and (device[1] == untouched).all()
+    link.close()
+
+
+def test_thread_link_reports_a_failed_copy() -> None:
+    device, host = pools()
+    link = ThreadLink(device, host, Timeline())
+    (ticket,) = link.submit(Copies("in", [0], [99]))
+    error = drain(link, 1)[ticket]
+    assert isinstance(error, LinkError) and error.__cause__ is not None
+    (good,) = link.submit(Copies("in", [0], [1]))
+    assert drain(link, 1) == {good: None}
+    link.close()
+
+
+def test_chunks_are_a_ticket_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_CHUNK_BYTES", 2 * PAGE)
+    device, host = pools()
+    link = ThreadLink(device, host, Timeline())
+    tickets = link.submit(Copies("in", [0, 1, 2, 3, 4], [3, 4, 5, 6, 7]))
+    assert len(tickets) == 3 and drain(link, 3) == dict.fromkeys(tickets)
+    assert (device[:5] == host[3:8]).all()
+    link.close()
+
+
+def test_virtual_times_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_CHUNK_BYTES", 2 * PAGE)
+    device, host = pools()
+    link = VirtualLink(PAGE, PAGE * 10.0, (device, host), latency_s=0.5)
+    first, second = link.submit(Copies("in", [0, 1, 2], [0, 1, 2]))  # 0.5 + 0.2, then 0.5 + 0.1
+    (urgent,) = link.submit(Copies("in", [5], [5]), urgent=True)
+    (out,) = link.submit(Copies("out", [7], [7]))  # its own direction: 0.6
+    assert link.queued_bytes("in") == 4 * PAGE
+    times = []
+    while (at := link.next_completion_s()) is not None:
+        link.advance_to(at)
+        times += [(round(at, 9), ticket) for ticket, _ in link.poll()]
+    assert times == [(0.6, out), (0.7, first), (1.3, urgent), (1.9, second)]
+    assert (device[[0, 1, 2, 5]] == host[[0, 1, 2, 5]]).all()
+
+
+def test_virtual_wait_runs_on_to_the_next_completion_at_most() -> None:
+    link = VirtualLink(PAGE, PAGE * 1.0)
+    ticket, *_ = link.submit(Copies("in", [0, 1], [0, 1]))
+    assert not link.wait(1.5) and link.now_s == 1.5
+    assert link.wait(10.0) and link.now_s == 2.0 and link.poll() == [(ticket, None)]
+    assert not link.wait(1.0) and not link.cancel(ticket)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hostile_link_lands_every_byte_and_never_before_the_fence(seed: int) -> None:
+    device, host = pools()
+    timeline = Timeline()
+    link = HostileLink(device, host, timeline, seed=seed)
+    tickets = link.submit(Copies("in", [0, 1, 2], [4, 5, 6]), Fence("compute", 0))
+    tickets += link.submit(Copies("out", [7], [0]))
+    untouched = device[:3].copy()
+    while link.step():
+        pass
+    assert (device[:3] == untouched).all() and (host[0] == device[7]).all()
+    assert link.cancel(tickets[0])
+    timeline.reach(0)
+    ended = {}
+    while link.wait(0.0):
+        ended |= dict(link.poll())
+    assert ended == dict.fromkeys(tickets[1:]) and link.num_open == 0
+    assert (device[2] == host[6]).all() and (device[:2] == untouched[:2]).all()
+
+
+def test_hostile_link_fails_when_told() -> None:
+    device, host = pools()
+    link = HostileLink(device, host, Timeline(), seed=1)
+    source = host[0].copy()
+    link.failures = 1
+    link.submit(Copies("in", [0], [0]))
+    assert link.wait(0.0)
+    ((_, error),) = link.poll()
+    assert isinstance(error, LinkError) and (host[0] == source).all()

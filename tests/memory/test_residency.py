@@ -1,0 +1,252 @@
+"""What the planner does, case by case: victims, copies, the start window, pressure on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scalesim.memory.links import VirtualLink
+from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.policies import policy_named
+from scalesim.memory.residency import PlannerConfig, start_window_s
+from scalesim.testing.integrity import check_integrity
+
+SIZE, PAGE = 4, 64
+RATE = PAGE * 10.0  # ten pages a second
+
+
+def manager(pages: int, host: int, policy: str = "deadline") -> MemoryManager:
+    return MemoryManager(
+        block_size=SIZE,
+        page_bytes=PAGE,
+        device_pages=pages + 1,
+        host_pages=host,
+        num_rows=9,
+        policy=policy_named(policy),
+        link=VirtualLink(PAGE, RATE),
+        planner=PlannerConfig(jitter_s=0.0, clean_fraction=0.0),
+    )
+
+
+def tokens(agent: int, count: int) -> bytes:
+    return np.full(count, agent, np.int32).tobytes()
+
+
+def settle(memory: MemoryManager) -> None:
+    while memory.residency.transfers:
+        memory.residency.link.wait(100.0)
+        memory.poll()
+
+
+def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
+    """One request of ``blocks`` whole blocks and one token more, from look-up to release."""
+    count = blocks * SIZE + 1
+    for _ in range(4):
+        lease = memory.acquire(agent, "m", tokens(agent, count), blocks + 1)
+        if lease is not None:
+            break
+        settle(memory)
+    assert lease is not None
+    settle(memory)
+    lease.copies = []
+    memory.release(lease, tokens(agent, count), blocks * SIZE)
+    check_integrity(memory)
+    return lease
+
+
+def where(memory: MemoryManager, agent: int) -> tuple[int, int]:
+    """Blocks of ``agent`` on the device and on the host."""
+    path = memory.tree.match(memory.tree.root("m"), tokens(agent, 99), 24)
+    return sum(s.ready for s, _ in path), sum(s.saved for s, _ in path)
+
+
+def test_the_farthest_leaves_and_is_saved_first() -> None:
+    memory = manager(9, 9)
+    for agent, at in ((0, 5.0), (1, 9.0), (2, 7.0)):
+        turn(memory, agent, 2)
+        memory.set_next_use(agent, at)
+    turn(memory, 3, 2)
+    turn(memory, 4, 3)
+    assert where(memory, 1) == (0, 2) and where(memory, 0)[0] == 2
+    assert memory.counters.dropped_pages == 0
+
+
+def test_lru_goes_by_last_use_whatever_is_expected() -> None:
+    memory = manager(7, 8, "lru-swap")
+    for agent, at in ((0, 1.0), (1, 99.0)):
+        turn(memory, agent, 2)
+        memory.set_next_use(agent, at)
+    turn(memory, 2, 4)
+    assert where(memory, 0) == (0, 2) and where(memory, 1)[0] == 2
+
+
+def test_what_has_a_copy_moves_no_bytes_when_it_leaves() -> None:
+    memory = manager(5, 8, "lru-swap")
+    turn(memory, 0, 3)
+    turn(memory, 1, 3)
+    assert turn(memory, 0, 3).num_host_blocks == 2  # its first block had not left
+    saved = memory.counters.saved_pages
+    turn(memory, 1, 3)
+    turn(memory, 0, 3)
+    assert memory.counters.saved_pages == saved and memory.counters.loaded_pages == 6
+
+
+def test_without_a_host_state_is_dropped_and_rebuilt() -> None:
+    memory = manager(5, 8, "lru-recompute")
+    turn(memory, 0, 3)
+    turn(memory, 1, 3)
+    assert where(memory, 0) == (1, 0)  # from the tail, and no more than was needed
+    assert turn(memory, 0, 3).num_cached == SIZE and memory.counters.saved_pages == 0
+
+
+def test_a_load_starts_when_its_window_opens() -> None:
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    settle(memory)
+    assert where(memory, 0) == (0, 2)
+    residency = memory.residency
+    residency.seconds_per_step = 0.1
+    memory.set_next_use(1, 1e6)
+    memory.set_next_use(0, 10.0)
+    window = start_window_s(2 * PAGE, 0, RATE, residency.margin) / 0.1
+    residency.now = 10.0 - window - 0.01
+    residency.plan()
+    assert memory.counters.prefetched_pages == 0
+    residency.now = 10.0 - window + 0.01
+    for _ in range(3):  # the victim is saved first
+        residency.plan()
+        settle(memory)
+    assert memory.counters.prefetched_pages == 2 and where(memory, 0) == (2, 2)
+    assert turn(memory, 0, 2).num_host_blocks == 0 and memory.counters.prefetch_used == 2
+
+
+def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    memory.set_next_use(1, 0.5)
+    memory.set_next_use(0, 1.0)
+    memory.residency.plan()
+    assert memory.counters.prefetched_pages == 0
+
+
+def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    held = memory.acquire(2, "m", tokens(2, 5), 2)
+    settle(memory)
+    held = held or memory.acquire(2, "m", tokens(2, 5), 2)
+    assert memory.acquire(3, "m", tokens(3, 13), 4) is None
+    settle(memory)
+    memory.set_next_use(0, 0.0)
+    memory.residency.plan()
+    assert memory.counters.prefetched_pages == 0
+    assert held is not None
+    memory.release(held)
+    assert memory.acquire(3, "m", tokens(3, 13), 4) is not None
+
+
+def test_a_full_host_gives_up_copies_of_what_is_on_the_device_first() -> None:
+    memory = manager(6, 4, "lru-swap")
+    turn(memory, 0, 3)
+    turn(memory, 1, 3)
+    turn(memory, 0, 3)
+    assert where(memory, 0) == (3, 3) and where(memory, 1)[1] <= 3
+    turn(memory, 2, 3)
+    check_integrity(memory)
+    assert memory.host.num_used <= 4
+
+
+def test_a_refused_request_changes_nothing_that_is_held() -> None:
+    memory = manager(4, 0, "lru-recompute")
+    lease = memory.acquire(0, "m", tokens(0, 9), 3)
+    assert lease is not None
+    pages = list(lease.private)
+    assert memory.acquire(1, "m", tokens(1, 9), 3) is None
+    assert not memory.grow(lease, 6) and lease.private == pages
+    check_integrity(memory, [lease])
+    assert memory.grow(lease, 4)
+    memory.release(lease)
+    memory.clear()
+    assert memory.device.num_free == 4
+
+
+def test_a_request_of_the_whole_pool_fits_beside_its_own_past() -> None:
+    """What lies behind the matched blocks, or another's tail, must not keep its pages from it."""
+    memory = manager(4, 0, "lru-recompute")
+    count = 3 * SIZE + 2
+    lease = memory.acquire(0, "m", tokens(0, count), 4)
+    assert lease is not None
+    memory.release(lease, tokens(0, count), count)
+    branch = tokens(0, SIZE) + tokens(7, 3 * SIZE)
+    lease = memory.acquire(1, "m", branch, 4)
+    assert lease is not None and lease.num_cached == SIZE
+    memory.release(lease)
+    check_integrity(memory)
+
+
+def test_a_borrowed_tail_does_not_keep_a_lease_from_growing_to_the_whole_pool() -> None:
+    memory = manager(4, 0, "lru-recompute")
+    lease = memory.acquire(0, "m", tokens(0, 6), 2)
+    assert lease is not None
+    memory.release(lease, tokens(0, 6), 6)
+    other = memory.acquire(1, "m", tokens(0, 8), 2)
+    assert other is not None and len(other.copies) == 1 and other.num_cached == 6
+    other.copies = []  # launched
+    assert memory.grow(other, 4)
+    check_integrity(memory, [other])
+
+
+def test_a_waiter_of_a_cancelled_load_is_told() -> None:
+    """An aborted request's load is called back in part; whoever waits for the rest starts anew."""
+    memory = manager(6, 8, "lru-swap")
+    turn(memory, 0, 4)
+    turn(memory, 1, 5)
+    settle(memory)
+    transfer_pages = memory.acquire(0, "m", tokens(0, 17), 5)
+    assert transfer_pages is not None and not transfer_pages.is_ready
+    transfer = next(iter(memory.residency.transfers.values()))
+    memory.release(transfer_pages)
+    assert transfer.tickets  # one chunk, already started: it is let run
+    again = memory.acquire(0, "m", tokens(0, 17), 5)
+    assert again is not None and not again.is_ready
+    transfer.cancelled = True  # as if further chunks had been called back
+    settle(memory)
+    assert again.is_ready and again.failed is transfer
+    memory.fail(again)
+    check_integrity(memory)
+    third = memory.acquire(0, "m", tokens(0, 17), 5)
+    assert third is not None and third.num_host_blocks == 4  # its host copy is as good as before
+
+
+def test_hostile_advice_is_harmless() -> None:
+    memory = manager(5, 8)
+    for at in (float("nan"), float("inf"), -float("inf"), 1e308, -1.0):
+        for agent in range(3):
+            memory.set_next_use(agent, at)
+            turn(memory, agent, 3)
+            memory.residency.plan()
+            settle(memory)
+            check_integrity(memory)
+
+
+def test_many_templates_and_dropped_agents_leave_nothing_behind() -> None:
+    memory = manager(40, 40)
+    for agent in range(3):
+        for template in range(20):  # more than an agent's paths
+            prompt = tokens(100 * agent + template, 2 * SIZE + 1)
+            lease = memory.acquire(agent, "m", prompt, 3)
+            if lease is None:
+                settle(memory)
+                continue
+            settle(memory)
+            memory.release(lease, prompt, 2 * SIZE)
+            check_integrity(memory)
+    for agent in range(3):
+        memory.drop_agent(agent)
+        check_integrity(memory)
+    assert not any(segment.owners for segment in memory.tree)
+    settle(memory)
+    memory.clear()
+    assert memory.tree.num_segments == 0 and memory.host.num_free == 40
