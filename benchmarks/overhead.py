@@ -34,7 +34,7 @@ from benchmarks.stub_engine import (
 from scalesim.calls import Call
 from scalesim.core import Int32s, SamplingParams
 from scalesim.engine import Engine
-from scalesim.memory.residency import PlannerConfig
+from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.requests import Request
 
 ARMS = {"hints, deadline": ("deadline", True), "no hints, lru-swap": ("lru-swap", False)}

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from scalesim.config import SchedulerConfig
 from scalesim.core import Batch, Runner, Step, StepOutput
 from scalesim.engine import Parts
-from scalesim.memory.links import Link, VirtualLink
+from scalesim.memory.links import VirtualLink
+from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
-from scalesim.memory.residency import PlannerConfig, Residency
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
@@ -94,14 +94,14 @@ class TimedScheduler(Scheduler):
         self._watch.phases.update_s += self._watch.clock() - start
 
 
-class TimedResidency(Residency):
+class TimedLookAhead(LookAhead):
     """The planner, timed."""
 
     watch: Stopwatch
 
-    def plan(self) -> None:
+    def plan(self, wall_s: float) -> None:
         start = self.watch.clock()
-        super().plan()
+        super().plan(wall_s)
         self.watch.phases.plan_s += self.watch.clock() - start
 
 
@@ -142,19 +142,10 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
     runner: Runner = StubRunner(VOCAB_SIZE)
     scheduler = Scheduler(memory, config, settings.max_len)
     if watch is not None:
-        _time_planner(memory, link, watch)
+        memory.look_ahead = timed = TimedLookAhead(memory.residency, settings.planner)
+        timed.watch = watch
         runner = VirtualTimeRunner(runner, link, settings.step_s, watch)
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
     model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)
     clock = time.monotonic if watch is None else lambda: link.now_s
     return Parts(runner, memory, scheduler, link, model, seed, clock)
-
-
-def _time_planner(memory: MemoryManager, link: Link, watch: Stopwatch) -> None:
-    """Put a timed planner in the place of the new one; nothing has used it yet."""
-    old = memory.residency
-    timed = TimedResidency(
-        old.tree, old.policy, old.device, old.host, link, old.page_bytes, old.config
-    )
-    timed.watch = watch
-    memory.residency, memory.counters = timed, timed.counters

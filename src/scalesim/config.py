@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from scalesim.errors import ConfigError
 from scalesim.memory.policies import policy_named
-from scalesim.memory.residency import PlannerConfig
+from scalesim.memory.look_ahead import PlannerConfig
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -33,7 +33,7 @@ class SchedulerConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 1024
     safe_point_tokens: int = 64
-    lookahead_window: int = 64
+    lookahead_window: int = 32
     max_skips: int = 256
 
     def __post_init__(self) -> None:

@@ -36,6 +36,7 @@ from scalesim.errors import (
     UnknownAgentError,
 )
 from scalesim.memory.links import Link
+from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests import Reply, Request, TextModel, check_params
 from scalesim.sampling_keys import SamplingKeys
@@ -43,6 +44,7 @@ from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Sequence
 
 _IDLE_WAIT_S = 0.05
+_MAX_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +250,7 @@ class Engine:
             self._inbox.popleft()()
         self._expire()
         batch = self._scheduler.schedule()
-        self._memory.residency.plan()
+        self._memory.look_ahead.plan(self.parts.time_s())
         if batch is not None:
             self._flights.append(self.parts.runner.launch(batch))
             self.stats.steps += 1
@@ -282,14 +284,17 @@ class Engine:
         self._shut()
 
     def _idle(self) -> None:
-        """Wait for the inbox; meanwhile copies that look ahead may still be ending."""
-        busy = bool(self._memory.residency.transfers)
+        """Wait for the inbox, for a copy that is under way, or for the next start window."""
+        look_ahead = self._memory.look_ahead
         self._wake.clear()
-        if not self._inbox and not self._closed:
-            if busy:
-                self.parts.link.wait(_IDLE_WAIT_S / 10)
-            else:
-                self._wake.wait()
+        if self._inbox or self._closed:
+            return
+        if self._memory.residency.transfers:
+            self.parts.link.wait(_IDLE_WAIT_S / 10)
+        elif look_ahead.opens_in_s is None:
+            self._wake.wait()
+        else:
+            self._wake.wait(min(max(look_ahead.opens_in_s, 1e-3), _MAX_WAIT_S))
 
     def close(self) -> None:
         """End all open calls with ``EngineClosedError``, stop the thread and the link. Idempotent."""
@@ -397,9 +402,9 @@ class Engine:
         if to is not None and to < self.clock.now:
             return  # another caller moved the clock past it meanwhile
         changes = self.distances.advance(wall_s, to=to)
-        residency = self._memory.residency
-        residency.now = self.clock.now
-        residency.seconds_per_step = self.clock.seconds_per_step
+        clock = self.clock
+        self._memory.standing.now = clock.now
+        self._memory.look_ahead.pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:

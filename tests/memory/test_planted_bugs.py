@@ -21,6 +21,7 @@ from scalesim.memory.manager import Lease, MemoryManager
 from scalesim.memory.pool import PagePool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.residency import Residency
+from scalesim.memory.standing import Standing
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.testing.tag_runner import TagRunner
 from tests.memory.world import Shape, World, random_walk
@@ -103,12 +104,12 @@ def looked_up_and_pinned_later(patch: pytest.MonkeyPatch) -> None:
         held = [segment.pins for segment in pinned]
         for segment in pinned:
             segment.pins = 0
-            self.refresh(segment)
+            self.standing.refresh(segment)
         pages = take(self, count, **options)
         for segment, pins in zip(pinned, held, strict=True):
             segment.pins = pins
             if segment.parent is not None:
-                self.refresh(segment)
+                self.standing.refresh(segment)
         return pages
 
     patch.setattr(Residency, "take", take_first)
@@ -156,7 +157,7 @@ def save_visible_before_done(patch: pytest.MonkeyPatch) -> None:
             self.saving_pages -= count
             segment.save = None
             segment.saved += count
-            self.refresh(segment)
+            self.standing.refresh(segment)
         return started
 
     patch.setattr(Residency, "start_save", start_and_show)
@@ -212,14 +213,14 @@ def anothers_tail_taken_unread(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def parent_leaves_before_its_child(patch: pytest.MonkeyPatch) -> None:
-    refresh = Residency.refresh
+    refresh = Standing.refresh
 
-    def forget_children(self: Residency, segment: Segment) -> None:
+    def forget_children(self: Standing, segment: Segment) -> None:
         count, segment.device_children = segment.device_children, 0
         refresh(self, segment)
         segment.device_children = count
 
-    patch.setattr(Residency, "refresh", forget_children)
+    patch.setattr(Standing, "refresh", forget_children)
 
 
 @planted
@@ -309,14 +310,14 @@ def sharing_domains_mixed(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def host_copy_dropped_under_a_load(patch: pytest.MonkeyPatch) -> None:
-    refresh = Residency.refresh
+    refresh = Standing.refresh
 
-    def loading_counts(self: Residency, segment: Segment) -> None:
+    def loading_counts(self: Standing, segment: Segment) -> None:
         refresh(self, segment)
         if segment.load is not None and segment.host:
             self._doubled.add(segment, self.use_of(segment))
 
-    patch.setattr(Residency, "refresh", loading_counts)
+    patch.setattr(Standing, "refresh", loading_counts)
 
 
 @planted

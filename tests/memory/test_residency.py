@@ -7,7 +7,7 @@ import numpy as np
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.manager import Lease, MemoryManager
 from scalesim.memory.policies import policy_named
-from scalesim.memory.residency import PlannerConfig, start_window_s
+from scalesim.memory.look_ahead import Pace, PlannerConfig, start_window_s
 from scalesim.testing.integrity import check_integrity
 
 SIZE, PAGE = 4, 64
@@ -104,20 +104,40 @@ def test_a_load_starts_when_its_window_opens() -> None:
     turn(memory, 1, 3)
     settle(memory)
     assert where(memory, 0) == (0, 2)
-    residency = memory.residency
-    residency.seconds_per_step = 0.1
+    look_ahead, standing = memory.look_ahead, memory.standing
+    look_ahead.pace = Pace(0.1)
     memory.set_next_use(1, 1e6)
     memory.set_next_use(0, 10.0)
-    window = start_window_s(2 * PAGE, 0, RATE, residency.margin) / 0.1
-    residency.now = 10.0 - window - 0.01
-    residency.plan()
+    window = start_window_s(2 * PAGE, 0, RATE, look_ahead.margin) / 0.1
+    standing.now = 10.0 - window - 0.01
+    look_ahead.plan(0.0)
     assert memory.counters.prefetched_pages == 0
-    residency.now = 10.0 - window + 0.01
+    standing.now = 10.0 - window + 0.01
     for _ in range(3):  # the victim is saved first
-        residency.plan()
+        look_ahead.plan(0.0)
         settle(memory)
     assert memory.counters.prefetched_pages == 2 and where(memory, 0) == (2, 2)
     assert turn(memory, 0, 2).num_host_blocks == 0 and memory.counters.prefetch_used == 2
+
+
+def test_time_passes_between_two_ticks() -> None:
+    """The clock stands at 9 while the step before the use runs; its second half is near enough."""
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    settle(memory)
+    memory.set_next_use(1, 1e6)
+    memory.set_next_use(0, 10.0)
+    memory.standing.now = 9.0
+    memory.look_ahead.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
+    memory.look_ahead.plan(100.0)
+    assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
+    opens_in_s = memory.look_ahead.opens_in_s
+    assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
+    for _ in range(3):
+        memory.look_ahead.plan(100.0 + opens_in_s + 1e-6)
+        settle(memory)
+    assert memory.counters.prefetched_pages == 2
 
 
 def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
@@ -126,7 +146,7 @@ def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
     turn(memory, 1, 3)
     memory.set_next_use(1, 0.5)
     memory.set_next_use(0, 1.0)
-    memory.residency.plan()
+    memory.look_ahead.plan(0.0)
     assert memory.counters.prefetched_pages == 0
 
 
@@ -140,7 +160,7 @@ def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
     assert memory.acquire(3, "m", tokens(3, 13), 4) is None
     settle(memory)
     memory.set_next_use(0, 0.0)
-    memory.residency.plan()
+    memory.look_ahead.plan(0.0)
     assert memory.counters.prefetched_pages == 0
     assert held is not None
     memory.release(held)
@@ -226,7 +246,7 @@ def test_hostile_advice_is_harmless() -> None:
         for agent in range(3):
             memory.set_next_use(agent, at)
             turn(memory, agent, 3)
-            memory.residency.plan()
+            memory.look_ahead.plan(0.0)
             settle(memory)
             check_integrity(memory)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from scalesim.core import Batch, SamplingBatch, Step
 from scalesim.memory.agents import lineage
+from scalesim.memory.look_ahead import Pace
 from scalesim.memory.links import Timeline
 from scalesim.memory.manager import Lease, MemoryManager
 from scalesim.memory.policies import policy_named
@@ -255,8 +256,8 @@ class World:
         self.manager.set_next_use(agent, at)
 
     def advance(self, steps: int) -> None:
-        self.manager.residency.now += steps
-        self.manager.residency.seconds_per_step = 0.001 * steps or None
+        self.manager.standing.now += steps
+        self.manager.look_ahead.pace = Pace(0.001 * steps or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.manager.fork(parent, child)
@@ -266,7 +267,7 @@ class World:
             self.manager.drop_agent(agent)
 
     def plan(self) -> None:
-        self.manager.residency.plan()
+        self.manager.look_ahead.plan(0.0)
 
     def land(self, count: int) -> None:
         for _ in range(count):
@@ -305,7 +306,7 @@ class World:
         assert not residency.transfers and not self.link.num_open, residency.transfers
         assert manager.tree.num_segments == 0, list(manager.tree)
         assert not residency.saving_pages and not residency.demand_waiting
-        assert not manager.loading_pages and not residency.num_clean
+        assert not manager.loading_pages
 
     def drain(self) -> None:
         for _ in range(10_000):

@@ -125,7 +125,7 @@ class Loop:
         elif batch is None:
             self.link.wait(5.0)
         self.ended += self.scheduler.take_ended()
-        self.memory.residency.plan()
+        self.memory.look_ahead.plan(0.0)
 
     def run(self, max_turns: int, *, check_every: int = 0) -> None:
         """Until nothing is left to do; raises if that takes more than ``max_turns``."""

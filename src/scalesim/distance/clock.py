@@ -16,6 +16,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.seconds_per_step: float | None = None
+        self.jitter_s = 0.0  # mean deviation of a step's length from the estimate
         self._last_s: float | None = None
 
     def advance(self, wall_s: float, *, to: float | None = None) -> None:
@@ -31,8 +32,10 @@ class Clock:
         if self._last_s is not None and target > self.now and wall_s >= self._last_s:
             seconds = (wall_s - self._last_s) / (target - self.now)
             known = self.seconds_per_step
-            self.seconds_per_step = (
-                seconds if known is None else known + _WEIGHT * (seconds - known)
-            )
+            if known is None:
+                self.seconds_per_step = seconds
+            else:
+                self.jitter_s += _WEIGHT * (abs(seconds - known) - self.jitter_s)
+                self.seconds_per_step = known + _WEIGHT * (seconds - known)
         self._last_s = wall_s
         self.now = target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scalesim.core import AgentId
+from scalesim.memory.order import Use
 from scalesim.memory.segment import Segment
 
 MAX_PATHS = 16
@@ -18,7 +19,16 @@ class AgentState:
     worth (bytes × reuse) goes first.
     """
 
-    __slots__ = ("fresh_reuse", "id", "last_seq", "last_use", "next_seq", "next_use", "paths")
+    __slots__ = (
+        "fresh_reuse",
+        "id",
+        "last_seq",
+        "last_use",
+        "newest",
+        "next_seq",
+        "next_use",
+        "paths",
+    )
 
     def __init__(self, id: AgentId) -> None:
         self.id = id
@@ -27,7 +37,11 @@ class AgentState:
         self.last_use = 0.0
         self.last_seq = 0
         self.paths: dict[Segment, int] = {}
+        self.newest: Segment | None = None  # the end of the last path that was computed
         self.fresh_reuse = 1.0
+
+    def use(self) -> Use:
+        return Use(self.next_use, self.next_seq, self.last_use, self.last_seq)
 
     @property
     def leaves_tails(self) -> bool:
@@ -49,6 +63,7 @@ class AgentState:
         A path that gives way before it was used again says that such paths are not worth keeping.
         That is the only sign against them: with several templates in turn, each comes back late.
         """
+        self.newest = end
         self.paths.setdefault(end, 0)
         if len(self.paths) <= MAX_PATHS:
             return None

@@ -257,6 +257,7 @@ class VirtualLink:
         self._page_bytes, self._rate, self._latency_s = page_bytes, bytes_per_s, latency_s
         self._pools = pools
         self._waiting: dict[Direction, deque[_Job]] = {"in": deque(), "out": deque()}
+        self._queued: dict[Direction, int] = {"in": 0, "out": 0}
         self._busy: list[tuple[float, int, Direction, _Job]] = []  # at most one a direction
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
@@ -268,6 +269,7 @@ class VirtualLink:
             _Job(next(self._tickets), chunk, after, len(chunk.device_pages) * self._page_bytes)
             for chunk in chunked(copies, self._page_bytes)
         ]
+        self._queued[copies.direction] += sum(job.num_bytes for job in jobs)
         queue = self._waiting[copies.direction]
         if urgent:
             queue.extendleft(reversed(jobs))
@@ -281,10 +283,11 @@ class VirtualLink:
         return done
 
     def cancel(self, ticket: int) -> bool:
-        for queue in self._waiting.values():
+        for way, queue in self._waiting.items():
             for job in queue:
                 if job.ticket == ticket:
                     queue.remove(job)
+                    self._queued[way] -= job.num_bytes
                     return True
         return False
 
@@ -301,13 +304,13 @@ class VirtualLink:
         while self._busy and self._busy[0][0] <= now_s:
             end_s, ticket, way, job = heapq.heappop(self._busy)
             self._copy(job.copies)
+            self._queued[way] -= job.num_bytes
             self._done.append((ticket, None))
             self._start(way, end_s)
         self.now_s = max(self.now_s, now_s)
 
     def queued_bytes(self, direction: Direction) -> int:
-        running = sum(job.num_bytes for _, _, way, job in self._busy if way == direction)
-        return running + sum(job.num_bytes for job in self._waiting[direction])
+        return self._queued[direction]
 
     def rate(self, direction: Direction) -> float:
         return self._rate

@@ -17,11 +17,13 @@ from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.links import Link
+from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import PagePool
 from scalesim.memory.prefix_tree import PrefixTree
-from scalesim.memory.residency import PlannerConfig, Residency
+from scalesim.memory.residency import Residency
 from scalesim.memory.segment import TOKEN_BYTES, Segment, Transfer
+from scalesim.memory.standing import MANY_OWNERS
 
 _MAX_TAILS_TRIED = 8
 NULL_PAGE = 0
@@ -81,9 +83,10 @@ class MemoryManager:
         self.host = PagePool(host_pages if policy.host else 0)
         self.tree = PrefixTree(block_size)
         self.table = BlockTable(num_rows)
-        self.residency = Residency(
-            self.tree, policy, self.device, self.host, link, page_bytes, planner
-        )
+        self.residency = Residency(self.tree, policy, self.device, self.host, link, page_bytes)
+        self.look_ahead = LookAhead(self.residency, planner or PlannerConfig())
+        self.residency.on_eviction = self._evicted
+        self.standing = self.residency.standing
         self.counters = self.residency.counters
         self.agents: dict[AgentId, AgentState] = {}
         self.loading_pages = 0  # held by leases that wait for loads
@@ -98,7 +101,12 @@ class MemoryManager:
 
     def set_next_use(self, id: AgentId, next_use: float | None) -> None:
         """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
-        self.residency.set_next_use(self.agent(id), next_use, self.residency.next_seq())
+        state = self.agent(id)
+        if next_use is None and state.next_use is None:
+            return
+        state.next_use, state.next_seq = next_use, self.standing.next_seq()
+        self._refresh_paths(state)
+        self.look_ahead.await_agent(state)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
@@ -109,22 +117,23 @@ class MemoryManager:
                 segment.owners[target] = None
                 segment.uses += 1
         target.last_use, target.last_seq = source.last_use, source.last_seq
-        for end in list(target.paths):
-            self._refresh_path(end)
+        self._refresh_paths(target)
 
     def is_resident(self, id: AgentId | None) -> bool:
-        """Whether one of the agent's reused paths, or its newest one, is wholly on the device."""
+        """Whether the agent's newest path is wholly on the device. A cheap guess at what its next
+        request will find."""
         state = None if id is None else self.agents.get(id)
-        return state is not None and any(
-            end.ready == end.num_blocks for end in reversed(state.paths)
-        )
+        if state is None or (end := state.newest) is None:
+            return False
+        return end.ready == end.num_blocks and end.parent is not None
 
     def drop_agent(self, id: AgentId) -> None:
         """Disown all that ``id`` owns; what nobody else owns leaves with the next eviction."""
         state = self.agents.pop(id, None)
         if state is None:
             return
-        self.residency.set_next_use(state, None, 0)
+        state.next_use = None
+        self.look_ahead.await_agent(state)
         for end in list(state.paths):
             del state.paths[end]
             self._disown(state, end)
@@ -250,8 +259,8 @@ class MemoryManager:
             self._unpin(lease.borrowed)
         self.table.free(lease.row)
         if lease.agent is not None:
-            lease.agent.last_use = self.residency.now
-            lease.agent.last_seq = self.residency.next_seq()
+            lease.agent.last_use = self.standing.now
+            lease.agent.last_seq = self.standing.next_seq()
             if num_tokens and not end.is_root:
                 self._own(lease.agent, end)
                 displaced = lease.agent.remember(end)
@@ -261,7 +270,7 @@ class MemoryManager:
                 self._disown(lease.agent, end)
         chain = lineage(end)
         for segment in reversed(chain):
-            self.residency.touch(segment)
+            self.standing.touch(segment)
         for segment in chain:
             self._unpin(segment)
         if lease.failed is not None and lease.failed.error is not None:
@@ -316,8 +325,8 @@ class MemoryManager:
         if count == end.num_blocks:
             return end
         upper = self.tree.split(end, count)
-        self.residency.refresh(upper)
-        self.residency.refresh(end)
+        self.standing.refresh(upper)
+        self.standing.refresh(end)
         return upper
 
     def _find_tail(
@@ -350,7 +359,7 @@ class MemoryManager:
             return
         tail.pins -= 1
         page = self.tree.trim_device(tail, 0)
-        self.residency.forget(tail)
+        self.standing.forget(tail)
         self.tree.remove(tail)
         lease.private[:0] = page
 
@@ -378,7 +387,7 @@ class MemoryManager:
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
         if lease.agent is not None:
             if lease.agent.next_use is not None:
-                self.residency.observe_arrival(late=missing + late > 0)
+                self.look_ahead.observe_arrival(late=missing + late > 0)
             lease.agent.observe_reuse(lease.end)
 
     def _load(self, lease: Lease, pages: list[int]) -> None:
@@ -426,7 +435,7 @@ class MemoryManager:
         if count < child.num_blocks:
             child = self.tree.split(child, count)
             (lower,) = child.children.values()
-            self.residency.refresh(lower)
+            self.standing.refresh(lower)
         theirs = child.ready
         mine, lease.private = lease.private[:count], lease.private[count:]
         self.device.free(mine[:theirs], self.residency.last_launched)
@@ -434,7 +443,7 @@ class MemoryManager:
         self.tree.add_device(child, mine[theirs:])
         child.ready = count
         child.pins += 1
-        self.residency.refresh(child)
+        self.standing.refresh(child)
         lease.end = child
         lease.num_shared += count
         return True
@@ -451,8 +460,8 @@ class MemoryManager:
         tail = self.tree.insert_tail(lease.end, rest, agent.id, page)
         tail.uses = 1  # expected again as long as its owner is
         tail.owners[agent] = None
-        self.residency.touch(tail)
-        self.residency.refresh(tail)
+        self.standing.touch(tail)
+        self.standing.refresh(tail)
 
     def _abandon_loads(self, lease: Lease) -> None:
         """Call back those loads that have not started and serve no other request."""
@@ -477,23 +486,35 @@ class MemoryManager:
                 if tail is not None:
                     tail.uses = 0
                     tail.owners.pop(agent, None)
-                    self.residency.refresh(tail)
-                self.residency.refresh(segment)
+                    self.standing.refresh(tail)
+                self.standing.refresh(segment)
+
+    def _evicted(self, segment: Segment) -> None:
+        if segment.host and len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                self.look_ahead.await_agent(owner)
 
     def _pin(self, segment: Segment) -> None:
         segment.pins += 1
         if segment.pins == 1:
-            self.residency.refresh(segment)
+            self.standing.withdraw(segment)
 
     def _unpin(self, segment: Segment) -> None:
         segment.pins -= 1
         assert segment.pins >= 0, segment
         if segment.pins == 0:
-            self.residency.refresh(segment)
+            self.standing.refresh(segment)
 
-    def _refresh_path(self, end: Segment) -> None:
-        for segment in lineage(end):
-            self.residency.refresh(segment)
+    def _refresh_paths(self, agent: AgentState) -> None:
+        """What ``agent`` owns alone, or almost, has another next use now."""
+        seen: dict[Segment, None] = {}
+        for end in agent.paths:
+            for segment in lineage(end):
+                if segment in seen:
+                    break
+                seen[segment] = None
+                if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
+                    self.standing.refresh(segment)
 
 
 def common_tokens(first: bytes, second: bytes) -> int:

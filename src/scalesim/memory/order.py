@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """When something is used. Times in steps of the simulation's clock.
 
     ``next_use`` is ``None`` where unknown, ``inf`` where nothing speaks for another use.
@@ -73,7 +71,8 @@ class UseOrder(Generic[T]):
             return
         self._entries += 1
         self._live[item] = (self._entries, use)
-        self._push(item, self._entries, use)
+        heap = self._unknown if use.next_use is None else self._known
+        heapq.heappush(heap, self._entry(item, self._entries, use))
         if len(self._known) + len(self._unknown) > 2 * len(self._live) + 64:
             self._sweep()
 
@@ -87,13 +86,11 @@ class UseOrder(Generic[T]):
         first = self._live[known][1].sooner_than(self._live[unknown][1], now)
         return known if first == (self._sign > 0) else unknown
 
-    def _push(self, item: T, entry: int, use: Use) -> None:
+    def _entry(self, item: T, entry: int, use: Use) -> tuple[float, int, int, T]:
         if use.next_use is not None:
-            key = (self._sign * use.next_use, self._sign * use.next_seq, entry, item)
-            heapq.heappush(self._known, key)
-        else:  # the sooner an unknown one is expected, the later it was used
-            key = (-self._sign * use.last_use, -self._sign * use.last_seq, entry, item)
-            heapq.heappush(self._unknown, key)
+            return (self._sign * use.next_use, self._sign * use.next_seq, entry, item)
+        # the sooner an unknown one is expected, the later it was used
+        return (-self._sign * use.last_use, -self._sign * use.last_seq, entry, item)
 
     def _head(self, heap: list[tuple[float, int, int, T]]) -> T | None:
         while heap:
@@ -108,4 +105,7 @@ class UseOrder(Generic[T]):
         self._known.clear()
         self._unknown.clear()
         for item, (entry, use) in self._live.items():
-            self._push(item, entry, use)
+            heap = self._unknown if use.next_use is None else self._known
+            heap.append(self._entry(item, entry, use))
+        heapq.heapify(self._known)
+        heapq.heapify(self._unknown)

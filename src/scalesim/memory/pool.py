@@ -1,8 +1,8 @@
 """The page allocator of one pool: which page ids are free, in runs. Knows nothing of what pages
 hold.
 
-Each tier (device, host) has one. A page is free or owned; it has a generation, counted at every
-allocation, and a fence: the last step that may still touch it, recorded when it was given back.
+Each tier (device, host) has one. A page is free or owned; a free one carries a fence: the last step
+that may still touch it, recorded when it was given back.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class PagePool:
         self.num_pages = num_pages
         self.first = first
         self.num_free = 0
-        self.generation = np.zeros(num_pages, np.int64)
         self._fence = np.full(num_pages, -1, np.int64)
         self._is_free = bytearray(num_pages)
         self._length_at: dict[int, int] = {}  # run start -> length
         self._start_before: dict[int, int] = {}  # run end (exclusive) -> start
         self._bins: list[dict[int, None]] = [{} for _ in range(num_pages.bit_length() + 1)]
+        self._kinds = 0  # bit k: bin k, the lengths of k bits, is not empty
         if num_pages > first:
             self._give_run(first, num_pages)
 
@@ -54,7 +54,6 @@ class PagePool:
                 self._add_run(start + take, length - take)
             pages.extend(range(start, start + take))
             self._is_free[start : start + take] = bytes(take)
-            self.generation[start : start + take] += 1
             self.num_free -= take
         return pages
 
@@ -62,7 +61,8 @@ class PagePool:
         """Give pages back; ``fence`` is the last step launched, which may still read or write them."""
         for start, end in runs(pages):
             assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
-            assert not any(self._is_free[start:end]), f"double free in pages {start}..{end - 1}"
+            free_already = self._is_free.find(1, start, end)
+            assert free_already < 0, f"page {free_already} of {start}..{end - 1} is free already"
             self._fence[start:end] = fence
             self._give_run(start, end)
 
@@ -91,21 +91,16 @@ class PagePool:
     def _best_run(self, wanted: int) -> tuple[int, int]:
         """A run of at least ``wanted`` pages if one is at hand, else the longest kind there is."""
         size = wanted.bit_length()
-        for bin_ in self._bins[size + 1 :]:
-            if bin_:
-                return self._last(bin_)
-        longest: tuple[int, int] | None = None
+        longer = self._kinds >> (size + 1)
+        if longer:
+            return self._newest(size + (longer & -longer).bit_length())
         for start in reversed(self._bins[size]):
-            length = self._length_at[start]
-            if length >= wanted:
-                return start, length
-            longest = longest or (start, length)
-        if longest is not None:
-            return longest
-        return self._last(next(b for b in reversed(self._bins[:size]) if b))
+            if self._length_at[start] >= wanted:
+                return start, self._length_at[start]
+        return self._newest(self._kinds.bit_length() - 1)
 
-    def _last(self, bin_: dict[int, None]) -> tuple[int, int]:
-        start = next(reversed(bin_))
+    def _newest(self, size: int) -> tuple[int, int]:
+        start = next(reversed(self._bins[size]))
         return start, self._length_at[start]
 
     def _give_run(self, start: int, end: int) -> None:
@@ -125,12 +120,17 @@ class PagePool:
     def _add_run(self, start: int, length: int) -> None:
         self._length_at[start] = length
         self._start_before[start + length] = start
-        self._bins[length.bit_length()][start] = None
+        size = length.bit_length()
+        self._bins[size][start] = None
+        self._kinds |= 1 << size
 
     def _remove_run(self, start: int, length: int) -> None:
         del self._length_at[start]
         del self._start_before[start + length]
-        del self._bins[length.bit_length()][start]
+        size = length.bit_length()
+        del self._bins[size][start]
+        if not self._bins[size]:
+            self._kinds &= ~(1 << size)
 
 
 def runs(pages: Iterable[int]) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ class PrefixTree:
         self.block_size = block_size
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
+        self.num_edits = 0  # splits, merges, removals, cuts: what was read before may not hold
         self._roots: dict[Hashable, Segment] = {}
         self._seq = 0
 
@@ -115,6 +116,7 @@ class PrefixTree:
         so that whoever holds it still holds the end of the same path. Legal at any time: pins and
         owners are copied, pages and copies in flight are divided."""
         assert 0 < count < segment.num_blocks and segment.parent is not None, (segment, count)
+        self.num_edits += 1
         cut = count * self.block_bytes
         upper = Segment(segment.parent, segment.tokens[:cut], count, self._next_seq())
         for name in ("pins", "uses", "last_use", "last_seq"):
@@ -163,6 +165,7 @@ class PrefixTree:
             return None
         parent = upper.parent
         assert parent is not None
+        self.num_edits += 1
         parent.children[upper.tokens[: self.block_bytes]] = lower
         lower.parent = parent
         lower.tokens = upper.tokens + lower.tokens
@@ -184,6 +187,7 @@ class PrefixTree:
         parent = segment.parent
         assert parent is not None and not segment.children and not segment.tails
         assert not segment.device and not segment.host and segment.pins == 0, segment
+        self.num_edits += 1
         if segment.is_tail:
             assert segment.tail_of is not None
             del parent.tails[segment.tail_of]
@@ -201,6 +205,7 @@ class PrefixTree:
         """Forget the blocks from ``count`` on, which hold no pages and have nothing below them."""
         assert not segment.content_children and not segment.children and not segment.tails
         assert len(segment.device) <= count and len(segment.host) <= count
+        self.num_edits += 1
         segment.num_blocks = count
         segment.tokens = segment.tokens[: count * self.block_bytes]
 

@@ -36,7 +36,6 @@ class Segment:
 
     __slots__ = (
         "children",
-        "clean_counted",
         "content_children",
         "device",
         "device_children",
@@ -85,7 +84,6 @@ class Segment:
         self.content_children = 0  # children and tails with pages anywhere
         self.failed_saves = 0
         self.prefetched = 0  # blocks loaded ahead and not yet asked for
-        self.clean_counted = 0  # its share of the residency's count of clean pages
 
     @property
     def is_root(self) -> bool:

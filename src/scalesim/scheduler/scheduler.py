@@ -142,7 +142,10 @@ class Scheduler:
     # -- admission ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
+        backlog = sum(self._left(sequence) for sequence in self._prefilling)
         while self.slots.num_free and self.num_waiting:
+            if backlog >= self.config.max_num_batched_tokens:
+                return  # they could not start in this step; pages held for nothing
             sequence = self._next_waiting()
             lease = self._reserve(sequence)
             if lease is None:
@@ -152,6 +155,12 @@ class Scheduler:
             else:
                 del self._waiting[sequence.id]
             self._enter(sequence, lease)
+            if lease.is_ready:
+                backlog += self._left(sequence)
+
+    def _left(self, sequence: Sequence) -> int:
+        """Tokens of its prompt that are not launched yet."""
+        return int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
 
     def _next_waiting(self) -> Sequence:
         """Preempted ones first, then the oldest; one whose state is on the device may overtake it."""
@@ -279,8 +288,7 @@ class Scheduler:
         for sequence in self._prefilling:
             if budget <= 0:
                 break
-            left = int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
-            count = min(left, budget)
+            count = min(self._left(sequence), budget)
             if count > 0:
                 chunks.append((sequence, count))
                 budget -= count

@@ -1,0 +1,170 @@
+"""Looking ahead: loads start when their start window opens; an idle link cleans.
+
+Called once a turn of the engine's loop. Which state is worth loading, and when, is decided from next uses, the
+link's rate and queue, and how steps and turns of the loop were spaced so far; residency does the moving.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.links import MAX_CHUNK_BYTES
+from scalesim.memory.order import UseOrder
+from scalesim.memory.residency import Residency
+from scalesim.memory.segment import Segment
+
+_WEIGHT = 0.1  # of the newest turn of the loop in its running length
+_PAUSE_S = 1.0  # a longer gap between two turns is a pause, not a turn
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerConfig:
+    """``margin``: slack of the start window as a share of the transfer time; it grows up to
+    ``max_margin`` while loads come late. ``jitter_s``: added to every window, seconds.
+    ``clean_fraction``: cleaning starts when less than this share of the device pool is free.
+    """
+
+    margin: float = 0.25
+    max_margin: float = 4.0
+    jitter_s: float = 0.005
+    clean_fraction: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the simulation's clock runs: seconds a step (``None`` = not known yet), how much that varies,
+    and the wall time of the last tick."""
+
+    seconds_per_step: float | None = None
+    jitter_s: float = 0.0
+    tick_s: float = 0.0
+
+
+def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
+    """Seconds before its use at which a load must start: its own and the queue's time, with slack."""
+    return (1.0 + margin) * (queued_bytes + num_bytes) / rate
+
+
+class LookAhead:
+    """The agents that are awaited, and the loop's own pace. ``opens_in_s`` is the time to the next start
+    window, ``None`` if no agent is awaited, as of the last ``plan``."""
+
+    def __init__(self, residency: Residency, config: PlannerConfig) -> None:
+        self.pace = Pace()
+        self.margin = config.margin
+        self.opens_in_s: float | None = None
+        self._residency, self._config = residency, config
+        self._policy, self._link = residency.policy, residency.link
+        self._awaited: UseOrder[AgentState] = UseOrder(soonest=True)
+        self._turn_s = 0.0
+        self._last_s: float | None = None
+
+    def await_agent(self, agent: AgentState) -> None:
+        """Watch for the moment when ``agent``'s start window opens."""
+        if not self._policy.look_ahead:
+            return
+        if agent.next_use is None:
+            self._awaited.discard(agent)
+        else:
+            self._awaited.add(agent, agent.use())
+
+    def observe_arrival(self, *, late: bool) -> None:
+        """An agent with a known next use called: was its state there? The window grows when it was
+        not, and shrinks back slowly when it was."""
+        if late:
+            self.margin = min(self._config.max_margin, self.margin * 1.25 + 0.05)
+        else:
+            self.margin = max(self._config.margin, self.margin * 0.99)
+
+    def plan(self, wall_s: float) -> None:
+        """Start the loads whose window is open, soonest first; then, on an idle link, clean.
+
+        Nothing is loaded ahead while a request waits for pages: the two would take them from each
+        other in turn, for ever.
+        """
+        if self._last_s is not None and 0.0 <= (turn_s := wall_s - self._last_s) < _PAUSE_S:
+            self._turn_s += _WEIGHT * (turn_s - self._turn_s)
+        self._last_s = wall_s
+        self.opens_in_s = None
+        if self._policy.look_ahead and not self._residency.refused:
+            self._load(wall_s)
+        if self._policy.host:
+            self._clean()
+
+    def _load(self, wall_s: float) -> None:
+        residency = self._residency
+        while (agent := self._awaited.peek(residency.standing.now)) is not None:
+            missing = self._missing(agent)
+            count = sum(blocks for _, blocks in missing)
+            if count == 0:
+                self._awaited.discard(agent)
+                continue
+            self.opens_in_s = self._opens_in_s(agent, count, wall_s)
+            if self.opens_in_s > 0.0 or self._link_is_busy():
+                return
+            edits = residency.tree.num_edits
+            pages = residency.take(count, ahead_of=agent.use())
+            if pages is None:
+                return
+            if residency.tree.num_edits != edits:  # making room merged or dropped segments
+                missing = self._missing(agent)
+                if sum(blocks for _, blocks in missing) != count:
+                    residency.device.free(pages)
+                    return
+            self._awaited.discard(agent)
+            parts = []
+            for segment, blocks in missing:
+                parts.append((segment, pages[:blocks]))
+                pages = pages[blocks:]
+            residency.start_load(parts, demand=False)
+
+    def _link_is_busy(self) -> bool:
+        """Whether it has work for longer than until it is looked at again: more can wait as well, and
+        what waits here can still be put behind something more urgent."""
+        ahead_s = 2.0 * self._turn_s + self._config.jitter_s
+        return self._link.queued_bytes("in") > ahead_s * self._link.rate("in")
+
+    def _missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
+        """What of ``agent``'s paths is on the host only, parents first, the most used path first."""
+        parts: dict[Segment, int] = {}
+        for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
+            for segment in reversed(lineage(end)):
+                if segment.load is not None:
+                    break
+                blocks = segment.saved - len(segment.device)
+                if blocks > 0:
+                    parts[segment] = blocks
+                if segment.num_available < segment.num_blocks:
+                    break
+        return list(parts.items())
+
+    def _opens_in_s(self, agent: AgentState, count: int, wall_s: float) -> float:
+        """Seconds until ``agent``'s window opens. Between two ticks of the clock, time is taken to pass
+        evenly; that the next tick may come early, and that a load is started and found finished
+        only at a turn of the loop, both widen the window."""
+        assert agent.next_use is not None
+        steps = agent.next_use - self._residency.standing.now
+        pace = self.pace
+        if pace.seconds_per_step is None:  # no idea of time yet: one step ahead
+            return 0.0 if steps <= 1.0 else float("inf")
+        left_s = steps * pace.seconds_per_step - (wall_s - pace.tick_s)
+        num_bytes = count * self._residency.page_bytes
+        queued = self._link.queued_bytes("in")
+        window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
+        slack_s = self._config.jitter_s + 2.0 * pace.jitter_s + 2.0 * self._turn_s
+        return left_s - window_s - slack_s
+
+    def _clean(self) -> None:
+        """Save what leaves soonest while the pool is short of free pages and the link idle, so that it
+        can leave at once. Only into free host pages: a copy is not worth another copy."""
+        residency, standing = self._residency, self._residency.standing
+        target = int(self._config.clean_fraction * residency.device.num_usable)
+        while (
+            residency.device.num_free < target
+            and not residency.demand_waiting
+            and self._link.queued_bytes("out") < MAX_CHUNK_BYTES
+            and (segment := standing.farthest_dirty()) is not None
+            and segment.num_dirty <= residency.host.num_free
+        ):
+            residency.start_save(segment)

@@ -1,0 +1,146 @@
+"""Standing: who is used when, and so what may leave. The orders that eviction and cleaning read.
+
+Keeps, for each segment, which orders it is in; changes nothing but those. ``refresh`` is called after every
+change of a segment, ``withdraw`` when it may no longer move.
+"""
+
+from __future__ import annotations
+
+from scalesim.memory.order import Use, UseOrder
+from scalesim.memory.policies import Policy
+from scalesim.memory.prefix_tree import PrefixTree
+from scalesim.memory.segment import Segment
+
+MAX_SAVE_FAILURES = 3
+MANY_OWNERS = 16  # a segment shared by more is ordered by last use: some owner is always near
+
+
+class Standing:
+    """``now`` is the simulation's time in steps.
+
+    What lies on the host is ordered only from the first time that the host runs short.
+    """
+
+    def __init__(self, tree: PrefixTree, policy: Policy) -> None:
+        self.now = 0.0
+        self._tree, self._policy = tree, policy
+        self._evictable: UseOrder[Segment] = UseOrder()
+        self._cleanable: UseOrder[Segment] = UseOrder()
+        self._host_only: UseOrder[Segment] = UseOrder()
+        self._doubled: UseOrder[Segment] = UseOrder(soonest=True)  # on both tiers
+        self._host_is_short = False
+        self._seq = 0
+
+    def next_seq(self) -> int:
+        """The engine's sequence numbers: they break ties, in the order of events."""
+        self._seq += 1
+        return self._seq
+
+    def touch(self, segment: Segment) -> None:
+        """``segment`` was used now."""
+        segment.last_use, segment.last_seq = self.now, self.next_seq()
+
+    # -- uses ---------------------------------------------------------------------------------
+
+    def use_of(self, segment: Segment) -> Use:
+        if self._policy.order == "last_use":
+            return Use(None, 0, segment.last_use, segment.last_seq)
+        if self.is_leftover(segment):
+            return Use(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
+        next_use: float | None = None
+        next_seq = 0
+        if len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                at = owner.next_use
+                if at is not None and (
+                    next_use is None or (at, owner.next_seq) < (next_use, next_seq)
+                ):
+                    next_use, next_seq = at, owner.next_seq
+        return Use(next_use, next_seq, segment.last_use, segment.last_seq)
+
+    def is_leftover(self, segment: Segment) -> bool:
+        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh paths
+        are not. It leaves first, without a copy."""
+        return segment.uses == 0 and all(owner.leaves_tails for owner in segment.owners)
+
+    def may_save(self, segment: Segment) -> bool:
+        return (
+            self._policy.host
+            and not segment.is_tail
+            and segment.failed_saves < MAX_SAVE_FAILURES
+            and not self.is_leftover(segment)
+        )
+
+    # -- who is next --------------------------------------------------------------------------
+
+    def farthest_on_device(self) -> Segment | None:
+        """What leaves the device first."""
+        return self._evictable.peek(self.now)
+
+    def farthest_dirty(self) -> Segment | None:
+        """What is cleaned first: it leaves soonest among what has no copy."""
+        return self._cleanable.peek(self.now)
+
+    def farthest_on_host(self) -> Segment | None:
+        """What leaves the host first, of what is nowhere else."""
+        self._watch_host()
+        return self._host_only.peek(self.now)
+
+    def soonest_doubled(self, but: Segment) -> Segment | None:
+        """Whose host copy is needed last: it is on the device, and leaves that last of all."""
+        self._watch_host()
+        self._doubled.discard(but)
+        return self._doubled.peek(self.now)
+
+    def is_evictable(self, segment: Segment) -> bool:
+        return segment in self._evictable
+
+    # -- keeping up ---------------------------------------------------------------------------
+
+    def refresh(self, segment: Segment) -> None:
+        """Put ``segment`` into the orders that its state belongs to."""
+        if segment.pins or segment.load is not None or segment.save is not None:
+            self.withdraw(segment)
+            return
+        dirty = segment.num_dirty
+        use = self.use_of(segment)
+        if segment.device and not segment.device_children:
+            self._evictable.add(segment, use)
+        else:
+            self._evictable.discard(segment)
+        if dirty and self.may_save(segment):
+            self._cleanable.add(segment, use)
+        else:
+            self._cleanable.discard(segment)
+        if self._host_is_short:
+            self._place_on_host(segment, use)
+
+    def withdraw(self, segment: Segment) -> None:
+        """``segment`` is held, or a copy is under way: it does not move."""
+        self._evictable.discard(segment)
+        self._cleanable.discard(segment)
+        if self._host_is_short:
+            self._place_on_host(segment, self.use_of(segment))
+
+    def forget(self, segment: Segment) -> None:
+        """``segment`` left the tree."""
+        for order in (self._evictable, self._cleanable, self._host_only, self._doubled):
+            order.discard(segment)
+
+    def _place_on_host(self, segment: Segment, use: Use) -> None:
+        still = segment.load is None and segment.save is None
+        if still and segment.host and segment.ready >= segment.saved:
+            self._doubled.add(segment, use)
+        else:
+            self._doubled.discard(segment)
+        alone = still and not segment.pins and not segment.device
+        if alone and segment.host and not segment.content_children:
+            self._host_only.add(segment, use)
+        else:
+            self._host_only.discard(segment)
+
+    def _watch_host(self) -> None:
+        if not self._host_is_short:
+            self._host_is_short = True
+            for segment in self._tree:
+                self._place_on_host(segment, self.use_of(segment))
