@@ -141,8 +141,8 @@ def num_device_pages(config: EngineConfig, policy: Policy, page_bytes: int) -> i
         pages = min(int(available_bytes() * _RESIDENT_SHARE) // page_bytes, _RESIDENT_MAX_PAGES)
     if pages < 2:
         raise ConfigError(
-            f"device_memory={config.device_memory} holds {pages} pages of {page_bytes} bytes; one is "
-            f"kept empty and a request needs one at least: give {2 * page_bytes} bytes or more"
+            f"device_memory={config.device_memory} holds {pages} pages of {page_bytes} bytes; one "
+            f"is kept empty and a request needs one at least: give {2 * page_bytes} bytes or more"
         )
     return pages
 
@@ -155,8 +155,8 @@ def check_model_len(max_model_len: int, max_position: int, pool_len: int) -> Non
         )
     if max_model_len > pool_len:
         raise ConfigError(
-            f"max_model_len={max_model_len} tokens, but the device pool holds {pool_len}: the pool is "
-            "smaller than one request; raise device_memory or lower max_model_len"
+            f"max_model_len={max_model_len} tokens, but the device pool holds {pool_len}: the pool "
+            "is smaller than one request; raise device_memory or lower max_model_len"
         )
 
 

@@ -85,7 +85,8 @@ class Call:
         self.future: asyncio.Future[Reply] | None = None
 
     def result(self) -> Reply:
-        """The reply. Raises the request's own error; ``EngineClosedError`` while it is still open."""
+        """The reply. Raises the request's own error; ``EngineClosedError`` while it is still
+        open."""
         if not self.done:
             raise EngineClosedError("the request has not ended; wait for it or drive step()")
         if self.error is not None:

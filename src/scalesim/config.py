@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from scalesim.errors import ConfigError
-from scalesim.memory.policies import policy_named
 from scalesim.memory.look_ahead import PlannerConfig
+from scalesim.memory.policies import policy_named
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -101,6 +101,7 @@ class Engine:
         self.distances = Distances(self.clock)
         self.stats = EngineStats()
         self._memory, self._scheduler = self.parts.memory, self.parts.scheduler
+        self._scheduler.before_release = self._ends
         self._keys = SamplingKeys(self.parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -121,7 +122,8 @@ class Engine:
     # -- agents and time ----------------------------------------------------------------------
 
     def agent(self, id: AgentId) -> Agent:
-        """The handle of agent ``id``, made on first use. Raises ``RequestError`` for another type."""
+        """The handle of agent ``id``, made on first use. Raises ``RequestError`` for another
+        type."""
         if isinstance(id, bool) or not isinstance(id, (str, int)):
             raise RequestError(f"agent id {id!r} must be a string or a whole number")
         self._check_open()
@@ -130,7 +132,8 @@ class Engine:
         return self._agents[id]
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
-        """A new agent that owns what ``parent`` owns; nothing is copied until one of them writes."""
+        """A new agent that owns what ``parent`` owns; nothing is copied until one of them
+        writes."""
         self._known(parent)
         if child in self._agents:
             raise RequestError(f"agent {child!r} exists already; fork into a new id")
@@ -297,7 +300,8 @@ class Engine:
             self._wake.wait(min(max(look_ahead.opens_in_s, 1e-3), _MAX_WAIT_S))
 
     def close(self) -> None:
-        """End all open calls with ``EngineClosedError``, stop the thread and the link. Idempotent."""
+        """End all open calls with ``EngineClosedError``, stop the thread and the link.
+        Idempotent."""
         if self._closed and self._thread is None:
             return
         self._closed = True
@@ -363,11 +367,13 @@ class Engine:
             self.stats.prompt_tokens += sequence.prompt_len
             self.stats.cached_tokens += sequence.cached_tokens
             self.stats.output_tokens += len(sequence.output)
-            if sequence.agent is not None:
-                self._apply(self.distances.ended(sequence.agent))
             call.done = True
             calls.append(call)
         deliver(calls)
+
+    def _ends(self, sequence: Sequence) -> None:
+        if sequence.agent is not None:
+            self._apply(self.distances.ended(sequence.agent))
 
     def _expire(self) -> None:
         if not self._deadlines:

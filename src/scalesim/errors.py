@@ -16,7 +16,8 @@ class UnsupportedModelError(ScaleSimError, ValueError):
 
 
 class WeightsError(ScaleSimError, ValueError):
-    """A weight file is missing, unsafe, or does not fit its config; names the tensor or the file."""
+    """A weight file is missing, unsafe, or does not fit its config; names the tensor or the
+    file."""
 
 
 class RequestError(ScaleSimError, ValueError):

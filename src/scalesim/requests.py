@@ -95,7 +95,8 @@ class TextModel:
     def _render(self, messages: Sequence[Message]) -> list[int]:
         if self.template is None:
             raise RequestError(
-                "messages given, but the model has no chat template; give a text prompt or token ids"
+                "messages given, but the model has no chat template; "
+                "give a text prompt or token ids"
             )
         text = self.template.render(messages, add_generation_prompt=True)
         return self._tokenizer("a chat").encode(text, add_special_tokens=False)

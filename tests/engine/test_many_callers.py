@@ -19,7 +19,10 @@ NUM_AGENTS = 400
 def engine(steps_in_flight: int = 1) -> Engine:
     """A pool for a quarter of the agents' prefixes."""
     made = tag_engine(
-        device_pages=NUM_AGENTS, host_pages=4 * NUM_AGENTS, verify="new", steps_in_flight=steps_in_flight
+        device_pages=NUM_AGENTS,
+        host_pages=4 * NUM_AGENTS,
+        verify="new",
+        steps_in_flight=steps_in_flight,
     )
     for agent in range(NUM_AGENTS):
         made.agent(agent)

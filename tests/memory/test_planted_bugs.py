@@ -21,8 +21,8 @@ from scalesim.memory.manager import Lease, MemoryManager
 from scalesim.memory.pool import PagePool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.residency import Residency
-from scalesim.memory.standing import Standing
 from scalesim.memory.segment import Segment, Transfer
+from scalesim.memory.standing import Standing
 from scalesim.testing.tag_runner import TagRunner
 from tests.memory.world import Shape, World, random_walk
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from scalesim.memory.links import VirtualLink
+from scalesim.memory.look_ahead import Pace, PlannerConfig, start_window_s
 from scalesim.memory.manager import Lease, MemoryManager
 from scalesim.memory.policies import policy_named
-from scalesim.memory.look_ahead import Pace, PlannerConfig, start_window_s
 from scalesim.testing.integrity import check_integrity
 
 SIZE, PAGE = 4, 64

@@ -15,8 +15,8 @@ import numpy as np
 
 from scalesim.core import Batch, SamplingBatch, Step
 from scalesim.memory.agents import lineage
-from scalesim.memory.look_ahead import Pace
 from scalesim.memory.links import Timeline
+from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import Lease, MemoryManager
 from scalesim.memory.policies import policy_named
 from scalesim.memory.segment import Segment

@@ -45,11 +45,13 @@ class AgentState:
 
     @property
     def leaves_tails(self) -> bool:
-        """Whether this agent's fresh paths tend not to be used again (templates, not a dialogue)."""
+        """Whether this agent's fresh paths tend not to be used again (templates, not a
+        dialogue)."""
         return self.fresh_reuse < _TAIL_BELOW
 
     def observe_reuse(self, matched_end: Segment) -> None:
-        """A look-up matched down to ``matched_end``: every own path that it covers was used again."""
+        """A look-up matched down to ``matched_end``: every own path that it covers was used
+        again."""
         for end in lineage(matched_end):
             uses = self.paths.get(end)
             if uses is not None:

@@ -20,6 +20,7 @@ class BlockTable:
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
         self._free = list(range(num_rows - 1, DUMMY_ROW, -1))
+        self._in_use = bytearray(num_rows)
         self._rows: list[int] = []
         self._cols: list[int] = []
         self._pages: list[int] = []
@@ -30,10 +31,13 @@ class BlockTable:
 
     def allocate(self) -> int:
         assert self._free, f"all {self.num_rows - 1} rows of the block table are in use"
-        return self._free.pop()
+        row = self._free.pop()
+        self._in_use[row] = 1
+        return row
 
     def free(self, row: int) -> None:
-        assert row != DUMMY_ROW and row not in self._free, row
+        assert self._in_use[row], f"row {row} is free already"
+        self._in_use[row] = 0
         self._free.append(row)
 
     def write(self, row: int, col: int, pages: list[int]) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Blocks asked for by where they were found, pages moved by why, and what look-ahead was worth."""
+    """Blocks asked for by where they were found, pages moved by why, and what look-ahead was
+    worth."""
 
     lookups: int = 0
     full_hits: int = 0  # look-ups that found something and had to wait for none of it

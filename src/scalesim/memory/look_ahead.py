@@ -1,7 +1,8 @@
 """Looking ahead: loads start when their start window opens; an idle link cleans.
 
-Called once a turn of the engine's loop. Which state is worth loading, and when, is decided from next uses, the
-link's rate and queue, and how steps and turns of the loop were spaced so far; residency does the moving.
+Called once a turn of the engine's loop. Which state is worth loading, and when, is decided from
+next uses, the link's rate and queue, and how steps and turns of the loop were spaced so far;
+residency does the moving.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class PlannerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the simulation's clock runs: seconds a step (``None`` = not known yet), how much that varies,
-    and the wall time of the last tick."""
+    """How the simulation's clock runs: seconds a step (``None`` = not known yet), how much that
+    varies, and the wall time of the last tick."""
 
     seconds_per_step: float | None = None
     jitter_s: float = 0.0
@@ -42,13 +43,14 @@ class Pace:
 
 
 def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
-    """Seconds before its use at which a load must start: its own and the queue's time, with slack."""
+    """Seconds before its use at which a load must start: its own and the queue's time, with
+    slack."""
     return (1.0 + margin) * (queued_bytes + num_bytes) / rate
 
 
 class LookAhead:
-    """The agents that are awaited, and the loop's own pace. ``opens_in_s`` is the time to the next start
-    window, ``None`` if no agent is awaited, as of the last ``plan``."""
+    """The agents that are awaited, and the loop's own pace. ``opens_in_s`` is the time to the next
+    start window, ``None`` if no agent is awaited, as of the last ``plan``."""
 
     def __init__(self, residency: Residency, config: PlannerConfig) -> None:
         self.pace = Pace()
@@ -120,13 +122,14 @@ class LookAhead:
             residency.start_load(parts, demand=False)
 
     def _link_is_busy(self) -> bool:
-        """Whether it has work for longer than until it is looked at again: more can wait as well, and
-        what waits here can still be put behind something more urgent."""
+        """Whether it has work for longer than until it is looked at again: more can wait as well,
+        and what waits here can still be put behind something more urgent."""
         ahead_s = 2.0 * self._turn_s + self._config.jitter_s
         return self._link.queued_bytes("in") > ahead_s * self._link.rate("in")
 
     def _missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
-        """What of ``agent``'s paths is on the host only, parents first, the most used path first."""
+        """What of ``agent``'s paths is on the host only, parents first, the most used path
+        first."""
         parts: dict[Segment, int] = {}
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
@@ -140,9 +143,9 @@ class LookAhead:
         return list(parts.items())
 
     def _opens_in_s(self, agent: AgentState, count: int, wall_s: float) -> float:
-        """Seconds until ``agent``'s window opens. Between two ticks of the clock, time is taken to pass
-        evenly; that the next tick may come early, and that a load is started and found finished
-        only at a turn of the loop, both widen the window."""
+        """Seconds until ``agent``'s window opens. Between two ticks of the clock, time is taken to
+        pass evenly; that the next tick may come early, and that a load is started and found
+        finished only at a turn of the loop, both widen the window."""
         assert agent.next_use is not None
         steps = agent.next_use - self._residency.standing.now
         pace = self.pace
@@ -156,8 +159,8 @@ class LookAhead:
         return left_s - window_s - slack_s
 
     def _clean(self) -> None:
-        """Save what leaves soonest while the pool is short of free pages and the link idle, so that it
-        can leave at once. Only into free host pages: a copy is not worth another copy."""
+        """Save what leaves soonest while the pool is short of free pages and the link idle, so that
+        it can leave at once. Only into free host pages: a copy is not worth another copy."""
         residency, standing = self._residency, self._residency.standing
         target = int(self._config.clean_fraction * residency.device.num_usable)
         while (

@@ -318,7 +318,8 @@ class MemoryManager:
         return usable
 
     def _cut(self, path: list[tuple[Segment, int]], root: Segment) -> Segment:
-        """The end of ``path``, as a segment that ends there: what lies behind it may have to leave."""
+        """The end of ``path``, as a segment that ends there: what lies behind it may have to
+        leave."""
         if not path:
             return root
         end, count = path[-1]
@@ -428,7 +429,8 @@ class MemoryManager:
         )
 
     def _join(self, lease: Lease, child: Segment, tokens: bytes, upto: int) -> bool:
-        """The tree has these blocks already: use its pages where they are, give it ours where not."""
+        """The tree has these blocks already: use its pages where they are, give it ours where
+        not."""
         if child.load is not None:
             return False
         count = self.tree.common_blocks(child, tokens, lease.num_shared, upto - lease.num_shared)

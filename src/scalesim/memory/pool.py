@@ -7,7 +7,7 @@ that may still touch it, recorded when it was given back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,8 +57,9 @@ class PagePool:
             self.num_free -= take
         return pages
 
-    def free(self, pages: Iterable[int], fence: int = -1) -> None:
-        """Give pages back; ``fence`` is the last step launched, which may still read or write them."""
+    def free(self, pages: Sequence[int], fence: int = -1) -> None:
+        """Give pages back; ``fence`` is the last step launched, which may still read or write
+        them."""
         for start, end in runs(pages):
             assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
             free_already = self._is_free.find(1, start, end)
@@ -133,8 +134,13 @@ class PagePool:
             self._kinds &= ~(1 << size)
 
 
-def runs(pages: Iterable[int]) -> list[tuple[int, int]]:
-    """``[start, end)`` of each maximal ascending run, in the order given: 4 5 6 2 → (4, 7), (2, 3)."""
+def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
+    """``[start, end)`` of each maximal ascending run, in the order given: 4 5 6 2 → (4, 7), (2,
+    3)."""
+    if not pages:
+        return []
+    if pages == list(range(pages[0], pages[0] + len(pages))):  # the common case, at the speed of C
+        return [(pages[0], pages[0] + len(pages))]
     found: list[tuple[int, int]] = []
     start = end = -1
     for page in pages:

@@ -16,7 +16,8 @@ from scalesim.memory.segment import TOKEN_BYTES, Segment, Transfer
 
 
 class PrefixTree:
-    """Segments of ``block_size`` tokens a block; token strings are little-endian int32 ``bytes``."""
+    """Segments of ``block_size`` tokens a block; token strings are little-endian int32
+    ``bytes``."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size

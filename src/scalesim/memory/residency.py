@@ -81,18 +81,47 @@ class Residency:
         """Free ``wanted`` pages or so from the tail of ``segment``, or start to save it first.
 
         A small segment goes whole, even where a part would do: the rest is next in turn anyway, and
-        whole runs of pages are what the next allocation likes."""
-        dirty = segment.num_dirty
-        if dirty and self.standing.may_save(segment) and self.start_save(segment):
+        whole runs of pages are what the next allocation likes. So does what is above it, as long as
+        nobody else has a share in that."""
+        standing = self.standing
+        if segment.num_dirty and standing.may_save(segment) and self.start_save(segment):
             return
-        keep = max(0, len(segment.device) - max(wanted, self._whole))
-        if dirty:
-            keep = max(keep, segment.saved)
-            self._drop_below(segment)
-            self.counters.dropped_pages += len(segment.device) - keep
-        self._free_device(segment, keep)
-        self.on_eviction(segment)
-        self._settle(segment)
+        while True:
+            keep = max(0, len(segment.device) - max(wanted, self._whole))
+            if segment.num_dirty:
+                keep = max(keep, segment.saved)
+                self._drop_below(segment)
+                self.counters.dropped_pages += len(segment.device) - keep
+            wanted -= len(segment.device) - keep
+            self._free_device(segment, keep)
+            self.on_eviction(segment)
+            above = segment.parent
+            goes_on = (
+                wanted > 0
+                and not segment.device
+                and above is not None
+                and not above.device_children
+                and not above.pins
+                and above.load is None
+                and above.save is None
+                and not above.num_dirty
+                and above.owners.keys() == segment.owners.keys()
+                and bool(segment.host or segment.is_tail)
+            )
+            if not goes_on or above is None or above.is_root:
+                self._settle(segment)
+                return
+            self._leave_to(above, segment)
+            segment = above
+
+    def _leave_to(self, above: Segment, segment: Segment) -> None:
+        """``segment`` is off the device and ``above`` goes next: settle the one without the
+        other."""
+        if segment.host:
+            self.standing.refresh(segment)
+        else:
+            self.standing.forget(segment)
+            self.tree.remove(segment)
 
     def _free_device(self, segment: Segment, keep: int) -> None:
         pages = self.tree.trim_device(segment, keep)
@@ -188,7 +217,8 @@ class Residency:
         return transfer
 
     def start_save(self, segment: Segment) -> bool:
-        """Copy the dirty blocks of ``segment`` to the host; False if the host has no room for them."""
+        """Copy the dirty blocks of ``segment`` to the host; False if the host has no room for
+        them."""
         first, count = segment.saved, segment.num_dirty
         if not self._host_room(count, segment):
             self.standing.refresh(segment)
@@ -205,8 +235,8 @@ class Residency:
         return True
 
     def _host_room(self, count: int, saved: Segment) -> bool:
-        """Make ``count`` host pages free for ``saved``: copies of what is on the device go first, the
-        soonest used first; then what is used later than ``saved``."""
+        """Make ``count`` host pages free for ``saved``: copies of what is on the device go first,
+        the soonest used first; then what is used later than ``saved``."""
         standing = self.standing
         if count > self.host.num_usable:
             return False

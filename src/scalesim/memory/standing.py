@@ -1,7 +1,7 @@
 """Standing: who is used when, and so what may leave. The orders that eviction and cleaning read.
 
-Keeps, for each segment, which orders it is in; changes nothing but those. ``refresh`` is called after every
-change of a segment, ``withdraw`` when it may no longer move.
+Keeps, for each segment, which orders it is in; changes nothing but those. ``refresh`` is called
+after every change of a segment, ``withdraw`` when it may no longer move.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ class Standing:
         return Use(next_use, next_seq, segment.last_use, segment.last_seq)
 
     def is_leftover(self, segment: Segment) -> bool:
-        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh paths
-        are not. It leaves first, without a copy."""
-        return segment.uses == 0 and all(owner.leaves_tails for owner in segment.owners)
+        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
+        paths are not. It leaves first, without a copy."""
+        if segment.uses:
+            return False
+        return all(owner.leaves_tails for owner in segment.owners)
 
     def may_save(self, segment: Segment) -> bool:
         return (
@@ -102,13 +104,15 @@ class Standing:
         if segment.pins or segment.load is not None or segment.save is not None:
             self.withdraw(segment)
             return
-        dirty = segment.num_dirty
-        use = self.use_of(segment)
-        if segment.device and not segment.device_children:
+        may_leave = segment.device and not segment.device_children
+        may_clean = segment.ready > segment.saved and self.may_save(segment)
+        if may_leave or may_clean or self._host_is_short:
+            use = self.use_of(segment)
+        if may_leave:
             self._evictable.add(segment, use)
         else:
             self._evictable.discard(segment)
-        if dirty and self.may_save(segment):
+        if may_clean:
             self._cleanable.add(segment, use)
         else:
             self._cleanable.discard(segment)

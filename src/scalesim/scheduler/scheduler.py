@@ -7,6 +7,7 @@ batch gave. Knows memory through leases; knows neither model, clock nor threads.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -26,7 +27,8 @@ _NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A launched batch: the slots in it, whose they were, and up to which token each was computed."""
+    """A launched batch: the slots in it, whose they were, and up to which token each was
+    computed."""
 
     slots: npt.NDArray[np.int64]
     epochs: npt.NDArray[np.int64]
@@ -52,6 +54,8 @@ class Scheduler:
         self._flights: deque[_Flight] = deque()
         self._admissions = 0
         self._ended: list[Sequence] = []
+        # told of each end while its pages are still held: they are put in order once, not twice
+        self.before_release: Callable[[Sequence], None] = lambda sequence: None
 
     # -- what the engine asks -----------------------------------------------------------------
 
@@ -71,9 +75,9 @@ class Scheduler:
         """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
         if num_tokens > self.max_len:
             raise PromptTooLongError(
-                f"prompt and output need {num_tokens} tokens; a sequence has at most {self.max_len} "
-                "(max_model_len, and what device_memory holds); shorten the prompt, lower max_tokens "
-                "or raise device_memory"
+                f"prompt and output need {num_tokens} tokens; a sequence has at most "
+                f"{self.max_len} (max_model_len, and what device_memory holds); shorten the prompt, "
+                "lower max_tokens or raise device_memory"
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -90,6 +94,7 @@ class Scheduler:
             if sequence in self._preempted:
                 self._preempted.remove(sequence)
             sequence.output = sequence.tokens[sequence.prompt_len :]
+            self.before_release(sequence)
             self._end(sequence, reason, error)
         else:
             self._finish(sequence, reason, error)
@@ -163,7 +168,8 @@ class Scheduler:
         return int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
 
     def _next_waiting(self) -> Sequence:
-        """Preempted ones first, then the oldest; one whose state is on the device may overtake it."""
+        """Preempted ones first, then the oldest; one whose state is on the device may overtake
+        it."""
         if self._preempted:
             return self._preempted[0]
         head = next(iter(self._waiting.values()))
@@ -189,15 +195,12 @@ class Scheduler:
         )
 
     def _enter(self, sequence: Sequence, lease: Lease) -> None:
-        slot = self.slots.enter(sequence)
+        self.slots.enter(sequence, lease, self.memory.block_size)
         if not sequence.admission:
             self._admissions += 1
             sequence.admission = self._admissions
             sequence.cached_tokens = lease.num_cached
         sequence.lease = lease
-        self.slots.row[slot] = lease.row
-        self.slots.capacity[slot] = lease.num_blocks * self.memory.block_size
-        self.slots.done[slot] = self.slots.launched[slot] = lease.num_cached
         if lease.is_ready:
             self._start_prefill(sequence)
         else:
@@ -234,11 +237,13 @@ class Scheduler:
             if sequence is not None:  # not preempted for one before it
                 self._grow(sequence)
         wanted = self._wanted_decodes()
-        return wanted[slots.launched[wanted] < slots.capacity[wanted]]
+        able: npt.NDArray[np.bool_] = slots.launched[wanted] < slots.capacity[wanted]
+        return wanted[able]
 
     def _wanted_decodes(self) -> npt.NDArray[np.int64]:
         at = self._decoding
-        return at[self.slots.launched[at] < self.slots.limit[at] - 1]
+        unfinished: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.limit[at] - 1
+        return at[unfinished]
 
     def _grow(self, sequence: Sequence) -> None:
         """Reserve to the next safe point, at the cost of the youngest; the oldest never yields. If
@@ -336,11 +341,14 @@ class Scheduler:
             token_ids=token_ids,
             positions=positions,
             query_start=query_start,
-            rows=slots.row[at],
+            rows=slots.row[at].astype(np.int32),
             slots=at.astype(np.int32),
             sample=sample,
             sampling=SamplingBatch(
-                slots.temperature[at], slots.top_k[at], slots.top_p[at], slots.key[at]
+                slots.temperature[at],
+                slots.top_k[at].astype(np.int32),
+                slots.top_p[at],
+                slots.key[at],
             ),
             table_rows=rows,
             table_cols=cols,
@@ -378,10 +386,11 @@ class Scheduler:
         sequence = self._at(slot)
         at = int(self.slots.known[slot])
         error = NumericalError(
-            f"request {sequence.id} of agent {sequence.agent!r}: logits at token {at} are not finite; "
-            "check the weights and the dtype"
+            f"request {sequence.id} of agent {sequence.agent!r}: logits at token {at} are not "
+            "finite; check the weights and the dtype"
         )
         sequence.output = self.slots.tokens[slot, sequence.prompt_len : at].copy()
+        self.before_release(sequence)
         self._leave(sequence, keep=False)
         self._end(sequence, "error", error)
 
@@ -400,6 +409,7 @@ class Scheduler:
         slot = sequence.slot
         known = int(self.slots.known[slot])
         sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
+        self.before_release(sequence)
         self._leave(sequence)
         self._end(sequence, reason, error)
 

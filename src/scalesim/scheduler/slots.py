@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from scalesim.memory.manager import Lease
 from scalesim.scheduler.sequence import Sequence
 
 _STOP_IDS = 4  # compared in one go; a sequence with more is looked at one by one
@@ -22,16 +23,13 @@ class Slots:
 
     def __init__(self, num_slots: int, max_len: int) -> None:
         self.tokens = np.zeros((num_slots, max_len), np.int32)
-        self.done = np.zeros(num_slots, np.int64)
-        self.launched = np.zeros(num_slots, np.int64)
-        self.known = np.zeros(num_slots, np.int64)
-        self.limit = np.zeros(num_slots, np.int64)
-        self.capacity = np.zeros(num_slots, np.int64)
+        # one row of numbers a slot, so that entering is one assignment
+        numbers = self._numbers = np.zeros((num_slots, 7), np.int64)
+        self.done, self.launched, self.known, self.limit = numbers.T[:4]
+        self.capacity, self.row, self.top_k = numbers.T[4:]
+        self._ratios = np.ones((num_slots, 2), np.float32)
+        self.temperature, self.top_p = self._ratios.T
         self.epoch = np.zeros(num_slots, np.int64)
-        self.row = np.zeros(num_slots, np.int32)
-        self.temperature = np.zeros(num_slots, np.float32)
-        self.top_k = np.zeros(num_slots, np.int32)
-        self.top_p = np.ones(num_slots, np.float32)
         self.key = np.zeros(num_slots, np.uint64)
         self.stop_ids = np.full((num_slots, _STOP_IDS), -2, np.int32)
         self.watched = np.zeros(num_slots, np.bool_)  # needs a look at each token
@@ -42,26 +40,29 @@ class Slots:
     def num_free(self) -> int:
         return len(self._free)
 
-    def enter(self, sequence: Sequence) -> int:
-        """Give ``sequence`` a slot; every field of the slot is set anew."""
+    def enter(self, sequence: Sequence, lease: Lease, block_size: int) -> int:
+        """Give ``sequence`` a slot for the work on ``lease``; every field of the slot is set
+        anew."""
         slot = self._free.pop()
         count = len(sequence.tokens)
         self.tokens[slot, :count] = sequence.tokens
-        self.done[slot] = self.launched[slot] = 0
-        self.known[slot] = count
-        self.limit[slot] = sequence.limit
-        self.capacity[slot] = 0
-        self.row[slot] = 0
         params = sequence.params
-        self.temperature[slot] = params.temperature
-        self.top_k[slot] = params.top_k
-        self.top_p[slot] = params.top_p
+        self._numbers[slot] = (
+            lease.num_cached,
+            lease.num_cached,
+            count,
+            sequence.limit,
+            lease.num_blocks * block_size,
+            lease.row,
+            params.top_k,
+        )
+        self._ratios[slot] = (params.temperature, params.top_p)
         self.key[slot] = sequence.key
         stop_ids = sorted(sequence.stop_ids)
         fits = len(stop_ids) <= _STOP_IDS
-        self.stop_ids[slot] = -2
-        if fits:
-            self.stop_ids[slot, : len(stop_ids)] = stop_ids
+        self.stop_ids[slot] = (stop_ids if fits else []) + [-2] * (
+            _STOP_IDS - len(stop_ids) if fits else _STOP_IDS
+        )
         self.watched[slot] = sequence.observer is not None or not fits
         self.sequences[slot] = sequence
         sequence.slot = slot

@@ -183,7 +183,6 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
     """What could leave is known to those who look for room."""
-    residency = manager.residency
     idle = segment.pins == 0 and segment.load is None and segment.save is None
     may_leave = idle and bool(segment.device) and segment.device_children == 0
     _expect(
