@@ -22,6 +22,7 @@ from scalesim.memory.policies import Policy, policy_named
 from scalesim.memory.storage import allocate_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.loader import LoadedModel, load_model
+from scalesim.model.openmp import release_idle_workers
 from scalesim.model.runner import ModelRunner
 from scalesim.model.tokenizer import Tokenizer, load_tokenizer
 from scalesim.requests import TextModel
@@ -123,6 +124,7 @@ def parts_for(
         link=link,
         model=text,
         seed=config.seed,
+        before_wait=release_idle_workers,
     )
 
 

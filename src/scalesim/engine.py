@@ -50,7 +50,8 @@ _MAX_WAIT_S = 60.0
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
-    a simulation passes others. ``time_s`` is monotonic seconds."""
+    a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
+    caller's thread when it leaves the computing to the engine's."""
 
     runner: Runner
     memory: MemoryManager
@@ -59,6 +60,7 @@ class Parts:
     model: TextModel
     seed: int = 0
     time_s: Callable[[], float] = time.monotonic
+    before_wait: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -512,6 +514,7 @@ class Engine:
             raise error
 
     def _start_thread(self) -> None:
+        self.parts.before_wait()
         if self._thread is None:
             self._drive("thread")
 
