@@ -1,7 +1,8 @@
 """Calls from outside the engine's thread: 10 000 gathered coroutines and 200 threads, against one
 ``run``.
 
-All arms put the same requests to a fresh engine on a stub model, and must get the same tokens.
+All arms put the same requests to a fresh engine on the tag runner, with a pool for a quarter of the
+agents' state, and must get the same tokens.
 Arms take turns, in another order each time; medians are compared.
 """
 
@@ -18,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report, table
-from benchmarks.stub_engine import BLOCK_SIZE, VOCAB_SIZE, StubSettings, stub_parts
 from scalesim.core import SamplingParams
 from scalesim.engine import Engine
 from scalesim.requests import Reply, Request
+from scalesim.testing.tag_parts import tag_parts
 
 QUICK: dict[str, Any] = {"calls": 300, "agents": 60, "threads": 20, "rounds": 1}
 TARGET = 0.9
+BLOCK_SIZE = 16
+VOCAB_SIZE = 32_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,18 +55,19 @@ def make_requests(options: argparse.Namespace) -> list[Request]:
 
 
 def new_engine(options: argparse.Namespace) -> Engine:
-    """The pool holds everything: no arm waits for memory."""
+    """A pool for a quarter of the agents' state, and a host pool for all of it."""
     length = options.prefix + options.new + options.output
-    blocks = -(-length // BLOCK_SIZE) + 1
-    settings = StubSettings(
-        device_pages=(options.calls + options.running) * blocks,
-        host_pages=0,
-        max_num_seqs=options.running,
-        max_num_batched_tokens=max(1024, options.running),
-        max_len=length,
-        policy="resident",
+    pages = options.agents * -(-length // BLOCK_SIZE)
+    engine = Engine(
+        tag_parts(
+            device_pages=max(pages // 4, 2 * options.running),
+            host_pages=pages,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=options.running,
+            verify="new",
+            vocab_size=VOCAB_SIZE,
+        )
     )
-    engine = Engine(stub_parts(settings, seed=options.seed))
     for agent in range(options.agents):
         engine.agent(agent)
     return engine

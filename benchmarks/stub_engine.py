@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import Batch, Runner, Step, StepOutput
-from scalesim.engine import Parts
+from scalesim.loop import Parts
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.manager import MemoryManager

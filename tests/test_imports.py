@@ -24,7 +24,7 @@ PACKAGES = {
 VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
-    for name in ("agent", "assembly", "calls", "engine", "requests", "sampling_keys")
+    for name in ("agent", "assembly", "calls", "engine", "loop", "requests", "sampling_keys")
 )
 PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))
 
@@ -48,6 +48,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "torch",
     ),
     "scalesim.testing": (*VALUES, "scalesim.memory"),
+    "scalesim.testing.tag_parts": (
+        *VALUES,
+        "scalesim.config",
+        "scalesim.loop",
+        "scalesim.memory",
+        "scalesim.requests",
+        "scalesim.scheduler",
+        "scalesim.testing",
+    ),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, "scalesim_kernels")),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names

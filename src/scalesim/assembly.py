@@ -13,8 +13,8 @@ from scalesim_kernels import KernelSet, select
 
 from scalesim.config import EngineConfig, SchedulerConfig, parse_bytes
 from scalesim.core import Runner
-from scalesim.engine import Parts
 from scalesim.errors import ConfigError
+from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
@@ -163,4 +163,6 @@ def check_model_len(max_model_len: int, max_position: int, pool_len: int) -> Non
 
 
 def available_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that can be had without swapping; all there is where the system does not say."""
+    known = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(known) * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
 """The engine: many agents' calls on one model and one page pool.
 
-``step`` is plan, move, run, commit. One thread runs it: the engine's own, started by the first call
-that waits, or the user's, who calls ``step()``. Everything else reaches that thread through one
+One thread runs the loop: the engine's own, started by the first call that waits, or the user's, who
+calls ``step()``. Everything else reaches that thread through one
 inbox, in order.
 """
 
@@ -9,71 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import heapq
-import itertools
+import math
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from scalesim.agent import Agent
-from scalesim.calls import Call, Latch, TextObserver, deliver
+from scalesim.calls import Call, Latch, TextObserver
 from scalesim.config import EngineConfig
-from scalesim.core import AgentId, Runner, Step
+from scalesim.core import AgentId
 from scalesim.distance.clock import Clock
-from scalesim.distance.distances import Change, Distances
 from scalesim.errors import (
     EngineClosedError,
     EngineModeError,
     RequestCancelledError,
     RequestError,
-    RequestTimeoutError,
     UnknownAgentError,
 )
-from scalesim.memory.links import Link
-from scalesim.memory.look_ahead import Pace
-from scalesim.memory.manager import MemoryManager
-from scalesim.requests import Reply, Request, TextModel, check_params
-from scalesim.sampling_keys import SamplingKeys
-from scalesim.scheduler.scheduler import Scheduler
-from scalesim.scheduler.sequence import Sequence
+from scalesim.loop import EngineStats, Loop, Parts
+from scalesim.requests import Reply, Request, check_params
 
-_IDLE_WAIT_S = 0.05
+__all__ = ["Engine", "EngineStats", "Parts"]
+
+_POLL_S = 0.005
 _MAX_WAIT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
-    a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
-    caller's thread when it leaves the computing to the engine's."""
-
-    runner: Runner
-    memory: MemoryManager
-    scheduler: Scheduler
-    link: Link
-    model: TextModel
-    seed: int = 0
-    time_s: Callable[[], float] = time.monotonic
-    before_wait: Callable[[], None] = lambda: None
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
-
-    steps: int = 0
-    turns: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    compute_s: float = 0.0
 
 
 class Engine:
@@ -99,16 +63,7 @@ class Engine:
 
             self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
         self.model = self.parts.model
-        self.clock = Clock()
-        self.distances = Distances(self.clock)
-        self.stats = EngineStats()
-        self._memory, self._scheduler = self.parts.memory, self.parts.scheduler
-        self._scheduler.before_release = self._ends
-        self._keys = SamplingKeys(self.parts.seed)
-        self._flights: deque[Step] = deque()
-        self._open: dict[int, Call] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        self._ids = itertools.count(1)
+        self._loop = Loop(self.parts)
         self._agents: dict[AgentId, Agent] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -120,6 +75,15 @@ class Engine:
         self._death: BaseException | None = None
         reference = weakref.ref(self)
         atexit.register(lambda: _close_if_alive(reference))
+
+    @property
+    def clock(self) -> Clock:
+        """The simulation's clock, to read; ``advance`` moves it."""
+        return self._loop.clock
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._loop.stats
 
     # -- agents and time ----------------------------------------------------------------------
 
@@ -140,7 +104,7 @@ class Engine:
         if child in self._agents:
             raise RequestError(f"agent {child!r} exists already; fork into a new id")
         agent = self.agent(child)
-        self._post(lambda: self._memory.fork(parent, child))
+        self._post(lambda: self.parts.memory.owners.fork(parent, child))
         return agent
 
     def expect(
@@ -165,19 +129,22 @@ class Engine:
             distances = {agents: steps if steps is not None else at}  # type: ignore[dict-item]
         for agent in distances:
             self._known(agent)
-        self._post(lambda: self._expect(distances, absolute=at is not None))
+        times = {agent: as_time(steps) for agent, steps in distances.items()}
+        self._post(lambda: self._loop.expect(times, absolute=at is not None))
 
     def wake(self, agent: AgentId) -> None:
         """``agent`` is about to call, whatever was said before."""
         self._known(agent)
-        self._post(lambda: self._apply(self.distances.wake(agent)))
+        self._post(lambda: self._loop.wake(agent))
 
     def advance(self, *, to: float | None = None) -> None:
         """Move the simulation's clock one step on, or ``to`` a time."""
         wall_s = self.parts.time_s()
-        if to is not None and not to >= self.clock.now:
-            raise RequestError(f"advance(to={to}): the clock is at {self.clock.now}")
-        self._post(lambda: self._advance(wall_s, to))
+        if to is not None and not self.clock.now <= to < math.inf:
+            raise RequestError(
+                f"advance(to={to}): the clock is at {self.clock.now}, and goes forward"
+            )
+        self._post(lambda: self._loop.advance(wall_s, to))
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -226,7 +193,8 @@ class Engine:
         try:
             return await future
         except asyncio.CancelledError:
-            self.cancel(call)
+            with suppress(EngineClosedError):
+                self.cancel(call)
             raise
 
     def submit(self, request: Request) -> Call:
@@ -238,7 +206,7 @@ class Engine:
     def cancel(self, call: Call) -> None:
         """End a call; its pages are free within two steps. No effect on one that has ended."""
         error = RequestCancelledError("the request was cancelled")
-        self._post(lambda: self._end_call(call, "cancelled", error))
+        self._post(lambda: self._loop.end_call(call, "cancelled", error))
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -253,30 +221,7 @@ class Engine:
     def _step(self) -> bool:
         while self._inbox:
             self._inbox.popleft()()
-        self._expire()
-        batch = self._scheduler.schedule()
-        self._memory.look_ahead.plan(self.parts.time_s())
-        if batch is not None:
-            self._flights.append(self.parts.runner.launch(batch))
-            self.stats.steps += 1
-        if self._flights and (
-            batch is None or len(self._flights) >= self.parts.runner.steps_in_flight
-        ):
-            output = self.parts.runner.collect(self._flights.popleft())
-            self.stats.compute_s += output.compute_s
-            self._scheduler.update(output)
-        elif batch is None and self._scheduler.has_work:
-            self._stall()
-        self._settle(self._scheduler.take_ended())
-        return batch is not None or bool(self._flights) or self._scheduler.has_work
-
-    def _stall(self) -> None:
-        """Nothing can run until a copy arrives."""
-        residency = self._memory.residency
-        assert residency.transfers, "requests wait, nothing runs, and no copy is under way"
-        start = self.parts.time_s()
-        self.parts.link.wait(_IDLE_WAIT_S)
-        residency.counters.stall_s += self.parts.time_s() - start
+        return self._loop.step()
 
     def _run_thread(self) -> None:
         try:
@@ -290,12 +235,12 @@ class Engine:
 
     def _idle(self) -> None:
         """Wait for the inbox, for a copy that is under way, or for the next start window."""
-        look_ahead = self._memory.look_ahead
+        look_ahead = self.parts.memory.look_ahead
         self._wake.clear()
         if self._inbox or self._closed:
             return
-        if self._memory.residency.transfers:
-            self.parts.link.wait(_IDLE_WAIT_S / 10)
+        if self.parts.memory.residency.transfers:
+            self.parts.link.wait(_POLL_S)
         elif look_ahead.opens_in_s is None:
             self._wake.wait()
         else:
@@ -325,123 +270,19 @@ class Engine:
     ) -> None:
         self.close()
 
-    # -- on the loop's thread -----------------------------------------------------------------
-
-    def _accept(self, calls: list[Call]) -> None:
-        for call in calls:
-            request, params = call.request, call.request.params
-            call.digest = self._keys.prompt_digest(call.tokens, params)
-            sequence = Sequence(
-                id=next(self._ids),
-                agent=request.agent,
-                domain=None,
-                tokens=call.tokens,
-                prompt_len=len(call.tokens),
-                limit=len(call.tokens) + params.max_tokens,
-                params=params,
-                key=self._keys.key(request.agent, call.digest, params, request.sample_index),
-                stop_ids=frozenset(params.stop_token_ids)
-                | (frozenset() if params.ignore_eos else self.model.eos_ids),
-                observer=call.observer,
-            )
-            call.sequence = sequence
-            self._open[sequence.id] = call
-            if request.timeout is not None:
-                call.deadline_s = call.submitted_s + request.timeout
-                heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
-            if request.agent is not None:
-                self._apply(self.distances.called(request.agent))
-            self._scheduler.add(sequence)
-
-    def _settle(self, ended: list[Sequence]) -> None:
-        if not ended:
-            return
-        now_s = self.parts.time_s()
-        calls = []
-        for sequence in ended:
-            call = self._open.pop(sequence.id)
-            call.error, call.ended_s = sequence.error, now_s
-            if sequence.error is None:
-                self._keys.completed(sequence.agent, call.digest)
-                self.stats.turns += 1
-            else:
-                self.stats.failed += 1
-            self.stats.prompt_tokens += sequence.prompt_len
-            self.stats.cached_tokens += sequence.cached_tokens
-            self.stats.output_tokens += len(sequence.output)
-            call.done = True
-            calls.append(call)
-        deliver(calls)
-
-    def _ends(self, sequence: Sequence) -> None:
-        if sequence.agent is not None:
-            self._apply(self.distances.ended(sequence.agent))
-
-    def _expire(self) -> None:
-        if not self._deadlines:
-            return
-        now_s = self.parts.time_s()
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, id = heapq.heappop(self._deadlines)
-            call = self._open.get(id)
-            if call is not None:
-                error = RequestTimeoutError(
-                    f"request of agent {call.request.agent!r} did not end within "
-                    f"timeout={call.request.timeout} s"
-                )
-                self._end_call(call, "timeout", error)
-
-    def _end_call(
-        self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception
-    ) -> None:
-        if not call.done and call.sequence is not None:
-            self._scheduler.cancel(call.sequence, reason, error)
-
-    def _expect(self, distances: Mapping[AgentId, float], *, absolute: bool) -> None:
-        now = 0.0 if absolute else self.clock.now
-        for agent, steps in distances.items():
-            try:
-                at = now + float(steps)
-            except (TypeError, ValueError, OverflowError):
-                at = float("nan")
-            self._apply(self.distances.expect(agent, at))
-
-    def _advance(self, wall_s: float, to: float | None) -> None:
-        if to is not None and to < self.clock.now:
-            return  # another caller moved the clock past it meanwhile
-        changes = self.distances.advance(wall_s, to=to)
-        clock = self.clock
-        self._memory.standing.now = clock.now
-        self._memory.look_ahead.pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
-        self._apply(changes)
-
-    def _apply(self, changes: list[Change]) -> None:
-        for agent, next_use in changes:
-            self._memory.set_next_use(agent, next_use)
-
     def _shut(self) -> None:
         """Nothing runs any more: end what is open, and the copies."""
         with self._mode_lock:
             self._is_shut = True
             self._end_all()
         if self._death is None:
-            while self._flights:  # a copy may wait for a step that was launched
-                self.parts.runner.collect(self._flights.popleft())
-            self._memory.residency.drain()
+            self._loop.drain()
         self.parts.link.close()
 
     def _end_all(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
-        cause = self._death
-        for call in list(self._open.values()):
-            error = EngineClosedError(
-                "the engine was closed" if cause is None else f"the engine died: {cause!r}"
-            )
-            error.__cause__ = cause
-            call.error, call.done = error, True
-        deliver(list(self._open.values()))
-        self._open.clear()
+        self._loop.end_all(self._death)
 
     # -- on the callers' threads --------------------------------------------------------------
 
@@ -470,7 +311,7 @@ class Engine:
         now_s = self.parts.time_s()
         for call in calls:
             call.submitted_s = now_s
-        self._post(lambda: self._accept(calls))
+        self._post(lambda: self._loop.accept(calls))
 
     def _post(self, command: Callable[[], None]) -> None:
         self._check_open()
@@ -487,8 +328,9 @@ class Engine:
             while not latch.wait(1.0):
                 pass
         except BaseException:
-            for call in calls:
-                self.cancel(call)
+            with suppress(EngineClosedError):
+                for call in calls:
+                    self.cancel(call)
             raise
 
     def _outcome(self, call: Call | Exception, keep: bool) -> Reply | Exception:
@@ -537,6 +379,14 @@ class Engine:
                     target=self._run_thread, name="scalesim-engine", daemon=True
                 )
                 self._thread.start()
+
+
+def as_time(value: Any) -> float:
+    """A hint as a number; NaN, which is ignored and counted, for what is none."""
+    try:
+        return float(value)
+    except Exception:
+        return math.nan
 
 
 def _close_if_alive(reference: weakref.ref[Engine]) -> None:

@@ -11,18 +11,22 @@ import pytest
 from scalesim.core import SamplingParams
 from scalesim.engine import Engine
 from scalesim.requests import Reply, Request
-from tests.engine.tagged import VOCAB, tag_engine
+from scalesim.testing.tag_parts import tag_parts
 
 NUM_AGENTS = 400
+VOCAB = 512
 
 
 def engine(steps_in_flight: int = 1) -> Engine:
     """A pool for a quarter of the agents' prefixes."""
-    made = tag_engine(
-        device_pages=NUM_AGENTS,
-        host_pages=4 * NUM_AGENTS,
-        verify="new",
-        steps_in_flight=steps_in_flight,
+    made = Engine(
+        tag_parts(
+            device_pages=NUM_AGENTS,
+            host_pages=4 * NUM_AGENTS,
+            verify="new",
+            steps_in_flight=steps_in_flight,
+            vocab_size=VOCAB,
+        )
     )
     for agent in range(NUM_AGENTS):
         made.agent(agent)

@@ -17,7 +17,8 @@ import pytest
 from scalesim.core import Step, StepOutput
 from scalesim.memory import manager as manager_module
 from scalesim.memory.block_table import BlockTable
-from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.lease import Lease
+from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pool import PagePool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.residency import Residency

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from scalesim.memory.lease import Lease
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import Pace, PlannerConfig, start_window_s
-from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
 from scalesim.testing.integrity import check_integrity
 
@@ -63,7 +64,7 @@ def test_the_farthest_leaves_and_is_saved_first() -> None:
     memory = manager(9, 9)
     for agent, at in ((0, 5.0), (1, 9.0), (2, 7.0)):
         turn(memory, agent, 2)
-        memory.set_next_use(agent, at)
+        memory.owners.set_next_use(agent, at)
     turn(memory, 3, 2)
     turn(memory, 4, 3)
     assert where(memory, 1) == (0, 2) and where(memory, 0)[0] == 2
@@ -74,7 +75,7 @@ def test_lru_goes_by_last_use_whatever_is_expected() -> None:
     memory = manager(7, 8, "lru-swap")
     for agent, at in ((0, 1.0), (1, 99.0)):
         turn(memory, agent, 2)
-        memory.set_next_use(agent, at)
+        memory.owners.set_next_use(agent, at)
     turn(memory, 2, 4)
     assert where(memory, 0) == (0, 2) and where(memory, 1)[0] == 2
 
@@ -106,8 +107,8 @@ def test_a_load_starts_when_its_window_opens() -> None:
     assert where(memory, 0) == (0, 2)
     look_ahead, standing = memory.look_ahead, memory.standing
     look_ahead.pace = Pace(0.1)
-    memory.set_next_use(1, 1e6)
-    memory.set_next_use(0, 10.0)
+    memory.owners.set_next_use(1, 1e6)
+    memory.owners.set_next_use(0, 10.0)
     window = start_window_s(2 * PAGE, 0, RATE, look_ahead.margin) / 0.1
     standing.now = 10.0 - window - 0.01
     look_ahead.plan(0.0)
@@ -126,8 +127,8 @@ def test_time_passes_between_two_ticks() -> None:
     turn(memory, 0, 2)
     turn(memory, 1, 3)
     settle(memory)
-    memory.set_next_use(1, 1e6)
-    memory.set_next_use(0, 10.0)
+    memory.owners.set_next_use(1, 1e6)
+    memory.owners.set_next_use(0, 10.0)
     memory.standing.now = 9.0
     memory.look_ahead.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
     memory.look_ahead.plan(100.0)
@@ -144,8 +145,8 @@ def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
-    memory.set_next_use(1, 0.5)
-    memory.set_next_use(0, 1.0)
+    memory.owners.set_next_use(1, 0.5)
+    memory.owners.set_next_use(0, 1.0)
     memory.look_ahead.plan(0.0)
     assert memory.counters.prefetched_pages == 0
 
@@ -159,7 +160,7 @@ def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
     held = held or memory.acquire(2, "m", tokens(2, 5), 2)
     assert memory.acquire(3, "m", tokens(3, 13), 4) is None
     settle(memory)
-    memory.set_next_use(0, 0.0)
+    memory.owners.set_next_use(0, 0.0)
     memory.look_ahead.plan(0.0)
     assert memory.counters.prefetched_pages == 0
     assert held is not None
@@ -244,7 +245,7 @@ def test_hostile_advice_is_harmless() -> None:
     memory = manager(5, 8)
     for at in (float("nan"), float("inf"), -float("inf"), 1e308, -1.0):
         for agent in range(3):
-            memory.set_next_use(agent, at)
+            memory.owners.set_next_use(agent, at)
             turn(memory, agent, 3)
             memory.look_ahead.plan(0.0)
             settle(memory)
@@ -264,7 +265,7 @@ def test_many_templates_and_dropped_agents_leave_nothing_behind() -> None:
             memory.release(lease, prompt, 2 * SIZE)
             check_integrity(memory)
     for agent in range(3):
-        memory.drop_agent(agent)
+        memory.owners.drop(agent)
         check_integrity(memory)
     assert not any(segment.owners for segment in memory.tree)
     settle(memory)

@@ -15,9 +15,10 @@ import numpy as np
 
 from scalesim.core import Batch, SamplingBatch, Step
 from scalesim.memory.agents import lineage
+from scalesim.memory.lease import Lease
 from scalesim.memory.links import Timeline
 from scalesim.memory.look_ahead import Pace
-from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
 from scalesim.memory.segment import Segment
 from scalesim.testing.hostile_link import HostileLink
@@ -253,18 +254,18 @@ class World:
     # -- the simulation and the link ----------------------------------------------------------
 
     def expect_agent(self, agent: int, at: float | None) -> None:
-        self.manager.set_next_use(agent, at)
+        self.manager.owners.set_next_use(agent, at)
 
     def advance(self, steps: int) -> None:
         self.manager.standing.now += steps
         self.manager.look_ahead.pace = Pace(0.001 * steps or None)
 
     def fork(self, parent: int, child: int) -> None:
-        self.manager.fork(parent, child)
+        self.manager.owners.fork(parent, child)
 
     def drop_agent(self, agent: int) -> None:
         if all(held.agent != agent for held in self.held):
-            self.manager.drop_agent(agent)
+            self.manager.owners.drop(agent)
 
     def plan(self) -> None:
         self.manager.look_ahead.plan(0.0)

@@ -32,7 +32,7 @@ def dialogues(
         rng.shuffle(order)
         asked = []
         for place, agent in enumerate(order):
-            loop.memory.set_next_use(agent, rng.choice([None, place, place * 3, -4.0, 1e9]))
+            loop.memory.owners.set_next_use(agent, rng.choice([None, place, place * 3, -4.0, 1e9]))
         for agent in order:
             history[agent] += [rng.randrange(VOCAB) for _ in range(rng.randint(1, FRESH))]
             count = rng.randint(1, OUTPUT)

@@ -29,4 +29,3 @@ class Counters:
     stale_completions: int = 0
     preemptions: int = 0
     stall_s: float = 0.0  # time in which nothing could run because of loads
-    planning_s: float = 0.0

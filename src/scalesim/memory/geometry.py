@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ..errors import ConfigError
+from scalesim.errors import ConfigError
 
 BLOCK_SIZES = (16, 32, 64)
 MIN_PAGE_BYTES = 64 * 1024

@@ -11,52 +11,23 @@ block table lists both:
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
 
 from scalesim.core import AgentId
-from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.agents import lineage
 from scalesim.memory.block_table import BlockTable
+from scalesim.memory.lease import Lease
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
+from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import PagePool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import TOKEN_BYTES, Segment, Transfer
-from scalesim.memory.standing import MANY_OWNERS
 
 _MAX_TAILS_TRIED = 8
 NULL_PAGE = 0
 """Never allocated: where padded rows point and write."""
-
-
-@dataclass(eq=False, slots=True)
-class Lease:
-    """One request's hold on memory. ``num_cached`` tokens need no computing once the loads are
-    over."""
-
-    agent: AgentState | None
-    end: Segment
-    num_shared: int
-    private: list[int]
-    row: int
-    num_cached: int
-    num_device_blocks: int = 0  # of the shared blocks: found on the device,
-    num_host_blocks: int = 0  # and loaded for this request
-    copies: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # copy-on-write, before the first step
-    borrowed: Segment | None = None  # another's tail, pinned until the copy is launched
-    loads: int = 0  # transfers not yet over
-    failed: Transfer | None = None
-
-    @property
-    def num_blocks(self) -> int:
-        return self.num_shared + len(self.private)
-
-    @property
-    def is_ready(self) -> bool:
-        return self.loads == 0
 
 
 class MemoryManager:
@@ -85,58 +56,11 @@ class MemoryManager:
         self.table = BlockTable(num_rows)
         self.residency = Residency(self.tree, policy, self.device, self.host, link, page_bytes)
         self.look_ahead = LookAhead(self.residency, planner or PlannerConfig())
-        self.residency.on_eviction = self._evicted
         self.standing = self.residency.standing
         self.counters = self.residency.counters
-        self.agents: dict[AgentId, AgentState] = {}
+        self.owners = Owners(self.standing, self.look_ahead)
+        self.residency.on_eviction = self.owners.evicted
         self.loading_pages = 0  # held by leases that wait for loads
-
-    # -- agents -------------------------------------------------------------------------------
-
-    def agent(self, id: AgentId) -> AgentState:
-        state = self.agents.get(id)
-        if state is None:
-            state = self.agents[id] = AgentState(id)
-        return state
-
-    def set_next_use(self, id: AgentId, next_use: float | None) -> None:
-        """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
-        state = self.agent(id)
-        if next_use is None and state.next_use is None:
-            return
-        state.next_use, state.next_seq = next_use, self.standing.next_seq()
-        self._refresh_paths(state)
-        self.look_ahead.await_agent(state)
-
-    def fork(self, parent: AgentId, child: AgentId) -> None:
-        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
-        source, target = self.agent(parent), self.agent(child)
-        for end, uses in source.paths.items():
-            target.paths[end] = uses
-            for segment in lineage(end):
-                segment.owners[target] = None
-                segment.uses += 1
-        target.last_use, target.last_seq = source.last_use, source.last_seq
-        self._refresh_paths(target)
-
-    def is_resident(self, id: AgentId | None) -> bool:
-        """Whether the agent's newest path is wholly on the device. A cheap guess at what its next
-        request will find."""
-        state = None if id is None else self.agents.get(id)
-        if state is None or (end := state.newest) is None:
-            return False
-        return end.ready == end.num_blocks and end.parent is not None
-
-    def drop_agent(self, id: AgentId) -> None:
-        """Disown all that ``id`` owns; what nobody else owns leaves with the next eviction."""
-        state = self.agents.pop(id, None)
-        if state is None:
-            return
-        state.next_use = None
-        self.look_ahead.await_agent(state)
-        for end in list(state.paths):
-            del state.paths[end]
-            self._disown(state, end)
 
     # -- a request's life ---------------------------------------------------------------------
 
@@ -171,7 +95,7 @@ class MemoryManager:
             and self.loading_pages + held > max_loading_pages
         ):
             return None
-        state = None if agent is None else self.agent(agent)
+        state = None if agent is None else self.owners.agent(agent)
         tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens)
         end = self._cut(path, root)
         chain = lineage(end)
@@ -262,12 +186,9 @@ class MemoryManager:
             lease.agent.last_use = self.standing.now
             lease.agent.last_seq = self.standing.next_seq()
             if num_tokens and not end.is_root:
-                self._own(lease.agent, end)
-                displaced = lease.agent.remember(end)
-                if displaced is not None:
-                    self._disown(lease.agent, displaced)
+                self.owners.own(lease.agent, end)
             else:  # what it committed on the way is nobody's path
-                self._disown(lease.agent, end)
+                self.owners.disown(lease.agent, end)
         chain = lineage(end)
         for segment in reversed(chain):
             self.standing.touch(segment)
@@ -379,7 +300,7 @@ class MemoryManager:
             segment.uses += 1
             counters.prefetch_used += segment.prefetched
             segment.prefetched = 0
-        lease.num_device_blocks, lease.num_host_blocks = on_device, missing
+        lease.num_host_blocks = missing
         counters.lookups += 1
         counters.full_hits += lease.num_shared > 0 and missing + late == 0
         counters.device_blocks += on_device
@@ -474,28 +395,6 @@ class MemoryManager:
             if not transfer.waiters and transfer.purpose == "demand":
                 self.residency.cancel(transfer)
 
-    def _own(self, agent: AgentState | None, segment: Segment) -> None:
-        if agent is not None:
-            for node in lineage(segment):
-                node.owners[agent] = None
-
-    def _disown(self, agent: AgentState, end: Segment) -> None:
-        kept = {segment for path in agent.paths for segment in lineage(path)}
-        for segment in lineage(end):
-            if segment not in kept:
-                segment.owners.pop(agent, None)
-                tail = segment.tails.get(agent.id)
-                if tail is not None:
-                    tail.uses = 0
-                    tail.owners.pop(agent, None)
-                    self.standing.refresh(tail)
-                self.standing.refresh(segment)
-
-    def _evicted(self, segment: Segment) -> None:
-        if segment.host and len(segment.owners) <= MANY_OWNERS:
-            for owner in segment.owners:
-                self.look_ahead.await_agent(owner)
-
     def _pin(self, segment: Segment) -> None:
         segment.pins += 1
         if segment.pins == 1:
@@ -506,17 +405,6 @@ class MemoryManager:
         assert segment.pins >= 0, segment
         if segment.pins == 0:
             self.standing.refresh(segment)
-
-    def _refresh_paths(self, agent: AgentState) -> None:
-        """What ``agent`` owns alone, or almost, has another next use now."""
-        seen: dict[Segment, None] = {}
-        for end in agent.paths:
-            for segment in lineage(end):
-                if segment in seen:
-                    break
-                seen[segment] = None
-                if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
-                    self.standing.refresh(segment)
 
 
 def common_tokens(first: bytes, second: bytes) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnsupportedModelError, WeightsError
-from .rope import RopeConfig
+from scalesim.errors import UnsupportedModelError, WeightsError
+from scalesim.model.rope import RopeConfig
 
 Json = Mapping[str, Any]
 

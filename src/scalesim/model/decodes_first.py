@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scalesim_kernels import PagedBatch
 
-from ..core import NO_TOKEN, Batch, Int32s, Int64s
+from scalesim.core import NO_TOKEN, Batch, Int32s, Int64s
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import ModelConfig
-from .rope import RopeConfig
-from .weights import Shape, expected_shapes
+from scalesim.model.config import ModelConfig
+from scalesim.model.rope import RopeConfig
+from scalesim.model.weights import Shape, expected_shapes
 
 LOGIT_STD = 2.0
 

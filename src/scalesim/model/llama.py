@@ -12,9 +12,9 @@ import torch
 from scalesim_kernels import KernelSet, PagedBatch
 from torch import Tensor
 
-from .config import ModelConfig
-from .rope import cos_sin_table
-from .weights import LayerWeights, Weights
+from scalesim.model.config import ModelConfig
+from scalesim.model.rope import cos_sin_table
+from scalesim.model.weights import LayerWeights, Weights
 
 
 class Llama:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, WeightsError
-from .config import DTYPES, ModelConfig, read_json
-from .dummy import dummy_tensors
-from .llama import Llama
-from .weights import Shape, Take, assemble, expected_shapes
+from scalesim.errors import ConfigError, WeightsError
+from scalesim.model.config import DTYPES, ModelConfig, read_json
+from scalesim.model.dummy import dummy_tensors
+from scalesim.model.llama import Llama
+from scalesim.model.weights import Shape, Take, assemble, expected_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UnsupportedModelError
+from scalesim.errors import UnsupportedModelError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 RopeType = Literal["default", "linear", "llama3"]

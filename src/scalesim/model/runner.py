@@ -14,12 +14,23 @@ import xxhash
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from ..core import NO_TOKEN, Batch, Bools, Bytes2D, Fence, Int32s, Int64s, Step, StepOutput, UInt64s
-from ..errors import ConfigError
-from ..memory.geometry import PageGeometry
-from ..memory.links import Timeline
-from .decodes_first import decodes_first
-from .llama import Llama
+from scalesim.core import (
+    NO_TOKEN,
+    Batch,
+    Bools,
+    Bytes2D,
+    Fence,
+    Int32s,
+    Int64s,
+    Step,
+    StepOutput,
+    UInt64s,
+)
+from scalesim.errors import ConfigError
+from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.links import Timeline
+from scalesim.model.decodes_first import decodes_first
+from scalesim.model.llama import Llama
 
 
 class ModelRunner:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .config import ModelConfig
+from scalesim.model.config import ModelConfig
 
 Shape: TypeAlias = tuple[int, ...]
 Take: TypeAlias = Callable[[str], Tensor]

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from scalesim.config import SchedulerConfig
 from scalesim.core import Batch, FinishReason, SamplingBatch, StepOutput
 from scalesim.errors import NumericalError, PromptTooLongError
-from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.lease import Lease
+from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
 
@@ -76,7 +77,7 @@ class Scheduler:
         if num_tokens > self.max_len:
             raise PromptTooLongError(
                 f"prompt and output need {num_tokens} tokens; a sequence has at most "
-                f"{self.max_len} (max_model_len, and what device_memory holds); shorten the prompt, "
+                f"{self.max_len} (max_model_len; what device_memory holds); shorten the prompt, "
                 "lower max_tokens or raise device_memory"
             )
 
@@ -173,10 +174,10 @@ class Scheduler:
         if self._preempted:
             return self._preempted[0]
         head = next(iter(self._waiting.values()))
-        if head.skipped >= self.config.max_skips or self.memory.is_resident(head.agent):
+        if head.skipped >= self.config.max_skips or self.memory.owners.is_resident(head.agent):
             return head
         for sequence in islice(self._waiting.values(), 1, self.config.lookahead_window):
-            if self.memory.is_resident(sequence.agent):
+            if self.memory.owners.is_resident(sequence.agent):
                 head.skipped += 1
                 return sequence
         return head

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
-from scalesim.memory.manager import Lease
+from scalesim.memory.lease import Lease
 
 
 class Phase(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalesim.memory.manager import Lease
+from scalesim.memory.lease import Lease
 from scalesim.scheduler.sequence import Sequence
 
 _STOP_IDS = 4  # compared in one go; a sequence with more is looked at one by one

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from scalesim.memory.agents import lineage
-from scalesim.memory.manager import Lease, MemoryManager
+from scalesim.memory.lease import Lease
+from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pool import PagePool
 from scalesim.memory.segment import Segment, Transfer
 

@@ -1,40 +1,41 @@
-"""The whole engine over tags instead of a model: real memory, a real link, no torch."""
+"""An engine's parts over tags instead of a model: real memory, a real link, no torch."""
 
 from __future__ import annotations
 
 from scalesim.config import SchedulerConfig
-from scalesim.engine import Engine, Parts
+from scalesim.loop import Parts
 from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
 from scalesim.memory.storage import allocate_pages
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
-from scalesim.testing.tag_runner import TagRunner
+from scalesim.testing.tag_runner import TagRunner, Verify
 from scalesim.testing.tags import page_bytes_for
 
-BLOCK = 16
-VOCAB = 512
 
-
-def tag_engine(
+def tag_parts(
     *,
     device_pages: int,
     host_pages: int,
     policy: str = "deadline",
+    block_size: int = 16,
     max_num_seqs: int = 64,
     steps_in_flight: int = 1,
-    verify: str = "all",
-) -> Engine:
-    page_bytes = page_bytes_for(BLOCK)
+    verify: Verify = "all",
+    vocab_size: int = 512,
+) -> Parts:
+    """Parts for ``Engine`` with pools of so many pages (and the null page). A sequence may fill the
+    device pool."""
+    page_bytes = page_bytes_for(block_size)
     device = allocate_pages(device_pages + 1, page_bytes)
     host = allocate_pages(host_pages, page_bytes)
     timeline = Timeline()
     link = ThreadLink(device, host, timeline)
-    max_len = device_pages * BLOCK
+    max_len = device_pages * block_size
     num_rows = 2 * max_num_seqs + 1
     memory = MemoryManager(
-        block_size=BLOCK,
+        block_size=block_size,
         page_bytes=page_bytes,
         device_pages=device_pages + 1,
         host_pages=host_pages,
@@ -44,15 +45,15 @@ def tag_engine(
     )
     runner = TagRunner(
         device,
-        BLOCK,
+        block_size,
         max_num_seqs=max_num_seqs,
         max_num_rows=num_rows,
         max_blocks_per_row=device_pages,
         steps_in_flight=steps_in_flight,
         timeline=timeline,
-        vocab_size=VOCAB,
-        verify=verify,  # type: ignore[arg-type]
+        vocab_size=vocab_size,
+        verify=verify,
     )
     config = SchedulerConfig(max_num_seqs=max_num_seqs)
-    model = TextModel(VOCAB, frozenset(), model_len=max_len, pool_len=max_len)
-    return Engine(Parts(runner, memory, Scheduler(memory, config, max_len), link, model))
+    model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
+    return Parts(runner, memory, Scheduler(memory, config, max_len), link, model)

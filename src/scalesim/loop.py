@@ -1,0 +1,218 @@
+"""The loop: plan, move, run, commit. One step at a time, always on one thread; knows no threads
+itself.
+
+Driven by ``Engine``, which brings it calls, hints and the clock in the order in which they were
+given.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from scalesim.calls import Call, deliver
+from scalesim.core import AgentId, Runner, Step
+from scalesim.distance.clock import Clock
+from scalesim.distance.distances import Change, Distances
+from scalesim.errors import EngineClosedError, RequestTimeoutError
+from scalesim.memory.links import Link
+from scalesim.memory.look_ahead import Pace
+from scalesim.memory.manager import MemoryManager
+from scalesim.requests import TextModel
+from scalesim.sampling_keys import SamplingKeys
+from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.sequence import Sequence
+
+MAX_STALL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
+    a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
+    caller's thread when it leaves the computing to the engine's."""
+
+    runner: Runner
+    memory: MemoryManager
+    scheduler: Scheduler
+    link: Link
+    model: TextModel
+    seed: int = 0
+    time_s: Callable[[], float] = time.monotonic
+    before_wait: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
+
+    steps: int = 0
+    turns: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    compute_s: float = 0.0
+
+
+class Loop:
+    """Everything between an accepted call and its reply. ``step`` is the whole of it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.memory, self.scheduler = parts.memory, parts.scheduler
+        self.clock = Clock()
+        self.distances = Distances(self.clock)
+        self.stats = EngineStats()
+        self.scheduler.before_release = self._ends
+        self._keys = SamplingKeys(parts.seed)
+        self._flights: deque[Step] = deque()
+        self._open: dict[int, Call] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._ids = itertools.count(1)
+
+    def step(self) -> bool:
+        """Plan, move, run, commit; False when there is nothing to do."""
+        self._expire()
+        batch = self.scheduler.schedule()
+        self.memory.look_ahead.plan(self.parts.time_s())
+        if batch is not None:
+            self._flights.append(self.parts.runner.launch(batch))
+            self.stats.steps += 1
+        if self._flights and (
+            batch is None or len(self._flights) >= self.parts.runner.steps_in_flight
+        ):
+            output = self.parts.runner.collect(self._flights.popleft())
+            self.stats.compute_s += output.compute_s
+            self.scheduler.update(output)
+        elif batch is None and self.scheduler.has_work:
+            self._stall()
+        self._settle(self.scheduler.take_ended())
+        return batch is not None or bool(self._flights) or self.scheduler.has_work
+
+    def _stall(self) -> None:
+        """Nothing can run until a copy arrives."""
+        residency = self.memory.residency
+        assert residency.transfers, "requests wait, nothing runs, and no copy is under way"
+        start = self.parts.time_s()
+        self.parts.link.wait(MAX_STALL_S)
+        residency.counters.stall_s += self.parts.time_s() - start
+
+    def accept(self, calls: list[Call]) -> None:
+        """Take in checked calls."""
+        for call in calls:
+            request, params = call.request, call.request.params
+            call.digest = self._keys.prompt_digest(call.tokens, params)
+            sequence = Sequence(
+                id=next(self._ids),
+                agent=request.agent,
+                domain=None,
+                tokens=call.tokens,
+                prompt_len=len(call.tokens),
+                limit=len(call.tokens) + params.max_tokens,
+                params=params,
+                key=self._keys.key(request.agent, call.digest, params, request.sample_index),
+                stop_ids=frozenset(params.stop_token_ids)
+                | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
+                observer=call.observer,
+            )
+            call.sequence = sequence
+            self._open[sequence.id] = call
+            if request.timeout is not None:
+                call.deadline_s = call.submitted_s + request.timeout
+                heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
+            if request.agent is not None:
+                self._apply(self.distances.called(request.agent))
+            self.scheduler.add(sequence)
+
+    def _settle(self, ended: list[Sequence]) -> None:
+        if not ended:
+            return
+        now_s = self.parts.time_s()
+        calls = []
+        for sequence in ended:
+            call = self._open.pop(sequence.id)
+            call.error, call.ended_s = sequence.error, now_s
+            if sequence.error is None:
+                self._keys.completed(sequence.agent, call.digest)
+                self.stats.turns += 1
+            else:
+                self.stats.failed += 1
+            self.stats.prompt_tokens += sequence.prompt_len
+            self.stats.cached_tokens += sequence.cached_tokens
+            self.stats.output_tokens += len(sequence.output)
+            call.done = True
+            calls.append(call)
+        deliver(calls)
+
+    def _ends(self, sequence: Sequence) -> None:
+        if sequence.agent is not None:
+            self._apply(self.distances.ended(sequence.agent))
+
+    def _expire(self) -> None:
+        if not self._deadlines:
+            return
+        now_s = self.parts.time_s()
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, id = heapq.heappop(self._deadlines)
+            call = self._open.get(id)
+            if call is not None:
+                error = RequestTimeoutError(
+                    f"request of agent {call.request.agent!r} did not end within "
+                    f"timeout={call.request.timeout} s"
+                )
+                self.end_call(call, "timeout", error)
+
+    def end_call(
+        self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception
+    ) -> None:
+        """End ``call`` now; no effect on one that has ended."""
+        if not call.done and call.sequence is not None:
+            self.scheduler.cancel(call.sequence, reason, error)
+
+    def expect(self, times: Mapping[AgentId, float], *, absolute: bool) -> None:
+        """Hints: times of the clock if ``absolute``, else steps from now."""
+        start = 0.0 if absolute else self.clock.now
+        for agent, steps in times.items():
+            self._apply(self.distances.expect(agent, start + steps))
+
+    def wake(self, agent: AgentId) -> None:
+        self._apply(self.distances.wake(agent))
+
+    def advance(self, wall_s: float, to: float | None) -> None:
+        """Move the clock; ``wall_s`` is when that was asked for."""
+        if to is not None and to < self.clock.now:
+            return  # another caller moved the clock past it meanwhile
+        changes = self.distances.advance(wall_s, to=to)
+        clock = self.clock
+        self.memory.standing.now = clock.now
+        self.memory.look_ahead.pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        self._apply(changes)
+
+    def _apply(self, changes: list[Change]) -> None:
+        for agent, next_use in changes:
+            self.memory.owners.set_next_use(agent, next_use)
+
+    def end_all(self, cause: BaseException | None) -> None:
+        """Nothing runs any more: every open call ends with ``EngineClosedError``, chained to
+        ``cause`` if the engine died of something."""
+        ended = list(self._open.values())
+        for call in ended:
+            error = EngineClosedError(
+                "the engine was closed" if cause is None else f"the engine died: {cause!r}"
+            )
+            error.__cause__ = cause
+            call.error, call.done = error, True
+        self._open.clear()
+        deliver(ended)
+
+    def drain(self) -> None:
+        """Let the steps and the copies under way end; call back what has not started."""
+        while self._flights:  # a copy may wait for a step that was launched
+            self.parts.runner.collect(self._flights.popleft())
+        self.memory.residency.drain()

@@ -1,0 +1,101 @@
+"""Who owns what, and when they need it: the agents, their paths, and the advice about them."""
+
+from __future__ import annotations
+
+from scalesim.core import AgentId
+from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.look_ahead import LookAhead
+from scalesim.memory.segment import Segment
+from scalesim.memory.standing import MANY_OWNERS, Standing
+
+
+class Owners:
+    """All agents that memory has heard of. Changes owners and next uses, moves no page."""
+
+    def __init__(self, standing: Standing, look_ahead: LookAhead) -> None:
+        self.agents: dict[AgentId, AgentState] = {}
+        self._standing, self._look_ahead = standing, look_ahead
+
+    def agent(self, id: AgentId) -> AgentState:
+        state = self.agents.get(id)
+        if state is None:
+            state = self.agents[id] = AgentState(id)
+        return state
+
+    def set_next_use(self, id: AgentId, next_use: float | None) -> None:
+        """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
+        state = self.agent(id)
+        if next_use is None and state.next_use is None:
+            return
+        state.next_use, state.next_seq = next_use, self._standing.next_seq()
+        self._refresh_paths(state)
+        self._look_ahead.await_agent(state)
+
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
+        source, target = self.agent(parent), self.agent(child)
+        for end, uses in source.paths.items():
+            target.paths[end] = uses
+            for segment in lineage(end):
+                segment.owners[target] = None
+                segment.uses += 1
+        target.last_use, target.last_seq = source.last_use, source.last_seq
+        self._refresh_paths(target)
+
+    def is_resident(self, id: AgentId | None) -> bool:
+        """Whether the agent's newest path is wholly on the device. A cheap guess at what its next
+        request will find."""
+        state = None if id is None else self.agents.get(id)
+        if state is None or (end := state.newest) is None:
+            return False
+        return end.ready == end.num_blocks and end.parent is not None
+
+    def drop(self, id: AgentId) -> None:
+        """Disown all that ``id`` owns; what nobody else owns leaves with the next eviction."""
+        state = self.agents.pop(id, None)
+        if state is None:
+            return
+        state.next_use = None
+        self._look_ahead.await_agent(state)
+        for end in list(state.paths):
+            del state.paths[end]
+            self.disown(state, end)
+
+    def own(self, agent: AgentState, end: Segment) -> None:
+        """``agent`` computed the path to ``end``. Its least worth path gives way if it has too
+        many."""
+        for segment in lineage(end):
+            segment.owners[agent] = None
+        displaced = agent.remember(end)
+        if displaced is not None:
+            self.disown(agent, displaced)
+
+    def disown(self, agent: AgentState, end: Segment) -> None:
+        """``agent`` lets go of what leads to ``end`` and to none of its paths."""
+        kept = {segment for path in agent.paths for segment in lineage(path)}
+        for segment in lineage(end):
+            if segment not in kept:
+                segment.owners.pop(agent, None)
+                tail = segment.tails.get(agent.id)
+                if tail is not None:
+                    tail.uses = 0
+                    tail.owners.pop(agent, None)
+                    self._standing.refresh(tail)
+                self._standing.refresh(segment)
+
+    def evicted(self, segment: Segment) -> None:
+        """Pages of ``segment`` left the device: its owners will want them back."""
+        if segment.host and len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                self._look_ahead.await_agent(owner)
+
+    def _refresh_paths(self, agent: AgentState) -> None:
+        """What ``agent`` owns alone, or almost, has another next use now."""
+        seen: dict[Segment, None] = {}
+        for end in agent.paths:
+            for segment in lineage(end):
+                if segment in seen:
+                    break
+                seen[segment] = None
+                if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
+                    self._standing.refresh(segment)
