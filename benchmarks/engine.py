@@ -63,11 +63,12 @@ PEERS: dict[str, CacheKind] = {
 NO_CACHE, CACHED = PEERS
 OURS = {
     "resident": Arm("resident"),
+    "resident, a quarter running": Arm("resident", share=QUARTER),
     "deadline, 25 % pool, hints": Arm("deadline", QUARTER, hints=True),
     "lru-swap, 25 % pool": Arm("lru-swap", QUARTER),
     "resident, not reproducible": Arm("resident", reproducible=False),
 }
-RESIDENT, DEADLINE, LRU, FREE = OURS
+RESIDENT, QUARTER_RUNNING, DEADLINE, _, FREE = OURS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=2, help="how often each arm plays (the first once)")
     add("--batches", type=int, nargs="+", default=[1, 8, 16, 32], help="the peer's, best counts")
     add("--screen-agents", type=int, default=32, help="agents for choosing the peer's batch size")
-    add("--max-num-seqs", type=int, default=16, help="ours, the same for all arms")
+    add("--max-num-seqs", type=int, default=64, help="ours, the same for all arms")
     add("--max-num-batched-tokens", type=int, default=1024, help="ours, the same for all arms")
     add("--threads", type=int, default=num_cores(), help="of torch, in every arm")
     add("--decodes", type=int, default=64, help="decode steps of the separate measurement")
@@ -248,6 +249,11 @@ def fill(
     report.verdict("resident over no cross-turn cache", total[RESIDENT] / total[NO_CACHE], least=3)
     report.verdict("resident over DynamicCache", total[RESIDENT] / total[CACHED], least=1.2)
     report.verdict("25 % pool over resident", total[DEADLINE] / total[RESIDENT], least=0.9)
+    report.verdict(
+        "25 % pool over resident with as many running as the pool holds",
+        total[DEADLINE] / total[QUARTER_RUNNING],
+        least=0.9,
+    )
 
 
 def _turns_table(

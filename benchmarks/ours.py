@@ -27,12 +27,14 @@ ROW_MULTIPLE = 16  # what reproducible mode pads rows to on a CPU
 
 @dataclass(frozen=True)
 class Arm:
-    """``pool``: the device pool as a share of all agents' state; ``resident`` ignores it."""
+    """``pool``: the device pool as a share of all agents' state; ``resident`` ignores it.
+    ``share``: of ``max_num_seqs``, how many may run at once."""
 
     policy: str
     pool: float = 1.0
     hints: bool = False
     reproducible: bool = True
+    share: float = 1.0
 
 
 class CountingRunner:
@@ -72,7 +74,9 @@ class Ours:
             host_memory=everything * geometry.page_bytes,
             policy=arm.policy,
             reproducible=arm.reproducible,
-            scheduler=self.scheduler,
+            scheduler=replace(
+                self.scheduler, max_num_seqs=max(1, int(arm.share * self.scheduler.max_num_seqs))
+            ),
         )
         parts = parts_for(self.loaded, config)
         runner = CountingRunner(parts.runner)
