@@ -10,7 +10,7 @@ never given back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from scalesim.core import Fence
 from scalesim.memory.counters import Counters
@@ -131,20 +131,22 @@ class Residency:
         self.counters.evicted_pages += len(pages)
         self.device.free(pages, self.last_launched)
 
-    def drop(self, segment: Segment, keep: int = 0, *, tidy: bool = True) -> None:
+    def drop(self, segment: Segment, keep: int = 0) -> None:
         """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: it
-        can be rebuilt from its tokens. Nothing of it may be pinned or moving. Without ``tidy`` the
-        parent is not merged with what is left below it."""
+        can be rebuilt from its tokens. Nothing of it may be pinned or moving."""
         self._drop_below(segment)
+        self._drop_one(segment, keep, tidy=True)
+
+    def _drop_below(self, segment: Segment) -> None:
+        for child in reversed(list(descendants(segment))):
+            self._drop_one(child, 0, tidy=False)  # merging here could take ``segment`` away
+
+    def _drop_one(self, segment: Segment, keep: int, *, tidy: bool) -> None:
         assert segment.pins == 0 and segment.load is None and segment.save is None, segment
         self.counters.dropped_pages += max(0, segment.num_available - keep)
         self._free_device(segment, keep)
         self.host.free(self.tree.trim_host(segment, keep))
         self._settle(segment, tidy=tidy)
-
-    def _drop_below(self, segment: Segment) -> None:
-        for child in [*segment.children.values(), *segment.tails.values()]:
-            self.drop(child, tidy=False)  # merging here could take ``segment`` out of the tree
 
     def clear(self) -> None:
         """Forget everything that nobody holds and no copy touches."""
@@ -338,10 +340,18 @@ class Residency:
             self.drop(top, top.ready)
 
     def _held(self, segment: Segment) -> bool:
-        return bool(
-            segment.pins
-            or segment.load
-            or segment.save
-            or any(self._held(child) for child in segment.children.values())
-            or any(self._held(tail) for tail in segment.tails.values())
+        """Whether it, or anything below it, is pinned or moving."""
+        return any(
+            node.pins or node.load is not None or node.save is not None
+            for node in (segment, *descendants(segment))
         )
+
+
+def descendants(segment: Segment) -> Iterator[Segment]:
+    """Everything below ``segment``, parents before children."""
+    stack = [*segment.children.values(), *segment.tails.values()]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += node.children.values()
+        stack += node.tails.values()
