@@ -81,47 +81,18 @@ class Residency:
         """Free ``wanted`` pages or so from the tail of ``segment``, or start to save it first.
 
         A small segment goes whole, even where a part would do: the rest is next in turn anyway, and
-        whole runs of pages are what the next allocation likes. So does what is above it, as long as
-        nobody else has a share in that."""
-        standing = self.standing
-        if segment.num_dirty and standing.may_save(segment) and self.start_save(segment):
+        whole runs of pages are what the next allocation likes. What is above it waits its turn: it
+        may be needed sooner."""
+        if segment.num_dirty and self.standing.may_save(segment) and self.start_save(segment):
             return
-        while True:
-            keep = max(0, len(segment.device) - max(wanted, self._whole))
-            if segment.num_dirty:
-                keep = max(keep, segment.saved)
-                self._drop_below(segment)
-                self.counters.dropped_pages += len(segment.device) - keep
-            wanted -= len(segment.device) - keep
-            self._free_device(segment, keep)
-            self.on_eviction(segment)
-            above = segment.parent
-            goes_on = (
-                wanted > 0
-                and not segment.device
-                and above is not None
-                and not above.device_children
-                and not above.pins
-                and above.load is None
-                and above.save is None
-                and not above.num_dirty
-                and above.owners.keys() == segment.owners.keys()
-                and bool(segment.host or segment.is_tail)
-            )
-            if not goes_on or above is None or above.is_root:
-                self._settle(segment)
-                return
-            self._leave_to(above, segment)
-            segment = above
-
-    def _leave_to(self, above: Segment, segment: Segment) -> None:
-        """``segment`` is off the device and ``above`` goes next: settle the one without the
-        other."""
-        if segment.host:
-            self.standing.refresh(segment)
-        else:
-            self.standing.forget(segment)
-            self.tree.remove(segment)
+        keep = max(0, len(segment.device) - max(wanted, self._whole))
+        if segment.num_dirty:
+            keep = max(keep, segment.saved)
+            self._drop_below(segment)
+            self.counters.dropped_pages += len(segment.device) - keep
+        self._free_device(segment, keep)
+        self.on_eviction(segment)
+        self._settle(segment)
 
     def _free_device(self, segment: Segment, keep: int) -> None:
         pages = self.tree.trim_device(segment, keep)
