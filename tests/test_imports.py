@@ -24,9 +24,20 @@ PACKAGES = {
 VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
-    for name in ("agent", "assembly", "calls", "engine", "loop", "requests", "sampling_keys")
+    for name in (
+        "agent",
+        "assembly",
+        "backends",
+        "calls",
+        "engine",
+        "loop",
+        "requests",
+        "sampling_keys",
+    )
 )
-PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))
+PARTS = tuple(
+    f"scalesim.{name}" for name in ("config", "device", "distance", "memory", "model", "scheduler")
+)
 
 # Who may import what, beside itself; the row of the longest matching name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -35,19 +46,23 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.errors": (),
     "scalesim.core": ("scalesim.errors",),
     "scalesim.distance": VALUES,
-    "scalesim.memory": VALUES,
+    "scalesim.device": VALUES,
+    "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),
+    "scalesim.memory": (*VALUES, "scalesim.device"),
+    "scalesim.memory.pinned": (*VALUES, "scalesim.device", "torch"),
     "scalesim.memory.storage": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
     "scalesim.memory.links": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
     "scalesim.config": (*VALUES, "scalesim.memory"),
     "scalesim.scheduler": (*VALUES, "scalesim.config", "scalesim.memory"),
     "scalesim.model": (
         *VALUES,
+        "scalesim.device",
         "scalesim.memory.geometry",
         "scalesim.memory.links",  # the timeline of fences that a runner and a link share
         "scalesim_kernels",
         "torch",
     ),
-    "scalesim.testing": (*VALUES, "scalesim.memory"),
+    "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
     "scalesim.testing.tag_parts": (
         *VALUES,
         "scalesim.config",
@@ -62,7 +77,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
-TORCH_FREE = ("core", "errors", "config", "distance", "memory", "scheduler", "testing")
+TORCH_FREE = ("core", "errors", "config", "device", "distance", "memory", "scheduler", "testing")
+TORCH_MODULES = ("scalesim.device.cuda", "scalesim.memory.pinned", "scalesim.memory.storage")
 
 
 def is_in(module: str, package: str) -> bool:
@@ -129,7 +145,7 @@ def test_torch_free_parts_load_without_torch() -> None:
         module
         for module in MODULES
         if any(is_in(module, f"scalesim.{part}") for part in TORCH_FREE)
-        and module != "scalesim.memory.storage"
+        and module not in TORCH_MODULES
     ]
     loads = "".join(f"import {name}\n" for name in names)
     found = python(f"{loads}import sys\nprint({{'torch', 'triton'}} & set(sys.modules))")

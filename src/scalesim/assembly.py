@@ -3,7 +3,6 @@ seams."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,25 +10,20 @@ from typing import Any
 
 from scalesim_kernels import KernelSet, select
 
-from scalesim.config import EngineConfig, SchedulerConfig, parse_bytes
-from scalesim.core import Runner
+from scalesim.backends import MAX_RESIDENT_PAGES, Backend, CpuBackend, CudaBackend, Plan
+from scalesim.config import EngineConfig, SchedulerConfig, memory_bytes
+from scalesim.device.streams import Device
 from scalesim.errors import ConfigError
 from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
-from scalesim.memory.storage import allocate_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
-from scalesim.model.runner import ModelRunner
 from scalesim.model.tokenizer import Tokenizer, load_tokenizer
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
-
-_RESIDENT_SHARE = 0.7  # of the memory that is available
-_RESIDENT_MAX_PAGES = 1 << 18
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
@@ -55,7 +49,8 @@ def build_parts(
     kernels: KernelSet | None = None,
 ) -> Parts:
     """Everything for ``Engine``: raises what the loader raises, and ``ConfigError`` for sizes."""
-    return parts_for(load_model(model, dummy_weights=dummy_weights), config, kernels)
+    place = resolve_device(config.device)
+    return parts_for(load_model(model, dummy_weights=dummy_weights, place=place), config, kernels)
 
 
 def parts_for(
@@ -63,9 +58,12 @@ def parts_for(
     config: EngineConfig,
     kernels: KernelSet | None = None,
     tokenizer: Tokenizer | None = None,
+    device: Device | None = None,
 ) -> Parts:
-    """Parts for a model that is loaded already; several engines may share one."""
+    """Parts for a model that is loaded already; several engines may share one. It runs where its
+    weights lie, on ``device``'s queues if that is given."""
     shape = loaded.config
+    backend = backend_for(loaded, config, device)
     geometry = PageGeometry.choose(
         shape.num_layers,
         shape.num_kv_heads,
@@ -74,18 +72,17 @@ def parts_for(
         config.block_size,
     )
     policy = policy_named(config.policy)
-    device_pages = num_device_pages(config, policy, geometry.page_bytes)
-    host_pages = parse_bytes(config.host_memory, "host_memory") // geometry.page_bytes
+    device_pages = num_device_pages(config, policy, geometry.page_bytes, backend)
+    host_pages = num_host_pages(config, policy, geometry.page_bytes, backend)
+    backend.check(device_pages * geometry.page_bytes, host_pages * geometry.page_bytes)
     pool_len = (device_pages - 1) * geometry.block_size
     model_len = config.max_model_len or shape.max_position
     if config.max_model_len is not None:
         check_model_len(config.max_model_len, shape.max_position, pool_len)
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
-    device = allocate_pages(device_pages, geometry.page_bytes)
-    host = allocate_pages(host_pages if policy.host else 0, geometry.page_bytes)
-    timeline = Timeline()
-    link = ThreadLink(device, host, timeline)
+    plan = Plan(geometry, device_pages, host_pages, num_rows, geometry.blocks_for(max_len))
+    runner, link = backend.build(loaded, kernels or select(backend.name), config, plan)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
@@ -95,18 +92,6 @@ def parts_for(
         policy=policy,
         link=link,
         planner=config.planner,
-    )
-    runner: Runner = ModelRunner(
-        loaded.model,
-        kernels or select("cpu"),
-        device,
-        geometry,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_num_rows=num_rows,
-        max_blocks_per_row=geometry.blocks_for(max_len),
-        reproducible=config.reproducible,
-        digests=config.digests,
-        timeline=timeline,
     )
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
@@ -125,6 +110,7 @@ def parts_for(
         model=text,
         seed=config.seed,
         before_wait=release_idle_workers,
+        device=str(loaded.place),
     )
 
 
@@ -135,12 +121,43 @@ def text_of(folder: Path) -> Tokenizer | None:
     return None
 
 
-def num_device_pages(config: EngineConfig, policy: Policy, page_bytes: int) -> int:
+def resolve_device(name: str) -> str:
+    """``"cpu"`` or ``"cuda:N"``; ``"auto"`` is the first GPU, if torch sees one."""
+    if name == "cpu":
+        return name
+    from scalesim.device.cuda import CudaDevice, sees_gpu
+
+    if name == "auto":
+        return "cuda:0" if sees_gpu() else "cpu"
+    return CudaDevice.named(name).place
+
+
+def backend_for(loaded: LoadedModel, config: EngineConfig, device: Device | None) -> Backend:
+    """By where the weights lie."""
+    if device is None and loaded.place.startswith("cuda"):
+        from scalesim.device.cuda import CudaDevice
+
+        device = CudaDevice.named(loaded.place)
+    return CpuBackend() if device is None else CudaBackend(device, loaded, config)
+
+
+def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend) -> int:
+    """Pages of the host pool; none under a policy that keeps nothing there."""
+    if not policy.host:
+        return 0
+    asked = memory_bytes(config.host_memory, "host_memory")
+    return (backend.default_host_bytes() if asked is None else asked) // page_bytes
+
+
+def num_device_pages(
+    config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend
+) -> int:
     """Pages of the device pool, the null page included."""
     if policy.limited:
-        pages = parse_bytes(config.device_memory, "device_memory") // page_bytes
+        asked = memory_bytes(config.device_memory, "device_memory")
+        pages = (backend.default_device_bytes() if asked is None else asked) // page_bytes
     else:
-        pages = min(int(available_bytes() * _RESIDENT_SHARE) // page_bytes, _RESIDENT_MAX_PAGES)
+        pages = min(backend.resident_bytes() // page_bytes, MAX_RESIDENT_PAGES)
     if pages < 2:
         raise ConfigError(
             f"device_memory={config.device_memory} holds {pages} pages of {page_bytes} bytes; one "
@@ -160,9 +177,3 @@ def check_model_len(max_model_len: int, max_position: int, pool_len: int) -> Non
             f"max_model_len={max_model_len} tokens, but the device pool holds {pool_len}: the pool "
             "is smaller than one request; raise device_memory or lower max_model_len"
         )
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping; all there is where the system does not say."""
-    known = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(known) * os.sysconf("SC_PAGE_SIZE")

@@ -22,6 +22,11 @@ def parse_bytes(text: str | int, name: str) -> int:
     return int(float(match.group(1)) * _UNITS[unit])
 
 
+def memory_bytes(text: str | int, name: str) -> int | None:
+    """``parse_bytes``; ``None`` for ``"auto"``."""
+    return None if text == "auto" else parse_bytes(text, name)
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
     """``max_num_seqs``: requests that run at once. ``max_num_batched_tokens``: query tokens of a
@@ -49,25 +54,34 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``. ``policy``: how
-    the planner orders and looks ahead. ``block_size``: tokens a page; chosen for the model if
-    ``None``. ``max_model_len``: tokens of prompt and output; the model's own limit if ``None``.
+    """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
+    ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``; ``"auto"`` is 1 GB
+    and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
+    available. ``policy``: how the planner orders and looks ahead. ``block_size``: tokens a page;
+    chosen for the model if ``None``. ``max_model_len``: tokens of prompt and output; the model's
+    own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
-    all sampling that is not given one.
+    all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
     """
 
-    device_memory: str | int = "1GB"
-    host_memory: str | int = "4GB"
+    device: str = "auto"
+    device_memory: str | int = "auto"
+    host_memory: str | int = "auto"
     policy: str = "deadline"
     block_size: int | None = None
     max_model_len: int | None = None
     reproducible: bool = True
     digests: bool = False
+    graphs: bool = True
     seed: int = 0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
 
     def __post_init__(self) -> None:
         policy_named(self.policy)
-        parse_bytes(self.device_memory, "device_memory")
-        parse_bytes(self.host_memory, "host_memory")
+        memory_bytes(self.device_memory, "device_memory")
+        memory_bytes(self.host_memory, "host_memory")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(
+                f"device={self.device!r}; it is one of auto, cpu, cuda, cuda:0, cuda:1 and so on"
+            )

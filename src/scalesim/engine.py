@@ -82,6 +82,11 @@ class Engine:
         return self._loop.clock
 
     @property
+    def device(self) -> str:
+        """Where it computes: ``"cpu"``, or ``"cuda:0"`` and so on."""
+        return self.parts.device
+
+    @property
     def stats(self) -> EngineStats:
         return self._loop.stats
 

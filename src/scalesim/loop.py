@@ -35,7 +35,8 @@ MAX_STALL_S = 0.05
 class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
-    caller's thread when it leaves the computing to the engine's."""
+    caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
+    computes."""
 
     runner: Runner
     memory: MemoryManager
@@ -45,6 +46,7 @@ class Parts:
     seed: int = 0
     time_s: Callable[[], float] = time.monotonic
     before_wait: Callable[[], None] = lambda: None
+    device: str = "cpu"
 
 
 @dataclass(slots=True)
@@ -80,10 +82,14 @@ class Loop:
         """Plan, move, run, commit; False when there is nothing to do."""
         self._expire()
         batch = self.scheduler.schedule()
-        self.memory.look_ahead.plan(self.parts.time_s())
+        in_background = self.parts.runner.steps_in_flight > 1
+        if not in_background:
+            self.memory.look_ahead.plan(self.parts.time_s())
         if batch is not None:
             self._flights.append(self.parts.runner.launch(batch))
             self.stats.steps += 1
+        if in_background:  # the planner's time passes behind the step
+            self.memory.look_ahead.plan(self.parts.time_s())
         if self._flights and (
             batch is None or len(self._flights) >= self.parts.runner.steps_in_flight
         ):

@@ -21,10 +21,13 @@ from scalesim.model.weights import Shape, expected_shapes
 LOGIT_STD = 2.0
 
 
-def dummy_tensor(name: str, shape: Shape, seed: int, dtype: torch.dtype) -> Tensor:
-    """The same values for the same (name, shape, seed), whatever else was made before."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-    values = torch.randn(shape, generator=generator)
+def dummy_tensor(
+    name: str, shape: Shape, seed: int, dtype: torch.dtype, place: str = "cpu"
+) -> Tensor:
+    """The same values for the same (name, shape, seed) and kind of ``place``, whatever else was
+    made before."""
+    generator = torch.Generator(place).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    values = torch.randn(shape, generator=generator, device=place)
     if name.endswith("norm.weight"):
         values = 1 + 0.1 * values
     elif name.endswith(".bias"):
@@ -36,10 +39,14 @@ def dummy_tensor(name: str, shape: Shape, seed: int, dtype: torch.dtype) -> Tens
     return values.to(dtype)
 
 
-def dummy_tensors(config: ModelConfig, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def dummy_tensors(
+    config: ModelConfig, seed: int, dtype: torch.dtype, place: str = "cpu"
+) -> dict[str, Tensor]:
     """Every tensor of a checkpoint of this config."""
     shapes = expected_shapes(config)
-    tensors = {name: dummy_tensor(name, shape, seed, dtype) for name, shape in shapes.items()}
+    tensors = {
+        name: dummy_tensor(name, shape, seed, dtype, place) for name, shape in shapes.items()
+    }
     if config.tie_embeddings:  # the embedding is the head too, and takes the head's scale
         tensors["model.embed_tokens.weight"] *= LOGIT_STD * config.hidden_size**-0.5
     return tensors

@@ -25,12 +25,17 @@ class Llama:
         self.weights = weights
         self.dtype = weights.embed.dtype
         self._scale = config.head_dim**-0.5
-        self.reserve(0)
+        self._cos_sin = weights.embed.new_empty((0, config.head_dim))
 
-    def reserve(self, num_positions: int) -> None:
-        """Make the rotary table (a model's full context may need 100 MB, a run much less)."""
-        table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)
-        self._cos_sin = torch.from_numpy(table).to(self.dtype)
+    def reserve(self, num_positions: int) -> Tensor:
+        """Make the rotary table (a model's full context may need 100 MB, a run much less), beside
+        the weights. Returns it, ``[num_positions or more, head_dim]``: it is replaced only by a
+        longer one."""
+        if num_positions > len(self._cos_sin):
+            table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)
+            place = self.weights.embed.device
+            self._cos_sin = torch.from_numpy(table).to(device=place, dtype=self.dtype)
+        return self._cos_sin
 
     def forward(
         self, token_ids: Tensor, pool: Tensor, batch: PagedBatch, plan: Any, kernels: KernelSet
@@ -69,7 +74,7 @@ class Llama:
             layer.q_norm, layer.k_norm, self.config.rms_eps,
         )  # fmt: skip
         # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
-        mixed = torch.zeros(q.shape, dtype=q.dtype)
+        mixed = q.new_zeros(q.shape)
         kernels.paged_decode(q, pool, index, batch, plan, self._scale, mixed)
         kernels.paged_prefill(q, pool, index, batch, plan, self._scale, mixed)
         return kernels.linear(mixed.flatten(1), layer.o, layer.o_bias)

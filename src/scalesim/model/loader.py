@@ -38,25 +38,37 @@ class LoadedModel:
     model: Llama
     folder: Path
 
+    @property
+    def place(self) -> str:
+        """Where the weights lie: ``"cpu"``, ``"cuda:0"``."""
+        return str(self.model.weights.embed.device)
+
 
 def load_model(
-    path_or_id: str | Path, *, dtype: str = "auto", dummy_weights: bool = False, seed: int = 0
+    path_or_id: str | Path,
+    *,
+    dtype: str = "auto",
+    dummy_weights: bool = False,
+    seed: int = 0,
+    place: str = "cpu",
 ) -> LoadedModel:
-    """Load a model in ``dtype`` (``"auto"``: float32, this being a CPU).
+    """Load a model in ``dtype`` (``"auto"``: float32 on a CPU, else what its config says), its
+    weights at ``place``.
 
-    ``dummy_weights`` takes only the config and makes random weights from ``seed``.
-    Raises ``UnsupportedModelError``, ``WeightsError`` or ``ConfigError``.
+    ``dummy_weights`` takes only the config and makes random weights from ``seed``, other ones on a
+    GPU than on a CPU. Raises ``UnsupportedModelError``, ``WeightsError`` or ``ConfigError``.
     """
-    wanted = "float32" if dtype == "auto" else dtype
-    if wanted not in DTYPES:
+    if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: must be 'auto' or one of {', '.join(DTYPES)}")
     folder = resolve_folder(path_or_id, weights=not dummy_weights)
     config = ModelConfig.from_folder(folder)
-    torch_dtype: torch.dtype = getattr(torch, wanted)
+    if dtype == "auto":
+        dtype = "float32" if place == "cpu" else config.dtype
+    torch_dtype: torch.dtype = getattr(torch, dtype)
     if dummy_weights:
-        weights = assemble(config, dummy_tensors(config, seed, torch_dtype).pop)
+        weights = assemble(config, dummy_tensors(config, seed, torch_dtype, place).pop)
     else:
-        with open_checkpoint(folder, config, torch_dtype) as take:
+        with open_checkpoint(folder, config, torch_dtype, place) as take:
             weights = assemble(config, take)
     return LoadedModel(config, Llama(config, weights), folder)
 
@@ -88,8 +100,10 @@ def _download(hub_id: str, patterns: list[str]) -> Path:
 
 
 @contextmanager
-def open_checkpoint(folder: Path, config: ModelConfig, dtype: torch.dtype) -> Iterator[Take]:
-    """Check names and shapes of a folder's tensors, then give them one by one."""
+def open_checkpoint(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, place: str = "cpu"
+) -> Iterator[Take]:
+    """Check names and shapes of a folder's tensors, then give them one by one, at ``place``."""
     from safetensors import SafetensorError, safe_open
 
     with ExitStack() as stack:
@@ -110,7 +124,7 @@ def open_checkpoint(folder: Path, config: ModelConfig, dtype: torch.dtype) -> It
 
         def take(name: str) -> Tensor:
             tensor: Tensor = where[name].get_tensor(name)
-            return tensor.to(dtype).contiguous()
+            return tensor.to(device=place, dtype=dtype).contiguous()
 
         yield take
 

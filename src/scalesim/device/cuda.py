@@ -1,0 +1,133 @@
+"""CUDA behind the seam of ``streams``: thin, so that there is little that only a GPU can prove.
+
+Used by ``assembly`` and the GPU benchmarks. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from scalesim.device.streams import Event, Stream, Work
+from scalesim.errors import ConfigError
+
+_PAUSE_S = 20e-6
+
+
+class CudaEvent:
+    def __init__(self, stream: torch.cuda.Stream, timed: bool) -> None:
+        self._event = torch.cuda.Event(enable_timing=timed)
+        self._event.record(stream)
+
+    @property
+    def raw(self) -> torch.cuda.Event:
+        return self._event
+
+    def query(self) -> bool:
+        return bool(self._event.query())
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+    def elapsed_s(self, earlier: Event) -> float:
+        assert isinstance(earlier, CudaEvent)
+        return float(earlier.raw.elapsed_time(self._event)) * 1e-3
+
+
+class CudaStream:
+    def __init__(self, device: torch.device) -> None:
+        self.raw = torch.cuda.Stream(device)
+
+    def submit(self, work: Work) -> None:
+        with torch.cuda.stream(self.raw), torch.inference_mode():
+            work()
+
+    def copy(self, dst: Any, src: Any) -> None:
+        with torch.cuda.stream(self.raw), torch.inference_mode():
+            dst.copy_(src, non_blocking=True)
+
+    def record(self, *, timed: bool = False) -> CudaEvent:
+        return CudaEvent(self.raw, timed)
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, CudaEvent)
+        self.raw.wait_event(event.raw)
+
+
+class CudaRegistrar:
+    """Host memory for DMA, through the runtime that torch loaded."""
+
+    def register(self, address: int, num_bytes: int) -> int:
+        return int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+
+    def unregister(self, address: int) -> int:
+        return int(torch.cuda.cudart().cudaHostUnregister(address))
+
+
+def sees_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+class CudaDevice:
+    """One GPU. Raises ``ConfigError`` where there is none of that number."""
+
+    def __init__(self, index: int = 0) -> None:
+        if not torch.cuda.is_available():
+            built = torch.version.cuda
+            reason = "torch sees no GPU" if built else "this torch is built without CUDA"
+            raise ConfigError(f"device='cuda': {reason}; use device='cpu', or install torch's CUDA")
+        if not 0 <= index < torch.cuda.device_count():
+            raise ConfigError(
+                f"device='cuda:{index}': there are {torch.cuda.device_count()} GPUs, from 0"
+            )
+        self.place = f"cuda:{index}"
+        self._device = torch.device("cuda", index)
+        torch.cuda.set_device(self._device)
+        self._streams: dict[str, CudaStream] = {}
+        self._graph_pool: Any = None
+
+    @classmethod
+    def named(cls, name: str) -> CudaDevice:
+        """``"cuda"`` or ``"cuda:N"``."""
+        return cls(torch.device(name).index or 0)
+
+    def stream(self, name: str) -> CudaStream:
+        if name not in self._streams:
+            self._streams[name] = CudaStream(self._device)
+        return self._streams[name]
+
+    def capture(self, stream: Stream, work: Work) -> Work:
+        """All graphs share one memory pool: they are replayed one after the other, on one
+        stream."""
+        assert isinstance(stream, CudaStream)
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.inference_mode(),
+            torch.cuda.graph(
+                graph,
+                pool=self._graph_pool,
+                stream=stream.raw,
+                # other threads (a copying one, the caller's) may use CUDA meanwhile
+                capture_error_mode="thread_local",
+            ),
+        ):
+            work()
+        self._graph_pool = self._graph_pool or graph.pool()
+        return graph.replay
+
+    def pinned(self, num_bytes: int) -> torch.Tensor:
+        return torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def pause(self) -> None:
+        time.sleep(_PAUSE_S)
+
+    def registrar(self) -> CudaRegistrar:
+        return CudaRegistrar()
+
+    def free_bytes(self) -> tuple[int, int]:
+        """(free, total) memory of the GPU, what torch keeps cached counted as free."""
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self._device)
+        return int(free), int(total)

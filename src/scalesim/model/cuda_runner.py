@@ -1,0 +1,294 @@
+"""Runs batches on a device with queues: two steps in flight, decode steps as CUDA graphs.
+
+A ``core.Runner`` made by ``backends``. ``launch`` only gives work to the compute stream: it copies
+a step's inputs through pinned buffers, lets the device fill in tokens that are still in flight
+there, and has the outcome copied back; ``collect`` waits for that copy. Layers, sampling and
+arrangement are shared with the CPU's runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scalesim_kernels import KernelSet
+from torch import Tensor
+
+from scalesim.core import (
+    NO_TOKEN,
+    Batch,
+    Bools,
+    Fence,
+    Int32s,
+    SamplingBatch,
+    Step,
+    StepOutput,
+    UInt64s,
+)
+from scalesim.device.staging import Staged, StagingRing
+from scalesim.device.streams import Device, Event, Fences
+from scalesim.errors import ConfigError
+from scalesim.model.decodes_first import Arranged, arrange
+from scalesim.model.device_table import CAPACITY, DeviceTable
+from scalesim.model.graphs import DecodeGraphs, padded_sizes
+from scalesim.model.llama import Llama
+from scalesim.model.step_inputs import Packed, StepShape, pack, shape_of, tensors
+
+STEPS_IN_FLIGHT = 2
+_COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    batch: Batch
+    packed: Packed
+    outcome: Staged
+    logits: Staged | None
+    began: Event
+    ended: Event
+
+
+class CudaRunner:
+    """Runs ``model``, whose weights lie on ``device``, over ``pool`` (as in the kernels'
+    contracts).
+
+    fences : told of each launched and each collected step.
+    max_num_tokens : most query tokens of a batch.
+    graphs : capture decode steps; without, every step is given to the device op by op.
+    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
+    """
+
+    steps_in_flight = STEPS_IN_FLIGHT
+
+    def __init__(
+        self,
+        model: Llama,
+        kernels: KernelSet,
+        pool: Tensor,
+        device: Device,
+        fences: Fences,
+        *,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        max_num_rows: int,
+        max_blocks_per_row: int,
+        reproducible: bool = True,
+        digests: bool = False,
+        graphs: bool = True,
+        table_capacity: int = CAPACITY,
+    ) -> None:
+        block_size = pool.shape[4]
+        # kept here too: graphs read it, and another engine on this model may ask for a longer one
+        self._angles = model.reserve(
+            min(model.config.max_position, max_blocks_per_row * block_size)
+        )
+        self._model, self._kernels, self._pool = model, kernels, pool
+        self._device, self._fences = device, fences
+        self._stream = device.stream("compute")
+        self._multiple = kernels.row_multiple if reproducible else 1
+        self._reproducible, self._digests = reproducible, digests
+        self._max_num_seqs = max_num_seqs
+        buffers = STEPS_IN_FLIGHT + 1
+        self._table = DeviceTable(
+            device, self._stream, max_num_rows, max_blocks_per_row, buffers, table_capacity
+        )
+        self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
+        most = self._pad(max(max_num_tokens, max_num_seqs))
+        seqs = self._pad(max_num_seqs)
+        words = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs).num_words
+        self._staging = StagingRing(device, buffers, words)
+        self._outcomes = StagingRing(device, buffers, 2 * seqs)
+        self._inputs = self._int32s(words)
+        self._outcome = self._int32s(2 * seqs)
+        self._last_token = self._int32s(max_num_seqs + 1)  # the last one: where padding writes
+        self._dummy_slot = max_num_seqs
+        vocab = model.config.vocab_size
+        if digests:
+            self._logits = torch.zeros((seqs, vocab), device=device.place)
+            self._logits_ring = StagingRing(device, buffers, seqs * vocab)
+
+    @property
+    def num_waits(self) -> int:
+        """How often ``launch`` had to wait for the device to read a buffer: 0, unless very many
+        block table entries change at once."""
+        rings = (self._staging, self._outcomes, self._table.ring)
+        return sum(ring.num_waits for ring in rings)
+
+    def warm_up(self, token_counts: Sequence[int]) -> None:
+        """Run steps of padding alone, so that every kernel is compiled, then capture the graphs.
+        Before the first launch. ``token_counts`` (2 or more each): sizes of prefill steps to
+        try."""
+        for size in self.graphs.sizes or (1,):
+            self._run_padding(StepShape.decode(size))
+        for count in token_counts:
+            for num_decodes in (0, 1):
+                seqs = num_decodes + 1
+                samples = self._pad(seqs)
+                tokens = self._pad(count)
+                self._run_padding(StepShape(tokens, seqs, num_decodes, samples, 0))
+        source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
+        self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
+        self._stream.record().synchronize()
+        if self.graphs.sizes:
+            self.graphs.capture(self._device, self._stream, self._compute)
+
+    # -- the two halves of a step -------------------------------------------------------------
+
+    def launch(self, batch: Batch) -> Step:
+        self._table.apply(batch)
+        arranged = arrange(batch)
+        size = self._graph_size(batch, arranged)
+        packed = self._send(batch, arranged, size)
+        began = self._stream.record(timed=True)
+        shape = packed.shape
+        if size is None:
+            self._stream.submit(lambda: self._compute(shape))
+        else:
+            self._stream.submit(self.graphs.replay(size))
+        outcome = self._outcomes.take()
+        count = shape.num_samples + shape.num_seqs
+        self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
+        logits = self._fetch_logits(len(packed.picked)) if self._digests else None
+        ended = self._stream.record(timed=True)
+        self._fences.launched(batch.step, ended)
+        flight = _Flight(batch, packed, outcome, logits, began, ended)
+        return Step(batch.step, Fence("compute", batch.step), flight)
+
+    def collect(self, step: Step) -> StepOutput:
+        flight = step.handle
+        assert isinstance(flight, _Flight)
+        flight.ended.synchronize()
+        self._fences.collected(step.step)
+        tokens, bad = self._read(flight)
+        seconds = flight.ended.elapsed_s(flight.began)
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds)
+
+    # -- on the host --------------------------------------------------------------------------
+
+    def _graph_size(self, batch: Batch, arranged: Arranged) -> int | None:
+        """The graph that this batch may run in: one token a sequence, all of them sampled."""
+        if arranged.num_decodes < batch.num_seqs or len(batch.page_copies):
+            return None
+        return self.graphs.size_for(batch.num_seqs) if batch.sample.all() else None
+
+    def _send(self, batch: Batch, arranged: Arranged, size: int | None) -> Packed:
+        if size is None:
+            samples = self._pad(int(batch.sample.sum()))
+            shape = shape_of(batch, arranged, self._pad(batch.num_tokens), samples)
+        else:
+            shape = StepShape.decode(size)
+        assert shape.num_words <= self._staging.capacity, (shape, self._staging.capacity)
+        buffer = self._staging.take()
+        packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array)
+        self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
+        return packed
+
+    def _read(self, flight: _Flight) -> tuple[Int32s, Bools]:
+        packed, found = flight.packed, flight.outcome.array
+        num_seqs, first = flight.batch.num_seqs, packed.shape.num_samples
+        bad = np.zeros(num_seqs, np.bool_)
+        bad[packed.order] = found[first : first + num_seqs] != 0
+        tokens = np.full(num_seqs, NO_TOKEN, np.int32)
+        seqs = packed.order[packed.picked]
+        sampled = found[: len(seqs)]
+        bad[seqs] |= sampled < 0
+        tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
+        return tokens, bad
+
+    def _fetch_logits(self, count: int) -> Staged:
+        buffer = self._logits_ring.take()
+        words = count * self._logits.shape[1]
+        out = buffer.tensor.view(torch.float32)[:words]
+        self._stream.copy(out, self._logits.view(-1)[:words])
+        return buffer
+
+    def _hash(self, flight: _Flight) -> UInt64s | None:
+        if flight.logits is None:
+            return None
+        import xxhash
+
+        digests = np.zeros(flight.batch.num_seqs, np.uint64)
+        seqs = flight.packed.order[flight.packed.picked]
+        vocab = self._logits.shape[1]
+        rows = flight.logits.array[: len(seqs) * vocab].reshape(len(seqs), vocab)
+        digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in rows]
+        return digests
+
+    def _pad(self, count: int) -> int:
+        return -(-count // self._multiple) * self._multiple
+
+    def _int32s(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=self._device.place)
+
+    # -- on the device ------------------------------------------------------------------------
+
+    def _compute(self, shape: StepShape) -> None:
+        """A step of ``shape`` over the fixed buffers. No value is read back: it may be
+        captured."""
+        step = tensors(shape, self._inputs, self._table.entries)
+        kernels, model = self._kernels, self._model
+        if shape.num_copies:
+            kernels.copy_pages(self._pool, step.copies[0], step.copies[1])
+        in_flight = self._last_token.index_select(0, step.token_slots)
+        token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
+        plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
+        hidden = model.forward(token_ids, self._pool, step.paged, plan, kernels)
+        ends = hidden.index_select(0, step.last)
+        finite = torch.isfinite(ends.sum(-1, dtype=torch.float32))
+        samples = shape.num_samples
+        self._outcome[samples : samples + shape.num_seqs] = (~finite).int()
+        if samples:
+            logits = model.logits(hidden.index_select(0, step.sample_rows), kernels)
+            tokens = kernels.sample(
+                logits, step.temperatures, step.top_ks, step.top_ps, step.keys,
+                step.sample_positions,
+            )  # fmt: skip
+            self._outcome[:samples] = tokens
+            self._last_token.index_copy_(0, step.sample_slots.long(), tokens.clamp(min=0))
+            if self._digests:
+                self._logits[:samples] = logits
+
+    def _run_padding(self, shape: StepShape) -> None:
+        """A step in which every row is padding: its tokens go nowhere."""
+        batch = padding_batch(shape, self._dummy_slot)
+        buffer = self._staging.take()
+        pack(batch, arrange(batch), shape, self._dummy_slot, buffer.array)
+        self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
+        self._stream.submit(lambda: self._compute(shape))
+        self._stream.record().synchronize()
+
+
+def padding_batch(shape: StepShape, slot: int) -> Batch:
+    """Sequences in row 0, the dummy: ``num_decodes`` of one token, then one of all the others."""
+    counts = np.ones(shape.num_seqs, np.int32)
+    if shape.num_seqs > shape.num_decodes:
+        counts[-1] = shape.num_tokens - shape.num_decodes
+    count = int(counts.sum())
+    none = np.zeros(0, np.int32)
+    zeros = np.zeros(shape.num_seqs, np.int32)
+    return Batch(
+        step=-1,
+        token_ids=np.zeros(count, np.int32),
+        positions=np.zeros(count, np.int32),
+        query_start=np.concatenate(([0], np.cumsum(counts))).astype(np.int32),
+        rows=zeros,
+        slots=zeros + slot,
+        sample=np.ones(shape.num_seqs, np.bool_),
+        sampling=SamplingBatch(
+            zeros.astype(np.float32), zeros, zeros.astype(np.float32) + 1, zeros.astype(np.uint64)
+        ),
+        table_rows=none,
+        table_cols=none,
+        table_pages=none,
+        page_copies=none.reshape(0, 2),
+    )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ``ConfigError`` for weights that the GPU's kernels do not compute with."""
+    known = (torch.float16, torch.bfloat16, torch.float32)
+    if dtype not in known:
+        names = ", ".join(str(each).removeprefix("torch.") for each in known)
+        raise ConfigError(f"dtype {dtype} on a GPU: supported are {names}")

@@ -1,0 +1,280 @@
+"""The hostile device: streams and events without a GPU, run in the worst order that they allow.
+
+For tests of whatever orders its work through ``device.streams``. Work runs when the host is made to
+wait for it, or at moments of a seed's choosing; bytes are read then, never when a copy was given.
+A vector clock a stream (and one for the host) tells, beside the bytes, whether two accesses to the
+same memory were ordered at all: one that was not raises ``RaceError`` even where it came out right.
+Knows no torch: tensors are whatever has ``data_ptr``, ``nbytes``, ``copy_`` and ``fill_``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from scalesim.device.streams import Event, Stream, Work
+
+SCRIBBLE = 0xA5
+HOST = "host"
+Order = Literal["eager", "lazy", "random"]
+Clock = dict[str, int]
+
+
+class RaceError(AssertionError):
+    """Two accesses to one place, one of them a write, and nothing that orders them."""
+
+
+class HostileEvent:
+    def __init__(self, device: HostileDevice, stream: HostileStream, clock: Clock) -> None:
+        self._device, self._stream, self.clock = device, stream, clock
+        self.reached = False
+        self.at_s = 0.0
+
+    def query(self) -> bool:
+        self._device.fidget()
+        if self.reached:
+            self._device.host_saw(self)
+        return self.reached
+
+    def synchronize(self) -> None:
+        self._device.fidget()
+        self._device.reach(self)
+        self._device.host_saw(self)
+
+    def elapsed_s(self, earlier: Event) -> float:
+        assert isinstance(earlier, HostileEvent) and self.reached and earlier.reached
+        return self.at_s - earlier.at_s
+
+    def run_up_to(self) -> None:
+        self._stream.run_until(self)
+
+
+@dataclass(eq=False, slots=True)
+class _Op:
+    """One piece of work, a wait for an event, or the reaching of one."""
+
+    work: Work | None = None
+    event: HostileEvent | None = None
+    clock: Clock = field(default_factory=dict)
+    is_wait: bool = False
+
+
+class HostileStream:
+    def __init__(self, device: HostileDevice, name: str) -> None:
+        self.name, self.clock = name, {name: 0}
+        self._device = device
+        self._queue: deque[_Op] = deque()
+
+    def submit(self, work: Work) -> None:
+        self._give(_Op(work, clock=self._tick()))
+
+    def copy(self, dst: Any, src: Any) -> None:
+        """The destination is scribbled over first, as a copy that has begun may leave it."""
+        assert dst.nbytes == src.nbytes, (dst.nbytes, src.nbytes)
+        if not dst.nbytes:
+            return
+        device, clock = self._device, self._tick()
+        self._give(_Op(lambda: (device.access(dst, True), dst.fill_(SCRIBBLE)), clock=clock))
+        self._give(_Op(lambda: (device.access(src, False), dst.copy_(src)), clock=clock))
+
+    def record(self, *, timed: bool = False) -> HostileEvent:
+        event = HostileEvent(self._device, self, dict(self.clock))
+        self._give(_Op(event=event))
+        return event
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, HostileEvent)
+        join(self.clock, event.clock)
+        self._give(_Op(event=event, is_wait=True))
+
+    def _tick(self) -> Clock:
+        join(self.clock, self._device.host_clock)
+        self.clock[self.name] += 1
+        return dict(self.clock)
+
+    def _give(self, op: _Op) -> None:
+        self._queue.append(op)
+        self._device.fidget()
+
+    @property
+    def can_run(self) -> bool:
+        if not self._queue:
+            return False
+        head = self._queue[0]
+        return not head.is_wait or (head.event is not None and head.event.reached)
+
+    def run_one(self) -> None:
+        op = self._queue.popleft()
+        if op.work is not None:
+            self._device.run(self.name, op.clock, op.work)
+        elif op.event is not None and not op.is_wait:
+            op.event.reached = True
+            op.event.at_s = self._device.now_s
+
+    def run_until(self, event: HostileEvent) -> None:
+        """Run what ``event`` needs, and nothing else."""
+        while not event.reached:
+            head = self._queue[0]
+            if head.is_wait and head.event is not None:
+                head.event.run_up_to()
+            self.run_one()
+
+
+@dataclass(slots=True)
+class _Place:
+    """Who wrote and read one piece of memory last: stream -> its count."""
+
+    written: Clock = field(default_factory=dict)
+    read: Clock = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    name: str
+    start: int
+    num_bytes: int
+    grain: int
+
+
+class HostileDevice:
+    """``order``: ``"lazy"`` runs only what the host waits for; ``"random"`` also lets some work of
+    some streams run whenever the host does anything, by ``seed``, those of ``favoured`` first;
+    ``"eager"`` runs everything at once, as a device that is never behind. ``second`` of its own
+    time passes with each piece of work.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: Order = "random",
+        seed: int = 0,
+        favoured: str = "",
+        pinned: Callable[[int], Any] | None = None,
+        second: float = 1e-4,
+    ) -> None:
+        self.place = "cpu"
+        self.now_s = 0.0
+        self.host_clock: Clock = {}
+        self.num_ops = 0
+        self._order, self._favoured, self._second = order, favoured, second
+        self._random = random.Random(seed)
+        self._streams: dict[str, HostileStream] = {}
+        self._regions: list[_Region] = []
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._running: tuple[str, Clock] | None = None
+        self._pinned = pinned
+
+    # -- the seam -----------------------------------------------------------------------------
+
+    def stream(self, name: str) -> HostileStream:
+        if name not in self._streams:
+            self._streams[name] = HostileStream(self, name)
+        return self._streams[name]
+
+    def capture(self, stream: Stream, work: Work) -> Work:
+        """What a graph is without a GPU: the same operations on the same buffers."""
+        return work
+
+    def pinned(self, num_bytes: int) -> Any:
+        assert self._pinned is not None, "give HostileDevice(pinned=...): it makes no tensors"
+        return self._pinned(num_bytes)
+
+    def pause(self) -> None:
+        """Time passes: one more piece of work runs, if any may."""
+        self._run_some(1)
+
+    def free_bytes(self) -> tuple[int, int]:
+        return 1 << 40, 1 << 40
+
+    def registrar(self) -> HostileDevice:
+        return self
+
+    def register(self, address: int, num_bytes: int) -> int:
+        return 0
+
+    def unregister(self, address: int) -> int:
+        return 0
+
+    # -- running ------------------------------------------------------------------------------
+
+    def fidget(self) -> None:
+        """The host did something: the device may go on meanwhile."""
+        if self._running is not None:
+            return
+        if self._order == "eager":
+            self.run_all()
+        elif self._order == "random":
+            self._run_some(self._random.choice((0, 0, 1, 2, 5)))
+
+    def run_all(self) -> None:
+        while self._run_some(64):
+            pass
+
+    def reach(self, event: HostileEvent) -> None:
+        event.run_up_to()
+
+    def host_saw(self, event: HostileEvent) -> None:
+        join(self.host_clock, event.clock)
+
+    def run(self, stream: str, clock: Clock, work: Work) -> None:
+        self._running, self.num_ops = (stream, clock), self.num_ops + 1
+        try:
+            work()
+        finally:
+            self._running = None
+        self.now_s += self._second
+
+    def _run_some(self, count: int) -> int:
+        done = 0
+        while done < count:
+            able = [stream for stream in self._streams.values() if stream.can_run]
+            first = [stream for stream in able if stream.name == self._favoured]
+            if not able:
+                break
+            self._random.choice(first or able).run_one()
+            done += 1
+        return done
+
+    # -- races --------------------------------------------------------------------------------
+
+    def watch(self, name: str, tensor: Any, grain_bytes: int) -> None:
+        """Tell accesses to ``tensor``'s memory apart by pieces of ``grain_bytes``."""
+        region = _Region(name, tensor.data_ptr(), tensor.nbytes, grain_bytes)
+        self._regions.append(region)
+
+    def access(self, tensor: Any, is_write: bool) -> None:
+        """The work that runs now reads or writes a contiguous ``tensor``."""
+        start = tensor.data_ptr()
+        for region in self._regions:
+            first, end = start - region.start, start + tensor.nbytes - region.start
+            if first < region.num_bytes and end > 0:
+                pieces = range(first // region.grain, -(-end // region.grain))
+                self.touch(region.name, pieces, is_write)
+
+    def touch(self, name: str, pieces: Iterable[int], is_write: bool) -> None:
+        """The work that runs now (the host, if none does) reads or writes pieces of a region."""
+        who, clock = self._running or (HOST, self.host_clock)
+        for piece in pieces:
+            place = self._places.setdefault((name, piece), _Place())
+            self._check(f"{name} {piece}", who, clock, place, is_write)
+            (place.written if is_write else place.read)[who] = clock.get(who, 0)
+
+    def _check(self, what: str, who: str, clock: Clock, place: _Place, is_write: bool) -> None:
+        earlier = [("written", place.written), *([("read", place.read)] if is_write else [])]
+        for verb, counts in earlier:
+            for other, count in counts.items():
+                if clock.get(other, 0) < count:
+                    now = "written" if is_write else "read"
+                    raise RaceError(
+                        f"{what} is {now} by {who}, and was {verb} by {other} in its work number "
+                        f"{count}; {who} is ordered after number {clock.get(other, 0)} only"
+                    )
+
+
+def join(clock: Clock, other: Clock) -> None:
+    """``clock`` now also knows what ``other`` knew."""
+    for name, count in other.items():
+        clock[name] = max(clock.get(name, 0), count)

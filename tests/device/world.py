@@ -1,0 +1,104 @@
+"""Engines on the hostile device: the real link, runner, planner and scheduler over its streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scalesim_kernels import KernelSet, PagedBatch, select
+
+from scalesim.assembly import parts_for, with_settings
+from scalesim.engine import Engine
+from scalesim.memory.cuda_link import CudaLink
+from scalesim.model.cuda_runner import CudaRunner
+from scalesim.testing.hostile_device import HostileDevice
+from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
+
+DEVICE, HOST_POOL = "device page", "host page"
+
+
+def zeros(num_bytes: int) -> torch.Tensor:
+    return torch.zeros(num_bytes, dtype=torch.uint8)
+
+
+def hostile(**options: Any) -> HostileDevice:
+    return HostileDevice(pinned=zeros, **options)
+
+
+def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
+    """``kernels``, telling ``device`` which pages a step reads and writes, at the moment it
+    does."""
+
+    def pages(batch: PagedBatch, rows: torch.Tensor, blocks: torch.Tensor) -> list[int]:
+        real = rows != 0
+        found = batch.block_table[rows[real].long(), blocks[real].long()]
+        return [int(page) for page in found]
+
+    def store(qkv: Any, pool: Any, layer: int, batch: PagedBatch, *more: Any) -> Any:
+        blocks = batch.positions // pool.shape[4]
+        device.touch(DEVICE, pages(batch, batch.token_rows, blocks), is_write=True)
+        return kernels.qk_norm_rope_store(qkv, pool, layer, batch, *more)
+
+    def read(pool: Any, batch: PagedBatch) -> None:
+        for row, length in zip(batch.seq_rows, batch.context_lens, strict=True):
+            blocks = torch.arange(-(-int(length) // pool.shape[4]))
+            device.touch(DEVICE, pages(batch, row.expand(len(blocks)), blocks), is_write=False)
+
+    def decode(q: Any, pool: Any, layer: int, batch: PagedBatch, *more: Any) -> None:
+        if layer == 0:
+            read(pool, batch)
+        kernels.paged_decode(q, pool, layer, batch, *more)
+
+    def copy_pages(pool: Any, src: torch.Tensor, dst: torch.Tensor) -> None:
+        device.touch(DEVICE, src.tolist(), is_write=False)
+        device.touch(DEVICE, dst.tolist(), is_write=True)
+        kernels.copy_pages(pool, src, dst)
+
+    return replace(kernels, qk_norm_rope_store=store, paged_decode=decode, copy_pages=copy_pages)
+
+
+def hostile_engine(
+    device: HostileDevice,
+    *,
+    device_pages: int = 400,
+    host_pages: int = 400,
+    kernels: KernelSet | None = None,
+    watch: bool = True,
+    **settings: Any,
+) -> Engine:
+    """As ``tests.engine.world.tiny_engine``, on ``device``'s streams, every page watched."""
+    config = with_settings(
+        None,
+        {
+            "device_memory": PAGE_BYTES * (device_pages + 1),
+            "host_memory": PAGE_BYTES * host_pages,
+            "block_size": BLOCK,
+            "digests": True,
+            **settings,
+        },
+    )
+    kernels = kernels or select("cpu")
+    if watch:
+        kernels = watching(kernels, device)
+    parts = parts_for(tiny_model(), config, kernels, TOKENIZER, device)
+    if watch:
+        link = link_of(parts)
+        device.watch(DEVICE, link._pages, PAGE_BYTES)
+        device.watch(HOST_POOL, link._host.pages, PAGE_BYTES)
+    return Engine(parts)
+
+
+def link_of(parts: Any) -> CudaLink:
+    assert isinstance(parts.link, CudaLink)
+    return parts.link
+
+
+def runner_of(parts: Any) -> CudaRunner:
+    assert isinstance(parts.runner, CudaRunner)
+    return parts.runner
+
+
+def prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    return np.random.default_rng(seed).integers(0, 256, (count, length)).tolist()
