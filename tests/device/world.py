@@ -31,14 +31,14 @@ def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
     """``kernels``, telling ``device`` which pages a step reads and writes, at the moment it
     does."""
 
-    def pages(batch: PagedBatch, rows: torch.Tensor, blocks: torch.Tensor) -> list[int]:
+    def pages(batch: PagedBatch, rows: torch.Tensor, blocks: torch.Tensor) -> set[int]:
         real = rows != 0
-        found = batch.block_table[rows[real].long(), blocks[real].long()]
-        return [int(page) for page in found]
+        return set(batch.block_table[rows[real].long(), blocks[real].long()].tolist())
 
     def store(qkv: Any, pool: Any, layer: int, batch: PagedBatch, *more: Any) -> Any:
-        blocks = batch.positions // pool.shape[4]
-        device.touch(DEVICE, pages(batch, batch.token_rows, blocks), is_write=True)
+        if layer == 0:
+            blocks = batch.positions // pool.shape[4]
+            device.touch(DEVICE, pages(batch, batch.token_rows, blocks), is_write=True)
         return kernels.qk_norm_rope_store(qkv, pool, layer, batch, *more)
 
     def read(pool: Any, batch: PagedBatch) -> None:
@@ -76,6 +76,8 @@ def hostile_engine(
             "host_memory": PAGE_BYTES * host_pages,
             "block_size": BLOCK,
             "digests": True,
+            "max_num_seqs": 4,
+            "max_num_batched_tokens": 96,
             **settings,
         },
     )

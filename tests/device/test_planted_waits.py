@@ -1,0 +1,142 @@
+"""Each wait of the link and the runner is left out in turn, and that must be seen.
+
+What is left out is one event's: the stream does not wait for it, or the host takes it for reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scalesim.device.staging import StagingRing
+from scalesim.engine import Engine
+from scalesim.errors import EngineClosedError
+from scalesim.model.device_table import DeviceTable
+from scalesim.testing.hostile_device import HostileDevice, HostileEvent, HostileStream, RaceError
+from tests.device.test_engine_on_streams import FULL, QUARTER, TURNS, unlimited
+from tests.device.world import hostile, hostile_engine
+from tests.engine.world import said
+
+SEEDS = range(2)
+Plant = Callable[[HostileDevice], None]
+
+
+def lie(event: HostileEvent) -> HostileEvent:
+    """The host takes ``event`` for reached, and learns nothing by it."""
+    event.query = lambda: True  # type: ignore[method-assign]
+    event.synchronize = lambda: None  # type: ignore[method-assign]
+    event.elapsed_s = lambda earlier: 1e-3  # type: ignore[method-assign]
+    return event
+
+
+def lying(stream: HostileStream) -> None:
+    record = stream.record
+    stream.record = lambda *, timed=False: lie(record(timed=timed))  # type: ignore[method-assign]
+
+
+def no_wait(stream: HostileStream) -> None:
+    stream.wait = lambda event: None  # type: ignore[method-assign]
+
+
+PLANTS: dict[str, Plant] = {
+    "last read before copy-in": lambda device: no_wait(device.stream("in")),
+    "copy-in before first read": lambda device: lying(device.stream("in")),
+    "copy-out before reuse": lambda device: lying(device.stream("out")),
+    "write before copy-out": lambda device: lying(device.stream("compute")),
+}
+
+
+def outcome(engine: Engine) -> str:
+    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it."""
+    try:
+        with engine:
+            played = said(TURNS.play(engine, hint=lambda agent, turn: 1))
+    except EngineClosedError as error:
+        return type(error.__cause__).__name__
+    return "same" if played == unlimited() else "other texts"
+
+
+def play(plant: Plant | None, device: HostileDevice, **settings: Any) -> str:
+    engine = hostile_engine(device, device_pages=QUARTER, host_pages=FULL, **settings)
+    if plant is not None:
+        plant(device)
+    return outcome(engine)
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+@pytest.mark.parametrize("name", PLANTS)
+def test_every_missing_wait_is_seen_as_a_race(name: str, policy: str) -> None:
+    """By the clocks: under every schedule, also where the bytes came out right."""
+    for seed in SEEDS:
+        assert play(PLANTS[name], hostile(seed=seed), policy=policy) == RaceError.__name__
+    assert play(PLANTS[name], hostile(order="lazy"), policy=policy) == RaceError.__name__
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_every_missing_wait_changes_texts_under_some_schedule(name: str) -> None:
+    """By the bytes alone, as on a GPU: nobody watches the pages."""
+    favoured = ("in", "compute", "out", "")
+    devices = [hostile(order="lazy")]
+    devices += [hostile(seed=seed, favoured=favoured[seed % 4]) for seed in range(8)]
+    assert any(play(PLANTS[name], device, watch=False) != "same" for device in devices)
+
+
+def entries_after(take: Callable[[StagingRing], Any] | None, monkeypatch: Any) -> torch.Tensor:
+    """A table after 5 scatters through a ring of 2 buffers, on a device that runs when it must."""
+    if take is not None:
+        monkeypatch.setattr(StagingRing, "take", take)
+    device = hostile(order="lazy")
+    stream = device.stream("compute")
+    table = DeviceTable(device, stream, 3, 8, num_buffers=2, capacity=2)
+    table.apply(changes([1] * 5 + [2] * 5, [0, 1, 2, 3, 4] * 2, list(range(1, 11))))
+    stream.record().synchronize()
+    return table.entries.clone()
+
+
+def changes(rows: list[int], cols: list[int], pages: list[int]) -> Any:
+    from types import SimpleNamespace
+
+    arrays = {"table_rows": rows, "table_cols": cols, "table_pages": pages}
+    return SimpleNamespace(**{name: np.array(each, np.int32) for name, each in arrays.items()})
+
+
+def test_a_staging_buffer_is_not_written_before_it_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = torch.zeros((3, 8), dtype=torch.int32)
+    expected[1, :5], expected[2, :5] = torch.arange(1, 6), torch.arange(6, 11)
+    assert torch.equal(entries_after(None, monkeypatch), expected)
+
+    def take(ring: StagingRing) -> Any:
+        for buffer in ring._buffers:
+            buffer.fence = None
+        return whole(ring)
+
+    whole = StagingRing.take
+    assert not torch.equal(entries_after(take, monkeypatch), expected)
+
+
+def test_closing_waits_for_the_copies() -> None:
+    """Memory that the driver still copies to is not unregistered."""
+    from scalesim.memory.links import Copies
+    from tests.device.world import link_of
+
+    device = hostile(order="lazy")
+    engine = hostile_engine(device, watch=False)
+    link = link_of(engine.parts)
+    at_close: list[bool] = []
+    close = link._host.close
+
+    def note() -> None:
+        at_close.append(bool((link._host.pages[3] == 7).all()))
+        close()
+
+    link._host.close = note  # type: ignore[method-assign]
+    link._pages[1] = 7
+    link.submit(Copies("out", [1], [3]))
+    engine.close()
+    assert at_close == [True]
