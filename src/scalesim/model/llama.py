@@ -25,17 +25,18 @@ class Llama:
         self.weights = weights
         self.dtype = weights.embed.dtype
         self._scale = config.head_dim**-0.5
-        self._cos_sin = weights.embed.new_empty((0, config.head_dim))
+        self.reserve(0)
 
-    def reserve(self, num_positions: int) -> Tensor:
-        """Make the rotary table (a model's full context may need 100 MB, a run much less), beside
-        the weights. Returns it, ``[num_positions or more, head_dim]``: it is replaced only by a
-        longer one."""
-        if num_positions > len(self._cos_sin):
-            table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)
-            place = self.weights.embed.device
-            self._cos_sin = torch.from_numpy(table).to(device=place, dtype=self.dtype)
-        return self._cos_sin
+    def packed(self, kernels: KernelSet) -> Llama:
+        """The same model with its matrices in the form that these kernels are fastest with."""
+        return Llama(self.config, self.weights.packed(kernels.pack_weight))
+
+    def reserve(self, num_positions: int) -> None:
+        """Make the rotary table (a model's full context may need 100 MB, a run much less)
+        beside the weights."""
+        table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)
+        place = self.weights.embed.device
+        self._cos_sin = torch.from_numpy(table).to(device=place, dtype=self.dtype)
 
     def forward(
         self, token_ids: Tensor, pool: Tensor, batch: PagedBatch, plan: Any, kernels: KernelSet
