@@ -100,16 +100,16 @@ def decode_kernel(
         if context <= SPLIT:  # the only split: nothing to reduce
             result = acc / row_sum[:, None]
             out_head = out + kv_head * (GROUP * HEAD_DIM)
-            pointers, inside = tile_rows(
+            targets, _ = tile_rows(
                 out_head, tokens, row, in_group, NUM_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_D
             )
-            tl.store(pointers, result.to(out.dtype.element_ty), mask=inside)
+            tl.store(targets, result.to(out.dtype.element_ty), mask=inside)
         else:
             head = (row * 0 + entry).to(tl.int64) * NUM_HEADS + kv_head * GROUP + row
             tl.store(max_parts + head, row_max, mask=in_group)
             tl.store(sum_parts + head, row_sum, mask=in_group)
-            pointers = acc_parts + head[:, None] * HEAD_DIM + column[None, :]
-            tl.store(pointers, acc, mask=inside)
+            acc_pointers = acc_parts + head[:, None] * HEAD_DIM + column[None, :]
+            tl.store(acc_pointers, acc, mask=inside)
 
 
 @triton.jit
