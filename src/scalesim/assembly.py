@@ -82,7 +82,9 @@ def parts_for(
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
     plan = Plan(geometry, device_pages, host_pages, num_rows, geometry.blocks_for(max_len))
-    runner, link = backend.build(loaded, kernels or select(backend.name), config, plan)
+    runner, link = backend.build(
+        loaded, kernels or select(backend.name, config.reproducible), config, plan
+    )
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,

@@ -84,7 +84,7 @@ class CpuBackend:
         device = allocate_pages(plan.device_pages, page_bytes)
         host = allocate_pages(plan.host_pages, page_bytes)
         runner = ModelRunner(
-            loaded.model,
+            loaded.model.packed(kernels),
             kernels,
             device,
             plan.geometry,
@@ -154,7 +154,7 @@ class CudaBackend:
         geometry, scheduling, fences = plan.geometry, config.scheduler, Fences()
         pages = allocate_device_pages(plan.device_pages, geometry.page_bytes, self._device.place)
         runner = CudaRunner(
-            loaded.model,
+            loaded.model.packed(kernels),
             kernels,
             pages.view(loaded.model.dtype).view(len(pages), *geometry.shape),
             self._device,

@@ -51,8 +51,8 @@ class _Flight:
 
 
 class CudaRunner:
-    """Runs ``model``, whose weights lie on ``device``, over ``pool`` (as in the kernels'
-    contracts).
+    """Runs ``model``, whose weights lie on ``device`` in the form of these kernels
+    (``Llama.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
 
     fences : told of each launched and each collected step.
     max_num_tokens : most query tokens of a batch.
@@ -80,10 +80,7 @@ class CudaRunner:
         table_capacity: int = CAPACITY,
     ) -> None:
         block_size = pool.shape[4]
-        # kept here too: graphs read it, and another engine on this model may ask for a longer one
-        self._angles = model.reserve(
-            min(model.config.max_position, max_blocks_per_row * block_size)
-        )
+        model.reserve(min(model.config.max_position, max_blocks_per_row * block_size))
         self._model, self._kernels, self._pool = model, kernels, pool
         self._device, self._fences = device, fences
         self._stream = device.stream("compute")
