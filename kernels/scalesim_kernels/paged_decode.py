@@ -162,13 +162,6 @@ def decode(
     )  # fmt: skip
     if work.capacity > work.num_seqs:
         reduce_kernel[(work.num_seqs, num_heads)](
-            plan.acc,
-            plan.maxima,
-            plan.sums,
-            work.first_item,
-            out,
-            num_heads,
-            head_dim,
-            block_d,
+            plan.acc, plan.maxima, plan.sums, work.first_item, out, num_heads, head_dim, block_d,
             **REDUCE.options(),
         )

@@ -192,16 +192,7 @@ def sample(
     tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
     block = min(SAMPLE.tile, next_power_of_2(max(vocab, 16)))
     sample_kernel[(num_rows,)](
-        logits,
-        temperatures,
-        top_ks,
-        top_ps,
-        keys,
-        positions,
-        tokens,
-        vocab,
-        block,
-        3,
+        logits, temperatures, top_ks, top_ps, keys, positions, tokens, vocab, block, 3,
         **SAMPLE.options(),
     )
     return tokens
