@@ -136,7 +136,7 @@ def test_closing_waits_for_the_copies() -> None:
         close()
 
     link._host.close = note  # type: ignore[method-assign]
-    link._pages[1] = 7
+    link.device_pages[1] = 7
     link.submit(Copies("out", [1], [3]))
     engine.close()
     assert at_close == [True]

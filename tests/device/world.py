@@ -87,7 +87,7 @@ def hostile_engine(
     parts = parts_for(tiny_model(), config, kernels, TOKENIZER, device)
     if watch:
         link = link_of(parts)
-        device.watch(DEVICE, link._pages, PAGE_BYTES)
+        device.watch(DEVICE, link.device_pages, PAGE_BYTES)
         device.watch(HOST_POOL, link._host.pages, PAGE_BYTES)
     return Engine(parts)
 

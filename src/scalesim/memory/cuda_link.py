@@ -72,7 +72,8 @@ class CudaLink:
         time_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         assert device_pages.shape[1] == host.pages.shape[1], "pages of two sizes"
-        self._device, self._pages, self._host, self._fences = device, device_pages, host, fences
+        self.device_pages = device_pages
+        self._device, self._host, self._fences = device, host, fences
         self._page_bytes = int(device_pages.shape[1])
         self._ways: dict[Direction, _Way] = {
             "in": _Way(device.stream("in")),
@@ -161,6 +162,6 @@ class CudaLink:
     def _copy(self, stream: Stream, chunk: Chunk) -> None:
         inward = chunk.copies.direction == "in"
         for piece in chunk.pieces:
-            on_device = self._pages[piece.device_page : piece.device_page + piece.count]
+            on_device = self.device_pages[piece.device_page : piece.device_page + piece.count]
             on_host = self._host.pages[piece.host_page : piece.host_page + piece.count]
             stream.copy(on_device, on_host) if inward else stream.copy(on_host, on_device)

@@ -67,6 +67,11 @@ class PagePool:
             self._fence[start:end] = fence
             self._give_run(start, end)
 
+    def fence_free(self, pages: Sequence[int], fence: int) -> None:
+        """A step may now touch ``pages`` although they are free."""
+        assert all(self._is_free[page] for page in pages), pages
+        self._fence[list(pages)] = fence
+
     def fence(self, pages: Sequence[int]) -> int:
         """The last step that may still touch any of ``pages``; -1 if none."""
         return int(self._fence[list(pages)].max()) if pages else -1

@@ -56,12 +56,17 @@ def write_dummy_model(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
     """Write a loadable Hugging Face folder: ``config.json`` and ``model.safetensors``."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_json(config), indent=2)
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_config(folder, config)
     tensors = dummy_tensors(config, seed, getattr(torch, config.dtype))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """``config.json`` alone: all that a model with dummy weights needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_json(config), indent=2)
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
