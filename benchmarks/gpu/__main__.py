@@ -11,13 +11,21 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # loaded only once it is known that they can be
+    from benchmarks.gpu.bench import Bench
+    from benchmarks.gpu.report import Report
+    from scalesim.device.streams import Device
+
+    Section = Callable[[Bench], None]
 
 NEEDED = ("numpy", "torch", "triton", "xxhash", "safetensors", "tokenizers", "jinja2")
 
 
-def sections() -> dict[str, tuple[float, Callable[..., None]]]:
+def sections() -> dict[str, tuple[float, Section]]:
     """Name -> (share of the time, what runs), in order."""
     from benchmarks.gpu import attention, copies, errors, pages, races, turns
 
@@ -73,20 +81,21 @@ def importable(name: str) -> bool:
     return True
 
 
-def run(options: argparse.Namespace, wanted: dict, began_s: float):  # type: ignore[no-untyped-def, type-arg]
+def run(
+    options: argparse.Namespace, wanted: Mapping[str, tuple[float, Section]], began_s: float
+) -> Report:
     """Run the sections, each until its share of the time is over. A section that fails fails the
     run, and the others still run."""
     import torch
 
     from benchmarks.gpu.bench import Bench, SkipError
-    from benchmarks.gpu.report import Line, Report, environment
+    from benchmarks.gpu.report import Report, environment
 
     device = device_for(options.device)
     settings = {name: str(value) for name, value in vars(options).items()}
-    report = Report(environment(torch, device.place), settings)
-    bench = Bench(
-        device.place, options.device == "cpu", device, report, options.seed, options.schedules
-    )
+    tiny = options.device == "cpu"
+    report = Report(environment(torch, device.place), settings, is_rehearsal=tiny)
+    bench = Bench(device.place, tiny, device, report, options.seed, options.schedules)
     total, shares = 60 * options.minutes, sum(share for share, _ in wanted.values())
     for name, (share, section) in wanted.items():
         start = time.perf_counter()
@@ -100,14 +109,13 @@ def run(options: argparse.Namespace, wanted: dict, began_s: float):  # type: ign
             report.left_out.append((name, str(skipped)))
         except Exception as error:
             traceback.print_exc()
-            report.left_out.append((name, f"failed: {type(error).__name__}: {error}"[:300]))
-            report.lines.append(Line(f"section {name} runs", "floor", "no error", 0.0, False))
+            report.error(name, error)
         report.seconds[name] = time.perf_counter() - start
         report.write(options.out)  # what there is, should the rest be cut off
     return report
 
 
-def device_for(name: str):  # type: ignore[no-untyped-def]
+def device_for(name: str) -> Device:
     import torch
 
     if name == "cpu":

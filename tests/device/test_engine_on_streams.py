@@ -12,7 +12,9 @@ from tests.device.world import hostile, hostile_engine, runner_of
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import Turns, said, tiny_engine
 
-TURNS = Turns(num_agents=6, rounds=3, prefix_len=40, output_len=8)
+TURNS = Turns(
+    num_agents=6, rounds=3, prefix_len=40, output_len=10, stop_token_ids=tuple(range(0, 256, 6))
+)
 FULL = TURNS.num_agents * TURNS.pages_per_agent
 QUARTER = max(FULL // 4, TURNS.pages_per_agent)
 

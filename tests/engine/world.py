@@ -75,6 +75,7 @@ class Turns:
     new_len: int = 10
     output_len: int = 14
     seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # ends a turn while its next step is in flight
 
     @property
     def pages_per_agent(self) -> int:
@@ -95,7 +96,12 @@ class Turns:
             for agent, history in zip(agents, histories, strict=True):
                 history += rng.integers(0, 256, self.new_len).tolist()
                 requests.append(
-                    agent.request(list(history), max_tokens=self.output_len, ignore_eos=True)
+                    agent.request(
+                        list(history),
+                        max_tokens=self.output_len,
+                        ignore_eos=True,
+                        stop_token_ids=self.stop_token_ids,
+                    )
                 )
             for agent, reply in zip(agents, engine.run(requests), strict=True):
                 assert isinstance(reply, Reply)

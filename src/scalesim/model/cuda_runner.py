@@ -86,13 +86,13 @@ class CudaRunner:
         self._stream = device.stream("compute")
         self._multiple = kernels.row_multiple if reproducible else 1
         self._reproducible, self._digests = reproducible, digests
-        self._max_num_seqs = max_num_seqs
+        self._max_num_tokens = max(max_num_tokens, max_num_seqs)
         buffers = STEPS_IN_FLIGHT + 1
         self._table = DeviceTable(
             device, self._stream, max_num_rows, max_blocks_per_row, buffers, table_capacity
         )
         self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
-        most = self._pad(max(max_num_tokens, max_num_seqs))
+        most = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
         words = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs).num_words
         self._staging = StagingRing(device, buffers, words)
@@ -119,7 +119,7 @@ class CudaRunner:
         try."""
         for size in self.graphs.sizes or (1,):
             self._run_padding(StepShape.decode(size))
-        for count in token_counts:
+        for count in sorted({min(count, self._max_num_tokens) for count in token_counts}):
             for num_decodes in (0, 1):
                 seqs = num_decodes + 1
                 samples = self._pad(seqs)

@@ -1,0 +1,85 @@
+"""Every section of the GPU benchmark runs, at tiny sizes on streams without a GPU. Nothing is
+measured; what only a GPU can do is named as left out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import races, turns
+from benchmarks.gpu.__main__ import main, sections
+from benchmarks.gpu.report import Report
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(races, "TURNS", 2)
+        patch.setattr(races, "AGENTS", 5)
+        assert main(["--device", "cpu", "--out", str(folder), "--schedules", "1"]) == 0
+    text = (folder / "gpu.md").read_text(encoding="utf-8")
+    assert "a rehearsal on a CPU" in text and "## " in text
+    found: dict[str, Any] = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_section_ran_and_says_what_it_left_out(whole: dict[str, Any]) -> None:
+    assert list(whole["seconds"]) == list(sections())
+    why = dict(whole["left_out"])
+    assert set(why) <= {"flex", "tiny, prefix 40, transformers generate_batch"} | {
+        what for what in why if what.startswith("compilations")
+    }
+    assert whole["is_rehearsal"] and whole["environment"]["packages"]["torch"]
+    assert all(table["rows"] for table in whole["tables"])
+
+
+def test_floors_of_the_design_are_held(whole: dict[str, Any]) -> None:
+    held = "\n".join(line["what"] for line in whole["lines"])
+    for what in (
+        "page-major",
+        "error of",
+        "swap in",
+        "both ways over one way",
+        "SDPA over gathered",
+        "compilations while serving",
+        "delayed schedules that differ",
+        "1B decode step outside kernels",
+        "slowed by swapping",
+    ):
+        assert what in held, what
+
+
+def test_nothing_is_captured_nor_compiled_while_serving(whole: dict[str, Any]) -> None:
+    lines = {line["what"]: line for line in whole["lines"]}
+    serving = [line for what, line in lines.items() if "while serving" in what]
+    assert serving and all(line["met"] for line in serving)
+    assert lines["delayed schedules that differ"]["value"] == 0
+
+
+def test_arms_are_the_policies_and_turns_are_counted(whole: dict[str, Any]) -> None:
+    (table,) = (each for each in whole["tables"] if each["title"].startswith("Agent turns"))
+    assert [row[3] for row in table["rows"]] == list(turns.POLICIES)
+    assert all(row[4] > 0 and row[5] > 0 for row in table["rows"])
+
+
+def test_a_missed_floor_is_a_failure_and_a_missed_goal_is_not() -> None:
+    report = Report({}, {})
+    report.hold("goal", "a goal", 0.5, least=0.9)
+    assert not report.failed
+    report.hold("floor", "a floor", 0.5, least=0.75)
+    report.hold("floor", "another", 0.5, most=0.75)
+    assert [line.what for line in report.failed] == ["a floor"]
+    assert "| a floor | floor | ≥ 0.75 | 0.5 | NO |" in report.markdown()
+
+
+def test_unknown_sections_and_missing_packages_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["warp", "--device", "cpu"]) == 2
+    assert "unknown section 'warp'" in capsys.readouterr().out
+    monkeypatch.setattr("benchmarks.gpu.__main__.NEEDED", ("numpy", "no_such_package"))
+    assert main(["--device", "cpu"]) == 2
+    assert "pip install no_such_package" in capsys.readouterr().out

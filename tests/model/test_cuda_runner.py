@@ -1,0 +1,219 @@
+"""The GPU's runner without a GPU: inputs packed and unpacked, tokens filled in on the device,
+graphs chosen and captured once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scalesim_kernels import select
+
+from scalesim.core import NO_TOKEN, Batch, SamplingBatch
+from scalesim.device.streams import Fences
+from scalesim.errors import ConfigError
+from scalesim.memory.geometry import PageGeometry
+from scalesim.model.cuda_runner import CudaRunner, check_dtype
+from scalesim.model.decodes_first import arrange
+from scalesim.model.device_table import last_of_each
+from scalesim.model.graphs import padded_sizes
+from scalesim.model.llama import Llama
+from scalesim.model.runner import ModelRunner
+from scalesim.model.step_inputs import StepShape, layout, pack, shape_of, tensors
+from tests.device.world import hostile
+import itertools
+
+SLOTS = 12
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    """Prefill chunks and decodes mixed; a decode may wait for its token, a chunk may not sample."""
+    counts = draw(st.lists(st.sampled_from([1, 1, 1, 2, 5]), min_size=1, max_size=SLOTS))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    n, starts = len(counts), rng.integers(0, 90, len(counts))
+    positions = [np.arange(s, s + c) for s, c in zip(starts, counts, strict=True)]
+    sample = np.array([c == 1 or bool(rng.integers(2)) for c in counts])
+    token_ids = rng.integers(0, 199, sum(counts)).astype(np.int32)
+    query_start = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    for index, count in enumerate(counts):
+        if count == 1 and rng.integers(2):
+            token_ids[query_start[index]] = NO_TOKEN
+    changes = rng.integers(0, 5, (3, 6)).astype(np.int32)
+    return Batch(
+        step=0, token_ids=token_ids, positions=np.concatenate(positions).astype(np.int32),
+        query_start=query_start, rows=np.arange(1, n + 1, dtype=np.int32),
+        slots=rng.permutation(SLOTS)[:n].astype(np.int32), sample=sample,
+        sampling=SamplingBatch(
+            rng.random(n).astype(np.float32), rng.integers(0, 9, n).astype(np.int32),
+            rng.random(n).astype(np.float32), rng.integers(0, 2**63, n).astype(np.uint64),
+        ),
+        table_rows=changes[0], table_cols=changes[1], table_pages=changes[2],
+        page_copies=rng.integers(1, 9, (int(rng.integers(3)), 2)).astype(np.int32),
+    )  # fmt: skip
+
+
+@given(batches(), st.integers(0, 5), st.integers(0, 5))
+def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int) -> None:
+    arranged = arrange(batch)
+    num_samples = int(batch.sample.sum()) + (samples if batch.sample.any() else 0)
+    shape = shape_of(batch, arranged, batch.num_tokens + tokens, num_samples)
+    flat = np.full(shape.num_words + 7, -77, np.int32)
+    packed = pack(batch, arranged, shape, SLOTS, flat)
+    assert (flat[shape.num_words :] == -77).all()
+    step = tensors(shape, torch.from_numpy(flat), torch.zeros((20, 4), dtype=torch.int32))
+    paged, order = step.paged, packed.order
+    for i, seq in enumerate(order.tolist()):
+        own = slice(int(batch.query_start[seq]), int(batch.query_start[seq + 1]))
+        mine = slice(int(paged.query_start[i]), int(paged.query_start[i + 1]))
+        assert step.token_ids[mine].tolist() == batch.token_ids[own].tolist()
+        assert paged.positions[mine].tolist() == batch.positions[own].tolist()
+        assert set(paged.token_rows[mine].tolist()) == {int(batch.rows[seq])}
+        assert set(step.token_slots[mine].tolist()) == {int(batch.slots[seq])}
+        assert int(step.last[i]) == mine.stop - 1
+        assert int(paged.context_lens[i]) == int(batch.positions[own][-1]) + 1
+    assert (paged.token_rows[batch.num_tokens :] == 0).all()
+    assert (torch.diff(paged.query_start)[: paged.num_decodes] == 1).all()
+    for i, seq in enumerate(order[packed.picked].tolist()):
+        sampling = batch.sampling
+        assert int(step.sample_slots[i]) == int(batch.slots[seq])
+        assert float(step.temperatures[i]) == float(sampling.temperatures[seq])
+        assert float(step.top_ps[i]) == float(sampling.top_ps[seq])
+        assert int(step.keys[i]) == int(sampling.keys[seq])
+        last = int(batch.positions[batch.query_start[seq + 1] - 1])
+        assert int(step.sample_positions[i]) == last + 1
+    assert (step.sample_slots[len(packed.picked) :] == SLOTS).all()
+    assert step.copies.T.tolist() == batch.page_copies.tolist()
+
+
+@given(st.integers(1, 30), st.integers(0, 40))
+def test_a_padded_decode_owns_one_padded_token_a_sequence(count: int, extra: int) -> None:
+    shape = StepShape.decode(count + extra)
+    positions = np.arange(count, dtype=np.int32)
+    zeros = np.zeros(count, np.int32)
+    batch = Batch(
+        0, zeros, positions, np.arange(count + 1, dtype=np.int32), zeros + 1, zeros,
+        np.ones(count, np.bool_),
+        SamplingBatch(
+            zeros.astype(np.float32), zeros, zeros.astype(np.float32), zeros.astype(np.uint64)
+        ),
+        zeros[:0], zeros[:0], zeros[:0], zeros[:0].reshape(0, 2),
+    )  # fmt: skip
+    flat = np.full(shape.num_words, -77, np.int32)
+    pack(batch, arrange(batch), shape, 5, flat)
+    step = tensors(shape, torch.from_numpy(flat), torch.zeros((2, 4), dtype=torch.int32))
+    assert step.paged.query_start.tolist() == list(range(count + extra + 1))
+    assert step.paged.seq_rows.tolist() == [1] * count + [0] * extra
+    assert step.paged.context_lens.tolist() == [p + 1 for p in positions] + [0] * extra
+    assert (step.top_ps[count:] == 1).all() and (step.temperatures[count:] == 0).all()
+
+
+@given(st.integers(0, 300), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
+def test_fields_lie_apart_and_aligned(tokens: int, seqs: int, samples: int, copies: int) -> None:
+    shape = StepShape(tokens, seqs, 0, samples, copies)
+    places = list(layout(shape).values())
+    assert all(place.start % 64 == 0 for place in places)
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(places))
+    assert places[-1].stop == shape.num_words
+
+
+@given(st.integers(1, 600), st.sampled_from([1, 2, 16, 64]))
+def test_padded_sizes_serve_every_batch_at_little_loss(most: int, multiple: int) -> None:
+    sizes = padded_sizes(most, multiple)
+    assert list(sizes) == sorted(set(sizes)) and all(size % multiple == 0 for size in sizes)
+    assert most <= sizes[-1] < most + multiple and len(sizes) <= 40
+    for count in range(1, most + 1):
+        size = next(size for size in sizes if size >= count)
+        assert size - count <= max(7, count // 8 + 1) + multiple
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=30))
+def test_the_last_change_of_an_entry_wins(changes: list[tuple[int, int]]) -> None:
+    places, values = np.array(changes, np.int64).reshape(-1, 2).T
+    kept, newest = last_of_each(places, values.astype(np.int32))
+    assert dict(zip(kept.tolist(), newest.tolist(), strict=True)) == dict(changes)
+    assert len(set(kept.tolist())) == len(kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_supported_dtypes(dtype: torch.dtype) -> None:
+    check_dtype(dtype)
+    with pytest.raises(ConfigError, match="float64 on a GPU: supported are float16, bfloat16"):
+        check_dtype(torch.float64)
+
+
+def one_step(step: int, start: int, tokens: list[int], *, sample: bool = True) -> Batch:
+    count, none = len(tokens), np.zeros(0, np.int32)
+    first = step == 0
+    return Batch(
+        step, np.array(tokens, np.int32), np.arange(start, start + count, dtype=np.int32),
+        np.array([0, count], np.int32), np.array([1], np.int32), np.array([3], np.int32),
+        np.array([sample]),
+        SamplingBatch(np.array([0.8], np.float32), np.array([0], np.int32),
+                      np.array([0.9], np.float32), np.array([5], np.uint64)),
+        np.ones(4 * first, np.int32), np.arange(4 * first, dtype=np.int32),
+        np.arange(1, 4 * first + 1, dtype=np.int32), none.reshape(0, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["eager", "lazy", "random"])
+@pytest.mark.parametrize("graphs", [True, False])
+def test_two_steps_in_flight_say_what_the_cpu_runner_says(
+    tiny_model: Llama, order: str, graphs: bool
+) -> None:
+    config = tiny_model.config
+    geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
+    limits = {"max_num_seqs": 4, "max_num_rows": 3, "max_blocks_per_row": 4}
+    prompt = list(range(1, 20))
+    pages = np.zeros((6, geometry.page_bytes), np.uint8)
+    simple = ModelRunner(tiny_model, select("cpu"), pages, geometry, **limits)  # type: ignore[arg-type]
+    expected = []
+    for step in range(12):
+        tokens, start = ([NO_TOKEN], 18 + step) if step else (prompt, 0)
+        output = simple.collect(simple.launch(one_step(step, start, tokens)))
+        expected.append(int(output.token_ids[0]))
+
+    device, fences = hostile(order=order), Fences()
+    runner = CudaRunner(
+        tiny_model, select("cpu"), torch.zeros((6, *geometry.shape)), device, fences,
+        max_num_tokens=32, graphs=graphs, **limits,  # type: ignore[arg-type]
+    )  # fmt: skip
+    runner.warm_up((2, 32))
+    captures = runner.graphs.num_captures
+    assert captures == (len(padded_sizes(4)) if graphs else 0)
+    said, flights = [], []
+    for step in range(12):
+        tokens, start = ([NO_TOKEN], 18 + step) if step else (prompt, 0)
+        flights.append(runner.launch(one_step(step, start, tokens)))
+        assert fences.event(flights[-1].fence) is not None
+        if len(flights) == 2:
+            said.append(int(runner.collect(flights.pop(0)).token_ids[0]))
+    said.append(int(runner.collect(flights.pop(0)).token_ids[0]))
+    assert said == expected and runner.num_waits == 0
+    assert runner.graphs.num_captures == captures
+
+
+def test_a_bad_sequence_is_marked_and_its_neighbours_are_not(tiny_model: Llama) -> None:
+    config = tiny_model.config
+    geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
+    pool = torch.zeros((6, *geometry.shape))
+    runner = CudaRunner(
+        tiny_model, select("cpu"), pool, hostile(order="lazy"), Fences(),
+        max_num_seqs=4, max_num_tokens=8, max_num_rows=3, max_blocks_per_row=2,
+    )  # fmt: skip
+    runner.warm_up(())
+    pool[1] = float("nan")
+    one = np.ones(2, np.int32)
+    batch = Batch(
+        0, one, one * 5, np.array([0, 1, 2], np.int32), np.array([1, 2], np.int32),
+        np.array([0, 1], np.int32), np.array([True, True]),
+        SamplingBatch(
+            one.astype(np.float32) * 0, one * 0, one.astype(np.float32), one.astype(np.uint64)
+        ),
+        np.array([1, 2], np.int32), np.array([0, 0], np.int32), np.array([1, 2], np.int32),
+        np.zeros((0, 2), np.int32),
+    )  # fmt: skip
+    output = runner.collect(runner.launch(batch))
+    assert output.bad.tolist() == [True, False]
+    assert int(output.token_ids[0]) == NO_TOKEN and int(output.token_ids[1]) >= 0
