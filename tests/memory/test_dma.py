@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,6 @@ from hypothesis import strategies as st
 from scalesim.core import Fence
 from scalesim.memory.dma import MAX_PIECES, MIN_DEPTH_BYTES, Chunk, ChunkQueue, Depth, dma_pieces
 from scalesim.memory.links import MAX_CHUNK_BYTES, Copies, chunked
-import itertools
 
 runs = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40)), min_size=1, max_size=12)
 

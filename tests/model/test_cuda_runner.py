@@ -3,6 +3,8 @@ graphs chosen and captured once."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,6 @@ from scalesim.model.llama import Llama
 from scalesim.model.runner import ModelRunner
 from scalesim.model.step_inputs import StepShape, layout, pack, shape_of, tensors
 from tests.device.world import hostile
-import itertools
 
 SLOTS = 12
 

@@ -29,6 +29,7 @@ def generate(options: GenerateOptions) -> int:
             outcomes: Sequence[Reply | Exception] = [engine.generate(requests[0])]
         else:
             outcomes = engine.run(requests, return_exceptions=True)
+        print(f"[device: {engine.device}]", file=sys.stderr)
     return report(options.prompt, outcomes)
 
 

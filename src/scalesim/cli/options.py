@@ -91,10 +91,12 @@ class GenerateOptions:
     """Of all sampling: the same seed gives the same texts."""
     dummy_weights: tyro.conf.FlagCreatePairsOff[bool] = False
     """Random weights: needs the model's config only."""
+    device: str = _ENGINE.device
+    """Where to compute: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
     device_memory: str = str(_ENGINE.device_memory)
-    """Size of the device pool, like 20GB or 512MiB."""
+    """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
     host_memory: str = str(_ENGINE.host_memory)
-    """Size of the host pool."""
+    """Size of the host pool; auto: 4GB, or beside a GPU 70 % of what is available."""
     policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(POLICIES)}.")] = _ENGINE.policy
     block_size: int | None = _ENGINE.block_size
     """Tokens a page; chosen for the model if not given."""
@@ -113,6 +115,7 @@ class GenerateOptions:
     def engine(self) -> EngineConfig:
         """Raises ``ConfigError``."""
         return EngineConfig(
+            device=self.device,
             device_memory=self.device_memory,
             host_memory=self.host_memory,
             policy=self.policy,
