@@ -153,6 +153,7 @@ def beside_decode(bench: Bench, link: CudaLink, heads: Heads, pages: Tensor, siz
         for layer in range(heads.num_layers):
             kernels.paged_decode(q, pool, layer, batch, plan, heads.head_dim**-0.5, out)
 
+    bench.synchronize()  # what was made so far, on the stream that torch makes things on
     stream.submit(decode)
     stream.record().synchronize()
     run = bench.device.capture(stream, decode)

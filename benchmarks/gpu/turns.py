@@ -193,13 +193,12 @@ def engine_for(
     bench: Bench, loaded: LoadedModel, config: EngineConfig
 ) -> Iterator[tuple[Engine, Watch]]:
     """An engine whose own device queues are the benchmark's where there is no GPU."""
+    gc.collect()  # the last arm's pools
     device = None if bench.on_gpu else bench.device
     parts = parts_for(loaded, config, bench.kernels(), device=device)
     watch = Watch(parts.runner)
     with Engine(replace(parts, runner=watch)) as engine:
         yield engine, watch
-    del parts, watch, engine
-    gc.collect()  # the pool's memory is the next arm's
 
 
 def play(bench: Bench, setting: Setting, loaded: LoadedModel, policy: str) -> Played:
@@ -316,6 +315,8 @@ def peer(bench: Bench, setting: Setting, loaded: LoadedModel) -> Played:
     if not bench.on_gpu:
         raise SkipError("generate_batch needs a GPU")
     shape = loaded.config
+    gc.collect()
+    torch.cuda.empty_cache()
     try:
         config = LlamaConfig(
             vocab_size=shape.vocab_size, hidden_size=shape.hidden_size,

@@ -13,11 +13,11 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from scalesim.device.streams import Registrar
 from scalesim.errors import ConfigError
+from scalesim.memory.storage import allocate_pages
 
 MAX_REGISTRATION_BYTES = 16 << 30
 AVAILABLE_SHARE = 0.7
@@ -64,11 +64,7 @@ class PinnedPages:
         self.seam_pages = seam_pages(page_bytes, max_registration_bytes)
         self._registrar = registrar
         num_bytes = num_pages * page_bytes
-        mapping = mmap.mmap(-1, max(1, num_bytes))
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # fewer pages to pin, fewer to translate
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        flat = torch.from_numpy(np.frombuffer(mapping, np.uint8, count=num_bytes))
-        self.pages = flat.view(num_pages, page_bytes)
+        self.pages = torch.from_numpy(allocate_pages(num_pages, page_bytes))
         self._open: list[int] = []
         for part in registrations(num_pages, page_bytes, self.seam_pages):
             self._register(part, num_bytes)

@@ -1,0 +1,110 @@
+"""Which device an engine runs on, and what is said where it cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from scalesim.assembly import num_device_pages, num_host_pages, resolve_device, with_settings
+from scalesim.backends import CpuBackend, CudaBackend, workspace_bytes
+from scalesim.config import EngineConfig, SchedulerConfig
+from scalesim.device import cuda
+from scalesim.device.cuda import CudaDevice
+from scalesim.engine import Engine
+from scalesim.errors import ConfigError
+from scalesim.memory import pinned
+from scalesim.memory.policies import policy_named
+from scalesim.testing.hostile_device import HostileDevice
+from tests.engine.world import tiny_engine, tiny_model
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+DEADLINE = policy_named("deadline")
+
+
+class SmallDevice(HostileDevice):
+    """A GPU with so many bytes free."""
+
+    free = 10 << 30
+
+    def free_bytes(self) -> tuple[int, int]:
+        return self.free, 80 << 30
+
+
+def backend(free: int, **settings: Any) -> CudaBackend:
+    device = SmallDevice()
+    device.free = free
+    return CudaBackend(device, tiny_model(), with_settings(None, settings))
+
+
+@without_gpu
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(ConfigError, match=r"device='cuda': .*; use device='cpu'"):
+            Engine("anything", device=name)
+
+
+def test_auto_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "sees_gpu", lambda: True)
+    assert resolve_device("auto") == "cuda:0"
+    monkeypatch.setattr(cuda, "sees_gpu", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == "cpu"
+    with tiny_engine() as engine:
+        assert engine.device == "cpu"
+
+
+def test_a_number_that_no_gpu_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device='cuda:2': there are 2 GPUs, from 0"):
+        CudaDevice.named("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:x", "", "CPU"])
+def test_other_devices_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="device="):
+        EngineConfig(device=name)
+
+
+def test_a_pool_larger_than_the_gpus_memory_names_the_sizes_and_the_knob() -> None:
+    gpu = backend(free=10 << 30)
+    gpu.check(5 << 30, 0)
+    with pytest.raises(ConfigError, match=rf"device_memory is {20 << 30} bytes; cpu has \d+ left"):
+        gpu.check(20 << 30, 0)
+
+
+def test_no_memory_for_a_step_names_the_knobs() -> None:
+    with pytest.raises(ConfigError, match=r"lower max_num_batched_tokens or max_num_seqs"):
+        backend(free=1 << 29).default_device_bytes()
+
+
+def test_more_pinned_memory_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "available_host_bytes", lambda: 1000)
+    gpu = backend(free=10 << 30)
+    gpu.check(1 << 20, 1000)
+    with pytest.raises(ConfigError, match="lower it"):
+        gpu.check(1 << 20, 1001)
+    assert gpu.default_host_bytes() == 700
+
+
+def test_auto_sizes() -> None:
+    config = EngineConfig()
+    assert num_device_pages(config, DEADLINE, 1000, CpuBackend()) == 10**6
+    assert num_host_pages(config, DEADLINE, 1000, CpuBackend()) == 4 * 10**6
+    gpu = backend(free=10 << 30)
+    left = (10 << 30) - workspace_bytes(tiny_model(), config)
+    assert num_device_pages(config, DEADLINE, 1 << 20, gpu) == int(0.95 * left) >> 20
+    config = EngineConfig(device_memory="2MB", host_memory="3MB")
+    assert num_device_pages(config, DEADLINE, 1000, gpu) == 2000
+    assert num_host_pages(config, DEADLINE, 1000, gpu) == 3000
+    assert num_host_pages(config, policy_named("lru-recompute"), 1000, gpu) == 0
+
+
+def test_workspace_grows_with_what_a_step_may_hold() -> None:
+    def size(**settings: Any) -> int:
+        config = EngineConfig(scheduler=SchedulerConfig(**settings))
+        return workspace_bytes(tiny_model(), config)
+
+    assert size(max_num_batched_tokens=4096) > size(max_num_batched_tokens=1024)
+    assert size(max_num_seqs=128) > size(max_num_seqs=64)
