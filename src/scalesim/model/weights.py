@@ -44,7 +44,6 @@ class Weights:
     final_norm: Tensor  # [hidden]
     lm_head: Tensor  # [vocab, hidden]; the same tensor as ``embed`` when tied
 
-
     def packed(self, pack: Callable[[Tensor], Tensor]) -> Weights:
         """With every matrix that a linear layer multiplies by in another form."""
         layers = tuple(
