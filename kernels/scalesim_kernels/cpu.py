@@ -14,7 +14,7 @@ from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
 from .cpu_sampling import sample
 
-HAS_PACKED_LINEAR = torch.backends.mkldnn.is_available() and all(
+HAS_PACKED_LINEAR = all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
 )
 PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
