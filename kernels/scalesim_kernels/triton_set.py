@@ -114,6 +114,7 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         plan=attention.plan,
         paged_decode=attention.paged_decode,
         paged_prefill=attention.paged_prefill,
+        pack_weight=lambda weight: weight,
         linear=linear,
         silu_mul=rows.silu_mul,
         copy_pages=pages.copy_pages,
