@@ -1,14 +1,16 @@
 """Compiles what launchers launch, for a GPU that is not there.
 
-``compiled(target, run)`` puts a driver under Triton that names ``target`` and launches nothing, calls
-``run``, and returns every kernel that was compiled on the way. So what is examined is what serving
+``with compiled(target) as found`` puts a driver under Triton that names ``target`` and launches
+nothing; ``found`` lists every kernel that calls inside compile. So what is examined is what serving
 would launch: the same launchers, tiles and specializations, of ours or of a user's. Not thread-safe,
 and not for a process that runs kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +49,7 @@ class Compiled:
     """One compiled kernel. ``files`` by extension: ``ptx`` and ``cubin``, or ``amdgcn``."""
 
     name: str
+    hash: str
     shared_bytes: int
     files: dict[str, Path]
 
@@ -54,8 +57,11 @@ class Compiled:
 class NoDriver(DriverBase):  # type: ignore[misc]
     """Answers what Triton asks before a launch, and launches nothing."""
 
+    numbers = itertools.count()
+
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._device = f"{target.name} {next(self.numbers)}"  # Triton caches kernels by device
         self.utils = SimpleNamespace(
             load_binary=lambda *_: (None, None, 0, 0, 1024),
             get_device_properties=lambda _: {"max_shared_mem": target.shared_bytes},
@@ -81,24 +87,28 @@ class NoDriver(DriverBase):  # type: ignore[misc]
         return self._target.gpu
 
     def get_current_device(self) -> str:
-        return self._target.name
+        return self._device
 
     def get_current_stream(self, device: Any) -> int:
         return 0
 
 
-def compiled(target: Target, run: Callable[[], Any]) -> Sequence[Compiled]:
-    """The kernels that ``run`` compiles, those in Triton's cache on disk included.
+@contextmanager
+def compiled(target: Target) -> Iterator[list[Compiled]]:
+    """A list that grows with each kernel that is compiled inside (or found in the cache on disk).
 
-    Raises what Triton raises for a kernel that does not compile, or that needs more shared memory
-    than the target has; ``ValueError`` in the interpreter.
+    Nothing that was compiled before counts as compiled. Inside, calls raise what Triton raises for a
+    kernel that does not compile, or that needs more shared memory than the target has. Raises
+    ``ValueError`` in the interpreter.
     """
     check(not interpreted(), "TRITON_INTERPRET is set: nothing is compiled in the interpreter")
-    found = []
+    found: list[Compiled] = []
 
-    def listen(*, src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], **_: Any):
+    def listen(
+        *, src: Any, metadata: dict[str, Any], metadata_group: dict[str, str], **_: Any
+    ) -> None:
         files = {Path(name).suffix[1:]: Path(path) for name, path in metadata_group.items()}
-        found.append(Compiled(src.name, metadata["shared"], files))
+        found.append(Compiled(src.name, metadata["hash"], metadata["shared"], files))
 
     driver, knobs = triton.runtime.driver, triton.knobs
     before = driver._active
@@ -106,7 +116,6 @@ def compiled(target: Target, run: Callable[[], Any]) -> Sequence[Compiled]:
         knobs.compilation.listener = listen
         driver.set_active(NoDriver(target))
         try:
-            run()
+            yield found
         finally:
             driver._active = before
-    return found

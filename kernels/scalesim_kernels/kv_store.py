@@ -14,6 +14,7 @@ from torch import Tensor
 from .contracts import PagedBatch
 from .launch import Launch, next_power_of_2
 
+BATCH = ["table", "token_rows", "positions"]  # may be slices, at any alignment
 STORE = Launch(tile=8, num_warps=4)
 
 
@@ -27,7 +28,7 @@ def normed(first, second, weight, column, inside, eps, HALF: tl.constexpr):
     return first * inverse[:, None] * low[None, :], second * inverse[:, None] * high[None, :]
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=BATCH)
 def store_kernel(
     qkv,  # [num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, 2 * HALF], C-contiguous; Q is overwritten
     pool,  # the layer's K in page 0

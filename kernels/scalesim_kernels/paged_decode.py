@@ -19,10 +19,11 @@ from torch import Tensor
 from .attention_tiles import attend, merge, tile_rows
 from .contracts import PagedBatch
 from .launch import Launch, next_power_of_2
-from .work_lists import WorkList, build
+from .work_lists import SMALL, WorkList, build
 
 LOG2_E = 1.4426950408889634
 MIN_ROWS = 16  # the fewest rows of a tensor core's product
+BATCH = ["table", *SMALL]  # may be slices of larger arrays, at any alignment
 REDUCE = Launch(tile=0, num_warps=2)
 
 
@@ -53,7 +54,7 @@ def plan_decode(
     return DecodePlan(work, acc, maxima, sums)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_seqs"])
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=BATCH)
 def decode_kernel(
     q,  # [num_tokens, num_heads, HEAD_DIM], heads contiguous
     q_stride,
@@ -112,7 +113,7 @@ def decode_kernel(
             tl.store(acc_pointers, acc, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["first_item"])
 def reduce_kernel(
     acc_parts, max_parts, sum_parts,  # [capacity, num_heads(, HEAD_DIM)] fp32
     first_item,  # [num_seqs + 1] int32

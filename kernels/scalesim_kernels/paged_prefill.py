@@ -16,7 +16,7 @@ from torch import Tensor
 from .attention_tiles import attend, merge, tile_rows
 from .contracts import PagedBatch
 from .launch import Launch, next_power_of_2
-from .paged_decode import LOG2_E
+from .paged_decode import BATCH, LOG2_E
 from .work_lists import WorkList, build
 
 
@@ -35,7 +35,7 @@ def plan_prefill(batch: PagedBatch, tokens_per_tile: int) -> WorkList | None:
     return build(batch, first, num_seqs, tokens_per_tile, False, capacity)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_seqs"])
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=BATCH)
 def prefill_kernel(
     q,  # [num_tokens, num_heads, HEAD_DIM], heads contiguous
     q_stride,

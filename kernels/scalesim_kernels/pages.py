@@ -17,7 +17,7 @@ from .launch import Launch
 PAGES = Launch(tile=4096, num_warps=4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["src", "dst"])
 def copy_kernel(
     words,  # [num_pages, page_words] int32
     page_words,
@@ -33,7 +33,7 @@ def copy_kernel(
     tl.store(target, tl.load(source, mask=inside), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids"])
 def zero_kernel(words, page_words, ids, BLOCK: tl.constexpr):
     """Grid ``(n, ceil(page_words / BLOCK))``; arguments as in ``copy_kernel``."""
     offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -49,12 +49,10 @@ def page_words(pool: Tensor) -> Tensor:
 def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
     words = page_words(pool)
     grid = (len(src), -(-words.shape[1] // PAGES.tile))
-    if len(src):
-        copy_kernel[grid](words, words.shape[1], src, dst, PAGES.tile, **PAGES.options())
+    copy_kernel[grid](words, words.shape[1], src, dst, PAGES.tile, **PAGES.options())
 
 
 def zero_pages(pool: Tensor, ids: Tensor) -> None:
     words = page_words(pool)
     grid = (len(ids), -(-words.shape[1] // PAGES.tile))
-    if len(ids):
-        zero_kernel[grid](words, words.shape[1], ids, PAGES.tile, **PAGES.options())
+    zero_kernel[grid](words, words.shape[1], ids, PAGES.tile, **PAGES.options())

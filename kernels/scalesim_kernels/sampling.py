@@ -19,8 +19,9 @@ from torch import Tensor
 
 from .launch import Launch, next_power_of_2
 
-SAMPLE = Launch(tile=1024, num_warps=8)
-UNIT = 2.0**40  # vocab * UNIT stays below 2**63 for vocabularies up to 2**22
+SAMPLE = Launch(tile=1024, num_warps=16)
+COLUMNS = ["temperatures", "top_ks", "top_ps", "keys", "positions", "tokens"]
+UNIT = tl.constexpr(2.0**40)  # vocabularies up to 2**22 sum to less than 2**63
 
 
 @triton.jit
@@ -32,10 +33,7 @@ def block_of(logits, start, largest, temperature, VOCAB: tl.constexpr, BLOCK: tl
     weight = tl.exp(tl.div_rn(logit - largest, temperature))
     weight = tl.where(inside, weight, 0.0)
     bits = tl.where(inside, weight.to(tl.int32, bitcast=True), -1)
-    return ids, bits, (weight * UNIT_).to(tl.int64)
-
-
-UNIT_ = tl.constexpr(UNIT)
+    return ids, bits, (weight * UNIT).to(tl.int64)
 
 
 @triton.jit
@@ -114,6 +112,16 @@ def times_draw(mass, u24):
 
 
 @triton.jit
+def ties_needed(mass, tie_mass):
+    """``ceil(mass / tie_mass)`` up to 2**22, without a division of 64-bit integers."""
+    guess = (mass.to(tl.float32) / tl.maximum(tie_mass, 1).to(tl.float32)).to(tl.int32)
+    guess = tl.maximum(guess - 1, 0)  # the quotient may be off by one, either way
+    guess += (guess * tie_mass < mass).to(tl.int32)
+    guess += (guess * tie_mass < mass).to(tl.int32)
+    return guess + (guess * tie_mass < mass).to(tl.int32)
+
+
+@triton.jit
 def first_beyond(
     logits, largest, temperature, cut, ties, threshold,
     VOCAB: tl.constexpr, BLOCK: tl.constexpr,
@@ -135,7 +143,7 @@ def first_beyond(
     return tl.min(result, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=COLUMNS)
 def sample_kernel(
     logits,  # [n, VOCAB] fp32, C-contiguous
     temperatures, top_ks, top_ps,  # [n] fp32, int32, fp32
@@ -172,10 +180,10 @@ def sample_kernel(
             above, mass, num_ties, tie_mass = mass_above(
                 logits, largest, temperature, nucleus, VOCAB, BLOCK
             )
-            needed = (goal - mass + tie_mass - 1) // tl.maximum(tie_mass, 1)
+            needed = ties_needed(goal - mass, tie_mass)
             if nucleus > cut:
                 ties = num_ties
-            ties = tl.minimum(ties, needed.to(tl.int32))
+            ties = tl.minimum(ties, needed)
             cut = nucleus
             total = mass + ties * tie_mass
         u24 = draw24(tl.load(keys + row), tl.load(positions + row))

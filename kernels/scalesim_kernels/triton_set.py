@@ -41,12 +41,16 @@ def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
 
 def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
     if is_wide(dtype):
-        return Launch(tile=16, num_warps=4, num_stages=2)
-    return Launch(tile=32 if head_dim > 128 else 64, num_warps=4, num_stages=3)
+        return narrow_launch(head_dim, dtype)
+    if head_dim > 128:
+        return Launch(tile=32, num_warps=8, num_stages=2)
+    return Launch(tile=64, num_warps=8, num_stages=3)
 
 
 def wide_rows(head_dim: int, dtype: torch.dtype) -> int:
-    return 32 if is_wide(dtype) else 64
+    if is_wide(dtype):
+        return MIN_ROWS
+    return 64 if head_dim > 128 else 128
 
 
 class TritonAttention:

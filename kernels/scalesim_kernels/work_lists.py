@@ -17,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .contracts import PagedBatch
-from .launch import Launch, next_power_of_2
+from .launch import Launch
 
-BUILD = Launch(tile=64, num_warps=1)
+BUILD = Launch(tile=128, num_warps=1)
+SMALL = ["seq_rows", "query_start", "context_lens", "first_item", "seqs", "parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,33 +57,35 @@ def first_and_last_part(seq_rows, query_start, context_lens, seq, valid, PART, W
     return begin // PART, (context + PART - 1) // PART
 
 
-@triton.jit(do_not_specialize=["first_seq", "num_seqs"])
+@triton.jit(do_not_specialize=["first_seq", "num_seqs"], do_not_specialize_on_alignment=SMALL)
 def build_kernel(
     seq_rows, query_start, context_lens,  # [num_seqs of the batch] int32 (query_start: + 1)
     first_item, seqs, parts,  # outputs
     first_seq, num_seqs,
-    PART: tl.constexpr, WHOLE: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr,
+    PART: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(num_seqs + 1,)``: a program writes the items of its sequence; the last, their number.
 
     Each adds up the numbers before its own again: a few hundred integers, and no second launch.
     """
     own = tl.program_id(0)
-    index = tl.arange(0, ALL)
-    before = (index < own) & (index < num_seqs)
-    begin, end = first_and_last_part(
-        seq_rows, query_start, context_lens, first_seq + index, before, PART, WHOLE
-    )
-    start = tl.sum(end - begin, 0)
+    num_before = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, own, BLOCK):
+        seq = first + tl.arange(0, BLOCK)
+        begin, end = first_and_last_part(
+            seq_rows, query_start, context_lens, first_seq + seq, seq < own, PART, WHOLE
+        )
+        num_before += end - begin
+    start = tl.sum(num_before, 0)
     tl.store(first_item + own, start)
-    begin, end = first_and_last_part(
+    own_begin, own_end = first_and_last_part(
         seq_rows, query_start, context_lens, first_seq + own, own < num_seqs, PART, WHOLE
     )
-    for item in range(0, end - begin, BLOCK):
+    for item in range(0, own_end - own_begin, BLOCK):
         offset = item + tl.arange(0, BLOCK)
-        mask = offset < end - begin
+        mask = offset < own_end - own_begin
         tl.store(seqs + start + offset, first_seq + own + offset * 0, mask=mask)
-        tl.store(parts + start + offset, begin + offset, mask=mask)
+        tl.store(parts + start + offset, own_begin + offset, mask=mask)
 
 
 def build(
@@ -94,7 +97,6 @@ def build(
     seqs, parts = (torch.empty(capacity, dtype=torch.int32, device=device) for _ in range(2))
     build_kernel[(num_seqs + 1,)](
         batch.seq_rows, batch.query_start, batch.context_lens, first_item, seqs, parts,
-        first_seq, num_seqs, part, whole, max(16, next_power_of_2(num_seqs)), BUILD.tile,
-        **BUILD.options(),
+        first_seq, num_seqs, part, whole, BUILD.tile, **BUILD.options(),
     )  # fmt: skip
     return WorkList(first_item, seqs, parts, part)
