@@ -68,7 +68,8 @@ class PagePool:
     def fence_free(self, pages: Sequence[int], fence: int) -> None:
         """A step may now touch ``pages`` although they are free."""
         assert all(self._is_free[page] for page in pages), pages
-        self._fence[list(pages)] = fence
+        for page in pages:
+            self._fence[page] = fence
 
     def fence(self, pages: Sequence[int]) -> int:
         """The last step that may still touch any of ``pages``; -1 if none."""
