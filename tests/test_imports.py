@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.device": VALUES,
     "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),
     "scalesim.memory": (*VALUES, "scalesim.device"),
-    "scalesim.memory.pinned": (*VALUES, "scalesim.device", "torch"),
+    "scalesim.memory.pinned": (*VALUES, "scalesim.device", "scalesim.memory", "torch"),
     "scalesim.memory.storage": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
     "scalesim.memory.links": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
     "scalesim.config": (*VALUES, "scalesim.memory"),

@@ -182,7 +182,7 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
     )  # fmt: skip
     runner.warm_up((2, 32))
     captures = runner.graphs.num_captures
-    assert captures == (len(padded_sizes(4)) if graphs else 0)
+    assert captures == len(runner.graphs.sizes) == (1 if graphs else 0)  # 16 rows, padded
     said, flights = [], []
     for step in range(12):
         tokens, start = ([NO_TOKEN], 18 + step) if step else (prompt, 0)

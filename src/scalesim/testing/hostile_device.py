@@ -159,6 +159,7 @@ class HostileDevice:
         self.now_s = 0.0
         self.host_clock: Clock = {}
         self.num_ops = 0
+        self.has_raced = False  # one race is reported: what follows from it is none of its own
         self._order, self._favoured, self._second = order, favoured, second
         self._random = random.Random(seed)
         self._streams: dict[str, HostileStream] = {}
@@ -266,7 +267,8 @@ class HostileDevice:
         earlier = [("written", place.written), *([("read", place.read)] if is_write else [])]
         for verb, counts in earlier:
             for other, count in counts.items():
-                if clock.get(other, 0) < count:
+                if clock.get(other, 0) < count and not self.has_raced:
+                    self.has_raced = True
                     now = "written" if is_write else "read"
                     raise RaceError(
                         f"{what} is {now} by {who}, and was {verb} by {other} in its work number "
