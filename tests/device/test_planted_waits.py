@@ -115,7 +115,7 @@ def test_a_load_waits_for_the_step_that_still_uses_its_pages(order: str) -> None
     with pytest.raises(RaceError, match=r"device page \d+ is (read|written)"):
         load_into_a_step_in_flight(hostile(order=order), plant)
     seen = {
-        load_into_a_step_in_flight(hostile(seed=seed, favoured="in"), plant, watch=False)
+        load_into_a_step_in_flight(hostile(seed=seed, starved="compute"), plant, watch=False)
         for seed in range(6)
     }
     assert seen != {sound}  # and by the bytes alone, under some schedule

@@ -210,7 +210,7 @@ class CudaRunner:
         seqs = flight.packed.order[flight.packed.picked]
         vocab = self._logits.shape[1]
         rows = flight.logits.array[: len(seqs) * vocab].reshape(len(seqs), vocab)
-        digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in rows]
+        digests[seqs] = [xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows]
         return digests
 
     def _pad(self, count: int) -> int:

@@ -40,7 +40,7 @@ class StepShape:
     @property
     def num_words(self) -> int:
         """int32s that the fields take."""
-        return layout(self)["copies"].stop
+        return int(layout(self)["copies"].stop)
 
 
 @lru_cache(maxsize=1024)

@@ -141,7 +141,8 @@ class _Region:
 
 class HostileDevice:
     """``order``: ``"lazy"`` runs only what the host waits for; ``"random"`` also lets some work of
-    some streams run whenever the host does anything, by ``seed``, those of ``favoured`` first;
+    some streams run whenever the host does anything, by ``seed``, those of ``favoured`` first and
+    those of ``starved`` only when the host waits;
     ``"eager"`` runs everything at once, as a device that is never behind. ``second`` of its own
     time passes with each piece of work.
     """
@@ -152,6 +153,7 @@ class HostileDevice:
         order: Order = "random",
         seed: int = 0,
         favoured: str = "",
+        starved: str = "",
         pinned: Callable[[int], Any] | None = None,
         second: float = 1e-4,
     ) -> None:
@@ -160,7 +162,8 @@ class HostileDevice:
         self.host_clock: Clock = {}
         self.num_ops = 0
         self.has_raced = False  # one race is reported: what follows from it is none of its own
-        self._order, self._favoured, self._second = order, favoured, second
+        self._order, self._second = order, second
+        self._favoured, self._starved = favoured, starved
         self._random = random.Random(seed)
         self._streams: dict[str, HostileStream] = {}
         self._regions: list[_Region] = []
@@ -208,7 +211,7 @@ class HostileDevice:
         if self._order == "eager":
             self.run_all()
         elif self._order == "random":
-            self._run_some(self._random.choice((0, 0, 1, 2, 5)))
+            self._run_some(self._random.choice((0, 0, 1, 2, 5)), self._starved)
 
     def run_all(self) -> None:
         while self._run_some(64):
@@ -228,10 +231,11 @@ class HostileDevice:
             self._running = None
         self.now_s += self._second
 
-    def _run_some(self, count: int) -> int:
+    def _run_some(self, count: int, starved: str = "") -> int:
         done = 0
         while done < count:
-            able = [stream for stream in self._streams.values() if stream.can_run]
+            able = [each for each in self._streams.values() if each.can_run]
+            able = [each for each in able if each.name != starved]
             first = [stream for stream in able if stream.name == self._favoured]
             if not able:
                 break
