@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     try:
         return check_command(options)
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
