@@ -38,7 +38,9 @@ def test_decode_and_any_prefill_have_the_same_bits(group: int, num_kv_heads: int
     """Across a split's end (position 512) too, and whatever stands beside it."""
     context = Context(group, num_kv_heads, 32, 16, length=530)
     whole = context.attend(TRITON, (0, 500, 530))[0]
-    chunks = context.attend(TRITON, (0, 500, 509)) + context.attend(TRITON, (1, 0, 3), (0, 509, 530))
+    chunks = context.attend(TRITON, (0, 500, 509)) + context.attend(
+        TRITON, (1, 0, 3), (0, 509, 530)
+    )
     assert same_bits(torch.cat([chunks[0], chunks[2]]), whole)
     for position in (500, 511, 512, 513, 529):
         decode = context.attend(TRITON, (1, 3, 4), (0, position, position + 1), (2, 0, 5))[1]
@@ -97,7 +99,10 @@ def test_draws_are_philox() -> None:
 
 def test_wrong_shapes_say_what_is_taken() -> None:
     batch = Context(1, 1, 16, 16).batch((0, 0, 1))
-    for shape, words in [((2, 1, 2, 1, 16, 24), "head_dim=24"), ((2, 1, 2, 1, 8, 16), "block_size=8")]:
+    for shape, words in [
+        ((2, 1, 2, 1, 16, 24), "head_dim=24"),
+        ((2, 1, 2, 1, 8, 16), "block_size=8"),
+    ]:
         with pytest.raises(ValueError, match=words):
             TRITON.plan(batch, torch.zeros(shape), 1, True)
     with pytest.raises(ValueError, match="C-contiguous"):
