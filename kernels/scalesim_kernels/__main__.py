@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="conformance against the specification")
     check.add_argument(
         "target", nargs="?", default="triton",
-        help="a set (triton, cuda, cpu, reference), or module:function: with --op one that implements "
-        "it, without one that returns a KernelSet",
+        help="a set (triton, cuda, cpu, reference) or module:function: with --op an implementation "
+        "of it, without it a maker of a KernelSet",
     )  # fmt: skip
     check.add_argument("--op", action="append", default=[], help="which op; may be given again")
     check.add_argument("--device", default="cpu", help="cpu (Triton's interpreter) or cuda")

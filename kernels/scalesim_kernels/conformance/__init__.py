@@ -20,6 +20,7 @@ from ..reference import reference_kernels
 from .paged import same_bits
 from .pairwise import Case, pairwise, product
 from .problems import PROBLEMS, Problem, Tensors
+from .steady import steady_interpreter
 
 __all__ = ["LIMITS", "PROBLEMS", "Verdict", "cases_of", "check_case", "check_op"]
 
@@ -109,7 +110,8 @@ def run(problem: Problem, kernels: KernelSet, device: str, disturbed: bool = Fal
 
     def moved(kernels: KernelSet, tensors: Tensors) -> Tensors:
         there = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return {name: r.cpu() for name, r in problem.call(kernels, there).items()}
+        with steady_interpreter():
+            return {name: r.cpu() for name, r in problem.call(kernels, there).items()}
 
     return replace(problem, call=moved).results(kernels, disturbed)
 
