@@ -1,8 +1,8 @@
 """Triton's interpreter with a matrix product whose rows stand alone, as those of GPUs do.
 
-The interpreter multiplies with numpy, and numpy with a BLAS, which gives a row other bits at another
-place in the matrix (measured, OpenBLAS 0.3.31 for Haswell: rows 6 to 15 of 16 against row 0, by the
-last bit). Checks that compare bits would find that, not faults of kernels.
+The interpreter multiplies with numpy, and numpy with a BLAS, which gives a row other bits at
+another place in the matrix (measured, OpenBLAS 0.3.31 for Haswell: rows 6 to 15 of 16 against row
+0, by the last bit). Checks that compare bits would find that, not faults of kernels.
 """
 
 from __future__ import annotations
