@@ -51,6 +51,7 @@ TINY = ModelConfig(
     rope=RopeConfig(),
 )  # fmt: skip
 QUARTER = 0.25
+ARMS = (*((policy, False) for policy in POLICIES), ("deadline", True))  # (policy, reproducible)
 MAX_OUTSIDE = 0.1
 
 
@@ -130,15 +131,16 @@ def run(bench: Bench) -> None:
 
 
 def measure(bench: Bench, setting: Setting, loaded: LoadedModel, rows: list[Any]) -> None:
-    for policy in POLICIES:
-        what = f"{setting.model}, prefix {setting.prefix}, {policy}"
+    for policy, reproducible in ARMS:
+        arm = policy + ", reproducible" * reproducible
+        what = f"{setting.model}, prefix {setting.prefix}, {arm}"
         try:
             bench.need_s(2.5 * setting.arm_s, what)
-            played = play(bench, setting, loaded, policy)
+            played = play(bench, setting, loaded, policy, reproducible)
         except SkipError as skipped:
             bench.report.left_out.append((what, str(skipped)))
             continue
-        rows.append(line(setting, policy, played))
+        rows.append(line(setting, arm, played))
     what = f"{setting.model}, prefix {setting.prefix}, transformers generate_batch"
     try:
         bench.need_s(3.0 * setting.arm_s, what)
@@ -166,7 +168,9 @@ def dummy(bench: Bench, config: ModelConfig) -> LoadedModel:
         return load_model(folder, dummy_weights=True, place=bench.place)
 
 
-def settings_for(bench: Bench, setting: Setting, loaded: LoadedModel, policy: str) -> EngineConfig:
+def settings_for(
+    bench: Bench, setting: Setting, loaded: LoadedModel, policy: str, reproducible: bool = False
+) -> EngineConfig:
     shape = loaded.config
     geometry = PageGeometry.choose(
         shape.num_layers, shape.num_kv_heads, shape.head_dim, loaded.model.dtype.itemsize
@@ -181,6 +185,7 @@ def settings_for(bench: Bench, setting: Setting, loaded: LoadedModel, policy: st
         device_memory=max(int(QUARTER * pages) + 1, least) * geometry.page_bytes,
         host_memory=host_bytes,
         policy=policy,
+        reproducible=reproducible,
         max_model_len=setting.max_len,
         scheduler=SchedulerConfig(
             max_num_seqs=setting.running, max_num_batched_tokens=8192 if bench.on_gpu else 64
@@ -195,14 +200,17 @@ def engine_for(
     """An engine whose own device queues are the benchmark's where there is no GPU."""
     gc.collect()  # the last arm's pools
     device = None if bench.on_gpu else bench.device
-    parts = parts_for(loaded, config, bench.kernels(), device=device)
+    kernels = bench.kernels(reproducible=config.reproducible)
+    parts = parts_for(loaded, config, kernels, device=device)
     watch = Watch(parts.runner)
     with Engine(replace(parts, runner=watch)) as engine:
         yield engine, watch
 
 
-def play(bench: Bench, setting: Setting, loaded: LoadedModel, policy: str) -> Played:
-    config = settings_for(bench, setting, loaded, policy)
+def play(
+    bench: Bench, setting: Setting, loaded: LoadedModel, policy: str, reproducible: bool
+) -> Played:
+    config = settings_for(bench, setting, loaded, policy, reproducible)
     if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     played = Played()
