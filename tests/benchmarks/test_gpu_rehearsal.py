@@ -19,6 +19,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(races, "TURNS", 2)
         patch.setattr(races, "AGENTS", 5)
+        patch.setattr(races, "PREFIX", 60)
         assert main(["--device", "cpu", "--out", str(folder), "--schedules", "1"]) == 0
     text = (folder / "gpu.md").read_text(encoding="utf-8")
     assert "a rehearsal on a CPU" in text and "## " in text
