@@ -80,7 +80,7 @@ SETTINGS = (
     Setting("1B", LLAMA_1B, 8192, 48),
     Setting("8B", LLAMA_8B, 8192, 32),
 )
-TINY_SETTINGS = (Setting("tiny", TINY, 40, 6, running=2, new=6, output=4, turns=3, arm_s=0.0),)
+TINY_SETTINGS = (Setting("tiny", TINY, 150, 12, running=2, new=6, output=4, turns=3, arm_s=0.0),)
 
 
 @dataclass
