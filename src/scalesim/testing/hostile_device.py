@@ -77,8 +77,17 @@ class HostileStream:
         if not dst.nbytes:
             return
         device, clock = self._device, self._tick()
-        self._give(_Op(lambda: (device.access(dst, True), dst.fill_(SCRIBBLE)), clock=clock))
-        self._give(_Op(lambda: (device.access(src, False), dst.copy_(src)), clock=clock))
+
+        def begin() -> None:
+            device.access(dst, is_write=True)
+            dst.fill_(SCRIBBLE)
+
+        def end() -> None:
+            device.access(src, is_write=False)
+            dst.copy_(src)
+
+        self._give(_Op(begin, clock=clock))
+        self._give(_Op(end, clock=clock))
 
     def record(self, *, timed: bool = False) -> HostileEvent:
         event = HostileEvent(self._device, self, dict(self.clock))
