@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
+from .cpu_lora import CpuLora
 from .cpu_sampling import sample
 
 SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
@@ -92,7 +93,7 @@ def zero_pages(pool: Tensor, ids: Tensor) -> None:
 
 
 def cpu_kernels() -> KernelSet:
-    attention = CpuAttention()
+    attention, lora = CpuAttention(), CpuLora()
     return KernelSet(
         name="cpu",
         row_multiple=16,
@@ -102,6 +103,8 @@ def cpu_kernels() -> KernelSet:
         paged_decode=attention.paged_decode,
         paged_prefill=attention.paged_prefill,
         linear=linear,
+        lora_shrink=lora.shrink,
+        lora_expand=lora.expand,
         silu_mul=silu_mul,
         copy_pages=copy_pages,
         zero_pages=zero_pages,
