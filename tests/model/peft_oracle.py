@@ -45,7 +45,7 @@ class Oracle:
 
     def add(self, name: str, *, seed: int = 0, **settings: Any) -> Path:
         """A random adapter with these settings of ``LoraConfig``; the folder it was saved to."""
-        config = peft.LoraConfig(**{"r": 8, "lora_alpha": 16, **settings})
+        config = peft.LoraConfig(**{"r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM", **settings})
         if self.model is None:
             self.model = peft.PeftModelForCausalLM(self.base, config, adapter_name=name)
         else:
