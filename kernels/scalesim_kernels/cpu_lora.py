@@ -135,7 +135,7 @@ def step_groups(lora: LoraBatch) -> list[Group]:
     starts, tokens = lora.starts.tolist(), lora.tokens.tolist()
     columns = (lora.counts.tolist(), lora.rows.tolist(), lora.layouts.tolist())
     for index, (count, row, layout) in enumerate(zip(*columns, strict=True)):
-        if row == 0:
+        if row == 0 or count == 0:
             continue
         start = starts[index]
         mine = tokens[start : start + count]
