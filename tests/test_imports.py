@@ -24,7 +24,7 @@ PACKAGES = {
 VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
-    for name in ("agent", "assembly", "calls", "engine", "loop", "requests", "sampling_keys")
+    for name in ("adapters", "agent", "assembly", "calls", "engine", "loop", "requests", "sampling_keys")
 )
 PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))
 
@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.scheduler": (*VALUES, "scalesim.config", "scalesim.memory"),
     "scalesim.model": (
         *VALUES,
+        "scalesim.memory.adapters",  # what a read adapter is to memory
         "scalesim.memory.geometry",
         "scalesim.memory.links",  # the timeline of fences that a runner and a link share
         "scalesim_kernels",

@@ -19,7 +19,10 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
-from scalesim.memory.storage import allocate_pages
+from scalesim.memory.source_link import SourceLink
+from scalesim.memory.storage import allocate_pages, writer
+from scalesim.model.adapters.folder import AdapterFolders
+from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
@@ -30,6 +33,7 @@ from scalesim.scheduler.scheduler import Scheduler
 
 _RESIDENT_SHARE = 0.7  # of the memory that is available
 _RESIDENT_MAX_PAGES = 1 << 18
+_ROW_BLOCKS = 4096  # of a row of the block table, for adapters larger than the longest sequence
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
@@ -85,7 +89,9 @@ def parts_for(
     device = allocate_pages(device_pages, geometry.page_bytes)
     host = allocate_pages(host_pages if policy.host else 0, geometry.page_bytes)
     timeline = Timeline()
-    link = ThreadLink(device, host, timeline)
+    link = SourceLink(
+        ThreadLink(device, host, timeline), writer(device), writer(host), timeline
+    )
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
@@ -96,6 +102,7 @@ def parts_for(
         link=link,
         planner=config.planner,
     )
+    layouts = LayoutTable()
     runner: Runner = ModelRunner(
         loaded.model,
         kernels or select("cpu"),
@@ -103,10 +110,11 @@ def parts_for(
         geometry,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_rows=num_rows,
-        max_blocks_per_row=geometry.blocks_for(max_len),
+        max_blocks_per_row=min(device_pages, max(geometry.blocks_for(max_len), _ROW_BLOCKS)),
         reproducible=config.reproducible,
         digests=config.digests,
         timeline=timeline,
+        layouts=layouts,
     )
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
@@ -125,6 +133,9 @@ def parts_for(
         model=text,
         seed=config.seed,
         before_wait=release_idle_workers,
+        read_adapter=AdapterFolders(
+            loaded.config, loaded.model.dtype, geometry.page_bytes, layouts
+        ),
     )
 
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
 from scalesim.core import AgentId, Runner, Step
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Change, Distances
 from scalesim.errors import EngineClosedError, RequestTimeoutError
+from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
@@ -35,7 +37,8 @@ MAX_STALL_S = 0.05
 class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
-    caller's thread when it leaves the computing to the engine's."""
+    caller's thread when it leaves the computing to the engine's. ``read_adapter`` reads an
+    adapter's folder; ``None``: the model takes no adapters."""
 
     runner: Runner
     memory: MemoryManager
@@ -45,6 +48,7 @@ class Parts:
     seed: int = 0
     time_s: Callable[[], float] = time.monotonic
     before_wait: Callable[[], None] = lambda: None
+    read_adapter: ReadAdapter | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +74,7 @@ class Loop:
         self.distances = Distances(self.clock)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
+        self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -116,6 +121,7 @@ class Loop:
                 prompt_len=len(call.tokens),
                 limit=len(call.tokens) + params.max_tokens,
                 params=params,
+                adapter=call.adapter,
                 key=self._keys.key(request.agent, call.digest, params, request.sample_index),
                 stop_ids=frozenset(params.stop_token_ids)
                 | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
@@ -147,6 +153,8 @@ class Loop:
             self.stats.cached_tokens += sequence.cached_tokens
             self.stats.output_tokens += len(sequence.output)
             call.done = True
+            if call.adapter is not None:
+                self.adapter_freed(call.adapter)
             calls.append(call)
         deliver(calls)
 
@@ -208,6 +216,8 @@ class Loop:
             )
             error.__cause__ = cause
             call.error, call.done = error, True
+            if call.adapter is not None:
+                self.adapter_freed(call.adapter)
         self._open.clear()
         deliver(ended)
 

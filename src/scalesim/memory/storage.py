@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,3 +19,12 @@ def allocate_pages(num_pages: int, page_bytes: int) -> Bytes2D:
     mapping = mmap.mmap(-1, max(1, num_pages * page_bytes))
     flat = np.frombuffer(mapping, np.uint8, count=num_pages * page_bytes)
     return flat.reshape(num_pages, page_bytes)
+
+
+def writer(pool: Bytes2D) -> Callable[[Sequence[int], Bytes2D], None]:
+    """Puts rows of bytes into pages of ``pool``."""
+
+    def write(pages: Sequence[int], rows: Bytes2D) -> None:
+        pool[list(pages)] = rows
+
+    return write

@@ -8,6 +8,7 @@ alone, so adapters of one shape share a layout. No weights here, and no pages of
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -139,12 +140,16 @@ class LayoutTable:
     by the runner. Only ever grows."""
 
     layouts: list[LoraLayout] = field(default_factory=list)
+    _numbers: dict[LoraLayout, int] = field(default_factory=dict)
     _made: tuple[int, LoraDirectory] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def number(self, layout: LoraLayout) -> int:
-        if layout not in self.layouts:
-            self.layouts.append(layout)
-        return self.layouts.index(layout)
+        with self._lock:
+            if layout not in self._numbers:
+                self._numbers[layout] = len(self.layouts)
+                self.layouts.append(layout)
+            return self._numbers[layout]
 
     def directory(self) -> LoraDirectory:
         """Of all layouts; the same object until one is added."""
