@@ -239,7 +239,7 @@ def test_activated_adapters_share_the_world(policy: str, tmp_path: Path) -> None
         for turn in range(3)
         for index in range(4)
     }
-    with tiny_engine(policy=policy, digests=True, device_pages=70, host_pages=60) as engine:
+    with tiny_engine(policy=policy, digests=True, device_pages=85, host_pages=60) as engine:
         agents = [engine.agent(i, adapter=activated(tmp_path, i)) for i in range(4)]
         base = engine.agent("base")
         base.generate(world + [5], max_tokens=1)
