@@ -217,6 +217,7 @@ def reference_kernels() -> KernelSet:
         plan=plan,
         paged_decode=paged_decode,
         paged_prefill=paged_prefill,
+        pack_weight=lambda weight: weight,
         linear=linear,
         lora_shrink=lora_shrink,
         lora_expand=lora_expand,

@@ -103,9 +103,10 @@ def parts_for(
         planner=config.planner,
     )
     layouts = LayoutTable()
+    kernels = kernels or select("cpu")
     runner: Runner = ModelRunner(
-        loaded.model,
-        kernels or select("cpu"),
+        loaded.model.packed(kernels),
+        kernels,
         device,
         geometry,
         max_num_seqs=config.scheduler.max_num_seqs,
