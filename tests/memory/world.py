@@ -405,7 +405,7 @@ class World:
         tags."""
         device, host = _Reader(self.device, self.shape), _Reader(self.host, self.shape)
         for segment in self.manager.tree:
-            if segment.source is not None or not segment.tokens:
+            if segment.is_adapter:
                 self._check_adapter(segment)
                 continue
             if segment.is_tail and segment.device[0] in self.copying.values():

@@ -93,14 +93,7 @@ class Adapters:
         segment.uses = 0
         for agent in list(segment.owners):
             self._owners.use_adapter(agent.id, None)
-        self.settle(segment)
-
-    def settle(self, segment: Segment) -> None:
-        """If it was removed, and nobody holds it any more: let its pages go."""
-        if segment.source is None and segment.parent is not None:
-            idle = not segment.pins and segment.load is None and segment.save is None
-            if idle:
-                self._residency.drop(segment)
+        self._residency.settle_adapter(segment)
 
     def bind(self, agent: AgentId, digest: bytes) -> None:
         """``agent`` uses this adapter now, and no other."""

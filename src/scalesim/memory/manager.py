@@ -225,7 +225,7 @@ class MemoryManager:
         for segment in chain[1:]:
             self.residency.tidy(segment)
         if lease.adapter is not None:
-            self.adapters.settle(lease.adapter)
+            self.residency.settle_adapter(lease.adapter)
 
     def fail(self, lease: Lease) -> None:
         """A load of this lease failed: release it, and forget what could not be read. Its tokens

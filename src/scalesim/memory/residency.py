@@ -300,6 +300,14 @@ class Residency:
             self._finish_save(transfer)
         else:
             self._finish_load(transfer)
+        for segment, _ in transfer.parts:
+            if segment.is_adapter:
+                self.settle_adapter(segment)
+
+    def settle_adapter(self, segment: Segment) -> None:
+        """If it was removed, and nobody holds it any more: let its pages go."""
+        if segment.source is None and segment.parent is not None and not self._held(segment):
+            self.drop(segment)
 
     def _finish_save(self, transfer: Transfer) -> None:
         if transfer.purpose == "save":

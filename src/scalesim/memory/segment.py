@@ -105,6 +105,11 @@ class Segment:
         return self.parent is None
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it holds what is read from a source; one that was removed has none any more."""
+        return self.mark != b"" and not self.tokens
+
+    @property
     def num_available(self) -> int:
         """Blocks, from the front, whose content is on a tier or on its way to the device."""
         return max(len(self.device), self.saved)

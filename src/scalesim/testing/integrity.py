@@ -79,7 +79,7 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
             _expect(segment in parent.tails.values(), f"{segment}: not its key's tail")
             _expect(not segment.children and not segment.tails, f"{segment}: a tail with children")
         else:
-            if segment.source is None and segment.tokens:
+            if not segment.is_adapter:
                 whole = segment.num_blocks * tree.block_bytes
                 _expect(size == whole > 0, f"{segment}: {size} token bytes, {whole} in its blocks")
             key = segment.tokens[: tree.block_bytes] + segment.mark
@@ -105,7 +105,7 @@ def _check_runs(segment: Segment) -> None:
         segment.saved + save == len(segment.host) <= segment.num_blocks,
         f"{segment}: {segment.saved} saved + {save} saving != {len(segment.host)} host pages",
     )
-    reads = segment.load is not None and segment.source is not None
+    reads = segment.load is not None and segment.is_adapter  # from its source
     _expect(
         len(segment.device) <= segment.saved or load == 0 or reads,
         f"{segment}: loads blocks that the host does not have",
