@@ -10,7 +10,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "lint", "types"]
+nox.options.sessions = ["tests", "kernels", "lint", "types"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -42,6 +42,18 @@ def types(session: nox.Session) -> None:
     """Check the types of both packages, strictly."""
     install(session, "types")
     session.run("mypy", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("triton", ["newest", "3.6.0"])
+def kernels(session: nox.Session, triton: str) -> None:
+    """Judge the Triton kernels in the interpreter, and compile them for GPUs that are not there."""
+    install(session)
+    if triton != "newest":  # torch asks for one version; here it only holds the tensors
+        # The interpreter of Triton 3.6 turns arrays of one element into integers, as numpy did.
+        session.install("--no-deps", f"triton=={triton}", "numpy<2.4")
+    session.run("python", "-W", "ignore", "-m", "scalesim_kernels", "check")
+    session.run("python", "-m", "scalesim_kernels", "compile", "--all")
 
 
 @nox.session

@@ -11,25 +11,35 @@ from .contracts import KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
 
 __all__ = ["KernelSet", "LoraBatch", "LoraDirectory", "LoraSite", "PagedBatch", "select"]
 
-NAMES = ("auto", "cpu", "reference")
+NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 
 
-def select(device: str = "auto") -> KernelSet:
-    """The kernel set for ``device``: ``"cpu"``, ``"reference"``, or ``"auto"`` (now: cpu).
+def select(device: str = "auto", reproducible: bool = True) -> KernelSet:
+    """The kernel set for ``device``: ``"cpu"``, ``"cuda"`` (or ``"cuda:0"``), ``"reference"``, or
+    ``"auto"`` (cuda where there is one). ``"triton"`` is the set of ``"cuda"`` without a look for a
+    GPU: for CPU tensors in Triton's interpreter, which ``TRITON_INTERPRET=1`` turns on.
 
-    Each call makes a set with scratch buffers of its own; a set is for one thread at a time.
-    Raises ``ValueError`` for an unknown name and ``NotImplementedError`` for ``"cuda"``.
+    ``reproducible`` false: on a GPU, ``linear`` is the vendor's, faster, and does not keep its
+    promise about rows. Each call makes a set with scratch buffers of its own; a set is for one
+    thread at a time. Raises ``ValueError`` for an unknown name or where there is no GPU.
     """
-    if device in ("auto", "cpu"):
+    name = device.split(":")[0]
+    if name in ("auto", "cuda"):
+        from torch.cuda import is_available
+
+        if name == "cuda" and not is_available():
+            raise ValueError(f"device {device!r}: torch finds no CUDA device; use device='cpu'")
+        name = "cuda" if is_available() else "cpu"
+    if name == "cpu":
         from .cpu import cpu_kernels
 
         return cpu_kernels()
-    if device == "reference":
+    if name in ("cuda", "triton"):
+        from .triton_set import triton_kernels
+
+        return triton_kernels(reproducible)
+    if name == "reference":
         from .reference import reference_kernels
 
         return reference_kernels()
-    if device.split(":")[0] == "cuda":
-        raise NotImplementedError(
-            f"device {device!r}: the Triton kernels come with the GPU path; use device='cpu'"
-        )
     raise ValueError(f"device {device!r}: known are {', '.join(NAMES)}")

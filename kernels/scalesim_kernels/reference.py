@@ -14,11 +14,16 @@ from .contracts import KernelSet, LoraBatch, LoraSite, PagedBatch
 from .philox import uniform
 
 
+def widen(x: Tensor) -> Tensor:
+    """At least fp32. Called with fp64, the specification is exact enough to judge fp32 by."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     total = x if residual is None else x + residual
-    wide = total.float()
+    wide = widen(total)
     normed = wide / torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight, total
 
@@ -62,11 +67,11 @@ def qk_norm_rope_store(
 def gather_kv(
     pool: Tensor, layer: int, table_row: Tensor, context_len: int
 ) -> tuple[Tensor, Tensor]:
-    """The valid K and V of one sequence: two ``[num_kv_heads, context_len, head_dim]``, fp32."""
+    """The valid K and V of one sequence: two ``[num_kv_heads, context_len, head_dim]``."""
     block_size = pool.shape[4]
     pages = table_row[: -(-context_len // block_size)].long()
-    kv = pool[pages, layer].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len].float()
-    return kv[0], kv[1]
+    kv = pool[pages, layer].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len]
+    return widen(kv[0]), widen(kv[1])
 
 
 def attend_sequence(
@@ -80,7 +85,7 @@ def attend_sequence(
     for token in range(int(batch.query_start[seq]), int(batch.query_start[seq + 1])):
         visible = int(batch.positions[token]) + 1
         for head in range(q.shape[1]):
-            scores = keys[head // group, :visible] @ q[token, head].float() * scale
+            scores = keys[head // group, :visible] @ widen(q[token, head]) * scale
             mixed = torch.softmax(scores, dim=-1) @ values[head // group, :visible]
             out[token, head] = mixed.to(out.dtype)
 
@@ -105,9 +110,9 @@ def plan(batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) ->
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Row by row, so that rows are independent by construction."""
-    rows = [weight.float() @ row.float() for row in x]
-    wide = torch.stack(rows) if rows else x.new_zeros((0, weight.shape[0])).float()
-    return (wide if bias is None else wide + bias.float()).to(x.dtype)
+    rows = [widen(weight) @ widen(row) for row in x]
+    wide = torch.stack(rows) if rows else widen(x.new_zeros((0, weight.shape[0])))
+    return (wide if bias is None else wide + widen(bias)).to(x.dtype)
 
 
 def rank_row(pool: Tensor, table_row: Tensor, offset: int, width: int) -> Tensor:

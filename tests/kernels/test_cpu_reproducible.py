@@ -64,32 +64,38 @@ def test_silu_mul_rows(cpu: KernelSet, width: int, threads: int) -> None:
 class Context:
     """One long sequence per row of a pool with scattered pages; attention over any part of it."""
 
-    def __init__(self, group: int, num_kv_heads: int, head_dim: int, block_size: int) -> None:
-        self.length, self.num_heads = 210, group * num_kv_heads
+    def __init__(
+        self, group: int, num_kv_heads: int, head_dim: int, block_size: int, length: int = 210
+    ) -> None:
+        self.length, self.num_heads = length, group * num_kv_heads
         blocks = -(-self.length // block_size)
         self.pool = torch.randn((3 * blocks + 1, 1, 2, num_kv_heads, block_size, head_dim))
         self.table = np.zeros((4, blocks), np.int32)
         self.table[1:] = np.random.default_rng(0).permutation(3 * blocks).reshape(3, blocks) + 1
         self.q = torch.randn((3, self.length, self.num_heads, head_dim))
 
-    def attend(self, kernels: KernelSet, *parts: tuple[int, int, int]) -> list[Tensor]:
-        """Attention of (sequence, start, stop) parts in one batch, decodes first."""
+    def batch(self, *parts: tuple[int, int, int]) -> PagedBatch:
+        """(sequence, start, stop) parts in one batch, decodes first."""
         counts = [stop - start for _, start, stop in parts]
         positions = np.concatenate([np.arange(a, b) for _, a, b in parts])
         rows = np.array([seq + 1 for seq, _, _ in parts])
-        q = torch.cat([self.q[seq, a:b] for seq, a, b in parts])
 
         def int32(values: object) -> Tensor:
             return torch.from_numpy(np.asarray(values, np.int32))
 
-        batch = PagedBatch(
+        return PagedBatch(
             int32(self.table), int32(positions), int32(np.repeat(rows, counts)), int32(rows),
             int32(np.cumsum([0, *counts])), int32([b for _, _, b in parts]), counts.count(1),
         )  # fmt: skip
+
+    def attend(self, kernels: KernelSet, *parts: tuple[int, int, int]) -> list[Tensor]:
+        """Attention of the parts, one result each."""
+        batch = self.batch(*parts)
+        q = torch.cat([self.q[seq, a:b] for seq, a, b in parts])
         plan, out = kernels.plan(batch, self.pool, self.num_heads, True), torch.empty(q.shape)
         kernels.paged_decode(q, self.pool, 0, batch, plan, 0.2, out)
         kernels.paged_prefill(q, self.pool, 0, batch, plan, 0.2, out)
-        return list(out.split(counts))
+        return list(out.split([stop - start for _, start, stop in parts]))
 
 
 @pytest.mark.parametrize("block_size", [16, 64])

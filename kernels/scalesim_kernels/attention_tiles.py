@@ -1,0 +1,97 @@
+"""The core of both attention kernels: one tile of query rows over a range of KV positions.
+
+A tile has ``TOKENS * GROUP_ROWS`` rows: some tokens of one sequence, at consecutive positions, times
+the query heads that share a KV head (their number rounded up to a power of two). Rows are
+independent in every operation here, and a key that a row may not see adds an exact zero, so a
+row's bits follow from its own position and from ``BLOCK_N``, not from the rest of its tile.
+"""
+
+# ruff: noqa: N803  (constexpr names are capitals)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def attend(
+    q,  # [ROWS, BLOCK_D], the pool's dtype; zeros in columns past HEAD_DIM
+    row_positions,  # [ROWS] int32
+    acc,  # [ROWS, BLOCK_D] fp32: sum of p * v so far
+    row_max,  # [ROWS] fp32: largest score so far, in units of log2
+    row_sum,  # [ROWS] fp32: sum of p so far
+    k_head,  # pointer to this layer's K of this KV head in page 0
+    table_row,  # pointer to the sequence's row of page ids, int32
+    begin,  # first KV position, a multiple of BLOCK_N
+    end,  # one past the last KV position; with MASKED=False a multiple of BLOCK_N
+    page_stride,  # elements between pages, int64
+    v_offset,  # elements from K to V of a head
+    scale_log2,  # softmax scale times log2(e)
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Online softmax in base 2 (one multiplication less than ``exp``) over ``begin:end``."""
+    column = tl.arange(0, BLOCK_D)
+    key = tl.arange(0, BLOCK_N)
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        position = start + key
+        # Positions from ``end`` on are garbage, and so are the table entries behind them.
+        exists = position < end
+        if MASKED:
+            page = tl.load(table_row + position // BLOCK_SIZE, mask=exists, other=0)
+        else:
+            page = tl.load(table_row + position // BLOCK_SIZE)
+        slot = page.to(tl.int64) * page_stride + (position % BLOCK_SIZE) * HEAD_DIM
+        slot = tl.multiple_of(slot, 16)
+        pointers = k_head + slot[:, None] + column[None, :]
+        if HEAD_DIM == BLOCK_D:
+            inside = exists[:, None]
+        else:
+            inside = exists[:, None] & (column < HEAD_DIM)[None, :]
+        if MASKED or HEAD_DIM != BLOCK_D:
+            k = tl.load(pointers, mask=inside, other=0.0)
+            v = tl.load(pointers + v_offset, mask=inside, other=0.0)
+        else:
+            k = tl.load(pointers)
+            v = tl.load(pointers + v_offset)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        if MASKED:
+            score = tl.where(position[None, :] <= row_positions[:, None], score, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(score, 1))
+        p = tl.exp2(score - new_max[:, None])
+        shrink = tl.exp2(row_max - new_max)
+        row_sum = row_sum * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+        row_max = new_max
+    return acc, row_max, row_sum
+
+
+@triton.jit
+def merge(acc, row_max, row_sum, more_acc, more_max, more_sum):
+    """Two partial results of the same rows as one, in this order: the later positions second."""
+    new_max = tl.maximum(row_max, more_max)
+    a, b = tl.exp2(row_max - new_max), tl.exp2(more_max - new_max)
+    acc = acc * a[:, None] + more_acc * b[:, None]
+    return acc, new_max, row_sum * a + more_sum * b
+
+
+@triton.jit
+def tile_rows(
+    q,  # pointer to query head 0 of the KV head's group, at token 0 of the step
+    tokens,  # [ROWS] int32, the step's token of each row
+    heads,  # [ROWS] int32, the row's head within its group
+    valid,  # [ROWS], which rows are real
+    token_stride,  # elements between tokens
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Pointers ``[ROWS, BLOCK_D]`` and mask of a tile's rows in Q or in the output."""
+    column = tl.arange(0, BLOCK_D)
+    offset = tokens.to(tl.int64) * token_stride + heads * HEAD_DIM
+    pointers = q + tl.multiple_of(offset, 16)[:, None] + column[None, :]
+    return pointers, valid[:, None] & (column < HEAD_DIM)[None, :]

@@ -1,0 +1,49 @@
+"""The ``compile`` command: runs the gate on each target, prints, compares, updates the table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import triton
+
+from .compile_only import TARGETS
+from .gate import Figures, faults, measure, read_table, table_path, write_table
+
+HEADER = f"{'':66} regs spills  shared  async tensor"
+
+
+def compile_command(options: argparse.Namespace) -> int:
+    names = options.targets.split(",")
+    if unknown := [name for name in names if name not in TARGETS]:
+        print(f"error: --targets {unknown[0]}: known are {', '.join(TARGETS)}", file=sys.stderr)
+        return 2
+    table, num_faults, num_kernels = read_table(), 0, 0
+    print(f"Triton {triton.__version__}, table {table_path().name}\n{HEADER}")
+    for target in names:
+        committed, now = table.get(target, {}), {}
+        for name, figures in measure(TARGETS[target]):
+            now[name] = figures
+            known = figures if options.update else committed.get(name)
+            wrong = faults(name, TARGETS[target], figures, known)
+            num_faults += len(wrong)
+            if options.all or wrong or figures != known:
+                print_line(target, name, figures, known, wrong)
+        gone = sorted(committed.keys() - now.keys())
+        if gone and not options.update:
+            print(f"{target}: in the table and no more compiled: {', '.join(gone)}")
+            num_faults += len(gone)
+        table[target] = now
+        num_kernels += len(now)
+    if options.update and not num_faults:
+        write_table(table)
+    print(f"{num_kernels} kernels, {num_faults} faults")
+    return 1 if num_faults else 0
+
+
+def print_line(
+    target: str, name: str, now: Figures, before: Figures | None, wrong: list[str]
+) -> None:
+    print(f"{target + ' ' + name:66} {now.text()}  {'; '.join(wrong)}", flush=True)
+    if before is not None and before != now:
+        print(f"{'in the table':>66} {before.text()}")

@@ -1,0 +1,361 @@
+"""One problem an op: inputs with garbage in every unused byte, and how to call the op on them.
+
+``PROBLEMS`` is the table of ops; a new op gets a line there: its factors, and a function that makes
+a problem of one choice of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contracts import KernelSet, PagedBatch
+from .paged import Case, Shape, far_pages, garbage, make_case, same_bits, spread
+
+Tensors = dict[str, Tensor]
+SCALE, EPS = 0.3, 1e-5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``call(kernels, tensors)`` runs the op once; it may overwrite ``tensors``.
+
+    It returns results by name: those in ``exact`` are compared bit by bit with the reference's, the
+    others by their relative error. ``alone(results)`` are the rows of the results that must keep
+    their bits when the inputs become ``disturbed``; ``None`` where rows are not independent.
+    """
+
+    tensors: Tensors
+    call: Callable[[KernelSet, Tensors], Tensors]
+    exact: frozenset[str] = frozenset()
+    in_fp64: bool = True  # false where the specification moves bits, which fp64 would not keep
+    disturbed: Tensors | None = None
+    alone: Callable[[Tensors], list[Tensor]] | None = None
+
+    def results(self, kernels: KernelSet, disturbed: bool = False) -> Tensors:
+        tensors = self.disturbed if disturbed else self.tensors
+        assert tensors is not None
+        return self.call(kernels, {name: value.clone() for name, value in tensors.items()})
+
+    def truth(self, reference: KernelSet) -> Tensors:
+        """The results of the specification in fp64."""
+        wide = {
+            name: value.double() if self.in_fp64 and value.is_floating_point() else value.clone()
+            for name, value in self.tensors.items()
+        }
+        return self.call(reference, wide)
+
+
+@dataclass(frozen=True)
+class OpCases:
+    """``factors``: what varies, each with its awkward values. ``make(choice, dtype, seed)``."""
+
+    factors: Mapping[str, Sequence[Any]]
+    make: Callable[[Mapping[str, Any], torch.dtype, int], Problem]
+
+
+def randn(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def poison(x: Tensor, keep: Tensor, seed: int) -> Tensor:
+    """``x`` with garbage in the rows that the bool mask ``keep`` leaves out."""
+    mask = keep.view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    return torch.where(mask, x, garbage(tuple(x.shape), seed, x.dtype))
+
+
+# Paged ops ---------------------------------------------------------------------------------------
+
+PAGED = {
+    "group": (1, 4, 7, 12),
+    "num_kv_heads": (1, 2),
+    "head_dim": (16, 64, 80, 128),
+    "block_size": (16, 32, 64),
+    "padding": (0, 3),
+    "far": (False, True),  # page offsets beyond 2**31 elements
+    "layer": (0, 1),
+}
+DECODE_LENS = (
+    ((1, 1), (16, 1), (17, 1)),
+    ((63, 1), (65, 1)),
+    ((512, 1), (513, 1)),
+    ((1100, 1),),
+)
+PREFILL_LENS = (
+    ((7, 7), (16, 16)),
+    ((40, 1), (33, 17), (70, 5)),
+    ((530, 18), (3, 2)),
+    ((66, 66),),
+)
+
+
+def paged_case(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Case:
+    padding = choice["padding"]
+    shape = Shape(
+        choice["group"], choice["num_kv_heads"], choice["head_dim"], choice["block_size"],
+        choice["lens"], padded_seqs=padding, padded_tokens=padding,
+    )  # fmt: skip
+    return make_case(shape, seed, dtype)
+
+
+def in_pool(
+    case: Case, far: bool, tensors: Tensors, run: Callable[[PagedBatch, Tensor], Any]
+) -> Any:
+    """``run`` on the case's batch and pool, the pool far apart if asked; writes come back."""
+    pool = tensors["pool"]
+    batch = on_device(case.batch, pool.device)
+    if not far or pool.dtype == torch.float64:  # the specification has no offsets to overflow
+        return run(batch, pool)
+    ids = far_pages(len(pool), pool[0].numel())
+    batch, large = spread(case.batch, pool, ids)
+    result = run(on_device(batch, pool.device), large)
+    pool.copy_(large[ids.to(pool.device)])
+    return result
+
+
+def on_device(batch: PagedBatch, device: torch.device) -> PagedBatch:
+    names = ("block_table", "positions", "token_rows", "seq_rows", "query_start", "context_lens")
+    return replace(batch, **{name: getattr(batch, name).to(device) for name in names})
+
+
+def others_poisoned(case: Case, seq: int, q: Tensor) -> Tensors:
+    """Inputs in which only sequence ``seq`` is as before; all other KV and rows are garbage."""
+    row = case.batch.seq_rows[seq]
+    tokens = case.batch.token_rows == row
+    used = -(-int(case.batch.context_lens[seq]) // case.shape.block_size)
+    pages = torch.zeros(len(case.pool), dtype=torch.bool)
+    pages[case.batch.block_table[row, :used].long()] = True
+    return {"q": poison(q, tokens, 5), "pool": poison(case.pool, pages, 6)}
+
+
+def attention(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    case = paged_case(choice, dtype, seed)
+    decodes = case.batch.num_decodes
+    q = randn(seed + 1, case.num_tokens, case.num_heads, case.shape.head_dim, dtype=dtype)
+    own = slice(0, decodes) if op == "paged_decode" else slice(decodes, case.num_tokens)
+    valid = case.batch.token_rows != 0
+
+    def call(kernels: KernelSet, tensors: Tensors) -> Tensors:
+        before = garbage(tuple(q.shape), seed + 2, dtype).to(tensors["q"])
+        out = before.clone()
+
+        def run(batch: PagedBatch, pool: Tensor) -> None:
+            plan = kernels.plan(batch, pool, case.num_heads, choice["reproducible"])
+            attend = getattr(kernels, op)
+            attend(tensors["q"], pool, choice["layer"], batch, plan, SCALE, out)
+
+        in_pool(case, choice["far"], tensors, run)
+        mine = torch.zeros(len(out), dtype=torch.bool)
+        mine[own] = True
+        changed = torch.tensor([not same_bits(a, b) for a, b in zip(out, before, strict=True)])
+        return {"out": out[mine & valid], "other rows written": (changed & ~mine).int()}
+
+    num_seqs = len(case.shape.lens)
+    seq = num_seqs - 1 if op == "paged_prefill" else max(0, decodes - choice["padding"] - 1)
+    rows = case.batch.token_rows[own][valid[own]] == case.batch.seq_rows[seq]
+    return Problem(
+        {"q": q, "pool": case.pool}, call, frozenset({"other rows written"}),
+        disturbed=others_poisoned(case, seq, q), alone=lambda results: [results["out"][rows]],
+    )  # fmt: skip
+
+
+def rope_store(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    case = paged_case(choice, dtype, seed)
+    head_dim, valid = case.shape.head_dim, case.batch.token_rows != 0
+    width = (case.num_heads + 2 * case.shape.num_kv_heads) * head_dim
+    qkv = randn(seed + 1, case.num_tokens, width, dtype=dtype)
+    tensors = {"qkv": poison(qkv, valid, 7), "pool": case.pool}
+    tensors["cos_sin"] = randn(seed + 2, 1200, head_dim, dtype=dtype).clamp(-1, 1)
+    if choice["norm"]:
+        tensors |= {n: 1 + randn(seed + 3, head_dim, dtype=dtype) / 4 for n in ("q_norm", "k_norm")}
+    pages, slots = written_slots(case)
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        before = given["pool"].clone()
+
+        def run(batch: PagedBatch, pool: Tensor) -> Tensor:
+            plan = kernels.plan(batch, pool, case.num_heads, True)
+            return kernels.qk_norm_rope_store(
+                given["qkv"], pool, choice["layer"], batch, plan, given["cos_sin"],
+                given.get("q_norm"), given.get("k_norm"), EPS,
+            )  # fmt: skip
+
+        q = in_pool(case, choice["far"], given, run)
+        kv = given["pool"][pages, choice["layer"], :, :, slots]
+        given["pool"][pages, choice["layer"], :, :, slots] = 0
+        before[pages, choice["layer"], :, :, slots] = 0
+        rest = torch.tensor([0 if same_bits(given["pool"], before) else 1])
+        return {"q": q[valid], "k": kv[:, 0], "v": kv[:, 1], "other slots written": rest}
+
+    one = torch.zeros(case.num_tokens, dtype=torch.bool)
+    one[case.num_valid - 1] = True
+    return Problem(
+        tensors, call, frozenset({"other slots written"}),
+        disturbed={**tensors, "qkv": poison(qkv, one, 8)},
+        alone=lambda results: [results[name][-1] for name in ("q", "k", "v")],
+    )  # fmt: skip
+
+
+def written_slots(case: Case) -> tuple[Tensor, Tensor]:
+    """(page, slot in it) of every token that is not padding."""
+    valid = case.batch.token_rows != 0
+    rows, positions = case.batch.token_rows[valid].long(), case.batch.positions[valid].long()
+    pages = case.batch.block_table[rows, positions // case.shape.block_size]
+    return pages.long(), positions % case.shape.block_size
+
+
+def move_pages(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    pool = garbage((9, 2, 2, 1, 16, choice["head_dim"]), seed, dtype)
+    case = make_case(Shape(1, 1, choice["head_dim"], 16, ((1, 1),)), seed, dtype)
+    src, dst = torch.tensor([7, 1, 7])[: choice["n"]], torch.tensor([2, 4, 8])[: choice["n"]]
+
+    def call(kernels: KernelSet, tensors: Tensors) -> Tensors:
+        def run(_: PagedBatch, large: Tensor) -> None:
+            ids = far_pages(9, large[0].numel()) if choice["far"] else torch.arange(9)
+            a, b = (ids[pages].to(large.device) for pages in (src, dst))
+            if op == "copy_pages":
+                kernels.copy_pages(large, a, b)
+            else:
+                kernels.zero_pages(large, b)
+
+        in_pool(case, choice["far"], tensors, run)
+        return {"pool": tensors["pool"]}
+
+    return Problem({"pool": pool}, call, frozenset({"pool"}), in_fp64=False)
+
+
+# Ops on rows -------------------------------------------------------------------------------------
+
+
+def some_rows(tensors: Tensors, names: Sequence[str], last: int) -> Tensors:
+    """Inputs whose rows before the ``last`` ones are garbage."""
+    poisoned = {}
+    for name in names:
+        keep = torch.arange(len(tensors[name])) >= len(tensors[name]) - last
+        poisoned[name] = poison(tensors[name], keep, 9)
+    return {**tensors, **poisoned}
+
+
+def rms_norm(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    num_rows, hidden = choice["rows"], choice["hidden"]
+    tensors = {"x": randn(seed, num_rows, hidden, dtype=dtype)}
+    tensors["weight"] = 1 + randn(seed + 1, hidden, dtype=dtype) / 4
+    if choice["residual"]:
+        tensors["residual"] = randn(seed + 2, num_rows, hidden, dtype=dtype)
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        out, total = kernels.rms_norm(given["x"], given["weight"], EPS, given.get("residual"))
+        return {"out": out, "sum": total}
+
+    rows = ["x", "residual"] if choice["residual"] else ["x"]
+    return Problem(
+        tensors, call, disturbed=some_rows(tensors, rows, 1),
+        alone=lambda results: [results["out"][-1], results["sum"][-1]],
+    )  # fmt: skip
+
+
+def silu_mul(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    tensors = {"gate_up": 3 * randn(seed, choice["rows"], 2 * choice["width"], dtype=dtype)}
+    return Problem(
+        tensors,
+        lambda kernels, given: {"out": kernels.silu_mul(given["gate_up"])},
+        disturbed=some_rows(tensors, ["gate_up"], 1),
+        alone=lambda results: [results["out"][-1]],
+    )
+
+
+def linear(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    width, num_out = choice["width"], choice["out"]
+    tensors = {"x": randn(seed, choice["rows"], width, dtype=dtype)}
+    tensors["weight"] = randn(seed + 1, num_out, width, dtype=dtype) * width**-0.5
+    if choice["bias"]:
+        tensors["bias"] = randn(seed + 2, num_out, dtype=dtype)
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        weight = kernels.pack_weight(given["weight"]) if choice["packed"] else given["weight"]
+        return {"out": kernels.linear(given["x"], weight, given.get("bias"))}
+
+    # Fewer rows, the last ones at another place, with other neighbours: all in multiples of 16.
+    fewer = some_rows(tensors, ["x"], 1)
+    if choice["rows"] > 16:
+        fewer["x"] = fewer["x"][16:].clone()
+    return Problem(
+        tensors, call, disturbed=fewer, alone=lambda results: [results["out"][-1]]
+    )
+
+
+def sample(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    num_rows, vocab = 6, choice["vocab"]
+    logits = randn(seed, num_rows, vocab, dtype=torch.float32) * choice["spread"]
+    if choice["ties"]:
+        logits = (logits * 2).round() / 2
+    if choice["broken"]:
+        logits[0, -1], logits[1, 0], logits[2, vocab // 2] = torch.nan, torch.inf, -torch.inf
+    generator = torch.Generator().manual_seed(seed + 1)
+    big = 2**63 - 1
+    tensors = {
+        "logits": logits.to(torch.float32),
+        "keys": torch.randint(-big, big, (num_rows,), generator=generator),
+        "positions": torch.randint(0, 2**31 - 1, (num_rows,), generator=generator).int(),
+    }
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        device = given["logits"].device
+        tokens = kernels.sample(
+            given["logits"].float(),
+            torch.full((num_rows,), choice["temperature"], device=device),
+            torch.full((num_rows,), choice["top_k"], dtype=torch.int32, device=device),
+            torch.full((num_rows,), choice["top_p"], device=device),
+            given["keys"], given["positions"],
+        )  # fmt: skip
+        return {"tokens": tokens}
+
+    return Problem(
+        tensors, call, frozenset({"tokens"}), disturbed=some_rows(tensors, ["logits"], 1),
+        alone=lambda results: [results["tokens"][-1:]],
+    )  # fmt: skip
+
+
+PROBLEMS: dict[str, OpCases] = {
+    "paged_decode": OpCases(
+        {**PAGED, "lens": DECODE_LENS, "reproducible": (True, False)},
+        lambda *args: attention("paged_decode", *args),
+    ),
+    "paged_prefill": OpCases(
+        {**PAGED, "lens": PREFILL_LENS, "reproducible": (True, False)},
+        lambda *args: attention("paged_prefill", *args),
+    ),
+    "qk_norm_rope_store": OpCases(
+        {**PAGED, "lens": (DECODE_LENS[0], DECODE_LENS[2], PREFILL_LENS[1]), "norm": (True, False)},
+        rope_store,
+    ),
+    "rms_norm": OpCases(
+        {"rows": (1, 33), "hidden": (16, 100, 896, 4096), "residual": (True, False)}, rms_norm
+    ),
+    "silu_mul": OpCases({"rows": (1, 33), "width": (8, 33, 1408)}, silu_mul),
+    "linear": OpCases(
+        {"rows": (16, 48, 80), "width": (48, 200), "out": (33, 96), "bias": (True, False),
+         "packed": (False, True)},
+        linear,
+    ),
+    "sample": OpCases(
+        {
+            "vocab": (13, 1003), "temperature": (0.0, 0.7, 1.5), "top_k": (0, 1, 7, 5000),
+            "top_p": (1.0, 0.9, 0.3), "ties": (False, True), "broken": (False, True),
+            "spread": (0.5, 4.0),
+        },
+        sample,
+    ),
+    "copy_pages": OpCases(
+        {"head_dim": (16, 80), "n": (0, 1, 3), "far": (False, True)},
+        lambda *args: move_pages("copy_pages", *args),
+    ),
+    "zero_pages": OpCases(
+        {"head_dim": (16, 80), "n": (0, 1, 3), "far": (False, True)},
+        lambda *args: move_pages("zero_pages", *args),
+    ),
+}  # fmt: skip

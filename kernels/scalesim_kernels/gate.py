@@ -1,0 +1,187 @@
+"""The compile gate: what every kernel costs on GPUs that are not there, against a committed table.
+
+``python -m scalesim_kernels compile --targets sm_80,sm_90,gfx942`` compiles the variants below,
+reads registers, spills, shared memory, asynchronous copies and tensor-core instructions from the
+binaries, and fails on a spill, on a kernel that should have asynchronous copies or tensor-core
+instructions and has none, or fewer of either than the table's by half. Other changes are printed.
+A new op needs a line in ``NEEDS`` only if it should have either, and a call in ``warm_up.calls``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import triton
+
+from .compile_only import TARGETS, Compiled, Target, compiled
+from .contracts import KernelSet
+from .triton_set import triton_kernels
+from .warm_up import ModelShape, calls
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model's shape and a mode. ``ops``: which to compile; all of them where empty."""
+
+    name: str
+    shape: ModelShape
+    reproducible: bool
+    ops: tuple[str, ...] = ()
+
+
+ATTENTION = ("paged_decode", "paged_prefill")
+LLAMA = ModelShape(
+    32, 8, 128, 16, 4096, 14336, 128256, torch.bfloat16, linears=((4096, 6144, False),)
+)
+QWEN3 = replace(LLAMA, num_heads=16, hidden=1024, intermediate=3072, vocab=151936, qk_norm=True)
+QWEN = ModelShape(
+    14, 2, 64, 32, 896, 4864, 151936, torch.float16, linears=((896, 1152, True), (4864, 896, False))
+)
+VARIANTS = (
+    Variant("llama-8b bf16", LLAMA, True),
+    Variant("llama-8b bf16 wide", LLAMA, False, ("paged_prefill",)),
+    Variant("llama-8b bf16 block 64", replace(LLAMA, block_size=64), True, ATTENTION),
+    Variant("qwen3-0.6b bf16", QWEN3, True, ("qk_norm_rope_store", "sample", *ATTENTION)),
+    Variant("qwen2.5-0.5b fp16", QWEN, True),
+    Variant("qwen2.5-0.5b fp16 wide", QWEN, False, ("paged_prefill",)),
+    Variant("head 80 bf16", replace(LLAMA, head_dim=80), False, ATTENTION),
+    Variant("head 256 bf16", replace(LLAMA, num_heads=8, head_dim=256), False, ATTENTION),
+    Variant("llama-8b fp32", replace(LLAMA, dtype=torch.float32), True, (*ATTENTION, "linear")),
+    Variant("llama-8b fp32 wide", replace(LLAMA, dtype=torch.float32), False, ("paged_prefill",)),
+)
+
+# Kernels that must have asynchronous copies and tensor-core instructions in half precision. (fp32
+# products are exact ones, which NVIDIA's tensor cores do not have.)
+NEEDS = frozenset({"decode_kernel", "prefill_kernel", "linear_kernel"})
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one binary. Counts are of instructions in the code, not of executions."""
+
+    registers: int
+    spills: int  # loads and stores of spilled registers (CUDA); spilled registers (AMD)
+    shared_bytes: int
+    async_copies: int  # global to shared memory without registers between
+    tensor_core: int
+
+    def text(self) -> str:
+        return (
+            f"{self.registers:4d} {self.spills:6d} {self.shared_bytes:7d} "
+            f"{self.async_copies:6d} {self.tensor_core:6d}"
+        )
+
+
+def figures(kernel: Compiled) -> Figures:
+    if "cubin" in kernel.files:
+        return cuda_figures(kernel)
+    return amd_figures(kernel)
+
+
+def cuda_figures(kernel: Compiled) -> Figures:
+    """From the SASS and the resource usage that Triton's own ``cuobjdump`` prints."""
+    tool, cubin = triton.knobs.nvidia.cuobjdump.path, str(kernel.files["cubin"])
+
+    def dump(what: str) -> str:
+        return subprocess.run([tool, what, cubin], check=True, capture_output=True, text=True).stdout
+
+    usage, sass = dump("-res-usage"), dump("-sass")
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, usage
+    return Figures(
+        int(registers[1]),
+        len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        kernel.shared_bytes,
+        len(re.findall(r"\b(?:LDGSTS|UTMALDG|UBLKCP)\b", sass)),
+        len(re.findall(r"\b(?:HMMA|HGMMA|IMMA|QGMMA)\b", sass)),
+    )
+
+
+def amd_figures(kernel: Compiled) -> Figures:
+    """From the assembly and the metadata at its end."""
+    text = kernel.files["amdgcn"].read_text()
+
+    def number(field: str) -> int:
+        found = re.search(rf"\.{field}:\s+(\d+)", text)
+        assert found is not None, field
+        return int(found[1])
+
+    return Figures(
+        number("vgpr_count"),
+        number("vgpr_spill_count") + number("sgpr_spill_count"),
+        kernel.shared_bytes,
+        len(re.findall(r"(?:buffer|global)_load_(?:lds_)?dword\S*.*\blds\b", text)),
+        text.count("v_mfma"),
+    )
+
+
+def measure(
+    target: Target, variants: tuple[Variant, ...] = VARIANTS, kernels: KernelSet | None = None
+) -> Iterator[tuple[str, Figures]]:
+    """(variant / op / kernel, its figures) of what the calls of each variant compile."""
+    seen = set()
+    for variant in variants:
+        ops = kernels or triton_kernels(variant.reproducible)
+        reached: dict[str, list[Compiled]] = {}
+        with compiled(target) as found:
+            for op, call in calls(ops, variant.shape, "cpu", variant.reproducible):
+                if not variant.ops or op in variant.ops:
+                    call()
+                    reached.setdefault(op, []).extend(found)
+                found.clear()
+        for op, own in reached.items():
+            for kernel in own:
+                if kernel.hash not in seen:
+                    seen.add(kernel.hash)
+                    yield f"{variant.name} / {op} / {kernel.name}", figures(kernel)
+
+
+def table_path() -> Path:
+    """The committed table of this version of Triton (of its first two numbers)."""
+    version = ".".join(triton.__version__.split(".")[:2])
+    return Path(__file__).with_name("compiled") / f"triton-{version}.json"
+
+
+def read_table() -> dict[str, dict[str, Figures]]:
+    path = table_path()
+    if not path.exists():
+        return {}
+    raw = json.loads(path.read_text())
+    return {
+        target: {name: Figures(**values) for name, values in rows.items()}
+        for target, rows in raw.items()
+    }
+
+
+def write_table(table: dict[str, dict[str, Figures]]) -> None:
+    raw = {t: {name: asdict(f) for name, f in rows.items()} for t, rows in table.items()}
+    table_path().parent.mkdir(exist_ok=True)
+    table_path().write_text(json.dumps(raw, indent=1) + "\n")
+
+
+def faults(name: str, target: Target, now: Figures, before: Figures | None) -> list[str]:
+    """Why these figures fail. ``before``: the committed ones, ``None`` if there are none."""
+    found = []
+    if now.spills:
+        found.append(f"{now.spills} spills")
+    half = "fp32" not in name
+    cuda = target.gpu.backend == "cuda"
+    if name.rsplit(" / ", 1)[1] in NEEDS:
+        if cuda and now.async_copies == 0:
+            found.append("no asynchronous copy")
+        if half and now.tensor_core == 0:
+            found.append("no tensor-core instruction")
+    if before is None:
+        found.append("not in the table; run with --update")
+        return found
+    for field, word in (("async_copies", "asynchronous copies"), ("tensor_core", "tensor-core")):
+        was, is_now = getattr(before, field), getattr(now, field)
+        if 2 * is_now < was:
+            found.append(f"{word}: {is_now}, {was} before")
+    return found

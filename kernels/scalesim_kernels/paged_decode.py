@@ -1,0 +1,168 @@
+"""Paged attention of one query token a sequence: split over the context, then reduced.
+
+A fixed number of programs takes (sequence, split, KV head) items from the plan's list, so that grids
+are static, long contexts fill the device at any batch size, and no program is launched for a split
+that does not exist. Splits begin at multiples of a fixed size; programs change who computes, not
+what. The reference is ``reference.paged_decode``.
+"""
+
+# ruff: noqa: N803
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_tiles import attend, merge, tile_rows
+from .contracts import PagedBatch
+from .launch import Launch, next_power_of_2
+from .work_lists import SMALL, WorkList, build
+
+LOG2_E = 1.4426950408889634
+MIN_ROWS = 16  # the fewest rows of a tensor core's product
+BATCH = ["table", *SMALL]  # may be slices of larger arrays, at any alignment
+REDUCE = Launch(tile=0, num_warps=2)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """Items of the step's decodes and scratch memory, which all layers share."""
+
+    work: WorkList
+    acc: Tensor  # [capacity, num_heads, head_dim] fp32: unnormalized output of a split
+    maxima: Tensor  # [capacity, num_heads] fp32
+    sums: Tensor  # [capacity, num_heads] fp32
+
+
+def plan_decode(
+    batch: PagedBatch, num_heads: int, head_dim: int, block_size: int, split: int
+) -> DecodePlan | None:
+    """Capacity is that of full block table rows: ``4 * head_dim * num_heads`` bytes an item."""
+    if batch.num_decodes == 0:
+        return None
+    longest = batch.block_table.shape[1] * block_size
+    capacity = batch.num_decodes * -(-longest // split)
+    work = build(batch, 0, batch.num_decodes, split, True, capacity)
+    device = batch.seq_rows.device
+    acc = torch.empty((capacity, num_heads, head_dim), dtype=torch.float32, device=device)
+    maxima, sums = (
+        torch.empty((capacity, num_heads), dtype=torch.float32, device=device) for _ in range(2)
+    )
+    return DecodePlan(work, acc, maxima, sums)
+
+
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=BATCH)
+def decode_kernel(
+    q,  # [num_tokens, num_heads, HEAD_DIM], heads contiguous
+    q_stride,
+    k_pool,  # K of the layer, KV head 0, page 0
+    page_stride, head_stride, v_offset,  # elements
+    table, table_stride,  # [num_rows, max_blocks] int32
+    seq_rows, context_lens,  # [num_seqs] int32
+    first_item, seqs, parts,  # the work list
+    num_seqs,
+    scale_log2,
+    acc_parts, max_parts, sum_parts,  # partial results, by item and query head
+    out,  # [num_tokens, num_heads, HEAD_DIM], C-contiguous
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid ``(programs,)``; program p takes items p, p + programs, ... of items x KV heads."""
+    NUM_HEADS: tl.constexpr = GROUP * NUM_KV_HEADS
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK_D)
+    num_items = tl.load(first_item + num_seqs) * NUM_KV_HEADS
+    for item in tl.range(tl.program_id(0), num_items, tl.num_programs(0)):
+        kv_head = item % NUM_KV_HEADS
+        entry = item // NUM_KV_HEADS
+        seq = tl.load(seqs + entry)
+        begin = tl.load(parts + entry) * SPLIT
+        context = tl.load(context_lens + seq)
+        end = tl.minimum(begin + SPLIT, context)
+
+        in_group = row < GROUP
+        q_head = q + kv_head * (GROUP * HEAD_DIM)
+        tokens = row * 0 + seq
+        pointers, inside = tile_rows(q_head, tokens, row, in_group, q_stride, HEAD_DIM, BLOCK_D)
+        tile = tl.load(pointers, mask=inside, other=0.0)
+        acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        row_max = tl.full([ROWS], float("-inf"), tl.float32)
+        row_sum = tl.zeros([ROWS], tl.float32)
+        table_row = table + tl.load(seq_rows + seq).to(tl.int64) * table_stride
+        acc, row_max, row_sum = attend(
+            tile, row * 0 + (context - 1), acc, row_max, row_sum,
+            k_pool + kv_head * head_stride, table_row, begin, end, page_stride, v_offset,
+            scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES,
+        )  # fmt: skip
+        if context <= SPLIT:  # the only split: nothing to reduce
+            result = acc / row_sum[:, None]
+            out_head = out + kv_head * (GROUP * HEAD_DIM)
+            targets, _ = tile_rows(
+                out_head, tokens, row, in_group, NUM_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_D
+            )
+            tl.store(targets, result.to(out.dtype.element_ty), mask=inside)
+        else:
+            head = (row * 0 + entry).to(tl.int64) * NUM_HEADS + kv_head * GROUP + row
+            tl.store(max_parts + head, row_max, mask=in_group)
+            tl.store(sum_parts + head, row_sum, mask=in_group)
+            acc_pointers = acc_parts + head[:, None] * HEAD_DIM + column[None, :]
+            tl.store(acc_pointers, acc, mask=inside)
+
+
+@triton.jit(do_not_specialize_on_alignment=["first_item"])
+def reduce_kernel(
+    acc_parts, max_parts, sum_parts,  # [capacity, num_heads(, HEAD_DIM)] fp32
+    first_item,  # [num_seqs + 1] int32
+    out,  # [num_tokens, num_heads, HEAD_DIM]
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Grid ``(num_seqs, num_heads)``. Adds splits in the order of their positions."""
+    seq, head = tl.program_id(0), tl.program_id(1)
+    begin, end = tl.load(first_item + seq), tl.load(first_item + seq + 1)
+    if end - begin > 1:
+        one = tl.arange(0, 1)
+        column = tl.arange(0, BLOCK_D)
+        inside = (column < HEAD_DIM)[None, :]
+        acc = tl.zeros([1, BLOCK_D], tl.float32)
+        row_max = tl.full([1], float("-inf"), tl.float32)
+        row_sum = tl.zeros([1], tl.float32)
+        for item in tl.range(begin, end):
+            index = (one + item).to(tl.int64) * NUM_HEADS + head
+            more = tl.load(
+                acc_parts + index[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0
+            )
+            more_max, more_sum = tl.load(max_parts + index), tl.load(sum_parts + index)
+            acc, row_max, row_sum = merge(acc, row_max, row_sum, more, more_max, more_sum)
+        result = acc / row_sum[:, None]
+        offset = (seq.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
+        pointers = out + offset + one[:, None] * HEAD_DIM + column[None, :]
+        tl.store(pointers, result.to(out.dtype.element_ty), mask=inside)
+
+
+def decode(
+    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: DecodePlan, scale: float,
+    out: Tensor, launch: Launch, programs: int,
+) -> None:  # fmt: skip
+    """The decodes' rows of ``out``, as ``contracts.PagedAttention`` says. ``plan`` of this batch."""
+    num_kv_heads, block_size, head_dim = pool.shape[3:]
+    num_heads = q.shape[1]
+    group, block_d = num_heads // num_kv_heads, next_power_of_2(head_dim)
+    work = plan.work
+    grid = min(programs, work.capacity * num_kv_heads)
+    decode_kernel[(grid,)](
+        q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
+        batch.block_table, batch.block_table.stride(0), batch.seq_rows, batch.context_lens,
+        work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E,
+        plan.acc, plan.maxima, plan.sums, out,
+        num_kv_heads, group, max(MIN_ROWS, next_power_of_2(group)), head_dim, block_d, block_size,
+        work.part_size, launch.tile, launch.num_stages, **launch.options(),
+    )  # fmt: skip
+    if work.capacity > work.num_seqs:
+        reduce_kernel[(work.num_seqs, num_heads)](
+            plan.acc, plan.maxima, plan.sums, work.first_item, out, num_heads, head_dim, block_d,
+            **REDUCE.options(),
+        )

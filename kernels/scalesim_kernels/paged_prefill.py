@@ -1,0 +1,122 @@
+"""Paged attention of many query tokens a sequence, over pages that hold their own KV already.
+
+A program takes one tile of query tokens at aligned absolute positions, times the query heads of one
+KV head, and walks the context. Two forms: the wide one fills tensor cores; the reproducible one
+computes exactly what ``paged_decode`` computes for each of its tokens: tiles of as many rows, KV
+tiles of the same size, splits merged in the same order. Reference: ``reference.paged_prefill``.
+"""
+
+# ruff: noqa: N803
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention_tiles import attend, merge, tile_rows
+from .contracts import PagedBatch
+from .launch import Launch, next_power_of_2
+from .paged_decode import BATCH, LOG2_E
+from .work_lists import WorkList, build
+
+
+def tile_tokens(num_heads: int, num_kv_heads: int, rows: int) -> int:
+    """Tokens of a tile of ``rows`` rows, at least one."""
+    return max(1, rows // next_power_of_2(num_heads // num_kv_heads))
+
+
+def plan_prefill(batch: PagedBatch, tokens_per_tile: int) -> WorkList | None:
+    first, num_seqs = batch.num_decodes, len(batch.seq_rows) - batch.num_decodes
+    if num_seqs == 0:
+        return None
+    num_tokens = len(batch.positions) - first
+    # A run of n tokens touches at most n // T + 2 tiles of T, and never more than n.
+    capacity = min(num_tokens, num_tokens // tokens_per_tile + 2 * num_seqs)
+    return build(batch, first, num_seqs, tokens_per_tile, False, capacity)
+
+
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=BATCH)
+def prefill_kernel(
+    q,  # [num_tokens, num_heads, HEAD_DIM], heads contiguous
+    q_stride,
+    k_pool,  # K of the layer, KV head 0, page 0
+    page_stride, head_stride, v_offset,  # elements
+    table, table_stride,  # [num_rows, max_blocks] int32
+    seq_rows, query_start, context_lens,  # [num_seqs] int32 (query_start: + 1)
+    first_item, seqs, parts,  # the work list
+    num_seqs,
+    scale_log2,
+    out,  # [num_tokens, num_heads, HEAD_DIM], C-contiguous
+    NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid ``(capacity, NUM_KV_HEADS)``. ``SPLIT`` 0: the wide form."""
+    entry, kv_head = tl.program_id(0), tl.program_id(1)
+    if entry < tl.load(first_item + num_seqs):
+        seq = tl.load(seqs + entry)
+        tile_begin = tl.load(parts + entry) * TOKENS
+        context = tl.load(context_lens + seq)
+        first_token = tl.load(query_start + seq)
+        first_position = context - (tl.load(query_start + seq + 1) - first_token)
+
+        row = tl.arange(0, ROWS)
+        position = tile_begin + row // GROUP_ROWS
+        head = row % GROUP_ROWS
+        valid = (position >= first_position) & (position < context)
+        valid = valid & (head < GROUP) & (row < TOKENS * GROUP_ROWS)
+        token = first_token + position - first_position
+        q_head = q + kv_head * (GROUP * HEAD_DIM)
+        pointers, inside = tile_rows(q_head, token, head, valid, q_stride, HEAD_DIM, BLOCK_D)
+        tile = tl.load(pointers, mask=inside, other=0.0)
+
+        end = tl.minimum(tile_begin + TOKENS, context)
+        acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+        row_max = tl.full([ROWS], float("-inf"), tl.float32)
+        row_sum = tl.zeros([ROWS], tl.float32)
+        table_row = table + tl.load(seq_rows + seq).to(tl.int64) * table_stride
+        k_head = k_pool + kv_head * head_stride
+        if SPLIT == 0:
+            whole = tile_begin // BLOCK_N * BLOCK_N  # KV that every row sees: no masks
+            acc, row_max, row_sum = attend(
+                tile, position, acc, row_max, row_sum, k_head, table_row, 0, whole, page_stride,
+                v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, False, STAGES,
+            )  # fmt: skip
+            acc, row_max, row_sum = attend(
+                tile, position, acc, row_max, row_sum, k_head, table_row, whole, end, page_stride,
+                v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES,
+            )  # fmt: skip
+        else:
+            for begin in tl.range(0, end, SPLIT):
+                more_acc, more_max, more_sum = attend(
+                    tile, position, tl.zeros([ROWS, BLOCK_D], tl.float32),
+                    tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32),
+                    k_head, table_row, begin, tl.minimum(begin + SPLIT, end), page_stride,
+                    v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES,
+                )  # fmt: skip
+                acc, row_max, row_sum = merge(acc, row_max, row_sum, more_acc, more_max, more_sum)
+
+        result = acc / row_sum[:, None]
+        out_head = out + kv_head * (GROUP * HEAD_DIM)
+        out_stride: tl.constexpr = GROUP * NUM_KV_HEADS * HEAD_DIM
+        pointers, inside = tile_rows(out_head, token, head, valid, out_stride, HEAD_DIM, BLOCK_D)
+        tl.store(pointers, result.to(out.dtype.element_ty), mask=inside)
+
+
+def prefill(
+    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, work: WorkList, scale: float,
+    out: Tensor, launch: Launch, rows: int, split: int,
+) -> None:  # fmt: skip
+    """The other sequences' rows of ``out``. ``split`` 0: wide; else that of the decodes."""
+    num_kv_heads, block_size, head_dim = pool.shape[3:]
+    group = q.shape[1] // num_kv_heads
+    group_rows = next_power_of_2(group)
+    prefill_kernel[(work.capacity, num_kv_heads)](
+        q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
+        batch.block_table, batch.block_table.stride(0),
+        batch.seq_rows, batch.query_start, batch.context_lens,
+        work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E, out,
+        num_kv_heads, group, group_rows, work.part_size, max(rows, group_rows), head_dim,
+        next_power_of_2(head_dim), block_size, split, launch.tile, launch.num_stages,
+        **launch.options(),
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""Sampling on the device: greedy, temperature, top-k and top-p, without a sort or a host sync.
+
+A token's mass is its weight ``exp((logit - max) / T)`` in units of 2**-40, as an integer: sums of
+integers have no order, so cuts, cumulative sums and the draw are exact and repeat. The reference
+sums in fp64; the two differ only where a cut or the draw falls within 2**-40 * vocab of a token's
+edge, or within the last bits of ``exp``. Both cuts are the same search: the largest weight at which
+the count (top-k), or the mass (top-p), of weights at least as large reaches a goal. It goes digit by
+digit over the bits of the weights, which order like the weights, as none is negative.
+Reference: ``reference.sample``.
+"""
+
+# ruff: noqa: N803
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import Launch, next_power_of_2
+
+SAMPLE = Launch(tile=1024, num_warps=16)
+COLUMNS = ["temperatures", "top_ks", "top_ps", "keys", "positions", "tokens"]
+UNIT = tl.constexpr(2.0**40)  # vocabularies up to 2**22 sum to less than 2**63
+
+
+@triton.jit
+def block_of(logits, start, largest, temperature, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """(ids, weights' bits, masses) of ``BLOCK`` tokens from ``start``; past the end: -1 and 0."""
+    ids = start + tl.arange(0, BLOCK)
+    inside = ids < VOCAB
+    logit = tl.load(logits + ids, mask=inside, other=0.0)
+    weight = tl.exp(tl.div_rn(logit - largest, temperature))
+    weight = tl.where(inside, weight, 0.0)
+    bits = tl.where(inside, weight.to(tl.int32, bitcast=True), -1)
+    return ids, bits, (weight * UNIT).to(tl.int64)
+
+
+@triton.jit
+def mass_above(logits, largest, temperature, bits, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """(number, mass) of the tokens whose weight has more than ``bits``; (number, mass) of ties."""
+    count = tl.zeros([BLOCK], tl.int32)
+    mass = tl.zeros([BLOCK], tl.int64)
+    ties = tl.zeros([BLOCK], tl.int32)
+    tie_mass = tl.zeros([BLOCK], tl.int64)
+    for start in range(0, VOCAB, BLOCK):
+        _, own, own_mass = block_of(logits, start, largest, temperature, VOCAB, BLOCK)
+        count += tl.where(own > bits, 1, 0)
+        mass += tl.where(own > bits, own_mass, 0)
+        ties += tl.where(own == bits, 1, 0)
+        tie_mass = tl.maximum(tie_mass, tl.where(own == bits, own_mass, 0))
+    return tl.sum(count, 0), tl.sum(mass, 0), tl.sum(ties, 0), tl.max(tie_mass, 0)
+
+
+@triton.jit
+def largest_cut(
+    logits, largest, temperature, goal, floor, by_mass,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, DIGIT: tl.constexpr,
+):  # fmt: skip
+    """The largest bits, at least ``floor``, such that what has at least these reaches ``goal``.
+
+    By number, or ``by_mass``. Tries all 2**DIGIT values of the next digit in one pass.
+    """
+    digits = tl.arange(0, 1 << DIGIT)
+    found = tl.zeros([1], tl.int32)
+    for step in range(0, 30, DIGIT):  # weights are at most 1.0, whose bits are below 2**30
+        shift = 30 - DIGIT - step
+        tried = found + (digits << shift)
+        reached = tl.zeros([1 << DIGIT], tl.int64)
+        for start in range(0, VOCAB, BLOCK):
+            _, bits, mass = block_of(logits, start, largest, temperature, VOCAB, BLOCK)
+            value = tl.where(by_mass, mass, 1)
+            at_least = bits[None, :] >= tried[:, None]
+            reached += tl.sum(tl.where(at_least, value[None, :], 0), 1)
+        passes = (reached >= goal) | (tried <= floor)
+        found += (tl.sum(passes.to(tl.int32), 0) - 1) << shift
+    return tl.maximum(tl.max(found, 0), floor)
+
+
+@triton.jit
+def best_token(logits, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+    """(largest logit, its lowest id, whether all are finite)."""
+    best = tl.full([BLOCK], float("-inf"), tl.float32)
+    where = tl.zeros([BLOCK], tl.int32)
+    odd = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, VOCAB, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        inside = ids < VOCAB
+        logit = tl.load(logits + ids, mask=inside, other=0.0)
+        finite = tl.abs(logit) <= 3.4028234663852886e38  # false for NaN
+        odd += tl.where(finite, 0, 1)
+        better = inside & (logit > best)
+        best = tl.where(better, logit, best)
+        where = tl.where(better, ids, where)
+    largest = tl.max(best, 0)
+    where = tl.where(best == largest, where, VOCAB)
+    return largest, tl.min(where, 0), tl.sum(odd, 0) == 0
+
+
+@triton.jit
+def draw24(key, position):
+    """The top 24 bits of word 0 of Philox4x32-10, as int64."""
+    counter = tl.full([1], 0, tl.uint32)
+    word, _, _, _ = tl.philox(key, counter + position.to(tl.uint32), counter, counter, counter)
+    return tl.max((word >> 8).to(tl.int64), 0)
+
+
+@triton.jit
+def times_draw(mass, u24):
+    """``floor(mass * u24 / 2**24)``; exact: neither product leaves 63 bits."""
+    return (mass >> 24) * u24 + (((mass & 0xFFFFFF) * u24) >> 24)
+
+
+@triton.jit
+def ties_needed(mass, tie_mass):
+    """``ceil(mass / tie_mass)`` up to 2**22, without a division of 64-bit integers."""
+    guess = (mass.to(tl.float32) / tl.maximum(tie_mass, 1).to(tl.float32)).to(tl.int32)
+    guess = tl.maximum(guess - 1, 0)  # the quotient may be off by one, either way
+    guess += (guess * tie_mass < mass).to(tl.int32)
+    guess += (guess * tie_mass < mass).to(tl.int32)
+    return guess + (guess * tie_mass < mass).to(tl.int32)
+
+
+@triton.jit
+def first_beyond(
+    logits, largest, temperature, cut, ties, threshold,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The first kept token at which the cumulative kept mass exceeds ``threshold``."""
+    result = tl.full([BLOCK], VOCAB, tl.int32)
+    mass_before = tl.max(tl.zeros([1], tl.int64), 0)
+    ties_before = tl.max(tl.zeros([1], tl.int32), 0)
+    for start in range(0, VOCAB, BLOCK):
+        ids, bits, mass = block_of(logits, start, largest, temperature, VOCAB, BLOCK)
+        tie = (bits == cut).to(tl.int32)
+        rank = ties_before + tl.cumsum(tie, 0)
+        kept = (bits > cut) | ((tie != 0) & (rank <= ties))
+        mass = tl.where(kept, mass, 0)
+        beyond = kept & (mass_before + tl.cumsum(mass, 0) > threshold)
+        result = tl.minimum(result, tl.where(beyond, ids, VOCAB))
+        mass_before += tl.sum(mass, 0)
+        ties_before += tl.sum(tie, 0)
+    return tl.min(result, 0)
+
+
+@triton.jit(do_not_specialize_on_alignment=COLUMNS)
+def sample_kernel(
+    logits,  # [n, VOCAB] fp32, C-contiguous
+    temperatures, top_ks, top_ps,  # [n] fp32, int32, fp32
+    keys, positions,  # [n] int64, int32
+    tokens,  # [n] int32, the result
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, DIGIT: tl.constexpr,
+):  # fmt: skip
+    """Grid ``(n,)``: a row each. Rows without cuts make three passes over their logits."""
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * VOCAB
+    temperature = tl.load(temperatures + row)
+    largest, token, finite = best_token(logits, VOCAB, BLOCK)
+    if finite & (temperature > 0):
+        top_k, top_p = tl.load(top_ks + row), tl.load(top_ps + row)
+        cut = tl.max(tl.zeros([1], tl.int32), 0)
+        ties = cut + VOCAB
+        if (top_k > 0) & (top_k < VOCAB):
+            cut = largest_cut(logits, largest, temperature, top_k, 0, False, VOCAB, BLOCK, DIGIT)
+        above, mass, num_ties, tie_mass = mass_above(
+            logits, largest, temperature, cut, VOCAB, BLOCK
+        )
+        if (top_k > 0) & (top_k < VOCAB):
+            ties = top_k - above
+        else:
+            ties = num_ties
+        total = mass + ties * tie_mass
+        if top_p < 1:
+            share = top_p.to(tl.float64) * total.to(tl.float64)
+            goal = share.to(tl.int64)
+            goal = tl.maximum(goal + (goal.to(tl.float64) < share).to(tl.int64), 1)
+            nucleus = largest_cut(
+                logits, largest, temperature, goal, cut, True, VOCAB, BLOCK, DIGIT
+            )
+            above, mass, num_ties, tie_mass = mass_above(
+                logits, largest, temperature, nucleus, VOCAB, BLOCK
+            )
+            needed = ties_needed(goal - mass, tie_mass)
+            if nucleus > cut:
+                ties = num_ties
+            ties = tl.minimum(ties, needed)
+            cut = nucleus
+            total = mass + ties * tie_mass
+        u24 = draw24(tl.load(keys + row), tl.load(positions + row))
+        threshold = times_draw(total, u24)
+        token = first_beyond(logits, largest, temperature, cut, ties, threshold, VOCAB, BLOCK)
+    tl.store(tokens + row, tl.where(finite, token, -1))
+
+
+def sample(
+    logits: Tensor, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor, keys: Tensor,
+    positions: Tensor,
+) -> Tensor:  # fmt: skip
+    num_rows, vocab = logits.shape
+    tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
+    block = min(SAMPLE.tile, next_power_of_2(max(vocab, 16)))
+    sample_kernel[(num_rows,)](
+        logits, temperatures, top_ks, top_ps, keys, positions, tokens, vocab, block, 3,
+        **SAMPLE.options(),
+    )
+    return tokens

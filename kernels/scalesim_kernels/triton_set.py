@@ -1,0 +1,123 @@
+"""The kernel set for GPUs: every op in Triton. ``select("cuda")`` makes it.
+
+Also runs on CPU tensors in Triton's interpreter (fp32 and fp16; it is wrong in bf16): for tests.
+"""
+
+# ruff: noqa: N803
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import matmul, pages, rows, sampling
+from .contracts import KernelSet, Linear, PagedBatch
+from .kv_store import store
+from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
+from .paged_decode import MIN_ROWS, DecodePlan, decode, plan_decode
+from .paged_prefill import plan_prefill, prefill, tile_tokens
+from .work_lists import WorkList
+
+SPLIT = 512  # KV positions of a split; the same everywhere, or texts would depend on it
+PROGRAMS = 1024  # of a decode: a few for each of a large GPU's 132 to 304 processors
+
+
+@dataclass(frozen=True, slots=True)
+class TritonPlan:
+    """A step's work lists. ``reproducible`` chooses the form of the prefill."""
+
+    decode: DecodePlan | None
+    prefill: WorkList | None
+    reproducible: bool
+
+
+def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
+    """Of a decode: tiles that leave room for several programs on a processor."""
+    small = is_wide(dtype) or head_dim > 128
+    return Launch(tile=16 if small else 32, num_warps=4, num_stages=3)
+
+
+def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
+    if is_wide(dtype):
+        return narrow_launch(head_dim, dtype)
+    if head_dim > 128:
+        return Launch(tile=32, num_warps=8, num_stages=2)
+    return Launch(tile=64, num_warps=8, num_stages=3)
+
+
+def wide_rows(head_dim: int, dtype: torch.dtype) -> int:
+    if is_wide(dtype):
+        return MIN_ROWS
+    return 64 if head_dim > 128 else 128
+
+
+class TritonAttention:
+    """``plan``, ``paged_decode`` and ``paged_prefill``: they share the choice of tiles."""
+
+    def __init__(self, programs: int) -> None:
+        self._programs = programs
+
+    def plan(
+        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool
+    ) -> TritonPlan:
+        check_pool(pool)
+        num_kv_heads, block_size, head_dim = pool.shape[3:]
+        prefill_rows = MIN_ROWS if reproducible else wide_rows(head_dim, pool.dtype)
+        tokens = tile_tokens(num_heads, num_kv_heads, prefill_rows)
+        return TritonPlan(
+            plan_decode(batch, num_heads, head_dim, block_size, SPLIT),
+            plan_prefill(batch, tokens),
+            reproducible,
+        )
+
+    def paged_decode(
+        self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan,
+        scale: float, out: Tensor,
+    ) -> None:  # fmt: skip
+        if plan.decode is not None:
+            launch = narrow_launch(pool.shape[5], pool.dtype)
+            decode(q, pool, layer, batch, plan.decode, scale, out, launch, self._programs)
+
+    def paged_prefill(
+        self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan,
+        scale: float, out: Tensor,
+    ) -> None:  # fmt: skip
+        if plan.prefill is None:
+            return
+        head_dim = pool.shape[5]
+        if plan.reproducible:
+            launch, num_rows, split = narrow_launch(head_dim, pool.dtype), MIN_ROWS, SPLIT
+        else:
+            launch, split = wide_launch(head_dim, pool.dtype), 0
+            num_rows = wide_rows(head_dim, pool.dtype)
+        prefill(q, pool, layer, batch, plan.prefill, scale, out, launch, num_rows, split)
+
+
+def qk_norm_rope_store(
+    qkv: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan, cos_sin: Tensor,
+    q_weight: Tensor | None, k_weight: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    return store(qkv, pool, layer, batch, cos_sin, q_weight, k_weight, eps)
+
+
+def triton_kernels(reproducible: bool = True) -> KernelSet:
+    """``reproducible``: linear layers by ``matmul``, whose rows stand alone; else the vendor's."""
+    attention = TritonAttention(4 if interpreted() else PROGRAMS)
+    linear: Linear = matmul.linear if reproducible else F.linear
+    return KernelSet(
+        name="triton",
+        row_multiple=1,
+        rms_norm=rows.rms_norm,
+        qk_norm_rope_store=qk_norm_rope_store,
+        plan=attention.plan,
+        paged_decode=attention.paged_decode,
+        paged_prefill=attention.paged_prefill,
+        pack_weight=lambda weight: weight,
+        linear=linear,
+        silu_mul=rows.silu_mul,
+        copy_pages=pages.copy_pages,
+        zero_pages=pages.zero_pages,
+        sample=sampling.sample,
+    )

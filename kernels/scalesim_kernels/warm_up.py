@@ -1,0 +1,99 @@
+"""Calls every op once as a model would: to compile all kernels before serving, or to examine them.
+
+``warm_up`` is for the GPU runner, at start. The compile gate walks the same calls, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import KernelSet, PagedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a kernel's compiled form depends on. ``linears``: (in, out, has a bias) of each kind."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    dtype: torch.dtype
+    qk_norm: bool = False
+    linears: tuple[tuple[int, int, bool], ...] = ()
+
+
+def warm_up(
+    kernels: KernelSet, shape: ModelShape, *, device: str = "cuda", reproducible: bool = True
+) -> None:
+    """Run every op of ``kernels`` once on small tensors of its own; what compiles, compiles now."""
+    for _, call in calls(kernels, shape, device, reproducible):
+        call()
+
+
+def calls(
+    kernels: KernelSet, shape: ModelShape, device: str, reproducible: bool
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(op, a call of it) in an order in which each call finds its inputs made."""
+    dtype, tokens = shape.dtype, 20
+
+    def zeros(*size: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    pool = zeros(
+        2, 2, 2, shape.num_kv_heads, shape.block_size, shape.head_dim
+    )  # two layers: page strides are multiples of 16, as they are with any number
+    batch = example_batch(device, tokens)
+    plan = kernels.plan(batch, pool, shape.num_heads, reproducible)
+    yield "plan", lambda: kernels.plan(batch, pool, shape.num_heads, reproducible)
+    x, weight = zeros(tokens, shape.hidden), zeros(shape.hidden)
+    yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6)
+    yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6, zeros(tokens, shape.hidden))
+    for width, out_width, has_bias in shape.linears:
+        bias = zeros(out_width) if has_bias else None
+        args = (zeros(tokens, width), zeros(out_width, width), bias)
+        yield "linear", lambda args=args: kernels.linear(*args)
+    width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    norm = zeros(shape.head_dim) if shape.qk_norm else None
+    qkv, cos_sin = zeros(tokens, width), zeros(64, shape.head_dim)
+    yield "qk_norm_rope_store", lambda: kernels.qk_norm_rope_store(
+        qkv, pool, 0, batch, plan, cos_sin, norm, norm, 1e-6
+    )
+    q = qkv[:, : shape.num_heads * shape.head_dim].unflatten(1, (-1, shape.head_dim))
+    out = zeros(tokens, shape.num_heads, shape.head_dim)
+    yield "paged_decode", lambda: kernels.paged_decode(q, pool, 0, batch, plan, 1.0, out)
+    yield "paged_prefill", lambda: kernels.paged_prefill(q, pool, 0, batch, plan, 1.0, out)
+    gate_up = zeros(tokens, 2 * shape.intermediate)
+    yield "silu_mul", lambda: kernels.silu_mul(gate_up)
+    src, dst = (torch.tensor([page], device=device) for page in (0, 1))
+    yield "copy_pages", lambda: kernels.copy_pages(pool, src, dst)
+    yield "zero_pages", lambda: kernels.zero_pages(pool, dst)
+    logits, ones = zeros(2, shape.vocab, dtype=torch.float32), torch.ones(2, device=device)
+    ints = torch.zeros(2, dtype=torch.int32, device=device)
+    yield "sample", lambda: kernels.sample(logits, ones, ints, ones, ints.long(), ints)
+
+
+def example_batch(device: str, num_tokens: int) -> PagedBatch:
+    """A decode at position 0 and a prefill of the other tokens; both write to the null page."""
+
+    def int32(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    count = num_tokens - 1
+    return PagedBatch(
+        block_table=torch.zeros((3, 64), dtype=torch.int32, device=device),
+        positions=int32(0, *range(count)),
+        token_rows=int32(1, *[2] * count),
+        seq_rows=int32(1, 2),
+        query_start=int32(0, 1, num_tokens),
+        context_lens=int32(1, count),
+        num_decodes=1,
+    )

@@ -1,0 +1,112 @@
+"""The Triton set in Triton's interpreter: a few cases of every op, and bits that must agree.
+
+All cases: ``python -m scalesim_kernels check``, which ``nox -s kernels`` runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scalesim_kernels import KernelSet, select
+from scalesim_kernels.conformance import PROBLEMS, cases_of, check_case
+from scalesim_kernels.conformance.paged import same_bits
+from scalesim_kernels.philox import uniform
+from torch import Tensor
+
+from .test_cpu_reproducible import Context
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, on garbage in masked lanes
+]
+TRITON = select("triton")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_conformance(op: str, number: int) -> None:
+    case = cases_of(op, (torch.float32, torch.float16))[number]
+    verdict = check_case(TRITON, op, case, number)
+    assert verdict.faults == (), case
+
+
+@pytest.mark.parametrize(("group", "num_kv_heads"), [(1, 2), (4, 1), (7, 1), (18, 1)])
+def test_decode_and_any_prefill_have_the_same_bits(group: int, num_kv_heads: int) -> None:
+    """Across a split's end (position 512) too, and whatever stands beside it."""
+    context = Context(group, num_kv_heads, 32, 16, length=530)
+    whole = context.attend(TRITON, (0, 500, 530))[0]
+    chunks = context.attend(TRITON, (0, 500, 509)) + context.attend(TRITON, (1, 0, 3), (0, 509, 530))
+    assert same_bits(torch.cat([chunks[0], chunks[2]]), whole)
+    for position in (500, 511, 512, 513, 529):
+        decode = context.attend(TRITON, (1, 3, 4), (0, position, position + 1), (2, 0, 5))[1]
+        assert same_bits(decode[0], whole[position - 500]), position
+
+
+def test_a_plan_serves_programs_of_any_number() -> None:
+    from scalesim_kernels.triton_set import TritonAttention
+
+    context = Context(2, 2, 16, 16, length=600)
+    parts = [(0, 599, 600), (1, 4, 5), (2, 511, 512)]
+    want = context.attend(TRITON, *parts)
+    for programs in (1, 3, 50):
+        attention = TritonAttention(programs)
+        kernels = replace(TRITON, plan=attention.plan, paged_decode=attention.paged_decode)
+        got = context.attend(kernels, *parts)
+        assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 17, 64, 65])
+def test_linear_rows_stand_alone(rows: int) -> None:
+    """For any number of rows: the set's ``row_multiple`` is 1."""
+    assert TRITON.row_multiple == 1
+    x, weight = torch.randn(130, 48), torch.randn(40, 48)
+    full = TRITON.linear(x, weight)
+    assert same_bits(TRITON.linear(x[5 : 5 + rows].clone(), weight), full[5 : 5 + rows])
+
+
+def random_rows(num_rows: int, vocab: int) -> tuple[Tensor, ...]:
+    rng = np.random.default_rng(vocab)
+    logits = torch.randn(num_rows, vocab) * 3
+    logits[::2] = (logits[::2] * 2).round() / 2  # ties
+    return (
+        logits,
+        torch.from_numpy(rng.choice([0, 0.5, 1, 1.5, 1e-30, 1e30], num_rows).astype(np.float32)),
+        torch.from_numpy(rng.choice([0, 0, 1, 3, 50, 10000], num_rows).astype(np.int32)),
+        torch.from_numpy(rng.choice([1, 1, 0.9, 0.5, 0], num_rows).astype(np.float32)),
+        torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, num_rows)),
+        torch.from_numpy(rng.integers(0, 10000, num_rows).astype(np.int32)),
+    )
+
+
+@pytest.mark.parametrize("vocab", [12, 1100])
+def test_sampling_gives_the_references_tokens(vocab: int) -> None:
+    inputs = random_rows(24, vocab)
+    assert torch.equal(TRITON.sample(*inputs), select("reference").sample(*inputs))
+
+
+def test_draws_are_philox() -> None:
+    """With equal weights a row's token is the draw itself, to 10 bits."""
+    _, _, _, _, keys, positions = random_rows(8, 1024)
+    ones, zeros = torch.ones(8), torch.zeros(8, dtype=torch.int32)
+    tokens = TRITON.sample(torch.zeros(8, 1024), ones, zeros, ones, keys, positions)
+    assert tokens.tolist() == np.floor(uniform(keys.numpy(), positions.numpy()) * 1024).tolist()
+
+
+def test_wrong_shapes_say_what_is_taken() -> None:
+    batch = Context(1, 1, 16, 16).batch((0, 0, 1))
+    for shape, words in [((2, 1, 2, 1, 16, 24), "head_dim=24"), ((2, 1, 2, 1, 8, 16), "block_size=8")]:
+        with pytest.raises(ValueError, match=words):
+            TRITON.plan(batch, torch.zeros(shape), 1, True)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        TRITON.linear(torch.zeros(16, 8).T, torch.zeros(4, 16))
+
+
+def test_without_a_gpu_cuda_is_refused() -> None:
+    if torch.cuda.is_available():
+        assert isinstance(select("cuda"), KernelSet)
+    else:
+        with pytest.raises(ValueError, match="torch finds no CUDA device"):
+            select("cuda:0")
