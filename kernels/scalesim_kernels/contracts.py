@@ -203,7 +203,8 @@ class LoraExpand(Protocol):
         """``out[token] += h @ B`` for the same tokens, slice by slice, in place.
 
         h : what ``lora_shrink`` returned for this site. out : ``[num_tokens, sum(out_widths)]``,
-            C-contiguous. Sums over the rank in fp32; rounded once, when added.
+            C-contiguous. Sums over the rank in fp32; rounded when added. ``h`` may be rounded to
+            the pool's dtype first.
         Rows of other tokens, and columns of slices of rank 0, keep their bits.
         """
 

@@ -116,17 +116,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def rank_row(pool: Tensor, table_row: Tensor, offset: int, width: int) -> Tensor:
-    """``width`` elements of an adapter from element ``offset`` on, fp32."""
+    """``width`` elements of an adapter from element ``offset`` on."""
     page_elems = pool[0].numel()
     page = pool[int(table_row[offset // page_elems])].reshape(-1)
     start = offset % page_elems
-    return page[start : start + width].float()
+    return widen(page[start : start + width])
 
 
 def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch) -> Tensor:
     directory = lora.directory
     max_rank = directory.a_offsets.shape[3]
-    h = torch.zeros((len(lora.tokens), site.num_slices, max_rank))
+    shape = (len(lora.tokens), site.num_slices, max_rank)
+    h = torch.zeros(shape, dtype=widen(x).dtype)
     for group, (row, layout) in enumerate(
         zip(lora.rows.tolist(), lora.layouts.tolist(), strict=True)
     ):
@@ -136,7 +137,7 @@ def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraB
                 a = rank_row(pool, lora.block_table[row], int(offset), site.in_width)
                 start = int(lora.starts[group])
                 for at in range(start, start + int(lora.counts[group])):
-                    token = x[int(lora.tokens[at])].float()
+                    token = widen(x[int(lora.tokens[at])])
                     h[at, i, j] = directory.scales[where] * (a @ token)
     return h
 
@@ -156,7 +157,7 @@ def lora_expand(
             start = int(lora.starts[group])
             for at in range(start, start + int(lora.counts[group]) if b else start):
                 token = out[int(lora.tokens[at]), first : first + width]
-                token.copy_(token.float() + h[at, i, : len(b)] @ torch.stack(b))
+                token.copy_(widen(token) + h[at, i, : len(b)].to(b[0].dtype) @ torch.stack(b))
             first += width
 
 

@@ -113,7 +113,8 @@ def _check_runs(segment: Segment) -> None:
     _expect(
         segment.num_available == segment.num_blocks
         or segment.pins > 0
-        or segment.source is not None,
+        or segment.source is not None
+        or (segment.is_adapter and (segment.load or segment.save) is not None),
         f"{segment}: {segment.num_available} of its blocks are anywhere, and nobody holds it",
     )
     parent = segment.parent
