@@ -1,4 +1,4 @@
-"""Adapters in pages: what packing wastes, what padded slots would take, what activated adapters save.
+"""Adapters in pages: what packing wastes, what padded slots take, what activated adapters save.
 
 Counts only, no speeds: real layouts for the shapes of three models in bf16, and real memory with a
 link in virtual time, so that every figure repeats exactly.
@@ -93,7 +93,9 @@ def run(options: argparse.Namespace) -> Report:
                "waste %, without the last page", "waste %, in all",
                f"a slot of rank {MAX_RANK}, MiB", "slot ÷ pages"]  # fmt: skip
     report.tables.append(table("Packing at true rank", columns, rows))
-    report.verdict("waste without the last page, worst", 100 * worst, most=100 * MOST_WASTE, unit=" %")
+    report.verdict(
+        "waste without the last page, worst", 100 * worst, most=100 * MOST_WASTE, unit=" %"
+    )
     world(report, 50 if options.quick else options.agents, options.world)
     return report
 
@@ -138,5 +140,3 @@ def kv_pages(kind: str, agents: int, num_tokens: int) -> int:
             memory.poll()
         memory.release(lease, tokens, total)
     return memory.device.num_used - agents  # without a page of each adapter
-
-

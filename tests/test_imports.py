@@ -24,7 +24,16 @@ PACKAGES = {
 VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
-    for name in ("adapters", "agent", "assembly", "calls", "engine", "loop", "requests", "sampling_keys")
+    for name in (
+        "adapters",
+        "agent",
+        "assembly",
+        "calls",
+        "engine",
+        "loop",
+        "requests",
+        "sampling_keys",
+    )
 )
 PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import triton
 
-from .compile_only import TARGETS, Compiled, Target, compiled
+from .compile_only import Compiled, Target, compiled
 from .contracts import KernelSet
 from .triton_set import triton_kernels
 from .warm_up import ModelShape, calls
@@ -91,7 +91,9 @@ def cuda_figures(kernel: Compiled) -> Figures:
     tool, cubin = triton.knobs.nvidia.cuobjdump.path, str(kernel.files["cubin"])
 
     def dump(what: str) -> str:
-        return subprocess.run([tool, what, cubin], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [tool, what, cubin], check=True, capture_output=True, text=True
+        ).stdout
 
     usage, sass = dump("-res-usage"), dump("-sass")
     registers = re.search(r"REG:(\d+)", usage)

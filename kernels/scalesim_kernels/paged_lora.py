@@ -6,7 +6,6 @@ offsets: 16 of them make one tile of a tensor core, however pages cut them. Refe
 ``reference.lora_shrink`` and ``reference.lora_expand``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import torch
@@ -17,6 +16,9 @@ from torch import Tensor
 from .contracts import LoraBatch, LoraSite
 from .launch import Launch, check, is_wide, next_power_of_2
 
+# What changes from step to step must compile nothing.
+SIZES = ["layer", "num_groups", "table_stride"]
+INDICES = ["table", "tokens", "starts", "counts", "rows", "layouts", "offsets", "ranks"]
 ROWS = 16  # tokens of a program, and rank rows of a product: the least that ``tl.dot`` takes
 
 
@@ -48,9 +50,7 @@ def row_bases(offsets, table_row, rank_row, inside, PAGE_ELEMS: tl.constexpr):
     return tl.multiple_of(page * PAGE_ELEMS + offset % PAGE_ELEMS, 64)
 
 
-@triton.jit(do_not_specialize=["layer", "num_groups", "table_stride"],
-            do_not_specialize_on_alignment=["table", "tokens", "starts", "counts", "rows", "layouts",
-                                            "offsets", "ranks", "scales"])  # fmt: skip
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=[*INDICES, "scales"])
 def shrink_kernel(
     x,  # [num_tokens, WIDTH], C-contiguous
     pool,  # elements, flat
@@ -103,9 +103,7 @@ def shrink_kernel(
     tl.store(target, acc, mask=real[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["layer", "num_groups", "table_stride"],
-            do_not_specialize_on_alignment=["table", "tokens", "starts", "counts", "rows", "layouts",
-                                            "offsets", "ranks"])  # fmt: skip
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=INDICES)
 def expand_kernel(
     h, pool, out,  # out: [num_tokens, WIDTH0 + WIDTH1 + WIDTH2], C-contiguous
     table, table_stride, tokens, starts, counts, rows, layouts, offsets, ranks,  # as in shrink
@@ -152,9 +150,7 @@ def expand_kernel(
         b = tl.load(
             pool + base[:, None] + column[None, :], mask=inside[:, None] & near[None, :], other=0.0
         )
-        some = tl.load(
-            h_tile + rank_row[None, :], mask=real[:, None] & inside[None, :], other=0.0
-        )
+        some = tl.load(h_tile + rank_row[None, :], mask=real[:, None] & inside[None, :], other=0.0)
         acc = tl.dot(some.to(b.dtype), b, acc, input_precision="ieee")
     target = out + token[:, None] * (WIDTH0 + WIDTH1 + WIDTH2) + first_column + column[None, :]
     mask = real[:, None] & near[None, :]

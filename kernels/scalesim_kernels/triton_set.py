@@ -3,7 +3,6 @@
 Also runs on CPU tensors in Triton's interpreter (fp32 and fp16; it is wrong in bf16): for tests.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from . import matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, Linear, PagedBatch
 from .kv_store import store
-from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
+from .launch import Launch, check_pool, interpreted, is_wide
 from .paged_decode import MIN_ROWS, DecodePlan, decode, plan_decode
 from .paged_prefill import plan_prefill, prefill, tile_tokens
 from .work_lists import WorkList

@@ -66,8 +66,9 @@ def calls(
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     norm = zeros(shape.head_dim) if shape.qk_norm else None
     qkv, cos_sin = zeros(tokens, width), zeros(64, shape.head_dim)
-    yield "qk_norm_rope_store", lambda: kernels.qk_norm_rope_store(
-        qkv, pool, 0, batch, plan, cos_sin, norm, norm, 1e-6
+    yield (
+        "qk_norm_rope_store",
+        lambda: kernels.qk_norm_rope_store(qkv, pool, 0, batch, plan, cos_sin, norm, norm, 1e-6),
     )
     q = qkv[:, : shape.num_heads * shape.head_dim].unflatten(1, (-1, shape.head_dim))
     out = zeros(tokens, shape.num_heads, shape.head_dim)

@@ -89,9 +89,7 @@ def parts_for(
     device = allocate_pages(device_pages, geometry.page_bytes)
     host = allocate_pages(host_pages if policy.host else 0, geometry.page_bytes)
     timeline = Timeline()
-    link = SourceLink(
-        ThreadLink(device, host, timeline), writer(device), writer(host), timeline
-    )
+    link = SourceLink(ThreadLink(device, host, timeline), writer(device), writer(host), timeline)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,

@@ -181,7 +181,7 @@ def test_an_adapter_in_use_is_not_removed() -> None:
 
 def test_removal_waits_for_open_calls() -> None:
     with tiny_engine() as engine:
-        agent = engine.agent("ada", adapter="%s" % folders()[0])
+        agent = engine.agent("ada", adapter=str(folders()[0]))
         name = agent.adapter
         assert name is not None
         calls = [
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused_at_once() -> None:
     with tiny_engine(device_pages=pages[rank_64] + 4) as engine:
         agent = engine.agent("ada", adapter=rank_64)
         assert len(agent.generate(list(range(40)), max_tokens=24, ignore_eos=True).token_ids) == 24
-        with pytest.raises(PromptTooLongError, match="need .* pages; the device pool has"):
+        with pytest.raises(PromptTooLongError, match=r"need .* pages; the device pool has"):
             agent.generate(list(range(60)), max_tokens=24)
         with pytest.raises(AdapterError, match="no such folder"):
             engine.agent("bob", adapter="nowhere")
@@ -242,7 +242,7 @@ def test_activated_adapters_share_the_world(policy: str, tmp_path: Path) -> None
     with tiny_engine(policy=policy, digests=True, device_pages=85, host_pages=60) as engine:
         agents = [engine.agent(i, adapter=activated(tmp_path, i)) for i in range(4)]
         base = engine.agent("base")
-        base.generate(world + [5], max_tokens=1)
+        base.generate([*world, 5], max_tokens=1)
         for turn in range(3):
             for index, agent in enumerate(agents):
                 history = said_so_far[index]
@@ -252,9 +252,7 @@ def test_activated_adapters_share_the_world(policy: str, tmp_path: Path) -> None
                     assert reply.usage.cached_tokens >= len(world) // BLOCK * BLOCK
                 with tiny_engine(digests=True, device_pages=200) as fresh:
                     other = fresh.agent("x", adapter=activated(tmp_path, index))
-                    alone = other.generate(
-                        list(history), max_tokens=7, seed=turn, ignore_eos=True
-                    )
+                    alone = other.generate(list(history), max_tokens=7, seed=turn, ignore_eos=True)
                 assert said([reply]) == said([alone]), (turn, index)
                 history += reply.token_ids
     check_empty(engine)

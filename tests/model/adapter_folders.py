@@ -1,4 +1,4 @@
-"""Adapter folders written by hand: a tiny config, random weights, and one thing wrong where asked."""
+"""Adapter folders written by hand: a tiny config, random weights, one thing wrong where asked."""
 
 from __future__ import annotations
 

@@ -106,7 +106,9 @@ class Driver:
         ]
         self.changes = []
         used = [self.adapters[s.adapter] if s.adapter else (0, 0) for s in seqs]
-        columns = np.array([(*u, s.adapter_from) for u, s in zip(used, seqs, strict=True)], np.int32)
+        columns = np.array(
+            [(*u, s.adapter_from) for u, s in zip(used, seqs, strict=True)], np.int32
+        )
         table = np.array(changes, np.int32).reshape(-1, 3)
         lens = [len(work.tokens) for work in works]
         positions = [

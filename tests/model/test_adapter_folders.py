@@ -1,4 +1,4 @@
-"""What a folder must hold to be an adapter, what is refused and why, and that packing loses nothing."""
+"""What a folder must hold to be an adapter, what is refused and why; packing loses nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ ranks_of_layer = st.tuples(*[st.integers(0, 40)] * 7).filter(any)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(ranks=st.lists(ranks_of_layer, min_size=1, max_size=4), page=st.sampled_from([192, 256, 1024, 4096]))
+@given(
+    ranks=st.lists(ranks_of_layer, min_size=1, max_size=4),
+    page=st.sampled_from([192, 256, 1024, 4096]),
+)
 def test_rows_neither_straddle_nor_overlap(ranks: Any, page: int) -> None:
     layout = LoraLayout(lora_sites(TINY), tuple(ranks), tuple((1.0,) * 7 for _ in ranks), page)
     used = np.zeros(layout.num_pages * page, np.int64)
@@ -57,7 +60,9 @@ def test_rows_neither_straddle_nor_overlap(ranks: Any, page: int) -> None:
 
 
 def test_a_row_longer_than_a_page_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="a rank row of 160 elements is longer than a page of 128"):
+    with pytest.raises(
+        AdapterError, match="a rank row of 160 elements is longer than a page of 128"
+    ):
         read(write_adapter(tmp_path / "a", TINY), page_bytes=512)
 
 
@@ -134,7 +139,7 @@ A, B = tensor_name(0, 0, "A"), tensor_name(1, 6, "B")
 REFUSED_TENSORS: list[tuple[Any, str]] = [
     (without(A), f"lacks tensor '{A}'"),
     (without(B), f"lacks tensor '{B}'"),
-    (changed(A, lambda a: a[:, :-1]), r"is \[4, 63\]; this base model's projection wants \[4, 64\]"),
+    (changed(A, lambda a: a[:, :-1]), r"is \[4, 63\]; this base model's .* wants \[4, 64\]"),
     (changed(B, lambda b: b[:-1]), r"is \[63, 4\]; this base model's projection wants \[64, 4\]"),
     (changed(A, lambda a: a[:2]), r"is \[2, 64\]; adapter_config.json gives it rank 4"),
     (changed(A, lambda a: a[None]), r"is \[1, 4, 64\]"),
@@ -142,7 +147,7 @@ REFUSED_TENSORS: list[tuple[Any, str]] = [
     (changed(B, lambda b: b / 0), "holds NaN or infinite values"),
     (changed(A, lambda a: a.to(torch.int8)), "is torch.int8; weights are floating-point"),
     (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": t[A].clone()}), "is not one"),
-    (lambda t: t.update({A.replace("lora_A.weight", "lora_magnitude_vector"): t[A] + 1}), "is not one"),
+    (lambda t: t.update({A.replace("A.weight", "magnitude_vector"): t[A] + 1}), "is not one"),
 ]  # fmt: skip
 
 
@@ -160,7 +165,7 @@ def test_values_that_the_dtype_does_not_hold_are_refused(tmp_path: Path) -> None
     tensors[A][0, 0] = 1e6
     folder = write_adapter(tmp_path / "a", TINY, tensors=tensors)
     assert read(folder).layout.ranks[0][0] == 4
-    with pytest.raises(AdapterError, match="NaN or infinite values in torch.float16"):
+    with pytest.raises(AdapterError, match=r"NaN or infinite values in torch.float16"):
         read(folder, torch.float16)
 
 
@@ -171,13 +176,13 @@ def test_refused_files(tmp_path: Path) -> None:
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     outside = tmp_path / "outside.safetensors"
     shutil.move(weights, outside)
-    with pytest.raises(AdapterError, match="adapter_model.safetensors is missing"):
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors is missing"):
         read(folder)
     (folder / "adapter_model.bin").write_bytes(b"pickle")
-    with pytest.raises(AdapterError, match="pickled weights only .adapter_model.bin"):
+    with pytest.raises(AdapterError, match=r"pickled weights only .adapter_model.bin"):
         read(folder)
     weights.symlink_to(outside)
-    with pytest.raises(AdapterError, match="links to .*outside"):
+    with pytest.raises(AdapterError, match=r"links to .*outside"):
         read(folder)
     weights.unlink()
     weights.write_bytes(outside.read_bytes()[:-100])
@@ -192,7 +197,7 @@ def test_refused_files(tmp_path: Path) -> None:
     config.unlink()
     (tmp_path / "elsewhere.json").write_text(text)
     config.symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(AdapterError, match="links to .*outside"):
+    with pytest.raises(AdapterError, match=r"links to .*outside"):
         read(folder)
 
 

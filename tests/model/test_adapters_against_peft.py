@@ -99,7 +99,9 @@ def test_one_adapter(index: int, oracles: dict[str, Oracle], make_driver: Any) -
     driver.load("it", packed(path, loaded, driver))
     prompt = prompt_of(index)
     want = oracle.logits(name, prompt)
-    assert float((want - oracle.logits(None, prompt)).abs().max()) > 0.01, "the adapter does nothing"
+    assert float((want - oracle.logits(None, prompt)).abs().max()) > 0.01, (
+        "the adapter does nothing"
+    )
 
     driver.add("whole", PROMPT + NEW, adapter="it")
     assert_close(driver.feed("whole", prompt), want, "whole prefill")

@@ -56,9 +56,7 @@ def make_lora_case(
     def normal(*shape: int) -> Tensor:
         return torch.from_numpy(rng.standard_normal(shape, np.float32)).to(dtype)
 
-    lora = LoraBatch(
-        directory, table, *map(int32, (tokens, starts, counts, rows, rows - 1))
-    )
+    lora = LoraBatch(directory, table, *map(int32, (tokens, starts, counts, rows, rows - 1)))
     case = LoraCase(
         site, lora, pool, normal(num_tokens, site.in_width),
         normal(num_tokens, sum(site.out_widths)), torch.zeros(()),
@@ -66,9 +64,7 @@ def make_lora_case(
     return replace(case, specified=specified(case))
 
 
-def scatter(
-    pool: Tensor, site: LoraSite, rng: np.random.Generator
-) -> tuple[LoraDirectory, Tensor]:
+def scatter(pool: Tensor, site: LoraSite, rng: np.random.Generator) -> tuple[LoraDirectory, Tensor]:
     """Write every adapter's rank rows, random, into pages of ``pool``; where they are."""
     flat = pool.view(len(pool), -1)
     page_elems, free = flat.shape[1], rng.permutation(np.arange(1, len(flat))).tolist()

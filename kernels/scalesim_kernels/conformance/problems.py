@@ -284,9 +284,7 @@ def linear(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     fewer = some_rows(tensors, ["x"], 1)
     if choice["rows"] > 16:
         fewer["x"] = fewer["x"][16:].clone()
-    return Problem(
-        tensors, call, disturbed=fewer, alone=lambda results: [results["out"][-1]]
-    )
+    return Problem(tensors, call, disturbed=fewer, alone=lambda results: [results["out"][-1]])
 
 
 def sample(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:

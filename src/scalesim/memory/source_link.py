@@ -51,9 +51,7 @@ class SourceLink:
                 self._queue.append(job)
             self._open += 1
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="scalesim-read", daemon=True
-                )
+                self._thread = threading.Thread(target=self._run, name="scalesim-read", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
             return [job[0]]

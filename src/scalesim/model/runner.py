@@ -110,7 +110,12 @@ class ModelRunner:
         if batch.adapters is not None:
             lora = lora_batch(batch.adapters, ordered, self._layouts, self._padded)
         hidden = self._model.forward(
-            torch.from_numpy(ordered.token_ids), self._pool, ordered.paged, plan, self._kernels, lora
+            torch.from_numpy(ordered.token_ids),
+            self._pool,
+            ordered.paged,
+            plan,
+            self._kernels,
+            lora,
         )
         bad = np.empty(num_seqs, np.bool_)
         bad[ordered.order] = not_finite(hidden.index_select(0, torch.from_numpy(ordered.last)))

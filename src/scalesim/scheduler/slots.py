@@ -64,7 +64,11 @@ class Slots:
         self._ratios[slot] = (params.temperature, params.top_p)
         self.key[slot] = sequence.key
         if sequence.adapter is not None:
-            self.adapter[slot] = (lease.adapter_row, sequence.adapter.layout, sequence.adapter.start)
+            self.adapter[slot] = (
+                lease.adapter_row,
+                sequence.adapter.layout,
+                sequence.adapter.start,
+            )
             self.num_with_adapter += 1
         stop_ids = sorted(sequence.stop_ids)
         fits = len(stop_ids) <= _STOP_IDS

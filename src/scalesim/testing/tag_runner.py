@@ -194,7 +194,9 @@ class TagRunner:
                     f"placeholders stand at {batch.positions[pending].tolist()}"
                 )
         if batch.adapters is not None:
-            tags = np.where(batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0)
+            tags = np.where(
+                batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0
+            )
             in_force = batch.positions >= np.repeat(batch.adapters.starts, counts)
             tokens += np.where(in_force, np.repeat(tags, counts) << 32, 0)
         return tokens

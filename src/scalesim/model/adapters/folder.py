@@ -1,4 +1,4 @@
-"""Adapter folders for an engine: read once when they are added, and again when their pages are gone."""
+"""Adapter folders for an engine: read when they are added, and again when their pages are gone."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ make its outputs differ from PEFT's is refused by name. What comes back is packe
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import secrets
@@ -41,14 +42,37 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
 }
 # Settings without effect on a trained adapter; any other must be unset.
 WITHOUT_EFFECT = frozenset(
-    """auto_mapping base_model_name_or_path corda_config eva_config inference_mode loftq_config
-    lora_dropout lora_ga_config megatron_core peft_version qalora_group_size revision
-    runtime_config task_type""".split()
+    [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    ]
 )
 _SEED = secrets.randbits(64)  # digests live as long as the process: nobody can prepare equal ones
 READ = frozenset(
-    """r lora_alpha target_modules exclude_modules layers_to_transform layers_pattern rank_pattern
-    alpha_pattern use_rslora alora_invocation_tokens""".split()
+    [
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "alora_invocation_tokens",
+    ]
 )
 
 
@@ -127,7 +151,10 @@ def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
         here = [_rank(raw, key) if is_target(raw, key) else 0 for key in keys]
         ranks.append(tuple(here))
         scales.append(
-            tuple(_scale(raw, key, rank) if rank else 0.0 for key, rank in zip(keys, here))
+            tuple(
+                _scale(raw, key, rank) if rank else 0.0
+                for key, rank in zip(keys, here, strict=True)
+            )
         )
     if not any(map(any, ranks)):
         raise AdapterError(
@@ -181,7 +208,9 @@ def _names(targets: object, key: str) -> bool:
 
 def _match(pattern: str, key: str) -> re.Match[str] | None:
     if len(pattern) > MAX_PATTERN:
-        raise AdapterError(f"{CONFIG}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are run")
+        raise AdapterError(
+            f"{CONFIG}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are run"
+        )
     try:
         return re.match(pattern, key)
     except re.error as error:
@@ -266,7 +295,7 @@ def pieces(offsets: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, 
     steps = np.diff(offsets)
     regular = int(steps.min()) if len(steps) else 0
     cuts = [0, *(np.flatnonzero(steps != regular) + 1).tolist(), len(offsets)]
-    for start, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, end in itertools.pairwise(cuts):
         yield start, end, int(offsets[start]), regular
 
 
