@@ -1,4 +1,4 @@
-"""``python -m scalesim_kernels``: judge kernels (``check``) and compile them for GPUs (``compile``).
+"""``python -m scalesim_kernels``: judges kernels (``check``), compiles them for GPUs (``compile``).
 
 check [TARGET] [--op OP]     conformance of a kernel set, or of one function of a user's
 compile [--targets ...]      the compile gate
@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="conformance against the specification")
     check.add_argument(
         "target", nargs="?", default="triton",
-        help="a set (triton, cuda, cpu, reference), or module:function: with --op an implementation "
-        "of that op, without it a function that returns a KernelSet",
+        help="a set (triton, cuda, cpu, reference) or module:function: with --op an implementation "
+        "of it, without it a maker of a KernelSet",
     )  # fmt: skip
     check.add_argument("--op", action="append", default=[], help="which op; may be given again")
     check.add_argument("--device", default="cpu", help="cpu (Triton's interpreter) or cuda")

@@ -1,12 +1,11 @@
 """The core of both attention kernels: one tile of query rows over a range of KV positions.
 
-A tile has ``TOKENS * GROUP_ROWS`` rows: some tokens of one sequence, at consecutive positions, times
-the query heads that share a KV head (their number rounded up to a power of two). Rows are
+A tile has ``TOKENS * GROUP_ROWS`` rows: some tokens of one sequence, at consecutive positions,
+times the query heads that share a KV head (their number rounded up to a power of two). Rows are
 independent in every operation here, and a key that a row may not see adds an exact zero, so a
 row's bits follow from its own position and from ``BLOCK_N``, not from the rest of its tile.
 """
 
-# ruff: noqa: N803  (constexpr names are capitals)
 from __future__ import annotations
 
 import triton

@@ -52,7 +52,9 @@ def kernels_to_check(target: str, ops: Sequence[str], device: str) -> tuple[Kern
     if not ops:
         made = function()
         if not isinstance(made, KernelSet):
-            raise ValueError(f"{target!r} gave {type(made).__name__}, not a KernelSet; name an --op")
+            raise ValueError(
+                f"{target!r} gave {type(made).__name__}, not a KernelSet; name an --op"
+            )
         return made, list(PROBLEMS)
     base = select("triton" if device == "cpu" else device)
     return replace(base, **dict.fromkeys(ops, function)), list(ops)

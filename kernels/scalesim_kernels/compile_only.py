@@ -2,8 +2,8 @@
 
 ``with compiled(target) as found`` puts a driver under Triton that names ``target`` and launches
 nothing; ``found`` lists every kernel that calls inside compile. So what is examined is what serving
-would launch: the same launchers, tiles and specializations, of ours or of a user's. Not thread-safe,
-and not for a process that runs kernels.
+would launch: the same launchers, tiles and specializations, of ours or of a user's. Not
+thread-safe, and not for a process that runs kernels.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class NoDriver(DriverBase):  # type: ignore[misc]
 def compiled(target: Target) -> Iterator[list[Compiled]]:
     """A list that grows with each kernel that is compiled inside (or found in the cache on disk).
 
-    Nothing that was compiled before counts as compiled. Inside, calls raise what Triton raises for a
-    kernel that does not compile, or that needs more shared memory than the target has. Raises
+    Nothing that was compiled before counts as compiled. Inside, calls raise what Triton raises for
+    a kernel that does not compile, or that needs more shared memory than the target has. Raises
     ``ValueError`` in the interpreter.
     """
     check(not interpreted(), "TRITON_INTERPRET is set: nothing is compiled in the interpreter")

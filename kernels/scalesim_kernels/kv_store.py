@@ -1,10 +1,9 @@
 """Norm of Q and K, rotation, and the write of K and V to their pages, in one launch a layer.
 
-Reference: ``reference.qk_norm_rope_store``, which rounds to the model's dtype after every step; here
-all is fp32 until the store.
+Reference: ``reference.qk_norm_rope_store``, which rounds to the model's dtype after every step;
+here all is fp32 until the store.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import triton

@@ -5,7 +5,6 @@ row's products are added in one order, by one instruction, for one row or thousa
 reproducible mode asks of decode and prefill. Reference: ``reference.linear``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import torch

@@ -1,12 +1,11 @@
 """Paged attention of one query token a sequence: split over the context, then reduced.
 
-A fixed number of programs takes (sequence, split, KV head) items from the plan's list, so that grids
-are static, long contexts fill the device at any batch size, and no program is launched for a split
-that does not exist. Splits begin at multiples of a fixed size; programs change who computes, not
-what. The reference is ``reference.paged_decode``.
+A fixed number of programs takes (sequence, split, KV head) items from the plan's list, so that
+grids are static, long contexts fill the device at any batch size, and no program is launched for a
+split that does not exist. Splits begin at multiples of a fixed size; programs change who computes,
+not what. The reference is ``reference.paged_decode``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ def decode(
     q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: DecodePlan, scale: float,
     out: Tensor, launch: Launch, programs: int,
 ) -> None:  # fmt: skip
-    """The decodes' rows of ``out``, as ``contracts.PagedAttention`` says. ``plan`` of this batch."""
+    """The decodes' rows of ``out``, as ``contracts.PagedAttention`` says; ``plan``: its batch's."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
     num_heads = q.shape[1]
     group, block_d = num_heads // num_kv_heads, next_power_of_2(head_dim)
@@ -163,6 +162,13 @@ def decode(
     )  # fmt: skip
     if work.capacity > work.num_seqs:
         reduce_kernel[(work.num_seqs, num_heads)](
-            plan.acc, plan.maxima, plan.sums, work.first_item, out, num_heads, head_dim, block_d,
+            plan.acc,
+            plan.maxima,
+            plan.sums,
+            work.first_item,
+            out,
+            num_heads,
+            head_dim,
+            block_d,
             **REDUCE.options(),
         )

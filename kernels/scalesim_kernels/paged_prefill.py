@@ -6,7 +6,6 @@ computes exactly what ``paged_decode`` computes for each of its tokens: tiles of
 tiles of the same size, splits merged in the same order. Reference: ``reference.paged_prefill``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import triton

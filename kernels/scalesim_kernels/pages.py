@@ -4,7 +4,6 @@ For copy-on-write within the pool; moves between device and host are the engine'
 References: ``reference.copy_pages`` and ``reference.zero_pages``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import torch

@@ -3,7 +3,6 @@
 References: ``reference.rms_norm`` and ``reference.silu_mul``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import torch

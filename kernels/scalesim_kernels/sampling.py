@@ -4,12 +4,11 @@ A token's mass is its weight ``exp((logit - max) / T)`` in units of 2**-40, as a
 integers have no order, so cuts, cumulative sums and the draw are exact and repeat. The reference
 sums in fp64; the two differ only where a cut or the draw falls within 2**-40 * vocab of a token's
 edge, or within the last bits of ``exp``. Both cuts are the same search: the largest weight at which
-the count (top-k), or the mass (top-p), of weights at least as large reaches a goal. It goes digit by
-digit over the bits of the weights, which order like the weights, as none is negative.
+the count (top-k), or the mass (top-p), of weights at least as large reaches a goal. It goes digit
+by digit over the bits of the weights, which order like the weights, as none is negative.
 Reference: ``reference.sample``.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import torch
@@ -159,16 +158,12 @@ def sample_kernel(
     if finite & (temperature > 0):
         top_k, top_p = tl.load(top_ks + row), tl.load(top_ps + row)
         cut = tl.max(tl.zeros([1], tl.int32), 0)
-        ties = cut + VOCAB
         if (top_k > 0) & (top_k < VOCAB):
             cut = largest_cut(logits, largest, temperature, top_k, 0, False, VOCAB, BLOCK, DIGIT)
         above, mass, num_ties, tie_mass = mass_above(
             logits, largest, temperature, cut, VOCAB, BLOCK
         )
-        if (top_k > 0) & (top_k < VOCAB):
-            ties = top_k - above
-        else:
-            ties = num_ties
+        ties = tl.where((top_k > 0) & (top_k < VOCAB), top_k - above, num_ties)
         total = mass + ties * tie_mass
         if top_p < 1:
             share = top_p.to(tl.float64) * total.to(tl.float64)
@@ -200,7 +195,16 @@ def sample(
     tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
     block = min(SAMPLE.tile, next_power_of_2(max(vocab, 16)))
     sample_kernel[(num_rows,)](
-        logits, temperatures, top_ks, top_ps, keys, positions, tokens, vocab, block, 3,
+        logits,
+        temperatures,
+        top_ks,
+        top_ps,
+        keys,
+        positions,
+        tokens,
+        vocab,
+        block,
+        3,
         **SAMPLE.options(),
     )
     return tokens

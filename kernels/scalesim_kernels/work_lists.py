@@ -6,7 +6,6 @@ at multiples of a fixed size in absolute positions. One launch a list, once a st
 back to the host.
 """
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from scalesim_kernels import KernelSet, select
+from scalesim_kernels.conformance.steady import steady_interpreter
 
 from scalesim.assembly import parts_for, with_settings
 from scalesim.engine import Engine
@@ -20,7 +21,7 @@ def play(kernels: KernelSet, device_pages: int = 60, **settings: Any) -> list[tu
     settings |= {"device_memory": PAGE_BYTES * (device_pages + 1), "block_size": BLOCK}
     config = with_settings(None, {"host_memory": PAGE_BYTES * 60, "digests": True, **settings})
     parts = parts_for(tiny_model(), config, kernels, tokenizer=TOKENIZER)
-    with Engine(parts) as engine:
+    with steady_interpreter(), Engine(parts) as engine:
         return said(TURNS.play(engine))
 
 

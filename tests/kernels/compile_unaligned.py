@@ -1,6 +1,5 @@
-"""Compiles one gather with and without the alignment hint that decode relies on; prints verdicts."""
+"""Compiles a gather with and without the alignment hint that decode relies on; prints verdicts."""
 
-# ruff: noqa: N803
 from __future__ import annotations
 
 import torch

@@ -1,4 +1,4 @@
-"""Warms a set up for one model, then calls it with other sizes and alignments; prints compilations."""
+"""Warms a set up, then calls it with other sizes and alignments; prints what was compiled."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import torch
 from scalesim_kernels import select
 from scalesim_kernels.__main__ import main
 from scalesim_kernels.conformance import PROBLEMS, Verdict, check_op
-from scalesim_kernels.conformance.pairwise import pairwise
 from scalesim_kernels.conformance.paged import far_pages, make_case, same_bits, spread
+from scalesim_kernels.conformance.pairwise import pairwise
 from torch import Tensor
 
 from .paged_cases import SHAPES
@@ -34,9 +34,7 @@ def test_the_cpu_set_conforms(op: str) -> None:
 
 
 def faults(op: str, function: Callable[..., Any]) -> str:
-    verdicts: list[Verdict] = list(
-        check_op(replace(REFERENCE, **{op: function}), op, dtypes=FP32)
-    )
+    verdicts: list[Verdict] = list(check_op(replace(REFERENCE, **{op: function}), op, dtypes=FP32))
     return "; ".join(sorted({fault for verdict in verdicts for fault in verdict.faults}))
 
 

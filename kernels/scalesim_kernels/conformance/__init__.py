@@ -1,8 +1,9 @@
 """The conformance kit: does an implementation keep a contract, in every awkward case of it?
 
-``check_op`` judges one op of a kernel set, ours or a user's; ``python -m scalesim_kernels check`` is
-the same with a table. Each case: relative error against the specification in fp64, no byte written
-that is not the op's, garbage never read, and the bits of a row the same when its neighbours change.
+``check_op`` judges one op of a kernel set, ours or a user's; ``python -m scalesim_kernels check``
+is the same with a table. Each case: relative error against the specification in fp64, no byte
+written that is not the op's, garbage never read, and the bits of a row the same when its neighbours
+change.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from ..reference import reference_kernels
 from .paged import same_bits
 from .pairwise import Case, pairwise, product
 from .problems import PROBLEMS, Problem, Tensors
+from .steady import steady_interpreter
 
-__all__ = ["PROBLEMS", "LIMITS", "Verdict", "cases_of", "check_case", "check_op"]
+__all__ = ["LIMITS", "PROBLEMS", "Verdict", "cases_of", "check_case", "check_op"]
 
 # Of ||out - truth|| / ||truth||. bf16 has 8 bits: rounding the result alone costs 1.7e-3.
 LIMITS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -108,7 +110,8 @@ def run(problem: Problem, kernels: KernelSet, device: str, disturbed: bool = Fal
 
     def moved(kernels: KernelSet, tensors: Tensors) -> Tensors:
         there = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return {name: r.cpu() for name, r in problem.call(kernels, there).items()}
+        with steady_interpreter():
+            return {name: r.cpu() for name, r in problem.call(kernels, there).items()}
 
     return replace(problem, call=moved).results(kernels, disturbed)
 
