@@ -97,7 +97,7 @@ class CpuLora:
         self, h: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch, out: Tensor
     ) -> None:
         plan, flat = self._plan(lora), pool.view(len(pool), -1)
-        columns = torch.split(out, site.out_widths, dim=1)
+        columns = torch.split(out, list(site.out_widths), dim=1)
         for group in plan.groups:
             at = self._site(lora.directory, group.layout, layer, site, flat.shape[1])
             for part in at.slices:

@@ -237,22 +237,25 @@ class Residency:
 
     def _host_room(self, count: int, saved: Segment) -> bool:
         """Make ``count`` host pages free for ``saved``: copies of what is on the device go first,
-        the soonest used first; then what is used later than ``saved``."""
+        the soonest used first; then what is used later than ``saved``.
+
+        Of two that are used at the same time, neither takes the other's copy: they would take it
+        from each other in turn, for ever."""
         standing = self.standing
         if count > self.host.num_usable:
             return False
         while self.host.num_free < count:
+            use = standing.use_of(saved)
             double = standing.soonest_doubled(saved)
-            if double is not None:
+            if double is not None and standing.use_of(double).sooner_than(use, standing.now):
                 self.host.free(self.tree.trim_host(double, 0))
                 self.standing.refresh(double)
                 continue
             farthest = standing.farthest_on_host()
-            use = standing.use_of(saved)
             if farthest is None or not use.sooner_than(standing.use_of(farthest), standing.now):
                 return False
             keep = max(0, farthest.saved - (count - self.host.num_free))
-            self.drop(farthest, keep)
+            self.drop(farthest, 0 if farthest.is_adapter else keep)  # a part of one is of no use
         return True
 
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:

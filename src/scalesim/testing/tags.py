@@ -114,12 +114,20 @@ def expected_text(
     key: int = 0,
     temperature: float = 1.0,
     vocab_size: int = 512,
+    adapter: int = 0,
+    start: int = 0,
 ) -> list[int]:
     """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory
-    does."""
+    does. ``adapter`` is a tag in force from position ``start`` on."""
     lineage = 0
+
+    def word(position: int, token: int) -> int:
+        if position >= start:
+            token += adapter << 32
+        return _mix(token * _TOKEN + position * _POSITION)
+
     for position, token in enumerate(prompt):
-        lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK
+        lineage = (lineage + word(position, token)) & _MASK
     warmth = int(np.float32(temperature).view(np.uint32))
     text: list[int] = []
     for position in range(len(prompt), len(prompt) + num_tokens):
@@ -128,7 +136,7 @@ def expected_text(
             draw = _mix(draw + _mix(key + _mix(position)) + warmth)
         token = draw % vocab_size
         text.append(token)
-        lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK
+        lineage = (lineage + word(position, token)) & _MASK
     return text
 
 
