@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import async_calls, engine, overhead
+from benchmarks import adapters, async_calls, engine, overhead
 
-BENCHMARKS = {"engine": engine, "overhead": overhead, "async": async_calls}
+BENCHMARKS = {"engine": engine, "overhead": overhead, "async": async_calls, "adapters": adapters}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
     for name in (
+        "adapters",
         "agent",
         "assembly",
         "backends",
@@ -57,6 +58,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.model": (
         *VALUES,
         "scalesim.device",
+        "scalesim.memory.adapters",  # what a read adapter is to memory
         "scalesim.memory.geometry",
         "scalesim.memory.links",  # the timeline of fences that a runner and a link share
         "scalesim_kernels",

@@ -7,9 +7,9 @@ This package never imports ``scalesim``. Importing it loads no torch; ``select``
 
 from __future__ import annotations
 
-from .contracts import KernelSet, PagedBatch
+from .contracts import KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
 
-__all__ = ["KernelSet", "PagedBatch", "select"]
+__all__ = ["KernelSet", "LoraBatch", "LoraDirectory", "LoraSite", "PagedBatch", "select"]
 
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 

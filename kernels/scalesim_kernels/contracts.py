@@ -132,6 +132,83 @@ class Linear(Protocol):
         """
 
 
+NUM_SLICES = 7
+"""Projections that an adapter may change: q, k, v, o, gate, up, down, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSite:
+    """Projections with one input, computed together: q, k, v; or o; or gate, up; or down."""
+
+    first_slice: int  # of the seven
+    in_width: int
+    out_widths: tuple[int, ...]  # side by side in the columns of the output
+
+    @property
+    def num_slices(self) -> int:
+        return len(self.out_widths)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraDirectory:
+    """Where each rank row of an adapter lies, for each layout (adapters of one shape share one).
+
+    An adapter is a range of elements of the pool's dtype, cut into pages as its block table row
+    lists them: offset ``e`` is element ``e % page_elems`` of page ``row[e // page_elems]``. A rank
+    row is contiguous and lies within one page. Offsets are multiples of 64.
+    """
+
+    a_offsets: Tensor  # [num_layouts, num_layers, 7, max_rank] int64, rows of A [rank, in]
+    b_offsets: Tensor  # likewise, rows of B transposed [rank, out]; past the rank: unspecified
+    ranks: Tensor  # [num_layouts, num_layers, 7] int32; 0 = the slice is the base model's
+    scales: Tensor  # [num_layouts, num_layers, 7] fp32, alpha / rank or what stands for it
+
+
+@dataclass(frozen=True, slots=True)
+class LoraBatch:
+    """Which of a step's tokens use which adapter; the same for all layers.
+
+    Group ``g`` is the tokens ``tokens[starts[g]:starts[g] + counts[g]]``, all of one adapter. Up to
+    ``starts[g + 1]`` follow repeats of them, so that groups have a multiple of the set's
+    ``row_multiple`` rows. A group whose ``rows`` is 0 is padding: nothing is done for it.
+    """
+
+    directory: LoraDirectory
+    block_table: Tensor  # [num_rows, max_blocks] int32, page ids
+    tokens: Tensor  # [num_rows of h] int32
+    starts: Tensor  # [num_groups + 1] int32
+    counts: Tensor  # [num_groups] int32
+    rows: Tensor  # [num_groups] int32, block table rows
+    layouts: Tensor  # [num_groups] int32
+
+
+class LoraShrink(Protocol):
+    def __call__(
+        self, x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch
+    ) -> Tensor:
+        """``scale * A @ x`` of each token that uses an adapter, at the adapter's own rank.
+
+        x : ``[num_tokens, in_width]``, C-contiguous. pool : as above; adapters lie in its pages.
+        returns : ``[len(lora.tokens), num_slices, max_rank]`` fp32, C-contiguous, one row for each
+            entry of ``lora.tokens``; unspecified past a slice's rank and in rows of repeats.
+
+        Sums in fp32. The cost follows the true ranks; a slice of rank 0 costs nothing.
+        """
+
+
+class LoraExpand(Protocol):
+    def __call__(
+        self, h: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch, out: Tensor
+    ) -> None:
+        """``out[token] += h @ B`` for the same tokens, slice by slice, in place.
+
+        h : what ``lora_shrink`` returned for this site. out : ``[num_tokens, sum(out_widths)]``,
+            C-contiguous. Sums over the rank in fp32; rounded when added. ``h`` may be rounded to
+            the pool's dtype first.
+        Rows of other tokens, and columns of slices of rank 0, keep their bits.
+        """
+
+
 class SiluMul(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor:
         """``silu(gate) * up`` of ``[rows, 2 * width]`` (gate first), as ``[rows, width]``.
@@ -191,6 +268,8 @@ class KernelSet:
     paged_prefill: PagedAttention
     pack_weight: PackWeight
     linear: Linear
+    lora_shrink: LoraShrink
+    lora_expand: LoraExpand
     silu_mul: SiluMul
     copy_pages: CopyPages
     zero_pages: ZeroPages

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
+from .cpu_lora import CpuLora
 from .cpu_sampling import sample
 
 HAS_PACKED_LINEAR = all(
@@ -111,7 +112,7 @@ def zero_pages(pool: Tensor, ids: Tensor) -> None:
 
 
 def cpu_kernels() -> KernelSet:
-    attention = CpuAttention()
+    attention, lora = CpuAttention(), CpuLora()
     return KernelSet(
         name="cpu",
         row_multiple=16,
@@ -122,6 +123,8 @@ def cpu_kernels() -> KernelSet:
         paged_prefill=attention.paged_prefill,
         pack_weight=pack_weight,
         linear=linear,
+        lora_shrink=lora.shrink,
+        lora_expand=lora.expand,
         silu_mul=silu_mul,
         copy_pages=copy_pages,
         zero_pages=zero_pages,

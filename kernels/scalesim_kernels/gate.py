@@ -58,7 +58,9 @@ VARIANTS = (
 
 # Kernels that must have asynchronous copies and tensor-core instructions in half precision. (fp32
 # products are exact ones, which NVIDIA's tensor cores do not have.)
-NEEDS = frozenset({"decode_kernel", "prefill_kernel", "linear_kernel"})
+NEEDS = frozenset(
+    {"decode_kernel", "prefill_kernel", "linear_kernel", "shrink_kernel", "expand_kernel"}
+)
 
 
 @dataclass(frozen=True, slots=True)

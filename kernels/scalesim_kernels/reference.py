@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import KernelSet, PagedBatch
+from .contracts import KernelSet, LoraBatch, LoraSite, PagedBatch
 from .philox import uniform
 
 
@@ -115,6 +115,52 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (wide if bias is None else wide + widen(bias)).to(x.dtype)
 
 
+def rank_row(pool: Tensor, table_row: Tensor, offset: int, width: int) -> Tensor:
+    """``width`` elements of an adapter from element ``offset`` on."""
+    page_elems = pool[0].numel()
+    page = pool[int(table_row[offset // page_elems])].reshape(-1)
+    start = offset % page_elems
+    return widen(page[start : start + width])
+
+
+def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch) -> Tensor:
+    directory = lora.directory
+    max_rank = directory.a_offsets.shape[3]
+    shape = (len(lora.tokens), site.num_slices, max_rank)
+    h = torch.zeros(shape, dtype=widen(x).dtype)
+    for group, (row, layout) in enumerate(
+        zip(lora.rows.tolist(), lora.layouts.tolist(), strict=True)
+    ):
+        for i in range(site.num_slices if row else 0):
+            where = (layout, layer, site.first_slice + i)
+            for j, offset in enumerate(directory.a_offsets[where][: directory.ranks[where]]):
+                a = rank_row(pool, lora.block_table[row], int(offset), site.in_width)
+                start = int(lora.starts[group])
+                for at in range(start, start + int(lora.counts[group])):
+                    token = widen(x[int(lora.tokens[at])])
+                    h[at, i, j] = directory.scales[where] * (a @ token)
+    return h
+
+
+def lora_expand(
+    h: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch, out: Tensor
+) -> None:
+    directory = lora.directory
+    for group, (row, layout) in enumerate(
+        zip(lora.rows.tolist(), lora.layouts.tolist(), strict=True)
+    ):
+        first = 0
+        for i, width in enumerate(site.out_widths if row else ()):
+            where = (layout, layer, site.first_slice + i)
+            offsets = directory.b_offsets[where][: directory.ranks[where]].tolist()
+            b = [rank_row(pool, lora.block_table[row], offset, width) for offset in offsets]
+            start = int(lora.starts[group])
+            for at in range(start, start + int(lora.counts[group]) if b else start):
+                token = out[int(lora.tokens[at]), first : first + width]
+                token.copy_(widen(token) + h[at, i, : len(b)].to(b[0].dtype) @ torch.stack(b))
+            first += width
+
+
 def silu_mul(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return gate / (1 + torch.exp(-gate)) * up
@@ -179,6 +225,8 @@ def reference_kernels() -> KernelSet:
         paged_prefill=paged_prefill,
         pack_weight=lambda weight: weight,
         linear=linear,
+        lora_shrink=lora_shrink,
+        lora_expand=lora_expand,
         silu_mul=silu_mul,
         copy_pages=copy_pages,
         zero_pages=zero_pages,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import matmul, pages, rows, sampling
+from . import matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, Linear, PagedBatch
 from .kv_store import store
 from .launch import Launch, check_pool, interpreted, is_wide
@@ -115,6 +115,8 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         paged_prefill=attention.paged_prefill,
         pack_weight=lambda weight: weight,
         linear=linear,
+        lora_shrink=paged_lora.lora_shrink,
+        lora_expand=paged_lora.lora_expand,
         silu_mul=rows.silu_mul,
         copy_pages=pages.copy_pages,
         zero_pages=pages.zero_pages,

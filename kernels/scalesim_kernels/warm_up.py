@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import KernelSet, PagedBatch
+from .contracts import KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
+
+MAX_RANK = 64  # of the adapters that the example has
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,15 @@ def calls(
     out = zeros(tokens, shape.num_heads, shape.head_dim)
     yield "paged_decode", lambda: kernels.paged_decode(q, pool, 0, batch, plan, 1.0, out)
     yield "paged_prefill", lambda: kernels.paged_prefill(q, pool, 0, batch, plan, 1.0, out)
+    lora = example_lora(device, pool[0].numel())
+    for site in lora_sites(shape):
+        x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
+        h = zeros(len(lora.tokens), site.num_slices, MAX_RANK, dtype=torch.float32)
+        yield "lora_shrink", lambda x=x_, site=site: kernels.lora_shrink(x, pool, 0, site, lora)
+        yield (
+            "lora_expand",
+            lambda h=h, wide=wide, site=site: kernels.lora_expand(h, pool, 0, site, lora, wide),
+        )
     gate_up = zeros(tokens, 2 * shape.intermediate)
     yield "silu_mul", lambda: kernels.silu_mul(gate_up)
     src, dst = (torch.tensor([page], device=device) for page in (0, 1))
@@ -80,6 +91,32 @@ def calls(
     logits, ones = zeros(2, shape.vocab, dtype=torch.float32), torch.ones(2, device=device)
     ints = torch.zeros(2, dtype=torch.int32, device=device)
     yield "sample", lambda: kernels.sample(logits, ones, ints, ones, ints.long(), ints)
+
+
+def lora_sites(shape: ModelShape) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:
+    """q, k, v; o; gate, up; down."""
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    wide = shape.intermediate
+    return (
+        LoraSite(0, shape.hidden, (q, kv, kv)), LoraSite(3, q, (shape.hidden,)),
+        LoraSite(4, shape.hidden, (wide, wide)), LoraSite(6, wide, (shape.hidden,)),
+    )  # fmt: skip
+
+
+def example_lora(device: str, page_elems: int) -> LoraBatch:
+    """Two adapters of rank 16, all of whose rows are the first of the null page."""
+
+    def int32(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    shape = (1, 2, 7, MAX_RANK)
+    offsets = torch.zeros(shape, dtype=torch.int64, device=device)
+    ranks = torch.full(shape[:3], 16, dtype=torch.int32, device=device)
+    directory = LoraDirectory(offsets, offsets, ranks, torch.ones(shape[:3], device=device))
+    table = torch.zeros((3, 64), dtype=torch.int32, device=device)
+    return LoraBatch(
+        directory, table, int32(*range(20)), int32(0, 1, 20), int32(1, 19), int32(1, 2), int32(0, 0)
+    )
 
 
 def example_batch(device: str, num_tokens: int) -> PagedBatch:

@@ -21,6 +21,7 @@ class Agent:
     def __init__(self, engine: Engine, id: AgentId) -> None:
         self.engine = engine
         self.id = id
+        self.adapter: str | None = None  # the name its calls use; ``Engine.agent`` sets it
 
     def request(
         self,

@@ -18,6 +18,8 @@ from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
+from scalesim.model.adapters.folder import AdapterFolders
+from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
@@ -81,9 +83,10 @@ def parts_for(
         check_model_len(config.max_model_len, shape.max_position, pool_len)
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
+    layouts = LayoutTable()
     plan = Plan(geometry, device_pages, host_pages, num_rows, geometry.blocks_for(max_len))
     runner, link = backend.build(
-        loaded, kernels or select(backend.name, config.reproducible), config, plan
+        loaded, kernels or select(backend.name, config.reproducible), config, plan, layouts
     )
     memory = MemoryManager(
         block_size=geometry.block_size,
@@ -113,6 +116,9 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
+        read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
+        if backend.takes_adapters
+        else None,
     )
 
 

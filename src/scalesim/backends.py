@@ -18,7 +18,9 @@ from scalesim.device.streams import Device, Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Link, ThreadLink, Timeline
-from scalesim.memory.storage import allocate_pages
+from scalesim.memory.source_link import SourceLink
+from scalesim.memory.storage import allocate_pages, writer
+from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.loader import LoadedModel
 from scalesim.model.runner import ModelRunner
 
@@ -27,6 +29,7 @@ _GPU_SHARE = 0.95  # of a GPU's memory that is left beside weights and workspace
 _WORKSPACE_BYTES = 1 << 30  # the driver's, the libraries' and the graphs'
 _WARM_UP_TOKENS = (2, 16, 17, 100)
 MAX_RESIDENT_PAGES = 1 << 18
+_ROW_BLOCKS = 4096  # of a row of the block table, for adapters larger than the longest sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,11 @@ class Plan:
 
 
 class Backend(Protocol):
-    """``name`` picks the kernel set. ``default_*_bytes`` are what ``"auto"`` means;
+    """``name`` picks the kernel set; ``takes_adapters``: its runner knows them. ``default_*_bytes`` are what ``"auto"`` means;
     ``resident_bytes`` is what a device pool without a limit may take."""
 
     name: str
+    takes_adapters: bool
 
     def default_device_bytes(self) -> int: ...
 
@@ -56,7 +60,12 @@ class Backend(Protocol):
         """Raise ``ConfigError`` where there is no such memory."""
 
     def build(
-        self, loaded: LoadedModel, kernels: KernelSet, config: EngineConfig, plan: Plan
+        self,
+        loaded: LoadedModel,
+        kernels: KernelSet,
+        config: EngineConfig,
+        plan: Plan,
+        layouts: LayoutTable,
     ) -> tuple[Runner, Link]: ...
 
 
@@ -64,6 +73,7 @@ class CpuBackend:
     """Both pools in the system's memory, a thread that copies."""
 
     name = "cpu"
+    takes_adapters = True
 
     def default_device_bytes(self) -> int:
         return 10**9
@@ -78,7 +88,12 @@ class CpuBackend:
         """Memory is given when it is first touched: what is too much shows then."""
 
     def build(
-        self, loaded: LoadedModel, kernels: KernelSet, config: EngineConfig, plan: Plan
+        self,
+        loaded: LoadedModel,
+        kernels: KernelSet,
+        config: EngineConfig,
+        plan: Plan,
+        layouts: LayoutTable,
     ) -> tuple[Runner, Link]:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
         device = allocate_pages(plan.device_pages, page_bytes)
@@ -90,12 +105,14 @@ class CpuBackend:
             plan.geometry,
             max_num_seqs=config.scheduler.max_num_seqs,
             max_num_rows=plan.num_rows,
-            max_blocks_per_row=plan.max_blocks_per_row,
+            max_blocks_per_row=min(plan.device_pages, max(plan.max_blocks_per_row, _ROW_BLOCKS)),
             reproducible=config.reproducible,
             digests=config.digests,
             timeline=timeline,
+            layouts=layouts,
         )
-        return runner, ThreadLink(device, host, timeline)
+        copies = ThreadLink(device, host, timeline)
+        return runner, SourceLink(copies, writer(device), writer(host), timeline)
 
 
 class CudaBackend:
@@ -103,6 +120,7 @@ class CudaBackend:
     already."""
 
     name = "cuda"
+    takes_adapters = False  # its captured steps do not know them yet
 
     def __init__(self, device: Device, loaded: LoadedModel, config: EngineConfig) -> None:
         from scalesim.model.cuda_runner import check_dtype
@@ -144,7 +162,12 @@ class CudaBackend:
         check_host_bytes(host_bytes, available_host_bytes())
 
     def build(
-        self, loaded: LoadedModel, kernels: KernelSet, config: EngineConfig, plan: Plan
+        self,
+        loaded: LoadedModel,
+        kernels: KernelSet,
+        config: EngineConfig,
+        plan: Plan,
+        layouts: LayoutTable,
     ) -> tuple[Runner, Link]:
         from scalesim.memory.cuda_link import CudaLink
         from scalesim.memory.pinned import PinnedPages

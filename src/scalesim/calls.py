@@ -12,6 +12,7 @@ from scalesim.errors import EngineClosedError
 from scalesim.requests import Reply, Request, TextModel, Usage
 
 if TYPE_CHECKING:
+    from scalesim.memory.adapters import AdapterUse
     from scalesim.model.token_stream import TokenStream
     from scalesim.scheduler.sequence import Sequence
 
@@ -54,6 +55,7 @@ class Call:
     """
 
     __slots__ = (
+        "adapter",
         "deadline_s",
         "digest",
         "done",
@@ -74,6 +76,7 @@ class Call:
         self, request: Request, model: TextModel, tokens: Int32s, observer: TextObserver | None
     ) -> None:
         self.request, self.model, self.tokens, self.observer = request, model, tokens, observer
+        self.adapter: AdapterUse | None = None
         self.digest = 0
         self.done = False
         self.error: Exception | None = None

@@ -72,6 +72,19 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterBatch:
+    """Which adapter each sequence of a step uses, each ``[num_seqs]``.
+
+    ``rows`` are rows of the block table, which list the adapter's pages; 0 is the base model.
+    ``layouts`` say what lies where in them. The adapter is in force from position ``starts`` on.
+    """
+
+    rows: Int32s
+    layouts: Int32s
+    starts: Int32s
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step's work: the flat query tokens of ``num_seqs`` sequences, prefill chunks and decodes
     mixed.
@@ -96,6 +109,7 @@ class Batch:
     table_cols: Int32s  # [num_changes], logical block
     table_pages: Int32s  # [num_changes], page id
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
+    adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
 
     @property
     def num_seqs(self) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.calls import Call, Latch, TextObserver
 from scalesim.config import EngineConfig
@@ -27,6 +28,7 @@ from scalesim.distance.clock import Clock
 from scalesim.errors import (
     EngineClosedError,
     EngineModeError,
+    PromptTooLongError,
     RequestCancelledError,
     RequestError,
     UnknownAgentError,
@@ -64,6 +66,10 @@ class Engine:
             self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
         self.model = self.parts.model
         self._loop = Loop(self.parts)
+        self.adapters = AdapterRegistry(
+            self.parts.read_adapter, self.parts.memory.adapters, self._post_if_open
+        )
+        self._loop.adapter_freed = self.adapters.close
         self._agents: dict[AgentId, Agent] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -92,15 +98,26 @@ class Engine:
 
     # -- agents and time ----------------------------------------------------------------------
 
-    def agent(self, id: AgentId) -> Agent:
-        """The handle of agent ``id``, made on first use. Raises ``RequestError`` for another
-        type."""
+    def agent(self, id: AgentId, *, adapter: str | Path | None = None) -> Agent:
+        """The handle of agent ``id``, made on first use.
+
+        ``adapter`` is a name known to ``adapters``, or a folder, which is added under its path;
+        it stays the agent's until another is given. Raises ``RequestError`` for an id of another
+        type, ``AdapterError`` for an adapter that cannot be used.
+        """
         if isinstance(id, bool) or not isinstance(id, (str, int)):
             raise RequestError(f"agent id {id!r} must be a string or a whole number")
         self._check_open()
         if id not in self._agents:
             self._agents[id] = Agent(self, id)
-        return self._agents[id]
+        agent = self._agents[id]
+        if adapter is not None:
+            name = str(adapter)
+            if name not in self.adapters:
+                self.adapters.add(name, adapter)
+            self.adapters.bind(id, name)
+            agent.adapter = name
+        return agent
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
         """A new agent that owns what ``parent`` owns; nothing is copied until one of them
@@ -109,6 +126,7 @@ class Engine:
         if child in self._agents:
             raise RequestError(f"agent {child!r} exists already; fork into a new id")
         agent = self.agent(child)
+        agent.adapter = self._agents[parent].adapter
         self._post(lambda: self.parts.memory.owners.fork(parent, child))
         return agent
 
@@ -303,7 +321,22 @@ class Engine:
         observer = None
         if request.params.stop:
             observer = self._observer(request)
-        return Call(request, self.model, tokens, observer)
+        call = Call(request, self.model, tokens, observer)
+        name = None if request.agent is None else self._agents[request.agent].adapter
+        if name is not None:
+            self._check_room(name, len(tokens) + request.params.max_tokens)
+            call.adapter = self.adapters.use(name, tokens)
+        return call
+
+    def _check_room(self, adapter: str, num_tokens: int) -> None:
+        """The device pool must hold a request and its adapter."""
+        memory, num_pages = self.parts.memory, self.adapters.num_pages(adapter)
+        needed = -(-num_tokens // memory.block_size) + num_pages
+        if needed > memory.device.num_usable:
+            raise PromptTooLongError(
+                f"{num_tokens} tokens and adapter {adapter!r} of {num_pages} pages need {needed} "
+                f"pages; the device pool has {memory.device.num_usable}; raise device_memory"
+            )
 
     def _observer(self, request: Request) -> TextObserver:
         if self.model.tokenizer is None:
@@ -316,7 +349,13 @@ class Engine:
         now_s = self.parts.time_s()
         for call in calls:
             call.submitted_s = now_s
+            if call.adapter is not None:
+                self.adapters.hold(call.adapter)
         self._post(lambda: self._loop.accept(calls))
+
+    def _post_if_open(self, command: Callable[[], None]) -> None:
+        with suppress(EngineClosedError):
+            self._post(command)
 
     def _post(self, command: Callable[[], None]) -> None:
         self._check_open()

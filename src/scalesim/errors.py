@@ -20,6 +20,11 @@ class WeightsError(ScaleSimError, ValueError):
     file."""
 
 
+class AdapterError(ScaleSimError, ValueError):
+    """An adapter is missing, unsafe, in use, or asks for what ScaleSim does not run; names the file
+    and the reason."""
+
+
 class RequestError(ScaleSimError, ValueError):
     """A request is not valid; nothing was allocated for it."""
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
 from scalesim.core import AgentId, Runner, Step
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Change, Distances
 from scalesim.errors import EngineClosedError, RequestTimeoutError
+from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
@@ -36,7 +38,7 @@ class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here."""
 
     runner: Runner
     memory: MemoryManager
@@ -47,6 +49,7 @@ class Parts:
     time_s: Callable[[], float] = time.monotonic
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
+    read_adapter: ReadAdapter | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class Loop:
         self.distances = Distances(self.clock)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
+        self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -122,6 +126,7 @@ class Loop:
                 prompt_len=len(call.tokens),
                 limit=len(call.tokens) + params.max_tokens,
                 params=params,
+                adapter=call.adapter,
                 key=self._keys.key(request.agent, call.digest, params, request.sample_index),
                 stop_ids=frozenset(params.stop_token_ids)
                 | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
@@ -153,6 +158,8 @@ class Loop:
             self.stats.cached_tokens += sequence.cached_tokens
             self.stats.output_tokens += len(sequence.output)
             call.done = True
+            if call.adapter is not None:
+                self.adapter_freed(call.adapter)
             calls.append(call)
         deliver(calls)
 
@@ -214,6 +221,8 @@ class Loop:
             )
             error.__cause__ = cause
             call.error, call.done = error, True
+            if call.adapter is not None:
+                self.adapter_freed(call.adapter)
         self._open.clear()
         deliver(ended)
 

@@ -102,6 +102,15 @@ def test_async_arms_give_the_same_texts() -> None:
     assert all(figures["texts_differing"] == 0 for figures in report.figures.values())
 
 
+def test_adapters_pack_well_and_share_the_world() -> None:
+    report = quick("adapters")
+    assert len(rows_of(report.tables[0])) == 9
+    assert all(met for *_, met in report.verdicts)
+    used = report.figures["world"]
+    # the world once (and what a tail copies), against once an agent
+    assert used["private"] >= 50 * 4096 // 16 > 40 * (used["activated"] - 50 * 5)
+
+
 @pytest.mark.usefixtures("small")
 def test_the_file_says_where_it_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,9 @@ import pytest
 from scalesim import __version__
 from scalesim.cli import main
 from scalesim.cli.stage import model_config
+from scalesim.model.config import ModelConfig
 from scalesim.model.dummy import write_dummy_model
+from tests.model.adapter_folders import write_adapter
 from tests.text.tokenizers_made_here import byte_level
 
 Out = pytest.CaptureFixture[str]
@@ -38,6 +40,18 @@ def test_one_prompt_prints_its_text_only(folder: str, capsys: Out) -> None:
     assert capsys.readouterr().out == first.out
     assert main([*command, "--seed", "1"]) == 0
     assert capsys.readouterr().out != first.out
+
+
+def test_an_adapter_changes_the_text(folder: str, tmp_path: Path, capsys: Out) -> None:
+    adapter = write_adapter(tmp_path / "it", ModelConfig.from_folder(Path(folder)), rank=8)
+    command = ["generate", folder, "--prompt", "The baker", "--temperature", "0", *FEW]
+    texts = []
+    for more in ([], ["--adapter", str(adapter)]):
+        assert main([*command, *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] != texts[1]
+    assert main([*command, "--adapter", str(tmp_path / "none")]) != 0
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_several_prompts_chat_and_sampling(folder: str, capsys: Out) -> None:

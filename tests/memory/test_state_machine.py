@@ -39,6 +39,7 @@ class MemoryMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4, 16]),
         policy=st.sampled_from(sorted(POLICIES)),
         seed=st.integers(0, 2**16),
+        adapters=st.sampled_from([0, 1, 3]),
     )
     def begin(self, **shape: Any) -> None:
         self.world = World(Shape(**shape))
@@ -50,6 +51,18 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(agent=agents, kind=st.sampled_from(KINDS), pick=st.integers(0, 99), n=small, spare=small)
     def turn(self, agent: int, kind: str, pick: int, n: int, spare: int) -> None:
         self.world.turn(agent, kind, pick, n, spare)
+
+    @rule(name=st.integers(0, 2), num_pages=st.integers(0, 20))
+    def load_adapter(self, name: int, num_pages: int) -> None:
+        self.world.load_adapter(name, num_pages)
+
+    @rule(name=st.integers(0, 2))
+    def unload_adapter(self, name: int) -> None:
+        self.world.unload_adapter(name)
+
+    @rule(name=st.integers(0, 2))
+    def break_source(self, name: int) -> None:
+        self.world.break_source(name)
 
     @rule(count=st.integers(1, 20), mask=st.integers(1, 63))
     def launch(self, count: int, mask: int) -> None:
@@ -168,3 +181,15 @@ def test_larger_pools_with_everything_on_the_host(policy: str) -> None:
     for seed in range(6):
         shape = Shape(24, 1.0, 2, policy, seed)
         random_walk(World(shape), random.Random(seed), steps=250)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("num_pages", [3, 5, 9, 16])
+def test_pools_with_adapters(num_pages: int, policy: str) -> None:
+    """KV and adapters in one pool: loaded, used, activated, unloaded in use, names reused."""
+    reads = 0
+    for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
+        world = World(Shape(num_pages, host, block_size, policy, seed, adapters=3))
+        random_walk(world, random.Random(seed), steps=150)
+        reads += world.manager.counters.read_pages
+    assert reads > 0

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.core import Batch, SamplingBatch, Step
+from scalesim.core import AdapterBatch, Batch, SamplingBatch, Step
+from scalesim.errors import AdapterError
+from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.agents import lineage
 from scalesim.memory.lease import Lease
 from scalesim.memory.links import Timeline
@@ -24,7 +26,15 @@ from scalesim.memory.segment import Segment
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import TagRunner
-from scalesim.testing.tags import are_tags_of, lineages_of, page_bytes_for, view_tags
+from scalesim.testing.tags import (
+    adapter_layout,
+    adapter_pages,
+    are_tags_of,
+    lineages_of,
+    page_bytes_for,
+    under_adapter,
+    view_tags,
+)
 
 AGENTS = 5
 MAX_LEASES = 6
@@ -34,13 +44,29 @@ FAR = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """``host`` is the host pool's size as a share of the device pool's."""
+    """``host`` is the host pool's size as a share of the device pool's. With ``adapters``, so many
+    names of adapters come and go, and requests use them."""
 
     pages: int = 16
     host: float = 1.0
     block_size: int = 4
     policy: str = "deadline"
     seed: int = 0
+    adapters: int = 0
+
+
+@dataclass(frozen=True)
+class FlakySource:
+    """An adapter's pages; reading fails while its tag is among ``broken``."""
+
+    tag: int
+    pages: np.ndarray
+    broken: set[int]
+
+    def read(self) -> np.ndarray:
+        if self.tag in self.broken:
+            raise AdapterError(f"adapter {self.tag} cannot be read")
+        return self.pages
 
 
 @dataclass(eq=False)
@@ -55,6 +81,11 @@ class Held:
     slot: int
     done: int
     launched: int
+    use: AdapterUse | None = None
+
+    def lineage_tokens(self, count: int) -> np.ndarray:
+        """The first ``count`` tokens as tags keep them."""
+        return coded(np.array(self.tokens[:count], np.int64), self.use)
 
     @property
     def token_bytes(self) -> bytes:
@@ -66,6 +97,9 @@ class World:
     shape: Shape
     held: list[Held] = field(default_factory=list)
     history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
+    adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
+    broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
+    num_tags: int = 0
 
     def __post_init__(self) -> None:
         shape = self.shape
@@ -86,7 +120,7 @@ class World:
             page_bytes=size,
             device_pages=shape.pages + 1,
             host_pages=num_host,
-            num_rows=MAX_LEASES + 1,
+            num_rows=2 * MAX_LEASES + 1,
             policy=policy_named(shape.policy),
             link=self.link,
         )
@@ -94,7 +128,7 @@ class World:
             self.device,
             shape.block_size,
             max_num_seqs=MAX_LEASES,
-            max_num_rows=MAX_LEASES + 1,
+            max_num_rows=2 * MAX_LEASES + 1,
             max_blocks_per_row=shape.pages + 1,
             steps_in_flight=2,
             timeline=self.timeline,
@@ -117,20 +151,60 @@ class World:
             return
         domain, tokens = self.prompt(agent, kind, pick, length)
         tokens = tokens[: self.shape.pages * self.shape.block_size]
+        use = self.adapter_use(agent, pick, len(tokens))
         blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
         share = self.shape.pages // 2 if self.held and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
-        lease = self.manager.acquire(agent, domain, packed, blocks, max_loading_pages=share)
+        lease = self.manager.acquire(
+            agent, domain, packed, blocks, adapter=use, max_loading_pages=share
+        )
         if lease is None:
             return
         cached = lease.num_cached
         assert cached < len(tokens), (cached, len(tokens))
-        known = lineages_of(np.array(tokens, np.int64))
+        known = lineages_of(coded(np.array(tokens, np.int64), use))
         assert not cached or int(known[cached - 1]) in self.sound[domain], (
             f"{cached} cached tokens of {tokens} were never computed soundly in {domain}"
         )
         slot = next(s for s in range(MAX_LEASES) if s not in {held.slot for held in self.held})
-        self.held.append(Held(lease, agent, domain, tokens, slot, cached, cached))
+        self.held.append(Held(lease, agent, domain, tokens, slot, cached, cached, use))
+
+    # -- adapters -----------------------------------------------------------------------------
+
+    def load_adapter(self, name: int, num_pages: int) -> None:
+        """Give a name content that nothing had before; what it had goes, unless it is held."""
+        if not self.shape.adapters:
+            return
+        name %= self.shape.adapters
+        self.unload_adapter(name)
+        self.num_tags += 1
+        tag, count = self.num_tags, 1 + num_pages % max(1, self.shape.pages // 3)
+        pages = adapter_pages(tag, count, self.device.shape[1])
+        source = FlakySource(tag, pages, self.broken)
+        self.adapters[name] = (tag, count)
+        layout = adapter_layout(tag, count)
+        self.manager.adapters.add(
+            AdapterContent(digest_of(tag), layout, count, None, source, pages if tag % 2 else None)
+        )
+
+    def unload_adapter(self, name: int) -> None:
+        """Also in use: leases go on with what they hold."""
+        if self.shape.adapters and (found := self.adapters.pop(name % self.shape.adapters, None)):
+            self.manager.adapters.remove(digest_of(found[0]))
+
+    def break_source(self, name: int) -> None:
+        if found := self.adapters.get(name):
+            self.broken ^= {found[0]}
+
+    def adapter_use(self, agent: int, pick: int, num_tokens: int) -> AdapterUse | None:
+        """Mostly an agent's own adapter; in force from the start, or from anywhere on."""
+        if not self.adapters or pick % 4 == 0:
+            return None
+        names = sorted(self.adapters)
+        tag, count = self.adapters[names[agent % len(names)]]
+        start = 0 if pick % 3 else pick % num_tokens
+        self.manager.adapters.bind(agent, digest_of(tag))
+        return AdapterUse(digest_of(tag), adapter_layout(tag, count), start)
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
         """A sharing domain and tokens: related to an earlier request's, or not."""
@@ -215,7 +289,7 @@ class World:
                 self._close(held, sound=0)
             else:
                 held.done = end
-                known = lineages_of(np.array(held.tokens[:end], np.int64))
+                known = lineages_of(held.lineage_tokens(end))
                 self.sound[held.domain].update(known.tolist())
 
     def poison(self, pick: int) -> None:
@@ -293,12 +367,15 @@ class World:
     def quiesce(self) -> None:
         """Let everything go: every page is free and no ticket is alive."""
         self.link.failures = 0
+        self.broken.clear()
         while self.flights:
             self.collect()
         while self.held:
             self.release(0, True)
         self.drain()
         self.check()
+        for name in list(self.adapters):
+            self.unload_adapter(name)
         self.manager.clear()
         self.check()
         manager, residency = self.manager, self.manager.residency
@@ -328,9 +405,12 @@ class World:
         tags."""
         device, host = _Reader(self.device, self.shape), _Reader(self.host, self.shape)
         for segment in self.manager.tree:
+            if segment.is_adapter:
+                self._check_adapter(segment)
+                continue
             if segment.is_tail and segment.device[0] in self.copying.values():
                 continue  # written by a step in flight: right for whoever comes after it
-            tokens, start = full_tokens(segment)
+            tokens, start = full_tokens(segment, self.shape.block_size)
             device.add(segment, segment.device[: segment.ready], tokens, start)
             host.add(segment, segment.host[: segment.saved], tokens, start)
         for held in self.held:
@@ -339,10 +419,18 @@ class World:
                 done = held.done
                 if held.lease.copies or any(h is held for _, ends in self.flights for h, _ in ends):
                     done = min(done, held.lease.num_shared * self.shape.block_size)
-                tokens = np.array(held.tokens[:done], np.int64)
+                tokens = held.lineage_tokens(done)
                 device.add(held.lease, pages + held.lease.private, tokens, 0)
         device.check("device")
         host.check("host")
+
+    def _check_adapter(self, segment: Segment) -> None:
+        """Its pages on both tiers hold it, and nothing but it."""
+        tag = int.from_bytes(segment.mark, "little")
+        want = adapter_pages(tag, segment.num_blocks, self.device.shape[1])
+        on_device, on_host = segment.device[: segment.ready], segment.host[: segment.saved]
+        assert (self.device[on_device] == want[: len(on_device)]).all(), f"{segment} on the device"
+        assert (self.host[on_host] == want[: len(on_host)]).all(), f"{segment} on the host"
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -388,7 +476,18 @@ class World:
             table_cols=cols,
             table_pages=pages,
             page_copies=np.array(copies, np.int32).reshape(-1, 2),
+            adapters=self._adapters([held for held, _, _ in work]),
         )
+
+    def _adapters(self, work: list[Held]) -> AdapterBatch | None:
+        columns = np.array(
+            [
+                (held.lease.adapter_row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
+                for held in work
+            ],
+            np.int32,
+        )
+        return AdapterBatch(*columns.T) if columns[:, 0].any() else None
 
 
 class _Reader:
@@ -425,10 +524,30 @@ class _Reader:
         )
 
 
-def full_tokens(segment: Segment) -> tuple[np.ndarray, int]:
-    """The tokens from the root to the end of ``segment``, and where its own begin."""
-    path = b"".join(node.tokens for node in reversed(lineage(segment)))
-    return np.frombuffer(path, np.int32).astype(np.int64), (len(path) - len(segment.tokens)) // 4
+def full_tokens(segment: Segment, block_size: int) -> tuple[np.ndarray, int]:
+    """The tokens from the root to the end of ``segment``, as tags keep them, and where its own
+    begin."""
+    path = b""
+    use = None
+    for node in reversed(lineage(segment)):
+        if node.mark:
+            start = len(path) // 4 + int.from_bytes(node.mark[-2:], "little")
+            assert use is None and int.from_bytes(node.mark[-2:], "little") < block_size
+            use = AdapterUse(node.mark[:-2], 0, start)
+        path += node.tokens
+    tokens = np.frombuffer(path, np.int32).astype(np.int64)
+    return coded(tokens, use), (len(path) - len(segment.tokens)) // 4
+
+
+def digest_of(tag: int) -> bytes:
+    return tag.to_bytes(16, "little")
+
+
+def coded(tokens: np.ndarray, use: AdapterUse | None) -> np.ndarray:
+    """``tokens`` as tags keep them under ``use``."""
+    if use is None:
+        return tokens
+    return under_adapter(tokens, int.from_bytes(use.digest, "little"), use.start)
 
 
 KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
@@ -462,6 +581,12 @@ def random_walk(world: World, rng: random.Random, steps: int) -> int:
         (3, lambda: world.poison(some(9))),
         (0.3, world.quiesce),
     ]
+    if world.shape.adapters:
+        acts += [
+            (9, lambda: world.load_adapter(some(9), some(9))),
+            (3, lambda: world.unload_adapter(some(9))),
+            (2, lambda: world.break_source(some(world.shape.adapters))),
+        ]
     weights = [weight for weight, _ in acts]
     for act in rng.choices([act for _, act in acts], weights, k=steps):
         act()

@@ -11,8 +11,10 @@ import pytest
 import torch
 from scalesim_kernels import KernelSet, select
 
-from scalesim.core import NO_TOKEN, Batch, SamplingBatch, SamplingParams
+from scalesim.core import NO_TOKEN, AdapterBatch, Batch, SamplingBatch, SamplingParams
 from scalesim.memory.geometry import PageGeometry
+from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.peft import PackedAdapter
 from scalesim.model.config import ModelConfig
 from scalesim.model.dummy import dummy_tensors
 from scalesim.model.llama import Llama
@@ -21,6 +23,7 @@ from scalesim.model.runner import ModelRunner
 from scalesim.model.weights import assemble
 
 GREEDY = SamplingParams(temperature=0.0)
+MAX_ROWS = 96
 
 
 @dataclass
@@ -32,6 +35,8 @@ class Sequence:
     key: int
     num_tokens: int = 0
     table_sent: int = 0
+    adapter: str | None = None
+    adapter_from: int = 0
 
 
 @dataclass
@@ -53,12 +58,16 @@ class Driver:
     logits: list[torch.Tensor]
     hidden: list[torch.Tensor]
     free: list[int]
+    layouts: LayoutTable
     sequences: dict[str, Sequence] = field(default_factory=dict)
+    adapters: dict[str, tuple[int, int]] = field(default_factory=dict)  # (row, layout)
+    changes: list[tuple[int, int, int]] = field(default_factory=list)  # of the block table
     step: int = 0
 
     def add(
         self, name: str, num_tokens: int, *, shared: str | None = None, shared_blocks: int = 0,
         params: SamplingParams = GREEDY, key: int = 1,
+        adapter: str | None = None, adapter_from: int = 0,
     ) -> Sequence:  # fmt: skip
         """A sequence with pages for ``num_tokens``; its first blocks may be another's pages."""
         number = len(self.sequences) + 1
@@ -66,9 +75,18 @@ class Driver:
         extra = self.geometry.blocks_for(num_tokens) - len(pages)
         pages = pages + [self.free.pop() for _ in range(extra)]
         sequence = Sequence(number, number - 1, pages, params, key)
+        sequence.adapter, sequence.adapter_from = adapter, adapter_from
         sequence.num_tokens = shared_blocks * self.geometry.block_size
         self.sequences[name] = sequence
         return sequence
+
+    def load(self, name: str, adapter: PackedAdapter) -> None:
+        """Put an adapter into scattered pages, under a row of the block table."""
+        row = MAX_ROWS - 1 - len(self.adapters)
+        pages = [self.free.pop() for _ in adapter.pages]
+        self.pages[pages] = adapter.pages
+        self.changes += [(row, col, page) for col, page in enumerate(pages)]
+        self.adapters[name] = (row, self.layouts.number(adapter.layout))
 
     def move(self, name: str) -> None:
         """Evict and return: bytes leave to a buffer, old pages rot, bytes come back elsewhere."""
@@ -83,9 +101,14 @@ class Driver:
     def run(self, *works: Work, page_copies: list[tuple[int, int]] | None = None) -> list[int]:
         """Run one batch; the sampled tokens, in the order of ``works``."""
         seqs = [self.sequences[work.name] for work in works]
-        changes = [
+        changes = self.changes + [
             (s.row, col, s.pages[col]) for s in seqs for col in range(s.table_sent, len(s.pages))
         ]
+        self.changes = []
+        used = [self.adapters[s.adapter] if s.adapter else (0, 0) for s in seqs]
+        columns = np.array(
+            [(*u, s.adapter_from) for u, s in zip(used, seqs, strict=True)], np.int32
+        )
         table = np.array(changes, np.int32).reshape(-1, 3)
         lens = [len(work.tokens) for work in works]
         positions = [
@@ -109,6 +132,7 @@ class Driver:
             table_cols=table[:, 1].copy(),
             table_pages=table[:, 2].copy(),
             page_copies=np.array(page_copies or [], np.int32).reshape(-1, 2),
+            adapters=AdapterBatch(*columns.T) if columns[:, 0].any() else None,
         )
         for sequence, length in zip(seqs, lens, strict=True):
             sequence.num_tokens += length
@@ -190,14 +214,14 @@ def make_driver() -> MakeDriver:
             logits.append(rows.clone())
             return base(rows, *args)
 
-        base = kernels.sample
+        base, layouts = kernels.sample, LayoutTable()
         runner = ModelRunner(
             recording, replace(kernels, sample=sample), pages, geometry,
-            max_num_seqs=16, max_num_rows=20, max_blocks_per_row=32,
-            reproducible=reproducible, digests=True,
+            max_num_seqs=48, max_num_rows=MAX_ROWS, max_blocks_per_row=512,
+            reproducible=reproducible, digests=True, layouts=layouts,
         )  # fmt: skip
         free = [int(p) for p in np.random.default_rng(0).permutation(np.arange(1, num_pages))]
-        return Driver(runner, pages, geometry, logits, recording.seen, free)
+        return Driver(runner, pages, geometry, logits, recording.seen, free, layouts)
 
     return make
 

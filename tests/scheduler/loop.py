@@ -15,6 +15,7 @@ import numpy as np
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import SamplingParams, Step
+from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link, ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
@@ -95,8 +96,9 @@ class Loop:
         self._ids = itertools.count()
 
     def add(
-        self, agent: int | None, prompt: list[int], max_tokens: int, *, temperature: float = 1.0
-    ) -> Sequence:
+        self, agent: int | None, prompt: list[int], max_tokens: int, *, temperature: float = 1.0,
+        adapter: AdapterUse | None = None,
+    ) -> Sequence:  # fmt: skip
         number = next(self._ids)
         sequence = Sequence(
             id=number,
@@ -107,6 +109,7 @@ class Loop:
             limit=len(prompt) + max_tokens,
             params=SamplingParams(max_tokens=max_tokens, temperature=temperature),
             key=number * 7919 + 1,
+            adapter=adapter,
         )
         self.scheduler.add(sequence)
         return sequence
@@ -164,10 +167,13 @@ class Loop:
 
 
 def expected(sequence: Sequence, prompt: list[int]) -> list[int]:
+    use = sequence.adapter
     return expected_text(
         prompt,
         sequence.limit - sequence.prompt_len,
         key=sequence.key,
         temperature=sequence.params.temperature,
         vocab_size=VOCAB,
+        adapter=0 if use is None else use.layout >> 8,
+        start=0 if use is None else use.start,
     )

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import KernelSet, PagedBatch
+from ..contracts import KernelSet, LoraSite, PagedBatch
+from .lora import lora_on, make_lora_case
 from .paged import Case, Shape, far_pages, garbage, make_case, same_bits, spread
 
 Tensors = dict[str, Tensor]
@@ -318,6 +319,50 @@ def sample(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     )  # fmt: skip
 
 
+def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    site = LoraSite(choice["first_slice"], choice["width"], choice["out_widths"])
+    case = make_lora_case(choice["counts"], site=site, seed=seed, dtype=dtype)
+    if choice["padding"]:
+        case.lora.rows[-1] = 0
+        case.specified[case.lora.starts[-2] :] = False
+    h = randn(seed + 1, *case.specified.shape, dtype=torch.float32)
+    h[~case.specified] = torch.nan
+    tensors = {"x": case.x, "pool": case.pool, "h": h, "out": case.out}
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        batch = lora_on(case.lora, given["pool"].device)
+        if op == "lora_shrink":
+            found = kernels.lora_shrink(given["x"], given["pool"], 1, site, batch)
+            return {"h": found.masked_fill(~case.specified.to(found.device), 0)}
+        kernels.lora_expand(given["h"], given["pool"], 1, site, batch, given["out"])
+        return {"out": given["out"], "base rows": given["out"][base_rows]}
+
+    first, last = int(case.lora.starts[0]), int(case.lora.counts[0]) - 1
+    token = int(case.lora.tokens[first + last])  # one of the first adapter's
+    base = torch.ones(len(case.x), dtype=torch.bool)
+    for group in range(len(case.lora.rows) - choice["padding"]):
+        start = int(case.lora.starts[group])
+        base[case.lora.tokens[start : start + int(case.lora.counts[group])].long()] = False
+    base_rows = base.nonzero().flatten()
+    keep = torch.arange(len(case.x)) == token
+    kept_h = torch.arange(len(h)) == first + last
+    disturbed = {**tensors, "x": poison(case.x, keep, 9), "h": poison(h, kept_h, 10),
+                 "out": poison(case.out, keep, 11)}  # fmt: skip
+
+    def alone(results: Tensors) -> list[Tensor]:
+        return [results["h"][first + last]] if op == "lora_shrink" else [results["out"][token]]
+
+    return Problem(tensors, call, frozenset({"base rows"}), disturbed=disturbed, alone=alone)
+
+
+LORA = {
+    "width": (64, 96, 200),
+    "out_widths": ((64,), (40, 130), (128, 40, 40)),
+    "first_slice": (0, 4),
+    "counts": ((1, 4), (1, 1, 1, 1, 1, 1), (5, 17, 2, 40, 1, 16), (3, 1, 2, 33)),
+    "padding": (0, 1),
+}
+
 PROBLEMS: dict[str, OpCases] = {
     "paged_decode": OpCases(
         {**PAGED, "lens": DECODE_LENS, "reproducible": (True, False)},
@@ -340,6 +385,8 @@ PROBLEMS: dict[str, OpCases] = {
          "packed": (False, True)},
         linear,
     ),
+    "lora_shrink": OpCases(LORA, lambda *args: lora("lora_shrink", *args)),
+    "lora_expand": OpCases(LORA, lambda *args: lora("lora_expand", *args)),
     "sample": OpCases(
         {
             "vocab": (13, 1003), "temperature": (0.0, 0.7, 1.5), "top_k": (0, 1, 7, 5000),

@@ -21,8 +21,11 @@ def generate(options: GenerateOptions) -> int:
     from scalesim.engine import Engine
 
     with Engine(options.model, config, dummy_weights=options.dummy_weights) as engine:
+        agent = None
+        if options.adapter is not None:
+            agent = engine.agent("generate", adapter=options.adapter).id
         requests = [
-            Request([{"role": "user", "content": text}] if options.chat else text, params=params)
+            Request([{"role": "user", "content": text}] if options.chat else text, agent, params)
             for text in options.prompt
         ]
         if len(requests) == 1:

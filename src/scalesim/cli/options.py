@@ -77,6 +77,8 @@ class GenerateOptions:
     """The text to continue. Give it again for more prompts; they run as one batch."""
     chat: tyro.conf.FlagCreatePairsOff[bool] = False
     """Take each prompt as a user's message and answer it through the model's chat template."""
+    adapter: str | None = None
+    """A folder with a LoRA adapter, as PEFT saves it, to run the model with."""
     max_tokens: int = _SAMPLING.max_tokens
     """Most tokens to generate."""
     temperature: float = _SAMPLING.temperature

@@ -7,6 +7,7 @@ from scalesim.memory.order import Use
 from scalesim.memory.segment import Segment
 
 MAX_PATHS = 16
+PERMANENT = 1 << 40  # uses of a path that every call takes: an adapter
 _FORGET = 0.25  # weight of the newest observation of whether a fresh path is used again
 _TAIL_BELOW = 0.5
 
@@ -20,6 +21,7 @@ class AgentState:
     """
 
     __slots__ = (
+        "adapter",
         "fresh_reuse",
         "id",
         "last_seq",
@@ -37,6 +39,7 @@ class AgentState:
         self.last_use = 0.0
         self.last_seq = 0
         self.paths: dict[Segment, int] = {}
+        self.adapter: Segment | None = None  # also in ``paths``
         self.newest: Segment | None = None  # the end of the last path that was computed
         self.fresh_reuse = 1.0
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from scalesim.memory.agents import AgentState
-from scalesim.memory.segment import Segment, Transfer
+from scalesim.memory.segment import Branch, Segment, Transfer
 
 
 @dataclass(eq=False, slots=True)
@@ -25,6 +25,9 @@ class Lease:
     borrowed: Segment | None = None  # another's tail, pinned until the copy is launched
     loads: int = 0  # transfers not yet over
     failed: Transfer | None = None
+    adapter: Segment | None = None  # pinned with the path
+    adapter_row: int = 0
+    branch: Branch | None = None  # where the adapter comes into force
 
     @property
     def num_blocks(self) -> int:

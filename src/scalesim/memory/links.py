@@ -28,13 +28,41 @@ class LinkError(ScaleSimError):
     """A copy did not arrive. The page it read from is untouched."""
 
 
+class Source(Protocol):
+    """Gives the pages of what is read, not computed. Called on a link's thread, or on any other."""
+
+    def read(self) -> Bytes2D:
+        """``[num_pages, page_bytes]``, the same bytes each time. Raises ``AdapterError``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A source that is in memory already."""
+
+    pages: Bytes2D
+
+    def read(self) -> Bytes2D:
+        return self.pages
+
+
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Pages to copy, pairwise: ``"in"`` host to device, ``"out"`` device to host."""
+    """Pages to copy, pairwise: ``"in"`` host to device, ``"out"`` device to host.
+
+    With a ``source``, its pages from ``first`` on are copied instead of the other tier's, whose
+    list is empty: ``"in"`` to the device, ``"out"`` to the host.
+    """
 
     direction: Direction
     device_pages: Sequence[int]
     host_pages: Sequence[int]
+    source: Source | None = None
+    first: int = 0
+
+    @property
+    def num_pages(self) -> int:
+        return max(len(self.device_pages), len(self.host_pages))
 
     def pieces(self) -> list[tuple[int, int, int]]:
         """(device page, host page, count) of each run that is consecutive on both sides."""

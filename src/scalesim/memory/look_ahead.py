@@ -135,6 +135,8 @@ class LookAhead:
             for segment in reversed(lineage(end)):
                 if segment.load is not None:
                     break
+                if segment.source is not None and segment.saved < segment.num_blocks:
+                    break  # an adapter comes from the host as a whole, or from its source
                 blocks = segment.saved - len(segment.device)
                 if blocks > 0:
                     parts[segment] = blocks

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from scalesim.core import AgentId
+from scalesim.memory.adapters import Adapters, AdapterUse
 from scalesim.memory.agents import lineage
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
@@ -21,9 +22,9 @@ from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import PagePool
-from scalesim.memory.prefix_tree import PrefixTree
+from scalesim.memory.prefix_tree import PrefixTree, until
 from scalesim.memory.residency import Residency
-from scalesim.memory.segment import TOKEN_BYTES, Segment, Transfer
+from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
 
 _MAX_TAILS_TRIED = 8
 NULL_PAGE = 0
@@ -60,6 +61,7 @@ class MemoryManager:
         self.counters = self.residency.counters
         self.owners = Owners(self.standing, self.look_ahead)
         self.residency.on_eviction = self.owners.evicted
+        self.adapters = Adapters(self.residency, self.owners, self.table)
         self.loading_pages = 0  # held by leases that wait for loads
 
     # -- a request's life ---------------------------------------------------------------------
@@ -71,6 +73,7 @@ class MemoryManager:
         tokens: bytes,
         num_blocks: int,
         *,
+        adapter: AdapterUse | None = None,
         max_loading_pages: int | None = None,
     ) -> Lease | None:
         """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
@@ -80,15 +83,24 @@ class MemoryManager:
         of what is on the host start at once; the lease is ready when they are over. At least the
         last token is left to compute. With ``max_loading_pages``, a lease that would have to load
         is refused when all waiting leases would then hold more.
+
+        An ``adapter`` is reserved, pinned and loaded with the rest. Raises ``AdapterError`` for one
+        that was not added.
         """
         residency, size = self.residency, self.block_size
         root = self.tree.root(domain)
         num_tokens = len(tokens) // TOKEN_BYTES
-        path = self._usable(self.tree.match(root, tokens, (num_tokens - 1) // size))
+        branch = None if adapter is None else adapter.branch(size)
+        path = self._usable(self.tree.match(root, tokens, (num_tokens - 1) // size, branch))
         num_shared = sum(count for _, count in path)
         missing = sum(max(0, count - len(segment.device)) for segment, count in path)
         waits = missing > 0 or any(segment.load for segment, _ in path)
-        held = num_blocks - num_shared + missing
+        weights, unread = None, 0
+        if adapter is not None:
+            weights = self.adapters.segment(adapter.digest)
+            unread = weights.num_blocks - len(weights.device)
+            waits = waits or unread > 0 or weights.load is not None
+        held = num_blocks - num_shared + missing + unread
         if (
             waits
             and max_loading_pages is not None
@@ -96,34 +108,41 @@ class MemoryManager:
         ):
             return None
         state = None if agent is None else self.owners.agent(agent)
-        tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens)
+        tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens, branch)
         end = self._cut(path, root)
         chain = lineage(end)
+        if weights is not None:
+            chain.append(weights)
         for segment in chain:
             self._pin(segment)
         if tail is not None:
             self._pin(tail[0])
         stolen = tail is not None and tail[0].tail_of == agent and tail[0].pins == 1
-        pages = residency.take(num_blocks - num_shared + missing - stolen)
+        pages = residency.take(held - stolen)
         if pages is None and tail is not None:
             self._unpin(tail[0])
             if not stolen:  # the page that it lies in may be the one that is missing
                 tail = None
-                pages = residency.take(num_blocks - num_shared + missing)
+                pages = residency.take(held)
         if pages is None:
             for segment in chain:
                 self._unpin(segment)
             residency.tidy(end)
             return None
+        unread_pages, pages = pages[:unread], pages[unread:]
         lease = Lease(state, end, num_shared, pages[missing:], self.table.allocate(), 0)
         if tail is not None:
             self._take_tail(lease, *tail, stolen)
         lease.num_cached += num_shared * size
-        self._account(lease, missing, num_tokens)
+        on_time = weights is None or weights.ready == weights.num_blocks
+        self._account(lease, missing, num_tokens, on_time)
         self._load(lease, pages[:missing])
         self._write_row(lease)
+        if weights is not None:
+            lease.branch = branch
+            self._hold_adapter(lease, weights, unread_pages)
         if not lease.is_ready:
-            self.loading_pages += len(lease.private) + missing
+            self.loading_pages += len(lease.private) + lease.num_host_blocks
         return lease
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
@@ -143,27 +162,29 @@ class MemoryManager:
         and the steps that wrote it were collected without a bad value."""
         self._return_tail(lease)
         upto = min(num_tokens // self.block_size, lease.num_blocks)
-        size = self.tree.block_bytes
+        size, branch = self.tree.block_bytes, lease.branch
         while (start := lease.num_shared) < upto:
-            child = lease.end.children.get(tokens[start * size : (start + 1) * size])
+            count = until(start, upto, branch)
+            child = lease.end.children.get(self.tree.key(tokens, start, branch))
             if child is not None:
-                if not self._join(lease, child, tokens, upto):
+                if not self._join(lease, child, tokens, start + count):
                     return  # it is being loaded; ours stays private until the next commit
                 continue
-            count = upto - start
-            fresh = tokens[start * size : upto * size]
+            fresh = tokens[start * size : (start + count) * size]
             pages, lease.private = lease.private[:count], lease.private[count:]
-            if self._may_extend(lease):
+            begins = branch is not None and branch.block == start
+            if not begins and self._may_extend(lease):
                 self.tree.extend(lease.end, fresh, pages)
             else:
-                child = self.tree.insert(lease.end, fresh)
+                mark = branch.mark if branch is not None and begins else b""
+                child = self.tree.insert(lease.end, fresh, mark)
                 self.tree.add_device(child, pages)
                 child.ready = count
                 child.pins = 1
                 if lease.agent is not None:
                     child.owners[lease.agent] = None
                 lease.end = child
-            lease.num_shared = upto
+            lease.num_shared += count
 
     def release(self, lease: Lease, tokens: bytes = b"", num_tokens: int = 0) -> None:
         """End the lease. ``num_tokens`` of ``tokens`` have sound KV: full blocks stay in the tree,
@@ -182,6 +203,8 @@ class MemoryManager:
         if lease.borrowed is not None:
             self._unpin(lease.borrowed)
         self.table.free(lease.row)
+        if lease.adapter is not None:
+            self.adapters.leave(lease.adapter)
         if lease.agent is not None:
             lease.agent.last_use = self.standing.now
             lease.agent.last_seq = self.standing.next_seq()
@@ -192,12 +215,17 @@ class MemoryManager:
         chain = lineage(end)
         for segment in reversed(chain):
             self.standing.touch(segment)
+        if lease.adapter is not None:
+            self.standing.touch(lease.adapter)
+            self._unpin(lease.adapter)
         for segment in chain:
             self._unpin(segment)
         if lease.failed is not None and lease.failed.error is not None:
             self.residency.lose_host(lease.failed)  # before a merge hides what it was
         for segment in chain[1:]:
             self.residency.tidy(segment)
+        if lease.adapter is not None:
+            self.residency.settle_adapter(lease.adapter)
 
     def fail(self, lease: Lease) -> None:
         """A load of this lease failed: release it, and forget what could not be read. Its tokens
@@ -259,6 +287,7 @@ class MemoryManager:
         tokens: bytes,
         num_shared: int,
         num_tokens: int,
+        branch: Branch | None,
     ) -> tuple[Segment, int] | None:
         """A partial block under the path's end that begins like the rest of ``tokens``, and how
         many of its tokens can be used: the agent's own, else the best of a few others'."""
@@ -266,8 +295,12 @@ class MemoryManager:
         if not end.tails or (path and path[-1][1] < end.num_blocks):
             return None
         rest = tokens[num_shared * self.tree.block_bytes : (num_tokens - 1) * TOKEN_BYTES]
+        mark = branch.mark if branch is not None and branch.block == num_shared else b""
         own = None if agent is None else end.tails.get(agent)
         candidates = [own] if own is not None else list(end.tails.values())[:_MAX_TAILS_TRIED]
+        candidates = [tail for tail in candidates if tail.mark == mark]
+        if not candidates:
+            return None
         best = max(candidates, key=lambda tail: common_tokens(tail.tokens, rest))
         count = common_tokens(best.tokens, rest)
         return (best, count) if count else None
@@ -292,7 +325,7 @@ class MemoryManager:
             self._unpin(lease.borrowed)
             lease.borrowed = None
 
-    def _account(self, lease: Lease, missing: int, num_tokens: int) -> None:
+    def _account(self, lease: Lease, missing: int, num_tokens: int, on_time: bool) -> None:
         counters, chain = self.counters, lineage(lease.end)
         on_device = sum(segment.ready for segment in chain)
         late = lease.num_shared - missing - on_device
@@ -309,7 +342,7 @@ class MemoryManager:
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
         if lease.agent is not None:
             if lease.agent.next_use is not None:
-                self.look_ahead.observe_arrival(late=missing + late > 0)
+                self.look_ahead.observe_arrival(late=missing + late > 0 or not on_time)
             lease.agent.observe_reuse(lease.end)
 
     def _load(self, lease: Lease, pages: list[int]) -> None:
@@ -328,6 +361,23 @@ class MemoryManager:
         for transfer in transfers.values():
             transfer.waiters.append(lease)
             lease.loads += 1
+
+    def _hold_adapter(self, lease: Lease, adapter: Segment, pages: list[int]) -> None:
+        """Load what ``adapter`` lacks into ``pages``: from the host if all of it is there, else
+        from its source."""
+        if pages:
+            if adapter.saved == adapter.num_blocks:
+                self.residency.start_load([(adapter, pages)], demand=True)
+            else:
+                self.residency.start_read(adapter, pages)
+        if adapter.load is not None:
+            adapter.load.waiters.append(lease)
+            lease.loads += 1
+        self.counters.prefetch_used += adapter.prefetched
+        adapter.prefetched = 0
+        lease.adapter, lease.adapter_row = adapter, self.adapters.enter(adapter)
+        lease.num_host_blocks += len(pages)
+        self.adapters.write(adapter)
 
     def _write_row(self, lease: Lease) -> None:
         pages: list[int] = []
@@ -381,6 +431,8 @@ class MemoryManager:
             self.residency.drop(old)
         page, lease.private = lease.private[0], lease.private[1:]
         tail = self.tree.insert_tail(lease.end, rest, agent.id, page)
+        if lease.branch is not None and lease.branch.block == lease.num_shared:
+            tail.mark = lease.branch.mark
         tail.uses = 1  # expected again as long as its owner is
         tail.owners[agent] = None
         self.standing.touch(tail)
@@ -390,7 +442,10 @@ class MemoryManager:
         """Call back those loads that have not started and serve no other request."""
         self.loading_pages -= len(lease.private) + lease.num_host_blocks
         lease.loads = 0
-        for transfer in {id(s.load): s.load for s in lineage(lease.end) if s.load}.values():
+        held = lineage(lease.end)
+        if lease.adapter is not None:
+            held.append(lease.adapter)
+        for transfer in {id(s.load): s.load for s in held if s.load}.values():
             transfer.waiters = [waiter for waiter in transfer.waiters if waiter is not lease]
             if not transfer.waiters and transfer.purpose == "demand":
                 self.residency.cancel(transfer)

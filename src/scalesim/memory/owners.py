@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scalesim.core import AgentId
-from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.agents import PERMANENT, AgentState, lineage
 from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import MANY_OWNERS, Standing
@@ -39,6 +39,7 @@ class Owners:
             for segment in lineage(end):
                 segment.owners[target] = None
                 segment.uses += 1
+        target.adapter = source.adapter
         target.last_use, target.last_seq = source.last_use, source.last_seq
         self._refresh_paths(target)
 
@@ -48,7 +49,28 @@ class Owners:
         state = None if id is None else self.agents.get(id)
         if state is None or (end := state.newest) is None:
             return False
+        adapter = state.adapter
+        if adapter is not None and adapter.ready < adapter.num_blocks:
+            return False
         return end.ready == end.num_blocks and end.parent is not None
+
+    def use_adapter(self, id: AgentId, adapter: Segment | None) -> None:
+        """``id`` owns ``adapter`` in place of the one before: a path that each of its calls takes.
+        Whatever holds the old one goes on with it."""
+        state = self.agent(id)
+        old = state.adapter
+        if old is adapter:
+            return
+        state.adapter = adapter
+        if old is not None:
+            state.paths.pop(old, None)
+            old.owners.pop(state, None)
+            self._standing.refresh(old)
+        if adapter is not None:
+            state.paths[adapter] = PERMANENT
+            adapter.owners[state] = None
+            self._standing.refresh(adapter)
+            self._look_ahead.await_agent(state)
 
     def drop(self, id: AgentId) -> None:
         """Disown all that ``id`` owns; what nobody else owns leaves with the next eviction."""

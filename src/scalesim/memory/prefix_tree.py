@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 
 from scalesim.core import AgentId
-from scalesim.memory.segment import TOKEN_BYTES, Segment, Transfer
+from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
 
 
 class PrefixTree:
@@ -43,25 +43,33 @@ class PrefixTree:
             stack.extend(segment.children.values())
             stack.extend(segment.tails.values())
 
-    def match(self, root: Segment, tokens: bytes, max_blocks: int) -> list[tuple[Segment, int]]:
+    def match(
+        self, root: Segment, tokens: bytes, max_blocks: int, branch: Branch | None = None
+    ) -> list[tuple[Segment, int]]:
         """The longest path whose tokens begin ``tokens``: segments with how many of their blocks
         match.
 
         At most ``max_blocks`` in all; only the last segment may match in part. Changes nothing.
+        From the block of ``branch`` on, only what was computed with its adapter matches.
         """
         path: list[tuple[Segment, int]] = []
         node, start = root, 0
         while start < max_blocks:
-            offset = start * self.block_bytes
-            child = node.children.get(tokens[offset : offset + self.block_bytes])
+            child = node.children.get(self.key(tokens, start, branch))
             if child is None:
                 break
-            count = self.common_blocks(child, tokens, start, max_blocks - start)
+            count = self.common_blocks(child, tokens, start, until(start, max_blocks, branch))
             path.append((child, count))
             if count < child.num_blocks:
                 break
             node, start = child, start + count
         return path
+
+    def key(self, tokens: bytes, block: int, branch: Branch | None) -> bytes:
+        """What a child that begins with this block of ``tokens`` is found by."""
+        offset = block * self.block_bytes
+        first = tokens[offset : offset + self.block_bytes]
+        return first + branch.mark if branch is not None and branch.block == block else first
 
     def common_blocks(self, segment: Segment, tokens: bytes, start: int, limit: int) -> int:
         """Leading blocks of ``segment`` equal to ``tokens`` from block ``start`` on, at most
@@ -82,13 +90,23 @@ class PrefixTree:
                 high = middle
         return low
 
-    def insert(self, parent: Segment, tokens: bytes) -> Segment:
+    def insert(self, parent: Segment, tokens: bytes, mark: bytes = b"") -> Segment:
         """A new child of whole blocks; the caller has made sure that none begins with the same
-        block."""
+        block and mark."""
         child = Segment(parent, tokens, len(tokens) // self.block_bytes, self._next_seq())
-        key = tokens[: self.block_bytes]
+        child.mark = mark
+        key = self._key(child)
         assert key not in parent.children and child.num_blocks > 0
         parent.children[key] = child
+        self.num_segments += 1
+        return child
+
+    def insert_adapter(self, root: Segment, digest: bytes) -> Segment:
+        """A child of ``root`` without tokens, found by ``digest``."""
+        child = Segment(root, b"", 0, self._next_seq())
+        child.mark = digest
+        assert digest not in root.children
+        root.children[digest] = child
         self.num_segments += 1
         return child
 
@@ -120,8 +138,9 @@ class PrefixTree:
         self.num_edits += 1
         cut = count * self.block_bytes
         upper = Segment(segment.parent, segment.tokens[:cut], count, self._next_seq())
-        for name in ("pins", "uses", "last_use", "last_seq"):
+        for name in ("pins", "uses", "last_use", "last_seq", "mark"):
             setattr(upper, name, getattr(segment, name))
+        segment.mark = b""
         upper.owners = dict(segment.owners)
         upper.load = _divide(segment.load, segment, upper, max(0, count - segment.ready))
         upper.save = _divide(segment.save, segment, upper, max(0, count - segment.saved))
@@ -137,9 +156,9 @@ class PrefixTree:
         segment.prefetched -= upper.prefetched
         segment.tokens = segment.tokens[cut:]
         segment.num_blocks -= count
-        segment.parent.children[upper.tokens[: self.block_bytes]] = upper
+        segment.parent.children[self._key(upper)] = upper
         segment.parent = upper
-        upper.children[segment.tokens[: self.block_bytes]] = segment
+        upper.children[self._key(segment)] = segment
         upper.device_children = int(bool(segment.device))
         upper.content_children = int(bool(segment.device or segment.host))
         self.num_segments += 1
@@ -158,6 +177,7 @@ class PrefixTree:
             or lower.load
             or upper.save
             or lower.save
+            or lower.mark
             or upper.owners.keys() != lower.owners.keys()
             or (upper.uses > 0) != (lower.uses > 0)
             or (lower.device and upper.ready < upper.num_blocks)
@@ -167,8 +187,8 @@ class PrefixTree:
         parent = upper.parent
         assert parent is not None
         self.num_edits += 1
-        parent.children[upper.tokens[: self.block_bytes]] = lower
-        lower.parent = parent
+        parent.children[self._key(upper)] = lower
+        lower.parent, lower.mark = parent, upper.mark
         lower.tokens = upper.tokens + lower.tokens
         lower.num_blocks += upper.num_blocks
         lower.device, lower.ready = upper.device + lower.device, upper.ready + lower.ready
@@ -193,7 +213,7 @@ class PrefixTree:
             assert segment.tail_of is not None
             del parent.tails[segment.tail_of]
         else:
-            del parent.children[segment.tokens[: self.block_bytes]]
+            del parent.children[self._key(segment)]
         for owner in segment.owners:
             uses = owner.paths.pop(segment, None)
             if uses is not None and not parent.is_root:
@@ -238,6 +258,9 @@ class PrefixTree:
         self._recount(segment, before)
         return pages
 
+    def _key(self, segment: Segment) -> bytes:
+        return segment.tokens[: self.block_bytes] + segment.mark
+
     def _recount(self, segment: Segment, before: tuple[bool, bool]) -> None:
         """Keep the parent's count of children on the device, and anywhere."""
         after = _presence(segment)
@@ -250,6 +273,13 @@ class PrefixTree:
     def _next_seq(self) -> int:
         self._seq += 1
         return self._seq
+
+
+def until(start: int, end: int, branch: Branch | None) -> int:
+    """Blocks from ``start`` on, before ``end``, that the branch does not part from each other."""
+    if branch is None or start >= branch.block:
+        return end - start
+    return min(end, branch.block) - start
 
 
 def _presence(segment: Segment) -> tuple[bool, bool]:

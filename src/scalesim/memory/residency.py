@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from scalesim.core import Fence
 from scalesim.memory.counters import Counters
-from scalesim.memory.links import Copies, Link
+from scalesim.memory.links import Copies, Link, Source
 from scalesim.memory.order import Use
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import PagePool
@@ -130,6 +130,9 @@ class Residency:
         parent = segment.parent
         assert parent is not None
         available = segment.num_available
+        if segment.source is not None:  # known without pages: it is read again when it is needed
+            self.standing.refresh(segment)
+            return
         if available == 0 and segment.pins == 0:
             self.standing.forget(segment)
             self.tree.remove(segment)
@@ -189,6 +192,31 @@ class Residency:
             self._refresh_parent(segment)
         return transfer
 
+    def start_read(self, segment: Segment, pages: list[int]) -> Transfer:
+        """Read the rest of ``segment`` from its source into the device pages given for it."""
+        first = len(segment.device)
+        assert segment.load is None and first == segment.ready and segment.source is not None
+        fence = self.device.fence(pages)
+        after = Fence("compute", fence) if fence >= 0 else None
+        self.tree.add_device(segment, pages)
+        transfer = segment.load = Transfer("in", "demand", [(segment, len(pages))])
+        self.counters.demand_loads += 1
+        self.demand_waiting += 1
+        self.counters.read_pages += len(pages)
+        self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
+        self.standing.withdraw(segment)
+        return transfer
+
+    def start_fill(self, segment: Segment, source: Source) -> bool:
+        """Copy all of ``source`` to host pages for ``segment``; False if too few are free."""
+        pages = self.host.allocate(segment.num_blocks)
+        if pages is None:
+            return False
+        self.tree.add_host(segment, pages)
+        transfer = segment.save = Transfer("out", "fill", [(segment, len(pages))])
+        self._submit(transfer, Copies("out", [], pages, source), None)
+        return True
+
     def start_save(self, segment: Segment) -> bool:
         """Copy the dirty blocks of ``segment`` to the host; False if the host has no room for
         them."""
@@ -209,22 +237,25 @@ class Residency:
 
     def _host_room(self, count: int, saved: Segment) -> bool:
         """Make ``count`` host pages free for ``saved``: copies of what is on the device go first,
-        the soonest used first; then what is used later than ``saved``."""
+        the soonest used first; then what is used later than ``saved``.
+
+        Of two that are used at the same time, neither takes the other's copy: they would take it
+        from each other in turn, for ever."""
         standing = self.standing
         if count > self.host.num_usable:
             return False
         while self.host.num_free < count:
+            use = standing.use_of(saved)
             double = standing.soonest_doubled(saved)
-            if double is not None:
+            if double is not None and standing.use_of(double).sooner_than(use, standing.now):
                 self.host.free(self.tree.trim_host(double, 0))
                 self.standing.refresh(double)
                 continue
             farthest = standing.farthest_on_host()
-            use = standing.use_of(saved)
             if farthest is None or not use.sooner_than(standing.use_of(farthest), standing.now):
                 return False
             keep = max(0, farthest.saved - (count - self.host.num_free))
-            self.drop(farthest, keep)
+            self.drop(farthest, 0 if farthest.is_adapter else keep)  # a part of one is of no use
         return True
 
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
@@ -272,9 +303,18 @@ class Residency:
             self._finish_save(transfer)
         else:
             self._finish_load(transfer)
+        for segment, _ in transfer.parts:
+            if segment.is_adapter:
+                self.settle_adapter(segment)
+
+    def settle_adapter(self, segment: Segment) -> None:
+        """If it was removed, and nobody holds it any more: let its pages go."""
+        if segment.source is None and segment.parent is not None and not self._held(segment):
+            self.drop(segment)
 
     def _finish_save(self, transfer: Transfer) -> None:
-        self.saving_pages -= transfer.num_blocks
+        if transfer.purpose == "save":
+            self.saving_pages -= transfer.num_blocks
         failed = transfer.error is not None
         self.counters.failed_transfers += failed
         for segment, count in transfer.parts:
@@ -306,9 +346,9 @@ class Residency:
     def lose_host(self, transfer: Transfer) -> None:
         """A load failed: its source cannot be trusted, so its blocks are to be rebuilt. Called when
         no lease holds them any more."""
-        top = transfer.parts[0][0]
-        if top.parent is not None and not self._held(top):
-            self.drop(top, top.ready)
+        for segment, _ in transfer.parts:
+            if segment.parent is not None and not self._held(segment):
+                self.drop(segment, segment.ready)
 
     def _held(self, segment: Segment) -> bool:
         """Whether it, or anything below it, is pinned or moving."""

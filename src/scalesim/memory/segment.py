@@ -14,14 +14,23 @@ in the tree at all.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from scalesim.core import AgentId
 
 if TYPE_CHECKING:
     from scalesim.memory.agents import AgentState
+    from scalesim.memory.links import Source
 
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
+
+
+class Branch(NamedTuple):
+    """The block of a sequence in which an adapter comes into force, and what tells its KV from
+    other KV of the same tokens: the adapter's digest and the place in the block."""
+
+    block: int
+    mark: bytes
 
 
 class Segment:
@@ -31,7 +40,8 @@ class Segment:
     ``tokens`` is the token log. ``pins`` counts the leases that hold the segment; a pinned
     segment's device pages do not move. ``uses`` counts the look-ups that went through it to its
     end. A *tail* is a partial block: it hangs under its parent by agent, has no children and is
-    never saved.
+    never saved. ``mark`` is the branch's, where one begins here. ``source`` gives the content of
+    what is not made from tokens (an adapter, which has none): it stays in the tree without pages.
     """
 
     __slots__ = (
@@ -45,6 +55,7 @@ class Segment:
         "last_seq",
         "last_use",
         "load",
+        "mark",
         "num_blocks",
         "owners",
         "parent",
@@ -54,6 +65,7 @@ class Segment:
         "save",
         "saved",
         "seq",
+        "source",
         "tail_of",
         "tails",
         "tokens",
@@ -65,7 +77,10 @@ class Segment:
         self.tokens = tokens
         self.num_blocks = num_blocks
         self.seq = seq
-        self.children: dict[bytes, Segment] = {}  # by the tokens of the child's first block
+        self.mark = b""
+        self.source: Source | None = None
+        # by the tokens of the child's first block, and its mark
+        self.children: dict[bytes, Segment] = {}
         self.tails: dict[AgentId, Segment] = {}
         self.is_tail = False
         self.tail_of: AgentId | None = None
@@ -88,6 +103,11 @@ class Segment:
     @property
     def is_root(self) -> bool:
         return self.parent is None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it holds what is read from a source; one that was removed has none any more."""
+        return self.mark != b"" and not self.tokens
 
     @property
     def num_available(self) -> int:
@@ -116,7 +136,7 @@ class Transfer:
     """
 
     direction: Literal["in", "out"]
-    purpose: Literal["demand", "prefetch", "save"]
+    purpose: Literal["demand", "prefetch", "save", "fill"]  # fill: from a source to the host
     parts: list[tuple[Segment, int]]
     tickets: set[int] = field(default_factory=set)
     error: Exception | None = None

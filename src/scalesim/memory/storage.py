@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -36,3 +37,12 @@ def allocate_device_pages(num_pages: int, page_bytes: int, place: str) -> Any:
     import torch
 
     return torch.empty((num_pages, page_bytes), dtype=torch.uint8, device=place)
+
+
+def writer(pool: Bytes2D) -> Callable[[Sequence[int], Bytes2D], None]:
+    """Puts rows of bytes into pages of ``pool``."""
+
+    def write(pages: Sequence[int], rows: Bytes2D) -> None:
+        pool[list(pages)] = rows
+
+    return write

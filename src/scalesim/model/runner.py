@@ -29,6 +29,8 @@ from scalesim.core import (
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Timeline
+from scalesim.model.adapters.batch import lora_batch
+from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.decodes_first import decodes_first
 from scalesim.model.llama import Llama
 
@@ -40,6 +42,7 @@ class ModelRunner:
         which may touch other pages while a step runs.
     model : its matrices in the form of these kernels (``Llama.packed``).
     timeline : told of each step that is complete; the link waits on it.
+    layouts : of the adapters that batches name; shared with whoever adds them.
     digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
     """
 
@@ -58,6 +61,7 @@ class ModelRunner:
         reproducible: bool = True,
         digests: bool = False,
         timeline: Timeline | None = None,
+        layouts: LayoutTable | None = None,
     ) -> None:
         model.reserve(min(model.config.max_position, max_blocks_per_row * geometry.block_size))
         self._model = model
@@ -66,6 +70,7 @@ class ModelRunner:
         self._reproducible = reproducible
         self._digests = digests
         self._timeline = timeline
+        self._layouts = layouts or LayoutTable()
         self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
         self._last_token = np.zeros(max_num_seqs, np.int32)
 
@@ -101,8 +106,16 @@ class ModelRunner:
         plan = self._kernels.plan(
             ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
         )
+        lora = None
+        if batch.adapters is not None:
+            lora = lora_batch(batch.adapters, ordered, self._layouts, self._padded)
         hidden = self._model.forward(
-            torch.from_numpy(ordered.token_ids), self._pool, ordered.paged, plan, self._kernels
+            torch.from_numpy(ordered.token_ids),
+            self._pool,
+            ordered.paged,
+            plan,
+            self._kernels,
+            lora,
         )
         bad = np.empty(num_seqs, np.bool_)
         bad[ordered.order] = not_finite(hidden.index_select(0, torch.from_numpy(ordered.last)))

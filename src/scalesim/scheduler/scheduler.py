@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import Batch, FinishReason, SamplingBatch, StepOutput
-from scalesim.errors import NumericalError, PromptTooLongError
+from scalesim.errors import AdapterError, NumericalError, PromptTooLongError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.sequence import Phase, Sequence
@@ -154,7 +154,11 @@ class Scheduler:
             if backlog >= self.config.max_num_batched_tokens:
                 return  # they could not start in this step; pages held for nothing
             sequence = self._next_waiting()
-            lease = self._reserve(sequence)
+            try:
+                lease = self._reserve(sequence)
+            except AdapterError as error:  # removed since the request was made
+                self.cancel(sequence, "error", error)
+                continue
             if lease is None:
                 return
             if sequence.phase is Phase.WAITING and sequence in self._preempted:
@@ -193,6 +197,7 @@ class Scheduler:
             sequence.domain,
             sequence.tokens.tobytes(),
             self._blocks(upto),
+            adapter=sequence.adapter,
             max_loading_pages=share,
         )
 
@@ -216,7 +221,12 @@ class Scheduler:
                 self.memory.fail(lease)
                 sequence.lease = None
                 self.slots.leave(sequence)
-                self._requeue(sequence)
+                if isinstance(error := lease.failed.error, AdapterError):
+                    self.before_release(sequence)
+                    sequence.output = sequence.tokens[sequence.prompt_len :]
+                    self._end(sequence, "error", error)
+                else:
+                    self._requeue(sequence)
             else:
                 self._start_prefill(sequence)
 
@@ -356,6 +366,7 @@ class Scheduler:
             table_cols=cols,
             table_pages=pages,
             page_copies=np.array(copies, np.int32).reshape(-1, 2),
+            adapters=slots.adapters(at),
         )
 
     def _to_decode(self, sequences: list[Sequence]) -> None:

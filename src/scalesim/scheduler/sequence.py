@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
+from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.lease import Lease
 
 
@@ -40,6 +41,7 @@ class Sequence:
     limit: int
     params: SamplingParams
     key: int
+    adapter: AdapterUse | None = None
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
     phase: Phase = Phase.WAITING

@@ -4,7 +4,9 @@ loop."""
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
+from scalesim.core import AdapterBatch
 from scalesim.memory.lease import Lease
 from scalesim.scheduler.sequence import Sequence
 
@@ -33,6 +35,9 @@ class Slots:
         self.key = np.zeros(num_slots, np.uint64)
         self.stop_ids = np.full((num_slots, _STOP_IDS), -2, np.int32)
         self.watched = np.zeros(num_slots, np.bool_)  # needs a look at each token
+        # each slot's adapter: its row of the block table (0: none), layout, first position
+        self.adapter = np.zeros((num_slots, 3), np.int32)
+        self.num_with_adapter = 0
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -58,6 +63,13 @@ class Slots:
         )
         self._ratios[slot] = (params.temperature, params.top_p)
         self.key[slot] = sequence.key
+        if sequence.adapter is not None:
+            self.adapter[slot] = (
+                lease.adapter_row,
+                sequence.adapter.layout,
+                sequence.adapter.start,
+            )
+            self.num_with_adapter += 1
         stop_ids = sorted(sequence.stop_ids)
         fits = len(stop_ids) <= _STOP_IDS
         self.stop_ids[slot] = (stop_ids if fits else []) + [-2] * (
@@ -72,8 +84,18 @@ class Slots:
         slot = sequence.slot
         assert self.sequences[slot] is sequence
         self.sequences[slot] = None
+        if sequence.adapter is not None:
+            self.adapter[slot] = 0
+            self.num_with_adapter -= 1
         self.epoch[slot] += 1
         self._free.append(slot)
+
+    def adapters(self, at: npt.NDArray[np.int64]) -> AdapterBatch | None:
+        """The adapters of the slots ``at``."""
+        if not self.num_with_adapter:
+            return None
+        rows, layouts, starts = self.adapter[at].T.copy()
+        return AdapterBatch(rows, layouts, starts) if rows.any() else None
 
     def token_bytes(self, slot: int, count: int) -> bytes:
         """The first ``count`` tokens of ``slot`` as the memory layer takes them."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalesim.core import Bytes2D, Fence
+from scalesim.errors import AdapterError
 from scalesim.memory.links import Copies, Direction, LinkError, Timeline
 
 SCRIBBLE = 0xA5
@@ -72,13 +73,19 @@ class HostileLink:
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
-        count = len(copies.device_pages)
-        assert count == len(copies.host_pages) > 0, copies
+        count = copies.num_pages
+        assert copies.source or count == len(copies.host_pages) == len(copies.device_pages) > 0
         tickets = []
         for start in range(0, count, self._max_ticket_pages):
             pages = slice(start, start + self._max_ticket_pages)
-            chunk = Copies(copies.direction, copies.device_pages[pages], copies.host_pages[pages])
-            num_bytes = len(chunk.device_pages) * self._page_bytes
+            chunk = Copies(
+                copies.direction,
+                copies.device_pages[pages],
+                copies.host_pages[pages],
+                copies.source,
+                copies.first + start,
+            )
+            num_bytes = chunk.num_pages * self._page_bytes
             copy = _Copy(next(self._tickets), chunk, after, num_bytes, self._pieces(num_bytes))
             self._open.append(copy)
             tickets.append(copy.ticket)
@@ -137,7 +144,11 @@ class HostileLink:
             self.failures = max(0, self.failures - 1)
             self._end(copy, LinkError(f"ticket {copy.ticket} was told to fail"))
             return
-        self._copy(copy.copies, *copy.pieces.pop(self._choose(len(copy.pieces))))
+        try:
+            self._copy(copy.copies, *copy.pieces.pop(self._choose(len(copy.pieces))))
+        except AdapterError as error:
+            self._end(copy, error)
+            return
         if not copy.pieces:
             self._end(copy, None)
 
@@ -155,11 +166,17 @@ class HostileLink:
 
     def _copy(self, copies: Copies, first: int, end: int) -> None:
         size = self._page_bytes
+        source = None if copies.source is None else copies.source.read()
         for index in range(first // size, -(-end // size)):
             part = np.s_[max(first - index * size, 0) : min(end - index * size, size)]
-            on_device = self._device[copies.device_pages[index], part]
-            on_host = self._host[copies.host_pages[index], part]
-            if copies.direction == "in":
-                on_device[:] = on_host
+            inward = copies.direction == "in"
+            if source is not None:
+                found = source[copies.first + index, part]
+            elif inward:
+                found = self._host[copies.host_pages[index], part]
             else:
-                on_host[:] = on_device
+                found = self._device[copies.device_pages[index], part]
+            pool, pages = (
+                (self._device, copies.device_pages) if inward else (self._host, copies.host_pages)
+            )
+            pool[pages[index], part] = found

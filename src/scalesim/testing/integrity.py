@@ -79,9 +79,10 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
             _expect(segment in parent.tails.values(), f"{segment}: not its key's tail")
             _expect(not segment.children and not segment.tails, f"{segment}: a tail with children")
         else:
-            whole = segment.num_blocks * tree.block_bytes
-            _expect(size == whole > 0, f"{segment}: {size} token bytes, {whole} in its blocks")
-            key = segment.tokens[: tree.block_bytes]
+            if not segment.is_adapter:
+                whole = segment.num_blocks * tree.block_bytes
+                _expect(size == whole > 0, f"{segment}: {size} token bytes, {whole} in its blocks")
+            key = segment.tokens[: tree.block_bytes] + segment.mark
             _expect(parent.children.get(key) is segment, f"{segment}: not its key's child")
         below = [*segment.children.values(), *segment.tails.values()]
         on_device = sum(bool(child.device) for child in below)
@@ -104,12 +105,16 @@ def _check_runs(segment: Segment) -> None:
         segment.saved + save == len(segment.host) <= segment.num_blocks,
         f"{segment}: {segment.saved} saved + {save} saving != {len(segment.host)} host pages",
     )
+    reads = segment.load is not None and segment.is_adapter  # from its source
     _expect(
-        len(segment.device) <= segment.saved or load == 0,
+        len(segment.device) <= segment.saved or load == 0 or reads,
         f"{segment}: loads blocks that the host does not have",
     )
     _expect(
-        segment.num_available == segment.num_blocks or segment.pins > 0,
+        segment.num_available == segment.num_blocks
+        or segment.pins > 0
+        or segment.source is not None
+        or (segment.is_adapter and (segment.load or segment.save) is not None),
         f"{segment}: {segment.num_available} of its blocks are anywhere, and nobody holds it",
     )
     parent = segment.parent
@@ -131,15 +136,22 @@ def _blocks_of(transfer: Transfer | None, segment: Segment) -> int:
 def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     pins = Counter(segment for lease in leases for segment in lineage(lease.end))
     pins.update(lease.borrowed for lease in leases if lease.borrowed is not None)
+    pins.update(lease.adapter for lease in leases if lease.adapter is not None)
     for segment in {*segments, *pins}:
         _expect(
             segment.pins == pins[segment],
             f"{segment}: {segment.pins} pins, held by {pins[segment]} of {len(leases)} leases",
         )
     rows = {lease.row for lease in leases}
+    adapters = {lease.adapter: lease.adapter_row for lease in leases if lease.adapter is not None}
     free = manager.table.num_free
     _expect(
-        len(rows) == len(leases)
+        rows.isdisjoint(adapters.values()) and manager.adapters.num_rows == len(adapters),
+        f"rows {sorted(rows)} of leases, {sorted(adapters.values())} of adapters",
+    )
+    rows |= set(adapters.values())
+    _expect(
+        len(rows) == len(leases) + len(adapters)
         and 0 not in rows
         and len(rows) + free == manager.table.num_rows - 1,
         f"rows {sorted(rows)} of {len(leases)} leases + {free} free != "
@@ -149,7 +161,7 @@ def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[
         shared = sum(segment.num_blocks for segment in lineage(lease.end))
         _expect(shared == lease.num_shared, f"row {lease.row}: {lease.num_shared} != {shared}")
         if lease.is_ready and lease.failed is None:
-            for segment in lineage(lease.end):
+            for segment in (*lineage(lease.end), *filter(None, [lease.adapter])):
                 _expect(
                     segment.ready == segment.num_blocks,
                     f"row {lease.row} is ready, but {segment} is not",

@@ -15,7 +15,18 @@ from typing import Literal
 
 import numpy as np
 
-from scalesim.core import NO_TOKEN, Batch, Bools, Bytes2D, Fence, Int64s, Step, StepOutput, UInt64s
+from scalesim.core import (
+    NO_TOKEN,
+    AdapterBatch,
+    Batch,
+    Bools,
+    Bytes2D,
+    Fence,
+    Int64s,
+    Step,
+    StepOutput,
+    UInt64s,
+)
 from scalesim.memory.links import Timeline
 from scalesim.testing.tags import (
     CHECK,
@@ -28,6 +39,7 @@ from scalesim.testing.tags import (
     TOKEN,
     TagError,
     Tags,
+    adapter_pages,
     expected_text,
     mix,
     page_bytes_for,
@@ -114,6 +126,8 @@ class TagRunner:
         written = self._places(rows, positions)
         if self._verify != "off":
             self._check_writes(rows, positions, written)
+            if batch.adapters is not None:
+                self._check_adapters(batch, batch.adapters)
         self._tags[written] = self._new_tags(batch, counts, positions)
         contexts = positions[batch.query_start[1:] - 1] + 1
         lineages, bad = self._attend(batch, contexts)
@@ -179,7 +193,27 @@ class TagRunner:
                     f"step {batch.step}: slots {slots.tolist()} sampled tokens of positions {at}; "
                     f"placeholders stand at {batch.positions[pending].tolist()}"
                 )
+        if batch.adapters is not None:
+            tags = np.where(
+                batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0
+            )
+            in_force = batch.positions >= np.repeat(batch.adapters.starts, counts)
+            tokens += np.where(in_force, np.repeat(tags, counts) << 32, 0)
         return tokens
+
+    def _check_adapters(self, batch: Batch, adapters: AdapterBatch) -> None:
+        """Each adapter's pages, as its row lists them, hold that adapter."""
+        for row, layout in {*zip(adapters.rows.tolist(), adapters.layouts.tolist(), strict=True)}:
+            if row:
+                tag, count = layout >> 8, layout & 255
+                pages = self.table[row, :count]
+                found = self._pages[pages] == adapter_pages(tag, count, self._pages.shape[1])
+                if not found.all():
+                    block = int((~found.all(axis=1)).nonzero()[0][0])
+                    raise TagError(
+                        f"step {batch.step}: adapter {tag}, row {row}: page {pages[block]} does "
+                        f"not hold its block {block} of {count}"
+                    )
 
     def _attend(self, batch: Batch, contexts: Int64s) -> tuple[UInt64s, Bools]:
         """Read each sequence's context; its lineage, plus whatever is wrong, and who read a

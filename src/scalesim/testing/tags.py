@@ -64,6 +64,26 @@ def lineages_of(tokens: Int64s) -> UInt64s:
     return np.cumsum(words(tokens.astype(np.uint64), np.arange(count, dtype=np.uint64)))
 
 
+def adapter_pages(tag: int, num_pages: int, page_bytes: int) -> npt.NDArray[np.uint8]:
+    """``[num_pages, page_bytes]``: what the pages of the adapter ``tag`` hold."""
+    count = num_pages * page_bytes // 8
+    words_ = mix(np.arange(count, dtype=np.uint64) + np.uint64(tag << 32))
+    return words_.view(np.uint8).reshape(num_pages, page_bytes)
+
+
+def adapter_layout(tag: int, num_pages: int) -> int:
+    """The layout number under which the tag runner knows an adapter (1 to 255 pages)."""
+    assert 0 < num_pages < 256, num_pages
+    return tag << 8 | num_pages
+
+
+def under_adapter(tokens: Int64s, tag: int, start: int = 0) -> Int64s:
+    """``tokens`` as tags keep them when the adapter ``tag`` is in force from ``start`` on."""
+    coded = tokens.copy()
+    coded[start:] += tag << 32
+    return coded
+
+
 def view_tags(pages: npt.NDArray[np.uint8], block_size: int) -> Tags:
     """``[num_pages × block_size, NUM_FIELDS]``: the tags of a pool ``[num_pages, page_bytes]``, in
     place."""
@@ -94,12 +114,20 @@ def expected_text(
     key: int = 0,
     temperature: float = 1.0,
     vocab_size: int = 512,
+    adapter: int = 0,
+    start: int = 0,
 ) -> list[int]:
     """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory
-    does."""
+    does. ``adapter`` is a tag in force from position ``start`` on."""
     lineage = 0
+
+    def word(position: int, token: int) -> int:
+        if position >= start:
+            token += adapter << 32
+        return _mix(token * _TOKEN + position * _POSITION)
+
     for position, token in enumerate(prompt):
-        lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK
+        lineage = (lineage + word(position, token)) & _MASK
     warmth = int(np.float32(temperature).view(np.uint32))
     text: list[int] = []
     for position in range(len(prompt), len(prompt) + num_tokens):
@@ -108,7 +136,7 @@ def expected_text(
             draw = _mix(draw + _mix(key + _mix(position)) + warmth)
         token = draw % vocab_size
         text.append(token)
-        lineage = (lineage + _mix(token * _TOKEN + position * _POSITION)) & _MASK
+        lineage = (lineage + word(position, token)) & _MASK
     return text
 
 

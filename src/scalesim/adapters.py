@@ -1,0 +1,198 @@
+"""The adapters of an engine, by name: what agents call them, and what content that means now.
+
+Used from any thread; reads folders on the caller's. Identity is the content's digest: two names of
+one content share pages, and a name that is given new content is a new adapter.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalesim.core import AgentId, Int32s
+from scalesim.errors import AdapterError
+from scalesim.memory.adapters import AdapterContent, AdapterUse
+
+if TYPE_CHECKING:
+    from scalesim.memory.adapters import Adapters
+
+ReadAdapter = Callable[["str | Path"], AdapterContent]
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    content: AdapterContent
+    names: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """One name: where it was read from, its size, how many calls that use it are open."""
+
+    name: str
+    path: str
+    num_pages: int
+    digest: str
+    activated: bool
+    open_calls: int
+
+
+class AdapterRegistry:
+    """``Engine.adapters``. ``post`` runs a function on the engine's thread."""
+
+    def __init__(
+        self,
+        read: ReadAdapter | None,
+        memory: Adapters,
+        post: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._read, self._memory, self._post = read, memory, post
+        self._changed = threading.Condition()
+        self._by_name: dict[str, tuple[_Entry, str]] = {}
+        self._by_digest: dict[bytes, _Entry] = {}
+        self._open: Counter[bytes] = Counter()  # calls, by digest
+
+    def add(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+        """Read the adapter in the folder ``path`` and give it ``name``. Calls made after this use
+        it; those that are open keep what they began with.
+
+        Raises ``AdapterError`` for a folder that cannot be used, and for a name that has other
+        content already unless ``replace``.
+        """
+        if self._read is None:
+            raise AdapterError("this engine takes no adapters: they run on device='cpu' so far")
+        content = self._read(path)
+        with self._changed:
+            held = self._by_name.get(name)
+            if held is not None and held[0].content.digest != content.digest:
+                if not replace:
+                    raise AdapterError(
+                        f"adapter name {name!r} has other content, from {held[1]}; remove it, or "
+                        "give replace=True"
+                    )
+                self._let_go(name)
+            unread = replace_fields(content, pages=None)  # the pools keep them, or nobody does
+            entry = self._by_digest.setdefault(content.digest, _Entry(unread))
+            entry.names.add(name)
+            self._by_name[name] = (entry, str(path))
+            self._post(lambda: self._memory.add(content))
+
+    def remove(self, name: str, *, timeout: float | None = None) -> None:
+        """Forget ``name``; its pages go with its last name. Agents that call themselves by it are
+        refused from now on.
+
+        While open calls use it, raises ``AdapterError``; with a ``timeout``, waits so many seconds
+        for them to end first.
+        """
+        end_s = time.monotonic() + (timeout or 0.0)
+        with self._changed:
+            entry = self._entry(name)
+            digest = entry.content.digest
+            while entry.names == {name} and self._open[digest]:
+                left_s = end_s - time.monotonic()
+                if left_s <= 0:
+                    raise AdapterError(
+                        f"adapter {name!r} is used by {self._open[digest]} open calls; wait for "
+                        "them, or give a longer timeout="
+                    )
+                self._changed.wait(left_s)
+            if name in self._by_name:
+                self._let_go(name)
+
+    def list(self) -> list[AdapterInfo]:
+        """What there is, by name."""
+        with self._changed:
+            return [
+                AdapterInfo(
+                    name,
+                    path,
+                    entry.content.num_pages,
+                    entry.content.digest.hex(),
+                    entry.content.invocation_tokens is not None,
+                    self._open[entry.content.digest],
+                )
+                for name, (entry, path) in sorted(self._by_name.items())
+            ]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    # -- for the engine -----------------------------------------------------------------------
+
+    def bind(self, agent: AgentId, name: str) -> None:
+        """``agent`` calls with ``name``: its pages move with the agent's next use from now on."""
+        with self._changed:
+            digest = self._entry(name).content.digest
+            self._post(lambda: _bind(self._memory, agent, digest))
+
+    def num_pages(self, name: str) -> int:
+        with self._changed:
+            return self._entry(name).content.num_pages
+
+    def use(self, name: str, tokens: Int32s) -> AdapterUse | None:
+        """The adapter of a call with this prompt; ``None`` for an activated one that the prompt
+        does not invoke."""
+        with self._changed:
+            content = self._entry(name).content
+        if content.invocation_tokens is None:
+            return AdapterUse(content.digest, content.layout)
+        start = last_invocation(tokens, content.invocation_tokens)
+        return None if start is None else AdapterUse(content.digest, content.layout, start)
+
+    def hold(self, use: AdapterUse) -> None:
+        """A call that uses this is open, until ``close``."""
+        with self._changed:
+            self._open[use.digest] += 1
+
+    def close(self, use: AdapterUse) -> None:
+        with self._changed:
+            self._open[use.digest] -= 1
+            if not self._open[use.digest]:
+                del self._open[use.digest]
+            entry = self._by_digest.get(use.digest)
+            if entry is not None:
+                self._forget_if_done(entry)
+            self._changed.notify_all()
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._by_name:
+            known = ", ".join(sorted(self._by_name)[:8]) or "none"
+            raise AdapterError(f"adapter {name!r} is unknown, or was removed; there are: {known}")
+        return self._by_name[name][0]
+
+    def _let_go(self, name: str) -> None:
+        entry, _ = self._by_name.pop(name)
+        entry.names.discard(name)
+        self._forget_if_done(entry)
+
+    def _forget_if_done(self, entry: _Entry) -> None:
+        digest = entry.content.digest
+        if not entry.names and not self._open[digest]:
+            del self._by_digest[digest]
+            self._post(lambda: self._memory.remove(digest))
+
+
+def _bind(memory: Adapters, agent: AgentId, digest: bytes) -> None:
+    if memory.has(digest):  # it may have been removed since
+        memory.bind(agent, digest)
+
+
+def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:
+    """Where the last occurrence of ``invocation`` in ``tokens`` begins: PEFT's rule."""
+    size = len(invocation)
+    if len(tokens) < size:
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
+    found = np.flatnonzero((windows == np.array(invocation)).all(axis=1))
+    return int(found[-1]) if len(found) else None

@@ -1,0 +1,57 @@
+"""Adapter folders for an engine: read when they are added, and again when their pages are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scalesim.core import Bytes2D
+from scalesim.errors import AdapterError
+from scalesim.memory.adapters import AdapterContent
+from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.peft import PackedAdapter, read_adapter
+from scalesim.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class AdapterFolders:
+    """Reads PEFT folders for one model: ``folders(path)`` raises ``AdapterError``. Any thread."""
+
+    model: ModelConfig
+    dtype: torch.dtype
+    page_bytes: int
+    layouts: LayoutTable
+
+    def __call__(self, path: str | Path) -> AdapterContent:
+        found = self.read(path)
+        return AdapterContent(
+            found.digest,
+            self.layouts.number(found.layout),
+            len(found.pages),
+            found.invocation_tokens,
+            FolderSource(self, Path(path).expanduser().absolute(), found.digest),
+            found.pages,
+        )
+
+    def read(self, path: str | Path) -> PackedAdapter:
+        return read_adapter(path, self.model, self.dtype, self.page_bytes)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A ``Source``: the folder, as long as it still holds what it held."""
+
+    folders: AdapterFolders
+    path: Path
+    digest: bytes
+
+    def read(self) -> Bytes2D:
+        found = self.folders.read(self.path)
+        if found.digest != self.digest:
+            raise AdapterError(
+                f"adapter {self.path} changed on disk since it was added; add it again with "
+                "replace=True"
+            )
+        return found.pages

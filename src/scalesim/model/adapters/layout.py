@@ -1,0 +1,180 @@
+"""What lies where in an adapter's pages: rank rows packed at their true rank, and the directory.
+
+An adapter is a range of elements of the model's dtype, cut into pages. A rank row (a row of A, a
+column of B) is contiguous, begins at a multiple of 64 elements and never straddles a page; when the
+rest of a page is too short for the next row, it stays empty. Where rows lie follows from the ranks
+alone, so adapters of one shape share a layout. No weights here, and no pages of any pool.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scalesim_kernels import LoraDirectory, LoraSite
+
+from scalesim.core import Int64s
+from scalesim.errors import AdapterError
+from scalesim.model.config import ModelConfig
+
+ALIGN = 64  # elements: what wide loads of a GPU want of an address
+NUM_SLICES = 7
+Ranks: TypeAlias = tuple[tuple[int, ...], ...]
+Scales: TypeAlias = tuple[tuple[float, ...], ...]
+
+
+def lora_sites(config: ModelConfig) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:
+    """q, k, v; o; gate, up; down: the four places where a layer multiplies by weights."""
+    hidden, wide = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return (
+        LoraSite(0, hidden, (q, kv, kv)),
+        LoraSite(3, q, (hidden,)),
+        LoraSite(4, hidden, (wide, wide)),
+        LoraSite(6, wide, (hidden,)),
+    )
+
+
+@dataclass(frozen=True)
+class LoraLayout:
+    """Where the rank rows of an adapter of these ``ranks`` and ``scales`` lie, each by layer and
+    slice. Raises ``AdapterError`` when a row is longer than a page."""
+
+    sites: tuple[LoraSite, ...]
+    ranks: Ranks
+    scales: Scales
+    page_elems: int
+
+    @cached_property
+    def _packed(self) -> tuple[Int64s, Int64s, int]:
+        max_rank = max(max(layer) for layer in self.ranks)
+        shape = (len(self.ranks), NUM_SLICES, max_rank)
+        a, b = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        end = 0
+        for layer, ranks in enumerate(self.ranks):
+            for site in self.sites:
+                slices = range(site.first_slice, site.first_slice + site.num_slices)
+                for index in slices:
+                    end = self._place(a[layer, index], ranks[index], site.in_width, end)
+                for index, width in zip(slices, site.out_widths, strict=True):
+                    end = self._place(b[layer, index], ranks[index], width, end)
+        return a, b, end
+
+    def _place(self, offsets: Int64s, rank: int, width: int, end: int) -> int:
+        """Put ``rank`` rows behind ``end``; returns the new end."""
+        stride = -(-width // ALIGN) * ALIGN
+        if stride > self.page_elems:
+            raise AdapterError(
+                f"a rank row of {width} elements is longer than a page of {self.page_elems}; "
+                "raise block_size"
+            )
+        per_page = self.page_elems // stride
+        done = 0
+        while done < rank:
+            room = (self.page_elems - end % self.page_elems) // stride
+            if room == 0:
+                end = -(-end // self.page_elems) * self.page_elems
+                room = per_page
+            count = min(room, rank - done)
+            offsets[done : done + count] = end + stride * np.arange(count)
+            done, end = done + count, end + stride * count
+        return end
+
+    @property
+    def a_offsets(self) -> Int64s:
+        """``[num_layers, 7, max_rank]``: the first element of each row of A."""
+        return self._packed[0]
+
+    @property
+    def b_offsets(self) -> Int64s:
+        return self._packed[1]
+
+    @property
+    def num_pages(self) -> int:
+        return -(-self._packed[2] // self.page_elems)
+
+    @cached_property
+    def num_elements(self) -> int:
+        """Of the weights themselves."""
+        return sum(
+            rank * (site.in_width + width)
+            for ranks in self.ranks
+            for site in self.sites
+            for rank, width in zip(ranks[site.first_slice :], site.out_widths, strict=False)
+        )
+
+    @property
+    def waste(self) -> float:
+        """Empty share of all pages but the last."""
+        full = (self.num_pages - 1) * self.page_elems
+        if full <= 0:
+            return 0.0
+        last = self._packed[2] - full
+        return 1.0 - (self.num_elements - last) / full
+
+    def rows(self) -> list[tuple[int, int, str, int, int, Int64s]]:
+        """(layer, slice, "A" or "B", width, rank, offsets) of every matrix, in packing order."""
+        found = []
+        for layer, ranks in enumerate(self.ranks):
+            for site in self.sites:
+                slices = range(site.first_slice, site.first_slice + site.num_slices)
+                found += [
+                    (layer, i, "A", site.in_width, ranks[i], self.a_offsets[layer, i, : ranks[i]])
+                    for i in slices
+                ]
+                found += [
+                    (layer, i, "B", width, ranks[i], self.b_offsets[layer, i, : ranks[i]])
+                    for i, width in zip(slices, site.out_widths, strict=True)
+                ]
+        return [row for row in found if row[4]]
+
+
+@dataclass
+class LayoutTable:
+    """The layouts that an engine has met, numbered in order; written by whoever adds adapters, read
+    by the runner. Only ever grows."""
+
+    layouts: list[LoraLayout] = field(default_factory=list)
+    _numbers: dict[LoraLayout, int] = field(default_factory=dict)
+    _made: tuple[int, LoraDirectory] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def number(self, layout: LoraLayout) -> int:
+        with self._lock:
+            if layout not in self._numbers:
+                self._numbers[layout] = len(self.layouts)
+                self.layouts.append(layout)
+            return self._numbers[layout]
+
+    def directory(self) -> LoraDirectory:
+        """Of all layouts; the same object until one is added."""
+        count = len(self.layouts)
+        if self._made is None or self._made[0] != count:
+            self._made = (count, make_directory(self.layouts[:count]))
+        return self._made[1]
+
+
+def make_directory(layouts: list[LoraLayout]) -> LoraDirectory:
+    max_rank = max(layout.a_offsets.shape[2] for layout in layouts)
+
+    def stacked(arrays: list[Int64s]) -> Any:
+        shape = (len(layouts), *arrays[0].shape[:2], max_rank)
+        whole = np.zeros(shape, np.int64)
+        for target, source in zip(whole, arrays, strict=True):
+            target[..., : source.shape[2]] = source
+        return torch.from_numpy(whole)
+
+    def table(values: list[Any], dtype: npt.DTypeLike) -> Any:
+        return torch.from_numpy(np.array(values, dtype))
+
+    return LoraDirectory(
+        stacked([layout.a_offsets for layout in layouts]),
+        stacked([layout.b_offsets for layout in layouts]),
+        table([layout.ranks for layout in layouts], np.int32),
+        table([layout.scales for layout in layouts], np.float32),
+    )

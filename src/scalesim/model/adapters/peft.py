@@ -1,0 +1,335 @@
+"""Reads an adapter in PEFT's folder layout: ``adapter_config.json``, ``adapter_model.safetensors``.
+
+An adapter is input from strangers: no pickle, no path that leaves its folder, and whatever would
+make its outputs differ from PEFT's is refused by name. What comes back is packed for the pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from scalesim.core import Bytes2D
+from scalesim.errors import AdapterError, WeightsError
+from scalesim.model.adapters.layout import LoraLayout, Ranks, Scales, lora_sites
+from scalesim.model.config import Json, ModelConfig, read_json
+from scalesim.model.loader import PICKLES, safe_path
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_RANK = 256
+MAX_PATTERN = 512
+PROJECTIONS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+# Settings that change what the adapter computes, with the only values that we run.
+PLAIN: Mapping[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+# Settings without effect on a trained adapter; any other must be unset.
+WITHOUT_EFFECT = frozenset(
+    [
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    ]
+)
+_SEED = secrets.randbits(64)  # digests live as long as the process: nobody can prepare equal ones
+READ = frozenset(
+    [
+        "r",
+        "lora_alpha",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "alora_invocation_tokens",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """Ranks and scales by layer and projection (0 where it is the base model's), and the tokens
+    that activate the adapter (``None``: it always is)."""
+
+    ranks: Ranks
+    scales: Scales
+    invocation_tokens: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """``pages`` ``[num_pages, page_bytes]`` hold the weights as ``layout`` says, zeros between.
+    ``digest`` names the content: layout, invocation tokens and every byte of the pages."""
+
+    digest: bytes
+    layout: LoraLayout
+    invocation_tokens: tuple[int, ...] | None
+    pages: Bytes2D
+
+
+def read_adapter(
+    folder: str | Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int
+) -> PackedAdapter:
+    """The adapter in ``folder`` for ``model``, weights cast to ``dtype``. Raises ``AdapterError``
+    for one that is missing, damaged, made for another base, or beyond what is run."""
+    path = Path(folder).expanduser()
+    try:
+        return _read(path, model, dtype, page_bytes)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {path}: {error}") from error
+    except (WeightsError, OSError) as error:
+        raise AdapterError(f"adapter {path}: {error}") from error
+
+
+def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -> PackedAdapter:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_dir():
+        raise AdapterError("no such folder")
+    config = parse_adapter_config(read_json(safe_path(path, CONFIG)), model)
+    layout = LoraLayout(
+        lora_sites(model), config.ranks, config.scales, page_bytes // dtype.itemsize
+    )
+    try:
+        with safe_open(weights_path(path), framework="pt") as file:
+            pages = pack(layout, file, dtype)
+    except SafetensorError as error:
+        raise AdapterError(f"{WEIGHTS} is not a readable safetensors file: {error}") from error
+    return PackedAdapter(digest_of(layout, config, pages), layout, config.invocation_tokens, pages)
+
+
+def weights_path(folder: Path) -> Path:
+    if not (folder / WEIGHTS).exists():
+        pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+        if pickles:
+            raise AdapterError(
+                f"holds pickled weights only ({pickles[0]}): loading them could run code; save the "
+                "adapter as safetensors"
+            )
+    return safe_path(folder, WEIGHTS)
+
+
+# -- the config -------------------------------------------------------------------------------
+
+
+def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
+    """Ranks and scales from the parsed JSON. Raises ``AdapterError`` naming the setting."""
+    refuse(raw)
+    ranks, scales = [], []
+    for layer in range(model.num_layers):
+        keys = [f"model.layers.{layer}.{name}" for name in PROJECTIONS]
+        here = [_rank(raw, key) if is_target(raw, key) else 0 for key in keys]
+        ranks.append(tuple(here))
+        scales.append(
+            tuple(
+                _scale(raw, key, rank) if rank else 0.0
+                for key, rank in zip(keys, here, strict=True)
+            )
+        )
+    if not any(map(any, ranks)):
+        raise AdapterError(
+            f"target_modules {raw.get('target_modules')!r} name none of the projections "
+            f"{', '.join(name.split('.')[1] for name in PROJECTIONS)}"
+        )
+    return AdapterConfig(tuple(ranks), tuple(scales), _invocation(raw, model))
+
+
+def refuse(raw: Json) -> None:
+    """Raise for what would make the adapter compute something else than plain LoRA."""
+    for name, value in raw.items():
+        if name in PLAIN:
+            if value not in PLAIN[name]:
+                accepted = ", ".join(map(repr, PLAIN[name]))
+                raise AdapterError(f"{CONFIG}: {name} is {value!r}; run is only {accepted}")
+        elif name not in WITHOUT_EFFECT | READ and value not in (None, False, [], {}, ""):
+            raise AdapterError(f"{CONFIG}: {name} is {value!r}: not run")
+
+
+def is_target(raw: Json, key: str) -> bool:
+    """Whether the module ``key`` has weights in the adapter: PEFT's rules, in its order."""
+    if _names(raw.get("exclude_modules"), key):
+        return False
+    targets = raw.get("target_modules")
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return True
+    if not _names(targets, key):
+        return False
+    layers = raw.get("layers_to_transform")
+    if isinstance(targets, str) or layers is None or layers == []:
+        return True
+    patterns = raw.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        match = _match(rf"(?:^|.*?\.)(?:{pattern})\.(?P<idx>\d+)\.", key)
+        if match:
+            return int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
+    return False
+
+
+def _names(targets: object, key: str) -> bool:
+    """A string is a pattern for the whole key; a list holds keys, or ends of them."""
+    if isinstance(targets, str):
+        return bool(targets) and _match(rf"(?:{targets})\Z", key) is not None
+    if targets is None:
+        return False
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise AdapterError(f"{CONFIG}: module names {targets!r} must be a list or a pattern")
+    return any(key == name or key.endswith(f".{name}") for name in targets)
+
+
+def _match(pattern: str, key: str) -> re.Match[str] | None:
+    if len(pattern) > MAX_PATTERN:
+        raise AdapterError(
+            f"{CONFIG}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are run"
+        )
+    try:
+        return re.match(pattern, key)
+    except re.error as error:
+        raise AdapterError(f"{CONFIG}: pattern {pattern!r} is not valid: {error}") from error
+
+
+def _by_pattern(raw: Json, name: str, key: str, default: object) -> object:
+    """The value of the first pattern that the end of ``key`` matches, as PEFT picks it."""
+    patterns = raw.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise AdapterError(f"{CONFIG}: {name} is {patterns!r}; must be an object")
+    for pattern, value in patterns.items():
+        if _match(rf"(.*\.)?({pattern})$", key):
+            return value
+    return default
+
+
+def _rank(raw: Json, key: str) -> int:
+    rank = _by_pattern(raw, "rank_pattern", key, raw.get("r", 8))
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+        raise AdapterError(f"{CONFIG}: rank {rank!r} of {key}; must be 1 to {MAX_RANK}")
+    return rank
+
+
+def _scale(raw: Json, key: str, rank: int) -> float:
+    alpha = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8))
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise AdapterError(f"{CONFIG}: lora_alpha {alpha!r} of {key}; must be a finite number")
+    return alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
+
+
+def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
+    tokens = raw.get("alora_invocation_tokens")
+    if tokens is None or tokens == []:
+        return None
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise AdapterError(f"{CONFIG}: alora_invocation_tokens {tokens!r} must be token ids")
+    if min(tokens) < 0 or max(tokens) >= model.vocab_size:
+        raise AdapterError(
+            f"{CONFIG}: alora_invocation_tokens {tokens} leave the vocabulary, 0 to "
+            f"{model.vocab_size - 1}"
+        )
+    return tuple(tokens)
+
+
+# -- the weights ------------------------------------------------------------------------------
+
+
+def pack(layout: LoraLayout, file: Any, dtype: torch.dtype) -> Bytes2D:
+    """The tensors of an open safetensors file, checked, as pages."""
+    check_tensors(layout, file)
+    flat = torch.zeros(layout.num_pages * layout.page_elems, dtype=dtype)
+    for layer, index, side, width, rank, offsets in layout.rows():
+        name = tensor_name(layer, index, side)
+        tensor = file.get_tensor(name)
+        if not tensor.is_floating_point():
+            raise AdapterError(f"tensor {name!r} is {tensor.dtype}; weights are floating-point")
+        rows = (tensor if side == "A" else tensor.T).to(dtype)
+        if not bool(torch.isfinite(rows).all()):
+            raise AdapterError(f"tensor {name!r} holds NaN or infinite values in {dtype}")
+        for start, end, offset, stride in pieces(offsets):
+            count = end - start
+            target = flat.as_strided((count, width), (stride or width, 1), offset)
+            target.copy_(rows[start:end])
+        assert len(offsets) == rank
+    result: Bytes2D = flat.view(torch.uint8).view(layout.num_pages, -1).numpy()
+    return result
+
+
+def unpack(layout: LoraLayout, pages: Bytes2D, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors in ``pages`` under their names in the file: what ``pack`` was given."""
+    flat = torch.from_numpy(pages).view(-1).view(dtype)
+    tensors = {}
+    for layer, index, side, width, _, offsets in layout.rows():
+        rows = torch.stack([flat[offset : offset + width] for offset in offsets.tolist()])
+        tensors[tensor_name(layer, index, side)] = rows if side == "A" else rows.T.contiguous()
+    return tensors
+
+
+def pieces(offsets: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, int, int, int]]:
+    """(first row, end row, offset, stride) of the runs of evenly spaced rows."""
+    steps = np.diff(offsets)
+    regular = int(steps.min()) if len(steps) else 0
+    cuts = [0, *(np.flatnonzero(steps != regular) + 1).tolist(), len(offsets)]
+    for start, end in itertools.pairwise(cuts):
+        yield start, end, int(offsets[start]), regular
+
+
+def check_tensors(layout: LoraLayout, file: Any) -> None:
+    """Raise ``AdapterError`` for the first tensor that is missing, misshaped or unknown."""
+    found = set(file.keys())
+    for layer, index, side, width, rank, _ in layout.rows():
+        name = tensor_name(layer, index, side)
+        if name not in found:
+            raise AdapterError(f"{WEIGHTS} lacks tensor {name!r}, which {CONFIG} asks for")
+        shape = tuple(file.get_slice(name).get_shape())
+        want = (rank, width) if side == "A" else (width, rank)
+        if len(shape) != 2 or shape[side == "B"] != rank:
+            raise AdapterError(f"tensor {name!r} is {list(shape)}; {CONFIG} gives it rank {rank}")
+        if shape != want:
+            raise AdapterError(
+                f"tensor {name!r} is {list(shape)}; this base model's projection wants {list(want)}"
+            )
+        found.discard(name)
+    if found:
+        raise AdapterError(
+            f"tensor {min(found)!r} is not one that {CONFIG} asks for; ignoring it would change "
+            "the adapter"
+        )
+
+
+def tensor_name(layer: int, index: int, side: str) -> str:
+    return f"base_model.model.model.layers.{layer}.{PROJECTIONS[index]}.lora_{side}.weight"
+
+
+def digest_of(layout: LoraLayout, config: AdapterConfig, pages: Bytes2D) -> bytes:
+    """xxh3-128 over what the adapter computes with: equal digests, equal outputs."""
+    state = xxhash.xxh3_128(seed=_SEED)
+    header = repr((layout.ranks, layout.scales, layout.page_elems, config.invocation_tokens))
+    state.update(len(header).to_bytes(8, "little") + header.encode())
+    state.update(np.ascontiguousarray(pages).data)
+    return state.digest()

@@ -1,0 +1,132 @@
+"""Agents with adapters of their own, on tags: every text is what tokens and adapter say, under all
+policies and pools, with failing copies, with two steps in flight; nothing is left behind."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from scalesim.errors import AdapterError
+from scalesim.memory.adapters import AdapterContent, AdapterUse
+from scalesim.memory.links import Held
+from scalesim.memory.policies import POLICIES
+from scalesim.scheduler.sequence import Sequence
+from scalesim.testing.tag_runner import page_bytes_for
+from scalesim.testing.tags import adapter_layout, adapter_pages
+from tests.scheduler.loop import VOCAB, Loop, Setting
+from tests.scheduler.test_tag_scheduler import assert_as_expected
+
+AGENTS, TURNS, PREFIX, FRESH, OUTPUT = 10, 3, 24, 5, 7
+WEIGHTS = (1, 2, 3, 5)  # pages of the adapters
+LONGEST = -(-(PREFIX + TURNS * (FRESH + OUTPUT)) // 4)
+FULL = AGENTS * LONGEST + sum(WEIGHTS[a % 4] for a in range(AGENTS))
+SMALLEST = LONGEST + max(WEIGHTS)
+
+
+def digest(agent: int) -> bytes:
+    return bytes([agent + 1]) * 16
+
+
+def use(agent: int, start: int = 0) -> AdapterUse:
+    return AdapterUse(digest(agent), adapter_layout(agent + 1, WEIGHTS[agent % 4]), start)
+
+
+def add_adapters(loop: Loop) -> None:
+    for agent in range(AGENTS):
+        count = WEIGHTS[agent % 4]
+        pages = adapter_pages(agent + 1, count, page_bytes_for(loop.setting.block_size))
+        content = AdapterContent(
+            digest(agent), use(agent).layout, count, None, Held(pages), pages if agent % 2 else None
+        )
+        loop.memory.adapters.add(content)
+        loop.memory.adapters.bind(agent, digest(agent))
+
+
+def dialogues(loop: Loop, seed: int, *, activated: bool, max_turns: int = 9000) -> list[Sequence]:
+    """Each agent's answers become part of its next prompt. Activated adapters begin anew in each
+    turn, where its own tokens do."""
+    rng = random.Random(seed)
+    world = [rng.randrange(VOCAB) for _ in range(PREFIX)]
+    history = {a: world if activated else [rng.randrange(VOCAB) for _ in range(PREFIX)]
+               for a in range(AGENTS)}  # fmt: skip
+    done: list[Sequence] = []
+    for _ in range(TURNS):
+        asked = []
+        order = rng.sample(range(AGENTS), AGENTS)
+        for place, agent in enumerate(order):
+            loop.memory.owners.set_next_use(agent, rng.choice([None, place, place * 3, 1e9]))
+        for agent in order:
+            start = len(history[agent]) if activated else 0
+            history[agent] = history[agent] + [rng.randrange(VOCAB) for _ in range(FRESH)]
+            with_it = None if agent == 0 else use(agent, start)  # agent 0 is the base model's
+            sequence = loop.add(agent, history[agent], rng.randint(1, OUTPUT), adapter=with_it)
+            asked.append((agent, sequence))
+        loop.run(max_turns, check_every=7)
+        for agent, sequence in asked:
+            assert_as_expected(sequence, history[agent])
+            history[agent] = history[agent] + sequence.output.tolist()
+            done.append(sequence)
+        loop.memory.standing.now += 1
+    return done
+
+
+def close(loop: Loop) -> None:
+    for agent in range(AGENTS):
+        loop.memory.adapters.remove(digest(agent))
+    loop.close()
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+@pytest.mark.parametrize("host", [0.0, 1.0])
+@pytest.mark.parametrize("pages", [FULL // 2, FULL // 4, SMALLEST])
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_same_texts(
+    policy: str, pages: int, host: float, steps_in_flight: int, activated: bool
+) -> None:
+    loop = Loop(
+        Setting(pages, host, policy, steps_in_flight=steps_in_flight, seed=pages),
+        max_len=LONGEST * 4,
+    )
+    add_adapters(loop)
+    done = dialogues(loop, pages + steps_in_flight, activated=activated)
+    if activated and pages == FULL // 2:
+        shared = [each for each in done if each.cached_tokens >= PREFIX // 4 * 4]
+        assert len(shared) > len(done) // 2
+    close(loop)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_failing_copies_cost_time_only(seed: int) -> None:
+    policy = ("deadline", "lru-swap")[seed % 2]
+    setting = Setting(
+        FULL // 4, 1.0, policy, failure_rate=0.1, seed=seed, steps_in_flight=1 + seed // 3
+    )
+    loop = Loop(setting, max_len=LONGEST * 4)
+    add_adapters(loop)
+    dialogues(loop, seed, activated=seed % 2 == 1)
+    assert loop.memory.counters.failed_transfers > 0
+    close(loop)
+
+
+def test_a_source_that_fails_ends_its_own_requests_only() -> None:
+    class Gone:
+        def read(self) -> None:
+            raise AdapterError("the folder is gone")
+
+    loop = Loop(Setting(FULL // 4, 0.0, seed=1), max_len=LONGEST * 4)
+    add_adapters(loop)
+    loop.memory.adapters.remove(digest(3))
+    content = AdapterContent(digest(3), use(3).layout, WEIGHTS[3], None, Gone())  # type: ignore[arg-type]
+    loop.memory.adapters.add(content)
+    prompt = list(range(20))
+    sequences = [loop.add(agent, prompt, 5, adapter=use(agent)) for agent in (2, 3, 4, 3)]
+    unknown = loop.add(9, prompt, 5, adapter=AdapterUse(b"?" * 16, 0))
+    loop.run(2000, check_every=1)
+    for sequence in (sequences[1], sequences[3]):
+        assert isinstance(sequence.error, AdapterError) and "gone" in str(sequence.error)
+    assert isinstance(unknown.error, AdapterError)
+    for sequence in (sequences[0], sequences[2]):
+        assert_as_expected(sequence, prompt)
+    close(loop)
