@@ -139,7 +139,8 @@ class Loop:
             call = self._open.pop(sequence.id)
             call.error, call.ended_s = sequence.error, now_s
             if sequence.error is None:
-                self._keys.completed(sequence.agent, call.digest)
+                if call.request.params.seed is None:
+                    self._keys.completed(sequence.agent, call.digest)
                 self.stats.turns += 1
             else:
                 self.stats.failed += 1

@@ -146,6 +146,31 @@ class Scheduler:
         for index in (stopped | full | slots.watched[at]).nonzero()[0]:
             self._look_at(int(at[index]), int(tokens[index]), bool(stopped[index]))
 
+    def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
+        """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
+        long as no copy arrives: what a simulation may take in one go."""
+        slots, at = self.slots, self._decoding
+        may_enter = self.num_waiting and slots.num_free
+        if not len(at) or may_enter or self._prefilling or self._flights:
+            return at, 0
+        if slots.watched[at].any() or (slots.stop_ids[at] >= 0).any():
+            return at, 0
+        known = slots.known[at]
+        steps = np.minimum(slots.limit[at] - known - 1, slots.capacity[at] - known + 1)
+        return at, max(0, int(steps.min()))
+
+    def take_decodes(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
+        """As if ``tokens`` ``[steps, slots]`` had been launched and collected, a row a step; at
+        most as many as ``quiet_decodes`` allows."""
+        slots, count = self.slots, len(tokens)
+        columns = slots.known[at] + np.arange(count)[:, None]
+        slots.tokens[at, columns] = tokens
+        slots.known[at] += count
+        slots.launched[at] += count
+        slots.done[at] += count
+        self.num_steps += count
+        self.memory.residency.last_launched += count
+
     # -- admission ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
@@ -363,6 +388,8 @@ class Scheduler:
             return
         for sequence in sequences:
             sequence.phase = Phase.DECODE
+            if sequence.first_step is None:
+                sequence.first_step = self.num_steps
             self._prefilling.remove(sequence)
         fresh = np.array([sequence.slot for sequence in sequences], np.int64)
         self._decoding = np.concatenate([self._decoding, fresh])
