@@ -7,8 +7,10 @@ residency does the moving.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
 from scalesim.memory.links import MAX_CHUNK_BYTES
 from scalesim.memory.order import UseOrder
@@ -56,6 +58,9 @@ class LookAhead:
         self.pace = Pace()
         self.margin = config.margin
         self.opens_in_s: float | None = None
+        # loop turns until a waiting request of the agent can start; told by who knows the queue
+        self.starts_in: Callable[[AgentId], float] = lambda agent: 0.0
+        self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
         self._residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._awaited: UseOrder[AgentState] = UseOrder(soonest=True)
@@ -131,9 +136,10 @@ class LookAhead:
         """What of ``agent``'s paths is on the host only, parents first, the most used path
         first."""
         parts: dict[Segment, int] = {}
+        standing = self._residency.standing
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.load is not None:
+                if segment.load is not None or standing.is_over(segment):
                     break
                 blocks = segment.saved - len(segment.device)
                 if blocks > 0:
@@ -151,11 +157,19 @@ class LookAhead:
         pace = self.pace
         if pace.seconds_per_step is None:  # no idea of time yet: one step ahead
             return 0.0 if steps <= 1.0 else float("inf")
-        left_s = steps * pace.seconds_per_step - (wall_s - pace.tick_s)
+        if steps <= 0.0:  # it has called already, and waits its turn
+            left_s = self.starts_in(agent.id) * self._turn_s
+        else:
+            # when nobody is left to wait for, a simulation that waits for all moves on
+            step_s = pace.seconds_per_step
+            rest_s = min(step_s - (wall_s - pace.tick_s), self.drains_in() * self._turn_s)
+            left_s = (steps - 1.0) * step_s + rest_s
         num_bytes = count * self._residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        slack_s = self._config.jitter_s + 2.0 * pace.jitter_s + 2.0 * self._turn_s
+        slack_s = self._config.jitter_s + 2.0 * self._turn_s
+        if steps > 0.0:
+            slack_s += 2.0 * pace.jitter_s
         return left_s - window_s - slack_s
 
     def _clean(self) -> None:

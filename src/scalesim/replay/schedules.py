@@ -1,4 +1,7 @@
-"""When agents act: five schedules. Times are steps; the fraction is the place within the step.
+"""When agents act: five schedules. Times are steps; the fraction is the place in the step's queue.
+
+A step's calls all come when it begins, so the fraction is kept below a thousandth: it tells the
+order, and takes no time.
 
 ``after`` is asked once for each act, in order of time, and may draw; so a schedule is a function of
 its seed alone.
@@ -15,6 +18,7 @@ DAY_W1 = 288  # steps of 300 s
 DAY_W2 = 24  # steps of an hour
 DAY_W3 = 8640  # steps of 10 s
 _BUFFER = 4096
+ORDER = 1e-3
 
 
 class Schedule(Protocol):
@@ -57,7 +61,7 @@ class _Spaced:
         return self._mean
 
     def place(self, agent: int) -> float:
-        return agent / self._num_agents
+        return ORDER * agent / self._num_agents
 
     def first(self, agent: int) -> float:
         return 1 + int(self._draw() * self._mean) + self.place(agent)
@@ -118,7 +122,7 @@ class Feed:
         day, hour = divmod(int(at) + 1, DAY_W2)
         days, rest = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
         hours = int(np.searchsorted(self._hazard[: DAY_W2 + 1], rest, side="right")) - 1
-        return (day + int(days)) * DAY_W2 + hours + agent / len(self._rates)
+        return (day + int(days)) * DAY_W2 + hours + ORDER * agent / len(self._rates)
 
     def rounds(self, agent: int, time: int) -> int:
         return 0
@@ -158,7 +162,7 @@ class Rounds:
 
     def after(self, agent: int, at: float) -> float:
         place = self._draw() if self._shuffled else agent / self._num_agents
-        return int(at) + 1 + place
+        return int(at) + 1 + ORDER * place
 
     def rounds(self, agent: int, time: int) -> int:
         return int(time % 3 == 0)
@@ -176,13 +180,13 @@ class Turns:
         return 1.0 if agent == 0 else float(self._entities)
 
     def first(self, agent: int) -> float:
-        return 1.0 if agent == 0 else 1.5 + self._place(agent, 0)
+        return 1.0 if agent == 0 else 1.0 + ORDER + self._place(agent, 0)
 
     def after(self, agent: int, at: float) -> float:
         if agent == 0:
             return at + 1.0
         cycle = (int(at) - 1) // self._entities + 1
-        return 1.5 + cycle * self._entities + self._place(agent, cycle)
+        return 1.0 + ORDER + cycle * self._entities + self._place(agent, cycle)
 
     def rounds(self, agent: int, time: int) -> int:
         return 0

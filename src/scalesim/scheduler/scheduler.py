@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.config import SchedulerConfig
-from scalesim.core import Batch, FinishReason, SamplingBatch, StepOutput
+from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutput
 from scalesim.errors import NumericalError, PromptTooLongError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
@@ -47,6 +47,8 @@ class Scheduler:
         self.max_len = max_len
         self.num_steps = 0
         self.slots = Slots(config.max_num_seqs, max_len)
+        memory.look_ahead.starts_in = self.starts_in
+        memory.look_ahead.drains_in = self.drains_in
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()
         self._preempted: list[Sequence] = []  # oldest admission first
         self._loading: dict[int, Sequence] = {}  # by id of the lease
@@ -104,6 +106,33 @@ class Scheduler:
         """The sequences that ended since the last call."""
         ended, self._ended = self._ended, []
         return ended
+
+    def starts_in(self, agent: AgentId) -> float:
+        """Steps until the oldest waiting request of ``agent`` can start, if all that run take their
+        full length; 0 if it has none. Of a long queue only the first few are told apart."""
+        window = self.config.lookahead_window
+        for position, sequence in enumerate(islice(self._waiting.values(), window)):
+            if sequence.agent == agent:
+                return self._frees_in(position + len(self._preempted))
+        return self._frees_in(window) if len(self._waiting) > window else 0.0
+
+    def drains_in(self) -> float:
+        """Steps until the last request has ended, if none is added."""
+        if not self.num_running:
+            return 0.0
+        at = [sequence.slot for sequence in self._admitted()]
+        left = self.slots.limit[at] - self.slots.known[at]
+        return float(left.max() + left.mean() * (self.num_waiting // len(at)))
+
+    def _frees_in(self, position: int) -> float:
+        """Steps until there is a slot for who has ``position`` others before it."""
+        index = position - self.slots.num_free
+        if index < 0:
+            return 0.0
+        at = [sequence.slot for sequence in self._admitted()]
+        left = np.sort(self.slots.limit[at] - self.slots.known[at])
+        rounds, index = divmod(index, len(left))
+        return float(left[index] + rounds * left.mean())
 
     # -- a step -------------------------------------------------------------------------------
 
