@@ -192,7 +192,8 @@ class Loop:
         changes = self.distances.advance(wall_s, to=to)
         clock = self.clock
         self.memory.standing.now = clock.now
-        self.memory.look_ahead.pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        self.memory.look_ahead.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:

@@ -18,6 +18,8 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 
 _WEIGHT = 0.1  # of the newest turn of the loop in its running length
+_OF_TICKS = 0.5  # weight of the newest tick in whether ticks wait for all calls
+_SURE = 0.7
 _PAUSE_S = 1.0  # a longer gap between two turns is a pause, not a turn
 
 
@@ -65,6 +67,7 @@ class LookAhead:
         self._policy, self._link = residency.policy, residency.link
         self._awaited: UseOrder[AgentState] = UseOrder(soonest=True)
         self._turn_s = 0.0
+        self._waits_for_all = 0.0
         self._last_s: float | None = None
 
     def await_agent(self, agent: AgentState) -> None:
@@ -75,6 +78,11 @@ class LookAhead:
             self._awaited.discard(agent)
         else:
             self._awaited.add(agent, agent.use())
+
+    def observe_tick(self, pace: Pace, *, idle: bool) -> None:
+        """The clock moved; ``idle``: no request was open."""
+        self.pace = pace
+        self._waits_for_all += _OF_TICKS * (idle - self._waits_for_all)
 
     def observe_arrival(self, *, late: bool) -> None:
         """An agent with a known next use called: was its state there? The window grows when it was
@@ -160,17 +168,19 @@ class LookAhead:
         if steps <= 0.0:  # it has called already, and waits its turn
             left_s = self.starts_in(agent.id) * self._turn_s
         else:
-            # when nobody is left to wait for, a simulation that waits for all moves on
-            step_s = pace.seconds_per_step
-            rest_s = min(step_s - (wall_s - pace.tick_s), self.drains_in() * self._turn_s)
-            left_s = (steps - 1.0) * step_s + rest_s
+            left_s = self._until_tick_s(pace.seconds_per_step, wall_s)
+            left_s += (steps - 1.0) * pace.seconds_per_step
         num_bytes = count * self._residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        slack_s = self._config.jitter_s + 2.0 * self._turn_s
-        if steps > 0.0:
-            slack_s += 2.0 * pace.jitter_s
-        return left_s - window_s - slack_s
+        return left_s - window_s - self._config.jitter_s - 2.0 * self._turn_s
+
+    def _until_tick_s(self, step_s: float, wall_s: float) -> float:
+        """Seconds until the clock moves. A simulation that waits for all its calls moves on when
+        they have ended; of another, only the usual length of a step is known."""
+        if self._waits_for_all > _SURE:
+            return self.drains_in() * self._turn_s
+        return step_s - (wall_s - self.pace.tick_s) - 2.0 * self.pace.jitter_s
 
     def _clean(self) -> None:
         """Save what leaves soonest while the pool is short of free pages and the link idle, so that

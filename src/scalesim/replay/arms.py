@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
+from scalesim.replay.bound import belady_loads, floor_s, roofline
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.simulation import Simulation
@@ -102,12 +103,29 @@ class Outcome:
         return self.counters["saved_pages"] * self.page_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """``loaded_bytes``: Belady's, in the order in which ``resident`` served. ``link_share``: the
+    time that they take on the link, of the time that computing takes with all resident."""
+
+    loaded_bytes: float
+    turns_per_s: float
+    link_share: float
+    floor_turns_per_s: float
+
+
 def play(
-    machine: Machine, policy: str, steps: Iterable[TraceStep], *, warmup: int = 1, leap: bool = True
+    machine: Machine,
+    policy: str,
+    steps: Iterable[TraceStep],
+    *,
+    warmup: int = 1,
+    leap: bool = True,
+    witness: bool = False,
 ) -> tuple[Outcome, Simulation]:
     """Replay ``steps`` under ``policy``. The first ``warmup`` steps do not count."""
     foresight = policy_named(policy).foresight
-    simulation = Simulation(machine.parts(policy), foresight=foresight, leap=leap)
+    simulation = Simulation(machine.parts(policy), foresight=foresight, leap=leap, witness=witness)
     before: dict[str, float] = {}
     start_s, turns, index = 0.0, 0, 0
     for index, step in enumerate(steps):
@@ -130,6 +148,45 @@ def play(
         simulation.link.now_s,
         log.turns,
     ), simulation
+
+
+def bound(machine: Machine, resident: Outcome, simulation: Simulation) -> Bound:
+    """What any policy may reach on ``machine``, from a ``resident`` run that kept its accesses."""
+    accesses = [access for _, access in sorted(simulation.log.accesses.items())]
+    loads = belady_loads(accesses, machine.device_pages)
+    num_bytes = float(sum(loads[-resident.turns :])) * resident.page_bytes
+    device, spent = machine.cost.hardware, resident.counters
+    rate = device.link_bytes_per_s * machine.link_share
+    floor = floor_s(
+        spent["spent_flops"],
+        device.peak_flops * device.gemm_share,
+        spent["spent_read_bytes"],
+        device.memory_bytes_per_s * device.memory_share,
+    )
+    return Bound(
+        num_bytes,
+        roofline(resident.turns, resident.seconds, num_bytes, rate),
+        num_bytes / rate / resident.seconds,
+        resident.turns / floor,
+    )
+
+
+def compare(
+    machine: Machine,
+    policies: Sequence[str],
+    steps: Callable[[], Iterable[TraceStep]],
+    *,
+    warmup: int = 1,
+) -> tuple[list[Outcome], Bound | None]:
+    """An outcome for each policy, on the same steps; the bound if ``resident`` is among them."""
+    outcomes, found = [], None
+    for policy in policies:
+        witness = policy == "resident"
+        outcome, simulation = play(machine, policy, steps(), warmup=warmup, witness=witness)
+        outcomes.append(outcome)
+        if witness:
+            found = bound(machine, outcome, simulation)
+    return outcomes, found
 
 
 def counted(simulation: Simulation) -> dict[str, float]:

@@ -16,6 +16,8 @@ from scalesim.calls import Call, Latch
 from scalesim.core import AgentId, SamplingParams
 from scalesim.loop import Loop, Parts
 from scalesim.memory.links import VirtualLink
+from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.runner import VirtualRunner
 from scalesim.requests import Request
@@ -25,13 +27,13 @@ from scalesim.trace import Hint, TraceStep, Turn
 
 @dataclass(slots=True)
 class Log:
-    """Virtual seconds: of each step of the simulation, and from each call to its first token;
-    ``late`` are the calls that had to wait for a load."""
+    """Virtual seconds: of each step of the simulation, and from each call to its first token.
+    ``accesses`` by order of admission, where they are asked for."""
 
     step_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     turns: int = 0
-    demand_turns: int = 0
+    accesses: dict[int, Access] = field(default_factory=dict)
 
 
 class _Open(Latch):
@@ -47,14 +49,18 @@ class _Open(Latch):
 
 class Simulation:
     """Plays steps on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
-    replaced by what really comes."""
+    replaced by what really comes. ``leap``: uninterrupted decoding is one event. ``witness``: keep
+    what every call touched."""
 
-    def __init__(self, parts: Parts, *, foresight: bool = False, leap: bool = True) -> None:
+    def __init__(
+        self, parts: Parts, *, foresight: bool = False, leap: bool = True, witness: bool = False
+    ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
         self.loop = Loop(parts)
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
-        self._foresight, self._leap = foresight, leap
+        self._foresight, self._leap, self._witness = foresight, leap, witness
+        self._pages: dict[int, int] = {}
         self._ended: list[_Open] = []
         self._open: dict[AgentId | None, int] = {}  # calls under way
         self._later: dict[AgentId | None, deque[Turn]] = {}  # rounds to come
@@ -118,6 +124,8 @@ class Simulation:
         assert sequence is not None and call.error is None and sequence.first_step is not None
         log.turns += 1
         log.first_token_s.append(self.runner.ended_s[sequence.first_step] - call.submitted_s)
+        if self._witness:
+            self._see(call)
         self._open[turn.agent] -= 1
         if self._open[turn.agent]:
             return
@@ -133,6 +141,15 @@ class Simulation:
             self._later.pop(turn.agent, None)
             if turn.agent is not None:
                 self._tell(Hint(turn.agent, turn.expect, turn.truth))
+
+    def _see(self, call: Call) -> None:
+        sequence = call.sequence
+        assert sequence is not None
+        size = self.loop.memory.block_size
+        tokens = call.tokens.tobytes() + sequence.output.tobytes()
+        pages = page_ids(tokens, size * TOKEN_BYTES, self._pages)
+        read = (sequence.prompt_len - 1) // size
+        self.log.accesses[sequence.admission] = Access(pages, read)
 
     def _tell(self, hint: Hint) -> None:
         at = hint.truth if self._foresight else hint.expect

@@ -63,6 +63,13 @@ class Knobs:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name}={getattr(self, name)} is a share; give 0 to 1")
 
+    def pages(self, block_size: int) -> int:
+        """What all agents hold between their calls, in blocks, on average."""
+        own = self.private
+        if self.growth:
+            own += max(0, self.max_context - self.shared - self.private) // 2
+        return self.shared // block_size + self.agents * (own // block_size)
+
     @property
     def max_len(self) -> int:
         """Tokens of the longest call, prompt and output."""
