@@ -204,6 +204,8 @@ class Loop:
         changes = self.distances.advance(wall_s, to=to)
         clock = self.clock
         self.memory.standing.now = clock.now
+        if self.recorder is not None:
+            self.recorder.ticks(clock.now)
         pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
         self.memory.look_ahead.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)

@@ -29,13 +29,14 @@ class _Said:
 
 @dataclass(slots=True)
 class _Line:
-    """What will be a line: a hint, or a call, whose ``turn`` is known when it has ended."""
+    """What will be a line: a tick, a hint, or a call, whose ``turn`` is known when it has ended."""
 
     step: float
     turn: Turn | None = None
     hint: Hint | None = None
     at_s: float = 0.0
     is_open: bool = False
+    is_tick: bool = False
 
 
 class Recorder:
@@ -86,6 +87,11 @@ class Recorder:
         self._lines.append(_Line(step, hint=Hint(agent, at)))
         self._flush()
 
+    def ticks(self, step: float) -> None:
+        """The clock moved to ``step``."""
+        self._lines.append(_Line(step, is_tick=True))
+        self._flush()
+
     def close(self) -> None:
         self._lines = deque(line for line in self._lines if not line.is_open)
         self._flush()
@@ -98,6 +104,8 @@ class Recorder:
                 self._writer.turn(line.step, line.turn, line.at_s)
             elif line.hint is not None:
                 self._writer.hint(line.step, line.hint)
+            elif line.is_tick:
+                self._writer.tick(line.step)
 
     def _round(self, agent: AgentId | None, step: float) -> int:
         """One more than the last when nothing of that one is open any more."""

@@ -41,8 +41,14 @@ class TraceWriter:
     def hint(self, step: float, hint: Hint) -> None:
         self._write({"step": step, "agent": hint.agent, "expect": hint.expect})
 
+    def tick(self, step: float) -> None:
+        """The clock moved, whoever speaks then."""
+        self._write({"step": step})
+
     def steps(self, steps: Iterable[TraceStep]) -> None:
         for step in steps:
+            if not step.hints and not step.turns:
+                self.tick(step.time)
             for hint in step.hints:
                 self.hint(step.time, hint)
             for turn in step.turns:
@@ -70,6 +76,8 @@ def read_trace(path: Path) -> Iterator[TraceStep]:
             step = TraceStep(time)
         elif time < step.time:
             raise TraceError(f"{where}: step {time} after step {step.time}; steps do not go back")
+        if line.keys() == {"step"}:
+            continue  # a tick
         if "prompt" in line:
             step.turns.append(_turn(line, where))
         else:
