@@ -65,11 +65,12 @@ class TraceStep:
 def with_truth(steps: Iterable[TraceStep]) -> list[TraceStep]:
     """``steps`` with every ``truth`` set from what follows: the next step in which the agent
     calls, and its place among that step's calls."""
-    found = list(steps)
+    found: list[TraceStep] = []
     ahead: dict[AgentId | None, float] = {}
-    for step in reversed(found):
-        step.turns = [replace(turn, truth=ahead.get(turn.agent)) for turn in step.turns]
-        for place, turn in reversed(list(enumerate(step.turns))):
-            ahead[turn.agent] = step.time + _ORDER * place / len(step.turns)
-        step.hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in step.hints]
-    return found
+    for step in reversed(list(steps)):
+        turns = [replace(turn, truth=ahead.get(turn.agent)) for turn in step.turns]
+        for place, turn in reversed(list(enumerate(turns))):
+            ahead[turn.agent] = step.time + _ORDER * place / len(turns)
+        hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in step.hints]
+        found.append(TraceStep(step.time, hints, turns))
+    return found[::-1]

@@ -163,19 +163,13 @@ class Simulation:
         at, most = loop.scheduler.quiet_decodes()
         if most < 2:
             return
-        slots = loop.scheduler.slots
-        contexts = int(slots.known[at].sum())
-        done = 0
+        slots, vocab_size = loop.scheduler.slots, np.uint64(loop.parts.model.vocab_size)
+        contexts, done = int(slots.known[at].sum()), 0
         while done < most and not link.has_news:  # news is for a turn of the loop to take in
             loop.memory.residency.refused = False
             loop.memory.look_ahead.plan(link.now_s)
             self.runner.pass_time(self.runner.decode_work(len(at), contexts + done * len(at)))
+            drawn = mix(slots.key[at] + (slots.known[at] - 1).astype(np.uint64)) % vocab_size
+            loop.scheduler.take_decodes(at, drawn.astype(np.int32))
             done += 1
-        if done:
-            counters = slots.known[at] - 1 + np.arange(done)[:, None]
-            tokens = mix(slots.key[at] + counters.astype(np.uint64))
-            drawn = (tokens % np.uint64(loop.parts.model.vocab_size)).astype(np.int32)
-            loop.scheduler.take_decodes(at, drawn)
-            loop.stats.steps += done
-
-
+        loop.stats.steps += done

@@ -189,16 +189,15 @@ class Scheduler:
         return at, max(0, int(steps.min()))
 
     def take_decodes(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
-        """As if ``tokens`` ``[steps, slots]`` had been launched and collected, a row a step; at
-        most as many as ``quiet_decodes`` allows."""
-        slots, count = self.slots, len(tokens)
-        columns = slots.known[at] + np.arange(count)[:, None]
-        slots.tokens[at, columns] = tokens
-        slots.known[at] += count
-        slots.launched[at] += count
-        slots.done[at] += count
-        self.num_steps += count
-        self.memory.residency.last_launched += count
+        """As if a step of ``at`` had been launched and had given ``tokens``; at most as often as
+        ``quiet_decodes`` allows."""
+        slots = self.slots
+        slots.tokens[at, slots.known[at]] = tokens
+        slots.known[at] += 1
+        slots.launched[at] += 1
+        slots.done[at] += 1
+        self.num_steps += 1
+        self.memory.residency.last_launched += 1
 
     # -- admission ----------------------------------------------------------------------------
 
