@@ -118,7 +118,9 @@ def row(name: str, residency: float, one: Outcome, limits: Bound | None) -> list
 
 
 def ratio(one: Outcome, limits: Bound | None) -> str:
-    return f"{one.loaded_bytes / limits.loaded_bytes:.2f}" if limits and limits.loaded_bytes else "-"
+    return (
+        f"{one.loaded_bytes / limits.loaded_bytes:.2f}" if limits and limits.loaded_bytes else "-"
+    )
 
 
 def demand(one: Outcome) -> float:

@@ -98,7 +98,8 @@ def filled(count: int) -> Loop:
     link = VirtualLink(64, 1e15)
     memory = MemoryManager(
         block_size=BLOCK_SIZE, page_bytes=64, device_pages=device + 1,
-        host_pages=(count + 1) * (BLOCKS + 1), num_rows=4, policy=policy_named("deadline"), link=link,
+        host_pages=(count + 1) * (BLOCKS + 1), num_rows=4, policy=policy_named("deadline"),
+        link=link,
     )  # fmt: skip
     scheduler = Scheduler(memory, SchedulerConfig(max_num_seqs=2), BLOCKS * BLOCK_SIZE)
     model = TextModel(VOCAB_SIZE, frozenset(), BLOCKS * BLOCK_SIZE, device * BLOCK_SIZE)

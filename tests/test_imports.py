@@ -25,7 +25,14 @@ VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
     for name in (
-        "agent", "assembly", "calls", "engine", "loop", "recorder", "requests", "sampling_keys"
+        "agent",
+        "assembly",
+        "calls",
+        "engine",
+        "loop",
+        "recorder",
+        "requests",
+        "sampling_keys",
     )
 )
 PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))

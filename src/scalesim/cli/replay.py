@@ -40,9 +40,7 @@ def replay(options: ReplayOptions) -> int:
     console = Console()
     console = console if console.is_terminal else Console(width=140)
     for scenario in scenarios(options, sizes):
-        found = compare(
-            scenario.machine(sizes), policies, scenario.steps, warmup=options.warmup
-        )
+        found = compare(scenario.machine(sizes), policies, scenario.steps, warmup=options.warmup)
         console.print(table(scenario.name, *found))
     console.print(CAPTION, highlight=False)
     return 0
@@ -65,9 +63,7 @@ def scenarios(options: ReplayOptions, sizes: Sizes) -> list[Scenario]:
 
 
 def renamed(scenario: Scenario, name: str) -> Scenario:
-    return Scenario(
-        name, scenario.steps, scenario.pages, scenario.max_len, scenario.first_tokens
-    )
+    return Scenario(name, scenario.steps, scenario.pages, scenario.max_len, scenario.first_tokens)
 
 
 def table(title: str, outcomes: Sequence[Outcome], bound: Bound | None) -> Table:
