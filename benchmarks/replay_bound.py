@@ -40,11 +40,11 @@ class Case:
 # Belady's bound knows nothing of that.
 CASES = (
     Case("W1 city", "w1", {"agents": 1200, "steps": 16}),
-    Case("W2 feed, drawn ahead", "w2", {"agents": 600, "steps": 24, "max_context": 6144}),
-    Case("W3 town", "w3", {"agents": 1500, "steps": 60}),
+    Case("W2 feed, drawn ahead", "w2", {"agents": 400, "steps": 16, "max_context": 6144}),
+    Case("W3 town", "w3", {"agents": 800, "steps": 40}),
     Case("W4 rounds, 2 K prefixes", "w4", {"agents": 600, "steps": 7}),
     Case("W4 rounds, 8 K prefixes, 20 out", "w4",
-         {"agents": 300, "steps": 7, "private": 8192, "output": 20}, residencies=(0.25, 0.5)),
+         {"agents": 300, "steps": 5, "private": 8192, "output": 20}, residencies=(0.25, 0.5)),
     Case("W4 rounds, 2 K prefixes, 128 running", "w4",
          {"agents": 1500, "steps": 4, "new": 64, "output": 40}, 128, (0.25,),
          ("deadline", "lru-swap", "lru-recompute"), 2, against_rebuilding=True),

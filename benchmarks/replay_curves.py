@@ -18,7 +18,7 @@ from scalesim.replay.workloads import workload
 
 POLICIES = ("deadline", "lru-swap", "levels", "lru-recompute")
 SIZES = Sizes(running=16)
-BASE: dict[str, Any] = {"agents": 400, "steps": 10, "private": 2048, "new": 128, "output": 32}
+BASE: dict[str, Any] = {"agents": 400, "steps": 8, "private": 2048, "new": 128, "output": 32}
 QUICK: dict[str, Any] = {"agents": 40, "steps": 4, "private": 256, "new": 64, "output": 16}
 WARMUP = 3
 Point = tuple[dict[str, Any], dict[str, Any]]  # changes of the workload, changes of the sizes
@@ -31,8 +31,10 @@ CURVES: dict[str, tuple[str, dict[Any, Point]]] = {
         {mode: ({"hints": mode}, {}) for mode in ("exact", "interrupted", "stale", "probability",
                                                    "none", "random", "inverted")},
     ),
-    "residency": ("w1", {share: ({}, {"residency": share}) for share in (0.05, 0.1, 0.25, 0.5, 1.0)}),
-    "agents": ("w1", {count: ({"agents": count}, {}) for count in (100, 400, 1600, 6400)}),
+    "residency": (
+        "w1", {share: ({}, {"residency": share}) for share in (0.05, 0.1, 0.25, 0.5, 1.0)},
+    ),
+    "agents": ("w1", {count: ({"agents": count}, {}) for count in (100, 400, 1600)}),
     "link rate": (
         "w1", {share: ({}, {"link_share": share}) for share in (0.01, 0.03, 0.1, 0.3, 1.0)},
     ),

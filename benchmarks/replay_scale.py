@@ -1,4 +1,4 @@
-"""A million agents in replay, and what bookkeeping costs at 1 k to 1 M agents. Real time and memory.
+"""A million agents in replay, and what bookkeeping costs at 1 k to 1 M agents: time and memory.
 
 The peer of a tick is what the published ScaleSim does on each: decrement every agent's distance and
 put it into its bucket again, in plain Python, measured here beside ours.

@@ -1,4 +1,4 @@
-"""Replay does what the loop does: leaps change nothing, runs repeat, and an engine plans the same."""
+"""Replay does what the loop does: leaps change nothing, runs repeat, an engine plans the same."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_steps_do_not_go_back_and_other_files_are_refused(tmp_path: Path) -> Non
         '{"scalesim_trace": 1}\n{"step": 2, "agent": "a", "expect": 3}\n'
         '{"step": 1, "agent": "a", "expect": 3}\n'
     )
-    with pytest.raises(TraceError, match="line 3: step 1.0 after step 2.0"):
+    with pytest.raises(TraceError, match=r"line 3: step 1\.0 after step 2\.0"):
         list(read_trace(path))
     path.write_text('{"scalesim_trace": 2}\n')
     with pytest.raises(TraceError, match="does not begin with"):

@@ -84,7 +84,12 @@ class Standing:
         A tail goes with what it hangs from."""
         node = segment.parent if segment.is_tail else segment
         assert node is not None
-        return not node.uses and all(owner.is_over(node) for owner in node.owners)
+        if node.uses:
+            return False
+        for owner in node.owners:  # not all(...), as below
+            if not owner.is_over(node):
+                return False
+        return True
 
     def is_leftover(self, segment: Segment) -> bool:
         """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
