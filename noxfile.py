@@ -47,5 +47,5 @@ def types(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run one benchmark by name: ``nox -s bench -- engine``."""
-    install(session, "oracle")
+    install(session, "oracle", "plots")
     session.run("python", "-m", "benchmarks", *session.posargs)
