@@ -19,7 +19,7 @@ def test_the_bound_is_there_for_every_policy_and_repeats() -> None:
     first, second = quick("replay-bound"), quick("replay-bound")
     assert first.figures == second.figures
     assert {"deadline", "lru-swap", "levels", "lru-recompute"} <= set(first.figures["W1 city, 0.5"])
-    assert [what for what, *_ in first.verdicts][0].startswith("W1 city, 50%")
+    assert first.verdicts[0][0].startswith("W1 city, 50%")
 
 
 def test_curves_have_a_point_for_each_value(tmp_path: Path) -> None:

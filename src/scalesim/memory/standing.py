@@ -86,7 +86,7 @@ class Standing:
         assert node is not None
         if node.uses:
             return False
-        for owner in node.owners:  # not all(...), as below
+        for owner in node.owners:  # noqa: SIM110  as below
             if not owner.is_over(node):
                 return False
         return True
@@ -96,7 +96,7 @@ class Standing:
         paths are not. It leaves without a copy."""
         if segment.uses:
             return False
-        for owner in segment.owners:  # not all(...): the planner spends its time here
+        for owner in segment.owners:  # noqa: SIM110  the planner spends its time here
             if not owner.leaves_tails:
                 return False
         return True
