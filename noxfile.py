@@ -59,5 +59,5 @@ def kernels(session: nox.Session, triton: str) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run one benchmark by name: ``nox -s bench -- engine``."""
-    install(session, "oracle")
+    install(session, "oracle", "plots")
     session.run("python", "-m", "benchmarks", *session.posargs)

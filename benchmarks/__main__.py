@@ -11,9 +11,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import adapters, async_calls, engine, overhead
+from benchmarks import (
+    adapters,
+    async_calls,
+    engine,
+    overhead,
+    replay_bound,
+    replay_curves,
+    replay_scale,
+)
 
-BENCHMARKS = {"engine": engine, "overhead": overhead, "async": async_calls, "adapters": adapters}
+BENCHMARKS = {
+    "engine": engine,
+    "overhead": overhead,
+    "async": async_calls,
+    "adapters": adapters,
+    "replay-bound": replay_bound,
+    "replay-curves": replay_curves,
+    "replay-scale": replay_scale,
+}
 
 
 def parser() -> argparse.ArgumentParser:

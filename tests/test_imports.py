@@ -32,6 +32,7 @@ ENGINE = tuple(
         "calls",
         "engine",
         "loop",
+        "recorder",
         "requests",
         "sampling_keys",
     )
@@ -39,6 +40,7 @@ ENGINE = tuple(
 PARTS = tuple(
     f"scalesim.{name}" for name in ("config", "device", "distance", "memory", "model", "scheduler")
 )
+TRACES = ("scalesim.trace", "scalesim.trace_file")
 
 # Who may import what, beside itself; the row of the longest matching name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -65,6 +67,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "torch",
     ),
     "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
+    "scalesim.trace": VALUES,
+    "scalesim.trace_file": (*VALUES, "scalesim.trace"),
+    "scalesim.replay": (
+        *VALUES,
+        "scalesim.calls",
+        "scalesim.config",
+        "scalesim.loop",
+        "scalesim.memory",
+        "scalesim.requests",
+        "scalesim.scheduler",
+        "scalesim.testing",
+        "scalesim.trace",
+        "scalesim.trace_file",
+    ),
+    "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.testing.tag_parts": (
         *VALUES,
         "scalesim.config",
@@ -74,12 +91,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.scheduler",
         "scalesim.testing",
     ),
-    **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, "scalesim_kernels")),
+    **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
-TORCH_FREE = ("core", "errors", "config", "device", "distance", "memory", "scheduler", "testing")
+TORCH_FREE = (
+    "core", "errors", "config", "device", "distance", "memory", "replay", "scheduler", "testing"
+)  # fmt: skip
 TORCH_MODULES = ("scalesim.device.cuda", "scalesim.memory.pinned", "scalesim.memory.storage")
 
 

@@ -34,6 +34,7 @@ from scalesim.errors import (
     UnknownAgentError,
 )
 from scalesim.loop import EngineStats, Loop, Parts
+from scalesim.recorder import Recorder
 from scalesim.requests import Reply, Request, check_params
 
 __all__ = ["Engine", "EngineStats", "Parts"]
@@ -46,7 +47,8 @@ class Engine:
     """Runs requests of any number of agents.
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``Parts``. Settings are the fields
-    of ``EngineConfig``, given as one or by name. Raises ``ConfigError``, ``UnsupportedModelError``
+    of ``EngineConfig``, given as one or by name. ``record``: write a trace of all calls and hints
+    to this file. Raises ``ConfigError``, ``UnsupportedModelError``
     or ``WeightsError`` at once. Close it, or use it as a context manager.
     """
 
@@ -56,6 +58,7 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         dummy_weights: bool = False,
+        record: str | Path | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(model, Parts):
@@ -70,6 +73,8 @@ class Engine:
             self.parts.read_adapter, self.parts.memory.adapters, self._post_if_open
         )
         self._loop.adapter_freed = self.adapters.close
+        if record is not None:
+            self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
         self._agents: dict[AgentId, Agent] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -298,6 +303,8 @@ class Engine:
         with self._mode_lock:
             self._is_shut = True
             self._end_all()
+        if self._loop.recorder is not None:
+            self._loop.recorder.close()
         if self._death is None:
             self._loop.drain()
         self.parts.link.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
+from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.scheduler import Scheduler
@@ -76,6 +78,7 @@ class Loop:
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
         self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
+        self.recorder: Recorder | None = None
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -134,6 +137,9 @@ class Loop:
             )
             call.sequence = sequence
             self._open[sequence.id] = call
+            if self.recorder is not None:
+                step, at_s = self.clock.now, call.submitted_s
+                self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
             if request.timeout is not None:
                 call.deadline_s = call.submitted_s + request.timeout
                 heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
@@ -149,8 +155,11 @@ class Loop:
         for sequence in ended:
             call = self._open.pop(sequence.id)
             call.error, call.ended_s = sequence.error, now_s
+            if self.recorder is not None:
+                self.recorder.ends(sequence.id, sequence.agent, sequence.output)
             if sequence.error is None:
-                self._keys.completed(sequence.agent, call.digest)
+                if call.request.params.seed is None:
+                    self._keys.completed(sequence.agent, call.digest)
                 self.stats.turns += 1
             else:
                 self.stats.failed += 1
@@ -192,9 +201,13 @@ class Loop:
         """Hints: times of the clock if ``absolute``, else steps from now."""
         start = 0.0 if absolute else self.clock.now
         for agent, steps in times.items():
+            if self.recorder is not None and math.isfinite(steps):
+                self.recorder.expects(agent, self.clock.now, start + steps)
             self._apply(self.distances.expect(agent, start + steps))
 
     def wake(self, agent: AgentId) -> None:
+        if self.recorder is not None:
+            self.recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))
 
     def advance(self, wall_s: float, to: float | None) -> None:
@@ -204,7 +217,10 @@ class Loop:
         changes = self.distances.advance(wall_s, to=to)
         clock = self.clock
         self.memory.standing.now = clock.now
-        self.memory.look_ahead.pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        if self.recorder is not None:
+            self.recorder.ticks(clock.now)
+        pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        self.memory.look_ahead.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``scalesim demo`` and ``scalesim generate``.
+"""The command line: ``scalesim demo``, ``scalesim generate``, ``scalesim replay``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
 check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
@@ -38,13 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    from scalesim.cli.options import DemoOptions, parse
+    from scalesim.cli.options import DemoOptions, ReplayOptions, parse
 
     options = parse(args)
     if isinstance(options, DemoOptions):
         from scalesim.cli.demo import demo
 
         return demo(options)
+    if isinstance(options, ReplayOptions):
+        from scalesim.cli.replay import replay
+
+        return replay(options)
     from scalesim.cli.generate import generate
 
     return generate(options)

@@ -61,6 +61,8 @@ class Distances:
         at = max(at, now)
         record = self._record(agent)
         record.declared = at
+        if at > now and record.calls and not record.open_calls:
+            record.usual_calls = record.calls  # it says itself that this burst is over
         self._seq += 1
         patience = max(MIN_PATIENCE_STEPS, at - now)
         heapq.heappush(self._deadlines, (at + patience, self._seq, agent, at))

@@ -1,0 +1,169 @@
+"""Each policy against Belady and the roofline, in replay: who loads how much, and what it costs.
+
+Virtual time on a stated machine; same seed, same table. Belady's loads are those of the order in
+which ``resident`` served; the roof is the smaller of all-resident throughput and what the link
+allows for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from benchmarks.report import Report, table
+from scalesim.replay.arms import Bound, Outcome, bound, play
+from scalesim.replay.scenario import Scenario, Sizes, of_workload
+from scalesim.replay.workloads import Knobs, workload
+from scalesim.trace import TraceStep
+
+RIVALS = ("deadline", "lru-swap", "levels", "lru-recompute")
+RESIDENCIES = (0.25, 0.5, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: a workload, its sizes, and the policies to hold against each other."""
+
+    name: str
+    workload: str
+    knobs: dict[str, Any]
+    running: int = 16
+    residencies: tuple[float, ...] = RESIDENCIES
+    policies: tuple[str, ...] = RIVALS
+    warmup: int = 4
+    judged: Literal["all", "rebuilding", "burst"] = "all"
+
+
+# Pools are kept large beside what runs at once: a running request's pages cannot be given away, and
+# Belady's bound knows nothing of that.
+CASES = (
+    Case("W1 city", "w1", {"agents": 1200, "steps": 16}),
+    Case("W2 feed, drawn ahead", "w2", {"agents": 400, "steps": 16, "max_context": 6144}),
+    Case("W3 town", "w3", {"agents": 800, "steps": 40}),
+    Case("W4 rounds, 2 K prefixes", "w4", {"agents": 600, "steps": 7}),
+    Case("W4 rounds, 8 K prefixes, 20 out", "w4",
+         {"agents": 300, "steps": 5, "private": 8192, "output": 20}, residencies=(0.25, 0.5)),
+    Case("W4 rounds, 2 K prefixes, 128 running", "w4",
+         {"agents": 1500, "steps": 4, "new": 64, "output": 40}, 128, (0.25,),
+         ("deadline", "lru-swap", "lru-recompute"), 2, "rebuilding"),
+    Case("W4 burst of 10 × the pool", "w4", {"agents": 200, "steps": 4}, 4, (0.1,),
+         ("deadline", "lru-swap"), 2, "burst"),
+)  # fmt: skip
+QUICK = (Case("W1 city", "w1", {"agents": 60, "steps": 6}, 4, (0.5,), warmup=2),)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hardware", default="h100")
+    parser.add_argument("--model", default="qwen2.5-7b")
+    parser.add_argument("--only", help="run the cases whose name contains this")
+    parser.add_argument("--residency", type=float, nargs="*", help="instead of each case's own")
+
+
+def run(options: argparse.Namespace) -> Report:
+    report = Report("replay-bound")
+    for case in QUICK if options.quick else CASES:
+        if options.only is None or options.only in case.name:
+            study(report, case, options)
+    return report
+
+
+def study(report: Report, case: Case, options: argparse.Namespace) -> None:
+    sizes = Sizes(options.hardware, options.model, running=case.running)
+    kind, knobs = workload(case.workload, **{**case.knobs, "seed": options.seed})
+    scenario = of_workload(kind, knobs, sizes)
+    steps = list(scenario.steps())
+    whole = scenario.machine(replace(sizes, residency=1.0))
+    resident, witness = play(whole, "resident", steps, warmup=case.warmup, witness=True)
+    rows = [row("resident", 1.0, resident, None)]
+    for residency in options.residency or case.residencies:
+        limits = bound(scenario.machine(replace(sizes, residency=residency)), resident, witness)
+        outcomes = arms(scenario, sizes, steps, case, residency)
+        rows += [row(name, residency, one, limits) for name, one in outcomes.items()]
+        report.figures[f"{case.name}, {residency:g}"] = figures(outcomes, limits, resident)
+        what = f"{case.name}, {residency:.0%}"
+        best = outcomes["deadline"]
+        if case.judged == "rebuilding":
+            share = best.turns_per_s / outcomes["lru-recompute"].turns_per_s
+            report.verdict(f"{what}: × lru-recompute", share, least=4.0)
+        elif case.judged == "burst":  # with everything resident, every order is the best one
+            makespan = best.step_s[0] / resident.step_s[0]
+            report.verdict(f"{what}: makespan over all-resident's", makespan, most=1.05)
+        else:
+            judge(report, what, outcomes, limits, resident)
+    report.tables.append(table(f"{case.name}: {described(knobs, case)}", COLUMNS, rows))
+
+
+def arms(
+    scenario: Scenario, sizes: Sizes, steps: Sequence[TraceStep], case: Case, residency: float
+) -> dict[str, Outcome]:
+    machine = scenario.machine(replace(sizes, residency=residency))
+    return {name: play(machine, name, steps, warmup=case.warmup)[0] for name in case.policies}
+
+
+COLUMNS = [
+    "policy", "resident", "turns/s", "of roof", "× Belady", "GB in", "hits", "demand", "s/step p50",
+    "p95", "TTFT p50", "p95", "link need",
+]  # fmt: skip
+
+
+def row(name: str, residency: float, one: Outcome, limits: Bound | None) -> list[str]:
+    return [
+        name,
+        f"{residency:.0%}",
+        f"{one.turns_per_s:.2f}",
+        f"{one.turns_per_s / limits.turns_per_s:.3f}" if limits else "-",
+        ratio(one, limits),
+        f"{one.loaded_bytes / 1e9:.1f}",
+        f"{one.hits:.1%}",
+        f"{demand(one):.1%}",
+        *(f"{seconds:.2f}" for seconds in (*one.step_s, *one.first_token_s)),
+        f"{limits.link_share:.3f}" if limits else "-",
+    ]
+
+
+def ratio(one: Outcome, limits: Bound | None) -> str:
+    return (
+        f"{one.loaded_bytes / limits.loaded_bytes:.2f}" if limits and limits.loaded_bytes else "-"
+    )
+
+
+def demand(one: Outcome) -> float:
+    return one.counters["demand_loads"] / max(1, one.turns)
+
+
+def judge(report: Report, what: str, outcomes: dict[str, Outcome], limits: Bound,
+          resident: Outcome) -> None:  # fmt: skip
+    best = outcomes["deadline"]
+    suffices = limits.link_share <= 0.8
+    if limits.loaded_bytes and suffices:
+        loads = best.loaded_bytes / limits.loaded_bytes
+        report.verdict(f"{what}: bytes over Belady's", loads, most=1.10)
+    of_roof = best.turns_per_s / limits.turns_per_s
+    report.verdict(f"{what}: of the roof", of_roof, least=0.95 if suffices else 0.90)
+    if suffices:
+        report.verdict(f"{what}: demand loads a turn", demand(best), most=0.01)
+    other = max(one.turns_per_s for name, one in outcomes.items() if name != "deadline")
+    report.verdict(f"{what}: of the best other policy", best.turns_per_s / other, least=0.99)
+    if what.endswith("100%"):
+        report.verdict(f"{what}: of resident", best.turns_per_s / resident.turns_per_s, least=0.99)
+
+
+def figures(outcomes: dict[str, Outcome], limits: Bound, resident: Outcome) -> dict[str, Any]:
+    return {
+        "belady_gb": limits.loaded_bytes / 1e9,
+        "roof": limits.turns_per_s,
+        "link_share": limits.link_share,
+        "hardware_floor_turns_per_s": limits.floor_turns_per_s,
+        "resident": resident.turns_per_s,
+        **{name: {"turns_per_s": one.turns_per_s, "gb_in": one.loaded_bytes / 1e9,
+                  "demand": demand(one)} for name, one in outcomes.items()},
+    }  # fmt: skip
+
+
+def described(knobs: Knobs, case: Case) -> str:
+    return (
+        f"{knobs.agents} agents, {knobs.shared} + {knobs.private} + {knobs.new} in, "
+        f"{knobs.output} out, {case.running} running"
+    )

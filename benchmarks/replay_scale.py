@@ -1,0 +1,156 @@
+"""A million agents in replay, and what bookkeeping costs at 1 k to 1 M agents: time and memory.
+
+The peer of a tick is what the published ScaleSim does on each: decrement every agent's distance and
+put it into its bucket again, in plain Python, measured here beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Report, table
+from scalesim.config import SchedulerConfig
+from scalesim.loop import Loop, Parts
+from scalesim.memory.links import VirtualLink
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.policies import policy_named
+from scalesim.replay.arms import VOCAB_SIZE, play
+from scalesim.replay.scenario import Sizes, of_workload
+from scalesim.replay.workloads import workload
+from scalesim.requests import TextModel
+from scalesim.scheduler.scheduler import Scheduler
+from scalesim.testing.tag_runner import StubRunner
+
+BLOCKS, BLOCK_SIZE = 8, 16
+CHANGED = 0.01
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--agents", type=int, default=1_000_000, help="of the replay; 0 leaves it out")
+    add("--steps", type=int, default=100)
+    add("--active", type=float, default=0.02)
+    add("--ticks", type=int, nargs="*", default=[1_000, 10_000, 100_000, 1_000_000])
+
+
+def run(options: argparse.Namespace) -> Report:
+    report = Report("replay-scale")
+    if options.quick:
+        options.agents, options.steps, options.ticks = 500, 5, [500]
+    rows = []
+    for count in options.ticks:
+        one = ticks(count)
+        report.figures[f"{count} agents"] = one
+        rows.append([f"{count}", *(f"{one[name]:.3f}" for name in TICKS)])
+        if count in (100_000, 1_000_000):
+            most = 5.0 if count == 100_000 else 50.0
+            report.verdict(f"{count} agents: update and plan", one["update + plan ms"], most=most,
+                           unit=" ms")  # fmt: skip
+    if rows:
+        kib = report.figures[f"{options.ticks[-1]} agents"]["B an idle agent"]
+        report.verdict("an idle agent, without its tokens", kib, most=1024, unit=" B")
+        report.tables.append(table("A tick and a plan, by the number of agents", ["agents", *TICKS],
+                                   rows))  # fmt: skip
+    if options.agents:
+        replayed(report, options)
+    return report
+
+
+TICKS = ("tick µs", "update + plan ms", "O(N) decrement ms", "B an idle agent")
+
+
+def ticks(count: int) -> dict[str, float]:
+    """A loop with ``count`` idle agents, each with a path on the host; then ticks with nothing
+    said, and updates of one in a hundred."""
+    before = resident_bytes()
+    loop = filled(count)
+    held = resident_bytes() - before - count * BLOCKS * BLOCK_SIZE * 4
+    rng = np.random.default_rng(0)
+    now_s, tick_s, update_s = 0.0, [], []
+    for step in range(1, 21):
+        now_s += 1.0
+        start = time.perf_counter()
+        loop.advance(now_s, float(step))
+        tick_s.append(time.perf_counter() - start)
+        changed = rng.choice(count, max(1, int(count * CHANGED)), replace=False).tolist()
+        hints = {agent: 5.0 + 90.0 * (agent % 97) / 97 for agent in changed}
+        start = time.perf_counter()
+        loop.expect(hints, absolute=False)
+        loop.memory.look_ahead.plan(now_s)
+        update_s.append(time.perf_counter() - start)
+    values = (
+        float(np.median(tick_s)) * 1e6,
+        float(np.median(update_s)) * 1e3,
+        decrement_s(count) * 1e3,
+        held / count,
+    )
+    return dict(zip(TICKS, values, strict=True))
+
+
+def filled(count: int) -> Loop:
+    """Every agent has spoken once; most of their state is on the host."""
+    device = max(64, count // 50) * BLOCKS
+    link = VirtualLink(64, 1e15)
+    memory = MemoryManager(
+        block_size=BLOCK_SIZE, page_bytes=64, device_pages=device + 1,
+        host_pages=(count + 1) * (BLOCKS + 1), num_rows=4, policy=policy_named("deadline"),
+        link=link,
+    )  # fmt: skip
+    scheduler = Scheduler(memory, SchedulerConfig(max_num_seqs=2), BLOCKS * BLOCK_SIZE)
+    model = TextModel(VOCAB_SIZE, frozenset(), BLOCKS * BLOCK_SIZE, device * BLOCK_SIZE)
+    loop = Loop(Parts(StubRunner(), memory, scheduler, link, model, time_s=lambda: link.now_s))
+    rng = np.random.default_rng(1)
+    for agent in range(count):
+        tokens = rng.integers(0, VOCAB_SIZE, BLOCKS * BLOCK_SIZE, np.int32).tobytes()
+        lease = memory.acquire(agent, None, tokens, BLOCKS)
+        while lease is None:
+            link.advance_to(link.now_s + 1e-3)
+            memory.poll()
+            lease = memory.acquire(agent, None, tokens, BLOCKS)
+        memory.release(lease, tokens, BLOCKS * BLOCK_SIZE)
+        loop.expect({agent: 5.0 + 90.0 * (agent % 97) / 97}, absolute=True)
+    return loop
+
+
+def decrement_s(count: int) -> float:
+    """One tick as the published code does it: every distance less one, all buckets anew."""
+    distances = {agent: 1 + agent % 97 for agent in range(count)}
+    start = time.perf_counter()
+    buckets: list[set[int]] = [set() for _ in range(100)]
+    for agent, distance in distances.items():
+        distances[agent] = max(0, distance - 1)
+        buckets[distance - 1].add(agent)
+    return time.perf_counter() - start
+
+
+def replayed(report: Report, options: argparse.Namespace) -> None:
+    sizes = Sizes(model="llama-3.2-1b", residency=0.05, host=1.5, running=256)
+    kind, knobs = workload(
+        "w2", agents=options.agents, steps=options.steps, active=options.active, sigma=0.0,
+        shared=256, private=128, new=64, output=16, growth=0.0, opening=False, seed=options.seed,
+    )  # fmt: skip
+    scenario = of_workload(kind, knobs, sizes)
+    start = time.perf_counter()
+    outcome, _ = play(scenario.machine(sizes), "deadline", scenario.steps(), warmup=0)
+    minutes = (time.perf_counter() - start) / 60
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    figures: dict[str, Any] = {
+        "agents": options.agents, "steps": options.steps, "turns": outcome.turns,
+        "minutes": minutes, "µs a turn": minutes * 60e6 / max(1, outcome.turns),
+        "peak GB": peak / 1e9, "virtual s": outcome.seconds,
+    }  # fmt: skip
+    report.figures["replay"] = figures
+    row = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in figures.values()]
+    report.tables.append(table("The replay", list(figures), [row]))
+    report.verdict("the replay", minutes, most=20, unit=" min")
+    report.verdict("its peak memory", peak / 1e9, most=8, unit=" GB")
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

@@ -1,0 +1,43 @@
+"""The replay benchmarks run at tiny sizes, and the same seed gives the same figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import replay_curves
+from benchmarks.__main__ import BENCHMARKS, parser
+from benchmarks.report import Report
+
+
+def quick(name: str, *more: str) -> Report:
+    return BENCHMARKS[name].run(parser().parse_args([name, "--quick", *more]))
+
+
+def test_the_bound_is_there_for_every_policy_and_repeats() -> None:
+    first, second = quick("replay-bound"), quick("replay-bound")
+    assert first.figures == second.figures
+    assert {"deadline", "lru-swap", "levels", "lru-recompute"} <= set(first.figures["W1 city, 0.5"])
+    assert first.verdicts[0][0].startswith("W1 city, 50%")
+
+
+def test_curves_have_a_point_for_each_value(tmp_path: Path) -> None:
+    report = quick("replay-curves", "--only", "hint mode")
+    assert list(report.figures["hint mode"]) == list(replay_curves.CURVES["hint mode"][1])
+    assert len(report.verdicts) == 2
+
+
+def test_a_curve_is_drawn_the_same_twice(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="only plots need it: dependency group plots")
+    report = quick("replay-curves", "--only", "link rate", "--plots", str(tmp_path / "a"))
+    quick("replay-curves", "--only", "link rate", "--plots", str(tmp_path / "b"))
+    (drawn,) = (tmp_path / "a").iterdir()
+    assert drawn.read_bytes() == (tmp_path / "b" / drawn.name).read_bytes()
+    assert len(report.figures["link rate"]) == 5
+
+
+def test_ticks_and_the_replay_are_measured() -> None:
+    report = quick("replay-scale")
+    assert report.figures["replay"]["turns"] > 0
+    assert report.figures["500 agents"]["update + plan ms"] > 0

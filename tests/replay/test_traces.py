@@ -1,0 +1,171 @@
+"""Trace files: what is written is read, and what is wrong is named. Recorded engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalesim.core import Int32s
+from scalesim.errors import TraceError
+from scalesim.recorder import Recorder
+from scalesim.replay.content import tokens_of
+from scalesim.trace import Hint, Piece, TraceStep, Turn, with_truth
+from scalesim.trace_file import read_trace, write_trace
+
+contents = st.one_of(st.integers(0, 1 << 60), st.text(min_size=1, max_size=5))
+pieces = st.builds(Piece, contents, st.integers(1, 50), st.integers(0, 9))
+agents = st.one_of(st.integers(0, 5), st.text("abc", min_size=1, max_size=2))
+times = st.floats(0, 1e6)
+turns = st.builds(
+    Turn, st.none() | agents, st.lists(pieces, min_size=1, max_size=3).map(tuple), pieces,
+    st.integers(0, 3), st.none() | st.just("lora"), st.none() | times.filter(bool),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.lists(st.builds(Hint, agents, times), max_size=2),
+                          st.lists(turns, min_size=1, max_size=3)), max_size=4))  # fmt: skip
+@settings(max_examples=50, deadline=None)
+def test_a_trace_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[list[Hint], list[Turn]]]
+) -> None:
+    steps = [TraceStep(float(time), hints, turns) for time, (hints, turns) in enumerate(found)]
+    path = tmp_path_factory.mktemp("trace") / "t.jsonl"
+    write_trace(path, steps)
+    assert list(read_trace(path)) == steps
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[]", "no JSON object"),
+        ('{"agent": "a", "prompt": [["x", 1]], "output": ["y", 1]}', "step is None"),
+        ('{"step": 1, "agent": "a", "prompt": [], "output": ["y", 1]}', "one at least"),
+        ('{"step": 1, "agent": "a", "prompt": [["x", 0]], "output": ["y", 1]}', "length 0"),
+        ('{"step": 1, "agent": "a", "prompt": [["x", 1, -1]], "output": ["y", 1]}', "start -1"),
+        ('{"step": 1, "agent": "a", "prompt": [["x", 1]]}', "output: None must be"),
+        ('{"step": 1, "agent": 1.5, "prompt": [["x", 1]], "output": ["y", 1]}', "agent 1.5"),
+        ('{"step": 1, "agent": "a", "expect": NaN}', "expect is nan"),
+        ('{"step": 1, "agent": "a", "expects": 3}', "unknown field 'expects'"),
+        ('{"step": 1, "expect": 3}', "agent None"),
+        ('{"step": 1, "agent": "a", "prompt": [["x", 1]], "output": ["y", 1], "round": -1}',
+         "round -1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"scalesim_trace": 1}\n' + line + "\n")
+    with pytest.raises(TraceError, match="line 2") as error:
+        list(read_trace(path))
+    assert says in str(error.value)
+
+
+def test_steps_do_not_go_back_and_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        '{"scalesim_trace": 1}\n{"step": 2, "agent": "a", "expect": 3}\n'
+        '{"step": 1, "agent": "a", "expect": 3}\n'
+    )
+    with pytest.raises(TraceError, match=r"line 3: step 1\.0 after step 2\.0"):
+        list(read_trace(path))
+    path.write_text('{"scalesim_trace": 2}\n')
+    with pytest.raises(TraceError, match="does not begin with"):
+        list(read_trace(path))
+
+
+def test_a_hint_after_a_call_is_that_calls(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        '{"scalesim_trace": 1}\n{"step": 0, "agent": "a", "expect": 1}\n'
+        '{"step": 1, "agent": "a", "prompt": [["p", 4]], "output": ["o", 2]}\n'
+        '{"step": 1, "agent": "a", "expect": 7}\n'
+    )
+    first, second = read_trace(path)
+    assert first.hints == [Hint("a", 1.0)] and not first.turns
+    assert second.turns[0].expect == 7.0 and not second.hints
+
+
+def test_the_truth_is_the_next_call() -> None:
+    def call(agent: str) -> Turn:
+        return Turn(agent, (Piece("p", 1),), Piece("o", 1))
+
+    steps = with_truth(
+        [TraceStep(0.0, [Hint("b", 9.0)], [call("a")]), TraceStep(3.0, [], [call("b"), call("a")])]
+    )
+    assert steps[0].hints[0].truth == 3.0
+    told = steps[0].turns[0].truth
+    assert told is not None and 3.0 < told < 3.001
+    assert steps[1].turns[1].truth is None
+
+
+def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[Turn]:
+    recorder = Recorder(path, block_size=16)
+    for number, (agent, prompt, output) in enumerate(prompts):
+        recorder.begins(number, agent, float(number), 0.0, prompt)
+        recorder.ends(number, agent, output)
+    recorder.close()
+    return [turn for step in read_trace(path) for turn in step.turns]
+
+
+def shared(first: Int32s, second: Int32s) -> int:
+    count = min(len(first), len(second))
+    return int(np.cumprod(first[:count] == second[:count]).sum())
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_recorded_prompts_share_what_the_real_ones_share(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """By whole blocks between agents, to the token with the agent's own last call."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    fresh = lambda count: rng.integers(0, 50_000, count, np.int32)  # noqa: E731
+    said: list[tuple[str, Int32s, Int32s]] = []
+    for _ in range(data.draw(st.integers(2, 6))):
+        agent = data.draw(st.sampled_from("ab"))
+        start: Int32s = np.empty(0, np.int32)
+        if said:
+            _, prompt, output = said[data.draw(st.integers(0, len(said) - 1))]
+            whole = np.concatenate([prompt, output])
+            start = whole[: data.draw(st.integers(0, len(whole)))]
+        new = fresh(data.draw(st.integers(1, 60)))
+        said.append((agent, np.concatenate([start, new]), fresh(data.draw(st.integers(1, 30)))))
+    turns = recorded(tmp_path_factory.mktemp("r") / "t.jsonl", said)
+    real = [np.concatenate([prompt, output]) for _, prompt, output in said]
+    played = [tokens_of((*turn.prompt, turn.output), 1 << 30) for turn in turns]
+    assert [len(one) for one in played] == [len(one) for one in real]
+    for later in range(len(said)):
+        for earlier in range(later):
+            truth = shared(real[earlier], real[later])
+            found = shared(played[earlier], played[later])
+            assert truth // 16 * 16 <= found <= truth
+
+
+def test_calls_still_open_at_the_end_leave_no_line(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "t.jsonl", 16)
+    tokens = np.arange(20, dtype=np.int32)
+    recorder.begins(1, "a", 0.0, 0.0, tokens)
+    recorder.begins(2, "b", 0.0, 0.0, tokens)
+    recorder.expects("b", 0.0, 4.0)
+    recorder.ends(2, "b", tokens[:3])
+    recorder.close()
+    (step,) = read_trace(tmp_path / "t.jsonl")
+    assert [turn.agent for turn in step.turns] == ["b"] and step.turns[0].expect == 4.0
+
+
+def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "t.jsonl", 16)
+    tokens = np.arange(20, dtype=np.int32)
+    for call in (1, 2):
+        recorder.begins(call, "a", 0.0, 0.0, tokens)
+    for call in (1, 2):
+        recorder.ends(call, "a", tokens[:3])
+    recorder.begins(3, "a", 0.0, 0.0, tokens)
+    recorder.ends(3, "a", tokens[:3])
+    recorder.close()
+    (step,) = read_trace(tmp_path / "t.jsonl")
+    assert [turn.round for turn in step.turns] == [0, 0, 1]
