@@ -11,14 +11,16 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from scalesim.calls import Call, deliver
 from scalesim.core import AgentId, Runner, Step
 from scalesim.distance.clock import Clock
+from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
+from scalesim.distance.estimates import Source
 from scalesim.errors import EngineClosedError, RequestTimeoutError
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
@@ -63,11 +65,16 @@ class EngineStats:
 class Loop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sources: Iterable[Source] = (),
+        combine: Combine = earliest_credible,
+    ) -> None:
         self.parts = parts
         self.memory, self.scheduler = parts.memory, parts.scheduler
         self.clock = Clock()
-        self.distances = Distances(self.clock)
+        self.distances = Distances(self.clock, combine)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
         self._keys = SamplingKeys(parts.seed)
@@ -75,6 +82,8 @@ class Loop:
         self._open: dict[int, Call] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
+        for source in sources:
+            self.listen(source)
 
     def step(self) -> bool:
         """Plan, move, run, commit; False when there is nothing to do."""
@@ -175,11 +184,18 @@ class Loop:
         if not call.done and call.sequence is not None:
             self.scheduler.cancel(call.sequence, reason, error)
 
-    def expect(self, times: Mapping[AgentId, float], *, absolute: bool) -> None:
+    def listen(self, source: Source) -> None:
+        """Take ``source``'s advice from now on."""
+        self._apply(self.distances.add(source))
+
+    def poll_sources(self) -> None:
+        """A source was told something."""
+        self._apply(self.distances.poll())
+
+    def expect(self, times: Mapping[AgentId, float], confidence: float, *, absolute: bool) -> None:
         """Hints: times of the clock if ``absolute``, else steps from now."""
-        start = 0.0 if absolute else self.clock.now
-        for agent, steps in times.items():
-            self._apply(self.distances.expect(agent, start + steps))
+        offset = 0.0 if absolute else self.clock.now
+        self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
         self._apply(self.distances.wake(agent))
@@ -191,7 +207,10 @@ class Loop:
         changes = self.distances.advance(wall_s, to=to)
         clock = self.clock
         self.memory.standing.now = clock.now
-        self.memory.look_ahead.pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
+        self.memory.look_ahead.pace = Pace(
+            clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s
+        )
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:
