@@ -192,7 +192,9 @@ class Loop:
         """A source was told something."""
         self._apply(self.distances.poll())
 
-    def expect(self, times: Mapping[AgentId, float], confidence: float, *, absolute: bool) -> None:
+    def expect(
+        self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
+    ) -> None:
         """Hints: times of the clock if ``absolute``, else steps from now."""
         offset = 0.0 if absolute else self.clock.now
         self._apply(self.distances.expect_all(times, confidence, offset=offset))

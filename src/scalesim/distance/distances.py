@@ -103,11 +103,21 @@ class Distances:
         """``expect`` for many agents; the changes in their order. ``offset`` is added to each."""
         at = [_number(time) + offset for time in times.values()]
         at = [math.inf if math.isnan(time) else time for time in at]  # takes nothing back
+        for agent, time in zip(times, at, strict=True):
+            self._end_burst(agent, time)
         return self._post(self._declared, Estimates(tuple(times), at, confidence))
 
     def wake(self, agent: AgentId) -> list[Change]:
         """``agent`` will call at once, whatever was said before."""
         return self._post(self._woken, Estimates((agent,), (self.clock.now,)))
+
+    def _end_burst(self, agent: AgentId, at: float) -> None:
+        """Who says that it calls later says that its burst of calls is over."""
+        row = self.roster.get(agent)
+        if row in self._called and self.clock.now < at < math.inf:
+            rows = self._rows
+            if not rows.open_calls[row]:
+                rows.usual_calls[row] = rows.calls[row]
 
     # -- what happens -------------------------------------------------------------------------
 
