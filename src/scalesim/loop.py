@@ -148,7 +148,8 @@ class Loop:
             call = self._open.pop(sequence.id)
             call.error, call.ended_s = sequence.error, now_s
             if sequence.error is None:
-                self._keys.completed(sequence.agent, call.digest)
+                if call.request.params.seed is None:
+                    self._keys.completed(sequence.agent, call.digest)
                 self.stats.turns += 1
             else:
                 self.stats.failed += 1
@@ -210,9 +211,8 @@ class Loop:
         clock = self.clock
         self.memory.standing.now = clock.now
         hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
-        self.memory.look_ahead.pace = Pace(
-            clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s
-        )
+        pace = Pace(clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s)
+        self.memory.look_ahead.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:

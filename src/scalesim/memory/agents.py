@@ -9,6 +9,20 @@ from scalesim.memory.segment import Segment
 MAX_PATHS = 16
 _FORGET = 0.25  # weight of the newest observation of whether a fresh path is used again
 _TAIL_BELOW = 0.5
+_COMMON = 0.05  # weight of the newest call in what all agents tend to do
+
+
+class Habit:
+    """What agents tend to do, for one that has not shown it yet: whether calls go on where the
+    last one of the same agent ended."""
+
+    __slots__ = ("going_on",)
+
+    def __init__(self) -> None:
+        self.going_on = 1.0
+
+    def observe(self, went_on: bool) -> None:
+        self.going_on += _COMMON * (went_on - self.going_on)
 
 
 class AgentState:
@@ -21,6 +35,9 @@ class AgentState:
 
     __slots__ = (
         "fresh_reuse",
+        "going_on",
+        "habit",
+        "home",
         "id",
         "last_seq",
         "last_use",
@@ -30,14 +47,17 @@ class AgentState:
         "paths",
     )
 
-    def __init__(self, id: AgentId) -> None:
+    def __init__(self, id: AgentId, habit: Habit) -> None:
         self.id = id
+        self.habit = habit
+        self.going_on: float | None = None
         self.next_use: float | None = None
         self.next_seq = 0
         self.last_use = 0.0
         self.last_seq = 0
         self.paths: dict[Segment, int] = {}
         self.newest: Segment | None = None  # the end of the last path that was computed
+        self.home: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
 
     def use(self) -> Use:
@@ -49,10 +69,32 @@ class AgentState:
         dialogue)."""
         return self.fresh_reuse < _TAIL_BELOW
 
+    def is_over(self, segment: Segment) -> bool:
+        """Whether ``segment``, computed and not used again so far, is what this agent's next call
+        will not begin with: only the newest text is gone on with, and not by every agent. A first
+        text is: what all its calls have in common is somewhere in it."""
+        if self.going_on is None:
+            return False
+        return segment is not self.newest or self.going_on < _TAIL_BELOW
+
+    def likely_end(self) -> Segment | None:
+        """Down to where its next look-up will likely match: a cheap guess."""
+        newest = self.newest
+        if newest is not None and (newest.parent is None or self.is_over(newest)):
+            return self.home or newest
+        return newest
+
     def observe_reuse(self, matched_end: Segment) -> None:
         """A look-up matched down to ``matched_end``: every own path that it covers was used
         again."""
-        for end in lineage(matched_end):
+        matched = lineage(matched_end)
+        self.home = matched_end if matched else None
+        if self.newest is not None:
+            went_on = self.newest in matched
+            self.habit.observe(went_on)
+            known = self.habit.going_on if self.going_on is None else self.going_on
+            self.going_on = known + _FORGET * (went_on - known)
+        for end in matched:
             uses = self.paths.get(end)
             if uses is not None:
                 self.paths[end] = uses + 1

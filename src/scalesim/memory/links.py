@@ -300,6 +300,11 @@ class VirtualLink:
     def next_completion_s(self) -> float | None:
         return self._busy[0][0] if self._busy else None
 
+    @property
+    def has_news(self) -> bool:
+        """Whether ``poll`` would report something."""
+        return bool(self._done)
+
     def advance_to(self, now_s: float) -> None:
         while self._busy and self._busy[0][0] <= now_s:
             end_s, ticket, way, job = heapq.heappop(self._busy)

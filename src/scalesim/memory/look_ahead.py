@@ -7,8 +7,10 @@ residency does the moving.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
 from scalesim.memory.links import MAX_CHUNK_BYTES
 from scalesim.memory.order import UseOrder
@@ -16,6 +18,8 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 
 _WEIGHT = 0.1  # of the newest turn of the loop in its running length
+_OF_TICKS = 0.5  # weight of the newest tick in whether ticks wait for all calls
+_SURE = 0.7
 _PAUSE_S = 1.0  # a longer gap between two turns is a pause, not a turn
 
 
@@ -56,10 +60,14 @@ class LookAhead:
         self.pace = Pace()
         self.margin = config.margin
         self.opens_in_s: float | None = None
+        # loop turns until a waiting request of the agent can start; told by who knows the queue
+        self.starts_in: Callable[[AgentId], float] = lambda agent: 0.0
+        self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
         self._residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._awaited: UseOrder[AgentState] = UseOrder(soonest=True)
         self._turn_s = 0.0
+        self._waits_for_all = 0.0
         self._last_s: float | None = None
 
     def await_agent(self, agent: AgentState) -> None:
@@ -70,6 +78,11 @@ class LookAhead:
             self._awaited.discard(agent)
         else:
             self._awaited.add(agent, agent.use())
+
+    def observe_tick(self, pace: Pace, *, idle: bool) -> None:
+        """The clock moved; ``idle``: no request was open."""
+        self.pace = pace
+        self._waits_for_all += _OF_TICKS * (idle - self._waits_for_all)
 
     def observe_arrival(self, *, late: bool) -> None:
         """An agent with a known next use called: was its state there? The window grows when it was
@@ -131,9 +144,10 @@ class LookAhead:
         """What of ``agent``'s paths is on the host only, parents first, the most used path
         first."""
         parts: dict[Segment, int] = {}
+        standing = self._residency.standing
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.load is not None:
+                if segment.load is not None or standing.is_over(segment):
                     break
                 blocks = segment.saved - len(segment.device)
                 if blocks > 0:
@@ -151,12 +165,22 @@ class LookAhead:
         pace = self.pace
         if pace.seconds_per_step is None:  # no idea of time yet: one step ahead
             return 0.0 if steps <= 1.0 else float("inf")
-        left_s = steps * pace.seconds_per_step - (wall_s - pace.tick_s)
+        if steps <= 0.0:  # it has called already, and waits its turn
+            left_s = self.starts_in(agent.id) * self._turn_s
+        else:
+            left_s = self._until_tick_s(pace.seconds_per_step, wall_s)
+            left_s += (steps - 1.0) * pace.seconds_per_step
         num_bytes = count * self._residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        slack_s = self._config.jitter_s + 2.0 * pace.jitter_s + 2.0 * self._turn_s
-        return left_s - window_s - slack_s
+        return left_s - window_s - self._config.jitter_s - 2.0 * self._turn_s
+
+    def _until_tick_s(self, step_s: float, wall_s: float) -> float:
+        """Seconds until the clock moves. A simulation that waits for all its calls moves on when
+        they have ended; of another, only the usual length of a step is known."""
+        if self._waits_for_all > _SURE:
+            return self.drains_in() * self._turn_s
+        return step_s - (wall_s - self.pace.tick_s) - 2.0 * self.pace.jitter_s
 
     def _clean(self) -> None:
         """Save what leaves soonest while the pool is short of free pages and the link idle, so that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scalesim.core import AgentId
-from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.agents import AgentState, Habit, lineage
 from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import MANY_OWNERS, Standing
@@ -14,12 +14,13 @@ class Owners:
 
     def __init__(self, standing: Standing, look_ahead: LookAhead) -> None:
         self.agents: dict[AgentId, AgentState] = {}
+        self._habit = Habit()
         self._standing, self._look_ahead = standing, look_ahead
 
     def agent(self, id: AgentId) -> AgentState:
         state = self.agents.get(id)
         if state is None:
-            state = self.agents[id] = AgentState(id)
+            state = self.agents[id] = AgentState(id, self._habit)
         return state
 
     def set_next_use(self, id: AgentId, next_use: float | None) -> None:
@@ -43,10 +44,9 @@ class Owners:
         self._refresh_paths(target)
 
     def is_resident(self, id: AgentId | None) -> bool:
-        """Whether the agent's newest path is wholly on the device. A cheap guess at what its next
-        request will find."""
+        """Whether what the agent's next request will likely begin with is wholly on the device."""
         state = None if id is None else self.agents.get(id)
-        if state is None or (end := state.newest) is None:
+        if state is None or (end := state.likely_end()) is None:
             return False
         return end.ready == end.num_blocks and end.parent is not None
 
@@ -66,7 +66,11 @@ class Owners:
         many."""
         for segment in lineage(end):
             segment.owners[agent] = None
+        before = agent.newest
         displaced = agent.remember(end)
+        if before is not None and before is not end and before.parent is not None:
+            for segment in (before, *before.tails.values()):
+                self._standing.refresh(segment)
         if displaced is not None:
             self.disown(agent, displaced)
 

@@ -15,6 +15,7 @@ class Policy:
     ``host``: state may be kept in host memory, else it is dropped and rebuilt.
     ``look_ahead``: state is loaded before it is asked for, when its start window opens.
     ``limited``: the device pool has the configured size, else all that the machine can give.
+    ``foresight``: is told what really comes, which only a replay can do.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Policy:
     host: bool
     look_ahead: bool
     limited: bool = True
+    foresight: bool = False
 
 
 POLICIES = {

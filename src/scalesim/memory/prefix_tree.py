@@ -175,6 +175,8 @@ class PrefixTree:
         lower.host, lower.saved = upper.host + lower.host, upper.saved + lower.saved
         lower.prefetched += upper.prefetched
         for owner in lower.owners:
+            if owner.home is upper:
+                owner.home = lower
             if upper in owner.paths:
                 uses = owner.paths.pop(upper)
                 owner.paths[lower] = max(uses, owner.paths.get(lower, 0))
@@ -195,6 +197,8 @@ class PrefixTree:
         else:
             del parent.children[segment.tokens[: self.block_bytes]]
         for owner in segment.owners:
+            if owner.home is segment:
+                owner.home = None if parent.is_root else parent
             uses = owner.paths.pop(segment, None)
             if uses is not None and not parent.is_root:
                 owner.paths[parent] = max(uses, owner.paths.get(parent, 0), 1)

@@ -45,7 +45,7 @@ class Standing:
     def use_of(self, segment: Segment) -> Use:
         if self._policy.order == "last_use":
             return Use(None, 0, segment.last_use, segment.last_seq)
-        if self.is_leftover(segment):
+        if self.is_over(segment):
             return Use(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
         next_use: float | None = None
         next_seq = 0
@@ -58,9 +58,17 @@ class Standing:
                     next_use, next_seq = at, owner.next_seq
         return Use(next_use, next_seq, segment.last_use, segment.last_seq)
 
+    def is_over(self, segment: Segment) -> bool:
+        """Whether it was never used twice, and is nowhere that an owner's next call will go on
+        from. It leaves first, and comes back only on demand: a template between others does.
+        A tail goes with what it hangs from."""
+        node = segment.parent if segment.is_tail else segment
+        assert node is not None
+        return not node.uses and all(owner.is_over(node) for owner in node.owners)
+
     def is_leftover(self, segment: Segment) -> bool:
         """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
-        paths are not. It leaves first, without a copy."""
+        paths are not. It leaves without a copy."""
         if segment.uses:
             return False
         return all(owner.leaves_tails for owner in segment.owners)

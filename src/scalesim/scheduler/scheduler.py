@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.config import SchedulerConfig
-from scalesim.core import Batch, FinishReason, SamplingBatch, StepOutput
+from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutput
 from scalesim.errors import NumericalError, PromptTooLongError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
@@ -47,6 +47,8 @@ class Scheduler:
         self.max_len = max_len
         self.num_steps = 0
         self.slots = Slots(config.max_num_seqs, max_len)
+        memory.look_ahead.starts_in = self.starts_in
+        memory.look_ahead.drains_in = self.drains_in
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()
         self._preempted: list[Sequence] = []  # oldest admission first
         self._loading: dict[int, Sequence] = {}  # by id of the lease
@@ -105,6 +107,33 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
+    def starts_in(self, agent: AgentId) -> float:
+        """Steps until the oldest waiting request of ``agent`` can start, if all that run take their
+        full length; 0 if it has none. Of a long queue only the first few are told apart."""
+        window = self.config.lookahead_window
+        for position, sequence in enumerate(islice(self._waiting.values(), window)):
+            if sequence.agent == agent:
+                return self._frees_in(position + len(self._preempted))
+        return self._frees_in(window) if len(self._waiting) > window else 0.0
+
+    def drains_in(self) -> float:
+        """Steps until the last request has ended, if none is added."""
+        if not self.num_running:
+            return 0.0
+        at = [sequence.slot for sequence in self._admitted()]
+        left = self.slots.limit[at] - self.slots.known[at]
+        return float(left.max() + left.mean() * (self.num_waiting // len(at)))
+
+    def _frees_in(self, position: int) -> float:
+        """Steps until there is a slot for who has ``position`` others before it."""
+        index = position - self.slots.num_free
+        if index < 0:
+            return 0.0
+        at = [sequence.slot for sequence in self._admitted()]
+        left = np.sort(self.slots.limit[at] - self.slots.known[at])
+        rounds, index = divmod(index, len(left))
+        return float(left[index] + rounds * left.mean())
+
     # -- a step -------------------------------------------------------------------------------
 
     def schedule(self) -> Batch | None:
@@ -145,6 +174,31 @@ class Scheduler:
         full = slots.known[at] >= slots.limit[at]
         for index in (stopped | full | slots.watched[at]).nonzero()[0]:
             self._look_at(int(at[index]), int(tokens[index]), bool(stopped[index]))
+
+    def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
+        """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
+        long as no copy arrives: what a simulation may take in one go."""
+        slots, at = self.slots, self._decoding
+        may_enter = self.num_waiting and slots.num_free
+        if not len(at) or may_enter or self._prefilling or self._flights:
+            return at, 0
+        if slots.watched[at].any() or (slots.stop_ids[at] >= 0).any():
+            return at, 0
+        known = slots.known[at]
+        steps = np.minimum(slots.limit[at] - known - 1, slots.capacity[at] - known + 1)
+        return at, max(0, int(steps.min()))
+
+    def take_decodes(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
+        """As if ``tokens`` ``[steps, slots]`` had been launched and collected, a row a step; at
+        most as many as ``quiet_decodes`` allows."""
+        slots, count = self.slots, len(tokens)
+        columns = slots.known[at] + np.arange(count)[:, None]
+        slots.tokens[at, columns] = tokens
+        slots.known[at] += count
+        slots.launched[at] += count
+        slots.done[at] += count
+        self.num_steps += count
+        self.memory.residency.last_launched += count
 
     # -- admission ----------------------------------------------------------------------------
 
@@ -363,6 +417,8 @@ class Scheduler:
             return
         for sequence in sequences:
             sequence.phase = Phase.DECODE
+            if sequence.first_step is None:
+                sequence.first_step = self.num_steps
             self._prefilling.remove(sequence)
         fresh = np.array([sequence.slot for sequence in sequences], np.int64)
         self._decoding = np.concatenate([self._decoding, fresh])

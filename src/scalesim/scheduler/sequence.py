@@ -49,6 +49,7 @@ class Sequence:
     skipped: int = 0  # admissions that overtook it
     num_preemptions: int = 0
     cached_tokens: int = 0  # of the prompt, at the first admission
+    first_step: int | None = None  # the one that sampled its first token
     output: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
     finish_reason: FinishReason | None = None
     error: Exception | None = None

@@ -1,0 +1,121 @@
+"""How long a step takes and how fast a link carries, on hardware that is not here.
+
+A roofline: a step takes the longer of its arithmetic and its reading, plus a fixed overhead. Peak
+rates are the makers' data sheets'; the shares of them that are reached are assumptions, stated in
+``Hardware`` and the same for all devices. Ratios between policies are what these figures are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from scalesim.errors import ConfigError
+from scalesim.memory.geometry import PageGeometry
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """A device and its link to host memory, per second and direction.
+
+    ``peak_flops``: dense bf16 with fp32 accumulation. ``gemm_share``, ``memory_share``: reached by
+    large products and by streaming reads. ``step_overhead_s``: launches, sampling and the host's
+    work that does not hide.
+    """
+
+    name: str
+    peak_flops: float
+    memory_bytes_per_s: float
+    memory_bytes: float
+    link_bytes_per_s: float
+    gemm_share: float = 0.7
+    memory_share: float = 0.8
+    step_overhead_s: float = 0.002
+
+
+# Peaks: NVIDIA H100 (PCIe, SXM5), H200, A100 80GB SXM data sheets, Ada white paper (RTX 4090).
+# Links: PCIe 5 ×16 carries 64 GB/s, of which pieces of 64 KiB and more reached 52 GB/s on an H100
+# (vLLM pull request 42212); the same share of PCIe 4's 32 GB/s is 26.
+HARDWARE = {
+    device.name: device
+    for device in (
+        Hardware("h100", 756e12, 2.0e12, 80e9, 52e9),
+        Hardware("h100-sxm", 989e12, 3.35e12, 80e9, 52e9),
+        Hardware("h200", 989e12, 4.8e12, 141e9, 52e9),
+        Hardware("a100", 312e12, 2.039e12, 80e9, 26e9),
+        Hardware("rtx4090", 165e12, 1.008e12, 24e9, 26e9),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a model costs time: ``num_params`` are read and multiplied for each token (without
+    the input embedding); K and V are bf16."""
+
+    name: str
+    num_params: float
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def geometry(self, block_size: int | None = None) -> PageGeometry:
+        return PageGeometry.choose(
+            self.num_layers, self.num_kv_heads, self.head_dim, 2, block_size
+        )
+
+
+# From the models' own config.json files.
+MODELS = {
+    model.name: model
+    for model in (
+        ModelShape("qwen2.5-7b", 7.07e9, 28, 28, 4, 128),
+        ModelShape("llama-3.1-8b", 7.50e9, 32, 32, 8, 128),
+        ModelShape("llama-3.2-1b", 1.24e9, 16, 32, 8, 64),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A step's work: query tokens; the tokens of context that its sequences read, each once; and
+    (query token, context token) pairs that attention multiplies."""
+
+    num_tokens: int
+    context_tokens: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of a step of ``model`` on ``hardware``."""
+
+    hardware: Hardware
+    model: ModelShape
+
+    def flops(self, work: Work) -> float:
+        model = self.model
+        attention = 4.0 * model.num_layers * model.num_heads * model.head_dim * work.pairs
+        return 2.0 * model.num_params * work.num_tokens + attention
+
+    def read_bytes(self, work: Work) -> float:
+        """Weights and the KV that is attended to."""
+        token_bytes = self.model.geometry().token_bytes
+        return 2.0 * self.model.num_params + float(token_bytes) * work.context_tokens
+
+    def step_s(self, work: Work) -> float:
+        device = self.hardware
+        compute_s = self.flops(work) / (device.peak_flops * device.gemm_share)
+        memory_s = self.read_bytes(work) / (device.memory_bytes_per_s * device.memory_share)
+        return max(compute_s, memory_s) + device.step_overhead_s
+
+
+_Named = TypeVar("_Named", Hardware, ModelShape)
+
+
+def named(table: dict[str, _Named], name: str, what: str) -> _Named:
+    """The entry called ``name``; raises ``ConfigError`` with the names there are."""
+    if name not in table:
+        raise ConfigError(f"unknown {what} {name!r}; there are: {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,69 @@
+"""What would have been known: the truth about an agent's next call, and ways to blur it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from scalesim.trace import Hint
+
+if TYPE_CHECKING:
+    from scalesim.replay.workloads import Knobs
+
+HintMode = Literal["exact", "interrupted", "probability", "stale", "inverted", "random", "none"]
+
+
+class Hints:
+    """One mode for all agents.
+
+    ``exact``: the truth. ``interrupted``: a plan, which a share of calls does not wait for.
+    ``probability``: one over the agent's rate, however long ago it spoke. ``stale``: the truth,
+    some steps late. ``inverted``: the sooner, the later. ``random``: any time within two mean gaps.
+    """
+
+    def __init__(self, knobs: Knobs, mean_gap: Callable[[int], float]) -> None:
+        self._knobs, self._mean_gap = knobs, mean_gap
+        self._rng = np.random.default_rng((knobs.seed, 23))
+        self._late: dict[int, list[Hint]] = {}
+
+    def at_first(self, agent: int, first: float) -> float | None:
+        return self._blurred(agent, 0, first, first)
+
+    def about(
+        self, agent: int, time: int, at: float, planned: float
+    ) -> tuple[float | None, float]:
+        """What ``agent``, acting at ``at`` in step ``time``, says of its next act, and when that
+        comes."""
+        truth = planned
+        if self._knobs.hints == "interrupted" and self._rng.random() < self._knobs.interrupts:
+            gap = max(1, int(planned) - time)
+            truth = time + 1 + int(self._rng.random() * gap) + planned % 1.0
+        return self._blurred(agent, time, planned, truth), truth
+
+    def take_late(self, time: int) -> list[Hint]:
+        """The hints that come only now."""
+        return self._late.pop(time, [])
+
+    def _blurred(self, agent: int, time: int, planned: float, truth: float) -> float | None:
+        knobs = self._knobs
+        if knobs.wrong and self._rng.random() < knobs.wrong:
+            return self._anyhow(agent, time)
+        if knobs.hints in ("exact", "interrupted"):
+            return float(int(planned)) if knobs.whole_steps else planned
+        if knobs.hints == "stale":
+            told = time + knobs.stale
+            if told < truth:
+                self._late.setdefault(told, []).append(Hint(agent, truth, truth))
+            return None
+        if knobs.hints == "probability":
+            return time + max(1.0, self._mean_gap(agent))
+        if knobs.hints == "inverted":
+            return time + max(1.0, 2.0 * self._mean_gap(agent) + 1.0 - (truth - time))
+        if knobs.hints == "random":
+            return self._anyhow(agent, time)
+        return None
+
+    def _anyhow(self, agent: int, time: int) -> float:
+        return time + 1.0 + float(self._rng.random()) * 2.0 * self._mean_gap(agent)

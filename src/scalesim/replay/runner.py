@@ -1,0 +1,81 @@
+"""A runner that computes nothing but how long it would have taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalesim.core import Batch, Runner, Step, StepOutput
+from scalesim.memory.links import VirtualLink
+from scalesim.replay.hardware import CostModel, Work
+
+
+@dataclass(slots=True)
+class Spent:
+    """Virtual seconds and work since the start. ``flops`` and ``read_bytes`` are the floors'."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    read_bytes: float = 0.0
+
+
+class VirtualRunner:
+    """Runs ``inner`` (which gives the tokens), and moves the link's clock on by what ``step_s``
+    says of each step.
+
+    ``first_tokens`` of every sequence are an adapter's pages in the guise of a prompt: they cost
+    what reading them takes, and their link time where they have to come anew.
+    """
+
+    def __init__(
+        self, inner: Runner, link: VirtualLink, cost: CostModel, first_tokens: int = 0
+    ) -> None:
+        assert inner.steps_in_flight == 1, "virtual steps end where they are launched"
+        self.steps_in_flight = 1
+        self.spent = Spent()
+        self.ended_s: dict[int, float] = {}  # by step of the engine
+        self._inner, self._link, self._cost = inner, link, cost
+        self._first_tokens = first_tokens
+        self._token_bytes = cost.model.geometry().token_bytes
+
+    def launch(self, batch: Batch) -> Step:
+        step = self._inner.launch(batch)
+        self.pass_time(*self._work(batch))
+        self.ended_s[batch.step] = self._link.now_s
+        return step
+
+    def collect(self, step: Step) -> StepOutput:
+        return self._inner.collect(step)
+
+    def pass_time(self, work: Work, fetched_bytes: float = 0.0) -> None:
+        """A step of ``work`` goes by; ``fetched_bytes`` come over the link before it can start."""
+        seconds = self._cost.step_s(work) + fetched_bytes / self._link.rate("in")
+        spent = self.spent
+        spent.steps += 1
+        spent.seconds += seconds
+        spent.tokens += work.num_tokens
+        spent.flops += self._cost.flops(work)
+        spent.read_bytes += self._cost.read_bytes(work)
+        self._link.advance_to(self._link.now_s + seconds)
+
+    def decode_work(self, num_seqs: int, context_tokens: int) -> Work:
+        """The work of one token for each of ``num_seqs`` sequences, their contexts in sum."""
+        seen = context_tokens - num_seqs * self._first_tokens
+        return Work(num_seqs, context_tokens, seen)
+
+    def _work(self, batch: Batch) -> tuple[Work, float]:
+        counts = np.diff(batch.query_start).astype(np.int64)
+        ends = batch.positions[batch.query_start[1:] - 1].astype(np.int64) + 1
+        if not self._first_tokens and batch.num_tokens == batch.num_seqs:
+            return self.decode_work(batch.num_seqs, int(ends.sum())), 0.0
+        first = self._first_tokens
+        held = np.maximum(ends - first, 0)
+        real = held - np.maximum(ends - counts - first, 0)  # query tokens that are no adapter's
+        pairs = int((real * held - real * (real - 1) // 2).sum())
+        fetched = float((counts - real).sum()) * self._token_bytes
+        return Work(int(real.sum()), int(ends.sum()), pairs), fetched
+
+

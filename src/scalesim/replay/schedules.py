@@ -1,0 +1,201 @@
+"""When agents act: five schedules. Times are steps; the fraction is the place in the step's queue.
+
+A step's calls all come when it begins, so the fraction is kept below a thousandth: it tells the
+order, and takes no time.
+
+``after`` is asked once for each act, in order of time, and may draw; so a schedule is a function of
+its seed alone.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+DAY_W1 = 288  # steps of 300 s
+DAY_W2 = 24  # steps of an hour
+DAY_W3 = 8640  # steps of 10 s
+_BUFFER = 4096
+ORDER = 1e-3
+
+
+class Schedule(Protocol):
+    """``mean_gap``: steps between two acts of the agent, on average."""
+
+    def mean_gap(self, agent: int) -> float: ...
+
+    def first(self, agent: int) -> float: ...
+
+    def after(self, agent: int, at: float) -> float:
+        """When ``agent`` acts next, having acted at ``at``; at least one step later."""
+        ...
+
+    def rounds(self, agent: int, time: int) -> int:
+        """Extra calls, beyond the usual burst, of this act."""
+        ...
+
+
+class _Draws:
+    """Uniform numbers, drawn in bulk."""
+
+    def __init__(self, *seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._left: list[float] = []
+
+    def __call__(self) -> float:
+        if not self._left:
+            self._left = self._rng.random(_BUFFER).tolist()
+        return self._left.pop()
+
+
+class _Spaced:
+    """Agents at fixed places in the step, and gaps that a subclass draws."""
+
+    def __init__(self, num_agents: int, seed: int, mean: float) -> None:
+        self._mean, self._num_agents = mean, num_agents
+        self._draw = _Draws(seed, 11)
+
+    def mean_gap(self, agent: int) -> float:
+        return self._mean
+
+    def place(self, agent: int) -> float:
+        return ORDER * agent / self._num_agents
+
+    def first(self, agent: int) -> float:
+        return 1 + int(self._draw() * self._mean) + self.place(agent)
+
+    def after(self, agent: int, at: float) -> float:
+        return int(at) + self.gap(agent, int(at)) + self.place(agent)
+
+    def gap(self, agent: int, time: int) -> int:
+        raise NotImplementedError
+
+    def rounds(self, agent: int, time: int) -> int:
+        return 0
+
+
+class Plans(_Spaced):
+    """W1: a plan step takes 1-3 steps (going somewhere near), 4 (shopping), 9 (a way across town),
+    12-36 (work) or 12-96 (sleep, the commonest at night). Some 6 % of agents act in a step by
+    day."""
+
+    def __init__(self, num_agents: int, seed: int) -> None:
+        super().__init__(num_agents, seed, 16.0)
+
+    def gap(self, agent: int, time: int) -> int:
+        kind, size = self._draw(), self._draw()
+        asleep = time % DAY_W1 >= DAY_W1 * 5 // 6
+        if asleep and kind < 0.8:
+            return 12 + int(size * 85)
+        if kind < 0.25:
+            return 1 + int(size * 3)
+        if kind < 0.35:
+            return 4
+        if kind < 0.50:
+            return 9
+        return 12 + int(size * 25)
+
+
+class Feed:
+    """W2: each step an agent acts with its own probability, higher at busy hours (a sevenfold
+    swing over the day). The coins are tossed ahead, so the next act is known when this one ends."""
+
+    def __init__(self, rates: npt.NDArray[np.float64], seed: int) -> None:
+        self._rates = rates
+        self._draws = _Draws(seed, 13)
+        phase = 2 * np.pi * np.arange(DAY_W2) / DAY_W2
+        busy = 4.0 + 3.0 * np.sin(phase)
+        self._swing = busy / busy.mean()
+        self._hazard = np.concatenate([[0.0], np.cumsum(np.tile(self._swing, 64))])
+
+    def mean_gap(self, agent: int) -> float:
+        return 1.0 / float(self._rates[agent])
+
+    def first(self, agent: int) -> float:
+        return self.after(agent, 0.0)
+
+    def after(self, agent: int, at: float) -> float:
+        """Where the sum of hazards from the next step on passes an exponential draw."""
+        needed = -np.log1p(-self._draws()) / self._rates[agent]
+        day, hour = divmod(int(at) + 1, DAY_W2)
+        days, rest = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
+        hours = int(np.searchsorted(self._hazard[: DAY_W2 + 1], rest, side="right")) - 1
+        return (day + int(days)) * DAY_W2 + hours + ORDER * agent / len(self._rates)
+
+    def rounds(self, agent: int, time: int) -> int:
+        return 0
+
+
+class Town(_Spaced):
+    """W3: actions of 5 to 60 minutes (30-360 steps); some acts open a conversation, in which the
+    agent speaks every other step, at most eight times and in 15 % of cases less."""
+
+    def __init__(self, num_agents: int, seed: int) -> None:
+        super().__init__(num_agents, seed, 60.0)
+        self._to_say: dict[int, int] = {}
+
+    def gap(self, agent: int, time: int) -> int:
+        left = self._to_say.get(agent, 0)
+        if left:
+            self._to_say[agent] = 0 if self._draw() < 0.15 / 8 else left - 1
+            return 2
+        if self._draw() < 0.15:
+            self._to_say[agent] = 7
+        return int(30 * 12 ** self._draw())
+
+
+class Rounds:
+    """W4: everybody acts in each step, in a fixed order or a shuffled one; each third step has one
+    more call, to reflect."""
+
+    def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:
+        self._num_agents, self._shuffled = num_agents, shuffled
+        self._draw = _Draws(seed, 17)
+
+    def mean_gap(self, agent: int) -> float:
+        return 1.0
+
+    def first(self, agent: int) -> float:
+        return self.after(agent, 0.0)
+
+    def after(self, agent: int, at: float) -> float:
+        place = self._draw() if self._shuffled else agent / self._num_agents
+        return int(at) + 1 + ORDER * place
+
+    def rounds(self, agent: int, time: int) -> int:
+        return int(time % 3 == 0)
+
+
+class Turns:
+    """W5: agent 0 is the game master and acts in each step; the others take turns, one a step, in
+    a fixed order or in a new permutation for each cycle, drawn ahead."""
+
+    def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:
+        self._entities, self._seed, self._shuffled = max(1, num_agents - 1), seed, shuffled
+        self._orders: dict[int, list[int]] = {}
+
+    def mean_gap(self, agent: int) -> float:
+        return 1.0 if agent == 0 else float(self._entities)
+
+    def first(self, agent: int) -> float:
+        return 1.0 if agent == 0 else 1.0 + ORDER + self._place(agent, 0)
+
+    def after(self, agent: int, at: float) -> float:
+        if agent == 0:
+            return at + 1.0
+        cycle = (int(at) - 1) // self._entities + 1
+        return 1.0 + ORDER + cycle * self._entities + self._place(agent, cycle)
+
+    def rounds(self, agent: int, time: int) -> int:
+        return 0
+
+    def _place(self, agent: int, cycle: int) -> int:
+        if not self._shuffled:
+            return agent - 1
+        if cycle not in self._orders:
+            rng = np.random.default_rng((self._seed, 19, cycle))
+            self._orders[cycle] = rng.permutation(self._entities).tolist()
+            self._orders.pop(cycle - 2, None)
+        return self._orders[cycle][agent - 1]

@@ -1,0 +1,181 @@
+"""A simulation on the loop: each step's calls go in, the next step begins when all have ended.
+
+Agents wait for their own earlier rounds and for nobody else; time is the link's. What a step took,
+and when first tokens came, is kept by ``Log``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scalesim.calls import Call, Latch
+from scalesim.core import AgentId, SamplingParams
+from scalesim.loop import Loop, Parts
+from scalesim.memory.links import VirtualLink
+from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.replay.bound import Access, page_ids
+from scalesim.replay.content import sampling_key, tokens_of
+from scalesim.replay.runner import VirtualRunner
+from scalesim.requests import Request
+from scalesim.testing.tags import mix
+from scalesim.trace import Hint, TraceStep, Turn
+
+
+@dataclass(slots=True)
+class Log:
+    """Virtual seconds: of each step of the simulation, and from each call to its first token.
+    ``accesses`` by order of admission, where they are asked for."""
+
+    step_s: list[float] = field(default_factory=list)
+    first_token_s: list[float] = field(default_factory=list)
+    turns: int = 0
+    accesses: dict[int, Access] = field(default_factory=dict)
+
+
+class _Open(Latch):
+    """A call under way; its end puts it into ``ended``."""
+
+    def __init__(self, turn: Turn, call: Call, ended: list[_Open]) -> None:
+        self.turn, self.call, self._ended = turn, call, ended
+        call.latch = self
+
+    def count_down(self) -> None:
+        self._ended.append(self)
+
+
+class Simulation:
+    """Plays steps on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
+    replaced by what really comes. ``leap``: uninterrupted decoding is one event. ``witness``: keep
+    what every call touched."""
+
+    def __init__(
+        self, parts: Parts, *, foresight: bool = False, leap: bool = True, witness: bool = False
+    ) -> None:
+        assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
+        self.loop = Loop(parts)
+        self.log = Log()
+        self.runner, self.link = parts.runner, parts.link
+        self._foresight, self._leap, self._witness = foresight, leap, witness
+        self._pages: dict[int, int] = {}
+        self._ended: list[_Open] = []
+        self._open: dict[AgentId | None, int] = {}  # calls under way
+        self._later: dict[AgentId | None, deque[Turn]] = {}  # rounds to come
+
+    def play(self, steps: Iterable[TraceStep]) -> Log:
+        for step in steps:
+            self.step(step)
+        return self.log
+
+    def step(self, step: TraceStep) -> None:
+        """One step of the simulation, to the end of its last call."""
+        loop = self.loop
+        start_s = self.link.now_s
+        loop.advance(start_s, step.time)
+        for hint in step.hints:
+            self._tell(hint)
+        first: list[Turn] = []
+        for turn in step.turns:
+            waiting = self._later.setdefault(turn.agent, deque())
+            if turn.round == 0 and not waiting:
+                first.append(turn)
+            else:
+                waiting.append(turn)
+        self._call(first)
+        while self._open:
+            self._turn()
+        self.log.step_s.append(self.link.now_s - start_s)
+        self.runner.ended_s.clear()
+
+    # -- inside a step ------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        alive = self.loop.step()
+        assert alive or self._ended, f"{len(self._open)} agents wait and nothing is under way"
+        if self._leap and not self._ended:
+            self._leap_ahead()
+        ended, self._ended[:] = list(self._ended), []
+        for one in ended:
+            self._take(one)
+
+    def _call(self, turns: list[Turn]) -> None:
+        loop, model = self.loop, self.loop.parts.model
+        calls = []
+        for turn in turns:
+            tokens = tokens_of(turn.prompt, model.vocab_size)
+            params = SamplingParams(max_tokens=turn.output.length, seed=0, ignore_eos=True)
+            call = Call(Request(tokens, turn.agent, params), model, tokens, None)
+            call.submitted_s = self.link.now_s
+            _Open(turn, call, self._ended)
+            calls.append(call)
+            self._open[turn.agent] = self._open.get(turn.agent, 0) + 1
+        loop.accept(calls)
+        for turn, call in zip(turns, calls, strict=True):
+            assert call.sequence is not None
+            call.sequence.key = sampling_key(turn.output, call.sequence.prompt_len)
+
+    def _take(self, one: _Open) -> None:
+        """A call ended: account for it, say what is known now, and call again."""
+        turn, call, log = one.turn, one.call, self.log
+        sequence = call.sequence
+        assert sequence is not None and call.error is None and sequence.first_step is not None
+        log.turns += 1
+        log.first_token_s.append(self.runner.ended_s[sequence.first_step] - call.submitted_s)
+        if self._witness:
+            self._see(call)
+        self._open[turn.agent] -= 1
+        if self._open[turn.agent]:
+            return
+        del self._open[turn.agent]
+        waiting = self._later.get(turn.agent)
+        if waiting:
+            now = waiting[0].round
+            again = []
+            while waiting and waiting[0].round == now:
+                again.append(waiting.popleft())
+            self._call(again)
+        else:
+            self._later.pop(turn.agent, None)
+            if turn.agent is not None:
+                self._tell(Hint(turn.agent, turn.expect, turn.truth))
+
+    def _see(self, call: Call) -> None:
+        sequence = call.sequence
+        assert sequence is not None
+        size = self.loop.memory.block_size
+        tokens = call.tokens.tobytes() + sequence.output.tobytes()
+        pages = page_ids(tokens, size * TOKEN_BYTES, self._pages)
+        read = (sequence.prompt_len - 1) // size
+        self.log.accesses[sequence.admission] = Access(pages, read)
+
+    def _tell(self, hint: Hint) -> None:
+        at = hint.truth if self._foresight else hint.expect
+        if at is not None:
+            self.loop.expect({hint.agent: at}, absolute=True)
+
+    def _leap_ahead(self) -> None:
+        """Take the steps in which nothing but decoding can happen as one: the same times, plans
+        and tokens as one by one."""
+        loop, link = self.loop, self.link
+        at, most = loop.scheduler.quiet_decodes()
+        if most < 2:
+            return
+        slots = loop.scheduler.slots
+        contexts = int(slots.known[at].sum())
+        done = 0
+        while done < most and not link.has_news:  # news is for a turn of the loop to take in
+            loop.memory.residency.refused = False
+            loop.memory.look_ahead.plan(link.now_s)
+            self.runner.pass_time(self.runner.decode_work(len(at), contexts + done * len(at)))
+            done += 1
+        if done:
+            counters = slots.known[at] - 1 + np.arange(done)[:, None]
+            tokens = mix(slots.key[at] + counters.astype(np.uint64))
+            drawn = (tokens % np.uint64(loop.parts.model.vocab_size)).astype(np.int32)
+            loop.scheduler.take_decodes(at, drawn)
+            loop.stats.steps += done
+
+

@@ -1,0 +1,80 @@
+"""With what agents call: prompts as pieces, from sizes alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalesim.trace import Piece, Turn
+
+if TYPE_CHECKING:
+    from scalesim.replay.workloads import Knobs
+
+_BUFFER = 4096
+
+
+class Texts:
+    """A prompt is the common text, the agent's own, what it keeps of what was said, and new text.
+
+    A stream is named ``agent << 32 | number``; number 0 is the agent's own text.
+    """
+
+    def __init__(self, seed: int, knobs: Knobs) -> None:
+        self._knobs = knobs
+        self._rng = np.random.default_rng((seed, 29))
+        self._factors: list[float] = []
+        self._numbers: dict[int, int] = {}
+        self._history: dict[int, list[Piece]] = {}
+
+    def opening(self, agent: int, expect: float | None, truth: float) -> Turn:
+        """The agent's fixed text and one token of answer: what a simulation does to plan a day."""
+        prompt = (*self._fixed(agent), Piece(agent << 32 | 1, 1))
+        self._numbers[agent] = 2
+        return Turn(agent, prompt, Piece(agent << 32 | 2, 1), expect=expect, truth=truth)
+
+    def calls(
+        self, agent: int, time: int, extra: int, expect: float | None, truth: float
+    ) -> list[Turn]:
+        knobs = self._knobs
+        fixed = self._fixed(agent)
+        turns = []
+        for index in range(knobs.burst + extra):
+            history = self._history.get(agent, [])
+            new = Piece(self._name(agent), self._size(knobs.new))
+            output = Piece(self._name(agent), self._size(knobs.output))
+            prompt = (*fixed, *history, new)
+            turns.append(Turn(agent, prompt, output, index, expect=expect, truth=truth))
+            if knobs.growth:
+                self._keep(agent, new, output)
+        return turns
+
+    def _keep(self, agent: int, new: Piece, output: Piece) -> None:
+        """The share that stays; all is forgotten when the context is full."""
+        knobs = self._knobs
+        history = self._history.setdefault(agent, [])
+        stays = max(1, int(new.length * knobs.growth))
+        history += [new._replace(length=stays), output] if stays == new.length else [
+            new._replace(length=stays)
+        ]  # fmt: skip
+        length = sum(piece.length for piece in history) + knobs.shared + knobs.private
+        if length + 2 * (knobs.new + knobs.output) > knobs.max_context:
+            history.clear()
+
+    def _fixed(self, agent: int) -> tuple[Piece, ...]:
+        knobs = self._knobs
+        parts = (Piece("shared", knobs.shared), Piece(agent << 32, knobs.private))
+        return tuple(part for part in parts if part.length)
+
+    def _name(self, agent: int) -> int:
+        number = self._numbers[agent] = self._numbers.get(agent, 2) + 1
+        return agent << 32 | number
+
+    def _size(self, mean: int) -> int:
+        if not self._knobs.spread:
+            return mean
+        if not self._factors:
+            sigma = self._knobs.spread
+            draws = self._rng.lognormal(-sigma * sigma / 2, sigma, _BUFFER)
+            self._factors = np.clip(draws, 0.1, 4.0).tolist()
+        return max(1, int(mean * self._factors.pop()))
