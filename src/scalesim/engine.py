@@ -36,6 +36,7 @@ from scalesim.errors import (
     UnknownAgentError,
 )
 from scalesim.loop import EngineStats, Loop, Parts
+from scalesim.memory.misses import Miss
 from scalesim.requests import Reply, Request, check_params
 
 __all__ = ["Engine", "EngineStats", "Parts"]
@@ -159,6 +160,12 @@ class Engine:
                 self._post(self._loop.poll_sources)
 
         source.on_news = on_news
+
+    def why(self, agent: AgentId) -> Miss | None:
+        """The cause of ``agent``'s last miss, ``None`` if it had none: print it. Raises
+        ``UnknownAgentError``."""
+        self._known(agent)
+        return self.parts.memory.misses.last.get(agent)
 
     def source_scores(self) -> dict[str, Score]:
         """By source, how its predictions came out so far; ``declared`` is what ``expect`` said."""

@@ -136,6 +136,7 @@ class Loop:
                 call.deadline_s = call.submitted_s + request.timeout
                 heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
             if request.agent is not None:
+                self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
                 self._apply(self.distances.called(request.agent))
             self.scheduler.add(sequence)
 

@@ -146,7 +146,7 @@ def test_draws_made_ahead_are_the_same_draws_and_exact_distances() -> None:
         for agent in active:
             distances.called(agent)
             distances.ended(agent)
-            comes = next((s for s in range(step + 1, step + 40) if agent in truth[s]), None)
+            comes = next((s for s in range(step + 1, step + 41) if agent in truth[s]), None)
             if distances.next_use(agent) == comes:
                 right += 1
             else:

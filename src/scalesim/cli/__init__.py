@@ -1,4 +1,4 @@
-"""The command line: ``scalesim demo`` and ``scalesim generate``.
+"""The command line: ``scalesim demo``, ``generate``, ``plan`` and ``profile``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
 check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
@@ -38,13 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    from scalesim.cli.options import DemoOptions, parse
+    from scalesim.cli.options import DemoOptions, PlanOptions, ProfileOptions, parse
 
     options = parse(args)
     if isinstance(options, DemoOptions):
         from scalesim.cli.demo import demo
 
         return demo(options)
+    if isinstance(options, PlanOptions):
+        from scalesim.cli.plan import plan
+
+        return plan(options)
+    if isinstance(options, ProfileOptions):
+        from scalesim.cli.profile import profile
+
+        return profile(options)
     from scalesim.cli.generate import generate
 
     return generate(options)

@@ -18,6 +18,7 @@ from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
+from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import PagePool
@@ -60,6 +61,7 @@ class MemoryManager:
         self.counters = self.residency.counters
         self.owners = Owners(self.standing, self.look_ahead)
         self.residency.on_eviction = self.owners.evicted
+        self.misses = Misses(self.look_ahead, block_size)
         self.loading_pages = 0  # held by leases that wait for loads
 
     # -- a request's life ---------------------------------------------------------------------
@@ -187,6 +189,7 @@ class MemoryManager:
             lease.agent.last_seq = self.standing.next_seq()
             if num_tokens and not end.is_root:
                 self.owners.own(lease.agent, end)
+                self.misses.released(lease)
             else:  # what it committed on the way is nobody's path
                 self.owners.disown(lease.agent, end)
         chain = lineage(end)
@@ -308,6 +311,7 @@ class MemoryManager:
         counters.late_blocks += late
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
         if lease.agent is not None:
+            self.misses.looked_up(lease, missing + late, self.standing.now)
             if lease.agent.next_use is not None:
                 self.look_ahead.observe_arrival(late=missing + late > 0)
             lease.agent.observe_reuse(lease.end)

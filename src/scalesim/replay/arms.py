@@ -192,7 +192,10 @@ def compare(
 def counted(simulation: Simulation) -> dict[str, float]:
     """Every counter there is, by name."""
     spent = asdict(simulation.runner.spent)
-    return {**asdict(simulation.loop.memory.counters), **{f"spent_{k}": v for k, v in spent.items()}}
+    return {
+        **asdict(simulation.loop.memory.counters),
+        **{f"spent_{k}": v for k, v in spent.items()},
+    }
 
 
 def percentiles(values: list[float]) -> tuple[float, float]:

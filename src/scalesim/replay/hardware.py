@@ -61,9 +61,7 @@ class ModelShape:
     head_dim: int
 
     def geometry(self, block_size: int | None = None) -> PageGeometry:
-        return PageGeometry.choose(
-            self.num_layers, self.num_kv_heads, self.head_dim, 2, block_size
-        )
+        return PageGeometry.choose(self.num_layers, self.num_kv_heads, self.head_dim, 2, block_size)
 
 
 # From the models' own config.json files.

@@ -31,9 +31,7 @@ class Hints:
     def at_first(self, agent: int, first: float) -> float | None:
         return self._blurred(agent, 0, first, first)
 
-    def about(
-        self, agent: int, time: int, at: float, planned: float
-    ) -> tuple[float | None, float]:
+    def about(self, agent: int, time: int, at: float, planned: float) -> tuple[float | None, float]:
         """What ``agent``, acting at ``at`` in step ``time``, says of its next act, and when that
         comes."""
         truth = planned

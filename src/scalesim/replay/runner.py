@@ -77,5 +77,3 @@ class VirtualRunner:
         pairs = int((real * held - real * (real - 1) // 2).sum())
         fetched = float((counts - real).sum()) * self._token_bytes
         return Work(int(real.sum()), int(ends.sum()), pairs), fetched
-
-

@@ -177,5 +177,3 @@ class Simulation:
             drawn = (tokens % np.uint64(loop.parts.model.vocab_size)).astype(np.int32)
             loop.scheduler.take_decodes(at, drawn)
             loop.stats.steps += done
-
-
