@@ -24,9 +24,19 @@ PACKAGES = {
 VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
-    for name in ("agent", "assembly", "calls", "engine", "loop", "requests", "sampling_keys")
+    for name in (
+        "agent",
+        "assembly",
+        "calls",
+        "engine",
+        "loop",
+        "recorder",
+        "requests",
+        "sampling_keys",
+    )
 )
 PARTS = tuple(f"scalesim.{name}" for name in ("config", "distance", "memory", "model", "scheduler"))
+TRACES = ("scalesim.trace", "scalesim.trace_file")
 
 # Who may import what, beside itself; the row of the longest matching name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -47,6 +57,21 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim_kernels",
         "torch",
     ),
+    "scalesim.trace": VALUES,
+    "scalesim.trace_file": (*VALUES, "scalesim.trace"),
+    "scalesim.replay": (
+        *VALUES,
+        "scalesim.calls",
+        "scalesim.config",
+        "scalesim.loop",
+        "scalesim.memory",
+        "scalesim.requests",
+        "scalesim.scheduler",
+        "scalesim.testing",
+        "scalesim.trace",
+        "scalesim.trace_file",
+    ),
+    "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.testing": (*VALUES, "scalesim.memory"),
     "scalesim.testing.tag_parts": (
         *VALUES,
@@ -57,12 +82,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.scheduler",
         "scalesim.testing",
     ),
-    **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, "scalesim_kernels")),
+    **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
-TORCH_FREE = ("core", "errors", "config", "distance", "memory", "scheduler", "testing")
+TORCH_FREE = ("core", "errors", "config", "distance", "memory", "replay", "scheduler", "testing")
 
 
 def is_in(module: str, package: str) -> bool:

@@ -68,6 +68,10 @@ class EngineConfig:
     planner: PlannerConfig = field(default_factory=PlannerConfig)
 
     def __post_init__(self) -> None:
-        policy_named(self.policy)
+        if policy_named(self.policy).foresight:
+            raise ConfigError(
+                f"policy={self.policy!r} must know what comes; an engine does not: use it in "
+                "scalesim replay, or another policy"
+            )
         parse_bytes(self.device_memory, "device_memory")
         parse_bytes(self.host_memory, "host_memory")

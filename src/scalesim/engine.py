@@ -37,6 +37,7 @@ from scalesim.errors import (
 )
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
+from scalesim.recorder import Recorder
 from scalesim.requests import Reply, Request, check_params
 
 __all__ = ["Engine", "EngineStats", "Parts"]
@@ -50,8 +51,9 @@ class Engine:
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``Parts``. Settings are the fields
     of ``EngineConfig``, given as one or by name. ``sources`` say who will call when, beside
-    ``expect``; ``combine`` makes one next use of several. Raises ``ConfigError``,
-    ``UnsupportedModelError`` or ``WeightsError`` at once. Close it, or use it as a context manager.
+    ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
+    and hints to this file. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
+    once. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Engine:
         dummy_weights: bool = False,
         sources: Iterable[Source] = (),
         combine: Combine = earliest_credible,
+        record: str | Path | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(model, Parts):
@@ -73,6 +76,8 @@ class Engine:
         self.model = self.parts.model
         sources = list(sources)
         self._loop = Loop(self.parts, sources, combine)
+        if record is not None:
+            self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
         self._agents: dict[AgentId, Agent] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -314,6 +319,8 @@ class Engine:
         with self._mode_lock:
             self._is_shut = True
             self._end_all()
+        if self._loop.recorder is not None:
+            self._loop.recorder.close()
         if self._death is None:
             self._loop.drain()
         self.parts.link.close()

@@ -28,6 +28,10 @@ class PromptTooLongError(RequestError):
     """The prompt and its output do not fit the model's context or the device pool."""
 
 
+class TraceError(ScaleSimError, ValueError):
+    """A trace file cannot be read; names the line and what is wrong with it."""
+
+
 class UnknownAgentError(ScaleSimError, KeyError):
     """No agent of this name was created on this engine."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ from scalesim.errors import EngineClosedError, RequestTimeoutError
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
+from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.scheduler import Scheduler
@@ -77,6 +79,7 @@ class Loop:
         self.distances = Distances(self.clock, combine)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
+        self.recorder: Recorder | None = None
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -132,6 +135,9 @@ class Loop:
             )
             call.sequence = sequence
             self._open[sequence.id] = call
+            if self.recorder is not None:
+                step, at_s = self.clock.now, call.submitted_s
+                self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
             if request.timeout is not None:
                 call.deadline_s = call.submitted_s + request.timeout
                 heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
@@ -148,6 +154,8 @@ class Loop:
         for sequence in ended:
             call = self._open.pop(sequence.id)
             call.error, call.ended_s = sequence.error, now_s
+            if self.recorder is not None:
+                self.recorder.ends(sequence.id, sequence.agent, sequence.output)
             if sequence.error is None:
                 if call.request.params.seed is None:
                     self._keys.completed(sequence.agent, call.digest)
@@ -199,9 +207,15 @@ class Loop:
     ) -> None:
         """Hints: times of the clock if ``absolute``, else steps from now."""
         offset = 0.0 if absolute else self.clock.now
+        if self.recorder is not None:
+            for agent, steps in times.items():
+                if math.isfinite(steps):
+                    self.recorder.expects(agent, self.clock.now, offset + steps)
         self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
+        if self.recorder is not None:
+            self.recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))
 
     def advance(self, wall_s: float, to: float | None) -> None:

@@ -7,10 +7,12 @@ name, so that equal names mean equal tokens, and a trace holds nobody's words.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
+
+_ORDER = 1e-3  # of a step: enough to tell the order of its calls, too little to take time
 
 Content: TypeAlias = "str | int"
 
@@ -61,5 +63,13 @@ class TraceStep:
 
 
 def with_truth(steps: Iterable[TraceStep]) -> list[TraceStep]:
-    """``steps`` with every ``truth`` set from what follows."""
-    raise NotImplementedError
+    """``steps`` with every ``truth`` set from what follows: the next step in which the agent
+    calls, and its place among that step's calls."""
+    found = list(steps)
+    ahead: dict[AgentId | None, float] = {}
+    for step in reversed(found):
+        step.turns = [replace(turn, truth=ahead.get(turn.agent)) for turn in step.turns]
+        for place, turn in reversed(list(enumerate(step.turns))):
+            ahead[turn.agent] = step.time + _ORDER * place / len(step.turns)
+        step.hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in step.hints]
+    return found

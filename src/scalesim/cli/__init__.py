@@ -1,4 +1,4 @@
-"""The command line: ``scalesim demo``, ``generate``, ``plan`` and ``profile``.
+"""The command line: ``scalesim demo``, ``generate``, ``replay``, ``plan`` and ``profile``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
 check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
@@ -38,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    from scalesim.cli.options import DemoOptions, PlanOptions, ProfileOptions, parse
+    from scalesim.cli.options import (
+        DemoOptions,
+        PlanOptions,
+        ProfileOptions,
+        ReplayOptions,
+        parse,
+    )
 
     options = parse(args)
     if isinstance(options, DemoOptions):
@@ -53,6 +59,10 @@ def _run(args: list[str]) -> int:
         from scalesim.cli.profile import profile
 
         return profile(options)
+    if isinstance(options, ReplayOptions):
+        from scalesim.cli.replay import replay
+
+        return replay(options)
     from scalesim.cli.generate import generate
 
     return generate(options)

@@ -124,22 +124,31 @@ class LookAhead:
             if self._link_is_busy():
                 self.blocked_by = "link"
                 return
-            edits = residency.tree.num_edits
             pages = residency.take(count, ahead_of=agent.use())
-            if pages is None:
+            if not self._start(agent, missing, pages):
                 self.blocked_by = "pool"
                 return
-            if residency.tree.num_edits != edits:  # making room merged or dropped segments
-                missing = self._missing(agent)
-                if sum(blocks for _, blocks in missing) != count:
-                    residency.device.free(pages)
-                    return
-            self._awaited.discard(agent)
-            parts = []
-            for segment, blocks in missing:
-                parts.append((segment, pages[:blocks]))
-                pages = pages[blocks:]
-            residency.start_load(parts, demand=False)
+
+    def _start(
+        self, agent: AgentState, missing: list[tuple[Segment, int]], pages: list[int] | None
+    ) -> bool:
+        """Load ``missing`` into ``pages``; False if there are none, or not for what is missing
+        now: making room may have merged or dropped segments."""
+        residency = self._residency
+        if pages is None:
+            return False
+        if self._missing(agent) != missing:
+            missing = self._missing(agent)
+            if sum(blocks for _, blocks in missing) != len(pages):
+                residency.device.free(pages)
+                return False
+        self._awaited.discard(agent)
+        parts = []
+        for segment, blocks in missing:
+            parts.append((segment, pages[:blocks]))
+            pages = pages[blocks:]
+        residency.start_load(parts, demand=False)
+        return True
 
     def _link_is_busy(self) -> bool:
         """Whether it has work for longer than until it is looked at again: more can wait as well,

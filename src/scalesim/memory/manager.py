@@ -16,6 +16,7 @@ from scalesim.core import AgentId
 from scalesim.memory.agents import lineage
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
+from scalesim.memory.levels import LevelsAhead
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.misses import Misses
@@ -56,7 +57,8 @@ class MemoryManager:
         self.tree = PrefixTree(block_size)
         self.table = BlockTable(num_rows)
         self.residency = Residency(self.tree, policy, self.device, self.host, link, page_bytes)
-        self.look_ahead = LookAhead(self.residency, planner or PlannerConfig())
+        ahead = LevelsAhead if policy.num_levels else LookAhead
+        self.look_ahead: LookAhead = ahead(self.residency, planner or PlannerConfig())
         self.standing = self.residency.standing
         self.counters = self.residency.counters
         self.owners = Owners(self.standing, self.look_ahead)

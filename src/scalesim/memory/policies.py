@@ -15,6 +15,7 @@ class Policy:
     ``host``: state may be kept in host memory, else it is dropped and rebuilt.
     ``look_ahead``: state is loaded before it is asked for, when its start window opens.
     ``limited``: the device pool has the configured size, else all that the machine can give.
+    ``num_levels``: classes that distances are clipped to, as the published ScaleSim does.
     ``foresight``: is told what really comes, which only a replay can do.
     """
 
@@ -24,6 +25,7 @@ class Policy:
     look_ahead: bool
     limited: bool = True
     foresight: bool = False
+    num_levels: int = 0
 
 
 POLICIES = {
@@ -32,6 +34,8 @@ POLICIES = {
         Policy("deadline", order="next_use", host=True, look_ahead=True),
         Policy("lru-swap", order="last_use", host=True, look_ahead=False),
         Policy("lru-recompute", order="last_use", host=False, look_ahead=False),
+        Policy("levels", order="next_use", host=True, look_ahead=True, num_levels=4),
+        Policy("oracle", order="next_use", host=True, look_ahead=True, foresight=True),
         Policy("resident", order="last_use", host=False, look_ahead=False, limited=False),
     )
 }

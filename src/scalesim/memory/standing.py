@@ -12,6 +12,7 @@ from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment
 
 MAX_SAVE_FAILURES = 3
+_FAR = 1e18
 MANY_OWNERS = 16  # a segment shared by more is ordered by last use: some owner is always near
 
 
@@ -23,6 +24,7 @@ class Standing:
 
     def __init__(self, tree: PrefixTree, policy: Policy) -> None:
         self.now = 0.0
+        self.num_levels = policy.num_levels
         self._tree, self._policy = tree, policy
         self._evictable: UseOrder[Segment] = UseOrder()
         self._cleanable: UseOrder[Segment] = UseOrder()
@@ -45,8 +47,15 @@ class Standing:
     def use_of(self, segment: Segment) -> Use:
         if self._policy.order == "last_use":
             return Use(None, 0, segment.last_use, segment.last_seq)
+        if self.num_levels:
+            return self._in_levels(segment)
         if self.is_over(segment):
             return Use(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
+        next_use, next_seq = self._soonest(segment)
+        return Use(next_use, next_seq, segment.last_use, segment.last_seq)
+
+    def _soonest(self, segment: Segment) -> tuple[float | None, int]:
+        """The next use of the owner who comes first."""
         next_use: float | None = None
         next_seq = 0
         if len(segment.owners) <= MANY_OWNERS:
@@ -56,7 +65,18 @@ class Standing:
                     next_use is None or (at, owner.next_seq) < (next_use, next_seq)
                 ):
                     next_use, next_seq = at, owner.next_seq
-        return Use(next_use, next_seq, segment.last_use, segment.last_seq)
+        return next_use, next_seq
+
+    def _in_levels(self, segment: Segment) -> Use:
+        """Whole steps up to the last class, then far, then unknown; no order inside a class."""
+        next_use, _ = self._soonest(segment)
+        if next_use is None:
+            level = float("inf")
+        elif next_use - self.now >= self.num_levels:
+            level = _FAR
+        else:
+            level = float(int(next_use))
+        return Use(level, segment.seq, segment.last_use, segment.last_seq)
 
     def is_over(self, segment: Segment) -> bool:
         """Whether it was never used twice, and is nowhere that an owner's next call will go on

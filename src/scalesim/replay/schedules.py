@@ -146,6 +146,23 @@ class Town(_Spaced):
         return int(30 * 12 ** self._draw())
 
 
+class Shares(_Spaced):
+    """The paper's: a fifth of the agents acts in each step. ``independent``: an action's remaining
+    time, one to nine steps. ``interaction``: that, or an encounter before it. ``path``: an order
+    that was fixed before, every fifth step."""
+
+    def __init__(self, num_agents: int, seed: int, kind: str) -> None:
+        super().__init__(num_agents, seed, 5.0)
+        self._kind = kind
+
+    def gap(self, agent: int, time: int) -> int:
+        if self._kind == "path":
+            return 5
+        if self._kind == "independent":
+            return 1 + int(self._draw() * 9)
+        return 1 + min(int(self._draw() * 14), int(self._draw() * 14))
+
+
 class Rounds:
     """W4: everybody acts in each step, in a fixed order or a shuffled one; each third step has one
     more call, to reflect."""

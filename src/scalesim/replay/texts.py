@@ -20,8 +20,8 @@ class Texts:
     A stream is named ``agent << 32 | number``; number 0 is the agent's own text.
     """
 
-    def __init__(self, seed: int, knobs: Knobs) -> None:
-        self._knobs = knobs
+    def __init__(self, seed: int, knobs: Knobs, first_tokens: int = 0) -> None:
+        self._knobs, self._first_tokens = knobs, first_tokens
         self._rng = np.random.default_rng((seed, 29))
         self._factors: list[float] = []
         self._numbers: dict[int, int] = {}
@@ -63,7 +63,8 @@ class Texts:
 
     def _fixed(self, agent: int) -> tuple[Piece, ...]:
         knobs = self._knobs
-        parts = (Piece("shared", knobs.shared), Piece(agent << 32, knobs.private))
+        adapter = Piece(f"adapter {agent}", self._first_tokens)
+        parts = (adapter, Piece("shared", knobs.shared), Piece(agent << 32, knobs.private))
         return tuple(part for part in parts if part.length)
 
     def _name(self, agent: int) -> int:

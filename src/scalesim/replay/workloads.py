@@ -14,7 +14,7 @@ import numpy as np
 
 from scalesim.errors import ConfigError
 from scalesim.replay.hints import HintMode, Hints
-from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Town, Turns
+from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, Turns
 from scalesim.replay.texts import Texts
 from scalesim.trace import Hint, TraceStep, Turn
 
@@ -131,6 +131,14 @@ WORKLOADS = {
         ),
     )
 }  # fmt: skip
+PAPER_CLASSES = ("independent", "interaction", "path")
+
+
+def paper(cls: str, agents: int, steps: int = 20, seed: int = 0) -> tuple[Kind, Knobs]:
+    """The published evaluation's set-up, as far as it was disclosed (arXiv 2601.21473): a fifth of
+    the agents acts in each step. Lengths were not; these are ours."""
+    knobs = Knobs(agents=agents, steps=steps, seed=seed, private=1024, new=128, output=64)
+    return Kind(cls, lambda knobs: Shares(knobs.agents, knobs.seed, cls), knobs), knobs
 
 
 def workload(name: str, **changes: object) -> tuple[Kind, Knobs]:
@@ -142,9 +150,10 @@ def workload(name: str, **changes: object) -> tuple[Kind, Knobs]:
     return kind, replace(kind.knobs, **given)  # type: ignore[arg-type]
 
 
-def generate(kind: Kind, knobs: Knobs) -> Iterator[TraceStep]:
-    """The workload, step by step, from step 1 on; step 0 is the opening."""
-    schedule, texts = kind.schedule(knobs), Texts(knobs.seed, knobs)
+def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceStep]:
+    """The workload, step by step, from step 1 on; step 0 is the opening. Each prompt begins with
+    ``first_tokens`` of the agent's own: an adapter's pages."""
+    schedule, texts = kind.schedule(knobs), Texts(knobs.seed, knobs, first_tokens)
     hints = Hints(knobs, schedule.mean_gap)
     due: dict[int, list[tuple[float, int]]] = {}
     opening = TraceStep(0.0)

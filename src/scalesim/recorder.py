@@ -1,0 +1,162 @@
+"""Records an engine's calls and hints as a trace: who, when, how much, and which text is the same.
+
+Called by the loop, on its thread. Of the text only names of stretches are kept: a prompt that
+begins like an earlier one of any agent, or goes on from its own agent's last call, names the same
+stretches; the rest gets a name of its own. Sharing between agents is found by whole blocks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from scalesim.core import AgentId, Int32s
+from scalesim.trace import Hint, Piece, Turn
+from scalesim.trace_file import TraceWriter
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Tokens, and the stretches that they are."""
+
+    tokens: Int32s
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(slots=True)
+class _Line:
+    """What will be a line: a hint, or a call, whose ``turn`` is known when it has ended."""
+
+    step: float
+    turn: Turn | None = None
+    hint: Hint | None = None
+    at_s: float = 0.0
+    is_open: bool = False
+
+
+class Recorder:
+    """Writes a trace to ``path``, in the order in which calls and hints came; ``close`` ends it,
+    without the calls that are still open. What was said is kept, to recognise it."""
+
+    def __init__(self, path: Path, block_size: int) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._writer = TraceWriter(self._file)
+        self._block_size = block_size
+        self._num_contents = 0
+        self._lines: deque[_Line] = deque()
+        self._begun: dict[int, tuple[_Line, _Said, int]] = {}  # by call
+        self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}  # step, round, open calls
+        self._last: dict[AgentId | None, _Said] = {}
+        self._blocks: dict[int, _Said] = {}  # by the hash of all tokens up to a block's end
+
+    def begins(
+        self, call: int, agent: AgentId | None, step: float, at_s: float, tokens: Int32s
+    ) -> None:
+        """A request was accepted; ``call`` names it until ``ends``."""
+        pieces = self._known(agent, tokens)
+        rest = len(tokens) - sum(piece.length for piece in pieces)
+        if rest:
+            pieces = (*pieces, Piece(self._name(), rest))
+        line = _Line(step, at_s=at_s, is_open=True)
+        self._lines.append(line)
+        said = _Said(tokens, pieces)
+        self._begun[call] = (line, said, self._round(agent, step))
+        self._remember(said)
+
+    def ends(self, call: int, agent: AgentId | None, output: Int32s) -> None:
+        """A request has ended with ``output``; without any, it leaves no line."""
+        line, prompt, turn_round = self._begun.pop(call)
+        step, newest, num_open = self._rounds[agent]
+        if step == line.step:
+            self._rounds[agent] = (step, newest, num_open - 1)
+        line.is_open = False
+        if len(output):
+            said = Piece(self._name(), len(output))
+            whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
+            line.turn = Turn(agent, prompt.pieces, said, turn_round)
+            self._last[agent] = whole
+            self._remember(whole)
+        self._flush()
+
+    def expects(self, agent: AgentId, step: float, at: float) -> None:
+        self._lines.append(_Line(step, hint=Hint(agent, at)))
+        self._flush()
+
+    def close(self) -> None:
+        self._lines = deque(line for line in self._lines if not line.is_open)
+        self._flush()
+        self._file.close()
+
+    def _flush(self) -> None:
+        while self._lines and not self._lines[0].is_open:
+            line = self._lines.popleft()
+            if line.turn is not None:
+                self._writer.turn(line.step, line.turn, line.at_s)
+            elif line.hint is not None:
+                self._writer.hint(line.step, line.hint)
+
+    def _round(self, agent: AgentId | None, step: float) -> int:
+        """One more than the last when nothing of that one is open any more."""
+        at, newest, num_open = self._rounds.get(agent, (step, -1, 0))
+        if at != step:
+            newest, num_open = -1, 0
+        if num_open == 0:
+            newest += 1
+        self._rounds[agent] = (step, newest, num_open + 1)
+        return newest
+
+    # -- which text is the same ---------------------------------------------------------------
+
+    def _known(self, agent: AgentId | None, tokens: Int32s) -> tuple[Piece, ...]:
+        """The stretches that ``tokens`` begin with, as far as they were said before."""
+        last, length = self._last.get(agent), 0
+        pieces: tuple[Piece, ...] = ()
+        if last is not None:
+            length = common_length(last.tokens, tokens)
+            pieces = beginning(last.pieces, length)
+        for end, digest in reversed(self._digests(tokens)):
+            if end <= length:
+                break
+            said = self._blocks.get(digest)
+            if said is not None and np.array_equal(said.tokens[:end], tokens[:end]):
+                return beginning(said.pieces, end)
+        return pieces
+
+    def _remember(self, said: _Said) -> None:
+        for _, digest in self._digests(said.tokens):
+            self._blocks.setdefault(digest, said)
+
+    def _digests(self, tokens: Int32s) -> list[tuple[int, int]]:
+        """(end, hash of everything up to there) of each whole block."""
+        state, size = xxhash.xxh3_64(), self._block_size
+        found = []
+        for end in range(size, len(tokens) + 1, size):
+            state.update(tokens[end - size : end].tobytes())
+            found.append((end, state.intdigest()))
+        return found
+
+    def _name(self) -> int:
+        self._num_contents += 1
+        return self._num_contents
+
+
+def common_length(first: Int32s, second: Int32s) -> int:
+    """How many leading tokens two texts share."""
+    count = min(len(first), len(second))
+    differ = np.flatnonzero(first[:count] != second[:count])
+    return int(differ[0]) if len(differ) else count
+
+
+def beginning(pieces: tuple[Piece, ...], length: int) -> tuple[Piece, ...]:
+    """The stretches of the first ``length`` tokens."""
+    found = []
+    for piece in pieces:
+        if length <= 0:
+            break
+        found.append(piece._replace(length=min(piece.length, length)))
+        length -= piece.length
+    return tuple(found)
