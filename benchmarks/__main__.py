@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import async_calls, engine, overhead
+from benchmarks import async_calls, engine, overhead, sources
 
-BENCHMARKS = {"engine": engine, "overhead": overhead, "async": async_calls}
+BENCHMARKS = {"engine": engine, "overhead": overhead, "async": async_calls, "sources": sources}
 
 
 def parser() -> argparse.ArgumentParser:

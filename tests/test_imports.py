@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.trace_file",
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
+    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
     "scalesim.testing": (*VALUES, "scalesim.memory"),
     "scalesim.testing.tag_parts": (
         *VALUES,
@@ -87,7 +88,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
-TORCH_FREE = ("core", "errors", "config", "distance", "memory", "replay", "scheduler", "testing")
+TORCH_FREE = (
+    "core", "errors", "config", "distance", "memory", "profile", "replay", "scheduler", "testing",
+)  # fmt: skip
 
 
 def is_in(module: str, package: str) -> bool:

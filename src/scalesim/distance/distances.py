@@ -227,9 +227,9 @@ class Distances:
         confidence = np.zeros(at.shape)
         for index, voice in enumerate(self._voices):
             ledger = voice.ledger
-            ledger.columns.grow(len(self.roster))
-            if ledger.score.muted:
+            if ledger.score.muted or not ledger.columns.num_rows:
                 continue
+            ledger.columns.grow(len(self.roster))
             heard = ledger.columns.confidence[rows] * ledger.score.trust
             said = (heard >= LEAST) & ~np.isnan(ledger.columns.at[rows])
             at[index, said] = ledger.columns.at[rows][said]

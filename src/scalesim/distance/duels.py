@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 ENOUGH = 32  # duels before the first verdict
-WIN = 0.65
+WIN = 0.7
 _WEIGHT = 1.0 / 64.0
 _MAX_OPEN = 256
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from scalesim.core import AgentId
@@ -57,7 +57,7 @@ def predictability(calls: Sequence[LoggedCall], day: float | None = None) -> lis
         distances = Distances(Clock())
         distances.add(source)
         rows.append(_listen(distances, source.name, calls, declare=False))
-    rows[-1] = Predicted(**{**_fields(rows[-1]), "duels": learned.duels.won})
+    rows[-1] = replace(rows[-1], duels=learned.duels.won)
     if any(call.expect is not None for call in calls):
         rows.append(_listen(Distances(Clock()), "declared", calls, declare=True))
     return rows
@@ -86,7 +86,3 @@ def _listen(
         name, min(1.0, met / again), score.on_time / total, score.early / total,
         score.late / total, score.never / total,
     )  # fmt: skip
-
-
-def _fields(row: Predicted) -> dict[str, object]:
-    return {name: getattr(row, name) for name in row.__slots__}

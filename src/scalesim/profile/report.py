@@ -46,7 +46,7 @@ is worth.</p>
 <h2>How predictable they are</h2>
 <p>Said: the share of activations that something was said of; then what came of it. Duels: of the
 pairs that last use and prediction order differently, the share that the prediction orders right;
-below 0.65 the learned source keeps silent.</p>
+below 0.7 the learned source keeps silent.</p>
 {{ table(profile.predicted, ["source", "said", "on_time", "early", "late", "never", "duels"]) }}
 {% if profile.breaks %}<h2>Where prompts break the cache</h2>
 <p>By template, over an agent's successive prompts, in tokens a call: where they part, what is
