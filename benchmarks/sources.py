@@ -123,7 +123,7 @@ def measure(num: int, options: argparse.Namespace) -> dict[str, float]:
         "countdown_dict": timed(lambda: count_down, min(options.steps, 5)),
         "bytes": held / num,
     }
-    del world, timesteps
+    del world
     return figures
 
 
