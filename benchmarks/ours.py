@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from scalesim_kernels import KernelSet, select
 
 from benchmarks.dialogues import Dialogues, Played, Rates, Transcript
 from scalesim.assembly import parts_for
@@ -61,6 +61,8 @@ class Ours:
 
     def __init__(self, loaded: LoadedModel, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.loaded = loaded
+        self.kernels = select("cpu")
+        self.packed = loaded.model.packed(self.kernels).weights
         self.scheduler = SchedulerConfig(max_num_seqs, max_num_batched_tokens)
 
     def _engine(self, arm: Arm, dialogues: Dialogues) -> tuple[Engine, CountingRunner]:
@@ -175,19 +177,19 @@ class Ours:
         for (rows, sampled), count in shapes.items():
             multiple = ROW_MULTIPLE if reproducible else 1
             padded[-(-rows // multiple) * multiple, -(-sampled // multiple) * multiple] += count
-        weights = self.loaded.model.weights
-        body = [(layer.qkv, layer.o, layer.gate_up, layer.down) for layer in weights.layers]
+        body = [(layer.qkv, layer.o, layer.gate_up, layer.down) for layer in self.packed.layers]
         total = 0.0
         for rows in {rows for rows, _ in padded}:
             count = sum(n for (r, _), n in padded.items() if r == rows)
-            total += count * products_s(rows, [each for layer in body for each in layer])
+            matrices = [each for layer in body for each in layer]
+            total += count * products_s(self.kernels, rows, matrices)
         for rows in {sampled for _, sampled in padded if sampled}:
             count = sum(n for (_, s), n in padded.items() if s == rows)
-            total += count * products_s(rows, [weights.lm_head])
+            total += count * products_s(self.kernels, rows, [self.packed.lm_head])
         return total
 
 
-def products_s(rows: int, matrices: list[torch.Tensor]) -> float:
+def products_s(kernels: KernelSet, rows: int, matrices: list[torch.Tensor]) -> float:
     """Seconds of ``rows`` rows times each matrix in turn: the median of a few, after one to warm
     up."""
     inputs = {width: torch.randn(rows, width) for width in {m.shape[1] for m in matrices}}
@@ -195,6 +197,6 @@ def products_s(rows: int, matrices: list[torch.Tensor]) -> float:
     for _ in range(4 if rows > 64 else 12):
         start = time.perf_counter()
         for matrix in matrices:
-            F.linear(inputs[matrix.shape[1]], matrix)
+            kernels.linear(inputs[matrix.shape[1]], matrix)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])

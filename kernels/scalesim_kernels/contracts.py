@@ -114,9 +114,18 @@ class Plan(Protocol):
         """
 
 
+class PackWeight(Protocol):
+    def __call__(self, weight: Tensor) -> Tensor:
+        """A matrix ``[out, in]`` in the form that the set's ``linear`` is fastest with.
+
+        Called once a matrix when a model is given to an engine; a set may return its argument.
+        Only ``linear`` may read the result, and ``linear`` takes unpacked matrices too.
+        """
+
+
 class Linear(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x @ weight.T + bias``; x ``[rows, in]``, weight ``[out, in]``, C-contiguous.
+        """``x @ weight.T + bias``; x ``[rows, in]``, weight ``[out, in]``, C-contiguous or packed.
 
         When ``rows`` is a multiple of the set's ``row_multiple``, a row's bits do not depend on
         the other rows, on their number, or on its place among them.
@@ -180,6 +189,7 @@ class KernelSet:
     plan: Plan
     paged_decode: PagedAttention
     paged_prefill: PagedAttention
+    pack_weight: PackWeight
     linear: Linear
     silu_mul: SiluMul
     copy_pages: CopyPages

@@ -14,6 +14,10 @@ from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
 from .cpu_sampling import sample
 
+HAS_PACKED_LINEAR = all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+)
+PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
 SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
 
 
@@ -79,7 +83,22 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     return turned
 
 
+def pack_weight(weight: Tensor) -> Tensor:
+    """oneDNN's blocked form, where torch has the ops that its own compiler uses for it.
+
+    Measured on AVX2, two cores, a 20 M model, fp32: 0.6 of the plain product's time at 32 and 64
+    rows, 0.9 at 1024; and every row's bits the same for any row count from 1 on.
+    """
+    if weight.dtype == torch.float32 and HAS_PACKED_LINEAR:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+        return packed
+    return weight
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if weight.is_mkldnn:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
     return F.linear(x, weight, bias)
 
 
@@ -101,6 +120,7 @@ def cpu_kernels() -> KernelSet:
         plan=attention.plan,
         paged_decode=attention.paged_decode,
         paged_prefill=attention.paged_prefill,
+        pack_weight=pack_weight,
         linear=linear,
         silu_mul=silu_mul,
         copy_pages=copy_pages,

@@ -16,8 +16,6 @@ from torch import Tensor
 from .contracts import PagedBatch
 from .cpu_tiles import (
     BUCKET,
-    DECODE_ROWS,
-    TILE_ROWS,
     Gather,
     Sequences,
     TilePlan,
@@ -89,11 +87,11 @@ class CpuAttention:
     def _decode_shape(self, group: int, reproducible: bool, pool: Tensor) -> TileShape:
         if not reproducible:
             return TileShape.fastest(group, decode=True)
-        rows = -(-group // DECODE_ROWS) * DECODE_ROWS
-        kind = (rows, pool.shape[5], pool.dtype)
+        small, whole = TileShape.decode(group), TileShape.reproducible(group)
+        kind = (group, pool.shape[5], pool.dtype)
         if kind not in self._agree:
-            self._agree[kind] = rows < TILE_ROWS and rows_agree(*kind)
-        return TileShape(group, 1, rows) if self._agree[kind] else TileShape.reproducible(group)
+            self._agree[kind] = rows_agree(small.rows, whole.rows, *kind[1:])
+        return small if self._agree[kind] else whole
 
     def _attend(
         self, q: Tensor, pool: Tensor, layer: int, plan: TilePlan, scale: float, out: Tensor
@@ -142,8 +140,8 @@ class CpuAttention:
         return have
 
 
-def rows_agree(rows: int, head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether SDPA gives a row of ``rows`` the same bits as a row of 16, at its place in either.
+def rows_agree(rows: int, of_rows: int, head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether SDPA gives a row of ``rows`` the same bits as a row of ``of_rows``, at any place.
 
     So it was on the machines measured (from 4 rows up, in fp32; with 1 to 3 rows it is not so), and
     fewer rows take less time. It is a property of the matrix library, so ask it.
@@ -152,11 +150,11 @@ def rows_agree(rows: int, head_dim: int, dtype: torch.dtype) -> bool:
     for kv_len in (BUCKET, 9 * BUCKET, 17 * BUCKET):
         shape = (3, 2, kv_len, head_dim)
         k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-        q = torch.randn((3, 2, TILE_ROWS, head_dim), generator=generator).to(dtype)
+        q = torch.randn((3, 2, of_rows, head_dim), generator=generator).to(dtype)
         mask = torch.zeros((3, 1, 1, kv_len), dtype=dtype)
         mask[..., kv_len - 7 :] = float("-inf")
         full = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        for first in range(0, TILE_ROWS - rows + 1, 4):
+        for first in range(0, of_rows - rows + 1, 4):
             some = q[:, :, first : first + rows].contiguous()
             part = F.scaled_dot_product_attention(some, k, v, attn_mask=mask)
             if not torch.equal(part, full[:, :, first : first + rows]):

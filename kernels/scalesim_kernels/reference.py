@@ -172,6 +172,7 @@ def reference_kernels() -> KernelSet:
         plan=plan,
         paged_decode=paged_decode,
         paged_prefill=paged_prefill,
+        pack_weight=lambda weight: weight,
         linear=linear,
         silu_mul=silu_mul,
         copy_pages=copy_pages,

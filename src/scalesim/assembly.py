@@ -96,9 +96,10 @@ def parts_for(
         link=link,
         planner=config.planner,
     )
+    kernels = kernels or select("cpu")
     runner: Runner = ModelRunner(
-        loaded.model,
-        kernels or select("cpu"),
+        loaded.model.packed(kernels),
+        kernels,
         device,
         geometry,
         max_num_seqs=config.scheduler.max_num_seqs,

@@ -106,7 +106,9 @@ def test_silu_mul(cpu: KernelSet, width: int) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear(cpu: KernelSet, bias: bool) -> None:
     x, weight, extra = torch.randn(32, 96), torch.randn(50, 96), torch.randn(50) if bias else None
-    assert_close(cpu.linear(x, weight, extra), REFERENCE.linear(x, weight, extra))
+    want = REFERENCE.linear(x, weight, extra)
+    assert_close(cpu.linear(x, weight, extra), want)
+    assert_close(cpu.linear(x, cpu.pack_weight(weight), extra), want)
 
 
 @pytest.mark.parametrize("kernels", [REFERENCE, select("cpu")], ids=["reference", "cpu"])

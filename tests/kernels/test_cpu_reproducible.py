@@ -29,10 +29,12 @@ def assert_rows_alone(full: Tensor, run: object, x: Tensor) -> None:
             assert torch.equal(run(part)[0], full[first]), "a neighbour's NaN changed a row"
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("width", "out"), SIZES)
-def test_linear_rows(cpu: KernelSet, width: int, out: int, bias: bool) -> None:
+def test_linear_rows(cpu: KernelSet, width: int, out: int, bias: bool, packed: bool) -> None:
     x, weight = torch.randn(ROWS, width), torch.randn(out, width)
+    weight = cpu.pack_weight(weight) if packed else weight
     extra = torch.randn(out) if bias else None
     assert_rows_alone(cpu.linear(x, weight, extra), lambda p: cpu.linear(p, weight, extra), x)
 

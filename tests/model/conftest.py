@@ -181,10 +181,10 @@ def make_driver() -> MakeDriver:
             block_size,
         )
         pages = np.full((num_pages, geometry.page_bytes), 0xFF, np.uint8)
-        recording = RecordingModel(config, model.weights)
+        kernels = kernels or select("cpu")
+        recording = RecordingModel(config, model.weights.packed(kernels.pack_weight))
         recording.seen = []
         logits: list[torch.Tensor] = []
-        kernels = kernels or select("cpu")
 
         def sample(rows: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
             logits.append(rows.clone())

@@ -73,7 +73,7 @@ class UseOrder(Generic[T]):
         self._live[item] = (self._entries, use)
         heap = self._unknown if use.next_use is None else self._known
         heapq.heappush(heap, self._entry(item, self._entries, use))
-        if len(self._known) + len(self._unknown) > 2 * len(self._live) + 64:
+        if len(heap) > 2 * len(self._live) + 64:
             self._sweep()
 
     def discard(self, item: T) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 
 class PagePool:
     """Pages ``first … num_pages - 1``; ids below ``first`` are never handed out.
@@ -23,7 +21,7 @@ class PagePool:
         self.num_pages = num_pages
         self.first = first
         self.num_free = 0
-        self._fence = np.full(num_pages, -1, np.int64)
+        self._fence = [-1] * num_pages
         self._is_free = bytearray(num_pages)
         self._length_at: dict[int, int] = {}  # run start -> length
         self._start_before: dict[int, int] = {}  # run end (exclusive) -> start
@@ -64,12 +62,12 @@ class PagePool:
             assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
             free_already = self._is_free.find(1, start, end)
             assert free_already < 0, f"page {free_already} of {start}..{end - 1} is free already"
-            self._fence[start:end] = fence
+            self._fence[start:end] = [fence] * (end - start)
             self._give_run(start, end)
 
     def fence(self, pages: Sequence[int]) -> int:
         """The last step that may still touch any of ``pages``; -1 if none."""
-        return int(self._fence[list(pages)].max()) if pages else -1
+        return max(map(self._fence.__getitem__, pages), default=-1)
 
     def free_pages(self) -> set[int]:
         """The ids of the free pages. O(pages)."""

@@ -91,7 +91,10 @@ class Standing:
         paths are not. It leaves without a copy."""
         if segment.uses:
             return False
-        return all(owner.leaves_tails for owner in segment.owners)
+        for owner in segment.owners:  # not all(...): the planner spends its time here
+            if not owner.leaves_tails:
+                return False
+        return True
 
     def may_save(self, segment: Segment) -> bool:
         return (
@@ -134,8 +137,11 @@ class Standing:
             return
         may_leave = segment.device and not segment.device_children
         may_clean = segment.ready > segment.saved and self.may_save(segment)
-        if may_leave or may_clean or self._host_is_short:
-            use = self.use_of(segment)
+        if not (may_leave or may_clean or self._host_is_short):
+            self._evictable.discard(segment)
+            self._cleanable.discard(segment)
+            return
+        use = self.use_of(segment)
         if may_leave:
             self._evictable.add(segment, use)
         else:

@@ -27,6 +27,10 @@ class Llama:
         self._scale = config.head_dim**-0.5
         self.reserve(0)
 
+    def packed(self, kernels: KernelSet) -> Llama:
+        """The same model with its matrices in the form that these kernels are fastest with."""
+        return Llama(self.config, self.weights.packed(kernels.pack_weight))
+
     def reserve(self, num_positions: int) -> None:
         """Make the rotary table (a model's full context may need 100 MB, a run much less)."""
         table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)

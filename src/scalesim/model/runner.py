@@ -38,6 +38,7 @@ class ModelRunner:
 
     pages : ``[num_pages, page_bytes]`` uint8, C-contiguous, 64-byte aligned; shared with the link,
         which may touch other pages while a step runs.
+    model : its matrices in the form of these kernels (``Llama.packed``).
     timeline : told of each step that is complete; the link waits on it.
     digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
     """

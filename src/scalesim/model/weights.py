@@ -6,7 +6,7 @@ The decoder merges Q, K, V and gate, up into one matrix each: fewer, larger matr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -43,6 +43,20 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor  # [hidden]
     lm_head: Tensor  # [vocab, hidden]; the same tensor as ``embed`` when tied
+
+    def packed(self, pack: Callable[[Tensor], Tensor]) -> Weights:
+        """With every matrix that a linear layer multiplies by in another form."""
+        layers = tuple(
+            replace(
+                layer,
+                qkv=pack(layer.qkv),
+                o=pack(layer.o),
+                gate_up=pack(layer.gate_up),
+                down=pack(layer.down),
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, lm_head=pack(self.lm_head))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
