@@ -101,6 +101,18 @@ def test_a_burst_stays_now_until_its_usual_number_of_calls() -> None:
     assert distances.next_use("ada") == 8.0
 
 
+def test_a_burst_ends_where_its_agent_says_so() -> None:
+    clock, distances = make()
+    for _ in range(3):
+        distances.called("ada")
+        distances.ended("ada")
+    distances.advance(0.0)
+    distances.called("ada")
+    distances.ended("ada")
+    assert distances.next_use("ada") == clock.now
+    assert distances.expect("ada", 8.0) == [("ada", 8.0)]
+
+
 def test_a_burst_ends_with_the_step() -> None:
     _, distances = make()
     for _ in range(2):

@@ -42,8 +42,8 @@ class Roster:
 
 
 class Columns:
-    """Arrays of one length, a row per agent, that grow by doubling. Fields are read as attributes;
-    hold none of them across a ``grow``.
+    """Arrays of one length, a row per agent, that grow by an eighth at a time. Fields are read as
+    attributes; hold none of them across a ``grow``.
 
     ``fields`` maps a name to (dtype, value of a new row, shape of one entry).
     """
@@ -61,7 +61,7 @@ class Columns:
         """Have at least ``num_rows``."""
         if num_rows <= self.num_rows:
             return
-        capacity = max(16, num_rows + num_rows // 2)
+        capacity = max(16, num_rows + num_rows // 8)
         for name in self._fields:
             more = self._fresh(name, capacity - self.num_rows)
             setattr(self, name, np.concatenate([getattr(self, name), more]))
