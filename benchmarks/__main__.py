@@ -19,6 +19,7 @@ from benchmarks import (
     replay_bound,
     replay_curves,
     replay_scale,
+    sources,
 )
 
 BENCHMARKS = {
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "replay-bound": replay_bound,
     "replay-curves": replay_curves,
     "replay-scale": replay_scale,
+    "sources": sources,
 }
 
 

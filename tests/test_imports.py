@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.trace_file",
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
+    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
     "scalesim.testing.tag_parts": (
         *VALUES,
         "scalesim.config",
@@ -97,7 +98,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
 TORCH_FREE = (
-    "core", "errors", "config", "device", "distance", "memory", "replay", "scheduler", "testing"
+    "core", "errors", "config", "device", "distance", "memory", "profile", "replay", "scheduler",
+    "testing",
 )  # fmt: skip
 TORCH_MODULES = ("scalesim.device.cuda", "scalesim.memory.pinned", "scalesim.memory.storage")
 

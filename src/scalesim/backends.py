@@ -44,8 +44,9 @@ class Plan:
 
 
 class Backend(Protocol):
-    """``name`` picks the kernel set; ``takes_adapters``: its runner knows them. ``default_*_bytes`` are what ``"auto"`` means;
-    ``resident_bytes`` is what a device pool without a limit may take."""
+    """``name`` picks the kernel set; ``takes_adapters``: its runner knows them.
+    ``default_*_bytes`` are what ``"auto"`` means; ``resident_bytes`` is what a device pool without
+    a limit may take."""
 
     name: str
     takes_adapters: bool

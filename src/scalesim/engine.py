@@ -25,7 +25,11 @@ from scalesim.calls import Call, Latch, TextObserver
 from scalesim.config import EngineConfig
 from scalesim.core import AgentId
 from scalesim.distance.clock import Clock
+from scalesim.distance.combine import Combine, earliest_credible
+from scalesim.distance.estimates import Source
+from scalesim.distance.scores import Score
 from scalesim.errors import (
+    ConfigError,
     EngineClosedError,
     EngineModeError,
     PromptTooLongError,
@@ -34,6 +38,7 @@ from scalesim.errors import (
     UnknownAgentError,
 )
 from scalesim.loop import EngineStats, Loop, Parts
+from scalesim.memory.misses import Miss
 from scalesim.recorder import Recorder
 from scalesim.requests import Reply, Request, check_params
 
@@ -47,9 +52,10 @@ class Engine:
     """Runs requests of any number of agents.
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``Parts``. Settings are the fields
-    of ``EngineConfig``, given as one or by name. ``record``: write a trace of all calls and hints
-    to this file. Raises ``ConfigError``, ``UnsupportedModelError``
-    or ``WeightsError`` at once. Close it, or use it as a context manager.
+    of ``EngineConfig``, given as one or by name. ``sources`` say who will call when, beside
+    ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
+    and hints to this file. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
+    once. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -58,6 +64,8 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         dummy_weights: bool = False,
+        sources: Iterable[Source] = (),
+        combine: Combine = earliest_credible,
         record: str | Path | None = None,
         **settings: Any,
     ) -> None:
@@ -68,7 +76,8 @@ class Engine:
 
             self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
         self.model = self.parts.model
-        self._loop = Loop(self.parts)
+        sources = list(sources)
+        self._loop = Loop(self.parts, sources, combine)
         self.adapters = AdapterRegistry(
             self.parts.read_adapter, self.parts.memory.adapters, self._post_if_open
         )
@@ -84,6 +93,8 @@ class Engine:
         self._closed = False
         self._is_shut = False
         self._death: BaseException | None = None
+        for source in sources:
+            self._heed(source)
         reference = weakref.ref(self)
         atexit.register(lambda: _close_if_alive(reference))
 
@@ -141,11 +152,13 @@ class Engine:
         steps: float | None = None,
         *,
         at: float | None = None,
+        confidence: float = 1.0,
     ) -> None:
         """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in steps from now,
         ``expect("ada", 3)``, or ``expect("ada", at=17.5)`` on the clock.
 
-        Advice only: a wrong distance costs time and changes no text. Raises ``UnknownAgentError``.
+        ``confidence`` is the probability that this is about right. Advice only: a wrong distance
+        costs time and changes no text. Raises ``UnknownAgentError``.
         """
         if isinstance(agents, Mapping):
             distances = dict(agents)
@@ -158,7 +171,33 @@ class Engine:
         for agent in distances:
             self._known(agent)
         times = {agent: as_time(steps) for agent, steps in distances.items()}
-        self._post(lambda: self._loop.expect(times, absolute=at is not None))
+        sure = as_time(confidence)
+        self._post(lambda: self._loop.expect(times, sure, absolute=at is not None))
+
+    def add_source(self, source: Source) -> None:
+        """Listen to ``source`` as well, from now on. Raises ``ConfigError`` if its name is
+        taken."""
+        if source.name in self._loop.distances.scores():
+            raise ConfigError(f"a source is named {source.name!r} already; give it another name=")
+        self._heed(source)
+        self._post(lambda: self._loop.listen(source))
+
+    def _heed(self, source: Source) -> None:
+        def on_news() -> None:
+            with suppress(EngineClosedError):
+                self._post(self._loop.poll_sources)
+
+        source.on_news = on_news
+
+    def why(self, agent: AgentId) -> Miss | None:
+        """The cause of ``agent``'s last miss, ``None`` if it had none: print it. Raises
+        ``UnknownAgentError``."""
+        self._known(agent)
+        return self.parts.memory.misses.last.get(agent)
+
+    def source_scores(self) -> dict[str, Score]:
+        """By source, how its predictions came out so far; ``declared`` is what ``expect`` said."""
+        return self._loop.distances.scores()
 
     def wake(self, agent: AgentId) -> None:
         """``agent`` is about to call, whatever was said before."""

@@ -12,7 +12,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,9 @@ from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
 from scalesim.core import AgentId, Runner, Step
 from scalesim.distance.clock import Clock
+from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
+from scalesim.distance.estimates import Source
 from scalesim.errors import EngineClosedError, RequestTimeoutError
 from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
@@ -70,11 +72,16 @@ class EngineStats:
 class Loop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sources: Iterable[Source] = (),
+        combine: Combine = earliest_credible,
+    ) -> None:
         self.parts = parts
         self.memory, self.scheduler = parts.memory, parts.scheduler
         self.clock = Clock()
-        self.distances = Distances(self.clock)
+        self.distances = Distances(self.clock, combine)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
         self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
@@ -84,6 +91,8 @@ class Loop:
         self._open: dict[int, Call] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
+        for source in sources:
+            self.listen(source)
 
     def step(self) -> bool:
         """Plan, move, run, commit; False when there is nothing to do."""
@@ -144,6 +153,7 @@ class Loop:
                 call.deadline_s = call.submitted_s + request.timeout
                 heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
             if request.agent is not None:
+                self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
                 self._apply(self.distances.called(request.agent))
             self.scheduler.add(sequence)
 
@@ -197,13 +207,24 @@ class Loop:
         if not call.done and call.sequence is not None:
             self.scheduler.cancel(call.sequence, reason, error)
 
-    def expect(self, times: Mapping[AgentId, float], *, absolute: bool) -> None:
+    def listen(self, source: Source) -> None:
+        """Take ``source``'s advice from now on."""
+        self._apply(self.distances.add(source))
+
+    def poll_sources(self) -> None:
+        """A source was told something."""
+        self._apply(self.distances.poll())
+
+    def expect(
+        self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
+    ) -> None:
         """Hints: times of the clock if ``absolute``, else steps from now."""
-        start = 0.0 if absolute else self.clock.now
-        for agent, steps in times.items():
-            if self.recorder is not None and math.isfinite(steps):
-                self.recorder.expects(agent, self.clock.now, start + steps)
-            self._apply(self.distances.expect(agent, start + steps))
+        offset = 0.0 if absolute else self.clock.now
+        if self.recorder is not None:
+            for agent, steps in times.items():
+                if math.isfinite(steps):
+                    self.recorder.expects(agent, self.clock.now, offset + steps)
+        self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
         if self.recorder is not None:
@@ -219,7 +240,8 @@ class Loop:
         self.memory.standing.now = clock.now
         if self.recorder is not None:
             self.recorder.ticks(clock.now)
-        pace = Pace(clock.seconds_per_step, clock.jitter_s, wall_s)
+        hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
+        pace = Pace(clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s)
         self.memory.look_ahead.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 

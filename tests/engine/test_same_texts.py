@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from scalesim.distance.estimates import Estimates, Source
 from tests.engine.world import BLOCK, Turns, said, tiny_engine
 
 TURNS = Turns()
@@ -51,6 +52,38 @@ def test_every_policy_and_pool_gives_the_texts_of_unlimited_memory(
 def test_hints_are_advice(hint: object) -> None:
     with tiny_engine(digests=True, device_pages=FULL // 4, host_pages=FULL) as engine:
         assert said(TURNS.play(engine, hint=hint)) == unlimited()  # type: ignore[arg-type]
+    check_empty(engine)
+
+
+class Hostile(Source):
+    """Random, infinite, missing and impossible estimates, some of them for agents that do not
+    exist; dies of its own in the end."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        super().__init__()
+        self.name = name
+        self.rng = np.random.default_rng(seed)
+
+    def changes(self, now: float) -> Estimates:
+        words = [now, now + 1, now - 1, now + 50, -1e300, 1e300, np.inf, -np.inf, np.nan]
+        count = int(self.rng.integers(0, 14))
+        if self.rng.random() < 0.02:
+            raise RuntimeError("this source had enough")
+        return Estimates(
+            self.rng.integers(0, TURNS.num_agents + 2, count).tolist(),
+            self.rng.choice(words, count),
+            self.rng.choice([-1.0, 0.0, 0.3, 1.0, 9.0, np.nan], count),
+        )
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+@pytest.mark.parametrize("seed", range(3))
+def test_hostile_sources_are_advice(policy: str, seed: int) -> None:
+    sources = [Hostile("one", seed), Hostile("two", seed + 100)]
+    with tiny_engine(
+        policy=policy, digests=True, device_pages=FULL // 4, host_pages=FULL, sources=sources
+    ) as engine:
+        assert said(TURNS.play(engine, hint=lambda agent, turn: agent % 3)) == unlimited()
     check_empty(engine)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scalesim.assembly import parts_for, with_settings
+from scalesim.distance.estimates import Source
 from scalesim.engine import Engine
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.config import ModelConfig
@@ -51,6 +52,7 @@ def tiny_engine(
     device_pages: int = 400,
     host_pages: int = 400,
     model: LoadedModel | None = None,
+    sources: Sequence[Source] = (),
     **settings: Any,
 ) -> Engine:
     """An engine whose pools hold exactly so many pages of 16 tokens."""
@@ -61,7 +63,8 @@ def tiny_engine(
         **settings,
     }
     config = with_settings(None, settings)
-    return Engine(parts_for(model or tiny_model(), config, tokenizer=TOKENIZER))
+    parts = parts_for(model or tiny_model(), config, tokenizer=TOKENIZER)
+    return Engine(parts, sources=sources)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: ``scalesim demo``, ``scalesim generate``, ``scalesim replay``.
+"""The command line: ``scalesim demo``, ``generate``, ``replay``, ``plan`` and ``profile``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
 check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
@@ -38,13 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
-    from scalesim.cli.options import DemoOptions, ReplayOptions, parse
+    from scalesim.cli.options import (
+        DemoOptions,
+        PlanOptions,
+        ProfileOptions,
+        ReplayOptions,
+        parse,
+    )
 
     options = parse(args)
     if isinstance(options, DemoOptions):
         from scalesim.cli.demo import demo
 
         return demo(options)
+    if isinstance(options, PlanOptions):
+        from scalesim.cli.plan import plan
+
+        return plan(options)
+    if isinstance(options, ProfileOptions):
+        from scalesim.cli.profile import profile
+
+        return profile(options)
     if isinstance(options, ReplayOptions):
         from scalesim.cli.replay import replay
 

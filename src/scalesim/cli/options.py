@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
@@ -130,6 +131,59 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """Will this many agents fit a GPU and its host, at what rate, and what binds?
+
+    A closed form for the long run, with the order of turns known; peak rates and the shares of them
+    that are assumed are in `scalesim.replay.hardware`.
+    """
+
+    agents: int
+    """Agents in the simulation."""
+    model: str = "qwen2.5-7b"
+    """A model whose shape is known."""
+    hardware: str = "h100"
+    """A GPU whose rates are known."""
+    host_memory: str = "200GB"
+    """Host memory for agents' state."""
+    active: float = 0.2
+    """Share of the agents that call in a step."""
+    shared: int = 0
+    """Tokens of prompt that all agents have in common."""
+    prefix: int = 2048
+    """Tokens of prompt that only the agent has, and had in its call before."""
+    new: int = 256
+    """New tokens of prompt in a call."""
+    output: int = 100
+    """Tokens of an answer."""
+    adapter: str = "0"
+    """Bytes of each agent's own adapter, like 77MB; 0: none."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the figures as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """What a real simulation's calls are like: a page with plots, from its log.
+
+    Reads a trace of ScaleSim, OASIS's SQLite database, a Generative Agents call log, or requests in
+    OpenAI's form, one JSON object a line. Prompts are compared and counted; none is written down.
+    """
+
+    log: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LOG")]
+    """The log."""
+    format: Literal["auto", "trace", "oasis", "generative-agents", "openai"] = "auto"
+    """What it is; `auto` looks."""
+    out: Path = Path("profile.html")
+    """The page; the figures go beside it, as JSON."""
+    step: float | None = None
+    """Seconds of one step, for logs that have times and no steps; a hundredth of the log if not
+    given."""
+    day: float | None = None
+    """Steps of a day, for the learned predictor."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayOptions:
     """Replay a workload or a trace under several policies, on hardware that need not be here.
 
@@ -203,12 +257,15 @@ Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[GenerateOptions, tyro.conf.subcommand("generate")]
     | Annotated[ReplayOptions, tyro.conf.subcommand("replay")]
+    | Annotated[PlanOptions, tyro.conf.subcommand("plan")]
+    | Annotated[ProfileOptions, tyro.conf.subcommand("profile")]
 )
+AnyOptions: TypeAlias = DemoOptions | GenerateOptions | ReplayOptions | PlanOptions | ProfileOptions
 
 
-def parse(args: Sequence[str]) -> DemoOptions | GenerateOptions | ReplayOptions:
+def parse(args: Sequence[str]) -> AnyOptions:
     """The options of the command in ``args``; ``SystemExit`` with 2 where they do not parse."""
-    parsed: DemoOptions | GenerateOptions | ReplayOptions = tyro.cli(
+    parsed: AnyOptions = tyro.cli(
         Options,
         prog="scalesim",
         description=_ABOUT,

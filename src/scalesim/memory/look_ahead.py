@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
@@ -60,6 +61,7 @@ class LookAhead:
         self.pace = Pace()
         self.margin = config.margin
         self.opens_in_s: float | None = None
+        self.blocked_by: Literal["link", "pool"] | None = None  # what keeps an open window waiting
         # loop turns until a waiting request of the agent can start; told by who knows the queue
         self.starts_in: Callable[[AgentId], float] = lambda agent: 0.0
         self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
@@ -102,6 +104,7 @@ class LookAhead:
             self._turn_s += _WEIGHT * (turn_s - self._turn_s)
         self._last_s = wall_s
         self.opens_in_s = None
+        self.blocked_by = None
         if self._policy.look_ahead and not self._residency.refused:
             self._load(wall_s)
         if self._policy.host:
@@ -116,9 +119,14 @@ class LookAhead:
                 self._awaited.discard(agent)
                 continue
             self.opens_in_s = self._opens_in_s(agent, count, wall_s)
-            if self.opens_in_s > 0.0 or self._link_is_busy():
+            if self.opens_in_s > 0.0:
                 return
-            if not self._start(agent, missing, residency.take(count, ahead_of=agent.use())):
+            if self._link_is_busy():
+                self.blocked_by = "link"
+                return
+            pages = residency.take(count, ahead_of=agent.use())
+            if not self._start(agent, missing, pages):
+                self.blocked_by = "pool"
                 return
 
     def _start(

@@ -20,6 +20,7 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.levels import LevelsAhead
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
+from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import PagePool
@@ -64,6 +65,7 @@ class MemoryManager:
         self.owners = Owners(self.standing, self.look_ahead)
         self.residency.on_eviction = self.owners.evicted
         self.adapters = Adapters(self.residency, self.owners, self.table)
+        self.misses = Misses(self.look_ahead, block_size)
         self.loading_pages = 0  # held by leases that wait for loads
 
     # -- a request's life ---------------------------------------------------------------------
@@ -212,6 +214,7 @@ class MemoryManager:
             lease.agent.last_seq = self.standing.next_seq()
             if num_tokens and not end.is_root:
                 self.owners.own(lease.agent, end)
+                self.misses.released(lease)
             else:  # what it committed on the way is nobody's path
                 self.owners.disown(lease.agent, end)
         chain = lineage(end)
@@ -343,6 +346,7 @@ class MemoryManager:
         counters.late_blocks += late
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
         if lease.agent is not None:
+            self.misses.looked_up(lease, missing + late, self.standing.now)
             if lease.agent.next_use is not None:
                 self.look_ahead.observe_arrival(late=missing + late > 0 or not on_time)
             lease.agent.observe_reuse(lease.end)

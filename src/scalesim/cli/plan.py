@@ -1,0 +1,73 @@
+"""``scalesim plan``: the closed form of ``replay.sizing`` as a table, and what to change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from scalesim.cli.options import PlanOptions
+from scalesim.config import parse_bytes
+from scalesim.replay.hardware import HARDWARE, MODELS, named
+from scalesim.replay.sizing import Fit, Load, fit
+
+_CURE = {
+    "compute": "the GPU's arithmetic and reading set the rate: shorter outputs, fewer new tokens",
+    "link": "the link sets the rate: a shorter private prefix, smaller adapters, more device "
+    "memory, or a faster link",
+    "host memory": "state that fits nowhere is computed again: raise --host-memory",
+}
+
+
+def plan(options: PlanOptions) -> int:
+    """Exit code 0. Raises ``ConfigError``."""
+    load = Load(
+        agents=options.agents,
+        active=options.active,
+        shared=options.shared,
+        prefix=options.prefix,
+        new=options.new,
+        output=options.output,
+        adapter_bytes=parse_bytes(options.adapter, "--adapter"),
+    )
+    model = named(MODELS, options.model, "model")
+    hardware = named(HARDWARE, options.hardware, "hardware")
+    result = fit(load, model, hardware, parse_bytes(options.host_memory, "--host-memory"))
+    if options.json:
+        print(json.dumps(asdict(result), indent=2))
+        return 0
+    console = Console()
+    console.print(_table(options, result))
+    console.print(f"{verdict(options, result)}", highlight=False)
+    return 0
+
+
+def verdict(options: PlanOptions, fit: Fit) -> str:
+    fits = "fit" if fit.fits else "do not all fit"
+    return (
+        f"{options.agents} agents {fits}. [bold]{fit.turns_per_s:.1f} turns/s, "
+        f"{fit.step_s:.1f} s a step[/] ({options.active:.0%} active). What binds: "
+        f"[bold]{fit.binds}[/]; {_CURE[fit.binds]}."
+    )
+
+
+def _table(options: PlanOptions, fit: Fit) -> Table:
+    table = Table(title=f"{options.model} on {options.hardware}", title_justify="left")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for what, figure in (
+        ("an agent's state", f"{fit.state_bytes / 1e6:.1f} MB"),
+        ("device pool", f"{fit.pool_bytes / 1e9:.1f} GB"),
+        ("agents on the device", f"{fit.resident:.0f} of {options.agents}"),
+        ("running at once", f"{fit.running}"),
+        ("host memory needed", f"{fit.host_needed_bytes / 1e9:.1f} GB"),
+        ("host memory there", f"{fit.host_bytes / 1e9:.1f} GB"),
+        ("turns that load their state", f"{fit.missing - fit.rebuilt:.0%}"),
+        ("turns that compute it again", f"{fit.rebuilt:.0%}"),
+        ("compute a turn", f"{fit.compute_s * 1e3:.2f} ms"),
+        ("link a turn", f"{fit.link_s * 1e3:.2f} ms"),
+    ):
+        table.add_row(what, figure)
+    return table

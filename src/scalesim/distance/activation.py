@@ -1,0 +1,162 @@
+"""Sources for agents that act with a probability in each step (OASIS, other social simulations)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import AgentId, Int64s
+from scalesim.distance.calendar import Calendar
+from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
+from scalesim.distance.roster import Roster
+from scalesim.distance.scores import MIN_TOLERANCE_STEPS, TOLERANCE
+from scalesim.errors import ConfigError, RequestError
+
+
+class Activation(Source):
+    """Agents that act in each step with a ``probability``, one for all or ``[n]``: expected after
+    1/p steps, with the probability that this is about right, which is low (0.25 for p = 0.1). If
+    the draws can be made ahead, ``Predrawn`` is exact. Raises ``ConfigError``.
+    """
+
+    def __init__(
+        self, agents: Sequence[AgentId], probability: npt.ArrayLike, *, name: str = "activation"
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self._roster = Roster()
+        self._roster.rows(agents)
+        count = len(self._roster)
+        if count != len(agents):
+            raise ConfigError(f"{len(agents) - count} of {len(agents)} agents are named twice")
+        self._rate = _probabilities(probability, count)
+        self._at: Times = np.full(count, np.nan)
+        self._due = Calendar()
+        self._stale: list[Int64s] = [np.arange(count)]
+
+    def set(self, agents: Sequence[AgentId], probability: npt.ArrayLike) -> None:
+        """From now on ``agents`` act with ``probability``. Raises ``RequestError``."""
+        known = [self._roster.get(agent) for agent in agents]
+        if None in known:
+            missing = agents[known.index(None)]
+            raise RequestError(f"agent {missing!r} is not one of this source; give all at once")
+        rows, rate = np.array(known, np.int64), _probabilities(probability, len(known))
+
+        def note(now: float) -> None:
+            self._rate[rows] = rate
+            self._stale.append(rows)
+
+        self._tell(note)
+
+    def called(self, agent: AgentId, now: float) -> None:
+        row = self._roster.get(agent)
+        if row is not None:
+            self._stale.append(np.array([row]))
+
+    def changes(self, now: float) -> Estimates:
+        """Who called, whose probability changed, and who did not act by its time: the past says
+        nothing about the next step, so it is expected 1/p from now again."""
+        self._read_mail(now)
+        due, times = self._due.take(now)
+        rows = np.unique(np.concatenate([*self._stale, due[self._at[due] == times]]))
+        self._stale = []
+        if not len(rows):
+            return NOTHING
+        rate = self._rate[rows]
+        with np.errstate(divide="ignore"):
+            wait = 1.0 / rate
+        at = np.where(np.isinf(wait), np.nan, now + wait)
+        self._at[rows] = at
+        given = ~np.isnan(at)
+        self._due.put(rows[given], at[given], now)
+        return Estimates(self._roster.names(rows.tolist()), at, _on_time(rate, wait))
+
+
+class Predrawn(Source):
+    """Agents whose draws are made ahead, by the simulation's own seeded generator: exact.
+
+    ``draw(step)`` gives the agents that act in ``step``. It is called once a step, in order, from
+    0 on, ``horizon`` steps ahead; the simulation takes its draws from ``active`` instead of drawing
+    itself, and so has the same statistics, and with one generator the same draws. Call both from
+    the simulation's thread.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], Sequence[AgentId]],
+        *,
+        horizon: int = 64,
+        name: str = "predrawn",
+        confidence: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if horizon < 1:
+            raise ConfigError(f"horizon={horizon}; at least one step must be drawn ahead")
+        self.name = name
+        self._draw, self._horizon, self._confidence = draw, horizon, confidence
+        self._drawn: dict[int, tuple[AgentId, ...]] = {}
+        self._num_drawn = 0
+        self._last: dict[AgentId, int] = {}  # the last step drawn for it
+        self._after: dict[int, dict[AgentId, int]] = {}  # by step: who acts again, and when
+        self._told = -1
+        self._changed: dict[AgentId, float] = {}
+        self._draw_until(horizon)
+
+    def active(self, step: int) -> tuple[AgentId, ...]:
+        """Who acts in ``step``; asked once for each step, in order. Draws one more ahead. Raises
+        ``RequestError`` for a step that is past."""
+        if step not in self._drawn and step < self._num_drawn:
+            raise RequestError(f"active({step}): steps are asked for once each, in order")
+        self._draw_until(step + self._horizon + 1)
+        for past in [each for each in self._drawn if each < step]:
+            del self._drawn[past]
+        return self._drawn.pop(step)
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        for step in [each for each in self._after if each < now]:
+            for agent, again in self._after.pop(step).items():
+                self._changed[agent] = float(again)
+        changed, self._changed = self._changed, {}
+        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
+
+    def called(self, agent: AgentId, now: float) -> None:
+        again = self._after.get(math.floor(now), {}).pop(agent, None)
+        if again is not None:
+            self._changed[agent] = float(again)
+
+    def _draw_until(self, end: int) -> None:
+        for step in range(self._num_drawn, end):
+            agents = tuple(dict.fromkeys(self._draw(step)))
+            self._drawn[step] = agents
+            self._tell(lambda now, step=step, agents=agents: self._take(step, agents, now))  # type: ignore[misc]
+        self._num_drawn = max(self._num_drawn, end)
+
+    def _take(self, step: int, agents: Sequence[AgentId], now: float) -> None:
+        for agent in agents:
+            before = self._last.get(agent)
+            self._last[agent] = step
+            if before is None or before < now:
+                self._changed[agent] = float(step)
+            else:
+                self._after.setdefault(before, {})[agent] = step
+
+
+def _on_time(rate: Times, wait: Times) -> Times:
+    """The probability that a geometric wait ends within the tolerance around its mean."""
+    slack = np.maximum(MIN_TOLERANCE_STEPS, TOLERANCE * wait)
+    with np.errstate(invalid="ignore"):
+        first = np.maximum(1.0, np.ceil(wait - slack))
+        likely: Times = (1.0 - rate) ** (first - 1.0) - (1.0 - rate) ** np.floor(wait + slack)
+    return np.nan_to_num(likely)
+
+
+def _probabilities(values: npt.ArrayLike, count: int) -> Times:
+    rates = np.broadcast_to(np.asarray(values, np.float64), (count,))
+    wrong = ~((rates >= 0.0) & (rates <= 1.0))
+    if wrong.any():
+        raise ConfigError(f"a probability of {rates[wrong][0]}; it must lie in 0 … 1")
+    return rates.copy()

@@ -1,0 +1,74 @@
+"""Rows by the time at which something about them falls due. Costs what falls due, not what waits.
+
+Times are put into buckets that are wider the farther off they are; a bucket that begins is looked
+at, and what is not yet due in it moves to a narrower one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import numpy as np
+
+from scalesim.core import Int64s
+from scalesim.distance.estimates import Times
+
+_FINE = 8.0  # a bucket is at most this part of the time until it begins
+_FOREVER = 2.0**52
+
+
+class Calendar:
+    """Entries are (row, time). A row may have several: the caller tells a stale one by its time."""
+
+    def __init__(self) -> None:
+        self.num_entries = 0
+        self._keys: list[float] = []
+        self._buckets: dict[float, tuple[list[int], list[float], list[tuple[Int64s, Times]]]] = {}
+
+    def put_one(self, row: int, time: float, now: float) -> None:
+        width = 2.0 ** math.floor(math.log2(max(1.0, (time - now) / _FINE)))
+        bucket = self._bucket(min(math.floor(time / width) * width, _FOREVER))
+        bucket[0].append(row)
+        bucket[1].append(time)
+        self.num_entries += 1
+
+    def put(self, rows: Int64s, times: Times, now: float) -> None:
+        """``rows`` and ``times`` are ``[n]``."""
+        if not len(rows):
+            return
+        width = np.exp2(np.floor(np.log2(np.maximum(1.0, (times - now) / _FINE))))
+        keys = np.minimum(np.floor(times / width) * width, _FOREVER)
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=np.nan) != 0.0)
+        for start, part in zip(starts, np.split(order, starts[1:]), strict=True):
+            self._bucket(float(keys[order[start]]))[2].append((rows[part], times[part]))
+        self.num_entries += len(rows)
+
+    def take(self, now: float) -> tuple[Int64s, Times]:
+        """Remove and return what lies before ``now``, in no order."""
+        taken_rows: list[Int64s] = []
+        taken_times: list[Times] = []
+        while self._keys and self._keys[0] <= now:
+            one_rows, one_times, parts = self._buckets.pop(heapq.heappop(self._keys))
+            taken_rows += [np.array(one_rows, np.int64), *(rows for rows, _ in parts)]
+            taken_times += [np.array(one_times), *(times for _, times in parts)]
+        if not taken_rows:
+            return _NO_ROWS, _NO_TIMES
+        rows, times = np.concatenate(taken_rows), np.concatenate(taken_times)
+        self.num_entries -= len(rows)
+        due = times < now
+        if not due.all():
+            self.put(rows[~due], times[~due], now)
+        return rows[due], times[due]
+
+    def _bucket(self, key: float) -> tuple[list[int], list[float], list[tuple[Int64s, Times]]]:
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = ([], [], [])
+            heapq.heappush(self._keys, key)
+        return bucket
+
+
+_NO_ROWS: Int64s = np.empty(0, np.int64)
+_NO_TIMES: Times = np.empty(0)

@@ -1,0 +1,62 @@
+"""What a source of distances is, and what it says. The one interface that users implement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import AgentId
+
+Times: TypeAlias = npt.NDArray[np.float64]
+
+
+class Estimates(NamedTuple):
+    """Next uses of ``n`` agents.
+
+    ``at`` is absolute, in steps of the clock: a time in the past means now, NaN takes back what was
+    said, what is no number is ignored. ``confidence``, one for all or ``[n]``, is the probability
+    that the agent's next call comes about then: within a quarter of the distance, or one step.
+    """
+
+    agents: Sequence[AgentId]
+    at: Sequence[float] | Times
+    confidence: float | Sequence[float] | npt.NDArray[np.float64] = 1.0
+
+
+NOTHING = Estimates((), ())
+
+
+class Source(ABC):
+    """Says who will call when. ``changes`` and ``called`` run on the engine's thread; what a user
+    tells a source comes from any thread and is kept for that one by ``_tell``.
+
+    A source that raises is not asked again; nothing that it says can change a text.
+    """
+
+    name: str = "source"
+
+    def __init__(self) -> None:
+        self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes
+        self._mail: deque[Callable[[float], None]] = deque()
+
+    @abstractmethod
+    def changes(self, now: float) -> Estimates:
+        """What is new since the last time. Asked at each tick of the clock, after the first call
+        of an agent in a step, and when the source was told something."""
+
+    def called(self, agent: AgentId, now: float) -> None:  # noqa: B027 - optional
+        """``agent`` called; told once a step, however many calls its burst has."""
+
+    def _tell(self, note: Callable[[float], None]) -> None:
+        """Have ``note(now)`` run before the next ``changes``."""
+        self._mail.append(note)
+        self.on_news()
+
+    def _read_mail(self, now: float) -> None:
+        while self._mail:
+            self._mail.popleft()(now)

@@ -1,0 +1,134 @@
+"""Sources for agents that follow one another: along a graph, or in turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from scalesim.core import AgentId
+from scalesim.distance.estimates import Estimates, Source
+from scalesim.errors import ConfigError, RequestError
+
+
+class Graph(Source):
+    """When an agent calls, its successors will, ``delay`` steps a hop: a workflow, an event bus,
+    the spread of a message (the ScaleSim paper's breadth-first distance).
+
+    ``edges`` maps an agent to its successors, or to {successor: probability}. Without
+    probabilities each of ``n`` successors is as likely: all of them where ``fan_out``, else one in
+    ``n``. Hops multiply; what falls below ``least`` is not followed further, nor are more than
+    ``max_reached`` agents. Raises ``ConfigError``.
+    """
+
+    def __init__(
+        self,
+        edges: Mapping[AgentId, Sequence[AgentId] | Mapping[AgentId, float]],
+        *,
+        delay: float = 1.0,
+        fan_out: bool = True,
+        max_hops: int = 3,
+        least: float = 0.1,
+        max_reached: int = 256,
+        name: str = "graph",
+    ) -> None:
+        super().__init__()
+        if not 0.0 < delay < math.inf or max_hops < 1:
+            raise ConfigError(
+                f"delay={delay}, max_hops={max_hops}; a hop takes above 0 steps, and one is the "
+                "least"
+            )
+        self.name = name
+        self._delay, self._fan_out = delay, fan_out
+        self._max_hops, self._least, self._max_reached = max_hops, least, max_reached
+        self._edges = {agent: self._weighed(agent, after) for agent, after in edges.items()}
+        self._changed: dict[AgentId, tuple[float, float]] = {}
+
+    def connect(
+        self, agent: AgentId, successors: Sequence[AgentId] | Mapping[AgentId, float]
+    ) -> None:
+        """From now on ``agent`` has these successors, and no others."""
+        weighed = self._weighed(agent, successors)
+        self._tell(lambda now: self._edges.update({agent: weighed}))
+
+    def called(self, agent: AgentId, now: float) -> None:
+        reached = {agent}
+        front = {agent: 1.0}
+        for hop in range(1, self._max_hops + 1):
+            found: dict[AgentId, float] = {}
+            for one, likely in front.items():
+                for other, share in self._edges.get(one, {}).items():
+                    if other not in reached:
+                        found[other] = max(found.get(other, 0.0), likely * share)
+            front = {other: likely for other, likely in found.items() if likely >= self._least}
+            for other, likely in front.items():
+                if len(reached) > self._max_reached:
+                    return
+                reached.add(other)
+                self._changed[other] = (now + hop * self._delay, likely)
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        changed, self._changed = self._changed, {}
+        at, likely = zip(*changed.values(), strict=True) if changed else ((), ())
+        return Estimates(tuple(changed), at, likely)
+
+    def _weighed(
+        self, agent: AgentId, successors: Sequence[AgentId] | Mapping[AgentId, float]
+    ) -> dict[AgentId, float]:
+        if not isinstance(successors, Mapping):
+            share = 0.9 if self._fan_out else 0.9 / max(1, len(successors))
+            return dict.fromkeys(successors, share)
+        for other, share in successors.items():
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(
+                    f"edge {agent!r} → {other!r} has probability {share}; it must lie in 0 … 1"
+                )
+        return dict(successors)
+
+
+class Turns(Source):
+    """Everybody in a fixed order, once in ``period`` steps, for ever (round-robin); or once, in an
+    order that is drawn anew (``announce``). Exact, within the step as well: the i-th of n is
+    expected i/n into the period."""
+
+    def __init__(
+        self,
+        order: Sequence[AgentId] = (),
+        *,
+        period: float = 1.0,
+        name: str = "turns",
+        confidence: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < period < math.inf:
+            raise ConfigError(f"period={period}; it must be above 0 steps and finite")
+        self.name = name
+        self._period, self._confidence = period, confidence
+        self._place = {agent: index / len(order) for index, agent in enumerate(order)}
+        self._changed: dict[AgentId, float] = {}
+        if len(self._place) < len(order):
+            raise ConfigError("an agent has two places in the order; announce() orders instead")
+        self._tell(lambda now: self._set(order, now))
+
+    def announce(self, order: Sequence[AgentId], at: float) -> None:
+        """In the step that begins at time ``at``, agents call in this order. Raises
+        ``RequestError`` for a time that is none."""
+        if not math.isfinite(at):
+            raise RequestError(f"announce(at={at}): the time of a step must be finite")
+        order = tuple(order)
+        self._tell(lambda now: self._set(order, at))
+
+    def called(self, agent: AgentId, now: float) -> None:
+        place = self._place.get(agent)
+        if place is not None:
+            begin = math.floor(now / self._period) * self._period
+            self._changed[agent] = begin + (1.0 + place) * self._period
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        changed, self._changed = self._changed, {}
+        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
+
+    def _set(self, order: Sequence[AgentId], begin: float) -> None:
+        for index, agent in enumerate(order):
+            self._changed[agent] = begin + self._period * index / len(order)

@@ -1,0 +1,122 @@
+"""One source's standing predictions: an array row an agent, until they come true or expire.
+
+A prediction that is overdue by more than its own distance (at least two steps) expires. Saying
+*now* of an agent again and again does not renew it, so a source that cries wolf is scored for it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from scalesim.core import Int64s
+from scalesim.distance.calendar import Calendar
+from scalesim.distance.estimates import Times
+from scalesim.distance.roster import Columns
+from scalesim.distance.scores import Score
+
+MIN_PATIENCE_STEPS = 2.0
+LATEST = 2.0**52  # steps; what is said to be later is as good as never
+
+
+class Ledger:
+    """``at[row]`` is NaN where the source says nothing. A hint once given stands until then."""
+
+    def __init__(self) -> None:
+        self.score = Score()
+        self.num_ignored = 0  # infinite times: they say nothing about one
+        self.columns = Columns(
+            at=(np.float64, np.nan, ()),
+            made=(np.float64, 0.0, ()),
+            confidence=(np.float32, 0.0, ()),
+        )
+        self._deadlines = Calendar()
+
+    def says(self, row: int) -> float:
+        """The predicted time, NaN if there is none."""
+        return float(self.columns.at[row]) if row < self.columns.num_rows else math.nan
+
+    def heard(self, row: int) -> float:
+        """The confidence in what is said of ``row``, discounted by what the source deserves."""
+        trust = 0.0 if self.score.muted else self.score.trust
+        return float(self.columns.confidence[row]) * trust
+
+    def post_one(self, row: int, at: float, confidence: float, now: float) -> bool:
+        """Take in a prediction; whether it changes anything."""
+        if math.isinf(at):
+            self.num_ignored += 1
+            return False
+        columns = self.columns
+        columns.grow(row + 1)
+        old = columns.at[row]
+        if math.isnan(at):
+            columns.at[row] = math.nan
+            return not math.isnan(old)
+        at = min(max(at, now), LATEST)
+        if at == now and old <= now:
+            return False
+        columns.at[row], columns.made[row] = at, now
+        columns.confidence[row] = min(max(confidence, 0.0), 1.0) if confidence == confidence else 0
+        self._deadlines.put_one(row, at + max(MIN_PATIENCE_STEPS, at - now), now)
+        return True
+
+    def post(self, rows: Int64s, at: Times, confidence: Times, now: float) -> Int64s:
+        """``post_one`` for ``[n]`` agents at once; the rows that changed. A row given twice is what
+        it was given last."""
+        self.columns.grow(int(rows.max(initial=-1)) + 1)
+        columns = self.columns
+        at = np.where(np.isfinite(at), np.clip(at, now, LATEST), at)
+        old = columns.at[rows]
+        news = ~np.isinf(at) & ~((at == now) & (old <= now)) & ~(np.isnan(at) & np.isnan(old))
+        self.num_ignored += int(np.isinf(at).sum())
+        rows, at, confidence = rows[news], at[news], confidence[news]
+        columns.at[rows], columns.made[rows] = at, now
+        columns.confidence[rows] = np.clip(np.nan_to_num(confidence, nan=0.0), 0.0, 1.0)
+        given = ~np.isnan(at)
+        rows_given, at = rows[given], at[given]
+        self._deadlines.put(rows_given, at + np.maximum(MIN_PATIENCE_STEPS, at - now), now)
+        self._sweep(now)
+        return rows
+
+    def called(self, row: int, now: float, *, first: bool) -> float | None:
+        """The agent called: score what was said, if this is its ``first`` call of the step. What
+        was said for this step or before has come true and is forgotten; what lies later stands.
+
+        Returns by how many steps an on-time call came before its time, ``None`` if it was not."""
+        at = self.says(row)
+        if math.isnan(at):
+            return None
+        columns = self.columns
+        lead: float | None = None
+        if first and self.score.called(
+            float(columns.made[row]), at, now, float(columns.confidence[row])
+        ):
+            lead = max(0.0, at - now)
+        if at < math.floor(now) + 1.0:
+            columns.at[row] = math.nan
+        return lead
+
+    def expire(self, now: float) -> Int64s:
+        """Forget what is overdue; the rows of it."""
+        rows, deadlines = self._deadlines.take(now)
+        if not len(rows):
+            return rows
+        columns = self.columns
+        rows = np.unique(rows[self._deadline(rows) == deadlines])  # not renewed since
+        if len(rows):
+            self.score.expired(len(rows), float(columns.confidence[rows].mean()))
+            columns.at[rows] = np.nan
+        return rows
+
+    def _deadline(self, rows: Int64s) -> Times:
+        at, made = self.columns.at[rows], self.columns.made[rows]
+        deadline: Times = at + np.maximum(MIN_PATIENCE_STEPS, at - made)
+        return deadline
+
+    def _sweep(self, now: float) -> None:
+        """Drop the deadlines of renewed predictions once they outnumber the agents."""
+        if self._deadlines.num_entries > 4 * self.columns.num_rows + 1024:
+            self._deadlines = Calendar()
+            rows = np.flatnonzero(~np.isnan(self.columns.at))
+            self._deadlines.put(rows, self._deadline(rows), now)

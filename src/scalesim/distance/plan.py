@@ -1,0 +1,64 @@
+"""A source for agents that follow plans: an action lasts so many steps, then the agent calls."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+from scalesim.core import AgentId
+from scalesim.distance.estimates import Estimates, Source
+from scalesim.errors import RequestError
+
+
+class Plan(Source):
+    """Knows how long actions last. ``confidence`` is how often a plan is carried out as planned.
+
+    A call before an action's end is an interruption: the plan stands. A call at its end, or later,
+    begins the next action, if the agent's plan has one.
+    """
+
+    def __init__(self, *, name: str = "plan", confidence: float = 0.9) -> None:
+        super().__init__()
+        self.name = name
+        self._confidence = confidence
+        self._ends: dict[AgentId, float] = {}
+        self._next: dict[AgentId, deque[float]] = {}
+        self._changed: dict[AgentId, float] = {}
+
+    def follow(self, agent: AgentId, *durations: float) -> None:
+        """``agent`` begins actions of so many steps each, one after the other, now: it calls at the
+        end of each. No duration: it has no plan any more. Raises ``RequestError`` for one that is
+        no number, or negative."""
+        planned = [_duration(agent, each) for each in durations]
+        self._tell(lambda now: self._begin(agent, planned, now))
+
+    def called(self, agent: AgentId, now: float) -> None:
+        end = self._ends.get(agent)
+        if end is not None and end < math.floor(now) + 1.0:
+            self._begin(agent, self._next.pop(agent, ()), now)
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        changed, self._changed = self._changed, {}
+        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
+
+    def _begin(self, agent: AgentId, durations: Iterable[float], now: float) -> None:
+        planned = deque(durations)
+        self._next.pop(agent, None)
+        if not planned:
+            self._ends.pop(agent, None)
+            self._changed[agent] = math.nan
+            return
+        self._ends[agent] = self._changed[agent] = now + planned.popleft()
+        if planned:
+            self._next[agent] = planned
+
+
+def _duration(agent: AgentId, value: float) -> float:
+    steps = float(value)
+    if not 0.0 <= steps < math.inf:
+        raise RequestError(
+            f"agent {agent!r}: an action of {value} steps; it must last 0 or more, and end"
+        )
+    return steps

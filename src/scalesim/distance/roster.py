@@ -1,0 +1,72 @@
+"""Agents as row numbers, so that what is known of them can lie in arrays. Rows are never reused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import AgentId, Int64s
+
+
+class Roster:
+    """Gives each agent the next free row, on first sight."""
+
+    def __init__(self) -> None:
+        self.ids: list[AgentId] = []
+        self._rows: dict[AgentId, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def get(self, agent: AgentId) -> int | None:
+        return self._rows.get(agent)
+
+    def row(self, agent: AgentId) -> int:
+        row = self._rows.get(agent)
+        if row is None:
+            row = self._rows[agent] = len(self.ids)
+            self.ids.append(agent)
+        return row
+
+    def rows(self, agents: Sequence[AgentId]) -> Int64s:
+        found = [self._rows.get(agent, -1) for agent in agents]
+        if -1 in found:
+            found = [self.row(agent) for agent in agents]
+        return np.array(found, np.int64)
+
+    def names(self, rows: Iterable[int]) -> list[AgentId]:
+        return [self.ids[row] for row in rows]
+
+
+class Columns:
+    """Arrays of one length, a row per agent, that grow by an eighth at a time. Fields are read as
+    attributes; hold none of them across a ``grow``.
+
+    ``fields`` maps a name to (dtype, value of a new row, shape of one entry).
+    """
+
+    def __init__(self, **fields: tuple[Any, Any, tuple[int, ...]]) -> None:
+        self._fields = fields
+        self.num_rows = 0
+        for name in fields:
+            setattr(self, name, self._fresh(name, 0))
+
+    def __getattr__(self, name: str) -> npt.NDArray[Any]:
+        raise AttributeError(name)  # for the type checker: fields are set in __init__
+
+    def grow(self, num_rows: int) -> None:
+        """Have at least ``num_rows``."""
+        if num_rows <= self.num_rows:
+            return
+        capacity = max(16, num_rows + num_rows // 8)
+        for name in self._fields:
+            more = self._fresh(name, capacity - self.num_rows)
+            setattr(self, name, np.concatenate([getattr(self, name), more]))
+        self.num_rows = capacity
+
+    def _fresh(self, name: str, count: int) -> npt.NDArray[Any]:
+        dtype, value, shape = self._fields[name]
+        return np.full((count, *shape), value, dtype)

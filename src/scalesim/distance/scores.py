@@ -1,0 +1,59 @@
+"""How a source's predictions came out, and how far its word is therefore taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEIGHT = 1.0 / 64.0  # of the newest outcome; the first ones count as if all before had come true
+MUTED_BELOW = 0.25
+TOLERANCE = 0.25  # of the predicted distance
+MIN_TOLERANCE_STEPS = 1.0
+
+
+@dataclass(slots=True)
+class Score:
+    """Counts of outcomes. A call is ``on_time`` within a quarter of the distance that was
+    predicted, or one step; ``early`` and ``late`` say how the *call* came; ``never`` is a
+    prediction that expired.
+
+    ``trust`` is what came true over what was claimed, at most 1, with the past decaying: a source
+    that claims little and is right that often is trusted.
+    """
+
+    early: int = 0
+    on_time: int = 0
+    late: int = 0
+    never: int = 0
+    claimed: float = 1.0
+    deserved: float = 1.0
+
+    @property
+    def trust(self) -> float:
+        return min(1.0, self.deserved / max(self.claimed, 1e-6))
+
+    @property
+    def muted(self) -> bool:
+        """Whether it is no longer listened to; it goes on being scored and may come back."""
+        return self.trust < MUTED_BELOW
+
+    def called(self, made: float, at: float, now: float, confidence: float) -> bool:
+        """A call came at ``now``, predicted for ``at`` at time ``made``; whether it was on time."""
+        tolerance = max(MIN_TOLERANCE_STEPS, TOLERANCE * (at - made))
+        on_time = abs(now - at) <= tolerance
+        if on_time:
+            self.on_time += 1
+        elif now < at:
+            self.early += 1
+        else:
+            self.late += 1
+        self._observe(float(on_time), confidence, WEIGHT)
+        return on_time
+
+    def expired(self, num: int, mean_confidence: float) -> None:
+        """``num`` predictions came to nothing."""
+        self.never += num
+        self._observe(0.0, mean_confidence, 1.0 - (1.0 - WEIGHT) ** num)
+
+    def _observe(self, hit: float, confidence: float, weight: float) -> None:
+        self.deserved += weight * (hit - self.deserved)
+        self.claimed += weight * (confidence - self.claimed)

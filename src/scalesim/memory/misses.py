@@ -1,0 +1,115 @@
+"""Why an agent's state was not there: the cause of its last miss, kept always, a few values each.
+
+The engine notes what was expected when an agent calls; the manager, what the look-up found.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+from scalesim.core import AgentId
+from scalesim.memory.agents import lineage
+from scalesim.memory.lease import Lease
+from scalesim.memory.look_ahead import LookAhead
+from scalesim.memory.segment import Segment
+
+Cause: TypeAlias = Literal[
+    "no hint", "hint late", "link full", "pool small", "prompt changed", "adapter changed"
+]
+_ADVICE: dict[str, str] = {
+    "no hint": "nothing was known of this call; say expect(), or add a source",
+    "hint late": "it was expected later than it came, or told too shortly before",
+    "link full": "other loads were under way; fewer bytes an agent, or a faster link",
+    "pool small": "nothing that is used later could leave; raise device_memory or host_memory",
+    "prompt changed": "it shares only its beginning with the call before; move what changes back",
+    "adapter changed": "KV belongs to the adapter that computed it",
+}
+
+
+class Miss(NamedTuple):
+    """``step``: when, on the simulation's clock. ``token``: up to which token of the prompt the
+    state was found anywhere. ``expected``: the next use that was known, ``None`` = unknown.
+    ``load_tokens``, ``lost_tokens``: what had to be waited for, what must be computed again."""
+
+    cause: Cause
+    step: float
+    token: int
+    expected: float | None
+    load_tokens: int
+    lost_tokens: int
+
+    def __str__(self) -> str:
+        at = f" at token {self.token}" if self.cause == "prompt changed" else ""
+        known = "unknown" if self.expected is None else f"step {self.expected:g}"
+        return (
+            f"step {self.step:g}: {self.cause}{at} ({self.load_tokens} tokens loaded on demand, "
+            f"{self.lost_tokens} computed again; expected: {known}): {_ADVICE[self.cause]}"
+        )
+
+
+class Misses:
+    """The last miss of each agent that had one."""
+
+    def __init__(self, look_ahead: LookAhead, block_size: int) -> None:
+        self.last: dict[AgentId, Miss] = {}
+        self._expected: dict[AgentId, float | None] = {}
+        self._left: dict[AgentId, int] = {}  # blocks of the path that its last request left
+        self._look_ahead, self._block_size = look_ahead, block_size
+
+    def calls(self, agent: AgentId, expected: float | None) -> None:
+        """``agent`` called; this is what was known before."""
+        self._expected[agent] = expected
+
+    def released(self, lease: Lease) -> None:
+        """``lease`` leaves its shared path to its agent."""
+        if lease.agent is not None:
+            self._left[lease.agent.id] = lease.num_shared
+
+    def looked_up(self, lease: Lease, waiting: int, now: float) -> None:
+        """``lease`` was found; ``waiting`` of its shared blocks are not on the device yet. Called
+        before the agent's path is replaced by this one."""
+        agent = lease.agent
+        if agent is None or agent.newest is None:
+            return
+        expected = self._expected.pop(agent.id, None)
+        before = agent.newest
+        kept = before.parent is not None
+        there = sum(one.num_blocks for one in lineage(before)) if kept else 0
+        dropped = self._left.get(agent.id, 0) - there
+        goes_on = kept and before in lineage(lease.end)
+        if goes_on and not waiting and dropped <= 0:
+            return
+        cause: Cause
+        if waiting:
+            cause = self._late(expected, now)
+        elif not kept or (goes_on and dropped > 0):
+            cause = "pool small"
+        elif _root(before) is not _root(lease.end):
+            cause = "adapter changed"
+        else:
+            cause = "prompt changed"
+        lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, lease.end))
+        self.last[agent.id] = Miss(
+            cause, now, lease.num_cached, expected, *(
+                count * self._block_size for count in (waiting, lost)
+            )
+        )  # fmt: skip
+
+    def _late(self, expected: float | None, now: float) -> Cause:
+        if expected is None:
+            return "no hint"
+        if expected >= now + 1.0 or self._look_ahead.blocked_by is None:
+            return "hint late"
+        return "link full" if self._look_ahead.blocked_by == "link" else "pool small"
+
+    @staticmethod
+    def _blocks_behind(before: Segment, end: Segment) -> int:
+        """Blocks of the path to ``before`` that the path to ``end`` does not share."""
+        shared = set(lineage(end))
+        return sum(one.num_blocks for one in lineage(before) if one not in shared)
+
+
+def _root(segment: Segment) -> Segment:
+    while segment.parent is not None:
+        segment = segment.parent
+    return segment

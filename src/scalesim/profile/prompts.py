@@ -1,0 +1,75 @@
+"""Where prompts break the cache: by template, at which token an agent's successive prompts part."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalesim.core import AgentId, Int64s
+from scalesim.profile.calls import LoggedCall
+
+
+@dataclass(frozen=True, slots=True)
+class Breaks:
+    """Of one template, over the pairs of an agent's successive prompts, all in tokens.
+
+    ``part_at``: the median token at which they part. ``prefill``: what is computed a call, if all
+    state is there. ``common_after``: what is the same again behind the place where they part, and
+    so ``gain`` a call if that place were moved to the end of the prompt.
+    """
+
+    template: str
+    pairs: int
+    prompt_len: float
+    part_at: float
+    prefill: float
+    gain: float
+    shared: float
+    """Leading tokens that prompts of *different* agents have in common: the median."""
+
+
+def breaks(calls: Sequence[LoggedCall]) -> list[Breaks]:
+    """The templates that cost most prefill first; empty for a log without prompts."""
+    found: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    shared: dict[str, list[int]] = defaultdict(list)
+    last: dict[tuple[AgentId, str], Int64s] = {}
+    latest: dict[str, tuple[AgentId, Int64s]] = {}
+    for call in calls:
+        if not len(call.tokens):
+            continue
+        other = latest.get(call.template)
+        if other is not None and other[0] != call.agent:
+            shared[call.template].append(common(other[1], call.tokens))
+        latest[call.template] = (call.agent, call.tokens)
+        key = (call.agent, call.template)
+        before = last.get(key)
+        if before is not None:
+            at = common(before, call.tokens)
+            again = common(before[at:][::-1], call.tokens[at:][::-1])
+            found[call.template].append((len(call.tokens), at, again))
+        last[key] = call.tokens
+    rows = [_summary(name, pairs, shared[name]) for name, pairs in found.items()]
+    return sorted(rows, key=lambda row: -row.prefill * row.pairs)
+
+
+def common(first: Int64s, second: Int64s) -> int:
+    """How many leading tokens two prompts share."""
+    limit = min(len(first), len(second))
+    different = np.flatnonzero(first[:limit] != second[:limit])
+    return int(different[0]) if len(different) else limit
+
+
+def _summary(name: str, pairs: list[tuple[int, int, int]], shared: list[int]) -> Breaks:
+    length, at, again = np.array(pairs).T
+    return Breaks(
+        name,
+        len(pairs),
+        float(length.mean()),
+        float(np.median(at)),
+        float((length - at).mean()),
+        float(again.mean()),
+        float(np.median(shared)) if shared else 0.0,
+    )

@@ -1,0 +1,76 @@
+"""``scalesim plan``: what binds, and that more of anything never helps the wrong way."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalesim.cli import main
+from scalesim.errors import ConfigError
+from scalesim.replay.hardware import HARDWARE, MODELS
+from scalesim.replay.sizing import Fit, Load, fit
+
+QWEN, H100 = MODELS["qwen2.5-7b"], HARDWARE["h100"]
+
+
+def planned(host: float = 1e12, device: str = "h100", **load: Any) -> Fit:
+    return fit(Load(**{"agents": 1000, **load}), QWEN, HARDWARE[device], int(host))
+
+
+def test_everybody_resident_needs_no_link_and_no_host() -> None:
+    few = planned(agents=100, host=0)
+    assert (few.fits, few.missing, few.link_s, few.host_needed_bytes) == (True, 0.0, 0.0, 0)
+    assert few.binds == "compute"
+
+
+def test_long_prefixes_and_short_answers_are_bound_by_the_link() -> None:
+    assert planned(prefix=8192, output=8, new=64).binds == "link"
+    assert planned(prefix=1024, output=200).binds == "compute"
+    assert planned(prefix=8192, output=200, host=1e9).binds == "host memory"
+    assert not planned(prefix=8192, host=1e9).fits
+
+
+def test_the_state_is_what_the_model_says() -> None:
+    """Qwen2.5-7B in bf16: 28 layers × 4 KV heads × 128 × K and V × 2 bytes = 56 KiB a token."""
+    assert planned(prefix=1948, new=50, output=50).state_bytes == 2048 * 56 * 1024
+    assert planned(adapter_bytes=10**9).state_bytes - planned().state_bytes == 10**9
+
+
+@given(st.integers(10, 20_000), st.integers(100, 10_000), st.integers(10, 500), st.floats(0, 1e12))
+def test_more_never_makes_it_faster_and_a_better_machine_never_slower(
+    agents: int, prefix: int, output: int, host: float
+) -> None:
+    base = planned(host, agents=agents, prefix=prefix, output=output)
+    assert planned(host, agents=agents, prefix=prefix, output=output + 10).step_s >= base.step_s
+    better = planned(host + 1e11, agents=agents, prefix=prefix, output=output)
+    assert better.step_s <= base.step_s * (1 + 1e-9) or better.binds == "link"
+    assert base.turns_per_s * base.step_s == pytest.approx(0.2 * agents)
+    assert base.turns_per_s == pytest.approx(1 / max(base.compute_s, base.link_s))
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [
+        ({"agents": 0}, "agents=0"),
+        ({"active": 1.5}, r"active=1\.5"),
+        ({"output": 0}, "output=0"),
+        ({"adapter_bytes": -1}, "negative"),
+        ({"prefix": 10**7}, "smaller model or prefix"),
+    ],
+)
+def test_bad_input_is_named(load: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        planned(**load)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--agents", "1000"]) == 0
+    assert "What binds" in capsys.readouterr().out
+    assert main(["plan", "--agents", "1000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"] is True
+    assert main(["plan", "--agents", "10", "--hardware", "abacus"]) == 2
+    assert "rtx4090" in capsys.readouterr().err
