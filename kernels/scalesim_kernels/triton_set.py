@@ -14,7 +14,7 @@ from torch import Tensor
 from . import matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, Linear, PagedBatch
 from .kv_store import store
-from .launch import Launch, check_pool, interpreted, is_wide
+from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
 from .paged_decode import MIN_ROWS, DecodePlan, decode, plan_decode
 from .paged_prefill import plan_prefill, prefill, tile_tokens
 from .work_lists import WorkList
@@ -43,6 +43,8 @@ def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
         return narrow_launch(head_dim, dtype)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
+    if head_dim != next_power_of_2(head_dim):  # masks of columns take registers too
+        return Launch(tile=32, num_warps=8, num_stages=3)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
 
