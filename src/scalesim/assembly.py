@@ -22,7 +22,7 @@ from scalesim.memory.policies import Policy, policy_named
 from scalesim.memory.source_link import SourceLink
 from scalesim.memory.storage import allocate_pages, writer
 from scalesim.model.adapters.folder import AdapterFolders
-from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
@@ -33,7 +33,6 @@ from scalesim.scheduler.scheduler import Scheduler
 
 _RESIDENT_SHARE = 0.7  # of the memory that is available
 _RESIDENT_MAX_PAGES = 1 << 18
-_ROW_BLOCKS = 4096  # of a row of the block table, for adapters larger than the longest sequence
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
@@ -101,6 +100,7 @@ def parts_for(
         planner=config.planner,
     )
     layouts = LayoutTable()
+    largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
     kernels = kernels or select("cpu")
     runner: Runner = ModelRunner(
         loaded.model.packed(kernels),
@@ -109,7 +109,7 @@ def parts_for(
         geometry,
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_rows=num_rows,
-        max_blocks_per_row=min(device_pages, max(geometry.blocks_for(max_len), _ROW_BLOCKS)),
+        max_blocks_per_row=min(device_pages, max(geometry.blocks_for(max_len), largest)),
         reproducible=config.reproducible,
         digests=config.digests,
         timeline=timeline,
