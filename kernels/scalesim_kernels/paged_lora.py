@@ -17,8 +17,9 @@ from .contracts import LoraBatch, LoraSite
 from .launch import Launch, check, is_wide, next_power_of_2
 
 # What changes from step to step must compile nothing.
-SIZES = ["layer", "num_groups", "table_stride"]
+SIZES = ["layer", "num_layers", "num_groups", "table_stride", "max_rank"]
 INDICES = ["table", "tokens", "starts", "counts", "rows", "layouts", "offsets", "ranks"]
+GROUPS = 256
 ROWS = 16  # tokens of a program, and rank rows of a product: the least that ``tl.dot`` takes
 
 
@@ -43,38 +44,38 @@ def find_group(counts, num_groups, tile, GROUPS: tl.constexpr, BLOCK_M: tl.const
 
 
 @triton.jit
-def row_bases(offsets, table_row, rank_row, inside, PAGE_ELEMS: tl.constexpr):
+def row_bases(offsets, table_row, rank_row, inside, page_elems):
     """Where rank rows begin in the pool. Multiples of 64 elements, which makes loads wide ones."""
     offset = tl.load(offsets + rank_row, mask=inside, other=0)
-    page = tl.load(table_row + offset // PAGE_ELEMS, mask=inside, other=0).to(tl.int64)
-    return tl.multiple_of(page * PAGE_ELEMS + offset % PAGE_ELEMS, 64)
+    page = tl.load(table_row + offset // page_elems, mask=inside, other=0).to(tl.int64)
+    return tl.multiple_of(page * page_elems + offset % page_elems, 64)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=[*INDICES, "scales"])
 def shrink_kernel(
     x,  # [num_tokens, WIDTH], C-contiguous
     pool,  # elements, flat
-    h,  # [entries of tokens, SLICES, MAX_RANK] fp32
+    h,  # [entries of tokens, SLICES, max_rank] fp32
     table, table_stride,  # [num_rows, table_stride] int32
     tokens,  # [entries] int32
     starts, counts, rows, layouts,  # [num_groups (+ 1)] int32
-    offsets,  # [num_layouts, num_layers, 7, MAX_RANK] int64
+    offsets,  # [num_layouts, num_layers, 7, max_rank] int64
     ranks, scales,  # [num_layouts, num_layers, 7] int32, fp32
-    layer, num_groups,
-    FIRST: tl.constexpr, SLICES: tl.constexpr, LAYERS: tl.constexpr, MAX_RANK: tl.constexpr,
-    WIDTH: tl.constexpr, PAGE_ELEMS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr,
+    layer, num_layers, num_groups, max_rank, page_elems,
+    FIRST: tl.constexpr, SLICES: tl.constexpr,
+    WIDTH: tl.constexpr, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Grid ``(tiles of tokens, SLICES * ceil(MAX_RANK / BLOCK_R))``."""
+    """Grid ``(tiles of tokens, SLICES * ceil(max_rank / BLOCK_R))``."""
     group, tile = find_group(counts, num_groups, tl.program_id(0), GROUPS, BLOCK_M)
     if group >= num_groups:
         return
     row = tl.load(rows + group)
     if row == 0:
         return
-    chunks: tl.constexpr = (MAX_RANK + BLOCK_R - 1) // BLOCK_R
+    chunks = tl.cdiv(max_rank, BLOCK_R)
     part = tl.program_id(1) // chunks
-    where = (tl.load(layouts + group) * LAYERS + layer) * 7 + FIRST + part
+    where = (tl.load(layouts + group) * num_layers + layer) * 7 + FIRST + part
     rank = tl.load(ranks + where)
     first_rank = tl.program_id(1) % chunks * BLOCK_R
     if first_rank >= rank:
@@ -87,7 +88,7 @@ def shrink_kernel(
     inside = rank_row < rank
     table_row = table + row.to(tl.int64) * table_stride
     base = row_bases(
-        offsets + where.to(tl.int64) * MAX_RANK, table_row, rank_row, inside, PAGE_ELEMS
+        offsets + where.to(tl.int64) * max_rank, table_row, rank_row, inside, page_elems
     )
     k = tl.arange(0, BLOCK_K)
     x_tile = x + token[:, None] * WIDTH + k[None, :]
@@ -99,7 +100,7 @@ def shrink_kernel(
         a = tl.load(a_tile + start, mask=inside[None, :] & near[:, None], other=0.0)
         acc = tl.dot(some, a, acc, input_precision="ieee")
     acc = acc * tl.load(scales + where)
-    target = h + (entry.to(tl.int64)[:, None] * SLICES + part) * MAX_RANK + rank_row[None, :]
+    target = h + (entry.to(tl.int64)[:, None] * SLICES + part) * max_rank + rank_row[None, :]
     tl.store(target, acc, mask=real[:, None] & inside[None, :])
 
 
@@ -107,9 +108,9 @@ def shrink_kernel(
 def expand_kernel(
     h, pool, out,  # out: [num_tokens, WIDTH0 + WIDTH1 + WIDTH2], C-contiguous
     table, table_stride, tokens, starts, counts, rows, layouts, offsets, ranks,  # as in shrink
-    layer, num_groups,
-    FIRST: tl.constexpr, SLICES: tl.constexpr, LAYERS: tl.constexpr, MAX_RANK: tl.constexpr,
-    WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, WIDTH2: tl.constexpr, PAGE_ELEMS: tl.constexpr,
+    layer, num_layers, num_groups, max_rank, page_elems,
+    FIRST: tl.constexpr, SLICES: tl.constexpr,
+    WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, WIDTH2: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +128,7 @@ def expand_kernel(
     block -= tl.where(part > 0, blocks0, 0) + tl.where(part > 1, blocks1, 0)
     width = tl.where(part == 0, WIDTH0, tl.where(part == 1, WIDTH1, WIDTH2))
     first_column = tl.where(part > 0, WIDTH0, 0) + tl.where(part > 1, WIDTH1, 0)
-    where = (tl.load(layouts + group) * LAYERS + layer) * 7 + FIRST + part
+    where = (tl.load(layouts + group) * num_layers + layer) * 7 + FIRST + part
     rank = tl.load(ranks + where)
     if rank == 0:
         return
@@ -138,14 +139,14 @@ def expand_kernel(
     column = block * BLOCK_N + tl.arange(0, BLOCK_N)
     near = column < width
     table_row = table + row.to(tl.int64) * table_stride
-    h_tile = h + (entry.to(tl.int64)[:, None] * SLICES + part) * MAX_RANK
+    h_tile = h + (entry.to(tl.int64)[:, None] * SLICES + part) * max_rank
     chunk = tl.arange(0, BLOCK_R)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first_rank in tl.range(0, rank, BLOCK_R, num_stages=STAGES):
         rank_row = first_rank + chunk
         inside = rank_row < rank
         base = row_bases(
-            offsets + where.to(tl.int64) * MAX_RANK, table_row, rank_row, inside, PAGE_ELEMS
+            offsets + where.to(tl.int64) * max_rank, table_row, rank_row, inside, page_elems
         )
         b = tl.load(
             pool + base[:, None] + column[None, :], mask=inside[:, None] & near[None, :], other=0.0
@@ -163,6 +164,11 @@ def tiles_of(lora: LoraBatch) -> int:
     return len(lora.tokens) // ROWS + len(lora.rows)
 
 
+def groups_of(lora: LoraBatch) -> int:
+    """How many groups a kernel is compiled for: up to 256, the same one."""
+    return max(GROUPS, next_power_of_2(len(lora.rows)))
+
+
 def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch) -> Tensor:
     directory = lora.directory
     num_layers, max_rank = directory.a_offsets.shape[1], directory.a_offsets.shape[3]
@@ -178,8 +184,8 @@ def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraB
     shrink_kernel[grid](
         x, pool, h, lora.block_table, lora.block_table.stride(0), lora.tokens, lora.starts,
         lora.counts, lora.rows, lora.layouts, directory.a_offsets, directory.ranks,
-        directory.scales, layer, len(lora.rows), site.first_slice, site.num_slices, num_layers,
-        max_rank, site.in_width, pool[0].numel(), next_power_of_2(len(lora.rows)), ROWS, ROWS,
+        directory.scales, layer, num_layers, len(lora.rows), max_rank, pool[0].numel(),
+        site.first_slice, site.num_slices, site.in_width, groups_of(lora), ROWS, ROWS,
         launch.tile, launch.num_stages, **launch.options(),
     )  # fmt: skip
     return h
@@ -200,7 +206,6 @@ def lora_expand(
     expand_kernel[grid](
         h, pool, out, lora.block_table, lora.block_table.stride(0), lora.tokens, lora.starts,
         lora.counts, lora.rows, lora.layouts, directory.b_offsets, directory.ranks, layer,
-        len(lora.rows), site.first_slice, site.num_slices, num_layers, max_rank, *widths,
-        pool[0].numel(), next_power_of_2(len(lora.rows)), ROWS, ROWS, launch.tile,
-        launch.num_stages, **launch.options(),
+        num_layers, len(lora.rows), max_rank, pool[0].numel(), site.first_slice, site.num_slices,
+        *widths, groups_of(lora), ROWS, ROWS, launch.tile, launch.num_stages, **launch.options(),
     )  # fmt: skip

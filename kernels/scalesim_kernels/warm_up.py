@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,15 +75,12 @@ def calls(
     out = zeros(tokens, shape.num_heads, shape.head_dim)
     yield "paged_decode", lambda: kernels.paged_decode(q, pool, 0, batch, plan, 1.0, out)
     yield "paged_prefill", lambda: kernels.paged_prefill(q, pool, 0, batch, plan, 1.0, out)
-    lora = example_lora(device, pool[0].numel())
+    lora = example_lora(device, tokens)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
         h = zeros(len(lora.tokens), site.num_slices, MAX_RANK, dtype=torch.float32)
-        yield "lora_shrink", lambda x=x_, site=site: kernels.lora_shrink(x, pool, 0, site, lora)
-        yield (
-            "lora_expand",
-            lambda h=h, wide=wide, site=site: kernels.lora_expand(h, pool, 0, site, lora, wide),
-        )
+        yield "lora_shrink", partial(kernels.lora_shrink, x_, pool, 0, site, lora)
+        yield "lora_expand", partial(kernels.lora_expand, h, pool, 0, site, lora, wide)
     gate_up = zeros(tokens, 2 * shape.intermediate)
     yield "silu_mul", lambda: kernels.silu_mul(gate_up)
     src, dst = (torch.tensor([page], device=device) for page in (0, 1))
@@ -103,8 +101,9 @@ def lora_sites(shape: ModelShape) -> tuple[LoraSite, LoraSite, LoraSite, LoraSit
     )  # fmt: skip
 
 
-def example_lora(device: str, page_elems: int) -> LoraBatch:
-    """Two adapters of rank 16, all of whose rows are the first of the null page."""
+def example_lora(device: str, num_tokens: int) -> LoraBatch:
+    """A token on one adapter of rank 16, the others on another; all of whose rows are the first of
+    the null page."""
 
     def int32(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
@@ -115,8 +114,9 @@ def example_lora(device: str, page_elems: int) -> LoraBatch:
     directory = LoraDirectory(offsets, offsets, ranks, torch.ones(shape[:3], device=device))
     table = torch.zeros((3, 64), dtype=torch.int32, device=device)
     return LoraBatch(
-        directory, table, int32(*range(20)), int32(0, 1, 20), int32(1, 19), int32(1, 2), int32(0, 0)
-    )
+        directory, table, int32(*range(num_tokens)), int32(0, 1, num_tokens),
+        int32(1, num_tokens - 1), int32(1, 2), int32(0, 0),
+    )  # fmt: skip
 
 
 def example_batch(device: str, num_tokens: int) -> PagedBatch:

@@ -19,7 +19,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
 from scalesim.model.adapters.folder import AdapterFolders
-from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
@@ -83,8 +83,11 @@ def parts_for(
         check_model_len(config.max_model_len, shape.max_position, pool_len)
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
-    layouts = LayoutTable()
-    plan = Plan(geometry, device_pages, host_pages, num_rows, geometry.blocks_for(max_len))
+    layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
+    if backend.takes_adapters:
+        largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
+        row_blocks = min(device_pages, max(row_blocks, largest))
+    plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
     runner, link = backend.build(
         loaded, kernels or select(backend.name, config.reproducible), config, plan, layouts
     )

@@ -29,7 +29,6 @@ _GPU_SHARE = 0.95  # of a GPU's memory that is left beside weights and workspace
 _WORKSPACE_BYTES = 1 << 30  # the driver's, the libraries' and the graphs'
 _WARM_UP_TOKENS = (2, 16, 17, 100)
 MAX_RESIDENT_PAGES = 1 << 18
-_ROW_BLOCKS = 4096  # of a row of the block table, for adapters larger than the longest sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ class CpuBackend:
             plan.geometry,
             max_num_seqs=config.scheduler.max_num_seqs,
             max_num_rows=plan.num_rows,
-            max_blocks_per_row=min(plan.device_pages, max(plan.max_blocks_per_row, _ROW_BLOCKS)),
+            max_blocks_per_row=plan.max_blocks_per_row,
             reproducible=config.reproducible,
             digests=config.digests,
             timeline=timeline,

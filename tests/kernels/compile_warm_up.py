@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import torch
 from scalesim_kernels import PagedBatch, select
 from scalesim_kernels.compile_only import TARGETS, compiled
-from scalesim_kernels.warm_up import ModelShape, example_batch, warm_up
+from scalesim_kernels.warm_up import ModelShape, example_batch, example_lora, lora_sites, warm_up
 
 SHAPE = ModelShape(14, 2, 64, 32, 896, 4864, 1000, torch.float16, linears=((896, 1152, True),))
 kernels = select("triton")
@@ -35,6 +35,11 @@ def serve(num_tokens: int) -> None:
     kernels.rms_norm(x, x[0], 1e-5, kernels.rms_norm(x, x[0], 1e-5)[0])
     kernels.linear(x, q.new_zeros(1152, 896), q.new_zeros(1152))
     kernels.silu_mul(q.new_zeros(num_tokens, 2 * 4864))
+    lora = example_lora("cpu", num_tokens)
+    for site in lora_sites(SHAPE):
+        h = kernels.lora_shrink(q.new_zeros(num_tokens, site.in_width), pool, 1, site, lora)
+        out = q.new_zeros(num_tokens, sum(site.out_widths))
+        kernels.lora_expand(h, pool, 1, site, lora, out)
     ids = torch.arange(num_tokens + 1)[1:]
     kernels.copy_pages(pool, ids, ids)
     kernels.zero_pages(pool, ids)

@@ -24,6 +24,7 @@ from scalesim.model.config import ModelConfig
 
 ALIGN = 64  # elements: what wide loads of a GPU want of an address
 NUM_SLICES = 7
+MAX_RANK = 256
 Ranks: TypeAlias = tuple[tuple[int, ...], ...]
 Scales: TypeAlias = tuple[tuple[float, ...], ...]
 
@@ -132,6 +133,16 @@ class LoraLayout:
                     for i, width in zip(slices, site.out_widths, strict=True)
                 ]
         return [row for row in found if row[4]]
+
+
+def max_adapter_pages(config: ModelConfig, page_bytes: int, dtype_bytes: int) -> int:
+    """Pages of the largest adapter that ``config`` takes; 0 where pages are too small for any."""
+    ranks = ((MAX_RANK,) * NUM_SLICES,) * config.num_layers
+    scales = ((1.0,) * NUM_SLICES,) * config.num_layers
+    try:
+        return LoraLayout(lora_sites(config), ranks, scales, page_bytes // dtype_bytes).num_pages
+    except AdapterError:
+        return 0
 
 
 @dataclass

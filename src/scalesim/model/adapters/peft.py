@@ -22,12 +22,11 @@ from torch import Tensor
 
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
-from scalesim.model.adapters.layout import LoraLayout, Ranks, Scales, lora_sites
+from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
 from scalesim.model.config import Json, ModelConfig, read_json
 from scalesim.model.loader import PICKLES, safe_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MAX_RANK = 256
 MAX_PATTERN = 512
 PROJECTIONS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
