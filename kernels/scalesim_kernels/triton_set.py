@@ -106,7 +106,9 @@ def qk_norm_rope_store(
 def triton_kernels(reproducible: bool = True) -> KernelSet:
     """``reproducible``: linear layers by ``matmul``, whose rows stand alone; else the vendor's."""
     attention = TritonAttention(4 if interpreted() else PROGRAMS)
-    linear: Linear = matmul.linear if reproducible else F.linear
+    linear: Linear = matmul.linear
+    if not reproducible:
+        linear = F.linear
     return KernelSet(
         name="triton",
         row_multiple=1,

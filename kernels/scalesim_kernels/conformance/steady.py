@@ -25,7 +25,7 @@ class _Numpy:
 
     @staticmethod
     def matmul(
-        a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: npt.DTypeLike = None
+        a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: npt.DTypeLike | None = None
     ) -> npt.NDArray[Any]:
         """``[m, k] @ [k, n]``; products are added in the order of k, one by one."""
         a, b = a.astype(dtype), b.astype(dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalesim.core import Batch, Int32s
+from scalesim.core import Batch, Int32s, Int64s
 from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 
@@ -58,7 +58,7 @@ class DeviceTable:
         self._stream.submit(scatter)
 
 
-def last_of_each(places: np.ndarray, values: Int32s) -> tuple[np.ndarray, Int32s]:  # type: ignore[type-arg]
+def last_of_each(places: Int64s, values: Int32s) -> tuple[Int64s, Int32s]:
     """Places in ascending order, each once, with the last value given for it: a scatter with
     duplicates may keep any."""
     unique, from_end = np.unique(places[::-1], return_index=True)
