@@ -103,12 +103,16 @@ def qk_norm_rope_store(
     return store(qkv, pool, layer, batch, cos_sin, q_weight, k_weight, eps)
 
 
+def vendor_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
 def triton_kernels(reproducible: bool = True) -> KernelSet:
     """``reproducible``: linear layers by ``matmul``, whose rows stand alone; else the vendor's."""
     attention = TritonAttention(4 if interpreted() else PROGRAMS)
     linear: Linear = matmul.linear
     if not reproducible:
-        linear = F.linear
+        linear = vendor_linear
     return KernelSet(
         name="triton",
         row_multiple=1,
