@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import matmul, pages, rows, sampling
-from .contracts import KernelSet, Linear, PagedBatch
+from .contracts import KernelSet, PagedBatch
 from .kv_store import store
 from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
 from .paged_decode import MIN_ROWS, DecodePlan, decode, plan_decode
@@ -103,10 +103,13 @@ def qk_norm_rope_store(
     return store(qkv, pool, layer, batch, cos_sin, q_weight, k_weight, eps)
 
 
+def vendor_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
 def triton_kernels(reproducible: bool = True) -> KernelSet:
     """``reproducible``: linear layers by ``matmul``, whose rows stand alone; else the vendor's."""
     attention = TritonAttention(4 if interpreted() else PROGRAMS)
-    linear: Linear = matmul.linear if reproducible else F.linear
     return KernelSet(
         name="triton",
         row_multiple=1,
@@ -116,7 +119,7 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         paged_decode=attention.paged_decode,
         paged_prefill=attention.paged_prefill,
         pack_weight=lambda weight: weight,
-        linear=linear,
+        linear=matmul.linear if reproducible else vendor_linear,
         silu_mul=rows.silu_mul,
         copy_pages=pages.copy_pages,
         zero_pages=pages.zero_pages,
