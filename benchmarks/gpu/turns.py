@@ -27,7 +27,7 @@ from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.core import Int32s, Runner, SamplingParams, Step, StepOutput
 from scalesim.engine import Engine
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.policies import ENGINE_POLICIES
 from scalesim.model.config import ModelConfig
 from scalesim.model.cuda_runner import CudaRunner
 from scalesim.model.dummy import write_config
@@ -51,7 +51,10 @@ TINY = ModelConfig(
     rope=RopeConfig(),
 )  # fmt: skip
 QUARTER = 0.25
-ARMS = (*((policy, False) for policy in POLICIES), ("deadline", True))  # (policy, reproducible)
+ARMS = (
+    *((policy, False) for policy in ENGINE_POLICIES),
+    ("deadline", True),
+)  # (policy, reproducible)
 MAX_OUTSIDE = 0.1
 
 

@@ -71,7 +71,7 @@ def calls(
         "qk_norm_rope_store",
         lambda: kernels.qk_norm_rope_store(qkv, pool, 0, batch, plan, cos_sin, norm, norm, 1e-6),
     )
-    q = qkv[:, : shape.num_heads * shape.head_dim].view(tokens, -1, shape.head_dim)
+    q = qkv.view(tokens, -1, shape.head_dim)[:, : shape.num_heads]
     out = zeros(tokens, shape.num_heads, shape.head_dim)
     yield "paged_decode", lambda: kernels.paged_decode(q, pool, 0, batch, plan, 1.0, out)
     yield "paged_prefill", lambda: kernels.paged_prefill(q, pool, 0, batch, plan, 1.0, out)

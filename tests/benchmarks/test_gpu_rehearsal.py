@@ -62,7 +62,7 @@ def test_nothing_is_captured_nor_compiled_while_serving(whole: dict[str, Any]) -
 
 def test_arms_are_the_policies_and_turns_are_counted(whole: dict[str, Any]) -> None:
     (table,) = (each for each in whole["tables"] if each["title"].startswith("Agent turns"))
-    assert [row[3] for row in table["rows"]] == [*turns.POLICIES, "deadline, reproducible"]
+    assert [row[3] for row in table["rows"]] == [*turns.ENGINE_POLICIES, "deadline, reproducible"]
     assert all(row[4] > 0 and row[5] > 0 for row in table["rows"])
 
 

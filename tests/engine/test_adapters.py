@@ -14,7 +14,7 @@ import pytest
 
 from scalesim.engine import Engine
 from scalesim.errors import AdapterError, PromptTooLongError, RequestError
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.policies import ENGINE_POLICIES
 from scalesim.requests import Reply
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, SHAPE, said, tiny_engine
@@ -71,7 +71,7 @@ def unlimited() -> tuple[list[Any], int]:
 
 @pytest.mark.parametrize(
     ("policy", "host_share"),
-    [*((policy, 1.0) for policy in sorted(POLICIES)), ("deadline", 0.25), ("lru-swap", 0.0)],
+    [*((policy, 1.0) for policy in sorted(ENGINE_POLICIES)), ("deadline", 0.25), ("lru-swap", 0.0)],
 )
 def test_same_texts_at_a_quarter_of_the_pool(policy: str, host_share: float) -> None:
     texts, pages = unlimited()

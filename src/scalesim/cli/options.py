@@ -16,7 +16,7 @@ import tyro
 from scalesim.config import EngineConfig
 from scalesim.core import SamplingParams
 from scalesim.errors import ConfigError
-from scalesim.memory.policies import POLICIES, policy_named
+from scalesim.memory.policies import ENGINE_POLICIES, POLICIES, policy_named
 from scalesim.replay.hints import HintMode
 from scalesim.replay.workloads import Knobs
 
@@ -63,7 +63,7 @@ class DemoOptions:
                 "lower it: the demo is about agents that do not fit"
             )
         if not self.policies:
-            raise ConfigError(f"--policies names none; give some of: {', '.join(POLICIES)}")
+            raise ConfigError(f"--policies names none; give some of: {', '.join(ENGINE_POLICIES)}")
         for index, policy in enumerate(self.policies):
             policy_named(policy)
             if policy in self.policies[:index]:
@@ -102,7 +102,9 @@ class GenerateOptions:
     """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
     host_memory: str = str(_ENGINE.host_memory)
     """Size of the host pool; auto: 4GB, or beside a GPU 70 % of what is available."""
-    policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(POLICIES)}.")] = _ENGINE.policy
+    policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(ENGINE_POLICIES)}.")] = (
+        _ENGINE.policy
+    )
     block_size: int | None = _ENGINE.block_size
     """Tokens a page; chosen for the model if not given."""
     max_model_len: int | None = _ENGINE.max_model_len

@@ -40,6 +40,8 @@ POLICIES = {
     )
 }
 
+ENGINE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.foresight)
+
 
 def policy_named(name: str) -> Policy:
     """The policy called ``name``; raises ``ConfigError`` with the names there are."""
