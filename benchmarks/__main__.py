@@ -11,9 +11,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import adapters, async_calls, engine, overhead
+from benchmarks import adapters, async_calls, engine, lora, overhead
 
-BENCHMARKS = {"engine": engine, "overhead": overhead, "async": async_calls, "adapters": adapters}
+BENCHMARKS = {
+    "engine": engine,
+    "overhead": overhead,
+    "async": async_calls,
+    "adapters": adapters,
+    "lora": lora,
+}
 
 
 def parser() -> argparse.ArgumentParser:
