@@ -81,11 +81,9 @@ class CpuLora:
         plan, flat = self._plan(lora), pool.view(len(pool), -1)
         max_rank = lora.directory.a_offsets.shape[3]
         h = torch.zeros((len(plan.tokens), site.num_slices, max_rank))
-        rows = x.index_select(0, plan.tokens)
-        for group in plan.groups:
-            at = self._site(lora.directory, group.layout, layer, site, flat.shape[1])
-            if not at.slices:
-                continue
+        used = self._used(plan, layer, site, flat.shape[1])
+        rows = x.index_select(0, plan.tokens) if used else x
+        for group, at in used:
             a = gather(flat, group.pages, at.a_runs)
             shrunk = F.linear(rows[group.start : group.end].to(h.dtype), a)
             for part in at.slices:
@@ -98,8 +96,7 @@ class CpuLora:
     ) -> None:
         plan, flat = self._plan(lora), pool.view(len(pool), -1)
         columns = torch.split(out, list(site.out_widths), dim=1)
-        for group in plan.groups:
-            at = self._site(lora.directory, group.layout, layer, site, flat.shape[1])
+        for group, at in self._used(plan, layer, site, flat.shape[1]):
             for part in at.slices:
                 b = gather(flat, group.pages, part.b_runs)
                 grown = (h[group.start : group.end, part.index, : part.rank] @ b)[: group.count]
@@ -116,6 +113,17 @@ class CpuLora:
         if self._step is None or self._step.lora is not lora:
             self._step = StepPlan(lora, lora.tokens.long(), step_groups(lora))
         return self._step
+
+    def _used(
+        self, plan: StepPlan, layer: int, site: LoraSite, page_elems: int
+    ) -> list[tuple[Group, SiteLayout]]:
+        """The groups whose adapters have weights here."""
+        directory = plan.lora.directory
+        found = [
+            (group, self._site(directory, group.layout, layer, site, page_elems))
+            for group in plan.groups
+        ]
+        return [(group, at) for group, at in found if at.slices]
 
     def _site(
         self, directory: LoraDirectory, layout: int, layer: int, site: LoraSite, page_elems: int
