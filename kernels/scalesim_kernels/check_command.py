@@ -57,7 +57,8 @@ def kernels_to_check(target: str, ops: Sequence[str], device: str) -> tuple[Kern
             )
         return made, list(PROBLEMS)
     base = select("triton" if device == "cpu" else device)
-    return replace(base, **dict.fromkeys(ops, function)), list(ops)
+    changed: dict[str, Any] = dict.fromkeys(ops, function)
+    return replace(base, **changed), list(ops)
 
 
 def dtypes_of(names: str, device: str) -> tuple[torch.dtype, ...]:

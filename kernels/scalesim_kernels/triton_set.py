@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import matmul, paged_lora, pages, rows, sampling
-from .contracts import KernelSet, Linear, PagedBatch
+from .contracts import KernelSet, PagedBatch
 from .kv_store import store
-from .launch import Launch, check_pool, interpreted, is_wide
+from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
 from .paged_decode import MIN_ROWS, DecodePlan, decode, plan_decode
 from .paged_prefill import plan_prefill, prefill, tile_tokens
 from .work_lists import WorkList
@@ -34,8 +34,9 @@ class TritonPlan:
 
 def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
     """Of a decode: tiles that leave room for several programs on a processor."""
-    small = is_wide(dtype) or head_dim > 128
-    return Launch(tile=16 if small else 32, num_warps=4, num_stages=3)
+    if is_wide(dtype):
+        return Launch(tile=16, num_warps=4, num_stages=2)
+    return Launch(tile=16 if head_dim > 128 else 32, num_warps=4, num_stages=3)
 
 
 def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
@@ -43,6 +44,8 @@ def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
         return narrow_launch(head_dim, dtype)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
+    if head_dim != next_power_of_2(head_dim):  # masks of columns take registers too
+        return Launch(tile=32, num_warps=8, num_stages=3)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
 
@@ -101,10 +104,13 @@ def qk_norm_rope_store(
     return store(qkv, pool, layer, batch, cos_sin, q_weight, k_weight, eps)
 
 
+def vendor_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
 def triton_kernels(reproducible: bool = True) -> KernelSet:
     """``reproducible``: linear layers by ``matmul``, whose rows stand alone; else the vendor's."""
     attention = TritonAttention(4 if interpreted() else PROGRAMS)
-    linear: Linear = matmul.linear if reproducible else F.linear
     return KernelSet(
         name="triton",
         row_multiple=1,
@@ -114,7 +120,7 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         paged_decode=attention.paged_decode,
         paged_prefill=attention.paged_prefill,
         pack_weight=lambda weight: weight,
-        linear=linear,
+        linear=matmul.linear if reproducible else vendor_linear,
         lora_shrink=paged_lora.lora_shrink,
         lora_expand=paged_lora.lora_expand,
         silu_mul=rows.silu_mul,

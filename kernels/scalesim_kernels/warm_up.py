@@ -63,7 +63,7 @@ def calls(
     for width, out_width, has_bias in shape.linears:
         bias = zeros(out_width) if has_bias else None
         args = (zeros(tokens, width), zeros(out_width, width), bias)
-        yield "linear", lambda args=args: kernels.linear(*args)
+        yield "linear", partial(kernels.linear, *args)
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     norm = zeros(shape.head_dim) if shape.qk_norm else None
     qkv, cos_sin = zeros(tokens, width), zeros(64, shape.head_dim)
@@ -71,7 +71,7 @@ def calls(
         "qk_norm_rope_store",
         lambda: kernels.qk_norm_rope_store(qkv, pool, 0, batch, plan, cos_sin, norm, norm, 1e-6),
     )
-    q = qkv[:, : shape.num_heads * shape.head_dim].unflatten(1, (-1, shape.head_dim))
+    q = qkv.view(tokens, -1, shape.head_dim)[:, : shape.num_heads]
     out = zeros(tokens, shape.num_heads, shape.head_dim)
     yield "paged_decode", lambda: kernels.paged_decode(q, pool, 0, batch, plan, 1.0, out)
     yield "paged_prefill", lambda: kernels.paged_prefill(q, pool, 0, batch, plan, 1.0, out)

@@ -65,7 +65,8 @@ def check_case(
     dtype = case["dtype"]
     problem = PROBLEMS[op].make(case, dtype, seed)
     watch = Stopwatch(getattr(kernels, op))
-    watched = replace(kernels, **{op: watch})
+    changed: dict[str, Any] = {op: watch}
+    watched = replace(kernels, **changed)
     truth = problem.truth(reference_kernels())
     try:
         results = run(problem, watched, device)

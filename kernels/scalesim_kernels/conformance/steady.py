@@ -24,9 +24,7 @@ class _Numpy:
         return getattr(numpy, name)
 
     @staticmethod
-    def matmul(
-        a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: npt.DTypeLike = None
-    ) -> npt.NDArray[Any]:
+    def matmul(a: npt.NDArray[Any], b: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """``[m, k] @ [k, n]``; products are added in the order of k, one by one."""
         a, b = a.astype(dtype), b.astype(dtype)
         total = numpy.zeros((a.shape[0], b.shape[1]), dtype)
