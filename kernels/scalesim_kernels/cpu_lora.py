@@ -31,21 +31,23 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One projection of one layer: its rank, its scale, where its A goes among the site's rows."""
+    """One projection of one layer: its rank, and where its A goes among the site's rows."""
 
     index: int
     first_rank: int
     rank: int
-    scale: float
     b_runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SiteLayout:
-    """One site of one layer in one layout. ``slices`` are those with a rank."""
+    """One site of one layer in one layout. ``slices`` are those with a rank; ``scales``, one a rank
+    row of A. ``is_full``: the rows of A are as many as h has places for, and in the same order."""
 
     a_runs: tuple[Run, ...]
     slices: tuple[Slice, ...]
+    scales: Tensor
+    is_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +83,18 @@ class CpuLora:
         plan, flat = self._plan(lora), pool.view(len(pool), -1)
         max_rank = lora.directory.a_offsets.shape[3]
         h = torch.zeros((len(plan.tokens), site.num_slices, max_rank))
-        rows = x.index_select(0, plan.tokens)
-        for group in plan.groups:
-            at = self._site(lora.directory, group.layout, layer, site, flat.shape[1])
-            if not at.slices:
-                continue
+        used = self._used(plan, layer, site, flat.shape[1])
+        rows = x.index_select(0, plan.tokens) if used else x
+        for group, at in used:
             a = gather(flat, group.pages, at.a_runs)
-            shrunk = F.linear(rows[group.start : group.end].to(h.dtype), a)
+            shrunk = F.linear(rows[group.start : group.end].to(h.dtype), a).mul_(at.scales)
+            mine = h[group.start : group.end]
+            if at.is_full:
+                mine.view(shrunk.shape).copy_(shrunk)
+                continue
             for part in at.slices:
                 chosen = shrunk[:, part.first_rank : part.first_rank + part.rank]
-                h[group.start : group.end, part.index, : part.rank] = chosen * part.scale
+                mine[:, part.index, : part.rank].copy_(chosen)
         return h
 
     def expand(
@@ -98,8 +102,7 @@ class CpuLora:
     ) -> None:
         plan, flat = self._plan(lora), pool.view(len(pool), -1)
         columns = torch.split(out, list(site.out_widths), dim=1)
-        for group in plan.groups:
-            at = self._site(lora.directory, group.layout, layer, site, flat.shape[1])
+        for group, at in self._used(plan, layer, site, flat.shape[1]):
             for part in at.slices:
                 b = gather(flat, group.pages, part.b_runs)
                 grown = (h[group.start : group.end, part.index, : part.rank] @ b)[: group.count]
@@ -108,7 +111,7 @@ class CpuLora:
                     grown = (target[group.tokens].float() + grown).to(target.dtype)
                     target[group.tokens] = grown
                 elif isinstance(group.tokens, slice):
-                    target[group.tokens] += grown
+                    target[group.tokens].add_(grown)
                 else:
                     target.index_add_(0, group.tokens, grown)
 
@@ -116,6 +119,17 @@ class CpuLora:
         if self._step is None or self._step.lora is not lora:
             self._step = StepPlan(lora, lora.tokens.long(), step_groups(lora))
         return self._step
+
+    def _used(
+        self, plan: StepPlan, layer: int, site: LoraSite, page_elems: int
+    ) -> list[tuple[Group, SiteLayout]]:
+        """The groups whose adapters have weights here."""
+        directory = plan.lora.directory
+        found = [
+            (group, self._site(directory, group.layout, layer, site, page_elems))
+            for group in plan.groups
+        ]
+        return [(group, at) for group, at in found if at.slices]
 
     def _site(
         self, directory: LoraDirectory, layout: int, layer: int, site: LoraSite, page_elems: int
@@ -149,7 +163,7 @@ def step_groups(lora: LoraBatch) -> list[Group]:
 def gather(flat: Tensor, pages: list[int], runs: tuple[Run, ...]) -> Tensor:
     """``[rows, width]`` fp32 of an adapter; a view where one run holds it all."""
     parts = [
-        flat[pages[run.block]].as_strided(
+        flat.as_strided(
             (run.count, run.width),
             (run.stride, 1),
             pages[run.block] * flat.shape[1] + run.offset + flat.storage_offset(),
@@ -163,16 +177,18 @@ def site_layout(
     directory: LoraDirectory, layout: int, layer: int, site: LoraSite, page_elems: int
 ) -> SiteLayout:
     a_offsets: list[int] = []
-    slices = []
+    slices, scales = [], []
     for index, width in enumerate(site.out_widths):
         where = (layout, layer, site.first_slice + index)
         rank = int(directory.ranks[where])
         if rank:
             b_runs = runs_of(directory.b_offsets[where][:rank].tolist(), width, page_elems)
-            scale = float(directory.scales[where])
-            slices.append(Slice(index, len(a_offsets), rank, scale, b_runs))
+            scales.append(directory.scales[where].expand(rank))
+            slices.append(Slice(index, len(a_offsets), rank, b_runs))
             a_offsets += directory.a_offsets[where][:rank].tolist()
-    return SiteLayout(runs_of(a_offsets, site.in_width, page_elems), tuple(slices))
+    runs = runs_of(a_offsets, site.in_width, page_elems)
+    is_full = len(a_offsets) == site.num_slices * directory.a_offsets.shape[3]
+    return SiteLayout(runs, tuple(slices), torch.cat(scales or [torch.ones(0)]), is_full)
 
 
 def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[Run, ...]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.table import Table
+from scalesim_kernels import select
 
-from benchmarks import async_calls, engine, overhead
+from benchmarks import async_calls, engine, lora, overhead
 from benchmarks.__main__ import BENCHMARKS, main, parser
 from benchmarks.report import Report
 
@@ -109,6 +111,17 @@ def test_adapters_pack_well_and_share_the_world() -> None:
     used = report.figures["world"]
     # the world once (and what a tail copies), against once an agent
     assert used["private"] >= 50 * 4096 // 16 > 40 * (used["activated"] - 50 * 5)
+
+
+def test_lora_has_every_row_and_computes_something_right() -> None:
+    report = quick("lora", "--repeats", "1")
+    assert len(rows_of(report.tables[0])) == len(report.figures) == 4
+    work = lora.make_work(3, 4, 5, 64, torch.device("cpu"), torch.float32, 16)
+    lora.paged(select("reference"), work)
+    ours = work.out.clone()
+    lora.paged(select("cpu"), work)
+    assert ours.abs().max() > 0
+    torch.testing.assert_close(work.out, 2 * ours, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.usefixtures("small")

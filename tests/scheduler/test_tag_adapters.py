@@ -78,8 +78,7 @@ def close(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("activated", [False, True])
-@pytest.mark.parametrize("steps_in_flight", [1, 2])
-@pytest.mark.parametrize("host", [0.0, 1.0])
+@pytest.mark.parametrize(("host", "steps_in_flight"), [(0.0, 2), (1.0, 1), (1.0, 2)])
 @pytest.mark.parametrize("pages", [FULL // 2, FULL // 4, SMALLEST])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_same_texts(

@@ -135,8 +135,10 @@ def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
             copies.direction,
             copies.device_pages[start : start + step],
             copies.host_pages[start : start + step],
+            copies.source,
+            copies.first + start,
         )
-        for start in range(0, len(copies.device_pages), step)
+        for start in range(0, copies.num_pages, step)
     ]
 
 
@@ -178,7 +180,7 @@ class ThreadLink:
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
         jobs = [
-            _Job(next(self._tickets), chunk, after, len(chunk.device_pages) * self._page_bytes)
+            _Job(next(self._tickets), chunk, after, chunk.num_pages * self._page_bytes)
             for chunk in chunked(copies, self._page_bytes)
         ]
         with self._changed:
@@ -294,7 +296,7 @@ class VirtualLink:
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
         jobs = [
-            _Job(next(self._tickets), chunk, after, len(chunk.device_pages) * self._page_bytes)
+            _Job(next(self._tickets), chunk, after, chunk.num_pages * self._page_bytes)
             for chunk in chunked(copies, self._page_bytes)
         ]
         self._queued[copies.direction] += sum(job.num_bytes for job in jobs)
@@ -361,7 +363,15 @@ class VirtualLink:
         if self._pools is None:
             return
         device, host = self._pools
-        if copies.direction == "in":
+        if copies.source is not None:
+            rows = copies.source.read()[copies.first : copies.first + copies.num_pages]
+            pool, pages = (
+                (device, copies.device_pages)
+                if copies.direction == "in"
+                else (host, copies.host_pages)
+            )
+            pool[list(pages)] = rows
+        elif copies.direction == "in":
             device[list(copies.device_pages)] = host[list(copies.host_pages)]
         else:
             host[list(copies.host_pages)] = device[list(copies.device_pages)]
