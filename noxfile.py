@@ -23,9 +23,13 @@ def install(session: nox.Session, *groups: str, project: bool = True) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests against the installed package, transformers and peft as the oracle."""
+    """Run the tests against the installed package, transformers and peft as the oracle.
+
+    A process a core, each with one thread: the models are too small to gain from more.
+    """
     install(session, "test", "oracle")
-    session.run("pytest", *session.posargs)
+    processes = ["-n", "auto", "--dist", "loadscope"]
+    session.run("pytest", *processes, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
