@@ -5,7 +5,7 @@ Also runs on CPU tensors in Triton's interpreter (fp32 and fp16; it is wrong in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +34,13 @@ class TritonPlan:
 
 def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
     """Of a decode: tiles that leave room for several programs on a processor."""
-    if is_wide(dtype):
-        return Launch(tile=16, num_warps=4, num_stages=2)
-    return Launch(tile=16 if head_dim > 128 else 32, num_warps=4, num_stages=3)
+    small = is_wide(dtype) or head_dim > 128
+    return Launch(tile=16 if small else 32, num_warps=4, num_stages=3)
 
 
 def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
-    if is_wide(dtype):
-        return narrow_launch(head_dim, dtype)
+    if is_wide(dtype):  # the decode's tile; with its stages, Triton 3.6 spills here
+        return replace(narrow_launch(head_dim, dtype), num_stages=2)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
     if head_dim != next_power_of_2(head_dim):  # masks of columns take registers too
@@ -89,11 +88,10 @@ class TritonAttention:
         if plan.prefill is None:
             return
         head_dim = pool.shape[5]
-        if plan.reproducible:
-            launch, num_rows, split = narrow_launch(head_dim, pool.dtype), MIN_ROWS, SPLIT
-        else:
-            launch, split = wide_launch(head_dim, pool.dtype), 0
-            num_rows = wide_rows(head_dim, pool.dtype)
+        launch, num_rows = wide_launch(head_dim, pool.dtype), wide_rows(head_dim, pool.dtype)
+        if plan.reproducible and not is_wide(pool.dtype):
+            launch, num_rows = narrow_launch(head_dim, pool.dtype), MIN_ROWS
+        split = SPLIT if plan.reproducible else 0
         prefill(q, pool, layer, batch, plan.prefill, scale, out, launch, num_rows, split)
 
 
