@@ -14,8 +14,8 @@ padding         block table row 0 is the dummy. A token whose ``token_rows`` is 
                 whose ``seq_rows`` is 0, is padding: nothing is stored for it, its output is
                 unspecified but for being in bounds. Padding stands last (of the decodes, of the
                 other sequences, of the tokens), so that launches can have static shapes.
-independence    the result of a row (a token, a sequence) has the same bits whatever the other rows
-                hold: a NaN in one row never reaches another.
+independence    the result of a row (in attention: of a sequence) has the same bits whatever the other
+                rows hold: a NaN in one never reaches another.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Plan(Protocol):
 
         A set with nothing to prepare returns None. With ``reproducible`` a token's attention must
         have the same bits in ``paged_decode`` and ``paged_prefill``, whatever the batch and
-        chunking. Reads the block table now: later changes to it do not reach this plan.
+        chunking. The block table does not change between a plan and the last op that takes it:
+        a set may read it at either time.
         """
 
 

@@ -146,7 +146,7 @@ def test_the_example_kernel(
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
     arguments = ["check", "my_kernel:paged_decode", "--op", "paged_decode", "--dtypes", "fp32"]
-    assert main([*arguments, "--time"]) == 0
+    assert main([*arguments, "--cases", "3", "--time"]) == 0
     table = capsys.readouterr().out
     assert "paged_decode" in table
     assert " ms  " in table

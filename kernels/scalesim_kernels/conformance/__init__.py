@@ -48,14 +48,15 @@ def cases_of(op: str, dtypes: tuple[torch.dtype, ...], long: bool = False) -> li
 def check_op(
     kernels: KernelSet, op: str, *, device: str = "cpu", long: bool = False,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16), timed: bool = False,
+    most: int | None = None,
 ) -> Iterator[Verdict]:  # fmt: skip
     """Judge ``getattr(kernels, op)``; its ``plan`` comes from ``kernels`` too.
 
-    Raises ``ValueError`` for an unknown op. What the op itself raises is a fault of the case.
+    ``most``: only the first so many cases. Raises ``ValueError`` for an unknown op. What the op itself raises is a fault of the case.
     """
     if op not in PROBLEMS:
         raise ValueError(f"op {op!r}: known are {', '.join(PROBLEMS)}")
-    for number, case in enumerate(cases_of(op, dtypes, long)):
+    for number, case in enumerate(cases_of(op, dtypes, long)[:most]):
         yield check_case(kernels, op, case, number, device, timed)
 
 
