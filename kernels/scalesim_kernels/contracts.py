@@ -14,8 +14,8 @@ padding         block table row 0 is the dummy. A token whose ``token_rows`` is 
                 whose ``seq_rows`` is 0, is padding: nothing is stored for it, its output is
                 unspecified but for being in bounds. Padding stands last (of the decodes, of the
                 other sequences, of the tokens), so that launches can have static shapes.
-independence    the result of a row (in attention: of a sequence) has the same bits whatever the other
-                rows hold: a NaN in one never reaches another.
+independence    the result of a row (in attention: of a sequence) has the same bits whatever the
+                other rows hold: a NaN in one never reaches another.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def check_op(
 ) -> Iterator[Verdict]:  # fmt: skip
     """Judge ``getattr(kernels, op)``; its ``plan`` comes from ``kernels`` too.
 
-    ``most``: only the first so many cases. Raises ``ValueError`` for an unknown op. What the op itself raises is a fault of the case.
+    ``most``: only the first so many cases. Raises ``ValueError`` for an unknown op. What the
+    op itself raises is a fault of the case.
     """
     if op not in PROBLEMS:
         raise ValueError(f"op {op!r}: known are {', '.join(PROBLEMS)}")
