@@ -119,6 +119,7 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
+        has_logits=True,
         read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
         if backend.takes_adapters
         else None,

@@ -100,6 +100,7 @@ class Call:
         usage = Usage(
             sequence.prompt_len, sequence.cached_tokens, len(ids), sequence.num_preemptions
         )
+        log = sequence.score_log
         return Reply(
             agent=self.request.agent,
             text=self._text(ids, sequence.finish_reason),
@@ -108,6 +109,8 @@ class Call:
             usage=usage,
             latency_s=self.ended_s - self.submitted_s,
             digest=sequence.digest,
+            logprobs=None if log is None else log.of_output(sequence.output),
+            prompt_logprobs=None if log is None else log.of_prompt(self.tokens),
         )
 
     def _text(self, ids: tuple[int, ...], reason: FinishReason) -> str | None:

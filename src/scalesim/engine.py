@@ -40,7 +40,8 @@ from scalesim.errors import (
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
 from scalesim.recorder import Recorder
-from scalesim.requests import Reply, Request, check_params
+from scalesim.requests import Reply, Request
+from scalesim.sampling_params import check_params
 
 __all__ = ["Engine", "EngineStats", "Parts"]
 
@@ -357,7 +358,7 @@ class Engine:
 
     def _prepare(self, request: Request) -> Call:
         self._check_open()
-        check_params(request.params, self.model.vocab_size)
+        check_params(request.params, self.model.vocab_size, self.parts.has_logits)
         if request.agent is not None:
             self._known(request.agent)
         if request.timeout is not None and not request.timeout > 0:

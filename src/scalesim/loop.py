@@ -32,6 +32,7 @@ from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
 
 MAX_STALL_S = 0.05
@@ -42,7 +43,8 @@ class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here.
+    ``has_logits``: the runner can score, adjust and mask them; another is given no such work."""
 
     runner: Runner
     memory: MemoryManager
@@ -54,6 +56,7 @@ class Parts:
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
+    has_logits: bool = False
 
 
 @dataclass(slots=True)
@@ -144,6 +147,8 @@ class Loop:
                 | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
                 observer=call.observer,
             )
+            if params.logprobs is not None or params.prompt_logprobs is not None:
+                sequence.score_log = ScoreLog(len(call.tokens), params)
             call.sequence = sequence
             self._open[sequence.id] = call
             if self.recorder is not None:

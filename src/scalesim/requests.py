@@ -5,14 +5,13 @@ A request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
+from scalesim.core import AgentId, FinishReason, Int32s, LogProbs, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class Usage:
 class Reply:
     """What a call gave. ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a
     hash over the logits of every token, where the engine keeps it. ``latency_s`` from submission to
-    the end."""
+    the end. ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``: where they were asked for."""
 
     agent: AgentId | None
     text: str | None
@@ -62,6 +61,8 @@ class Reply:
     usage: Usage
     latency_s: float
     digest: int = 0
+    logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
+    prompt_logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,37 +140,3 @@ class TextModel:
             f"prompt of {prompt_len} tokens and max_tokens={max_tokens} make {total}; {rule} "
             "or lower max_tokens"
         )
-
-
-def check_params(params: SamplingParams, vocab_size: int) -> None:
-    """Raise ``RequestError`` for the first parameter out of range."""
-    _whole("max_tokens", params.max_tokens, 1)
-    _whole("top_k", params.top_k, 0)
-    _number("temperature", params.temperature, 0.0, math.inf)
-    _number("top_p", params.top_p, 0.0, 1.0)
-    if params.top_p == 0.0:
-        raise RequestError("top_p=0 keeps no token; it must be above 0 and at most 1")
-    if params.seed is not None:
-        _whole("seed", params.seed, -(2**63))
-    if isinstance(params.stop, str) or not all(isinstance(s, str) and s for s in params.stop):
-        raise RequestError(f"stop={params.stop!r} must be a tuple of strings that are not empty")
-    for token in params.stop_token_ids:
-        _whole("stop_token_ids", token, 0)
-        if token >= vocab_size:
-            raise RequestError(
-                f"stop token {token} is outside the vocabulary, 0 to {vocab_size - 1}"
-            )
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise RequestError(f"{name}={value!r} must be a whole number, at least {least}")
-    if value >= 2**63:
-        raise RequestError(f"{name}={value!r} must be below 2**63")
-
-
-def _number(name: str, value: object, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
-        raise RequestError(f"{name}={value!r} must be a number")
-    if not (math.isfinite(value) and least <= value <= most):
-        raise RequestError(f"{name}={value!r} must be finite, at least {least} and at most {most}")
