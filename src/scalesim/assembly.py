@@ -109,7 +109,7 @@ def parts_for(
     eos = frozenset(shape.eos_token_ids)
     if tokenizer is not None and not eos:
         eos = frozenset(tokenizer.eos_token_ids)
-    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template)
+    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template, True)
     return Parts(
         runner=runner,
         memory=memory,
@@ -119,7 +119,6 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
-        has_logits=True,
         read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
         if backend.takes_adapters
         else None,

@@ -43,8 +43,7 @@ class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here.
-    ``has_logits``: the runner can score, adjust and mask them; another is given no such work."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here."""
 
     runner: Runner
     memory: MemoryManager
@@ -56,7 +55,6 @@ class Parts:
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
-    has_logits: bool = False
 
 
 @dataclass(slots=True)

@@ -68,7 +68,8 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class TextModel:
     """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
-    what the device pool holds, ``model_len`` what the model takes."""
+    what the device pool holds, ``model_len`` what the model takes. ``has_logits``: its runner can
+    score, adjust and mask them; a stand-in for a model is given no such work."""
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -76,6 +77,7 @@ class TextModel:
     pool_len: int
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
+    has_logits: bool = False
 
     @property
     def max_len(self) -> int:

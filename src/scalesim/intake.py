@@ -1,0 +1,64 @@
+"""From a request to a call: what is checked, rendered and tokenized before the loop hears of it.
+
+On the caller's thread; a request that is refused here has cost nobody anything.
+"""
+
+from __future__ import annotations
+
+from scalesim.adapters import AdapterRegistry
+from scalesim.agent import Agent
+from scalesim.calls import Call, TextObserver
+from scalesim.core import AgentId
+from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
+from scalesim.memory.manager import MemoryManager
+from scalesim.requests import Request, TextModel
+from scalesim.sampling_params import check_params
+
+
+class Intake:
+    """The agents of an engine, and what their requests must satisfy."""
+
+    def __init__(self, model: TextModel, memory: MemoryManager, adapters: AdapterRegistry) -> None:
+        self.agents: dict[AgentId, Agent] = {}
+        self._model, self._memory, self._adapters = model, memory, adapters
+
+    def known(self, agent: AgentId) -> Agent:
+        """Raises ``UnknownAgentError``."""
+        if agent not in self.agents:
+            raise UnknownAgentError(
+                f"agent {agent!r} is unknown to this engine; make it with engine.agent({agent!r})"
+            )
+        return self.agents[agent]
+
+    def prepare(self, request: Request) -> Call:
+        """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
+        ``UnknownAgentError`` or ``AdapterError``."""
+        check_params(request.params, self._model.vocab_size, self._model.has_logits)
+        name = None if request.agent is None else self.known(request.agent).adapter
+        if request.timeout is not None and not request.timeout > 0:
+            raise RequestError(f"timeout={request.timeout!r} must be above 0 seconds")
+        tokens = self._model.token_ids(request.prompt)
+        self._model.check_length(len(tokens), request.params.max_tokens)
+        observer = self._observer(request) if request.params.stop else None
+        call = Call(request, self._model, tokens, observer)
+        if name is not None:
+            self._check_room(name, len(tokens) + request.params.max_tokens)
+            call.adapter = self._adapters.use(name, tokens)
+        return call
+
+    def _check_room(self, adapter: str, num_tokens: int) -> None:
+        """The device pool must hold a request and its adapter."""
+        memory, num_pages = self._memory, self._adapters.num_pages(adapter)
+        needed = -(-num_tokens // memory.block_size) + num_pages
+        if needed > memory.device.num_usable:
+            raise PromptTooLongError(
+                f"{num_tokens} tokens and adapter {adapter!r} of {num_pages} pages need {needed} "
+                f"pages; the device pool has {memory.device.num_usable}; raise device_memory"
+            )
+
+    def _observer(self, request: Request) -> TextObserver:
+        if self._model.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
+        from scalesim.model.token_stream import TokenStream
+
+        return TextObserver(TokenStream(self._model.tokenizer, request.params.stop))
