@@ -38,6 +38,7 @@ ENGINE = tuple(
         "recorder",
         "requests",
         "sampling_keys",
+        "sampling_params",
     )
 )
 PARTS = tuple(

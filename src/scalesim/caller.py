@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Latch
 from scalesim.driver import Driver
-from scalesim.errors import EngineClosedError, RequestCancelledError
+from scalesim.errors import EngineClosedError, RequestCancelledError, RequestError
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.requests import Reply, Request
@@ -36,7 +37,7 @@ class Caller:
         One request's failure ends no other. Afterwards the first error is raised, or stands in its
         place with ``return_exceptions``.
         """
-        calls: list[Call | Exception] = []
+        calls: list[list[Call] | Exception] = []
         for request in requests:
             try:
                 calls.append(self._prepare(request))
@@ -44,7 +45,7 @@ class Caller:
                 if not return_exceptions:
                     raise
                 calls.append(error)
-        opened = [call for call in calls if isinstance(call, Call)]
+        opened = [call for each in calls if isinstance(each, list) for call in each]
         latch = Latch(len(opened))
         self._driver.start_thread()
         for call in opened:
@@ -55,31 +56,43 @@ class Caller:
 
     def generate(self, request: Request) -> Reply:
         """Run one request and wait."""
-        call = self._prepare(request)
-        call.latch = Latch(1)
+        calls = self._prepare(request)
+        latch = Latch(len(calls))
+        for call in calls:
+            call.latch = latch
         self._driver.start_thread()
-        self._submit([call])
-        self._await(call.latch, [call])
-        return call.result()
+        self._submit(calls)
+        self._await(latch, calls)
+        return reply_of(calls)
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        call = self._prepare(request)
-        call.loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = call.loop.create_future()
-        call.future = future
+        calls = self._prepare(request)
+        loop = asyncio.get_running_loop()
+        for call in calls:
+            call.loop, call.future = loop, loop.create_future()
         self._driver.start_thread()
-        self._submit([call])
+        self._submit(calls)
         try:
-            return await future
+            for call in calls:
+                assert call.future is not None
+                await asyncio.wait([call.future])
         except asyncio.CancelledError:
             with suppress(EngineClosedError):
-                self.cancel(call)
+                for call in calls:
+                    self.cancel(call)
             raise
+        return reply_of(calls)
 
     def submit(self, request: Request) -> Call:
-        """Hand in a request without waiting, for those who drive ``step()``: poll ``call.done``."""
-        call = self._prepare(request)
+        """Hand in a request without waiting, for those who drive ``step()``: poll ``call.done``.
+        Of one sample: for more, submit requests that differ in ``sample_index``."""
+        if request.params.n != 1:
+            raise RequestError(
+                f"n={request.params.n}: submit() hands in one sample; submit n requests with "
+                "sample_index 0 to n - 1, or use a call that waits"
+            )
+        [call] = self._prepare(request)
         self._submit([call])
         return call
 
@@ -88,9 +101,9 @@ class Caller:
         error = RequestCancelledError("the request was cancelled")
         self._driver.post(lambda: self._loop.end_call(call, "cancelled", error))
 
-    def _prepare(self, request: Request) -> Call:
+    def _prepare(self, request: Request) -> list[Call]:
         self._driver.check_open()
-        return self._intake.prepare(request)
+        return self._intake.prepare_samples(request)
 
     def _submit(self, calls: list[Call]) -> None:
         now_s = self.parts.time_s()
@@ -112,11 +125,17 @@ class Caller:
             raise
 
 
-def _outcome(call: Call | Exception, keep: bool) -> Reply | Exception:
-    if isinstance(call, Exception):
-        return call
+def reply_of(calls: list[Call]) -> Reply:
+    """The reply of a request's samples. Raises the first error among them."""
+    replies = [call.result() for call in calls]
+    return replies[0] if len(calls) == 1 else replace(replies[0], others=tuple(replies[1:]))
+
+
+def _outcome(calls: list[Call] | Exception, keep: bool) -> Reply | Exception:
+    if isinstance(calls, Exception):
+        return calls
     try:
-        return call.result()
+        return reply_of(calls)
     except Exception as error:
         if not keep:
             raise

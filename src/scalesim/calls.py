@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from scalesim.core import FinishReason, Int32s
@@ -14,6 +15,7 @@ from scalesim.requests import Reply, Request, TextModel, Usage
 if TYPE_CHECKING:
     from scalesim.memory.adapters import AdapterUse
     from scalesim.model.token_stream import TokenStream
+    from scalesim.scheduler.adjusting import Guide
     from scalesim.scheduler.sequence import Sequence
 
 
@@ -63,7 +65,9 @@ class Call:
         "error",
         "future",
         "latch",
+        "leader",
         "loop",
+        "make_guide",
         "model",
         "observer",
         "request",
@@ -77,6 +81,8 @@ class Call:
     ) -> None:
         self.request, self.model, self.tokens, self.observer = request, model, tokens, observer
         self.adapter: AdapterUse | None = None
+        self.make_guide: Callable[[], Guide] | None = None  # where a rule masks its tokens
+        self.leader: Call | None = None  # the first sample of the same prompt, if it is another
         self.digest = 0
         self.done = False
         self.error: Exception | None = None
@@ -119,7 +125,8 @@ class Call:
             return self.observer.stream.text
         if self.model.tokenizer is None:
             return None
-        if reason == "stop":
+        assert self.sequence is not None
+        if reason == "stop" and ids[-1] in self.sequence.stop_ids:
             ids = ids[:-1]  # the token that ended it is not text
         return self.model.tokenizer.decode(ids)
 

@@ -5,14 +5,19 @@ On the caller's thread; a request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.calls import Call, TextObserver
-from scalesim.core import AgentId
+from scalesim.core import AgentId, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests import Request, TextModel
 from scalesim.sampling_params import check_params
+from scalesim.scheduler.adjusting import Guide, HookGuide
 
 
 class Intake:
@@ -41,10 +46,36 @@ class Intake:
         self._model.check_length(len(tokens), request.params.max_tokens)
         observer = self._observer(request) if request.params.stop else None
         call = Call(request, self._model, tokens, observer)
+        call.make_guide = self._guide(request.params, len(tokens))
         if name is not None:
             self._check_room(name, len(tokens) + request.params.max_tokens)
             call.adapter = self._adapters.use(name, tokens)
         return call
+
+    def prepare_samples(self, request: Request) -> list[Call]:
+        """One call for each of ``n`` samples; the first computes the prompt for all."""
+        params = request.params
+        if params.n == 1:
+            return [self.prepare(request)]
+        check_params(params, self._model.vocab_size, self._model.has_logits)
+        single = replace(params, n=1)
+        leader = self.prepare(replace(request, params=single))
+        calls = [leader]
+        for index in range(1, params.n):
+            same = replace(
+                request, prompt=leader.tokens, params=single,
+                sample_index=request.sample_index + index,
+            )  # fmt: skip
+            call = self.prepare(same)
+            call.leader = leader
+            calls.append(call)
+        return calls
+
+    def _guide(self, params: SamplingParams, prompt_len: int) -> Callable[[], Guide] | None:
+        """What makes the guide of each sample, if there is one. Raises ``RequestError``."""
+        if params.mask is not None:
+            return partial(HookGuide, params.mask, prompt_len, self._model.vocab_size)
+        return None
 
     def _check_room(self, adapter: str, num_tokens: int) -> None:
         """The device pool must hold a request and its adapter."""

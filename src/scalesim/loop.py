@@ -31,6 +31,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
+from scalesim.scheduler.adjusting import adjust_of
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
@@ -145,6 +146,8 @@ class Loop:
                 | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
                 observer=call.observer,
             )
+            guide = None if call.make_guide is None else call.make_guide()
+            sequence.adjust = adjust_of(params, len(call.tokens), sequence.stop_ids, guide)
             if params.logprobs is not None or params.prompt_logprobs is not None:
                 sequence.score_log = ScoreLog(len(call.tokens), params)
             call.sequence = sequence
@@ -158,7 +161,11 @@ class Loop:
             if request.agent is not None:
                 self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
                 self._apply(self.distances.called(request.agent))
-            self.scheduler.add(sequence)
+            leader = None if call.leader is None else call.leader.sequence
+            if leader is None:
+                self.scheduler.add(sequence)
+            else:
+                self.scheduler.add_behind(leader, sequence)
 
     def _settle(self, ended: list[Sequence]) -> None:
         if not ended:

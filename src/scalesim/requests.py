@@ -63,6 +63,12 @@ class Reply:
     digest: int = 0
     logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
     prompt_logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
+    others: tuple[Reply, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Reply, ...]:
+        """All samples of a call with ``n`` above 1, in order; this one is the first."""
+        return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
