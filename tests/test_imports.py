@@ -33,11 +33,15 @@ ENGINE = tuple(
         "calls",
         "driver",
         "engine",
+        "gate",
         "intake",
         "loop",
+        "overflow",
+        "progress",
         "recorder",
         "requests",
         "sampling_keys",
+        "streams",
     )
 )
 PARTS = tuple(
