@@ -33,12 +33,16 @@ ENGINE = tuple(
         "calls",
         "driver",
         "engine",
+        "gate",
         "intake",
         "loop",
+        "overflow",
+        "progress",
         "recorder",
         "requests",
         "sampling_keys",
         "sampling_params",
+        "streams",
     )
 )
 PARTS = tuple(

@@ -51,6 +51,11 @@ class Driver:
         with suppress(EngineClosedError):
             self.post(command)
 
+    def post_quietly(self, command: Callable[[], None]) -> None:
+        """``post`` for the garbage collector, who may run within any lock: the loop is not woken,
+        which a loop that has work does not need."""
+        self._inbox.append(command)
+
     def check_open(self) -> None:
         """Raise ``EngineClosedError`` if the engine was closed, or died."""
         if self._closed:
@@ -59,7 +64,13 @@ class Driver:
             raise error
 
     def start_thread(self) -> None:
-        """For a caller that is about to wait. Raises ``EngineModeError`` if ``step`` drives."""
+        """For a caller that is about to wait. Raises ``EngineModeError`` if ``step`` drives, or if
+        the caller is the engine's own thread, which would wait for itself."""
+        if self._thread is threading.current_thread():
+            raise EngineModeError(
+                "a call that waits was made on the engine's own thread, by a source of distances "
+                "or another callback: it would wait for itself; hand it in from another thread"
+            )
         self._parts.before_wait()
         if self._thread is None:
             self._drive("thread")

@@ -15,7 +15,7 @@ from typing import Any
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
-from scalesim.caller import Caller
+from scalesim.caller import Caller, release
 from scalesim.config import EngineConfig
 from scalesim.core import AgentId
 from scalesim.distance.clock import Clock
@@ -24,6 +24,7 @@ from scalesim.distance.estimates import Source
 from scalesim.distance.scores import Score
 from scalesim.driver import Driver
 from scalesim.errors import ConfigError, RequestError
+from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
@@ -62,14 +63,15 @@ class Engine(Caller):
             from scalesim.assembly import build_parts, with_settings
 
             self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
-        self.model = self.parts.model
+        self.model, limits = self.parts.model, self.parts.limits
         sources = list(sources)
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
             self.parts.read_adapter, self.parts.memory.adapters, self._driver.post_if_open
         )
-        self._loop.adapter_freed = self.adapters.close
+        self._gate = Gate(limits.max_open_requests, refuse=limits.when_full == "error")
+        self._loop.on_ended = release(self._gate, self.adapters)
         if record is not None:
             self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
         self._intake = Intake(self.model, self.parts.memory, self.adapters)

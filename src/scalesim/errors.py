@@ -52,6 +52,10 @@ class EngineModeError(ScaleSimError, RuntimeError):
     """``step()`` and the engine's own thread were both asked to drive the loop."""
 
 
+class EngineFullError(ScaleSimError, RuntimeError):
+    """As many requests are open as the engine takes; none of these was."""
+
+
 class NumericalError(ScaleSimError, ArithmeticError):
     """The model gave logits that are not finite for this request."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
@@ -15,9 +16,13 @@ from scalesim.calls import Call, TextObserver
 from scalesim.core import AgentId, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
-from scalesim.requests import Request, TextModel
+from scalesim.overflow import fit
+from scalesim.requests import Request, TextModel, check_call
 from scalesim.sampling_params import check_params
 from scalesim.scheduler.adjusting import Guide, HookGuide
+
+if TYPE_CHECKING:
+    from scalesim.model.token_stream import TokenStream
 
 
 class Intake:
@@ -38,36 +43,31 @@ class Intake:
     def prepare(self, request: Request) -> Call:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
-        check_params(request.params, self._model.vocab_size, self._model.has_logits)
+        params, model = request.params, self._model
+        check_params(params, model.vocab_size, model.has_logits)
+        check_call(request)
         name = None if request.agent is None else self.known(request.agent).adapter
-        if request.timeout is not None and not request.timeout > 0:
-            raise RequestError(f"timeout={request.timeout!r} must be above 0 seconds")
-        tokens = self._model.token_ids(request.prompt)
-        self._model.check_length(len(tokens), request.params.max_tokens)
-        observer = self._observer(request) if request.params.stop else None
-        call = Call(request, self._model, tokens, observer)
-        call.make_guide = self._guide(request.params, len(tokens))
+        tokens = model.token_ids(request.prompt)
+        most = self._most_tokens(name) - params.max_tokens
+        tokens, dropped = fit(request.prompt, tokens, most, request.on_overflow, model)
+        model.check_length(len(tokens), params.max_tokens)
+        observer = self._observer(request) if params.stop else None
+        call = Call(request, model, tokens, observer)
+        call.dropped = dropped
+        call.make_guide = self._guide(params, len(tokens))
         if name is not None:
-            self._check_room(name, len(tokens) + request.params.max_tokens)
+            self._check_room(name, len(tokens) + params.max_tokens)
             call.adapter = self._adapters.use(name, tokens)
         return call
 
     def prepare_samples(self, request: Request) -> list[Call]:
         """One call for each of ``n`` samples; the first computes the prompt for all."""
-        params = request.params
-        if params.n == 1:
-            return [self.prepare(request)]
-        check_params(params, self._model.vocab_size, self._model.has_logits)
-        single = replace(params, n=1)
-        leader = self.prepare(replace(request, params=single))
+        leader = self.prepare(request)
         calls = [leader]
-        for index in range(1, params.n):
-            same = replace(
-                request, prompt=leader.tokens, params=single,
-                sample_index=request.sample_index + index,
-            )  # fmt: skip
+        for index in range(1, request.params.n):
+            same = replace(request, prompt=leader.tokens, sample_index=request.sample_index + index)
             call = self.prepare(same)
-            call.leader = leader
+            call.leader, call.dropped = leader, leader.dropped
             calls.append(call)
         return calls
 
@@ -76,6 +76,14 @@ class Intake:
         if params.mask is not None:
             return partial(HookGuide, params.mask, prompt_len, self._model.vocab_size)
         return None
+
+    def _most_tokens(self, adapter: str | None) -> int:
+        """Of prompt and output, beside the adapter."""
+        if adapter is None:
+            return self._model.max_len
+        memory = self._memory
+        num_pages = memory.device.num_usable - self._adapters.num_pages(adapter)
+        return min(self._model.max_len, num_pages * memory.block_size)
 
     def _check_room(self, adapter: str, num_tokens: int) -> None:
         """The device pool must hold a request and its adapter."""
@@ -87,9 +95,16 @@ class Intake:
                 f"pages; the device pool has {memory.device.num_usable}; raise device_memory"
             )
 
-    def _observer(self, request: Request) -> TextObserver:
+    def text_stream(self, request: Request) -> TokenStream | None:
+        """What turns this request's tokens into text; ``None`` without a tokenizer."""
         if self._model.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
+            return None
         from scalesim.model.token_stream import TokenStream
 
-        return TextObserver(TokenStream(self._model.tokenizer, request.params.stop))
+        return TokenStream(self._model.tokenizer, request.params.stop)
+
+    def _observer(self, request: Request) -> TextObserver:
+        stream = self.text_stream(request)
+        if stream is None:
+            raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
+        return TextObserver(stream)

@@ -5,29 +5,39 @@ A request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from scalesim.core import AgentId, FinishReason, Int32s, LogProbs, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError
+from scalesim.sampling_params import check_number, check_whole
 
 if TYPE_CHECKING:
     from scalesim.model.chat import ChatTemplate
     from scalesim.model.tokenizer import Tokenizer
 
+MAX_PRIORITY = 10**6
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message]"
+Shorten: TypeAlias = Callable[[Prompt, int, int], Prompt]
+"""(prompt, its tokens, the most that fit) to a shorter prompt; asked again while it is too long."""
+OnOverflow: TypeAlias = 'Literal["error", "drop_oldest"] | Shorten'
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One call: text, token ids or chat messages, by an agent or by nobody.
 
-    ``timeout`` in seconds from submission; ``sample_index`` tells apart several draws of one
-    prompt.
+    ``timeout`` in seconds from submission, ``deadline`` in seconds of ``time.monotonic()`` (which
+    is an event loop's ``time()``): the earlier one counts, the time in a full queue included.
+    ``sample_index`` tells apart several draws of one prompt. ``priority``: lower is served first;
+    equal ones in order of arrival. ``on_overflow``: what happens to a prompt that leaves no room
+    for ``max_tokens``: an error, the oldest messages or tokens are dropped, or the function
+    shortens it.
     """
 
     prompt: Prompt
@@ -35,24 +45,49 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     timeout: float | None = None
     sample_index: int = 0
+    deadline: float | None = None
+    priority: int = 0
+    on_overflow: OnOverflow = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens: of the prompt, of those found in memory, of the output; and how often it was
-    preempted."""
+    preempted.
+
+    Of the cached tokens, ``host_tokens`` were loaded from host memory, the others lay on the
+    device. ``rebuilt_tokens`` were computed again although they had been in memory: of what the
+    agent's call before had left (as far as the prompt can still begin with it), and after a
+    preemption.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
     num_preemptions: int
+    host_tokens: int = 0
+    rebuilt_tokens: int = 0
+
+    @property
+    def device_tokens(self) -> int:
+        return self.cached_tokens - self.host_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What ``on_overflow`` took away from a prompt: tokens, and messages where it was a chat."""
+
+    tokens: int
+    messages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a call gave. ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a
     hash over the logits of every token, where the engine keeps it. ``latency_s`` from submission to
-    the end. ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``: where they were asked for."""
+    the end. ``dropped``: what the prompt lost, where it was too long. ``logprobs`` (of
+    ``token_ids``) and ``prompt_logprobs``: where they were asked for. ``others``: samples 2 to
+    ``n``; ``samples`` has all, in order."""
 
     agent: AgentId | None
     text: str | None
@@ -61,13 +96,13 @@ class Reply:
     usage: Usage
     latency_s: float
     digest: int = 0
+    dropped: Dropped | None = None
     logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
     prompt_logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
     others: tuple[Reply, ...] = ()
 
     @property
     def samples(self) -> tuple[Reply, ...]:
-        """All samples of a call with ``n`` above 1, in order; this one is the first."""
         return (self, *self.others)
 
 
@@ -90,7 +125,7 @@ class TextModel:
         return min(self.model_len, self.pool_len)
 
     def token_ids(self, prompt: Prompt) -> Int32s:
-        """The ids of ``prompt``, checked. Raises ``RequestError`` or ``PromptTooLongError``."""
+        """The ids of ``prompt``, checked but for their number. Raises ``RequestError``."""
         if len(prompt) == 0:
             raise RequestError("the prompt is empty; it must have at least one token")
         if isinstance(prompt, str):
@@ -118,8 +153,6 @@ class TextModel:
     def _checked(self, ids: Any) -> Int32s:
         if len(ids) == 0:
             raise RequestError("the prompt is empty; it must have at least one token")
-        if len(ids) > self.max_len:
-            raise self._too_long(len(ids), 1)
         array = np.asarray(ids)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise RequestError(
@@ -135,6 +168,7 @@ class TextModel:
         return array.astype(np.int32)
 
     def check_length(self, prompt_len: int, max_tokens: int) -> None:
+        """Raise ``PromptTooLongError`` where prompt and output do not fit."""
         if prompt_len + max_tokens > self.max_len:
             raise self._too_long(prompt_len, max_tokens)
 
@@ -148,3 +182,14 @@ class TextModel:
             f"prompt of {prompt_len} tokens and max_tokens={max_tokens} make {total}; {rule} "
             "or lower max_tokens"
         )
+
+
+def check_call(request: Request) -> None:
+    """Raise ``RequestError`` for the first option of the call out of range."""
+    if request.timeout is not None and not request.timeout > 0:
+        raise RequestError(f"timeout={request.timeout!r} must be above 0 seconds")
+    if request.deadline is not None:
+        check_number("deadline", request.deadline, -math.inf, math.inf)
+    check_whole("priority", request.priority, -MAX_PRIORITY)
+    if request.priority > MAX_PRIORITY:
+        raise RequestError(f"priority={request.priority} must be at most {MAX_PRIORITY}")

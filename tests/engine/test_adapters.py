@@ -189,7 +189,7 @@ def test_removal_waits_for_open_calls() -> None:
             for i in range(3)
         ]
         engine._driver.start_thread()
-        engine._submit(calls)
+        engine._enter(calls)
         engine.adapters.remove(name, timeout=60.0)
         assert all(call.done for call in calls)
 

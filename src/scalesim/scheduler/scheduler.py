@@ -6,7 +6,7 @@ batch gave. Knows memory through leases; knows neither model, clock nor threads.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +22,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.scoring import ScorePlan
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
+from scalesim.scheduler.waiting import WaitingLine, overtake
 
 _MASK64 = (1 << 64) - 1
 _NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -51,8 +52,8 @@ class Scheduler:
         self.slots = Slots(config.max_num_seqs, max_len)
         memory.look_ahead.starts_in = self.starts_in
         memory.look_ahead.drains_in = self.drains_in
-        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
-        self._preempted: list[Sequence] = []  # oldest admission first
+        self._waiting = WaitingLine(config.max_skips)
+        self._preempted: list[Sequence] = []  # by rank
         self._loading: dict[int, Sequence] = {}  # by id of the lease
         self._prefilling: list[Sequence] = []
         self._decoding: npt.NDArray[np.int64] = _NO_SLOTS  # slots, in order of admission
@@ -87,21 +88,21 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         self.check_fits(sequence.limit)
-        self._waiting[sequence.id] = sequence
+        self._waiting.add(sequence)
 
     def add_behind(self, leader: Sequence, sequence: Sequence) -> None:
         """Add ``sequence``, of the same prompt, once ``leader`` has computed it (or has ended): its
         full blocks are then found. Until then it can only be cancelled."""
         self.check_fits(sequence.limit)
         if leader.phase is Phase.FINISHED or leader.first_step is not None:
-            self._waiting[sequence.id] = sequence
+            self._waiting.add(sequence)
         else:
             leader.followers.append(sequence)
 
     def _release_followers(self, sequence: Sequence) -> None:
         for follower in sequence.followers:
             if follower.phase is not Phase.FINISHED:
-                self._waiting[follower.id] = follower
+                self._waiting.add(follower)
         sequence.followers = []
 
     def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
@@ -110,7 +111,7 @@ class Scheduler:
         if sequence.phase is Phase.FINISHED:
             return
         if sequence.phase is Phase.WAITING:
-            self._waiting.pop(sequence.id, None)
+            self._waiting.discard(sequence)
             if sequence in self._preempted:
                 self._preempted.remove(sequence)
             sequence.output = sequence.tokens[sequence.prompt_len :]
@@ -128,7 +129,7 @@ class Scheduler:
         """Steps until the oldest waiting request of ``agent`` can start, if all that run take their
         full length; 0 if it has none. Of a long queue only the first few are told apart."""
         window = self.config.lookahead_window
-        for position, sequence in enumerate(islice(self._waiting.values(), window)):
+        for position, sequence in enumerate(islice(self._waiting, window)):
             if sequence.agent == agent:
                 return self._frees_in(position + len(self._preempted))
         return self._frees_in(window) if len(self._waiting) > window else 0.0
@@ -245,7 +246,8 @@ class Scheduler:
             if sequence.phase is Phase.WAITING and sequence in self._preempted:
                 self._preempted.remove(sequence)
             else:
-                del self._waiting[sequence.id]
+                self._waiting.pass_over(sequence)
+                self._overtake_preempted(sequence)
             self._enter(sequence, lease)
             if lease.is_ready:
                 backlog += self._left(sequence)
@@ -255,18 +257,25 @@ class Scheduler:
         return int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
 
     def _next_waiting(self) -> Sequence:
-        """Preempted ones first, then the oldest; one whose state is on the device may overtake
-        it."""
-        if self._preempted:
+        """By priority. Of equal ones preempted ones first, then the oldest; one whose state is on
+        the device may overtake it."""
+        line = self._waiting.first(self.config.lookahead_window)
+        if self._preempted and (not line or self._preempted[0].priority <= line[0].priority):
             return self._preempted[0]
-        head = next(iter(self._waiting.values()))
+        head = line[0]
         if head.skipped >= self.config.max_skips or self.memory.owners.is_resident(head.agent):
             return head
-        for sequence in islice(self._waiting.values(), 1, self.config.lookahead_window):
+        for sequence in line[1:]:
             if self.memory.owners.is_resident(sequence.agent):
                 head.skipped += 1
                 return sequence
         return head
+
+    def _overtake_preempted(self, sequence: Sequence) -> None:
+        for other in self._preempted:
+            if other.priority > sequence.priority:
+                overtake(other, self.config.max_skips)
+        self._preempted.sort(key=_rank)
 
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
@@ -290,6 +299,10 @@ class Scheduler:
             self._admissions += 1
             sequence.admission = self._admissions
             sequence.cached_tokens = lease.num_cached
+            sequence.host_tokens = lease.num_waited_blocks * self.memory.block_size
+            sequence.rebuilt_tokens = lease.num_rebuilt_blocks * self.memory.block_size
+        else:
+            sequence.rebuilt_tokens += max(0, len(sequence.tokens) - 1 - lease.num_cached)
         sequence.lease = lease
         if lease.is_ready:
             self._start_prefill(sequence)
@@ -369,7 +382,8 @@ class Scheduler:
         return decodes, chunks
 
     def _grow(self, sequence: Sequence) -> None:
-        """Reserve to the next safe point, at the cost of the youngest; the oldest never yields. If
+        """Reserve to the next safe point, at the cost of the least urgent and youngest; the most
+        urgent and oldest never yields. If
         the pages are only on their way, the sequence sits this step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
@@ -380,8 +394,8 @@ class Scheduler:
         while not memory.grow(sequence.lease, self._blocks(upto)):
             if memory.residency.saving_pages or memory.residency.transfers:
                 return
-            youngest = max(self._admitted(), key=lambda each: each.admission)
-            oldest = min(self._admitted(), key=lambda each: each.admission)
+            youngest = max(self._admitted(), key=_rank)
+            oldest = min(self._admitted(), key=_rank)
             if youngest is oldest:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "
@@ -407,7 +421,7 @@ class Scheduler:
     def _requeue(self, sequence: Sequence) -> None:
         sequence.phase = Phase.WAITING
         self._preempted.append(sequence)
-        self._preempted.sort(key=lambda each: each.admission)
+        self._preempted.sort(key=_rank)
 
     # -- the batch ----------------------------------------------------------------------------
 
@@ -593,6 +607,11 @@ class Scheduler:
 
     def _blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.memory.block_size)
+
+
+def _rank(sequence: Sequence) -> tuple[float, int]:
+    """The most urgent first, then the oldest."""
+    return sequence.priority, sequence.admission
 
 
 def chain_digests(chain: int, digest: int) -> int:
