@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scalesim.core import AgentId, SamplingParams
+from scalesim.core import AgentId
 from scalesim.requests import Message, OnOverflow, Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Stream
 
@@ -41,7 +41,7 @@ class Agent:
         return Request(
             prompt,
             agent=self.id,
-            params=SamplingParams(**params),
+            params=self.engine.sampling(**params),
             timeout=timeout,
             sample_index=sample_index,
             deadline=deadline,

@@ -82,7 +82,10 @@ class Caller:
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        calls = self._prepare(request)
+        if request.params.is_structured:  # compiling may take a while
+            calls = await asyncio.to_thread(self._prepare, request)
+        else:
+            calls = self._prepare(request)
         loop = asyncio.get_running_loop()
         answers = []
         try:

@@ -52,7 +52,9 @@ class SamplingParams:
     ``frequency_penalty`` (0: off) the output alone. ``logit_bias`` is added to the logits of the
     tokens that it names; -inf rules one out. No end-of-sequence or stop token comes before
     ``min_tokens``. ``n`` samples of one prompt share its prefix. ``mask`` says before each token
-    which ones are allowed (``LogitsMask``). ``seed`` replaces the engine's seed for this request:
+    which ones are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
+    syntax) make the text keep a structure (the extra ``structured``). ``seed`` replaces the
+    engine's seed for this request:
     equal prompt, parameters and seed give equal text. ``stop`` strings end the text before their
     first occurrence; ``stop_token_ids`` and the model's own end-of-sequence ids end it too
     (``ignore_eos`` switches the model's own off).
@@ -84,6 +86,13 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 1
     mask: LogitsMask | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    @property
+    def is_structured(self) -> bool:
+        return not (self.json_schema is None and self.regex is None and self.grammar is None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.overflow import fit
 from scalesim.requests import Request, TextModel, check_call
 from scalesim.sampling_params import check_params
-from scalesim.scheduler.adjusting import Guide, HookGuide
+from scalesim.scheduler.adjusting import Guide
+from scalesim.scheduler.hook_guide import HookGuide
 
 if TYPE_CHECKING:
     from scalesim.model.token_stream import TokenStream
@@ -72,10 +73,15 @@ class Intake:
         return calls
 
     def _guide(self, params: SamplingParams, prompt_len: int) -> Callable[[], Guide] | None:
-        """What makes the guide of each sample, if there is one. Raises ``RequestError``."""
+        """What makes the guide of each sample, if there is one. Raises ``RequestError``, and
+        ``StructureError`` for a structure that cannot be compiled."""
         if params.mask is not None:
             return partial(HookGuide, params.mask, prompt_len, self._model.vocab_size)
-        return None
+        if not params.is_structured:
+            return None
+        if self._model.structures is None:
+            raise RequestError("structured output needs a tokenizer and this model has none")
+        return self._model.structures.compile(params)
 
     def _most_tokens(self, adapter: str | None) -> int:
         """Of prompt and output, beside the adapter."""

@@ -19,6 +19,7 @@ from scalesim.sampling_params import check_number, check_whole
 if TYPE_CHECKING:
     from scalesim.model.chat import ChatTemplate
     from scalesim.model.tokenizer import Tokenizer
+    from scalesim.structure import Structures
 
 MAX_PRIORITY = 10**6
 Message: TypeAlias = Mapping[str, Any]
@@ -110,7 +111,8 @@ class Reply:
 class TextModel:
     """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
     what the device pool holds, ``model_len`` what the model takes. ``has_logits``: its runner can
-    score, adjust and mask them; a stand-in for a model is given no such work."""
+    score, adjust and mask them; a stand-in for a model is given no such work. ``defaults``: what
+    its generation_config.json says, as fields of ``SamplingParams``."""
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -119,6 +121,8 @@ class TextModel:
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
     has_logits: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    structures: Structures | None = None
 
     @property
     def max_len(self) -> int:

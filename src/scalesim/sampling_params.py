@@ -52,6 +52,9 @@ def _rarer(params: SamplingParams) -> tuple[object, ...]:
         params.logprobs,
         params.prompt_logprobs,
         params.mask,
+        params.json_schema,
+        params.regex,
+        params.grammar,
     )
 
 
@@ -77,13 +80,26 @@ def _check_rarer(
     if params.logit_bias is not None:
         _check_bias(params.logit_bias, vocab_size)
     _check_logprobs(params)
-    if params.mask is not None and not callable(params.mask):
-        raise RequestError(f"mask={params.mask!r} must be a function of (prompt, output)")
+    _check_guides(params)
     if not has_logits and values[:6] + values[7:] != _PLAIN[:6] + _PLAIN[7:]:
         raise RequestError(
-            "penalties, biases, masks, min_p, min_tokens and log-probabilities need a model; this "
-            "engine's runner has no logits"
+            "penalties, biases, masks, structure, min_p, min_tokens and log-probabilities need a "
+            "model; this engine's runner has no logits"
         )
+
+
+def _check_guides(params: SamplingParams) -> None:
+    if params.mask is not None and not callable(params.mask):
+        raise RequestError(f"mask={params.mask!r} must be a function of (prompt, output)")
+    if params.json_schema is not None and not isinstance(params.json_schema, (str, Mapping)):
+        raise RequestError(f"json_schema={params.json_schema!r} must be a mapping or JSON text")
+    for name in ("regex", "grammar"):
+        if not isinstance(getattr(params, name), (str, type(None))):
+            raise RequestError(f"{name}={getattr(params, name)!r} must be a string")
+    names = ("mask", "json_schema", "regex", "grammar")
+    given = [name for name in names if getattr(params, name) is not None]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} are both given; a text follows one of them")
 
 
 def _check_bias(biases: object, vocab_size: int) -> None:

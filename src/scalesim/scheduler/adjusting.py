@@ -8,30 +8,40 @@ with any of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from scalesim.core import AdjustBatch, Bools, Floats, Int32s, Int64s, SamplingParams
 
 OFF = (0.0, 1.0, 0.0, 0.0)  # min_p and the three penalties
 
 
+class Filler(Protocol):
+    """Fills the masks of several guides at once."""
+
+    def __call__(
+        self, guides: list[Any], tokens: list[Int32s], masks: Int32s
+    ) -> list[Exception | None]:
+        """Set the bits of the tokens that ``guides[i]`` allows behind ``tokens[i]`` (prompt and
+        output so far) in ``masks[i]``, which is 0. Returns what went wrong for each; it ends that
+        sequence."""
+        ...
+
+
 class Guide(Protocol):
     """Decides what one sequence may say next. On the engine's thread, token by token.
-    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``."""
+
+    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``. Guides of one ``filler`` are
+    asked together.
+    """
 
     num_words: int
-
-    def fill(self, tokens: Int32s, words: Int32s) -> None:
-        """Set the bits of the allowed tokens in ``words`` (``[ceil(vocab / 32)]``, all 0).
-
-        tokens : prompt and output so far. What it raises ends the sequence.
-        """
+    filler: Filler
 
     def push(self, token: int) -> bool:
-        """``token`` was sampled; True when the text is complete."""
+        """``token`` was sampled; True when the text is complete. What it raises ends the
+        sequence."""
         ...
 
 
@@ -61,17 +71,14 @@ class Adjust:
         """(ids, biases) for the token at ``position``; the guide's mask holds its own bans."""
         return self._shut if position < self.open_at and self.guide is None else self._open
 
-    def mask(self, tokens: Int32s) -> Int32s:
-        """The mask for the token behind ``tokens``. Where the guide allows nothing but an end, it
-        may end before ``min_tokens``."""
-        assert self.guide is not None
-        words = np.zeros(self.guide.num_words, np.int32)
-        self.guide.fill(tokens, words)
-        if len(tokens) < self.open_at and len(self.banned):
-            kept = words.copy()
-            unset(kept, self.banned)
-            return kept if kept.any() else words
-        return words
+    def ban(self, tokens: Int32s, words: Int32s) -> Int32s:
+        """A guide's mask for the token behind ``tokens``, less what ``min_tokens`` bans; unless the
+        guide allows nothing else."""
+        if len(tokens) >= self.open_at or not len(self.banned):
+            return words
+        kept = words.copy()
+        unset(kept, self.banned)
+        return kept if kept.any() else words
 
 
 def adjust_of(
@@ -135,9 +142,27 @@ class Adjusting:
         self.num_adjusted -= 1
         self.num_guided -= adjust.guide is not None
 
-    def ask(self, slot: int, tokens: Int32s) -> None:
-        """Ask the guide of ``slot`` what may follow ``tokens``. Raises what it raises."""
-        self._masks[slot] = self._of[slot].mask(tokens)
+    def ask(self, slots: list[int], tokens: list[Int32s]) -> dict[int, Exception]:
+        """Ask the guides of ``slots`` what may follow ``tokens``; by slot, what went wrong."""
+        failed: dict[int, Exception] = {}
+        for filler, members in self._by_filler(slots).items():
+            guides = [self._of[slots[i]].guide for i in members]
+            known = [tokens[i] for i in members]
+            masks = np.zeros((len(members), guides[0].num_words), np.int32)  # type: ignore[union-attr]
+            for i, words, error in zip(members, masks, filler(guides, known, masks), strict=True):
+                if error is None:
+                    self._masks[slots[i]] = self._of[slots[i]].ban(tokens[i], words)
+                else:
+                    failed[slots[i]] = error
+        return failed
+
+    def _by_filler(self, slots: list[int]) -> dict[Filler, list[int]]:
+        groups: dict[Filler, list[int]] = {}
+        for i, slot in enumerate(slots):
+            guide = self._of[slot].guide
+            assert guide is not None, slot
+            groups.setdefault(guide.filler, []).append(i)
+        return groups
 
     def batch(
         self, at: Int64s, ends: Int64s, sample: Bools, first_chunk: int,
@@ -176,50 +201,3 @@ class Adjusting:
             np.concatenate([*biases, np.zeros(0, np.float32)]),
             mask_rows, np.stack(masks) if masks else np.zeros((0, 1), np.int32), begins,
         )  # fmt: skip
-
-
-class HookGuide:
-    """A caller's ``LogitsMask`` as a guide. Raises ``ValueError`` for what is no mask."""
-
-    def __init__(
-        self, hook: Callable[[Int32s, Int32s], object], prompt_len: int, vocab_size: int
-    ) -> None:
-        self._hook, self._prompt_len, self._vocab_size = hook, prompt_len, vocab_size
-        self.num_words = -(-vocab_size // 32)
-
-    def fill(self, tokens: Int32s, words: Int32s) -> None:
-        tokens = tokens.copy()
-        found = self._hook(tokens[: self._prompt_len], tokens[self._prompt_len :])
-        if found is None:
-            words[:] = -1
-            return
-        allowed: npt.NDArray[np.bool_] = np.zeros(32 * len(words), np.bool_)
-        allowed[: self._vocab_size] = self._as_mask(np.asarray(found))
-        if not allowed.any():
-            raise ValueError(
-                f"mask {self._hook!r} allows no token at position {len(tokens)}; allow one at "
-                "least, or return None for all"
-            )
-        words[:] = np.packbits(allowed, bitorder="little").view(np.int32)
-
-    def _as_mask(self, found: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
-        if found.dtype == np.bool_ and found.shape == (self._vocab_size,):
-            return found  # type: ignore[return-value]
-        mask = np.zeros(self._vocab_size, np.bool_)
-        if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-            raise ValueError(
-                f"mask {self._hook!r} gave {found.dtype} of shape {found.shape}; it must give "
-                f"token ids, a bool array of shape ({self._vocab_size},), or None"
-            )
-        ids = found.astype(np.int64)
-        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
-            bad = int(ids.min() if ids.min() < 0 else ids.max())
-            raise ValueError(
-                f"mask {self._hook!r} allows token {bad}, which is outside the vocabulary, 0 to "
-                f"{self._vocab_size - 1}"
-            )
-        mask[ids] = True
-        return mask
-
-    def push(self, token: int) -> bool:
-        return False

@@ -368,14 +368,9 @@ class Scheduler:
             for sequence, count in chunks
             if adjusting.guided[sequence.slot] and count == self._left(sequence)
         ]
-        failed = set()
-        for slot in asked:
-            known = self.slots.tokens[slot, : self.slots.known[slot]]
-            try:
-                adjusting.ask(slot, known)
-            except Exception as error:  # a request's own rule ends that request
-                failed.add(slot)
-                self._finish(self._at(slot), "error", error)
+        failed = adjusting.ask(asked, [self._known(slot) for slot in asked])
+        for slot, error in failed.items():
+            self._finish(self._at(slot), "error", error)
         if failed:
             decodes = np.array([slot for slot in decodes if slot not in failed], np.int64)
             chunks = [chunk for chunk in chunks if chunk[0].slot not in failed]
