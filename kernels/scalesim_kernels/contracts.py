@@ -256,9 +256,9 @@ class Sample(Protocol):
         """
 
 
-RULED_OUT = -3.4028234663852886e38
-"""The logit of a token that must not be sampled: the lowest finite fp32. (Rows that hold -Inf are
-broken ones.)"""
+RULED_OUT = -(2.0**100)
+"""The logit of a token that must not be sampled: far below any other, and finite, as rows that hold
+-Inf are broken ones. At temperatures up to 2**90 its weight is 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class SamplingKeys:
         state.update(tokens.tobytes())
         state.update(struct.pack("<dqd", params.temperature, params.top_k, params.top_p))
         if (more := _more(params)) != _NO_MORE:
-            state.update(repr(more))
+            state.update(repr(more).encode())
         return state.intdigest()
 
     def key(

@@ -11,7 +11,7 @@ from scalesim.core import MAX_LOGPROBS, SamplingParams
 from scalesim.errors import RequestError
 
 MAX_TEMPERATURE = 1e6
-"""Above, a ruled-out token (the lowest finite logit) could come back."""
+"""Uniform for any model; far above, a token that is ruled out could come back."""
 MAX_BIASES = 1024
 MAX_SAMPLES = 1024
 

@@ -70,21 +70,19 @@ class Structures:
         return lambda: GrammarGuide(matcher.deep_copy(), self._filler, name, num_words)
 
     def _text(self, name: str, value: Mapping[str, Any] | str) -> str:
-        """The grammar in llguidance's own form; ``value`` is checked no further than its size."""
+        """The grammar in llguidance's own form; it is not checked yet."""
         from llguidance import LLMatcher
 
-        if isinstance(value, Mapping):
-            try:
-                value = json.dumps(value)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise StructureError(f"json_schema is no JSON: {error}") from error
+        if name == "json_schema":
+            value = _json_text(value)
+        assert isinstance(value, str)  # check_params lets nothing else through
         if len(value) > self._config.max_chars:
             raise StructureError(
                 f"{name} of {len(value)} characters; at most {self._config.max_chars} "
                 "(StructureConfig.max_chars)"
             )
         if name == "json_schema":
-            return LLMatcher.grammar_from_json_schema(value, overrides=JSON_STYLE)  # type: ignore[arg-type]
+            return LLMatcher.grammar_from_json_schema(value, overrides=JSON_STYLE)
         if name == "regex":
             return LLMatcher.grammar_from_regex(value)
         return LLMatcher.grammar_from_lark(value)
@@ -187,6 +185,21 @@ class _Bytes:
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
+
+
+def _json_text(schema: Mapping[str, Any] | str) -> str:
+    """A schema as JSON text; ``True``, which is one too, as the object that means the same."""
+    try:
+        parsed = json.loads(schema) if isinstance(schema, str) else schema
+        if parsed is True:
+            parsed = {}
+        if not isinstance(parsed, Mapping):
+            raise StructureError(f"json_schema is {parsed!r}; it must be an object")
+        return json.dumps(parsed)
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, StructureError):
+            raise
+        raise StructureError(f"json_schema is no JSON: {error}") from error
 
 
 def _what_failed(matcher: LLMatcher) -> str:

@@ -121,7 +121,8 @@ def test_from_an_event_loop() -> None:
     [
         ({"json_schema": {"type": 5}}, "json_schema cannot be compiled: type must be a string"),
         ({"json_schema": {"not": {}}}, 'Unimplemented keys: \\["not"\\]'),
-        ({"json_schema": "{"}, "json_schema cannot be compiled"),
+        ({"json_schema": "{"}, "json_schema is no JSON"),
+        ({"json_schema": "false"}, "json_schema is False; it must be an object"),
         ({"json_schema": {"const": object()}}, "json_schema is no JSON"),
         ({"regex": "(a"}, "regex cannot be compiled: .*unclosed group"),
         ({"grammar": "start: nobody"}, "grammar cannot be compiled"),

@@ -175,7 +175,7 @@ class Adjusting:
         if not len(seqs):
             return None
         slots = at[seqs]
-        ratios = np.ascontiguousarray(self._ratios[slots].T)
+        min_ps, repetitions, presences, frequencies = self._ratios[slots].T.copy()
         bias_start = np.zeros(len(seqs) + 1, np.int32)
         mask_rows = np.full(len(seqs), -1, np.int32)
         ids: list[Int32s] = []
@@ -196,7 +196,8 @@ class Adjusting:
             if self._of[slot].penalizes
         )
         return AdjustBatch(
-            seqs.astype(np.int32), *ratios, np.cumsum(bias_start, dtype=np.int32),
+            seqs.astype(np.int32), min_ps, repetitions, presences, frequencies,
+            np.cumsum(bias_start, dtype=np.int32),
             np.concatenate([*ids, np.zeros(0, np.int32)]),
             np.concatenate([*biases, np.zeros(0, np.float32)]),
             mask_rows, np.stack(masks) if masks else np.zeros((0, 1), np.int32), begins,
