@@ -104,8 +104,8 @@ def accepted(
         try:
             structures.compile(SamplingParams(json_schema=json.dumps(case.schema)))
         except StructureError as error:
-            reason = str(error).split(": ", 1)[1]
-            refused[reason.split(":")[0].split('"')[0][:60]] += 1
+            reason = str(error).partition("compiled: ")[2] or str(error)
+            refused[reason.split(":")[0].split('["')[0][:70]] += 1
             continue
         cases.append(case)
         if len(cases) == options.schemas:

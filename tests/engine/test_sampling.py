@@ -60,10 +60,12 @@ def test_greedy_texts_are_those_of_transformers(
     with tiny_engine() as engine:
         reply = engine.agent("ada").generate(PROMPTS[2], temperature=0, max_tokens=24, **ours)
     options = {"eos_token_id": None, "pad_token_id": 0, **theirs}
+    prompt = torch.tensor([PROMPTS[2]])
     with torch.inference_mode():
         ids = transformers_model().generate(
-            torch.tensor([PROMPTS[2]]), do_sample=False, max_new_tokens=24, **options
-        )
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24,
+            **options,
+        )  # fmt: skip
     assert list(reply.token_ids) == ids[0, len(PROMPTS[2]) :].tolist()
 
 

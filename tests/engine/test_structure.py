@@ -51,7 +51,7 @@ ASKED: list[dict[str, Any]] = [
 
 def requests(engine: Engine) -> list[Request]:
     return [
-        engine.agent(i).request(f"Agent {i} says: ", max_tokens=200, seed=i, **params)
+        engine.agent(i).request(f"Agent {i} says: ", max_tokens=120, seed=i, **params)
         for i, params in enumerate(ASKED)
     ]
 
