@@ -41,6 +41,7 @@ ENGINE = tuple(
         "recorder",
         "requests",
         "sampling_keys",
+        "sampling_params",
         "streams",
     )
 )

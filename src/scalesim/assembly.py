@@ -112,7 +112,7 @@ def parts_for(
     eos = frozenset(shape.eos_token_ids)
     if tokenizer is not None and not eos:
         eos = frozenset(tokenizer.eos_token_ids)
-    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template)
+    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template, True)
     return Parts(
         runner=runner,
         memory=memory,

@@ -140,6 +140,7 @@ class Call:
             sequence.host_tokens,
             sequence.rebuilt_tokens,
         )
+        log = sequence.score_log
         return Reply(
             agent=self.request.agent,
             text=self._text(ids, sequence.finish_reason),
@@ -149,6 +150,8 @@ class Call:
             latency_s=self.ended_s - self.submitted_s,
             digest=sequence.digest,
             dropped=self.dropped,
+            logprobs=None if log is None else log.of_output(sequence.output),
+            prompt_logprobs=None if log is None else log.of_prompt(self.tokens),
         )
 
     def _text(self, ids: tuple[int, ...], reason: FinishReason) -> str | None:

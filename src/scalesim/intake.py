@@ -14,7 +14,8 @@ from scalesim.core import AgentId
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
 from scalesim.overflow import fit
-from scalesim.requests import Request, TextModel, check_call, check_params
+from scalesim.requests import Request, TextModel, check_call
+from scalesim.sampling_params import check_params
 
 if TYPE_CHECKING:
     from scalesim.model.token_stream import TokenStream
@@ -39,7 +40,7 @@ class Intake:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
         params, model = request.params, self._model
-        check_params(params, model.vocab_size)
+        check_params(params, model.vocab_size, model.has_logits)
         check_call(request)
         name = None if request.agent is None else self.known(request.agent).adapter
         tokens = model.token_ids(request.prompt)

@@ -32,6 +32,7 @@ from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
 
 MAX_STALL_S = 0.05
@@ -151,6 +152,8 @@ class Loop:
             )
             if call.mailbox is not None:
                 call.mailbox.announce = self._news.append
+            if params.logprobs is not None or params.prompt_logprobs is not None:
+                sequence.score_log = ScoreLog(len(call.tokens), params)
             call.sequence = sequence
             self._open[sequence.id] = call
             if self.recorder is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
+from scalesim.core import AgentId, FinishReason, Int32s, LogProbs, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class Dropped:
 class Reply:
     """What a call gave. ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a
     hash over the logits of every token, where the engine keeps it. ``latency_s`` from submission to
-    the end. ``dropped``: what the prompt lost, where it was too long."""
+    the end. ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``: where they were asked for.
+    ``dropped``: what the prompt lost, where it was too long."""
 
     agent: AgentId | None
     text: str | None
@@ -94,12 +95,15 @@ class Reply:
     latency_s: float
     digest: int = 0
     dropped: Dropped | None = None
+    logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
+    prompt_logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
     """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
-    what the device pool holds, ``model_len`` what the model takes."""
+    what the device pool holds, ``model_len`` what the model takes. ``has_logits``: its runner can
+    score, adjust and mask them; a stand-in for a model is given no such work."""
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -107,6 +111,7 @@ class TextModel:
     pool_len: int
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
+    has_logits: bool = False
 
     @property
     def max_len(self) -> int:
@@ -176,42 +181,10 @@ def check_call(request: Request) -> None:
     """Raise ``RequestError`` for the first option of the call out of range."""
     if request.timeout is not None and not request.timeout > 0:
         raise RequestError(f"timeout={request.timeout!r} must be above 0 seconds")
-    if request.deadline is not None:
-        _number("deadline", request.deadline, -math.inf, math.inf)
-    _whole("priority", request.priority, -MAX_PRIORITY)
-    if request.priority > MAX_PRIORITY:
-        raise RequestError(f"priority={request.priority} must be at most {MAX_PRIORITY}")
-
-
-def check_params(params: SamplingParams, vocab_size: int) -> None:
-    """Raise ``RequestError`` for the first parameter out of range."""
-    _whole("max_tokens", params.max_tokens, 1)
-    _whole("top_k", params.top_k, 0)
-    _number("temperature", params.temperature, 0.0, math.inf)
-    _number("top_p", params.top_p, 0.0, 1.0)
-    if params.top_p == 0.0:
-        raise RequestError("top_p=0 keeps no token; it must be above 0 and at most 1")
-    if params.seed is not None:
-        _whole("seed", params.seed, -(2**63))
-    if isinstance(params.stop, str) or not all(isinstance(s, str) and s for s in params.stop):
-        raise RequestError(f"stop={params.stop!r} must be a tuple of strings that are not empty")
-    for token in params.stop_token_ids:
-        _whole("stop_token_ids", token, 0)
-        if token >= vocab_size:
-            raise RequestError(
-                f"stop token {token} is outside the vocabulary, 0 to {vocab_size - 1}"
-            )
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise RequestError(f"{name}={value!r} must be a whole number, at least {least}")
-    if value >= 2**63:
-        raise RequestError(f"{name}={value!r} must be below 2**63")
-
-
-def _number(name: str, value: object, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)):
-        raise RequestError(f"{name}={value!r} must be a number")
-    if not (math.isfinite(value) and least <= value <= most):
-        raise RequestError(f"{name}={value!r} must be finite, at least {least} and at most {most}")
+    if request.deadline is not None and not math.isfinite(request.deadline):
+        raise RequestError(f"deadline={request.deadline!r} must be a time of time.monotonic()")
+    priority = request.priority
+    if not isinstance(priority, (int, np.integer)) or abs(priority) > MAX_PRIORITY:
+        raise RequestError(
+            f"priority={priority!r} must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}"
+        )

@@ -19,6 +19,7 @@ from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutpu
 from scalesim.errors import AdapterError, NumericalError, PromptTooLongError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
+from scalesim.scheduler.scoring import ScorePlan
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
 from scalesim.scheduler.waiting import WaitingLine, overtake
@@ -37,6 +38,7 @@ class _Flight:
     ends: npt.NDArray[np.int64]
     sample: npt.NDArray[np.bool_]
     prefills: list[Sequence]
+    scoring: ScorePlan | None = None
 
 
 class Scheduler:
@@ -155,6 +157,8 @@ class Scheduler:
         slots = self.slots
         current = slots.epoch[flight.slots] == flight.epochs
         at = flight.slots[current]
+        if flight.scoring is not None and output.scores is not None:
+            flight.scoring.deliver(output.scores, current)
         sound = ~output.bad[current]
         slots.done[at[sound]] = flight.ends[current][sound]
         for slot in at[~sound]:
@@ -171,10 +175,15 @@ class Scheduler:
         for sequence in flight.prefills:
             if sequence.phase is Phase.PREFILL or sequence.phase is Phase.DECODE:
                 self._commit(sequence)
+                if sequence.limit == sequence.prompt_len and self._is_done(sequence):
+                    self._finish(sequence, "length", None)  # it was to generate nothing
         stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
         full = slots.known[at] >= slots.limit[at]
         for index in (stopped | full | slots.watched[at]).nonzero()[0]:
             self._look_at(int(at[index]), int(tokens[index]), bool(stopped[index]))
+
+    def _is_done(self, sequence: Sequence) -> bool:
+        return bool(self.slots.done[sequence.slot] >= sequence.limit)
 
     def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
         """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
@@ -251,13 +260,15 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
-        count = len(sequence.tokens)
+        count = usable = len(sequence.tokens)
+        if sequence.score_log is not None:
+            usable = sequence.score_log.usable(count)
         upto = min(sequence.limit, count + self.config.safe_point_tokens)
         share = self.memory.device.num_usable // 2 if self.num_running else None
         return self.memory.acquire(
             sequence.agent,
             sequence.domain,
-            sequence.tokens.tobytes(),
+            sequence.tokens[:usable].tobytes(),
             self._blocks(upto),
             adapter=sequence.adapter,
             max_loading_pages=share,
@@ -394,7 +405,9 @@ class Scheduler:
             counts = np.concatenate([counts, [count for _, count in chunks]])
             starts = slots.launched[at]
             ends = starts + counts
-            sample = np.concatenate([sample, (ends >= slots.known[at])[len(decodes) :]])
+            known = slots.known[at]
+            samples = (ends >= known) & (slots.limit[at] > known)
+            sample = np.concatenate([sample, samples[len(decodes) :]])
             pieces, places = [token_ids], [positions]
             for sequence, count in chunks:
                 start = int(slots.launched[sequence.slot])
@@ -409,7 +422,8 @@ class Scheduler:
         query_start = np.zeros(len(at) + 1, np.int32)
         np.cumsum(counts, out=query_start[1:])
         sequences = [sequence for sequence, _ in chunks]
-        self._flights.append(_Flight(at, slots.epoch[at], ends, sample, sequences))
+        scoring = self._scoring(at, starts, query_start, sample) if slots.num_scored else None
+        self._flights.append(_Flight(at, slots.epoch[at], ends, sample, sequences, scoring))
         self._to_decode([s for s in sequences if slots.launched[s.slot] >= slots.known[s.slot]])
         step = self.num_steps
         self.num_steps += 1
@@ -434,7 +448,22 @@ class Scheduler:
             table_pages=pages,
             page_copies=np.array(copies, np.int32).reshape(-1, 2),
             adapters=slots.adapters(at),
+            scores=None if scoring is None else scoring.batch(),
         )
+
+    def _scoring(
+        self, at: npt.NDArray[np.int64], starts: npt.NDArray[np.int64],
+        query_start: npt.NDArray[np.int32], sample: npt.NDArray[np.bool_],
+    ) -> ScorePlan:  # fmt: skip
+        """The query tokens of a step behind which log-probabilities are asked for."""
+        plan, slots = ScorePlan(), self.slots
+        for index in slots.scored[at].nonzero()[0].tolist():
+            slot, row = int(at[index]), int(query_start[index])
+            start = int(starts[index])
+            positions = range(start, start + int(query_start[index + 1]) - row)
+            known = slots.tokens[slot, : slots.known[slot]]
+            plan.add(index, self._at(slot), positions, row, known, bool(sample[index]))
+        return plan
 
     def _to_decode(self, sequences: list[Sequence]) -> None:
         if not sequences:
