@@ -26,6 +26,7 @@ NO_TOKEN = -1
 In ``StepOutput.token_ids``: the sequence sampled nothing in this step."""
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+Pooling = Literal["last", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,14 @@ class AdapterBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolBatch:
+    """Query tokens of a step whose final hidden states are summed: half-open ranges of the batch's
+    query tokens, each within one sequence."""
+
+    spans: Int32s  # [num_pools, 2]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step's work: the flat query tokens of ``num_seqs`` sequences, prefill chunks and decodes
     mixed.
@@ -135,6 +144,7 @@ class Batch:
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
     adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
     scores: ScoreBatch | None = None
+    pools: PoolBatch | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -182,6 +192,7 @@ class StepOutput:
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
     scores: Scores | None = None  # in the order of the batch's
+    pooled: Floats | None = None  # [num_pools, hidden]: a sum a span of the batch's
 
 
 @dataclass(frozen=True, slots=True)

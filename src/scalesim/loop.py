@@ -31,6 +31,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
+from scalesim.scheduler.pooling import PoolLog
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
@@ -152,6 +153,8 @@ class Loop:
             )
             if call.mailbox is not None:
                 call.mailbox.announce = self._news.append
+            if request.pooling is not None:
+                sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
             if params.logprobs is not None or params.prompt_logprobs is not None:
                 sequence.score_log = ScoreLog(len(call.tokens), params)
             call.sequence = sequence

@@ -12,6 +12,7 @@ import numpy as np
 from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
 from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.lease import Lease
+from scalesim.scheduler.pooling import PoolLog
 from scalesim.scheduler.scoring import ScoreLog
 
 
@@ -48,6 +49,7 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
     priority: float = 0
+    pool_log: PoolLog | None = None  # where it is to be embedded
     score_log: ScoreLog | None = None  # where log-probabilities are asked for
     phase: Phase = Phase.WAITING
     slot: int = 0
