@@ -21,6 +21,7 @@ from benchmarks import (
     replay_curves,
     replay_scale,
     sources,
+    streaming,
 )
 
 BENCHMARKS = {
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "replay-curves": replay_curves,
     "replay-scale": replay_scale,
     "sources": sources,
+    "streaming": streaming,
 }
 
 
