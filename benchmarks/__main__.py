@@ -21,6 +21,7 @@ from benchmarks import (
     replay_curves,
     replay_scale,
     sources,
+    streaming,
     structure,
 )
 
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "replay-curves": replay_curves,
     "replay-scale": replay_scale,
     "sources": sources,
+    "streaming": streaming,
     "structure": structure,
 }
 

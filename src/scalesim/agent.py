@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from scalesim.choices import By, Choice, Option
 from scalesim.core import AgentId
 from scalesim.requests import Message, OnOverflow, Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Stream
@@ -74,6 +76,19 @@ class Agent:
     def stream_async(self, prompt: Prompt, **options: Any) -> AsyncStream:
         """``stream`` for ``async for``, in any event loop."""
         return self.engine.stream_async(self.request(prompt, **options))
+
+    def choose(
+        self, prompt: Prompt, options: Sequence[Option], *, by: By = "sum", **call: Any
+    ) -> Choice:
+        """The likeliest of ``options`` (texts or token ids) as the continuation of ``prompt``, by
+        the sum or the mean of log-probabilities; waits. ``call``: as for ``request``."""
+        return self.engine.choose(self.request(prompt, **call), options, by=by)
+
+    async def choose_async(
+        self, prompt: Prompt, options: Sequence[Option], *, by: By = "sum", **call: Any
+    ) -> Choice:
+        """``choose`` from any event loop."""
+        return await self.engine.choose_async(self.request(prompt, **call), options, by=by)
 
     def expect(self, steps: float | None = None, *, at: float | None = None) -> None:
         """This agent's next call: in ``steps``, or ``at`` a time of the clock."""

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable
+from asyncio import gather
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Answer, Call, Latch
+from scalesim.choices import By, Choice, Option, check_choice, choice_of
+from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
+from scalesim.embeddings import embedding_requests, stacked
 from scalesim.errors import (
     EngineClosedError,
     RequestCancelledError,
@@ -26,7 +31,7 @@ from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.progress import Progress, Show, shown
-from scalesim.requests import Reply, Request
+from scalesim.requests import Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
 
 _LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
@@ -94,7 +99,7 @@ class Caller:
                 answers.append(answer.future)
                 await self._enter_async(call)
             await asyncio.gather(*answers, return_exceptions=True)
-        except asyncio.CancelledError:
+        except BaseException:
             with suppress(EngineClosedError):
                 for call in calls:
                     self.cancel(call)
@@ -116,6 +121,57 @@ class Caller:
         on."""
         reader = self._reader(request, asyncio.get_running_loop())
         return AsyncStream(reader, lambda: self._enter_async(reader.call))
+
+    def choose(self, request: Request, options: Sequence[Option], *, by: By = "sum") -> Choice:
+        """The likeliest of ``options`` as what follows the request's prompt, by the sum of its
+        tokens' log-probabilities or their mean; waits. The prompt is computed once.
+
+        Of the request, sampling parameters play no part. Raises ``RequestError`` for options that
+        are empty.
+        """
+        check_choice(options, by)
+        first, *rest = self._intake.prepare_choice(request, options)
+        replies = [self.generate(first), *cast("list[Reply]", self.run(rest))]
+        return choice_of(options, replies, by)
+
+    async def choose_async(
+        self, request: Request, options: Sequence[Option], *, by: By = "sum"
+    ) -> Choice:
+        """``choose`` from any event loop."""
+        check_choice(options, by)
+        first, *rest = self._intake.prepare_choice(request, options)
+        replies = [await self.generate_async(first)]  # the others find the prompt in memory
+        replies += await gather(*(self.generate_async(each) for each in rest))
+        return choice_of(options, replies, by)
+
+    def embed(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        **options: Any,
+    ) -> Floats:
+        """``[len(prompts), hidden]`` fp32: the model's final hidden state of each prompt's last
+        token, or the mean over its tokens; of length 1 with ``normalize``. Waits.
+
+        Options are fields of ``Request``. Sentence embeddings need a model that was trained for
+        them, and its own pooling.
+        """
+        replies = self.run(embedding_requests(prompts, pooling, options))
+        return stacked(cast("list[Reply]", replies), normalize)
+
+    async def embed_async(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        **options: Any,
+    ) -> Floats:
+        """``embed`` from any event loop."""
+        requests = embedding_requests(prompts, pooling, options)
+        return stacked(await gather(*map(self.generate_async, requests)), normalize)
 
     def submit(self, request: Request) -> Call:
         """Hand in a request without waiting, for those who drive ``step()``: poll ``call.done``.

@@ -30,6 +30,7 @@ MAX_LOGPROBS = 20
 """Likeliest tokens beside each token, at most: as many as OpenAI's and vLLM's default."""
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+Pooling = Literal["last", "mean"]
 
 
 class LogitsMask(Protocol):
@@ -173,6 +174,14 @@ class AdapterBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolBatch:
+    """Query tokens of a step whose final hidden states are summed: half-open ranges of the batch's
+    query tokens, each within one sequence."""
+
+    spans: Int32s  # [num_pools, 2]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step's work: the flat query tokens of ``num_seqs`` sequences, prefill chunks and decodes
     mixed.
@@ -200,6 +209,7 @@ class Batch:
     adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
     scores: ScoreBatch | None = None
     adjust: AdjustBatch | None = None
+    pools: PoolBatch | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -247,6 +257,7 @@ class StepOutput:
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
     scores: Scores | None = None  # in the order of the batch's
+    pooled: Floats | None = None  # [num_pools, hidden]: a sum a span of the batch's
 
 
 @dataclass(frozen=True, slots=True)

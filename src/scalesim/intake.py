@@ -5,7 +5,7 @@ On the caller's thread; a request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.calls import Call, TextObserver
+from scalesim.choices import Option, option_ids, scoring_request
 from scalesim.core import AgentId, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
@@ -44,9 +45,13 @@ class Intake:
     def prepare(self, request: Request) -> Call:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
-        params, model = request.params, self._model
-        check_params(params, model.vocab_size, model.has_logits)
+        model = self._model
         check_call(request)
+        if request.pooling is not None:
+            request = self._embedding(request)
+        else:
+            check_params(request.params, model.vocab_size, model.has_logits)
+        params = request.params
         name = None if request.agent is None else self.known(request.agent).adapter
         tokens = model.token_ids(request.prompt)
         most = self._most_tokens(name) - params.max_tokens
@@ -82,6 +87,22 @@ class Intake:
         if self._model.structures is None:
             raise RequestError("structured output needs a tokenizer and this model has none")
         return self._model.structures.compile(params)
+
+    def prepare_choice(self, request: Request, options: Sequence[Option]) -> list[Request]:
+        """A request for each option, all with the tokens of ``request``'s prompt before it. Raises
+        as ``prepare``."""
+        model = self._model
+        tokens = model.token_ids(request.prompt)
+        ids = [option_ids(request.prompt, tokens, option, model) for option in options]
+        name = None if request.agent is None else self.known(request.agent).adapter
+        most = self._most_tokens(name) - max(map(len, ids))
+        tokens, _ = fit(request.prompt, tokens, most, request.on_overflow, model)
+        return [scoring_request(request, tokens, each) for each in ids]
+
+    def _embedding(self, request: Request) -> Request:
+        if not self._model.has_logits:
+            raise RequestError("embeddings need a model; this engine's runner has no hidden states")
+        return replace(request, params=SamplingParams(max_tokens=0))
 
     def _most_tokens(self, adapter: str | None) -> int:
         """Of prompt and output, beside the adapter."""

@@ -32,6 +32,7 @@ from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.adjusting import adjust_of
+from scalesim.scheduler.pooling import PoolLog
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
@@ -153,10 +154,12 @@ class Loop:
             )
             guide = None if call.make_guide is None else call.make_guide()
             sequence.adjust = adjust_of(params, len(call.tokens), sequence.stop_ids, guide)
-            if params.logprobs is not None or params.prompt_logprobs is not None:
-                sequence.score_log = ScoreLog(len(call.tokens), params)
             if call.mailbox is not None:
                 call.mailbox.announce = self._news.append
+            if request.pooling is not None:
+                sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
+            if params.logprobs is not None or params.prompt_logprobs is not None:
+                sequence.score_log = ScoreLog(len(call.tokens), params)
             call.sequence = sequence
             self._open[sequence.id] = call
             if self.recorder is not None:

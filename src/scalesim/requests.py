@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from scalesim.core import AgentId, FinishReason, Int32s, LogProbs, SamplingParams
+from scalesim.core import AgentId, FinishReason, Floats, Int32s, LogProbs, Pooling, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError
-from scalesim.sampling_params import check_number, check_whole
 
 if TYPE_CHECKING:
     from scalesim.model.chat import ChatTemplate
@@ -38,7 +37,8 @@ class Request:
     ``sample_index`` tells apart several draws of one prompt. ``priority``: lower is served first;
     equal ones in order of arrival. ``on_overflow``: what happens to a prompt that leaves no room
     for ``max_tokens``: an error, the oldest messages or tokens are dropped, or the function
-    shortens it.
+    shortens it. ``pooling``: generate nothing; the reply's ``embedding`` is the final hidden state
+    of the last token, or the mean of all.
     """
 
     prompt: Prompt
@@ -49,6 +49,7 @@ class Request:
     deadline: float | None = None
     priority: int = 0
     on_overflow: OnOverflow = "error"
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,14 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call gave. ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a
-    hash over the logits of every token, where the engine keeps it. ``latency_s`` from submission to
-    the end. ``dropped``: what the prompt lost, where it was too long. ``logprobs`` (of
-    ``token_ids``) and ``prompt_logprobs``: where they were asked for. ``others``: samples 2 to
-    ``n``; ``samples`` has all, in order."""
+    """What a call gave.
+
+    ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a hash over the logits of
+    every token, where the engine keeps it. ``latency_s`` from submission to the end. ``dropped``:
+    what the prompt lost, where it was too long. Where they were asked for: ``embedding``,
+    ``[hidden]`` fp32, and ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``. ``others``:
+    samples 2 to ``n``; ``samples`` has all, in order.
+    """
 
     agent: AgentId | None
     text: str | None
@@ -98,6 +102,7 @@ class Reply:
     latency_s: float
     digest: int = 0
     dropped: Dropped | None = None
+    embedding: Floats | None = field(default=None, compare=False, repr=False)
     logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
     prompt_logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
     others: tuple[Reply, ...] = ()
@@ -190,10 +195,14 @@ class TextModel:
 
 def check_call(request: Request) -> None:
     """Raise ``RequestError`` for the first option of the call out of range."""
+    if request.pooling not in (None, "last", "mean"):
+        raise RequestError(f"pooling={request.pooling!r} must be 'last' or 'mean'")
     if request.timeout is not None and not request.timeout > 0:
         raise RequestError(f"timeout={request.timeout!r} must be above 0 seconds")
-    if request.deadline is not None:
-        check_number("deadline", request.deadline, -math.inf, math.inf)
-    check_whole("priority", request.priority, -MAX_PRIORITY)
-    if request.priority > MAX_PRIORITY:
-        raise RequestError(f"priority={request.priority} must be at most {MAX_PRIORITY}")
+    if request.deadline is not None and not math.isfinite(request.deadline):
+        raise RequestError(f"deadline={request.deadline!r} must be a time of time.monotonic()")
+    priority = request.priority
+    if not isinstance(priority, (int, np.integer)) or abs(priority) > MAX_PRIORITY:
+        raise RequestError(
+            f"priority={priority!r} must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}"
+        )

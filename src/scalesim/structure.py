@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalesim.model.tokenizer import Tokenizer
 
 # As json.dumps writes it. With free whitespace a model may write blanks until max_tokens.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Structures:

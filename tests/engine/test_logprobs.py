@@ -135,6 +135,8 @@ def test_where_there_are_no_logits() -> None:
     from scalesim.engine import Engine
     from scalesim.testing.tag_parts import tag_parts
 
-    parts = tag_parts(device_pages=9, host_pages=0)
-    with Engine(parts) as engine, pytest.raises(RequestError, match="no logits"):
+    with (
+        Engine(tag_parts(device_pages=9, host_pages=0)) as engine,
+        pytest.raises(RequestError, match="no logits"),
+    ):
         engine.agent("ada").generate([1, 2], logprobs=0)

@@ -33,6 +33,7 @@ from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
 from scalesim.model.decodes_first import Arranged, arrange
 from scalesim.model.device_adjust import DeviceAdjust
+from scalesim.model.device_pools import DevicePools
 from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
@@ -53,6 +54,7 @@ class _Flight:
     ended: Event
     scored: ScoreShape | None = None
     scores: Staged | None = None
+    pooled: Staged | None = None
 
 
 class CudaRunner:
@@ -151,8 +153,9 @@ class CudaRunner:
             sampling = packed.order[packed.picked]
             changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
+        pools = [] if batch.pools is None else self._pools.rows(batch, arranged, batch.pools)
         if size is None:
-            self._stream.submit(lambda: self._compute(shape, changes, scored))
+            self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
         else:
             self._stream.submit(self.graphs.replay(size))
             if changes is not None:
@@ -163,9 +166,10 @@ class CudaRunner:
         self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
         logits = self._fetch_logits(len(packed.picked)) if self._digests else None
         scores = None if scored is None else self._scores.fetch(scored)
+        pooled = self._pools.fetch(len(pools)) if pools else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores, pooled)
         return Step(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: Step) -> StepOutput:
@@ -178,13 +182,16 @@ class CudaRunner:
         scores = None
         if flight.scored is not None and flight.scores is not None:
             scores = self._scores.read(flight.scored, flight.scores)
-        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores)
+        pooled = None
+        if flight.batch.pools is not None and flight.pooled is not None:
+            pooled = self._pools.read(len(flight.batch.pools.spans), flight.pooled)
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, pooled)
 
     # -- on the host --------------------------------------------------------------------------
 
     def _graph_size(self, batch: Batch, arranged: Arranged) -> int | None:
         """The graph that this batch may run in: one token a sequence, all of them sampled."""
-        if batch.scores is not None:
+        if batch.scores is not None or batch.pools is not None:
             return None  # a graph keeps no hidden states
         if arranged.num_decodes < batch.num_seqs or len(batch.page_copies):
             return None
@@ -211,6 +218,11 @@ class CudaRunner:
     def _scores(self) -> DeviceScores:
         most = self._pad(self._max_num_tokens)
         return DeviceScores(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
+
+    @cached_property
+    def _pools(self) -> DevicePools:
+        width = self._model.config.hidden_size
+        return DevicePools(self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width)
 
     def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
         if batch.scores is None:
@@ -258,9 +270,12 @@ class CudaRunner:
     # -- on the device ------------------------------------------------------------------------
 
     def _compute(
-        self, shape: StepShape, changes: tuple[Tensor, ...] | None = None,
+        self,
+        shape: StepShape,
+        changes: tuple[Tensor, ...] | None = None,
         scored: ScoreShape | None = None,
-    ) -> None:  # fmt: skip
+        pools: Sequence[slice] = (),
+    ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
         step = tensors(shape, self._inputs, self._table.entries)
@@ -288,6 +303,8 @@ class CudaRunner:
             self._sample_again(shape, changes)
         if scored is not None:
             self._scores.compute(scored, hidden, self._outcome, model, kernels)
+        if pools:
+            self._pools.compute(pools, hidden)
 
     def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
         """What the step sampled, replaced where logits are to be changed first."""

@@ -24,8 +24,10 @@ from scalesim.core import (
     Bools,
     Bytes2D,
     Fence,
+    Floats,
     Int32s,
     Int64s,
+    PoolBatch,
     ScoreBatch,
     Scores,
     Step,
@@ -143,7 +145,8 @@ class ModelRunner:
         scores = None
         if batch.scores is not None:
             scores = self._score(batch, batch.scores, ordered, hidden, tokens)
-        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores)
+        pooled = None if batch.pools is None else pooled_sums(batch, batch.pools, ordered, hidden)
+        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, pooled)
 
     def _score(
         self, batch: Batch, asked: ScoreBatch, ordered: Ordered, hidden: Tensor, tokens: Int32s
@@ -229,6 +232,16 @@ def adjustments(
         mask_rows=tensor(adjust.mask_rows),
         masks=tensor(adjust.masks),
     )
+
+
+def pooled_sums(batch: Batch, asked: PoolBatch, ordered: Ordered, hidden: Tensor) -> Floats:
+    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64. A sequence's
+    query tokens stay together when they are ordered."""
+    row_of = np.empty(batch.num_tokens, np.int64)
+    row_of[ordered.source] = np.arange(batch.num_tokens)
+    rows = (slice(row := int(row_of[start]), row + stop - start) for start, stop in asked.spans)
+    sums: Floats = torch.stack([hidden[row].double().sum(0) for row in rows]).float().numpy()
+    return sums
 
 
 def resolved(batch: Batch, asked: ScoreBatch, tokens: Int32s) -> Int32s:

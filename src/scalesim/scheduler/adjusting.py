@@ -36,8 +36,11 @@ class Guide(Protocol):
     asked together.
     """
 
-    num_words: int
-    filler: Filler
+    @property
+    def num_words(self) -> int: ...
+
+    @property
+    def filler(self) -> Filler: ...
 
     def push(self, token: int) -> bool:
         """``token`` was sampled; True when the text is complete. What it raises ends the

@@ -19,6 +19,7 @@ from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutpu
 from scalesim.errors import AdapterError, NumericalError, PromptTooLongError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
+from scalesim.scheduler.pooling import PoolPlan
 from scalesim.scheduler.scoring import ScorePlan
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
@@ -39,6 +40,7 @@ class _Flight:
     sample: npt.NDArray[np.bool_]
     prefills: list[Sequence]
     scoring: ScorePlan | None = None
+    pooling: PoolPlan | None = None
 
 
 class Scheduler:
@@ -176,6 +178,8 @@ class Scheduler:
         at = flight.slots[current]
         if flight.scoring is not None and output.scores is not None:
             flight.scoring.deliver(output.scores, current)
+        if flight.pooling is not None and output.pooled is not None:
+            flight.pooling.deliver(output.pooled, current)
         sound = ~output.bad[current]
         slots.done[at[sound]] = flight.ends[current][sound]
         for slot in at[~sound]:
@@ -282,6 +286,8 @@ class Scheduler:
         count = usable = len(sequence.tokens)
         if sequence.score_log is not None:
             usable = sequence.score_log.usable(count)
+        if sequence.pool_log is not None:
+            usable = sequence.pool_log.usable()
         upto = min(sequence.limit, count + self.config.safe_point_tokens)
         share = self.memory.device.num_usable // 2 if self.num_running else None
         return self.memory.acquire(
@@ -468,7 +474,10 @@ class Scheduler:
         if slots.adjusting.num_adjusted:
             adjust = slots.adjusting.batch(at, ends, sample, len(decodes), self._known)
         scoring = self._scoring(at, starts, query_start, sample) if slots.num_scored else None
-        self._flights.append(_Flight(at, slots.epoch[at], ends, sample, sequences, scoring))
+        pooling = self._pooling(chunks, starts, query_start)
+        self._flights.append(
+            _Flight(at, slots.epoch[at], ends, sample, sequences, scoring, pooling)
+        )
         self._to_decode([s for s in sequences if slots.launched[s.slot] >= slots.known[s.slot]])
         step = self.num_steps
         self.num_steps += 1
@@ -495,6 +504,7 @@ class Scheduler:
             adapters=slots.adapters(at),
             adjust=adjust,
             scores=None if scoring is None else scoring.batch(),
+            pools=None if pooling is None else pooling.batch(),
         )
 
     def _known(self, slot: int) -> npt.NDArray[np.int32]:
@@ -513,6 +523,21 @@ class Scheduler:
             known = slots.tokens[slot, : slots.known[slot]]
             plan.add(index, self._at(slot), positions, row, known, bool(sample[index]))
         return plan
+
+    def _pooling(
+        self, chunks: list[tuple[Sequence, int]], starts: npt.NDArray[np.int64],
+        query_start: npt.NDArray[np.int32],
+    ) -> PoolPlan | None:  # fmt: skip
+        """The hidden states of a step that are asked for: the prefills stand at its end."""
+        if all(sequence.pool_log is None for sequence, _ in chunks):
+            return None
+        plan, first = PoolPlan(), len(starts) - len(chunks)
+        for index, (sequence, count) in enumerate(chunks, start=first):
+            if sequence.pool_log is not None:
+                start = int(starts[index])
+                positions = range(start, start + count)
+                plan.add(index, sequence, positions, int(query_start[index]))
+        return plan if plan.owners else None
 
     def _to_decode(self, sequences: list[Sequence]) -> None:
         if not sequences:
