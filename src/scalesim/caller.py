@@ -86,9 +86,8 @@ class Caller:
         await self._enter_async(call)
         try:
             return await answer.future
-        except asyncio.CancelledError:
-            with suppress(EngineClosedError):
-                self.cancel(call)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._abandon(call)
             raise
 
     def stream(self, request: Request) -> Stream:
@@ -98,8 +97,9 @@ class Caller:
         """
         reader = self._reader(request, None)
         self._driver.start_thread()
+        stream = Stream(reader)  # before it is handed in: if Ctrl-C comes between, it is dropped
         self._enter([reader.call])
-        return Stream(reader)
+        return stream
 
     def stream_async(self, request: Request) -> AsyncStream:
         """``stream`` for ``async for`` in the running event loop; it runs from the first read
@@ -200,14 +200,16 @@ class Caller:
         """Hand in ``calls``, as many at a time as there are places; those whose time is over while
         they wait fail alone."""
         self._stamp(calls)
+        first = min(calls, key=_deadline_s, default=None)
         while calls:
-            first = min(calls, key=lambda call: call.deadline_s or math.inf)
             try:
-                count = self._gate.wait(len(calls), self._left_s(first))
+                count = self._gate.wait(len(calls), first and self._left_s(first))
             except RequestTimeoutError as error:
-                late = [call for call in calls if self._left_s(call) == 0.0]
-                calls = [call for call in calls if call not in late]
+                now_s = self.parts.time_s()
+                late = [call for call in calls if _deadline_s(call) <= now_s]
+                calls = [call for call in calls if _deadline_s(call) > now_s]
                 self._driver.post(partial(self._loop.refuse, late, error))
+                first = min(calls, key=_deadline_s, default=None)
                 continue
             self._post(calls[:count])
             calls = calls[count:]
@@ -253,6 +255,10 @@ class Caller:
     def _cancelling(self, call: Call) -> Callable[[], None]:
         error = RequestCancelledError("the request was cancelled")
         return lambda: self._loop.end_call(call, "cancelled", error)
+
+
+def _deadline_s(call: Call) -> float:
+    return math.inf if call.deadline_s is None else call.deadline_s
 
 
 def release(gate: Gate, adapters: AdapterRegistry) -> Callable[[list[Call]], None]:
