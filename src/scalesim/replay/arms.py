@@ -29,14 +29,18 @@ RESIDENT_PAGES = 1 << 22
 @dataclass(frozen=True, slots=True)
 class Machine:
     """``device_pages``, ``host_pages``: of the model's page size. ``link_share``: of the link's
-    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages."""
+    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages.
+
+    ``max_num_batched_tokens`` is about where a step's arithmetic begins to take longer than reading
+    the weights: more prefill in one step makes those that decode wait (Sarathi-Serve, OSDI 2024).
+    """
 
     cost: CostModel
     device_pages: int
     host_pages: int
     max_len: int
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 512
     block_size: int | None = None
     link_share: float = 1.0
     first_tokens: int = 0
