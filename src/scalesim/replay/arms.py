@@ -109,10 +109,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """``loaded_bytes``: Belady's, in the order in which ``resident`` served. ``link_share``: the
-    time that they take on the link, of the time that computing takes with all resident."""
+    """``loaded_bytes``: Belady's, in the order in which ``resident`` served; ``held_bytes``: the
+    same where what runs at once keeps its pages to its end. ``link_share``: the time that Belady's
+    take on the link, of the time that computing takes with all resident."""
 
     loaded_bytes: float
+    held_bytes: float
     turns_per_s: float
     link_share: float
     floor_turns_per_s: float
@@ -157,8 +159,13 @@ def play(
 def bound(machine: Machine, resident: Outcome, simulation: Simulation) -> Bound:
     """What any policy may reach on ``machine``, from a ``resident`` run that kept its accesses."""
     accesses = [access for _, access in sorted(simulation.log.accesses.items())]
-    loads = belady_loads(accesses, machine.device_pages)
-    num_bytes = float(sum(loads[-resident.turns :])) * resident.page_bytes
+    num_bytes, held_bytes = (
+        float(sum(loads[-resident.turns :])) * resident.page_bytes
+        for loads in (
+            belady_loads(accesses, machine.device_pages),
+            belady_loads(accesses, machine.device_pages, held_to_end=True),
+        )
+    )
     device, spent = machine.cost.hardware, resident.counters
     rate = device.link_bytes_per_s * machine.link_share
     floor = floor_s(
@@ -169,6 +176,7 @@ def bound(machine: Machine, resident: Outcome, simulation: Simulation) -> Bound:
     )
     return Bound(
         num_bytes,
+        held_bytes,
         roofline(resident.turns, resident.seconds, num_bytes, rate),
         num_bytes / rate / resident.seconds,
         resident.turns / floor,
