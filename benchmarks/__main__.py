@@ -22,6 +22,7 @@ from benchmarks import (
     replay_scale,
     sources,
     streaming,
+    structure,
 )
 
 BENCHMARKS = {
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "replay-scale": replay_scale,
     "sources": sources,
     "streaming": streaming,
+    "structure": structure,
 }
 
 

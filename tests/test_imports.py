@@ -45,6 +45,7 @@ ENGINE = tuple(
         "sampling_keys",
         "sampling_params",
         "streams",
+        "structure",
     )
 )
 PARTS = tuple(

@@ -11,7 +11,51 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .contracts import RULED_OUT, Adjustments
+
 Row: TypeAlias = npt.NDArray[Any]
+
+
+def adjust_logits(logits: Tensor, changes: Adjustments) -> Tensor:
+    out = logits.index_select(0, changes.rows)
+    rows = out.numpy()
+    counts, masks = changes.counts.numpy(), changes.masks.numpy()
+    starts, slots, mask_rows = (
+        each.tolist() for each in (changes.bias_start, changes.slots, changes.mask_rows)
+    )
+    ids, biases = changes.bias_ids.numpy(), changes.biases.numpy()
+    ratios = [
+        each.numpy() for each in (changes.repetitions, changes.frequencies, changes.presences)
+    ]
+    temperatures, min_ps = changes.temperatures.numpy(), changes.min_ps.numpy()
+    scratch = np.empty(logits.shape[1], np.float32)
+    for i, row in enumerate(rows):
+        if starts[i] < starts[i + 1]:
+            row[ids[starts[i] : starts[i + 1]]] += biases[starts[i] : starts[i + 1]]
+        repetition, frequency, presence = (ratio[i] for ratio in ratios)
+        if repetition != 1 or frequency != 0 or presence != 0:
+            penalize(row, counts[slots[i]], repetition, frequency, presence)
+        np.maximum(row, np.float32(RULED_OUT), out=row)
+        if mask_rows[i] >= 0:
+            bits = np.unpackbits(masks[mask_rows[i]].view(np.uint8), bitorder="little")
+            row[bits[: len(row)] == 0] = RULED_OUT
+        if min_ps[i] > 0 and temperatures[i] > 0:
+            with np.errstate(over="ignore"):
+                np.subtract(row, row.max(), out=scratch)
+                np.divide(scratch, temperatures[i], out=scratch)
+            row[np.exp(scratch, out=scratch) < min_ps[i]] = RULED_OUT
+    return out
+
+
+def penalize(
+    row: Row, counts: Row, repetition: np.float32, frequency: np.float32, presence: np.float32
+) -> None:
+    """Steps 2 and 3 of the contract, on the tokens that occur. In place."""
+    seen = np.flatnonzero(counts)
+    values, times = row[seen], counts[seen] >> 1
+    values = np.where(values < 0, values * repetition, values / repetition)
+    values -= times.astype(np.float32) * frequency
+    row[seen] = values - (times > 0).astype(np.float32) * presence
 
 
 def log_probs(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

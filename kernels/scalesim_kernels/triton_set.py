@@ -126,4 +126,5 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         zero_pages=pages.zero_pages,
         sample=sampling.sample,
         log_probs=logits.log_probs,
+        adjust_logits=logits.adjust_logits,
     )

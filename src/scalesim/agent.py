@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalesim.choices import By, Choice, Option
-from scalesim.core import AgentId, SamplingParams
+from scalesim.core import AgentId
 from scalesim.requests import Message, OnOverflow, Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Stream
 
@@ -43,7 +43,7 @@ class Agent:
         return Request(
             prompt,
             agent=self.id,
-            params=SamplingParams(**params),
+            params=self.engine.sampling(**params),
             timeout=timeout,
             sample_index=sample_index,
             deadline=deadline,

@@ -11,16 +11,22 @@ import math
 from asyncio import gather
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
-from scalesim.calls import Answer, Call, Latch
+from scalesim.calls import Call, Ended, Latch
 from scalesim.choices import By, Choice, Option, check_choice, choice_of
 from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
 from scalesim.embeddings import embedding_requests, stacked
-from scalesim.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
+from scalesim.errors import (
+    EngineClosedError,
+    RequestCancelledError,
+    RequestError,
+    RequestTimeoutError,
+)
 from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
@@ -60,7 +66,7 @@ class Caller:
         place with ``return_exceptions``. ``progress``: show how many have ended, with ``"rich"``
         (or ``True``), ``"tqdm"``, or a function of (ended, all).
         """
-        calls: list[Call | Exception] = []
+        calls: list[list[Call] | Exception] = []
         for request in requests:
             try:
                 calls.append(self._prepare(request))
@@ -68,27 +74,36 @@ class Caller:
                 if not return_exceptions:
                     raise
                 calls.append(error)
-        opened = [call for call in calls if isinstance(call, Call)]
+        opened = [call for each in calls if isinstance(each, list) for call in each]
         with shown(progress, len(opened)) as show:
             self._run(opened, show)
         return [_outcome(call, return_exceptions) for call in calls]
 
     def generate(self, request: Request) -> Reply:
         """Run one request and wait."""
-        call = self._prepare(request)
-        self._run([call])
-        return call.result()
+        calls = self._prepare(request)
+        self._run(calls)
+        return reply_of(calls)
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        call = self._prepare(request)
-        call.waiter = answer = Answer(asyncio.get_running_loop())
-        await self._enter_async(call)
+        if request.params.is_structured:  # compiling may take a while
+            calls = await asyncio.to_thread(self._prepare, request)
+        else:
+            calls = self._prepare(request)
+        loop = asyncio.get_running_loop()
+        ends = [Ended(loop) for _ in calls]
         try:
-            return await answer.future
-        except (asyncio.CancelledError, GeneratorExit):
-            self._abandon(call)
+            for call, end in zip(calls, ends, strict=True):
+                call.waiter = end
+                await self._enter_async(call)
+            for end in ends:
+                await end.future
+        except BaseException:  # by whatever way it is left, the collector's included
+            for call in calls:
+                self._abandon(call)
             raise
+        return reply_of(calls)
 
     def stream(self, request: Request) -> Stream:
         """Run one request and read along: ``for piece in engine.stream(request)``.
@@ -160,8 +175,9 @@ class Caller:
 
     def submit(self, request: Request) -> Call:
         """Hand in a request without waiting, for those who drive ``step()``: poll ``call.done``.
-        Raises ``EngineFullError`` where too many are open."""
-        call = self._prepare(request)
+        Of one sample: for more, submit requests that differ in ``sample_index``. Raises
+        ``EngineFullError`` where too many are open."""
+        call = self._prepare_one(request)
         self._stamp([call])
         self._gate.take()
         self._post([call])
@@ -173,9 +189,18 @@ class Caller:
 
     # -- steps of the above -------------------------------------------------------------------
 
-    def _prepare(self, request: Request) -> Call:
+    def _prepare_one(self, request: Request) -> Call:
+        if request.params.n != 1:
+            raise RequestError(
+                f"n={request.params.n}: one sample at a time is submitted or streamed; send "
+                "requests with sample_index 0 to n - 1, or use a call that waits"
+            )
+        [call] = self._prepare(request)
+        return call
+
+    def _prepare(self, request: Request) -> list[Call]:
         self._driver.check_open()
-        return self._intake.prepare(request)
+        return self._intake.prepare_samples(request)
 
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
         """Until all ``calls`` have ended, so that Ctrl-C gets through; it cancels them."""
@@ -244,7 +269,7 @@ class Caller:
             raise
 
     def _reader(self, request: Request, loop: asyncio.AbstractEventLoop | None) -> Reader:
-        call = self._prepare(request)
+        call = self._prepare_one(request)
         call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
         deltas = self._intake.text_stream(request)
         return Reader(call, deltas, self._abandon)
@@ -274,11 +299,17 @@ def release(gate: Gate, adapters: AdapterRegistry) -> Callable[[list[Call]], Non
     return ended
 
 
-def _outcome(call: Call | Exception, keep: bool) -> Reply | Exception:
-    if isinstance(call, Exception):
-        return call
+def reply_of(calls: list[Call]) -> Reply:
+    """The reply of a request's samples. Raises the first error among them."""
+    replies = [call.result() for call in calls]
+    return replies[0] if len(calls) == 1 else replace(replies[0], others=tuple(replies[1:]))
+
+
+def _outcome(calls: list[Call] | Exception, keep: bool) -> Reply | Exception:
+    if isinstance(calls, Exception):
+        return calls
     try:
-        return call.result()
+        return reply_of(calls)
     except Exception as error:
         if not keep:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
@@ -14,6 +15,7 @@ from scalesim.requests import Dropped, Reply, Request, TextModel, Usage
 if TYPE_CHECKING:
     from scalesim.memory.adapters import AdapterUse
     from scalesim.model.token_stream import TokenStream
+    from scalesim.scheduler.adjusting import Guide
     from scalesim.scheduler.sequence import Sequence
     from scalesim.streams import Mailbox
 
@@ -46,20 +48,16 @@ class Latch:
         return self._event.wait(timeout_s)
 
 
-class Answer:
-    """A future of ``loop`` that gets one call's reply, or its error."""
+class Ended:
+    """A future of ``loop`` that is done when the call has ended, well or not."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop | None = loop
-        self.future: asyncio.Future[Reply] = loop.create_future()
+        self.future: asyncio.Future[None] = loop.create_future()
 
     def tell(self, call: Call) -> None:
-        if self.future.done():
-            return
-        try:
-            self.future.set_result(call.result())
-        except Exception as error:
-            self.future.set_exception(error)
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class TextObserver:
@@ -90,7 +88,9 @@ class Call:
         "ended_s",
         "error",
         "has_place",
+        "leader",
         "mailbox",
+        "make_guide",
         "model",
         "observer",
         "request",
@@ -106,6 +106,8 @@ class Call:
         self.request, self.model, self.tokens, self.observer = request, model, tokens, observer
         self.adapter: AdapterUse | None = None
         self.dropped: Dropped | None = None
+        self.make_guide: Callable[[], Guide] | None = None  # where a rule masks its tokens
+        self.leader: Call | None = None  # the first sample of the same prompt, if it is another
         self.digest = 0
         self.done = self.has_place = False
         self.error: Exception | None = None
@@ -161,7 +163,8 @@ class Call:
             return self.observer.stream.text
         if self.model.tokenizer is None:
             return None
-        if reason == "stop":
+        assert self.sequence is not None
+        if reason == "stop" and ids[-1] in self.sequence.stop_ids:
             ids = ids[:-1]  # the token that ended it is not text
         return self.model.tokenizer.decode(ids)
 

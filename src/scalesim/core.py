@@ -7,6 +7,7 @@ Arrays are one-dimensional and C-contiguous unless a shape says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -25,19 +26,39 @@ NO_TOKEN = -1
 """In ``Batch.token_ids``: the token that this slot samples in the step still in flight.
 In ``StepOutput.token_ids``: the sequence sampled nothing in this step."""
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens beside each token, at most: as many as OpenAI's and vLLM's default."""
+
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 Pooling = Literal["last", "mean"]
 
 
+class LogitsMask(Protocol):
+    """A caller's own rule for the next token. Called on the engine's thread before each token of a
+    request, so it must be quick. What it raises ends that request alone, with that error."""
+
+    def __call__(self, prompt: Int32s, output: Int32s) -> Sequence[int] | npt.NDArray[Any] | None:
+        """The ids that may come next, a bool mask ``[vocab_size]``, or ``None`` for all.
+
+        prompt, output : ``[n]`` int32, the tokens so far; not to be changed.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request's tokens are drawn.
+    """How one request's tokens are drawn. docs/sampling.md defines each field exactly.
 
-    ``temperature`` 0 is greedy (ties go to the lowest id). ``top_k`` 0 and ``top_p`` 1 keep every
-    token. ``seed`` replaces the engine's seed for this request: equal prompt, parameters and seed
-    give equal text. ``stop`` strings end the text before their first occurrence; ``stop_token_ids``
-    and the model's own end-of-sequence ids end it too (``ignore_eos`` switches the model's own
-    off).
+    ``temperature`` 0 is greedy (ties go to the lowest id). ``min_p`` 0, ``top_k`` 0 and ``top_p`` 1
+    keep every token. ``repetition_penalty`` (1: off) counts the prompt, ``presence_penalty`` and
+    ``frequency_penalty`` (0: off) the output alone. ``logit_bias`` is added to the logits of the
+    tokens that it names; -inf rules one out. No end-of-sequence or stop token comes before
+    ``min_tokens``. ``n`` samples of one prompt share its prefix. ``mask`` says before each token
+    which ones are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
+    syntax) make the text keep a structure (the extra ``structured``). ``seed`` replaces the
+    engine's seed for this request:
+    equal prompt, parameters and seed give equal text. ``stop`` strings end the text before their
+    first occurrence; ``stop_token_ids`` and the model's own end-of-sequence ids end it too
+    (``ignore_eos`` switches the model's own off).
 
     ``logprobs`` asks for the natural log-probability of every generated token and of so many of
     the likeliest beside it (0: of the token alone); ``prompt_logprobs`` for those of the prompt's
@@ -51,6 +72,13 @@ class SamplingParams:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    min_tokens: int = 0
+    n: int = 1
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -58,6 +86,14 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 1
+    mask: LogitsMask | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    @property
+    def is_structured(self) -> bool:
+        return not (self.json_schema is None and self.regex is None and self.grammar is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +116,34 @@ class SamplingBatch:
     top_ks: Int32s
     top_ps: Floats
     keys: UInt64s
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustBatch:
+    """What is done to the logits of some sequences of a step before they are sampled, each ``[m]``
+    unless a shape says otherwise; the order of it stands in the kernels' contract.
+
+    Penalties need to know what a sequence has said. The runner counts: ``begins`` are slots whose
+    counts start anew in this step (slot, its tokens so far, how many of them are the prompt), and
+    what it samples for a sequence named here is counted from then on.
+    """
+
+    seqs: Int32s  # ascending, of the sequences that sample
+    min_ps: Floats
+    repetitions: Floats
+    presences: Floats
+    frequencies: Floats
+    bias_start: Int32s  # [m + 1]
+    bias_ids: Int32s  # [num_biases]
+    biases: Floats  # [num_biases]
+    mask_rows: Int32s  # rows of masks; -1 = none
+    masks: Int32s  # [num_masks, ceil(vocab / 32)]; a bit a token, the lowest first
+    begins: tuple[tuple[int, Int32s, int], ...] = ()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a penalty of this step reads what was said."""
+        return bool((self.repetitions != 1).any() or self.presences.any() or self.frequencies.any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +208,7 @@ class Batch:
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
     adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
     scores: ScoreBatch | None = None
+    adjust: AdjustBatch | None = None
     pools: PoolBatch | None = None
 
     @property

@@ -17,7 +17,7 @@ from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.caller import Caller, release
 from scalesim.config import EngineConfig
-from scalesim.core import AgentId
+from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.estimates import Source
@@ -92,6 +92,12 @@ class Engine(Caller):
     @property
     def stats(self) -> EngineStats:
         return self._loop.stats
+
+    def sampling(self, **params: Any) -> SamplingParams:
+        """``SamplingParams`` of these fields; what is not given is as the model's
+        ``generation_config.json`` says, where ``EngineConfig.generation_config`` lets it. Agents'
+        calls go through this; a ``Request`` of one's own has the parameters that it is given."""
+        return SamplingParams(**{**self.model.defaults, **params})
 
     # -- agents and time ----------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ On the caller's thread; a request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from scalesim.adapters import AdapterRegistry
@@ -19,6 +20,8 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.overflow import fit
 from scalesim.requests import Request, TextModel, check_call
 from scalesim.sampling_params import check_params
+from scalesim.scheduler.adjusting import Guide
+from scalesim.scheduler.hook_guide import HookGuide
 
 if TYPE_CHECKING:
     from scalesim.model.token_stream import TokenStream
@@ -57,10 +60,33 @@ class Intake:
         observer = self._observer(request) if params.stop else None
         call = Call(request, model, tokens, observer)
         call.dropped = dropped
+        call.make_guide = self._guide(params, len(tokens))
         if name is not None:
             self._check_room(name, len(tokens) + params.max_tokens)
             call.adapter = self._adapters.use(name, tokens)
         return call
+
+    def prepare_samples(self, request: Request) -> list[Call]:
+        """One call for each of ``n`` samples; the first computes the prompt for all."""
+        leader = self.prepare(request)
+        calls = [leader]
+        for index in range(1, request.params.n):
+            same = replace(request, prompt=leader.tokens, sample_index=request.sample_index + index)
+            call = self.prepare(same)
+            call.leader, call.dropped = leader, leader.dropped
+            calls.append(call)
+        return calls
+
+    def _guide(self, params: SamplingParams, prompt_len: int) -> Callable[[], Guide] | None:
+        """What makes the guide of each sample, if there is one. Raises ``RequestError``, and
+        ``StructureError`` for a structure that cannot be compiled."""
+        if params.mask is not None:
+            return partial(HookGuide, params.mask, prompt_len, self._model.vocab_size)
+        if not params.is_structured:
+            return None
+        if self._model.structures is None:
+            raise RequestError("structured output needs a tokenizer and this model has none")
+        return self._model.structures.compile(params)
 
     def prepare_choice(self, request: Request, options: Sequence[Option]) -> list[Request]:
         """A request for each option, all with the tokens of ``request``'s prompt before it. Raises

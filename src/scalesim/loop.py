@@ -31,6 +31,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
+from scalesim.scheduler.adjusting import adjust_of
 from scalesim.scheduler.pooling import PoolLog
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.scoring import ScoreLog
@@ -151,6 +152,8 @@ class Loop:
                 observer=call.observer if call.mailbox is None else call.mailbox,
                 priority=request.priority,
             )
+            guide = None if call.make_guide is None else call.make_guide()
+            sequence.adjust = adjust_of(params, len(call.tokens), sequence.stop_ids, guide)
             if call.mailbox is not None:
                 call.mailbox.announce = self._news.append
             if request.pooling is not None:
@@ -167,7 +170,11 @@ class Loop:
             if request.agent is not None:
                 self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
                 self._apply(self.distances.called(request.agent))
-            self.scheduler.add(sequence)
+            leader = None if call.leader is None else call.leader.sequence
+            if leader is None:
+                self.scheduler.add(sequence)
+            else:
+                self.scheduler.add_behind(leader, sequence)
 
     def refuse(self, calls: list[Call], error: Exception) -> None:
         """End calls that were never accepted."""

@@ -18,6 +18,7 @@ from scalesim.errors import PromptTooLongError, RequestError
 if TYPE_CHECKING:
     from scalesim.model.chat import ChatTemplate
     from scalesim.model.tokenizer import Tokenizer
+    from scalesim.structure import Structures
 
 MAX_PRIORITY = 10**6
 Message: TypeAlias = Mapping[str, Any]
@@ -89,7 +90,8 @@ class Reply:
     ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a hash over the logits of
     every token, where the engine keeps it. ``latency_s`` from submission to the end. ``dropped``:
     what the prompt lost, where it was too long. Where they were asked for: ``embedding``,
-    ``[hidden]`` fp32, and ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``.
+    ``[hidden]`` fp32, and ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``. ``others``:
+    samples 2 to ``n``; ``samples`` has all, in order.
     """
 
     agent: AgentId | None
@@ -103,13 +105,19 @@ class Reply:
     embedding: Floats | None = field(default=None, compare=False, repr=False)
     logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
     prompt_logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
+    others: tuple[Reply, ...] = ()
+
+    @property
+    def samples(self) -> tuple[Reply, ...]:
+        return (self, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
     """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
     what the device pool holds, ``model_len`` what the model takes. ``has_logits``: its runner can
-    score, adjust and mask them; a stand-in for a model is given no such work."""
+    score, adjust and mask them; a stand-in for a model is given no such work. ``defaults``: what
+    its generation_config.json says, as fields of ``SamplingParams``."""
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -118,6 +126,8 @@ class TextModel:
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
     has_logits: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    structures: Structures | None = None
 
     @property
     def max_len(self) -> int:

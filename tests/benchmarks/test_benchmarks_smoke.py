@@ -156,3 +156,9 @@ def test_sources_table_has_every_size_and_kind() -> None:
     assert rows_of(by_size) == ["1000", "10000"]
     assert set(rows_of(by_kind)) == {"proximity", "activation", "learned, a call"}
     assert all(float(row[3]) > 0 and float(row[7]) >= 0 for row in cells(by_size))
+
+
+def test_structured_texts_are_valid() -> None:
+    report = quick("structure")
+    assert all(met for *_, met in report.verdicts), report.verdicts
+    assert sum(report.figures["outcomes"].values()) == 30 and not report.figures["failures"]

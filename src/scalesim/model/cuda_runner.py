@@ -32,6 +32,7 @@ from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
 from scalesim.model.decodes_first import Arranged, arrange
+from scalesim.model.device_adjust import DeviceAdjust
 from scalesim.model.device_pools import DevicePools
 from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
@@ -108,8 +109,9 @@ class CudaRunner:
         self._last_token = self._int32s(max_num_seqs + 1)  # the last one: where padding writes
         self._dummy_slot = max_num_seqs
         vocab = model.config.vocab_size
+        # Of the newest step: kept here, where they are made fp32, for whoever asks for more.
+        self._logits = torch.zeros((seqs, vocab), device=device.place)
         if digests:
-            self._logits = torch.zeros((seqs, vocab), device=device.place)
             self._logits_ring = StagingRing(device, buffers, seqs * vocab)
 
     @property
@@ -146,12 +148,19 @@ class CudaRunner:
         packed = self._send(batch, arranged, size)
         began = self._stream.record(timed=True)
         shape = packed.shape
+        changes = None
+        if batch.adjust is not None:
+            sampling = packed.order[packed.picked]
+            changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
         pools = [] if batch.pools is None else self._pools.rows(batch, arranged, batch.pools)
         if size is None:
-            self._stream.submit(lambda: self._compute(shape, scored, pools))
+            self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
         else:
             self._stream.submit(self.graphs.replay(size))
+            if changes is not None:
+                given = changes
+                self._stream.submit(lambda: self._sample_again(shape, given))
         outcome = self._outcomes.take()
         count = shape.num_samples + shape.num_seqs
         self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
@@ -199,6 +208,11 @@ class CudaRunner:
         packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array)
         self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
         return packed
+
+    @cached_property
+    def _adjust(self) -> DeviceAdjust:
+        num_slots, vocab = self._dummy_slot + 1, self._model.config.vocab_size
+        return DeviceAdjust(self._device, self._stream, STEPS_IN_FLIGHT + 1, num_slots, vocab)
 
     @cached_property
     def _scores(self) -> DeviceScores:
@@ -256,7 +270,11 @@ class CudaRunner:
     # -- on the device ------------------------------------------------------------------------
 
     def _compute(
-        self, shape: StepShape, scored: ScoreShape | None = None, pools: Sequence[slice] = ()
+        self,
+        shape: StepShape,
+        changes: tuple[Tensor, ...] | None = None,
+        scored: ScoreShape | None = None,
+        pools: Sequence[slice] = (),
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
@@ -273,19 +291,26 @@ class CudaRunner:
         samples = shape.num_samples
         self._outcome[samples : samples + shape.num_seqs] = (~finite).int()
         if samples:
-            logits = model.logits(hidden.index_select(0, step.sample_rows), kernels)
+            rows = hidden.index_select(0, step.sample_rows)
+            logits = model.logits(rows, kernels, self._logits[:samples])
             tokens = kernels.sample(
                 logits, step.temperatures, step.top_ks, step.top_ps, step.keys,
                 step.sample_positions,
             )  # fmt: skip
             self._outcome[:samples] = tokens
             self._last_token.index_copy_(0, step.sample_slots.long(), tokens.clamp(min=0))
-            if self._digests:
-                self._logits[:samples] = logits
+        if changes is not None:
+            self._sample_again(shape, changes)
         if scored is not None:
             self._scores.compute(scored, hidden, self._outcome, model, kernels)
         if pools:
             self._pools.compute(pools, hidden)
+
+    def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
+        """What the step sampled, replaced where logits are to be changed first."""
+        step = tensors(shape, self._inputs, self._table.entries)
+        logits, outcome = self._logits[: shape.num_samples], self._outcome[: shape.num_samples]
+        self._adjust.compute(changes, step, logits, outcome, self._last_token, self._kernels)
 
     def _run_padding(self, shape: StepShape) -> None:
         """A step in which every row is padding: its tokens go nowhere."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
-from scalesim_kernels import KernelSet
+from scalesim_kernels import Adjustments, KernelSet
 from torch import Tensor
 
 from scalesim.core import (
     NO_TOKEN,
+    AdjustBatch,
     Batch,
     Bools,
     Bytes2D,
@@ -38,6 +41,7 @@ from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.decodes_first import Ordered, decodes_first
 from scalesim.model.device_scores import SCORED_ROWS
 from scalesim.model.llama import Llama
+from scalesim.model.token_counts import TokenCounts
 
 
 class ModelRunner:
@@ -78,6 +82,7 @@ class ModelRunner:
         self._layouts = layouts or LayoutTable()
         self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
         self._last_token = np.zeros(max_num_seqs, np.int32)
+        self._counts = TokenCounts(max_num_seqs, model.config.vocab_size)
 
     def launch(self, batch: Batch) -> Step:
         start = time.perf_counter()
@@ -129,7 +134,10 @@ class ModelRunner:
             seqs = ordered.order[picked]
             logits = self._logits(hidden, ordered.last[picked])
             bad[seqs] |= not_finite(logits)
-            sampled = self._sample(logits, batch, seqs)
+            if batch.adjust is None:
+                sampled = self._sample(logits, batch, seqs)
+            else:
+                sampled = self._sample_adjusted(logits, batch, batch.adjust, seqs)
             tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
@@ -180,6 +188,50 @@ class ModelRunner:
         )
         result: Int32s = tokens.numpy()
         return result
+
+    def _sample_adjusted(
+        self, logits: Tensor, batch: Batch, adjust: AdjustBatch, seqs: Int64s
+    ) -> Int32s:
+        """As ``_sample``, the logits of some rows changed first."""
+        row_of = np.empty(batch.num_seqs, np.int64)
+        row_of[seqs] = np.arange(len(seqs))
+        rows, slots = row_of[adjust.seqs], batch.slots[adjust.seqs]
+        counts = self._counts.begin(adjust)
+        changed = self._kernels.adjust_logits(logits, adjustments(batch, adjust, rows, counts))
+        tokens = np.empty(len(seqs), np.int32)
+        tokens[rows] = drawn = self._sample(changed, batch, adjust.seqs.astype(np.int64))
+        others = np.ones(len(seqs), np.bool_)
+        others[rows] = False
+        if others.any():
+            tokens[others] = self._sample(logits[others], batch, seqs[others])
+        sound = drawn >= 0
+        self._counts.add(slots[sound], drawn[sound])
+        return tokens
+
+
+def adjustments(
+    batch: Batch, adjust: AdjustBatch, rows: Int64s, counts: npt.NDArray[np.int32]
+) -> Adjustments:
+    """For the kernels: ``rows`` are the adjusted sequences' rows of the logits."""
+
+    def tensor(values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    return Adjustments(
+        rows=tensor(rows.astype(np.int32)),
+        temperatures=tensor(batch.sampling.temperatures[adjust.seqs]),
+        min_ps=tensor(adjust.min_ps),
+        repetitions=tensor(adjust.repetitions),
+        presences=tensor(adjust.presences),
+        frequencies=tensor(adjust.frequencies),
+        slots=tensor(batch.slots[adjust.seqs]),
+        counts=torch.from_numpy(counts),
+        bias_start=tensor(adjust.bias_start),
+        bias_ids=tensor(adjust.bias_ids),
+        biases=tensor(adjust.biases),
+        mask_rows=tensor(adjust.mask_rows),
+        masks=tensor(adjust.masks),
+    )
 
 
 def pooled_sums(batch: Batch, asked: PoolBatch, ordered: Ordered, hidden: Tensor) -> Floats:

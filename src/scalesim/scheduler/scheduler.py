@@ -92,6 +92,21 @@ class Scheduler:
         self.check_fits(sequence.limit)
         self._waiting.add(sequence)
 
+    def add_behind(self, leader: Sequence, sequence: Sequence) -> None:
+        """Add ``sequence``, of the same prompt, once ``leader`` has computed it (or has ended): its
+        full blocks are then found. Until then it can only be cancelled."""
+        self.check_fits(sequence.limit)
+        if leader.phase is Phase.FINISHED or leader.first_step is not None:
+            self._waiting.add(sequence)
+        else:
+            leader.followers.append(sequence)
+
+    def _release_followers(self, sequence: Sequence) -> None:
+        for follower in sequence.followers:
+            if follower.phase is not Phase.FINISHED:
+                self._waiting.add(follower)
+        sequence.followers = []
+
     def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
         """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for
         it."""
@@ -149,6 +164,8 @@ class Scheduler:
             self._admit()
         decodes = self._ready_decodes()
         chunks = self._prefill_chunks(self.config.max_num_batched_tokens - len(decodes))
+        if self.slots.adjusting.num_guided:
+            decodes, chunks = self._ask_guides(decodes, chunks)
         if not len(decodes) and not chunks:
             return None
         return self._launch(decodes, chunks)
@@ -179,6 +196,8 @@ class Scheduler:
         for sequence in flight.prefills:
             if sequence.phase is Phase.PREFILL or sequence.phase is Phase.DECODE:
                 self._commit(sequence)
+                if sequence.followers and sequence.phase is Phase.DECODE:
+                    self._release_followers(sequence)
                 if sequence.limit == sequence.prompt_len and self._is_done(sequence):
                     self._finish(sequence, "length", None)  # it was to generate nothing
         stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
@@ -338,7 +357,30 @@ class Scheduler:
     def _wanted_decodes(self) -> npt.NDArray[np.int64]:
         at = self._decoding
         unfinished: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.limit[at] - 1
+        if self.slots.adjusting.num_guided:  # a guide must have seen the token in flight
+            known: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.known[at]
+            unfinished &= known | ~self.slots.adjusting.guided[at]
         return at[unfinished]
+
+    def _ask_guides(
+        self, decodes: npt.NDArray[np.int64], chunks: list[tuple[Sequence, int]]
+    ) -> tuple[npt.NDArray[np.int64], list[tuple[Sequence, int]]]:
+        """Masks for the guided sequences that sample in this step; a guide that fails ends its
+        own."""
+        adjusting = self.slots.adjusting
+        asked = [int(slot) for slot in decodes[adjusting.guided[decodes]]]
+        asked += [
+            sequence.slot
+            for sequence, count in chunks
+            if adjusting.guided[sequence.slot] and count == self._left(sequence)
+        ]
+        failed = adjusting.ask(asked, [self._known(slot) for slot in asked])
+        for slot, error in failed.items():
+            self._finish(self._at(slot), "error", error)
+        if failed:
+            decodes = np.array([slot for slot in decodes if slot not in failed], np.int64)
+            chunks = [chunk for chunk in chunks if chunk[0].slot not in failed]
+        return decodes, chunks
 
     def _grow(self, sequence: Sequence) -> None:
         """Reserve to the next safe point, at the cost of the least urgent and youngest; the most
@@ -428,6 +470,9 @@ class Scheduler:
         query_start = np.zeros(len(at) + 1, np.int32)
         np.cumsum(counts, out=query_start[1:])
         sequences = [sequence for sequence, _ in chunks]
+        adjust = None
+        if slots.adjusting.num_adjusted:
+            adjust = slots.adjusting.batch(at, ends, sample, len(decodes), self._known)
         scoring = self._scoring(at, starts, query_start, sample) if slots.num_scored else None
         pooling = self._pooling(chunks, starts, query_start)
         self._flights.append(
@@ -457,9 +502,13 @@ class Scheduler:
             table_pages=pages,
             page_copies=np.array(copies, np.int32).reshape(-1, 2),
             adapters=slots.adapters(at),
+            adjust=adjust,
             scores=None if scoring is None else scoring.batch(),
             pools=None if pooling is None else pooling.batch(),
         )
+
+    def _known(self, slot: int) -> npt.NDArray[np.int32]:
+        return self.slots.tokens[slot, : self.slots.known[slot]].copy()
 
     def _scoring(
         self, at: npt.NDArray[np.int64], starts: npt.NDArray[np.int64],
@@ -506,9 +555,12 @@ class Scheduler:
     def _look_at(self, slot: int, token: int, stopped: bool) -> None:
         sequence = self._at(slot)
         stopped = stopped or token in sequence.stop_ids
-        if sequence.observer is not None and not stopped:
+        guide = None if sequence.adjust is None else sequence.adjust.guide
+        if not stopped and (guide is not None or sequence.observer is not None):
             try:
-                stopped = sequence.observer.push(token)
+                stopped = guide is not None and guide.push(token)
+                if sequence.observer is not None:
+                    stopped |= sequence.observer.push(token)
             except Exception as error:  # a request's own callback ends that request
                 self._finish(sequence, "error", error)
                 return
@@ -552,6 +604,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
         sequence.phase = Phase.FINISHED
         sequence.finish_reason, sequence.error = reason, error
+        self._release_followers(sequence)
         self._ended.append(sequence)
 
     def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:

@@ -29,7 +29,7 @@ class _Rows:
         """What came twice (a prefill done again) is taken once."""
         skip = self.next - position
         assert skip >= 0, (self.next, position)
-        part = Scores(*(each[skip:] for each in (part.logprobs, part.top_ids, part.top_logprobs)))
+        part = _slice(part, slice(skip, None))
         if len(part.logprobs):
             self._parts.append(part)
             self.next += len(part.logprobs)

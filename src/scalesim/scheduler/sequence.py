@@ -12,6 +12,7 @@ import numpy as np
 from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
 from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.lease import Lease
+from scalesim.scheduler.adjusting import Adjust
 from scalesim.scheduler.pooling import PoolLog
 from scalesim.scheduler.scoring import ScoreLog
 
@@ -48,7 +49,9 @@ class Sequence:
     adapter: AdapterUse | None = None
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
+    adjust: Adjust | None = None  # where its logits are changed before they are sampled
     priority: float = 0
+    followers: list[Sequence] = field(default_factory=list)  # wait until its prompt is computed
     pool_log: PoolLog | None = None  # where it is to be embedded
     score_log: ScoreLog | None = None  # where log-probabilities are asked for
     phase: Phase = Phase.WAITING

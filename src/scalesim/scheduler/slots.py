@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from scalesim.core import AdapterBatch
 from scalesim.memory.lease import Lease
+from scalesim.scheduler.adjusting import Adjusting
 from scalesim.scheduler.sequence import Sequence
 
 _STOP_IDS = 4  # compared in one go; a sequence with more is looked at one by one
@@ -40,6 +41,7 @@ class Slots:
         self.num_with_adapter = 0
         self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
         self.num_scored = 0
+        self.adjusting = Adjusting(num_slots)
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -81,6 +83,9 @@ class Slots:
         if sequence.score_log is not None:
             self.scored[slot] = True
             self.num_scored += 1
+        if sequence.adjust is not None:
+            self.adjusting.enter(slot, sequence.adjust)
+            self.watched[slot] |= sequence.adjust.guide is not None
         self.sequences[slot] = sequence
         sequence.slot = slot
         return slot
@@ -95,6 +100,8 @@ class Slots:
         if sequence.score_log is not None:
             self.scored[slot] = False
             self.num_scored -= 1
+        if sequence.adjust is not None:
+            self.adjusting.leave(slot)
         self.epoch[slot] += 1
         self._free.append(slot)
 
