@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
-from scalesim.calls import Answer, Call, Latch
+from scalesim.calls import Call, Ended, Latch
 from scalesim.choices import By, Choice, Option, check_choice, choice_of
 from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
@@ -92,17 +92,16 @@ class Caller:
         else:
             calls = self._prepare(request)
         loop = asyncio.get_running_loop()
-        answers = []
+        ends = [Ended(loop) for _ in calls]
         try:
-            for call in calls:
-                call.waiter = answer = Answer(loop)
-                answers.append(answer.future)
+            for call, end in zip(calls, ends, strict=True):
+                call.waiter = end
                 await self._enter_async(call)
-            await asyncio.gather(*answers, return_exceptions=True)
-        except BaseException:
-            with suppress(EngineClosedError):
-                for call in calls:
-                    self.cancel(call)
+            for end in ends:
+                await end.future
+        except BaseException:  # by whatever way it is left, the collector's included
+            for call in calls:
+                self._abandon(call)
             raise
         return reply_of(calls)
 
@@ -113,8 +112,9 @@ class Caller:
         """
         reader = self._reader(request, None)
         self._driver.start_thread()
+        stream = Stream(reader)  # before it is handed in: if Ctrl-C comes between, it is dropped
         self._enter([reader.call])
-        return Stream(reader)
+        return stream
 
     def stream_async(self, request: Request) -> AsyncStream:
         """``stream`` for ``async for`` in the running event loop; it runs from the first read
@@ -225,14 +225,16 @@ class Caller:
         """Hand in ``calls``, as many at a time as there are places; those whose time is over while
         they wait fail alone."""
         self._stamp(calls)
+        first = min(calls, key=_deadline_s, default=None)
         while calls:
-            first = min(calls, key=lambda call: call.deadline_s or math.inf)
             try:
-                count = self._gate.wait(len(calls), self._left_s(first))
+                count = self._gate.wait(len(calls), first and self._left_s(first))
             except RequestTimeoutError as error:
-                late = [call for call in calls if self._left_s(call) == 0.0]
-                calls = [call for call in calls if call not in late]
+                now_s = self.parts.time_s()
+                late = [call for call in calls if _deadline_s(call) <= now_s]
+                calls = [call for call in calls if _deadline_s(call) > now_s]
                 self._driver.post(partial(self._loop.refuse, late, error))
+                first = min(calls, key=_deadline_s, default=None)
                 continue
             self._post(calls[:count])
             calls = calls[count:]
@@ -278,6 +280,10 @@ class Caller:
     def _cancelling(self, call: Call) -> Callable[[], None]:
         error = RequestCancelledError("the request was cancelled")
         return lambda: self._loop.end_call(call, "cancelled", error)
+
+
+def _deadline_s(call: Call) -> float:
+    return math.inf if call.deadline_s is None else call.deadline_s
 
 
 def release(gate: Gate, adapters: AdapterRegistry) -> Callable[[list[Call]], None]:

@@ -48,20 +48,16 @@ class Latch:
         return self._event.wait(timeout_s)
 
 
-class Answer:
-    """A future of ``loop`` that gets one call's reply, or its error."""
+class Ended:
+    """A future of ``loop`` that is done when the call has ended, well or not."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop | None = loop
-        self.future: asyncio.Future[Reply] = loop.create_future()
+        self.future: asyncio.Future[None] = loop.create_future()
 
     def tell(self, call: Call) -> None:
-        if self.future.done():
-            return
-        try:
-            self.future.set_result(call.result())
-        except Exception as error:
-            self.future.set_exception(error)
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class TextObserver:

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from scalesim_kernels import select
 
-from benchmarks import async_calls, engine, lora, overhead
+from benchmarks import async_calls, engine, lora, overhead, streaming
 from benchmarks.__main__ import BENCHMARKS, main, parser
 from benchmarks.report import Report
 
@@ -102,6 +102,13 @@ def test_async_arms_give_the_same_texts() -> None:
     report = quick("async")
     assert rows_of(report.tables[0]) == list(async_calls.ARMS)
     assert all(figures["texts_differing"] == 0 for figures in report.figures.values())
+
+
+def test_streams_give_the_same_texts() -> None:
+    report = quick("streaming", "--stop", "2")
+    assert rows_of(report.tables[0]) == list(streaming.ARMS)
+    same = {what: met for what, _, _, met in report.verdicts if "texts that differ" in what}
+    assert len(same) == 2 and all(same.values())
 
 
 def test_adapters_pack_well_and_share_the_world() -> None:
