@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scalesim.core import AgentId
 from scalesim.memory.order import Use
 from scalesim.memory.segment import Segment
@@ -65,7 +67,7 @@ class AgentState:
         self.newest: Segment | None = None  # the end of the last path that was computed
         self.home: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
-        self.awaited: float | None = None  # by the look-ahead: the bucket that it waits in
+        self.awaited: list[Any] | None = None  # the look-ahead's: see ``Awaited``
         self.placed = False  # whether segments of its own may be in an order: see ``Standing``
 
     def use(self) -> Use:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import heapq
 import math
+from typing import TypeAlias
 
 from scalesim.memory.agents import AgentState
 
+_Entry: TypeAlias = "tuple[float, int, AgentState]"
 _FINE = 8.0  # a bucket is at most this part of the time until it begins
 _FOREVER = 2.0**52
-_NEAR = -math.inf  # the bucket of those in the heap
 
 
 class Awaited:
-    """``AgentState.awaited`` tells in which bucket an agent is; its entries elsewhere are stale.
-    Ties go by ``next_seq``."""
+    """``AgentState.awaited`` is the bucket, or the heap, that an agent is in; its entries elsewhere
+    are stale. Ties go by ``next_seq``. ``num_entries`` counts both kinds."""
 
     def __init__(self) -> None:
-        self._num_live = self._num_entries = 0
-        self._near: list[tuple[float, int, AgentState]] = []
+        self._num_live = self.num_entries = 0
+        self._near: list[_Entry] = []  # a heap
         self._buckets: dict[float, list[AgentState]] = {}
         self._begins: list[float] = []  # of the buckets, a heap
 
@@ -36,16 +37,15 @@ class Awaited:
         if agent.awaited is None:
             self._num_live += 1
         if at > now:
-            begin = _begin(at, at - now)
-            if agent.awaited == begin:
+            bucket = self._bucket(_begin(at, at - now))
+            if agent.awaited is bucket:
                 return
-            agent.awaited = begin
-            self._bucket(begin).append(agent)
+            agent.awaited = bucket
+            bucket.append(agent)
         else:
-            agent.awaited = _NEAR
-            heapq.heappush(self._near, (at, agent.next_seq, agent))
-        self._num_entries += 1
-        if self._num_entries > 2 * self._num_live + 64:
+            self._put_near(agent, at)
+        self.num_entries += 1
+        if self.num_entries > 2 * self._num_live + 64:
             self._sweep()
 
     def discard(self, agent: AgentState) -> None:
@@ -57,21 +57,27 @@ class Awaited:
         """The soonest."""
         near = self._near
         while True:
-            while near and not _is_live(near[0]):
+            while near and not self._is_live(near[0]):
                 heapq.heappop(near)
-                self._num_entries -= 1
+                self.num_entries -= 1
             if not self._begins or (near and near[0][0] < self._begins[0]):
                 return near[0][2] if near else None
-            self._open(heapq.heappop(self._begins))
+            self._open(self._buckets.pop(heapq.heappop(self._begins)))
 
-    def _open(self, begin: float) -> None:
-        bucket = self._buckets.pop(begin)
-        self._num_entries -= len(bucket)
+    def _open(self, bucket: list[AgentState]) -> None:
         for agent in bucket:
-            if agent.awaited == begin and agent.next_use is not None:
-                agent.awaited = _NEAR
-                heapq.heappush(self._near, (agent.next_use, agent.next_seq, agent))
-                self._num_entries += 1
+            if agent.awaited is bucket and agent.next_use is not None:
+                self._put_near(agent, agent.next_use)
+            else:
+                self.num_entries -= 1
+
+    def _put_near(self, agent: AgentState, at: float) -> None:
+        agent.awaited = self._near
+        heapq.heappush(self._near, (at, agent.next_seq, agent))
+
+    def _is_live(self, entry: _Entry) -> bool:
+        _, seq, agent = entry
+        return agent.awaited is self._near and agent.next_seq == seq
 
     def _bucket(self, begin: float) -> list[AgentState]:
         bucket = self._buckets.get(begin)
@@ -82,12 +88,12 @@ class Awaited:
 
     def _sweep(self) -> None:
         """Drop the stale entries: they outnumber the others."""
-        self._near = list(dict.fromkeys(entry for entry in self._near if _is_live(entry)))
+        self._near[:] = dict.fromkeys(entry for entry in self._near if self._is_live(entry))
         heapq.heapify(self._near)
-        self._num_entries = len(self._near)
-        for begin, bucket in self._buckets.items():
-            bucket[:] = dict.fromkeys(agent for agent in bucket if agent.awaited == begin)
-            self._num_entries += len(bucket)
+        self.num_entries = len(self._near)
+        for bucket in self._buckets.values():
+            bucket[:] = dict.fromkeys(agent for agent in bucket if agent.awaited is bucket)
+            self.num_entries += len(bucket)
 
 
 def _begin(at: float, ahead: float) -> float:
@@ -98,8 +104,3 @@ def _begin(at: float, ahead: float) -> float:
         return _FOREVER
     width = math.ldexp(1.0, math.frexp(ahead / _FINE)[1] - 1)
     return math.floor(at / width) * width
-
-
-def _is_live(entry: tuple[float, int, AgentState]) -> bool:
-    _, seq, agent = entry
-    return agent.awaited == _NEAR and agent.next_seq == seq

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from scalesim.core import AgentId
 from scalesim.memory.agents import MANY_OWNERS, PERMANENT, AgentState, Habit, lineage
@@ -29,12 +29,13 @@ class Owners:
         """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
         self.set_next_uses([(id, next_use)])
 
-    def set_next_uses(self, advice: Iterable[tuple[AgentId, float | None]]) -> None:
+    def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
         """``set_next_use`` for many, in this order. Of an agent that has nothing in an order, which
         is most of them, only the time is written down."""
-        agents, standing, look_ahead = self.agents, self._standing, self._look_ahead
-        for id, next_use in advice:
-            state = agents.get(id) or self.agent(id)
+        standing, look_ahead = self._standing, self._look_ahead
+        known = list(map(self.agents.get, [id for id, _ in advice]))  # misses of a cache, in a row
+        for (id, next_use), found in zip(advice, known, strict=True):
+            state = found or self.agent(id)
             if next_use is None and state.next_use is None:
                 continue
             state.next_use, state.next_seq = next_use, standing.next_seq()
