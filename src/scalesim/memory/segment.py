@@ -90,7 +90,7 @@ class Segment:
         self.tail_of: AgentId | None = None
         self.device: list[int] = []
         self.ready = 0
-        self.host = array("i")
+        self.host = array("i")  # four bytes a page: those of idle agents are many
         self.saved = 0
         self.load: Transfer | None = None
         self.save: Transfer | None = None
