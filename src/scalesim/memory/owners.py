@@ -117,7 +117,7 @@ class Owners:
                 if tail is not None:
                     tail.uses = 0
                     tail.owners.pop(agent, None)
-                    standing.refresh(tail)
+                    self._standing.refresh(tail)
                 self._standing.refresh(segment)
 
     def evicted(self, segment: Segment) -> None:
