@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalesim.distance.clock import Clock
-from scalesim.distance.distances import Distances
+from scalesim.distance.distances import Change, Distances
 
 
 def make() -> tuple[Clock, Distances]:
@@ -196,7 +196,7 @@ def test_hints_for_many_and_one_by_one_say_the_same(acts: list[tuple[str, object
         if name == "expect":
             hints: dict[object, float] = given_  # type: ignore[assignment]
             changes = many.expect_all(hints, 0.8, offset=clock.now)
-            expected = []
+            expected: list[Change] = []
             for agent, steps in hints.items():
                 expected += singly.expect_all({agent: steps}, 0.8, offset=clock.now)
             assert changes == expected

@@ -33,6 +33,7 @@ TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, m
 def test_the_soonest_is_the_soonest(acts: list[tuple[str, int, float]]) -> None:
     agents = [AgentState(number, Habit()) for number in range(10)]
     awaited, naive, now = Awaited(), set[int](), 0.0
+    uses: dict[int, tuple[float, int]] = {}
     for seq, (act, number, time) in enumerate(acts):
         agent = agents[number]
         if act == "tick":
@@ -46,10 +47,10 @@ def test_the_soonest_is_the_soonest(acts: list[tuple[str, int, float]]) -> None:
         elif act in ("add", "again"):
             if act == "add":
                 agent.next_use, agent.next_seq = time, seq
+                uses[number] = (time, seq)
             awaited.add(agent, now)
             naive.add(number)
-        first = min(naive, key=lambda each: (agents[each].next_use, agents[each].next_seq),
-                    default=None)  # fmt: skip
+        first = min(naive, key=lambda each: uses[each], default=None)
         found = awaited.peek()
         assert (None if found is None else found.id) == first
         assert len(awaited) == len(naive)
