@@ -57,7 +57,7 @@ def schema(rng: random.Random, depth: int) -> dict[str, Any]:
         lambda rng, depth: {"type": rng.choice(["boolean", "null"])},
     )
     deep = (record, record, listed, either, both, referred)
-    return rng.choice(simple if depth == 0 or rng.random() < 0.3 else deep)(rng, depth)
+    return rng.choice(simple if depth <= 0 or rng.random() < 0.3 else deep)(rng, depth)
 
 
 def bare(rng: random.Random, depth: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--suite", type=Path, help="the folder tests of the JSON Schema Test Suite")
     add("--max-tokens", type=int, default=600)
     add("--batch", type=int, default=50, help="requests handed in together")
-    add("--pages", type=int, default=400, help="of 16 tokens, in the device pool")
+    add("--pages", type=int, default=64, help="of 16 tokens, in the device pool")
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -88,7 +88,7 @@ def engine_on(folder: Path, pages: int) -> Engine:
     page_bytes = 2 * 16 * 16 * 4
     config = with_settings(None, {
         "device_memory": page_bytes * (pages + 1), "host_memory": 0, "block_size": 16,
-        "max_num_seqs": 32,
+        "max_num_seqs": 32, "safe_point_tokens": 16,
     })  # fmt: skip
     return Engine(parts_for(load_model(folder), config, tokenizer=TOKENIZER))
 

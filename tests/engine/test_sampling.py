@@ -168,7 +168,7 @@ def digits(prompt: Int32s, output: Int32s) -> list[int]:
     return list(range(least, ord("9") + 1))
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ["batch", "lazy", "two, pressure"])
 def test_a_mask_sees_every_token_and_is_kept(world: str) -> None:
     calls: dict[int, list[tuple[int, int]]] = {i: [] for i in range(6)}
 

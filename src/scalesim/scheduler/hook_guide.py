@@ -39,7 +39,6 @@ class HookGuide:
 
     def fill(self, tokens: Int32s, words: Int32s) -> None:
         """Raises what the hook raises."""
-        tokens = tokens.copy()
         found = self._hook(tokens[: self._prompt_len], tokens[self._prompt_len :])
         if found is None:
             words[:] = -1
