@@ -13,6 +13,7 @@ START = """
 import asyncio, threading
 import numpy as np
 from scalesim.engine import Engine
+from scalesim.errors import EngineClosedError
 from scalesim.testing.tag_parts import tag_parts
 def new():
     return Engine(tag_parts(device_pages=400, host_pages=0, verify="off", max_num_seqs=8))
@@ -26,7 +27,12 @@ EXITS = {
     "an idle engine": "ada.generate([1, 2, 3], max_tokens=3)",
     "an open stream": "stream = ada.stream([1, 2, 3], **LONG); next(stream)",
     "a thread that waits": """
-threading.Thread(target=lambda: ada.generate([1], **LONG), daemon=True).start()
+def wait():
+    try:
+        ada.generate([1], **LONG)
+    except EngineClosedError:
+        pass
+threading.Thread(target=wait, daemon=True).start()
 bob.generate([2], max_tokens=3)""",
     "an event loop that was left": """
 async def main():

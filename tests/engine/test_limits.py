@@ -135,7 +135,7 @@ def test_a_function_shortens() -> None:
         assert asked == [(200, 80), (100, 80)]
         assert reply.dropped == Dropped(tokens=150) and reply.usage.prompt_tokens == 50
         with pytest.raises(errors.PromptTooLongError, match="shorter each time"):
-            ada.generate([1] * 200, on_overflow=lambda prompt, have, most: prompt)
+            ada.generate([1] * 200, max_tokens=20, on_overflow=lambda prompt, have, most: prompt)
 
 
 # -- places -------------------------------------------------------------------------------------
@@ -307,13 +307,12 @@ def test_who_was_overtaken_too_often_goes_before_all() -> None:
 
 
 def test_the_least_urgent_yields_its_pages() -> None:
-    engine = tiny_engine(device_pages=14, max_num_seqs=4)
+    engine = tiny_engine(device_pages=14, host_pages=0, max_num_seqs=4)
     params = SamplingParams(max_tokens=120, ignore_eos=True)
-    prompts = [[agent] * 30 for agent in range(3)]
-    calls = [
-        engine.submit(Request(prompt, params=params, priority=priority))
-        for prompt, priority in zip(prompts, (2, 0, 1), strict=True)
-    ]
+    calls = []
+    for agent, priority in enumerate((2, 0, 1)):  # the first to come is the least urgent
+        calls.append(engine.submit(Request([agent] * 30, params=params, priority=priority)))
+        engine.step()
     while not all(call.done for call in calls):
         engine.step()
     preempted = [call.result().usage.num_preemptions for call in calls]
