@@ -10,7 +10,8 @@ import sys
 import pytest
 
 START = """
-import asyncio, threading
+import asyncio, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
 import numpy as np
 from scalesim.engine import Engine
 from scalesim.errors import EngineClosedError
