@@ -10,7 +10,8 @@ import sys
 import pytest
 
 START = """
-import asyncio, threading
+import asyncio, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
 import numpy as np
 from scalesim.engine import Engine
 from scalesim.errors import EngineClosedError
@@ -80,13 +81,13 @@ def test_the_interpreter_exits(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_ctrl_c_gets_through_and_cancels(name: str) -> None:
-    body = '\nsay("ready")\ntry:' + "".join(f"\n    {line}" for line in CALLS[name].splitlines())
+    lines = ['say("ready")', "while True:", *("    " + line for line in CALLS[name].splitlines())]
+    body = "\ntry:" + "".join(f"\n    {line}" for line in lines)
     body += """
 except KeyboardInterrupt:
     for _ in range(2):
         bob.generate([4, 5], max_tokens=2)
     assert engine.parts.scheduler.num_running == engine.parts.scheduler.num_waiting == 0
-    assert engine.stats.output_tokens < 6000
     say("interrupted")
 """
     process = program(body)
