@@ -83,10 +83,9 @@ def parts_for(
         check_model_len(config.max_model_len, shape.max_position, pool_len)
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
-    layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
-    if backend.takes_adapters:
-        largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
-        row_blocks = min(device_pages, max(row_blocks, largest))
+    layouts = LayoutTable()
+    largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
+    row_blocks = min(device_pages, max(geometry.blocks_for(max_len), largest))
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
     runner, link = backend.build(
         loaded, kernels or select(backend.name, config.reproducible), config, plan, layouts
@@ -119,9 +118,9 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
-        read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
-        if backend.takes_adapters
-        else None,
+        read_adapter=AdapterFolders(
+            loaded.config, loaded.model.dtype, geometry.page_bytes, layouts
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from scalesim_kernels import KernelSet, PagedBatch, select
 from scalesim.assembly import parts_for, with_settings
 from scalesim.engine import Engine
 from scalesim.memory.cuda_link import CudaLink
+from scalesim.memory.source_link import SourceLink
 from scalesim.model.cuda_runner import CudaRunner
 from scalesim.testing.hostile_device import HostileDevice
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
@@ -93,8 +94,8 @@ def hostile_engine(
 
 
 def link_of(parts: Any) -> CudaLink:
-    assert isinstance(parts.link, CudaLink)
-    return parts.link
+    assert isinstance(parts.link, SourceLink) and isinstance(parts.link.link, CudaLink)
+    return parts.link.link
 
 
 def runner_of(parts: Any) -> CudaRunner:
