@@ -18,6 +18,7 @@ from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
+from scalesim.memory.source_link import SourceLink
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
@@ -100,6 +101,8 @@ def parts_for(
         link=link,
         planner=config.planner,
     )
+    if isinstance(link, SourceLink):
+        memory.look_ahead.reads.rate = lambda: link.read_rate
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
     if tokenizer is not None:
