@@ -1,5 +1,5 @@
-"""Adapters that are on no tier are read in time for who is known to come: not sooner, to the host if
-it has room, and at no cost to what is needed before."""
+"""Adapters that are on no tier are read in time for who is known to come: not sooner, to the host
+if it has room, and at no cost to what is needed before."""
 
 from __future__ import annotations
 

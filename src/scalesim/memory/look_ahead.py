@@ -110,7 +110,9 @@ class LookAhead:
         self.blocked_by = None
         if self._policy.look_ahead and not self._residency.refused:
             self._load(wall_s)
-            self.reads.plan(lambda agent, count: self._opens_in_s(agent, count, wall_s), self.margin)
+            self.reads.plan(
+                lambda agent, count: self._opens_in_s(agent, count, wall_s), self.margin
+            )
         if self._policy.host:
             self._clean()
 

@@ -1,4 +1,4 @@
-"""Reading ahead: adapters that are on no tier are read from their sources in time for who needs them.
+"""Reading ahead: adapters that are on no tier are read from their sources in time for their owners.
 
 A part of ``LookAhead``, which says when a load would have to start: a read must be over by then.
 Decides; residency starts the reads, and a link does them, on a thread of its own.

@@ -63,8 +63,8 @@ class CudaRunner:
     graphs : capture decode steps; without, every step is given to the device op by op.
     digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
     layouts : of the adapters that batches name; shared with whoever adds them. Steps that use an
-        adapter are captured by the first of them, and again when a power of two of layouts is
-        outgrown: that launch takes as long as ``warm_up`` took.
+        adapter are captured by the first of them, and again when ``DeviceDirectory`` moves: that
+        launch takes as long as ``warm_up`` took.
     """
 
     steps_in_flight = STEPS_IN_FLIGHT
