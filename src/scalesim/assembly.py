@@ -19,6 +19,7 @@ from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
+from scalesim.memory.source_link import SourceLink
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
@@ -90,10 +91,9 @@ def parts_for(
         check_model_len(config.max_model_len, shape.max_position, pool_len)
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
-    layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
-    if backend.takes_adapters:
-        largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
-        row_blocks = min(device_pages, max(row_blocks, largest))
+    layouts = LayoutTable()
+    largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
+    row_blocks = min(device_pages, max(geometry.blocks_for(max_len), largest))
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
     runner, link = backend.build(
         loaded, kernels or select(backend.name, config.reproducible), config, plan, layouts
@@ -108,6 +108,8 @@ def parts_for(
         link=link,
         planner=config.planner,
     )
+    if isinstance(link, SourceLink):
+        memory.look_ahead.reads.rate = lambda: link.read_rate
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
     if tokenizer is not None:
@@ -138,10 +140,10 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
-        read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
-        if backend.takes_adapters
-        else None,
         limits=config.limits,
+        read_adapter=AdapterFolders(
+            loaded.config, loaded.model.dtype, geometry.page_bytes, layouts
+        ),
     )
 
 

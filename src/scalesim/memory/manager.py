@@ -64,6 +64,7 @@ class MemoryManager:
         self.counters = self.residency.counters
         self.owners = Owners(self.standing, self.look_ahead)
         self.residency.on_eviction = self.owners.evicted
+        self.residency.on_adapter_moved = self.owners.adapter_moved
         self.adapters = Adapters(self.residency, self.owners, self.table)
         self.misses = Misses(self.look_ahead, block_size)
         self.loading_pages = 0  # held by leases that wait for loads
