@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.long import on_tags
+from tests.long import on_models, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
 CAMPAIGNS = {
@@ -37,6 +37,20 @@ CAMPAIGNS = {
             100_000,
             "aborts at random phases; in the end every page is free",
             on_tags.aborts,
+        ),
+        Campaign(
+            "swaps",
+            "schedules",
+            1_000,
+            "games of a tiny model on hostile streams; tokens and logits' bits against no swaps",
+            on_models.swaps,
+        ),
+        Campaign(
+            "orders",
+            "runs",
+            256,
+            "batch sizes 1 to 64, pools, policies, chunks, orders of threads; every logit's bits",
+            on_models.orders,
         ),
     )
 }

@@ -59,6 +59,8 @@ class SchedulerWorld:
     bad_tokens: frozenset[int] = frozenset()
     ended: list[Sequence] = field(default_factory=list)
     num_turns: int = 0
+    in_turn: bool = False  # the host is between launch and collect: it takes no calls
+    asks_always: bool = False  # the schedule, also when nothing may happen
 
     def __post_init__(self) -> None:
         setting, config = self.setting, self.setting.scheduler
@@ -140,21 +142,23 @@ class SchedulerWorld:
         batch = self.scheduler.schedule()
         if batch is not None:
             self.flights.append(self.bed.runner.launch(batch))
+            self.in_turn = True
             self.fidget()
+            self.in_turn = False
         if self.flights and (batch is None or len(self.flights) == self.setting.steps_in_flight):
             step = self.flights.popleft()
             self.scheduler.update(self.bed.runner.collect(step))
         elif batch is None and self.scheduler.has_work:
             self._stall()
-        self.fidget()
         self.ended += self.scheduler.take_ended()
         self.memory.look_ahead.plan(0.0)
         self.progress.observe(self._copies_ended())
+        self.fidget()
 
     def fidget(self) -> None:
         """The host did something: the device and the link may go on meanwhile."""
         assert self.schedule is not None
-        while events := self.events():
+        while (events := self.events()) or self.asks_always:
             pick = self.schedule.pick(events, must=False)
             if pick is None:
                 return
