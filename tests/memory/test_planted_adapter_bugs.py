@@ -17,7 +17,7 @@ from scalesim.testing.memory_world import Shape
 from scalesim.testing.walks import failure_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-STEPS, MAX_WALKS = 200, 20
+STEPS, MAX_WALKS = 200, 40
 PLANTED: dict[str, Patch] = {}
 
 
