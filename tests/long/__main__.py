@@ -39,6 +39,13 @@ CAMPAIGNS = {
             on_tags.aborts,
         ),
         Campaign(
+            "interleavings",
+            "cases",
+            7,
+            "every interleaving of small cases; books compared in every state, texts at every end",
+            on_tags.interleavings,
+        ),
+        Campaign(
             "swaps",
             "schedules",
             1_000,

@@ -21,11 +21,16 @@ PROMPTS = {agent: [agent] * 5 for agent in range(4)}
 
 
 def in_two_pieces(factories: Factories) -> Factories:
-    """The same, on a link whose only choice is when: tickets of two pages, each in two pieces."""
+    """The same, on a link whose only choice is when: tickets of one page, each in two pieces."""
     return replace(
         factories,
         link=lambda device, host, timeline, seed: HostileLink(
-            device, host, timeline, choose=lambda count: count // 2, max_pieces=2
+            device,
+            host,
+            timeline,
+            choose=lambda count: count // 2,
+            max_ticket_pages=1,
+            max_pieces=2,
         ),
     )
 
