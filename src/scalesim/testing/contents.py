@@ -49,10 +49,12 @@ class PageReader:
         if not self._parts:
             return
         columns: list[Any] = list(zip(*(part[1:] for part in self._parts), strict=True))
-        if self._agree(*(np.concatenate(column) for column in columns)):
+        joined: list[Any] = [np.concatenate(column) for column in columns]
+        if self._agree(*joined):
             return
-        for owner, *part in self._parts:
-            assert self._agree(*part), f"{tier} copy of {owner} differs from its tokens {part[1]}"
+        for owner, places, tokens, positions, known in self._parts:
+            agrees = self._agree(places, tokens, positions, known)
+            assert agrees, f"{tier} copy of {owner} differs from its tokens {tokens}"
 
     def _agree(self, places: Int64s, tokens: Int64s, positions: Int64s, known: UInt64s) -> bool:
         return are_tags_of(

@@ -19,6 +19,8 @@ def _request(rng: random.Random) -> tuple[Any, ...]:
     return (*some(AGENTS)(rng), rng.choice(KINDS), *some(1000, 9, 9)(rng))
 
 
+_TIMES: list[float | None] = [None, -5.0, 0.0, 1.0, 2.0, 7.0, 1e9, float("inf")]
+
 ACTS: list[Act] = [
     (30, "ask", _request),
     (60, "turn", lambda rng: (1 + rng.randrange(4),)),
@@ -31,7 +33,6 @@ ACTS: list[Act] = [
     (3, "load_adapter", some(9, 9)),
     (1, "unload_adapter", some(9)),
 ]
-_TIMES = [None, -5.0, 0.0, 1.0, 2.0, 7.0, 1e9, float("inf")]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,6 @@ def small_cases(factories: Factories = OURS) -> list[Case]:
             _one_spoke,
             _ask_twins,
             _all_said,
-            (_cancel_first,),
         ),
         Case(
             "an adapter is read, and removed whenever it may be",
@@ -119,7 +118,7 @@ def _ask_both(world: SchedulerWorld) -> list[Sequence]:
 
 def _ask_twins(world: SchedulerWorld) -> list[Sequence]:
     world.memory.owners.fork(0, 1)
-    return [_ask(world, agent, PROMPTS[0] + [9] * agent, 3) for agent in (0, 1)]
+    return [_ask(world, agent, PROMPTS[0] + [9] * agent, 2) for agent in (0, 1)]
 
 
 def _ask_with_adapter(world: SchedulerWorld) -> list[Sequence]:
