@@ -23,7 +23,7 @@ from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import MakePool, PagePool, Pool
 from scalesim.memory.prefix_tree import PrefixTree, until
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
@@ -51,10 +51,11 @@ class MemoryManager:
         policy: Policy,
         link: Link,
         planner: PlannerConfig | None = None,
+        make_pool: MakePool = PagePool,
     ) -> None:
         self.block_size = block_size
-        self.device = PagePool(device_pages, first=NULL_PAGE + 1)
-        self.host = PagePool(host_pages if policy.host else 0)
+        self.device: Pool = make_pool(device_pages, first=NULL_PAGE + 1)
+        self.host: Pool = make_pool(host_pages if policy.host else 0)
         self.tree = PrefixTree(block_size)
         self.table = BlockTable(num_rows)
         self.residency = Residency(self.tree, policy, self.device, self.host, link, page_bytes)
