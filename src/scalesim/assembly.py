@@ -21,6 +21,7 @@ from scalesim.memory.policies import Policy, policy_named
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
+from scalesim.model.config import ModelConfig
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
 from scalesim.model.tokenizer import Tokenizer, load_tokenizer
@@ -52,7 +53,11 @@ def build_parts(
 ) -> Parts:
     """Everything for ``Engine``: raises what the loader raises, and ``ConfigError`` for sizes."""
     place = resolve_device(config.device)
-    return parts_for(load_model(model, dummy_weights=dummy_weights, place=place), config, kernels)
+    loaded = load_model(
+        model, dtype=config.dtype, dummy_weights=dummy_weights, place=place,
+        model_impl=config.model_impl,
+    )  # fmt: skip
+    return parts_for(loaded, config, kernels)
 
 
 def parts_for(
@@ -84,8 +89,9 @@ def parts_for(
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
     layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
-    if backend.takes_adapters:
-        largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
+    native = shape if isinstance(shape, ModelConfig) and backend.takes_adapters else None
+    if native is not None:
+        largest = max_adapter_pages(native, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
     runner, link = backend.build(
@@ -119,8 +125,8 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
-        read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
-        if backend.takes_adapters
+        read_adapter=AdapterFolders(native, loaded.model.dtype, geometry.page_bytes, layouts)
+        if native is not None
         else None,
     )
 

@@ -188,7 +188,7 @@ class CudaBackend:
             max_blocks_per_row=plan.max_blocks_per_row,
             reproducible=config.reproducible,
             digests=config.digests,
-            graphs=config.graphs,
+            graphs=config.graphs and loaded.model.takes_graphs,
         )
         runner.warm_up((*_WARM_UP_TOKENS, scheduling.max_num_batched_tokens))
         host = PinnedPages(plan.host_pages, geometry.page_bytes, self._device.registrar())

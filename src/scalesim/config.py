@@ -62,6 +62,9 @@ class EngineConfig:
     own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
+    ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
+    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
+    ``"transformers"``, or ``"auto"``: native where the model is.
     """
 
     device: str = "auto"
@@ -73,6 +76,8 @@ class EngineConfig:
     reproducible: bool = True
     digests: bool = False
     graphs: bool = True
+    dtype: str = "auto"
+    model_impl: str = "auto"
     seed: int = 0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)

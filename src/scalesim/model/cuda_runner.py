@@ -30,10 +30,10 @@ from scalesim.core import (
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
+from scalesim.model.decoder import Decoder
 from scalesim.model.decodes_first import Arranged, arrange
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
-from scalesim.model.llama import Llama
 from scalesim.model.step_inputs import Packed, StepShape, pack, shape_of, tensors
 
 STEPS_IN_FLIGHT = 2
@@ -52,7 +52,7 @@ class _Flight:
 
 class CudaRunner:
     """Runs ``model``, whose weights lie on ``device`` in the form of these kernels
-    (``Llama.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
+    (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
 
     fences : told of each launched and each collected step.
     max_num_tokens : most query tokens of a batch.
@@ -64,7 +64,7 @@ class CudaRunner:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         kernels: KernelSet,
         pool: Tensor,
         device: Device,
