@@ -24,6 +24,7 @@ from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.config import ModelConfig
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
+from scalesim.model.quantize import with_quantized
 from scalesim.model.tokenizer import Tokenizer, load_tokenizer
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
@@ -55,7 +56,7 @@ def build_parts(
     place = resolve_device(config.device)
     loaded = load_model(
         model, dtype=config.dtype, dummy_weights=dummy_weights, place=place,
-        model_impl=config.model_impl,
+        model_impl=config.model_impl, quantize=config.quantize,
     )  # fmt: skip
     return parts_for(loaded, config, kernels)
 
@@ -94,9 +95,10 @@ def parts_for(
         largest = max_adapter_pages(native, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
-    runner, link = backend.build(
-        loaded, kernels or select(backend.name, config.reproducible), config, plan, layouts
-    )
+    kernels = kernels or select(backend.name, config.reproducible)
+    if loaded.quantize is not None:
+        kernels = with_quantized(kernels)
+    runner, link = backend.build(loaded, kernels, config, plan, layouts)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,

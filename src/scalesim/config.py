@@ -64,7 +64,8 @@ class EngineConfig:
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
     ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
     float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
-    ``"transformers"``, or ``"auto"``: native where the model is.
+    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
+    ``"int8"`` or ``"float8"`` (needs torchao).
     """
 
     device: str = "auto"
@@ -78,6 +79,7 @@ class EngineConfig:
     graphs: bool = True
     dtype: str = "auto"
     model_impl: str = "auto"
+    quantize: str | None = None
     seed: int = 0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)

@@ -21,6 +21,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.model.dummy import write_dummy_model
 from scalesim.model.hosted import HostedModel
 from scalesim.model.loader import LoadedModel, load_model
+from scalesim.model.quantize import with_quantized
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, TOKENIZER, Turns, said
 
@@ -232,6 +233,30 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(WeightsError, match="pickled weights only"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "float8"])
+@pytest.mark.parametrize("family", ["Llama", "StableLm"])
+def test_eight_bits(family: str, scheme: str, tmp_path: Path, make_driver: Any) -> None:
+    """Close to the whole weights, not the same; the same bits however the prompt is cut."""
+    native = family == "Llama"
+    folder = write_dummy_model(tmp_path / "llama", TINY) if native else saved(family)[0]
+    prompt = np.random.default_rng(1).integers(0, TINY.vocab_size, PROMPT).tolist()
+    results = []
+    for quantize, chunk in ((None, PROMPT), (scheme, PROMPT), (scheme, 7)):
+        loaded = load_model(folder, quantize=quantize)
+        driver = make_driver(loaded.model, kernels=with_quantized(select("cpu")))
+        driver.add("x", PROMPT)
+        results.append(driver.feed("x", prompt, chunk=chunk))
+    whole, rounded, chunks = results
+    error = float((rounded - whole).abs().mean() / whole.std())
+    assert 1e-4 < error < (0.05 if scheme == "int8" else 0.2)
+    assert torch.equal(rounded, chunks)
+
+
+def test_an_unknown_scheme() -> None:
+    with pytest.raises(ConfigError, match="quantize='int3': must be one of int8, float8"):
+        load_model(saved("GPTNeoX")[0], quantize="int3")
 
 
 def test_the_knob() -> None:

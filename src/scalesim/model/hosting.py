@@ -23,6 +23,7 @@ from scalesim.model.decoder import ModelShape
 from scalesim.model.dummy import dummy_tensor
 from scalesim.model.hosted import INTERFACE, AttentionCall, HostedModel, paged_attention
 from scalesim.model.loader_files import weight_files
+from scalesim.model.quantize import quantize_modules
 
 PROBE = 23  # tokens of the comparison: more than a page of 16, no multiple of a chunk
 CHUNK = 9
@@ -31,14 +32,17 @@ EXTRA = "pip install 'scalesim-runtime[transformers]'"
 
 
 def load_hosted(
-    folder: Path, dtype: torch.dtype, place: str, dummy_seed: int | None = None
-) -> HostedModel:
-    """The model in ``folder``; ``dummy_seed``: with random weights. Raises
-    ``UnsupportedModelError`` or ``WeightsError``."""
+    folder: Path, dtype: torch.dtype, place: str, dummy_seed: int | None = None,
+    quantize: str | None = None,
+) -> HostedModel:  # fmt: skip
+    """The model in ``folder``; ``dummy_seed``: with random weights; ``quantize``: as in
+    ``load_model``. Raises ``UnsupportedModelError`` or ``WeightsError``."""
     raw = read_json(folder / "config.json")
     refuse(raw)
     with speaking_for_transformers():
         model = make(folder, dtype, dummy_seed).to(place)  # type: ignore[arg-type]
+    if quantize is not None:
+        quantize_modules(model, quantize)
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} has an attention of its own that cannot be replaced: it does "

@@ -20,6 +20,7 @@ from scalesim.model.decoder import Decoder, ModelShape
 from scalesim.model.dummy import dummy_tensors
 from scalesim.model.llama import Llama
 from scalesim.model.loader_files import weight_files
+from scalesim.model.quantize import quantize_weights, scheme_config
 from scalesim.model.weights import Shape, Take, assemble, expected_shapes
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -37,6 +38,7 @@ class LoadedModel:
     config: ModelConfig | ModelShape
     model: Decoder
     folder: Path
+    quantize: str | None = None
 
     @property
     def implementation(self) -> str:
@@ -57,29 +59,33 @@ def load_model(
     seed: int = 0,
     place: str = "cpu",
     model_impl: str = "auto",
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Load a model in ``dtype`` (``"auto"``: float32 on a CPU, else what its config says), its
     weights at ``place``.
 
     ``dummy_weights`` takes only the config and makes random weights from ``seed``, other ones on a
     GPU than on a CPU. ``model_impl``: ``"native"``, ``"transformers"`` (its layers on our pages),
-    or ``"auto"``: native where the model is, else transformers. Raises ``UnsupportedModelError``,
+    or ``"auto"``: native where the model is, else transformers. ``quantize``: matrices in
+    ``"int8"`` or ``"float8"``, by torchao. Raises ``UnsupportedModelError``,
     ``WeightsError`` or ``ConfigError``.
     """
     if model_impl not in MODEL_IMPLS:
         raise ConfigError(f"model_impl {model_impl!r}: must be one of {', '.join(MODEL_IMPLS)}")
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: must be 'auto' or one of {', '.join(DTYPES)}")
+    if quantize is not None:
+        scheme_config(quantize)  # before anything is downloaded
     folder = resolve_folder(path_or_id, weights=not dummy_weights)
     if model_impl == "transformers":
-        return _hosted(folder, dtype, dummy_weights, seed, place)
+        return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
     try:
         config = ModelConfig.from_folder(folder)
     except UnsupportedModelError as error:
         if model_impl == "native":
             raise
         try:
-            return _hosted(folder, dtype, dummy_weights, seed, place)
+            return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
         except UnsupportedModelError as other:
             raise UnsupportedModelError(
                 f"neither path runs this model. Native: {error}. Transformers: {other}"
@@ -90,17 +96,21 @@ def load_model(
     else:
         with open_checkpoint(folder, config, torch_dtype, place) as take:
             weights = assemble(config, take)
-    return LoadedModel(config, Llama(config, weights), folder)
+    if quantize is not None:
+        weights = quantize_weights(weights, quantize)
+    return LoadedModel(config, Llama(config, weights), folder, quantize)
 
 
-def _hosted(folder: Path, dtype: str, dummy_weights: bool, seed: int, place: str) -> LoadedModel:
+def _hosted(
+    folder: Path, dtype: str, dummy_weights: bool, seed: int, place: str, quantize: str | None
+) -> LoadedModel:
     from scalesim.model.hosting import load_hosted
 
     stated = stated_dtype(read_json(folder / "config.json"))
     model = load_hosted(
-        folder, _dtype_at(place, dtype, stated), place, seed if dummy_weights else None
+        folder, _dtype_at(place, dtype, stated), place, seed if dummy_weights else None, quantize
     )
-    return LoadedModel(model.config, model, folder)
+    return LoadedModel(model.config, model, folder, quantize)
 
 
 def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:
