@@ -10,6 +10,7 @@ from typing import Any
 
 from scalesim_kernels import KernelSet, select
 
+from scalesim.adapters import ReadAdapter
 from scalesim.backends import MAX_RESIDENT_PAGES, Backend, CpuBackend, CudaBackend, Plan
 from scalesim.config import EngineConfig, SchedulerConfig, memory_bytes
 from scalesim.device.streams import Device
@@ -22,6 +23,7 @@ from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
 from scalesim.model.config import ModelConfig
+from scalesim.model.hosted import no_adapters
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
 from scalesim.model.quantize import with_quantized
@@ -91,9 +93,11 @@ def parts_for(
     num_rows = 2 * config.scheduler.max_num_seqs + 1
     layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
     native = shape if isinstance(shape, ModelConfig) and backend.takes_adapters else None
+    read_adapter: ReadAdapter | None = None if isinstance(shape, ModelConfig) else no_adapters
     if native is not None:
         largest = max_adapter_pages(native, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
+        read_adapter = AdapterFolders(native, loaded.model.dtype, geometry.page_bytes, layouts)
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
     kernels = kernels or select(backend.name, config.reproducible)
     if loaded.quantize is not None:
@@ -127,9 +131,7 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
-        read_adapter=AdapterFolders(native, loaded.model.dtype, geometry.page_bytes, layouts)
-        if native is not None
-        else None,
+        read_adapter=read_adapter,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from scalesim.errors import UnsupportedModelError, WeightsError
 from scalesim.model.families import FAMILIES, Family
-from scalesim.model.rope import RopeConfig
+from scalesim.model.rope import RopeConfig, inverse_frequencies
 
 Json = Mapping[str, Any]
 
@@ -127,6 +127,7 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
     if head_dim % 2:
         raise UnsupportedModelError(f"head_dim {head_dim} is odd: rotary needs pairs")
     rope, local_rope = _ropes(raw, family)
+    inverse_frequencies(rope, head_dim)  # raises where its factors are too few
     num_layers = _positive(raw, "num_hidden_layers")
     bias = bool(raw.get("attention_bias", False))
     return ModelConfig(

@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from scalesim_kernels import KernelSet, LoraBatch, PagedBatch
 from torch import Tensor, nn
 
-from scalesim.errors import UnsupportedModelError
+from scalesim.errors import AdapterError, UnsupportedModelError
 from scalesim.model.decoder import ModelShape
 
 INTERFACE = "scalesim"
@@ -212,6 +213,11 @@ class HostedModel:
         finally:
             self._body.given = None
         return logits.float()
+
+
+def no_adapters(path: str | Path) -> NoReturn:
+    """Stands for reading an adapter's folder."""
+    raise AdapterError(f"adapter {path}: adapters are run on native models only (docs/models.md)")
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

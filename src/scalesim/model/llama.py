@@ -31,7 +31,7 @@ class Llama:
         self.dtype = weights.embed.dtype
         self.place = str(weights.embed.device)
         self._qkv, self._o, self._gate_up, self._down = lora_sites(config)
-        self.reserve(1)
+        self.reserve(0)
 
     @property
     def takes_graphs(self) -> bool:
