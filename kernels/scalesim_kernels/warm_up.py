@@ -76,8 +76,8 @@ def calls(
     )
     q = qkv.view(tokens, -1, shape.head_dim)[:, : shape.num_heads]
     out = zeros(tokens, shape.num_heads, shape.head_dim)
-    options = {"window": shape.window, "soft_cap": shape.soft_cap}
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {"window": shape.window, "soft_cap": shape.soft_cap}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     args = (q, pool, 0, batch, plan, 1.0, out)
     yield "paged_decode", partial(kernels.paged_decode, *args, **options)
     yield "paged_prefill", partial(kernels.paged_prefill, *args, **options)

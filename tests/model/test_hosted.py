@@ -14,18 +14,15 @@ import torch
 import transformers
 from scalesim_kernels import select
 
-from scalesim.assembly import parts_for, with_settings
-from scalesim.engine import Engine
 from scalesim.errors import AdapterError, ConfigError, UnsupportedModelError, WeightsError
-from scalesim.memory.geometry import PageGeometry
 from scalesim.model.dummy import write_dummy_model
 from scalesim.model.hosted import HostedModel
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.quantize import with_quantized
-from tests.engine.test_same_texts import check_empty
-from tests.engine.world import BLOCK, TOKENIZER, Turns, said
+from tests.engine.world import TOKENIZER
 
 from .conftest import TINY
+from .pressure import FULL, check_texts, engine_of
 from .test_against_transformers import assert_close, assert_greedy, oracle_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,31 +85,18 @@ def test_logits_and_greedy_tokens(family: str, make_driver: Any) -> None:
         assert_greedy(oracle, prompt, driver.greedy(name, first, NEW))
 
 
-TURNS = Turns(num_agents=6, rounds=3)
-FULL = TURNS.num_agents * TURNS.pages_per_agent
-
-
-def play(family: str, pages: int, policy: str) -> list[Any]:
-    shape = hosted(family).config
-    page = PageGeometry(shape.num_layers, shape.num_kv_heads, shape.head_dim, BLOCK, 4).page_bytes
-    config = with_settings(
-        None,
-        {"device": "cpu", "device_memory": page * (pages + 1), "host_memory": page * FULL,
-         "block_size": BLOCK, "policy": policy, "digests": True},
-    )  # fmt: skip
-    with Engine(parts_for(hosted(family), config, tokenizer=TOKENIZER)) as engine:
-        replies = TURNS.play(engine, hint=lambda agent, turn: 1)
-        with pytest.raises(AdapterError):
-            engine.adapters.add("any", saved(family)[0])
-    check_empty(engine)
-    return said(replies)
-
-
 @pytest.mark.parametrize("family", ["GPTNeoX", "StableLm", "Starcoder2"])
 def test_texts_do_not_depend_on_memory(family: str) -> None:
-    unlimited = play(family, FULL, "resident")
-    for policy in ("deadline", "lru-swap"):
-        assert play(family, FULL // 4, policy) == unlimited
+    check_texts(hosted(family))
+
+
+def test_adapters_are_refused() -> None:
+    folder, _ = saved("StableLm")
+    with (
+        engine_of(hosted("StableLm"), FULL, "resident") as engine,
+        pytest.raises(AdapterError, match="adapters are run on native models only"),
+    ):
+        engine.adapters.add("any", folder)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -137,6 +137,7 @@ def _rope_json(rope: RopeConfig) -> dict[str, Any]:
         settings["factor"] = rope.factor
     if rope.type in ("llama3", "yarn", "longrope"):
         settings["original_max_position_embeddings"] = rope.original_max_position
+    names: tuple[str, ...] = ()
     if rope.type == "llama3":
         names = ("low_freq_factor", "high_freq_factor")
     elif rope.type == "yarn":
@@ -145,6 +146,4 @@ def _rope_json(rope: RopeConfig) -> dict[str, Any]:
         factors = list(rope.short_factors)
         settings |= {"short_factor": factors, "long_factor": factors}
         names = ("attention_factor",)
-    else:
-        names = ()
     return settings | {name: getattr(rope, name) for name in names}

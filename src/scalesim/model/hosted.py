@@ -83,8 +83,8 @@ def paged_attention(
         given = {**more, "attention_mask": attention_mask}
         layers.calls[module.layer_idx] = note_call(q, k, v, sliding_window, given)
         return query.new_zeros((1, *q.shape[:2], v.shape[2])), None
-    options = {"window": sliding_window, "soft_cap": softcap}
-    options = {name: option for name, option in options.items() if option is not None}
+    given = {"window": sliding_window, "soft_cap": softcap}
+    options = {name: option for name, option in given.items() if option is not None}
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     return layers.attend(module.layer_idx, q, k, v, float(scale), options)[None], None
 
@@ -133,12 +133,12 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, kernels: KernelSet) -> None:
         super().__init__()
         self.kernels, self.out = kernels, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias  # some models look at them
         self.matrix = kernels.pack_weight(linear.weight.detach())
-        self.offset = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        return self.kernels.linear(rows, self.matrix, self.offset).view(*x.shape[:-1], self.out)
+        return self.kernels.linear(rows, self.matrix, self.bias).view(*x.shape[:-1], self.out)
 
 
 class HostedModel:
@@ -168,7 +168,8 @@ class HostedModel:
 
     def packed(self, kernels: KernelSet) -> HostedModel:
         """A model of its own that shares the weights, its linear layers run by ``kernels``."""
-        shared = {id(tensor): tensor for tensor in tensors_of(self._model)}
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors_of(self._model)}
+        shared[id(self._model.config)] = self._model.config
         mine = copy.deepcopy(self._model, shared)
         for name, part in list(mine.named_modules()):
             if type(part) is nn.Linear and type(part.weight) is nn.Parameter:
@@ -194,9 +195,10 @@ class HostedModel:
         if lora is not None:
             raise UnsupportedModelError("adapters are run on native models only")
         self.layers.step = (pool, batch, plan, kernels)
-        hidden = self.run(token_ids, batch.positions)
-        self.layers.step = None
-        return hidden
+        try:
+            return self.run(token_ids, batch.positions)
+        finally:
+            self.layers.step = None
 
     def run(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         assert self._body is not None

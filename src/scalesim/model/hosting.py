@@ -40,7 +40,7 @@ def load_hosted(
     raw = read_json(folder / "config.json")
     refuse(raw)
     with speaking_for_transformers():
-        model = make(folder, dtype, dummy_seed).to(place)  # type: ignore[arg-type]
+        model = make(folder, dtype, dummy_seed).to(place)
     if quantize is not None:
         quantize_modules(model, quantize)
     if not model._can_set_attn_implementation():

@@ -36,11 +36,13 @@ def quantize_modules(model: nn.Module, scheme: str) -> None:
     """Every linear layer but the head, in place."""
     from torchao.quantization import quantize_
 
-    config = scheme_config(scheme)
-    heads = {id(model), id(getattr(model, "lm_head", None)), id(getattr(model, "embed_out", None))}
-    quantize_(
-        model, config, lambda module, _: isinstance(module, nn.Linear) and id(module) not in heads
-    )
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+
+    def chosen(module: nn.Module, _: str) -> bool:
+        return isinstance(module, nn.Linear) and module is not head
+
+    quantize_(model, scheme_config(scheme), chosen)
 
 
 def quantize_weights(weights: Weights, scheme: str) -> Weights:

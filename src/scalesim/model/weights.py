@@ -161,7 +161,7 @@ class Assembler:
         norms, experts = config.family.norms, config.experts
         attention = f"{prefix}self_attn."
         qkv = ("qkv",) if config.family.fused else ("q", "k", "v")
-        mlp = self.mlp
+        mlp: Callable[[str], MlpWeights | ExpertWeights] = self.mlp
         if experts is not None and index in experts.layers:
             mlp = self.experts
         return LayerWeights(
