@@ -151,9 +151,9 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
         eos_token_ids=token_ids(raw, generation or {}),
         bos_token_id=raw.get("bos_token_id"),
         windows=_windows(raw, family, num_layers),
-        soft_cap=raw.get("attn_logit_softcapping"),
-        logit_soft_cap=raw.get("final_logit_softcapping"),
-        query_scalar=raw.get("query_pre_attn_scalar"),
+        soft_cap=raw.get("attn_logit_softcapping", family.soft_caps[0]),
+        logit_soft_cap=raw.get("final_logit_softcapping", family.soft_caps[1]),
+        query_scalar=raw.get("query_pre_attn_scalar", family.query_scalar),
         local_rope=local_rope,
         experts=_experts(raw, num_layers) if family.experts else None,
     )

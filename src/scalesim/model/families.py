@@ -41,7 +41,7 @@ class Family:
     whatever the config says. ``fused``: checkpoints hold ``qkv_proj`` and ``gate_up_proj``.
     ``shifted_norms``: a norm's weight is stored less 1, and multiplied in fp32.
     ``scaled_embedding``: by ``sqrt(hidden_size)``. ``local_rope``: layers with a window have a
-    rotation of their own."""
+    rotation of their own. The last three are what a config without them means."""
 
     model_type: str
     norms: Norms = Norms()
@@ -53,8 +53,10 @@ class Family:
     shifted_norms: bool = False
     scaled_embedding: bool = False
     local_rope: bool = False
-    tied: bool = False  # unless the config says otherwise
     experts: bool = False
+    tied: bool = False
+    query_scalar: int | None = None
+    soft_caps: tuple[float | None, float | None] = (None, None)  # of scores, of logits
 
 
 FAMILIES: dict[str, Family] = {
@@ -73,6 +75,8 @@ FAMILIES: dict[str, Family] = {
         shifted_norms=True,
         scaled_embedding=True,
         tied=True,
+        query_scalar=256,
+        soft_caps=(50.0, 30.0),
     ),
     "Gemma3ForCausalLM": Family(
         "gemma3_text",
@@ -84,5 +88,6 @@ FAMILIES: dict[str, Family] = {
         scaled_embedding=True,
         local_rope=True,
         tied=True,
+        query_scalar=256,
     ),
 }
