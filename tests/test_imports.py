@@ -77,6 +77,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim_kernels",
         "torch",
     ),
+    **dict.fromkeys(
+        ("scalesim.model.hosted", "scalesim.model.hosting"),
+        (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
+    ),
     "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
     "scalesim.trace": VALUES,
     "scalesim.trace_file": (*VALUES, "scalesim.trace"),

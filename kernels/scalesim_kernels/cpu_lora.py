@@ -171,7 +171,9 @@ class CpuLora:
         self._weights.clear()
 
     def _make_step(self, lora: LoraBatch, flat: Tensor) -> Step:
-        groups, inputs, kept = [], [], {}
+        groups: list[Group] = []
+        inputs: list[int] = []
+        kept = {}
         starts, tokens = lora.starts.tolist(), lora.tokens.tolist()
         columns = (lora.counts.tolist(), lora.rows.tolist(), lora.layouts.tolist())
         for index, (count, row, layout) in enumerate(zip(*columns, strict=True)):

@@ -192,7 +192,7 @@ class CudaBackend:
             max_blocks_per_row=plan.max_blocks_per_row,
             reproducible=config.reproducible,
             digests=config.digests,
-            graphs=config.graphs,
+            graphs=config.graphs and loaded.model.takes_graphs,
             layouts=layouts,
         )
         runner.warm_up((*_WARM_UP_TOKENS, scheduling.max_num_batched_tokens))

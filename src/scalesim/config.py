@@ -105,6 +105,10 @@ class EngineConfig:
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
     ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
     default of calls that do not say it. ``structure``: limits of structured output.
+    ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
+    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
+    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
+    ``"int8"`` or ``"float8"`` (needs torchao).
     """
 
     device: str = "auto"
@@ -117,6 +121,9 @@ class EngineConfig:
     digests: bool = False
     graphs: bool = True
     generation_config: bool = True
+    dtype: str = "auto"
+    model_impl: str = "auto"
+    quantize: str | None = None
     seed: int = 0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)

@@ -33,6 +33,7 @@ from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
 from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.decoder import Decoder
 from scalesim.model.decodes_first import Arranged, arrange
 from scalesim.model.device_adjust import DeviceAdjust
 from scalesim.model.device_directory import DeviceDirectory
@@ -40,7 +41,6 @@ from scalesim.model.device_pools import DevicePools
 from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
-from scalesim.model.llama import Llama
 from scalesim.model.step_inputs import Packed, StepShape, pack, shape_of, tensors
 
 STEPS_IN_FLIGHT = 2
@@ -62,7 +62,7 @@ class _Flight:
 
 class CudaRunner:
     """Runs ``model``, whose weights lie on ``device`` in the form of these kernels
-    (``Llama.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
+    (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
 
     fences : told of each launched and each collected step.
     max_num_tokens : most query tokens of a batch.
@@ -77,7 +77,7 @@ class CudaRunner:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         kernels: KernelSet,
         pool: Tensor,
         device: Device,
