@@ -31,6 +31,7 @@ ENGINE = tuple(
         "backends",
         "calls",
         "engine",
+        "guard",
         "loop",
         "recorder",
         "requests",
@@ -93,6 +94,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.testing",
     ),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
+    "scalesim.guard": (*VALUES, "scalesim.memory", "scalesim.testing.integrity"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }

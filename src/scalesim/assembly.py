@@ -122,6 +122,7 @@ def parts_for(
         read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
         if backend.takes_adapters
         else None,
+        integrity=config.integrity,
     )
 
 

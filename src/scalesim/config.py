@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from scalesim.errors import ConfigError
 from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.memory.policies import policy_named
 
+INTEGRITY = ("quarantine", "raise", "off")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -62,6 +64,10 @@ class EngineConfig:
     own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
+    ``integrity``: what follows when memory's books do not add up, or something breaks inside:
+    ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
+    ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
+    ``"off"`` does not look, and ends the engine at what breaks.
     """
 
     device: str = "auto"
@@ -74,6 +80,7 @@ class EngineConfig:
     digests: bool = False
     graphs: bool = True
     seed: int = 0
+    integrity: Literal["quarantine", "raise", "off"] = "quarantine"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
 
@@ -82,6 +89,10 @@ class EngineConfig:
             raise ConfigError(
                 f"policy={self.policy!r} must know what comes; an engine does not: use it in "
                 "scalesim replay, or another policy"
+            )
+        if self.integrity not in INTEGRITY:
+            raise ConfigError(
+                f"integrity={self.integrity!r}; it is one of: {', '.join(INTEGRITY)}"
             )
         memory_bytes(self.device_memory, "device_memory")
         memory_bytes(self.host_memory, "host_memory")

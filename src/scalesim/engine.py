@@ -79,9 +79,10 @@ class Engine:
         sources = list(sources)
         self._loop = Loop(self.parts, sources, combine)
         self.adapters = AdapterRegistry(
-            self.parts.read_adapter, self.parts.memory.adapters, self._post_if_open
+            self.parts.read_adapter, self.parts.memory, self._post_if_open
         )
         self._loop.adapter_freed = self.adapters.close
+        self._loop.restored = self.adapters.restore
         if record is not None:
             self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
         self._agents: dict[AgentId, Agent] = {}
@@ -287,7 +288,7 @@ class Engine:
 
     def _step(self) -> bool:
         while self._inbox:
-            self._inbox.popleft()()
+            self._loop.obey(self._inbox.popleft())
         return self._loop.step()
 
     def _run_thread(self) -> None:

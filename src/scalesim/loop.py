@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,8 @@ from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
-from scalesim.errors import EngineClosedError, RequestTimeoutError
+from scalesim.errors import EngineClosedError, InternalError, RequestTimeoutError
+from scalesim.guard import Guard, Integrity
 from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
@@ -35,6 +37,7 @@ from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Sequence
 
 MAX_STALL_S = 0.05
+MAX_FRUITLESS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``integrity``
+    is ``EngineConfig``'s; tests raise."""
 
     runner: Runner
     memory: MemoryManager
@@ -54,11 +58,14 @@ class Parts:
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
+    integrity: Integrity = "raise"
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
+    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time.
+    ``restarts``: how often something broke inside and all state was made anew; ``lost_pages``:
+    those that left circulation for it, of both pools, now."""
 
     steps: int = 0
     turns: int = 0
@@ -67,6 +74,8 @@ class EngineStats:
     cached_tokens: int = 0
     output_tokens: int = 0
     compute_s: float = 0.0
+    restarts: int = 0
+    lost_pages: int = 0
 
 
 class Loop:
@@ -85,7 +94,11 @@ class Loop:
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
         self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
+        self.restored: Callable[[], None] = lambda: None  # memory is empty: adapters are to be added
         self.recorder: Recorder | None = None
+        self.guard = Guard(self.memory, self.scheduler.leases, parts.integrity)
+        self._speaking: set[int] = set()  # sequences that distances count as open
+        self._fruitless = 0  # restarts since a token was collected last
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -95,7 +108,46 @@ class Loop:
             self.listen(source)
 
     def step(self) -> bool:
-        """Plan, move, run, commit; False when there is nothing to do."""
+        """Plan, move, run, commit; False when there is nothing to do. Raises only what cannot be
+        mended."""
+        try:
+            is_busy = self._turn()
+            self.guard.after_step()
+            if not is_busy:
+                self.guard.when_idle()
+        except Exception as error:
+            self._begin_anew(error)
+            return True
+        return is_busy
+
+    def obey(self, command: Callable[[], None]) -> None:
+        """Do what a caller asked for."""
+        try:
+            command()
+        except Exception as error:
+            self._begin_anew(error)
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Something broke inside. What was under way is not mended but forgotten: prompts and the
+        tokens that came of them are all that is needed to compute everything else again, and
+        open calls go on from there. Raises ``error`` where that brings nothing, or is not
+        wanted."""
+        self._fruitless += 1
+        if self.parts.integrity != "quarantine" or self._fruitless > MAX_FRUITLESS:
+            raise error
+        suspects = self.guard.examine(error)
+        self.stats.restarts += 1
+        while self._flights:
+            with suppress(Exception):  # also a step that failed is over
+                self.parts.runner.collect(self._flights.popleft())
+        self.memory.reset(suspects.device, suspects.host)
+        self.stats.lost_pages = len(self.memory.device_lost) + len(self.memory.host_lost)
+        sequences = [call.sequence for call in self._open.values() if call.sequence is not None]
+        self.scheduler.restart(sequences, {id(lease) for lease in suspects.leases})
+        self.restored()
+        self._settle(self.scheduler.take_ended())
+
+    def _turn(self) -> bool:
         self._expire()
         batch = self.scheduler.schedule()
         in_background = self.parts.runner.steps_in_flight > 1
@@ -112,6 +164,7 @@ class Loop:
             output = self.parts.runner.collect(self._flights.popleft())
             self.stats.compute_s += output.compute_s
             self.scheduler.update(output)
+            self._fruitless = 0
         elif batch is None and self.scheduler.has_work:
             self._stall()
         self._settle(self.scheduler.take_ended())
@@ -128,62 +181,87 @@ class Loop:
     def accept(self, calls: list[Call]) -> None:
         """Take in checked calls."""
         for call in calls:
-            request, params = call.request, call.request.params
-            call.digest = self._keys.prompt_digest(call.tokens, params)
-            sequence = Sequence(
-                id=next(self._ids),
-                agent=request.agent,
-                domain=None,
-                tokens=call.tokens,
-                prompt_len=len(call.tokens),
-                limit=len(call.tokens) + params.max_tokens,
-                params=params,
-                adapter=call.adapter,
-                key=self._keys.key(request.agent, call.digest, params, request.sample_index),
-                stop_ids=frozenset(params.stop_token_ids)
-                | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
-                observer=call.observer,
-            )
-            call.sequence = sequence
-            self._open[sequence.id] = call
-            if self.recorder is not None:
-                step, at_s = self.clock.now, call.submitted_s
-                self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
-            if request.timeout is not None:
-                call.deadline_s = call.submitted_s + request.timeout
-                heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
-            if request.agent is not None:
-                self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
-                self._apply(self.distances.called(request.agent))
-            self.scheduler.add(sequence)
+            try:
+                self._accept(call)
+            except Exception as error:
+                if call.sequence is not None and call.sequence.id in self._open:
+                    self._begin_anew(error)  # with this call among the open ones
+                else:
+                    self._refuse(call, error)
+
+    def _accept(self, call: Call) -> None:
+        request, params = call.request, call.request.params
+        call.digest = self._keys.prompt_digest(call.tokens, params)
+        sequence = Sequence(
+            id=next(self._ids),
+            agent=request.agent,
+            domain=None,
+            tokens=call.tokens,
+            prompt_len=len(call.tokens),
+            limit=len(call.tokens) + params.max_tokens,
+            params=params,
+            adapter=call.adapter,
+            key=self._keys.key(request.agent, call.digest, params, request.sample_index),
+            stop_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
+            observer=call.observer,
+        )
+        call.sequence = sequence
+        self._open[sequence.id] = call
+        if self.recorder is not None:
+            step, at_s = self.clock.now, call.submitted_s
+            self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
+        if request.timeout is not None:
+            call.deadline_s = call.submitted_s + request.timeout
+            heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
+        if request.agent is not None:
+            self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
+            self._speaking.add(sequence.id)
+            self._apply(self.distances.called(request.agent))
+        self.scheduler.add(sequence)
+
+    def _refuse(self, call: Call, cause: Exception) -> None:
+        if self.parts.integrity != "quarantine":
+            raise cause
+        call.error = InternalError(f"the request could not be taken in: {cause!r}; ask again")
+        call.error.__cause__ = cause
+        call.ended_s, call.done = self.parts.time_s(), True
+        self.stats.failed += 1
+        if call.adapter is not None:
+            self.adapter_freed(call.adapter)
+        deliver([call])
 
     def _settle(self, ended: list[Sequence]) -> None:
         if not ended:
             return
         now_s = self.parts.time_s()
-        calls = []
-        for sequence in ended:
-            call = self._open.pop(sequence.id)
-            call.error, call.ended_s = sequence.error, now_s
-            if self.recorder is not None:
-                self.recorder.ends(sequence.id, sequence.agent, sequence.output)
-            if sequence.error is None:
-                if call.request.params.seed is None:
-                    self._keys.completed(sequence.agent, call.digest)
-                self.stats.turns += 1
-            else:
-                self.stats.failed += 1
-            self.stats.prompt_tokens += sequence.prompt_len
-            self.stats.cached_tokens += sequence.cached_tokens
-            self.stats.output_tokens += len(sequence.output)
-            call.done = True
-            if call.adapter is not None:
-                self.adapter_freed(call.adapter)
-            calls.append(call)
-        deliver(calls)
+        calls = [self._open.pop(sequence.id) for sequence in ended]
+        for sequence, call in zip(ended, calls, strict=True):
+            call.error, call.ended_s, call.done = sequence.error, now_s, True
+        try:
+            for sequence, call in zip(ended, calls, strict=True):
+                self._count(sequence, call)
+        finally:  # whatever fails: who waits is told
+            deliver(calls)
+
+    def _count(self, sequence: Sequence, call: Call) -> None:
+        if call.adapter is not None:
+            self.adapter_freed(call.adapter)
+        if self.recorder is not None:
+            self.recorder.ends(sequence.id, sequence.agent, sequence.output)
+        if sequence.error is None:
+            if call.request.params.seed is None:
+                self._keys.completed(sequence.agent, call.digest)
+            self.stats.turns += 1
+        else:
+            self.stats.failed += 1
+        self.stats.prompt_tokens += sequence.prompt_len
+        self.stats.cached_tokens += sequence.cached_tokens
+        self.stats.output_tokens += len(sequence.output)
 
     def _ends(self, sequence: Sequence) -> None:
-        if sequence.agent is not None:
+        if sequence.agent is not None and sequence.id in self._speaking:
+            self._speaking.discard(sequence.id)
             self._apply(self.distances.ended(sequence.agent))
 
     def _expire(self) -> None:

@@ -50,6 +50,8 @@ class Sequence:
     admission: int = 0  # order of admission; kept over a preemption
     skipped: int = 0  # admissions that overtook it
     num_preemptions: int = 0
+    num_observed: int = 0  # tokens that the observer was given
+    failed_reads: int = 0  # of its adapter, without a word from the source
     cached_tokens: int = 0  # of the prompt, at the first admission
     first_step: int | None = None  # the one that sampled its first token
     output: Int32s = field(default_factory=lambda: np.empty(0, np.int32))

@@ -43,8 +43,10 @@ def _expect(condition: bool, message: str) -> None:
 def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     holders = [(repr(segment), segment.device) for segment in segments]
     holders += [(f"private of row {lease.row}", lease.private) for lease in leases]
+    holders += [("nobody, for good", sorted(manager.device_lost))]
     _check_conservation("device", manager.device, holders)
     holders = [(repr(segment), segment.host) for segment in segments]
+    holders += [("nobody, for good", sorted(manager.host_lost))]
     _check_conservation("host", manager.host, holders)
 
 
