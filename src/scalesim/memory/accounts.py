@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import Pool
 
 
 class AccountError(AssertionError):
@@ -59,7 +59,7 @@ def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
     return Suspects(device, host, [one for one in held if device.intersection(_pages_of(one))])
 
 
-def _odd(pool: PagePool, holders: Iterable[Sequence[int]]) -> set[int]:
+def _odd(pool: Pool, holders: Iterable[Sequence[int]]) -> set[int]:
     count = Counter(pool.free_pages())
     for pages in holders:
         count.update(pages)

@@ -25,7 +25,7 @@ from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import MakePool, PagePool, Pool
 from scalesim.memory.prefix_tree import PrefixTree, until
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
@@ -40,7 +40,8 @@ class MemoryManager:
     """One fixed device pool and one fixed host pool, shared by all agents.
 
     Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
-    dummy. ``record``: keep the last page events in ``flight``, to be read when something is wrong.
+    dummy. ``record``: keep the last page events in ``flight``, to be read when something is wrong
+    (those of the pools where ``make_pool`` is the default).
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class MemoryManager:
         policy: Policy,
         link: Link,
         planner: PlannerConfig | None = None,
+        make_pool: MakePool = PagePool,
         record: bool = True,
     ) -> None:
+        self._make_pool = make_pool
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
         self.flight = FlightRecorder() if record else None
         self._link = WatchedLink(link, self.flight)
@@ -91,12 +94,12 @@ class MemoryManager:
         self.misses = Misses(self.look_ahead, block_size)
         self.loading_pages = 0  # held by leases that wait for loads
 
-    def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> PagePool:
+    def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> Pool:
         """A pool of which all pages but ``lost`` are free."""
-        if self.flight is None:
-            pool = PagePool(num_pages, first=first)
+        if self.flight is not None and self._make_pool is PagePool:
+            pool: Pool = RecordedPool(num_pages, first=first, tier=tier, flight=self.flight)
         else:
-            pool = RecordedPool(num_pages, first=first, tier=tier, flight=self.flight)
+            pool = self._make_pool(num_pages, first=first)
         if lost:
             pages = pool.allocate(pool.num_free) or []
             pool.free([page for page in pages if page not in lost])

@@ -17,7 +17,7 @@ from scalesim.memory.counters import Counters
 from scalesim.memory.links import Copies, Link, LinkError, Source
 from scalesim.memory.order import Use
 from scalesim.memory.policies import Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import Pool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
@@ -33,8 +33,8 @@ class Residency:
         self,
         tree: PrefixTree,
         policy: Policy,
-        device: PagePool,
-        host: PagePool,
+        device: Pool,
+        host: Pool,
         link: Link,
         page_bytes: int,
         counters: Counters,
