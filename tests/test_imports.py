@@ -29,13 +29,21 @@ ENGINE = tuple(
         "agent",
         "assembly",
         "backends",
+        "caller",
         "calls",
+        "driver",
         "engine",
+        "gate",
         "guard",
+        "intake",
         "loop",
+        "overflow",
+        "progress",
         "recorder",
         "requests",
         "sampling_keys",
+        "sampling_params",
+        "streams",
     )
 )
 PARTS = tuple(

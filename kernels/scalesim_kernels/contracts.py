@@ -256,6 +256,22 @@ class Sample(Protocol):
         """
 
 
+class LogProbs(Protocol):
+    def __call__(
+        self, logits: Tensor, targets: Tensor, top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities (natural logarithm, of ``softmax(logits)``) of one token a row, and of
+        the ``top_k`` likeliest.
+
+        logits : ``[n, vocab]`` fp32, C-contiguous; not changed. targets : ``[n]`` int32, in
+            ``[0, vocab)``. top_k : 0 to ``vocab``.
+        returns : ``[n]`` fp32 of the targets; ``[n, top_k]`` int32, the likeliest ids, best first,
+            ties to the lowest id; ``[n, top_k]`` fp32, theirs. Sums in fp32 or wider.
+
+        Unspecified (but for being in bounds) in a row that holds NaN or Inf.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSet:
     """A full set of ops. Frozen; make a changed one with ``dataclasses.replace``."""
@@ -275,3 +291,4 @@ class KernelSet:
     copy_pages: CopyPages
     zero_pages: ZeroPages
     sample: Sample
+    log_probs: LogProbs

@@ -214,6 +214,13 @@ def sample(
     return torch.tensor(tokens, dtype=torch.int32)
 
 
+def log_probs(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    scores = torch.log_softmax(logits.double(), -1)
+    order = torch.argsort(logits, descending=True, stable=True)[:, :top_k]
+    chosen = scores.gather(1, targets.long()[:, None])[:, 0]
+    return chosen.to(logits.dtype), order.int(), scores.gather(1, order).to(logits.dtype)
+
+
 def reference_kernels() -> KernelSet:
     return KernelSet(
         name="reference",
@@ -231,4 +238,5 @@ def reference_kernels() -> KernelSet:
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,
+        log_probs=log_probs,
     )

@@ -89,6 +89,7 @@ def calls(
     logits, ones = zeros(2, shape.vocab, dtype=torch.float32), torch.ones(2, device=device)
     ints = torch.zeros(2, dtype=torch.int32, device=device)
     yield "sample", lambda: kernels.sample(logits, ones, ints, ones, ints.long(), ints)
+    yield "log_probs", lambda: kernels.log_probs(logits, ints, 2)
 
 
 def lora_sites(shape: ModelShape) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:

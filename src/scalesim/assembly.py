@@ -11,7 +11,7 @@ from typing import Any
 from scalesim_kernels import KernelSet, select
 
 from scalesim.backends import MAX_RESIDENT_PAGES, Backend, CpuBackend, CudaBackend, Plan
-from scalesim.config import EngineConfig, SchedulerConfig, memory_bytes
+from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_bytes
 from scalesim.device.streams import Device
 from scalesim.errors import ConfigError
 from scalesim.loop import Parts
@@ -32,15 +32,18 @@ def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> E
     """``config`` with fields replaced by name, those of its parts included."""
     config = config or EngineConfig()
     own = {field.name for field in fields(EngineConfig)}
-    scheduling = {field.name for field in fields(SchedulerConfig)}
-    unknown = settings.keys() - own - scheduling
+    inner = {
+        name: {field.name for field in fields(part)}
+        for name, part in (("scheduler", SchedulerConfig), ("limits", CallLimits))
+    }
+    unknown = settings.keys() - own.union(*inner.values())
     if unknown:
-        known = ", ".join(sorted(own | scheduling))
+        known = ", ".join(sorted(own.union(*inner.values())))
         raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; settings are: {known}")
-    inner = {name: value for name, value in settings.items() if name in scheduling}
     outer = {name: value for name, value in settings.items() if name in own}
-    if inner:
-        outer["scheduler"] = replace(outer.get("scheduler", config.scheduler), **inner)
+    for part, names in inner.items():
+        if changes := {name: settings[name] for name in names & settings.keys()}:
+            outer[part] = replace(outer.get(part, getattr(config, part)), **changes)
     return replace(config, **outer)
 
 
@@ -109,7 +112,7 @@ def parts_for(
     eos = frozenset(shape.eos_token_ids)
     if tokenizer is not None and not eos:
         eos = frozenset(tokenizer.eos_token_ids)
-    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template)
+    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template, True)
     return Parts(
         runner=runner,
         memory=memory,
@@ -123,6 +126,7 @@ def parts_for(
         if backend.takes_adapters
         else None,
         integrity=config.integrity,
+        limits=config.limits,
     )
 
 

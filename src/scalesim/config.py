@@ -55,6 +55,21 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CallLimits:
+    """``max_open_requests``: handed in and not ended. ``when_full``: calls that find so many open
+    wait for their turn, or raise ``EngineFullError``."""
+
+    max_open_requests: int = 16384
+    when_full: Literal["wait", "error"] = "wait"
+
+    def __post_init__(self) -> None:
+        if self.max_open_requests < 1:
+            raise ConfigError(f"max_open_requests={self.max_open_requests}; it must be at least 1")
+        if self.when_full not in ("wait", "error"):
+            raise ConfigError(f"when_full={self.when_full!r}; it is 'wait' or 'error'")
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
     ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``; ``"auto"`` is 1 GB
@@ -83,6 +98,7 @@ class EngineConfig:
     integrity: Literal["quarantine", "raise", "off"] = "quarantine"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    limits: CallLimits = field(default_factory=CallLimits)
 
     def __post_init__(self) -> None:
         if policy_named(self.policy).foresight:

@@ -37,6 +37,13 @@ class SamplingParams:
     give equal text. ``stop`` strings end the text before their first occurrence; ``stop_token_ids``
     and the model's own end-of-sequence ids end it too (``ignore_eos`` switches the model's own
     off).
+
+    ``logprobs`` asks for the natural log-probability of every generated token and of so many of
+    the likeliest beside it (0: of the token alone); ``prompt_logprobs`` for those of the prompt's
+    tokens from position ``prompt_logprobs_start`` on (the first token has none: nothing stands
+    before it). They are the model's own: of its logits at temperature 1, before any parameter
+    changes them. What lies before ``prompt_logprobs_start`` may be found in memory; the rest is
+    computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
     """
 
     max_tokens: int = 128
@@ -47,6 +54,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,20 @@ class SamplingBatch:
     top_ks: Int32s
     top_ps: Floats
     keys: UInt64s
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBatch:
+    """Query tokens of a step behind which log-probabilities are asked for.
+
+    ``tokens`` are indices into the batch's query tokens; ``targets``, the tokens that follow them:
+    ``NO_TOKEN`` where that is the one sampled in this step. ``top_k`` of the likeliest come with
+    each.
+    """
+
+    tokens: Int32s  # [num_scores]
+    targets: Int32s  # [num_scores]
+    top_k: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +134,7 @@ class Batch:
     table_pages: Int32s  # [num_changes], page id
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
     adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
+    scores: ScoreBatch | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -121,6 +146,33 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities (natural), one row a token that was asked for; NaN where the step was bad.
+
+    ``top_ids`` are the likeliest tokens in its place, best first.
+    """
+
+    logprobs: Floats  # [n]
+    top_ids: Int32s  # [n, top_k]
+    top_logprobs: Floats  # [n, top_k]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogProbs:
+    """Log-probabilities (natural) of consecutive tokens: of ``token_ids[i]`` at position ``start +
+    i``, given all before it; ``top_ids`` are the likeliest in its place, best first."""
+
+    start: int
+    token_ids: Int32s  # [n]
+    logprobs: Floats  # [n]
+    top_ids: Int32s  # [n, top_k]
+    top_logprobs: Floats  # [n, top_k]
+
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What a launched batch gave, by sequence of the batch."""
 
@@ -129,6 +181,7 @@ class StepOutput:
     bad: Bools  # [num_seqs]; the last query token's logits (or hidden state) are not finite
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
+    scores: Scores | None = None  # in the order of the batch's
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,10 @@ class InternalError(ScaleSimError, RuntimeError):
     engine goes on, and the request may be made again. The cause is chained where it is known."""
 
 
+class EngineFullError(ScaleSimError, RuntimeError):
+    """As many requests are open as the engine takes; none of these was."""
+
+
 class NumericalError(ScaleSimError, ArithmeticError):
     """The model gave logits that are not finite for this request."""
 

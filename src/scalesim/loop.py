@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
+from scalesim.config import CallLimits
 from scalesim.core import AgentId, Runner, Step
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
@@ -26,7 +27,6 @@ from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
 from scalesim.errors import EngineClosedError, InternalError, RequestTimeoutError
 from scalesim.guard import Guard, Integrity
-from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
@@ -34,6 +34,7 @@ from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
 
 MAX_STALL_S = 0.05
@@ -45,8 +46,8 @@ class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``integrity``
-    is ``EngineConfig``'s; tests raise."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``limits``:
+    how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise."""
 
     runner: Runner
     memory: MemoryManager
@@ -58,14 +59,13 @@ class Parts:
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
+    limits: CallLimits = field(default_factory=CallLimits)
     integrity: Integrity = "raise"
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time.
-    ``restarts``: how often something broke inside and all state was made anew; ``lost_pages``:
-    those that left circulation for it, of both pools, now."""
+    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
 
     steps: int = 0
     turns: int = 0
@@ -74,8 +74,8 @@ class EngineStats:
     cached_tokens: int = 0
     output_tokens: int = 0
     compute_s: float = 0.0
-    restarts: int = 0
-    lost_pages: int = 0
+    restarts: int = 0  # something broke inside, and all state was made anew
+    lost_pages: int = 0  # that left circulation for it, of both pools
 
 
 class Loop:
@@ -93,7 +93,8 @@ class Loop:
         self.distances = Distances(self.clock, combine)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
-        self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
+        # told of calls that ended, before their callers are
+        self.on_ended: Callable[[list[Call]], None] = lambda calls: None
         self.restored: Callable[[], None] = lambda: None  # memory is empty: adapters are to be added
         self.recorder: Recorder | None = None
         self.guard = Guard(self.memory, self.scheduler.leases, parts.integrity)
@@ -102,6 +103,7 @@ class Loop:
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
+        self._news: list[Call] = []  # gave tokens in this step to somebody who waits for them
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
         for source in sources:
@@ -180,14 +182,16 @@ class Loop:
 
     def accept(self, calls: list[Call]) -> None:
         """Take in checked calls."""
+        failure: Exception | None = None
         for call in calls:
             try:
                 self._accept(call)
             except Exception as error:
-                if call.sequence is not None and call.sequence.id in self._open:
-                    self._begin_anew(error)  # with this call among the open ones
-                else:
-                    self._refuse(call, error)
+                failure = error
+                if call.sequence is None or call.sequence.id not in self._open:
+                    self._turn_away(call, error)
+        if failure is not None:  # only now: the calls behind the one that failed are in as well
+            self._begin_anew(failure)
 
     def _accept(self, call: Call) -> None:
         request, params = call.request, call.request.params
@@ -204,15 +208,19 @@ class Loop:
             key=self._keys.key(request.agent, call.digest, params, request.sample_index),
             stop_ids=frozenset(params.stop_token_ids)
             | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
-            observer=call.observer,
+            observer=call.observer if call.mailbox is None else call.mailbox,
+            priority=request.priority,
         )
+        if call.mailbox is not None:
+            call.mailbox.announce = self._news.append
+        if params.logprobs is not None or params.prompt_logprobs is not None:
+            sequence.score_log = ScoreLog(len(call.tokens), params)
         call.sequence = sequence
         self._open[sequence.id] = call
         if self.recorder is not None:
             step, at_s = self.clock.now, call.submitted_s
             self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
-        if request.timeout is not None:
-            call.deadline_s = call.submitted_s + request.timeout
+        if call.deadline_s is not None:
             heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
         if request.agent is not None:
             self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
@@ -220,33 +228,38 @@ class Loop:
             self._apply(self.distances.called(request.agent))
         self.scheduler.add(sequence)
 
-    def _refuse(self, call: Call, cause: Exception) -> None:
-        if self.parts.integrity != "quarantine":
-            raise cause
-        call.error = InternalError(f"the request could not be taken in: {cause!r}; ask again")
-        call.error.__cause__ = cause
-        call.ended_s, call.done = self.parts.time_s(), True
+    def _turn_away(self, call: Call, cause: Exception) -> None:
+        error = InternalError(f"the request could not be taken in: {cause!r}; ask again")
+        error.__cause__ = cause
         self.stats.failed += 1
-        if call.adapter is not None:
-            self.adapter_freed(call.adapter)
-        deliver([call])
+        self.on_ended([call])
+        self.refuse([call], error)
+
+    def refuse(self, calls: list[Call], error: Exception) -> None:
+        """End calls that were never accepted."""
+        for call in calls:
+            call.error, call.done, call.ended_s = error, True, self.parts.time_s()
+        deliver(calls)
 
     def _settle(self, ended: list[Sequence]) -> None:
-        if not ended:
+        """Tell the callers of what ended, and those who wait for tokens that there are some."""
+        if not ended and not self._news:
             return
         now_s = self.parts.time_s()
         calls = [self._open.pop(sequence.id) for sequence in ended]
         for sequence, call in zip(ended, calls, strict=True):
             call.error, call.ended_s, call.done = sequence.error, now_s, True
+        news = [call for call in self._news if not call.done]
+        self._news.clear()
         try:
             for sequence, call in zip(ended, calls, strict=True):
                 self._count(sequence, call)
+            if calls:
+                self.on_ended(calls)
         finally:  # whatever fails: who waits is told
-            deliver(calls)
+            deliver(calls + news)
 
     def _count(self, sequence: Sequence, call: Call) -> None:
-        if call.adapter is not None:
-            self.adapter_freed(call.adapter)
         if self.recorder is not None:
             self.recorder.ends(sequence.id, sequence.agent, sequence.output)
         if sequence.error is None:
@@ -274,7 +287,7 @@ class Loop:
             if call is not None:
                 error = RequestTimeoutError(
                     f"request of agent {call.request.agent!r} did not end within "
-                    f"timeout={call.request.timeout} s"
+                    f"timeout={call.request.timeout} s, or by deadline={call.request.deadline}"
                 )
                 self.end_call(call, "timeout", error)
 
@@ -337,9 +350,8 @@ class Loop:
             )
             error.__cause__ = cause
             call.error, call.done = error, True
-            if call.adapter is not None:
-                self.adapter_freed(call.adapter)
         self._open.clear()
+        self.on_ended(ended)
         deliver(ended)
 
     def drain(self) -> None:

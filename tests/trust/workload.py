@@ -37,7 +37,7 @@ from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import adapter_layout, adapter_pages, page_bytes_for
 
-BLOCK, PAGES, HOST_PAGES, MAX_SEQS = 4, 20, 36, 4
+BLOCK, PAGES, HOST_PAGES, MAX_SEQS = 4, 18, 36, 4
 MAX_STEPS = 4_000  # of the engine, for one round of calls: more is a hang
 TRIES = 3
 TOKENIZER = ByteTokenizer()
@@ -131,16 +131,16 @@ class Workload:
     def play(self, name: str = "") -> dict[str, list[Text]]:
         """Two rounds of everybody; agents are called ``name`` and their own letter, and say the
         same under every name."""
-        rng = random.Random(7)
-        prefixes = [[rng.randrange(250) for _ in range(17)] for _ in range(6)]
         agents = [f"{name}{letter}" for letter in "abcdef"]
-        histories: dict[str, list[int]] = dict(zip(agents, prefixes, strict=True))
+        draws = [random.Random(index) for index in range(len(agents))]
+        histories = {agent: [rng.randrange(250) for _ in range(17)]
+                     for agent, rng in zip(agents, draws, strict=True)}  # fmt: skip
         for agent in agents:
             self.texts[agent] = []
         self._let(self._settle_in, agents)
         for turn in range(2):
             asked: dict[str, Prompt] = {}
-            for agent in agents:
+            for agent, rng in zip(agents, draws, strict=True):
                 if agent not in self.errors:
                     histories[agent] = histories[agent] + [rng.randrange(250) for _ in range(3)]
                     asked[agent] = list(histories[agent])
@@ -228,10 +228,10 @@ class Workload:
     def _cancel_one(self, asked: dict[str, Prompt], turn: int) -> None:
         agent = min(asked)
         try:
-            call = self.engine.submit(Request(list(range(9, 30)), agent, SamplingParams(30, 0.0)))
+            call = self.engine.submit(Request(list(range(9, 30)), agent, SamplingParams(40, 0.0)))
         except Exception:
             return
-        for _ in range(2 + turn):
+        for _ in range(4 * turn):
             self._step()
         self._let(self.engine.cancel, call)
         self._run([call])

@@ -319,6 +319,25 @@ def sample(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     )  # fmt: skip
 
 
+def log_probs(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    num_rows, vocab, top_k = 5, choice["vocab"], choice["top_k"]
+    logits = randn(seed, num_rows, vocab, dtype=torch.float32) * choice["spread"]
+    if choice["ties"]:
+        logits = (logits * 2).round() / 2
+    generator = torch.Generator().manual_seed(seed + 1)
+    targets = torch.randint(0, vocab, (num_rows,), generator=generator).int()
+    tensors = {"logits": logits, "targets": targets}
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        chosen, ids, top = kernels.log_probs(given["logits"], given["targets"], top_k)
+        return {"chosen": chosen, "ids": ids, "top": top}
+
+    return Problem(
+        tensors, call, frozenset({"ids"}), disturbed=some_rows(tensors, ["logits"], 1),
+        alone=lambda results: [result[-1:] for result in results.values()],
+    )  # fmt: skip
+
+
 def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     site = LoraSite(choice["first_slice"], choice["width"], choice["out_widths"])
     case = make_lora_case(choice["counts"], site=site, seed=seed, dtype=dtype)
@@ -394,6 +413,10 @@ PROBLEMS: dict[str, OpCases] = {
             "spread": (0.5, 4.0),
         },
         sample,
+    ),
+    "log_probs": OpCases(
+        {"vocab": (33, 1003), "top_k": (0, 1, 5, 20), "ties": (False, True), "spread": (0.5, 9.0)},
+        log_probs,
     ),
     "copy_pages": OpCases(
         {"head_dim": (16, 80), "n": (0, 1, 3), "far": (False, True)},

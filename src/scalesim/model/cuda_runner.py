@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
 from scalesim.model.decodes_first import Arranged, arrange
+from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
 from scalesim.model.llama import Llama
@@ -48,6 +50,8 @@ class _Flight:
     logits: Staged | None
     began: Event
     ended: Event
+    scored: ScoreShape | None = None
+    scores: Staged | None = None
 
 
 class CudaRunner:
@@ -140,17 +144,19 @@ class CudaRunner:
         packed = self._send(batch, arranged, size)
         began = self._stream.record(timed=True)
         shape = packed.shape
+        scored = self._send_scores(batch, arranged)
         if size is None:
-            self._stream.submit(lambda: self._compute(shape))
+            self._stream.submit(lambda: self._compute(shape, scored))
         else:
             self._stream.submit(self.graphs.replay(size))
         outcome = self._outcomes.take()
         count = shape.num_samples + shape.num_seqs
         self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
         logits = self._fetch_logits(len(packed.picked)) if self._digests else None
+        scores = None if scored is None else self._scores.fetch(scored)
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores)
         return Step(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: Step) -> StepOutput:
@@ -160,12 +166,17 @@ class CudaRunner:
         self._fences.collected(step.step)
         tokens, bad = self._read(flight)
         seconds = flight.ended.elapsed_s(flight.began)
-        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds)
+        scores = None
+        if flight.scored is not None and flight.scores is not None:
+            scores = self._scores.read(flight.scored, flight.scores)
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores)
 
     # -- on the host --------------------------------------------------------------------------
 
     def _graph_size(self, batch: Batch, arranged: Arranged) -> int | None:
         """The graph that this batch may run in: one token a sequence, all of them sampled."""
+        if batch.scores is not None:
+            return None  # a graph keeps no hidden states
         if arranged.num_decodes < batch.num_seqs or len(batch.page_copies):
             return None
         return self.graphs.size_for(batch.num_seqs) if batch.sample.all() else None
@@ -181,6 +192,17 @@ class CudaRunner:
         packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array)
         self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
         return packed
+
+    @cached_property
+    def _scores(self) -> DeviceScores:
+        most = self._pad(self._max_num_tokens)
+        return DeviceScores(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
+
+    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
+        if batch.scores is None:
+            return None
+        padded = self._pad(len(batch.scores.tokens))
+        return self._scores.send(batch, arranged, batch.scores, padded)
 
     def _read(self, flight: _Flight) -> tuple[Int32s, Bools]:
         packed, found = flight.packed, flight.outcome.array
@@ -221,7 +243,7 @@ class CudaRunner:
 
     # -- on the device ------------------------------------------------------------------------
 
-    def _compute(self, shape: StepShape) -> None:
+    def _compute(self, shape: StepShape, scored: ScoreShape | None = None) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
         step = tensors(shape, self._inputs, self._table.entries)
@@ -246,6 +268,8 @@ class CudaRunner:
             self._last_token.index_copy_(0, step.sample_slots.long(), tokens.clamp(min=0))
             if self._digests:
                 self._logits[:samples] = logits
+        if scored is not None:
+            self._scores.compute(scored, hidden, self._outcome, model, kernels)
 
     def _run_padding(self, shape: StepShape) -> None:
         """A step in which every row is padding: its tokens go nowhere."""

@@ -7,6 +7,7 @@ into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,16 +23,18 @@ from scalesim.core import (
     Fence,
     Int32s,
     Int64s,
+    ScoreBatch,
+    Scores,
     Step,
     StepOutput,
-    UInt64s,
 )
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.decodes_first import decodes_first
+from scalesim.model.decodes_first import Ordered, decodes_first
+from scalesim.model.device_scores import SCORED_ROWS
 from scalesim.model.llama import Llama
 
 
@@ -78,11 +81,11 @@ class ModelRunner:
         start = time.perf_counter()
         with torch.inference_mode():
             self._apply_tables(batch)
-            tokens, bad, digests = self._compute(batch)
+            output = self._compute(batch)
         seconds = time.perf_counter() - start
         if self._timeline is not None:
             self._timeline.reach(batch.step)
-        output = StepOutput(batch.step, tokens, bad, digests, seconds)
+        output = replace(output, compute_s=seconds)
         return Step(batch.step, Fence("compute", batch.step), output)
 
     def collect(self, step: Step) -> StepOutput:
@@ -96,12 +99,12 @@ class ModelRunner:
             src, dst = batch.page_copies.astype(np.int64).T.copy()
             self._kernels.copy_pages(self._pool, torch.from_numpy(src), torch.from_numpy(dst))
 
-    def _compute(self, batch: Batch) -> tuple[Int32s, Bools, UInt64s | None]:
+    def _compute(self, batch: Batch) -> StepOutput:
         num_seqs = batch.num_seqs
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
         if num_seqs == 0:
-            return tokens, np.zeros(0, np.bool_), digests
+            return StepOutput(batch.step, tokens, np.zeros(0, np.bool_), digests, 0.0)
         ordered = decodes_first(batch, self._table, self._last_token, self._padded)
         plan = self._kernels.plan(
             ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
@@ -129,7 +132,27 @@ class ModelRunner:
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
-        return tokens, bad, digests
+        scores = None
+        if batch.scores is not None:
+            scores = self._score(batch, batch.scores, ordered, hidden, tokens)
+        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores)
+
+    def _score(
+        self, batch: Batch, asked: ScoreBatch, ordered: Ordered, hidden: Tensor, tokens: Int32s
+    ) -> Scores:
+        """Log-probabilities behind query tokens; logits are made anew, a few rows at a time."""
+        row_of = np.empty(batch.num_tokens, np.int64)
+        row_of[ordered.source] = np.arange(batch.num_tokens)
+        rows, targets = row_of[asked.tokens], resolved(batch, asked, tokens)
+        parts = []
+        for start in range(0, len(rows), SCORED_ROWS):
+            part = slice(start, start + SCORED_ROWS)
+            logits = self._logits(hidden, rows[part])
+            parts.append(
+                self._kernels.log_probs(logits, torch.from_numpy(targets[part]), asked.top_k)
+            )
+        logprobs, ids, top = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+        return Scores(logprobs, ids, top)
 
     def _padded(self, num_rows: int) -> int:
         multiple = self._kernels.row_multiple if self._reproducible else 1
@@ -154,6 +177,14 @@ class ModelRunner:
         )
         result: Int32s = tokens.numpy()
         return result
+
+
+def resolved(batch: Batch, asked: ScoreBatch, tokens: Int32s) -> Int32s:
+    """``asked.targets`` with the tokens that the batch's sequences sampled (0 for a bad one)."""
+    seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
+    targets = np.where(asked.targets == NO_TOKEN, tokens[seqs], asked.targets)
+    result: Int32s = np.maximum(targets, 0).astype(np.int32)
+    return result
 
 
 def not_finite(rows: Tensor) -> Bools:

@@ -38,6 +38,8 @@ class Slots:
         # each slot's adapter: its row of the block table (0: none), layout, first position
         self.adapter = np.zeros((num_slots, 3), np.int32)
         self.num_with_adapter = 0
+        self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
+        self.num_scored = 0
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -76,6 +78,9 @@ class Slots:
             _STOP_IDS - len(stop_ids) if fits else _STOP_IDS
         )
         self.watched[slot] = sequence.observer is not None or not fits
+        if sequence.score_log is not None:
+            self.scored[slot] = True
+            self.num_scored += 1
         self.sequences[slot] = sequence
         sequence.slot = slot
         return slot
@@ -87,6 +92,9 @@ class Slots:
         if sequence.adapter is not None:
             self.adapter[slot] = 0
             self.num_with_adapter -= 1
+        if sequence.score_log is not None:
+            self.scored[slot] = False
+            self.num_scored -= 1
         self.epoch[slot] += 1
         self._free.append(slot)
 
