@@ -38,6 +38,10 @@ class Guard:
         self._next_sweep_s = 0.0
         self._swept_at = -1
 
+    def launched(self, step: int) -> None:
+        if self.memory.flight is not None:
+            self.memory.flight.step(step)
+
     def after_step(self) -> None:
         """Do the counts add up? O(running requests). Raises ``AccountError``."""
         if self.mode != "off":

@@ -13,14 +13,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
 from scalesim.config import CallLimits
-from scalesim.core import AgentId, Runner, Step
+from scalesim.core import NO_TOKEN, AgentId, Runner, Step
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
@@ -157,6 +157,7 @@ class Loop:
             self.memory.look_ahead.plan(self.parts.time_s())
         if batch is not None:
             self._flights.append(self.parts.runner.launch(batch))
+            self.guard.launched(batch.step)
             self.stats.steps += 1
         if in_background:  # the planner's time passes behind the step
             self.memory.look_ahead.plan(self.parts.time_s())
@@ -166,7 +167,8 @@ class Loop:
             output = self.parts.runner.collect(self._flights.popleft())
             self.stats.compute_s += output.compute_s
             self.scheduler.update(output)
-            self._fruitless = 0
+            if self._fruitless and output.token_ids.max(initial=NO_TOKEN) != NO_TOKEN:
+                self._fruitless = 0
         elif batch is None and self.scheduler.has_work:
             self._stall()
         self._settle(self.scheduler.take_ended())
@@ -251,13 +253,12 @@ class Loop:
             call.error, call.ended_s, call.done = sequence.error, now_s, True
         news = [call for call in self._news if not call.done]
         self._news.clear()
-        try:
+        with ExitStack() as last:  # from below; whatever fails, who waits is told
+            last.callback(deliver, calls + news)
+            if calls:
+                last.callback(self.on_ended, calls)
             for sequence, call in zip(ended, calls, strict=True):
                 self._count(sequence, call)
-            if calls:
-                self.on_ended(calls)
-        finally:  # whatever fails: who waits is told
-            deliver(calls + news)
 
     def _count(self, sequence: Sequence, call: Call) -> None:
         if self.recorder is not None:
@@ -295,8 +296,9 @@ class Loop:
         self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception
     ) -> None:
         """End ``call`` now; no effect on one that has ended."""
-        if not call.done and call.sequence is not None:
-            self.scheduler.cancel(call.sequence, reason, error)
+        if not call.done and (sequence := call.sequence) is not None:
+            sequence.finish_reason, sequence.error = reason, error  # whatever breaks from here on
+            self.scheduler.cancel(sequence, reason, error)
 
     def listen(self, source: Source) -> None:
         """Take ``source``'s advice from now on."""

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from scalesim.adapters import AdapterRegistry
 from scalesim.calls import TextObserver
 from scalesim.distance.distances import Distances
-from scalesim.errors import ScaleSimError
+from scalesim.errors import AdapterError, ScaleSimError
 from scalesim.guard import Guard
 from scalesim.loop import Loop
 from scalesim.memory.adapters import Adapters
@@ -56,13 +55,15 @@ class Injected(RuntimeError):
 @dataclass(frozen=True)
 class Point:
     """``method`` of ``owner`` raises, before it does anything, or (``late``) when it has done it.
-    ``only`` picks objects; ``copies``: no call fails, but the copy that it moves."""
+    ``only`` picks objects; ``copies``: no call fails, but the copy that it moves. ``error`` is what
+    the contract of ``method`` lets it raise, where it names one."""
 
     owner: type
     method: str
     late: bool = False
     only: Callable[[Any], bool] = lambda self: True
     copies: bool = False
+    error: type[Exception] = Injected
 
 
 POINTS: dict[str, Point] = {
@@ -113,8 +114,7 @@ POINTS: dict[str, Point] = {
     "adapters: add": Point(Adapters, "add"),
     "adapters: enter": Point(Adapters, "enter"),
     "adapters: leave": Point(Adapters, "leave"),
-    "adapter source: read": Point(TagFolder, "read"),
-    "adapter registry: a call ends": Point(AdapterRegistry, "close"),
+    "adapter source: read": Point(TagFolder, "read", error=AdapterError),
     "planner: plan": Point(LookAhead, "plan"),
     "planner: load ahead": Point(LookAhead, "_load"),
     "link: submit": Point(HostileLink, "submit"),
@@ -183,10 +183,10 @@ def planted(point: Point, fault: Fault) -> Iterator[None]:
         if strikes and point.copies:
             self.failures += 1
         elif strikes and not point.late:
-            raise Injected(f"{point.owner.__name__}.{point.method}, call {fault.calls}")
+            raise point.error(f"{point.owner.__name__}.{point.method}, call {fault.calls}")
         result = method(self, *args, **kwargs)
         if strikes and point.late:
-            raise Injected(f"{point.owner.__name__}.{point.method}, call {fault.calls}, done")
+            raise point.error(f"{point.owner.__name__}.{point.method}, call {fault.calls}, done")
         return result
 
     with patch.object(point.owner, point.method, wrapped):
@@ -199,9 +199,8 @@ def reach(steps_in_flight: int = 1) -> Counter[str]:
     with ExitStack() as stack:
         for name, point in POINTS.items():
             stack.enter_context(planted(point, faults[name]))
-        workload = Workload(steps_in_flight=steps_in_flight)
-        workload.play()
-    workload.close()
+        with Workload(steps_in_flight=steps_in_flight) as workload:
+            workload.play()
     return Counter({name: fault.calls for name, fault in faults.items()})
 
 
@@ -220,24 +219,24 @@ def run(
 ) -> Outcome:
     """One faulted run, judged. Raises ``Lost``."""
     fault = Fault(nth, mode)
-    workload = Workload(steps_in_flight=steps_in_flight)
     logging.getLogger("scalesim").setLevel(logging.CRITICAL)
     try:
-        with planted(POINTS[name], fault):
-            _compare(workload, workload.play(), texts)
-            if mode == "once" and (workload.errors or workload.dead is not None):
-                raise Lost(f"one fault cost {workload.errors}; engine: {workload.dead!r}")
-        if workload.dead is None and mode == "once":
-            if (again := workload.play("again ")) != texts or workload.errors:
-                raise Lost(f"the next run says {again}, {workload.errors}")
-        if workload.dead is None:
-            workload.settle()
-        stats = workload.engine.stats
-        died = workload.dead is not None
-        return Outcome(stats.restarts, len(workload.errors), died, stats.lost_pages)
+        with Workload(steps_in_flight=steps_in_flight) as workload:
+            with planted(POINTS[name], fault):
+                _compare(workload, workload.play(), texts)
+            if workload.dead is None and mode == "once":
+                if workload.errors:
+                    raise Lost(f"one fault cost {workload.errors}")
+                if (again := workload.play("again ")) != texts or workload.errors:
+                    raise Lost(f"the next run says {again}, {workload.errors}")
+            elif mode == "once":
+                raise Lost(f"one fault cost the engine: {workload.dead!r}")
+            if workload.dead is None:
+                workload.settle()
     finally:
         logging.getLogger("scalesim").setLevel(logging.NOTSET)
-        workload.close()
+    stats, died = workload.engine.stats, workload.dead is not None
+    return Outcome(stats.restarts, len(workload.errors), died, stats.lost_pages)
 
 
 def _compare(

@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutput
-from scalesim.errors import AdapterError, InternalError, NumericalError, PromptTooLongError
+from scalesim.errors import (
+    AdapterError,
+    InternalError,
+    NumericalError,
+    PromptTooLongError,
+    ScaleSimError,
+)
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.scoring import ScorePlan
@@ -149,7 +155,7 @@ class Scheduler:
             try:
                 sequence.finish_reason = self._judge(sequence, int(tokens[-1]), len(tokens))
             except Exception as error:
-                sequence.finish_reason, sequence.error = "error", error
+                sequence.finish_reason, sequence.error = "error", _as_own(sequence, error)
         if sequence.finish_reason is None:
             return False
         sequence.output = tokens[sequence.prompt_len :]
@@ -543,14 +549,14 @@ class Scheduler:
     # -- endings ------------------------------------------------------------------------------
 
     def _look_at(self, slot: int, token: int) -> None:
-        sequence = self._at(slot)
+        sequence, failure = self._at(slot), None
         try:
             reason = self._judge(sequence, token, int(self.slots.known[slot]))
         except Exception as error:  # a request's own callback ends that request
-            self._finish(sequence, "error", error)
-            return
+            reason, failure = "error", _as_own(sequence, error)
         if reason is not None:
-            self._finish(sequence, reason, None)
+            sequence.finish_reason, sequence.error = reason, failure  # whatever breaks from here on
+            self._finish(sequence, reason, failure)
 
     @staticmethod
     def _judge(sequence: Sequence, token: int, known: int) -> FinishReason | None:
@@ -631,6 +637,15 @@ class Scheduler:
 def _rank(sequence: Sequence) -> tuple[float, int]:
     """The most urgent first, then the oldest."""
     return sequence.priority, sequence.admission
+
+
+def _as_own(sequence: Sequence, cause: Exception) -> ScaleSimError:
+    """What a request ends with when what watches its tokens failed."""
+    if isinstance(cause, ScaleSimError):
+        return cause
+    error = InternalError(f"request {sequence.id}: what looks at its tokens failed: {cause!r}")
+    error.__cause__ = cause
+    return error
 
 
 def chain_digests(chain: int, digest: int) -> int:
