@@ -16,7 +16,7 @@ from scalesim.testing.memory_walk import Walk, failure_of
 from scalesim.testing.memory_world import Shape
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-STEPS, MAX_WALKS = 200, 20
+STEPS, MAX_WALKS = 200, 40
 PLANTED: dict[str, Patch] = {}
 
 
