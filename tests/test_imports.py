@@ -93,7 +93,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
     **dict.fromkeys(
-        ("scalesim.testing.progress", "scalesim.testing.scheduler_world"),
+        tuple(
+            f"scalesim.testing.{name}"
+            for name in ("progress", "request_walk", "request_world", "scheduler_world")
+        ),
         (*VALUES, "scalesim.config", "scalesim.memory", "scalesim.scheduler", "scalesim.testing"),
     ),
     "scalesim.testing.tag_parts": (

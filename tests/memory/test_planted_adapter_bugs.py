@@ -12,8 +12,9 @@ from scalesim.memory.links import Copies
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Branch, Segment, Transfer
-from scalesim.testing.memory_walk import Walk, failure_of
+from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
+from scalesim.testing.walks import failure_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 STEPS, MAX_WALKS = 200, 40
@@ -25,7 +26,7 @@ def walks_until_found() -> int | None:
         pages, block_size = ((16, 4), (9, 2), (24, 2))[seed % 3]
         host = (1.0, 0.0)[seed % 2]
         shape = Shape(pages, host, block_size, "deadline", seed, adapters=3)
-        if failure_of(Walk(shape, seed, STEPS)) is not None:
+        if failure_of(MemoryWalk(shape, seed, STEPS)) is not None:
             return seed + 1
     return None
 

@@ -23,9 +23,10 @@ from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
-from scalesim.testing.memory_walk import Walk, failure_of
+from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import MemoryWorld, Shape
 from scalesim.testing.tag_runner import TagRunner
+from scalesim.testing.walks import failure_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 STEPS, MAX_WALKS = 200, 40
@@ -42,7 +43,7 @@ def steps_until_found() -> int | None:
     for seed in range(MAX_WALKS):
         pages, host, block_size, policy = SHAPES[seed % len(SHAPES)]
         shape = Shape(pages, host, block_size, policy, seed)
-        if failure_of(Walk(shape, seed, STEPS)) is not None:
+        if failure_of(MemoryWalk(shape, seed, STEPS)) is not None:
             return seed + 1
     return None
 

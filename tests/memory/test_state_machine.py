@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from scalesim.memory.policies import POLICIES
-from scalesim.testing.memory_walk import Walk
+from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import (
     AGENTS,
     FAR,
@@ -26,6 +26,7 @@ from scalesim.testing.memory_world import (
     MemoryWorld,
     Shape,
 )
+from scalesim.testing.walks import run
 
 EXAMPLES, STEPS_PER_EXAMPLE = 390, 60
 small = st.integers(0, 20)
@@ -180,14 +181,14 @@ def test_state_machine() -> None:
 def test_tiny_pools(num_pages: int, policy: str) -> None:
     for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
         shape = Shape(num_pages, host, block_size, policy, seed)
-        Walk(shape, seed, 60).run()
+        run(MemoryWalk(shape, seed, 60))
 
 
 @pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 def test_larger_pools_with_everything_on_the_host(policy: str) -> None:
     for seed in range(6):
         shape = Shape(24, 1.0, 2, policy, seed)
-        Walk(shape, seed, 250).run()
+        run(MemoryWalk(shape, seed, 250))
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -197,5 +198,5 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
     reads = 0
     for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
         shape = Shape(num_pages, host, block_size, policy, seed, adapters=3)
-        reads += Walk(shape, seed, 150).run().manager.counters.read_pages
+        reads += run(MemoryWalk(shape, seed, 150)).manager.counters.read_pages
     assert reads > 0

@@ -201,7 +201,7 @@ class Scheduler:
     def _frees_in(self, position: int) -> float:
         """Steps until there is a slot for who has ``position`` others before it."""
         index = position - self.slots.num_free
-        if index < 0:
+        if index < 0 or not self.num_running:  # nobody runs: pages are waited for, not slots
             return 0.0
         at = [sequence.slot for sequence in self._admitted()]
         left = np.sort(self.slots.limit[at] - self.slots.known[at])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -47,8 +48,8 @@ class PageReader:
         """Raises ``AssertionError`` with the first owner whose pages differ."""
         if not self._parts:
             return
-        columns = zip(*(part[1:] for part in self._parts), strict=True)
-        if self._agree(*(np.concatenate(column) for column in columns)):  # type: ignore[arg-type]
+        columns: list[Any] = list(zip(*(part[1:] for part in self._parts), strict=True))
+        if self._agree(*(np.concatenate(column) for column in columns)):
             return
         for owner, *part in self._parts:
             assert self._agree(*part), f"{tier} copy of {owner} differs from its tokens {part[1]}"
