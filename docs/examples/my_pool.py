@@ -1,8 +1,8 @@
 """A page allocator of one's own, right and wrong: ``docs/check.md`` explains.
 
-    cd docs/examples
-    scalesim check allocator my_pool:StackPool
-    scalesim check allocator my_pool:ForgetfulPool    # fails, on purpose
+cd docs/examples
+scalesim check allocator my_pool:StackPool
+scalesim check allocator my_pool:ForgetfulPool    # fails, on purpose
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StackPool:
 
 class ForgetfulPool(StackPool):
     """It forgets which step may still touch a page that was given back. Each method alone looks
-    right, and most runs come out right: a load has to reach the page before the step has left it."""
+    right, and most runs come out right: a load has to reach the page before the step left it."""
 
     def fence(self, pages: Sequence[int]) -> int:
         return -1

@@ -107,9 +107,7 @@ class EngineConfig:
                 "scalesim replay, or another policy"
             )
         if self.integrity not in INTEGRITY:
-            raise ConfigError(
-                f"integrity={self.integrity!r}; it is one of: {', '.join(INTEGRITY)}"
-            )
+            raise ConfigError(f"integrity={self.integrity!r}; it is one of: {', '.join(INTEGRITY)}")
         memory_bytes(self.device_memory, "device_memory")
         memory_bytes(self.host_memory, "host_memory")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

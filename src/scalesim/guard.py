@@ -1,7 +1,7 @@
 """The guard: looks after memory's books while an engine runs, and says what was wrong.
 
-Called by the loop, on its thread: after each step it compares counts, when there is nothing to do it
-compares everything. It finds and reports; the loop acts.
+Called by the loop, on its thread: after each step it compares counts, when there is nothing to do
+it compares everything. It finds and reports; the loop acts.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ from scalesim.memory.standing import Standing
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Sequence
 from scalesim.scheduler.slots import Slots
-from scalesim.testing.memory_walk import Failure, Walk, failure_of, shrink
+from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
+from scalesim.testing.walks import Failure, failure_of, shrink
 from tests.memory import test_planted_adapter_bugs as of_adapters
 from tests.memory import test_planted_bugs as of_memory
 from tests.trust.workload import Workload
@@ -55,7 +56,7 @@ class Machine:
 def memory_walks() -> Iterator[Callable[[], Failure | str | None]]:
     for seed in range(of_memory.MAX_WALKS):
         pages, host, block_size, policy = of_memory.SHAPES[seed % len(of_memory.SHAPES)]
-        walk = Walk(Shape(pages, host, block_size, policy, seed), seed, of_memory.STEPS)
+        walk = MemoryWalk(Shape(pages, host, block_size, policy, seed), seed, of_memory.STEPS)
         yield lambda walk=walk: failure_of(walk)
 
 
@@ -63,7 +64,7 @@ def adapter_walks() -> Iterator[Callable[[], Failure | str | None]]:
     for seed in range(of_adapters.MAX_WALKS):
         pages, block_size = ((16, 4), (9, 2), (24, 2))[seed % 3]
         shape = Shape(pages, (1.0, 0.0)[seed % 2], block_size, "deadline", seed, adapters=3)
-        yield lambda shape=shape, seed=seed: failure_of(Walk(shape, seed, of_adapters.STEPS))
+        yield lambda shape=shape, seed=seed: failure_of(MemoryWalk(shape, seed, of_adapters.STEPS))
 
 
 def workloads() -> Iterator[Callable[[], Failure | str | None]]:
@@ -302,6 +303,10 @@ def bugs() -> list[Bug]:
         Bug(patch.__name__, broken, seen, ENGINE, patch)
         for patch, (broken, seen) in _OF_ENGINE.items()
     ]
+
+
+def sound(patch: Patch) -> Bug:
+    return Bug(patch.__name__, "", "", ENGINE, patch)
 
 
 def catch(bug: Bug, *, shrunk: bool = True) -> Caught | None:

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from scalesim.calls import TextObserver
 from scalesim.distance.distances import Distances
-from scalesim.errors import AdapterError, ScaleSimError
+from scalesim.errors import AdapterError
 from scalesim.guard import Guard
 from scalesim.loop import Loop
 from scalesim.memory.adapters import Adapters
@@ -42,7 +42,7 @@ from scalesim.scheduler.slots import Slots
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.trace_file import TraceWriter
-from tests.trust.workload import Lost, TagFolder, Text, Workload, oracle
+from tests.trust.workload import Lost, TagFolder, Text, Workload
 
 Mode = str
 MODES = ("once", "for ever")
@@ -215,13 +215,19 @@ class Outcome:
 
 
 def run(
-    name: str, nth: int, mode: Mode, texts: dict[str, list[Text]], steps_in_flight: int = 1
+    name: str,
+    nth: int,
+    mode: Mode,
+    texts: dict[str, list[Text]],
+    steps_in_flight: int = 1,
+    *,
+    seed: int = 0,
 ) -> Outcome:
     """One faulted run, judged. Raises ``Lost``."""
     fault = Fault(nth, mode)
     logging.getLogger("scalesim").setLevel(logging.CRITICAL)
     try:
-        with Workload(steps_in_flight=steps_in_flight) as workload:
+        with Workload(seed, steps_in_flight) as workload:
             with planted(POINTS[name], fault):
                 _compare(workload, workload.play(), texts)
             if workload.dead is None and mode == "once":
@@ -239,9 +245,7 @@ def run(
     return Outcome(stats.restarts, len(workload.errors), died, stats.lost_pages)
 
 
-def _compare(
-    workload: Workload, said: dict[str, list[Text]], texts: dict[str, list[Text]]
-) -> None:
+def _compare(workload: Workload, said: dict[str, list[Text]], texts: dict[str, list[Text]]) -> None:
     for agent, expected in texts.items():
         mine = said.get(agent, [])
         if agent not in workload.errors:
@@ -251,12 +255,3 @@ def _compare(
             raise Lost(f"{agent} said {mine} before its error, not {expected}")
         elif isinstance(workload.errors[agent], Lost):
             raise workload.errors[agent]
-
-
-def nths(calls: int, quick: bool) -> list[int]:
-    """Which calls fail: all, or the first two, the middle and the last."""
-    every = range(1, calls + 1)
-    return sorted({1, 2, (calls + 1) // 2, calls} & {*every}) if quick else list(every)
-
-
-__all__ = ["MODES", "POINTS", "Outcome", "ScaleSimError", "nths", "oracle", "reach", "run"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from scalesim.errors import ScaleSimError
 from scalesim.memory.flight import NUM_EVENTS, FlightRecorder, RecordedPool, WatchedLink
 from scalesim.memory.links import Copies, Timeline, VirtualLink
@@ -31,7 +32,10 @@ def test_the_dump_tells_a_pages_story() -> None:
     ]
     assert flight.about(2, "device") == [line for line in flight.dump().splitlines()
                                          if "device" in line]  # fmt: skip
-    assert flight.about(0, "host") == ["taken: host 0-2", f"copy out {ticket}: device 1-3, host 0-2"]
+    assert flight.about(0, "host") == [
+        "taken: host 0-2",
+        f"copy out {ticket}: device 1-3, host 0-2",
+    ]
 
 
 def test_the_ring_is_bounded() -> None:

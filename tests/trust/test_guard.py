@@ -130,12 +130,12 @@ def test_sweeps_take_their_share_of_the_time_and_no_more(workload: Workload) -> 
         clock[0] += 0.5  # each look at the clock: a sweep takes half a second
         return clock[0]
 
-    guard = Guard(memory, lambda: [], "quarantine", time_s)
+    guard = Guard(memory, list, "quarantine", time_s)
     for step in range(400):
         memory.residency.last_launched = step
         guard.when_idle()
     assert guard.num_sweeps == pytest.approx(0.01 * clock[0] / 0.5, abs=2)
-    off = Guard(memory, lambda: [], "off")
+    off = Guard(memory, list, "off")
     off.when_idle()
     off.after_step()
     assert off.num_sweeps == 0

@@ -18,7 +18,7 @@ import numpy as np
 from scalesim.adapters import AdapterInfo
 from scalesim.calls import Call
 from scalesim.config import SchedulerConfig
-from scalesim.core import Bytes2D
+from scalesim.core import Bytes2D, SamplingParams
 from scalesim.engine import Engine
 from scalesim.errors import ScaleSimError
 from scalesim.guard import Integrity
@@ -31,7 +31,6 @@ from scalesim.memory.storage import allocate_pages
 from scalesim.model.chat import CHATML, ChatTemplate
 from scalesim.model.tokenizer import ByteTokenizer
 from scalesim.requests import Prompt, Request, TextModel
-from scalesim.core import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.integrity import check_integrity

@@ -16,8 +16,9 @@ from scalesim.cli.options import CheckOptions
 from scalesim.errors import ConfigError
 from scalesim.memory.policies import Policy, policy_named
 from scalesim.testing.bed import Factories
-from scalesim.testing.memory_walk import Failure, Walk, failure_of, shrink
+from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
+from scalesim.testing.walks import Failure, failure_of, shrink
 
 SHAPES = (
     (6, 2.0, 4), (12, 1.0, 2), (16, 0.5, 4), (8, 1.0, 1), (24, 2.0, 2), (4, 0.0, 4),
@@ -41,22 +42,24 @@ def check(options: CheckOptions) -> int:
     return 0
 
 
-def walks(options: CheckOptions) -> Iterator[Walk]:
+def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
     for seed in range(options.seed, options.seed + options.walks):
         pages, host, block_size = SHAPES[seed % len(SHAPES)]
         policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
         adapters = 3 * (seed % 4 == 3)
         shape = Shape(pages, host, block_size, policy, seed, adapters)
-        yield Walk(shape, seed, options.steps)
+        yield MemoryWalk(shape, seed, options.steps)
 
 
 def report(options: CheckOptions, failure: Failure, number: int) -> str:
     """What went wrong, the operations that it takes, and how to see it again."""
-    seed = failure.walk.seed
+    walk = failure.walk
+    assert isinstance(walk, MemoryWalk)
+    seed = walk.seed
     lines = [
         f"{options.kind} {options.object}: walk {number} (seed {seed}) failed:",
         f"  {type(failure.error).__name__}: {failure.error}",
-        f"after these operations, on {failure.walk.shape}:",
+        f"after these operations, on {walk.shape}:",
         *(f"  {index:3} {name}{arguments}"
           for index, (name, arguments) in enumerate(failure.operations, 1)),
         f"again: scalesim check {options.kind} {options.object} --seed {seed} --walks 1 "
