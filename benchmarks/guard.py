@@ -3,8 +3,8 @@ without.
 
 Two engines without a model (the stub of ``overhead``), one that records page events and compares
 counts after every step, one that does neither, take the same turns in alternation, some at a time,
-in processor time: the two of a pair do exactly the same. The callers' share is in it. An engine with
-a model spends most of a step in the model; here the engine itself is all there is, so the share is
+in processor time: the two of a pair do exactly the same. The callers' share is in it. An engine
+with a model spends most of a step in the model; here the engine itself is all there is, so the share is
 an upper bound.
 """
 

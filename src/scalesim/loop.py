@@ -95,9 +95,7 @@ class Loop:
         self.scheduler.before_release = self._ends
         # told of calls that ended, before their callers are
         self.on_ended: Callable[[list[Call]], None] = lambda calls: None
-        self.restored: Callable[[], None] = lambda: (
-            None
-        )  # memory is empty: adapters are to be added
+        self.restored: Callable[[], None] = lambda: None  # memory is empty: add the adapters
         self.recorder: Recorder | None = None
         self.guard = Guard(self.memory, self.scheduler.leases, parts.integrity)
         self._speaking: set[int] = set()  # sequences that distances count as open

@@ -1,7 +1,7 @@
-"""Planted bugs, in one table: what is broken, which machine has to see it, what of the field it is.
+"""Planted bugs, in one table: what is broken, which machine has to see it, what it is in the field.
 
-The patches themselves stand beside the tests of what they break; those of the whole engine are here.
-Called by ``python -m tests.trust bugs`` and by the tests.
+The patches themselves stand beside the tests of what they break, those of the whole engine here.
+Called by ``python -m tests.trust`` and by the tests.
 """
 
 from __future__ import annotations
@@ -142,15 +142,13 @@ def late_token_given_to_the_slots_next(patch: pytest.MonkeyPatch) -> None:
 
 
 def pins_kept_where_pages_were_refused(patch: pytest.MonkeyPatch) -> None:
-    acquire, unpin = MemoryManager.acquire, MemoryManager._unpin
+    acquire = MemoryManager.acquire
 
     def keep(self: MemoryManager, *args: Any, **options: Any) -> Lease | None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(MemoryManager, "_unpin", lambda self, segment: None)
-            lease = acquire(self, *args, **options)
-        return lease
+            return acquire(self, *args, **options)
 
-    assert unpin is not None
     patch.setattr(MemoryManager, "acquire", keep)
 
 

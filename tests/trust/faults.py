@@ -4,9 +4,10 @@ SQLite's way (sqlite.org/testing.html, 3.1 and 3.2): a fault point is a method o
 workload runs again and again, and the N-th call of one point raises, for every point and every N
 that the workload reaches. Nothing in the engine knows of it: points are wrapped from here.
 
-After a fault once, every agent must have said what it says without faults, and the same workload must
-complete again on the same engine. Under a fault for ever, an agent has said that, or has got a typed
-error; no call stays open, and no page is lost while the engine lives.
+After a fault once, every agent must have said what it says without faults, and the same workload
+must complete again on the same engine. Under a fault for ever, an agent has said that, or has got a
+typed error; no call stays open, and no page is lost while the engine lives. ``python -m tests.long
+faults`` runs them all.
 """
 
 from __future__ import annotations

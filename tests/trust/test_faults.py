@@ -1,5 +1,5 @@
-"""Each fault point once and for ever, at its first, second, middle and last call: the quick sweep in
-parts. ``python -m tests.trust faults`` has every call."""
+"""Each fault point once and for ever, at its first and its middle call: a sample of the sweep.
+``python -m tests.long faults`` has every call."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A small simulation that goes through every part of an engine: what faults are thrown at.
 
 A real ``Engine`` over tags and a hostile link, driven step by step: agents with private prefixes
-and adapters in a pool for a part of them, a fork, hints, stop strings, texts and tokens, a cancelled
-call, a recorded trace. A call that fails is made again, as a simulation would. Runs repeat exactly.
+and adapters in a pool for a part of them, a fork, hints, stop strings, texts and tokens, a call
+that is cancelled, a recorded trace. A call that fails is made again, as a simulation would. Runs
+repeat exactly.
 """
 
 from __future__ import annotations

@@ -133,6 +133,10 @@ class WatchedLink:
         }
 
 
+def _forget(event: Event) -> None:
+    """Nobody records."""
+
+
 def _line(event: Event) -> str:
     what, number, device, host = event
     parts = [what if number is None else f"{what} {number}"]
