@@ -1,11 +1,10 @@
-"""What the flight recorder and the accounts that are always on cost: the same turns with them and
-without.
+"""What the flight recorder and the accounts that are always on cost: turns with and without them.
 
 Two engines without a model (the stub of ``overhead``), one that records page events and compares
-counts after every step, one that does neither, take the same turns in alternation, some at a time,
-in processor time: the two of a pair do exactly the same. The callers' share is in it. An engine
-with a model spends most of a step in the model; here the engine itself is all there is, so the share is
-an upper bound.
+counts after every step, one that does neither, take the same turns in alternation, in processor
+time: the two of a pair do exactly the same. The callers' share is in it. An engine with a model
+spends most of a step in the model; here the engine itself is all there is, so the share is an upper
+bound.
 """
 
 from __future__ import annotations

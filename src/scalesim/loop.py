@@ -95,7 +95,8 @@ class Loop:
         self.scheduler.before_release = self._ends
         # told of calls that ended, before their callers are
         self.on_ended: Callable[[list[Call]], None] = lambda calls: None
-        self.restored: Callable[[], None] = lambda: None  # memory is empty: add the adapters
+        # memory was emptied: adapters are to be added again
+        self.restored: Callable[[], None] = lambda: None
         self.recorder: Recorder | None = None
         self.guard = Guard(self.memory, self.scheduler.leases, parts.integrity)
         self._speaking: set[int] = set()  # sequences that distances count as open

@@ -103,7 +103,7 @@ class Slots:
         self.sequences = [None] * len(self.sequences)
         self._free = list(range(len(self.sequences) - 1, -1, -1))
         self.adapter[:] = 0
-        self.num_with_adapter = 0
+        self.num_with_adapter = self.num_scored = 0
         self.epoch += 1
 
     def adapters(self, at: npt.NDArray[np.int64]) -> AdapterBatch | None:
