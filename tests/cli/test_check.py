@@ -1,4 +1,4 @@
-"""``scalesim check``: what is right passes, what is wrong on purpose is caught, and can be repeated."""
+"""``scalesim check``: what is right passes; what is wrong on purpose is caught, repeatably."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def predictor_gives_nan(patch: pytest.MonkeyPatch) -> None:
     set_next_use = Owners.set_next_use
 
     def hostile(self: Owners, id: AgentId, next_use: float | None) -> None:
-        rng = random.Random(hash(str(id)) % 7)
+        rng = random.Random(str(id))
         set_next_use(self, id, rng.choice([float("nan"), float("inf"), -1e18, 0.0, None]))
 
     patch.setattr(Owners, "set_next_use", hostile)

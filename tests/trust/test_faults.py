@@ -7,8 +7,11 @@ from collections import Counter
 
 import pytest
 
+from scalesim.engine import Engine
+from scalesim.errors import ScaleSimError
+from scalesim.requests import Reply
 from tests.trust import faults
-from tests.trust.workload import Text, oracle
+from tests.trust.workload import Text, make_parts, oracle
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,23 @@ def test_a_fault_that_strikes_is_a_fault(texts: dict[str, list[Text]]) -> None:
     assert faults.run("manager: commit", 3, "once", texts).restarts == 1
     outcome = faults.run("runner: launch", 5, "for ever", texts)
     assert outcome.died and outcome.hit > 0
+
+
+def test_a_fault_on_the_engines_own_thread() -> None:
+    """Callers who wait get their texts; under a fault for ever, a typed error at once."""
+    said: dict[str, list[Text]] = {}
+    for mode, nth in (("once", 0), ("once", 2), ("for ever", 1)):
+        with (
+            faults.planted(faults.POINTS["manager: commit"], faults.Fault(nth, mode)),
+            Engine(make_parts(0, 1, "quarantine")) as engine,
+        ):
+            requests = [
+                engine.agent(name).request([index] * 9, max_tokens=5, seed=1, ignore_eos=True)
+                for index, name in enumerate("abc")
+            ]
+            replies = engine.run(requests, return_exceptions=True)
+            restarts = engine.stats.restarts
+        said[f"{mode} {nth}"] = [one.token_ids for one in replies if isinstance(one, Reply)]
+        assert (restarts > 0) == (nth > 0)
+        assert all(isinstance(one, (Reply, ScaleSimError)) for one in replies)
+    assert said["once 0"] == said["once 2"] and len(said["once 0"]) == 3
