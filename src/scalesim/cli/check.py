@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pkgutil import resolve_name
 from typing import Any
 
@@ -74,9 +74,9 @@ def factories_for(options: CheckOptions) -> Factories:
         raise ConfigError(f"--walks {options.walks} --steps {options.steps}; at least 1 of each")
     found = load(options.object)
     if options.kind == "allocator":
-        return Factories(pool=_callable(found, options))
+        return Factories(pool=_maker(found, options))
     if options.kind == "link":
-        return Factories(link=_callable(found, options))
+        return Factories(link=_maker(found, options))
     return Factories(policy=_policy(found, options))
 
 
@@ -93,12 +93,12 @@ def load(name: str) -> Any:
         sys.path.remove("")
 
 
-def _callable(found: Any, options: CheckOptions) -> Callable[..., Any]:
+def _maker(found: Any, options: CheckOptions) -> Any:
     if not callable(found):
         raise ConfigError(
             f"{options.object} is {found!r}; give a class, or a function that makes {options.kind}s"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _policy(found: Any, options: CheckOptions) -> Policy:

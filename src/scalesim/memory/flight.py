@@ -74,9 +74,7 @@ class WatchedLink:
 
     def __init__(self, link: Link, flight: FlightRecorder | None) -> None:
         self.link = link
-        self._note: Callable[[Event], None] = (
-            (lambda event: None) if flight is None else flight.note
-        )
+        self._note = _forget if flight is None else flight.note
         self._open: dict[int, Copies] = {}
 
     def submit(

@@ -549,7 +549,8 @@ class Scheduler:
     # -- endings ------------------------------------------------------------------------------
 
     def _look_at(self, slot: int, token: int) -> None:
-        sequence, failure = self._at(slot), None
+        sequence = self._at(slot)
+        failure: ScaleSimError | None = None
         try:
             reason = self._judge(sequence, token, int(self.slots.known[slot]))
         except Exception as error:  # a request's own callback ends that request
