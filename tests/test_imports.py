@@ -95,7 +95,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         tuple(
             f"scalesim.testing.{name}"
-            for name in ("progress", "request_walk", "request_world", "scheduler_world")
+            for name in (
+                "explore",
+                "progress",
+                "request_walk",
+                "request_world",
+                "scheduler_world",
+                "small_cases",
+            )
         ),
         (*VALUES, "scalesim.config", "scalesim.memory", "scalesim.scheduler", "scalesim.testing"),
     ),

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.long import on_faults, on_tags
+from tests.long import on_faults, on_models, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
 CAMPAIGNS = {
@@ -44,6 +44,27 @@ CAMPAIGNS = {
             10_000,
             "every part fails at its N-th call, once or for ever; then nobody is lost",
             on_faults.run,
+        ),
+        Campaign(
+            "interleavings",
+            "cases",
+            7,
+            "every interleaving of small cases; books compared in every state, texts at every end",
+            on_tags.interleavings,
+        ),
+        Campaign(
+            "swaps",
+            "schedules",
+            1_000,
+            "games of a tiny model on hostile streams; tokens and logits' bits against no swaps",
+            on_models.swaps,
+        ),
+        Campaign(
+            "orders",
+            "runs",
+            256,
+            "batch sizes 1 to 64, pools, policies, chunks, orders of threads; every logit's bits",
+            on_models.orders,
         ),
     )
 }

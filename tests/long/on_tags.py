@@ -6,10 +6,12 @@ import random
 from collections import Counter
 
 from scalesim.memory.policies import POLICIES
+from scalesim.testing.explore import explore
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
 from scalesim.testing.request_walk import RequestWalk
 from scalesim.testing.schedules import SCHEDULES
+from scalesim.testing.small_cases import small_cases
 from scalesim.testing.walks import run
 
 OPERATIONS, REQUEST_STEPS, ABORT_STEPS = 400, 120, 400
@@ -63,3 +65,15 @@ def aborts(seed: int) -> Counter[str]:
     counts = Counter({f"while {phase}": n for phase, n in world.num_cancelled.items()})
     counts.update(aborts=sum(world.num_cancelled.values()), requests=world.num_ended, leaked=0)
     return counts
+
+
+def interleavings(seed: int) -> Counter[str]:
+    """Every path through one small case; the seed is its number."""
+    cases = small_cases()
+    case = cases[seed % len(cases)]
+    explored = explore(case)
+    print(f"  {case.name}: {explored.states:,} states, {explored.choices:,} choices")
+    return Counter(
+        cases=1, states=explored.states, choices=explored.choices, paths=explored.paths,
+        left=explored.left,
+    )  # fmt: skip

@@ -32,7 +32,7 @@ def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) 
 @dataclass(frozen=True)
 class Factories:
     """What is under test. ``policy`` goes before a world's own; ``watched``: a ``PageWatch`` sees
-    every access (a fifth of the time)."""
+    every access."""
 
     pool: MakePool = PagePool
     link: MakeLink = hostile_link

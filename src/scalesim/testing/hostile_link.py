@@ -108,6 +108,14 @@ class HostileLink:
         landing = [Event(copy.copies.direction, copy.ticket) for copy in able]
         return landing + [Event("seen", ticket) for ticket, _ in self._late]
 
+    def state(self) -> list[object]:
+        """What decides what can happen here next; tickets by their order."""
+        copies = [
+            (copy.copies, copy.started, copy.pieces, self._may_start(copy)) for copy in self._open
+        ]
+        ends = [[str(error) for _, error in ended] for ended in (self._late, self._seen)]
+        return [copies, ends, self.failures]
+
     def do(self, event: Event) -> None:
         """Let ``event``, one of ``events()``, happen."""
         if event.queue == "seen":

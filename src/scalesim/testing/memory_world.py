@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.core import AdapterBatch, Batch, Bytes2D, SamplingBatch, Step
-from scalesim.errors import AdapterError
+from scalesim.core import Step
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.agents import lineage
-from scalesim.memory.lease import Lease
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.residency import descendants
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
+from scalesim.testing.held import FlakySource, Held, batch_of
 from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import Reader
 from scalesim.testing.tags import adapter_layout
@@ -46,39 +45,6 @@ class Shape:
     policy: str = "deadline"
     seed: int = 0
     adapters: int = 0
-
-
-@dataclass(frozen=True)
-class FlakySource:
-    """An adapter's pages; reading fails while its tag is among ``broken``."""
-
-    tag: int
-    pages: Bytes2D
-    broken: set[int]
-
-    def read(self) -> Bytes2D:
-        if self.tag in self.broken:
-            raise AdapterError(f"adapter {self.tag} cannot be read")
-        return self.pages
-
-
-@dataclass(eq=False)
-class Held:
-    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
-    soundly."""
-
-    lease: Lease
-    agent: int
-    domain: str
-    tokens: list[int]
-    slot: int
-    done: int
-    launched: int
-    use: AdapterUse | None = None
-
-    @property
-    def token_bytes(self) -> bytes:
-        return np.array(self.tokens, np.int32).tobytes()
 
 
 @dataclass
@@ -242,7 +208,12 @@ class MemoryWorld:
                 work.append((held, held.launched, held.launched + take))
         if not work:
             return
-        batch = self._batch(work)
+        step = self.num_launched
+        self.num_launched += 1
+        self.manager.residency.last_launched = step
+        batch = batch_of(step, work, self.manager.table)
+        copied = enumerate(batch.page_copies[:, 1].tolist())
+        self.copying |= {(step, index): page for index, page in copied}
         for held, _, end in work:
             held.launched = end
         ends = [(held, end) for held, _, end in work]
@@ -423,49 +394,6 @@ class MemoryWorld:
 
     def _random_tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(3) for _ in range(max(1, count))]
-
-    def _batch(self, work: list[tuple[Held, int, int]]) -> Batch:
-        counts = [end - start for _, start, end in work]
-        copies = []
-        for held, _, _ in work:
-            copies += held.lease.copies
-            held.lease.copies = []
-        rows, cols, pages = self.manager.table.take_changes()
-        step = self.num_launched
-        self.copying |= {(step, index): page for index, (_, page) in enumerate(copies)}
-        self.num_launched += 1
-        self.manager.residency.last_launched = step
-        num = len(work)
-        return Batch(
-            step=step,
-            token_ids=np.concatenate([np.array(h.tokens[a:b], np.int32) for h, a, b in work]),
-            positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in work]),
-            query_start=np.cumsum([0, *counts]).astype(np.int32),
-            rows=np.array([held.lease.row for held, _, _ in work], np.int32),
-            slots=np.array([held.slot for held, _, _ in work], np.int32),
-            sample=np.ones(num, np.bool_),
-            sampling=SamplingBatch(
-                np.zeros(num, np.float32),
-                np.zeros(num, np.int32),
-                np.ones(num, np.float32),
-                np.zeros(num, np.uint64),
-            ),
-            table_rows=rows,
-            table_cols=cols,
-            table_pages=pages,
-            page_copies=np.array(copies, np.int32).reshape(-1, 2),
-            adapters=self._adapters([held for held, _, _ in work]),
-        )
-
-    def _adapters(self, work: list[Held]) -> AdapterBatch | None:
-        columns = np.array(
-            [
-                (held.lease.adapter_row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
-                for held in work
-            ],
-            np.int32,
-        )
-        return AdapterBatch(*columns.T) if columns[:, 0].any() else None
 
 
 def root_of(domain: Hashable) -> int:

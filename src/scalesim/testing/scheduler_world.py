@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,11 @@ from scalesim.testing.tags import adapter_layout, expected_text
 
 VOCAB = 97
 SMALL = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24, safe_point_tokens=6, max_skips=4)
+
+
+def root_of(domain: Hashable) -> int:
+    """Where the lineages of a sharing domain begin."""
+    return 0 if domain == "model" else int.from_bytes(repr(domain).encode()[-6:], "little") << 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ class SchedulerWorld:
     bad_tokens: frozenset[int] = frozenset()
     ended: list[Sequence] = field(default_factory=list)
     num_turns: int = 0
+    in_turn: bool = False  # the host is between launch and collect: it takes no calls
+    asks_always: bool = False  # the schedule, also when nothing may happen
+    root_of: Callable[[Hashable], int] = root_of
 
     def __post_init__(self) -> None:
         setting, config = self.setting, self.setting.scheduler
@@ -140,21 +148,23 @@ class SchedulerWorld:
         batch = self.scheduler.schedule()
         if batch is not None:
             self.flights.append(self.bed.runner.launch(batch))
+            self.in_turn = True
             self.fidget()
+            self.in_turn = False
         if self.flights and (batch is None or len(self.flights) == self.setting.steps_in_flight):
             step = self.flights.popleft()
             self.scheduler.update(self.bed.runner.collect(step))
         elif batch is None and self.scheduler.has_work:
             self._stall()
-        self.fidget()
         self.ended += self.scheduler.take_ended()
         self.memory.look_ahead.plan(0.0)
         self.progress.observe(self._copies_ended())
+        self.fidget()
 
     def fidget(self) -> None:
         """The host did something: the device and the link may go on meanwhile."""
         assert self.schedule is not None
-        while events := self.events():
+        while (events := self.events()) or self.asks_always:
             pick = self.schedule.pick(events, must=False)
             if pick is None:
                 return
@@ -182,8 +192,8 @@ class SchedulerWorld:
             self.bed.raw_link.wait(5.0)
         elif events := self.events():
             pick = self.schedule.pick(events, must=True)
-            assert pick is not None, "the schedule let everybody wait"
-            self.do(events[pick])
+            if pick is not None:  # else the host was given something to do
+                self.do(events[pick])
 
     def _copies_ended(self) -> int:
         """Since the last call."""
@@ -229,12 +239,7 @@ class SchedulerWorld:
         sequence, slots = self.scheduler.slots.sequences[slot], self.scheduler.slots
         assert sequence is not None, slot
         known = slots.tokens[slot, : slots.known[slot]].astype(np.int64)
-        return Reader(known, root_of(sequence.domain))
-
-
-def root_of(domain: Hashable) -> int:
-    """Where the lineages of a sharing domain begin."""
-    return 0 if domain == "model" else int.from_bytes(repr(domain).encode()[-6:], "little") << 8
+        return Reader(known, self.root_of(sequence.domain))
 
 
 def expected(sequence: Sequence, prompt: list[int]) -> list[int]:
