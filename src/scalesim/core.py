@@ -25,6 +25,9 @@ NO_TOKEN = -1
 """In ``Batch.token_ids``: the token that this slot samples in the step still in flight.
 In ``StepOutput.token_ids``: the sequence sampled nothing in this step."""
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens beside each token, at most: as many as OpenAI's and vLLM's default."""
+
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 
 

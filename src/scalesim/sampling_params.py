@@ -6,11 +6,8 @@ import math
 
 import numpy as np
 
-from scalesim.core import SamplingParams
+from scalesim.core import MAX_LOGPROBS, SamplingParams
 from scalesim.errors import RequestError
-
-MAX_LOGPROBS = 20
-"""Likeliest tokens beside each token, at most: as many as OpenAI's and vLLM's default."""
 
 
 def check_params(params: SamplingParams, vocab_size: int, has_logits: bool = True) -> None:

@@ -13,12 +13,11 @@ import torch
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.core import NO_TOKEN, Batch, Int32s, ScoreBatch, Scores
+from scalesim.core import MAX_LOGPROBS, NO_TOKEN, Batch, Int32s, ScoreBatch, Scores
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Stream
 from scalesim.model.decodes_first import Arranged
 from scalesim.model.llama import Llama
-from scalesim.sampling_params import MAX_LOGPROBS
 
 SCORED_ROWS = 64  # logits made at a time: 39 MB at a vocabulary of 152 k
 
