@@ -34,7 +34,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def trust(session: nox.Session) -> None:
-    """Look for lost, leaked, torn and mixed-up state: five minutes, or ``-- long`` for all of it.
+    """Look for lost, leaked, torn and mixed-up state: a quick tier, or ``-- long`` for all of it.
 
     ``-- long`` goes on where the last one stopped (``--resume FILE``; ``trust.json`` if not given).
     """
