@@ -36,6 +36,7 @@ ENGINE = tuple(
         "embeddings",
         "engine",
         "gate",
+        "guard",
         "intake",
         "loop",
         "overflow",
@@ -122,6 +123,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.testing",
     ),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
+    "scalesim.guard": (*VALUES, "scalesim.memory", "scalesim.testing.integrity"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }

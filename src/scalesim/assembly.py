@@ -152,6 +152,7 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
+        integrity=config.integrity,
         limits=config.limits,
         read_adapter=read_adapter,
     )

@@ -10,6 +10,7 @@ from scalesim.errors import ConfigError
 from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.memory.policies import policy_named
 
+INTEGRITY = ("quarantine", "raise", "off")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -109,6 +110,10 @@ class EngineConfig:
     float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
     ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
     ``"int8"`` or ``"float8"`` (needs torchao).
+    ``integrity``: what follows when memory's books do not add up, or something breaks inside:
+    ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
+    ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
+    ``"off"`` does not look, and ends the engine at what breaks.
     """
 
     device: str = "auto"
@@ -125,6 +130,7 @@ class EngineConfig:
     model_impl: str = "auto"
     quantize: str | None = None
     seed: int = 0
+    integrity: Literal["quarantine", "raise", "off"] = "quarantine"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     limits: CallLimits = field(default_factory=CallLimits)
@@ -136,6 +142,8 @@ class EngineConfig:
                 f"policy={self.policy!r} must know what comes; an engine does not: use it in "
                 "scalesim replay, or another policy"
             )
+        if self.integrity not in INTEGRITY:
+            raise ConfigError(f"integrity={self.integrity!r}; it is one of: {', '.join(INTEGRITY)}")
         memory_bytes(self.device_memory, "device_memory")
         memory_bytes(self.host_memory, "host_memory")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

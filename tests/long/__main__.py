@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.long import on_models, on_tags
+from tests.long import on_faults, on_models, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
 CAMPAIGNS = {
@@ -37,6 +37,13 @@ CAMPAIGNS = {
             100_000,
             "aborts at random phases; in the end every page is free",
             on_tags.aborts,
+        ),
+        Campaign(
+            "faults",
+            "faulted runs",
+            10_000,
+            "every part fails at its N-th call, once or for ever; then nobody is lost",
+            on_faults.run,
         ),
         Campaign(
             "interleavings",

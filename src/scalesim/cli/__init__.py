@@ -1,4 +1,4 @@
-"""The command line: ``scalesim demo``, ``generate``, ``replay``, ``plan`` and ``profile``.
+"""The command line: ``scalesim demo``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
 check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     from scalesim.cli.options import (
+        CheckOptions,
         DemoOptions,
         PlanOptions,
         ProfileOptions,
@@ -63,6 +64,10 @@ def _run(args: list[str]) -> int:
         from scalesim.cli.replay import replay
 
         return replay(options)
+    if isinstance(options, CheckOptions):
+        from scalesim.cli.check import check
+
+        return check(options)
     from scalesim.cli.generate import generate
 
     return generate(options)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from scalesim.core import Fence
 from scalesim.memory.counters import Counters
-from scalesim.memory.links import Copies, Link, Source
+from scalesim.memory.links import Copies, Link, LinkError, Source
 from scalesim.memory.order import Use
 from scalesim.memory.policies import Policy
 from scalesim.memory.pool import Pool
@@ -38,13 +38,16 @@ class Residency:
         host: Pool,
         link: Link,
         page_bytes: int,
+        counters: Counters,
     ) -> None:
         self.tree, self.policy, self.device, self.host, self.link = tree, policy, device, host, link
         self.page_bytes = page_bytes
         self.standing = Standing(tree, policy)
-        self.counters = Counters()
+        self.counters = counters
         self.last_launched = -1
         self.transfers: dict[int, Transfer] = {}  # by ticket
+        self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
+        self._num_refused = 0
         self.saving_pages = 0
         self.filling_pages = 0  # of adapters, on their way from sources to the host
         self.demand_waiting = 0  # open demand transfers
@@ -275,7 +278,14 @@ class Residency:
         return True
 
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
-        tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
+        try:
+            tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
+        except Exception as error:  # it has begun nothing; the transfer fails with the next poll
+            self._num_refused += 1
+            tickets = [-self._num_refused]
+            refusal = LinkError(f"the link took no copy of {copies.num_pages} pages: {error!r}")
+            refusal.__cause__ = error
+            self._refused.append((tickets[0], refusal))
         transfer.tickets.update(tickets)
         for ticket in tickets:
             self.transfers[ticket] = transfer
@@ -283,7 +293,8 @@ class Residency:
     def poll(self) -> list[Transfer]:
         """Take in what the link has ended; returns the transfers that are over."""
         over = []
-        for ticket, error in self.link.poll():
+        refused, self._refused = self._refused, []
+        for ticket, error in (*refused, *self.link.poll()):
             transfer = self.transfers.pop(ticket, None)
             if transfer is None:
                 self.counters.stale_completions += 1

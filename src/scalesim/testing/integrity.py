@@ -38,8 +38,11 @@ def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> Non
 def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     holders: list[tuple[object, Sequence[int]]] = [(each, each.device) for each in segments]
     holders += [(f"private of row {lease.row}", lease.private) for lease in leases]
+    holders += [("nobody, for good", sorted(manager.device_lost))]
     _check_conservation("device", manager.device, holders)
-    _check_conservation("host", manager.host, [(each, each.host) for each in segments])
+    holders = [(each, each.host) for each in segments]
+    holders += [("nobody, for good", sorted(manager.host_lost))]
+    _check_conservation("host", manager.host, holders)
 
 
 def _check_conservation(
