@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
+from .cpu_logits import adjust_logits, log_probs
 from .cpu_lora import CpuLora
 from .cpu_sampling import sample
 
@@ -147,4 +148,6 @@ def cpu_kernels() -> KernelSet:
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,
+        log_probs=log_probs,
+        adjust_logits=adjust_logits,
     )

@@ -68,7 +68,7 @@ class AdapterRegistry:
         content already unless ``replace``.
         """
         if self._read is None:
-            raise AdapterError("this engine takes no adapters: they run on device='cpu' so far")
+            raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
         content = self._read(path)
         with self._changed:
             held = self._by_name.get(name)

@@ -23,7 +23,7 @@ from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import MakePool, PagePool, Pool
 from scalesim.memory.prefix_tree import PrefixTree, until
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
@@ -51,10 +51,11 @@ class MemoryManager:
         policy: Policy,
         link: Link,
         planner: PlannerConfig | None = None,
+        make_pool: MakePool = PagePool,
     ) -> None:
         self.block_size = block_size
-        self.device = PagePool(device_pages, first=NULL_PAGE + 1)
-        self.host = PagePool(host_pages if policy.host else 0)
+        self.device: Pool = make_pool(device_pages, first=NULL_PAGE + 1)
+        self.host: Pool = make_pool(host_pages if policy.host else 0)
         self.tree = PrefixTree(block_size)
         self.table = BlockTable(num_rows)
         self.residency = Residency(self.tree, policy, self.device, self.host, link, page_bytes)
@@ -64,6 +65,7 @@ class MemoryManager:
         self.counters = self.residency.counters
         self.owners = Owners(self.standing, self.look_ahead)
         self.residency.on_eviction = self.owners.evicted
+        self.residency.on_adapter_moved = self.owners.adapter_moved
         self.adapters = Adapters(self.residency, self.owners, self.table)
         self.misses = Misses(self.look_ahead, block_size)
         self.loading_pages = 0  # held by leases that wait for loads
@@ -339,6 +341,7 @@ class MemoryManager:
             counters.prefetch_used += segment.prefetched
             segment.prefetched = 0
         lease.num_host_blocks = missing
+        lease.num_waited_blocks = missing + late
         counters.lookups += 1
         counters.full_hits += lease.num_shared > 0 and missing + late == 0
         counters.device_blocks += on_device
@@ -347,6 +350,7 @@ class MemoryManager:
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
         if lease.agent is not None:
             self.misses.looked_up(lease, missing + late, self.standing.now)
+            lease.num_rebuilt_blocks = self.misses.num_lost(lease, num_tokens)
             if lease.agent.next_use is not None:
                 self.look_ahead.observe_arrival(late=missing + late > 0 or not on_time)
             lease.agent.observe_reuse(lease.end)

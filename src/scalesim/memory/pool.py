@@ -7,7 +7,45 @@ that may still touch it, recorded when it was given back.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from typing import Protocol
+
+
+class Pool(Protocol):
+    """A page allocator: pages ``first … num_pages - 1``, each free or owned. ``PagePool`` is one.
+
+    ``allocate`` gives ``count`` ids or, where fewer are free, ``None`` and changes nothing.
+    ``free`` takes owned pages back and raises ``AssertionError`` for others; ``fence`` is the last
+    step that may still touch them, kept until they are given away again. ``check`` raises
+    ``AssertionError`` where the allocator's own books disagree.
+    """
+
+    num_pages: int
+    first: int
+    num_free: int
+
+    @property
+    def num_usable(self) -> int: ...
+
+    @property
+    def num_used(self) -> int: ...
+
+    def allocate(self, count: int) -> list[int] | None: ...
+
+    def free(self, pages: Sequence[int], fence: int = -1) -> None: ...
+
+    def fence(self, pages: Sequence[int]) -> int: ...
+
+    def free_pages(self) -> set[int]: ...
+
+    def check(self) -> None: ...
+
+
+class MakePool(Protocol):
+    """What makes the pool of a tier."""
+
+    def __call__(self, num_pages: int, *, first: int = 0) -> Pool: ...
 
 
 class PagePool:
@@ -21,7 +59,7 @@ class PagePool:
         self.num_pages = num_pages
         self.first = first
         self.num_free = 0
-        self._fence = [-1] * num_pages
+        self._fence = array("i", [-1]) * num_pages
         self._is_free = bytearray(num_pages)
         self._length_at: dict[int, int] = {}  # run start -> length
         self._start_before: dict[int, int] = {}  # run end (exclusive) -> start
@@ -62,7 +100,7 @@ class PagePool:
             assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
             free_already = self._is_free.find(1, start, end)
             assert free_already < 0, f"page {free_already} of {start}..{end - 1} is free already"
-            self._fence[start:end] = [fence] * (end - start)
+            self._fence[start:end] = array("i", [fence]) * (end - start)
             self._give_run(start, end)
 
     def fence_free(self, pages: Sequence[int], fence: int) -> None:

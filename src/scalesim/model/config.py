@@ -76,7 +76,7 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        return 1 / math.sqrt(self.query_scalar or self.head_dim)
+        return math.pow(self.query_scalar or self.head_dim, -0.5)
 
     def window_of(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None

@@ -62,5 +62,5 @@ class Decoder(Protocol):
         """Final hidden states ``[num_tokens, hidden]`` of ``token_ids`` ``[num_tokens]`` int32;
         writes KV to ``pool``. ``lora``: ``None`` where no token uses an adapter."""
 
-    def logits(self, hidden: Tensor, kernels: KernelSet) -> Tensor:
-        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``."""
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
+        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""

@@ -206,7 +206,7 @@ class HostedModel:
         hidden: Tensor = self._body(input_ids=ids, position_ids=at, use_cache=False)[0][0]
         return hidden
 
-    def logits(self, hidden: Tensor, kernels: KernelSet) -> Tensor:
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
         assert self._body is not None
         self._body.given = hidden[None]
         try:
@@ -214,7 +214,7 @@ class HostedModel:
             logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
         finally:
             self._body.given = None
-        return logits.float()
+        return logits.float() if out is None else out.copy_(logits)
 
 
 def no_adapters(path: str | Path) -> NoReturn:

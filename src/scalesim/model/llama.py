@@ -97,12 +97,12 @@ class Llama:
             x = leave(self._mlp(x, layer.mlp, kernels, linear), norms.after_mlp)
         return enter(x, self.weights.final_norm, residual)[0]
 
-    def logits(self, hidden: Tensor, kernels: KernelSet) -> Tensor:
-        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``."""
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
+        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
         logits = kernels.linear(hidden, self.weights.lm_head)
         if (cap := self.config.logit_soft_cap) is not None:
             logits = torch.tanh(logits / cap) * cap
-        return logits.float()
+        return logits.float() if out is None else out.copy_(logits)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         x = self.weights.embed.index_select(0, token_ids)

@@ -6,13 +6,14 @@ and when first tokens came, is kept by ``Log``.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.calls import Call, Latch
+from scalesim.calls import Call
 from scalesim.core import AgentId, SamplingParams
 from scalesim.loop import Loop, Parts
 from scalesim.memory.links import VirtualLink
@@ -36,14 +37,15 @@ class Log:
     accesses: dict[int, Access] = field(default_factory=dict)
 
 
-class _Open(Latch):
+class _Open:
     """A call under way; its end puts it into ``ended``."""
 
     def __init__(self, turn: Turn, call: Call, ended: list[_Open]) -> None:
         self.turn, self.call, self._ended = turn, call, ended
-        call.latch = self
+        self.loop: asyncio.AbstractEventLoop | None = None
+        call.waiter = self
 
-    def count_down(self) -> None:
+    def tell(self, call: Call) -> None:
         self._ended.append(self)
 
 
@@ -75,8 +77,7 @@ class Simulation:
         loop = self.loop
         start_s = self.link.now_s
         loop.advance(start_s, step.time)
-        for hint in step.hints:
-            self._tell(hint)
+        self._tell(step.hints)
         first: list[Turn] = []
         for turn in step.turns:
             waiting = self._later.setdefault(turn.agent, deque())
@@ -140,7 +141,7 @@ class Simulation:
         else:
             self._later.pop(turn.agent, None)
             if turn.agent is not None:
-                self._tell(Hint(turn.agent, turn.expect, turn.truth))
+                self._tell([Hint(turn.agent, turn.expect, turn.truth)])
 
     def _see(self, call: Call) -> None:
         sequence = call.sequence
@@ -152,10 +153,14 @@ class Simulation:
         until = self.loop.scheduler.num_admissions
         self.log.accesses[sequence.admission] = Access(pages, read, until)
 
-    def _tell(self, hint: Hint) -> None:
-        at = hint.truth if self._foresight else hint.expect
-        if at is not None:
-            self.loop.expect({hint.agent: at}, absolute=True)
+    def _tell(self, hints: Iterable[Hint]) -> None:
+        told = {
+            hint.agent: at
+            for hint in hints
+            if (at := hint.truth if self._foresight else hint.expect) is not None
+        }
+        if told:
+            self.loop.expect(told, absolute=True)
 
     def _leap_ahead(self) -> None:
         """Take the steps in which nothing but decoding can happen as one: the same times, plans

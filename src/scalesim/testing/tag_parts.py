@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalesim.config import SchedulerConfig
+from scalesim.config import CallLimits, SchedulerConfig
 from scalesim.loop import Parts
 from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
@@ -24,6 +24,7 @@ def tag_parts(
     steps_in_flight: int = 1,
     verify: Verify = "all",
     vocab_size: int = 512,
+    max_open_requests: int = 16384,
 ) -> Parts:
     """Parts for ``Engine`` with pools of so many pages (and the null page). A sequence may fill the
     device pool."""
@@ -56,4 +57,5 @@ def tag_parts(
     )
     config = SchedulerConfig(max_num_seqs=max_num_seqs)
     model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
-    return Parts(runner, memory, Scheduler(memory, config, max_len), link, model)
+    limits = CallLimits(max_open_requests)
+    return Parts(runner, memory, Scheduler(memory, config, max_len), link, model, limits=limits)
