@@ -6,6 +6,7 @@ Torch-free. What ScaleSim cannot run is refused here, by name, before any weight
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class ModelConfig:
 
     @property
     def attention_scale(self) -> float:
-        return float(self.query_scalar or self.head_dim) ** -0.5
+        return math.pow(self.query_scalar or self.head_dim, -0.5)
 
     def window_of(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None

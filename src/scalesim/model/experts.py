@@ -29,7 +29,7 @@ def mix_experts(
     """``[num_tokens, hidden]``: of each token, the weighted sum of what its experts give."""
     chosen, shares = route(kernels.linear(x, weights.router), config)
     shares, out = shares.to(x.dtype), torch.zeros_like(x)
-    for index in chosen.unique().tolist():
+    for index in sorted(set(chosen.flatten().tolist())):
         tokens, place = torch.where(chosen == index)
         rows = torch.cat((tokens, tokens[:1].expand(-len(tokens) % kernels.row_multiple)))
         expert = weights.experts[index]

@@ -147,7 +147,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Floats:
                 f"short_factor has {len(rope.short_factors)} numbers; head_dim {head_dim} wants "
                 f"{len(freqs)}"
             )
-        freqs = freqs / np.array(rope.short_factors, np.float32)
+        freqs = (freqs / np.array(rope.short_factors, np.float32)).astype(np.float32)
     return freqs
 
 
