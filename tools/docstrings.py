@@ -1,4 +1,5 @@
-"""For the site alone: a docstring's ``name : text`` lines, and its tables of words, become lists.
+"""For the site alone: a docstring's ``name : text`` lines, and its tables of words, become lists,
+and the comment behind a field its docstring.
 
 A griffe extension, named in mkdocs.yml. The sources keep their layout, which reads well as text.
 """
@@ -35,3 +36,7 @@ class Lists(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_list(obj.docstring.value)
+        elif obj.is_attribute and obj.parent is not None and obj.parent.is_class:
+            _, comment, text = " ".join(obj.lines).partition("  # ")
+            if comment and not text.startswith(("type:", "noqa")):
+                obj.docstring = griffe.Docstring(text.strip().capitalize(), parent=obj)

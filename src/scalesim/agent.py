@@ -15,7 +15,8 @@ __all__ = ["Agent", "Reply", "Request"]
 
 class Agent:
     """Made by ``Engine.agent``. Calls are stateless: the whole prompt every time; what the engine
-    still holds of it is found. Sampling parameters are the fields of ``SamplingParams``, by name.
+    still holds of it is found. Options are the fields of ``Request`` and of ``SamplingParams``, by
+    name.
     """
 
     def __init__(self, engine: Engine, id: AgentId) -> None:
@@ -59,7 +60,7 @@ class Agent:
     async def chat_async(
         self, messages: list[Message], *, timeout: float | None = None, **params: Any
     ) -> Reply:
-        """``chat`` from any event loop."""
+        """``chat`` from any event loop: the answer to ``messages``."""
         return await self.engine.generate_async(self.request(messages, timeout=timeout, **params))
 
     def expect(self, steps: float | None = None, *, at: float | None = None) -> None:
@@ -67,7 +68,8 @@ class Agent:
         self.engine.expect(self.id, steps, at=at)
 
     def fork(self, id: AgentId) -> Agent:
-        """A new agent with this one's memory, shared until one of them goes its own way."""
+        """A new agent ``id`` with this one's memory, shared until one of them goes its own way.
+        Raises ``RequestError`` for an id that is taken."""
         return self.engine.fork(self.id, id)
 
     def __repr__(self) -> str:

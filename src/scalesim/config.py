@@ -33,6 +33,7 @@ class SchedulerConfig:
     step, prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a
     time. ``lookahead_window``: how many waiting requests are looked through for one whose state is
     on the device. ``max_skips``: how often a request is overtaken before it goes first.
+    Raises ``ConfigError``.
     """
 
     max_num_seqs: int = 64
@@ -62,6 +63,7 @@ class EngineConfig:
     own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
+    Raises ``ConfigError``.
     """
 
     device: str = "auto"
@@ -71,11 +73,11 @@ class EngineConfig:
     block_size: int | None = None
     max_model_len: int | None = None
     reproducible: bool = True
-    digests: bool = False
+    digests: bool = False  # replies carry a hash over their logits
     graphs: bool = True
     seed: int = 0
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too
+    planner: PlannerConfig = field(default_factory=PlannerConfig)  # when loads start
 
     def __post_init__(self) -> None:
         if policy_named(self.policy).foresight:

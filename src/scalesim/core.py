@@ -39,7 +39,7 @@ class SamplingParams:
     off).
     """
 
-    max_tokens: int = 128
+    max_tokens: int = 128  # generated at most
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

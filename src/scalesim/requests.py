@@ -33,7 +33,7 @@ class Request:
 
     prompt: Prompt
     agent: AgentId | None = None
-    params: SamplingParams = field(default_factory=SamplingParams)
+    params: SamplingParams = field(default_factory=SamplingParams)  # how tokens are drawn
     timeout: float | None = None
     sample_index: int = 0
 
@@ -43,10 +43,10 @@ class Usage:
     """Tokens: of the prompt, of those found in memory, of the output; and how often it was
     preempted."""
 
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    num_preemptions: int
+    prompt_tokens: int  # as rendered and tokenized
+    cached_tokens: int  # of the prompt, found in memory
+    output_tokens: int  # the one that ended it included
+    num_preemptions: int  # how often it lost its pages to others, and went on later
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,10 @@ class Reply:
     hash over the logits of every token, where the engine keeps it. ``latency_s`` from submission to
     the end."""
 
-    agent: AgentId | None
+    agent: AgentId | None  # of the request
     text: str | None
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
+    token_ids: tuple[int, ...]  # the one that ended it included
+    finish_reason: FinishReason  # "stop": a stop token or string; "length": max_tokens
     usage: Usage
     latency_s: float
     digest: int = 0

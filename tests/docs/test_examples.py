@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.docs.folders import write_folders
+from scalesim.engine import Engine
+from tests.docs.folders import write_folders, write_model
 from tests.docs.pages import DOCS, LANGUAGES, NOT_RUN, PAGES, ROOT, Block, blocks_of, name_of
 
+SMALL = {"device_memory": "64MB", "host_memory": "256MB"}
 ALL = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in ALL if block.language == "python"]
 BY_PAGE = {
@@ -55,12 +57,26 @@ def test_the_examples_of_a_page_run_in_order(
     write_folders(here, blocks)
     names: dict[str, Any] = {"__name__": "__main__"}
     with ExitStack() as stack:
+        if not makes_engine(blocks):
+            names["engine"] = Engine(write_model(here / "model"), **SMALL)
         for block in blocks:
             run(block, names)
         for value in names.values():  # an engine that the page leaves open for its reader
             if type(value).__name__ == "Engine":
                 stack.callback(value.close)
     assert not caplog.records  # what fails on the engine's thread and is advice only, is logged
+
+
+def makes_engine(blocks: list[Block]) -> bool:
+    """Whether a page's code gives a meaning to ``engine``; where it does not, it is one that is
+    there already."""
+    stored = (
+        node.id
+        for block in blocks
+        for node in ast.walk(ast.parse(block.code))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    return "engine" in stored
 
 
 def run(block: Block, names: dict[str, Any]) -> None:

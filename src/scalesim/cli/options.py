@@ -131,6 +131,7 @@ class GenerateOptions:
     """Most tokens of prompt and output; the model's own limit if not given."""
 
     def sampling(self) -> SamplingParams:
+        """What each prompt is continued with; the engine checks it."""
         return SamplingParams(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
