@@ -37,7 +37,7 @@ class Case:
 
 
 # Pools are kept large beside what runs at once: a running request's pages cannot be given away, and
-# Belady's bound knows nothing of that.
+# Belady's bound knows nothing of that; the column "× held" is against one that does.
 CASES = (
     Case("W1 city", "w1", {"agents": 1200, "steps": 16}),
     Case("W2 feed, drawn ahead", "w2", {"agents": 400, "steps": 16, "max_context": 6144}),
@@ -103,8 +103,8 @@ def arms(
 
 
 COLUMNS = [
-    "policy", "resident", "turns/s", "of roof", "× Belady", "GB in", "hits", "demand", "s/step p50",
-    "p95", "TTFT p50", "p95", "link need",
+    "policy", "resident", "turns/s", "of roof", "× Belady", "× held", "GB in", "hits", "demand",
+    "s/step p50", "p95", "TTFT p50", "p95", "link need",
 ]  # fmt: skip
 
 
@@ -114,7 +114,8 @@ def row(name: str, residency: float, one: Outcome, limits: Bound | None) -> list
         f"{residency:.0%}",
         f"{one.turns_per_s:.2f}",
         f"{one.turns_per_s / limits.turns_per_s:.3f}" if limits else "-",
-        ratio(one, limits),
+        ratio(one, limits.loaded_bytes if limits else 0.0),
+        ratio(one, limits.held_bytes if limits else 0.0),
         f"{one.loaded_bytes / 1e9:.1f}",
         f"{one.hits:.1%}",
         f"{demand(one):.1%}",
@@ -123,10 +124,8 @@ def row(name: str, residency: float, one: Outcome, limits: Bound | None) -> list
     ]
 
 
-def ratio(one: Outcome, limits: Bound | None) -> str:
-    return (
-        f"{one.loaded_bytes / limits.loaded_bytes:.2f}" if limits and limits.loaded_bytes else "-"
-    )
+def ratio(one: Outcome, least_bytes: float) -> str:
+    return f"{one.loaded_bytes / least_bytes:.2f}" if least_bytes else "-"
 
 
 def demand(one: Outcome) -> float:
@@ -153,6 +152,7 @@ def judge(report: Report, what: str, outcomes: dict[str, Outcome], limits: Bound
 def figures(outcomes: dict[str, Outcome], limits: Bound, resident: Outcome) -> dict[str, Any]:
     return {
         "belady_gb": limits.loaded_bytes / 1e9,
+        "belady_held_gb": limits.held_bytes / 1e9,
         "roof": limits.turns_per_s,
         "link_share": limits.link_share,
         "hardware_floor_turns_per_s": limits.floor_turns_per_s,

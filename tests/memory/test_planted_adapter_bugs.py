@@ -16,7 +16,7 @@ from scalesim.memory.segment import Branch, Segment, Transfer
 from tests.memory.world import Shape, World, random_walk
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-STEPS, MAX_WALKS = 200, 20
+STEPS, MAX_WALKS = 200, 40
 PLANTED: dict[str, Patch] = {}
 
 

@@ -271,3 +271,53 @@ def test_many_templates_and_dropped_agents_leave_nothing_behind() -> None:
     settle(memory)
     memory.clear()
     assert memory.tree.num_segments == 0 and memory.host.num_free == 40
+
+
+def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> None:
+    """A tail that kept its old place in the order held the farthest agent on the device."""
+    memory = manager(9, 9)
+    for agent, at in ((0, 5.0), (1, 9.0)):
+        lease = memory.acquire(agent, "m", tokens(agent, 2 * SIZE + 2), 3)
+        assert lease is not None
+        memory.release(lease, tokens(agent, 2 * SIZE + 2), 2 * SIZE + 2)
+        memory.owners.set_next_use(agent, at)
+    first = memory.standing.farthest_on_device()
+    assert first is not None and first.tail_of == 1
+
+
+def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:
+    """Calls of whole blocks, each named by a number: a prompt and nothing more."""
+    for blocks in texts:
+        prompt = np.repeat(np.array([*blocks, 999], np.int32), SIZE)
+        lease = memory.acquire(agent, "m", prompt.tobytes(), len(prompt) // SIZE)
+        assert lease is not None
+        settle(memory)
+        lease.copies = []
+        memory.release(lease, prompt.tobytes(), len(prompt))
+        check_integrity(memory)
+
+
+def is_over(memory: MemoryManager, blocks: list[int]) -> bool:
+    text = np.repeat(np.array(blocks, np.int32), SIZE).tobytes()
+    end, count = memory.tree.match(memory.tree.root("m"), text, len(blocks))[-1]
+    assert count == end.num_blocks
+    return memory.standing.is_over(end)
+
+
+def test_a_dialogue_that_starts_over_leaves_its_past_to_the_others() -> None:
+    """Each of its texts was used again once, and never after the next start."""
+    memory = manager(400, 400)
+    fixed = [1, 2]
+    for start in range(100, 1700, 100):
+        said = [start, start + 1]
+        calls(memory, 0, [fixed + said, fixed + said + [start + 2], [*fixed, *said, start + 2, 3]])
+    assert is_over(memory, [*fixed, 1400, 1401])
+    assert not is_over(memory, fixed)
+
+
+def test_templates_in_turn_are_not_over_between_their_turns() -> None:
+    memory = manager(400, 400)
+    templates = [[index, index + 1, index + 2] for index in range(100, 900, 100)]
+    for new in range(5):
+        calls(memory, 0, [[*template, 1000 + new] for template in templates])
+    assert not any(is_over(memory, template) for template in templates)

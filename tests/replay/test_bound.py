@@ -47,6 +47,27 @@ def test_what_a_request_computes_is_not_loaded() -> None:
     assert belady_loads([Access((1,), 0), Access((2,), 0), Access((1,), 1)], 1) == [0, 0, 1]
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), max_size=12), st.integers(2, 4))
+@settings(max_examples=80, deadline=None)
+def test_holding_pages_longer_never_saves_a_load(
+    runs: list[tuple[int, int]], capacity: int
+) -> None:
+    """And without overlap it is the same bound. No more is held than fits."""
+    alone = [Access((page,), 1) for page, _ in runs]
+    overlapping = [Access((page,), 1, index + 1 + more) for index, (page, more) in enumerate(runs)]
+    at_least = sum(belady_loads(alone, capacity))
+    assert sum(belady_loads(alone, capacity, held_to_end=True)) == at_least
+    assert sum(belady_loads(overlapping, capacity)) == at_least
+    assert sum(belady_loads(overlapping, capacity, held_to_end=True)) >= at_least
+
+
+def test_what_runs_beside_takes_room_from_what_waits() -> None:
+    """Pages 1 and 2 fit; with 3 running beside them all along, one of them must be loaded again."""
+    order = [Access((3,), 0, 5), Access((1,), 1, 2), Access((2,), 1, 3), Access((1,), 1, 4)]
+    assert sum(belady_loads(order, 2)) == 0
+    assert sum(belady_loads(order, 2, held_to_end=True)) == 1
+
+
 def test_ids_are_of_everything_up_to_a_page() -> None:
     known: dict[int, int] = {}
     first = page_ids(b"aaaabbbbcc", 4, known)

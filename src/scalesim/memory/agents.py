@@ -10,20 +10,33 @@ MAX_PATHS = 16
 PERMANENT = 1 << 40  # uses of a path that every call takes: an adapter
 _FORGET = 0.25  # weight of the newest observation of whether a fresh path is used again
 _TAIL_BELOW = 0.5
+_UNLIKELY = 0.25  # state that is used again no more often than this is not waited for
+_PRIOR = 2.0  # calls that what all agents do counts for, beside an agent's own
 _COMMON = 0.05  # weight of the newest call in what all agents tend to do
 
 
 class Habit:
-    """What agents tend to do, for one that has not shown it yet: whether calls go on where the
-    last one of the same agent ended."""
+    """What agents tend to do.
 
-    __slots__ = ("going_on",)
+    ``going_on``: share of the calls that begin where the agent's last one ended.
+    ``coming_back[age]``: of the calls of an agent with a path that it used more than once, and last
+    ``age`` or more of its calls ago, the share that take a path as old as that: templates in turn
+    come back, a dialogue that was cut or summed up does not.
+    """
+
+    __slots__ = ("coming_back", "going_on")
 
     def __init__(self) -> None:
         self.going_on = 1.0
+        self.coming_back = [1.0] * (MAX_PATHS + 1)
 
     def observe(self, went_on: bool) -> None:
         self.going_on += _COMMON * (went_on - self.going_on)
+
+    def observe_return(self, returned: int, passed_over: int) -> None:
+        """A call took a path ``returned`` calls old, and left one of ``passed_over``."""
+        for age in range(2, min(max(returned, passed_over), MAX_PATHS) + 1):
+            self.coming_back[age] += _COMMON * ((age <= returned) - self.coming_back[age])
 
 
 class AgentState:
@@ -36,8 +49,9 @@ class AgentState:
 
     __slots__ = (
         "adapter",
+        "calls",
+        "could_go_on",
         "fresh_reuse",
-        "going_on",
         "habit",
         "home",
         "id",
@@ -47,12 +61,14 @@ class AgentState:
         "next_seq",
         "next_use",
         "paths",
+        "went_on",
     )
 
     def __init__(self, id: AgentId, habit: Habit) -> None:
         self.id = id
         self.habit = habit
-        self.going_on: float | None = None
+        self.calls = 0  # look-ups so far
+        self.went_on = self.could_go_on = 0.0  # of its latest calls, the older the less
         self.next_use: float | None = None
         self.next_seq = 0
         self.last_use = 0.0
@@ -73,12 +89,25 @@ class AgentState:
         return self.fresh_reuse < _TAIL_BELOW
 
     def is_over(self, segment: Segment) -> bool:
-        """Whether ``segment``, computed and not used again so far, is what this agent's next call
-        will not begin with: only the newest text is gone on with, and not by every agent. A first
-        text is: what all its calls have in common is somewhere in it."""
-        if self.going_on is None:
+        """Whether this agent's calls will likely not begin with ``segment`` any more.
+
+        Of what was not used again so far, only the newest text is gone on with, and not by every
+        agent. A first text is: what all its calls have in common is somewhere in it. What was used
+        again is over when the agent left it longer ago than agents come back to anything."""
+        if segment is self.adapter:
             return False
-        return segment is not self.newest or self.going_on < _TAIL_BELOW
+        if segment.uses:
+            age = self.calls + 1 - segment.owners[self]  # at the next call
+            return self.habit.coming_back[min(age, MAX_PATHS)] < _UNLIKELY
+        if self.could_go_on == 0.0:
+            return False
+        return segment is not self.newest or self.going_on < _UNLIKELY
+
+    @property
+    def going_on(self) -> float:
+        """How likely its next call begins where the last one ended."""
+        prior = _PRIOR * self.habit.going_on
+        return (self.went_on + prior) / (self.could_go_on + _PRIOR)
 
     def likely_end(self) -> Segment | None:
         """Down to where its next look-up will likely match: a cheap guess."""
@@ -91,18 +120,38 @@ class AgentState:
         """A look-up matched down to ``matched_end``: every own path that it covers was used
         again."""
         matched = lineage(matched_end)
+        self._observe_return(matched)
         self.home = matched_end if matched else None
-        if self.newest is not None:
+        if self.newest is not None and self.calls > 2:  # any call begins like the first one
             went_on = self.newest in matched
             self.habit.observe(went_on)
-            known = self.habit.going_on if self.going_on is None else self.going_on
-            self.going_on = known + _FORGET * (went_on - known)
+            self.went_on += went_on - _FORGET * self.went_on
+            self.could_go_on += 1.0 - _FORGET * self.could_go_on
         for end in matched:
             uses = self.paths.get(end)
             if uses is not None:
                 self.paths[end] = uses + 1
                 if uses == 0:
                     self.fresh_reuse += _FORGET * (1.0 - self.fresh_reuse)
+
+    def _observe_return(self, matched: list[Segment]) -> None:
+        """How old what this call takes is, beside the oldest used path that it leaves."""
+        self.calls += 1
+        returned = passed_over = 0
+        for node in self.paths:
+            while node.parent is not None and not node.uses:
+                node = node.parent
+            if node.parent is None or node is self.adapter:
+                continue
+            age = self.calls - node.owners[self]
+            if node in matched:
+                returned = max(returned, age)
+            else:
+                passed_over = max(passed_over, age)
+        self.habit.observe_return(returned, passed_over)
+        for segment in matched:
+            if self in segment.owners:
+                segment.owners[self] = self.calls
 
     def remember(self, end: Segment) -> Segment | None:
         """Own the path to ``end``; returns the end of the path that had to give way, if one did.

@@ -13,7 +13,7 @@ from typing import Literal
 
 from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
-from scalesim.memory.links import MAX_CHUNK_BYTES
+from scalesim.memory.links import Direction
 from scalesim.memory.order import UseOrder
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
@@ -121,7 +121,7 @@ class LookAhead:
             self.opens_in_s = self._opens_in_s(agent, count, wall_s)
             if self.opens_in_s > 0.0:
                 return
-            if self._link_is_busy():
+            if self._link_is_busy("in"):
                 self.blocked_by = "link"
                 return
             pages = residency.take(count, ahead_of=agent.use())
@@ -150,11 +150,11 @@ class LookAhead:
         residency.start_load(parts, demand=False)
         return True
 
-    def _link_is_busy(self) -> bool:
+    def _link_is_busy(self, direction: Direction) -> bool:
         """Whether it has work for longer than until it is looked at again: more can wait as well,
         and what waits here can still be put behind something more urgent."""
         ahead_s = 2.0 * self._turn_s + self._config.jitter_s
-        return self._link.queued_bytes("in") > ahead_s * self._link.rate("in")
+        return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
 
     def _missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
         """What of ``agent``'s paths is on the host only, parents first, the most used path
@@ -201,14 +201,14 @@ class LookAhead:
         return step_s - (wall_s - self.pace.tick_s) - 2.0 * self.pace.jitter_s
 
     def _clean(self) -> None:
-        """Save what leaves soonest while the pool is short of free pages and the link idle, so that
-        it can leave at once. Only into free host pages: a copy is not worth another copy."""
+        """Save what leaves soonest while the pool is short of free pages and the link has time, so
+        that it can leave at once. Only into free host pages: a copy is not worth another copy."""
         residency, standing = self._residency, self._residency.standing
         target = int(self._config.clean_fraction * residency.device.num_usable)
         while (
             residency.device.num_free < target
             and not residency.demand_waiting
-            and self._link.queued_bytes("out") < MAX_CHUNK_BYTES
+            and not self._link_is_busy("out")
             and (segment := standing.farthest_dirty()) is not None
             and segment.num_dirty <= residency.host.num_free
         ):

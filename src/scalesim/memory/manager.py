@@ -186,7 +186,7 @@ class MemoryManager:
                 child.ready = count
                 child.pins = 1
                 if lease.agent is not None:
-                    child.owners[lease.agent] = None
+                    child.owners[lease.agent] = lease.agent.calls
                 lease.end = child
             lease.num_shared += count
 
@@ -440,7 +440,7 @@ class MemoryManager:
         if lease.branch is not None and lease.branch.block == lease.num_shared:
             tail.mark = lease.branch.mark
         tail.uses = 1  # expected again as long as its owner is
-        tail.owners[agent] = None
+        tail.owners[agent] = agent.calls
         self.standing.touch(tail)
         self.standing.refresh(tail)
 

@@ -38,7 +38,7 @@ class Owners:
         for end, uses in source.paths.items():
             target.paths[end] = uses
             for segment in lineage(end):
-                segment.owners[target] = None
+                segment.owners[target] = target.calls
                 segment.uses += 1
         target.adapter = source.adapter
         target.last_use, target.last_seq = source.last_use, source.last_seq
@@ -68,7 +68,7 @@ class Owners:
             self._standing.refresh(old)
         if adapter is not None:
             state.paths[adapter] = PERMANENT
-            adapter.owners[state] = None
+            adapter.owners[state] = state.calls
             self._standing.refresh(adapter)
             self._look_ahead.await_agent(state)
 
@@ -87,7 +87,7 @@ class Owners:
         """``agent`` computed the path to ``end``. Its least worth path gives way if it has too
         many."""
         for segment in lineage(end):
-            segment.owners[agent] = None
+            segment.owners[agent] = agent.calls
         before = agent.newest
         displaced = agent.remember(end)
         if before is not None and before is not end and before.parent is not None:
@@ -123,5 +123,8 @@ class Owners:
                 if segment in seen:
                     break
                 seen[segment] = None
+                tail = segment.tails.get(agent.id)  # below what it hangs from: it leaves before it
+                if tail is not None and tail.pins == 0:
+                    self._standing.refresh(tail)
                 if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
                     self._standing.refresh(segment)

@@ -195,6 +195,7 @@ class PrefixTree:
         lower.host, lower.saved = upper.host + lower.host, upper.saved + lower.saved
         lower.prefetched += upper.prefetched
         for owner in lower.owners:
+            lower.owners[owner] = max(lower.owners[owner], upper.owners[owner])
             if owner.home is upper:
                 owner.home = lower
             if upper in owner.paths:

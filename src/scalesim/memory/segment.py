@@ -91,7 +91,7 @@ class Segment:
         self.load: Transfer | None = None
         self.save: Transfer | None = None
         self.pins = 0
-        self.owners: dict[AgentState, None] = {}
+        self.owners: dict[AgentState, int] = {}  # by which of its calls each took it last
         self.uses = 0
         self.last_use = 0.0
         self.last_seq = 0

@@ -79,12 +79,11 @@ class Standing:
         return Use(level, segment.seq, segment.last_use, segment.last_seq)
 
     def is_over(self, segment: Segment) -> bool:
-        """Whether it was never used twice, and is nowhere that an owner's next call will go on
-        from. It leaves first, and comes back only on demand: a template between others does.
-        A tail goes with what it hangs from."""
+        """Whether no owner's next calls will likely begin with it. It leaves first, and comes back
+        only on demand. A tail goes with what it hangs from."""
         node = segment.parent if segment.is_tail else segment
         assert node is not None
-        if node.uses:
+        if node.uses and not 0 < len(node.owners) <= MANY_OWNERS:
             return False
         for owner in node.owners:  # noqa: SIM110  as below
             if not owner.is_over(node):

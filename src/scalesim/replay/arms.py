@@ -29,14 +29,18 @@ RESIDENT_PAGES = 1 << 22
 @dataclass(frozen=True, slots=True)
 class Machine:
     """``device_pages``, ``host_pages``: of the model's page size. ``link_share``: of the link's
-    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages."""
+    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages.
+
+    ``max_num_batched_tokens`` is about where a step's arithmetic begins to take longer than reading
+    the weights: more prefill in one step makes those that decode wait (Sarathi-Serve, OSDI 2024).
+    """
 
     cost: CostModel
     device_pages: int
     host_pages: int
     max_len: int
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 512
     block_size: int | None = None
     link_share: float = 1.0
     first_tokens: int = 0
@@ -105,10 +109,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """``loaded_bytes``: Belady's, in the order in which ``resident`` served. ``link_share``: the
-    time that they take on the link, of the time that computing takes with all resident."""
+    """``loaded_bytes``: Belady's, in the order in which ``resident`` served; ``held_bytes``: the
+    same where what runs at once keeps its pages to its end. ``link_share``: the time that Belady's
+    take on the link, of the time that computing takes with all resident."""
 
     loaded_bytes: float
+    held_bytes: float
     turns_per_s: float
     link_share: float
     floor_turns_per_s: float
@@ -153,8 +159,13 @@ def play(
 def bound(machine: Machine, resident: Outcome, simulation: Simulation) -> Bound:
     """What any policy may reach on ``machine``, from a ``resident`` run that kept its accesses."""
     accesses = [access for _, access in sorted(simulation.log.accesses.items())]
-    loads = belady_loads(accesses, machine.device_pages)
-    num_bytes = float(sum(loads[-resident.turns :])) * resident.page_bytes
+    num_bytes, held_bytes = (
+        float(sum(loads[-resident.turns :])) * resident.page_bytes
+        for loads in (
+            belady_loads(accesses, machine.device_pages),
+            belady_loads(accesses, machine.device_pages, held_to_end=True),
+        )
+    )
     device, spent = machine.cost.hardware, resident.counters
     rate = device.link_bytes_per_s * machine.link_share
     floor = floor_s(
@@ -165,6 +176,7 @@ def bound(machine: Machine, resident: Outcome, simulation: Simulation) -> Bound:
     )
     return Bound(
         num_bytes,
+        held_bytes,
         roofline(resident.turns, resident.seconds, num_bytes, rate),
         num_bytes / rate / resident.seconds,
         resident.turns / floor,

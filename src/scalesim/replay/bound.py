@@ -6,6 +6,7 @@ Shares nothing with the planner or the memory it judges: it sees token counts an
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,12 @@ NEVER = 1 << 60
 @dataclass(frozen=True, slots=True)
 class Access:
     """One request: the ids of its pages in order; the first ``num_read`` are its prompt's, which
-    it needs before it starts, the others it computes."""
+    it needs before it starts, the others it computes. It ended before request ``until`` began; 0:
+    before the next one."""
 
     pages: tuple[int, ...]
     num_read: int
+    until: int = 0
 
 
 def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int, ...]:
@@ -32,9 +35,13 @@ def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int
     return tuple(ids)
 
 
-def belady_loads(accesses: Sequence[Access], capacity: int) -> list[int]:
+def belady_loads(
+    accesses: Sequence[Access], capacity: int, *, held_to_end: bool = False
+) -> list[int]:
     """Pages that each access must load into ``capacity`` pages when always the page that is needed
-    last makes room (Belady 1966). What was never there before is computed, not loaded."""
+    last makes room (Belady 1966). What was never there before is computed, not loaded. An access
+    needs its pages for a moment, or to the end of its request where ``held_to_end``: then less is
+    left for the others."""
     following = [[NEVER] * len(access.pages) for access in accesses]
     later: dict[int, int] = {}
     for index in range(len(accesses) - 1, -1, -1):
@@ -42,24 +49,30 @@ def belady_loads(accesses: Sequence[Access], capacity: int) -> list[int]:
             following[index][place] = later.get(page, NEVER)
             later[page] = index
     held: dict[int, int] = {}  # page -> when it is needed next
+    pins: Counter[int] = Counter()
     heap: list[tuple[int, int]] = []
+    ends: list[tuple[int, int]] = []
     seen: set[int] = set()
     loads = []
     for index, access in enumerate(accesses):
+        while ends and ends[0][0] <= index:
+            for page in accesses[heapq.heappop(ends)[1]].pages:
+                pins[page] -= 1
+                if pins[page] == 0 and held[page] == NEVER:
+                    del held[page]
+                elif pins[page] == 0:
+                    heapq.heappush(heap, (-held[page], page))
         count = 0
         for place, page in enumerate(access.pages):
             count += place < access.num_read and page in seen and page not in held
-            held[page] = index
+            held[page] = following[index][place]
+            pins[page] += 1
         while len(held) > capacity and heap:
             at, page = heapq.heappop(heap)
-            if held.get(page) == -at:
+            if held.get(page) == -at and not pins[page]:
                 del held[page]
-        for page, at in zip(access.pages, following[index], strict=True):
-            if at == NEVER:
-                held.pop(page, None)
-            else:
-                held[page] = at
-                heapq.heappush(heap, (-at, page))
+        until = access.until if held_to_end else 0
+        heapq.heappush(ends, (max(until, index + 1), index))
         seen.update(access.pages)
         loads.append(count)
     return loads

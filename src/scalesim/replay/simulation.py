@@ -149,7 +149,8 @@ class Simulation:
         tokens = call.tokens.tobytes() + sequence.output.tobytes()
         pages = page_ids(tokens, size * TOKEN_BYTES, self._pages)
         read = (sequence.prompt_len - 1) // size
-        self.log.accesses[sequence.admission] = Access(pages, read)
+        until = self.loop.scheduler.num_admissions
+        self.log.accesses[sequence.admission] = Access(pages, read, until)
 
     def _tell(self, hint: Hint) -> None:
         at = hint.truth if self._foresight else hint.expect

@@ -55,7 +55,7 @@ class Scheduler:
         self._prefilling: list[Sequence] = []
         self._decoding: npt.NDArray[np.int64] = _NO_SLOTS  # slots, in order of admission
         self._flights: deque[_Flight] = deque()
-        self._admissions = 0
+        self.num_admissions = 0
         self._ended: list[Sequence] = []
         # told of each end while its pages are still held: they are put in order once, not twice
         self.before_release: Callable[[Sequence], None] = lambda sequence: None
@@ -257,8 +257,8 @@ class Scheduler:
     def _enter(self, sequence: Sequence, lease: Lease) -> None:
         self.slots.enter(sequence, lease, self.memory.block_size)
         if not sequence.admission:
-            self._admissions += 1
-            sequence.admission = self._admissions
+            self.num_admissions += 1
+            sequence.admission = self.num_admissions
             sequence.cached_tokens = lease.num_cached
         sequence.lease = lease
         if lease.is_ready:
