@@ -12,7 +12,7 @@ from typing import Any
 import griffe
 
 _PARAMETER = re.compile(r"^(\w[\w, ]*) : (?=\S)")
-_TERM = re.compile(r"^(``\w+``|[a-z]+(?: [a-z]+)?) {2,}(?=\S)")
+_TERM = re.compile(r"^(``\w+``|[a-z]+(?:,? [a-z]+)?) {2,}(?=\S)")
 
 
 def as_list(text: str) -> str:
@@ -39,4 +39,4 @@ class Lists(griffe.Extension):
         elif obj.is_attribute and obj.parent is not None and obj.parent.is_class:
             _, comment, text = " ".join(obj.lines).partition("  # ")
             if comment and not text.startswith(("type:", "noqa")):
-                obj.docstring = griffe.Docstring(text.strip().capitalize(), parent=obj)
+                obj.docstring = griffe.Docstring(text.strip(), parent=obj)
