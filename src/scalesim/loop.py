@@ -246,8 +246,7 @@ class Loop:
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:
-        for agent, next_use in changes:
-            self.memory.owners.set_next_use(agent, next_use)
+        self.memory.owners.set_next_uses(changes)
 
     def end_all(self, cause: BaseException | None) -> None:
         """Nothing runs any more: every open call ends with ``EngineClosedError``, chained to

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalesim.distance.clock import Clock
-from scalesim.distance.distances import Distances
+from scalesim.distance.distances import Change, Distances
 
 
 def make() -> tuple[Clock, Distances]:
@@ -170,3 +170,45 @@ def test_what_was_told_is_always_what_is(acts: list[tuple[str, str, float]]) -> 
                 assert told.get(each) == distances.next_use(each)
             else:  # told at the call; the clock may have gone on since
                 assert told[each] is not None
+
+
+NONSENSE = st.sampled_from([math.nan, math.inf, -math.inf, None, "soon", 10**400])
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(
+                st.just("expect"),
+                st.dictionaries(st.integers(0, 11), st.floats(-5, 30) | NONSENSE, min_size=9),
+            ),
+            st.tuples(st.sampled_from(["called", "ended"]), st.integers(0, 11)),
+            st.tuples(st.just("advance"), st.floats(0, 5)),
+        ),
+        max_size=25,
+    )
+)
+def test_hints_for_many_and_one_by_one_say_the_same(acts: list[tuple[str, object]]) -> None:
+    """Beside one that is given every hint singly: changes, bursts and counts."""
+    (clock, many), (_, singly) = make(), make()
+    open_calls = dict.fromkeys(range(12), 0)
+    for name, given_ in acts:
+        if name == "expect":
+            hints: dict[object, float] = given_  # type: ignore[assignment]
+            changes = many.expect_all(hints, 0.8, offset=clock.now)
+            expected: list[Change] = []
+            for agent, steps in hints.items():
+                expected += singly.expect_all({agent: steps}, 0.8, offset=clock.now)
+            assert changes == expected
+        elif name == "advance":
+            to = clock.now + float(given_)  # type: ignore[arg-type]
+            assert many.advance(0.0, to=to) == singly.advance(0.0, to=to)
+        elif name == "called" or open_calls[given_]:  # type: ignore[index]
+            open_calls[given_] += 1 if name == "called" else -1  # type: ignore[index]
+            act = many.called if name == "called" else many.ended
+            other = singly.called if name == "called" else singly.ended
+            assert act(given_) == other(given_)  # type: ignore[arg-type]
+        assert many.num_ignored == singly.num_ignored
+        assert [many.next_use(each) for each in range(12)] == [
+            singly.next_use(each) for each in range(12)
+        ]

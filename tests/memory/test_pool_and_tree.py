@@ -196,7 +196,7 @@ def test_split_divides_pages_and_copies_and_merge_undoes_it(cut: int) -> None:
     save = segment.save = Transfer("out", "save", [(segment, 1)])
     upper = tree.split(segment, cut)
     assert upper.device + segment.device == [500, 501, 502, 503, 504]
-    assert upper.host + segment.host == [10, 11, 12, 13]
+    assert [*upper.host, *segment.host] == [10, 11, 12, 13]
     assert upper.saved + segment.saved == 3 and upper.ready + segment.ready == 5
     assert upper.pins == segment.pins == 1 and segment.parent is upper
     holder = segment if cut < 4 else upper

@@ -412,7 +412,7 @@ class World:
                 continue  # written by a step in flight: right for whoever comes after it
             tokens, start = full_tokens(segment, self.shape.block_size)
             device.add(segment, segment.device[: segment.ready], tokens, start)
-            host.add(segment, segment.host[: segment.saved], tokens, start)
+            host.add(segment, segment.host[: segment.saved].tolist(), tokens, start)
         for held in self.held:
             if held.lease.is_ready:
                 pages = [p for s in reversed(lineage(held.lease.end)) for p in s.device]

@@ -16,6 +16,7 @@ from scalesim.distance.estimates import Times
 
 _FINE = 8.0  # a bucket is at most this part of the time until it begins
 _FOREVER = 2.0**52
+_MANY = 512  # single entries that are packed
 
 
 class Calendar:
@@ -32,6 +33,10 @@ class Calendar:
         bucket[0].append(row)
         bucket[1].append(time)
         self.num_entries += 1
+        if len(bucket[0]) >= _MANY:
+            bucket[2].append((np.array(bucket[0], np.int64), np.array(bucket[1])))
+            bucket[0].clear()
+            bucket[1].clear()
 
     def put(self, rows: Int64s, times: Times, now: float) -> None:
         """``rows`` and ``times`` are ``[n]``."""

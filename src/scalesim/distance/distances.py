@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,11 +101,14 @@ class Distances:
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, offset: float = 0.0
     ) -> list[Change]:
         """``expect`` for many agents; the changes in their order. ``offset`` is added to each."""
-        at = [_number(time) + offset for time in times.values()]
-        at = [math.inf if math.isnan(time) else time for time in at]  # takes nothing back
-        for agent, time in zip(times, at, strict=True):
+        at = _numbers(times.values()) + offset
+        if len(times) > _FEW:
+            rows = self._rows_of(tuple(times))
+            self._end_bursts(rows, at)
+            return self._post_rows(self._declared, rows, at, np.broadcast_to(confidence, at.shape))
+        for agent, time in zip(times, at.tolist(), strict=True):
             self._end_burst(agent, time)
-        return self._post(self._declared, Estimates(tuple(times), at, confidence))
+        return self._post(self._declared, Estimates(tuple(times), at.tolist(), confidence))
 
     def wake(self, agent: AgentId) -> list[Change]:
         """``agent`` will call at once, whatever was said before."""
@@ -118,6 +121,15 @@ class Distances:
             rows = self._rows
             if not rows.open_calls[row]:
                 rows.usual_calls[row] = rows.calls[row]
+
+    def _end_bursts(self, rows: Int64s, at: Times) -> None:
+        """``_end_burst`` for ``[n]`` agents."""
+        if self._called:
+            columns = self._rows
+            calls = columns.calls[rows]
+            over = (calls > 0) & (columns.open_calls[rows] == 0)
+            over &= (self.clock.now < at) & (at < math.inf)
+            columns.usual_calls[rows[over]] = calls[over]
 
     # -- what happens -------------------------------------------------------------------------
 
@@ -189,16 +201,11 @@ class Distances:
             raise ValueError(f"{len(at)} times for {len(agents)} agents; give one for each")
         if not len(agents):
             return []
-        now = self.clock.now
         if len(agents) > _FEW:
             times = np.asarray(at, np.float64)
             sure = np.broadcast_to(np.asarray(confidence, np.float64), times.shape)
-            rows = self.roster.rows(agents)
-            self._rows.grow(len(self.roster))
-            changed = ledger.post(rows, times, sure, now)
-            self._combine_many(changed)
-            return self._all_changes(changed)
-        touched = []
+            return self._post_rows(ledger, self._rows_of(agents), times, sure)
+        now, touched = self.clock.now, []
         each = [confidence] * len(agents) if isinstance(confidence, (int, float)) else confidence
         for agent, time, sure_of_it in zip(agents, at, each, strict=True):
             row = self._row(agent)
@@ -206,6 +213,14 @@ class Distances:
                 self._combine_one(row)
                 touched.append(row)
         return self._changes(touched)
+
+    def _post_rows(
+        self, ledger: Ledger, rows: Int64s, at: Times, confidence: Times
+    ) -> list[Change]:
+        """``_post`` for ``[n]`` agents at once."""
+        changed = ledger.post(rows, at, confidence, self.clock.now)
+        self._combine_many(changed)
+        return self._all_changes(changed)
 
     def _combine_one(self, row: int) -> None:
         at, confidence = [], []
@@ -223,23 +238,27 @@ class Distances:
     def _combine_many(self, rows: Int64s) -> None:
         if not len(rows):
             return
-        at = np.full((len(self._voices), len(rows)), np.nan)
-        confidence = np.zeros(at.shape)
-        for index, voice in enumerate(self._voices):
-            ledger = voice.ledger
-            if ledger.score.muted or not ledger.columns.num_rows:
-                continue
-            ledger.columns.grow(len(self.roster))
-            heard = ledger.columns.confidence[rows] * ledger.score.trust
-            said = (heard >= LEAST) & ~np.isnan(ledger.columns.at[rows])
-            at[index, said] = ledger.columns.at[rows][said]
-            confidence[index, said] = heard[said]
-        speaking = (~np.isnan(at)).sum(axis=0)
-        combined = np.where(speaking == 1, np.nan_to_num(at).sum(axis=0), np.nan)
+        heard = [self._heard(voice.ledger, rows) for voice in self._voices if voice.ledger.is_heard]
+        if len(heard) == 1:
+            self._rows.combined[rows] = heard[0][0]
+            return
+        at = np.array([times for times, _ in heard]).reshape(-1, len(rows))
+        confidence = np.array([sure for _, sure in heard]).reshape(at.shape)
+        silent = np.isnan(at)
+        speaking = len(heard) - silent.sum(axis=0)
+        combined = np.where(speaking == 1, np.where(silent, 0.0, at).sum(axis=0), np.nan)
         several = speaking > 1
         if several.any():
             combined[several] = self._combined(at[:, several], confidence[:, several])
         self._rows.combined[rows] = combined
+
+    def _heard(self, ledger: Ledger, rows: Int64s) -> tuple[Times, Times]:
+        """What it says of ``rows`` and how sure it may be, both ``[n]``; NaN and 0 where that is
+        nothing."""
+        ledger.columns.grow(len(self.roster))
+        confidence = ledger.columns.confidence[rows] * ledger.score.trust
+        at = np.where(confidence >= LEAST, ledger.columns.at[rows], np.nan)
+        return at, np.where(np.isnan(at), 0.0, confidence)
 
     def _combined(self, at: Times, confidence: Times) -> Times:
         """What the function says, or the default's if it fails: it is advice as well."""
@@ -284,6 +303,11 @@ class Distances:
         names = self.roster.names(touched[news].tolist())
         return [(name, None if at != at else at) for name, at in zip(names, times, strict=True)]
 
+    def _rows_of(self, agents: Sequence[AgentId]) -> Int64s:
+        rows = self.roster.rows(agents)
+        self._rows.grow(len(self.roster))
+        return rows
+
     def _row(self, agent: AgentId) -> int:
         row = self.roster.row(agent)
         if row >= self._rows.num_rows:
@@ -291,8 +315,18 @@ class Distances:
         return row
 
 
+def _numbers(values: Collection[float]) -> Times:
+    """``[n]``; what is no number is infinite: it takes nothing back, and is ignored."""
+    try:
+        numbers = np.fromiter(values, np.float64, len(values))
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.array([_number(value) for value in values])
+    numbers[np.isnan(numbers)] = np.inf
+    return numbers
+
+
 def _number(value: float) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        return math.nan
+        return math.inf

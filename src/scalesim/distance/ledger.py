@@ -37,6 +37,11 @@ class Ledger:
         """The predicted time, NaN if there is none."""
         return float(self.columns.at[row]) if row < self.columns.num_rows else math.nan
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anything was said, by a source that is listened to."""
+        return bool(self.columns.num_rows) and not self.score.muted
+
     def heard(self, row: int) -> float:
         """The confidence in what is said of ``row``, discounted by what the source deserves."""
         trust = 0.0 if self.score.muted else self.score.trust
@@ -72,7 +77,7 @@ class Ledger:
         self.num_ignored += int(np.isinf(at).sum())
         rows, at, confidence = rows[news], at[news], confidence[news]
         columns.at[rows], columns.made[rows] = at, now
-        columns.confidence[rows] = np.clip(np.nan_to_num(confidence, nan=0.0), 0.0, 1.0)
+        columns.confidence[rows] = np.where(confidence > 0.0, np.minimum(confidence, 1.0), 0.0)
         given = ~np.isnan(at)
         rows_given, at = rows[given], at[given]
         self._deadlines.put(rows_given, at + np.maximum(MIN_PATIENCE_STEPS, at - now), now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,13 @@ class Roster:
         return row
 
     def rows(self, agents: Sequence[AgentId]) -> Int64s:
-        found = [self._rows.get(agent, -1) for agent in agents]
-        if -1 in found:
-            found = [self.row(agent) for agent in agents]
-        return np.array(found, np.int64)
+        found = np.fromiter(map(self._rows.get, agents, repeat(-1)), np.int64, len(agents))
+        if found.min(initial=0) < 0:
+            found = np.fromiter(map(self.row, agents), np.int64, len(agents))
+        return found
 
     def names(self, rows: Iterable[int]) -> list[AgentId]:
-        return [self.ids[row] for row in rows]
+        return list(map(self.ids.__getitem__, rows))
 
 
 class Columns:

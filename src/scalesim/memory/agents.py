@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scalesim.core import AgentId
 from scalesim.memory.order import Use
 from scalesim.memory.segment import Segment
 
 MAX_PATHS = 16
+MANY_OWNERS = 16  # a segment shared by more is ordered by last use: some owner is always near
 PERMANENT = 1 << 40  # uses of a path that every call takes: an adapter
 _FORGET = 0.25  # weight of the newest observation of whether a fresh path is used again
 _TAIL_BELOW = 0.5
@@ -49,6 +52,7 @@ class AgentState:
 
     __slots__ = (
         "adapter",
+        "awaited",
         "calls",
         "could_go_on",
         "fresh_reuse",
@@ -61,6 +65,7 @@ class AgentState:
         "next_seq",
         "next_use",
         "paths",
+        "placed",
         "went_on",
     )
 
@@ -78,6 +83,8 @@ class AgentState:
         self.newest: Segment | None = None  # the end of the last path that was computed
         self.home: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
+        self.awaited: list[Any] | None = None  # the look-ahead's: see ``Awaited``
+        self.placed = False  # whether segments of its own may be in an order: see ``Standing``
 
     def use(self) -> Use:
         return Use(self.next_use, self.next_seq, self.last_use, self.last_seq)
@@ -115,6 +122,18 @@ class AgentState:
         if newest is not None and (newest.parent is None or self.is_over(newest)):
             return self.home or newest
         return newest
+
+    def owns_only(self, segment: Segment) -> bool:
+        """Whether nothing else is ordered by this agent's next use."""
+        return (
+            len(self.paths) == 1
+            and segment in self.paths
+            and self.id not in segment.tails
+            and all(
+                len(above.owners) > MANY_OWNERS and self.id not in above.tails
+                for above in lineage(segment)[1:]
+            )
+        )
 
     def observe_reuse(self, matched_end: Segment) -> None:
         """A look-up matched down to ``matched_end``: every own path that it covers was used

@@ -39,7 +39,7 @@ class LevelsAhead(LookAhead):
         self._planned_at = now
         while self._entering and self._entering[0][0] <= now:
             self._reorder(heapq.heappop(self._entering)[2])
-        while (agent := self._awaited.peek(now)) is not None:
+        while (agent := self._awaited.peek()) is not None:
             if agent.next_use is None or agent.next_use - now > AHEAD_STEPS:
                 return
             missing = self._missing(agent)

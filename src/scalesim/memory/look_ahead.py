@@ -13,8 +13,8 @@ from typing import Literal
 
 from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
+from scalesim.memory.awaited import Awaited
 from scalesim.memory.links import Direction
-from scalesim.memory.order import UseOrder
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 
@@ -67,7 +67,7 @@ class LookAhead:
         self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
         self._residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
-        self._awaited: UseOrder[AgentState] = UseOrder(soonest=True)
+        self._awaited = Awaited()
         self._turn_s = 0.0
         self._waits_for_all = 0.0
         self._last_s: float | None = None
@@ -79,7 +79,7 @@ class LookAhead:
         if agent.next_use is None:
             self._awaited.discard(agent)
         else:
-            self._awaited.add(agent, agent.use())
+            self._awaited.add(agent, self._residency.standing.now)
 
     def observe_tick(self, pace: Pace, *, idle: bool) -> None:
         """The clock moved; ``idle``: no request was open."""
@@ -112,7 +112,7 @@ class LookAhead:
 
     def _load(self, wall_s: float) -> None:
         residency = self._residency
-        while (agent := self._awaited.peek(residency.standing.now)) is not None:
+        while (agent := self._awaited.peek()) is not None:
             missing = self._missing(agent)
             count = sum(blocks for _, blocks in missing)
             if count == 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scalesim.core import AgentId
-from scalesim.memory.agents import PERMANENT, AgentState, Habit, lineage
+from scalesim.memory.agents import MANY_OWNERS, PERMANENT, AgentState, Habit, lineage
 from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.segment import Segment
-from scalesim.memory.standing import MANY_OWNERS, Standing
+from scalesim.memory.standing import Standing
 
 
 class Owners:
@@ -25,12 +27,21 @@ class Owners:
 
     def set_next_use(self, id: AgentId, next_use: float | None) -> None:
         """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
-        state = self.agent(id)
-        if next_use is None and state.next_use is None:
-            return
-        state.next_use, state.next_seq = next_use, self._standing.next_seq()
-        self._refresh_paths(state)
-        self._look_ahead.await_agent(state)
+        self.set_next_uses([(id, next_use)])
+
+    def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
+        """``set_next_use`` for many, in this order. Of an agent that has nothing in an order, which
+        is most of them, only the time is written down."""
+        standing, look_ahead = self._standing, self._look_ahead
+        known = list(map(self.agents.get, [id for id, _ in advice]))  # misses of a cache, in a row
+        for (id, next_use), found in zip(advice, known, strict=True):
+            state = found or self.agent(id)
+            if next_use is None and state.next_use is None:
+                continue
+            state.next_use, state.next_seq = next_use, standing.next_seq()
+            if state.placed:
+                self._refresh_paths(state)
+            look_ahead.await_agent(state)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
@@ -114,9 +125,14 @@ class Owners:
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 self._look_ahead.await_agent(owner)
+                if not segment.device and owner.owns_only(segment):
+                    owner.placed = False
 
     def _refresh_paths(self, agent: AgentState) -> None:
-        """What ``agent`` owns alone, or almost, has another next use now."""
+        """What ``agent`` owns alone, or almost, has another next use now. An agent of whose
+        segments none is in an order is passed over from then on, until one is again."""
+        standing = self._standing
+        agent.placed = False
         seen: dict[Segment, None] = {}
         for end in agent.paths:
             for segment in lineage(end):
@@ -125,6 +141,6 @@ class Owners:
                 seen[segment] = None
                 tail = segment.tails.get(agent.id)  # below what it hangs from: it leaves before it
                 if tail is not None and tail.pins == 0:
-                    self._standing.refresh(tail)
+                    standing.refresh(tail)
                 if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
-                    self._standing.refresh(segment)
+                    standing.refresh(segment)

@@ -7,6 +7,7 @@ that may still touch it, recorded when it was given back.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 
@@ -21,7 +22,7 @@ class PagePool:
         self.num_pages = num_pages
         self.first = first
         self.num_free = 0
-        self._fence = [-1] * num_pages
+        self._fence = array("i", [-1]) * num_pages
         self._is_free = bytearray(num_pages)
         self._length_at: dict[int, int] = {}  # run start -> length
         self._start_before: dict[int, int] = {}  # run end (exclusive) -> start
@@ -62,7 +63,7 @@ class PagePool:
             assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
             free_already = self._is_free.find(1, start, end)
             assert free_already < 0, f"page {free_already} of {start}..{end - 1} is free already"
-            self._fence[start:end] = [fence] * (end - start)
+            self._fence[start:end] = array("i", [fence]) * (end - start)
             self._give_run(start, end)
 
     def fence_free(self, pages: Sequence[int], fence: int) -> None:

@@ -97,7 +97,7 @@ class PrefixTree:
         child.mark = mark
         key = self._key(child)
         assert key not in parent.children and child.num_blocks > 0
-        parent.children[key] = child
+        parent.adopt(child, key)
         self.num_segments += 1
         return child
 
@@ -106,7 +106,7 @@ class PrefixTree:
         child = Segment(root, b"", 0, self._next_seq())
         child.mark = digest
         assert digest not in root.children
-        root.children[digest] = child
+        root.adopt(child, digest)
         self.num_segments += 1
         return child
 
@@ -115,7 +115,7 @@ class PrefixTree:
         assert agent not in parent.tails and 0 < len(tokens) < self.block_bytes
         tail = Segment(parent, tokens, 1, self._next_seq())
         tail.is_tail, tail.tail_of = True, agent
-        parent.tails[agent] = tail
+        parent.adopt_tail(tail, agent)
         self.num_segments += 1
         self.add_device(tail, [page])
         tail.ready = 1
@@ -158,7 +158,7 @@ class PrefixTree:
         segment.num_blocks -= count
         segment.parent.children[self._key(upper)] = upper
         segment.parent = upper
-        upper.children[self._key(segment)] = segment
+        upper.adopt(segment, self._key(segment))
         upper.device_children = int(bool(segment.device))
         upper.content_children = int(bool(segment.device or segment.host))
         self.num_segments += 1
@@ -257,7 +257,7 @@ class PrefixTree:
     def trim_host(self, segment: Segment, keep: int) -> list[int]:
         """Take back the host pages from block ``keep`` on."""
         before = _presence(segment)
-        pages = segment.host[keep:]
+        pages = segment.host[keep:].tolist()
         del segment.host[keep:]
         segment.saved = min(segment.saved, keep)
         self._recount(segment, before)

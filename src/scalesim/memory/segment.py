@@ -13,8 +13,10 @@ in the tree at all.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from scalesim.core import AgentId
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from scalesim.memory.agents import AgentState
     from scalesim.memory.links import Source
 
+_NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))  # writing to it raises
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 
 
@@ -79,14 +82,15 @@ class Segment:
         self.seq = seq
         self.mark = b""
         self.source: Source | None = None
-        # by the tokens of the child's first block, and its mark
-        self.children: dict[bytes, Segment] = {}
-        self.tails: dict[AgentId, Segment] = {}
+        # by the tokens of the child's first block, and its mark; the leaves of a million agents
+        # have no dictionaries of their own: see ``adopt``
+        self.children: dict[bytes, Segment] = _NOBODY
+        self.tails: dict[AgentId, Segment] = _NOBODY
         self.is_tail = False
         self.tail_of: AgentId | None = None
         self.device: list[int] = []
         self.ready = 0
-        self.host: list[int] = []
+        self.host = array("i")  # four bytes a page: those of idle agents are many
         self.saved = 0
         self.load: Transfer | None = None
         self.save: Transfer | None = None
@@ -99,6 +103,17 @@ class Segment:
         self.content_children = 0  # children and tails with pages anywhere
         self.failed_saves = 0
         self.prefetched = 0  # blocks loaded ahead and not yet asked for
+
+    def adopt(self, child: Segment, key: bytes) -> None:
+        """``child`` is found by ``key`` from now on."""
+        if not self.children:
+            self.children = {}
+        self.children[key] = child
+
+    def adopt_tail(self, tail: Segment, agent: AgentId) -> None:
+        if not self.tails:
+            self.tails = {}
+        self.tails[agent] = tail
 
     @property
     def is_root(self) -> bool:

@@ -6,6 +6,7 @@ after every change of a segment, ``withdraw`` when it may no longer move.
 
 from __future__ import annotations
 
+from scalesim.memory.agents import MANY_OWNERS
 from scalesim.memory.order import Use, UseOrder
 from scalesim.memory.policies import Policy
 from scalesim.memory.prefix_tree import PrefixTree
@@ -13,7 +14,6 @@ from scalesim.memory.segment import Segment
 
 MAX_SAVE_FAILURES = 3
 _FAR = 1e18
-MANY_OWNERS = 16  # a segment shared by more is ordered by last use: some owner is always near
 
 
 class Standing:
@@ -154,6 +154,8 @@ class Standing:
             self._cleanable.add(segment, use)
         else:
             self._cleanable.discard(segment)
+        if may_leave or may_clean:
+            self._mark(segment)
         if self._host_is_short:
             self._place_on_host(segment, use)
 
@@ -169,17 +171,25 @@ class Standing:
         for order in (self._evictable, self._cleanable, self._host_only, self._doubled):
             order.discard(segment)
 
+    def _mark(self, segment: Segment) -> None:
+        """``segment`` is in an order: its place hangs on its owners' next uses."""
+        if len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                owner.placed = True
+
     def _place_on_host(self, segment: Segment, use: Use) -> None:
         still = segment.load is None and segment.save is None
         if still and segment.host and segment.ready >= segment.saved:
             self._doubled.add(segment, use)
         else:
             self._doubled.discard(segment)
-        alone = still and not segment.pins and not segment.device
-        if alone and segment.host and not segment.content_children:
+        alone = still and not segment.pins and not segment.device and not segment.content_children
+        if alone and segment.host:
             self._host_only.add(segment, use)
         else:
             self._host_only.discard(segment)
+        if still:
+            self._mark(segment)
 
     def _watch_host(self) -> None:
         if not self._host_is_short:

@@ -75,8 +75,7 @@ class Simulation:
         loop = self.loop
         start_s = self.link.now_s
         loop.advance(start_s, step.time)
-        for hint in step.hints:
-            self._tell(hint)
+        self._tell(step.hints)
         first: list[Turn] = []
         for turn in step.turns:
             waiting = self._later.setdefault(turn.agent, deque())
@@ -140,7 +139,7 @@ class Simulation:
         else:
             self._later.pop(turn.agent, None)
             if turn.agent is not None:
-                self._tell(Hint(turn.agent, turn.expect, turn.truth))
+                self._tell([Hint(turn.agent, turn.expect, turn.truth)])
 
     def _see(self, call: Call) -> None:
         sequence = call.sequence
@@ -152,10 +151,14 @@ class Simulation:
         until = self.loop.scheduler.num_admissions
         self.log.accesses[sequence.admission] = Access(pages, read, until)
 
-    def _tell(self, hint: Hint) -> None:
-        at = hint.truth if self._foresight else hint.expect
-        if at is not None:
-            self.loop.expect({hint.agent: at}, absolute=True)
+    def _tell(self, hints: Iterable[Hint]) -> None:
+        told = {
+            hint.agent: at
+            for hint in hints
+            if (at := hint.truth if self._foresight else hint.expect) is not None
+        }
+        if told:
+            self.loop.expect(told, absolute=True)
 
     def _leap_ahead(self) -> None:
         """Take the steps in which nothing but decoding can happen as one: the same times, plans

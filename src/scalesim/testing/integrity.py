@@ -42,6 +42,7 @@ def _expect(condition: bool, message: str) -> None:
 
 
 def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
+    holders: list[tuple[str, Sequence[int]]]
     holders = [(repr(segment), segment.device) for segment in segments]
     holders += [(f"private of row {lease.row}", lease.private) for lease in leases]
     _check_conservation("device", manager.device, holders)
