@@ -70,6 +70,13 @@ def kernels(session: nox.Session, triton: str) -> None:
 
 
 @nox.session
+def storm(session: nox.Session) -> None:
+    """Make 10 000 calls that are cancelled, time out or are left: no text or page may care."""
+    install(session, "test")
+    session.run("python", "-m", "tests.engine.storm", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run one benchmark by name: ``nox -s bench -- engine``."""
     install(session, "oracle", "plots")

@@ -21,6 +21,8 @@ from benchmarks import (
     replay_curves,
     replay_scale,
     sources,
+    streaming,
+    structure,
 )
 
 BENCHMARKS = {
@@ -33,6 +35,8 @@ BENCHMARKS = {
     "replay-curves": replay_curves,
     "replay-scale": replay_scale,
     "sources": sources,
+    "streaming": streaming,
+    "structure": structure,
 }
 
 

@@ -29,12 +29,23 @@ ENGINE = tuple(
         "agent",
         "assembly",
         "backends",
+        "caller",
         "calls",
+        "choices",
+        "driver",
+        "embeddings",
         "engine",
+        "gate",
+        "intake",
         "loop",
+        "overflow",
+        "progress",
         "recorder",
         "requests",
         "sampling_keys",
+        "sampling_params",
+        "streams",
+        "structure",
     )
 )
 PARTS = tuple(

@@ -7,9 +7,17 @@ This package never imports ``scalesim``. Importing it loads no torch; ``select``
 
 from __future__ import annotations
 
-from .contracts import KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
+from .contracts import Adjustments, KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
 
-__all__ = ["KernelSet", "LoraBatch", "LoraDirectory", "LoraSite", "PagedBatch", "select"]
+__all__ = [
+    "Adjustments",
+    "KernelSet",
+    "LoraBatch",
+    "LoraDirectory",
+    "LoraSite",
+    "PagedBatch",
+    "select",
+]
 
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 

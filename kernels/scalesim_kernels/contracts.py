@@ -263,6 +263,70 @@ class Sample(Protocol):
         """
 
 
+RULED_OUT = -(2.0**100)
+"""The logit of a token that must not be sampled: far below any other, and finite, as rows that hold
+-Inf are broken ones. At temperatures up to 2**90 its weight is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustments:
+    """What the logits of some rows go through before they are sampled; ``[m]`` arrays, one entry a
+    row. All arrays are C-contiguous.
+
+    ``counts`` says of each token of the vocabulary how often it was generated, times 2, plus 1 if
+    it occurs in the prompt; row ``slots[i]`` is row ``i``'s. Bit ``t % 32`` of ``masks[j, t //
+    32]`` allows token ``t``.
+    """
+
+    rows: Tensor  # [m] int32, rows of the logits
+    temperatures: Tensor  # [m] fp32
+    min_ps: Tensor  # [m] fp32, 0 to 1; 0 keeps all
+    repetitions: Tensor  # [m] fp32, above 0; 1 changes nothing
+    presences: Tensor  # [m] fp32
+    frequencies: Tensor  # [m] fp32
+    slots: Tensor  # [m] int32, rows of counts; read only where one of the three penalties is on
+    counts: Tensor  # [num_slots, vocab] int32
+    bias_start: Tensor  # [m + 1] int32: row i has biases bias_start[i]:bias_start[i + 1]
+    bias_ids: Tensor  # [num_biases] int32, distinct within a row
+    biases: Tensor  # [num_biases] fp32; -Inf rules a token out
+    mask_rows: Tensor  # [m] int32, rows of masks; -1: all tokens are allowed
+    masks: Tensor  # [num_masks, ceil(vocab / 32)] int32
+
+
+class AdjustLogits(Protocol):
+    def __call__(self, logits: Tensor, changes: Adjustments) -> Tensor:
+        """The rows ``changes.rows`` of ``logits`` (``[n, vocab]`` fp32, C-contiguous, left as they
+        are), changed: ``[m, vocab]`` fp32. In this order, each rounded to fp32:
+
+        1. ``biases`` are added.
+        2. Tokens of the prompt or the output: divided by the repetition penalty where positive,
+           multiplied by it where negative (Keskar et al., "CTRL", 2019).
+        3. Less the frequency penalty times how often the token was generated; less the presence
+           penalty if it was.
+        4. ``RULED_OUT`` where the mask does not allow the token, or the logit is below that.
+        5. At a temperature above 0: ``RULED_OUT`` where ``exp((logit - max) / T)`` is below
+           ``min_p``.
+
+        Unspecified in a row that holds NaN or Inf, or of which no token is left.
+        """
+
+
+class LogProbs(Protocol):
+    def __call__(
+        self, logits: Tensor, targets: Tensor, top_k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities (natural logarithm, of ``softmax(logits)``) of one token a row, and of
+        the ``top_k`` likeliest.
+
+        logits : ``[n, vocab]`` fp32, C-contiguous; not changed. targets : ``[n]`` int32, in
+            ``[0, vocab)``. top_k : 0 to ``vocab``.
+        returns : ``[n]`` fp32 of the targets; ``[n, top_k]`` int32, the likeliest ids, best first,
+            ties to the lowest id; ``[n, top_k]`` fp32, theirs. Sums in fp32 or wider.
+
+        Unspecified (but for being in bounds) in a row that holds NaN or Inf.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class KernelSet:
     """A full set of ops. Frozen; make a changed one with ``dataclasses.replace``."""
@@ -282,3 +346,5 @@ class KernelSet:
     copy_pages: CopyPages
     zero_pages: ZeroPages
     sample: Sample
+    log_probs: LogProbs
+    adjust_logits: AdjustLogits

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
+from .cpu_logits import adjust_logits, log_probs
 from .cpu_lora import CpuLora
 from .cpu_sampling import sample
 
@@ -129,4 +130,6 @@ def cpu_kernels() -> KernelSet:
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,
+        log_probs=log_probs,
+        adjust_logits=adjust_logits,
     )

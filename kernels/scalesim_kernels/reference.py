@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import KernelSet, LoraBatch, LoraSite, PagedBatch
+from .contracts import RULED_OUT, Adjustments, KernelSet, LoraBatch, LoraSite, PagedBatch
 from .philox import uniform
 
 
@@ -214,6 +214,42 @@ def sample(
     return torch.tensor(tokens, dtype=torch.int32)
 
 
+def adjust_row(row: Tensor, i: int, changes: Adjustments) -> Tensor:
+    first, last = changes.bias_start[i : i + 2].tolist()
+    ids = changes.bias_ids[first:last].long()
+    row = row.index_add(0, ids, changes.biases[first:last].to(row.dtype))
+    penalties = (changes.repetitions[i], changes.frequencies[i], changes.presences[i])
+    if [float(penalty) for penalty in penalties] != [1, 0, 0]:
+        counts = changes.counts[int(changes.slots[i])]
+        repetition, frequency, presence = penalties
+        times = counts >> 1
+        penalized = torch.where(row < 0, row * repetition, row / repetition)
+        row = torch.where(counts > 0, penalized, row)
+        row = row - times * frequency
+        row = row - (times > 0) * presence
+    row = row.clamp(min=RULED_OUT)
+    if changes.mask_rows[i] >= 0:
+        words = changes.masks[int(changes.mask_rows[i])]
+        allowed = (words[:, None] >> torch.arange(32, dtype=torch.int32)) & 1
+        row = torch.where(allowed.flatten()[: len(row)] == 1, row, RULED_OUT)
+    if changes.min_ps[i] > 0 and changes.temperatures[i] > 0:
+        weights = torch.exp((row - row.max()) / changes.temperatures[i])
+        row = torch.where(weights < changes.min_ps[i], RULED_OUT, row)
+    return row
+
+
+def adjust_logits(logits: Tensor, changes: Adjustments) -> Tensor:
+    rows = [adjust_row(logits[row], i, changes) for i, row in enumerate(changes.rows.tolist())]
+    return torch.stack(rows) if rows else logits[:0].clone()
+
+
+def log_probs(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    scores = torch.log_softmax(logits.double(), -1)
+    order = torch.argsort(logits, descending=True, stable=True)[:, :top_k]
+    chosen = scores.gather(1, targets.long()[:, None])[:, 0]
+    return chosen.to(logits.dtype), order.int(), scores.gather(1, order).to(logits.dtype)
+
+
 def reference_kernels() -> KernelSet:
     return KernelSet(
         name="reference",
@@ -231,4 +267,6 @@ def reference_kernels() -> KernelSet:
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,
+        log_probs=log_probs,
+        adjust_logits=adjust_logits,
     )

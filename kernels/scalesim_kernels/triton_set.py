@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import matmul, paged_lora, pages, rows, sampling
+from . import logits, matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, PagedBatch
 from .kv_store import store
 from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
@@ -125,4 +125,6 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         copy_pages=pages.copy_pages,
         zero_pages=pages.zero_pages,
         sample=sampling.sample,
+        log_probs=logits.log_probs,
+        adjust_logits=logits.adjust_logits,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
+from .contracts import Adjustments, KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
 
 MAX_RANK = 64  # of the adapters that the example has
 
@@ -89,6 +89,9 @@ def calls(
     logits, ones = zeros(2, shape.vocab, dtype=torch.float32), torch.ones(2, device=device)
     ints = torch.zeros(2, dtype=torch.int32, device=device)
     yield "sample", lambda: kernels.sample(logits, ones, ints, ones, ints.long(), ints)
+    changes = example_changes(device, shape.vocab)
+    yield "adjust_logits", lambda: kernels.adjust_logits(logits, changes)
+    yield "log_probs", lambda: kernels.log_probs(logits, ints, 2)
 
 
 def lora_sites(shape: ModelShape) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:
@@ -117,6 +120,18 @@ def example_lora(device: str, num_tokens: int) -> LoraBatch:
         directory, table, int32(*range(num_tokens)), int32(0, 1, num_tokens),
         int32(1, num_tokens - 1), int32(1, 2), int32(0, 0),
     )  # fmt: skip
+
+
+def example_changes(device: str, vocab: int) -> Adjustments:
+    """Of one row: every change at once, each of them changing nothing."""
+    ints = torch.zeros(2, dtype=torch.int32, device=device)
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    counts = torch.zeros((1, vocab), dtype=torch.int32, device=device)
+    masks = torch.full((1, -(-vocab // 32)), -1, dtype=torch.int32, device=device)
+    first = ints[:1]
+    return Adjustments(
+        first, one, zero, one, zero, zero, first, counts, ints, first, zero, first, masks
+    )
 
 
 def example_batch(device: str, num_tokens: int) -> PagedBatch:

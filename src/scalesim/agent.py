@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from scalesim.core import AgentId, SamplingParams
-from scalesim.requests import Message, Prompt, Reply, Request
+from scalesim.choices import By, Choice, Option
+from scalesim.core import AgentId
+from scalesim.requests import Message, OnOverflow, Prompt, Reply, Request
+from scalesim.streams import AsyncStream, Stream
 
 if TYPE_CHECKING:
     from scalesim.engine import Engine
@@ -29,39 +32,63 @@ class Agent:
         prompt: Prompt,
         *,
         timeout: float | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+        on_overflow: OnOverflow = "error",
         sample_index: int = 0,
         **params: Any,
     ) -> Request:
-        """A request for ``Engine.run``: text, token ids or chat messages."""
+        """A request for ``Engine.run``: text, token ids or chat messages. Options are the fields of
+        ``Request`` and of ``SamplingParams``."""
         return Request(
             prompt,
             agent=self.id,
-            params=SamplingParams(**params),
+            params=self.engine.sampling(**params),
             timeout=timeout,
             sample_index=sample_index,
+            deadline=deadline,
+            priority=priority,
+            on_overflow=on_overflow,
         )
 
-    def generate(self, prompt: Prompt, *, timeout: float | None = None, **params: Any) -> Reply:
-        """The continuation of ``prompt``; waits. Raises what ``Engine.generate`` raises."""
-        return self.engine.generate(self.request(prompt, timeout=timeout, **params))
+    def generate(self, prompt: Prompt, **options: Any) -> Reply:
+        """The continuation of ``prompt``; waits. Options as for ``request``; raises what
+        ``Engine.generate`` raises."""
+        return self.engine.generate(self.request(prompt, **options))
 
-    async def generate_async(
-        self, prompt: Prompt, *, timeout: float | None = None, **params: Any
-    ) -> Reply:
+    async def generate_async(self, prompt: Prompt, **options: Any) -> Reply:
         """``generate`` from any event loop."""
-        return await self.engine.generate_async(self.request(prompt, timeout=timeout, **params))
+        return await self.engine.generate_async(self.request(prompt, **options))
 
-    def chat(
-        self, messages: list[Message], *, timeout: float | None = None, **params: Any
-    ) -> Reply:
+    def chat(self, messages: list[Message], **options: Any) -> Reply:
         """The assistant's answer to ``messages``, through the model's chat template; waits."""
-        return self.engine.generate(self.request(messages, timeout=timeout, **params))
+        return self.engine.generate(self.request(messages, **options))
 
-    async def chat_async(
-        self, messages: list[Message], *, timeout: float | None = None, **params: Any
-    ) -> Reply:
+    async def chat_async(self, messages: list[Message], **options: Any) -> Reply:
         """``chat`` from any event loop: the answer to ``messages``."""
-        return await self.engine.generate_async(self.request(messages, timeout=timeout, **params))
+        return await self.engine.generate_async(self.request(messages, **options))
+
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
+        """``for piece in agent.stream(prompt)``: the continuation as it comes, or the answer to
+        messages. Whoever stops reading cancels it."""
+        return self.engine.stream(self.request(prompt, **options))
+
+    def stream_async(self, prompt: Prompt, **options: Any) -> AsyncStream:
+        """``stream`` for ``async for``, in any event loop."""
+        return self.engine.stream_async(self.request(prompt, **options))
+
+    def choose(
+        self, prompt: Prompt, options: Sequence[Option], *, by: By = "sum", **call: Any
+    ) -> Choice:
+        """The likeliest of ``options`` (texts or token ids) as the continuation of ``prompt``, by
+        the sum or the mean of log-probabilities; waits. ``call``: as for ``request``."""
+        return self.engine.choose(self.request(prompt, **call), options, by=by)
+
+    async def choose_async(
+        self, prompt: Prompt, options: Sequence[Option], *, by: By = "sum", **call: Any
+    ) -> Choice:
+        """``choose`` among ``options`` from any event loop."""
+        return await self.engine.choose_async(self.request(prompt, **call), options, by=by)
 
     def expect(self, steps: float | None = None, *, at: float | None = None) -> None:
         """This agent's next call: in ``steps``, or ``at`` a time of the clock."""

@@ -11,9 +11,10 @@ from typing import Any
 from scalesim_kernels import KernelSet, select
 
 from scalesim.backends import MAX_RESIDENT_PAGES, Backend, CpuBackend, CudaBackend, Plan
-from scalesim.config import EngineConfig, SchedulerConfig, memory_bytes
+from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_bytes
+from scalesim.core import SamplingParams
 from scalesim.device.streams import Device
-from scalesim.errors import ConfigError
+from scalesim.errors import ConfigError, RequestError
 from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
@@ -21,26 +22,32 @@ from scalesim.memory.policies import Policy, policy_named
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
+from scalesim.model.generation_config import sampling_defaults
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
 from scalesim.model.tokenizer import Tokenizer, load_tokenizer
 from scalesim.requests import TextModel
+from scalesim.sampling_params import check_params
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.structure import Structures
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
     """``config`` with fields replaced by name, those of its parts included."""
     config = config or EngineConfig()
     own = {field.name for field in fields(EngineConfig)}
-    scheduling = {field.name for field in fields(SchedulerConfig)}
-    unknown = settings.keys() - own - scheduling
+    inner = {
+        name: {field.name for field in fields(part)}
+        for name, part in (("scheduler", SchedulerConfig), ("limits", CallLimits))
+    }
+    unknown = settings.keys() - own.union(*inner.values())
     if unknown:
-        known = ", ".join(sorted(own | scheduling))
+        known = ", ".join(sorted(own.union(*inner.values())))
         raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; settings are: {known}")
-    inner = {name: value for name, value in settings.items() if name in scheduling}
     outer = {name: value for name, value in settings.items() if name in own}
-    if inner:
-        outer["scheduler"] = replace(outer.get("scheduler", config.scheduler), **inner)
+    for part, names in inner.items():
+        if changes := {name: settings[name] for name in names & settings.keys()}:
+            outer[part] = replace(outer.get(part, getattr(config, part)), **changes)
     return replace(config, **outer)
 
 
@@ -109,7 +116,19 @@ def parts_for(
     eos = frozenset(shape.eos_token_ids)
     if tokenizer is not None and not eos:
         eos = frozenset(tokenizer.eos_token_ids)
-    text = TextModel(shape.vocab_size, eos, model_len, pool_len, tokenizer, template)
+    text = TextModel(
+        shape.vocab_size,
+        eos,
+        model_len,
+        pool_len,
+        tokenizer,
+        template,
+        has_logits=True,
+        defaults=checked_defaults(loaded, config),
+        structures=None
+        if tokenizer is None
+        else Structures(tokenizer, shape.vocab_size, eos, config.structure),
+    )
     return Parts(
         runner=runner,
         memory=memory,
@@ -122,7 +141,24 @@ def parts_for(
         read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
         if backend.takes_adapters
         else None,
+        limits=config.limits,
     )
+
+
+def checked_defaults(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any]:
+    """What the model's generation_config.json says of sampling. Raises ``ConfigError`` for what no
+    call may say."""
+    if not config.generation_config:
+        return {}
+    defaults = sampling_defaults(loaded.folder)
+    try:
+        check_params(SamplingParams(**defaults), loaded.config.vocab_size)
+    except RequestError as error:
+        raise ConfigError(
+            f"{loaded.folder / 'generation_config.json'}: {error}; correct it, or leave it out "
+            "with generation_config=False"
+        ) from error
+    return defaults
 
 
 def text_of(folder: Path) -> Tokenizer | None:

@@ -5,35 +5,59 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
 from scalesim.errors import EngineClosedError
-from scalesim.requests import Reply, Request, TextModel, Usage
+from scalesim.requests import Dropped, Reply, Request, TextModel, Usage
 
 if TYPE_CHECKING:
     from scalesim.memory.adapters import AdapterUse
     from scalesim.model.token_stream import TokenStream
+    from scalesim.scheduler.adjusting import Guide
     from scalesim.scheduler.sequence import Sequence
+    from scalesim.streams import Mailbox
+
+
+class Waiter(Protocol):
+    """Who is told of a call's end: in its event loop, or on the engine's thread where ``loop`` is
+    ``None``."""
+
+    loop: asyncio.AbstractEventLoop | None
+
+    def tell(self, call: Call) -> None: ...
 
 
 class Latch:
     """Opens when ``count`` calls have ended: one lock for a whole batch of them."""
 
     def __init__(self, count: int) -> None:
-        self._left = count
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.left = count
         self._event = threading.Event()
         if count == 0:
             self._event.set()
 
-    def count_down(self) -> None:
-        """Only ever called on the engine's thread."""
-        self._left -= 1
-        if self._left == 0:
+    def tell(self, call: Call) -> None:
+        self.left -= 1
+        if self.left == 0:
             self._event.set()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         return self._event.wait(timeout_s)
+
+
+class Ended:
+    """A future of ``loop`` that is done when the call has ended, well or not."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = loop
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    def tell(self, call: Call) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class TextObserver:
@@ -51,7 +75,8 @@ class Call:
     """What ``Engine.submit`` returns. ``done`` turns true once; then ``result`` gives the reply, or
     raises.
 
-    ``latch`` or ``future`` (with its loop) is told of the end; neither for who polls ``done``.
+    ``waiter`` is told of the end; there is none for who polls ``done``. ``mailbox`` takes the
+    tokens as they come, where somebody reads them. ``has_place``: it counts as open at the gate.
     """
 
     __slots__ = (
@@ -59,17 +84,20 @@ class Call:
         "deadline_s",
         "digest",
         "done",
+        "dropped",
         "ended_s",
         "error",
-        "future",
-        "latch",
-        "loop",
+        "has_place",
+        "leader",
+        "mailbox",
+        "make_guide",
         "model",
         "observer",
         "request",
         "sequence",
         "submitted_s",
         "tokens",
+        "waiter",
     )
 
     def __init__(
@@ -77,15 +105,24 @@ class Call:
     ) -> None:
         self.request, self.model, self.tokens, self.observer = request, model, tokens, observer
         self.adapter: AdapterUse | None = None
+        self.dropped: Dropped | None = None
+        self.make_guide: Callable[[], Guide] | None = None  # where a rule masks its tokens
+        self.leader: Call | None = None  # the first sample of the same prompt, if it is another
         self.digest = 0
-        self.done = False
+        self.done = self.has_place = False
         self.error: Exception | None = None
         self.sequence: Sequence | None = None
         self.submitted_s = self.ended_s = 0.0
         self.deadline_s: float | None = None
-        self.latch: Latch | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.future: asyncio.Future[Reply] | None = None
+        self.waiter: Waiter | None = None
+        self.mailbox: Mailbox | None = None
+
+    def begins(self, now_s: float) -> None:
+        """It is handed in; its timeout counts from ``now_s``."""
+        self.submitted_s, self.deadline_s = now_s, self.request.deadline
+        if self.request.timeout is not None:
+            end_s = now_s + self.request.timeout
+            self.deadline_s = end_s if self.deadline_s is None else min(end_s, self.deadline_s)
 
     def result(self) -> Reply:
         """The reply. Raises the request's own error; ``EngineClosedError`` while it is still
@@ -98,8 +135,14 @@ class Call:
         assert sequence is not None and sequence.finish_reason is not None
         ids = tuple(sequence.output.tolist())
         usage = Usage(
-            sequence.prompt_len, sequence.cached_tokens, len(ids), sequence.num_preemptions
+            sequence.prompt_len,
+            sequence.cached_tokens,
+            len(ids),
+            sequence.num_preemptions,
+            sequence.host_tokens,
+            sequence.rebuilt_tokens,
         )
+        log = sequence.score_log
         return Reply(
             agent=self.request.agent,
             text=self._text(ids, sequence.finish_reason),
@@ -108,6 +151,10 @@ class Call:
             usage=usage,
             latency_s=self.ended_s - self.submitted_s,
             digest=sequence.digest,
+            dropped=self.dropped,
+            embedding=None if sequence.pool_log is None else sequence.pool_log.result(),
+            logprobs=None if log is None else log.of_output(sequence.output),
+            prompt_logprobs=None if log is None else log.of_prompt(self.tokens),
         )
 
     def _text(self, ids: tuple[int, ...], reason: FinishReason) -> str | None:
@@ -116,31 +163,30 @@ class Call:
             return self.observer.stream.text
         if self.model.tokenizer is None:
             return None
-        if reason == "stop":
+        assert self.sequence is not None
+        if reason == "stop" and ids[-1] in self.sequence.stop_ids:
             ids = ids[:-1]  # the token that ended it is not text
         return self.model.tokenizer.decode(ids)
 
 
 def deliver(calls: list[Call]) -> None:
-    """Tell the callers: latches at once, futures in one message to each event loop."""
+    """Tell the waiters: those of threads at once, the others in one message to each event loop."""
     loops: dict[asyncio.AbstractEventLoop, list[Call]] = {}
     for call in calls:
-        if call.latch is not None:
-            call.latch.count_down()
-        elif call.loop is not None:
-            loops.setdefault(call.loop, []).append(call)
-    for loop, ended in loops.items():
+        if call.waiter is None:
+            continue
+        if call.waiter.loop is None:
+            call.waiter.tell(call)
+        else:
+            loops.setdefault(call.waiter.loop, []).append(call)
+    for loop, told in loops.items():
         try:
-            loop.call_soon_threadsafe(_resolve, ended)
+            loop.call_soon_threadsafe(_tell, told)
         except RuntimeError:  # the loop was closed; nobody waits there any more
             continue
 
 
-def _resolve(calls: list[Call]) -> None:
+def _tell(calls: list[Call]) -> None:
     for call in calls:
-        future: Any = call.future
-        if not future.done():
-            try:
-                future.set_result(call.result())
-            except Exception as error:
-                future.set_exception(error)
+        if call.waiter is not None:
+            call.waiter.tell(call)

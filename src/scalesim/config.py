@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
 from scalesim.errors import ConfigError
 from scalesim.memory.look_ahead import PlannerConfig
@@ -54,6 +55,47 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CallLimits:
+    """``max_open_requests``: handed in and not ended. ``when_full``: calls that find so many open
+    wait for their turn, or raise ``EngineFullError``. Raises ``ConfigError``."""
+
+    max_open_requests: int = 16384
+    when_full: Literal["wait", "error"] = "wait"
+
+    def __post_init__(self) -> None:
+        if self.max_open_requests < 1:
+            raise ConfigError(f"max_open_requests={self.max_open_requests}; it must be at least 1")
+        if self.when_full not in ("wait", "error"):
+            raise ConfigError(f"when_full={self.when_full!r}; it is 'wait' or 'error'")
+
+
+@dataclass(frozen=True, slots=True)
+class StructureConfig:
+    """Limits of structured output; a structure that passes one is refused, or ends its request.
+
+    ``max_chars``: of a schema, expression or grammar. ``compile_fuel``, ``step_fuel`` and
+    ``step_items`` bound time in llguidance's units of work, the same on any machine (it gives
+    about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
+    ``max_symbols`` bound a structure's memory. ``max_cached``: structures kept compiled.
+    Raises ``ConfigError``.
+    """
+
+    max_chars: int = 1 << 17
+    compile_fuel: int = 1_000_000
+    step_fuel: int = 200_000
+    step_items: int = 50_000
+    max_states: int = 50_000
+    max_symbols: int = 500_000
+    max_cached: int = 256
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            if getattr(self, field_.name) < 1:
+                value = getattr(self, field_.name)
+                raise ConfigError(f"{field_.name}={value}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
     ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``; ``"auto"`` is 1 GB
@@ -63,6 +105,8 @@ class EngineConfig:
     own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
+    ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
+    default of calls that do not say it. ``structure``: limits of structured output.
     Raises ``ConfigError``.
     """
 
@@ -75,9 +119,12 @@ class EngineConfig:
     reproducible: bool = True
     digests: bool = False  # replies carry a hash over their logits
     graphs: bool = True
+    generation_config: bool = True
     seed: int = 0
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too
     planner: PlannerConfig = field(default_factory=PlannerConfig)  # when loads start
+    limits: CallLimits = field(default_factory=CallLimits)
+    structure: StructureConfig = field(default_factory=StructureConfig)
 
     def __post_init__(self) -> None:
         if policy_named(self.policy).foresight:

@@ -7,6 +7,7 @@ Arrays are one-dimensional and C-contiguous unless a shape says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -25,28 +26,75 @@ NO_TOKEN = -1
 """In ``Batch.token_ids``: the token that this slot samples in the step still in flight.
 In ``StepOutput.token_ids``: the sequence sampled nothing in this step."""
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens beside each token, at most: as many as OpenAI's and vLLM's default."""
+
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+Pooling = Literal["last", "mean"]
+
+
+class LogitsMask(Protocol):
+    """A caller's own rule for the next token. Called on the engine's thread before each token of a
+    request, so it must be quick. What it raises ends that request alone, with that error."""
+
+    def __call__(self, prompt: Int32s, output: Int32s) -> Sequence[int] | npt.NDArray[Any] | None:
+        """The ids that may come next, a bool mask ``[vocab_size]``, or ``None`` for all.
+
+        prompt, output : ``[n]`` int32, the tokens so far; not to be changed.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request's tokens are drawn.
+    """How one request's tokens are drawn. docs/sampling.md defines each field exactly.
 
-    ``temperature`` 0 is greedy (ties go to the lowest id). ``top_k`` 0 and ``top_p`` 1 keep every
-    token. ``seed`` replaces the engine's seed for this request: equal prompt, parameters and seed
-    give equal text. ``stop`` strings end the text before their first occurrence; ``stop_token_ids``
-    and the model's own end-of-sequence ids end it too (``ignore_eos`` switches the model's own
-    off).
+    ``temperature`` 0 is greedy (ties go to the lowest id). ``min_p`` 0, ``top_k`` 0 and ``top_p`` 1
+    keep every token. ``repetition_penalty`` (1: off) counts the prompt, ``presence_penalty`` and
+    ``frequency_penalty`` (0: off) the output alone. ``logit_bias`` is added to the logits of the
+    tokens that it names; -inf rules one out. No end-of-sequence or stop token comes before
+    ``min_tokens``. ``n`` samples of one prompt share its prefix. ``mask`` says before each token
+    which ones are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
+    syntax) make the text keep a structure (the extra ``structured``). ``seed`` replaces the
+    engine's seed for this request:
+    equal prompt, parameters and seed give equal text. ``stop`` strings end the text before their
+    first occurrence; ``stop_token_ids`` and the model's own end-of-sequence ids end it too
+    (``ignore_eos`` switches the model's own off).
+
+    ``logprobs`` asks for the natural log-probability of every generated token and of so many of
+    the likeliest beside it (0: of the token alone); ``prompt_logprobs`` for those of the prompt's
+    tokens from position ``prompt_logprobs_start`` on (the first token has none: nothing stands
+    before it). They are the model's own: of its logits at temperature 1, before any parameter
+    changes them. What lies before ``prompt_logprobs_start`` may be found in memory; the rest is
+    computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
     """
 
     max_tokens: int = 128  # generated at most
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    min_tokens: int = 0
+    n: int = 1
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 1
+    mask: LogitsMask | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether a schema, an expression or a grammar bounds the output."""
+        return not (self.json_schema is None and self.regex is None and self.grammar is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +120,48 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class AdjustBatch:
+    """What is done to the logits of some sequences of a step before they are sampled, each ``[m]``
+    unless a shape says otherwise; the order of it stands in the kernels' contract.
+
+    Penalties need to know what a sequence has said. The runner counts: ``begins`` are slots whose
+    counts start anew in this step (slot, its tokens so far, how many of them are the prompt), and
+    what it samples for a sequence named here is counted from then on.
+    """
+
+    seqs: Int32s  # ascending, of the sequences that sample
+    min_ps: Floats
+    repetitions: Floats
+    presences: Floats
+    frequencies: Floats
+    bias_start: Int32s  # [m + 1]
+    bias_ids: Int32s  # [num_biases]
+    biases: Floats  # [num_biases]
+    mask_rows: Int32s  # rows of masks; -1 = none
+    masks: Int32s  # [num_masks, ceil(vocab / 32)]; a bit a token, the lowest first
+    begins: tuple[tuple[int, Int32s, int], ...] = ()
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a penalty of this step reads what was said."""
+        return bool((self.repetitions != 1).any() or self.presences.any() or self.frequencies.any())
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBatch:
+    """Query tokens of a step behind which log-probabilities are asked for.
+
+    ``tokens`` are indices into the batch's query tokens; ``targets``, the tokens that follow them:
+    ``NO_TOKEN`` where that is the one sampled in this step. ``top_k`` of the likeliest come with
+    each.
+    """
+
+    tokens: Int32s  # [num_scores]
+    targets: Int32s  # [num_scores]
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterBatch:
     """Which adapter each sequence of a step uses, each ``[num_seqs]``.
 
@@ -82,6 +172,14 @@ class AdapterBatch:
     rows: Int32s
     layouts: Int32s
     starts: Int32s
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBatch:
+    """Query tokens of a step whose final hidden states are summed: half-open ranges of the batch's
+    query tokens, each within one sequence."""
+
+    spans: Int32s  # [num_pools, 2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +208,9 @@ class Batch:
     table_pages: Int32s  # [num_changes], page id
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
     adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
+    scores: ScoreBatch | None = None
+    adjust: AdjustBatch | None = None
+    pools: PoolBatch | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -121,6 +222,33 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities (natural), one row a token that was asked for; NaN where the step was bad.
+
+    ``top_ids`` are the likeliest tokens in its place, best first.
+    """
+
+    logprobs: Floats  # [n]
+    top_ids: Int32s  # [n, top_k]
+    top_logprobs: Floats  # [n, top_k]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogProbs:
+    """Log-probabilities (natural) of consecutive tokens: of ``token_ids[i]`` at position ``start +
+    i``, given all before it; ``top_ids`` are the likeliest in its place, best first."""
+
+    start: int
+    token_ids: Int32s  # [n]
+    logprobs: Floats  # [n]
+    top_ids: Int32s  # [n, top_k]
+    top_logprobs: Floats  # [n, top_k]
+
+    def __len__(self) -> int:
+        return len(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What a launched batch gave, by sequence of the batch."""
 
@@ -129,6 +257,8 @@ class StepOutput:
     bad: Bools  # [num_seqs]; the last query token's logits (or hidden state) are not finite
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
+    scores: Scores | None = None  # in the order of the batch's
+    pooled: Floats | None = None  # [num_pools, hidden]: a sum a span of the batch's
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,11 @@ class PromptTooLongError(RequestError):
     """The prompt and its output do not fit the model's context or the device pool."""
 
 
+class StructureError(RequestError):
+    """A JSON schema, regular expression or grammar cannot be compiled, is over a limit, or left the
+    model no token to say."""
+
+
 class TraceError(ScaleSimError, ValueError):
     """A trace file cannot be read; names the line and what is wrong with it."""
 
@@ -50,6 +55,10 @@ class EngineClosedError(ScaleSimError, RuntimeError):
 
 class EngineModeError(ScaleSimError, RuntimeError):
     """``step()`` and the engine's own thread were both asked to drive the loop."""
+
+
+class EngineFullError(ScaleSimError, RuntimeError):
+    """As many requests are open as the engine takes; none of these was."""
 
 
 class NumericalError(ScaleSimError, ArithmeticError):

@@ -13,25 +13,28 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
+from scalesim.config import CallLimits
 from scalesim.core import AgentId, Runner, Step
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
 from scalesim.errors import EngineClosedError, RequestTimeoutError
-from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
 from scalesim.recorder import Recorder
 from scalesim.requests import TextModel
 from scalesim.sampling_keys import SamplingKeys
+from scalesim.scheduler.adjusting import adjust_of
+from scalesim.scheduler.pooling import PoolLog
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.scoring import ScoreLog
 from scalesim.scheduler.sequence import Sequence
 
 MAX_STALL_S = 0.05
@@ -42,7 +45,8 @@ class Parts:
     """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``limits``:
+    how many requests may be open."""
 
     runner: Runner
     memory: MemoryManager
@@ -54,6 +58,7 @@ class Parts:
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
+    limits: CallLimits = field(default_factory=CallLimits)
 
 
 @dataclass(slots=True)
@@ -84,11 +89,13 @@ class Loop:
         self.distances = Distances(self.clock, combine)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
-        self.adapter_freed: Callable[[AdapterUse], None] = lambda use: None  # told of each call's
+        # told of calls that ended, before their callers are
+        self.on_ended: Callable[[list[Call]], None] = lambda calls: None
         self.recorder: Recorder | None = None
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
+        self._news: list[Call] = []  # gave tokens in this step to somebody who waits for them
         self._deadlines: list[tuple[float, int]] = []
         self._ids = itertools.count(1)
         for source in sources:
@@ -142,23 +149,42 @@ class Loop:
                 key=self._keys.key(request.agent, call.digest, params, request.sample_index),
                 stop_ids=frozenset(params.stop_token_ids)
                 | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
-                observer=call.observer,
+                observer=call.observer if call.mailbox is None else call.mailbox,
+                priority=request.priority,
             )
+            guide = None if call.make_guide is None else call.make_guide()
+            sequence.adjust = adjust_of(params, len(call.tokens), sequence.stop_ids, guide)
+            if call.mailbox is not None:
+                call.mailbox.announce = self._news.append
+            if request.pooling is not None:
+                sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
+            if params.logprobs is not None or params.prompt_logprobs is not None:
+                sequence.score_log = ScoreLog(len(call.tokens), params)
             call.sequence = sequence
             self._open[sequence.id] = call
             if self.recorder is not None:
                 step, at_s = self.clock.now, call.submitted_s
                 self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
-            if request.timeout is not None:
-                call.deadline_s = call.submitted_s + request.timeout
+            if call.deadline_s is not None:
                 heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
             if request.agent is not None:
                 self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
                 self._apply(self.distances.called(request.agent))
-            self.scheduler.add(sequence)
+            leader = None if call.leader is None else call.leader.sequence
+            if leader is None:
+                self.scheduler.add(sequence)
+            else:
+                self.scheduler.add_behind(leader, sequence)
+
+    def refuse(self, calls: list[Call], error: Exception) -> None:
+        """End calls that were never accepted."""
+        for call in calls:
+            call.error, call.done, call.ended_s = error, True, self.parts.time_s()
+        deliver(calls)
 
     def _settle(self, ended: list[Sequence]) -> None:
-        if not ended:
+        """Tell the callers of what ended, and those who wait for tokens that there are some."""
+        if not ended and not self._news:
             return
         now_s = self.parts.time_s()
         calls = []
@@ -177,9 +203,11 @@ class Loop:
             self.stats.cached_tokens += sequence.cached_tokens
             self.stats.output_tokens += len(sequence.output)
             call.done = True
-            if call.adapter is not None:
-                self.adapter_freed(call.adapter)
             calls.append(call)
+        if calls:
+            self.on_ended(calls)
+        calls += [call for call in self._news if not call.done]
+        self._news.clear()
         deliver(calls)
 
     def _ends(self, sequence: Sequence) -> None:
@@ -196,7 +224,7 @@ class Loop:
             if call is not None:
                 error = RequestTimeoutError(
                     f"request of agent {call.request.agent!r} did not end within "
-                    f"timeout={call.request.timeout} s"
+                    f"timeout={call.request.timeout} s, or by deadline={call.request.deadline}"
                 )
                 self.end_call(call, "timeout", error)
 
@@ -258,9 +286,8 @@ class Loop:
             )
             error.__cause__ = cause
             call.error, call.done = error, True
-            if call.adapter is not None:
-                self.adapter_freed(call.adapter)
         self._open.clear()
+        self.on_ended(ended)
         deliver(ended)
 
     def drain(self) -> None:

@@ -29,6 +29,8 @@ class SamplingKeys:
         state.update(struct.pack("<Q", len(tokens)))
         state.update(tokens.tobytes())
         state.update(struct.pack("<dqd", params.temperature, params.top_k, params.top_p))
+        if (more := _more(params)) != _NO_MORE:
+            state.update(repr(more).encode())
         return state.intdigest()
 
     def key(
@@ -47,6 +49,23 @@ class SamplingKeys:
         counts[digest] = counts.pop(digest, 0) + 1
         if len(counts) > _REMEMBERED:
             counts.popitem(last=False)
+
+
+def _more(params: SamplingParams) -> tuple[object, ...]:
+    """What else changes the distribution that is drawn from. Guides and masks do not count: they
+    may be anybody's functions."""
+    bias = params.logit_bias
+    return (
+        params.min_p,
+        params.presence_penalty,
+        params.frequency_penalty,
+        params.repetition_penalty,
+        params.min_tokens,
+        None if bias is None else sorted(bias.items()),
+    )
+
+
+_NO_MORE = _more(SamplingParams())
 
 
 def _agent_bytes(agent: AgentId | None) -> bytes:

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from scalesim_kernels import select
 
-from benchmarks import async_calls, engine, lora, overhead
+from benchmarks import async_calls, engine, lora, overhead, streaming
 from benchmarks.__main__ import BENCHMARKS, main, parser
 from benchmarks.report import Report
 
@@ -104,6 +104,13 @@ def test_async_arms_give_the_same_texts() -> None:
     assert all(figures["texts_differing"] == 0 for figures in report.figures.values())
 
 
+def test_streams_give_the_same_texts() -> None:
+    report = quick("streaming", "--stop", "2")
+    assert rows_of(report.tables[0]) == list(streaming.ARMS)
+    same = {what: met for what, _, _, met in report.verdicts if "texts that differ" in what}
+    assert len(same) == 2 and all(same.values())
+
+
 def test_adapters_pack_well_and_share_the_world() -> None:
     report = quick("adapters")
     assert len(rows_of(report.tables[0])) == 9
@@ -149,3 +156,9 @@ def test_sources_table_has_every_size_and_kind() -> None:
     assert rows_of(by_size) == ["1000", "10000"]
     assert set(rows_of(by_kind)) == {"proximity", "activation", "learned, a call"}
     assert all(float(row[3]) > 0 and float(row[7]) >= 0 for row in cells(by_size))
+
+
+def test_structured_texts_are_valid() -> None:
+    report = quick("structure")
+    assert all(met for *_, met in report.verdicts), report.verdicts
+    assert sum(report.figures["outcomes"].values()) == 30 and not report.figures["failures"]

@@ -143,7 +143,7 @@ def test_a_damaged_adapter_fails_its_agents_calls_only(tmp_path: Path) -> None:
             (lambda: weights.unlink(), "adapter_model.safetensors is missing"),
         ):
             change()
-            engine._post(engine.parts.memory.clear)
+            engine._driver.post(engine.parts.memory.clear)
             outcomes = engine.run(requests, return_exceptions=True)
             assert isinstance(outcomes[0], AdapterError) and reason in str(outcomes[0])
             assert texts_of(outcomes[1:]) == texts_of(before[1:])
@@ -188,8 +188,8 @@ def test_removal_waits_for_open_calls() -> None:
             engine._prepare(agent.request(list(range(20 + i)), max_tokens=30, ignore_eos=True))
             for i in range(3)
         ]
-        engine._start_thread()
-        engine._submit(calls)
+        engine._driver.start_thread()
+        engine._enter(calls)
         engine.adapters.remove(name, timeout=60.0)
         assert all(call.done for call in calls)
 

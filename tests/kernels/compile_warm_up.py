@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import torch
-from scalesim_kernels import PagedBatch, select
+from scalesim_kernels import Adjustments, PagedBatch, select
 from scalesim_kernels.compile_only import TARGETS, compiled
 from scalesim_kernels.warm_up import ModelShape, example_batch, example_lora, lora_sites, warm_up
 
@@ -47,6 +47,12 @@ def serve(num_tokens: int) -> None:
     ints, floats = columns[:num_tokens], columns[num_tokens : 2 * num_tokens].float()
     logits = torch.zeros(num_tokens, 1000)
     kernels.sample(logits, floats, ints, floats, ids, ints)
+    kernels.log_probs(logits, ints, 5)
+    counts, masks = torch.zeros(3, 1000, dtype=torch.int32), torch.zeros(2, 32, dtype=torch.int32)
+    kernels.adjust_logits(logits, Adjustments(
+        ints, floats, floats, floats, floats, floats, ints, counts,
+        torch.zeros(num_tokens + 1, dtype=torch.int32), ints, floats, ints, masks,
+    ))  # fmt: skip
 
 
 with compiled(TARGETS["sm_90"]) as found:

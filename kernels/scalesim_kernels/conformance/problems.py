@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import KernelSet, LoraSite, PagedBatch
+from ..contracts import Adjustments, KernelSet, LoraSite, PagedBatch
 from .lora import lora_on, make_lora_case
 from .paged import Case, Shape, far_pages, garbage, make_case, same_bits, spread
 
@@ -319,6 +319,61 @@ def sample(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     )  # fmt: skip
 
 
+def adjust_logits(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    """Six rows of logits, of which four are changed."""
+    vocab, picks = choice["vocab"], torch.tensor([4, 0, 2, 5], dtype=torch.int32)
+    generator = torch.Generator().manual_seed(seed + 1)
+    start = torch.tensor([0, 0, 7, 8, 8 + choice["biases"]], dtype=torch.int32)
+    ids = [torch.randperm(vocab, generator=generator)[:count] for count in torch.diff(start)]
+    biases = torch.randn(int(start[-1]), generator=generator) * 3
+    biases[::3] = -torch.inf
+    counts = torch.randint(0, 9, (3, vocab), generator=generator)
+    counts[torch.rand(3, vocab, generator=generator) < 0.6] = 0
+    words = torch.randint(-(2**31), 2**31, (2, -(-vocab // 32)), generator=generator)
+    words[:, 0] |= 1  # something is allowed
+    given = {
+        "logits": randn(seed, 6, vocab, dtype=torch.float32) * choice["spread"],
+        "rows": picks,
+        "temperatures": torch.tensor([1.0, 0.0, 0.7, choice["temperature"]]),
+        "min_ps": torch.tensor([0.0, 0.2, 0.01, choice["min_p"]]),
+        "repetitions": torch.tensor([1.0, 1.3, 0.8, choice["repetition"]]),
+        "presences": torch.tensor([0.0, 0.0, -1.1, choice["presence"]]),
+        "frequencies": torch.tensor([0.0, 0.0, 0.3, choice["frequency"]]),
+        "slots": torch.tensor([0, 2, 0, 1], dtype=torch.int32),
+        "counts": counts.int(), "bias_start": start, "bias_ids": torch.cat(ids).int(),
+        "biases": biases, "mask_rows": torch.tensor([-1, 0, -1, choice["mask"]]).int(),
+        "masks": words.int(),
+    }  # fmt: skip
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        fields = {name: value for name, value in given.items() if name != "logits"}
+        return {"out": kernels.adjust_logits(given["logits"], Adjustments(**fields))}
+
+    return Problem(
+        given, call, frozenset({"out"}), in_fp64=False, disturbed=some_rows(given, ["logits"], 1),
+        alone=lambda results: [results["out"][-1:]],
+    )  # fmt: skip
+
+
+def log_probs(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+    num_rows, vocab, top_k = 5, choice["vocab"], choice["top_k"]
+    logits = randn(seed, num_rows, vocab, dtype=torch.float32) * choice["spread"]
+    if choice["ties"]:
+        logits = (logits * 2).round() / 2
+    generator = torch.Generator().manual_seed(seed + 1)
+    targets = torch.randint(0, vocab, (num_rows,), generator=generator).int()
+    tensors = {"logits": logits, "targets": targets}
+
+    def call(kernels: KernelSet, given: Tensors) -> Tensors:
+        chosen, ids, top = kernels.log_probs(given["logits"], given["targets"], top_k)
+        return {"chosen": chosen, "ids": ids, "top": top}
+
+    return Problem(
+        tensors, call, frozenset({"ids"}), disturbed=some_rows(tensors, ["logits"], 1),
+        alone=lambda results: [result[-1:] for result in results.values()],
+    )  # fmt: skip
+
+
 def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     site = LoraSite(choice["first_slice"], choice["width"], choice["out_widths"])
     case = make_lora_case(choice["counts"], site=site, seed=seed, dtype=dtype)
@@ -394,6 +449,18 @@ PROBLEMS: dict[str, OpCases] = {
             "spread": (0.5, 4.0),
         },
         sample,
+    ),
+    "adjust_logits": OpCases(
+        {
+            "vocab": (33, 1003), "spread": (0.5, 9.0), "biases": (0, 5), "temperature": (0.0, 1.5),
+            "min_p": (0.0, 0.05, 1.0), "repetition": (1.0, 1.2), "presence": (0.0, 0.6),
+            "frequency": (0.0, -0.4), "mask": (-1, 1),
+        },
+        adjust_logits,
+    ),
+    "log_probs": OpCases(
+        {"vocab": (33, 1003), "top_k": (0, 1, 5, 20), "ties": (False, True), "spread": (0.5, 9.0)},
+        log_probs,
     ),
     "copy_pages": OpCases(
         {"head_dim": (16, 80), "n": (0, 1, 3), "far": (False, True)},

@@ -1,4 +1,5 @@
-"""``scalesim generate``: continue prompts. Texts go to stdout, everything else to stderr."""
+"""``scalesim generate``: continue prompts. Texts go to stdout, a single one as it comes; everything
+else to stderr."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from scalesim.cli.options import GenerateOptions
 from scalesim.errors import RequestError
 from scalesim.requests import Reply, Request
+from scalesim.streams import Stream
 
 
 def generate(options: GenerateOptions) -> int:
@@ -29,21 +31,32 @@ def generate(options: GenerateOptions) -> int:
             for text in options.prompt
         ]
         if len(requests) == 1:
-            outcomes: Sequence[Reply | Exception] = [engine.generate(requests[0])]
+            outcomes: Sequence[Reply | Exception] = [write_along(engine.stream(requests[0]))]
         else:
             outcomes = engine.run(requests, return_exceptions=True)
         print(f"[device: {engine.device}]", file=sys.stderr)
     return report(options.prompt, outcomes)
 
 
+def write_along(stream: Stream) -> Reply:
+    """Print a text as it comes."""
+    for piece in stream:
+        print(piece.text, end="", flush=True)
+    print(flush=True)
+    assert stream.reply is not None
+    return stream.reply
+
+
 def report(prompts: Sequence[str], outcomes: Sequence[Reply | Exception]) -> int:
-    """Print the texts, under their prompts if there are several, then what they took."""
+    """Print the texts, under their prompts (a single one is printed already), then what they
+    took."""
     failed = 0
     for prompt, outcome in zip(prompts, outcomes, strict=True):
         if len(prompts) > 1:
             print(f"--- {prompt}", file=sys.stderr, flush=True)
         if isinstance(outcome, Reply):
-            print(outcome.text, flush=True)
+            if len(prompts) > 1:
+                print(outcome.text, flush=True)
         else:
             failed += 1
             print(f"scalesim: {' '.join(str(outcome).split())}", file=sys.stderr)

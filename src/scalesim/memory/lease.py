@@ -21,6 +21,8 @@ class Lease:
     row: int
     num_cached: int
     num_host_blocks: int = 0  # of the shared blocks: loaded for this request
+    num_waited_blocks: int = 0  # of the shared blocks: those, and those that were on their way
+    num_rebuilt_blocks: int = 0  # behind the shared ones: computed again, as far as one can tell
     copies: list[tuple[int, int]] = field(default_factory=list)  # copy-on-write, not yet launched
     borrowed: Segment | None = None  # another's tail, pinned until the copy is launched
     loads: int = 0  # transfers not yet over

@@ -339,6 +339,7 @@ class MemoryManager:
             counters.prefetch_used += segment.prefetched
             segment.prefetched = 0
         lease.num_host_blocks = missing
+        lease.num_waited_blocks = missing + late
         counters.lookups += 1
         counters.full_hits += lease.num_shared > 0 and missing + late == 0
         counters.device_blocks += on_device
@@ -347,6 +348,7 @@ class MemoryManager:
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
         if lease.agent is not None:
             self.misses.looked_up(lease, missing + late, self.standing.now)
+            lease.num_rebuilt_blocks = self.misses.num_lost(lease, num_tokens)
             if lease.agent.next_use is not None:
                 self.look_ahead.observe_arrival(late=missing + late > 0 or not on_time)
             lease.agent.observe_reuse(lease.end)

@@ -95,6 +95,17 @@ class Misses:
             )
         )  # fmt: skip
 
+    def num_lost(self, lease: Lease, num_tokens: int) -> int:
+        """Blocks of the prompt (``num_tokens``) that the agent's last request had left and that are
+        gone, if the prompt still begins with them; of tokens that are gone nobody can say so."""
+        agent = lease.agent
+        if agent is None or agent.newest is None:
+            return 0
+        if agent.newest.parent is not None and agent.newest not in lineage(lease.end):
+            return 0
+        left = min(self._left.get(agent.id, 0), num_tokens // self._block_size)
+        return max(0, left - lease.num_shared)
+
     def _late(self, expected: float | None, now: float) -> Cause:
         if expected is None:
             return "no hint"

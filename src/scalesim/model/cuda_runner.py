@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
 from scalesim.model.decodes_first import Arranged, arrange
+from scalesim.model.device_adjust import DeviceAdjust
+from scalesim.model.device_pools import DevicePools
+from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
 from scalesim.model.llama import Llama
@@ -48,6 +52,9 @@ class _Flight:
     logits: Staged | None
     began: Event
     ended: Event
+    scored: ScoreShape | None = None
+    scores: Staged | None = None
+    pooled: Staged | None = None
 
 
 class CudaRunner:
@@ -102,8 +109,9 @@ class CudaRunner:
         self._last_token = self._int32s(max_num_seqs + 1)  # the last one: where padding writes
         self._dummy_slot = max_num_seqs
         vocab = model.config.vocab_size
+        # Of the newest step: kept here, where they are made fp32, for whoever asks for more.
+        self._logits = torch.zeros((seqs, vocab), device=device.place)
         if digests:
-            self._logits = torch.zeros((seqs, vocab), device=device.place)
             self._logits_ring = StagingRing(device, buffers, seqs * vocab)
 
     @property
@@ -140,17 +148,28 @@ class CudaRunner:
         packed = self._send(batch, arranged, size)
         began = self._stream.record(timed=True)
         shape = packed.shape
+        changes = None
+        if batch.adjust is not None:
+            sampling = packed.order[packed.picked]
+            changes = self._adjust.send(batch, batch.adjust, sampling)
+        scored = self._send_scores(batch, arranged)
+        pools = [] if batch.pools is None else self._pools.rows(batch, arranged, batch.pools)
         if size is None:
-            self._stream.submit(lambda: self._compute(shape))
+            self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
         else:
             self._stream.submit(self.graphs.replay(size))
+            if changes is not None:
+                given = changes
+                self._stream.submit(lambda: self._sample_again(shape, given))
         outcome = self._outcomes.take()
         count = shape.num_samples + shape.num_seqs
         self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
         logits = self._fetch_logits(len(packed.picked)) if self._digests else None
+        scores = None if scored is None else self._scores.fetch(scored)
+        pooled = self._pools.fetch(len(pools)) if pools else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores, pooled)
         return Step(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: Step) -> StepOutput:
@@ -160,12 +179,20 @@ class CudaRunner:
         self._fences.collected(step.step)
         tokens, bad = self._read(flight)
         seconds = flight.ended.elapsed_s(flight.began)
-        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds)
+        scores = None
+        if flight.scored is not None and flight.scores is not None:
+            scores = self._scores.read(flight.scored, flight.scores)
+        pooled = None
+        if flight.batch.pools is not None and flight.pooled is not None:
+            pooled = self._pools.read(len(flight.batch.pools.spans), flight.pooled)
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, pooled)
 
     # -- on the host --------------------------------------------------------------------------
 
     def _graph_size(self, batch: Batch, arranged: Arranged) -> int | None:
         """The graph that this batch may run in: one token a sequence, all of them sampled."""
+        if batch.scores is not None or batch.pools is not None:
+            return None  # a graph keeps no hidden states
         if arranged.num_decodes < batch.num_seqs or len(batch.page_copies):
             return None
         return self.graphs.size_for(batch.num_seqs) if batch.sample.all() else None
@@ -181,6 +208,27 @@ class CudaRunner:
         packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array)
         self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
         return packed
+
+    @cached_property
+    def _adjust(self) -> DeviceAdjust:
+        num_slots, vocab = self._dummy_slot + 1, self._model.config.vocab_size
+        return DeviceAdjust(self._device, self._stream, STEPS_IN_FLIGHT + 1, num_slots, vocab)
+
+    @cached_property
+    def _scores(self) -> DeviceScores:
+        most = self._pad(self._max_num_tokens)
+        return DeviceScores(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
+
+    @cached_property
+    def _pools(self) -> DevicePools:
+        width = self._model.config.hidden_size
+        return DevicePools(self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width)
+
+    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
+        if batch.scores is None:
+            return None
+        padded = self._pad(len(batch.scores.tokens))
+        return self._scores.send(batch, arranged, batch.scores, padded)
 
     def _read(self, flight: _Flight) -> tuple[Int32s, Bools]:
         packed, found = flight.packed, flight.outcome.array
@@ -221,7 +269,13 @@ class CudaRunner:
 
     # -- on the device ------------------------------------------------------------------------
 
-    def _compute(self, shape: StepShape) -> None:
+    def _compute(
+        self,
+        shape: StepShape,
+        changes: tuple[Tensor, ...] | None = None,
+        scored: ScoreShape | None = None,
+        pools: Sequence[slice] = (),
+    ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
         step = tensors(shape, self._inputs, self._table.entries)
@@ -237,15 +291,26 @@ class CudaRunner:
         samples = shape.num_samples
         self._outcome[samples : samples + shape.num_seqs] = (~finite).int()
         if samples:
-            logits = model.logits(hidden.index_select(0, step.sample_rows), kernels)
+            rows = hidden.index_select(0, step.sample_rows)
+            logits = model.logits(rows, kernels, self._logits[:samples])
             tokens = kernels.sample(
                 logits, step.temperatures, step.top_ks, step.top_ps, step.keys,
                 step.sample_positions,
             )  # fmt: skip
             self._outcome[:samples] = tokens
             self._last_token.index_copy_(0, step.sample_slots.long(), tokens.clamp(min=0))
-            if self._digests:
-                self._logits[:samples] = logits
+        if changes is not None:
+            self._sample_again(shape, changes)
+        if scored is not None:
+            self._scores.compute(scored, hidden, self._outcome, model, kernels)
+        if pools:
+            self._pools.compute(pools, hidden)
+
+    def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
+        """What the step sampled, replaced where logits are to be changed first."""
+        step = tensors(shape, self._inputs, self._table.entries)
+        logits, outcome = self._logits[: shape.num_samples], self._outcome[: shape.num_samples]
+        self._adjust.compute(changes, step, logits, outcome, self._last_token, self._kernels)
 
     def _run_padding(self, shape: StepShape) -> None:
         """A step in which every row is padding: its tokens go nowhere."""

@@ -42,9 +42,11 @@ def arrange(batch: Batch) -> Arranged:
 
 @dataclass(frozen=True, slots=True)
 class Ordered:
-    """``order[i]`` is the batch's index of ordered sequence ``i``; ``last[i]``, its last token."""
+    """``order[i]`` is the batch's index of ordered sequence ``i``; ``last[i]``, its last token;
+    ``source``, each ordered token's place in the batch."""
 
     order: Int64s  # [num_seqs]
+    source: Int64s  # [num_tokens]
     last: Int64s  # [num_seqs], rows of token_ids
     token_ids: Int32s  # [padded num_tokens]
     paged: PagedBatch
@@ -75,7 +77,7 @@ def decodes_first(
         context_lens=torch.from_numpy(positions[last] + 1),
         num_decodes=arranged.num_decodes,
     )
-    return Ordered(order, last, _pad(token_ids, length), paged)
+    return Ordered(order, source, last, _pad(token_ids, length), paged)
 
 
 def _pad(values: Int32s, length: int) -> Int32s:

@@ -74,9 +74,10 @@ class Llama:
             x = linear(x, layer.down, layer.down_bias, self._down)
         return kernels.rms_norm(x, self.weights.final_norm, eps, residual)[0]
 
-    def logits(self, hidden: Tensor, kernels: KernelSet) -> Tensor:
-        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``."""
-        return kernels.linear(hidden, self.weights.lm_head).float()
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
+        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
+        logits = kernels.linear(hidden, self.weights.lm_head)
+        return logits.float() if out is None else out.copy_(logits)
 
     def _attend(
         self,

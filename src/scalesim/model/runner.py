@@ -7,32 +7,41 @@ into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
-from scalesim_kernels import KernelSet
+from scalesim_kernels import Adjustments, KernelSet
 from torch import Tensor
 
 from scalesim.core import (
     NO_TOKEN,
+    AdjustBatch,
     Batch,
     Bools,
     Bytes2D,
     Fence,
+    Floats,
     Int32s,
     Int64s,
+    PoolBatch,
+    ScoreBatch,
+    Scores,
     Step,
     StepOutput,
-    UInt64s,
 )
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.decodes_first import decodes_first
+from scalesim.model.decodes_first import Ordered, decodes_first
+from scalesim.model.device_scores import SCORED_ROWS
 from scalesim.model.llama import Llama
+from scalesim.model.token_counts import TokenCounts
 
 
 class ModelRunner:
@@ -73,16 +82,17 @@ class ModelRunner:
         self._layouts = layouts or LayoutTable()
         self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
         self._last_token = np.zeros(max_num_seqs, np.int32)
+        self._counts = TokenCounts(max_num_seqs, model.config.vocab_size)
 
     def launch(self, batch: Batch) -> Step:
         start = time.perf_counter()
         with torch.inference_mode():
             self._apply_tables(batch)
-            tokens, bad, digests = self._compute(batch)
+            output = self._compute(batch)
         seconds = time.perf_counter() - start
         if self._timeline is not None:
             self._timeline.reach(batch.step)
-        output = StepOutput(batch.step, tokens, bad, digests, seconds)
+        output = replace(output, compute_s=seconds)
         return Step(batch.step, Fence("compute", batch.step), output)
 
     def collect(self, step: Step) -> StepOutput:
@@ -96,12 +106,12 @@ class ModelRunner:
             src, dst = batch.page_copies.astype(np.int64).T.copy()
             self._kernels.copy_pages(self._pool, torch.from_numpy(src), torch.from_numpy(dst))
 
-    def _compute(self, batch: Batch) -> tuple[Int32s, Bools, UInt64s | None]:
+    def _compute(self, batch: Batch) -> StepOutput:
         num_seqs = batch.num_seqs
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
         if num_seqs == 0:
-            return tokens, np.zeros(0, np.bool_), digests
+            return StepOutput(batch.step, tokens, np.zeros(0, np.bool_), digests, 0.0)
         ordered = decodes_first(batch, self._table, self._last_token, self._padded)
         plan = self._kernels.plan(
             ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
@@ -124,12 +134,36 @@ class ModelRunner:
             seqs = ordered.order[picked]
             logits = self._logits(hidden, ordered.last[picked])
             bad[seqs] |= not_finite(logits)
-            sampled = self._sample(logits, batch, seqs)
+            if batch.adjust is None:
+                sampled = self._sample(logits, batch, seqs)
+            else:
+                sampled = self._sample_adjusted(logits, batch, batch.adjust, seqs)
             tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
-        return tokens, bad, digests
+        scores = None
+        if batch.scores is not None:
+            scores = self._score(batch, batch.scores, ordered, hidden, tokens)
+        pooled = None if batch.pools is None else pooled_sums(batch, batch.pools, ordered, hidden)
+        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, pooled)
+
+    def _score(
+        self, batch: Batch, asked: ScoreBatch, ordered: Ordered, hidden: Tensor, tokens: Int32s
+    ) -> Scores:
+        """Log-probabilities behind query tokens; logits are made anew, a few rows at a time."""
+        row_of = np.empty(batch.num_tokens, np.int64)
+        row_of[ordered.source] = np.arange(batch.num_tokens)
+        rows, targets = row_of[asked.tokens], resolved(batch, asked, tokens)
+        parts = []
+        for start in range(0, len(rows), SCORED_ROWS):
+            part = slice(start, start + SCORED_ROWS)
+            logits = self._logits(hidden, rows[part])
+            parts.append(
+                self._kernels.log_probs(logits, torch.from_numpy(targets[part]), asked.top_k)
+            )
+        logprobs, ids, top = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+        return Scores(logprobs, ids, top)
 
     def _padded(self, num_rows: int) -> int:
         multiple = self._kernels.row_multiple if self._reproducible else 1
@@ -154,6 +188,68 @@ class ModelRunner:
         )
         result: Int32s = tokens.numpy()
         return result
+
+    def _sample_adjusted(
+        self, logits: Tensor, batch: Batch, adjust: AdjustBatch, seqs: Int64s
+    ) -> Int32s:
+        """As ``_sample``, the logits of some rows changed first."""
+        row_of = np.empty(batch.num_seqs, np.int64)
+        row_of[seqs] = np.arange(len(seqs))
+        rows, slots = row_of[adjust.seqs], batch.slots[adjust.seqs]
+        counts = self._counts.begin(adjust)
+        changed = self._kernels.adjust_logits(logits, adjustments(batch, adjust, rows, counts))
+        tokens = np.empty(len(seqs), np.int32)
+        tokens[rows] = drawn = self._sample(changed, batch, adjust.seqs.astype(np.int64))
+        others = np.ones(len(seqs), np.bool_)
+        others[rows] = False
+        if others.any():
+            tokens[others] = self._sample(logits[others], batch, seqs[others])
+        sound = drawn >= 0
+        self._counts.add(slots[sound], drawn[sound])
+        return tokens
+
+
+def adjustments(
+    batch: Batch, adjust: AdjustBatch, rows: Int64s, counts: npt.NDArray[np.int32]
+) -> Adjustments:
+    """For the kernels: ``rows`` are the adjusted sequences' rows of the logits."""
+
+    def tensor(values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    return Adjustments(
+        rows=tensor(rows.astype(np.int32)),
+        temperatures=tensor(batch.sampling.temperatures[adjust.seqs]),
+        min_ps=tensor(adjust.min_ps),
+        repetitions=tensor(adjust.repetitions),
+        presences=tensor(adjust.presences),
+        frequencies=tensor(adjust.frequencies),
+        slots=tensor(batch.slots[adjust.seqs]),
+        counts=torch.from_numpy(counts),
+        bias_start=tensor(adjust.bias_start),
+        bias_ids=tensor(adjust.bias_ids),
+        biases=tensor(adjust.biases),
+        mask_rows=tensor(adjust.mask_rows),
+        masks=tensor(adjust.masks),
+    )
+
+
+def pooled_sums(batch: Batch, asked: PoolBatch, ordered: Ordered, hidden: Tensor) -> Floats:
+    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64. A sequence's
+    query tokens stay together when they are ordered."""
+    row_of = np.empty(batch.num_tokens, np.int64)
+    row_of[ordered.source] = np.arange(batch.num_tokens)
+    rows = (slice(row := int(row_of[start]), row + stop - start) for start, stop in asked.spans)
+    sums: Floats = torch.stack([hidden[row].double().sum(0) for row in rows]).float().numpy()
+    return sums
+
+
+def resolved(batch: Batch, asked: ScoreBatch, tokens: Int32s) -> Int32s:
+    """``asked.targets`` with the tokens that the batch's sequences sampled (0 for a bad one)."""
+    seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
+    targets = np.where(asked.targets == NO_TOKEN, tokens[seqs], asked.targets)
+    result: Int32s = np.maximum(targets, 0).astype(np.int32)
+    return result
 
 
 def not_finite(rows: Tensor) -> Bools:

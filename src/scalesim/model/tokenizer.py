@@ -95,6 +95,10 @@ class HFTokenizer:
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self._piece, self._steps())
 
+    def to_json(self) -> str:
+        """As in tokenizer.json."""
+        return str(self._backend.to_str())
+
     def _piece(self, token_id: int) -> str | None:
         try:
             return self._pieces[token_id]

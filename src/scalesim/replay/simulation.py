@@ -6,13 +6,14 @@ and when first tokens came, is kept by ``Log``.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.calls import Call, Latch
+from scalesim.calls import Call
 from scalesim.core import AgentId, SamplingParams
 from scalesim.loop import Loop, Parts
 from scalesim.memory.links import VirtualLink
@@ -36,14 +37,15 @@ class Log:
     accesses: dict[int, Access] = field(default_factory=dict)
 
 
-class _Open(Latch):
+class _Open:
     """A call under way; its end puts it into ``ended``."""
 
     def __init__(self, turn: Turn, call: Call, ended: list[_Open]) -> None:
         self.turn, self.call, self._ended = turn, call, ended
-        call.latch = self
+        self.loop: asyncio.AbstractEventLoop | None = None
+        call.waiter = self
 
-    def count_down(self) -> None:
+    def tell(self, call: Call) -> None:
         self._ended.append(self)
 
 

@@ -6,7 +6,7 @@ batch gave. Knows memory through leases; knows neither model, clock nor threads.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -19,8 +19,11 @@ from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutpu
 from scalesim.errors import AdapterError, NumericalError, PromptTooLongError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
+from scalesim.scheduler.pooling import PoolPlan
+from scalesim.scheduler.scoring import ScorePlan
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
+from scalesim.scheduler.waiting import WaitingLine, overtake
 
 _MASK64 = (1 << 64) - 1
 _NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
@@ -36,6 +39,8 @@ class _Flight:
     ends: npt.NDArray[np.int64]
     sample: npt.NDArray[np.bool_]
     prefills: list[Sequence]
+    scoring: ScorePlan | None = None
+    pooling: PoolPlan | None = None
 
 
 class Scheduler:
@@ -49,8 +54,8 @@ class Scheduler:
         self.slots = Slots(config.max_num_seqs, max_len)
         memory.look_ahead.starts_in = self.starts_in
         memory.look_ahead.drains_in = self.drains_in
-        self._waiting: OrderedDict[int, Sequence] = OrderedDict()
-        self._preempted: list[Sequence] = []  # oldest admission first
+        self._waiting = WaitingLine(config.max_skips)
+        self._preempted: list[Sequence] = []  # by rank
         self._loading: dict[int, Sequence] = {}  # by id of the lease
         self._prefilling: list[Sequence] = []
         self._decoding: npt.NDArray[np.int64] = _NO_SLOTS  # slots, in order of admission
@@ -85,7 +90,22 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         self.check_fits(sequence.limit)
-        self._waiting[sequence.id] = sequence
+        self._waiting.add(sequence)
+
+    def add_behind(self, leader: Sequence, sequence: Sequence) -> None:
+        """Add ``sequence``, of the same prompt, once ``leader`` has computed it (or has ended): its
+        full blocks are then found. Until then it can only be cancelled."""
+        self.check_fits(sequence.limit)
+        if leader.phase is Phase.FINISHED or leader.first_step is not None:
+            self._waiting.add(sequence)
+        else:
+            leader.followers.append(sequence)
+
+    def _release_followers(self, sequence: Sequence) -> None:
+        for follower in sequence.followers:
+            if follower.phase is not Phase.FINISHED:
+                self._waiting.add(follower)
+        sequence.followers = []
 
     def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
         """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for
@@ -93,7 +113,7 @@ class Scheduler:
         if sequence.phase is Phase.FINISHED:
             return
         if sequence.phase is Phase.WAITING:
-            self._waiting.pop(sequence.id, None)
+            self._waiting.discard(sequence)
             if sequence in self._preempted:
                 self._preempted.remove(sequence)
             sequence.output = sequence.tokens[sequence.prompt_len :]
@@ -111,7 +131,7 @@ class Scheduler:
         """Steps until the oldest waiting request of ``agent`` can start, if all that run take their
         full length; 0 if it has none. Of a long queue only the first few are told apart."""
         window = self.config.lookahead_window
-        for position, sequence in enumerate(islice(self._waiting.values(), window)):
+        for position, sequence in enumerate(islice(self._waiting, window)):
             if sequence.agent == agent:
                 return self._frees_in(position + len(self._preempted))
         return self._frees_in(window) if len(self._waiting) > window else 0.0
@@ -144,6 +164,8 @@ class Scheduler:
             self._admit()
         decodes = self._ready_decodes()
         chunks = self._prefill_chunks(self.config.max_num_batched_tokens - len(decodes))
+        if self.slots.adjusting.num_guided:
+            decodes, chunks = self._ask_guides(decodes, chunks)
         if not len(decodes) and not chunks:
             return None
         return self._launch(decodes, chunks)
@@ -154,6 +176,10 @@ class Scheduler:
         slots = self.slots
         current = slots.epoch[flight.slots] == flight.epochs
         at = flight.slots[current]
+        if flight.scoring is not None and output.scores is not None:
+            flight.scoring.deliver(output.scores, current)
+        if flight.pooling is not None and output.pooled is not None:
+            flight.pooling.deliver(output.pooled, current)
         sound = ~output.bad[current]
         slots.done[at[sound]] = flight.ends[current][sound]
         for slot in at[~sound]:
@@ -170,10 +196,17 @@ class Scheduler:
         for sequence in flight.prefills:
             if sequence.phase is Phase.PREFILL or sequence.phase is Phase.DECODE:
                 self._commit(sequence)
+                if sequence.followers and sequence.phase is Phase.DECODE:
+                    self._release_followers(sequence)
+                if sequence.limit == sequence.prompt_len and self._is_done(sequence):
+                    self._finish(sequence, "length", None)  # it was to generate nothing
         stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
         full = slots.known[at] >= slots.limit[at]
         for index in (stopped | full | slots.watched[at]).nonzero()[0]:
             self._look_at(int(at[index]), int(tokens[index]), bool(stopped[index]))
+
+    def _is_done(self, sequence: Sequence) -> bool:
+        return bool(self.slots.done[sequence.slot] >= sequence.limit)
 
     def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
         """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
@@ -217,7 +250,8 @@ class Scheduler:
             if sequence.phase is Phase.WAITING and sequence in self._preempted:
                 self._preempted.remove(sequence)
             else:
-                del self._waiting[sequence.id]
+                self._waiting.pass_over(sequence)
+                self._overtake_preempted(sequence)
             self._enter(sequence, lease)
             if lease.is_ready:
                 backlog += self._left(sequence)
@@ -227,28 +261,39 @@ class Scheduler:
         return int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
 
     def _next_waiting(self) -> Sequence:
-        """Preempted ones first, then the oldest; one whose state is on the device may overtake
-        it."""
-        if self._preempted:
+        """By priority. Of equal ones preempted ones first, then the oldest; one whose state is on
+        the device may overtake it."""
+        line = self._waiting.first(self.config.lookahead_window)
+        if self._preempted and (not line or self._preempted[0].priority <= line[0].priority):
             return self._preempted[0]
-        head = next(iter(self._waiting.values()))
+        head = line[0]
         if head.skipped >= self.config.max_skips or self.memory.owners.is_resident(head.agent):
             return head
-        for sequence in islice(self._waiting.values(), 1, self.config.lookahead_window):
+        for sequence in line[1:]:
             if self.memory.owners.is_resident(sequence.agent):
                 head.skipped += 1
                 return sequence
         return head
 
+    def _overtake_preempted(self, sequence: Sequence) -> None:
+        for other in self._preempted:
+            if other.priority > sequence.priority:
+                overtake(other, self.config.max_skips)
+        self._preempted.sort(key=_rank)
+
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
-        count = len(sequence.tokens)
+        count = usable = len(sequence.tokens)
+        if sequence.score_log is not None:
+            usable = sequence.score_log.usable(count)
+        if sequence.pool_log is not None:
+            usable = sequence.pool_log.usable()
         upto = min(sequence.limit, count + self.config.safe_point_tokens)
         share = self.memory.device.num_usable // 2 if self.num_running else None
         return self.memory.acquire(
             sequence.agent,
             sequence.domain,
-            sequence.tokens.tobytes(),
+            sequence.tokens[:usable].tobytes(),
             self._blocks(upto),
             adapter=sequence.adapter,
             max_loading_pages=share,
@@ -260,6 +305,10 @@ class Scheduler:
             self.num_admissions += 1
             sequence.admission = self.num_admissions
             sequence.cached_tokens = lease.num_cached
+            sequence.host_tokens = lease.num_waited_blocks * self.memory.block_size
+            sequence.rebuilt_tokens = lease.num_rebuilt_blocks * self.memory.block_size
+        else:
+            sequence.rebuilt_tokens += max(0, len(sequence.tokens) - 1 - lease.num_cached)
         sequence.lease = lease
         if lease.is_ready:
             self._start_prefill(sequence)
@@ -308,10 +357,34 @@ class Scheduler:
     def _wanted_decodes(self) -> npt.NDArray[np.int64]:
         at = self._decoding
         unfinished: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.limit[at] - 1
+        if self.slots.adjusting.num_guided:  # a guide must have seen the token in flight
+            known: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.known[at]
+            unfinished &= known | ~self.slots.adjusting.guided[at]
         return at[unfinished]
 
+    def _ask_guides(
+        self, decodes: npt.NDArray[np.int64], chunks: list[tuple[Sequence, int]]
+    ) -> tuple[npt.NDArray[np.int64], list[tuple[Sequence, int]]]:
+        """Masks for the guided sequences that sample in this step; a guide that fails ends its
+        own."""
+        adjusting = self.slots.adjusting
+        asked = [int(slot) for slot in decodes[adjusting.guided[decodes]]]
+        asked += [
+            sequence.slot
+            for sequence, count in chunks
+            if adjusting.guided[sequence.slot] and count == self._left(sequence)
+        ]
+        failed = adjusting.ask(asked, [self._known(slot) for slot in asked])
+        for slot, error in failed.items():
+            self._finish(self._at(slot), "error", error)
+        if failed:
+            decodes = np.array([slot for slot in decodes if slot not in failed], np.int64)
+            chunks = [chunk for chunk in chunks if chunk[0].slot not in failed]
+        return decodes, chunks
+
     def _grow(self, sequence: Sequence) -> None:
-        """Reserve to the next safe point, at the cost of the youngest; the oldest never yields. If
+        """Reserve to the next safe point, at the cost of the least urgent and youngest; the most
+        urgent and oldest never yields. If
         the pages are only on their way, the sequence sits this step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
@@ -322,8 +395,8 @@ class Scheduler:
         while not memory.grow(sequence.lease, self._blocks(upto)):
             if memory.residency.saving_pages or memory.residency.transfers:
                 return
-            youngest = max(self._admitted(), key=lambda each: each.admission)
-            oldest = min(self._admitted(), key=lambda each: each.admission)
+            youngest = max(self._admitted(), key=_rank)
+            oldest = min(self._admitted(), key=_rank)
             if youngest is oldest:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "
@@ -349,7 +422,7 @@ class Scheduler:
     def _requeue(self, sequence: Sequence) -> None:
         sequence.phase = Phase.WAITING
         self._preempted.append(sequence)
-        self._preempted.sort(key=lambda each: each.admission)
+        self._preempted.sort(key=_rank)
 
     # -- the batch ----------------------------------------------------------------------------
 
@@ -380,7 +453,9 @@ class Scheduler:
             counts = np.concatenate([counts, [count for _, count in chunks]])
             starts = slots.launched[at]
             ends = starts + counts
-            sample = np.concatenate([sample, (ends >= slots.known[at])[len(decodes) :]])
+            known = slots.known[at]
+            samples = (ends >= known) & (slots.limit[at] > known)
+            sample = np.concatenate([sample, samples[len(decodes) :]])
             pieces, places = [token_ids], [positions]
             for sequence, count in chunks:
                 start = int(slots.launched[sequence.slot])
@@ -395,7 +470,14 @@ class Scheduler:
         query_start = np.zeros(len(at) + 1, np.int32)
         np.cumsum(counts, out=query_start[1:])
         sequences = [sequence for sequence, _ in chunks]
-        self._flights.append(_Flight(at, slots.epoch[at], ends, sample, sequences))
+        adjust = None
+        if slots.adjusting.num_adjusted:
+            adjust = slots.adjusting.batch(at, ends, sample, len(decodes), self._known)
+        scoring = self._scoring(at, starts, query_start, sample) if slots.num_scored else None
+        pooling = self._pooling(chunks, starts, query_start)
+        self._flights.append(
+            _Flight(at, slots.epoch[at], ends, sample, sequences, scoring, pooling)
+        )
         self._to_decode([s for s in sequences if slots.launched[s.slot] >= slots.known[s.slot]])
         step = self.num_steps
         self.num_steps += 1
@@ -420,7 +502,42 @@ class Scheduler:
             table_pages=pages,
             page_copies=np.array(copies, np.int32).reshape(-1, 2),
             adapters=slots.adapters(at),
+            adjust=adjust,
+            scores=None if scoring is None else scoring.batch(),
+            pools=None if pooling is None else pooling.batch(),
         )
+
+    def _known(self, slot: int) -> npt.NDArray[np.int32]:
+        return self.slots.tokens[slot, : self.slots.known[slot]].copy()
+
+    def _scoring(
+        self, at: npt.NDArray[np.int64], starts: npt.NDArray[np.int64],
+        query_start: npt.NDArray[np.int32], sample: npt.NDArray[np.bool_],
+    ) -> ScorePlan:  # fmt: skip
+        """The query tokens of a step behind which log-probabilities are asked for."""
+        plan, slots = ScorePlan(), self.slots
+        for index in slots.scored[at].nonzero()[0].tolist():
+            slot, row = int(at[index]), int(query_start[index])
+            start = int(starts[index])
+            positions = range(start, start + int(query_start[index + 1]) - row)
+            known = slots.tokens[slot, : slots.known[slot]]
+            plan.add(index, self._at(slot), positions, row, known, bool(sample[index]))
+        return plan
+
+    def _pooling(
+        self, chunks: list[tuple[Sequence, int]], starts: npt.NDArray[np.int64],
+        query_start: npt.NDArray[np.int32],
+    ) -> PoolPlan | None:  # fmt: skip
+        """The hidden states of a step that are asked for: the prefills stand at its end."""
+        if all(sequence.pool_log is None for sequence, _ in chunks):
+            return None
+        plan, first = PoolPlan(), len(starts) - len(chunks)
+        for index, (sequence, count) in enumerate(chunks, start=first):
+            if sequence.pool_log is not None:
+                start = int(starts[index])
+                positions = range(start, start + count)
+                plan.add(index, sequence, positions, int(query_start[index]))
+        return plan if plan.owners else None
 
     def _to_decode(self, sequences: list[Sequence]) -> None:
         if not sequences:
@@ -438,9 +555,12 @@ class Scheduler:
     def _look_at(self, slot: int, token: int, stopped: bool) -> None:
         sequence = self._at(slot)
         stopped = stopped or token in sequence.stop_ids
-        if sequence.observer is not None and not stopped:
+        guide = None if sequence.adjust is None else sequence.adjust.guide
+        if not stopped and (guide is not None or sequence.observer is not None):
             try:
-                stopped = sequence.observer.push(token)
+                stopped = guide is not None and guide.push(token)
+                if sequence.observer is not None:
+                    stopped |= sequence.observer.push(token)
             except Exception as error:  # a request's own callback ends that request
                 self._finish(sequence, "error", error)
                 return
@@ -484,6 +604,7 @@ class Scheduler:
     def _end(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
         sequence.phase = Phase.FINISHED
         sequence.finish_reason, sequence.error = reason, error
+        self._release_followers(sequence)
         self._ended.append(sequence)
 
     def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
@@ -506,6 +627,11 @@ class Scheduler:
 
     def _blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.memory.block_size)
+
+
+def _rank(sequence: Sequence) -> tuple[float, int]:
+    """The most urgent first, then the oldest."""
+    return sequence.priority, sequence.admission
 
 
 def chain_digests(chain: int, digest: int) -> int:

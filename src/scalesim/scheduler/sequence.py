@@ -12,6 +12,9 @@ import numpy as np
 from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
 from scalesim.memory.adapters import AdapterUse
 from scalesim.memory.lease import Lease
+from scalesim.scheduler.adjusting import Adjust
+from scalesim.scheduler.pooling import PoolLog
+from scalesim.scheduler.scoring import ScoreLog
 
 
 class Phase(Enum):
@@ -31,7 +34,9 @@ class Observer(Protocol):
 @dataclass(eq=False, slots=True)
 class Sequence:
     """``tokens`` are the prompt and, after a preemption, what was generated before it. ``key`` is
-    the Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens."""
+    the Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens.
+    ``priority``: lower goes first; it becomes the lowest when the sequence was overtaken too
+    often."""
 
     id: int
     agent: AgentId | None
@@ -44,6 +49,11 @@ class Sequence:
     adapter: AdapterUse | None = None
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
+    adjust: Adjust | None = None  # where its logits are changed before they are sampled
+    priority: float = 0
+    followers: list[Sequence] = field(default_factory=list)  # wait until its prompt is computed
+    pool_log: PoolLog | None = None  # where it is to be embedded
+    score_log: ScoreLog | None = None  # where log-probabilities are asked for
     phase: Phase = Phase.WAITING
     slot: int = 0
     lease: Lease | None = None
@@ -51,6 +61,8 @@ class Sequence:
     skipped: int = 0  # admissions that overtook it
     num_preemptions: int = 0
     cached_tokens: int = 0  # of the prompt, at the first admission
+    host_tokens: int = 0  # of those: loaded
+    rebuilt_tokens: int = 0  # computed again
     first_step: int | None = None  # the one that sampled its first token
     output: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
     finish_reason: FinishReason | None = None

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from scalesim.core import AdapterBatch
 from scalesim.memory.lease import Lease
+from scalesim.scheduler.adjusting import Adjusting
 from scalesim.scheduler.sequence import Sequence
 
 _STOP_IDS = 4  # compared in one go; a sequence with more is looked at one by one
@@ -38,6 +39,9 @@ class Slots:
         # each slot's adapter: its row of the block table (0: none), layout, first position
         self.adapter = np.zeros((num_slots, 3), np.int32)
         self.num_with_adapter = 0
+        self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
+        self.num_scored = 0
+        self.adjusting = Adjusting(num_slots)
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -76,6 +80,12 @@ class Slots:
             _STOP_IDS - len(stop_ids) if fits else _STOP_IDS
         )
         self.watched[slot] = sequence.observer is not None or not fits
+        if sequence.score_log is not None:
+            self.scored[slot] = True
+            self.num_scored += 1
+        if sequence.adjust is not None:
+            self.adjusting.enter(slot, sequence.adjust)
+            self.watched[slot] |= sequence.adjust.guide is not None
         self.sequences[slot] = sequence
         sequence.slot = slot
         return slot
@@ -87,6 +97,11 @@ class Slots:
         if sequence.adapter is not None:
             self.adapter[slot] = 0
             self.num_with_adapter -= 1
+        if sequence.score_log is not None:
+            self.scored[slot] = False
+            self.num_scored -= 1
+        if sequence.adjust is not None:
+            self.adjusting.leave(slot)
         self.epoch[slot] += 1
         self._free.append(slot)
 

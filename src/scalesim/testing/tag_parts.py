@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalesim.config import SchedulerConfig
+from scalesim.config import CallLimits, SchedulerConfig
 from scalesim.loop import Parts
 from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.manager import MemoryManager
@@ -24,11 +24,13 @@ def tag_parts(
     steps_in_flight: int = 1,
     verify: Verify = "all",
     vocab_size: int = 512,
+    max_open_requests: int = 16384,
 ) -> Parts:
     """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
     ``host_pages``, a ``TagRunner``, a ``ThreadLink``. A sequence may fill the device pool.
 
-    ``block_size``: tokens a page. ``policy``, ``max_num_seqs``: as in ``EngineConfig``.
+    ``block_size``: tokens a page. ``policy``, ``max_num_seqs``, ``max_open_requests``: as in an
+    engine's settings.
     ``steps_in_flight``: 1 or 2. ``verify``: as in ``TagRunner``. Token ids are below
     ``vocab_size``.
     """
@@ -61,4 +63,5 @@ def tag_parts(
     )
     config = SchedulerConfig(max_num_seqs=max_num_seqs)
     model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
-    return Parts(runner, memory, Scheduler(memory, config, max_len), link, model)
+    limits = CallLimits(max_open_requests)
+    return Parts(runner, memory, Scheduler(memory, config, max_len), link, model, limits=limits)

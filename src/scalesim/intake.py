@@ -1,0 +1,137 @@
+"""From a request to a call: what is checked, rendered and tokenized before the loop hears of it.
+
+On the caller's thread; a request that is refused here has cost nobody anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from scalesim.adapters import AdapterRegistry
+from scalesim.agent import Agent
+from scalesim.calls import Call, TextObserver
+from scalesim.choices import Option, option_ids, scoring_request
+from scalesim.core import AgentId, SamplingParams
+from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
+from scalesim.memory.manager import MemoryManager
+from scalesim.overflow import fit
+from scalesim.requests import Request, TextModel, check_call
+from scalesim.sampling_params import check_params
+from scalesim.scheduler.adjusting import Guide
+from scalesim.scheduler.hook_guide import HookGuide
+
+if TYPE_CHECKING:
+    from scalesim.model.token_stream import TokenStream
+
+
+class Intake:
+    """The agents of an engine, and what their requests must satisfy."""
+
+    def __init__(self, model: TextModel, memory: MemoryManager, adapters: AdapterRegistry) -> None:
+        self.agents: dict[AgentId, Agent] = {}
+        self._model, self._memory, self._adapters = model, memory, adapters
+
+    def known(self, agent: AgentId) -> Agent:
+        """Raises ``UnknownAgentError``."""
+        if agent not in self.agents:
+            raise UnknownAgentError(
+                f"agent {agent!r} is unknown to this engine; make it with engine.agent({agent!r})"
+            )
+        return self.agents[agent]
+
+    def prepare(self, request: Request) -> Call:
+        """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
+        ``UnknownAgentError`` or ``AdapterError``."""
+        model = self._model
+        check_call(request)
+        if request.pooling is not None:
+            request = self._embedding(request)
+        else:
+            check_params(request.params, model.vocab_size, model.has_logits)
+        params = request.params
+        name = None if request.agent is None else self.known(request.agent).adapter
+        tokens = model.token_ids(request.prompt)
+        most = self._most_tokens(name) - params.max_tokens
+        tokens, dropped = fit(request.prompt, tokens, most, request.on_overflow, model)
+        model.check_length(len(tokens), params.max_tokens)
+        observer = self._observer(request) if params.stop else None
+        call = Call(request, model, tokens, observer)
+        call.dropped = dropped
+        call.make_guide = self._guide(params, len(tokens))
+        if name is not None:
+            self._check_room(name, len(tokens) + params.max_tokens)
+            call.adapter = self._adapters.use(name, tokens)
+        return call
+
+    def prepare_samples(self, request: Request) -> list[Call]:
+        """One call for each of ``n`` samples; the first computes the prompt for all."""
+        leader = self.prepare(request)
+        calls = [leader]
+        for index in range(1, request.params.n):
+            same = replace(request, prompt=leader.tokens, sample_index=request.sample_index + index)
+            call = self.prepare(same)
+            call.leader, call.dropped = leader, leader.dropped
+            calls.append(call)
+        return calls
+
+    def _guide(self, params: SamplingParams, prompt_len: int) -> Callable[[], Guide] | None:
+        """What makes the guide of each sample, if there is one. Raises ``RequestError``, and
+        ``StructureError`` for a structure that cannot be compiled."""
+        if params.mask is not None:
+            return partial(HookGuide, params.mask, prompt_len, self._model.vocab_size)
+        if not params.is_structured:
+            return None
+        if self._model.structures is None:
+            raise RequestError("structured output needs a tokenizer and this model has none")
+        return self._model.structures.compile(params)
+
+    def prepare_choice(self, request: Request, options: Sequence[Option]) -> list[Request]:
+        """A request for each option, all with the tokens of ``request``'s prompt before it. Raises
+        as ``prepare``."""
+        model = self._model
+        tokens = model.token_ids(request.prompt)
+        ids = [option_ids(request.prompt, tokens, option, model) for option in options]
+        name = None if request.agent is None else self.known(request.agent).adapter
+        most = self._most_tokens(name) - max(map(len, ids))
+        tokens, _ = fit(request.prompt, tokens, most, request.on_overflow, model)
+        return [scoring_request(request, tokens, each) for each in ids]
+
+    def _embedding(self, request: Request) -> Request:
+        if not self._model.has_logits:
+            raise RequestError("embeddings need a model; this engine's runner has no hidden states")
+        return replace(request, params=SamplingParams(max_tokens=0))
+
+    def _most_tokens(self, adapter: str | None) -> int:
+        """Of prompt and output, beside the adapter."""
+        if adapter is None:
+            return self._model.max_len
+        memory = self._memory
+        num_pages = memory.device.num_usable - self._adapters.num_pages(adapter)
+        return min(self._model.max_len, num_pages * memory.block_size)
+
+    def _check_room(self, adapter: str, num_tokens: int) -> None:
+        """The device pool must hold a request and its adapter."""
+        memory, num_pages = self._memory, self._adapters.num_pages(adapter)
+        needed = -(-num_tokens // memory.block_size) + num_pages
+        if needed > memory.device.num_usable:
+            raise PromptTooLongError(
+                f"{num_tokens} tokens and adapter {adapter!r} of {num_pages} pages need {needed} "
+                f"pages; the device pool has {memory.device.num_usable}; raise device_memory"
+            )
+
+    def text_stream(self, request: Request) -> TokenStream | None:
+        """What turns this request's tokens into text; ``None`` without a tokenizer."""
+        if self._model.tokenizer is None:
+            return None
+        from scalesim.model.token_stream import TokenStream
+
+        return TokenStream(self._model.tokenizer, request.params.stop)
+
+    def _observer(self, request: Request) -> TextObserver:
+        stream = self.text_stream(request)
+        if stream is None:
+            raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")
+        return TextObserver(stream)

@@ -1,0 +1,50 @@
+"""Arrays of any sizes for the device, in one copy: for steps that need more than the fixed inputs.
+
+Used by the runner's rarer paths. The buffers grow to what was needed so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from scalesim.device.staging import StagingRing
+from scalesim.device.streams import Device, Stream
+
+_ALIGN = 64  # int32s, as the fixed inputs are
+_FIRST_WORDS = 1 << 14
+
+
+class PackedInputs:
+    """``send`` gives views of one device buffer, good until the step ``num_buffers - 1`` later is
+    sent: work on ``stream`` is in order, and reads them before they are written again."""
+
+    def __init__(self, device: Device, stream: Stream, num_buffers: int) -> None:
+        self._device, self._stream, self._num_buffers = device, stream, num_buffers
+        self._old: list[Any] = []  # a step in flight may still read what was too small
+        self._grow(_FIRST_WORDS)
+
+    def _grow(self, num_words: int) -> None:
+        self._ring = StagingRing(self._device, self._num_buffers, num_words)
+        self._there = torch.zeros(num_words, dtype=torch.int32, device=self._device.place)
+        self._old.append((self._ring, self._there))
+
+    def send(self, arrays: Sequence[npt.NDArray[Any]]) -> list[Tensor]:
+        """Each array (one-dimensional, of 4-byte elements) as an int32 tensor on the device."""
+        starts = np.cumsum([0] + [-(-len(array) // _ALIGN) * _ALIGN for array in arrays])
+        total = int(starts[-1])
+        if total > self._ring.capacity:
+            self._grow(1 << total.bit_length())
+        buffer = self._ring.take()
+        for start, array in zip(starts, arrays, strict=False):
+            buffer.array[start : start + len(array)] = array.view(np.int32)
+        self._ring.send(self._stream, buffer, self._there, total)
+        return [
+            self._there[start : start + len(array)]
+            for start, array in zip(starts.tolist(), arrays, strict=False)
+        ]

@@ -1,0 +1,75 @@
+"""A caller's own rule for the next token (``LogitsMask``) as a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import Int32s
+from scalesim.scheduler.adjusting import Filler
+
+
+def ask_each(
+    guides: list[HookGuide], tokens: list[Int32s], masks: Int32s
+) -> list[Exception | None]:
+    """The filler of hooks: one after the other."""
+    return [_ask(*each) for each in zip(guides, tokens, masks, strict=True)]
+
+
+def _ask(guide: HookGuide, tokens: Int32s, words: Int32s) -> Exception | None:
+    try:
+        guide.fill(tokens, words)
+    except Exception as error:  # a request's own rule ends that request
+        return error
+    return None
+
+
+class HookGuide:
+    """A caller's ``LogitsMask`` as a guide. Raises ``ValueError`` for what is no mask."""
+
+    filler: Filler = staticmethod(ask_each)
+
+    def __init__(
+        self, hook: Callable[[Int32s, Int32s], object], prompt_len: int, vocab_size: int
+    ) -> None:
+        self._hook, self._prompt_len, self._vocab_size = hook, prompt_len, vocab_size
+        self.num_words = -(-vocab_size // 32)
+
+    def fill(self, tokens: Int32s, words: Int32s) -> None:
+        """Raises what the hook raises."""
+        found = self._hook(tokens[: self._prompt_len], tokens[self._prompt_len :])
+        if found is None:
+            words[:] = -1
+            return
+        allowed: npt.NDArray[np.bool_] = np.zeros(32 * len(words), np.bool_)
+        allowed[: self._vocab_size] = self._as_mask(np.asarray(found))
+        if not allowed.any():
+            raise ValueError(
+                f"mask {self._hook!r} allows no token at position {len(tokens)}; allow one at "
+                "least, or return None for all"
+            )
+        words[:] = np.packbits(allowed, bitorder="little").view(np.int32)
+
+    def _as_mask(self, found: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+        if found.dtype == np.bool_ and found.shape == (self._vocab_size,):
+            return found  # type: ignore[return-value]
+        mask = np.zeros(self._vocab_size, np.bool_)
+        if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+            raise ValueError(
+                f"mask {self._hook!r} gave {found.dtype} of shape {found.shape}; it must give "
+                f"token ids, a bool array of shape ({self._vocab_size},), or None"
+            )
+        ids = found.astype(np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
+            bad = int(ids.min() if ids.min() < 0 else ids.max())
+            raise ValueError(
+                f"mask {self._hook!r} allows token {bad}, which is outside the vocabulary, 0 to "
+                f"{self._vocab_size - 1}"
+            )
+        mask[ids] = True
+        return mask
+
+    def push(self, token: int) -> bool:
+        return False
