@@ -27,8 +27,8 @@ class Scored:
     as a mean per token."""
 
     option: Option
-    logprob: float
-    mean_logprob: float
+    logprob: float  # the sum
+    mean_logprob: float  # per token
     token_ids: tuple[int, ...]  # of the option
 
 
