@@ -5,6 +5,8 @@ Common to all ops
 ``pool``        the page pool, ``[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]``,
                 C-contiguous, in the model's dtype; index 0 of dimension 2 is K, 1 is V. Offsets
                 into it need int64: a pool may be larger than 2**31 elements.
+layer           which of the pool's layers.
+batch, plan     the step's ``PagedBatch``, and what the set's ``plan`` made of it.
 garbage         every byte of a page past its sequence's valid positions may hold any bits, NaN and
                 Inf among them, and so may pages that a block table row does not name. An op masks
                 by position *before* it multiplies: ``0 * NaN`` is NaN, in scores and in P @ V too.
@@ -52,7 +54,8 @@ class RmsNorm(Protocol):
 
         x, residual : ``[num_tokens, hidden]``, C-contiguous; ``residual`` may be overwritten.
         weight : ``[hidden]``, the dtype of ``x``, or fp32: then the product is rounded once. The
-            root mean square of a row is computed in fp32.
+            root mean square of a row is computed in fp32; ``eps`` is added to the mean of the
+            squares.
         """
 
 
@@ -75,8 +78,8 @@ class QkNormRopeStore(Protocol):
             the order Q, K, V. May be overwritten.
         cos_sin : ``[max_positions, head_dim]``, the model's dtype: cosines, then sines, of
             ``head_dim / 2`` angles. Element ``j`` of a head turns with ``j + head_dim / 2``.
-        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head, before rotation;
-            dtypes as in ``rms_norm``.
+        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head with ``eps``, before
+            rotation; dtypes as in ``rms_norm``.
         returns : Q, ``[num_tokens, num_heads, head_dim]``; the last dimension is contiguous.
 
         Token ``t`` goes to page ``block_table[token_rows[t], positions[t] // block_size]``, slot
@@ -104,7 +107,8 @@ class PagedAttention(Protocol):
         ``paged_decode`` covers sequences ``0:num_decodes`` (token ``i`` is sequence ``i``) and
         ``paged_prefill`` the others, whose query tokens may start at any position; each writes only
         its own rows of ``out``. A token at position ``p`` attends to positions ``0..p``, which the
-        pages hold, the step's own tokens included. Softmax and sums in fp32.
+        pages hold, the step's own tokens included; scores are multiplied by ``scale``. Softmax and
+        sums in fp32.
         window : of these, only the last ``window`` positions, its own included (Mistral, Gemma).
             Layers of one step may differ. Pages before it may still be read, and are still valid.
         soft_cap : scores, after ``scale``, become ``soft_cap * tanh(score / soft_cap)`` (Gemma 2).
@@ -115,7 +119,8 @@ class PagedAttention(Protocol):
 
 class Plan(Protocol):
     def __call__(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> Any:
-        """Work done once per step for all layers; handed unread to the ops that take a ``plan``.
+        """Work done once per step for all layers and ``num_heads`` query heads; handed unread to
+        the ops that take a ``plan``.
 
         A set with nothing to prepare returns None. With ``reproducible`` a token's attention must
         have the same bits in ``paged_decode`` and ``paged_prefill``, whatever the batch and
@@ -126,7 +131,7 @@ class Plan(Protocol):
 
 class PackWeight(Protocol):
     def __call__(self, weight: Tensor) -> Tensor:
-        """A matrix ``[out, in]`` in the form that the set's ``linear`` is fastest with.
+        """``weight``, ``[out, in]``, in the form that the set's ``linear`` is fastest with.
 
         Called once a matrix when a model is given to an engine; a set may return its argument.
         Only ``linear`` may read the result, and ``linear`` takes unpacked matrices too.
@@ -151,11 +156,12 @@ class LoraSite:
     """Projections with one input, computed together: q, k, v; or o; or gate, up; or down."""
 
     first_slice: int  # of the seven
-    in_width: int
+    in_width: int  # columns of the input
     out_widths: tuple[int, ...]  # side by side in the columns of the output
 
     @property
     def num_slices(self) -> int:
+        """Projections of this site."""
         return len(self.out_widths)
 
 
@@ -339,8 +345,8 @@ class LogProbs(Protocol):
 class KernelSet:
     """A full set of ops. Frozen; make a changed one with ``dataclasses.replace``."""
 
-    name: str
-    row_multiple: int
+    name: str  # for reports
+    row_multiple: int  # rows of ``linear`` stand alone where their number is a multiple of it
     rms_norm: RmsNorm
     qk_norm_rope_store: QkNormRopeStore
     plan: Plan

@@ -38,11 +38,11 @@ class AdapterInfo:
     """One name: where it was read from, its size, how many calls that use it are open."""
 
     name: str
-    path: str
-    num_pages: int
-    digest: str
-    activated: bool
-    open_calls: int
+    path: str  # as it was given
+    num_pages: int  # of a pool, while it is there
+    digest: str  # of its content, in hex; names with one digest share pages
+    activated: bool  # in force from its invocation tokens on
+    open_calls: int  # that use this content, under any name
 
 
 class AdapterRegistry:

@@ -65,7 +65,7 @@ class Agent:
         return self.engine.generate(self.request(messages, **options))
 
     async def chat_async(self, messages: list[Message], **options: Any) -> Reply:
-        """``chat`` from any event loop."""
+        """``chat`` from any event loop: the answer to ``messages``."""
         return await self.engine.generate_async(self.request(messages, **options))
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
@@ -87,7 +87,7 @@ class Agent:
     async def choose_async(
         self, prompt: Prompt, options: Sequence[Option], *, by: By = "sum", **call: Any
     ) -> Choice:
-        """``choose`` from any event loop."""
+        """``choose`` among ``options`` from any event loop."""
         return await self.engine.choose_async(self.request(prompt, **call), options, by=by)
 
     def expect(self, steps: float | None = None, *, at: float | None = None) -> None:
@@ -95,7 +95,8 @@ class Agent:
         self.engine.expect(self.id, steps, at=at)
 
     def fork(self, id: AgentId) -> Agent:
-        """A new agent with this one's memory, shared until one of them goes its own way."""
+        """A new agent ``id`` with this one's memory, shared until one of them goes its own way.
+        Raises ``RequestError`` for an id that is taken."""
         return self.engine.fork(self.id, id)
 
     def __repr__(self) -> str:

@@ -137,7 +137,7 @@ class Caller:
     async def choose_async(
         self, request: Request, options: Sequence[Option], *, by: By = "sum"
     ) -> Choice:
-        """``choose`` from any event loop."""
+        """``choose`` among ``options`` from any event loop."""
         check_choice(options, by)
         first, *rest = self._intake.prepare_choice(request, options)
         replies = [await self.generate_async(first)]  # the others find the prompt in memory
@@ -169,7 +169,7 @@ class Caller:
         normalize: bool = True,
         **options: Any,
     ) -> Floats:
-        """``embed`` from any event loop."""
+        """``embed`` from any event loop: ``prompts``, ``pooling`` and ``normalize`` as there."""
         requests = embedding_requests(prompts, pooling, options)
         return stacked(await gather(*map(self.generate_async, requests)), normalize)
 

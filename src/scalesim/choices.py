@@ -27,9 +27,9 @@ class Scored:
     as a mean per token."""
 
     option: Option
-    logprob: float
-    mean_logprob: float
-    token_ids: tuple[int, ...]
+    logprob: float  # the sum
+    mean_logprob: float  # per token
+    token_ids: tuple[int, ...]  # of the option
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Choice:
     """The best option, where it stood, and what each was worth, in the order given."""
 
     option: Option
-    index: int
-    scores: tuple[Scored, ...]
-    replies: tuple[Reply, ...]
+    index: int  # of the best one
+    scores: tuple[Scored, ...]  # an option each
+    replies: tuple[Reply, ...]  # an option each, with what it took
 
 
 def check_choice(options: Sequence[Option], by: By) -> None:

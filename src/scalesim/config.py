@@ -35,6 +35,7 @@ class SchedulerConfig:
     step, prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a
     time. ``lookahead_window``: how many waiting requests are looked through for one whose state is
     on the device. ``max_skips``: how often a request is overtaken before it goes first.
+    Raises ``ConfigError``.
     """
 
     max_num_seqs: int = 64
@@ -57,7 +58,7 @@ class SchedulerConfig:
 @dataclass(frozen=True, slots=True)
 class CallLimits:
     """``max_open_requests``: handed in and not ended. ``when_full``: calls that find so many open
-    wait for their turn, or raise ``EngineFullError``."""
+    wait for their turn, or raise ``EngineFullError``. Raises ``ConfigError``."""
 
     max_open_requests: int = 16384
     when_full: Literal["wait", "error"] = "wait"
@@ -77,6 +78,7 @@ class StructureConfig:
     ``step_items`` bound time in llguidance's units of work, the same on any machine (it gives
     about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
     ``max_symbols`` bound a structure's memory. ``max_cached``: structures kept compiled.
+    Raises ``ConfigError``.
     """
 
     max_chars: int = 1 << 17
@@ -113,7 +115,7 @@ class EngineConfig:
     ``integrity``: what follows when memory's books do not add up, or something breaks inside:
     ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
     ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
-    ``"off"`` does not look, and ends the engine at what breaks.
+    ``"off"`` does not look, and ends the engine at what breaks. Raises ``ConfigError``.
     """
 
     device: str = "auto"
@@ -123,7 +125,7 @@ class EngineConfig:
     block_size: int | None = None
     max_model_len: int | None = None
     reproducible: bool = True
-    digests: bool = False
+    digests: bool = False  # replies carry a hash over their logits
     graphs: bool = True
     generation_config: bool = True
     dtype: str = "auto"
@@ -131,8 +133,8 @@ class EngineConfig:
     quantize: str | None = None
     seed: int = 0
     integrity: Literal["quarantine", "raise", "off"] = "quarantine"
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too
+    planner: PlannerConfig = field(default_factory=PlannerConfig)  # when loads start
     limits: CallLimits = field(default_factory=CallLimits)
     structure: StructureConfig = field(default_factory=StructureConfig)
 

@@ -68,7 +68,7 @@ class SamplingParams:
     computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
     """
 
-    max_tokens: int = 128
+    max_tokens: int = 128  # generated at most
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -93,6 +93,7 @@ class SamplingParams:
 
     @property
     def is_structured(self) -> bool:
+        """Whether a schema, an expression or a grammar bounds the output."""
         return not (self.json_schema is None and self.regex is None and self.grammar is None)
 
 

@@ -40,7 +40,8 @@ class Engine(Caller):
     """Runs requests of any number of agents.
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``Parts``. Settings are the fields
-    of ``EngineConfig``, given as one or by name. ``sources`` say who will call when, beside
+    of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random ones, for
+    which the folder's config is enough. ``sources`` say who will call when, beside
     ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
     and hints to this file. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
     once. Close it, or use it as a context manager.
@@ -92,6 +93,7 @@ class Engine(Caller):
 
     @property
     def stats(self) -> EngineStats:
+        """Counts of calls, tokens and steps since the start."""
         return self._loop.stats
 
     def sampling(self, **params: Any) -> SamplingParams:
@@ -124,8 +126,9 @@ class Engine(Caller):
         return agent
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
-        """A new agent that owns what ``parent`` owns; nothing is copied until one of them
-        writes."""
+        """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
+        writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
+        exists."""
         adapter = self._intake.known(parent).adapter
         if child in self._intake.agents:
             raise RequestError(f"agent {child!r} exists already; fork into a new id")
@@ -146,7 +149,8 @@ class Engine(Caller):
         ``expect("ada", 3)``, or ``expect("ada", at=17.5)`` on the clock.
 
         ``confidence`` is the probability that this is about right. Advice only: a wrong distance
-        costs time and changes no text. Raises ``UnknownAgentError``.
+        costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
+        call that gives no time or two.
         """
         if isinstance(agents, Mapping):
             distances = dict(agents)
@@ -185,12 +189,13 @@ class Engine(Caller):
         return self._loop.distances.scores()
 
     def wake(self, agent: AgentId) -> None:
-        """``agent`` is about to call, whatever was said before."""
+        """``agent`` is about to call, whatever was said before. Raises ``UnknownAgentError``."""
         self._intake.known(agent)
         self._driver.post(lambda: self._loop.wake(agent))
 
     def advance(self, *, to: float | None = None) -> None:
-        """Move the simulation's clock one step on, or ``to`` a time."""
+        """Move the simulation's clock one step on, or ``to`` a time. Raises ``RequestError`` for
+        one that is past."""
         wall_s = self.parts.time_s()
         if to is not None and not self.clock.now <= to < math.inf:
             raise RequestError(

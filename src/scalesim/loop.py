@@ -70,11 +70,11 @@ class EngineStats:
     """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
 
     steps: int = 0
-    turns: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
+    turns: int = 0  # calls that gave a reply
+    failed: int = 0  # calls that ended with an error
+    prompt_tokens: int = 0  # of the calls that have ended
+    cached_tokens: int = 0  # of the prompts, found in memory
+    output_tokens: int = 0  # of the calls that have ended
     compute_s: float = 0.0
     restarts: int = 0  # something broke inside, and all state was made anew
     lost_pages: int = 0  # that left circulation for it, of both pools

@@ -43,7 +43,7 @@ class Request:
 
     prompt: Prompt
     agent: AgentId | None = None
-    params: SamplingParams = field(default_factory=SamplingParams)
+    params: SamplingParams = field(default_factory=SamplingParams)  # how tokens are drawn
     timeout: float | None = None
     sample_index: int = 0
     deadline: float | None = None
@@ -63,15 +63,16 @@ class Usage:
     preemption.
     """
 
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    num_preemptions: int
+    prompt_tokens: int  # as rendered and tokenized
+    cached_tokens: int  # of the prompt, found in memory
+    output_tokens: int  # the one that ended it included
+    num_preemptions: int  # how often it lost its pages to others, and went on later
     host_tokens: int = 0
     rebuilt_tokens: int = 0
 
     @property
     def device_tokens(self) -> int:
+        """Cached tokens that lay on the device."""
         return self.cached_tokens - self.host_tokens
 
 
@@ -94,10 +95,10 @@ class Reply:
     samples 2 to ``n``; ``samples`` has all, in order.
     """
 
-    agent: AgentId | None
+    agent: AgentId | None  # of the request
     text: str | None
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
+    token_ids: tuple[int, ...]  # the one that ended it included
+    finish_reason: FinishReason  # "stop": a stop token or string; "length": max_tokens
     usage: Usage
     latency_s: float
     digest: int = 0
@@ -109,6 +110,7 @@ class Reply:
 
     @property
     def samples(self) -> tuple[Reply, ...]:
+        """All ``n`` samples, this one first."""
         return (self, *self.others)
 
 

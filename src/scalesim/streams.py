@@ -27,7 +27,7 @@ class Piece:
     ``reply`` comes with the last piece; all pieces together are its text and its token ids."""
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]  # generated since the piece before
     reply: Reply | None = None
 
 
@@ -150,6 +150,7 @@ class Stream:
 
     @property
     def reply(self) -> Reply | None:
+        """The whole reply, once the last piece was read."""
         return self._reader.reply
 
     def __iter__(self) -> Stream:
@@ -201,6 +202,7 @@ class AsyncStream:
 
     @property
     def reply(self) -> Reply | None:
+        """The whole reply, once the last piece was read."""
         return self._reader.reply
 
     def __aiter__(self) -> AsyncStream:

@@ -30,7 +30,8 @@ LIMITS = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one case. ``error``: the largest relative error of its results; ``seconds``: one call."""
+    """Of one case of ``op``. ``error``: the largest relative error of its results; ``faults``: what
+    is wrong, in words, none where it passed; ``seconds``: one call."""
 
     op: str
     case: Case
@@ -40,7 +41,8 @@ class Verdict:
 
 
 def cases_of(op: str, dtypes: tuple[torch.dtype, ...], long: bool = False) -> list[Case]:
-    """Every pair of factor values at least once; with ``long``, every combination."""
+    """Cases of ``op``: every pair of values of its factors, ``dtypes`` among them, at least once;
+    with ``long``, every combination."""
     factors = {**PROBLEMS[op].factors, "dtype": dtypes}
     return list(product(factors)) if long else pairwise(factors)
 
@@ -50,10 +52,11 @@ def check_op(
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16), timed: bool = False,
     most: int | None = None,
 ) -> Iterator[Verdict]:  # fmt: skip
-    """Judge ``getattr(kernels, op)``; its ``plan`` comes from ``kernels`` too.
+    """Judge ``getattr(kernels, op)`` on ``device`` in ``cases_of(op, dtypes, long)``; its ``plan``
+    comes from ``kernels`` too.
 
-    ``most``: only the first so many cases. Raises ``ValueError`` for an unknown op. What the
-    op itself raises is a fault of the case.
+    ``most``: only the first so many cases. ``timed``: the quickest of five calls. Raises
+    ``ValueError`` for an unknown op. What the op itself raises is a fault of the case.
     """
     if op not in PROBLEMS:
         raise ValueError(f"op {op!r}: known are {', '.join(PROBLEMS)}")
@@ -64,6 +67,9 @@ def check_op(
 def check_case(
     kernels: KernelSet, op: str, case: Case, seed: int, device: str = "cpu", timed: bool = False
 ) -> Verdict:
+    """Judge one ``case`` of ``cases_of(op, ...)`` as ``check_op`` does, its tensors made from
+    ``seed`` and moved to ``device``; ``timed``: the quickest of five calls. What the op raises is a
+    fault."""
     dtype = case["dtype"]
     problem = PROBLEMS[op].make(case, dtype, seed)
     watch = Stopwatch(getattr(kernels, op))

@@ -1,8 +1,9 @@
-"""The command line: ``scalesim demo``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
+"""The command line: ``scalesim demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``
+and ``check``.
 
-``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 the demo's
-check failed, 2 the user's mistake (one line on stderr), 130 interrupted. Importing this loads
-neither torch nor the parser; the options are the dataclasses of ``options``.
+``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
+failed (demo, doctor), 2 the user's mistake (one line on stderr), 130 interrupted. Importing this
+loads neither torch nor the parser; the options are the dataclasses of ``options``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def _run(args: list[str]) -> int:
     from scalesim.cli.options import (
         CheckOptions,
         DemoOptions,
+        DoctorOptions,
         PlanOptions,
         ProfileOptions,
         ReplayOptions,
@@ -52,6 +54,10 @@ def _run(args: list[str]) -> int:
         from scalesim.cli.demo import demo
 
         return demo(options)
+    if isinstance(options, DoctorOptions):
+        from scalesim.cli.doctor import doctor
+
+        return doctor(options)
     if isinstance(options, PlanOptions):
         from scalesim.cli.plan import plan
 

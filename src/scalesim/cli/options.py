@@ -71,6 +71,26 @@ class DemoOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """What this machine can do: versions, device, host memory, kernels, link, and a model's path.
+
+    Judges each kernel by a few cases, measures the link, and names what to change. Downloads
+    nothing and changes nothing. Exits with 1 if an engine could not run like this.
+    """
+
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """A model's folder, to see which path it takes and what it lacks."""
+    device: str = _ENGINE.device
+    """The device to examine: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print facts and findings as JSON."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for a device that is none."""
+        EngineConfig(device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateOptions:
     """Continue one or several prompts with a model; the texts go to stdout."""
 
@@ -111,6 +131,7 @@ class GenerateOptions:
     """Most tokens of prompt and output; the model's own limit if not given."""
 
     def sampling(self) -> SamplingParams:
+        """What each prompt is continued with; the engine checks it."""
         return SamplingParams(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -277,6 +298,7 @@ class CheckOptions:
 
 Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
+    | Annotated[DoctorOptions, tyro.conf.subcommand("doctor")]
     | Annotated[GenerateOptions, tyro.conf.subcommand("generate")]
     | Annotated[ReplayOptions, tyro.conf.subcommand("replay")]
     | Annotated[PlanOptions, tyro.conf.subcommand("plan")]
@@ -284,7 +306,13 @@ Options = (
     | Annotated[CheckOptions, tyro.conf.subcommand("check")]
 )
 AnyOptions: TypeAlias = (
-    DemoOptions | GenerateOptions | ReplayOptions | PlanOptions | ProfileOptions | CheckOptions
+    DemoOptions
+    | DoctorOptions
+    | GenerateOptions
+    | ReplayOptions
+    | PlanOptions
+    | ProfileOptions
+    | CheckOptions
 )
 
 

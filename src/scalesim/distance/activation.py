@@ -17,9 +17,9 @@ from scalesim.errors import ConfigError, RequestError
 
 
 class Activation(Source):
-    """Agents that act in each step with a ``probability``, one for all or ``[n]``: expected after
-    1/p steps, with the probability that this is about right, which is low (0.25 for p = 0.1). If
-    the draws can be made ahead, ``Predrawn`` is exact. Raises ``ConfigError``.
+    """``agents`` that act in each step with a ``probability``, one for all or ``[n]``: expected
+    after 1/p steps, with the probability that this is about right, which is low (0.25 for p = 0.1).
+    If the draws can be made ahead, ``Predrawn`` is exact. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Predrawn(Source):
     ``draw(step)`` gives the agents that act in ``step``. It is called once a step, in order, from
     0 on, ``horizon`` steps ahead; the simulation takes its draws from ``active`` instead of drawing
     itself, and so has the same statistics, and with one generator the same draws. Call both from
-    the simulation's thread.
+    the simulation's thread. Raises ``ConfigError``.
     """
 
     def __init__(

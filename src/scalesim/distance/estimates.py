@@ -35,7 +35,9 @@ class Source(ABC):
     """Says who will call when. ``changes`` and ``called`` run on the engine's thread; what a user
     tells a source comes from any thread and is kept for that one by ``_tell``.
 
-    A source that raises is not asked again; nothing that it says can change a text.
+    A source that raises is not asked again; nothing that it says can change a text. ``name`` is
+    its own on an engine: scores and errors call it so. Where a source is made with a
+    ``confidence``, that is how often its predictions come true.
     """
 
     name: str = "source"
@@ -46,11 +48,11 @@ class Source(ABC):
 
     @abstractmethod
     def changes(self, now: float) -> Estimates:
-        """What is new since the last time. Asked at each tick of the clock, after the first call
-        of an agent in a step, and when the source was told something."""
+        """What is new since the last time, at time ``now`` of the clock. Asked at each tick, after
+        the first call of an agent in a step, and when the source was told something."""
 
     def called(self, agent: AgentId, now: float) -> None:  # noqa: B027 - optional
-        """``agent`` called; told once a step, however many calls its burst has."""
+        """``agent`` called at ``now``; told once a step, however many calls its burst has."""
 
     def _tell(self, note: Callable[[float], None]) -> None:
         """Have ``note(now)`` run before the next ``changes``."""

@@ -16,8 +16,8 @@ class Graph(Source):
 
     ``edges`` maps an agent to its successors, or to {successor: probability}. Without
     probabilities each of ``n`` successors is as likely: all of them where ``fan_out``, else one in
-    ``n``. Hops multiply; what falls below ``least`` is not followed further, nor are more than
-    ``max_reached`` agents. Raises ``ConfigError``.
+    ``n``. Hops multiply; at most ``max_hops`` are followed, nothing beyond what falls below
+    ``least``, and ``max_reached`` agents at most. Raises ``ConfigError``.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Graph(Source):
 
 
 class Turns(Source):
-    """Everybody in a fixed order, once in ``period`` steps, for ever (round-robin); or once, in an
-    order that is drawn anew (``announce``). Exact, within the step as well: the i-th of n is
-    expected i/n into the period."""
+    """Everybody in a fixed ``order``, once in ``period`` steps, for ever (round-robin); or once, in
+    an order that is drawn anew (``announce``). Exact, within the step as well: the i-th of n is
+    expected i/n into the period. Raises ``ConfigError``."""
 
     def __init__(
         self,

@@ -24,8 +24,9 @@ _SAME = 0.1  # of the distance: a change by less is not passed on
 
 
 class Proximity(Source):
-    """``radius`` and positions in one unit of length, ``horizon`` and ``cooldown`` in steps,
-    ``max_speed`` in units a step. Who can meet nobody within ``horizon`` is not spoken of.
+    """``agents`` at ``positions`` ``[n, 2]``; these and ``radius`` in one unit of length,
+    ``horizon`` and ``cooldown`` in steps, ``max_speed`` and ``speeds`` (one for all or ``[n]``; the
+    most if ``None``) in units a step. Who can meet nobody within ``horizon`` is not spoken of.
 
     ``confidence`` is how often who can meet does meet. Costs what moved and who is near it.
     Raises ``ConfigError``.

@@ -24,11 +24,12 @@ class Score:
     on_time: int = 0
     late: int = 0
     never: int = 0
-    claimed: float = 1.0
-    deserved: float = 1.0
+    claimed: float = 1.0  # mean confidence, the past decaying
+    deserved: float = 1.0  # share that came true, likewise
 
     @property
     def trust(self) -> float:
+        """From 0 to 1; multiplies the source's confidence."""
         return min(1.0, self.deserved / max(self.claimed, 1e-6))
 
     @property
@@ -37,7 +38,8 @@ class Score:
         return self.trust < MUTED_BELOW
 
     def called(self, made: float, at: float, now: float, confidence: float) -> bool:
-        """A call came at ``now``, predicted for ``at`` at time ``made``; whether it was on time."""
+        """A call came at ``now``, predicted for ``at`` at time ``made`` with ``confidence``:
+        whether it was on time."""
         tolerance = max(MIN_TOLERANCE_STEPS, TOLERANCE * (at - made))
         on_time = abs(now - at) <= tolerance
         if on_time:
@@ -50,7 +52,7 @@ class Score:
         return on_time
 
     def expired(self, num: int, mean_confidence: float) -> None:
-        """``num`` predictions came to nothing."""
+        """``num`` predictions, made with ``mean_confidence``, came to nothing."""
         self.never += num
         self._observe(0.0, mean_confidence, 1.0 - (1.0 - WEIGHT) ** num)
 

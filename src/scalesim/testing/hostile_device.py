@@ -156,6 +156,7 @@ class HostileDevice:
         pinned: Callable[[int], Any] | None = None,
         second: float = 1e-4,
     ) -> None:
+        """``pinned`` makes a flat uint8 tensor of so many bytes, for those who ask for one."""
         self.place = "cpu"
         self.now_s = 0.0
         self.host_clock: Clock = {}

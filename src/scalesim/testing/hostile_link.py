@@ -55,6 +55,8 @@ class HostileLink:
         max_pieces: int = 3,
         bytes_per_s: float = 1e6,
     ) -> None:
+        """``timeline`` answers for the fences that copies wait for; ``bytes_per_s`` is what
+        ``rate`` states."""
         self._device, self._host, self._timeline = device, host, timeline
         self._choose = choose or random.Random(seed).randrange
         self._page_bytes = device.shape[1]

@@ -22,7 +22,8 @@ class IntegrityError(AssertionError):
 
 
 def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> None:
-    """Check all invariants of ``manager``, given every lease that is open. O(pages + segments)."""
+    """Check all invariants of ``manager``, given all ``leases`` that are open. O(pages + segments).
+    Raises ``IntegrityError`` with the terms that differ."""
     held = list(leases)
     segments = list(manager.tree)
     _check_pools(manager, segments, held)

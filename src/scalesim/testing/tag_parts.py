@@ -26,8 +26,14 @@ def tag_parts(
     vocab_size: int = 512,
     max_open_requests: int = 16384,
 ) -> Parts:
-    """Parts for ``Engine`` with pools of so many pages (and the null page). A sequence may fill the
-    device pool."""
+    """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
+    ``host_pages``, a ``TagRunner``, a ``ThreadLink``. A sequence may fill the device pool.
+
+    ``block_size``: tokens a page. ``policy``, ``max_num_seqs``, ``max_open_requests``: as in an
+    engine's settings.
+    ``steps_in_flight``: 1 or 2. ``verify``: as in ``TagRunner``. Token ids are below
+    ``vocab_size``.
+    """
     page_bytes = page_bytes_for(block_size)
     device = allocate_pages(device_pages + 1, page_bytes)
     host = allocate_pages(host_pages, page_bytes)

@@ -1,0 +1,65 @@
+"""Which kernel set an engine would take, and whether each op compiles, runs and is right here.
+
+Judged by the first cases of the conformance kit, which has many more:
+``python -m scalesim_kernels check``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+from typing import Any
+
+import torch
+from scalesim_kernels import KernelSet, select
+from scalesim_kernels.conformance import PROBLEMS, Verdict, check_op
+
+from scalesim.assembly import resolve_device
+from scalesim.doctor.findings import Section, Settings
+
+CASES = 2  # of each op
+
+
+def probe(settings: Settings) -> Section:
+    place = resolve_device(settings.device)
+    kernels = select(place.split(":")[0])
+    dtype = torch.float32 if place == "cpu" else torch.bfloat16
+    section = Section("kernels", {"set": kernels.name, "judged_in": str(dtype).split(".")[-1]})
+    begin, cases = time.perf_counter(), 0
+    for op in ops_of(kernels):
+        cases += judge(section, kernels, op, place, dtype)
+    section.facts |= {"cases": cases, "cases_took_s": round(time.perf_counter() - begin, 2)}
+    return section
+
+
+def ops_of(kernels: KernelSet) -> list[str]:
+    """The ops of a set; what else it holds (its name, its row multiple) is no function."""
+    return [each.name for each in fields(kernels) if callable(getattr(kernels, each.name))]
+
+
+def judge(section: Section, kernels: KernelSet, op: str, place: str, dtype: torch.dtype) -> int:
+    """A fact of ``op``, and an error if it is wrong here; how many cases were tried. An op that is
+    no problem of the kit (a plan, a packing) is used in the others' cases."""
+    section.facts[op] = origin(getattr(kernels, op))
+    if op not in PROBLEMS:
+        return 0
+    verdicts = list(check_op(kernels, op, device=place, dtypes=(dtype,), most=CASES))
+    faults = [fault for verdict in verdicts for fault in faults_of(verdict)]
+    if faults:
+        section.find(
+            "error",
+            f"{op} is wrong on {place}: {faults[0]}",
+            f"`python -m scalesim_kernels check --op {op} --device {place.split(':')[0]}` shows "
+            "every case; device='cpu', or dataclasses.replace(kernels, ...) with another kernel",
+        )
+    return len(verdicts)
+
+
+def faults_of(verdict: Verdict) -> list[str]:
+    return [" ".join(fault.split())[:300] for fault in verdict.faults]
+
+
+def origin(op: Any) -> str:
+    """Where a function was written, without the package that all are in."""
+    kind = op if hasattr(op, "__qualname__") else type(op)
+    return f"{kind.__module__.removeprefix('scalesim_kernels.')}.{kind.__qualname__}"

@@ -1,0 +1,112 @@
+"""Which path a model folder takes, how large its pages are, and what it lacks.
+
+Reads configs, the headers of weight files, the tokenizer and the template; no weights, no network.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from scalesim.assembly import resolve_device, text_of
+from scalesim.backends import available_bytes
+from scalesim.doctor.findings import Section, Settings
+from scalesim.errors import ScaleSimError, WeightsError
+from scalesim.memory.geometry import PageGeometry
+from scalesim.model.chat import load_chat_template
+from scalesim.model.config import ModelConfig
+from scalesim.model.loader import open_checkpoint
+from scalesim.model.weights import expected_shapes
+
+
+def probe(settings: Settings) -> Section:
+    assert settings.model is not None
+    section, folder = Section("model", {"folder": settings.model}), Path(settings.model)
+    place = resolve_device(settings.device)
+    try:
+        config = config_of(folder)
+        geometry = geometry_of(folder, place)
+    except ScaleSimError as error:
+        section.facts["path"] = None
+        section.find("error", str(error), "a model that docs/models.md lists, or another folder")
+        return section
+    section.facts["path"] = "native"
+    section.facts["architecture"] = config.architecture
+    shape(section, config, geometry, place)
+    weights(section, folder, config)
+    text(section, folder)
+    return section
+
+
+def config_of(folder: Path) -> ModelConfig:
+    """Raises ``WeightsError``, ``UnsupportedModelError``."""
+    if not folder.is_dir():
+        raise WeightsError(
+            f"{folder} is no folder; doctor downloads nothing: give a model's local folder"
+        )
+    return ModelConfig.from_folder(folder)
+
+
+def geometry_of(folder: Path, place: str) -> PageGeometry:
+    """The pages that an engine at ``place`` would make for this model. Raises as ``config_of``."""
+    config = config_of(folder)
+    dtype: torch.dtype = torch.float32 if place == "cpu" else getattr(torch, config.dtype)
+    return PageGeometry.choose(
+        config.num_layers, config.num_kv_heads, config.head_dim, dtype.itemsize
+    )
+
+
+def shape(section: Section, config: ModelConfig, geometry: PageGeometry, place: str) -> None:
+    count = sum(math.prod(size) for size in expected_shapes(config).values())
+    dtype_bytes = geometry.dtype_bytes
+    section.facts |= {
+        "parameters": count,
+        "weights_bytes": count * dtype_bytes,
+        "max_model_len": config.max_position,
+        "block_size": geometry.block_size,
+        "page_bytes": geometry.page_bytes,
+        "token_bytes": geometry.token_bytes,
+    }
+    room = available_bytes() if place == "cpu" else torch.cuda.mem_get_info(place)[0]
+    if count * dtype_bytes > room:
+        section.find(
+            "error",
+            f"the weights take {count * dtype_bytes} bytes on {place}, and {room} are free",
+            "a smaller model, or a device with more memory",
+        )
+
+
+def weights(section: Section, folder: Path, config: ModelConfig) -> None:
+    """Whether the checkpoint has every tensor in its shape."""
+    try:
+        with open_checkpoint(folder, config, torch.float32):
+            section.facts["weights"] = "complete"
+    except ScaleSimError as error:
+        section.facts["weights"] = None
+        section.find("error", str(error), "a complete checkpoint; dummy_weights=True does without")
+
+
+def text(section: Section, folder: Path) -> None:
+    try:
+        tokenizer = text_of(folder)
+        section.facts["tokenizer"] = None if tokenizer is None else type(tokenizer).__name__
+        tokens = {} if tokenizer is None else tokenizer.special_tokens
+        template = load_chat_template(folder, tokens)
+    except ScaleSimError as error:
+        section.find("error", str(error), "the folder's tokenizer and template files")
+        return
+    section.facts["chat_template"] = template is not None
+    if tokenizer is None:
+        section.find(
+            "warning",
+            "there is no tokenizer.json: calls must give token ids, and replies have no text",
+            "the tokenizer's files of this model",
+        )
+    elif template is None:
+        section.find(
+            "note",
+            "the folder has no chat template: messages are written as ChatML",
+            "chat_template.jinja in the folder, or text prompts",
+        )
