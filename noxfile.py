@@ -10,7 +10,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "kernels", "lint", "types", "docs"]
+nox.options.sessions = ["tests", "trust", "kernels", "lint", "types", "docs"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -30,6 +30,34 @@ def tests(session: nox.Session) -> None:
     install(session, "test", "oracle")
     processes = ["-n", "auto", "--dist", "loadscope"]
     session.run("pytest", *processes, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def trust(session: nox.Session) -> None:
+    """Look for lost, leaked, torn and mixed-up state: a quick tier, or ``-- long`` for all of it.
+
+    ``-- long`` goes on where the last one stopped (``--resume FILE``; ``trust.json`` if not given).
+    """
+    install(session, "test")
+    if "long" in session.posargs:
+        rest = [each for each in session.posargs if each != "long"]
+        resume = [] if "--resume" in rest else ["--resume", "trust.json"]
+        session.run("python", "-m", "tests.long", "all", *resume, *rest)
+        session.run("python", "-m", "tests.trust")
+        return
+    processes = ["-n", "auto", "--dist", "loadscope"]
+    session.run("pytest", *processes, "tests/trust", "tests/memory", *session.posargs)
+    session.run("python", "-m", "tests.long", "all", "--seconds", "20")
+    session.run("python", "-m", "benchmarks", "guard", "--quick")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage of memory and scheduler, by the tests of both and of trust."""
+    install(session, "test", "coverage")
+    folders = session.posargs or ["tests/memory", "tests/scheduler", "tests/trust"]
+    session.run("coverage", "run", "-m", "pytest", "-q", *folders)
+    session.run("coverage", "report")
 
 
 @nox.session

@@ -50,11 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hidden", type=int, default=4096, help="width of the layer; k and v have a quarter")
     add("--prefill", type=int, default=64, help="tokens of each adapter in the prefill")
     add("--repeats", type=int, default=20)
+    add("--counts", type=int, nargs="+", default=COUNTS, help="of distinct adapters")
+    add("--ranks", type=int, nargs="+", default=RANKS)
 
 
 def run(options: argparse.Namespace) -> Report:
     hidden = 256 if options.quick else options.hidden
-    counts, ranks = ((1, 3), (8,)) if options.quick else (COUNTS, RANKS)
+    counts, ranks = ((1, 3), (8,)) if options.quick else (options.counts, options.ranks)
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     kernels = select(options.device)
@@ -144,15 +146,15 @@ def copy_bandwidth(device: torch.device, num_bytes: int) -> float:
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median of single calls, after two that are not counted."""
-    times = []
+    """Median of single calls, after two that are not counted; on a CPU, of processor time."""
+    times, clock = [], time.perf_counter if device.type == "cuda" else time.process_time
     for _ in range(repeats + 2):
         wait(device)
-        begin = time.perf_counter()
+        begin = clock()
         call()
         wait(device)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[2:])
+        times.append(clock() - begin)
+    return max(statistics.median(times[2:]), 1e-9)
 
 
 def wait(device: torch.device) -> None:

@@ -177,7 +177,9 @@ class Ours:
         for (rows, sampled), count in shapes.items():
             multiple = ROW_MULTIPLE if reproducible else 1
             padded[-(-rows // multiple) * multiple, -(-sampled // multiple) * multiple] += count
-        body = [(layer.qkv, layer.o, layer.gate_up, layer.down) for layer in self.packed.layers]
+        body = [
+            (layer.qkv, layer.o, layer.mlp.gate_up, layer.mlp.down) for layer in self.packed.layers
+        ]
         total = 0.0
         for rows in {rows for rows, _ in padded}:
             count = sum(n for (r, _), n in padded.items() if r == rows)

@@ -96,7 +96,9 @@ class Window:
 class Simulation:
     """Agents in cyclic order on a stub engine, ``running`` of them in a call at any time."""
 
-    def __init__(self, options: argparse.Namespace, policy: str, *, hints: bool) -> None:
+    def __init__(
+        self, options: argparse.Namespace, policy: str, *, hints: bool, guarded: bool = True
+    ) -> None:
         self.options, self.hints = options, hints
         self.clock = time.thread_time if options.cpu_time else time.perf_counter
         each = options.new + options.output
@@ -113,6 +115,7 @@ class Simulation:
             page_bytes=options.page_bytes,
             link_pages_per_s=options.link_pages_per_s,
             step_s=options.step_ms / 1e3,
+            guarded=guarded,
             planner=PlannerConfig()
             if options.jitter_ms is None
             else PlannerConfig(jitter_s=options.jitter_ms / 1e3),

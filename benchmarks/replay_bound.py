@@ -37,7 +37,7 @@ class Case:
 
 
 # Texts vary in length: where all are equal, what begins together ends together, prefill stands
-# between phases of decoding, and whatever delays a request breaks the lockstep and looks like a gain.
+# between phases of decoding, and whatever delays a request breaks the lockstep and looks like gain.
 SPREAD = 0.5
 # Pools are kept large beside what runs at once: a running request's pages cannot be given away, and
 # Belady's bound knows nothing of that; the column "× held" is against one that does.

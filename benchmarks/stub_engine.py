@@ -120,6 +120,7 @@ class StubSettings:
     link_pages_per_s: float = 24_000.0  # 50 GB/s of 2 MiB pages
     step_s: float = 0.025
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    guarded: bool = True  # page events are recorded, and counts compared after each step
 
 
 def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int = 0) -> Parts:
@@ -136,6 +137,7 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
         policy=policy,
         link=link,
         planner=settings.planner,
+        record=settings.guarded,
     )
     config = SchedulerConfig(
         max_num_seqs=settings.max_num_seqs, max_num_batched_tokens=settings.max_num_batched_tokens
@@ -148,4 +150,13 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
     model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)
     clock = time.monotonic if watch is None else lambda: link.now_s
-    return Parts(runner, memory, scheduler, link, model, seed, clock)
+    return Parts(
+        runner,
+        memory,
+        scheduler,
+        link,
+        model,
+        seed,
+        clock,
+        integrity="quarantine" if settings.guarded else "off",
+    )

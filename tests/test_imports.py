@@ -36,6 +36,7 @@ ENGINE = tuple(
         "embeddings",
         "engine",
         "gate",
+        "guard",
         "intake",
         "loop",
         "overflow",
@@ -77,6 +78,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim_kernels",
         "torch",
     ),
+    **dict.fromkeys(
+        ("scalesim.model.hosted", "scalesim.model.hosting"),
+        (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
+    ),
     "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
     "scalesim.trace": VALUES,
     "scalesim.trace_file": (*VALUES, "scalesim.trace"),
@@ -94,6 +99,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
+    **dict.fromkeys(
+        tuple(
+            f"scalesim.testing.{name}"
+            for name in (
+                "explore",
+                "progress",
+                "request_walk",
+                "request_world",
+                "scheduler_world",
+                "small_cases",
+            )
+        ),
+        (*VALUES, "scalesim.config", "scalesim.memory", "scalesim.scheduler", "scalesim.testing"),
+    ),
     "scalesim.testing.tag_parts": (
         *VALUES,
         "scalesim.config",
@@ -104,6 +123,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.testing",
     ),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
+    "scalesim.guard": (*VALUES, "scalesim.memory", "scalesim.testing.integrity"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.doctor": (*VALUES, *PARTS, *ENGINE, "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names

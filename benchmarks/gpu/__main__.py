@@ -27,7 +27,7 @@ NEEDED = ("numpy", "torch", "triton", "xxhash", "safetensors", "tokenizers", "ji
 
 def sections() -> dict[str, tuple[float, Section]]:
     """Name -> (share of the time, what runs), in order."""
-    from benchmarks.gpu import attention, copies, errors, pages, races, turns
+    from benchmarks.gpu import adapters, attention, copies, errors, pages, races, turns
 
     return {
         "pages": (0.07, pages.run),
@@ -35,8 +35,9 @@ def sections() -> dict[str, tuple[float, Section]]:
         "copies": (0.1, copies.run),
         "decode": (0.14, attention.decode),
         "prefill": (0.05, attention.prefill),
-        "turns": (0.4, turns.run),
-        "races": (0.14, races.run),
+        "adapters": (0.12, adapters.run),
+        "turns": (0.3, turns.run),
+        "races": (0.12, races.run),
         "flex": (0.06, attention.flex),
     }
 

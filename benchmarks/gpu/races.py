@@ -30,6 +30,7 @@ from scalesim.errors import EngineClosedError
 from scalesim.memory.cuda_link import CudaLink
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Copies, Direction, Link
+from scalesim.memory.source_link import SourceLink
 from scalesim.model.loader import LoadedModel
 from scalesim.requests import Request
 
@@ -240,12 +241,12 @@ def play(bench: Bench, loaded: LoadedModel, hunt: Hunt, reports: int) -> Texts |
     )
     parts = parts_for(loaded, config, bench.kernels(), device=device)
     inner = parts.link
-    assert isinstance(inner, CudaLink)
+    assert isinstance(inner, SourceLink) and isinstance(inner.link, CudaLink)
     link = SteadyLink(inner, reports, lie=hunt.plant == PLANTS[1])
     memory, clock = parts.memory, itertools.count()
     memory.residency.link = memory.look_ahead._link = link
     runner = PoisoningRunner(
-        parts.runner, device.stream("compute"), inner.device_pages, memory.device, hunt.seed
+        parts.runner, device.stream("compute"), inner.link.device_pages, memory.device, hunt.seed
     ) if hunt.delayed else Watch(parts.runner)  # fmt: skip
     parts = replace(parts, link=link, runner=runner, time_s=lambda: 1e-3 * next(clock))
     try:

@@ -21,6 +21,7 @@ def decode_kernel(
     out, scale,
     GROUP: tl.constexpr, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,  # or None
 ):  # fmt: skip
     """Grid ``(num_decodes, NUM_HEADS)``."""
     seq, head = tl.program_id(0), tl.program_id(1)
@@ -32,7 +33,8 @@ def decode_kernel(
     acc = tl.zeros([BLOCK_D], tl.float32)
     largest = tl.max(tl.full([1], float("-inf"), tl.float32), 0)
     total = tl.max(tl.zeros([1], tl.float32), 0)
-    for start in range(0, context, TILE):
+    oldest = 0 if WINDOW is None else tl.maximum(context - WINDOW, 0)
+    for start in range(oldest // TILE * TILE, context, TILE):
         position = start + tl.arange(0, TILE)
         exists = position < context  # what follows is garbage, and so are the table's entries
         entry = table + row * table_stride + position // BLOCK_SIZE
@@ -44,7 +46,9 @@ def decode_kernel(
         k = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
         v = tl.load(pointers + v_offset, mask=mask, other=0.0).to(tl.float32)
         score = tl.sum(k * query[None, :], 1) * scale
-        score = tl.where(exists, score, float("-inf"))
+        if SOFT_CAP is not None:
+            score = SOFT_CAP * (1 - 2 / (tl.exp(score * (2 / SOFT_CAP)) + 1))  # a tanh
+        score = tl.where(exists & (position >= oldest), score, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(score, 0))
         p = tl.exp(score - new_largest)
         shrink = tl.exp(largest - new_largest)
@@ -56,7 +60,9 @@ def decode_kernel(
         tl.store(target, (acc / total).to(out.dtype.element_ty), mask=inside)
 
 
-def paged_decode(q, pool, layer, batch, plan, scale, out):  # type: ignore[no-untyped-def]
+def paged_decode(  # type: ignore[no-untyped-def]
+    q, pool, layer, batch, plan, scale, out, window=None, soft_cap=None
+):
     """The contract is ``scalesim_kernels.contracts.PagedAttention``; this needs no plan."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
     num_heads = q.shape[1]
@@ -64,5 +70,5 @@ def paged_decode(q, pool, layer, batch, plan, scale, out):  # type: ignore[no-un
         q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
         batch.block_table, batch.block_table.stride(0), batch.seq_rows, batch.context_lens,
         out, scale, num_heads // num_kv_heads, num_heads, head_dim,
-        triton.next_power_of_2(head_dim), block_size, enable_fp_fusion=False,
+        triton.next_power_of_2(head_dim), block_size, window, soft_cap, enable_fp_fusion=False,
     )  # fmt: skip

@@ -32,6 +32,8 @@ def attend(
     BLOCK_SIZE: tl.constexpr,
     MASKED: tl.constexpr,
     STAGES: tl.constexpr,
+    WINDOW: tl.constexpr,  # how many positions a row sees, or None; with one, MASKED
+    SOFT_CAP: tl.constexpr,  # or None
 ):
     """Online softmax in base 2 (one multiplication less than ``exp``) over ``begin:end``."""
     column = tl.arange(0, BLOCK_D)
@@ -58,11 +60,17 @@ def attend(
             k = tl.load(pointers)
             v = tl.load(pointers + v_offset)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        if SOFT_CAP is not None:
+            score = soft_capped(score, SOFT_CAP)
         if MASKED:
-            score = tl.where(position[None, :] <= row_positions[:, None], score, float("-inf"))
+            seen = position[None, :] <= row_positions[:, None]
+            if WINDOW is not None:
+                seen = seen & (position[None, :] > row_positions[:, None] - WINDOW)
+            score = tl.where(seen, score, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(score, 1))
-        p = tl.exp2(score - new_max[:, None])
-        shrink = tl.exp2(row_max - new_max)
+        base = finite(new_max, WINDOW)
+        p = tl.exp2(score - base[:, None])
+        shrink = tl.exp2(row_max - base)
         row_sum = row_sum * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
@@ -71,10 +79,32 @@ def attend(
 
 
 @triton.jit
-def merge(acc, row_max, row_sum, more_acc, more_max, more_sum):
+def soft_capped(score, SOFT_CAP: tl.constexpr):
+    """``SOFT_CAP * tanh(score / SOFT_CAP)``, both in units of log2."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
+    grown = tl.exp2(score * (2.0 / SOFT_CAP))  # exp(2 * score / SOFT_CAP), perhaps inf
+    return (SOFT_CAP * LOG2_E) * (1.0 - 2.0 / (grown + 1.0))
+
+
+@triton.jit
+def finite(row_max, WINDOW: tl.constexpr):
+    """``row_max``, but 0 for rows that have seen nothing yet (which only a window leaves): their
+    weights are then ``exp2(-inf)``, an exact zero, where ``-inf - -inf`` would be NaN."""
+    return row_max if WINDOW is None else tl.where(row_max == float("-inf"), 0.0, row_max)
+
+
+@triton.jit
+def window_begin(tile_begin, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr):
+    """Where rows from this position on start to read: at a multiple of ``BLOCK_N``."""
+    return tl.maximum(tile_begin - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+
+
+@triton.jit
+def merge(acc, row_max, row_sum, more_acc, more_max, more_sum, WINDOW: tl.constexpr):
     """Two partial results of the same rows as one, in this order: the later positions second."""
     new_max = tl.maximum(row_max, more_max)
-    a, b = tl.exp2(row_max - new_max), tl.exp2(more_max - new_max)
+    base = finite(new_max, WINDOW)
+    a, b = tl.exp2(row_max - base), tl.exp2(more_max - base)
     acc = acc * a[:, None] + more_acc * b[:, None]
     return acc, new_max, row_sum * a + more_sum * b
 

@@ -53,8 +53,8 @@ class RmsNorm(Protocol):
         """``s = x + residual`` (``s = x`` without one); returns ``(s / rms(s) * weight, s)``.
 
         x, residual : ``[num_tokens, hidden]``, C-contiguous; ``residual`` may be overwritten.
-        weight : ``[hidden]``. The root mean square of a row is computed in fp32; ``eps`` is added
-            to the mean of the squares.
+        weight : ``[hidden]``, the dtype of ``x``, or fp32: then the product is rounded once. The
+            root mean square of a row is computed in fp32; ``eps`` is added to the mean of squares.
         """
 
 
@@ -77,8 +77,8 @@ class QkNormRopeStore(Protocol):
             the order Q, K, V. May be overwritten.
         cos_sin : ``[max_positions, head_dim]``, the model's dtype: cosines, then sines, of
             ``head_dim / 2`` angles. Element ``j`` of a head turns with ``j + head_dim / 2``.
-        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head with ``eps``, before
-            rotation.
+        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head with ``eps``,
+            before rotation; dtypes as in ``rms_norm``.
         returns : Q, ``[num_tokens, num_heads, head_dim]``; the last dimension is contiguous.
 
         Token ``t`` goes to page ``block_table[token_rows[t], positions[t] // block_size]``, slot
@@ -96,6 +96,8 @@ class PagedAttention(Protocol):
         plan: Any,
         scale: float,
         out: Tensor,
+        window: int | None = None,
+        soft_cap: float | None = None,
     ) -> None:
         """Causal attention of query tokens over their sequence's cached pages, into ``out``.
 
@@ -104,8 +106,13 @@ class PagedAttention(Protocol):
         ``paged_decode`` covers sequences ``0:num_decodes`` (token ``i`` is sequence ``i``) and
         ``paged_prefill`` the others, whose query tokens may start at any position; each writes only
         its own rows of ``out``. A token at position ``p`` attends to positions ``0..p``, which the
-        pages hold, the step's own tokens included; scores are multiplied by ``scale``. Softmax and
-        sums in fp32.
+        pages hold, the step's own tokens included; scores are multiplied by ``scale``.
+        Softmax and sums in fp32.
+        window : of these, only the last ``window`` positions, its own included (Mistral, Gemma).
+            Layers of one step may differ. Pages before it may still be read, and are still valid.
+        soft_cap : scores, after ``scale``, become ``soft_cap * tanh(score / soft_cap)`` (Gemma 2).
+        Both are given by keyword, and only where a model has them: an op without them serves all
+        other models.
         """
 
 
@@ -223,6 +230,12 @@ class SiluMul(Protocol):
 
         May overwrite ``gate_up``.
         """
+
+
+class GeluMul(Protocol):
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        """``SiluMul`` of ``gate_up`` with the tanh form of GELU (Gemma): ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x +
+        0.044715 * x**3)))``."""
 
 
 class CopyPages(Protocol):
@@ -343,6 +356,7 @@ class KernelSet:
     lora_shrink: LoraShrink
     lora_expand: LoraExpand
     silu_mul: SiluMul
+    gelu_mul: GeluMul
     copy_pages: CopyPages
     zero_pages: ZeroPages
     sample: Sample

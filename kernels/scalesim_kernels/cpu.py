@@ -6,6 +6,9 @@ count is a multiple of 16 (below 8 rows they do not); so the set asks for ``row_
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,19 +30,33 @@ def rms_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     total = x if residual is None else residual.add_(x)
-    return F.rms_norm(total, weight.shape, weight, eps), total
+    return normed(total, weight, eps), total
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if weight.dtype == x.dtype:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
+    return activate(F.silu, gate_up)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    return activate(partial(F.gelu, approximate="tanh"), gate_up)
+
+
+def activate(function: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     if torch.get_num_threads() <= 2 and gate.shape[0] % 2 == 0:
-        return F.silu(gate).mul_(up)
+        return function(gate).mul_(up)
     # torch computes the end of each thread's range with another exp, whose last bit differs. More
     # threads than rows divide by would end ranges inside rows, at a place that depends on the
     # batch.
     rows = max(1, SERIAL_ELEMENTS // gate.shape[1])
     parts = zip(torch.split(gate, rows), torch.split(up, rows), strict=True)
-    return torch.cat([F.silu(g).mul_(u) for g, u in parts])
+    return torch.cat([function(g).mul_(u) for g, u in parts])
 
 
 class CpuRope:
@@ -67,8 +84,8 @@ class CpuRope:
         qk = heads[:, :num_qk]
         if q_weight is not None and k_weight is not None:
             q, k, _ = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-            q.copy_(F.rms_norm(q, (head_dim,), q_weight, eps))
-            k.copy_(F.rms_norm(k, (head_dim,), k_weight, eps))
+            q.copy_(normed(q, q_weight, eps))
+            k.copy_(normed(k, k_weight, eps))
         qk = rotate(qk, cos_sin.index_select(0, batch.positions))
         self._attention.store(qk[:, num_heads:], heads[:, num_qk:], pool, layer, plan)
         return qk[:, :num_heads]
@@ -127,6 +144,7 @@ def cpu_kernels() -> KernelSet:
         lora_shrink=lora.shrink,
         lora_expand=lora.expand,
         silu_mul=silu_mul,
+        gelu_mul=gelu_mul,
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,17 +73,17 @@ class CpuAttention:
 
     def paged_decode(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
-        out: Tensor,
+        out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
         if plan.decode is not None:
-            self._attend(q, pool, layer, plan.decode, scale, out)
+            self._attend(q, pool, layer, plan.decode, scale, out, window, soft_cap)
 
     def paged_prefill(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
-        out: Tensor,
+        out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
         if plan.prefill is not None:
-            self._attend(q, pool, layer, plan.prefill, scale, out)
+            self._attend(q, pool, layer, plan.prefill, scale, out, window, soft_cap)
 
     def _decode_shape(self, group: int, reproducible: bool, pool: Tensor) -> TileShape:
         if not reproducible:
@@ -94,14 +95,16 @@ class CpuAttention:
         return small if self._agree[kind] else whole
 
     def _attend(
-        self, q: Tensor, pool: Tensor, layer: int, plan: TilePlan, scale: float, out: Tensor
-    ) -> None:
+        self, q: Tensor, pool: Tensor, layer: int, plan: TilePlan, scale: float, out: Tensor,
+        window: int | None, soft_cap: float | None,
+    ) -> None:  # fmt: skip
         num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
         packed = self._buffer("q", (len(plan.q_index), head_dim), q.dtype)
         torch.index_select(q.reshape(-1, head_dim), 0, plan.q_index, out=packed)
         tiles = packed.view(plan.num_tiles, num_kv_heads, plan.rows, head_dim)
         shape = (plan.num_tiles, plan.rows, num_kv_heads, head_dim)
         results = self._buffer("out", shape, q.dtype)
+        masks = iter(plan.masks(window))
         for part in plan.gathers:
             kv = self._gather(pool, layer, part)
             for call in part.calls:
@@ -109,7 +112,7 @@ class CpuAttention:
                 size = (len(some), num_kv_heads, call.kv_len, head_dim)
                 k = kv[:, 0, :, : call.kv_len].expand(size)
                 v = kv[:, 1, :, : call.kv_len].expand(size)
-                mixed = F.scaled_dot_product_attention(some, k, v, attn_mask=call.mask, scale=scale)
+                mixed = attend(some, k, v, next(masks), scale, soft_cap)
                 results[call.begin : call.end] = mixed.transpose(1, 2)
         rows = out[plan.first_token : plan.first_token + plan.num_tokens].view(-1, head_dim)
         torch.index_select(results.view(-1, head_dim), 0, plan.out_index, out=rows)
@@ -140,23 +143,34 @@ class CpuAttention:
         return have
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, soft_cap: float | None
+) -> Tensor:
+    """SDPA, which knows no soft cap: with one, the same in plain fp32 operations."""
+    if soft_cap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale / soft_cap)
+    scores.tanh_().mul_(soft_cap).add_(mask)
+    return torch.matmul(torch.softmax(scores, dim=-1), v.float()).to(q.dtype)
+
+
 def rows_agree(rows: int, of_rows: int, head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether SDPA gives a row of ``rows`` the same bits as a row of ``of_rows``, at any place.
+    """Whether ``attend`` gives a row of ``rows`` the bits of a row of ``of_rows``, at any place.
 
     So it was on the machines measured (from 4 rows up, in fp32; with 1 to 3 rows it is not so), and
     fewer rows take less time. It is a property of the matrix library, so ask it.
     """
     generator = torch.Generator().manual_seed(0)
-    for kv_len in (BUCKET, 9 * BUCKET, 17 * BUCKET):
+    for kv_len, soft_cap in itertools.product((BUCKET, 9 * BUCKET, 17 * BUCKET), (None, 5.0)):
         shape = (3, 2, kv_len, head_dim)
         k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
         q = torch.randn((3, 2, of_rows, head_dim), generator=generator).to(dtype)
         mask = torch.zeros((3, 1, 1, kv_len), dtype=dtype)
         mask[..., kv_len - 7 :] = float("-inf")
-        full = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        full = attend(q, k, v, mask, head_dim**-0.5, soft_cap)
         for first in range(0, of_rows - rows + 1, 4):
             some = q[:, :, first : first + rows].contiguous()
-            part = F.scaled_dot_product_attention(some, k, v, attn_mask=mask)
+            part = attend(some, k, v, mask, head_dim**-0.5, soft_cap)
             if not torch.equal(part, full[:, :, first : first + rows]):
                 return False
     return True

@@ -1,21 +1,30 @@
-"""LoRA of the CPU set: one small matrix product a group and side, on views of the pages.
+"""LoRA of the CPU set: a matrix product an adapter and side, on views of the pages.
 
-The rank rows of a site lie one behind the other, so a whole A of q, k and v is a view, except where
-a page ends. Measured on torch 2.13, row counts that are multiples of 16 give each row the bits that
-it has alone, at every rank from 1 on: so a token's result does not depend on its neighbours.
+The rank rows of a site lie one behind the other, so a whole A of q, k and v is one view of a page,
+or one a page where pages end. Views are made once and kept while their adapter is in the batch: a
+step then makes no small tensors but the results. Measured on torch 2.13, row counts that are
+multiples of 16 give each row the bits that it has alone; so do 4, 8 and 12 rows wherever
+``few_rows_agree``, and a decode then costs a quarter. So a token's result does not depend on its
+neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .contracts import LoraBatch, LoraDirectory, LoraSite
 
 _ALIGN = 64  # offsets, and so the strides between rank rows, are multiples of this
+_ROWS = 16
+_FEW = 4  # below ``_ROWS``, row counts are multiples of this
+
+Views: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,57 +50,94 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SiteLayout:
-    """One site of one layer in one layout. ``slices`` are those with a rank; ``scales``, one a rank
-    row of A. ``is_full``: the rows of A are as many as h has places for, and in the same order."""
+    """One site of one layer in one layout. ``slices`` are those with a rank, ``rank`` that of all
+    of the site's where they have the same; ``scales``, one a rank row of A."""
 
     a_runs: tuple[Run, ...]
     slices: tuple[Slice, ...]
+    rank: int | None
     scales: Tensor
-    is_full: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One adapter's tokens: rows ``start:end`` of h, of which the first ``count`` are real."""
+    """One adapter's tokens: rows of h from ``start`` on, of which ``count`` are real and ``rows``
+    are computed, from the step's gathered inputs at ``first``. ``token`` is the first, where they
+    follow each other."""
 
     start: int
-    end: int
     count: int
+    rows: int
+    first: int
     layout: int
-    pages: list[int]
-    tokens: Tensor | slice
+    weights: Weights
+    token: int | None
+    tokens: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class StepPlan:
+class Step:
     lora: LoraBatch
-    tokens: Tensor  # int64
+    inputs: Tensor  # int64: the tokens of all groups' rows
     groups: list[Group]
 
 
+class Weights:
+    """Views of one adapter's rank rows, by site: of A transposed, and of each slice's B. They show
+    whatever its pages hold."""
+
+    def __init__(self, flat: Tensor, pages: tuple[int, ...]) -> None:
+        self._flat, self._pages = flat, pages
+        self._sites: dict[tuple[int, int], tuple[Views, list[Views]]] = {}
+
+    def site(self, key: tuple[int, int], at: SiteLayout) -> tuple[Views, list[Views]]:
+        found = self._sites.get(key)
+        if found is None:
+            a = tuple(view.t() for view in self._views(at.a_runs))
+            found = self._sites[key] = (a, [self._views(part.b_runs) for part in at.slices])
+        return found
+
+    def _views(self, runs: tuple[Run, ...]) -> Views:
+        flat = self._flat
+        return tuple(
+            flat.as_strided(
+                (run.count, run.width),
+                (run.stride, 1),
+                self._pages[run.block] * flat.shape[1] + run.offset + flat.storage_offset(),
+            )
+            for run in runs
+        )
+
+
 class CpuLora:
-    """``shrink`` and ``expand``; keeps the newest step's groups and every site's runs."""
+    """``shrink`` and ``expand``; keeps the newest step's groups, the views of their adapters and
+    every site's runs."""
 
     def __init__(self) -> None:
-        self._step: StepPlan | None = None
+        self._step: Step | None = None
         self._directory: LoraDirectory | None = None
+        self._pool = (0, torch.Size())
         self._sites: dict[tuple[int, int, int], SiteLayout] = {}
+        self._weights: dict[tuple[int, tuple[int, ...]], Weights] = {}
 
     def shrink(
         self, x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch
     ) -> Tensor:
-        plan, flat = self._plan(lora), pool.view(len(pool), -1)
+        step = self._plan(lora, pool)
         max_rank = lora.directory.a_offsets.shape[3]
-        h = torch.zeros((len(plan.tokens), site.num_slices, max_rank))
-        used = self._used(plan, layer, site, flat.shape[1])
-        rows = x.index_select(0, plan.tokens) if used else x
-        for group, at in used:
-            a = gather(flat, group.pages, at.a_runs)
-            shrunk = F.linear(rows[group.start : group.end].to(h.dtype), a).mul_(at.scales)
-            mine = h[group.start : group.end]
-            if at.is_full:
-                mine.view(shrunk.shape).copy_(shrunk)
+        h = torch.empty((len(lora.tokens), site.num_slices, max_rank))
+        used = list(self._used(step, layer, site, pool))
+        inputs = x.index_select(0, step.inputs).to(h.dtype) if used else x
+        for group, at, (a, _) in used:
+            rows = rows_of(inputs, group.first, group.rows, site.in_width)
+            parts = [torch.mm(rows, view.to(h.dtype)) for view in a]
+            shrunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            mine = h[group.start : group.start + group.rows]
+            if at.rank is not None:
+                shape = (group.rows, site.num_slices, at.rank)
+                torch.mul(shrunk.view(shape), at.scales.view(shape[1:]), out=mine[..., : at.rank])
                 continue
+            shrunk.mul_(at.scales)
             for part in at.slices:
                 chosen = shrunk[:, part.first_rank : part.first_rank + part.rank]
                 mine[:, part.index, : part.rank].copy_(chosen)
@@ -100,43 +146,70 @@ class CpuLora:
     def expand(
         self, h: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch, out: Tensor
     ) -> None:
-        plan, flat = self._plan(lora), pool.view(len(pool), -1)
+        step = self._plan(lora, pool)
         columns = torch.split(out, list(site.out_widths), dim=1)
-        for group, at in self._used(plan, layer, site, flat.shape[1]):
-            for part in at.slices:
-                b = gather(flat, group.pages, part.b_runs)
-                grown = (h[group.start : group.end, part.index, : part.rank] @ b)[: group.count]
-                target = columns[part.index]
-                if target.dtype != grown.dtype:  # rounded once, when added
-                    grown = (target[group.tokens].float() + grown).to(target.dtype)
-                    target[group.tokens] = grown
-                elif isinstance(group.tokens, slice):
-                    target[group.tokens].add_(grown)
-                else:
-                    target.index_add_(0, group.tokens, grown)
+        ranks = h.unbind(1)
+        for group, at, (_, b) in self._used(step, layer, site, pool):
+            for part, views in zip(at.slices, b, strict=True):
+                mine = rows_of(ranks[part.index], group.start, group.rows, part.rank)
+                add_rows(columns[part.index], group, grown(mine, views))
 
-    def _plan(self, lora: LoraBatch) -> StepPlan:
+    def _plan(self, lora: LoraBatch, pool: Tensor) -> Step:
         if self._step is None or self._step.lora is not lora:
-            self._step = StepPlan(lora, lora.tokens.long(), step_groups(lora))
+            self._forget_others(lora.directory, pool)
+            self._step = self._make_step(lora, pool.view(len(pool), -1))
         return self._step
 
+    def _forget_others(self, directory: LoraDirectory, pool: Tensor) -> None:
+        """What was kept of another directory, or of another pool."""
+        if self._directory is not directory:
+            self._directory = directory
+            self._sites.clear()
+        elif self._pool == (pool.data_ptr(), pool.shape):
+            return
+        self._pool = (pool.data_ptr(), pool.shape)
+        self._weights.clear()
+
+    def _make_step(self, lora: LoraBatch, flat: Tensor) -> Step:
+        groups: list[Group] = []
+        inputs: list[int] = []
+        kept = {}
+        starts, tokens = lora.starts.tolist(), lora.tokens.tolist()
+        columns = (lora.counts.tolist(), lora.rows.tolist(), lora.layouts.tolist())
+        for index, (count, row, layout) in enumerate(zip(*columns, strict=True)):
+            if row == 0 or count == 0:
+                continue
+            start, room = starts[index], starts[index + 1] - starts[index]
+            few = count < _ROWS and few_rows_agree()
+            rows = min(room, -(-count // _FEW) * _FEW) if few else room
+            pages = tuple(lora.block_table[row].tolist())
+            key = (layout, pages)
+            weights = kept[key] = self._weights.get(key) or Weights(flat, pages)
+            mine = tokens[start : start + count]
+            together = mine == list(range(mine[0], mine[0] + count))
+            groups.append(
+                Group(
+                    start, count, rows, len(inputs), layout, weights,
+                    mine[0] if together else None, torch.tensor(mine),
+                )
+            )  # fmt: skip
+            inputs += tokens[start : start + rows]
+        self._weights = kept
+        return Step(lora, torch.tensor(inputs, dtype=torch.int64), groups)
+
     def _used(
-        self, plan: StepPlan, layer: int, site: LoraSite, page_elems: int
-    ) -> list[tuple[Group, SiteLayout]]:
-        """The groups whose adapters have weights here."""
-        directory = plan.lora.directory
-        found = [
-            (group, self._site(directory, group.layout, layer, site, page_elems))
-            for group in plan.groups
-        ]
-        return [(group, at) for group, at in found if at.slices]
+        self, step: Step, layer: int, site: LoraSite, pool: Tensor
+    ) -> Iterator[tuple[Group, SiteLayout, tuple[Views, list[Views]]]]:
+        """The groups whose adapters have weights here, and the views of those."""
+        page_elems = pool[0].numel()
+        for group in step.groups:
+            at = self._site(step.lora.directory, group.layout, layer, site, page_elems)
+            if at.slices:
+                yield group, at, group.weights.site((layer, site.first_slice), at)
 
     def _site(
         self, directory: LoraDirectory, layout: int, layer: int, site: LoraSite, page_elems: int
     ) -> SiteLayout:
-        if self._directory is not directory:
-            self._directory = directory
-            self._sites.clear()
         key = (layout, layer, site.first_slice)
         found = self._sites.get(key)
         if found is None:
@@ -144,33 +217,33 @@ class CpuLora:
         return found
 
 
-def step_groups(lora: LoraBatch) -> list[Group]:
-    groups = []
-    starts, tokens = lora.starts.tolist(), lora.tokens.tolist()
-    columns = (lora.counts.tolist(), lora.rows.tolist(), lora.layouts.tolist())
-    for index, (count, row, layout) in enumerate(zip(*columns, strict=True)):
-        if row == 0 or count == 0:
-            continue
-        start = starts[index]
-        mine = tokens[start : start + count]
-        together = mine == list(range(mine[0], mine[0] + count))
-        where = slice(mine[0], mine[0] + count) if together else torch.tensor(mine)
-        pages = lora.block_table[row].tolist()
-        groups.append(Group(start, starts[index + 1], count, layout, pages, where))
-    return groups
+def rows_of(matrix: Tensor, first: int, count: int, width: int) -> Tensor:
+    """``matrix[first : first + count, :width]`` at a third of the cost."""
+    stride = matrix.stride(0)
+    start = matrix.storage_offset() + first * stride
+    return matrix.as_strided((count, width), (stride, 1), start)
 
 
-def gather(flat: Tensor, pages: list[int], runs: tuple[Run, ...]) -> Tensor:
-    """``[rows, width]`` fp32 of an adapter; a view where one run holds it all."""
-    parts = [
-        flat.as_strided(
-            (run.count, run.width),
-            (run.stride, 1),
-            pages[run.block] * flat.shape[1] + run.offset + flat.storage_offset(),
-        )
-        for run in runs
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+def grown(h: Tensor, b: Views) -> Tensor:
+    """``h @ B``, rank rows in the order of their runs: the layout's, so always the same."""
+    if len(b) == 1:
+        return torch.mm(h, b[0].to(h.dtype))
+    parts = torch.split(h, [len(view) for view in b], dim=1)
+    out = torch.mm(parts[0], b[0].to(h.dtype))
+    for part, view in zip(parts[1:], b[1:], strict=True):
+        out.addmm_(part, view.to(h.dtype))
+    return out
+
+
+def add_rows(column: Tensor, group: Group, rows: Tensor) -> None:
+    """Add the real ones of ``rows`` to the group's tokens in one slice of the output."""
+    rows = rows_of(rows, 0, group.count, rows.shape[1])
+    if column.dtype != rows.dtype:  # rounded once, when added
+        column[group.tokens] = (column[group.tokens].float() + rows).to(column.dtype)
+    elif group.token is not None:
+        rows_of(column, group.token, group.count, column.shape[1]).add_(rows)
+    else:
+        column.index_add_(0, group.tokens, rows)
 
 
 def site_layout(
@@ -187,8 +260,9 @@ def site_layout(
             slices.append(Slice(index, len(a_offsets), rank, b_runs))
             a_offsets += directory.a_offsets[where][:rank].tolist()
     runs = runs_of(a_offsets, site.in_width, page_elems)
-    is_full = len(a_offsets) == site.num_slices * directory.a_offsets.shape[3]
-    return SiteLayout(runs, tuple(slices), torch.cat(scales or [torch.ones(0)]), is_full)
+    ranks = {part.rank for part in slices}
+    rank_of_all = ranks.pop() if len(ranks) == 1 and len(slices) == site.num_slices else None
+    return SiteLayout(runs, tuple(slices), rank_of_all, torch.cat(scales or [torch.ones(0)]))
 
 
 def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[Run, ...]:
@@ -203,3 +277,21 @@ def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[Run, ...]:
         else:
             runs.append(Run(block, start, 1, width, stride))
     return tuple(runs)
+
+
+@cache
+def few_rows_agree() -> bool:
+    """Whether a product of 4, 8 or 12 rows gives each the bits that it has among more. So it was on
+    the machines measured, and it is a property of the matrix library: so ask it, once."""
+    generator = torch.Generator().manual_seed(0)
+    for width in (64, 896, 4096, 11008):
+        for rank in (1, 5, 8, 24, 64):
+            wide = torch.randn((rank, width), generator=generator)
+            for weight in (wide.t(), wide):
+                x = torch.randn((3 * _ROWS, len(weight)), generator=generator)
+                whole = torch.mm(x, weight)
+                for rows in range(_FEW, _ROWS, _FEW):
+                    part = torch.mm(x[rows : 2 * rows].clone(), weight)
+                    if not torch.equal(part, whole[rows : 2 * rows]):
+                        return False
+    return True

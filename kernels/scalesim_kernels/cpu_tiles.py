@@ -12,7 +12,7 @@ step; ``cpu_attention`` runs it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -50,6 +50,10 @@ class TileShape:
         tokens = 1 if decode else BUCKET
         return TileShape(group, tokens, tokens * group)
 
+    def row_tokens(self) -> Ints:
+        """Which of the tile's tokens each row belongs to, ``[rows]``; unused rows, to the last."""
+        return np.minimum(np.arange(self.rows), self.tokens * self.group - 1) // self.group
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -59,6 +63,12 @@ class Call:
     end: int
     kv_len: int
     mask: Tensor  # [tiles or 1, 1, rows or 1, kv_len], 0 or -inf, the model's dtype
+    positions: Ints  # [tiles, rows or 1], of the query tokens
+
+    def windowed(self, window: int) -> Tensor:
+        """The mask that hides, from each row, all but the last ``window`` positions as well."""
+        gone = np.arange(self.kv_len) <= self.positions[:, :, None] - window
+        return self.mask.masked_fill(torch.from_numpy(gone)[:, None], float("-inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,16 @@ class TilePlan:
     q_index: Tensor  # [num_tiles * kv_heads * rows] -> row of Q as [num_tokens * heads, head_dim]
     out_index: Tensor  # [num_tokens * heads] -> row of the results [tiles, rows, kv_heads]
     gathers: tuple[Gather, ...]
+    _windowed: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def masks(self, window: int | None) -> list[Tensor]:
+        """Of all calls, in their order; made once for the layers of a step that share a window."""
+        calls = [call for part in self.gathers for call in part.calls]
+        if window is None:
+            return [call.mask for call in calls]
+        if window not in self._windowed:
+            self._windowed[window] = [call.windowed(window) for call in calls]
+        return self._windowed[window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +200,7 @@ def decode_tiles(
         chosen = order[begin:end]
         hidden = torch.from_numpy(np.arange(length) > positions[chosen, None])
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        call = Call(begin, end, length, mask[:, None, None])
+        call = Call(begin, end, length, mask[:, None, None], positions[chosen, None])
         gathers.append(gather(seqs.take(chosen), length, pool_shape, (call,)))
         begin = end
     return TilePlan(
@@ -195,8 +215,7 @@ def causal_mask(shape: TileShape, kv_len: int, dtype: torch.dtype) -> Tensor:
 
     Only its last 64 columns differ from 0, so a slice of its end serves every shorter ``kv_len``.
     """
-    row = np.minimum(np.arange(shape.rows), shape.tokens * shape.group - 1) // shape.group
-    token = np.arange(0, BUCKET, shape.tokens)[:, None] + row
+    token = np.arange(0, BUCKET, shape.tokens)[:, None] + shape.row_tokens()
     hidden = np.arange(kv_len) > token[:, :, None] + kv_len - BUCKET
     mask = torch.zeros(hidden.shape, dtype=dtype)
     return mask.masked_fill_(torch.from_numpy(hidden), float("-inf"))[:, None]
@@ -210,6 +229,7 @@ def prefill_tiles(
     mask : from ``causal_mask``, at least as wide as the longest context's bucket.
     """
     num_kv_heads, per_bucket = pool_shape[3], BUCKET // shape.tokens
+    row_token = shape.row_tokens()
     tile_seq, tile_base, token_tile, positions, gathers = [], [], [], [], []
     begin = 0
     for i, (start, stop) in enumerate(
@@ -221,7 +241,8 @@ def prefill_tiles(
             a, b = max(first, low), min(last, low + per_bucket)
             length = (low // per_bucket + 1) * BUCKET
             part = mask[a - low : b - low, :, :, mask.shape[3] - length :]
-            calls.append(Call(begin + a - first, begin + b - first, length, part))
+            of_rows = np.arange(a, b)[:, None] * shape.tokens + row_token
+            calls.append(Call(begin + a - first, begin + b - first, length, part, of_rows))
         gathers.append(gather(seqs.take(slice(i, i + 1)), length, pool_shape, tuple(calls)))
         token = np.arange(start, stop)
         tile_seq.append(np.full(last - first, i))

@@ -43,6 +43,11 @@ QWEN3 = replace(LLAMA, num_heads=16, hidden=1024, intermediate=3072, vocab=15193
 QWEN = ModelShape(
     14, 2, 64, 32, 896, 4864, 151936, torch.float16, linears=((896, 1152, True), (4864, 896, False))
 )
+GEMMA2 = replace(
+    LLAMA, num_heads=16, head_dim=256, hidden=3584, vocab=256000, window=4096, soft_cap=50.0,
+    gelu=True,
+)  # fmt: skip
+MISTRAL = replace(LLAMA, window=4096)
 VARIANTS = (
     Variant("llama-8b bf16", LLAMA, True),
     Variant("llama-8b bf16 wide", LLAMA, False, ("paged_prefill",)),
@@ -52,6 +57,10 @@ VARIANTS = (
     Variant("qwen2.5-0.5b fp16 wide", QWEN, False, ("paged_prefill",)),
     Variant("head 80 bf16", replace(LLAMA, head_dim=80), False, ATTENTION),
     Variant("head 256 bf16", replace(LLAMA, num_heads=8, head_dim=256), False, ATTENTION),
+    Variant("gemma-2-9b bf16", GEMMA2, True, ("gelu_mul", *ATTENTION)),
+    Variant("gemma-2-9b bf16 wide", GEMMA2, False, ("paged_prefill",)),
+    Variant("mistral-7b bf16", MISTRAL, True, ATTENTION),
+    Variant("mistral-7b bf16 wide", MISTRAL, False, ("paged_prefill",)),
     Variant("llama-8b fp32", replace(LLAMA, dtype=torch.float32), True, (*ATTENTION, "linear")),
     Variant("llama-8b fp32 wide", replace(LLAMA, dtype=torch.float32), False, ("paged_prefill",)),
 )

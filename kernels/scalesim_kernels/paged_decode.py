@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_tiles import attend, merge, tile_rows
+from .attention_tiles import attend, merge, tile_rows, window_begin
 from .contracts import PagedBatch
 from .launch import Launch, next_power_of_2
 from .work_lists import SMALL, WorkList, build
@@ -69,6 +69,7 @@ def decode_kernel(
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(programs,)``; program p takes items p, p + programs, ... of items x KV heads."""
     NUM_HEADS: tl.constexpr = GROUP * NUM_KV_HEADS
@@ -82,6 +83,8 @@ def decode_kernel(
         begin = tl.load(parts + entry) * SPLIT
         context = tl.load(context_lens + seq)
         end = tl.minimum(begin + SPLIT, context)
+        if WINDOW is not None:
+            begin = tl.maximum(begin, window_begin(context - 1, BLOCK_N, WINDOW))
 
         in_group = row < GROUP
         q_head = q + kv_head * (GROUP * HEAD_DIM)
@@ -95,7 +98,7 @@ def decode_kernel(
         acc, row_max, row_sum = attend(
             tile, row * 0 + (context - 1), acc, row_max, row_sum,
             k_pool + kv_head * head_stride, table_row, begin, end, page_stride, v_offset,
-            scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES,
+            scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES, WINDOW, SOFT_CAP,
         )  # fmt: skip
         if context <= SPLIT:  # the only split: nothing to reduce
             result = acc / row_sum[:, None]
@@ -117,7 +120,7 @@ def reduce_kernel(
     acc_parts, max_parts, sum_parts,  # [capacity, num_heads(, HEAD_DIM)] fp32
     first_item,  # [num_seqs + 1] int32
     out,  # [num_tokens, num_heads, HEAD_DIM]
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(num_seqs, num_heads)``. Adds splits in the order of their positions."""
     seq, head = tl.program_id(0), tl.program_id(1)
@@ -135,7 +138,7 @@ def reduce_kernel(
                 acc_parts + index[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0
             )
             more_max, more_sum = tl.load(max_parts + index), tl.load(sum_parts + index)
-            acc, row_max, row_sum = merge(acc, row_max, row_sum, more, more_max, more_sum)
+            acc, row_max, row_sum = merge(acc, row_max, row_sum, more, more_max, more_sum, WINDOW)
         result = acc / row_sum[:, None]
         offset = (seq.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM
         pointers = out + offset + one[:, None] * HEAD_DIM + column[None, :]
@@ -144,7 +147,7 @@ def reduce_kernel(
 
 def decode(
     q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: DecodePlan, scale: float,
-    out: Tensor, launch: Launch, programs: int,
+    out: Tensor, launch: Launch, programs: int, window: int | None, soft_cap: float | None,
 ) -> None:  # fmt: skip
     """The decodes' rows of ``out``, as ``contracts.PagedAttention`` says; ``plan``: its batch's."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
@@ -158,7 +161,7 @@ def decode(
         work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E,
         plan.acc, plan.maxima, plan.sums, out,
         num_kv_heads, group, max(MIN_ROWS, next_power_of_2(group)), head_dim, block_d, block_size,
-        work.part_size, launch.tile, launch.num_stages, **launch.options(),
+        work.part_size, launch.tile, launch.num_stages, window, soft_cap, **launch.options(),
     )  # fmt: skip
     if work.capacity > work.num_seqs:
         reduce_kernel[(work.num_seqs, num_heads)](
@@ -170,5 +173,6 @@ def decode(
             num_heads,
             head_dim,
             block_d,
+            window,
             **REDUCE.options(),
         )

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_tiles import attend, merge, tile_rows
+from .attention_tiles import attend, merge, tile_rows, window_begin
 from .contracts import PagedBatch
 from .launch import Launch, next_power_of_2
 from .paged_decode import BATCH, LOG2_E
@@ -49,6 +49,7 @@ def prefill_kernel(
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(capacity, NUM_KV_HEADS)``. ``SPLIT`` 0: the wide form."""
     entry, kv_head = tl.program_id(0), tl.program_id(1)
@@ -75,25 +76,36 @@ def prefill_kernel(
         row_sum = tl.zeros([ROWS], tl.float32)
         table_row = table + tl.load(seq_rows + seq).to(tl.int64) * table_stride
         k_head = k_pool + kv_head * head_stride
+        start = 0
+        if WINDOW is not None:
+            start = window_begin(tile_begin, BLOCK_N, WINDOW)
         if SPLIT == 0:
-            whole = tile_begin // BLOCK_N * BLOCK_N  # KV that every row sees: no masks
+            if WINDOW is None:  # KV that every row sees: no masks
+                whole = tile_begin // BLOCK_N * BLOCK_N
+                acc, row_max, row_sum = attend(
+                    tile, position, acc, row_max, row_sum, k_head, table_row, 0, whole,
+                    page_stride, v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+                    False, STAGES, WINDOW, SOFT_CAP,
+                )  # fmt: skip
+                start = whole
             acc, row_max, row_sum = attend(
-                tile, position, acc, row_max, row_sum, k_head, table_row, 0, whole, page_stride,
-                v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, False, STAGES,
-            )  # fmt: skip
-            acc, row_max, row_sum = attend(
-                tile, position, acc, row_max, row_sum, k_head, table_row, whole, end, page_stride,
+                tile, position, acc, row_max, row_sum, k_head, table_row, start, end, page_stride,
                 v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES,
+                WINDOW, SOFT_CAP,
             )  # fmt: skip
         else:
-            for begin in tl.range(0, end, SPLIT):
+            for begin in tl.range(start // SPLIT * SPLIT, end, SPLIT):
+                first = begin if WINDOW is None else tl.maximum(begin, start)
                 more_acc, more_max, more_sum = attend(
                     tile, position, tl.zeros([ROWS, BLOCK_D], tl.float32),
                     tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32),
-                    k_head, table_row, begin, tl.minimum(begin + SPLIT, end), page_stride,
-                    v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES,
+                    k_head, table_row, first, tl.minimum(begin + SPLIT, end), page_stride,
+                    v_offset, scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE,
+                    True, STAGES, WINDOW, SOFT_CAP,
                 )  # fmt: skip
-                acc, row_max, row_sum = merge(acc, row_max, row_sum, more_acc, more_max, more_sum)
+                acc, row_max, row_sum = merge(
+                    acc, row_max, row_sum, more_acc, more_max, more_sum, WINDOW
+                )
 
         result = acc / row_sum[:, None]
         out_head = out + kv_head * (GROUP * HEAD_DIM)
@@ -105,6 +117,7 @@ def prefill_kernel(
 def prefill(
     q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, work: WorkList, scale: float,
     out: Tensor, launch: Launch, rows: int, split: int,
+    window: int | None, soft_cap: float | None,
 ) -> None:  # fmt: skip
     """The other sequences' rows of ``out``. ``split`` 0: wide; else that of the decodes."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
@@ -117,5 +130,5 @@ def prefill(
         work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E, out,
         num_kv_heads, group, group_rows, work.part_size, max(rows, group_rows), head_dim,
         next_power_of_2(head_dim), block_size, split, launch.tile, launch.num_stages,
-        **launch.options(),
+        window, soft_cap, **launch.options(),
     )  # fmt: skip

@@ -5,6 +5,7 @@ Loops over sequences and heads on purpose: obvious first, speed never. Accumulat
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ def rms_norm(
     total = x if residual is None else x + residual
     wide = widen(total)
     normed = wide / torch.sqrt((wide * wide).mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight, total
+    if weight.dtype == x.dtype:
+        normed = normed.to(x.dtype)
+    return (normed * weight).to(x.dtype), total
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -75,33 +78,39 @@ def gather_kv(
 
 
 def attend_sequence(
-    seq: int, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, scale: float, out: Tensor
-) -> None:
+    seq: int, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, scale: float, out: Tensor,
+    window: int | None, soft_cap: float | None,
+) -> None:  # fmt: skip
     row, context_len = int(batch.seq_rows[seq]), int(batch.context_lens[seq])
     if row == 0:
         return
     keys, values = gather_kv(pool, layer, batch.block_table[row], context_len)
     group = q.shape[1] // keys.shape[0]
     for token in range(int(batch.query_start[seq]), int(batch.query_start[seq + 1])):
-        visible = int(batch.positions[token]) + 1
+        end = int(batch.positions[token]) + 1
+        visible = slice(0 if window is None else max(0, end - window), end)
         for head in range(q.shape[1]):
-            scores = keys[head // group, :visible] @ widen(q[token, head]) * scale
-            mixed = torch.softmax(scores, dim=-1) @ values[head // group, :visible]
+            scores = keys[head // group, visible] @ widen(q[token, head]) * scale
+            if soft_cap is not None:
+                scores = soft_cap * torch.tanh(scores / soft_cap)
+            mixed = torch.softmax(scores, dim=-1) @ values[head // group, visible]
             out[token, head] = mixed.to(out.dtype)
 
 
 def paged_decode(
-    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: Any, scale: float, out: Tensor
-) -> None:
+    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: Any, scale: float, out: Tensor,
+    window: int | None = None, soft_cap: float | None = None,
+) -> None:  # fmt: skip
     for seq in range(batch.num_decodes):
-        attend_sequence(seq, q, pool, layer, batch, scale, out)
+        attend_sequence(seq, q, pool, layer, batch, scale, out, window, soft_cap)
 
 
 def paged_prefill(
-    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: Any, scale: float, out: Tensor
-) -> None:
+    q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: Any, scale: float, out: Tensor,
+    window: int | None = None, soft_cap: float | None = None,
+) -> None:  # fmt: skip
     for seq in range(batch.num_decodes, len(batch.seq_rows)):
-        attend_sequence(seq, q, pool, layer, batch, scale, out)
+        attend_sequence(seq, q, pool, layer, batch, scale, out, window, soft_cap)
 
 
 def plan(batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> None:
@@ -164,6 +173,12 @@ def lora_expand(
 def silu_mul(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return gate / (1 + torch.exp(-gate)) * up
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    return gate / 2 * (1 + torch.tanh(inner)) * up
 
 
 def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
@@ -264,6 +279,7 @@ def reference_kernels() -> KernelSet:
         lora_shrink=lora_shrink,
         lora_expand=lora_expand,
         silu_mul=silu_mul,
+        gelu_mul=gelu_mul,
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,

@@ -1,6 +1,6 @@
-"""RMSNorm with residual, and SiLU times gate: ops on rows that know no pages.
+"""RMSNorm with residual, and gated activations: ops on rows that know no pages.
 
-References: ``reference.rms_norm`` and ``reference.silu_mul``.
+References: ``rms_norm``, ``silu_mul`` and ``gelu_mul`` of ``reference``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .launch import Launch, check, next_power_of_2
 
-SILU = Launch(tile=1024, num_warps=4)
+GATED = Launch(tile=1024, num_warps=4)
 MAX_HIDDEN = 32768  # a row is held in registers at once
 
 
@@ -59,25 +59,36 @@ def rms_norm(
 
 
 @triton.jit
-def silu_mul_kernel(
+def gated_kernel(
     gate_up,  # [rows, 2 * WIDTH], C-contiguous, gate first
     out,  # [rows, WIDTH]
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr,
 ):  # fmt: skip
-    """Grid ``(rows, ceil(WIDTH / BLOCK))``."""
+    """Grid ``(rows, ceil(WIDTH / BLOCK))``. Both activations are ``gate * sigmoid(inner)``."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     gate = tl.load(gate_up + row * (2 * WIDTH) + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * (2 * WIDTH) + WIDTH + column, mask=inside, other=0.0)
-    result = gate / (1.0 + tl.exp(-gate)) * up.to(tl.float32)
+    inner = gate
+    if GELU:  # (1 + tanh(x)) / 2 is sigmoid(2 * x)
+        inner = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    result = gate / (1.0 + tl.exp(-inner)) * up.to(tl.float32)
     tl.store(out + row * WIDTH + column, result.to(out.dtype.element_ty), mask=inside)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
+    return gated(gate_up, False)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    return gated(gate_up, True)
+
+
+def gated(gate_up: Tensor, gelu: bool) -> Tensor:
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty((num_rows, width))
-    silu_mul_kernel[(num_rows, -(-width // SILU.tile))](
-        gate_up, out, width, SILU.tile, **SILU.options()
+    gated_kernel[(num_rows, -(-width // GATED.tile))](
+        gate_up, out, width, GATED.tile, gelu, **GATED.options()
     )
     return out

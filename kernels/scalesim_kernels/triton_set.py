@@ -38,12 +38,13 @@ def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
     return Launch(tile=16 if small else 32, num_warps=4, num_stages=3)
 
 
-def wide_launch(head_dim: int, dtype: torch.dtype) -> Launch:
+def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:
+    """``masked``: every tile is, as under a window."""
     if is_wide(dtype):  # the decode's tile; with its stages, Triton 3.6 spills here
         return replace(narrow_launch(head_dim, dtype), num_stages=2)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
-    if head_dim != next_power_of_2(head_dim):  # masks of columns take registers too
+    if masked or head_dim != next_power_of_2(head_dim):  # masks take registers too
         return Launch(tile=32, num_warps=8, num_stages=3)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
@@ -75,24 +76,33 @@ class TritonAttention:
 
     def paged_decode(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan,
-        scale: float, out: Tensor,
+        scale: float, out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
         if plan.decode is not None:
             launch = narrow_launch(pool.shape[5], pool.dtype)
-            decode(q, pool, layer, batch, plan.decode, scale, out, launch, self._programs)
+            decode(
+                q, pool, layer, batch, plan.decode, scale, out, launch, self._programs, window,
+                soft_cap,
+            )  # fmt: skip
 
     def paged_prefill(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan,
-        scale: float, out: Tensor,
+        scale: float, out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
         if plan.prefill is None:
             return
         head_dim = pool.shape[5]
-        launch, num_rows = wide_launch(head_dim, pool.dtype), wide_rows(head_dim, pool.dtype)
+        launch = wide_launch(head_dim, pool.dtype, window is not None)
+        num_rows = wide_rows(head_dim, pool.dtype)
         if plan.reproducible and not is_wide(pool.dtype):
             launch, num_rows = narrow_launch(head_dim, pool.dtype), MIN_ROWS
+            if window is not None:  # with three, Triton 3.7 spills here
+                launch = replace(launch, num_stages=2)
         split = SPLIT if plan.reproducible else 0
-        prefill(q, pool, layer, batch, plan.prefill, scale, out, launch, num_rows, split)
+        prefill(
+            q, pool, layer, batch, plan.prefill, scale, out, launch, num_rows, split, window,
+            soft_cap,
+        )  # fmt: skip
 
 
 def qk_norm_rope_store(
@@ -122,6 +132,7 @@ def triton_kernels(reproducible: bool = True) -> KernelSet:
         lora_shrink=paged_lora.lora_shrink,
         lora_expand=paged_lora.lora_expand,
         silu_mul=rows.silu_mul,
+        gelu_mul=rows.gelu_mul,
         copy_pages=pages.copy_pages,
         zero_pages=pages.zero_pages,
         sample=sampling.sample,

@@ -31,6 +31,9 @@ class ModelShape:
     vocab: int
     dtype: torch.dtype
     qk_norm: bool = False
+    window: int | None = None
+    soft_cap: float | None = None
+    gelu: bool = False
     linears: tuple[tuple[int, int, bool], ...] = ()
 
 
@@ -62,8 +65,8 @@ def calls(
     yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6, zeros(tokens, shape.hidden))
     for width, out_width, has_bias in shape.linears:
         bias = zeros(out_width) if has_bias else None
-        args = (zeros(tokens, width), zeros(out_width, width), bias)
-        yield "linear", partial(kernels.linear, *args)
+        inputs = (zeros(tokens, width), zeros(out_width, width), bias)
+        yield "linear", partial(kernels.linear, *inputs)
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     norm = zeros(shape.head_dim) if shape.qk_norm else None
     qkv, cos_sin = zeros(tokens, width), zeros(64, shape.head_dim)
@@ -73,8 +76,11 @@ def calls(
     )
     q = qkv.view(tokens, -1, shape.head_dim)[:, : shape.num_heads]
     out = zeros(tokens, shape.num_heads, shape.head_dim)
-    yield "paged_decode", lambda: kernels.paged_decode(q, pool, 0, batch, plan, 1.0, out)
-    yield "paged_prefill", lambda: kernels.paged_prefill(q, pool, 0, batch, plan, 1.0, out)
+    given = {"window": shape.window, "soft_cap": shape.soft_cap}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    args = (q, pool, 0, batch, plan, 1.0, out)
+    yield "paged_decode", partial(kernels.paged_decode, *args, **options)
+    yield "paged_prefill", partial(kernels.paged_prefill, *args, **options)
     lora = example_lora(device, tokens)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
@@ -82,7 +88,8 @@ def calls(
         yield "lora_shrink", partial(kernels.lora_shrink, x_, pool, 0, site, lora)
         yield "lora_expand", partial(kernels.lora_expand, h, pool, 0, site, lora, wide)
     gate_up = zeros(tokens, 2 * shape.intermediate)
-    yield "silu_mul", lambda: kernels.silu_mul(gate_up)
+    gated = "gelu_mul" if shape.gelu else "silu_mul"
+    yield gated, lambda: getattr(kernels, gated)(gate_up)
     src, dst = (torch.tensor([page], device=device) for page in (0, 1))
     yield "copy_pages", lambda: kernels.copy_pages(pool, src, dst)
     yield "zero_pages", lambda: kernels.zero_pages(pool, dst)

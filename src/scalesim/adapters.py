@@ -22,7 +22,7 @@ from scalesim.errors import AdapterError
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 
 if TYPE_CHECKING:
-    from scalesim.memory.adapters import Adapters
+    from scalesim.memory.manager import MemoryManager
 
 ReadAdapter = Callable[["str | Path"], AdapterContent]
 
@@ -51,7 +51,7 @@ class AdapterRegistry:
     def __init__(
         self,
         read: ReadAdapter | None,
-        memory: Adapters,
+        memory: MemoryManager,
         post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._read, self._memory, self._post = read, memory, post
@@ -59,6 +59,7 @@ class AdapterRegistry:
         self._by_name: dict[str, tuple[_Entry, str]] = {}
         self._by_digest: dict[bytes, _Entry] = {}
         self._open: Counter[bytes] = Counter()  # calls, by digest
+        self._bound: dict[AgentId, bytes] = {}
 
     def add(self, name: str, path: str | Path, *, replace: bool = False) -> None:
         """Read the adapter in the folder ``path`` and give it ``name``. Calls made after this use
@@ -68,7 +69,7 @@ class AdapterRegistry:
         content already unless ``replace``.
         """
         if self._read is None:
-            raise AdapterError("this engine takes no adapters: they run on device='cpu' so far")
+            raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
         content = self._read(path)
         with self._changed:
             held = self._by_name.get(name)
@@ -83,7 +84,7 @@ class AdapterRegistry:
             entry = self._by_digest.setdefault(content.digest, _Entry(unread))
             entry.names.add(name)
             self._by_name[name] = (entry, str(path))
-            self._post(lambda: self._memory.add(content))
+            self._post(lambda: self._memory.adapters.add(content))
 
     def remove(self, name: str, *, timeout: float | None = None) -> None:
         """Forget ``name``; its pages go with its last name. Agents that call themselves by it are
@@ -133,8 +134,16 @@ class AdapterRegistry:
     def bind(self, agent: AgentId, name: str) -> None:
         """``agent`` calls with ``name``: its pages move with the agent's next use from now on."""
         with self._changed:
-            digest = self._entry(name).content.digest
+            digest = self._bound[agent] = self._entry(name).content.digest
             self._post(lambda: _bind(self._memory, agent, digest))
+
+    def restore(self) -> None:
+        """Memory has forgotten everything: tell it again, on the engine's thread."""
+        with self._changed:
+            for entry in self._by_digest.values():
+                self._memory.adapters.add(entry.content)
+            for agent, digest in self._bound.items():
+                _bind(self._memory, agent, digest)
 
     def num_pages(self, name: str) -> int:
         with self._changed:
@@ -180,12 +189,12 @@ class AdapterRegistry:
         digest = entry.content.digest
         if not entry.names and not self._open[digest]:
             del self._by_digest[digest]
-            self._post(lambda: self._memory.remove(digest))
+            self._post(lambda: self._memory.adapters.remove(digest))
 
 
-def _bind(memory: Adapters, agent: AgentId, digest: bytes) -> None:
-    if memory.has(digest):  # it may have been removed since
-        memory.bind(agent, digest)
+def _bind(memory: MemoryManager, agent: AgentId, digest: bytes) -> None:
+    if memory.adapters.has(digest):  # it may have been removed since
+        memory.adapters.bind(agent, digest)
 
 
 def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from scalesim_kernels import KernelSet, select
 
+from scalesim.adapters import ReadAdapter
 from scalesim.backends import MAX_RESIDENT_PAGES, Backend, CpuBackend, CudaBackend, Plan
 from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_bytes
 from scalesim.core import SamplingParams
@@ -19,12 +20,16 @@ from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
+from scalesim.memory.source_link import SourceLink
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
+from scalesim.model.config import ModelConfig
 from scalesim.model.generation_config import sampling_defaults
+from scalesim.model.hosted import no_adapters
 from scalesim.model.loader import LoadedModel, load_model
 from scalesim.model.openmp import release_idle_workers
+from scalesim.model.quantize import with_quantized
 from scalesim.model.tokenizer import Tokenizer, load_tokenizer
 from scalesim.requests import TextModel
 from scalesim.sampling_params import check_params
@@ -59,7 +64,11 @@ def build_parts(
 ) -> Parts:
     """Everything for ``Engine``: raises what the loader raises, and ``ConfigError`` for sizes."""
     place = resolve_device(config.device)
-    return parts_for(load_model(model, dummy_weights=dummy_weights, place=place), config, kernels)
+    loaded = load_model(
+        model, dtype=config.dtype, dummy_weights=dummy_weights, place=place,
+        model_impl=config.model_impl, quantize=config.quantize,
+    )  # fmt: skip
+    return parts_for(loaded, config, kernels)
 
 
 def parts_for(
@@ -91,13 +100,16 @@ def parts_for(
     max_len = min(model_len, pool_len)
     num_rows = 2 * config.scheduler.max_num_seqs + 1
     layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
-    if backend.takes_adapters:
+    read_adapter: ReadAdapter = no_adapters
+    if isinstance(shape, ModelConfig):
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
+        read_adapter = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
-    runner, link = backend.build(
-        loaded, kernels or select(backend.name, config.reproducible), config, plan, layouts
-    )
+    kernels = kernels or select(backend.name, config.reproducible)
+    if loaded.quantize is not None:
+        kernels = with_quantized(kernels)
+    runner, link = backend.build(loaded, kernels, config, plan, layouts)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
@@ -108,6 +120,8 @@ def parts_for(
         link=link,
         planner=config.planner,
     )
+    if isinstance(link, SourceLink):
+        memory.look_ahead.reads.rate = lambda: link.read_rate
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
     if tokenizer is not None:
@@ -138,10 +152,9 @@ def parts_for(
         seed=config.seed,
         before_wait=release_idle_workers,
         device=str(loaded.place),
-        read_adapter=AdapterFolders(loaded.config, loaded.model.dtype, geometry.page_bytes, layouts)
-        if backend.takes_adapters
-        else None,
+        integrity=config.integrity,
         limits=config.limits,
+        read_adapter=read_adapter,
     )
 
 

@@ -18,9 +18,9 @@ from scalesim.device.streams import Device, Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Link, ThreadLink, Timeline
-from scalesim.memory.source_link import SourceLink
+from scalesim.memory.source_link import SourceLink, num_bounce_pages
 from scalesim.memory.storage import allocate_pages, writer
-from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
 from scalesim.model.loader import LoadedModel
 from scalesim.model.runner import ModelRunner
 
@@ -33,7 +33,8 @@ MAX_RESIDENT_PAGES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes of an engine's parts. ``device_pages`` counts the null page."""
+    """Sizes of an engine's parts. ``device_pages`` counts the null page. Behind the host pool's own
+    pages lie those that adapters pass through when they are read (``bounce``)."""
 
     geometry: PageGeometry
     device_pages: int
@@ -41,14 +42,20 @@ class Plan:
     num_rows: int
     max_blocks_per_row: int
 
+    @property
+    def bounce(self) -> range:
+        return range(self.host_pages, self.all_host_pages)
+
+    @property
+    def all_host_pages(self) -> int:
+        return self.host_pages + num_bounce_pages(self.geometry.page_bytes)
+
 
 class Backend(Protocol):
-    """``name`` picks the kernel set; ``takes_adapters``: its runner knows them.
-    ``default_*_bytes`` are what ``"auto"`` means; ``resident_bytes`` is what a device pool without
-    a limit may take."""
+    """``name`` picks the kernel set. ``default_*_bytes`` are what ``"auto"`` means;
+    ``resident_bytes`` is what a device pool without a limit may take."""
 
     name: str
-    takes_adapters: bool
 
     def default_device_bytes(self) -> int: ...
 
@@ -73,7 +80,6 @@ class CpuBackend:
     """Both pools in the system's memory, a thread that copies."""
 
     name = "cpu"
-    takes_adapters = True
 
     def default_device_bytes(self) -> int:
         return 10**9
@@ -97,7 +103,7 @@ class CpuBackend:
     ) -> tuple[Runner, Link]:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
         device = allocate_pages(plan.device_pages, page_bytes)
-        host = allocate_pages(plan.host_pages, page_bytes)
+        host = allocate_pages(plan.all_host_pages, page_bytes)
         runner = ModelRunner(
             loaded.model.packed(kernels),
             kernels,
@@ -111,8 +117,7 @@ class CpuBackend:
             timeline=timeline,
             layouts=layouts,
         )
-        copies = ThreadLink(device, host, timeline)
-        return runner, SourceLink(copies, writer(device), writer(host), timeline)
+        return runner, SourceLink(ThreadLink(device, host, timeline), writer(host), plan.bounce)
 
 
 class CudaBackend:
@@ -120,7 +125,6 @@ class CudaBackend:
     already."""
 
     name = "cuda"
-    takes_adapters = False  # its captured steps do not know them yet
 
     def __init__(self, device: Device, loaded: LoadedModel, config: EngineConfig) -> None:
         from scalesim.model.cuda_runner import check_dtype
@@ -188,11 +192,13 @@ class CudaBackend:
             max_blocks_per_row=plan.max_blocks_per_row,
             reproducible=config.reproducible,
             digests=config.digests,
-            graphs=config.graphs,
+            graphs=config.graphs and loaded.model.takes_graphs,
+            layouts=layouts,
         )
         runner.warm_up((*_WARM_UP_TOKENS, scheduling.max_num_batched_tokens))
-        host = PinnedPages(plan.host_pages, geometry.page_bytes, self._device.registrar())
-        return runner, CudaLink(self._device, pages, host, fences)
+        host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
+        link = CudaLink(self._device, pages, host, fences)
+        return runner, SourceLink(link, writer(host.pages.numpy()), plan.bounce)
 
 
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
@@ -202,7 +208,9 @@ def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
     wide = 8 * shape.hidden_size + 3 * shape.intermediate_size
     activations = scheduling.max_num_batched_tokens * wide * loaded.model.dtype.itemsize
     logits = 6 * 4 * scheduling.max_num_seqs * shape.vocab_size
-    return activations + logits + _WORKSPACE_BYTES
+    # what adapters' A made of q, k and v, in fp32
+    shrunk = 3 * 4 * MAX_RANK * (scheduling.max_num_batched_tokens + scheduling.max_num_seqs)
+    return activations + logits + shrunk + _WORKSPACE_BYTES
 
 
 def available_bytes() -> int:

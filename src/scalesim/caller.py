@@ -228,7 +228,8 @@ class Caller:
         first = min(calls, key=_deadline_s, default=None)
         while calls:
             try:
-                count = self._gate.wait(len(calls), first and self._left_s(first))
+                left_s = None if first is None else self._left_s(first)
+                count = self._gate.wait(len(calls), left_s)
             except RequestTimeoutError as error:
                 now_s = self.parts.time_s()
                 late = [call for call in calls if _deadline_s(call) <= now_s]

@@ -10,6 +10,7 @@ from scalesim.errors import ConfigError
 from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.memory.policies import policy_named
 
+INTEGRITY = ("quarantine", "raise", "off")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -107,6 +108,14 @@ class EngineConfig:
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
     ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
     default of calls that do not say it. ``structure``: limits of structured output.
+    ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
+    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
+    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
+    ``"int8"`` or ``"float8"`` (needs torchao).
+    ``integrity``: what follows when memory's books do not add up, or something breaks inside:
+    ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
+    ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
+    ``"off"`` does not look, and ends the engine at what breaks.
     Raises ``ConfigError``.
     """
 
@@ -120,7 +129,11 @@ class EngineConfig:
     digests: bool = False  # replies carry a hash over their logits
     graphs: bool = True
     generation_config: bool = True
+    dtype: str = "auto"
+    model_impl: str = "auto"
+    quantize: str | None = None
     seed: int = 0
+    integrity: Literal["quarantine", "raise", "off"] = "quarantine"
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too
     planner: PlannerConfig = field(default_factory=PlannerConfig)  # when loads start
     limits: CallLimits = field(default_factory=CallLimits)
@@ -132,6 +145,8 @@ class EngineConfig:
                 f"policy={self.policy!r} must know what comes; an engine does not: use it in "
                 "scalesim replay, or another policy"
             )
+        if self.integrity not in INTEGRITY:
+            raise ConfigError(f"integrity={self.integrity!r}; it is one of: {', '.join(INTEGRITY)}")
         memory_bytes(self.device_memory, "device_memory")
         memory_bytes(self.host_memory, "host_memory")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

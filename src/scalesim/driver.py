@@ -77,9 +77,14 @@ class Driver:
 
     def step(self) -> bool:
         """One step on the caller's thread; False when there was nothing to do. Raises
-        ``EngineModeError`` if the thread drives."""
+        ``EngineModeError`` if the thread drives, and what the engine died of, if it does."""
         self._drive("user")
-        return self._step()
+        try:
+            return self._step()
+        except Exception as error:
+            self._death = error
+            self.close()
+            raise
 
     def close(self) -> None:
         """End all open calls with ``EngineClosedError``, stop the thread and the link.
@@ -128,7 +133,7 @@ class Driver:
 
     def _step(self) -> bool:
         while self._inbox:
-            self._inbox.popleft()()
+            self._loop.obey(self._inbox.popleft())
         return self._loop.step()
 
     def _idle(self) -> None:
@@ -157,5 +162,6 @@ class Driver:
 
     def _end_all(self) -> None:
         while self._inbox:
-            self._inbox.popleft()()
+            with suppress(Exception):  # it ends anyway; calls that were let in are told why
+                self._inbox.popleft()()
         self._loop.end_all(self._death)

@@ -69,9 +69,10 @@ class Engine(Caller):
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
-            self.parts.read_adapter, self.parts.memory.adapters, self._driver.post_if_open
+            self.parts.read_adapter, self.parts.memory, self._driver.post_if_open
         )
         self._gate = Gate(limits.max_open_requests, refuse=limits.when_full == "error")
+        self._loop.restored = self.adapters.restore
         self._loop.on_ended = release(self._gate, self.adapters)
         if record is not None:
             self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)

@@ -57,6 +57,11 @@ class EngineModeError(ScaleSimError, RuntimeError):
     """``step()`` and the engine's own thread were both asked to drive the loop."""
 
 
+class InternalError(ScaleSimError, RuntimeError):
+    """Something broke inside the engine while it served this request, which ended for it; the
+    engine goes on, and the request may be made again. The cause is chained where it is known."""
+
+
 class EngineFullError(ScaleSimError, RuntimeError):
     """As many requests are open as the engine takes; none of these was."""
 

@@ -7,9 +7,14 @@ stretches; the rest gets a name of its own. Sharing between agents is found by w
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, cast
 
 import numpy as np
 import xxhash
@@ -39,11 +44,36 @@ class _Line:
     is_tick: bool = False
 
 
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+
+
+def gives_up(
+    write: Callable[Concatenate[Recorder, _P], None],
+) -> Callable[Concatenate[Recorder, _P], None]:
+    """``write`` as part of a recorder that stops for good where it fails: a full disk costs the
+    trace, not the run."""
+
+    @wraps(write)
+    def tried(self: Recorder, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        if self.error is None:
+            try:
+                write(self, *args, **kwargs)
+            except Exception as error:
+                self.error = error
+                _log.error("the trace %s ends here: %r", self.path, error)
+
+    return cast("Callable[Concatenate[Recorder, _P], None]", tried)
+
+
 class Recorder:
     """Writes a trace to ``path``, in the order in which calls and hints came; ``close`` ends it,
-    without the calls that are still open. What was said is kept, to recognise it."""
+    without the calls that are still open. What was said is kept, to recognise it. ``error`` is what
+    it failed of, if it did: nothing was recorded after that."""
 
     def __init__(self, path: Path, block_size: int) -> None:
+        self.path = path
+        self.error: Exception | None = None
         self._file = path.open("w", encoding="utf-8")
         self._writer = TraceWriter(self._file)
         self._block_size = block_size
@@ -54,6 +84,7 @@ class Recorder:
         self._last: dict[AgentId | None, _Said] = {}
         self._blocks: dict[int, _Said] = {}  # by the hash of all tokens up to a block's end
 
+    @gives_up
     def begins(
         self, call: int, agent: AgentId | None, step: float, at_s: float, tokens: Int32s
     ) -> None:
@@ -68,6 +99,7 @@ class Recorder:
         self._begun[call] = (line, said, self._round(agent, step))
         self._remember(said)
 
+    @gives_up
     def ends(self, call: int, agent: AgentId | None, output: Int32s) -> None:
         """A request has ended with ``output``; without any, it leaves no line."""
         line, prompt, turn_round = self._begun.pop(call)
@@ -83,10 +115,12 @@ class Recorder:
             self._remember(whole)
         self._flush()
 
+    @gives_up
     def expects(self, agent: AgentId, step: float, at: float) -> None:
         self._lines.append(_Line(step, hint=Hint(agent, at)))
         self._flush()
 
+    @gives_up
     def ticks(self, step: float) -> None:
         """The clock moved to ``step``."""
         self._lines.append(_Line(step, is_tick=True))
@@ -94,8 +128,11 @@ class Recorder:
 
     def close(self) -> None:
         self._lines = deque(line for line in self._lines if not line.is_open)
-        self._flush()
-        self._file.close()
+        with suppress(OSError):  # what is in the file's buffer may not fit either
+            if self.error is None:
+                self._flush()
+        with suppress(OSError):
+            self._file.close()
 
     def _flush(self) -> None:
         while self._lines and not self._lines[0].is_open:

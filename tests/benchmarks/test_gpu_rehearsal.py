@@ -49,6 +49,7 @@ def test_floors_of_the_design_are_held(whole: dict[str, Any]) -> None:
         "delayed schedules that differ",
         "1B decode step outside kernels",
         "slowed by swapping",
+        "adapters: bmm over gathered slots",
     ):
         assert what in held, what
 
@@ -64,6 +65,17 @@ def test_arms_are_the_policies_and_turns_are_counted(whole: dict[str, Any]) -> N
     (table,) = (each for each in whole["tables"] if each["title"].startswith("Agent turns"))
     assert [row[3] for row in table["rows"]] == [*turns.ENGINE_POLICIES, "deadline, reproducible"]
     assert all(row[4] > 0 and row[5] > 0 for row in table["rows"])
+
+
+def test_adapters_are_timed_alone_and_in_a_turn(whole: dict[str, Any]) -> None:
+    tables = {table["title"]: table["rows"] for table in whole["tables"]}
+    alone = tables["Adapters, q, k and v of one layer"]
+    assert [row[:3] for row in alone] == [
+        [phase, count, 8] for phase in ("decode", "prefill") for count in (1, 3)
+    ]
+    (turn,) = (rows for title, rows in tables.items() if title.startswith("A turn of 3 agents"))
+    assert [row[0] for row in turn] == [0, 1, 3] and all(row[2] > 0 for row in turn)
+    assert whole["figures"]["adapters_tax"] > 0
 
 
 def test_a_missed_floor_is_a_failure_and_a_missed_goal_is_not() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from scalesim_kernels import KernelSet, PagedBatch, select
+from scalesim_kernels import KernelSet, LoraBatch, LoraSite, PagedBatch, select
 
 from scalesim.assembly import parts_for, with_settings
+from scalesim.core import Bytes2D
 from scalesim.engine import Engine
 from scalesim.memory.cuda_link import CudaLink
+from scalesim.memory.source_link import SourceLink
 from scalesim.model.cuda_runner import CudaRunner
 from scalesim.testing.hostile_device import HostileDevice
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
@@ -56,7 +59,28 @@ def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
         device.touch(DEVICE, dst.tolist(), is_write=True)
         kernels.copy_pages(pool, src, dst)
 
-    return replace(kernels, qk_norm_rope_store=store, paged_decode=decode, copy_pages=copy_pages)
+    def touch_weights(layer: int, site: LoraSite, lora: LoraBatch, offsets: torch.Tensor) -> None:
+        page_elems = PAGE_BYTES // 4
+        for row, layout in zip(lora.rows.tolist(), lora.layouts.tolist(), strict=True):
+            slices = range(site.first_slice, site.first_slice + site.num_slices)
+            for index in slices if row else ():
+                rank = int(lora.directory.ranks[layout, layer, index])
+                blocks = (offsets[layout, layer, index, :rank] // page_elems).unique()
+                pages = lora.block_table[row, blocks].tolist()
+                device.touch(DEVICE, pages, is_write=False)
+
+    def shrink(x: Any, pool: Any, layer: int, site: LoraSite, lora: LoraBatch) -> Any:
+        touch_weights(layer, site, lora, lora.directory.a_offsets)
+        return kernels.lora_shrink(x, pool, layer, site, lora)
+
+    def expand(h: Any, pool: Any, layer: int, site: LoraSite, lora: LoraBatch, out: Any) -> None:
+        touch_weights(layer, site, lora, lora.directory.b_offsets)
+        kernels.lora_expand(h, pool, layer, site, lora, out)
+
+    return replace(
+        kernels, qk_norm_rope_store=store, paged_decode=decode, copy_pages=copy_pages,
+        lora_shrink=shrink, lora_expand=expand,
+    )  # fmt: skip
 
 
 def hostile_engine(
@@ -68,7 +92,8 @@ def hostile_engine(
     watch: bool = True,
     **settings: Any,
 ) -> Engine:
-    """As ``tests.engine.world.tiny_engine``, on ``device``'s streams, every page watched."""
+    """As ``tests.engine.world.tiny_engine``, on ``device``'s streams, every page watched. Adapters
+    are read on the engine's thread, a piece a turn, so that all repeats."""
     config = with_settings(
         None,
         {
@@ -85,16 +110,31 @@ def hostile_engine(
     if watch:
         kernels = watching(kernels, device)
     parts = parts_for(tiny_model(), config, kernels, TOKENIZER, device)
+    reads = reads_of(parts)
+    reads._threaded = False
     if watch:
         link = link_of(parts)
         device.watch(DEVICE, link.device_pages, PAGE_BYTES)
         device.watch(HOST_POOL, link._host.pages, PAGE_BYTES)
+        write = reads._write
+
+        def watched(pages: Sequence[int], rows: Bytes2D) -> None:
+            device.touch(HOST_POOL, pages, is_write=True)
+            write(pages, rows)
+
+        reads._write = watched
     return Engine(parts)
 
 
-def link_of(parts: Any) -> CudaLink:
-    assert isinstance(parts.link, CudaLink)
+def reads_of(parts: Any) -> SourceLink:
+    assert isinstance(parts.link, SourceLink)
     return parts.link
+
+
+def link_of(parts: Any) -> CudaLink:
+    link = reads_of(parts).link
+    assert isinstance(link, CudaLink)
+    return link
 
 
 def runner_of(parts: Any) -> CudaRunner:

@@ -101,7 +101,7 @@ def test_the_same_numbers_under_every_circumstance(kind: str) -> None:
     if kind == "chunks":
         engine = tiny_engine(**settings)
     elif kind == "pressure":
-        engine = tiny_engine(**settings, device_pages=12, host_pages=0, safe_point_tokens=8)
+        engine = tiny_engine(**settings, device_pages=10, host_pages=0, safe_point_tokens=8)
     else:
         graphs = kind == "two in flight"
         engine = hostile_engine(hostile(order="random"), watch=False, graphs=graphs, **settings)

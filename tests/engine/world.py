@@ -60,6 +60,7 @@ def tiny_engine(
         "device_memory": PAGE_BYTES * (device_pages + 1),  # and the null page
         "host_memory": PAGE_BYTES * host_pages,
         "block_size": BLOCK,
+        "integrity": "raise",
         **settings,
     }
     config = with_settings(None, settings)

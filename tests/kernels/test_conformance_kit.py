@@ -39,13 +39,15 @@ def faults(op: str, function: Callable[..., Any]) -> str:
 
 
 def test_reading_one_position_too_many() -> None:
-    def decode(q: Tensor, pool: Tensor, layer: int, batch: Any, plan: Any, *rest: Any) -> None:
+    def decode(
+        q: Tensor, pool: Tensor, layer: int, batch: Any, plan: Any, *rest: Any, **options: Any
+    ) -> None:  # fmt: skip
         longer = replace(batch, positions=batch.positions + 1)
         longer = replace(longer, context_lens=batch.context_lens + 1)
         try:
-            REFERENCE.paged_decode(q, pool, layer, longer, plan, *rest)
+            REFERENCE.paged_decode(q, pool, layer, longer, plan, *rest, **options)
         except IndexError:  # the next block is a stale entry, and the reference follows it
-            REFERENCE.paged_decode(q, pool, layer, batch, plan, *rest)
+            REFERENCE.paged_decode(q, pool, layer, batch, plan, *rest, **options)
 
     assert "not finite" in faults("paged_decode", decode)
 
@@ -70,8 +72,8 @@ def test_masking_after_the_product() -> None:
 
 
 def test_writing_the_other_phases_rows() -> None:
-    def prefill(*args: Any) -> None:
-        REFERENCE.paged_prefill(*args)
+    def prefill(*args: Any, **options: Any) -> None:
+        REFERENCE.paged_prefill(*args, **options)
         args[-1][: args[3].num_decodes] = 0
 
     assert "other rows written" in faults("paged_prefill", prefill)

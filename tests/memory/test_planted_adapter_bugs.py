@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +12,9 @@ from scalesim.memory.links import Copies
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Branch, Segment, Transfer
-from tests.memory.world import Shape, World, random_walk
+from scalesim.testing.memory_walk import MemoryWalk
+from scalesim.testing.memory_world import Shape
+from scalesim.testing.walks import failure_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 STEPS, MAX_WALKS = 200, 40
@@ -24,10 +25,8 @@ def walks_until_found() -> int | None:
     for seed in range(MAX_WALKS):
         pages, block_size = ((16, 4), (9, 2), (24, 2))[seed % 3]
         host = (1.0, 0.0)[seed % 2]
-        world = World(Shape(pages, host, block_size, "deadline", seed, adapters=3))
-        try:
-            random_walk(world, random.Random(seed), STEPS)
-        except (AssertionError, KeyError, IndexError, ValueError, StopIteration):
+        shape = Shape(pages, host, block_size, "deadline", seed, adapters=3)
+        if failure_of(MemoryWalk(shape, seed, STEPS)) is not None:
             return seed + 1
     return None
 

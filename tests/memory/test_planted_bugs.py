@@ -7,7 +7,6 @@ fail.
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -24,8 +23,10 @@ from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
+from scalesim.testing.memory_walk import MemoryWalk
+from scalesim.testing.memory_world import MemoryWorld, Shape
 from scalesim.testing.tag_runner import TagRunner
-from tests.memory.world import Shape, World, random_walk
+from scalesim.testing.walks import failure_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 STEPS, MAX_WALKS = 200, 40
@@ -41,10 +42,8 @@ def steps_until_found() -> int | None:
     """Walks until one fails: how many there were, at most ``MAX_WALKS``; ``None`` if none did."""
     for seed in range(MAX_WALKS):
         pages, host, block_size, policy = SHAPES[seed % len(SHAPES)]
-        world = World(Shape(pages, host, block_size, policy, seed))
-        try:
-            random_walk(world, random.Random(seed), STEPS)
-        except (AssertionError, KeyError, IndexError, ValueError, StopIteration):
+        shape = Shape(pages, host, block_size, policy, seed)
+        if failure_of(MemoryWalk(shape, seed, STEPS)) is not None:
             return seed + 1
     return None
 
@@ -199,12 +198,12 @@ def unfinished_block_committed(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def committed_before_collected(patch: pytest.MonkeyPatch) -> None:
-    def commit(self: World, pick: int) -> None:
+    def commit(self: MemoryWorld, pick: int) -> None:
         held = self._pick(pick)
         if held is not None and held.lease.is_ready:
             self.manager.commit(held.lease, held.token_bytes, held.launched)
 
-    patch.setattr(World, "commit", commit)
+    patch.setattr(MemoryWorld, "commit", commit)
 
 
 @planted

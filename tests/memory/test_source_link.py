@@ -1,4 +1,5 @@
-"""Reads from sources: on a thread of their own, in order, behind fences, and their errors told."""
+"""Reads from sources: on a thread of their own, in order, through bounce pages, behind fences, and
+their errors told."""
 
 from __future__ import annotations
 
@@ -7,13 +8,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links import Copies, Held, ThreadLink, Timeline, VirtualLink
+from scalesim.memory.links import Copies, Held, LinkError, ThreadLink, Timeline, VirtualLink
 from scalesim.memory.source_link import SourceLink
 from scalesim.memory.storage import writer
-from tests.memory.test_links import PAGE, drain, pools
+from scalesim.testing.hostile_link import HostileLink
+from tests.memory.test_links import PAGE, drain
+from tests.memory.test_links import pools as link_pools
+
+HOST = 12
 
 
 @dataclass
@@ -39,9 +46,14 @@ class Broken:
 
 
 def source_link(device: Bytes2D, host: Bytes2D, timeline: Timeline | None = None) -> SourceLink:
-    timeline = timeline or Timeline()
-    link = ThreadLink(device, host, timeline)
-    return SourceLink(link, writer(device), writer(host), timeline)
+    link = ThreadLink(device, host, timeline or Timeline())
+    return SourceLink(link, writer(host), range(HOST, len(host)))
+
+
+def pools() -> tuple[Bytes2D, Bytes2D]:
+    """The host pool has ``HOST`` pages of its own, and two to bounce off."""
+    device, host = link_pools(HOST)
+    return device, np.concatenate([host, np.full((2, PAGE), 0xEE, np.uint8)])
 
 
 def rows(count: int, value: int) -> Bytes2D:
@@ -111,6 +123,88 @@ def test_what_has_not_started_can_be_called_back_and_urgent_reads_overtake() -> 
     assert drain(link, 3).keys() == {first, second, third}  # type: ignore[arg-type]
     assert not link.wait(0.0)
     link.close()
+
+
+def test_a_read_larger_than_the_bounce_pages_goes_through_them_in_parts() -> None:
+    device, host = pools()
+    link = source_link(device, host)
+    whole = np.stack([np.full(PAGE, 100 + i, np.uint8) for i in range(10)])
+    (read,) = link.submit(Copies("in", [9, 0, 3, 1, 7, 6, 11], [], Held(whole), first=2))
+    (other,) = link.submit(Copies("in", [2, 4, 5], [], Held(whole)))
+    assert drain(link, 2) == {read: None, other: None}  # type: ignore[arg-type]
+    assert device[[9, 0, 3, 1, 7, 6, 11], 0].tolist() == list(range(102, 109))
+    assert device[[2, 4, 5], 0].tolist() == [100, 101, 102]
+    link.close()
+
+
+def test_who_waits_for_one_source_shares_one_read_of_it() -> None:
+    """A call that comes while its adapter is read ahead does not read it again."""
+    device, host = pools()
+    link = source_link(device, host)
+    gate, reads = Gate(rows(3, 4)), []
+    read = gate.read
+    gate.read = lambda: (reads.append(1), read())[1]  # type: ignore[method-assign]
+    (ahead,) = link.submit(Copies("out", [], [0, 1, 2], gate))
+    assert gate.asked.wait(10.0)
+    (demand,) = link.submit(Copies("in", [5, 6], [], gate, first=1), urgent=True)
+    gate.open.set()
+    assert drain(link, 2) == {ahead: None, demand: None}  # type: ignore[arg-type]
+    assert (device[5:7] == 4).all() and (host[:3] == 4).all() and reads == [1]
+    assert link.read_rate != SourceLink(link.link, writer(host), []).read_rate
+    link.close()
+
+
+class Flaky(ThreadLink):
+    """Fails the copy into ``bad``."""
+
+    bad = -1
+
+    def _copy(self, copies: Copies) -> None:
+        if self.bad in copies.device_pages:
+            raise OSError("a bus error")
+        super()._copy(copies)
+
+
+def test_a_part_that_is_not_copied_fails_its_read_and_gives_its_pages_back() -> None:
+    device, host = pools()
+    inner = Flaky(device, host, Timeline())
+    link = SourceLink(inner, writer(host), range(HOST, HOST + 2))
+    inner.bad = 4
+    (bad,) = link.submit(Copies("in", [0, 1, 2, 3, 4, 5, 6], [], Held(rows(7, 1))))
+    (good,) = link.submit(Copies("in", [7, 8, 9, 10], [], Held(rows(4, 2))))
+    ended = drain(link, 2)  # type: ignore[arg-type]
+    assert isinstance(ended[bad], LinkError) and ended[good] is None
+    assert (device[7:11] == 2).all() and sorted(link._free) == [HOST, HOST + 1]
+    link.close()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 5), st.booleans()), max_size=8),
+       st.integers(0, 99), st.integers(1, 3))  # fmt: skip
+def test_any_order_of_completions_gives_the_bytes(
+    jobs: list[tuple[bool, int, bool]], seed: int, num_bounce: int
+) -> None:
+    """Reads to the device and to the host, of any lengths, on a link that copies and reports as
+    late and in as bad an order as it may: each page gets its own bytes, none twice."""
+    device, host = np.zeros((40, PAGE), np.uint8), np.zeros((40 + num_bounce, PAGE), np.uint8)
+    inner = HostileLink(device, host, Timeline(), seed=seed)
+    link = SourceLink(inner, writer(host), range(40, 40 + num_bounce), threaded=False)
+    expected, used, tickets = {}, 0, set()
+    for index, (inward, count, urgent) in enumerate(jobs):
+        pages = list(range(used, used + count))
+        used += count
+        source = Held(np.full((count, PAGE), index + 1, np.uint8))
+        copies = Copies("in", pages, [], source) if inward else Copies("out", [], pages, source)
+        tickets |= set(link.submit(copies, urgent=urgent))
+        expected[index] = (device if inward else host, pages)
+    ended: set[int] = set()
+    while ended != tickets:
+        assert link.wait(1.0)
+        for ticket, error in link.poll():
+            assert error is None and ticket not in ended
+            ended.add(ticket)
+            pool, pages = expected[-ticket - 1]
+            assert (pool[pages] == -ticket).all()
+    assert not link.wait(0.0) and len(link._free) == num_bounce
 
 
 def test_closing_does_not_wait_for_a_fence_that_never_comes() -> None:

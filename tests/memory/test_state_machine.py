@@ -3,7 +3,6 @@ pools."""
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -18,9 +17,18 @@ from hypothesis.stateful import (
 )
 
 from scalesim.memory.policies import POLICIES
-from tests.memory.world import AGENTS, FAR, KINDS, MAX_LEASES, Shape, World, random_walk
+from scalesim.testing.memory_walk import MemoryWalk
+from scalesim.testing.memory_world import (
+    AGENTS,
+    FAR,
+    KINDS,
+    MAX_LEASES,
+    MemoryWorld,
+    Shape,
+)
+from scalesim.testing.walks import run
 
-EXAMPLES, STEPS_PER_EXAMPLE = 375, 60
+EXAMPLES, STEPS_PER_EXAMPLE = 390, 60
 small = st.integers(0, 20)
 agents = st.integers(0, AGENTS - 1)
 leases = st.integers(0, MAX_LEASES - 1)
@@ -31,7 +39,7 @@ class MemoryMachine(RuleBasedStateMachine):
     """Every rule is one of the world's operations; everything is checked after every rule."""
 
     num_steps = 0
-    world: World | None = None
+    world: MemoryWorld | None = None
 
     @initialize(
         pages=pages,
@@ -42,7 +50,7 @@ class MemoryMachine(RuleBasedStateMachine):
         adapters=st.sampled_from([0, 1, 3]),
     )
     def begin(self, **shape: Any) -> None:
-        self.world = World(Shape(**shape))
+        self.world = MemoryWorld(Shape(**shape))
 
     @rule(agent=agents, kind=st.sampled_from(KINDS), pick=st.integers(0, 99), n=small, spare=small)
     def acquire(self, agent: int, kind: str, pick: int, n: int, spare: int) -> None:
@@ -173,14 +181,14 @@ def test_state_machine() -> None:
 def test_tiny_pools(num_pages: int, policy: str) -> None:
     for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
         shape = Shape(num_pages, host, block_size, policy, seed)
-        random_walk(World(shape), random.Random(seed), steps=60)
+        run(MemoryWalk(shape, seed, 60))
 
 
 @pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 def test_larger_pools_with_everything_on_the_host(policy: str) -> None:
     for seed in range(6):
         shape = Shape(24, 1.0, 2, policy, seed)
-        random_walk(World(shape), random.Random(seed), steps=250)
+        run(MemoryWalk(shape, seed, 250))
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -189,7 +197,6 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
     """KV and adapters in one pool: loaded, used, activated, unloaded in use, names reused."""
     reads = 0
     for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
-        world = World(Shape(num_pages, host, block_size, policy, seed, adapters=3))
-        random_walk(world, random.Random(seed), steps=150)
-        reads += world.manager.counters.read_pages
+        shape = Shape(num_pages, host, block_size, policy, seed, adapters=3)
+        reads += run(MemoryWalk(shape, seed, 150)).manager.counters.read_pages
     assert reads > 0

@@ -16,6 +16,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.adapters.peft import PackedAdapter
 from scalesim.model.config import ModelConfig
+from scalesim.model.decoder import Decoder
 from scalesim.model.dummy import dummy_tensors
 from scalesim.model.llama import Llama
 from scalesim.model.rope import RopeConfig
@@ -165,15 +166,19 @@ class Driver:
         return tokens
 
 
-class RecordingModel(Llama):
-    """Keeps the hidden states of its last batches."""
+class RecordingModel:
+    """A model that keeps the hidden states of its last batches."""
 
-    seen: list[torch.Tensor]
+    def __init__(self, model: Decoder) -> None:
+        self._model, self.seen = model, list[torch.Tensor]()
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        hidden = super().forward(*args, **kwargs)
+        hidden = self._model.forward(*args, **kwargs)
         self.seen.append(hidden)
         return hidden
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 @pytest.fixture
@@ -193,7 +198,7 @@ def make_driver() -> MakeDriver:
     """``make_driver(model, *, block_size=None, num_pages=64, kernels=None, reproducible=True)``."""
 
     def make(
-        model: Llama, *, block_size: int | None = None, num_pages: int = 64,
+        model: Decoder, *, block_size: int | None = None, num_pages: int = 64,
         kernels: KernelSet | None = None, reproducible: bool = True,
     ) -> Driver:  # fmt: skip
         config = model.config
@@ -206,8 +211,7 @@ def make_driver() -> MakeDriver:
         )
         pages = np.full((num_pages, geometry.page_bytes), 0xFF, np.uint8)
         kernels = kernels or select("cpu")
-        recording = RecordingModel(config, model.weights.packed(kernels.pack_weight))
-        recording.seen = []
+        recording = RecordingModel(model.packed(kernels))
         logits: list[torch.Tensor] = []
 
         def sample(rows: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:

@@ -19,17 +19,20 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 def base_model(family: str, folder: Path) -> Any:
     """A tiny random transformers model, saved to ``folder``."""
     torch.manual_seed(7)
-    head_dim = {} if family == "Qwen2" else {"head_dim": 16}
-    config = getattr(transformers, f"{family}Config")(
+    head_dim = {} if family in ("Qwen2", "Olmo2", "Phi3") else {"head_dim": 16}
+    text = "Text" if family == "Gemma3" else ""
+    more = {"sliding_window": 20} if family.startswith(("Mistral", "Gemma")) else {}
+    more |= {"num_experts": 4, "num_experts_per_tok": 2} if family == "Qwen3Moe" else {}
+    config = getattr(transformers, f"{family}{text}Config")(
         vocab_size=VOCAB, hidden_size=64, intermediate_size=104, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        eos_token_id=None, bos_token_id=None, pad_token_id=None, **head_dim,
+        eos_token_id=None, bos_token_id=None, pad_token_id=None, **head_dim, **more,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, parameter.shape[1] ** -0.5)
+            if parameter.ndim >= 2:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)
     return model
 

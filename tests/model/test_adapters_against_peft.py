@@ -44,6 +44,12 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("Qwen2", {"r": 6, "target_modules": "all-linear", "exclude_modules": ["o_proj"]}),
     ("Qwen2", {"r": 8, "target_modules": r"model\.layers\.[02]\.mlp\..*_proj"}),
     ("Qwen3", {"r": 16, "target_modules": "all-linear"}),
+    ("Mistral", {"r": 8, "target_modules": "all-linear"}),
+    ("Gemma2", {"r": 8, "target_modules": "all-linear"}),
+    ("Gemma3", {"r": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    ("Olmo2", {"r": 8, "target_modules": "all-linear"}),
+    ("Phi3", {"r": 8, "target_modules": ["o_proj", "down_proj"]}),
+    ("Qwen3Moe", {"r": 8, "target_modules": ATTENTION}),
     ("Qwen3", {"r": 9, "target_modules": ["v_proj", "o_proj"], "layers_to_transform": [1, 2],
                "layers_pattern": "layers"}),
     ("Qwen3", {"r": 128, "target_modules": ["gate_proj"], "lora_alpha": 1.0}),
@@ -58,7 +64,7 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 def oracles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Oracle]:
     return {
         family: make_oracle(family, tmp_path_factory.mktemp(family))
-        for family in ("Llama", "Qwen2", "Qwen3")
+        for family in dict.fromkeys(family for family, _ in CONFIGS)
     }
 
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.config import ModelConfig, parse_config
+from scalesim.model.config import ExpertsConfig, ModelConfig, parse_config
 from scalesim.model.dummy import to_json, write_dummy_model
+from scalesim.model.families import FAMILIES
 from scalesim.model.loader import load_model
 from scalesim.model.rope import RopeConfig
 
@@ -57,22 +58,35 @@ def test_a_dummy_folder_loads_as_it_was_made(folder: Path, tiny_config: ModelCon
     assert not torch.equal(other.model.weights.lm_head, loaded.model.weights.lm_head)
 
 
-@pytest.mark.parametrize(
-    "architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
-)
+@pytest.mark.parametrize("architecture", FAMILIES)
 @pytest.mark.parametrize(
     "rope",
     [
         RopeConfig(5e5),
         RopeConfig(1e4, "linear", 4.0),
+        RopeConfig(1e4, "dynamic", 4.0),
         RopeConfig(1e4, "llama3", 8.0, 1.0, 4.0, 99),
+        RopeConfig(1e4, "yarn", 4.0, original_max_position=99, attention_factor=1.2, beta_fast=9.0),
+        RopeConfig(
+            1e4,
+            "longrope",
+            2.0,
+            original_max_position=999,
+            attention_factor=1.5,
+            short_factors=(1.0,) * 8,
+        ),
     ],
 )
 def test_json_round_trip(tiny_config: ModelConfig, architecture: str, rope: RopeConfig) -> None:
-    family = architecture[:5]
+    family = FAMILIES[architecture]
     config = replace(
-        tiny_config, architecture=architecture, rope=rope, qkv_bias=family == "Qwen2",
-        qk_norm=family == "Qwen3", eos_token_ids=(3, 5), bos_token_id=1, tie_embeddings=True,
+        tiny_config, architecture=architecture, rope=rope, qkv_bias=family.bias,
+        qk_norm=family.qk_norm != "none", eos_token_ids=(3, 5), bos_token_id=1,
+        tie_embeddings=not family.tied, query_scalar=48, logit_soft_cap=20.0,
+        soft_cap=30.0 if family.model_type == "gemma2" else None,
+        windows={"none": (), "all": (48, 48)}.get(family.windows, (None, 48)),
+        local_rope=RopeConfig(123.0) if family.local_rope else None,
+        experts=ExpertsConfig(4, 2, 24, True, (1,)) if family.experts else None,
     )  # fmt: skip
     assert parse_config(to_json(config)) == config
 
@@ -93,20 +107,52 @@ def test_end_of_sequence_ids_from_both_files(folder: Path) -> None:
     assert ModelConfig.from_folder(folder).eos_token_ids == (7, 9, 11)
 
 
+MISTRAL = {"architectures": ["MistralForCausalLM"]}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*LlamaForCausalLM, Qwen2For"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel.*LlamaForCausalLM, MistralFor"),
         ({"architectures": None}, "none named"),
-        ({"auto_map": {"AutoModel": "code.Model"}}, "remote code"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
         (
-            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
-            "sliding_window 64 is in use",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 64,
+                "max_window_layers": 0,
+                "layer_types": None,
+            },
+            "sliding_window 64 is in use: llama has full attention only",
         ),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rope type 'yarn'.*llama3"),
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window is 0; must be a positive integer"),
+        ({**QWEN3, "layer_types": ["sliding_attention"]}, "layer_types names 1 layers of 2"),
+        ({**QWEN3, "layer_types": ["linear_attention"] * 2}, "layer type 'linear_attention'"),
+        (
+            {**QWEN3, "layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+            "sliding_window is missing",
+        ),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping in llama"),
+        ({"use_bidirectional_attention": True}, "only causal"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "by layer type"),
+        ({"rope_parameters": {"rope_type": "axial", "factor": 4}}, "rope type 'axial'.*llama3"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}},
+            "'longrope' needs long_factor",
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0],
+                    "long_factor": [1.0],
+                }
+            },
+            "short_factor has 1 numbers; head_dim 16 wants 8",
+        ),
         ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs factor"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple .* 3"),
@@ -119,7 +165,24 @@ def test_end_of_sequence_ids_from_both_files(folder: Path) -> None:
 def test_unsupported_configs(folder: Path, changes: dict[str, Any], words: str) -> None:
     edit(folder, **changes)
     with pytest.raises(UnsupportedModelError, match=words):
-        load_model(folder)
+        load_model(folder, model_impl="native")
+
+
+def test_how_far_a_rotation_reaches(folder: Path) -> None:
+    long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    for rope, want in (
+        ({"rope_type": "dynamic", "factor": 4.0}, 512),  # from there on it would change
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({**long, "original_max_position_embeddings": 128}, 128),
+    ):
+        edit(folder, rope_parameters=rope)
+        assert ModelConfig.from_folder(folder).max_position == want
+
+
+def test_code_that_a_folder_brings_is_not_run(folder: Path) -> None:
+    edit(folder, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    (folder / "evil.py").write_text("raise SystemExit('it was run')")
+    load_model(folder)
 
 
 def test_an_unused_sliding_window_is_fine(folder: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scalesim_kernels import select
+from scalesim_kernels import LoraDirectory, select
 
-from scalesim.core import NO_TOKEN, Batch, SamplingBatch
+from scalesim.core import NO_TOKEN, AdapterBatch, Batch, SamplingBatch
 from scalesim.device.streams import Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
+from scalesim.model.adapters.batch import grouped
 from scalesim.model.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.decodes_first import arrange
 from scalesim.model.device_table import last_of_each
@@ -86,6 +87,43 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         assert int(step.sample_positions[i]) == last + 1
     assert (step.sample_slots[len(packed.picked) :] == SLOTS).all()
     assert step.copies.T.tolist() == batch.page_copies.tolist()
+
+
+@given(batches(), st.sampled_from([1, 16]), st.integers(0, 5), st.integers(0, 9))
+def test_groups_of_adapters_arrive_with_their_padding(
+    batch: Batch, multiple: int, extra: int, seed: int
+) -> None:
+    """Each token in force once, in the group of its sequence's adapter; what is left is padding."""
+    rng = np.random.default_rng(seed)
+    n, arranged = batch.num_seqs, arrange(batch)
+    rows = rng.choice([0, 21, 22, 23], n).astype(np.int32)
+    adapters = AdapterBatch(rows, rows % 7, rng.integers(0, 95, n).astype(np.int32))
+    positions = batch.positions[arranged.source]
+    found = grouped(adapters, arranged.seq, positions, lambda c: -(-c // multiple) * multiple)
+    wanted = {
+        int(token): int(rows[seq])
+        for token, seq in enumerate(arranged.seq)
+        if rows[seq] and positions[token] >= adapters.starts[seq]
+    }
+    assert (found is None) == (not wanted)
+    entries = multiple * SLOTS + batch.num_tokens
+    shape = shape_of(batch, arranged, batch.num_tokens, int(batch.sample.sum()))
+    shape = shape.with_adapters(entries, 3 + extra)
+    flat = np.full(shape.num_words, -77, np.int32)
+    pack(batch, arranged, shape, SLOTS, flat, found)
+    directory = LoraDirectory(*(torch.zeros(1) for _ in range(4)))
+    lora = tensors(shape, torch.from_numpy(flat), torch.zeros((20, 4)), directory).lora
+    assert lora is not None and lora.starts.tolist() == sorted(lora.starts.tolist())
+    held: dict[int, int] = {}
+    for group, (count, row) in enumerate(zip(lora.counts, lora.rows.tolist(), strict=True)):
+        start, end = lora.starts[group : group + 2].tolist()
+        mine = lora.tokens[start : start + int(count)].tolist()
+        assert (row == 0) == (not mine) and (end - start) % multiple == 0
+        assert set(lora.tokens[start:end].tolist()) == set(mine)
+        assert row == 0 or int(lora.layouts[group]) == row % 7
+        held |= dict.fromkeys(mine, row)
+    assert held == wanted and int(lora.counts.sum()) == len(wanted)
+    assert bool((lora.tokens >= 0).all())
 
 
 @given(st.integers(1, 30), st.integers(0, 40))

@@ -12,10 +12,14 @@ from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.links import Held
 from scalesim.memory.policies import POLICIES
 from scalesim.scheduler.sequence import Sequence
+from scalesim.testing.scheduler_world import (
+    VOCAB,
+    SchedulerWorld,
+    Setting,
+    assert_as_expected,
+)
 from scalesim.testing.tag_runner import page_bytes_for
 from scalesim.testing.tags import adapter_layout, adapter_pages
-from tests.scheduler.loop import VOCAB, Loop, Setting
-from tests.scheduler.test_tag_scheduler import assert_as_expected
 
 AGENTS, TURNS, PREFIX, FRESH, OUTPUT = 10, 3, 24, 5, 7
 WEIGHTS = (1, 2, 3, 5)  # pages of the adapters
@@ -32,7 +36,7 @@ def use(agent: int, start: int = 0) -> AdapterUse:
     return AdapterUse(digest(agent), adapter_layout(agent + 1, WEIGHTS[agent % 4]), start)
 
 
-def add_adapters(loop: Loop) -> None:
+def add_adapters(loop: SchedulerWorld) -> None:
     for agent in range(AGENTS):
         count = WEIGHTS[agent % 4]
         pages = adapter_pages(agent + 1, count, page_bytes_for(loop.setting.block_size))
@@ -43,7 +47,9 @@ def add_adapters(loop: Loop) -> None:
         loop.memory.adapters.bind(agent, digest(agent))
 
 
-def dialogues(loop: Loop, seed: int, *, activated: bool, max_turns: int = 9000) -> list[Sequence]:
+def dialogues(
+    loop: SchedulerWorld, seed: int, *, activated: bool, max_turns: int = 9000
+) -> list[Sequence]:
     """Each agent's answers become part of its next prompt. Activated adapters begin anew in each
     turn, where its own tokens do."""
     rng = random.Random(seed)
@@ -71,7 +77,7 @@ def dialogues(loop: Loop, seed: int, *, activated: bool, max_turns: int = 9000) 
     return done
 
 
-def close(loop: Loop) -> None:
+def close(loop: SchedulerWorld) -> None:
     for agent in range(AGENTS):
         loop.memory.adapters.remove(digest(agent))
     loop.close()
@@ -84,9 +90,15 @@ def close(loop: Loop) -> None:
 def test_same_texts(
     policy: str, pages: int, host: float, steps_in_flight: int, activated: bool
 ) -> None:
-    loop = Loop(
-        Setting(pages, host, policy, steps_in_flight=steps_in_flight, seed=pages),
-        max_len=LONGEST * 4,
+    loop = SchedulerWorld(
+        Setting(
+            pages,
+            host,
+            policy,
+            steps_in_flight=steps_in_flight,
+            seed=pages,
+            max_len=LONGEST * 4,
+        )
     )
     add_adapters(loop)
     done = dialogues(loop, pages + steps_in_flight, activated=activated)
@@ -100,9 +112,15 @@ def test_same_texts(
 def test_failing_copies_cost_time_only(seed: int) -> None:
     policy = ("deadline", "lru-swap")[seed % 2]
     setting = Setting(
-        FULL // 4, 1.0, policy, failure_rate=0.1, seed=seed, steps_in_flight=1 + seed // 3
+        FULL // 4,
+        1.0,
+        policy,
+        failure_rate=0.1,
+        seed=seed,
+        steps_in_flight=1 + seed // 3,
+        max_len=LONGEST * 4,
     )
-    loop = Loop(setting, max_len=LONGEST * 4)
+    loop = SchedulerWorld(setting)
     add_adapters(loop)
     dialogues(loop, seed, activated=seed % 2 == 1)
     assert loop.memory.counters.failed_transfers > 0
@@ -114,7 +132,7 @@ def test_a_source_that_fails_ends_its_own_requests_only() -> None:
         def read(self) -> None:
             raise AdapterError("the folder is gone")
 
-    loop = Loop(Setting(FULL // 4, 0.0, seed=1), max_len=LONGEST * 4)
+    loop = SchedulerWorld(Setting(FULL // 4, 0.0, seed=1, max_len=LONGEST * 4))
     add_adapters(loop)
     loop.memory.adapters.remove(digest(3))
     content = AdapterContent(digest(3), use(3).layout, WEIGHTS[3], None, Gone())  # type: ignore[arg-type]

@@ -11,17 +11,26 @@ import pytest
 from scalesim.config import SchedulerConfig
 from scalesim.core import FinishReason
 from scalesim.errors import NumericalError, PromptTooLongError
+from scalesim.memory.links import ThreadLink
 from scalesim.memory.policies import POLICIES
 from scalesim.scheduler.sequence import Phase, Sequence
-from tests.scheduler.loop import VOCAB, Loop, Setting, expected
+from scalesim.testing.bed import Factories
+from scalesim.testing.scheduler_world import (
+    VOCAB,
+    SchedulerWorld,
+    Setting,
+    assert_as_expected,
+    expected,
+)
 
+THREADS = Factories(link=lambda device, host, timeline, seed: ThreadLink(device, host, timeline))
 AGENTS, TURNS, PREFIX, FRESH, OUTPUT = 10, 3, 24, 5, 7
 FULL = AGENTS * (PREFIX + TURNS * (FRESH + OUTPUT)) // 4  # pages for all state at once
 SMALLEST = -(-(PREFIX + TURNS * (FRESH + OUTPUT)) // 4)  # pages for the longest request
 
 
 def dialogues(
-    loop: Loop, seed: int, *, turns: int = TURNS, max_turns: int = 4000
+    loop: SchedulerWorld, seed: int, *, turns: int = TURNS, max_turns: int = 4000
 ) -> list[Sequence]:
     """Agents with private prefixes take turns; each answer becomes part of the next prompt."""
     rng = random.Random(seed)
@@ -47,17 +56,12 @@ def dialogues(
     return done
 
 
-def assert_as_expected(sequence: Sequence, prompt: list[int]) -> None:
-    assert sequence.finish_reason == "length", (sequence.finish_reason, sequence.error)
-    assert sequence.output.tolist() == expected(sequence, prompt), sequence
-
-
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 @pytest.mark.parametrize("host", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("pages", [FULL, FULL // 2, FULL // 4, SMALLEST])
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_same_texts(policy: str, pages: int, host: float, steps_in_flight: int) -> None:
-    loop = Loop(Setting(pages, host, policy, steps_in_flight=steps_in_flight, seed=pages))
+    loop = SchedulerWorld(Setting(pages, host, policy, steps_in_flight=steps_in_flight, seed=pages))
     done = dialogues(loop, seed=pages + steps_in_flight)
     assert len(done) == AGENTS * TURNS and len(loop.ended) == len(done)
     loop.close()
@@ -66,7 +70,7 @@ def test_same_texts(policy: str, pages: int, host: float, steps_in_flight: int) 
 @pytest.mark.parametrize("steps_in_flight", [1, 2])
 @pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 def test_same_texts_with_a_link_on_threads(policy: str, steps_in_flight: int) -> None:
-    loop = Loop(Setting(FULL // 4, 1.0, policy, steps_in_flight=steps_in_flight, link="thread"))
+    loop = SchedulerWorld(Setting(FULL // 4, 1.0, policy, steps_in_flight=steps_in_flight), THREADS)
     dialogues(loop, seed=3, max_turns=100_000)
     assert loop.memory.counters.loaded_pages > 0
     loop.close()
@@ -75,7 +79,9 @@ def test_same_texts_with_a_link_on_threads(policy: str, steps_in_flight: int) ->
 @pytest.mark.parametrize("block_size", [1, 2, 16])
 def test_same_texts_for_every_block_size(block_size: int) -> None:
     tokens = PREFIX + TURNS * (FRESH + OUTPUT)
-    loop = Loop(Setting(3 * -(-tokens // block_size), block_size=block_size, steps_in_flight=2))
+    loop = SchedulerWorld(
+        Setting(3 * -(-tokens // block_size), block_size=block_size, steps_in_flight=2)
+    )
     dialogues(loop, seed=block_size)
     loop.close()
 
@@ -86,7 +92,7 @@ def test_failing_copies_cost_time_only(seed: int) -> None:
     setting = Setting(
         FULL // 4, 1.0, policy, failure_rate=0.1, seed=seed, steps_in_flight=1 + seed // 4
     )
-    loop = Loop(setting)
+    loop = SchedulerWorld(setting)
     dialogues(loop, seed, max_turns=8000)
     assert loop.memory.counters.failed_transfers > 0
     loop.close()
@@ -103,7 +109,7 @@ def test_cancelled_at_any_phase(seed: int) -> None:
         steps_in_flight=1 + seed % 2,
         seed=seed,
     )
-    loop = Loop(setting)
+    loop = SchedulerWorld(setting)
     prompts: dict[int, list[int]] = {}
     sequences: list[Sequence] = []
     prefixes = [[rng.randrange(VOCAB) for _ in range(PREFIX)] for _ in range(AGENTS)]
@@ -140,7 +146,7 @@ def test_cancelled_at_any_phase(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_bad_values_end_their_own_request_only(seed: int, steps_in_flight: int) -> None:
     rng = random.Random(seed)
-    loop = Loop(Setting(FULL // 4, 1.0, steps_in_flight=steps_in_flight, seed=seed))
+    loop = SchedulerWorld(Setting(FULL // 4, 1.0, steps_in_flight=steps_in_flight, seed=seed))
     loop.bad_tokens = frozenset(rng.sample(range(VOCAB), 6))
     prefixes = [[rng.randrange(VOCAB) for _ in range(PREFIX)] for _ in range(AGENTS)]
     failed = 0
@@ -165,7 +171,7 @@ def test_bad_values_end_their_own_request_only(seed: int, steps_in_flight: int) 
 def test_eight_templates_in_turn_are_all_hit(steps_in_flight: int) -> None:
     """An agent calls with eight templates in turn: from the second round on, each finds its own."""
     rng = random.Random(0)
-    loop = Loop(Setting(160, 1.0, steps_in_flight=steps_in_flight))
+    loop = SchedulerWorld(Setting(160, 1.0, steps_in_flight=steps_in_flight))
     templates = [[rng.randrange(VOCAB) for _ in range(32)] for _ in range(8)]
     for turn in range(4):
         for template in templates:
@@ -179,7 +185,7 @@ def test_eight_templates_in_turn_are_all_hit(steps_in_flight: int) -> None:
 
 def test_two_loads_that_exactly_fill_the_pool() -> None:
     """Two requests whose loads take every page, and who both need another to go on: one waits."""
-    loop = Loop(Setting(8, 4.0, "lru-swap", link="thread"), max_len=32)
+    loop = SchedulerWorld(Setting(8, 4.0, "lru-swap", max_len=32), THREADS)
     prompts = {agent: [agent] * 15 for agent in range(4)}
     for agent, prompt in prompts.items():  # one after the other: the earlier ones go to the host
         loop.add(agent, prompt, 8)
@@ -198,7 +204,7 @@ def test_two_loads_that_exactly_fill_the_pool() -> None:
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_pools_of_a_few_pages(policy: str, pages: int) -> None:
     rng = random.Random(pages)
-    loop = Loop(Setting(pages, 1.0, policy, steps_in_flight=2, seed=pages))
+    loop = SchedulerWorld(Setting(pages, 1.0, policy, steps_in_flight=2, seed=pages))
     longest = pages * 4
     asked = []
     for index in range(16):
@@ -222,7 +228,7 @@ def test_texts_do_not_depend_on_neighbours_chunks_or_sharing() -> None:
         config = SchedulerConfig(
             max_num_seqs=min(budget, 8), max_num_batched_tokens=budget, safe_point_tokens=3
         )
-        loop = Loop(replace(Setting(40), scheduler=config))
+        loop = SchedulerWorld(replace(Setting(40), scheduler=config))
         order = list(range(len(prompts)))
         rng.shuffle(order)
         asked = [(n, loop.add(n % 4, prompts[n], 6)) for n in order]
@@ -234,14 +240,14 @@ def test_texts_do_not_depend_on_neighbours_chunks_or_sharing() -> None:
 
 def test_swapped_pages_change_the_text() -> None:
     """The oracle is not void: exchange two live pages under a reader that does not verify."""
-    loop = Loop(Setting(32))
-    loop.runner._verify = "off"
+    loop = SchedulerWorld(Setting(32))
+    loop.bed.tags._verify = "off"
     prompt = list(range(20))
     sequence = loop.add(0, prompt, 8)
     while sequence.phase is not Phase.DECODE or len(loop.flights):
         loop.turn()
-    pages = loop.runner._pages
-    first, second = loop.runner.table[1, 0], loop.runner.table[1, 1]
+    pages = loop.bed.device
+    first, second = loop.bed.tags.table[1, 0], loop.bed.tags.table[1, 1]
     pages[[first, second]] = pages[[second, first]]
     loop.run(500)
     assert sequence.output.tolist() != expected(sequence, prompt)

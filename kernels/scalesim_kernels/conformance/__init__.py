@@ -100,10 +100,10 @@ class Stopwatch:
         self._op = op
         self.best = float("inf")
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         wait_for_device()
         begin = time.perf_counter()
-        result = self._op(*args)
+        result = self._op(*args, **options)
         wait_for_device()
         self.best = min(self.best, time.perf_counter() - begin)
         return result

@@ -80,6 +80,7 @@ PAGED = {
     "far": (False, True),  # page offsets beyond 2**31 elements
     "layer": (0, 1),
 }
+OPTIONS = {"window": (None, 5, 600), "soft_cap": (None, 3.0)}
 DECODE_LENS = (
     ((1, 1), (16, 1), (17, 1)),
     ((63, 1), (65, 1)),
@@ -139,6 +140,7 @@ def attention(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int)
     q = randn(seed + 1, case.num_tokens, case.num_heads, case.shape.head_dim, dtype=dtype)
     own = slice(0, decodes) if op == "paged_decode" else slice(decodes, case.num_tokens)
     valid = case.batch.token_rows != 0
+    options = {name: choice[name] for name in OPTIONS if choice[name] is not None}
 
     def call(kernels: KernelSet, tensors: Tensors) -> Tensors:
         before = garbage(tuple(q.shape), seed + 2, dtype).to(tensors["q"])
@@ -147,7 +149,7 @@ def attention(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int)
         def run(batch: PagedBatch, pool: Tensor) -> None:
             plan = kernels.plan(batch, pool, case.num_heads, choice["reproducible"])
             attend = getattr(kernels, op)
-            attend(tensors["q"], pool, choice["layer"], batch, plan, SCALE, out)
+            attend(tensors["q"], pool, choice["layer"], batch, plan, SCALE, out, **options)
 
         in_pool(case, choice["far"], tensors, run)
         mine = torch.zeros(len(out), dtype=torch.bool)
@@ -259,11 +261,11 @@ def rms_norm(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Proble
     )  # fmt: skip
 
 
-def silu_mul(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
+def gated(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     tensors = {"gate_up": 3 * randn(seed, choice["rows"], 2 * choice["width"], dtype=dtype)}
     return Problem(
         tensors,
-        lambda kernels, given: {"out": kernels.silu_mul(given["gate_up"])},
+        lambda kernels, given: {"out": getattr(kernels, op)(given["gate_up"])},
         disturbed=some_rows(tensors, ["gate_up"], 1),
         alone=lambda results: [results["out"][-1]],
     )
@@ -418,13 +420,15 @@ LORA = {
     "padding": (0, 1),
 }
 
+GATED = {"rows": (1, 33), "width": (8, 33, 1408)}
+
 PROBLEMS: dict[str, OpCases] = {
     "paged_decode": OpCases(
-        {**PAGED, "lens": DECODE_LENS, "reproducible": (True, False)},
+        {**PAGED, **OPTIONS, "lens": DECODE_LENS, "reproducible": (True, False)},
         lambda *args: attention("paged_decode", *args),
     ),
     "paged_prefill": OpCases(
-        {**PAGED, "lens": PREFILL_LENS, "reproducible": (True, False)},
+        {**PAGED, **OPTIONS, "lens": PREFILL_LENS, "reproducible": (True, False)},
         lambda *args: attention("paged_prefill", *args),
     ),
     "qk_norm_rope_store": OpCases(
@@ -434,7 +438,8 @@ PROBLEMS: dict[str, OpCases] = {
     "rms_norm": OpCases(
         {"rows": (1, 33), "hidden": (16, 100, 896, 4096), "residual": (True, False)}, rms_norm
     ),
-    "silu_mul": OpCases({"rows": (1, 33), "width": (8, 33, 1408)}, silu_mul),
+    "silu_mul": OpCases(GATED, lambda *args: gated("silu_mul", *args)),
+    "gelu_mul": OpCases(GATED, lambda *args: gated("gelu_mul", *args)),
     "linear": OpCases(
         {"rows": (16, 48, 80), "width": (48, 200), "out": (33, 96), "bias": (True, False),
          "packed": (False, True)},

@@ -1,4 +1,4 @@
-"""The command line: ``scalesim demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``.
+"""``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
 failed (demo, doctor), 2 the user's mistake (one line on stderr), 130 interrupted. Importing this
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     from scalesim.cli.options import (
+        CheckOptions,
         DemoOptions,
         DoctorOptions,
         PlanOptions,
@@ -68,6 +69,10 @@ def _run(args: list[str]) -> int:
         from scalesim.cli.replay import replay
 
         return replay(options)
+    if isinstance(options, CheckOptions):
+        from scalesim.cli.check import check
+
+        return check(options)
     from scalesim.cli.generate import generate
 
     return generate(options)

@@ -276,6 +276,26 @@ class ReplayOptions:
         return names
 
 
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """Put your own allocator, policy or link through the machines that ScaleSim's must pass.
+
+    Random walks over a memory of tags, everything checked after each operation; a failure is shrunk
+    to the few operations that it takes. Exits with 1 if one was found.
+    """
+
+    kind: Annotated[Literal["allocator", "policy", "link"], tyro.conf.Positional]
+    """What the object is a kind of."""
+    object: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
+    """A class, or what makes one; a Policy. Modules of the working directory are found."""
+    walks: int = 60
+    """Random walks, each over a memory of its own."""
+    steps: int = 200
+    """Operations in a walk."""
+    seed: int = 0
+    """Of the first walk; each has the next one."""
+
+
 Options = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[DoctorOptions, tyro.conf.subcommand("doctor")]
@@ -283,9 +303,16 @@ Options = (
     | Annotated[ReplayOptions, tyro.conf.subcommand("replay")]
     | Annotated[PlanOptions, tyro.conf.subcommand("plan")]
     | Annotated[ProfileOptions, tyro.conf.subcommand("profile")]
+    | Annotated[CheckOptions, tyro.conf.subcommand("check")]
 )
 AnyOptions: TypeAlias = (
-    DemoOptions | DoctorOptions | GenerateOptions | ReplayOptions | PlanOptions | ProfileOptions
+    DemoOptions
+    | DoctorOptions
+    | GenerateOptions
+    | ReplayOptions
+    | PlanOptions
+    | ProfileOptions
+    | CheckOptions
 )
 
 

@@ -18,7 +18,8 @@ class Counters:
     computed_blocks: int = 0  # found nowhere: new, or to be rebuilt
     demand_loads: int = 0
     loaded_pages: int = 0
-    read_pages: int = 0  # of adapters, from their files to the device
+    read_pages: int = 0  # of adapters, from their files to the device, for who waited
+    read_ahead_pages: int = 0  # of adapters, from their files, before anybody asked
     saved_pages: int = 0
     evicted_pages: int = 0
     dropped_pages: int = 0  # evicted with no copy left

@@ -119,6 +119,11 @@ class Timeline:
             self._reached = max(self._reached, seq)
             self._changed.notify_all()
 
+    @property
+    def reached(self) -> int:
+        """The last piece of work that is complete; -1 for none."""
+        return self._reached
+
     def has_reached(self, fence: Fence) -> bool:
         return self._reached >= fence.seq
 

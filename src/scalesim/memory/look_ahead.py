@@ -15,6 +15,7 @@ from scalesim.core import AgentId
 from scalesim.memory.agents import AgentState, lineage
 from scalesim.memory.awaited import Awaited
 from scalesim.memory.links import Direction
+from scalesim.memory.read_ahead import ReadAhead
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 
@@ -68,6 +69,7 @@ class LookAhead:
         self._residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._awaited = Awaited()
+        self.reads = ReadAhead(residency)
         self._turn_s = 0.0
         self._waits_for_all = 0.0
         self._last_s: float | None = None
@@ -80,6 +82,8 @@ class LookAhead:
             self._awaited.discard(agent)
         else:
             self._awaited.add(agent, self._residency.standing.now)
+        if agent.adapter is not None:
+            self.reads.await_agent(agent)
 
     def observe_tick(self, pace: Pace, *, idle: bool) -> None:
         """The clock moved; ``idle``: no request was open."""
@@ -107,6 +111,9 @@ class LookAhead:
         self.blocked_by = None
         if self._policy.look_ahead and not self._residency.refused:
             self._load(wall_s)
+            self.reads.plan(
+                lambda agent, count: self._opens_in_s(agent, count, wall_s), self.margin
+            )
         if self._policy.host:
             self._clean()
 

@@ -10,12 +10,14 @@ block table lists both:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from scalesim.core import AgentId
 from scalesim.memory.adapters import Adapters, AdapterUse
 from scalesim.memory.agents import lineage
 from scalesim.memory.block_table import BlockTable
+from scalesim.memory.counters import Counters
+from scalesim.memory.flight import FlightRecorder, RecordedPool, WatchedLink
 from scalesim.memory.lease import Lease
 from scalesim.memory.levels import LevelsAhead
 from scalesim.memory.links import Link
@@ -23,12 +25,13 @@ from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.policies import Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import MakePool, PagePool, Pool
 from scalesim.memory.prefix_tree import PrefixTree, until
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
 
 _MAX_TAILS_TRIED = 8
+_PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
 NULL_PAGE = 0
 """Never allocated: where padded rows point and write."""
 
@@ -37,7 +40,8 @@ class MemoryManager:
     """One fixed device pool and one fixed host pool, shared by all agents.
 
     Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
-    dummy.
+    dummy. ``record``: keep the last page events in ``flight``, to be read when something is wrong
+    (those of the pools where ``make_pool`` is the default).
     """
 
     def __init__(
@@ -51,22 +55,76 @@ class MemoryManager:
         policy: Policy,
         link: Link,
         planner: PlannerConfig | None = None,
+        make_pool: MakePool = PagePool,
+        record: bool = True,
     ) -> None:
-        self.block_size = block_size
-        self.device = PagePool(device_pages, first=NULL_PAGE + 1)
-        self.host = PagePool(host_pages if policy.host else 0)
+        self._make_pool = make_pool
+        self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
+        self.flight = FlightRecorder() if record else None
+        self._link = WatchedLink(link, self.flight)
+        self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
+        self.device_lost: frozenset[int] = frozenset()  # out of circulation: see ``reset``
+        self.host_lost: frozenset[int] = frozenset()
+        self._num_rows, self._planner = num_rows, planner or PlannerConfig()
+        self.counters = Counters()
+        self._build()
+
+    def _build(self) -> None:
+        """Everything but the counters, as it is when nothing was ever computed."""
+        policy, block_size = self.policy, self.block_size
+        self.device = self._pool(self._device_pages, NULL_PAGE + 1, "device", self.device_lost)
+        self.host = self._pool(self._host_pages, 0, "host", self.host_lost)
         self.tree = PrefixTree(block_size)
-        self.table = BlockTable(num_rows)
-        self.residency = Residency(self.tree, policy, self.device, self.host, link, page_bytes)
+        self.table = BlockTable(self._num_rows)
+        self.residency = Residency(
+            self.tree,
+            policy,
+            self.device,
+            self.host,
+            self._link,
+            self.page_bytes,
+            self.counters,
+        )
         ahead = LevelsAhead if policy.num_levels else LookAhead
-        self.look_ahead: LookAhead = ahead(self.residency, planner or PlannerConfig())
+        self.look_ahead: LookAhead = ahead(self.residency, self._planner)
         self.standing = self.residency.standing
-        self.counters = self.residency.counters
         self.owners = Owners(self.standing, self.look_ahead)
         self.residency.on_eviction = self.owners.evicted
+        self.residency.on_adapter_moved = self.owners.adapter_moved
         self.adapters = Adapters(self.residency, self.owners, self.table)
         self.misses = Misses(self.look_ahead, block_size)
         self.loading_pages = 0  # held by leases that wait for loads
+
+    def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> Pool:
+        """A pool of which all pages but ``lost`` are free."""
+        if self.flight is not None and self._make_pool is PagePool:
+            pool: Pool = RecordedPool(num_pages, first=first, tier=tier, flight=self.flight)
+        else:
+            pool = self._make_pool(num_pages, first=first)
+        if lost:
+            pages = pool.allocate(pool.num_free) or []
+            pool.free([page for page in pages if page not in lost])
+        return pool
+
+    def reset(self, device_lost: Iterable[int] = (), host_lost: Iterable[int] = ()) -> None:
+        """Begin anew, whatever state this is in: all leases, segments and adapters are forgotten,
+        as if they had never been; what agents said of their next use stays. Nothing of the old
+        state is trusted, so nothing of it is mended.
+
+        No step is in flight. Pages given as lost, and those that a copy may still touch, leave
+        circulation for good.
+        """
+        on_device, on_host = self._link.abandon(timeout_s=_PATIENCE_S)
+        self.device_lost |= on_device.union(device_lost)
+        self.host_lost |= on_host.union(host_lost)
+        standing, ahead, owners, misses = self.standing, self.look_ahead, self.owners, self.misses
+        last_launched = self.residency.last_launched
+        self._build()
+        self.standing.now, self.residency.last_launched = standing.now, last_launched
+        self.look_ahead.pace, self.misses.last = ahead.pace, misses.last
+        self.look_ahead.starts_in, self.look_ahead.drains_in = ahead.starts_in, ahead.drains_in
+        for id, agent in owners.agents.items():
+            self.owners.set_next_use(id, agent.next_use)
 
     # -- a request's life ---------------------------------------------------------------------
 

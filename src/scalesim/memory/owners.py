@@ -128,6 +128,12 @@ class Owners:
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
 
+    def adapter_moved(self, adapter: Segment) -> None:
+        """``adapter`` left a tier, or came to the host: its owners will want it loaded, or read."""
+        if len(adapter.owners) <= MANY_OWNERS:
+            for owner in adapter.owners:
+                self._look_ahead.await_agent(owner)
+
     def _refresh_paths(self, agent: AgentState) -> None:
         """What ``agent`` owns alone, or almost, has another next use now. An agent of whose
         segments none is in an order is passed over from then on, until one is again."""

@@ -9,6 +9,43 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from typing import Protocol
+
+
+class Pool(Protocol):
+    """A page allocator: pages ``first … num_pages - 1``, each free or owned. ``PagePool`` is one.
+
+    ``allocate`` gives ``count`` ids or, where fewer are free, ``None`` and changes nothing.
+    ``free`` takes owned pages back and raises ``AssertionError`` for others; ``fence`` is the last
+    step that may still touch them, kept until they are given away again. ``check`` raises
+    ``AssertionError`` where the allocator's own books disagree.
+    """
+
+    num_pages: int
+    first: int
+    num_free: int
+
+    @property
+    def num_usable(self) -> int: ...
+
+    @property
+    def num_used(self) -> int: ...
+
+    def allocate(self, count: int) -> list[int] | None: ...
+
+    def free(self, pages: Sequence[int], fence: int = -1) -> None: ...
+
+    def fence(self, pages: Sequence[int]) -> int: ...
+
+    def free_pages(self) -> set[int]: ...
+
+    def check(self) -> None: ...
+
+
+class MakePool(Protocol):
+    """What makes the pool of a tier."""
+
+    def __call__(self, num_pages: int, *, first: int = 0) -> Pool: ...
 
 
 class PagePool:

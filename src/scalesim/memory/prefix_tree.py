@@ -23,6 +23,8 @@ class PrefixTree:
         self.block_size = block_size
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
+        self.num_device_pages = 0  # of all segments
+        self.num_host_pages = 0
         self.num_edits = 0  # splits, merges, removals, cuts: what was read before may not hold
         self._roots: dict[Hashable, Segment] = {}
         self._seq = 0
@@ -238,11 +240,13 @@ class PrefixTree:
     def add_device(self, segment: Segment, pages: list[int]) -> None:
         before = _presence(segment)
         segment.device.extend(pages)
+        self.num_device_pages += len(pages)
         self._recount(segment, before)
 
     def add_host(self, segment: Segment, pages: list[int]) -> None:
         before = _presence(segment)
         segment.host.extend(pages)
+        self.num_host_pages += len(pages)
         self._recount(segment, before)
 
     def trim_device(self, segment: Segment, keep: int) -> list[int]:
@@ -250,6 +254,7 @@ class PrefixTree:
         before = _presence(segment)
         pages = segment.device[keep:]
         del segment.device[keep:]
+        self.num_device_pages -= len(pages)
         segment.ready = min(segment.ready, keep)
         self._recount(segment, before)
         return pages
@@ -259,6 +264,7 @@ class PrefixTree:
         before = _presence(segment)
         pages = segment.host[keep:].tolist()
         del segment.host[keep:]
+        self.num_host_pages -= len(pages)
         segment.saved = min(segment.saved, keep)
         self._recount(segment, before)
         return pages

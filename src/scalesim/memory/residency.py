@@ -11,13 +11,14 @@ never given back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from scalesim.core import Fence
 from scalesim.memory.counters import Counters
-from scalesim.memory.links import Copies, Link, Source
+from scalesim.memory.links import Copies, Link, LinkError, Source
 from scalesim.memory.order import Use
 from scalesim.memory.policies import Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.pool import Pool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
@@ -33,21 +34,27 @@ class Residency:
         self,
         tree: PrefixTree,
         policy: Policy,
-        device: PagePool,
-        host: PagePool,
+        device: Pool,
+        host: Pool,
         link: Link,
         page_bytes: int,
+        counters: Counters,
     ) -> None:
         self.tree, self.policy, self.device, self.host, self.link = tree, policy, device, host, link
         self.page_bytes = page_bytes
         self.standing = Standing(tree, policy)
-        self.counters = Counters()
+        self.counters = counters
         self.last_launched = -1
         self.transfers: dict[int, Transfer] = {}  # by ticket
+        self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
+        self._num_refused = 0
         self.saving_pages = 0
+        self.filling_pages = 0  # of adapters, on their way from sources to the host
         self.demand_waiting = 0  # open demand transfers
         self.refused = False  # the last request for pages had to go away without
         self.on_eviction: Callable[[Segment], None] = lambda segment: None
+        # an adapter came to the host, or left a tier
+        self.on_adapter_moved: Callable[[Segment], None] = lambda segment: None
         self._whole = device.num_usable // _WHOLE
 
     # -- device pages -------------------------------------------------------------------------
@@ -132,6 +139,7 @@ class Residency:
         available = segment.num_available
         if segment.source is not None:  # known without pages: it is read again when it is needed
             self.standing.refresh(segment)
+            self.on_adapter_moved(segment)
             return
         if available == 0 and segment.pins == 0:
             self.standing.forget(segment)
@@ -192,26 +200,37 @@ class Residency:
             self._refresh_parent(segment)
         return transfer
 
-    def start_read(self, segment: Segment, pages: list[int]) -> Transfer:
+    def start_read(self, segment: Segment, pages: list[int], *, demand: bool = True) -> Transfer:
         """Read the rest of ``segment`` from its source into the device pages given for it."""
         first = len(segment.device)
         assert segment.load is None and first == segment.ready and segment.source is not None
         fence = self.device.fence(pages)
         after = Fence("compute", fence) if fence >= 0 else None
         self.tree.add_device(segment, pages)
-        transfer = segment.load = Transfer("in", "demand", [(segment, len(pages))])
-        self.counters.demand_loads += 1
-        self.demand_waiting += 1
-        self.counters.read_pages += len(pages)
+        purpose: Literal["demand", "prefetch"] = "demand" if demand else "prefetch"
+        transfer = segment.load = Transfer("in", purpose, [(segment, len(pages))])
+        if demand:
+            self.counters.demand_loads += 1
+            self.demand_waiting += 1
+            self.counters.read_pages += len(pages)
+        else:
+            segment.prefetched += len(pages)
+            self.counters.read_ahead_pages += len(pages)
         self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
         self.standing.withdraw(segment)
         return transfer
 
-    def start_fill(self, segment: Segment, source: Source) -> bool:
-        """Copy all of ``source`` to host pages for ``segment``; False if too few are free."""
+    def start_fill(self, segment: Segment, source: Source, *, make_room: bool = False) -> bool:
+        """Copy all of ``source`` to host pages for ``segment``; False if too few are free. With
+        ``make_room``, what is used later gives way."""
+        if make_room:
+            if not self._host_room(segment.num_blocks, segment):
+                return False
+            self.counters.read_ahead_pages += segment.num_blocks
         pages = self.host.allocate(segment.num_blocks)
         if pages is None:
             return False
+        self.filling_pages += len(pages)
         self.tree.add_host(segment, pages)
         transfer = segment.save = Transfer("out", "fill", [(segment, len(pages))])
         self._submit(transfer, Copies("out", [], pages, source), None)
@@ -259,7 +278,14 @@ class Residency:
         return True
 
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
-        tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
+        try:
+            tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
+        except Exception as error:  # it has begun nothing; the transfer fails with the next poll
+            self._num_refused += 1
+            tickets = [-self._num_refused]
+            refusal = LinkError(f"the link took no copy of {copies.num_pages} pages: {error!r}")
+            refusal.__cause__ = error
+            self._refused.append((tickets[0], refusal))
         transfer.tickets.update(tickets)
         for ticket in tickets:
             self.transfers[ticket] = transfer
@@ -267,7 +293,8 @@ class Residency:
     def poll(self) -> list[Transfer]:
         """Take in what the link has ended; returns the transfers that are over."""
         over = []
-        for ticket, error in self.link.poll():
+        refused, self._refused = self._refused, []
+        for ticket, error in (*refused, *self.link.poll()):
             transfer = self.transfers.pop(ticket, None)
             if transfer is None:
                 self.counters.stale_completions += 1
@@ -315,6 +342,8 @@ class Residency:
     def _finish_save(self, transfer: Transfer) -> None:
         if transfer.purpose == "save":
             self.saving_pages -= transfer.num_blocks
+        else:
+            self.filling_pages -= transfer.num_blocks
         failed = transfer.error is not None
         self.counters.failed_transfers += failed
         for segment, count in transfer.parts:
@@ -326,6 +355,8 @@ class Residency:
                 segment.failed_saves = 0
                 segment.saved += count
             self.standing.refresh(segment)
+            if transfer.purpose == "fill":
+                self.on_adapter_moved(segment)
 
     def _finish_load(self, transfer: Transfer) -> None:
         self.demand_waiting -= transfer.purpose == "demand"

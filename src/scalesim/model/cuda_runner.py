@@ -31,13 +31,16 @@ from scalesim.core import (
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
+from scalesim.model.adapters.batch import Grouped, grouped
+from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.decoder import Decoder
 from scalesim.model.decodes_first import Arranged, arrange
 from scalesim.model.device_adjust import DeviceAdjust
+from scalesim.model.device_directory import DeviceDirectory
 from scalesim.model.device_pools import DevicePools
 from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
-from scalesim.model.llama import Llama
 from scalesim.model.step_inputs import Packed, StepShape, pack, shape_of, tensors
 
 STEPS_IN_FLIGHT = 2
@@ -59,19 +62,22 @@ class _Flight:
 
 class CudaRunner:
     """Runs ``model``, whose weights lie on ``device`` in the form of these kernels
-    (``Llama.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
+    (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
 
     fences : told of each launched and each collected step.
     max_num_tokens : most query tokens of a batch.
     graphs : capture decode steps; without, every step is given to the device op by op.
     digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
+    layouts : of the adapters that batches name; shared with whoever adds them. Steps that use an
+        adapter are captured by the first of them, and again when ``DeviceDirectory`` moves: that
+        launch takes as long as ``warm_up`` took.
     """
 
     steps_in_flight = STEPS_IN_FLIGHT
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         kernels: KernelSet,
         pool: Tensor,
         device: Device,
@@ -85,6 +91,7 @@ class CudaRunner:
         digests: bool = False,
         graphs: bool = True,
         table_capacity: int = CAPACITY,
+        layouts: LayoutTable | None = None,
     ) -> None:
         block_size = pool.shape[4]
         model.reserve(min(model.config.max_position, max_blocks_per_row * block_size))
@@ -94,14 +101,21 @@ class CudaRunner:
         self._multiple = kernels.row_multiple if reproducible else 1
         self._reproducible, self._digests = reproducible, digests
         self._max_num_tokens = max(max_num_tokens, max_num_seqs)
+        self._max_num_seqs = max_num_seqs
         buffers = STEPS_IN_FLIGHT + 1
         self._table = DeviceTable(
             device, self._stream, max_num_rows, max_blocks_per_row, buffers, table_capacity
         )
+        self._directory = DeviceDirectory(
+            device, self._stream, layouts or LayoutTable(), model.config.num_layers
+        )
         self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
         most = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
-        words = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs).num_words
+        largest = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
+        # each group is padded by less than a multiple
+        entries = self._max_num_tokens + max_num_seqs * self._multiple
+        words = largest.with_adapters(entries, seqs).num_words
         self._staging = StagingRing(device, buffers, words)
         self._outcomes = StagingRing(device, buffers, 2 * seqs)
         self._inputs = self._int32s(words)
@@ -125,8 +139,9 @@ class CudaRunner:
         """Run steps of padding alone, so that every kernel is compiled, then capture the graphs.
         Before the first launch. ``token_counts`` (2 or more each): sizes of prefill steps to
         try."""
-        for size in self.graphs.sizes or (1,):
-            self._run_padding(StepShape.decode(size))
+        decodes = [StepShape.decode(size) for size in self.graphs.sizes]
+        for shape in decodes or [StepShape.decode(1)]:
+            self._run_padding(shape)
         for count in sorted({min(count, self._max_num_tokens) for count in token_counts}):
             for num_decodes in (0, 1):
                 seqs = num_decodes + 1
@@ -136,28 +151,30 @@ class CudaRunner:
         source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
         self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
         self._stream.record().synchronize()
-        if self.graphs.sizes:
-            self.graphs.capture(self._device, self._stream, self._compute)
+        self._capture(decodes)
 
     # -- the two halves of a step -------------------------------------------------------------
 
     def launch(self, batch: Batch) -> Step:
         self._table.apply(batch)
         arranged = arrange(batch)
-        size = self._graph_size(batch, arranged)
-        packed = self._send(batch, arranged, size)
+        lora = self._grouped(batch, arranged)
+        shape = self._shape(batch, arranged, lora)
+        packed = self._send(batch, arranged, shape, lora)
         began = self._stream.record(timed=True)
-        shape = packed.shape
         changes = None
         if batch.adjust is not None:
             sampling = packed.order[packed.picked]
             changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
         pools = [] if batch.pools is None else self._pools.rows(batch, arranged, batch.pools)
-        if size is None:
+        captured = None
+        if scored is None and not pools:  # a graph keeps no hidden states
+            captured = self.graphs.replay(shape)
+        if captured is None:
             self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
         else:
-            self._stream.submit(self.graphs.replay(size))
+            self._stream.submit(captured)
             if changes is not None:
                 given = changes
                 self._stream.submit(lambda: self._sample_again(shape, given))
@@ -189,23 +206,37 @@ class CudaRunner:
 
     # -- on the host --------------------------------------------------------------------------
 
-    def _graph_size(self, batch: Batch, arranged: Arranged) -> int | None:
-        """The graph that this batch may run in: one token a sequence, all of them sampled."""
-        if batch.scores is not None or batch.pools is not None:
-            return None  # a graph keeps no hidden states
-        if arranged.num_decodes < batch.num_seqs or len(batch.page_copies):
+    def _grouped(self, batch: Batch, arranged: Arranged) -> Grouped | None:
+        """The tokens that use adapters, where any does; the device knows their layouts then."""
+        if batch.adapters is None:
             return None
-        return self.graphs.size_for(batch.num_seqs) if batch.sample.all() else None
+        positions = batch.positions[arranged.source]
+        lora = grouped(batch.adapters, arranged.seq, positions, self._pad)
+        if lora is not None and self._directory.update():
+            self._capture_with_adapters()
+        return lora
 
-    def _send(self, batch: Batch, arranged: Arranged, size: int | None) -> Packed:
-        if size is None:
-            samples = self._pad(int(batch.sample.sum()))
-            shape = shape_of(batch, arranged, self._pad(batch.num_tokens), samples)
-        else:
-            shape = StepShape.decode(size)
+    def _shape(self, batch: Batch, arranged: Arranged, lora: Grouped | None) -> StepShape:
+        """One that was captured where there is one: one token a sequence, all of them sampled."""
+        decodes = arranged.num_decodes == batch.num_seqs and not len(batch.page_copies)
+        size = self.graphs.size_for(batch.num_seqs) if decodes and batch.sample.all() else None
+        if size is not None:
+            return self._decode_with_adapters(size) if lora else StepShape.decode(size)
+        samples = self._pad(int(batch.sample.sum()))
+        shape = shape_of(batch, arranged, self._pad(batch.num_tokens), samples)
+        return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
+
+    def _decode_with_adapters(self, size: int) -> StepShape:
+        """Room for an adapter a sequence, each of them a padded group."""
+        groups = min(size, self._max_num_seqs)
+        return StepShape.decode(size).with_adapters(groups * self._multiple, groups)
+
+    def _send(
+        self, batch: Batch, arranged: Arranged, shape: StepShape, lora: Grouped | None = None
+    ) -> Packed:
         assert shape.num_words <= self._staging.capacity, (shape, self._staging.capacity)
         buffer = self._staging.take()
-        packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array)
+        packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array, lora)
         self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
         return packed
 
@@ -278,14 +309,14 @@ class CudaRunner:
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
-        step = tensors(shape, self._inputs, self._table.entries)
+        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
         kernels, model = self._kernels, self._model
         if shape.num_copies:
             kernels.copy_pages(self._pool, step.copies[0], step.copies[1])
         in_flight = self._last_token.index_select(0, step.token_slots)
         token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
         plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
-        hidden = model.forward(token_ids, self._pool, step.paged, plan, kernels)
+        hidden = model.forward(token_ids, self._pool, step.paged, plan, kernels, step.lora)
         ends = hidden.index_select(0, step.last)
         finite = torch.isfinite(ends.sum(-1, dtype=torch.float32))
         samples = shape.num_samples
@@ -308,18 +339,28 @@ class CudaRunner:
 
     def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
         """What the step sampled, replaced where logits are to be changed first."""
-        step = tensors(shape, self._inputs, self._table.entries)
+        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
         logits, outcome = self._logits[: shape.num_samples], self._outcome[: shape.num_samples]
         self._adjust.compute(changes, step, logits, outcome, self._last_token, self._kernels)
 
     def _run_padding(self, shape: StepShape) -> None:
         """A step in which every row is padding: its tokens go nowhere."""
         batch = padding_batch(shape, self._dummy_slot)
-        buffer = self._staging.take()
-        pack(batch, arrange(batch), shape, self._dummy_slot, buffer.array)
-        self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
+        self._send(batch, arrange(batch), shape)
         self._stream.submit(lambda: self._compute(shape))
         self._stream.record().synchronize()
+
+    def _capture(self, shapes: Sequence[StepShape]) -> None:
+        self.graphs.capture(self._device, self._stream, self._compute, shapes)
+
+    def _capture_with_adapters(self) -> None:
+        """As ``warm_up``, of steps that use adapters."""
+        decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
+        tokens, one = self._pad(2), self._pad(1)
+        prefill = StepShape(tokens, 1, 0, one).with_adapters(tokens, self._max_num_seqs)
+        for shape in (*decodes, prefill):
+            self._run_padding(shape)
+        self._capture(decodes)
 
 
 def padding_batch(shape: StepShape, slot: int) -> Batch:

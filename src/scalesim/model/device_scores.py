@@ -16,8 +16,8 @@ from torch import Tensor
 from scalesim.core import MAX_LOGPROBS, NO_TOKEN, Batch, Int32s, ScoreBatch, Scores
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Stream
+from scalesim.model.decoder import Decoder
 from scalesim.model.decodes_first import Arranged
-from scalesim.model.llama import Llama
 
 SCORED_ROWS = 64  # logits made at a time: 39 MB at a vocabulary of 152 k
 
@@ -64,7 +64,7 @@ class DeviceScores:
         return ScoreShape(count, padded, asked.top_k)
 
     def compute(
-        self, shape: ScoreShape, hidden: Tensor, sampled: Tensor, model: Llama, kernels: KernelSet
+        self, shape: ScoreShape, hidden: Tensor, sampled: Tensor, model: Decoder, kernels: KernelSet
     ) -> None:
         """On the device, behind the step. hidden : of its query tokens. sampled : its samples."""
         count, top_k = shape.num_padded, shape.top_k

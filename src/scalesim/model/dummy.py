@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalesim.model.config import ModelConfig
+from scalesim.model.config import ACTIVATIONS, LAYER_KINDS, ExpertsConfig, ModelConfig
 from scalesim.model.rope import RopeConfig
 from scalesim.model.weights import Shape, expected_shapes
 
@@ -47,6 +47,10 @@ def dummy_tensors(
     tensors = {
         name: dummy_tensor(name, shape, seed, dtype, place) for name, shape in shapes.items()
     }
+    if config.family.shifted_norms:
+        for name, tensor in tensors.items():
+            if name.endswith("norm.weight"):
+                tensor -= 1
     if config.tie_embeddings:  # the embedding is the head too, and takes the head's scale
         tensors["model.embed_tokens.weight"] *= LOGIT_STD * config.hidden_size**-0.5
     return tensors
@@ -73,7 +77,7 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
     """``config.json`` of a config: what ``parse_config`` reads back as an equal one."""
     return {
         "architectures": [config.architecture],
-        "model_type": config.architecture.removesuffix("ForCausalLM").lower(),
+        "model_type": config.family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -86,22 +90,60 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.o_bias or config.qkv_bias,
         "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": "silu",
+        "hidden_act": ACTIVATIONS[config.family.activation][0],
         "dtype": config.dtype,
         "eos_token_id": list(config.eos_token_ids) or None,
         "bos_token_id": config.bos_token_id,
-        "rope_parameters": _rope_json(config.rope),
+        "attn_logit_softcapping": config.soft_cap,
+        "final_logit_softcapping": config.logit_soft_cap,
+        "query_pre_attn_scalar": config.query_scalar,
+        **_windows_json(config),
+        **_experts_json(config.experts, config.num_layers),
+        "rope_parameters": _ropes_json(config),
     }
+
+
+def _windows_json(config: ModelConfig) -> dict[str, Any]:
+    full, sliding = LAYER_KINDS
+    layers = [config.window_of(layer) for layer in range(config.num_layers)]
+    return {
+        "sliding_window": max((size for size in layers if size is not None), default=None),
+        "layer_types": [full if size is None else sliding for size in layers],
+    }
+
+
+def _experts_json(experts: ExpertsConfig | None, num_layers: int) -> dict[str, Any]:
+    if experts is None:
+        return {}
+    return {
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.width,
+        "norm_topk_prob": experts.normalize,
+        "mlp_only_layers": [i for i in range(num_layers) if i not in experts.layers],
+    }
+
+
+def _ropes_json(config: ModelConfig) -> dict[str, Any]:
+    if config.local_rope is None:
+        return _rope_json(config.rope)
+    ropes = (config.rope, config.local_rope)
+    return {kind: _rope_json(rope) for kind, rope in zip(LAYER_KINDS, ropes, strict=True)}
 
 
 def _rope_json(rope: RopeConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
     if rope.type != "default":
-        settings |= {"factor": rope.factor}
+        settings["factor"] = rope.factor
+    if rope.type in ("llama3", "yarn", "longrope"):
+        settings["original_max_position_embeddings"] = rope.original_max_position
+    names: tuple[str, ...] = ()
     if rope.type == "llama3":
-        settings |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_position,
-        }
-    return settings
+        names = ("low_freq_factor", "high_freq_factor")
+    elif rope.type == "yarn":
+        names = ("attention_factor", "beta_fast", "beta_slow", "truncate")
+    elif rope.type == "longrope":
+        factors = list(rope.short_factors)
+        settings |= {"short_factor": factors, "long_factor": factors}
+        names = ("attention_factor",)
+    return settings | {name: getattr(rope, name) for name in names}

@@ -24,26 +24,32 @@ def padded_sizes(max_num_seqs: int, multiple: int = 1) -> tuple[int, ...]:
 
 
 class DecodeGraphs:
-    """``compute(shape)`` is the work of a step of that shape. ``num_captures`` counts; after
-    ``capture`` it stays as it is."""
+    """Steps by their shape. ``sizes`` are the batch sizes to capture, ascending. ``num_captures``
+    counts."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
         self.num_captures = 0
-        self._replay: dict[int, Work] = {}
+        self._replay: dict[StepShape, Work] = {}
 
     def capture(
-        self, device: Device, stream: Stream, compute: Callable[[StepShape], object]
+        self,
+        device: Device,
+        stream: Stream,
+        compute: Callable[[StepShape], object],
+        shapes: Sequence[StepShape],
     ) -> None:
-        """Capture every size, the largest first: the smaller ones then fit its memory."""
-        for size in reversed(self.sizes):
-            work = partial(compute, StepShape.decode(size))
-            self._replay[size] = device.capture(stream, work)
+        """Capture the work ``compute(shape)`` of each shape, given in ascending order, the largest
+        first: the smaller ones then fit its memory. What was captured for a shape before is
+        replaced."""
+        for shape in reversed(shapes):
+            self._replay[shape] = device.capture(stream, partial(compute, shape))
             self.num_captures += 1
 
     def size_for(self, num_seqs: int) -> int | None:
-        """The captured size that a decode batch of ``num_seqs`` is padded to, if there is one."""
-        return next((s for s in self.sizes if s >= num_seqs and s in self._replay), None)
+        """The size that a decode batch of ``num_seqs`` is padded to, if there is one."""
+        return next((size for size in self.sizes if size >= num_seqs), None)
 
-    def replay(self, size: int) -> Work:
-        return self._replay[size]
+    def replay(self, shape: StepShape) -> Work | None:
+        """What runs a step of this shape, if it was captured."""
+        return self._replay.get(shape)

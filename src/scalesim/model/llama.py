@@ -1,12 +1,13 @@
-"""The decoder of Llama, Qwen2 and Qwen3: one class, told apart by its config's flags.
+"""The native decoder: one class for all families, told apart by the config's options.
 
-Holds weights and the rotary table, no KV and no batch; ``ModelRunner`` calls it. Every op comes
+Holds weights and the rotary tables, no KV and no batch; ``ModelRunner`` calls it. Every op comes
 from the kernel set that is passed in.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from scalesim_kernels import KernelSet, LoraBatch, LoraSite, PagedBatch
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from scalesim.model.adapters.layout import lora_sites
 from scalesim.model.config import ModelConfig
+from scalesim.model.experts import mix_experts
 from scalesim.model.rope import cos_sin_table
-from scalesim.model.weights import LayerWeights, Weights
+from scalesim.model.weights import ExpertWeights, LayerWeights, MlpWeights, Weights
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
 
 
 class Llama:
@@ -25,20 +29,30 @@ class Llama:
         self.config = config
         self.weights = weights
         self.dtype = weights.embed.dtype
-        self._scale = config.head_dim**-0.5
+        self.place = str(weights.embed.device)
         self._qkv, self._o, self._gate_up, self._down = lora_sites(config)
         self.reserve(0)
+
+    @property
+    def takes_graphs(self) -> bool:
+        """Whether its steps may be captured: no value of theirs is read by the host."""
+        return self.config.experts is None
 
     def packed(self, kernels: KernelSet) -> Llama:
         """The same model with its matrices in the form that these kernels are fastest with."""
         return Llama(self.config, self.weights.packed(kernels.pack_weight))
 
     def reserve(self, num_positions: int) -> None:
-        """Make the rotary table (a model's full context may need 100 MB, a run much less)
+        """Make the rotary tables (a model's full context may need 100 MB, a run much less)
         beside the weights."""
-        table = cos_sin_table(self.config.rope, self.config.head_dim, num_positions)
-        place = self.weights.embed.device
-        self._cos_sin = torch.from_numpy(table).to(device=place, dtype=self.dtype)
+        config = self.config
+        tables = {
+            rope: torch.from_numpy(cos_sin_table(rope, config.head_dim, num_positions)).to(
+                device=self.weights.embed.device, dtype=self.dtype
+            )
+            for rope in {config.rope, config.local_rope or config.rope}
+        }
+        self._cos_sin = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
 
     def forward(
         self,
@@ -62,22 +76,51 @@ class Llama:
                 kernels.lora_expand(h, pool, index, site, lora, out)
             return out
 
-        eps, residual = self.config.rms_eps, None
-        x = self.weights.embed.index_select(0, token_ids)
+        def enter(x: Tensor, norm: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+            """What a part of a layer reads, and the residual that its output will be added to."""
+            if norm is not None:
+                return kernels.rms_norm(x, norm, self.config.rms_eps, residual)
+            total = x if residual is None else x + residual
+            return total, total
+
+        def leave(x: Tensor, norm: Tensor | None) -> Tensor:
+            return x if norm is None else kernels.rms_norm(x, norm, self.config.rms_eps)[0]
+
+        x, residual = self._embed(token_ids), None
         for index, layer in enumerate(self.weights.layers):
-            x, residual = kernels.rms_norm(x, layer.input_norm, eps, residual)
+            norms = layer.norms
+            x, residual = enter(x, norms.before_attention, residual)
             qkv = linear(x, layer.qkv, layer.qkv_bias, self._qkv)
             mixed = self._attend(qkv, layer, index, pool, batch, plan, kernels)
-            x = linear(mixed, layer.o, layer.o_bias, self._o)
-            x, residual = kernels.rms_norm(x, layer.post_norm, eps, residual)
-            x = kernels.silu_mul(linear(x, layer.gate_up, layer.gate_up_bias, self._gate_up))
-            x = linear(x, layer.down, layer.down_bias, self._down)
-        return kernels.rms_norm(x, self.weights.final_norm, eps, residual)[0]
+            x = leave(linear(mixed, layer.o, layer.o_bias, self._o), norms.after_attention)
+            x, residual = enter(x, norms.before_mlp, residual)
+            x = leave(self._mlp(x, layer.mlp, kernels, linear), norms.after_mlp)
+        return enter(x, self.weights.final_norm, residual)[0]
 
     def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
         """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
         logits = kernels.linear(hidden, self.weights.lm_head)
+        if (cap := self.config.logit_soft_cap) is not None:
+            logits = torch.tanh(logits / cap) * cap
         return logits.float() if out is None else out.copy_(logits)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        x = self.weights.embed.index_select(0, token_ids)
+        if not self.config.family.scaled_embedding:
+            return x
+        # Rounded first, as the models were trained.
+        return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype).item()
+
+    def _mlp(
+        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: Linear
+    ) -> Tensor:
+        if isinstance(mlp, ExpertWeights):
+            assert self.config.experts is not None
+            return mix_experts(x, mlp, self.config.experts, kernels)
+        silu = self.config.family.activation == "silu"
+        gated = kernels.silu_mul if silu else kernels.gelu_mul
+        wide = gated(linear(x, mlp.gate_up, mlp.gate_up_bias, self._gate_up))
+        return linear(wide, mlp.down, mlp.down_bias, self._down)
 
     def _attend(
         self,
@@ -89,12 +132,25 @@ class Llama:
         plan: Any,
         kernels: KernelSet,
     ) -> Tensor:
+        config, norms = self.config, (layer.q_norm, layer.k_norm)
+        if config.family.qk_norm == "all":
+            self._norm_heads(qkv, layer, kernels)
+            norms = (None, None)
         q = kernels.qk_norm_rope_store(
-            qkv, pool, index, batch, plan, self._cos_sin,
-            layer.q_norm, layer.k_norm, self.config.rms_eps,
-        )  # fmt: skip
+            qkv, pool, index, batch, plan, self._cos_sin[index], *norms, config.rms_eps
+        )
         # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
         mixed = q.new_zeros(q.shape)
-        kernels.paged_decode(q, pool, index, batch, plan, self._scale, mixed)
-        kernels.paged_prefill(q, pool, index, batch, plan, self._scale, mixed)
+        options = config.attention_options(index)
+        args = (q, pool, index, batch, plan, config.attention_scale, mixed)
+        kernels.paged_decode(*args, **options)
+        kernels.paged_prefill(*args, **options)
         return mixed.flatten(1)
+
+    def _norm_heads(self, qkv: Tensor, layer: LayerWeights, kernels: KernelSet) -> None:
+        """Normalize all heads of Q together, and all of K, in place (OLMo 2)."""
+        assert layer.q_norm is not None and layer.k_norm is not None
+        q_width, k_width = len(layer.q_norm), len(layer.k_norm)
+        q, k = qkv[:, :q_width], qkv[:, q_width : q_width + k_width]
+        for part, weight in ((q, layer.q_norm), (k, layer.k_norm)):
+            part.copy_(kernels.rms_norm(part.contiguous(), weight, self.config.rms_eps)[0])

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalesim.errors import ConfigError, WeightsError
-from scalesim.model.config import DTYPES, ModelConfig, read_json
+from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
+from scalesim.model.config import DTYPES, ModelConfig, read_json, stated_dtype
+from scalesim.model.decoder import Decoder, ModelShape
 from scalesim.model.dummy import dummy_tensors
 from scalesim.model.llama import Llama
+from scalesim.model.loader_files import weight_files
+from scalesim.model.quantize import quantize_weights, scheme_config
 from scalesim.model.weights import Shape, Take, assemble, expected_shapes
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+MODEL_IMPLS = ("auto", "native", "transformers")
 HARMLESS = (
     "rotary_emb.inv_freq",
     "attn.masked_bias",
@@ -34,14 +35,20 @@ HARMLESS = (
 class LoadedModel:
     """``folder`` also holds the tokenizer and chat template, where there are any."""
 
-    config: ModelConfig
-    model: Llama
+    config: ModelConfig | ModelShape
+    model: Decoder
     folder: Path
+    quantize: str | None = None
+
+    @property
+    def implementation(self) -> str:
+        """Whose layers these are: ``"native"`` or ``"transformers"``."""
+        return "native" if isinstance(self.config, ModelConfig) else "transformers"
 
     @property
     def place(self) -> str:
         """Where the weights lie: ``"cpu"``, ``"cuda:0"``."""
-        return str(self.model.weights.embed.device)
+        return self.model.place
 
 
 def load_model(
@@ -51,26 +58,65 @@ def load_model(
     dummy_weights: bool = False,
     seed: int = 0,
     place: str = "cpu",
+    model_impl: str = "auto",
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Load a model in ``dtype`` (``"auto"``: float32 on a CPU, else what its config says), its
     weights at ``place``.
 
     ``dummy_weights`` takes only the config and makes random weights from ``seed``, other ones on a
-    GPU than on a CPU. Raises ``UnsupportedModelError``, ``WeightsError`` or ``ConfigError``.
+    GPU than on a CPU. ``model_impl``: ``"native"``, ``"transformers"`` (its layers on our pages),
+    or ``"auto"``: native where the model is, else transformers. ``quantize``: matrices in
+    ``"int8"`` or ``"float8"``, by torchao. Raises ``UnsupportedModelError``,
+    ``WeightsError`` or ``ConfigError``.
     """
+    if model_impl not in MODEL_IMPLS:
+        raise ConfigError(f"model_impl {model_impl!r}: must be one of {', '.join(MODEL_IMPLS)}")
     if dtype != "auto" and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r}: must be 'auto' or one of {', '.join(DTYPES)}")
+    if quantize is not None:
+        scheme_config(quantize)  # before anything is downloaded
     folder = resolve_folder(path_or_id, weights=not dummy_weights)
-    config = ModelConfig.from_folder(folder)
-    if dtype == "auto":
-        dtype = "float32" if place == "cpu" else config.dtype
-    torch_dtype: torch.dtype = getattr(torch, dtype)
+    if model_impl == "transformers":
+        return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
+    try:
+        config = ModelConfig.from_folder(folder)
+    except UnsupportedModelError as error:
+        if model_impl == "native":
+            raise
+        try:
+            return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
+        except UnsupportedModelError as other:
+            raise UnsupportedModelError(
+                f"neither path runs this model. Native: {error}. Transformers: {other}"
+            ) from other
+    torch_dtype = _dtype_at(place, dtype, config.dtype)
     if dummy_weights:
         weights = assemble(config, dummy_tensors(config, seed, torch_dtype, place).pop)
     else:
         with open_checkpoint(folder, config, torch_dtype, place) as take:
             weights = assemble(config, take)
-    return LoadedModel(config, Llama(config, weights), folder)
+    if quantize is not None:
+        weights = quantize_weights(weights, quantize)
+    return LoadedModel(config, Llama(config, weights), folder, quantize)
+
+
+def _hosted(
+    folder: Path, dtype: str, dummy_weights: bool, seed: int, place: str, quantize: str | None
+) -> LoadedModel:
+    from scalesim.model.hosting import load_hosted
+
+    stated = stated_dtype(read_json(folder / "config.json"))
+    model = load_hosted(
+        folder, _dtype_at(place, dtype, stated), place, seed if dummy_weights else None, quantize
+    )
+    return LoadedModel(model.config, model, folder, quantize)
+
+
+def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:
+    name = asked if asked != "auto" else "float32" if place == "cpu" else stated
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def resolve_folder(path_or_id: str | Path, weights: bool = True) -> Path:
@@ -145,44 +191,3 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> N
                 f"tensor {name!r} is not part of this architecture; "
                 "ignoring it would change the model"
             )
-
-
-def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """Each weight file of the folder, with the tensors that the index puts there (if it does)."""
-    if (folder / INDEX).exists():
-        files: dict[Path, set[str]] = {}
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise WeightsError(f"{folder / INDEX} has no weight_map")
-        for tensor, name in weight_map.items():
-            files.setdefault(safe_path(folder, str(name)), set()).add(tensor)
-        return files
-    if (folder / SINGLE).exists():
-        return {safe_path(folder, SINGLE): set()}
-    pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-    if pickles:
-        raise WeightsError(
-            f"{folder} holds pickled weights only ({pickles[0]}): loading them could run code; "
-            "convert them to safetensors"
-        )
-    raise WeightsError(f"{folder} holds neither {SINGLE} nor {INDEX}")
-
-
-def safe_path(folder: Path, name: str) -> Path:
-    """``folder / name``; refused when the name or a link leads out of the model.
-
-    The hub's cache keeps ``snapshots/<commit>/file`` as links to ``blobs/`` of the same repository.
-    """
-    if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-        raise WeightsError(f"{folder / INDEX} names {name!r}: only plain file names are accepted")
-    path = folder / name
-    if not path.exists():
-        raise WeightsError(f"weight file {path} is missing")
-    here = folder.resolve()
-    allowed = [here]
-    if here.parent.name == "snapshots":
-        allowed.append(here.parent.parent / "blobs")
-    target = path.resolve()
-    if not any(target.is_relative_to(place) for place in allowed):
-        raise WeightsError(f"weight file {path} links to {target}, outside the model's folder")
-    return path

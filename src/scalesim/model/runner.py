@@ -38,9 +38,9 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.decoder import Decoder
 from scalesim.model.decodes_first import Ordered, decodes_first
 from scalesim.model.device_scores import SCORED_ROWS
-from scalesim.model.llama import Llama
 from scalesim.model.token_counts import TokenCounts
 
 
@@ -49,7 +49,7 @@ class ModelRunner:
 
     pages : ``[num_pages, page_bytes]`` uint8, C-contiguous, 64-byte aligned; shared with the link,
         which may touch other pages while a step runs.
-    model : its matrices in the form of these kernels (``Llama.packed``).
+    model : its matrices in the form of these kernels (``Decoder.packed``).
     timeline : told of each step that is complete; the link waits on it.
     layouts : of the adapters that batches name; shared with whoever adds them.
     digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
@@ -59,7 +59,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         kernels: KernelSet,
         pages: Bytes2D,
         geometry: PageGeometry,

@@ -7,35 +7,46 @@ Index arithmetic in numpy, once a step; called by ``CudaRunner``. Decodes stand 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from scalesim_kernels import PagedBatch
+from scalesim_kernels import LoraBatch, LoraDirectory, PagedBatch
 from torch import Tensor
 
 from scalesim.core import Batch, Int32s, Int64s
+from scalesim.model.adapters.batch import Grouped
 from scalesim.model.decodes_first import Arranged
 
+_NONE = np.zeros(0, np.int32)
+_NO_GROUPS = Grouped(_NONE, np.zeros(1, np.int32), _NONE, _NONE, _NONE)
 _ALIGN = 64  # int32s: vector loads and 8-byte fields start where they like to
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """How much of everything, padding included. Equal shapes have equal layouts."""
+    """How much of everything, padding included. Equal shapes have equal layouts.
+
+    ``num_groups`` adapters are used by ``num_entries`` entries of tokens; 0: none are.
+    """
 
     num_tokens: int
     num_seqs: int
     num_decodes: int
     num_samples: int
     num_copies: int = 0
+    num_entries: int = 0
+    num_groups: int = 0
 
     @staticmethod
     def decode(num_seqs: int) -> StepShape:
         """A pure decode step: everything is one a sequence."""
         return StepShape(num_seqs, num_seqs, num_seqs, num_seqs)
+
+    def with_adapters(self, num_entries: int, num_groups: int) -> StepShape:
+        return replace(self, num_entries=num_entries, num_groups=num_groups)
 
     @property
     def num_words(self) -> int:
@@ -51,6 +62,9 @@ def layout(shape: StepShape) -> Mapping[str, slice]:
     sizes |= {"seq_rows": seqs, "query_start": seqs + 1, "context_lens": seqs, "last": seqs}
     names = ("sample_rows", "sample_slots", "sample_positions", "temperatures", "top_ks", "top_ps")
     sizes |= dict.fromkeys(names, samples)
+    groups = shape.num_groups
+    sizes |= {"lora_tokens": shape.num_entries, "lora_starts": groups + 1 if groups else 0}
+    sizes |= dict.fromkeys(("lora_counts", "lora_rows", "lora_layouts"), groups)
     sizes |= {"keys": 2 * samples, "copies": 4 * shape.num_copies}  # int64
     places, start = {}, 0
     for name, size in sizes.items():
@@ -81,11 +95,17 @@ def shape_of(
 
 
 def pack(
-    batch: Batch, arranged: Arranged, shape: StepShape, dummy_slot: int, out: Int32s
+    batch: Batch,
+    arranged: Arranged,
+    shape: StepShape,
+    dummy_slot: int,
+    out: Int32s,
+    lora: Grouped | None = None,
 ) -> Packed:
     """Write ``batch`` into ``out`` in ``shape``'s layout; everything beyond it is padding.
 
-    dummy_slot : where padding puts what it samples.
+    dummy_slot : where padding puts what it samples. lora : ``None`` where no token uses an adapter;
+    all groups that ``shape`` has are padding then.
     """
     place = layout(shape)
     count, num_seqs = len(arranged.source), batch.num_seqs
@@ -120,6 +140,13 @@ def pack(
     put("top_ps", sampling.top_ps[seqs].view(np.int32), _bits(1.0))
     put("keys", sampling.keys[seqs].view(np.int32))
     put("copies", np.ascontiguousarray(batch.page_copies.T.astype(np.int64)).view(np.int32).ravel())
+    if shape.num_groups:
+        used = lora or _NO_GROUPS
+        put("lora_tokens", used.tokens)
+        put("lora_starts", used.starts, int(used.starts[-1]))
+        put("lora_counts", used.counts)
+        put("lora_rows", used.rows)  # 0: a group of padding
+        put("lora_layouts", used.layouts)
     return Packed(shape, arranged.order, picked)
 
 
@@ -143,11 +170,20 @@ class StepTensors:
     top_ps: Tensor
     keys: Tensor
     copies: Tensor  # [2, num_copies] int64: sources, destinations
+    lora: LoraBatch | None
 
 
-def tensors(shape: StepShape, flat: Tensor, block_table: Tensor) -> StepTensors:
-    """Views of ``flat`` (int32, on the device) in ``shape``'s layout."""
+def tensors(
+    shape: StepShape, flat: Tensor, block_table: Tensor, directory: LoraDirectory | None = None
+) -> StepTensors:
+    """Views of ``flat`` (int32, on the device) in ``shape``'s layout. directory : of the layouts
+    that adapters have; needed where ``shape`` has groups."""
     field = {name: flat[place] for name, place in layout(shape).items()}
+    lora = None
+    if shape.num_groups:
+        assert directory is not None, shape
+        names = ("tokens", "starts", "counts", "rows", "layouts")
+        lora = LoraBatch(directory, block_table, *(field[f"lora_{name}"] for name in names))
     return StepTensors(
         token_ids=field["token_ids"],
         token_slots=field["token_slots"],
@@ -169,4 +205,5 @@ def tensors(shape: StepShape, flat: Tensor, block_table: Tensor) -> StepTensors:
         top_ps=field["top_ps"].view(torch.float32),
         keys=field["keys"].view(torch.int64),
         copies=field["copies"].view(torch.int64).view(2, shape.num_copies),
+        lora=lora,
     )

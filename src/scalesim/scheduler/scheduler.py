@@ -7,7 +7,7 @@ batch gave. Knows memory through leases; knows neither model, clock nor threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutput
-from scalesim.errors import AdapterError, NumericalError, PromptTooLongError
+from scalesim.errors import (
+    AdapterError,
+    InternalError,
+    NumericalError,
+    PromptTooLongError,
+    ScaleSimError,
+)
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler.pooling import PoolPlan
@@ -26,6 +32,7 @@ from scalesim.scheduler.slots import Slots
 from scalesim.scheduler.waiting import WaitingLine, overtake
 
 _MASK64 = (1 << 64) - 1
+_MAX_FAILED_READS = 8
 _NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
@@ -79,6 +86,10 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.num_waiting or self.num_running)
 
+    def leases(self) -> list[Lease]:
+        """Those that are open."""
+        return [one.lease for one in self.slots.sequences if one is not None and one.lease]
+
     def check_fits(self, num_tokens: int) -> None:
         """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
         if num_tokens > self.max_len:
@@ -117,10 +128,70 @@ class Scheduler:
             if sequence in self._preempted:
                 self._preempted.remove(sequence)
             sequence.output = sequence.tokens[sequence.prompt_len :]
+            sequence.finish_reason, sequence.error = reason, error
             self.before_release(sequence)
-            self._end(sequence, reason, error)
+            self._end(sequence)
         else:
             self._finish(sequence, reason, error)
+
+    def restart(self, open: Iterable[Sequence], suspects: Container[int] = ()) -> None:
+        """Memory begins anew, and so do ``open``, all sequences whose end nobody was told: each
+        goes on behind the tokens that are known of it. One that was about to end ends, and so does
+        one whose lease is among ``suspects`` (by id): its tokens cannot be trusted."""
+        for sequence in self._admitted():
+            known = int(self.slots.known[sequence.slot])
+            sequence.tokens = self.slots.tokens[sequence.slot, :known].copy()
+        self.slots.clear()
+        self._waiting = WaitingLine(self.config.max_skips)
+        self._preempted.clear()
+        self._loading.clear()
+        self._prefilling.clear()
+        self._flights.clear()
+        self._ended.clear()
+        self._decoding = _NO_SLOTS
+        for sequence in open:
+            if sequence.phase is Phase.FINISHED:
+                self._ended.append(sequence)
+                continue
+            if id(sequence.lease) in suspects:
+                sequence.finish_reason = "error"
+                sequence.error = InternalError(
+                    f"request {sequence.id} of agent {sequence.agent!r}: a page of its memory had "
+                    "two holders; what it said is not to be trusted, ask again"
+                )
+            sequence.lease, sequence.followers = None, []  # these are open themselves
+            sequence.phase = Phase.WAITING
+            if not self._is_over(sequence):
+                self._take_back(sequence)
+
+    def _is_over(self, sequence: Sequence) -> bool:
+        """Whether ``sequence`` was ending when everything stopped, or has all that it asked for:
+        then it ends now."""
+        tokens = sequence.tokens
+        if sequence.finish_reason is None and len(tokens) > sequence.prompt_len:
+            try:
+                sequence.finish_reason = self._judge(sequence, int(tokens[-1]), len(tokens))
+            except Exception as error:
+                sequence.finish_reason, sequence.error = "error", _as_own(sequence, error)
+        if sequence.finish_reason is None:
+            return False
+        sequence.output = tokens[sequence.prompt_len :]
+        self.before_release(sequence)
+        self._end(sequence)
+        return True
+
+    def _take_back(self, sequence: Sequence) -> None:
+        blocks, usable = self._blocks(sequence.limit), self.memory.device.num_free
+        if blocks > usable:  # pages were lost
+            error = PromptTooLongError(
+                f"request {sequence.id} needs {blocks} pages; {usable} of the device pool are left "
+                "in use"
+            )
+            self.cancel(sequence, "error", error)
+        elif sequence.admission:
+            self._requeue(sequence)
+        else:
+            self._waiting.add(sequence)
 
     def take_ended(self) -> list[Sequence]:
         """The sequences that ended since the last call."""
@@ -147,7 +218,7 @@ class Scheduler:
     def _frees_in(self, position: int) -> float:
         """Steps until there is a slot for who has ``position`` others before it."""
         index = position - self.slots.num_free
-        if index < 0:
+        if index < 0 or not self.num_running:  # nobody runs: pages are waited for, not slots
             return 0.0
         at = [sequence.slot for sequence in self._admitted()]
         left = np.sort(self.slots.limit[at] - self.slots.known[at])
@@ -203,7 +274,7 @@ class Scheduler:
         stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
         full = slots.known[at] >= slots.limit[at]
         for index in (stopped | full | slots.watched[at]).nonzero()[0]:
-            self._look_at(int(at[index]), int(tokens[index]), bool(stopped[index]))
+            self._look_at(int(at[index]), int(tokens[index]))
 
     def _is_done(self, sequence: Sequence) -> bool:
         return bool(self.slots.done[sequence.slot] >= sequence.limit)
@@ -323,12 +394,11 @@ class Scheduler:
                 self.memory.fail(lease)
                 sequence.lease = None
                 self.slots.leave(sequence)
-                if isinstance(error := lease.failed.error, AdapterError):
-                    self.before_release(sequence)
-                    sequence.output = sequence.tokens[sequence.prompt_len :]
-                    self._end(sequence, "error", error)
-                else:
-                    self._requeue(sequence)
+                self._requeue(sequence)
+                error = lease.failed.error
+                sequence.failed_reads += lease.failed.parts[0][0].is_adapter and error is not None
+                if isinstance(error, AdapterError) or sequence.failed_reads > _MAX_FAILED_READS:
+                    self.cancel(sequence, "error", error)
             else:
                 self._start_prefill(sequence)
 
@@ -552,22 +622,32 @@ class Scheduler:
 
     # -- endings ------------------------------------------------------------------------------
 
-    def _look_at(self, slot: int, token: int, stopped: bool) -> None:
+    def _look_at(self, slot: int, token: int) -> None:
         sequence = self._at(slot)
-        stopped = stopped or token in sequence.stop_ids
-        guide = None if sequence.adjust is None else sequence.adjust.guide
-        if not stopped and (guide is not None or sequence.observer is not None):
-            try:
-                stopped = guide is not None and guide.push(token)
-                if sequence.observer is not None:
-                    stopped |= sequence.observer.push(token)
-            except Exception as error:  # a request's own callback ends that request
-                self._finish(sequence, "error", error)
-                return
-        if stopped:
-            self._finish(sequence, "stop", None)
-        elif self.slots.known[slot] >= self.slots.limit[slot]:
-            self._finish(sequence, "length", None)
+        failure: ScaleSimError | None = None
+        try:
+            reason = self._judge(sequence, token, int(self.slots.known[slot]))
+        except Exception as error:  # a request's own callback ends that request
+            reason, failure = "error", _as_own(sequence, error)
+        if reason is not None:
+            sequence.finish_reason, sequence.error = reason, failure  # whatever breaks from here on
+            self._finish(sequence, reason, failure)
+
+    @staticmethod
+    def _judge(sequence: Sequence, token: int, known: int) -> FinishReason | None:
+        """Whether ``token``, the last of ``known``, ends the sequence. Shows it to the guide and
+        the observer, once. Raises what they raise."""
+        if token in sequence.stop_ids:
+            return "stop"
+        if sequence.num_observed < known - sequence.prompt_len:
+            sequence.num_observed += 1
+            guide = None if sequence.adjust is None else sequence.adjust.guide
+            stopped = guide is not None and guide.push(token)
+            if sequence.observer is not None:
+                stopped |= sequence.observer.push(token)
+            if stopped:
+                return "stop"
+        return "length" if known >= sequence.limit else None
 
     def _fail(self, slot: int) -> None:
         """Its values are not finite: nothing that it computed may be shared."""
@@ -577,10 +657,7 @@ class Scheduler:
             f"request {sequence.id} of agent {sequence.agent!r}: logits at token {at} are not "
             "finite; check the weights and the dtype"
         )
-        sequence.output = self.slots.tokens[slot, sequence.prompt_len : at].copy()
-        self.before_release(sequence)
-        self._leave(sequence, keep=False)
-        self._end(sequence, "error", error)
+        self._finish(sequence, "error", error, keep=False)
 
     def _at(self, slot: int) -> Sequence:
         sequence = self.slots.sequences[slot]
@@ -593,17 +670,25 @@ class Scheduler:
         tokens = self.slots.token_bytes(sequence.slot, done)
         self.memory.commit(sequence.lease, tokens, done)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: Exception | None,
+        *,
+        keep: bool = True,
+    ) -> None:
         slot = sequence.slot
         known = int(self.slots.known[slot])
         sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
-        self.before_release(sequence)
-        self._leave(sequence)
-        self._end(sequence, reason, error)
-
-    def _end(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
-        sequence.phase = Phase.FINISHED
+        # said first: if memory fails from here on, ``restart`` still ends it like this
         sequence.finish_reason, sequence.error = reason, error
+        self.before_release(sequence)
+        self._leave(sequence, keep=keep)
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.FINISHED
         self._release_followers(sequence)
         self._ended.append(sequence)
 
@@ -632,6 +717,15 @@ class Scheduler:
 def _rank(sequence: Sequence) -> tuple[float, int]:
     """The most urgent first, then the oldest."""
     return sequence.priority, sequence.admission
+
+
+def _as_own(sequence: Sequence, cause: Exception) -> ScaleSimError:
+    """What a request ends with when what watches its tokens failed."""
+    if isinstance(cause, ScaleSimError):
+        return cause
+    error = InternalError(f"request {sequence.id}: what looks at its tokens failed: {cause!r}")
+    error.__cause__ = cause
+    return error
 
 
 def chain_digests(chain: int, digest: int) -> int:

@@ -60,6 +60,8 @@ class Sequence:
     admission: int = 0  # order of admission; kept over a preemption
     skipped: int = 0  # admissions that overtook it
     num_preemptions: int = 0
+    num_observed: int = 0  # tokens that the observer was given
+    failed_reads: int = 0  # of its adapter, without a word from the source
     cached_tokens: int = 0  # of the prompt, at the first admission
     host_tokens: int = 0  # of those: loaded
     rebuilt_tokens: int = 0  # computed again

@@ -105,6 +105,16 @@ class Slots:
         self.epoch[slot] += 1
         self._free.append(slot)
 
+    def clear(self) -> None:
+        """Every slot is free, whatever was in it."""
+        self.sequences = [None] * len(self.sequences)
+        self._free = list(range(len(self.sequences) - 1, -1, -1))
+        self.adapter[:] = 0
+        self.scored[:] = False
+        self.num_with_adapter = self.num_scored = 0
+        self.adjusting = Adjusting(len(self.sequences))
+        self.epoch += 1
+
     def adapters(self, at: npt.NDArray[np.int64]) -> AdapterBatch | None:
         """The adapters of the slots ``at``."""
         if not self.num_with_adapter:

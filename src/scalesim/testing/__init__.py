@@ -1,2 +1,7 @@
-"""For those who test an engine, a link, a runner or a policy: a model of tags, a hostile link, a
-check of memory."""
+"""For those who test an engine, an allocator, a link, a runner or a policy.
+
+``memory_walk`` and ``request_walk`` drive real memory and scheduling at random (``walks`` plays,
+judges and shrinks them); ``bed.Factories`` puts a part of one's own in. ``tag_runner`` verifies
+every read, ``page_watch`` the order of all accesses, ``integrity`` the books, ``progress`` that
+requests go on; ``schedules`` choose what happens next, ``explore`` tries everything.
+"""

@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scalesim.device.streams import Event, Stream, Work
+from scalesim.testing.races import Clock, RaceError, Races, join
+
+__all__ = ["HostileDevice", "HostileEvent", "HostileStream", "RaceError"]
 
 SCRIBBLE = 0xA5
 HOST = "host"
 Order = Literal["eager", "lazy", "random"]
-Clock = dict[str, int]
-
-
-class RaceError(AssertionError):
-    """Two accesses to one place, one of them a write, and nothing that orders them."""
 
 
 class HostileEvent:
@@ -132,14 +130,6 @@ class HostileStream:
             self.run_one()
 
 
-@dataclass(slots=True)
-class _Place:
-    """Who wrote and read one piece of memory last: stream -> its count."""
-
-    written: Clock = field(default_factory=dict)
-    read: Clock = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class _Region:
     name: str
@@ -171,13 +161,12 @@ class HostileDevice:
         self.now_s = 0.0
         self.host_clock: Clock = {}
         self.num_ops = 0
-        self.has_raced = False  # one race is reported: what follows from it is none of its own
         self._order, self._second = order, second
         self._favoured, self._starved = favoured, starved
         self._random = random.Random(seed)
         self._streams: dict[str, HostileStream] = {}
         self._regions: list[_Region] = []
-        self._places: dict[tuple[str, int], _Place] = {}
+        self._races = Races()
         self._running: tuple[str, Clock] | None = None
         self._pinned = pinned
 
@@ -272,25 +261,6 @@ class HostileDevice:
     def touch(self, name: str, pieces: Iterable[int], is_write: bool) -> None:
         """The work that runs now (the host, if none does) reads or writes pieces of a region."""
         who, clock = self._running or (HOST, self.host_clock)
+        label = f"{who}'s work number {clock.get(who, 0)}"
         for piece in pieces:
-            place = self._places.setdefault((name, piece), _Place())
-            self._check(f"{name} {piece}", who, clock, place, is_write)
-            (place.written if is_write else place.read)[who] = clock.get(who, 0)
-
-    def _check(self, what: str, who: str, clock: Clock, place: _Place, is_write: bool) -> None:
-        earlier = [("written", place.written), *([("read", place.read)] if is_write else [])]
-        for verb, counts in earlier:
-            for other, count in counts.items():
-                if clock.get(other, 0) < count and not self.has_raced:
-                    self.has_raced = True
-                    now = "written" if is_write else "read"
-                    raise RaceError(
-                        f"{what} is {now} by {who}, and was {verb} by {other} in its work number "
-                        f"{count}; {who} is ordered after number {clock.get(other, 0)} only"
-                    )
-
-
-def join(clock: Clock, other: Clock) -> None:
-    """``clock`` now also knows what ``other`` knew."""
-    for name, count in other.items():
-        clock[name] = max(clock.get(name, 0), count)
+            self._races.touch(name, piece, who, clock, label, is_write=is_write)

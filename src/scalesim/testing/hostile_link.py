@@ -17,6 +17,7 @@ import numpy as np
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.memory.links import Copies, Direction, LinkError, Timeline
+from scalesim.testing.schedules import Event
 
 SCRIBBLE = 0xA5
 Choose = Callable[[int], int]
@@ -34,11 +35,11 @@ class _Copy:
 
 class HostileLink:
     """Copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to: ``step``
-    lets one piece land, or one completion be seen.
+    lets one piece land, or one completion be seen; ``events`` and ``do`` let the caller say which.
 
     ``choose(n)`` picks one of ``n``; by default from ``seed``. ``failures`` is how many copies are
     yet to fail, ``failure_rate`` the share of all that do. ``max_ticket_pages`` cuts submissions
-    into tickets, as a large copy is.
+    into tickets, as a large copy is; a ticket lands in at most ``max_pieces`` pieces.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class HostileLink:
         choose: Choose | None = None,
         failure_rate: float = 0.0,
         max_ticket_pages: int = 2,
+        max_pieces: int = 3,
         bytes_per_s: float = 1e6,
     ) -> None:
         """``timeline`` answers for the fences that copies wait for; ``bytes_per_s`` is what
@@ -59,11 +61,12 @@ class HostileLink:
         self._choose = choose or random.Random(seed).randrange
         self._page_bytes = device.shape[1]
         self._max_ticket_pages = max_ticket_pages
-        self._bytes_per_s = bytes_per_s
+        self._max_pieces, self._bytes_per_s = max_pieces, bytes_per_s
         self._open: list[_Copy] = []
         self._late: list[tuple[int, Exception | None]] = []
         self._seen: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
+        self.num_ended = 0  # reported by ``poll``
         self.failures = 0
         self.failure_rate = failure_rate
 
@@ -95,18 +98,38 @@ class HostileLink:
 
     def step(self) -> bool:
         """One piece lands, or one late completion is seen; False if nothing may happen now."""
-        able = [copy for copy in self._open if copy.started or self._may_start(copy)]
-        if not able and not self._late:
+        events = self.events()
+        if not events:
             return False
-        pick = self._choose(len(able) + len(self._late))
-        if pick >= len(able):
-            self._seen.append(self._late.pop(pick - len(able)))
-        else:
-            self._land(able[pick])
+        self.do(events[self._choose(len(events))])
         return True
+
+    def events(self) -> list[Event]:
+        """What may happen now: a piece of a copy lands, or the end of one becomes visible."""
+        able = (copy for copy in self._open if copy.started or self._may_start(copy))
+        landing = [Event(copy.copies.direction, copy.ticket) for copy in able]
+        return landing + [Event("seen", ticket) for ticket, _ in self._late]
+
+    def state(self) -> list[object]:
+        """What decides what can happen here next; tickets by their order."""
+        copies = [
+            (copy.copies, copy.started, copy.pieces, self._may_start(copy)) for copy in self._open
+        ]
+        ends = [[str(error) for _, error in ended] for ended in (self._late, self._seen)]
+        return [copies, ends, self.failures]
+
+    def do(self, event: Event) -> None:
+        """Let ``event``, one of ``events()``, happen."""
+        if event.queue == "seen":
+            late = next(late for late in self._late if late[0] == event.number)
+            self._late.remove(late)
+            self._seen.append(late)
+        else:
+            self._land(next(copy for copy in self._open if copy.ticket == event.number))
 
     def poll(self) -> list[tuple[int, Exception | None]]:
         seen, self._seen = self._seen, []
+        self.num_ended += len(seen)
         return seen
 
     def cancel(self, ticket: int) -> bool:
@@ -134,7 +157,8 @@ class HostileLink:
         return copy.after is None or self._timeline.has_reached(copy.after)
 
     def _pieces(self, num_bytes: int) -> list[tuple[int, int]]:
-        cuts = sorted({0, num_bytes, *(self._choose(num_bytes) for _ in range(self._choose(3)))})
+        num_cuts = self._choose(self._max_pieces) if self._max_pieces > 1 else 0
+        cuts = sorted({0, num_bytes, *(self._choose(num_bytes) for _ in range(num_cuts))})
         return list(itertools.pairwise(cuts))
 
     def _land(self, copy: _Copy) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from scalesim.core import (
     Bools,
     Bytes2D,
     Fence,
+    Int32s,
     Int64s,
     Step,
     StepOutput,
@@ -54,14 +56,30 @@ Verify = Literal["all", "new", "off"]
 BadHook = Callable[[int, int], bool]
 
 
+class Reader(NamedTuple):
+    """Whom a slot computes for: the ``tokens`` of its sequence, as far as they are known, and the
+    ``root`` of its sharing domain's lineages."""
+
+    tokens: Int64s
+    root: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    batch: Batch
+    readers: list[Reader]  # as they were then: a slot may be another's when the batch runs
+
+
 class TagRunner:
     """A model whose KV slots are tags.
 
     ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot;
     ``"new"`` reads only the block before the new tokens (for benchmarks); ``"off"`` reads all and
     lets a wrong byte change the text. ``bad(slot, token)`` makes the step that would sample
-    ``token`` in ``slot`` a bad one: its tags are poisoned. With two steps in flight a launched
-    batch waits until ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
+    ``token`` in ``slot`` a bad one: its tags are poisoned. ``reader(slot)`` says whose context a
+    slot reads; without it, a context that is another's from its start on only changes the text.
+    With two steps in flight a launched batch waits until ``run_next`` or its ``collect``;
+    ``timeline`` is told when it ran.
     """
 
     def __init__(
@@ -77,22 +95,25 @@ class TagRunner:
         vocab_size: int = 512,
         verify: Verify = "all",
         bad: BadHook | None = None,
+        reader: Callable[[int], Reader] | None = None,
     ) -> None:
         self.steps_in_flight = steps_in_flight
         self.bad = bad
+        self.reader = reader
         self.table = np.zeros((max_num_rows, max_blocks_per_row), np.int64)
         self._pages, self._tags = pages, view_tags(pages, block_size)
         self._block_size, self._vocab_size = block_size, vocab_size
         self._timeline, self._verify = timeline, verify
         self._sampled = np.full(max_num_seqs, NO_TOKEN, np.int64)  # by slot: the newest token
         self._sampled_at = np.full(max_num_seqs, -1, np.int64)  # and its position
-        self._queue: deque[Batch] = deque()
+        self._queue: deque[_Launched] = deque()
         self._ran: deque[StepOutput] = deque()
 
     def launch(self, batch: Batch) -> Step:
         in_flight = len(self._queue) + len(self._ran)
         assert in_flight < self.steps_in_flight, f"{in_flight} of {self.steps_in_flight} in flight"
-        self._queue.append(batch)
+        slots = batch.slots.tolist() if self.reader is not None else []
+        self._queue.append(_Launched(batch, [self.reader(slot) for slot in slots if self.reader]))
         if self.steps_in_flight == 1:
             self.run_next()
         return Step(batch.step, Fence("compute", batch.step), batch)
@@ -110,13 +131,19 @@ class TagRunner:
         if not self._queue:
             return False
         start = time.perf_counter()
-        batch = self._queue.popleft()
-        self._ran.append(self._run(batch, start))
+        launched = self._queue.popleft()
+        self._ran.append(self._run(launched, start))
         if self._timeline is not None:
-            self._timeline.reach(batch.step)
+            self._timeline.reach(launched.batch.step)
         return True
 
-    def _run(self, batch: Batch, start: float) -> StepOutput:
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The launched steps that have not run, oldest first."""
+        return tuple(launched.batch.step for launched in self._queue)
+
+    def _run(self, launched: _Launched, start: float) -> StepOutput:
+        batch, readers = launched.batch, launched.readers
         self.table[batch.table_rows, batch.table_cols] = batch.table_pages
         for source, destination in batch.page_copies:
             self._pages[destination] = self._pages[source]
@@ -128,9 +155,9 @@ class TagRunner:
             self._check_writes(rows, positions, written)
             if batch.adapters is not None:
                 self._check_adapters(batch, batch.adapters)
-        self._tags[written] = self._new_tags(batch, counts, positions)
+        self._tags[written] = self._new_tags(batch, readers, counts, positions)
         contexts = positions[batch.query_start[1:] - 1] + 1
-        lineages, bad = self._attend(batch, contexts)
+        lineages, bad = self._attend(batch, readers, contexts)
         digests = self._draw(batch, lineages, contexts)
         tokens = (digests % np.uint64(self._vocab_size)).astype(np.int64)
         if self.bad is not None:
@@ -163,13 +190,15 @@ class TagRunner:
                 f"slot {at % self._block_size} of page {at // self._block_size}: 2 writers"
             )
 
-    def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s) -> Tags:
+    def _new_tags(
+        self, batch: Batch, readers: list[Reader], counts: Int64s, positions: Int64s
+    ) -> Tags:
         """``[num_tokens, NUM_FIELDS]``: chained to the tag before, which is read from its page."""
         first = batch.query_start[:-1]
         before = positions[first] - 1
         rows = batch.rows.astype(np.int64)
         lineage = self._tags[self._places(rows, np.maximum(before, 0)), LINEAGE]
-        lineage = np.where(before < 0, np.uint64(0), lineage)
+        lineage = np.where(before < 0, self._roots(batch, readers), lineage)
         tokens = self._tokens(batch, counts).astype(np.uint64)
         word = words(tokens, positions.astype(np.uint64))
         total = np.cumsum(word)
@@ -193,13 +222,23 @@ class TagRunner:
                     f"step {batch.step}: slots {slots.tolist()} sampled tokens of positions {at}; "
                     f"placeholders stand at {batch.positions[pending].tolist()}"
                 )
-        if batch.adapters is not None:
-            tags = np.where(
-                batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0
-            )
-            in_force = batch.positions >= np.repeat(batch.adapters.starts, counts)
-            tokens += np.where(in_force, np.repeat(tags, counts) << 32, 0)
-        return tokens
+        owner = np.repeat(np.arange(len(counts)), counts)
+        return self._under_adapters(batch, tokens, owner, batch.positions)
+
+    def _under_adapters(
+        self, batch: Batch, tokens: Int64s, owner: Int64s, positions: Int64s | Int32s
+    ) -> Int64s:
+        """``tokens`` as tags keep them, each under the adapter of its ``owner``; all ``[n]``."""
+        if batch.adapters is None:
+            return tokens
+        tags = np.where(batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0)
+        in_force = positions >= batch.adapters.starts[owner]
+        return tokens + np.where(in_force, tags[owner] << 32, 0)
+
+    def _roots(self, batch: Batch, readers: list[Reader]) -> UInt64s:
+        """``[num_seqs]``: where each sequence's lineage begins."""
+        roots = [reader.root for reader in readers] or [0] * batch.num_seqs
+        return np.array(roots, np.uint64)
 
     def _check_adapters(self, batch: Batch, adapters: AdapterBatch) -> None:
         """Each adapter's pages, as its row lists them, hold that adapter."""
@@ -215,7 +254,9 @@ class TagRunner:
                         f"not hold its block {block} of {count}"
                     )
 
-    def _attend(self, batch: Batch, contexts: Int64s) -> tuple[UInt64s, Bools]:
+    def _attend(
+        self, batch: Batch, readers: list[Reader], contexts: Int64s
+    ) -> tuple[UInt64s, Bools]:
         """Read each sequence's context; its lineage, plus whatever is wrong, and who read a
         poisoned slot."""
         first = np.zeros(len(contexts), np.int64)
@@ -230,13 +271,17 @@ class TagRunner:
         places = self._places(batch.rows.astype(np.int64)[owner], positions)
         tags = np.ascontiguousarray(self._tags[places].T)
         lineage = tags[LINEAGE]
-        word = words(tags[TOKEN], tags[POSITION])
+        tokens = tags[TOKEN]
+        if readers:
+            tokens = self._own_tokens(batch, readers, first, starts, tokens)
+        word = words(tokens, tags[POSITION])
         before = np.empty_like(lineage)
         before[1:] = lineage[:-1]
-        before[starts] = np.where(first == 0, np.uint64(0), lineage[starts] - word[starts])
+        roots = self._roots(batch, readers)
+        before[starts] = np.where(first == 0, roots, lineage[starts] - word[starts])
         broken = seals(lineage, word, tags[STEP]) ^ tags[CHECK]
         broken |= (lineage - before) ^ word
-        broken |= tags[POSITION] ^ positions.astype(np.uint64)
+        broken |= (tags[POSITION] ^ positions.astype(np.uint64)) | (tags[TOKEN] ^ tokens)
         result = lineage[ends - 1]
         bad = np.zeros(len(counts), np.bool_)
         if broken.any():
@@ -244,23 +289,47 @@ class TagRunner:
             wrong = (broken != 0) & ~bad[owner] & (batch.rows[owner] != 0)
             if wrong.any() and self._verify != "off":
                 at = int(wrong.nonzero()[0][0])
-                self._report(batch, owner[at], positions[at], places[at], tags[:, at], before[at])
+                place = int(owner[at]), int(positions[at]), int(places[at])
+                self._report(batch, *place, tags[:, at], int(before[at]), int(tokens[at]))
             result = result + mix(np.add.reduceat(mix(broken) * (broken != 0), starts))
         return result, bad
 
+    def _own_tokens(
+        self, batch: Batch, readers: list[Reader], first: Int64s, starts: Int64s, found: UInt64s
+    ) -> UInt64s:
+        """``[n]``: what the readers' slots hold, where that is known, else what was ``found``. The
+        context of each begins at position ``first``, and at ``starts`` of ``found``."""
+        own = np.full(len(found), NO_TOKEN, np.int64)
+        ends = np.append(starts[1:], len(found))
+        for reader, position, start, end in zip(readers, first, starts, ends, strict=True):
+            tokens = reader.tokens[position : position + end - start]
+            own[start : start + len(tokens)] = tokens
+        known = own != NO_TOKEN
+        owner = np.repeat(np.arange(len(starts)), ends - starts)
+        positions = np.arange(len(found)) - (starts - first)[owner]
+        own = self._under_adapters(batch, own, owner, positions)
+        return np.where(known, own.astype(np.uint64), found)
+
     def _report(
-        self, batch: Batch, index: int, position: int, place: int, found: UInt64s, before: int
+        self,
+        batch: Batch,
+        index: int,
+        position: int,
+        place: int,
+        found: UInt64s,
+        before: int,
+        token: int,
     ) -> None:
         names = ("lineage", "position", "token", "step", "check")
         slot = ", ".join(
             f"{name} {int(value):#x}" for name, value in zip(names, found, strict=True)
         )
-        word = words(found[TOKEN : TOKEN + 1], np.array([position], np.uint64))
+        word = words(np.array([token], np.uint64), np.array([position], np.uint64))
         lineage = np.array([before], np.uint64) + word
         raise TagError(
             f"step {batch.step}: row {batch.rows[index]}, position {position}, page "
-            f"{place // self._block_size} holds ({slot}); expected position {position:#x} and, "
-            f"after lineage {int(before):#x}, lineage {int(lineage[0]):#x} and "
+            f"{place // self._block_size} holds ({slot}); expected position {position:#x}, token "
+            f"{token:#x} and, after lineage {before:#x}, lineage {int(lineage[0]):#x} and "
             f"check {int(seals(lineage, word, found[STEP : STEP + 1])[0]):#x}"
         )
 

@@ -1,34 +1,42 @@
-"""A step's tokens grouped by adapter: from a ``Batch``'s adapters to the kernels' ``LoraBatch``.
+"""A step's tokens grouped by adapter: from a ``Batch``'s adapters to the arrays of a ``LoraBatch``.
 
-Index arithmetic in numpy, once per step; called by ``ModelRunner``.
+Index arithmetic in numpy, once per step; called by the runners.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 from scalesim_kernels import LoraBatch
 
-from scalesim.core import AdapterBatch
+from scalesim.core import AdapterBatch, Int32s, Int64s
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.decodes_first import Ordered
 
 
-def lora_batch(
-    adapters: AdapterBatch, ordered: Ordered, layouts: LayoutTable, padded: Callable[[int], int]
-) -> LoraBatch | None:
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """The arrays of a ``LoraBatch``, of the same names and in its order."""
+
+    tokens: Int32s
+    starts: Int32s
+    counts: Int32s
+    rows: Int32s
+    layouts: Int32s
+
+
+def grouped(
+    adapters: AdapterBatch, seq: Int64s, positions: Int32s, padded: Callable[[int], int]
+) -> Grouped | None:
     """The tokens at or past their sequence's ``starts``; ``None`` where there is none.
 
+    seq, positions : each token's sequence of the batch, and its absolute position.
     padded : the row count that a group's token count is padded to.
     """
-    paged = ordered.paged
-    counts = np.diff(paged.query_start.numpy())
-    seq = np.repeat(ordered.order, counts)
-    in_force = (adapters.rows[seq] != 0) & (
-        paged.positions.numpy()[: len(seq)] >= adapters.starts[seq]
-    )
+    in_force = (adapters.rows[seq] != 0) & (positions >= adapters.starts[seq])
     tokens = np.flatnonzero(in_force)
     if not len(tokens):
         return None
@@ -42,12 +50,23 @@ def lora_batch(
     # padding repeats the group's first token
     place = np.arange(starts[-1]) - np.repeat(starts[:-1], room)
     source = np.repeat(first, room) + np.where(place < np.repeat(sizes, room), place, 0)
-    return LoraBatch(
-        layouts.directory(),
-        paged.block_table,
-        torch.from_numpy(tokens[source].astype(np.int32)),
-        torch.from_numpy(starts),
-        torch.from_numpy(sizes.astype(np.int32)),
-        torch.from_numpy(group_rows.astype(np.int32)),
-        torch.from_numpy(adapters.layouts[seq[tokens[first]]].astype(np.int32)),
+    return Grouped(
+        tokens[source].astype(np.int32),
+        starts,
+        sizes.astype(np.int32),
+        group_rows.astype(np.int32),
+        adapters.layouts[seq[tokens[first]]].astype(np.int32),
     )
+
+
+def lora_batch(
+    adapters: AdapterBatch, ordered: Ordered, layouts: LayoutTable, padded: Callable[[int], int]
+) -> LoraBatch | None:
+    """``grouped`` as the kernels take it, on a CPU."""
+    paged = ordered.paged
+    seq = np.repeat(ordered.order, np.diff(paged.query_start.numpy()))
+    found = grouped(adapters, seq, paged.positions.numpy()[: len(seq)], padded)
+    if found is None:
+        return None
+    arrays = (torch.from_numpy(array) for array in astuple(found))
+    return LoraBatch(layouts.directory(), paged.block_table, *arrays)

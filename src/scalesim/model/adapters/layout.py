@@ -170,8 +170,9 @@ class LayoutTable:
         return self._made[1]
 
 
-def make_directory(layouts: list[LoraLayout]) -> LoraDirectory:
-    max_rank = max(layout.a_offsets.shape[2] for layout in layouts)
+def make_directory(layouts: list[LoraLayout], max_rank: int | None = None) -> LoraDirectory:
+    """With room for ``max_rank`` rank rows of each slice; for as many as there are, if ``None``."""
+    max_rank = max_rank or max(layout.a_offsets.shape[2] for layout in layouts)
 
     def stacked(arrays: list[Int64s]) -> Any:
         shape = (len(layouts), *arrays[0].shape[:2], max_rank)

@@ -24,7 +24,7 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
 from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
 from scalesim.model.config import Json, ModelConfig, read_json
-from scalesim.model.loader import PICKLES, safe_path
+from scalesim.model.loader_files import PICKLES, safe_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_PATTERN = 512
@@ -32,6 +32,7 @@ PROJECTIONS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
+FUSED = ("self_attn.qkv_proj", "mlp.gate_up_proj")
 
 # Settings that change what the adapter computes, with the only values that we run.
 PLAIN: Mapping[str, tuple[object, ...]] = {
@@ -148,6 +149,7 @@ def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
     for layer in range(model.num_layers):
         keys = [f"model.layers.{layer}.{name}" for name in PROJECTIONS]
         here = [_rank(raw, key) if is_target(raw, key) else 0 for key in keys]
+        refuse_layer(raw, model, layer, here)
         ranks.append(tuple(here))
         scales.append(
             tuple(
@@ -172,6 +174,23 @@ def refuse(raw: Json) -> None:
                 raise AdapterError(f"{CONFIG}: {name} is {value!r}; run is only {accepted}")
         elif name not in WITHOUT_EFFECT | READ and value not in (None, False, [], {}, ""):
             raise AdapterError(f"{CONFIG}: {name} is {value!r}: not run")
+
+
+def refuse_layer(raw: Json, model: ModelConfig, layer: int, ranks: list[int]) -> None:
+    """Raise where a target is a projection that this base model keeps in another form."""
+    fused = [f"model.layers.{layer}.{name}" for name in FUSED]
+    split = any(ranks[index] for index in (0, 1, 2, 4, 5))
+    if model.family.fused and (split or any(is_target(raw, key) for key in fused)):
+        raise AdapterError(
+            f"{CONFIG}: {model.family.model_type} keeps q, k, v and gate, up in one matrix each "
+            "(qkv_proj, gate_up_proj), whose adapters are not run; o_proj and down_proj are"
+        )
+    experts = model.experts
+    if experts is not None and layer in experts.layers and any(ranks[4:]):
+        raise AdapterError(
+            f"{CONFIG}: target_modules include the MLP of layer {layer}, which is a mixture of "
+            "experts; adapters are run on its attention only"
+        )
 
 
 def is_target(raw: Json, key: str) -> bool:

@@ -1,45 +1,37 @@
-"""A world for the memory layer: the real manager, tree, planner and pools; a tag runner as the
-device; a hostile link; and a model of what must hold, which knows no page ids.
+"""The memory layer's world: the real manager, tree, planner and pools on a test bed, and a model of
+what must hold, which knows no page ids.
 
 The model is, per sharing domain, the set of prefixes whose KV was computed soundly. Every operation
-takes small integers, so that a state machine and a random walk can drive the same code.
+takes small integers, so that a state machine and a random walk can drive the same code; each leaves
+a state in which ``check`` must hold.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.core import AdapterBatch, Batch, SamplingBatch, Step
-from scalesim.errors import AdapterError
+from scalesim.core import Step
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.agents import lineage
-from scalesim.memory.lease import Lease
-from scalesim.memory.links import Timeline
 from scalesim.memory.look_ahead import Pace
-from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
-from scalesim.memory.segment import Segment
-from scalesim.testing.hostile_link import HostileLink
+from scalesim.memory.residency import descendants
+from scalesim.testing.bed import OURS, Bed, Factories
+from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
+from scalesim.testing.held import FlakySource, Held, batch_of
 from scalesim.testing.integrity import check_integrity
-from scalesim.testing.tag_runner import TagRunner
-from scalesim.testing.tags import (
-    adapter_layout,
-    adapter_pages,
-    are_tags_of,
-    lineages_of,
-    page_bytes_for,
-    under_adapter,
-    view_tags,
-)
+from scalesim.testing.tag_runner import Reader
+from scalesim.testing.tags import adapter_layout
 
 AGENTS = 5
 MAX_LEASES = 6
 DOMAINS = ("first", "second")
 FAR = 1e9
+KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
+"""How a request is related to earlier ones; some more often than others."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +47,12 @@ class Shape:
     adapters: int = 0
 
 
-@dataclass(frozen=True)
-class FlakySource:
-    """An adapter's pages; reading fails while its tag is among ``broken``."""
-
-    tag: int
-    pages: np.ndarray
-    broken: set[int]
-
-    def read(self) -> np.ndarray:
-        if self.tag in self.broken:
-            raise AdapterError(f"adapter {self.tag} cannot be read")
-        return self.pages
-
-
-@dataclass(eq=False)
-class Held:
-    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
-    soundly."""
-
-    lease: Lease
-    agent: int
-    domain: str
-    tokens: list[int]
-    slot: int
-    done: int
-    launched: int
-    use: AdapterUse | None = None
-
-    def lineage_tokens(self, count: int) -> np.ndarray:
-        """The first ``count`` tokens as tags keep them."""
-        return coded(np.array(self.tokens[:count], np.int64), self.use)
-
-    @property
-    def token_bytes(self) -> bytes:
-        return np.array(self.tokens, np.int32).tobytes()
-
-
 @dataclass
-class World:
+class MemoryWorld:
+    """``factories`` say what is under test, where it is not ScaleSim's own."""
+
     shape: Shape
+    factories: Factories = OURS
     held: list[Held] = field(default_factory=list)
     history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
     adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
@@ -103,37 +61,21 @@ class World:
 
     def __post_init__(self) -> None:
         shape = self.shape
-        size = page_bytes_for(shape.block_size)
-        num_host = int(shape.pages * shape.host)
-        self.device = np.zeros((shape.pages + 1, size), np.uint8)
-        self.host = np.zeros((max(1, num_host), size), np.uint8)
-        self.timeline = Timeline()
-        self.link = HostileLink(
-            self.device,
-            self.host,
-            self.timeline,
-            seed=shape.seed,
-            max_ticket_pages=1 + shape.seed % 2,
-        )
-        self.manager = MemoryManager(
+        self.bed = Bed(
+            self.factories,
+            pages=shape.pages,
+            host_pages=int(shape.pages * shape.host),
             block_size=shape.block_size,
-            page_bytes=size,
-            device_pages=shape.pages + 1,
-            host_pages=num_host,
-            num_rows=2 * MAX_LEASES + 1,
-            policy=policy_named(shape.policy),
-            link=self.link,
-        )
-        self.runner = TagRunner(
-            self.device,
-            shape.block_size,
+            policy=shape.policy,
             max_num_seqs=MAX_LEASES,
-            max_num_rows=2 * MAX_LEASES + 1,
-            max_blocks_per_row=shape.pages + 1,
+            max_blocks=shape.pages + 1,
             steps_in_flight=2,
-            timeline=self.timeline,
+            seed=shape.seed,
             bad=lambda slot, token: slot in self.poisoned,
+            reader=self._reader,
         )
+        self.manager = self.bed.memory
+        self.paths = Paths(shape.block_size, root_of)
         self.poisoned: set[int] = set()
         self.sound: dict[str, set[int]] = {domain: set() for domain in DOMAINS}
         self.flights: list[tuple[Step, list[tuple[Held, int]]]] = []
@@ -162,7 +104,7 @@ class World:
             return
         cached = lease.num_cached
         assert cached < len(tokens), (cached, len(tokens))
-        known = lineages_of(coded(np.array(tokens, np.int64), use))
+        _, known = self.paths.known(tokens, use, domain)
         assert not cached or int(known[cached - 1]) in self.sound[domain], (
             f"{cached} cached tokens of {tokens} were never computed soundly in {domain}"
         )
@@ -179,7 +121,7 @@ class World:
         self.unload_adapter(name)
         self.num_tags += 1
         tag, count = self.num_tags, 1 + num_pages % max(1, self.shape.pages // 3)
-        pages = adapter_pages(tag, count, self.device.shape[1])
+        pages = adapter_bytes(tag, count, self.bed.device.shape[1])
         source = FlakySource(tag, pages, self.broken)
         self.adapters[name] = (tag, count)
         layout = adapter_layout(tag, count)
@@ -193,7 +135,8 @@ class World:
             self.manager.adapters.remove(digest_of(found[0]))
 
     def break_source(self, name: int) -> None:
-        if found := self.adapters.get(name):
+        """The adapter cannot be read any more, or can be again."""
+        if self.shape.adapters and (found := self.adapters.get(name % self.shape.adapters)):
             self.broken ^= {found[0]}
 
     def adapter_use(self, agent: int, pick: int, num_tokens: int) -> AdapterUse | None:
@@ -265,21 +208,26 @@ class World:
                 work.append((held, held.launched, held.launched + take))
         if not work:
             return
-        batch = self._batch(work)
+        step = self.num_launched
+        self.num_launched += 1
+        self.manager.residency.last_launched = step
+        batch = batch_of(step, work, self.manager.table)
+        copied = enumerate(batch.page_copies[:, 1].tolist())
+        self.copying |= {(step, index): page for index, page in copied}
         for held, _, end in work:
             held.launched = end
         ends = [(held, end) for held, _, end in work]
-        self.flights.append((self.runner.launch(batch), ends))
+        self.flights.append((self.bed.runner.launch(batch), ends))
 
     def run_device(self) -> None:
         """The device works; the host has not looked yet."""
-        self.runner.run_next()
+        self.bed.tags.run_next()
 
     def collect(self) -> None:
         if not self.flights:
             return
         step, ends = self.flights.pop(0)
-        output = self.runner.collect(step)
+        output = self.bed.runner.collect(step)
         self.copying = {key: page for key, page in self.copying.items() if key[0] > step.step}
         for (held, end), bad in zip(ends, output.bad.tolist(), strict=True):
             if held not in self.held:
@@ -289,7 +237,7 @@ class World:
                 self._close(held, sound=0)
             else:
                 held.done = end
-                known = lineages_of(held.lineage_tokens(end))
+                _, known = self.paths.known(held.tokens[:end], held.use, held.domain)
                 self.sound[held.domain].update(known.tolist())
 
     def poison(self, pick: int) -> None:
@@ -345,11 +293,11 @@ class World:
         self.manager.look_ahead.plan(0.0)
 
     def land(self, count: int) -> None:
-        for _ in range(count):
-            self.link.step()
+        self.bed.move(count)
 
     def fail_copy(self) -> None:
-        self.link.failures = 1
+        if self.bed.hostile is not None:
+            self.bed.hostile.failures = 1
 
     def poll(self) -> None:
         for lease in self.manager.poll():
@@ -366,7 +314,8 @@ class World:
 
     def quiesce(self) -> None:
         """Let everything go: every page is free and no ticket is alive."""
-        self.link.failures = 0
+        if self.bed.hostile is not None:
+            self.bed.hostile.failures = 0
         self.broken.clear()
         while self.flights:
             self.collect()
@@ -378,21 +327,17 @@ class World:
             self.unload_adapter(name)
         self.manager.clear()
         self.check()
-        manager, residency = self.manager, self.manager.residency
-        for pool in (manager.device, manager.host):
-            assert pool.num_free == pool.num_usable, f"{pool.num_used} pages are not free"
-        assert not residency.transfers and not self.link.num_open, residency.transfers
-        assert manager.tree.num_segments == 0, list(manager.tree)
-        assert not residency.saving_pages and not residency.demand_waiting
-        assert not manager.loading_pages
+        self.bed.check_all_free()
 
     def drain(self) -> None:
+        """Let every copy end."""
+        transfers = self.manager.residency.transfers
         for _ in range(10_000):
-            if not self.link.num_open:
+            if not transfers:
                 return
-            self.link.wait(1.0)
+            self.bed.link.wait(1.0)
             self.poll()
-        raise AssertionError(f"{self.link.num_open} tickets do not end")
+        raise AssertionError(f"{len(transfers)} tickets do not end")
 
     # -- what must hold -----------------------------------------------------------------------
 
@@ -403,34 +348,38 @@ class World:
     def _check_contents(self) -> None:
         """Each segment on each tier, and each lease through its row's pages, reads back its
         tags."""
-        device, host = _Reader(self.device, self.shape), _Reader(self.host, self.shape)
-        for segment in self.manager.tree:
-            if segment.is_adapter:
-                self._check_adapter(segment)
-                continue
-            if segment.is_tail and segment.device[0] in self.copying.values():
-                continue  # written by a step in flight: right for whoever comes after it
-            tokens, start = full_tokens(segment, self.shape.block_size)
-            device.add(segment, segment.device[: segment.ready], tokens, start)
-            host.add(segment, segment.host[: segment.saved].tolist(), tokens, start)
+        bed, tree = self.bed, self.manager.tree
+        device = PageReader(bed.device, self.shape.block_size)
+        host = PageReader(bed.host, self.shape.block_size)
+        copying = set(self.copying.values())
+        for domain in DOMAINS:
+            for segment in descendants(tree.root(domain)):
+                if segment.is_tail and segment.device[0] in copying:
+                    continue  # written by a step in flight: right for whoever comes after it
+                tokens, known, start = self.paths.of(segment, domain)
+                device.add(segment, segment.device[: segment.ready], tokens, known, start)
+                host.add(segment, segment.host[: segment.saved], tokens, known, start)
+        for segment in tree.root("adapters").children.values():
+            check_adapter(segment, bed.device, bed.host)
         for held in self.held:
             if held.lease.is_ready:
                 pages = [p for s in reversed(lineage(held.lease.end)) for p in s.device]
-                done = held.done
-                if held.lease.copies or any(h is held for _, ends in self.flights for h, _ in ends):
-                    done = min(done, held.lease.num_shared * self.shape.block_size)
-                tokens = held.lineage_tokens(done)
-                device.add(held.lease, pages + held.lease.private, tokens, 0)
+                tokens, known = self.paths.known(
+                    held.tokens[: self._written(held)], held.use, held.domain
+                )
+                device.add(held.lease, pages + held.lease.private, tokens, known, 0)
         device.check("device")
         host.check("host")
 
-    def _check_adapter(self, segment: Segment) -> None:
-        """Its pages on both tiers hold it, and nothing but it."""
-        tag = int.from_bytes(segment.mark, "little")
-        want = adapter_pages(tag, segment.num_blocks, self.device.shape[1])
-        on_device, on_host = segment.device[: segment.ready], segment.host[: segment.saved]
-        assert (self.device[on_device] == want[: len(on_device)]).all(), f"{segment} on the device"
-        assert (self.host[on_host] == want[: len(on_host)]).all(), f"{segment} on the host"
+    def _written(self, held: Held) -> int:
+        """Tokens whose KV lies in the pages of ``held`` now."""
+        if held.lease.copies or any(h is held for _, ends in self.flights for h, _ in ends):
+            return min(held.done, held.lease.num_shared * self.shape.block_size)
+        return held.done
+
+    def _reader(self, slot: int) -> Reader:
+        held = next(held for held in self.held if held.slot == slot)
+        return Reader(np.array(held.tokens, np.int64), root_of(held.domain))
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -446,150 +395,7 @@ class World:
     def _random_tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(3) for _ in range(max(1, count))]
 
-    def _batch(self, work: list[tuple[Held, int, int]]) -> Batch:
-        counts = [end - start for _, start, end in work]
-        copies = []
-        for held, _, _ in work:
-            copies += held.lease.copies
-            held.lease.copies = []
-        rows, cols, pages = self.manager.table.take_changes()
-        step = self.num_launched
-        self.copying |= {(step, index): page for index, (_, page) in enumerate(copies)}
-        self.num_launched += 1
-        self.manager.residency.last_launched = step
-        num = len(work)
-        return Batch(
-            step=step,
-            token_ids=np.concatenate([np.array(h.tokens[a:b], np.int32) for h, a, b in work]),
-            positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in work]),
-            query_start=np.cumsum([0, *counts]).astype(np.int32),
-            rows=np.array([held.lease.row for held, _, _ in work], np.int32),
-            slots=np.array([held.slot for held, _, _ in work], np.int32),
-            sample=np.ones(num, np.bool_),
-            sampling=SamplingBatch(
-                np.zeros(num, np.float32),
-                np.zeros(num, np.int32),
-                np.ones(num, np.float32),
-                np.zeros(num, np.uint64),
-            ),
-            table_rows=rows,
-            table_cols=cols,
-            table_pages=pages,
-            page_copies=np.array(copies, np.int32).reshape(-1, 2),
-            adapters=self._adapters([held for held, _, _ in work]),
-        )
 
-    def _adapters(self, work: list[Held]) -> AdapterBatch | None:
-        columns = np.array(
-            [
-                (held.lease.adapter_row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
-                for held in work
-            ],
-            np.int32,
-        )
-        return AdapterBatch(*columns.T) if columns[:, 0].any() else None
-
-
-class _Reader:
-    """Gathers what is to be read back from one pool, and compares it in one go."""
-
-    def __init__(self, pages: np.ndarray, shape: Shape) -> None:
-        self._tags = view_tags(pages, shape.block_size)
-        self._size = shape.block_size
-        self._parts: list[tuple[object, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def add(self, owner: object, pages: list[int], tokens: np.ndarray, start: int) -> None:
-        """``pages`` hold ``tokens[start:]``, as far as both go."""
-        count = min(len(pages) * self._size, len(tokens) - start)
-        if count > 0:
-            known = lineages_of(tokens)[start : start + count]
-            places = (np.array(pages)[:, None] * self._size + np.arange(self._size)).ravel()
-            positions = np.arange(start, start + count)
-            self._parts.append((owner, places[:count], tokens[start:][:count], positions, known))
-
-    def check(self, tier: str) -> None:
-        if not self._parts:
-            return
-        columns = [np.concatenate(part) for part in list(zip(*self._parts, strict=True))[1:]]
-        if self._agree(*columns):
-            return
-        for owner, *part in self._parts:
-            assert self._agree(*part), f"{tier} copy of {owner} differs from its tokens {part[1]}"
-
-    def _agree(
-        self, places: np.ndarray, tokens: np.ndarray, positions: np.ndarray, known: np.ndarray
-    ) -> bool:
-        return are_tags_of(
-            self._tags[places], tokens.astype(np.uint64), positions.astype(np.uint64), known
-        )
-
-
-def full_tokens(segment: Segment, block_size: int) -> tuple[np.ndarray, int]:
-    """The tokens from the root to the end of ``segment``, as tags keep them, and where its own
-    begin."""
-    path = b""
-    use = None
-    for node in reversed(lineage(segment)):
-        if node.mark:
-            start = len(path) // 4 + int.from_bytes(node.mark[-2:], "little")
-            assert use is None and int.from_bytes(node.mark[-2:], "little") < block_size
-            use = AdapterUse(node.mark[:-2], 0, start)
-        path += node.tokens
-    tokens = np.frombuffer(path, np.int32).astype(np.int64)
-    return coded(tokens, use), (len(path) - len(segment.tokens)) // 4
-
-
-def digest_of(tag: int) -> bytes:
-    return tag.to_bytes(16, "little")
-
-
-def coded(tokens: np.ndarray, use: AdapterUse | None) -> np.ndarray:
-    """``tokens`` as tags keep them under ``use``."""
-    if use is None:
-        return tokens
-    return under_adapter(tokens, int.from_bytes(use.digest, "little"), use.start)
-
-
-KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
-
-
-def random_walk(world: World, rng: random.Random, steps: int) -> int:
-    """Drive ``world`` at random, checking after every step; returns the operations done."""
-
-    def some(limit: int) -> int:
-        return rng.randrange(limit)
-
-    acts: list[tuple[float, Callable[[], None]]] = [
-        (18, lambda: world.acquire(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
-        (30, lambda: world.turn(some(AGENTS), rng.choice(KINDS), some(1000), some(9), some(9))),
-        (9, lambda: world.abort(some(3) > 0)),
-        (14, lambda: world.launch(1 + some(12), some(64))),
-        (5, world.run_device),
-        (10, world.collect),
-        (6, lambda: world.grow(some(9), some(4))),
-        (6, lambda: world.commit(some(9))),
-        (16, lambda: world.release(some(9), some(5) > 0)),
-        (6, lambda: world.expect_agent(some(AGENTS), rng.choice([None, -1, 1, 2, 5, FAR]))),
-        (3, lambda: world.advance(some(4))),
-        (4, world.plan),
-        (9, lambda: world.land(some(12))),
-        (14, world.poll),
-        (2, world.fail_copy),
-        (1, lambda: world.fork(some(AGENTS), some(AGENTS))),
-        (0.5, lambda: world.drop_agent(some(AGENTS))),
-        (0.3, world.exhaust),
-        (3, lambda: world.poison(some(9))),
-        (0.3, world.quiesce),
-    ]
-    if world.shape.adapters:
-        acts += [
-            (9, lambda: world.load_adapter(some(9), some(9))),
-            (3, lambda: world.unload_adapter(some(9))),
-            (2, lambda: world.break_source(some(world.shape.adapters))),
-        ]
-    weights = [weight for weight, _ in acts]
-    for act in rng.choices([act for _, act in acts], weights, k=steps):
-        act()
-        world.check()
-    world.quiesce()
-    return steps
+def root_of(domain: Hashable) -> int:
+    """Where the lineages of a sharing domain begin."""
+    return 0 if domain == DOMAINS[0] else 0xD0_0D << 40

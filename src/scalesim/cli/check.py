@@ -1,0 +1,110 @@
+"""``scalesim check``: the test machines on an allocator, a policy or a link of the user's own.
+
+Random walks over a whole memory of tags, with everything checked after every operation; the first
+that fails is shrunk to the few operations that it takes, and printed with what repeats it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pkgutil import resolve_name
+from typing import Any
+
+from scalesim.cli.options import CheckOptions
+from scalesim.errors import ConfigError
+from scalesim.memory.policies import Policy, policy_named
+from scalesim.testing.bed import Factories
+from scalesim.testing.memory_walk import MemoryWalk
+from scalesim.testing.memory_world import Shape
+from scalesim.testing.walks import Failure, failure_of, shrink
+
+SHAPES = (
+    (6, 2.0, 4), (12, 1.0, 2), (16, 0.5, 4), (8, 1.0, 1), (24, 2.0, 2), (4, 0.0, 4),
+)  # fmt: skip
+"""Device pages, the host pool's share of them, tokens a page: tiny pools find most."""
+
+
+def check(options: CheckOptions) -> int:
+    """Exit code 0, or 1 where a walk failed. Raises ``ConfigError``."""
+    factories, start_s = factories_for(options), time.monotonic()
+    for number, walk in enumerate(walks(options), 1):
+        failure = failure_of(walk, factories)
+        if failure is not None:
+            print(report(options, shrink(failure, factories), number))
+            return 1
+    count = options.walks * (options.steps + 1)
+    print(
+        f"{options.kind} {options.object}: {options.walks} walks, {count} operations, everything "
+        f"checked after each, in {time.monotonic() - start_s:.0f} s: nothing found"
+    )
+    return 0
+
+
+def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
+    for seed in range(options.seed, options.seed + options.walks):
+        pages, host, block_size = SHAPES[seed % len(SHAPES)]
+        policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
+        adapters = 3 * (seed % 4 == 3)
+        shape = Shape(pages, host, block_size, policy, seed, adapters)
+        yield MemoryWalk(shape, seed, options.steps)
+
+
+def report(options: CheckOptions, failure: Failure, number: int) -> str:
+    """What went wrong, the operations that it takes, and how to see it again."""
+    walk = failure.walk
+    assert isinstance(walk, MemoryWalk)
+    seed = walk.seed
+    lines = [
+        f"{options.kind} {options.object}: walk {number} (seed {seed}) failed:",
+        f"  {type(failure.error).__name__}: {failure.error}",
+        f"after these operations, on {walk.shape}:",
+        *(f"  {index:3} {name}{arguments}"
+          for index, (name, arguments) in enumerate(failure.operations, 1)),
+        f"again: scalesim check {options.kind} {options.object} --seed {seed} --walks 1 "
+        f"--steps {options.steps}",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def factories_for(options: CheckOptions) -> Factories:
+    """What the worlds are made with: the user's object for one part, ours for the rest."""
+    if options.walks < 1 or options.steps < 1:
+        raise ConfigError(f"--walks {options.walks} --steps {options.steps}; at least 1 of each")
+    found = load(options.object)
+    if options.kind == "allocator":
+        return Factories(pool=_maker(found, options))
+    if options.kind == "link":
+        return Factories(link=_maker(found, options))
+    return Factories(policy=_policy(found, options))
+
+
+def load(name: str) -> Any:
+    """``"module:attribute"``, the working directory's modules included."""
+    if ":" not in name:
+        raise ConfigError(f"{name!r} names no object; write it like my_module:MyPool")
+    sys.path.insert(0, "")
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name!r} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _maker(found: Any, options: CheckOptions) -> Any:
+    if not callable(found):
+        raise ConfigError(
+            f"{options.object} is {found!r}; give a class, or a function that makes {options.kind}s"
+        )
+    return found
+
+
+def _policy(found: Any, options: CheckOptions) -> Policy:
+    policy = found() if callable(found) else found
+    if isinstance(policy, str):
+        policy = policy_named(policy)
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"{options.object} is {policy!r}; it must be a memory.policies.Policy")
+    return policy

@@ -1,0 +1,93 @@
+"""What the checkpoints of one architecture have in common: names, norms, activation, windows.
+
+The one decoder is told apart by these records and by what ``config.json`` says. Torch-free; read
+by the config's parser, the loader and the decoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """Names of a layer's norms by where they stand; ``None`` where there is none. A norm *after* a
+    part is applied to what the part adds to the residual."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+
+
+SANDWICH = Norms(
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+AFTER = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+
+Windows = Literal["none", "all", "late", "even", "most"]
+"""Layers with a sliding window where ``layer_types`` does not say: none may have one; all; those
+from ``max_window_layers`` on, if ``use_sliding_window``; every other, from the first; all but every
+``sliding_window_pattern``-th."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """``qk_norm``: of each head, or of all heads of Q and of K together. ``bias``: of q, k and v
+    whatever the config says. ``fused``: checkpoints hold ``qkv_proj`` and ``gate_up_proj``.
+    ``shifted_norms``: a norm's weight is stored less 1, and multiplied in fp32.
+    ``scaled_embedding``: by ``sqrt(hidden_size)``. ``local_rope``: layers with a window have a
+    rotation of their own. The last three are what a config without them means."""
+
+    model_type: str
+    norms: Norms = Norms()
+    qk_norm: Literal["none", "head", "all"] = "none"
+    bias: bool = False
+    fused: bool = False
+    windows: Windows = "none"
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    shifted_norms: bool = False
+    scaled_embedding: bool = False
+    local_rope: bool = False
+    experts: bool = False
+    tied: bool = False
+    query_scalar: int | None = None
+    soft_caps: tuple[float | None, float | None] = (None, None)  # of scores, of logits
+
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family("llama"),
+    "MistralForCausalLM": Family("mistral", windows="all"),
+    "Qwen2ForCausalLM": Family("qwen2", bias=True, windows="late"),
+    "Qwen3ForCausalLM": Family("qwen3", qk_norm="head", windows="late"),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", qk_norm="head", windows="late", experts=True),
+    "Phi3ForCausalLM": Family("phi3", fused=True, windows="all"),
+    "Olmo2ForCausalLM": Family("olmo2", norms=AFTER, qk_norm="all"),
+    "Gemma2ForCausalLM": Family(
+        "gemma2",
+        norms=SANDWICH,
+        windows="even",
+        activation="gelu_tanh",
+        shifted_norms=True,
+        scaled_embedding=True,
+        tied=True,
+        query_scalar=256,
+        soft_caps=(50.0, 30.0),
+    ),
+    "Gemma3ForCausalLM": Family(
+        "gemma3_text",
+        norms=SANDWICH,
+        qk_norm="head",
+        windows="most",
+        activation="gelu_tanh",
+        shifted_norms=True,
+        scaled_embedding=True,
+        local_rope=True,
+        tied=True,
+        query_scalar=256,
+    ),
+}

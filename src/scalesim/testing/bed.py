@@ -1,0 +1,127 @@
+"""A test bed: real memory over tags, with a link, a runner and a page watch. What the worlds share.
+
+What is under test goes in through ``Factories``: an allocator, a link, a policy of one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scalesim.core import Bytes2D, Runner
+from scalesim.memory.links import Link, Timeline
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.policies import Policy, policy_named
+from scalesim.memory.pool import MakePool, PagePool
+from scalesim.memory.storage import allocate_pages
+from scalesim.testing.hostile_link import HostileLink
+from scalesim.testing.page_watch import PageWatch
+from scalesim.testing.tag_runner import BadHook, Reader, TagRunner
+from scalesim.testing.tags import page_bytes_for
+
+MakeLink = Callable[[Bytes2D, Bytes2D, Timeline, int], Link]
+"""``(device, host, timeline, seed)``: both pools ``[num_pages, page_bytes]``, the timeline that
+answers for the fences of the compute queue, and what to draw from."""
+
+
+def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) -> HostileLink:
+    """The default: a hostile link of tickets of one page or two."""
+    return HostileLink(device, host, timeline, seed=seed, max_ticket_pages=1 + seed % 2)
+
+
+@dataclass(frozen=True)
+class Factories:
+    """What is under test. ``policy`` goes before a world's own; ``watched``: a ``PageWatch`` sees
+    every access."""
+
+    pool: MakePool = PagePool
+    link: MakeLink = hostile_link
+    policy: Policy | None = None
+    watched: bool = True
+
+
+OURS = Factories()
+
+
+class Bed:
+    """Pools of ``pages`` and ``host_pages`` pages of ``block_size`` tags, beside the null page.
+
+    ``raw_link`` and ``tags`` are the link and the runner themselves; ``link`` and ``runner`` are
+    what the engine's parts are given: the same, watched.
+    """
+
+    def __init__(
+        self,
+        factories: Factories,
+        *,
+        pages: int,
+        host_pages: int,
+        block_size: int,
+        policy: str,
+        max_num_seqs: int,
+        max_blocks: int,
+        steps_in_flight: int,
+        seed: int,
+        vocab_size: int = 512,
+        bad: BadHook | None = None,
+        reader: Callable[[int], Reader] | None = None,
+    ) -> None:
+        page_bytes, num_rows = page_bytes_for(block_size), 2 * max_num_seqs + 1
+        self.device = allocate_pages(pages + 1, page_bytes)
+        self.host = allocate_pages(max(1, host_pages), page_bytes)
+        self.timeline = Timeline()
+        self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
+        self.tags = TagRunner(
+            self.device,
+            block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_rows=num_rows,
+            max_blocks_per_row=max_blocks,
+            steps_in_flight=steps_in_flight,
+            timeline=self.timeline,
+            vocab_size=vocab_size,
+            bad=bad,
+            reader=reader,
+        )
+        self.link: Link = self.raw_link
+        self.runner: Runner = self.tags
+        make_pool = factories.pool
+        if factories.watched:
+            watch = PageWatch(pages + 1, max(1, host_pages), block_size, num_rows, max_blocks)
+            self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
+            make_pool = watch.pool(factories.pool)
+        self.memory = MemoryManager(
+            block_size=block_size,
+            page_bytes=page_bytes,
+            device_pages=pages + 1,
+            host_pages=host_pages,
+            num_rows=num_rows,
+            policy=factories.policy or policy_named(policy),
+            link=self.link,
+            make_pool=make_pool,
+        )
+
+    @property
+    def hostile(self) -> HostileLink | None:
+        """The link, if it is the hostile one: it can be told to move, and to fail."""
+        return self.raw_link if isinstance(self.raw_link, HostileLink) else None
+
+    def move(self, count: int = 1) -> None:
+        """The link goes on: a hostile one by ``count`` events, another for a moment."""
+        if self.hostile is None:
+            self.raw_link.wait(1e-4)
+            return
+        for _ in range(count):
+            self.hostile.step()
+
+    def check_all_free(self) -> None:
+        """Every page is free, no row taken, no ticket alive: what must hold when all was let go."""
+        memory, residency = self.memory, self.memory.residency
+        for pool in (memory.device, memory.host):
+            assert pool.num_free == pool.num_usable, f"{pool.num_used} pages are not free"
+        assert not residency.transfers, residency.transfers
+        assert self.hostile is None or not self.hostile.num_open, self.hostile.num_open
+        assert memory.tree.num_segments == 0, list(memory.tree)
+        assert not residency.saving_pages and not residency.demand_waiting
+        assert not memory.loading_pages
+        assert memory.table.num_free == memory.table.num_rows - 1

@@ -1,0 +1,126 @@
+"""What every page of both pools must hold, by the books of the prefix tree. Used by the worlds.
+
+Segments' tokens say which tags belong into their pages, on either tier; adapters' digests say which
+bytes. All of a tier is compared in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from scalesim.core import Bytes2D, Int64s, UInt64s
+from scalesim.memory.adapters import AdapterUse
+from scalesim.memory.agents import lineage
+from scalesim.memory.segment import Segment
+from scalesim.testing.tags import (
+    adapter_pages,
+    are_tags_of,
+    lineages_of,
+    under_adapter,
+    view_tags,
+)
+
+
+class PageReader:
+    """Gathers what is to be read back from the pool ``pages``, and compares it in one go."""
+
+    def __init__(self, pages: Bytes2D, block_size: int) -> None:
+        self._tags, self._size = view_tags(pages, block_size), block_size
+        self._slots = np.arange(block_size)
+        self._parts: list[tuple[object, Int64s, Int64s, Int64s, UInt64s]] = []
+
+    def add(
+        self, owner: object, pages: Sequence[int], tokens: Int64s, known: UInt64s, start: int
+    ) -> None:
+        """``pages`` hold ``tokens[start:]``, whose lineages are ``known[start:]``, as far as both
+        go."""
+        count = min(len(pages) * self._size, len(tokens) - start)
+        if count > 0:
+            places = (np.array(pages)[:, None] * self._size + self._slots).ravel()[:count]
+            own = slice(start, start + count)
+            self._parts.append((owner, places, tokens[own], np.arange(start, own.stop), known[own]))
+
+    def check(self, tier: str) -> None:
+        """Raises ``AssertionError`` with the first owner whose pages differ."""
+        if not self._parts:
+            return
+        columns: list[Any] = list(zip(*(part[1:] for part in self._parts), strict=True))
+        joined: list[Any] = [np.concatenate(column) for column in columns]
+        if self._agree(*joined):
+            return
+        for owner, places, tokens, positions, known in self._parts:
+            agrees = self._agree(places, tokens, positions, known)
+            assert agrees, f"{tier} copy of {owner} differs from its tokens {tokens}"
+
+    def _agree(self, places: Int64s, tokens: Int64s, positions: Int64s, known: UInt64s) -> bool:
+        return are_tags_of(
+            self._tags[places], tokens.astype(np.uint64), positions.astype(np.uint64), known
+        )
+
+
+def check_adapter(segment: Segment, device: Bytes2D, host: Bytes2D) -> None:
+    """The pages of an adapter's segment hold it, on both tiers, and nothing but it."""
+    want = adapter_bytes(tag_of(segment.mark), segment.num_blocks, device.shape[1])
+    on_device, on_host = segment.device[: segment.ready], segment.host[: segment.saved]
+    assert (device[on_device] == want[: len(on_device)]).all(), f"{segment} on the device"
+    assert (host[on_host] == want[: len(on_host)]).all(), f"{segment} on the host"
+
+
+adapter_bytes = lru_cache(maxsize=64)(adapter_pages)
+
+
+class Paths:
+    """The tokens from the root to the end of each segment, as tags keep them, and their lineages.
+
+    ``root_of(domain)`` is where the lineages of a sharing domain begin. Kept for the paths that
+    were asked for lately: a path's tokens say all.
+    """
+
+    def __init__(self, block_size: int, root_of: Callable[[Hashable], int]) -> None:
+        self._size, self._root_of = block_size, root_of
+        self._of = lru_cache(maxsize=4096)(self._compute)
+
+    def of(self, segment: Segment, domain: Hashable) -> tuple[Int64s, UInt64s, int]:
+        """Tokens and lineages ``[num_tokens]`` of the whole path, and where the segment's own
+        begin."""
+        tokens, mark, start = b"", b"", 0
+        for node in reversed(lineage(segment)):
+            if node.mark:
+                assert not mark, f"{segment}: two adapters come into force on its path"
+                mark = node.mark
+                offset = int.from_bytes(mark[-2:], "little")
+                assert offset < self._size, (segment, offset)
+                start = len(tokens) // 4 + offset
+            tokens += node.tokens
+        digest = mark[:-2] if mark else None
+        coded, known = self._of(tokens, digest, start, self._root_of(domain))
+        return coded, known, (len(tokens) - len(segment.tokens)) // 4
+
+    def known(
+        self, tokens: Sequence[int], use: AdapterUse | None, domain: Hashable
+    ) -> tuple[Int64s, UInt64s]:
+        """``tokens`` as tags keep them under ``use``, and their lineages."""
+        packed = np.array(tokens, np.int32).tobytes()
+        digest, start = (None, 0) if use is None else (use.digest, use.start)
+        return self._of(packed, digest, start, self._root_of(domain))
+
+    @staticmethod
+    def _compute(
+        tokens: bytes, digest: bytes | None, start: int, root: int
+    ) -> tuple[Int64s, UInt64s]:
+        plain = np.frombuffer(tokens, np.int32).astype(np.int64)
+        coded = plain if digest is None else under_adapter(plain, tag_of(digest), start)
+        return coded, lineages_of(coded, root)
+
+
+def digest_of(tag: int) -> bytes:
+    """What the adapter ``tag`` is found by."""
+    return tag.to_bytes(16, "little")
+
+
+def tag_of(digest: bytes) -> int:
+    return int.from_bytes(digest[:16], "little")

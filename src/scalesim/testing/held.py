@@ -1,0 +1,89 @@
+"""What requests of a memory world hold, and the batches that compute for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scalesim.core import AdapterBatch, Batch, Bytes2D, SamplingBatch
+from scalesim.errors import AdapterError
+from scalesim.memory.adapters import AdapterUse
+from scalesim.memory.block_table import BlockTable
+from scalesim.memory.lease import Lease
+
+
+@dataclass(frozen=True)
+class FlakySource:
+    """An adapter's pages; reading fails while its tag is among ``broken``."""
+
+    tag: int
+    pages: Bytes2D
+    broken: set[int]
+
+    def read(self) -> Bytes2D:
+        if self.tag in self.broken:
+            raise AdapterError(f"adapter {self.tag} cannot be read")
+        return self.pages
+
+
+@dataclass(eq=False)
+class Held:
+    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
+    soundly."""
+
+    lease: Lease
+    agent: int
+    domain: str
+    tokens: list[int]
+    slot: int
+    done: int
+    launched: int
+    use: AdapterUse | None = None
+
+    @property
+    def token_bytes(self) -> bytes:
+        return np.array(self.tokens, np.int32).tobytes()
+
+
+def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) -> Batch:
+    """Step number ``step``: tokens ``start`` to ``end`` of each, greedy, with what changed of the
+    ``table`` and the copies on write that were not launched yet."""
+    counts = [end - start for _, start, end in work]
+    copies = []
+    for held, _, _ in work:
+        copies += held.lease.copies
+        held.lease.copies = []
+    rows, cols, pages = table.take_changes()
+    num = len(work)
+    return Batch(
+        step=step,
+        token_ids=np.concatenate([np.array(h.tokens[a:b], np.int32) for h, a, b in work]),
+        positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in work]),
+        query_start=np.cumsum([0, *counts]).astype(np.int32),
+        rows=np.array([held.lease.row for held, _, _ in work], np.int32),
+        slots=np.array([held.slot for held, _, _ in work], np.int32),
+        sample=np.ones(num, np.bool_),
+        sampling=SamplingBatch(
+            np.zeros(num, np.float32),
+            np.zeros(num, np.int32),
+            np.ones(num, np.float32),
+            np.zeros(num, np.uint64),
+        ),
+        table_rows=rows,
+        table_cols=cols,
+        table_pages=pages,
+        page_copies=np.array(copies, np.int32).reshape(-1, 2),
+        adapters=_adapters([held for held, _, _ in work]),
+    )
+
+
+def _adapters(work: list[Held]) -> AdapterBatch | None:
+    columns = np.array(
+        [
+            (held.lease.adapter_row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
+            for held in work
+        ],
+        np.int32,
+    )
+    return AdapterBatch(*columns.T) if columns[:, 0].any() else None

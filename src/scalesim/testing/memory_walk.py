@@ -1,0 +1,64 @@
+"""Random walks over a memory world."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from scalesim.testing.bed import OURS, Factories
+from scalesim.testing.memory_world import AGENTS, FAR, KINDS, MemoryWorld, Shape
+from scalesim.testing.walks import Act, Operation, drawn, some
+
+
+def _request(rng: random.Random) -> tuple[Any, ...]:
+    return (*some(AGENTS)(rng), rng.choice(KINDS), *some(1000, 9, 9)(rng))
+
+
+ACTS: list[Act] = [
+    (18, "acquire", _request),
+    (30, "turn", _request),
+    (9, "abort", lambda rng: (rng.randrange(3) > 0,)),
+    (14, "launch", lambda rng: (1 + rng.randrange(12), rng.randrange(64))),
+    (5, "run_device", some()),
+    (10, "collect", some()),
+    (6, "grow", some(9, 4)),
+    (6, "commit", some(9)),
+    (16, "release", lambda rng: (rng.randrange(9), rng.randrange(5) > 0)),
+    (
+        6,
+        "expect_agent",
+        lambda rng: (rng.randrange(AGENTS), rng.choice([None, -1, 1, 2, 5, FAR])),
+    ),
+    (3, "advance", some(4)),
+    (4, "plan", some()),
+    (9, "land", some(12)),
+    (14, "poll", some()),
+    (2, "fail_copy", some()),
+    (1, "fork", some(AGENTS, AGENTS)),
+    (0.5, "drop_agent", some(AGENTS)),
+    (0.3, "exhaust", some()),
+    (3, "poison", some(9)),
+    (0.3, "quiesce", some()),
+]
+OF_ADAPTERS: list[Act] = [
+    (9, "load_adapter", some(9, 9)),
+    (3, "unload_adapter", some(9)),
+    (2, "break_source", some(9)),
+]
+
+
+@dataclass(frozen=True)
+class MemoryWalk:
+    """``steps`` operations on a world of ``shape``, drawn from ``seed``; then all is let go."""
+
+    shape: Shape
+    seed: int
+    steps: int
+
+    def operations(self) -> list[Operation]:
+        acts = ACTS + (OF_ADAPTERS if self.shape.adapters else [])
+        return [*drawn(acts, self.seed, self.steps), ("quiesce", ())]
+
+    def world(self, factories: Factories = OURS) -> MemoryWorld:
+        return MemoryWorld(self.shape, factories)

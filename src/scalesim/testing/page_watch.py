@@ -1,0 +1,256 @@
+"""The page watch: every access to every page of both pools, in the order in which it was asked for.
+
+Wraps an allocator, a link and a runner, whoever wrote them, and sees what passes between them and
+the engine. Finds two accesses that nothing orders (vector clocks: the host, the compute queue, each
+copy under way), and reads of what was not written since its page was handed out, also where the
+same bytes lie there by luck. Judges orders, so it needs no unlucky schedule; looks at no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import Batch, Fence, Int64s, Runner, Step, StepOutput
+from scalesim.memory.links import Copies, Direction, Link
+from scalesim.memory.pool import MakePool, Pool
+from scalesim.testing.races import Clock, Races, join
+
+HOST, COMPUTE = "host", "compute"
+
+
+class UnwrittenError(AssertionError):
+    """A page is read that was not written since it was handed out: what lies there is an earlier
+    life's."""
+
+
+@dataclass(slots=True)
+class _Submission:
+    """One ``submit``. It has a lane of its own, a queue of one, until its last ticket ended."""
+
+    lane: str
+    clock: Clock
+    copies: Copies
+    open: set[int]
+    spoiled: bool = False  # failed or called back: its destination holds nothing
+
+
+class PageWatch:
+    """For pools of so many pages, blocks of ``block_size`` tokens, and a block table of the
+    runner's ``num_rows`` × ``max_blocks``."""
+
+    def __init__(
+        self, device_pages: int, host_pages: int, block_size: int, num_rows: int, max_blocks: int
+    ) -> None:
+        self.races = Races()
+        self.num_accesses = 0
+        self._size = block_size
+        self._written = {
+            "device": np.zeros((device_pages, block_size), np.bool_),
+            "host": np.zeros((host_pages, 1), np.bool_),
+        }
+        self._table = np.zeros((num_rows, max_blocks), np.int64)
+        self._host: Clock = {HOST: 0}
+        self._compute: Clock = {}
+        self._steps: dict[int, Clock] = {}  # launched, not collected
+        self._submissions: dict[int, _Submission] = {}  # by ticket
+        self._free_lanes: list[str] = []
+        self._numbers = count(1)
+
+    # -- the seams ----------------------------------------------------------------------------
+
+    def pool(self, make: MakePool) -> MakePool:
+        """``make``, whose pools tell of each page that they hand out: the one whose first pages are
+        never handed out is the device's."""
+
+        def watched(num_pages: int, *, first: int = 0) -> Pool:
+            tier = "device" if first else "host"
+            pool = make(num_pages, first=first)
+            return cast(Pool, WatchedPool(pool, self._written[tier]))
+
+        return watched
+
+    def link(self, link: Link) -> WatchedLink:
+        return WatchedLink(link, self)
+
+    def runner(self, runner: Runner) -> WatchedRunner:
+        return WatchedRunner(runner, self)
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def launches(self, batch: Batch) -> None:
+        self._host[HOST] += 1
+        join(self._compute, self._host)
+        self._compute[COMPUTE] = batch.step + 1
+        clock = self._steps[batch.step] = dict(self._compute)
+        self._table[batch.table_rows, batch.table_cols] = batch.table_pages
+        written, label = self._written["device"], f"step {batch.step}"
+        for source, destination in batch.page_copies.tolist():
+            self._touch("device", [source], COMPUTE, clock, label, is_write=False)
+            self._touch("device", [destination], COMPUTE, clock, label, is_write=True)
+            written[destination] = written[source]
+        reads: set[int] = set()
+        writes: set[int] = set()
+        starts = batch.positions[batch.query_start[:-1]].tolist()
+        ends = (batch.positions[batch.query_start[1:] - 1] + 1).tolist()
+        for row, start, end in zip(batch.rows.tolist(), starts, ends, strict=True):
+            if row:
+                pages = self._table[row, : -(-end // self._size)]
+                writes.update(pages[start // self._size :].tolist())
+                places = np.arange(start, end)
+                written[pages[places // self._size], places % self._size] = True
+                reads.update(pages.tolist())
+                self._expect_written(label, row, pages, end)
+        for pages in self._adapters(batch):
+            reads.update(pages.tolist())
+            self._expect_written(label, 0, pages, len(pages) * self._size)
+        self._touch("device", sorted(writes), COMPUTE, clock, label, is_write=True)
+        self._touch("device", sorted(reads - writes), COMPUTE, clock, label, is_write=False)
+
+    def collected(self, step: int) -> None:
+        self._host[HOST] += 1
+        join(self._host, self._steps.pop(step))
+
+    def _adapters(self, batch: Batch) -> list[Int64s]:
+        """The pages of each adapter in use, as the tag runner numbers layouts."""
+        if batch.adapters is None:
+            return []
+        pairs = zip(batch.adapters.rows.tolist(), batch.adapters.layouts.tolist(), strict=True)
+        return [self._table[row, : layout & 255] for row, layout in {*pairs} if row]
+
+    def _expect_written(self, label: str, row: int, pages: Int64s, end: int) -> None:
+        places = self._written["device"][pages].reshape(-1)[:end]
+        if not places.all():
+            at = int((~places).argmax())
+            raise UnwrittenError(
+                f"{label}: row {row}, position {at}: page {pages[at // self._size]} was not "
+                "written there since it was handed out"
+            )
+
+    # -- copies -------------------------------------------------------------------------------
+
+    def submits(self, tickets: Sequence[int], copies: Copies, after: Fence | None) -> None:
+        self._host[HOST] += 1
+        clock = dict(self._host)
+        if after is not None:
+            join(clock, self._steps.get(after.seq, {}))  # collected: the host knows it already
+        number = next(self._numbers)
+        lane = self._free_lanes.pop() if self._free_lanes else f"copy lane {number}"
+        clock[lane] = number
+        submission = _Submission(lane, clock, copies, set(tickets))
+        for ticket in tickets:
+            self._submissions[ticket] = submission
+        label = f"copy {copies.direction}, tickets {min(tickets)} to {max(tickets)}"
+        tiers = ("host", "device") if copies.direction == "in" else ("device", "host")
+        pages = {"host": copies.host_pages, "device": copies.device_pages}
+        if copies.source is None:
+            source = pages[tiers[0]]
+            if not self._written[tiers[0]][source].all():
+                raise UnwrittenError(
+                    f"{label}: of {tiers[0]} pages {list(source)}, some were not written since "
+                    "they were handed out"
+                )
+            self._touch(tiers[0], source, lane, clock, label, is_write=False)
+        self._touch(tiers[1], pages[tiers[1]], lane, clock, label, is_write=True)
+        self._written[tiers[1]][pages[tiers[1]]] = True
+
+    def ended(self, ticket: int, *, arrived: bool) -> None:
+        """The host saw ``ticket`` end, or called it back."""
+        submission = self._submissions.pop(ticket, None)
+        if submission is None:
+            return
+        submission.open.discard(ticket)
+        submission.spoiled |= not arrived
+        if submission.open:
+            return
+        copies, lane = submission.copies, submission.lane
+        self._host[HOST] += 1
+        self._host[lane] = submission.clock[lane]
+        self._free_lanes.append(lane)
+        if submission.spoiled:
+            inward = copies.direction == "in"
+            tier, pages = ("device", copies.device_pages) if inward else ("host", copies.host_pages)
+            self._written[tier][list(pages)] = False
+
+    def _touch(
+        self, tier: str, pages: Sequence[int], who: str, clock: Clock, label: str, *, is_write: bool
+    ) -> None:
+        self.num_accesses += len(pages)
+        for page in pages:
+            self.races.touch(f"{tier} page", page, who, clock, label, is_write=is_write)
+
+
+class WatchedPool:
+    """A pool whose pages hold nothing when it hands them out. Everything else is the pool's own."""
+
+    def __init__(self, pool: Pool, written: npt.NDArray[np.bool_]) -> None:
+        self._pool, self._written = pool, written
+
+    def allocate(self, count: int) -> list[int] | None:
+        pages = self._pool.allocate(count)
+        if pages:
+            self._written[pages] = False
+        return pages
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+class WatchedLink:
+    """A link whose copies the watch sees. Everything else is the link's own."""
+
+    def __init__(self, link: Link, watch: PageWatch) -> None:
+        self.link, self._watch = link, watch
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        tickets = self.link.submit(copies, after, urgent=urgent)
+        self._watch.submits(tickets, copies, after)
+        return tickets
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        ended = self.link.poll()
+        for ticket, error in ended:
+            self._watch.ended(ticket, arrived=error is None)
+        return ended
+
+    def cancel(self, ticket: int) -> bool:
+        cancelled = self.link.cancel(ticket)
+        if cancelled:
+            self._watch.ended(ticket, arrived=False)
+        return cancelled
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.link.wait(timeout_s)
+
+    def queued_bytes(self, direction: Direction) -> int:
+        return self.link.queued_bytes(direction)
+
+    def rate(self, direction: Direction) -> float:
+        return self.link.rate(direction)
+
+    def close(self) -> None:
+        self.link.close()
+
+
+class WatchedRunner:
+    """A runner whose steps the watch sees."""
+
+    def __init__(self, runner: Runner, watch: PageWatch) -> None:
+        self.runner, self._watch = runner, watch
+        self.steps_in_flight = runner.steps_in_flight
+
+    def launch(self, batch: Batch) -> Step:
+        self._watch.launches(batch)
+        return self.runner.launch(batch)
+
+    def collect(self, step: Step) -> StepOutput:
+        output = self.runner.collect(step)
+        self._watch.collected(step.step)
+        return output

@@ -1,0 +1,1 @@
+"""The long tier of the trust suite: ``python -m tests.long NAME``. Seeded, resumable."""

@@ -1,0 +1,96 @@
+"""``python -m tests.long NAME [NAME ...]``: run campaigns of the long tier; ``all`` is every one.
+
+Each prints a line: what was done, of what goal, from which seeds, in how much processor time.
+``--resume FILE`` keeps and continues where it stopped. Exit code 1 if a seed failed: it prints how
+to replay it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.long import on_faults, on_models, on_tags
+from tests.long.campaign import Campaign, load, pursue
+
+CAMPAIGNS = {
+    each.name: each
+    for each in (
+        Campaign(
+            "operations",
+            "operations",
+            1_000_000,
+            "operations on pools of 1 to 64 pages; books and contents compared after each",
+            on_tags.operations,
+        ),
+        Campaign(
+            "schedules",
+            "schedules",
+            10_000,
+            "requests' lives under hostile schedules; books compared after each operation",
+            on_tags.schedules,
+        ),
+        Campaign(
+            "aborts",
+            "aborts",
+            100_000,
+            "aborts at random phases; in the end every page is free",
+            on_tags.aborts,
+        ),
+        Campaign(
+            "faults",
+            "faulted runs",
+            10_000,
+            "every part fails at its N-th call, once or for ever; then nobody is lost",
+            on_faults.run,
+        ),
+        Campaign(
+            "interleavings",
+            "cases",
+            7,
+            "every interleaving of small cases; books compared in every state, texts at every end",
+            on_tags.interleavings,
+        ),
+        Campaign(
+            "swaps",
+            "schedules",
+            1_000,
+            "games of a tiny model on hostile streams; tokens and logits' bits against no swaps",
+            on_models.swaps,
+        ),
+        Campaign(
+            "orders",
+            "runs",
+            256,
+            "batch sizes 1 to 64, pools, policies, chunks, orders of threads; every logit's bits",
+            on_models.orders,
+        ),
+    )
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m tests.long", description=__doc__)
+    top.add_argument("names", nargs="+", choices=[*CAMPAIGNS, "all"], metavar="NAME")
+    top.add_argument("--seed", type=int, default=0, help="the first")
+    top.add_argument("--count", type=int, help="units in all; the campaign's goal if not given")
+    top.add_argument("--seconds", type=float, default=float("inf"), help="of processor time each")
+    top.add_argument("--resume", type=Path, help="a file that keeps how far each has come")
+    return top
+
+
+def main() -> int:
+    options = parser().parse_args()
+    names = list(CAMPAIGNS) if "all" in options.names else options.names
+    sound = True
+    for name in names:
+        campaign = CAMPAIGNS[name]
+        state = load(options.resume, campaign, options.seed)
+        count = campaign.goal if options.count is None else options.count
+        sound &= pursue(campaign, state, count=count, seconds=options.seconds, path=options.resume)
+    return 0 if sound else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The long tier's campaigns run, count and go on where they stopped; one seed of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.long.__main__ import CAMPAIGNS
+from tests.long.campaign import Campaign, load, pursue
+
+
+@pytest.mark.parametrize("name", CAMPAIGNS)
+def test_one_seed_of_each(name: str) -> None:
+    campaign = CAMPAIGNS[name]
+    assert campaign.run(3 if name == "interleavings" else 1)[campaign.unit] > 0
+
+
+def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:  # type: ignore[type-arg]
+    seeds: list[int] = []
+
+    def run(seed: int) -> Counter[str]:
+        seeds.append(seed)
+        assert seed != 7, "seven"
+        return Counter(things=2)
+
+    campaign, path = Campaign("count", "things", 100, "nothing", run), tmp_path / "state.json"
+    for upto in (4, 4, 6):
+        state = load(path, campaign, 3)
+        assert pursue(campaign, state, count=upto, seconds=60.0, path=path)
+    assert seeds == [3, 4, 5]
+    assert not pursue(campaign, load(path, campaign, 3), count=99, seconds=60.0, path=path)
+    out = capsys.readouterr().out
+    assert "count: 6 things of 100; seeds 3 to 5" in out
+    assert "replay: python -m tests.long count --seed 7 --count 1" in out

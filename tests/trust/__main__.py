@@ -1,0 +1,48 @@
+"""``python -m tests.trust``: plants every bug there is, and prints which machine saw it, how soon,
+and in how few operations. Exit code 1 if one was not seen, or if what is sound was."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.trust import bugs
+
+COLUMNS = ("bug", "in the field", "seen by", "tries", "s", "trace")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="traces are not shrunk")
+    options = parser.parse_args(arguments)
+    table = Table(title="Planted bugs", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in COLUMNS[:3] else "right")
+    missed, every = 0, bugs.bugs()
+    for bug in every:
+        caught = bugs.catch(bug, shrunk=not options.quick)
+        missed += caught is None
+        table.add_row(bug.broken, bug.seen, *_cells(bug, caught))
+    for patch in bugs.SPEED_ONLY:
+        caught = bugs.catch(bugs.sound(patch))
+        missed += caught is not None
+        verdict = "nothing, as it must" if caught is None else f"WRONGLY: {caught.error}"
+        table.add_row(patch.__name__.replace("_", " "), "speed only", verdict)
+    console = Console(width=120)
+    console.print(table)
+    console.print(f"{len(every)} bugs and {len(bugs.SPEED_ONLY)} that are none, {missed} misjudged")
+    return 1 if missed else 0
+
+
+def _cells(bug: bugs.Bug, caught: bugs.Caught | None) -> tuple[str, ...]:
+    if caught is None:
+        return ("NOTHING",)
+    trace = "–" if caught.trace is None else str(caught.trace)
+    return bug.machine.name, str(caught.attempts), f"{caught.seconds:.1f}", trace
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

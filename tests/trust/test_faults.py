@@ -1,0 +1,71 @@
+"""Each fault point once and for ever, at its first and its middle call: a sample of the sweep.
+``python -m tests.long faults`` has every call."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from scalesim.engine import Engine
+from scalesim.errors import ScaleSimError
+from scalesim.requests import Reply
+from tests.trust import faults
+from tests.trust.workload import Text, make_parts, oracle
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, list[Text]]:
+    return oracle()
+
+
+@pytest.fixture(scope="module")
+def reached() -> Counter[str]:
+    return faults.reach()
+
+
+def test_the_workload_reaches_every_point(reached: Counter[str]) -> None:
+    assert len(faults.POINTS) >= 40
+    assert [name for name in faults.POINTS if not reached[name]] == []
+
+
+@pytest.mark.parametrize("mode", faults.MODES)
+@pytest.mark.parametrize("name", faults.POINTS)
+def test_a_fault_costs_no_agent_and_no_page(
+    name: str, mode: str, texts: dict[str, list[Text]], reached: Counter[str]
+) -> None:
+    for nth in {1, (reached[name] + 1) // 2}:
+        faults.run(name, nth, mode, texts)
+
+
+@pytest.mark.parametrize("name", ["runner: collect, done", "link: poll", "manager: commit"])
+def test_a_fault_with_two_steps_in_flight(name: str, texts: dict[str, list[Text]]) -> None:
+    for nth in (1, 7, 20):
+        faults.run(name, nth, "once", texts, steps_in_flight=2)
+
+
+def test_a_fault_that_strikes_is_a_fault(texts: dict[str, list[Text]]) -> None:
+    """The sweep is not void: what it throws arrives, and state was made anew."""
+    assert faults.run("manager: commit", 3, "once", texts).restarts == 1
+    outcome = faults.run("runner: launch", 5, "for ever", texts)
+    assert outcome.died and outcome.hit > 0
+
+
+def test_a_fault_on_the_engines_own_thread() -> None:
+    """Callers who wait get their texts; under a fault for ever, a typed error at once."""
+    said: dict[str, list[Text]] = {}
+    for mode, nth in (("once", 0), ("once", 2), ("for ever", 1)):
+        with (
+            faults.planted(faults.POINTS["manager: commit"], faults.Fault(nth, mode)),
+            Engine(make_parts(0, 1, "quarantine")) as engine,
+        ):
+            requests = [
+                engine.agent(name).request([index] * 9, max_tokens=5, seed=1, ignore_eos=True)
+                for index, name in enumerate("abc")
+            ]
+            replies = engine.run(requests, return_exceptions=True)
+            restarts = engine.stats.restarts
+        said[f"{mode} {nth}"] = [one.token_ids for one in replies if isinstance(one, Reply)]
+        assert (restarts > 0) == (nth > 0)
+        assert all(isinstance(one, (Reply, ScaleSimError)) for one in replies)
+    assert said["once 0"] == said["once 2"] and len(said["once 0"]) == 3
