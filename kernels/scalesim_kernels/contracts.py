@@ -54,8 +54,7 @@ class RmsNorm(Protocol):
 
         x, residual : ``[num_tokens, hidden]``, C-contiguous; ``residual`` may be overwritten.
         weight : ``[hidden]``, the dtype of ``x``, or fp32: then the product is rounded once. The
-            root mean square of a row is computed in fp32; ``eps`` is added to the mean of the
-            squares.
+            root mean square of a row is computed in fp32; ``eps`` is added to the mean of squares.
         """
 
 
@@ -78,8 +77,8 @@ class QkNormRopeStore(Protocol):
             the order Q, K, V. May be overwritten.
         cos_sin : ``[max_positions, head_dim]``, the model's dtype: cosines, then sines, of
             ``head_dim / 2`` angles. Element ``j`` of a head turns with ``j + head_dim / 2``.
-        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head with ``eps``, before
-            rotation; dtypes as in ``rms_norm``.
+        q_weight, k_weight : ``[head_dim]`` or None (no norm): RMSNorm per head with ``eps``,
+            before rotation; dtypes as in ``rms_norm``.
         returns : Q, ``[num_tokens, num_heads, head_dim]``; the last dimension is contiguous.
 
         Token ``t`` goes to page ``block_table[token_rows[t], positions[t] // block_size]``, slot
@@ -107,8 +106,8 @@ class PagedAttention(Protocol):
         ``paged_decode`` covers sequences ``0:num_decodes`` (token ``i`` is sequence ``i``) and
         ``paged_prefill`` the others, whose query tokens may start at any position; each writes only
         its own rows of ``out``. A token at position ``p`` attends to positions ``0..p``, which the
-        pages hold, the step's own tokens included; scores are multiplied by ``scale``. Softmax and
-        sums in fp32.
+        pages hold, the step's own tokens included; scores are multiplied by ``scale``.
+        Softmax and sums in fp32.
         window : of these, only the last ``window`` positions, its own included (Mistral, Gemma).
             Layers of one step may differ. Pages before it may still be read, and are still valid.
         soft_cap : scores, after ``scale``, become ``soft_cap * tanh(score / soft_cap)`` (Gemma 2).
@@ -235,7 +234,7 @@ class SiluMul(Protocol):
 
 class GeluMul(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor:
-        """``SiluMul`` with the tanh form of GELU (Gemma): ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x +
+        """``SiluMul`` of ``gate_up`` with the tanh form of GELU (Gemma): ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x +
         0.044715 * x**3)))``."""
 
 

@@ -115,7 +115,8 @@ class EngineConfig:
     ``integrity``: what follows when memory's books do not add up, or something breaks inside:
     ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
     ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
-    ``"off"`` does not look, and ends the engine at what breaks. Raises ``ConfigError``.
+    ``"off"`` does not look, and ends the engine at what breaks.
+    Raises ``ConfigError``.
     """
 
     device: str = "auto"

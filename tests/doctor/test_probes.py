@@ -293,6 +293,16 @@ def test_a_whole_model(tmp_path: Path) -> None:
     assert levels(section) == ["warning"]  # no tokenizer
 
 
+def test_a_model_that_transformers_would_run(tmp_path: Path) -> None:
+    write_config(tmp_path, SHAPE)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    other = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox"}
+    (tmp_path / "config.json").write_text(json.dumps(raw | other))
+    section = look(tmp_path)
+    assert section.facts["path"] == "transformers"
+    assert "GPTNeoXForCausalLM" in section.findings[0].text
+
+
 def broken_folders() -> dict[str, Any]:
     def config(change: dict[str, Any]) -> Any:
         def write(folder: Path) -> None:

@@ -1,5 +1,4 @@
-"""The command line: ``scalesim demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``
-and ``check``.
+"""``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
 failed (demo, doctor), 2 the user's mistake (one line on stderr), 130 interrupted. Importing this

@@ -13,10 +13,10 @@ import torch
 from scalesim.assembly import resolve_device, text_of
 from scalesim.backends import available_bytes
 from scalesim.doctor.findings import Section, Settings
-from scalesim.errors import ScaleSimError, WeightsError
+from scalesim.errors import ScaleSimError, UnsupportedModelError, WeightsError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.chat import load_chat_template
-from scalesim.model.config import ModelConfig
+from scalesim.model.config import ModelConfig, read_json
 from scalesim.model.loader import open_checkpoint
 from scalesim.model.weights import expected_shapes
 
@@ -25,19 +25,38 @@ def probe(settings: Settings) -> Section:
     assert settings.model is not None
     section, folder = Section("model", {"folder": settings.model}), Path(settings.model)
     place = resolve_device(settings.device)
+    section.facts["path"] = None
     try:
         config = config_of(folder)
-        geometry = geometry_of(folder, place)
+        section.facts |= {"path": "native", "architecture": config.architecture}
+        shape(section, config, geometry_of(folder, place), place)
+        weights(section, folder, config)
+    except UnsupportedModelError as error:
+        hosted(section, folder, str(error))
     except ScaleSimError as error:
-        section.facts["path"] = None
-        section.find("error", str(error), "a model that docs/models.md lists, or another folder")
-        return section
-    section.facts["path"] = "native"
-    section.facts["architecture"] = config.architecture
-    shape(section, config, geometry, place)
-    weights(section, folder, config)
-    text(section, folder)
+        section.find("error", str(error), "a model's folder, in Hugging Face's layout")
+    if section.facts["path"] is not None:
+        text(section, folder)
     return section
+
+
+def hosted(section: Section, folder: Path, native: str) -> None:
+    """The other path, as far as the config tells: an engine probes the model when it loads it."""
+    from scalesim.model.hosting import refuse
+
+    try:
+        refuse(read_json(folder / "config.json"))
+    except ScaleSimError as error:
+        text = f"neither path runs this model. Native: {native}. Transformers: {error}"
+        section.find("error", text, "a model that docs/models.md lists")
+        return
+    section.facts["path"] = "transformers"
+    section.find(
+        "note",
+        f"transformers' layers run on our pages, since the native path says: {native}. Whether its "
+        "attention can be replaced is known when an engine loads it",
+        "model_impl='native' or 'transformers'",
+    )
 
 
 def config_of(folder: Path) -> ModelConfig:
