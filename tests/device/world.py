@@ -103,6 +103,7 @@ def hostile_engine(
             "digests": True,
             "max_num_seqs": 4,
             "max_num_batched_tokens": 96,
+            "integrity": "raise",
             **settings,
         },
     )

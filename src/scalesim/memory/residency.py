@@ -280,6 +280,8 @@ class Residency:
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
         try:
             tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
+        except AssertionError:
+            raise  # a rule was broken, by us or by the link: that is no refusal
         except Exception as error:  # it has begun nothing; the transfer fails with the next poll
             self._num_refused += 1
             tickets = [-self._num_refused]
