@@ -234,8 +234,8 @@ class SiluMul(Protocol):
 
 class GeluMul(Protocol):
     def __call__(self, gate_up: Tensor) -> Tensor:
-        """``SiluMul`` of ``gate_up`` with the tanh form of GELU (Gemma): ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x +
-        0.044715 * x**3)))``."""
+        """``SiluMul`` of ``gate_up`` with the tanh form of GELU (Gemma):
+        ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))``."""
 
 
 class CopyPages(Protocol):
