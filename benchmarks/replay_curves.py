@@ -18,7 +18,9 @@ from scalesim.replay.workloads import workload
 
 POLICIES = ("deadline", "lru-swap", "levels", "lru-recompute")
 SIZES = Sizes(running=16)
-BASE: dict[str, Any] = {"agents": 400, "steps": 8, "private": 2048, "new": 128, "output": 32}
+BASE: dict[str, Any] = {
+    "agents": 400, "steps": 8, "private": 2048, "new": 128, "output": 32, "spread": 0.5,
+}  # fmt: skip
 QUICK: dict[str, Any] = {"agents": 40, "steps": 4, "private": 256, "new": 64, "output": 16}
 WARMUP = 3
 Point = tuple[dict[str, Any], dict[str, Any]]  # changes of the workload, changes of the sizes
