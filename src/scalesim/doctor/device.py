@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from scalesim.assembly import resolve_device
-from scalesim.backends import CpuBackend, CudaBackend
 from scalesim.doctor.findings import Section, Settings, reason_of
 from scalesim.errors import ScaleSimError
 
@@ -25,8 +24,6 @@ def probe(settings: Settings) -> Section:
         section.find("error", str(error), "--device auto or --device cpu")
     else:
         section.facts["taken"] = place
-        backend = CpuBackend if place == "cpu" else CudaBackend
-        section.facts["runs_adapters"] = backend.takes_adapters
         judge(section, place, any(path.exists() for path in DRIVERS))
     section.facts["torch_built_for"] = built_for()
     section.facts["threads"] = torch.get_num_threads()
