@@ -18,7 +18,10 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.model.chat import load_chat_template
 from scalesim.model.config import ModelConfig, read_json
 from scalesim.model.loader import open_checkpoint
+from scalesim.model.loader_files import weight_files
 from scalesim.model.weights import expected_shapes
+
+COMPLETE = "a complete checkpoint; dummy_weights=True does without"
 
 
 def probe(settings: Settings) -> Section:
@@ -51,6 +54,10 @@ def hosted(section: Section, folder: Path, native: str) -> None:
         section.find("error", text, "a model that docs/models.md lists")
         return
     section.facts["path"] = "transformers"
+    try:
+        weight_files(folder)
+    except ScaleSimError as error:
+        section.find("error", str(error), COMPLETE)
     section.find(
         "note",
         f"transformers' layers run on our pages, since the native path says: {native}. Whether its "
@@ -104,7 +111,7 @@ def weights(section: Section, folder: Path, config: ModelConfig) -> None:
             section.facts["weights"] = "complete"
     except ScaleSimError as error:
         section.facts["weights"] = None
-        section.find("error", str(error), "a complete checkpoint; dummy_weights=True does without")
+        section.find("error", str(error), COMPLETE)
 
 
 def text(section: Section, folder: Path) -> None:
