@@ -33,6 +33,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.prefix_tree import PrefixTree
+from scalesim.memory.read_ahead import ReadAhead
 from scalesim.memory.residency import Residency
 from scalesim.memory.standing import Standing
 from scalesim.model.chat import ChatTemplate
@@ -96,7 +97,6 @@ POINTS: dict[str, Point] = {
     "residency: evict": Point(Residency, "_evict"),
     "residency: start a load": Point(Residency, "start_load"),
     "residency: start a save": Point(Residency, "start_save"),
-    "residency: read an adapter": Point(Residency, "start_read"),
     "residency: fill the host": Point(Residency, "start_fill"),
     "residency: finish a copy": Point(Residency, "_finish"),
     "residency: poll, done": Point(Residency, "poll", late=True),
@@ -108,7 +108,7 @@ POINTS: dict[str, Point] = {
     "manager: release, done": Point(MemoryManager, "release", late=True),
     "manager: poll": Point(MemoryManager, "poll"),
     "owners: own a path": Point(Owners, "own"),
-    "owners: next use": Point(Owners, "set_next_use"),
+    "owners: next use": Point(Owners, "set_next_uses"),
     "owners: fork": Point(Owners, "fork"),
     "standing: refresh": Point(Standing, "refresh"),
     "misses: look-up": Point(Misses, "looked_up"),
@@ -118,6 +118,7 @@ POINTS: dict[str, Point] = {
     "adapter source: read": Point(TagFolder, "read", error=AdapterError),
     "planner: plan": Point(LookAhead, "plan"),
     "planner: load ahead": Point(LookAhead, "_load"),
+    "planner: read an adapter ahead": Point(ReadAhead, "_read"),
     "link: submit": Point(HostileLink, "submit"),
     "link: poll": Point(HostileLink, "poll"),
     "link: cancel": Point(HostileLink, "cancel"),

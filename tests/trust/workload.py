@@ -21,7 +21,7 @@ from scalesim.calls import Call
 from scalesim.config import SchedulerConfig
 from scalesim.core import Bytes2D, SamplingParams
 from scalesim.engine import Engine
-from scalesim.errors import ScaleSimError
+from scalesim.errors import AdapterError, ScaleSimError
 from scalesim.guard import Integrity
 from scalesim.loop import Parts
 from scalesim.memory.adapters import AdapterContent
@@ -182,6 +182,8 @@ class Workload:
             self._let(self.engine.agent, agent)
             if adapter is not None:
                 self._let(lambda a=agent, b=adapter: self.engine.agent(a, adapter=b))
+                if self.dead is None and self.engine.agent(agent).adapter is None:
+                    self.errors[agent] = AdapterError(f"{adapter!r} could not be added")
 
     def _hint(self, agents: list[str], turn: int) -> None:
         self.engine.advance()

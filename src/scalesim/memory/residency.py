@@ -234,6 +234,7 @@ class Residency:
         self.tree.add_host(segment, pages)
         transfer = segment.save = Transfer("out", "fill", [(segment, len(pages))])
         self._submit(transfer, Copies("out", [], pages, source), None)
+        self.standing.refresh(segment)
         return True
 
     def start_save(self, segment: Segment) -> bool:
