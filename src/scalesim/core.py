@@ -141,11 +141,6 @@ class AdjustBatch:
     masks: Int32s  # [num_masks, ceil(vocab / 32)]; a bit a token, the lowest first
     begins: tuple[tuple[int, Int32s, int], ...] = ()
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether a penalty of this step reads what was said."""
-        return bool((self.repetitions != 1).any() or self.presences.any() or self.frequencies.any())
-
 
 @dataclass(frozen=True, slots=True)
 class ScoreBatch:
@@ -274,7 +269,8 @@ class Step:
 class Runner(Protocol):
     """Runs batches, in launch order. ``collect`` is called once per step, in the same order.
 
-    ``steps_in_flight`` is how many steps may be launched and not collected (1 or 2).
+    ``steps_in_flight`` is how many steps may be launched and not collected (1 or 2). What raises
+    leaves nothing of its step running.
     """
 
     steps_in_flight: int

@@ -165,6 +165,24 @@ def test_a_staging_buffer_is_not_written_before_it_was_read(
     assert not torch.equal(entries_after(take, monkeypatch), expected)
 
 
+def test_a_launch_that_fails_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fence knows of its half step, and memory that begins anew gives its pages away."""
+    device = hostile(order="lazy")
+    engine = hostile_engine(device, watch=False)
+
+    def broken(step: int, event: Any) -> None:
+        assert not event.reached
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(engine.parts.runner._fences, "launched", broken)  # type: ignore[attr-defined]
+    engine.submit(engine.agent("ada").request([1, 2, 3], max_tokens=2))
+    with pytest.raises(RuntimeError, match="broken"):
+        for _ in range(5):
+            engine.step()
+    assert not device.stream("compute").can_run
+    assert not device.stream("compute")._queue
+
+
 def test_closing_waits_for_the_copies() -> None:
     """Memory that the driver still copies to is not unregistered."""
     from scalesim.memory.links import Copies

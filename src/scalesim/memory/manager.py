@@ -123,6 +123,7 @@ class MemoryManager:
         self.standing.now, self.residency.last_launched = standing.now, last_launched
         self.look_ahead.pace, self.misses.last = ahead.pace, misses.last
         self.look_ahead.starts_in, self.look_ahead.drains_in = ahead.starts_in, ahead.drains_in
+        self.look_ahead.reads.rate = ahead.reads.rate
         for id, agent in owners.agents.items():
             self.owners.set_next_use(id, agent.next_use)
 

@@ -9,6 +9,7 @@ arrangement are shared with the CPU's runner.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -156,6 +157,15 @@ class CudaRunner:
     # -- the two halves of a step -------------------------------------------------------------
 
     def launch(self, batch: Batch) -> Step:
+        try:
+            return self._launch(batch)
+        except Exception:
+            # Part of it may be under way, and no fence knows: its pages are about to be given away.
+            with suppress(Exception):
+                self._stream.record().synchronize()
+            raise
+
+    def _launch(self, batch: Batch) -> Step:
         self._table.apply(batch)
         arranged = arrange(batch)
         lora = self._grouped(batch, arranged)
