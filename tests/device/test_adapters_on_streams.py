@@ -70,12 +70,16 @@ def test_64_agents_at_a_quarter_of_the_pool() -> None:
 
 
 def outcome(device: HostileDevice, plant: Callable[[Engine], object], **settings: Any) -> str:
-    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it."""
+    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it. Weights that
+    have not arrived may end it as no numbers, before the copy that came too late has run."""
     engine = game(device, **settings)
     plant(engine)
     try:
-        with engine:
-            played = said(play(engine, num_agents=FEW))
+        try:
+            with engine:
+                played = said(play(engine, num_agents=FEW))
+        finally:
+            device.run_all()
     except Exception as error:
         return type(error.__cause__ or error).__name__
     return "same" if played == unlimited(FEW)[0] else "other texts"

@@ -96,3 +96,18 @@ def test_a_reader_that_the_writer_does_not_know_of_is_a_race() -> None:
     device.stream("a").copy(target, memory)
     with pytest.raises(RaceError, match="was read by a"):
         device.stream("b").copy(memory, target)
+
+
+def test_a_host_that_writes_what_a_copy_given_before_reads_is_a_race() -> None:
+    """Also where the copy has not run yet; what the host wrote before it gave the copy is none."""
+    device = hostile(order="lazy")
+    memory, target = torch.zeros(16, dtype=torch.uint8), torch.zeros(16, dtype=torch.uint8)
+    device.watch("memory", memory, 16)
+    device.touch("memory", [0], is_write=True)
+    device.stream("a").copy(target, memory)
+    device.run_all()
+    device.stream("a").record().synchronize()
+    device.stream("a").copy(target, memory)
+    device.touch("memory", [0], is_write=True)
+    with pytest.raises(RaceError, match="is read by a's work .* written by host's work number 2"):
+        device.run_all()

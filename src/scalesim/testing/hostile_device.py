@@ -258,9 +258,14 @@ class HostileDevice:
                 pieces = range(first // region.grain, -(-end // region.grain))
                 self.touch(region.name, pieces, is_write)
 
+    def _host_acts(self) -> Clock:
+        """A new number for what the host does now: work given before knows nothing of it."""
+        self.host_clock[HOST] = self.host_clock.get(HOST, 0) + 1
+        return self.host_clock
+
     def touch(self, name: str, pieces: Iterable[int], is_write: bool) -> None:
         """The work that runs now (the host, if none does) reads or writes pieces of a region."""
-        who, clock = self._running or (HOST, self.host_clock)
+        who, clock = self._running or (HOST, self._host_acts())
         label = f"{who}'s work number {clock.get(who, 0)}"
         for piece in pieces:
             self._races.touch(name, piece, who, clock, label, is_write=is_write)
