@@ -61,6 +61,7 @@ class Scheduler:
         self.slots = Slots(config.max_num_seqs, max_len)
         memory.look_ahead.starts_in = self.starts_in
         memory.look_ahead.drains_in = self.drains_in
+        memory.look_ahead.begin_at_once = config.max_num_seqs
         self._waiting = WaitingLine(config.max_skips)
         self._preempted: list[Sequence] = []  # by rank
         self._loading: dict[int, Sequence] = {}  # by id of the lease
@@ -519,6 +520,7 @@ class Scheduler:
         positions = starts.astype(np.int32)
         copies: list[tuple[int, int]] = []
         if chunks:
+            self.memory.residency.costs.prefills(sum(count for _, count in chunks))
             at = np.concatenate([at, [sequence.slot for sequence, _ in chunks]])
             counts = np.concatenate([counts, [count for _, count in chunks]])
             starts = slots.launched[at]
