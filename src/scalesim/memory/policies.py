@@ -37,9 +37,7 @@ POLICIES = {
         Policy("lru-swap", order="last_use", host=True, look_ahead=False),
         Policy("lru-recompute", order="last_use", host=False, look_ahead=False),
         Policy("levels", order="next_use", host=True, look_ahead=True, num_levels=4),
-        Policy(
-            "oracle", order="next_use", host=True, look_ahead=True, weighs=True, foresight=True
-        ),
+        Policy("oracle", order="next_use", host=True, look_ahead=True, weighs=True, foresight=True),
         Policy("resident", order="last_use", host=False, look_ahead=False, limited=False),
     )
 }
