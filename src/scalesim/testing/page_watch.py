@@ -172,7 +172,9 @@ class PageWatch:
         self._host[HOST] += 1
         self._host[lane] = submission.clock[lane]
         self._free_lanes.append(lane)
-        if submission.spoiled:
+        if not submission.spoiled:  # what the copy waited for is over as well
+            join(self._host, submission.clock)
+        else:
             inward = copies.direction == "in"
             tier, pages = ("device", copies.device_pages) if inward else ("host", copies.host_pages)
             self._written[tier][list(pages)] = False
