@@ -78,7 +78,7 @@ class Engine(Caller):
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
         for source in sources:
             self._heed(source)
-        weakref.finalize(self, self._driver.close)  # also when the interpreter exits
+        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
 
     @property
     def clock(self) -> Clock:
@@ -209,12 +209,17 @@ class Engine(Caller):
 
         Raises ``EngineModeError`` when the engine's own thread drives.
         """
-        return self._driver.step()
+        try:
+            return self._driver.step()
+        finally:
+            if self._driver.is_closed:
+                self._finalizer.detach()  # what it died of has the caller's frames, and so us
 
     def close(self) -> None:
         """End all open calls with ``EngineClosedError``, stop the thread and the link.
         Idempotent."""
         self._driver.close()
+        self._finalizer.detach()
 
     def __enter__(self) -> Engine:
         return self
