@@ -32,7 +32,7 @@ from scalesim.scheduler.slots import Slots
 from scalesim.scheduler.waiting import WaitingLine, overtake
 
 _MASK64 = (1 << 64) - 1
-_MAX_FAILED_READS = 8
+MAX_FAILED_READS = 8
 _NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
 
@@ -397,7 +397,7 @@ class Scheduler:
                 self._requeue(sequence)
                 error = lease.failed.error
                 sequence.failed_reads += lease.failed.parts[0][0].is_adapter and error is not None
-                if isinstance(error, AdapterError) or sequence.failed_reads > _MAX_FAILED_READS:
+                if isinstance(error, AdapterError) or sequence.failed_reads > MAX_FAILED_READS:
                     self.cancel(sequence, "error", error)
             else:
                 self._start_prefill(sequence)

@@ -373,7 +373,9 @@ class MemoryWorld:
 
     def _written(self, held: Held) -> int:
         """Tokens whose KV lies in the pages of ``held`` now."""
-        if held.lease.copies or any(h is held for _, ends in self.flights for h, _ in ends):
+        lease = held.lease
+        taken = not set(self.copying.values()).isdisjoint(lease.private[:1])  # a tail, as above
+        if lease.copies or taken or any(h is held for _, ends in self.flights for h, _ in ends):
             return min(held.done, held.lease.num_shared * self.shape.block_size)
         return held.done
 
