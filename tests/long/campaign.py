@@ -80,6 +80,7 @@ def pursue(
                 f"{campaign.name}: seed {state.next_seed} failed; replay: python -m tests.long "
                 f"{campaign.name} --seed {state.next_seed} --count 1"
             )
+            keep(path, campaign, state)
             print(state.line(campaign), flush=True)
             return False
         took = time.process_time() - start

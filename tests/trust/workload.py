@@ -25,6 +25,7 @@ from scalesim.errors import AdapterError, ScaleSimError
 from scalesim.guard import Integrity
 from scalesim.loop import Parts
 from scalesim.memory.adapters import AdapterContent
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.links import Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
@@ -34,7 +35,6 @@ from scalesim.model.tokenizer import ByteTokenizer
 from scalesim.requests import Prompt, Request, TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.hostile_link import HostileLink
-from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import adapter_layout, adapter_pages, page_bytes_for
 
@@ -223,7 +223,11 @@ class Workload:
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
         params = SamplingParams(
-            max_tokens=OUTPUT_LEN, temperature=float(len(prompt) % 2), seed=3, stop=stop, ignore_eos=True
+            max_tokens=OUTPUT_LEN,
+            temperature=float(len(prompt) % 2),
+            seed=3,
+            stop=stop,
+            ignore_eos=True,
         )
         try:
             return self.engine.submit(Request(prompt, agent, params, timeout=1e6))
@@ -235,7 +239,9 @@ class Workload:
         """While it loads, in the second round."""
         agent = max(asked)
         try:
-            call = self.engine.submit(Request(asked[agent], agent, SamplingParams(CANCELLED_LEN, 0.0)))
+            call = self.engine.submit(
+                Request(asked[agent], agent, SamplingParams(CANCELLED_LEN, 0.0))
+            )
         except Exception:
             return
         for _ in range(1 + 2 * (turn == 0)):
