@@ -68,6 +68,12 @@ class Point:
     error: type[Exception] = Injected
 
 
+def may_land(link: HostileLink) -> bool:
+    """Whether a piece of a copy can be next. A fault in a step without one would wait for the first
+    step that has: that is the same run."""
+    return any(event.queue != "seen" for event in link.events())
+
+
 POINTS: dict[str, Point] = {
     "device pages: allocate": Point(RecordedPool, "allocate", only=lambda pool: pool._is_device),
     "device pages: free": Point(RecordedPool, "free", only=lambda pool: pool._is_device),
@@ -125,7 +131,7 @@ POINTS: dict[str, Point] = {
     "link: wait": Point(HostileLink, "wait"),
     "link: rate": Point(HostileLink, "rate"),
     "link: queued bytes": Point(HostileLink, "queued_bytes"),
-    "link: a copy": Point(HostileLink, "step", copies=True),
+    "link: a copy": Point(HostileLink, "step", copies=True, only=may_land),
     "scheduler: add": Point(Scheduler, "add"),
     "scheduler: schedule": Point(Scheduler, "schedule"),
     "scheduler: admit": Point(Scheduler, "_admit"),

@@ -17,12 +17,12 @@ import numpy as np
 from scalesim.core import Step
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.agents import lineage
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.residency import descendants
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, Held, batch_of
-from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import Reader
 from scalesim.testing.tags import adapter_layout
 
