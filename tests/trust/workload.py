@@ -3,11 +3,12 @@
 A real ``Engine`` over tags and a hostile link, driven step by step: agents with private prefixes
 and adapters in a pool for a part of them, a fork, hints, stop strings, texts and tokens, a call
 that is cancelled, a recorded trace. A call that fails is made again, as a simulation would. Runs
-repeat exactly. Sizes are as small as still go everywhere: a sweep's time goes with their square.
+repeat exactly: the clock is one of looks at it. Sizes are as small as still go everywhere: a sweep's time goes with their square.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
 from collections.abc import Callable
@@ -42,6 +43,7 @@ BLOCK, PAGES, HOST_PAGES, MAX_SEQS = 4, 17, 33, 4
 PROMPT_LEN, NEW_LEN, OUTPUT_LEN, CANCELLED_LEN = 8, 3, 8, 12
 MAX_STEPS = 4_000  # of the engine, for one round of calls: more is a hang
 TRIES = 3
+TURN_S = 1e-3  # of the engine's clock, each time that somebody looks at it
 TOKENIZER, TEMPLATE = ByteTokenizer(), ChatTemplate(CHATML)
 Text = tuple[int, ...]
 
@@ -101,6 +103,7 @@ def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> Parts:
         Scheduler(memory, config, max_len),
         link,
         model,
+        time_s=map(TURN_S.__mul__, itertools.count()).__next__,
         read_adapter=read_adapter,
         integrity=integrity,
     )
