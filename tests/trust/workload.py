@@ -3,7 +3,8 @@
 A real ``Engine`` over tags and a hostile link, driven step by step: agents with private prefixes
 and adapters in a pool for a part of them, a fork, hints, stop strings, texts and tokens, a call
 that is cancelled, a recorded trace. A call that fails is made again, as a simulation would. Runs
-repeat exactly: the clock is one of looks at it. Sizes are as small as still go everywhere: a sweep's time goes with their square.
+repeat exactly: the clock counts looks at it. Sizes are as small as still go everywhere: a sweep's
+time goes with their square.
 """
 
 from __future__ import annotations
