@@ -267,7 +267,7 @@ class Scheduler:
         self.num_steps += 1
         self.memory.residency.last_launched = step
         whole = [sequence for sequence in flight.prefills if self.slots.left(sequence) <= 0]
-        self.running.decode(whole, self.num_steps)
+        self.running.decode(whole, step)
         return batch
 
     # -- growth and preemption ----------------------------------------------------------------
