@@ -83,4 +83,14 @@ def test_no_other_count_would_be_there_sooner(
         return max(needed_s, loaded_s) + made.rebuild_s(blocks - count)
 
     best = min(ready_s(count) for count in range(blocks + 1))
-    assert ready_s(made.worth_loading(blocks, needed_s)) <= best * (1 + 1e-9) + PAGE / rate
+    turn_s = 512 * token_s
+    assert ready_s(made.worth_loading(blocks, needed_s)) <= best * (1 + 1e-9) + PAGE / rate + turn_s
+
+
+def test_a_load_within_a_turn_of_the_loop_is_not_weighed() -> None:
+    """Whether it has ended is only seen at the next turn anyway."""
+    made = costs(1e5, 1e-6, queued=1)  # 20 ms for a page and the queue; 16 µs to compute
+    assert made.worth_loading(1) == 0 and not made.is_worth_saving(1)
+    for _ in range(20):
+        made.observe_turn(0.1)
+    assert made.worth_loading(1) == 1 and made.is_worth_saving(1)
