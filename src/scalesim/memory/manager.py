@@ -174,9 +174,8 @@ class MemoryManager:
         tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens, branch)
         end = self._cut(path, root)
         chain = lineage(end)
-        if weights is not None:
-            chain.append(weights)
-        for segment in chain:
+        to_pin = chain if weights is None else [*chain, weights]
+        for segment in to_pin:
             self._pin(segment)
         if tail is not None:
             self._pin(tail[0])
@@ -188,7 +187,7 @@ class MemoryManager:
                 tail = None
                 pages = residency.take(held)
         if pages is None:
-            for segment in chain:
+            for segment in to_pin:
                 self._unpin(segment)
             residency.tidy(end)
             return None
@@ -198,9 +197,10 @@ class MemoryManager:
             self._take_tail(lease, *tail, stolen)
         lease.num_cached += num_shared * size
         on_time = weights is None or weights.ready == weights.num_blocks
-        self._account(lease, missing, num_tokens, on_time)
-        self._load(lease, pages[:missing])
-        self._write_row(lease)
+        self._account(lease, chain, missing, num_tokens, on_time)
+        chain.reverse()  # from the root on
+        self._load(lease, chain, pages[:missing])
+        self._write_row(lease, chain)
         if weights is not None:
             lease.branch = branch
             self._hold_adapter(lease, weights, unread_pages)
@@ -389,8 +389,10 @@ class MemoryManager:
             self._unpin(lease.borrowed)
             lease.borrowed = None
 
-    def _account(self, lease: Lease, missing: int, num_tokens: int, on_time: bool) -> None:
-        counters, chain = self.counters, lineage(lease.end)
+    def _account(
+        self, lease: Lease, chain: list[Segment], missing: int, num_tokens: int, on_time: bool
+    ) -> None:
+        counters = self.counters
         on_device = sum(segment.ready for segment in chain)
         late = lease.num_shared - missing - on_device
         for segment in chain:
@@ -412,10 +414,11 @@ class MemoryManager:
                 self.look_ahead.observe_arrival(late=missing + late > 0 or not on_time)
             lease.agent.observe_reuse(lease.end)
 
-    def _load(self, lease: Lease, pages: list[int]) -> None:
+    def _load(self, lease: Lease, chain: list[Segment], pages: list[int]) -> None:
+        """Load what ``chain``, from the root on, lacks into ``pages``; wait for what is coming."""
         parts = []
         transfers: dict[int, Transfer] = {}
-        for segment in reversed(lineage(lease.end)):
+        for segment in chain:
             if segment.load is not None:
                 transfers[id(segment.load)] = segment.load
             count = segment.num_blocks - len(segment.device)
@@ -446,9 +449,9 @@ class MemoryManager:
         lease.num_host_blocks += len(pages)
         self.adapters.write(adapter)
 
-    def _write_row(self, lease: Lease) -> None:
+    def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
         pages: list[int] = []
-        for segment in reversed(lineage(lease.end)):
+        for segment in chain:
             pages += segment.device
         assert len(pages) == lease.num_shared, (len(pages), lease.num_shared)
         self.table.write(lease.row, 0, pages + lease.private)
@@ -520,7 +523,7 @@ class MemoryManager:
     def _pin(self, segment: Segment) -> None:
         segment.pins += 1
         if segment.pins == 1:
-            self.standing.withdraw(segment)
+            self.standing.refresh(segment)
 
     def _unpin(self, segment: Segment) -> None:
         segment.pins -= 1
