@@ -25,7 +25,7 @@ from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
 from scalesim.scheduler.waiting import Queue, rank
 
-_MAX_FAILED_READS = 8
+MAX_FAILED_READS = 8
 
 
 class Scheduler:
@@ -220,7 +220,7 @@ class Scheduler:
             self._requeue(sequence)
             error = lease.failed.error
             sequence.failed_reads += lease.failed.parts[0][0].is_adapter and error is not None
-            if isinstance(error, AdapterError) or sequence.failed_reads > _MAX_FAILED_READS:
+            if isinstance(error, AdapterError) or sequence.failed_reads > MAX_FAILED_READS:
                 self.cancel(sequence, "error", error)
 
     def _requeue(self, sequence: Sequence) -> None:
