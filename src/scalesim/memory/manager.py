@@ -182,9 +182,8 @@ class MemoryManager:
         end = self._cut(path, root)
         found = found or end
         chain = lineage(end)
-        if weights is not None:
-            chain.append(weights)
-        for segment in chain:
+        to_pin = chain if weights is None else [*chain, weights]
+        for segment in to_pin:
             self._pin(segment)
         if tail is not None:
             self._pin(tail[0])
@@ -196,7 +195,7 @@ class MemoryManager:
                 tail = None
                 pages = residency.take(held)
         if pages is None:
-            for segment in chain:
+            for segment in to_pin:
                 self._unpin(segment)
             self._tidy(end)
             self._tidy(found)
@@ -207,9 +206,10 @@ class MemoryManager:
             self._take_tail(lease, *tail, stolen)
         lease.num_cached += num_shared * size
         on_time = weights is None or weights.ready == weights.num_blocks
-        self._account(lease, found, missing, num_tokens, on_time)
-        self._load(lease, pages[:missing])
-        self._write_row(lease)
+        self._account(lease, chain, found, missing, num_tokens, on_time)
+        chain.reverse()  # from the root on
+        self._load(lease, chain, pages[:missing])
+        self._write_row(lease, chain)
         if weights is not None:
             lease.branch = branch
             self._hold_adapter(lease, weights, unread_pages)
@@ -410,10 +410,12 @@ class MemoryManager:
             self.residency.tidy(end)
 
     def _account(
-        self, lease: Lease, found: Segment, missing: int, num_tokens: int, on_time: bool
-    ) -> None:
-        """``found``: to where the prompt was found, of which the lease may use less."""
-        counters, chain = self.counters, lineage(lease.end)
+        self, lease: Lease, chain: list[Segment], found: Segment, missing: int, num_tokens: int,
+        on_time: bool,
+    ) -> None:  # fmt: skip
+        """``chain`` is the lease's path, ``found`` to where the prompt was found: the lease may use
+        less."""
+        counters = self.counters
         on_device = sum(segment.ready for segment in chain)
         late = lease.num_shared - missing - on_device
         if found.parent is None:  # making room for the lease took it
@@ -443,10 +445,11 @@ class MemoryManager:
             if spared:
                 self.look_ahead.give_up(lease.agent)
 
-    def _load(self, lease: Lease, pages: list[int]) -> None:
+    def _load(self, lease: Lease, chain: list[Segment], pages: list[int]) -> None:
+        """Load what ``chain``, from the root on, lacks into ``pages``; wait for what is coming."""
         parts = []
         transfers: dict[int, Transfer] = {}
-        for segment in reversed(lineage(lease.end)):
+        for segment in chain:
             if segment.load is not None:
                 transfers[id(segment.load)] = segment.load
             count = segment.num_blocks - len(segment.device)
@@ -477,9 +480,9 @@ class MemoryManager:
         lease.num_host_blocks += len(pages)
         self.adapters.write(adapter)
 
-    def _write_row(self, lease: Lease) -> None:
+    def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
         pages: list[int] = []
-        for segment in reversed(lineage(lease.end)):
+        for segment in chain:
             pages += segment.device
         assert len(pages) == lease.num_shared, (len(pages), lease.num_shared)
         self.table.write(lease.row, 0, pages + lease.private)
@@ -551,7 +554,7 @@ class MemoryManager:
     def _pin(self, segment: Segment) -> None:
         segment.pins += 1
         if segment.pins == 1:
-            self.standing.withdraw(segment)
+            self.standing.refresh(segment)
 
     def _unpin(self, segment: Segment) -> None:
         segment.pins -= 1
