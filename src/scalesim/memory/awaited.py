@@ -48,6 +48,11 @@ class Awaited:
         if self.num_entries > 2 * self._num_live + 64:
             self._sweep()
 
+    @property
+    def num_near(self) -> int:
+        """How many are awaited about when the soonest is, at most; as of the last ``peek``."""
+        return len(self._near)
+
     def discard(self, agent: AgentState) -> None:
         if agent.awaited is not None:
             agent.awaited = None
