@@ -7,7 +7,7 @@ residency does the moving.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +84,15 @@ class LookAhead:
             self._awaited.add(agent, self._residency.standing.now)
         if agent.adapter is not None:
             self.reads.await_agent(agent)
+
+    def await_agents(self, agents: Sequence[AgentState]) -> None:
+        """``await_agent`` for each; of all of them the next use is known."""
+        if not self._policy.look_ahead:
+            return
+        self._awaited.add_all(agents, self._residency.standing.now)
+        for agent in agents:
+            if agent.adapter is not None:
+                self.reads.await_agent(agent)
 
     def observe_tick(self, pace: Pace, *, idle: bool) -> None:
         """The clock moved; ``idle``: no request was open."""
