@@ -34,9 +34,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def trust(session: nox.Session) -> None:
-    """Look for lost, leaked, torn and mixed-up state: a quick tier, or ``-- long`` for all of it.
+    """Look for lost, leaked, torn and mixed-up state: the first seeds of every campaign, or with
+    ``-- long`` all of them and the planted bugs.
 
     ``-- long`` goes on where the last one stopped (``--resume FILE``; ``trust.json`` if not given).
+    What ``tests`` has is not run again: the properties of memory, a bug at a time, a sample of the
+    faults. Costs are no part of it: ``-s bench -- guard`` needs a quiet machine.
     """
     install(session, "test")
     if "long" in session.posargs:
@@ -45,10 +48,7 @@ def trust(session: nox.Session) -> None:
         session.run("python", "-m", "tests.long", "all", *resume, *rest)
         session.run("python", "-m", "tests.trust")
         return
-    processes = ["-n", "auto", "--dist", "loadscope"]
-    session.run("pytest", *processes, "tests/trust", "tests/memory", *session.posargs)
-    session.run("python", "-m", "tests.long", "all", "--seconds", "20")
-    session.run("python", "-m", "benchmarks", "guard", "--quick")
+    session.run("python", "-m", "tests.long", "all", "--seconds", "25", *session.posargs)
 
 
 @nox.session

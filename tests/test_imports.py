@@ -123,7 +123,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.testing",
     ),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
-    "scalesim.guard": (*VALUES, "scalesim.memory", "scalesim.testing.integrity"),
+    "scalesim.guard": (*VALUES, "scalesim.memory"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.doctor": (*VALUES, *PARTS, *ENGINE, "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names

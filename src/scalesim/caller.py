@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Ended, Latch
@@ -34,6 +34,7 @@ from scalesim.progress import Progress, Show, shown
 from scalesim.requests import Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
 
+T = TypeVar("T")
 _LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
 _SHOW_S = 0.1  # how often it shows its progress
 
@@ -87,10 +88,7 @@ class Caller:
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        if request.params.is_structured:  # compiling may take a while
-            calls = await asyncio.to_thread(self._prepare, request)
-        else:
-            calls = self._prepare(request)
+        calls = await _off_the_loop(request, self._prepare)
         loop = asyncio.get_running_loop()
         ends = [Ended(loop) for _ in calls]
         try:
@@ -110,17 +108,16 @@ class Caller:
 
         It runs from now on. Whoever stops reading cancels it.
         """
-        reader = self._reader(request, None)
+        reader = self._reader(request, self._prepare_one(request), None)
         self._driver.start_thread()
         stream = Stream(reader)  # before it is handed in: if Ctrl-C comes between, it is dropped
         self._enter([reader.call])
         return stream
 
     def stream_async(self, request: Request) -> AsyncStream:
-        """``stream`` for ``async for`` in the running event loop; it runs from the first read
-        on."""
-        reader = self._reader(request, asyncio.get_running_loop())
-        return AsyncStream(reader, lambda: self._enter_async(reader.call))
+        """``stream`` for ``async for`` in the running event loop; it is checked, and runs, from the
+        first read on."""
+        return AsyncStream(partial(self._begin, request))
 
     def choose(self, request: Request, options: Sequence[Option], *, by: By = "sum") -> Choice:
         """The likeliest of ``options`` as what follows the request's prompt, by the sum of its
@@ -269,11 +266,21 @@ class Caller:
             self._loop.on_ended(calls)
             raise
 
-    def _reader(self, request: Request, loop: asyncio.AbstractEventLoop | None) -> Reader:
-        call = self._prepare_one(request)
+    async def _begin(self, request: Request) -> Reader:
+        call = await _off_the_loop(request, self._prepare_one)
+        reader = self._reader(request, call, asyncio.get_running_loop())
+        try:
+            await self._enter_async(call)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def _reader(
+        self, request: Request, call: Call, loop: asyncio.AbstractEventLoop | None
+    ) -> Reader:
         call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
-        deltas = self._intake.text_stream(request)
-        return Reader(call, deltas, self._abandon)
+        return Reader(call, self._intake.text_stream(request), self._abandon)
 
     def _abandon(self, call: Call) -> None:
         self._driver.post_quietly(self._cancelling(call))
@@ -281,6 +288,13 @@ class Caller:
     def _cancelling(self, call: Call) -> Callable[[], None]:
         error = RequestCancelledError("the request was cancelled")
         return lambda: self._loop.end_call(call, "cancelled", error)
+
+
+async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
+    """``prepare(request)``; on a thread if a structure is to be compiled, which may take long."""
+    if request.params.is_structured:
+        return await asyncio.to_thread(prepare, request)
+    return prepare(request)
 
 
 def _deadline_s(call: Call) -> float:

@@ -36,6 +36,10 @@ class Driver:
 
     # -- from any thread ----------------------------------------------------------------------
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
     def post(self, command: Callable[[], None]) -> None:
         """Have ``command`` run on the loop's thread, after all that was posted before. Raises
         ``EngineClosedError``."""

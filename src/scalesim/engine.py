@@ -10,7 +10,6 @@ import math
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from scalesim.adapters import AdapterRegistry
@@ -79,7 +78,7 @@ class Engine(Caller):
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
         for source in sources:
             self._heed(source)
-        weakref.finalize(self, self._driver.close)  # also when the interpreter exits
+        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
 
     @property
     def clock(self) -> Clock:
@@ -210,22 +209,22 @@ class Engine(Caller):
 
         Raises ``EngineModeError`` when the engine's own thread drives.
         """
-        return self._driver.step()
+        try:
+            return self._driver.step()
+        finally:
+            if self._driver.is_closed:
+                self._finalizer.detach()  # what it died of has the caller's frames, and so us
 
     def close(self) -> None:
         """End all open calls with ``EngineClosedError``, stop the thread and the link.
         Idempotent."""
         self._driver.close()
+        self._finalizer.detach()
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from scalesim.memory.accounts import AccountError, Suspects, check_accounts, find_suspects
+from scalesim.memory.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 
@@ -56,8 +57,6 @@ class Guard:
         start_s = self._time_s()
         if start_s < self._next_sweep_s:
             return
-        from scalesim.testing.integrity import check_integrity
-
         self._swept_at = launched
         self.num_sweeps += 1
         check_integrity(self.memory, self._leases())
@@ -83,6 +82,4 @@ class Guard:
 
 def is_violation(error: Exception) -> bool:
     """Whether memory's books were found to differ, rather than that something failed."""
-    from scalesim.testing.integrity import IntegrityError
-
     return isinstance(error, (AccountError, IntegrityError))

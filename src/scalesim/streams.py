@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 from scalesim.calls import Call, TextObserver
@@ -178,12 +177,7 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -193,52 +187,53 @@ class Stream:
 class AsyncStream:
     """``async for piece in stream``: as ``Stream``, in the event loop that reads first.
 
-    The call is handed in then. Cancelling the task that reads cancels the call.
+    The call is checked and handed in by the first read, which raises what is wrong with it.
+    Cancelling the task that reads cancels the call.
     """
 
-    def __init__(self, reader: Reader, start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._reader = reader
-        self._start: Callable[[], Awaitable[None]] | None = start
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, Reader]]) -> None:
+        self._begin: Callable[[], Coroutine[Any, Any, Reader]] | None = begin
+        self._reader: Reader | None = None
 
     @property
     def reply(self) -> Reply | None:
         """The whole reply, once the last piece was read."""
-        return self._reader.reply
+        return None if self._reader is None else self._reader.reply
 
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> Piece:
-        reader = self._reader
         try:
-            if self._start is not None and not reader.is_over:
-                start, self._start = self._start, None
-                await start()
-            while not reader.is_over:
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                self._reader = await begin()
+            reader = self._reader
+            while reader is not None and not reader.is_over:
                 piece = reader.take()
                 if piece is not None:
                     return piece
                 assert reader.call.mailbox is not None
                 await reader.call.mailbox.wait_async()
         except BaseException:
-            reader.close()
+            self._close()
             raise
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Cancel the call, unless it has ended."""
-        self._reader.close()
+        self._close()
 
     async def __aenter__(self) -> AsyncStream:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._reader.close()
+    async def __aexit__(self, *error: object) -> None:
+        self._close()
 
     def __del__(self) -> None:
-        self._reader.close()
+        self._close()
+
+    def _close(self) -> None:
+        self._begin = None
+        if self._reader is not None:
+            self._reader.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from rich.table import Table
 from scalesim_kernels import select
 
-from benchmarks import async_calls, engine, lora, overhead, streaming
+from benchmarks import async_calls, engine, guard, lora, overhead, streaming
 from benchmarks.__main__ import BENCHMARKS, main, parser
 from benchmarks.report import Report
 
@@ -156,6 +157,21 @@ def test_sources_table_has_every_size_and_kind() -> None:
     assert rows_of(by_size) == ["1000", "10000"]
     assert set(rows_of(by_kind)) == {"proximity", "activation", "learned, a call"}
     assert all(float(row[3]) > 0 and float(row[7]) >= 0 for row in cells(by_size))
+
+
+def test_the_guards_target_is_held_against_the_whole_interval() -> None:
+    report = quick("guard")
+    low, high = report.figures["interval"]
+    assert report.figures["ratios"][0] <= low <= report.figures["ratio"] <= high
+    ((*_, met),) = report.verdicts
+    assert met == (high <= 1.01) and report.figures["events"] > 0
+
+
+def test_the_interval_of_a_median_is_the_binomials() -> None:
+    """As tables of the sign test have it: for 6, 20 and 100 values; 5 are too few."""
+    ranks = {count: guard.median_interval(range(1, count + 1)) for count in (6, 20, 100)}
+    assert ranks == {6: (1, 6), 20: (6, 15), 100: (40, 61)}
+    assert guard.median_interval(range(5)) == (-math.inf, math.inf)
 
 
 def test_structured_texts_are_valid() -> None:

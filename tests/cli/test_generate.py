@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -61,6 +63,23 @@ def test_several_prompts_chat_and_sampling(folder: str, capsys: Out) -> None:
     caught = capsys.readouterr()
     assert caught.err.index("--- Ada") < caught.err.index("--- Bob")
     assert len(caught.out.splitlines()) >= 2
+
+
+def test_the_models_own_sampling_holds_where_nothing_is_given(
+    folder: str, tmp_path: Path, capsys: Out
+) -> None:
+    cold = shutil.copytree(folder, tmp_path / "cold")
+    (cold / "generation_config.json").write_text(json.dumps({"temperature": 0.01, "top_k": 1}))
+    texts = {}
+    for name, more in {
+        "the folder's": [], "given": ["--temperature", "1.0", "--top-k", "0"],
+        "off": ["--no-generation-config"],
+    }.items():  # fmt: skip
+        assert main(["generate", str(cold), "--prompt", "Ada", *FEW, *more]) == 0
+        texts[name] = capsys.readouterr().out
+    assert main(["generate", folder, "--prompt", "Ada", *FEW, "--temperature", "0"]) == 0
+    assert texts["the folder's"] == capsys.readouterr().out != texts["given"]
+    assert texts["given"] == texts["off"]
 
 
 def test_one_failure_ends_no_other(folder: str, capsys: Out) -> None:

@@ -70,8 +70,8 @@ def test_64_agents_at_a_quarter_of_the_pool() -> None:
 
 
 def outcome(device: HostileDevice, plant: Callable[[Engine], object], **settings: Any) -> str:
-    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it. Weights that
-    have not arrived may end it as no numbers, before the copy that came too late has run."""
+    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it. Weights
+    that have not arrived may end it as no numbers, before the copy that came too late has run."""
     engine = game(device, **settings)
     plant(engine)
     try:

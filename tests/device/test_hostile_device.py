@@ -109,5 +109,5 @@ def test_a_host_that_writes_what_a_copy_given_before_reads_is_a_race() -> None:
     device.stream("a").record().synchronize()
     device.stream("a").copy(target, memory)
     device.touch("memory", [0], is_write=True)
-    with pytest.raises(RaceError, match="is read by a's work .* written by host's work number 2"):
+    with pytest.raises(RaceError, match=r"is read by a's work .* written by host's work number 2"):
         device.run_all()

@@ -51,6 +51,22 @@ ada.generate([1], max_tokens=3)
 del engine, ada, bob
 import gc; gc.collect()
 assert not [t for t in threading.enumerate() if t.name == "scalesim-engine"]""",
+    "an engine that died in step": """
+import gc, weakref
+def die():
+    engine = new()
+    def broken(batch):
+        raise ZeroDivisionError
+    engine.parts.runner.launch = broken
+    call = engine.submit(engine.agent("cy").request([1], max_tokens=3))
+    try:
+        for _ in range(100):
+            engine.step()
+    except ZeroDivisionError:
+        return weakref.ref(engine)
+left = die()
+gc.collect()
+assert left is not None and left() is None""",
 }
 CALLS = {
     "generate": "ada.generate([1, 2, 3], **LONG)",

@@ -41,7 +41,7 @@ CAMPAIGNS = {
         Campaign(
             "faults",
             "faulted runs",
-            10_000,
+            lambda: len(on_faults.cases()),
             "every part fails at its N-th call, once or for ever; then nobody is lost",
             on_faults.run,
         ),
@@ -87,7 +87,7 @@ def main() -> int:
     for name in names:
         campaign = CAMPAIGNS[name]
         state = load(options.resume, campaign, options.seed)
-        count = campaign.goal if options.count is None else options.count
+        count = campaign.size if options.count is None else options.count
         sound &= pursue(campaign, state, count=count, seconds=options.seconds, path=options.resume)
     return 0 if sound else 1
 

@@ -16,13 +16,18 @@ Run = Callable[[int], Counter[str]]
 
 @dataclass(frozen=True)
 class Campaign:
-    """``goal`` of what is counted as ``unit``; ``about`` says what is checked, and when."""
+    """``goal`` of what is counted as ``unit``, or what finds the number out; ``about`` says what is
+    checked, and when."""
 
     name: str
     unit: str
-    goal: int
+    goal: int | Callable[[], int]
     about: str
     run: Run
+
+    @property
+    def size(self) -> int:
+        return self.goal if isinstance(self.goal, int) else self.goal()
 
 
 @dataclass
@@ -42,7 +47,7 @@ class State:
             if unit != campaign.unit
         )
         return (
-            f"{campaign.name}: {done:,} {campaign.unit} of {campaign.goal:,}{rest}; seeds "
+            f"{campaign.name}: {done:,} {campaign.unit} of {campaign.size:,}{rest}; seeds "
             f"{self.first_seed} to {self.next_seed - 1}, {self.cpu_s:,.0f} s of processor time"
         )
 
@@ -80,6 +85,7 @@ def pursue(
                 f"{campaign.name}: seed {state.next_seed} failed; replay: python -m tests.long "
                 f"{campaign.name} --seed {state.next_seed} --count 1"
             )
+            keep(path, campaign, state)
             print(state.line(campaign), flush=True)
             return False
         took = time.process_time() - start

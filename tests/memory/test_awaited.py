@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from scalesim.memory.agents import AgentState, Habit
 from scalesim.memory.awaited import Awaited
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.segment import Segment
-from scalesim.testing.integrity import check_integrity
 from tests.memory.test_residency import manager, settle, turn
 
 TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, math.inf]

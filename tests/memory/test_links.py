@@ -132,6 +132,16 @@ def test_virtual_wait_runs_on_to_the_next_completion_at_most() -> None:
     assert not link.wait(1.0) and not link.cancel(ticket)
 
 
+def test_virtual_link_cancels_only_what_has_not_started() -> None:
+    link = VirtualLink(PAGE, PAGE * 1.0)
+    ((first,), (second,), (third,)) = (link.submit(Copies("in", [n], [n])) for n in range(3))
+    assert not link.cancel(first) and link.cancel(second) and not link.cancel(second)
+    assert link.queued_bytes("in") == 2 * PAGE
+    link.advance_to(2.0)
+    assert link.has_news and link.poll() == [(first, None), (third, None)]
+    assert link.queued_bytes("in") == 0 and link.next_completion_s() is None
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_hostile_link_lands_every_byte_and_never_before_the_fence(seed: int) -> None:
     device, host = pools()

@@ -83,15 +83,32 @@ def test_a_refusal_leaves_nothing_registered_and_names_the_knob() -> None:
     assert driver.ranges == {}
 
 
-def test_available_memory_is_what_the_container_leaves(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    assert available_host_bytes(tmp_path, meminfo) == 8000 * 1024
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1024\n")
-    assert available_host_bytes(tmp_path, meminfo) == 8000 * 1024
-    (tmp_path / "memory.max").write_text(f"{1 << 20}\n")
-    assert available_host_bytes(tmp_path, meminfo) == (1 << 20) - 1024
+def write_limit(group: Path, limit: str, used: int) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text(f"{used}\n")
+
+
+def test_available_memory_is_what_the_control_groups_leave(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    assert available_host_bytes(proc, cgroups) == 8000 * 1024
+    write_limit(cgroups, "max", 1024)
+    assert available_host_bytes(proc, cgroups) == 8000 * 1024
+    write_limit(cgroups, str(1 << 20), 1024)
+    assert available_host_bytes(proc, cgroups) == (1 << 20) - 1024
+    membership = proc / "self" / "cgroup"
+    write_limit(cgroups / "jobs" / "one", str(1 << 18), 0)
+    for path, limit in {
+        "/": (1 << 20) - 1024, "/jobs": (1 << 20) - 1024, "/jobs/one/step": 1 << 18,
+        "/not/seen/here": (1 << 20) - 1024, "/../jobs/one": (1 << 20) - 1024,
+    }.items():  # fmt: skip
+        membership.write_text(f"1:cpu:/elsewhere\n0::{path}\n")
+        assert available_host_bytes(proc, cgroups) == limit, path
+    write_limit(cgroups / "jobs", str(1 << 10), 1 << 11)
+    membership.write_text("0::/jobs/one\n")
+    assert available_host_bytes(proc, cgroups) == 0
 
 
 def test_more_than_there_is_cannot_be_pinned() -> None:

@@ -39,6 +39,11 @@ def test_a_free_page_carries_its_fence() -> None:
     pool.free(pages[1:2], fence=3)
     again = pool.allocate(2)
     assert again is not None and pool.fence(again) == 7 and pool.fence(pages[1:2]) == 3
+    with pytest.raises(AssertionError):
+        pool.fence_free(again, 9)  # a step may touch them anyway
+    pool.free(again)
+    pool.fence_free(again[:1], 9)
+    assert pool.fence(pool.allocate(2) or []) == 9
 
 
 def test_double_free_is_refused() -> None:

@@ -9,9 +9,9 @@ import pytest
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.adapters import AdapterContent, AdapterUse
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
-from scalesim.testing.integrity import check_integrity
 from tests.memory.test_residency import PAGE, RATE, SIZE, manager, settle, tokens, turn
 
 PAGES = 4

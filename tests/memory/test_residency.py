@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import Pace, PlannerConfig, start_window_s
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
-from scalesim.testing.integrity import check_integrity
 
 SIZE, PAGE = 4, 64
 RATE = PAGE * 10.0  # ten pages a second

@@ -200,3 +200,10 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
         shape = Shape(num_pages, host, block_size, policy, seed, adapters=3)
         reads += run(MemoryWalk(shape, seed, 150)).manager.counters.read_pages
     assert reads > 0
+
+
+def test_making_room_for_a_copy_does_not_join_what_is_copied_with_what_is_above_it() -> None:
+    """A walk that once failed: a host copy was dropped for room, its siblings' parent had one child
+    left and became one segment with it, and blocks were counted from the wrong end."""
+    shape = Shape(8, 1.0, 2, "levels", 415, adapters=3)
+    run(MemoryWalk(shape, 415, 400))

@@ -18,7 +18,7 @@ from scalesim.model.adapters.peft import PackedAdapter
 from scalesim.model.config import ModelConfig
 from scalesim.model.decoder import Decoder
 from scalesim.model.dummy import dummy_tensors
-from scalesim.model.llama import Llama
+from scalesim.model.native import NativeModel
 from scalesim.model.rope import RopeConfig
 from scalesim.model.runner import ModelRunner
 from scalesim.model.weights import assemble
@@ -251,7 +251,7 @@ def tiny_config() -> ModelConfig:
 
 
 @pytest.fixture
-def tiny_model(tiny_config: ModelConfig) -> Llama:
-    return Llama(
+def tiny_model(tiny_config: ModelConfig) -> NativeModel:
+    return NativeModel(
         tiny_config, assemble(tiny_config, dummy_tensors(tiny_config, 0, torch.float32).pop)
     )

@@ -21,7 +21,7 @@ from scalesim.model.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.decodes_first import arrange
 from scalesim.model.device_table import last_of_each
 from scalesim.model.graphs import padded_sizes
-from scalesim.model.llama import Llama
+from scalesim.model.native import NativeModel
 from scalesim.model.runner import ModelRunner
 from scalesim.model.step_inputs import StepShape, layout, pack, shape_of, tensors
 from tests.device.world import hostile
@@ -199,7 +199,7 @@ def one_step(step: int, start: int, tokens: list[int], *, sample: bool = True) -
 @pytest.mark.parametrize("order", ["eager", "lazy", "random"])
 @pytest.mark.parametrize("graphs", [True, False])
 def test_two_steps_in_flight_say_what_the_cpu_runner_says(
-    tiny_model: Llama, order: str, graphs: bool
+    tiny_model: NativeModel, order: str, graphs: bool
 ) -> None:
     config = tiny_model.config
     geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
@@ -233,7 +233,7 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
     assert runner.graphs.num_captures == captures
 
 
-def test_a_bad_sequence_is_marked_and_its_neighbours_are_not(tiny_model: Llama) -> None:
+def test_a_bad_sequence_is_marked_and_its_neighbours_are_not(tiny_model: NativeModel) -> None:
     config = tiny_model.config
     geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
     pool = torch.zeros((6, *geometry.shape))

@@ -14,7 +14,7 @@ from scalesim.core import NO_TOKEN, SamplingParams
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.dummy import dummy_tensors
-from scalesim.model.llama import Llama
+from scalesim.model.native import NativeModel
 from scalesim.model.runner import pool_view
 from scalesim.model.weights import assemble
 
@@ -44,7 +44,7 @@ def alone(
 
 @pytest.mark.parametrize(("chunk", "threads"), [(1, 1), (7, 2), (33, 1)])
 def test_alone_equals_chunked_beside_others(
-    make_driver: Any, tiny_model: Llama, one_thread: None, chunk: int, threads: int
+    make_driver: Any, tiny_model: NativeModel, one_thread: None, chunk: int, threads: int
 ) -> None:
     torch.set_num_threads(threads)
     new = 20
@@ -73,7 +73,7 @@ def test_alone_equals_chunked_beside_others(
     assert got == want
 
 
-def test_cached_prefix_and_copied_page(make_driver: Any, tiny_model: Llama) -> None:
+def test_cached_prefix_and_copied_page(make_driver: Any, tiny_model: NativeModel) -> None:
     tokens = prompt(3)
     want, _ = alone(make_driver(tiny_model), "x", tokens, 5, 8)
     driver = make_driver(tiny_model)
@@ -91,7 +91,9 @@ def test_cached_prefix_and_copied_page(make_driver: Any, tiny_model: Llama) -> N
     assert got == want
 
 
-def test_swapping_two_live_pages_changes_the_result(make_driver: Any, tiny_model: Llama) -> None:
+def test_swapping_two_live_pages_changes_the_result(
+    make_driver: Any, tiny_model: NativeModel
+) -> None:
     """Or every comparison above would be void."""
     driver = make_driver(tiny_model, block_size=16)
     driver.add("x", PROMPT + 1)
@@ -107,7 +109,7 @@ def test_swapping_two_live_pages_changes_the_result(make_driver: Any, tiny_model
     assert int(driver.output.digests[0]) != clean
 
 
-def test_nan_in_one_sequence_ends_only_that_one(make_driver: Any, tiny_model: Llama) -> None:
+def test_nan_in_one_sequence_ends_only_that_one(make_driver: Any, tiny_model: NativeModel) -> None:
     want = alone(make_driver(tiny_model), "good", prompt(1), 1, 4)
     driver = make_driver(tiny_model)
     for i, name in enumerate(("good", "bad")):
@@ -125,7 +127,7 @@ def test_nan_in_one_sequence_ends_only_that_one(make_driver: Any, tiny_model: Ll
     assert (tokens, digests) == want
 
 
-def test_bad_is_seen_without_sampling(make_driver: Any, tiny_model: Llama) -> None:
+def test_bad_is_seen_without_sampling(make_driver: Any, tiny_model: NativeModel) -> None:
     driver = make_driver(tiny_model)
     driver.add("x", PROMPT)
     driver.run(Work("x", prompt(1)[:50], sample=False))
@@ -136,7 +138,7 @@ def test_bad_is_seen_without_sampling(make_driver: Any, tiny_model: Llama) -> No
     assert driver.output.bad.tolist() == [True]
 
 
-def test_fast_mode_agrees_closely(make_driver: Any, tiny_model: Llama) -> None:
+def test_fast_mode_agrees_closely(make_driver: Any, tiny_model: NativeModel) -> None:
     results = []
     for reproducible in (True, False):
         driver = make_driver(tiny_model, reproducible=reproducible)
@@ -146,7 +148,7 @@ def test_fast_mode_agrees_closely(make_driver: Any, tiny_model: Llama) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_specification_runs_the_model_too(make_driver: Any, tiny_model: Llama) -> None:
+def test_the_specification_runs_the_model_too(make_driver: Any, tiny_model: NativeModel) -> None:
     results = []
     for name in ("cpu", "reference"):
         driver = make_driver(tiny_model, kernels=select(name))
@@ -160,13 +162,13 @@ def test_half_precision_runs(make_driver: Any, tiny_config: Any, dtype: torch.dt
     logits = []
     for kind in (torch.float32, dtype):
         weights = assemble(tiny_config, dummy_tensors(tiny_config, 0, kind).pop)
-        driver = make_driver(Llama(tiny_config, weights))
+        driver = make_driver(NativeModel(tiny_config, weights))
         driver.add("x", PROMPT)
         logits.append(driver.feed("x", prompt(2), chunk=33))
     assert (logits[0] - logits[1]).abs().max() < 0.25 * logits[0].std()
 
 
-def test_an_empty_batch(make_driver: Any, tiny_model: Llama) -> None:
+def test_an_empty_batch(make_driver: Any, tiny_model: NativeModel) -> None:
     driver = make_driver(tiny_model)
     driver.add("x", PROMPT)
     driver.feed("x", prompt(1))

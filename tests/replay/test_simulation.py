@@ -12,6 +12,7 @@ import pytest
 
 from scalesim.core import Int32s
 from scalesim.engine import Engine
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.links import Copies, VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import POLICIES, policy_named
@@ -24,7 +25,6 @@ from scalesim.replay.simulation import Simulation
 from scalesim.replay.workloads import workload
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
-from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import page_bytes_for
 from scalesim.trace_file import read_trace, write_trace

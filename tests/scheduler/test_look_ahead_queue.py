@@ -14,6 +14,6 @@ def test_a_queue_that_nobody_runs_ahead_of() -> None:
     for agent in range(3):
         world.add(agent, [agent] * 5, 2)
     assert world.scheduler.num_running == 0
-    assert [world.scheduler.starts_in(agent) for agent in range(3)] == [0.0, 0.0, 0.0]
+    assert [world.scheduler.forecast.starts_in(agent) for agent in range(3)] == [0.0, 0.0, 0.0]
     world.run(100)
     world.close()

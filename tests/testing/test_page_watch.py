@@ -114,3 +114,16 @@ def test_copy_on_write_copies_what_was_written() -> None:
     copy = np.array([[5, 6]], np.int32)  # of a page that nobody wrote
     with pytest.raises(UnwrittenError, match="row 1, position 0: page 6"):
         made.launches(batch(2, 3, [9], table_pages=pages, page_copies=copy))
+
+
+def test_a_copy_that_arrived_tells_of_what_it_waited_for() -> None:
+    for arrived in (True, False):
+        made = watch()
+        made.launches(step())
+        made.submits([7], Copies("in", [1], [3]), Fence("compute", 0))
+        made.ended(7, arrived=arrived)
+        if arrived:
+            made.submits([8], Copies("out", [1], [4]), None)  # the step was not collected
+        else:
+            with pytest.raises(RaceError, match="page 1 is written by copy in, tickets 8 to 8"):
+                made.submits([8], Copies("in", [1], [3]), None)

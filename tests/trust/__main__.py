@@ -17,29 +17,39 @@ COLUMNS = ("bug", "in the field", "seen by", "tries", "s", "trace")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="traces are not shrunk")
+    parser.add_argument("--markdown", action="store_true", help="the table as docs have it")
     options = parser.parse_args(arguments)
-    table = Table(title="Planted bugs", title_justify="left")
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in COLUMNS[:3] else "right")
-    missed, every = 0, bugs.bugs()
+    rows, missed, every = [], 0, bugs.bugs()
     for bug in every:
         caught = bugs.catch(bug, shrunk=not options.quick)
         missed += caught is None
-        table.add_row(bug.broken, bug.seen, *_cells(bug, caught))
+        rows.append((bug.broken, bug.seen, *_cells(bug, caught)))
     for patch in bugs.SPEED_ONLY:
         caught = bugs.catch(bugs.sound(patch))
         missed += caught is not None
         verdict = "nothing, as it must" if caught is None else f"WRONGLY: {caught.error}"
-        table.add_row(patch.__name__.replace("_", " "), "speed only", verdict)
-    console = Console(width=120)
-    console.print(table)
-    console.print(f"{len(every)} bugs and {len(bugs.SPEED_ONLY)} that are none, {missed} misjudged")
+        rows.append((patch.__name__.replace("_", " "), "speed only", verdict, "–", "–", "–"))
+    if options.markdown:
+        for row in (COLUMNS, ("---",) * len(COLUMNS), *rows):
+            print(f"| {' | '.join(row)} |")
+    else:
+        Console(width=120).print(_table(rows))
+    print(f"{len(every)} bugs and {len(bugs.SPEED_ONLY)} that are none, {missed} misjudged")
     return 1 if missed else 0
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(title="Planted bugs", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in COLUMNS[:3] else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _cells(bug: bugs.Bug, caught: bugs.Caught | None) -> tuple[str, ...]:
     if caught is None:
-        return ("NOTHING",)
+        return ("NOTHING", "–", "–", "–")
     trace = "–" if caught.trace is None else str(caught.trace)
     return bug.machine.name, str(caught.attempts), f"{caught.seconds:.1f}", trace
 

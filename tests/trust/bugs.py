@@ -21,6 +21,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import Standing
+from scalesim.scheduler import endings
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Sequence
 from scalesim.scheduler.slots import Slots
@@ -203,14 +204,14 @@ def cancelled_only_while_it_waits(patch: pytest.MonkeyPatch) -> None:
 
 
 def stop_string_looked_for_in_the_last_token(patch: pytest.MonkeyPatch) -> None:
-    judge = Scheduler._judge
+    judge = endings.judge
 
     def blind(sequence: Sequence, token: int, known: int) -> Any:
         if known < sequence.limit - 1:
             return None
         return judge(sequence, token, known)
 
-    patch.setattr(Scheduler, "_judge", staticmethod(blind))
+    patch.setattr(endings, "judge", blind)
 
 
 def predictor_gives_nan(patch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,11 @@ from scalesim.memory.standing import Standing
 from scalesim.model.chat import ChatTemplate
 from scalesim.model.tokenizer import ByteTokenizer
 from scalesim.sampling_keys import SamplingKeys
+from scalesim.scheduler.batching import Flight
+from scalesim.scheduler.running import Running
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.slots import Slots
+from scalesim.scheduler.waiting import Queue
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.trace_file import TraceWriter
@@ -66,6 +69,12 @@ class Point:
     only: Callable[[Any], bool] = lambda self: True
     copies: bool = False
     error: type[Exception] = Injected
+
+
+def may_land(link: HostileLink) -> bool:
+    """Whether a piece of a copy can be next. A fault in a step without one would wait for the first
+    step that has: that is the same run."""
+    return any(event.queue != "seen" for event in link.events())
 
 
 POINTS: dict[str, Point] = {
@@ -125,7 +134,7 @@ POINTS: dict[str, Point] = {
     "link: wait": Point(HostileLink, "wait"),
     "link: rate": Point(HostileLink, "rate"),
     "link: queued bytes": Point(HostileLink, "queued_bytes"),
-    "link: a copy": Point(HostileLink, "step", copies=True),
+    "link: a copy": Point(HostileLink, "step", copies=True, only=may_land),
     "scheduler: add": Point(Scheduler, "add"),
     "scheduler: schedule": Point(Scheduler, "schedule"),
     "scheduler: admit": Point(Scheduler, "_admit"),
@@ -138,6 +147,12 @@ POINTS: dict[str, Point] = {
     "scheduler: finish": Point(Scheduler, "_finish"),
     "scheduler: cancel": Point(Scheduler, "cancel"),
     "scheduler: take ended": Point(Scheduler, "take_ended"),
+    "queue: next": Point(Queue, "next"),
+    "queue: put back": Point(Queue, "requeue"),
+    "running: prefill": Point(Running, "prefill"),
+    "running: leave": Point(Running, "leave"),
+    "running: leave, done": Point(Running, "leave", late=True),
+    "batch: deliver, done": Point(Flight, "deliver", late=True),
     "slots: enter": Point(Slots, "enter"),
     "slots: leave": Point(Slots, "leave"),
     "runner: launch": Point(TagRunner, "launch"),

@@ -69,3 +69,8 @@ def test_a_fault_on_the_engines_own_thread() -> None:
         assert (restarts > 0) == (nth > 0)
         assert all(isinstance(one, (Reply, ScaleSimError)) for one in replies)
     assert said["once 0"] == said["once 2"] and len(said["once 0"]) == 3
+
+
+def test_runs_repeat_exactly(reached: Counter[str]) -> None:
+    """The N-th call of a sweep is the N-th call of every run."""
+    assert faults.reach() == reached

@@ -13,9 +13,9 @@ from scalesim.engine import Engine
 from scalesim.errors import EngineClosedError, InternalError
 from scalesim.guard import Guard
 from scalesim.memory.accounts import AccountError, check_accounts, find_suspects
+from scalesim.memory.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.testing.integrity import IntegrityError, check_integrity
 from tests.trust.workload import PAGES, Workload
 
 Lie = Callable[[MemoryManager, list[Lease]], None]

@@ -3,11 +3,13 @@
 A real ``Engine`` over tags and a hostile link, driven step by step: agents with private prefixes
 and adapters in a pool for a part of them, a fork, hints, stop strings, texts and tokens, a call
 that is cancelled, a recorded trace. A call that fails is made again, as a simulation would. Runs
-repeat exactly.
+repeat exactly: the clock counts looks at it. Sizes are as small as still go everywhere: a sweep's
+time goes with their square.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from scalesim.errors import AdapterError, ScaleSimError
 from scalesim.guard import Integrity
 from scalesim.loop import Parts
 from scalesim.memory.adapters import AdapterContent
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.links import Timeline
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
@@ -34,14 +37,15 @@ from scalesim.model.tokenizer import ByteTokenizer
 from scalesim.requests import Prompt, Request, TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.hostile_link import HostileLink
-from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import adapter_layout, adapter_pages, page_bytes_for
 
-BLOCK, PAGES, HOST_PAGES, MAX_SEQS = 4, 18, 36, 4
+BLOCK, PAGES, HOST_PAGES, MAX_SEQS = 4, 17, 33, 4
+PROMPT_LEN, NEW_LEN, OUTPUT_LEN, CANCELLED_LEN = 8, 3, 8, 12
 MAX_STEPS = 4_000  # of the engine, for one round of calls: more is a hang
 TRIES = 3
-TOKENIZER = ByteTokenizer()
+TURN_S = 1e-3  # of the engine's clock, each time that somebody looks at it
+TOKENIZER, TEMPLATE = ByteTokenizer(), ChatTemplate(CHATML)
 Text = tuple[int, ...]
 
 
@@ -90,18 +94,17 @@ def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> Parts:
         vocab_size=TOKENIZER.vocab_size,
     )
     config = SchedulerConfig(
-        max_num_seqs=MAX_SEQS, max_num_batched_tokens=24, safe_point_tokens=4, max_skips=4
+        max_num_seqs=MAX_SEQS, max_num_batched_tokens=20, safe_point_tokens=4, max_skips=4
     )
     max_len = PAGES * BLOCK
-    model = TextModel(
-        TOKENIZER.vocab_size, frozenset(), max_len, max_len, TOKENIZER, ChatTemplate(CHATML)
-    )
+    model = TextModel(TOKENIZER.vocab_size, frozenset(), max_len, max_len, TOKENIZER, TEMPLATE)
     return Parts(
         runner,
         memory,
         Scheduler(memory, config, max_len),
         link,
         model,
+        time_s=map(TURN_S.__mul__, itertools.count()).__next__,
         read_adapter=read_adapter,
         integrity=integrity,
     )
@@ -135,9 +138,9 @@ class Workload:
         same under every name."""
         agents = [f"{name}{letter}" for letter in "abcdef"]
         draws = [random.Random(index) for index in range(len(agents))]
-        histories = {agent: [rng.randrange(250) for _ in range(17)]
+        histories = {agent: [rng.randrange(250) for _ in range(PROMPT_LEN)]
                      for agent, rng in zip(agents, draws, strict=True)}  # fmt: skip
-        histories[agents[5]][:12] = histories[agents[4]][:12]  # three blocks of one template
+        histories[agents[5]][:] = histories[agents[4]]  # two blocks of one template
         for agent in agents:
             self.texts[agent] = []
         self._let(self._settle_in, agents)
@@ -145,13 +148,13 @@ class Workload:
             asked: dict[str, Prompt] = {}
             for agent, rng in zip(agents, draws, strict=True):
                 if agent not in self.errors:
-                    histories[agent] = histories[agent] + [rng.randrange(250) for _ in range(3)]
+                    histories[agent] += [rng.randrange(250) for _ in range(NEW_LEN)]
                     asked[agent] = list(histories[agent])
             self._let(self._hint, agents, turn)
             self._round(asked, turn)
             for agent in agents:
                 if agent not in self.errors and len(self.texts[agent]) > turn:
-                    histories[agent] = histories[agent] + list(self.texts[agent][turn])
+                    histories[agent] += self.texts[agent][turn]
         fork = f"{name}fork"
         self.texts[fork] = []
         if (error := self.errors.get(agents[0])) is not None:
@@ -224,7 +227,11 @@ class Workload:
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
         params = SamplingParams(
-            max_tokens=9, temperature=float(len(prompt) % 2), seed=3, stop=stop, ignore_eos=True
+            max_tokens=OUTPUT_LEN,
+            temperature=float(len(prompt) % 2),
+            seed=3,
+            stop=stop,
+            ignore_eos=True,
         )
         try:
             return self.engine.submit(Request(prompt, agent, params, timeout=1e6))
@@ -236,7 +243,9 @@ class Workload:
         """While it loads, in the second round."""
         agent = max(asked)
         try:
-            call = self.engine.submit(Request(asked[agent], agent, SamplingParams(20, 0.0)))
+            call = self.engine.submit(
+                Request(asked[agent], agent, SamplingParams(CANCELLED_LEN, 0.0))
+            )
         except Exception:
             return
         for _ in range(1 + 2 * (turn == 0)):

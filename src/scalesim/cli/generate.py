@@ -19,13 +19,14 @@ def generate(options: GenerateOptions) -> int:
     """
     if not options.prompt:
         raise RequestError('no prompt was given; give one with --prompt "..."')
-    config, params = options.engine(), options.sampling()
+    config = options.engine()
     from scalesim.engine import Engine
 
     with Engine(options.model, config, dummy_weights=options.dummy_weights) as engine:
         agent = None
         if options.adapter is not None:
             agent = engine.agent("generate", adapter=options.adapter).id
+        params = engine.sampling(**options.sampling())
         requests = [
             Request([{"role": "user", "content": text}] if options.chat else text, agent, params)
             for text in options.prompt

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -104,12 +104,14 @@ class GenerateOptions:
     """A folder with a LoRA adapter, as PEFT saves it, to run the model with."""
     max_tokens: int = _SAMPLING.max_tokens
     """Most tokens to generate."""
-    temperature: float = _SAMPLING.temperature
-    """0 always takes the likeliest token."""
-    top_k: int = _SAMPLING.top_k
+    temperature: float | None = None
+    """0 always takes the likeliest token. This and the next two: the model's own if not given."""
+    top_k: int | None = None
     """Draw among the k likeliest tokens; 0: among all."""
-    top_p: float = _SAMPLING.top_p
+    top_p: float | None = None
     """Draw among the likeliest tokens that make up this probability."""
+    generation_config: tyro.conf.FlagCreatePairsOff[bool] = _ENGINE.generation_config
+    """What the model's generation_config.json says of sampling holds where nothing is given."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """End the text before this string. May be given again."""
     seed: int = _ENGINE.seed
@@ -130,15 +132,11 @@ class GenerateOptions:
     max_model_len: int | None = _ENGINE.max_model_len
     """Most tokens of prompt and output; the model's own limit if not given."""
 
-    def sampling(self) -> SamplingParams:
-        """What each prompt is continued with; the engine checks it."""
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            stop=self.stop,
-        )
+    def sampling(self) -> dict[str, Any]:
+        """Fields of ``SamplingParams`` that were given; the engine checks them."""
+        given = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"max_tokens": self.max_tokens, "stop": self.stop, **given}
 
     def engine(self) -> EngineConfig:
         """Raises ``ConfigError``."""
@@ -150,6 +148,7 @@ class GenerateOptions:
             block_size=self.block_size,
             max_model_len=self.max_model_len,
             seed=self.seed,
+            generation_config=self.generation_config,
         )
 
 

@@ -1,7 +1,7 @@
 """Memory's accounts: do the pages that are free, in the tree and private add up? Cheap enough for
 every step; and, when they do not, which pages are in question.
 
-Called by whoever drives an engine. ``testing.integrity`` compares everything; this only counts.
+Called by whoever drives an engine. ``integrity`` compares everything; this only counts.
 """
 
 from __future__ import annotations

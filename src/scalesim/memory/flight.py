@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from scalesim.core import Fence
-from scalesim.memory.links import Copies, Direction, Link
+from scalesim.memory.links import Copies, Link, LinkAround
 from scalesim.memory.pool import PagePool, runs
 
 NUM_EVENTS = 4096
@@ -71,11 +71,11 @@ class RecordedPool(PagePool):
             )
 
 
-class WatchedLink:
+class WatchedLink(LinkAround):
     """A link that knows the pages of every copy that has not ended, and tells ``flight``."""
 
     def __init__(self, link: Link, flight: FlightRecorder | None) -> None:
-        self.link = link
+        super().__init__(link)
         self._note = _forget if flight is None else flight.note
         self._open: dict[int, Copies] = {}
 
@@ -105,18 +105,6 @@ class WatchedLink:
             self._open.pop(ticket, None)
             self._note(("copy cancelled", ticket, (), ()))
         return cancelled
-
-    def wait(self, timeout_s: float) -> bool:
-        return self.link.wait(timeout_s)
-
-    def queued_bytes(self, direction: Direction) -> int:
-        return self.link.queued_bytes(direction)
-
-    def rate(self, direction: Direction) -> float:
-        return self.link.rate(direction)
-
-    def close(self) -> None:
-        self.link.close()
 
     def abandon(self, timeout_s: float) -> tuple[set[int], set[int]]:
         """Call back every copy or wait for it, whoever asked for it and whatever the link raises:

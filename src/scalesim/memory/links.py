@@ -106,6 +106,37 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
+class LinkAround:
+    """What is put around ``link`` to see, or to change, what goes through it: the rest is the
+    link's own."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        return self.link.submit(copies, after, urgent=urgent)
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        return self.link.poll()
+
+    def cancel(self, ticket: int) -> bool:
+        return self.link.cancel(ticket)
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.link.wait(timeout_s)
+
+    def queued_bytes(self, direction: Direction) -> int:
+        return self.link.queued_bytes(direction)
+
+    def rate(self, direction: Direction) -> float:
+        return self.link.rate(direction)
+
+    def close(self) -> None:
+        self.link.close()
+
+
 class Timeline:
     """How far a queue of device work has come, for those who wait on its fences from another
     thread."""

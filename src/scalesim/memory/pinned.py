@@ -22,7 +22,7 @@ from scalesim.memory.storage import allocate_pages
 MAX_REGISTRATION_BYTES = 16 << 30
 AVAILABLE_SHARE = 0.7
 _OS_PAGE_BYTES = mmap.PAGESIZE
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +93,26 @@ def default_host_bytes() -> int:
     return int(AVAILABLE_SHARE * available_host_bytes())
 
 
-def available_host_bytes(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """What the system says can be had without swapping, and no more than the container's limit
-    leaves."""
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = cgroup / "memory.max", cgroup / "memory.current"
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
+    """What the system says can be had without swapping, and no more than the limits of this
+    process's control groups (a container's, a batch job's) leave."""
+    lines = (proc / "meminfo").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    free = int(found["MemAvailable"].split()[0]) * 1024
+    for group in _own_groups(proc / "self" / "cgroup", cgroups):
+        limit, used = group / "memory.max", group / "memory.current"
+        if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+            free = min(free, int(most) - int(used.read_text()))
     return max(0, free)
+
+
+def _own_groups(membership: Path, cgroups: Path) -> list[Path]:
+    """This process's control group (version 2) and all above it. In a container that sees its own
+    as the root, the path named may not exist there."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    path = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    group = cgroups if ".." in path else cgroups / path  # "..": outside of what is seen here
+    return [group, *list(group.parents)[: len(group.parts) - len(cgroups.parts)]]
 
 
 def check_host_bytes(num_bytes: int, available: int) -> None:

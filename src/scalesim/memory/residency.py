@@ -275,7 +275,10 @@ class Residency:
             if farthest is None or not use.sooner_than(standing.use_of(farthest), standing.now):
                 return False
             keep = max(0, farthest.saved - (count - self.host.num_free))
-            self.drop(farthest, 0 if farthest.is_adapter else keep)  # a part of one is of no use
+            if farthest.is_adapter:
+                keep = 0  # a part of one is of no use
+            self._drop_below(farthest)
+            self._drop_one(farthest, keep, tidy=False)  # merging here could change ``saved``
         return True
 
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:

@@ -18,8 +18,8 @@ from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
 from scalesim.model.config import DTYPES, ModelConfig, read_json, stated_dtype
 from scalesim.model.decoder import Decoder, ModelShape
 from scalesim.model.dummy import dummy_tensors
-from scalesim.model.llama import Llama
 from scalesim.model.loader_files import weight_files
+from scalesim.model.native import NativeModel
 from scalesim.model.quantize import quantize_weights, scheme_config
 from scalesim.model.weights import Shape, Take, assemble, expected_shapes
 
@@ -98,7 +98,7 @@ def load_model(
             weights = assemble(config, take)
     if quantize is not None:
         weights = quantize_weights(weights, quantize)
-    return LoadedModel(config, Llama(config, weights), folder, quantize)
+    return LoadedModel(config, NativeModel(config, weights), folder, quantize)
 
 
 def _hosted(

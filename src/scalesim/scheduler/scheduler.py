@@ -8,46 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from scalesim.config import SchedulerConfig
-from scalesim.core import AgentId, Batch, FinishReason, SamplingBatch, StepOutput
-from scalesim.errors import (
-    AdapterError,
-    InternalError,
-    NumericalError,
-    PromptTooLongError,
-    ScaleSimError,
-)
+from scalesim.core import Batch, FinishReason, StepOutput
+from scalesim.errors import AdapterError, ScaleSimError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.scheduler.pooling import PoolPlan
-from scalesim.scheduler.scoring import ScorePlan
+from scalesim.scheduler import endings
+from scalesim.scheduler.batching import Batching, Chunk, Flight
+from scalesim.scheduler.forecast import Forecast
+from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.scheduler.slots import Slots
-from scalesim.scheduler.waiting import WaitingLine, overtake
+from scalesim.scheduler.waiting import Queue, rank
 
-_MASK64 = (1 << 64) - 1
-_MAX_FAILED_READS = 8
-_NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A launched batch: the slots in it, whose they were, and up to which token each was
-    computed."""
-
-    slots: npt.NDArray[np.int64]
-    epochs: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
-    sample: npt.NDArray[np.bool_]
-    prefills: list[Sequence]
-    scoring: ScorePlan | None = None
-    pooling: PoolPlan | None = None
+MAX_FAILED_READS = 8
 
 
 class Scheduler:
@@ -58,16 +36,14 @@ class Scheduler:
         self.memory, self.config = memory, config
         self.max_len = max_len
         self.num_steps = 0
-        self.slots = Slots(config.max_num_seqs, max_len)
-        memory.look_ahead.starts_in = self.starts_in
-        memory.look_ahead.drains_in = self.drains_in
-        self._waiting = WaitingLine(config.max_skips)
-        self._preempted: list[Sequence] = []  # by rank
-        self._loading: dict[int, Sequence] = {}  # by id of the lease
-        self._prefilling: list[Sequence] = []
-        self._decoding: npt.NDArray[np.int64] = _NO_SLOTS  # slots, in order of admission
-        self._flights: deque[_Flight] = deque()
         self.num_admissions = 0
+        self.slots = Slots(config.max_num_seqs, max_len)
+        self.queue, self.running = Queue(config), Running(self.slots)
+        self.forecast = Forecast(self.slots, self.running, self.queue)
+        memory.look_ahead.starts_in = self.forecast.starts_in
+        memory.look_ahead.drains_in = self.forecast.drains_in
+        self._batching = Batching(self.slots, memory)
+        self._flights: deque[Flight] = deque()
         self._ended: list[Sequence] = []
         # told of each end while its pages are still held: they are put in order once, not twice
         self.before_release: Callable[[Sequence], None] = lambda sequence: None
@@ -80,7 +56,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting) + len(self._preempted)
+        return len(self.queue)
 
     @property
     def has_work(self) -> bool:
@@ -93,30 +69,20 @@ class Scheduler:
     def check_fits(self, num_tokens: int) -> None:
         """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
         if num_tokens > self.max_len:
-            raise PromptTooLongError(
-                f"prompt and output need {num_tokens} tokens; a sequence has at most "
-                f"{self.max_len} (max_model_len; what device_memory holds); shorten the prompt, "
-                "lower max_tokens or raise device_memory"
-            )
+            raise endings.too_long(num_tokens, self.max_len)
 
     def add(self, sequence: Sequence) -> None:
         self.check_fits(sequence.limit)
-        self._waiting.add(sequence)
+        self.queue.line.add(sequence)
 
     def add_behind(self, leader: Sequence, sequence: Sequence) -> None:
         """Add ``sequence``, of the same prompt, once ``leader`` has computed it (or has ended): its
         full blocks are then found. Until then it can only be cancelled."""
         self.check_fits(sequence.limit)
         if leader.phase is Phase.FINISHED or leader.first_step is not None:
-            self._waiting.add(sequence)
+            self.queue.line.add(sequence)
         else:
             leader.followers.append(sequence)
-
-    def _release_followers(self, sequence: Sequence) -> None:
-        for follower in sequence.followers:
-            if follower.phase is not Phase.FINISHED:
-                self._waiting.add(follower)
-        sequence.followers = []
 
     def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
         """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for
@@ -124,106 +90,33 @@ class Scheduler:
         if sequence.phase is Phase.FINISHED:
             return
         if sequence.phase is Phase.WAITING:
-            self._waiting.discard(sequence)
-            if sequence in self._preempted:
-                self._preempted.remove(sequence)
-            sequence.output = sequence.tokens[sequence.prompt_len :]
+            self.queue.discard(sequence)
             sequence.finish_reason, sequence.error = reason, error
-            self.before_release(sequence)
-            self._end(sequence)
+            self._end_waiting(sequence)
         else:
             self._finish(sequence, reason, error)
-
-    def restart(self, open: Iterable[Sequence], suspects: Container[int] = ()) -> None:
-        """Memory begins anew, and so do ``open``, all sequences whose end nobody was told: each
-        goes on behind the tokens that are known of it. One that was about to end ends, and so does
-        one whose lease is among ``suspects`` (by id): its tokens cannot be trusted."""
-        for sequence in self._admitted():
-            known = int(self.slots.known[sequence.slot])
-            sequence.tokens = self.slots.tokens[sequence.slot, :known].copy()
-        self.slots.clear()
-        self._waiting = WaitingLine(self.config.max_skips)
-        self._preempted.clear()
-        self._loading.clear()
-        self._prefilling.clear()
-        self._flights.clear()
-        self._ended.clear()
-        self._decoding = _NO_SLOTS
-        for sequence in open:
-            if sequence.phase is Phase.FINISHED:
-                self._ended.append(sequence)
-                continue
-            if id(sequence.lease) in suspects:
-                sequence.finish_reason = "error"
-                sequence.error = InternalError(
-                    f"request {sequence.id} of agent {sequence.agent!r}: a page of its memory had "
-                    "two holders; what it said is not to be trusted, ask again"
-                )
-            sequence.lease, sequence.followers = None, []  # these are open themselves
-            sequence.phase = Phase.WAITING
-            if not self._is_over(sequence):
-                self._take_back(sequence)
-
-    def _is_over(self, sequence: Sequence) -> bool:
-        """Whether ``sequence`` was ending when everything stopped, or has all that it asked for:
-        then it ends now."""
-        tokens = sequence.tokens
-        if sequence.finish_reason is None and len(tokens) > sequence.prompt_len:
-            try:
-                sequence.finish_reason = self._judge(sequence, int(tokens[-1]), len(tokens))
-            except Exception as error:
-                sequence.finish_reason, sequence.error = "error", _as_own(sequence, error)
-        if sequence.finish_reason is None:
-            return False
-        sequence.output = tokens[sequence.prompt_len :]
-        self.before_release(sequence)
-        self._end(sequence)
-        return True
-
-    def _take_back(self, sequence: Sequence) -> None:
-        blocks, usable = self._blocks(sequence.limit), self.memory.device.num_free
-        if blocks > usable:  # pages were lost
-            error = PromptTooLongError(
-                f"request {sequence.id} needs {blocks} pages; {usable} of the device pool are left "
-                "in use"
-            )
-            self.cancel(sequence, "error", error)
-        elif sequence.admission:
-            self._requeue(sequence)
-        else:
-            self._waiting.add(sequence)
 
     def take_ended(self) -> list[Sequence]:
         """The sequences that ended since the last call."""
         ended, self._ended = self._ended, []
         return ended
 
-    def starts_in(self, agent: AgentId) -> float:
-        """Steps until the oldest waiting request of ``agent`` can start, if all that run take their
-        full length; 0 if it has none. Of a long queue only the first few are told apart."""
-        window = self.config.lookahead_window
-        for position, sequence in enumerate(islice(self._waiting, window)):
-            if sequence.agent == agent:
-                return self._frees_in(position + len(self._preempted))
-        return self._frees_in(window) if len(self._waiting) > window else 0.0
+    def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
+        """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
+        long as no copy arrives: what a simulation may take in one go."""
+        may_enter = self.num_waiting and self.slots.num_free
+        quiet = not may_enter and not self._flights
+        return self.running.decoding, self.forecast.num_quiet_steps() if quiet else 0
 
-    def drains_in(self) -> float:
-        """Steps until the last request has ended, if none is added."""
-        if not self.num_running:
-            return 0.0
-        at = [sequence.slot for sequence in self._admitted()]
-        left = self.slots.limit[at] - self.slots.known[at]
-        return float(left.max() + left.mean() * (self.num_waiting // len(at)))
-
-    def _frees_in(self, position: int) -> float:
-        """Steps until there is a slot for who has ``position`` others before it."""
-        index = position - self.slots.num_free
-        if index < 0 or not self.num_running:  # nobody runs: pages are waited for, not slots
-            return 0.0
-        at = [sequence.slot for sequence in self._admitted()]
-        left = np.sort(self.slots.limit[at] - self.slots.known[at])
-        rounds, index = divmod(index, len(left))
-        return float(left[index] + rounds * left.mean())
+    def take_decodes(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
+        """As if a step of ``at`` had been launched and had given ``tokens``; at most as often as
+        ``quiet_decodes`` allows."""
+        slots = self.slots
+        slots.take_tokens(at, tokens)
+        slots.launched[at] += 1
+        slots.done[at] += 1
+        self.num_steps += 1
+        self.memory.residency.last_launched += 1
 
     # -- a step -------------------------------------------------------------------------------
 
@@ -234,7 +127,7 @@ class Scheduler:
         if self.num_waiting and self.slots.num_free:
             self._admit()
         decodes = self._ready_decodes()
-        chunks = self._prefill_chunks(self.config.max_num_batched_tokens - len(decodes))
+        chunks = self.running.chunks(self.config.max_num_batched_tokens - len(decodes))
         if self.slots.adjusting.num_guided:
             decodes, chunks = self._ask_guides(decodes, chunks)
         if not len(decodes) and not chunks:
@@ -245,72 +138,41 @@ class Scheduler:
         """Take in the oldest launched batch."""
         flight = self._flights.popleft()
         slots = self.slots
-        current = slots.epoch[flight.slots] == flight.epochs
-        at = flight.slots[current]
-        if flight.scoring is not None and output.scores is not None:
-            flight.scoring.deliver(output.scores, current)
-        if flight.pooling is not None and output.pooled is not None:
-            flight.pooling.deliver(output.pooled, current)
-        sound = ~output.bad[current]
-        slots.done[at[sound]] = flight.ends[current][sound]
-        for slot in at[~sound]:
+        failed, sampled = flight.deliver(slots, output)
+        for slot in failed:
             self._fail(int(slot))
-        sampled = (flight.sample & current & ~output.bad).nonzero()[0]
-        at = flight.slots[sampled]
-        tokens = output.token_ids[sampled]
-        slots.tokens[at, slots.known[at]] = tokens
-        slots.known[at] += 1
+        at, tokens = flight.slots[sampled], output.token_ids[sampled]
+        slots.take_tokens(at, tokens)
         if output.digests is not None:
             for slot, digest in zip(at, output.digests[sampled], strict=True):
-                sequence = self._at(int(slot))
-                sequence.digest = chain_digests(sequence.digest, int(digest))
+                sequence = slots.at(int(slot))
+                sequence.digest = endings.chain_digests(sequence.digest, int(digest))
         for sequence in flight.prefills:
-            if sequence.phase is Phase.PREFILL or sequence.phase is Phase.DECODE:
-                self._commit(sequence)
-                if sequence.followers and sequence.phase is Phase.DECODE:
-                    self._release_followers(sequence)
-                if sequence.limit == sequence.prompt_len and self._is_done(sequence):
-                    self._finish(sequence, "length", None)  # it was to generate nothing
+            self._prefilled(sequence)
         stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
         full = slots.known[at] >= slots.limit[at]
         for index in (stopped | full | slots.watched[at]).nonzero()[0]:
             self._look_at(int(at[index]), int(tokens[index]))
 
-    def _is_done(self, sequence: Sequence) -> bool:
-        return bool(self.slots.done[sequence.slot] >= sequence.limit)
-
-    def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
-        long as no copy arrives: what a simulation may take in one go."""
-        slots, at = self.slots, self._decoding
-        may_enter = self.num_waiting and slots.num_free
-        if not len(at) or may_enter or self._prefilling or self._flights:
-            return at, 0
-        if slots.watched[at].any() or (slots.stop_ids[at] >= 0).any():
-            return at, 0
-        known = slots.known[at]
-        steps = np.minimum(slots.limit[at] - known - 1, slots.capacity[at] - known + 1)
-        return at, max(0, int(steps.min()))
-
-    def take_decodes(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
-        """As if a step of ``at`` had been launched and had given ``tokens``; at most as often as
-        ``quiet_decodes`` allows."""
-        slots = self.slots
-        slots.tokens[at, slots.known[at]] = tokens
-        slots.known[at] += 1
-        slots.launched[at] += 1
-        slots.done[at] += 1
-        self.num_steps += 1
-        self.memory.residency.last_launched += 1
+    def _prefilled(self, sequence: Sequence) -> None:
+        """A chunk of its prompt was collected."""
+        if sequence.phase is not Phase.PREFILL and sequence.phase is not Phase.DECODE:
+            return
+        self._commit(sequence)
+        if sequence.followers and sequence.phase is Phase.DECODE:
+            self._release_followers(sequence)
+        to_generate = sequence.limit > sequence.prompt_len
+        if not to_generate and self.slots.done[sequence.slot] >= sequence.limit:
+            self._finish(sequence, "length", None)
 
     # -- admission ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        backlog = sum(self._left(sequence) for sequence in self._prefilling)
+        backlog = sum(self.slots.left(sequence) for sequence in self.running.prefilling)
         while self.slots.num_free and self.num_waiting:
             if backlog >= self.config.max_num_batched_tokens:
                 return  # they could not start in this step; pages held for nothing
-            sequence = self._next_waiting()
+            sequence = self.queue.next(self.memory.owners.is_resident)
             try:
                 lease = self._reserve(sequence)
             except AdapterError as error:  # removed since the request was made
@@ -318,53 +180,19 @@ class Scheduler:
                 continue
             if lease is None:
                 return
-            if sequence.phase is Phase.WAITING and sequence in self._preempted:
-                self._preempted.remove(sequence)
-            else:
-                self._waiting.pass_over(sequence)
-                self._overtake_preempted(sequence)
+            self.queue.admitted(sequence)
             self._enter(sequence, lease)
             if lease.is_ready:
-                backlog += self._left(sequence)
-
-    def _left(self, sequence: Sequence) -> int:
-        """Tokens of its prompt that are not launched yet."""
-        return int(self.slots.known[sequence.slot] - self.slots.launched[sequence.slot])
-
-    def _next_waiting(self) -> Sequence:
-        """By priority. Of equal ones preempted ones first, then the oldest; one whose state is on
-        the device may overtake it."""
-        line = self._waiting.first(self.config.lookahead_window)
-        if self._preempted and (not line or self._preempted[0].priority <= line[0].priority):
-            return self._preempted[0]
-        head = line[0]
-        if head.skipped >= self.config.max_skips or self.memory.owners.is_resident(head.agent):
-            return head
-        for sequence in line[1:]:
-            if self.memory.owners.is_resident(sequence.agent):
-                head.skipped += 1
-                return sequence
-        return head
-
-    def _overtake_preempted(self, sequence: Sequence) -> None:
-        for other in self._preempted:
-            if other.priority > sequence.priority:
-                overtake(other, self.config.max_skips)
-        self._preempted.sort(key=_rank)
+                backlog += self.slots.left(sequence)
 
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
-        count = usable = len(sequence.tokens)
-        if sequence.score_log is not None:
-            usable = sequence.score_log.usable(count)
-        if sequence.pool_log is not None:
-            usable = sequence.pool_log.usable()
-        upto = min(sequence.limit, count + self.config.safe_point_tokens)
+        upto = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
         share = self.memory.device.num_usable // 2 if self.num_running else None
         return self.memory.acquire(
             sequence.agent,
             sequence.domain,
-            sequence.tokens[:usable].tobytes(),
+            sequence.tokens[: sequence.usable].tobytes(),
             self._blocks(upto),
             adapter=sequence.adapter,
             max_loading_pages=share,
@@ -374,45 +202,37 @@ class Scheduler:
         self.slots.enter(sequence, lease, self.memory.block_size)
         if not sequence.admission:
             self.num_admissions += 1
-            sequence.admission = self.num_admissions
-            sequence.cached_tokens = lease.num_cached
-            sequence.host_tokens = lease.num_waited_blocks * self.memory.block_size
-            sequence.rebuilt_tokens = lease.num_rebuilt_blocks * self.memory.block_size
-        else:
-            sequence.rebuilt_tokens += max(0, len(sequence.tokens) - 1 - lease.num_cached)
-        sequence.lease = lease
+        sequence.admitted(lease, self.num_admissions, self.memory.block_size)
         if lease.is_ready:
-            self._start_prefill(sequence)
+            self.running.prefill(sequence)
         else:
-            sequence.phase = Phase.LOADING
-            self._loading[id(lease)] = sequence
+            self.running.wait(sequence, lease)
 
     def _wake(self, leases: list[Lease]) -> None:
         for lease in leases:
-            sequence = self._loading.pop(id(lease))
-            if lease.failed is not None:
-                self.memory.fail(lease)
-                sequence.lease = None
-                self.slots.leave(sequence)
-                self._requeue(sequence)
-                error = lease.failed.error
-                sequence.failed_reads += lease.failed.parts[0][0].is_adapter and error is not None
-                if isinstance(error, AdapterError) or sequence.failed_reads > _MAX_FAILED_READS:
-                    self.cancel(sequence, "error", error)
-            else:
-                self._start_prefill(sequence)
+            sequence = self.running.loaded(lease)
+            if lease.failed is None:
+                self.running.prefill(sequence)
+                continue
+            self.memory.fail(lease)
+            sequence.lease = None
+            self.slots.leave(sequence)
+            self._requeue(sequence)
+            error = lease.failed.error
+            sequence.failed_reads += lease.failed.parts[0][0].is_adapter and error is not None
+            if isinstance(error, AdapterError) or sequence.failed_reads > MAX_FAILED_READS:
+                self.cancel(sequence, "error", error)
 
-    def _start_prefill(self, sequence: Sequence) -> None:
-        sequence.phase = Phase.PREFILL
-        self._prefilling.append(sequence)
-        self._prefilling.sort(key=lambda each: each.admission)
+    def _requeue(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.WAITING
+        self.queue.requeue(sequence)
 
-    # -- growth and preemption ----------------------------------------------------------------
+    # -- what a step computes -----------------------------------------------------------------
 
     def _ready_decodes(self) -> npt.NDArray[np.int64]:
         """The decoding slots that have a token to compute and a page to put it in."""
         slots = self.slots
-        wanted = self._wanted_decodes()
+        wanted = self.running.wanted_decodes()
         short = wanted[slots.launched[wanted] >= slots.capacity[wanted]]
         if not len(short):
             return wanted
@@ -420,42 +240,41 @@ class Scheduler:
             sequence = slots.sequences[slot]
             if sequence is not None:  # not preempted for one before it
                 self._grow(sequence)
-        wanted = self._wanted_decodes()
+        wanted = self.running.wanted_decodes()
         able: npt.NDArray[np.bool_] = slots.launched[wanted] < slots.capacity[wanted]
         return wanted[able]
 
-    def _wanted_decodes(self) -> npt.NDArray[np.int64]:
-        at = self._decoding
-        unfinished: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.limit[at] - 1
-        if self.slots.adjusting.num_guided:  # a guide must have seen the token in flight
-            known: npt.NDArray[np.bool_] = self.slots.launched[at] < self.slots.known[at]
-            unfinished &= known | ~self.slots.adjusting.guided[at]
-        return at[unfinished]
-
     def _ask_guides(
-        self, decodes: npt.NDArray[np.int64], chunks: list[tuple[Sequence, int]]
-    ) -> tuple[npt.NDArray[np.int64], list[tuple[Sequence, int]]]:
+        self, decodes: npt.NDArray[np.int64], chunks: list[Chunk]
+    ) -> tuple[npt.NDArray[np.int64], list[Chunk]]:
         """Masks for the guided sequences that sample in this step; a guide that fails ends its
         own."""
-        adjusting = self.slots.adjusting
-        asked = [int(slot) for slot in decodes[adjusting.guided[decodes]]]
-        asked += [
-            sequence.slot
-            for sequence, count in chunks
-            if adjusting.guided[sequence.slot] and count == self._left(sequence)
-        ]
-        failed = adjusting.ask(asked, [self._known(slot) for slot in asked])
+        asked = self.running.guided(decodes, chunks)
+        tokens = [self.slots.known_tokens(slot) for slot in asked]
+        failed = self.slots.adjusting.ask(asked, tokens)
         for slot, error in failed.items():
-            self._finish(self._at(slot), "error", error)
+            self._finish(self.slots.at(slot), "error", error)
         if failed:
             decodes = np.array([slot for slot in decodes if slot not in failed], np.int64)
             chunks = [chunk for chunk in chunks if chunk[0].slot not in failed]
         return decodes, chunks
 
+    def _launch(self, decodes: npt.NDArray[np.int64], chunks: list[Chunk]) -> Batch:
+        step = self.num_steps
+        batch, flight = self._batching.launch(step, decodes, chunks)
+        self._flights.append(flight)
+        self.num_steps += 1
+        self.memory.residency.last_launched = step
+        whole = [sequence for sequence in flight.prefills if self.slots.left(sequence) <= 0]
+        self.running.decode(whole, self.num_steps)
+        return batch
+
+    # -- growth and preemption ----------------------------------------------------------------
+
     def _grow(self, sequence: Sequence) -> None:
         """Reserve to the next safe point, at the cost of the least urgent and youngest; the most
-        urgent and oldest never yields. If
-        the pages are only on their way, the sequence sits this step out."""
+        urgent and oldest never yields. If the pages are only on their way, the sequence sits this
+        step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
         upto = min(
@@ -465,8 +284,8 @@ class Scheduler:
         while not memory.grow(sequence.lease, self._blocks(upto)):
             if memory.residency.saving_pages or memory.residency.transfers:
                 return
-            youngest = max(self._admitted(), key=_rank)
-            oldest = min(self._admitted(), key=_rank)
+            youngest = max(self.slots.entered(), key=rank)
+            oldest = min(self.slots.entered(), key=rank)
             if youngest is oldest:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "
@@ -477,192 +296,35 @@ class Scheduler:
                 return
         self.slots.capacity[slot] = sequence.lease.num_blocks * memory.block_size
 
-    def _admitted(self) -> list[Sequence]:
-        return [sequence for sequence in self.slots.sequences if sequence is not None]
-
     def _preempt(self, sequence: Sequence) -> None:
         """Take its pages; full blocks stay in the tree as long as nobody needs theirs."""
-        slot = sequence.slot
-        sequence.tokens = self.slots.tokens[slot, : self.slots.known[slot]].copy()
+        sequence.tokens = self.slots.known_tokens(sequence.slot)
         sequence.num_preemptions += 1
         self.memory.counters.preemptions += 1
         self._leave(sequence)
         self._requeue(sequence)
 
-    def _requeue(self, sequence: Sequence) -> None:
-        sequence.phase = Phase.WAITING
-        self._preempted.append(sequence)
-        self._preempted.sort(key=_rank)
-
-    # -- the batch ----------------------------------------------------------------------------
-
-    def _prefill_chunks(self, budget: int) -> list[tuple[Sequence, int]]:
-        chunks = []
-        for sequence in self._prefilling:
-            if budget <= 0:
-                break
-            count = min(self._left(sequence), budget)
-            if count > 0:
-                chunks.append((sequence, count))
-                budget -= count
-        return chunks
-
-    def _launch(self, decodes: npt.NDArray[np.int64], chunks: list[tuple[Sequence, int]]) -> Batch:
-        slots = self.slots
-        at = decodes
-        sample = np.ones(len(decodes), np.bool_)
-        starts = slots.launched[decodes]
-        counts = np.ones(len(decodes), np.int64)
-        pending = starts >= slots.known[decodes]
-        token_ids = slots.tokens[decodes, starts]
-        token_ids[pending] = -1
-        positions = starts.astype(np.int32)
-        copies: list[tuple[int, int]] = []
-        if chunks:
-            at = np.concatenate([at, [sequence.slot for sequence, _ in chunks]])
-            counts = np.concatenate([counts, [count for _, count in chunks]])
-            starts = slots.launched[at]
-            ends = starts + counts
-            known = slots.known[at]
-            samples = (ends >= known) & (slots.limit[at] > known)
-            sample = np.concatenate([sample, samples[len(decodes) :]])
-            pieces, places = [token_ids], [positions]
-            for sequence, count in chunks:
-                start = int(slots.launched[sequence.slot])
-                pieces.append(slots.tokens[sequence.slot, start : start + count])
-                places.append(np.arange(start, start + count, dtype=np.int32))
-                assert sequence.lease is not None
-                copies += sequence.lease.copies
-                sequence.lease.copies = []
-            token_ids, positions = np.concatenate(pieces), np.concatenate(places)
-        ends = starts + counts
-        slots.launched[at] = ends
-        query_start = np.zeros(len(at) + 1, np.int32)
-        np.cumsum(counts, out=query_start[1:])
-        sequences = [sequence for sequence, _ in chunks]
-        adjust = None
-        if slots.adjusting.num_adjusted:
-            adjust = slots.adjusting.batch(at, ends, sample, len(decodes), self._known)
-        scoring = self._scoring(at, starts, query_start, sample) if slots.num_scored else None
-        pooling = self._pooling(chunks, starts, query_start)
-        self._flights.append(
-            _Flight(at, slots.epoch[at], ends, sample, sequences, scoring, pooling)
-        )
-        self._to_decode([s for s in sequences if slots.launched[s.slot] >= slots.known[s.slot]])
-        step = self.num_steps
-        self.num_steps += 1
-        self.memory.residency.last_launched = step
-        rows, cols, pages = self.memory.table.take_changes()
-        return Batch(
-            step=step,
-            token_ids=token_ids,
-            positions=positions,
-            query_start=query_start,
-            rows=slots.row[at].astype(np.int32),
-            slots=at.astype(np.int32),
-            sample=sample,
-            sampling=SamplingBatch(
-                slots.temperature[at],
-                slots.top_k[at].astype(np.int32),
-                slots.top_p[at],
-                slots.key[at],
-            ),
-            table_rows=rows,
-            table_cols=cols,
-            table_pages=pages,
-            page_copies=np.array(copies, np.int32).reshape(-1, 2),
-            adapters=slots.adapters(at),
-            adjust=adjust,
-            scores=None if scoring is None else scoring.batch(),
-            pools=None if pooling is None else pooling.batch(),
-        )
-
-    def _known(self, slot: int) -> npt.NDArray[np.int32]:
-        return self.slots.tokens[slot, : self.slots.known[slot]].copy()
-
-    def _scoring(
-        self, at: npt.NDArray[np.int64], starts: npt.NDArray[np.int64],
-        query_start: npt.NDArray[np.int32], sample: npt.NDArray[np.bool_],
-    ) -> ScorePlan:  # fmt: skip
-        """The query tokens of a step behind which log-probabilities are asked for."""
-        plan, slots = ScorePlan(), self.slots
-        for index in slots.scored[at].nonzero()[0].tolist():
-            slot, row = int(at[index]), int(query_start[index])
-            start = int(starts[index])
-            positions = range(start, start + int(query_start[index + 1]) - row)
-            known = slots.tokens[slot, : slots.known[slot]]
-            plan.add(index, self._at(slot), positions, row, known, bool(sample[index]))
-        return plan
-
-    def _pooling(
-        self, chunks: list[tuple[Sequence, int]], starts: npt.NDArray[np.int64],
-        query_start: npt.NDArray[np.int32],
-    ) -> PoolPlan | None:  # fmt: skip
-        """The hidden states of a step that are asked for: the prefills stand at its end."""
-        if all(sequence.pool_log is None for sequence, _ in chunks):
-            return None
-        plan, first = PoolPlan(), len(starts) - len(chunks)
-        for index, (sequence, count) in enumerate(chunks, start=first):
-            if sequence.pool_log is not None:
-                start = int(starts[index])
-                positions = range(start, start + count)
-                plan.add(index, sequence, positions, int(query_start[index]))
-        return plan if plan.owners else None
-
-    def _to_decode(self, sequences: list[Sequence]) -> None:
-        if not sequences:
-            return
-        for sequence in sequences:
-            sequence.phase = Phase.DECODE
-            if sequence.first_step is None:
-                sequence.first_step = self.num_steps
-            self._prefilling.remove(sequence)
-        fresh = np.array([sequence.slot for sequence in sequences], np.int64)
-        self._decoding = np.concatenate([self._decoding, fresh])
+    def _blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.memory.block_size)
 
     # -- endings ------------------------------------------------------------------------------
 
     def _look_at(self, slot: int, token: int) -> None:
-        sequence = self._at(slot)
+        sequence = self.slots.at(slot)
         failure: ScaleSimError | None = None
         try:
-            reason = self._judge(sequence, token, int(self.slots.known[slot]))
+            reason = endings.judge(sequence, token, int(self.slots.known[slot]))
         except Exception as error:  # a request's own callback ends that request
-            reason, failure = "error", _as_own(sequence, error)
+            reason, failure = "error", endings.as_own(sequence, error)
         if reason is not None:
             sequence.finish_reason, sequence.error = reason, failure  # whatever breaks from here on
             self._finish(sequence, reason, failure)
 
-    @staticmethod
-    def _judge(sequence: Sequence, token: int, known: int) -> FinishReason | None:
-        """Whether ``token``, the last of ``known``, ends the sequence. Shows it to the guide and
-        the observer, once. Raises what they raise."""
-        if token in sequence.stop_ids:
-            return "stop"
-        if sequence.num_observed < known - sequence.prompt_len:
-            sequence.num_observed += 1
-            guide = None if sequence.adjust is None else sequence.adjust.guide
-            stopped = guide is not None and guide.push(token)
-            if sequence.observer is not None:
-                stopped |= sequence.observer.push(token)
-            if stopped:
-                return "stop"
-        return "length" if known >= sequence.limit else None
-
     def _fail(self, slot: int) -> None:
         """Its values are not finite: nothing that it computed may be shared."""
-        sequence = self._at(slot)
-        at = int(self.slots.known[slot])
-        error = NumericalError(
-            f"request {sequence.id} of agent {sequence.agent!r}: logits at token {at} are not "
-            "finite; check the weights and the dtype"
-        )
+        sequence = self.slots.at(slot)
+        error = endings.not_finite(sequence, int(self.slots.known[slot]))
         self._finish(sequence, "error", error, keep=False)
-
-    def _at(self, slot: int) -> Sequence:
-        sequence = self.slots.sequences[slot]
-        assert sequence is not None, slot
-        return sequence
 
     def _commit(self, sequence: Sequence) -> None:
         assert sequence.lease is not None
@@ -687,47 +349,68 @@ class Scheduler:
         self._leave(sequence, keep=keep)
         self._end(sequence)
 
+    def _end_waiting(self, sequence: Sequence) -> None:
+        """``sequence``, which holds nothing, ends with the tokens that it has."""
+        sequence.output = sequence.tokens[sequence.prompt_len :]
+        self.before_release(sequence)
+        self._end(sequence)
+
     def _end(self, sequence: Sequence) -> None:
         sequence.phase = Phase.FINISHED
         self._release_followers(sequence)
         self._ended.append(sequence)
+
+    def _release_followers(self, sequence: Sequence) -> None:
+        for follower in sequence.followers:
+            if follower.phase is not Phase.FINISHED:
+                self.queue.line.add(follower)
+        sequence.followers = []
 
     def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Give back the slot and the lease; with ``keep``, what was computed soundly stays in the
         tree."""
         lease, slot = sequence.lease, sequence.slot
         assert lease is not None
+        self.running.leave(sequence)
         if sequence.phase is Phase.LOADING:
-            del self._loading[id(lease)]
             self.memory.release(lease)
         else:
             done = int(self.slots.done[slot]) if keep else 0
             self.memory.release(lease, self.slots.token_bytes(slot, done), done)
-        if sequence.phase is Phase.PREFILL:
-            self._prefilling.remove(sequence)
-        elif sequence.phase is Phase.DECODE:
-            self._decoding = self._decoding[self._decoding != slot]
         sequence.lease = None
         self.slots.leave(sequence)
 
-    def _blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.memory.block_size)
+    # -- a new beginning ----------------------------------------------------------------------
 
+    def restart(self, open: Iterable[Sequence], suspects: Container[int] = ()) -> None:
+        """Memory begins anew, and so do ``open``, all sequences whose end nobody was told: each
+        goes on behind the tokens that are known of it. One that was about to end ends, and so does
+        one whose lease is among ``suspects`` (by id): its tokens cannot be trusted."""
+        for sequence in self.slots.entered():
+            sequence.tokens = self.slots.known_tokens(sequence.slot)
+        self.slots.clear()
+        self.queue.clear()
+        self.running.clear()
+        self._flights.clear()
+        self._ended.clear()
+        for sequence in open:
+            if sequence.phase is Phase.FINISHED:
+                self._ended.append(sequence)
+                continue
+            if id(sequence.lease) in suspects:
+                sequence.finish_reason, sequence.error = "error", endings.not_trusted(sequence)
+            sequence.lease, sequence.followers = None, []  # these are open themselves
+            sequence.phase = Phase.WAITING
+            if endings.is_over(sequence):
+                self._end_waiting(sequence)
+            else:
+                self._take_back(sequence)
 
-def _rank(sequence: Sequence) -> tuple[float, int]:
-    """The most urgent first, then the oldest."""
-    return sequence.priority, sequence.admission
-
-
-def _as_own(sequence: Sequence, cause: Exception) -> ScaleSimError:
-    """What a request ends with when what watches its tokens failed."""
-    if isinstance(cause, ScaleSimError):
-        return cause
-    error = InternalError(f"request {sequence.id}: what looks at its tokens failed: {cause!r}")
-    error.__cause__ = cause
-    return error
-
-
-def chain_digests(chain: int, digest: int) -> int:
-    """A running 64-bit hash: order matters, and so does every term."""
-    return ((chain ^ digest) * 0x9E3779B97F4A7C15 + 1) & _MASK64
+    def _take_back(self, sequence: Sequence) -> None:
+        blocks, usable = self._blocks(sequence.limit), self.memory.device.num_free
+        if blocks > usable:
+            self.cancel(sequence, "error", endings.pages_were_lost(sequence, blocks, usable))
+        elif sequence.admission:
+            self._requeue(sequence)
+        else:
+            self.queue.line.add(sequence)

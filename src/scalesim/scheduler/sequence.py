@@ -70,3 +70,23 @@ class Sequence:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     digest: int = 0  # over the digests of its tokens' logits, in order
+
+    @property
+    def usable(self) -> int:
+        """How many of its first tokens a lease may look up."""
+        if self.pool_log is not None:
+            return self.pool_log.usable()
+        count = len(self.tokens)
+        return count if self.score_log is None else self.score_log.usable(count)
+
+    def admitted(self, lease: Lease, admission: int, block_size: int) -> None:
+        """It holds ``lease``, and what the look-up found is noted. ``admission`` is its place in
+        the order, if this is its first."""
+        self.lease = lease
+        if self.admission:
+            self.rebuilt_tokens += max(0, len(self.tokens) - 1 - lease.num_cached)
+            return
+        self.admission = admission
+        self.cached_tokens = lease.num_cached
+        self.host_tokens = lease.num_waited_blocks * block_size
+        self.rebuilt_tokens = lease.num_rebuilt_blocks * block_size

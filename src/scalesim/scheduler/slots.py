@@ -122,6 +122,27 @@ class Slots:
         rows, layouts, starts = self.adapter[at].T.copy()
         return AdapterBatch(rows, layouts, starts) if rows.any() else None
 
+    def at(self, slot: int) -> Sequence:
+        """Whose ``slot`` is; it must be somebody's."""
+        sequence = self.sequences[slot]
+        assert sequence is not None, slot
+        return sequence
+
+    def entered(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence is not None]
+
+    def take_tokens(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
+        """Each of the slots ``at`` has come to know one more token."""
+        self.tokens[at, self.known[at]] = tokens
+        self.known[at] += 1
+
+    def left(self, sequence: Sequence) -> int:
+        """Known tokens of ``sequence`` that are not launched yet."""
+        return int(self.known[sequence.slot] - self.launched[sequence.slot])
+
+    def known_tokens(self, slot: int) -> npt.NDArray[np.int32]:
+        return self.tokens[slot, : self.known[slot]].copy()
+
     def token_bytes(self, slot: int, count: int) -> bytes:
         """The first ``count`` tokens of ``slot`` as the memory layer takes them."""
         return self.tokens[slot, :count].tobytes()

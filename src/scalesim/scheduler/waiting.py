@@ -1,15 +1,18 @@
-"""The line of sequences that wait for their first admission: by priority, then in order of arrival.
+"""Who waits to be admitted, and who of them is next.
 
-Used by the scheduler. Preempted sequences are not in it.
+Used by the scheduler. Those who come first wait by priority, then in order of arrival; those that
+were admitted before and lost their pages stand apart, and go before their equals.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
+from scalesim.config import SchedulerConfig
+from scalesim.core import AgentId
 from scalesim.scheduler.sequence import Sequence
 
 FIRST = -math.inf
@@ -17,8 +20,9 @@ FIRST = -math.inf
 
 
 class WaitingLine:
-    """Lower priorities first. A sequence that others of a more urgent priority have overtaken
-    ``max_skips`` times while it stood first in its own goes before all."""
+    """Those that wait for their first admission, lower priorities first. A sequence that others of
+    a more urgent priority have overtaken ``max_skips`` times while it stood first in its own goes
+    before all."""
 
     def __init__(self, max_skips: int) -> None:
         self._max_skips = max_skips
@@ -68,3 +72,69 @@ def overtake(sequence: Sequence, max_skips: int, line: WaitingLine | None = None
         sequence.priority = FIRST
         if line is not None:
             line.add(sequence)
+
+
+class Queue:
+    """All that wait: ``line`` for their first admission, ``preempted`` (by rank) for another."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self.line = WaitingLine(config.max_skips)
+        self.preempted: list[Sequence] = []
+
+    def __len__(self) -> int:
+        return len(self.line) + len(self.preempted)
+
+    def clear(self) -> None:
+        self.line = WaitingLine(self._config.max_skips)
+        self.preempted.clear()
+
+    def requeue(self, sequence: Sequence) -> None:
+        """``sequence`` was admitted before."""
+        self.preempted.append(sequence)
+        self.preempted.sort(key=rank)
+
+    def discard(self, sequence: Sequence) -> None:
+        self.line.discard(sequence)
+        if sequence in self.preempted:
+            self.preempted.remove(sequence)
+
+    def next(self, is_resident: Callable[[AgentId | None], bool]) -> Sequence:
+        """By priority. Of equal ones preempted ones first, then the oldest; one whose state is on
+        the device may overtake it."""
+        line = self.line.first(self._config.lookahead_window)
+        if self.preempted and (not line or self.preempted[0].priority <= line[0].priority):
+            return self.preempted[0]
+        head = line[0]
+        if head.skipped >= self._config.max_skips or is_resident(head.agent):
+            return head
+        for sequence in line[1:]:
+            if is_resident(sequence.agent):
+                head.skipped += 1
+                return sequence
+        return head
+
+    def admitted(self, sequence: Sequence) -> None:
+        """``sequence`` leaves; whom it overtakes by its priority is counted."""
+        if sequence in self.preempted:
+            self.preempted.remove(sequence)
+            return
+        self.line.pass_over(sequence)
+        for other in self.preempted:
+            if other.priority > sequence.priority:
+                overtake(other, self._config.max_skips)
+        self.preempted.sort(key=rank)
+
+    def position_of(self, agent: AgentId) -> int | None:
+        """How many go before the oldest request of ``agent`` that waits for its first admission;
+        ``None`` if it has none. Of a long queue only the first few are told apart."""
+        window = self._config.lookahead_window
+        for position, sequence in enumerate(islice(self.line, window)):
+            if sequence.agent == agent:
+                return position + len(self.preempted)
+        return window if len(self.line) > window else None
+
+
+def rank(sequence: Sequence) -> tuple[float, int]:
+    """The most urgent first, then the oldest."""
+    return sequence.priority, sequence.admission

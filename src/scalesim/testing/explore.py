@@ -162,7 +162,7 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
             parts += [sequence.id, sequence.phase, slots.known[at], slots.launched[at]]
             parts += [slots.done[at], slots.capacity[at], sequence.num_preemptions]
             parts += [slots.tokens[at, : slots.known[at]].tobytes(), sequence.skipped]
-    parts += [list(scheduler._waiting), [each.id for each in scheduler._preempted]]
+    parts += [list(scheduler.queue.line), [each.id for each in scheduler.queue.preempted]]
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
     parts += [memory.look_ahead.margin, memory.residency.refused, memory.table.num_free]
     digest.update(repr(parts).encode())

@@ -17,12 +17,12 @@ import numpy as np
 from scalesim.core import Step
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.agents import lineage
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.residency import descendants
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, Held, batch_of
-from scalesim.testing.integrity import check_integrity
 from scalesim.testing.tag_runner import Reader
 from scalesim.testing.tags import adapter_layout
 
@@ -373,7 +373,9 @@ class MemoryWorld:
 
     def _written(self, held: Held) -> int:
         """Tokens whose KV lies in the pages of ``held`` now."""
-        if held.lease.copies or any(h is held for _, ends in self.flights for h, _ in ends):
+        lease = held.lease
+        taken = not set(self.copying.values()).isdisjoint(lease.private[:1])  # a tail, as above
+        if lease.copies or taken or any(h is held for _, ends in self.flights for h, _ in ends):
             return min(held.done, held.lease.num_shared * self.shape.block_size)
         return held.done
 

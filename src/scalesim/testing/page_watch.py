@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.core import Batch, Fence, Int64s, Runner, Step, StepOutput
-from scalesim.memory.links import Copies, Direction, Link
+from scalesim.memory.links import Copies, Link, LinkAround
 from scalesim.memory.pool import MakePool, Pool
 from scalesim.testing.races import Clock, Races, join
 
@@ -172,7 +172,9 @@ class PageWatch:
         self._host[HOST] += 1
         self._host[lane] = submission.clock[lane]
         self._free_lanes.append(lane)
-        if submission.spoiled:
+        if not submission.spoiled:  # what the copy waited for is over as well
+            join(self._host, submission.clock)
+        else:
             inward = copies.direction == "in"
             tier, pages = ("device", copies.device_pages) if inward else ("host", copies.host_pages)
             self._written[tier][list(pages)] = False
@@ -201,11 +203,12 @@ class WatchedPool:
         return getattr(self._pool, name)
 
 
-class WatchedLink:
+class WatchedLink(LinkAround):
     """A link whose copies the watch sees. Everything else is the link's own."""
 
     def __init__(self, link: Link, watch: PageWatch) -> None:
-        self.link, self._watch = link, watch
+        super().__init__(link)
+        self._watch = watch
 
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
@@ -225,18 +228,6 @@ class WatchedLink:
         if cancelled:
             self._watch.ended(ticket, arrived=False)
         return cancelled
-
-    def wait(self, timeout_s: float) -> bool:
-        return self.link.wait(timeout_s)
-
-    def queued_bytes(self, direction: Direction) -> int:
-        return self.link.queued_bytes(direction)
-
-    def rate(self, direction: Direction) -> float:
-        return self.link.rate(direction)
-
-    def close(self) -> None:
-        self.link.close()
 
 
 class WatchedRunner:

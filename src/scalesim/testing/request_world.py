@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from scalesim.errors import AdapterError, NumericalError
 from scalesim.memory.adapters import AdapterUse
+from scalesim.memory.links import LinkError
 from scalesim.memory.look_ahead import Pace
+from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
@@ -168,6 +170,8 @@ class RequestWorld:
             assert len(said) == len(text) and bad is None, (said, text, bad)
         elif reason == "error" and isinstance(error, NumericalError):
             assert bad == len(said), (bad, said, text)
+        elif reason == "error" and isinstance(error, LinkError):
+            assert sequence.failed_reads > MAX_FAILED_READS, (error, sequence.failed_reads)
         elif reason == "error":
             assert isinstance(error, AdapterError), error
             assert sequence.adapter is not None and sequence.adapter.digest in self.removed

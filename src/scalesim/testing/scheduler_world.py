@@ -17,12 +17,12 @@ import numpy as np
 from scalesim.config import SchedulerConfig
 from scalesim.core import SamplingParams, Step
 from scalesim.memory.adapters import AdapterContent, AdapterUse
+from scalesim.memory.integrity import check_integrity
 from scalesim.memory.links import Held
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import adapter_bytes, digest_of
-from scalesim.testing.integrity import check_integrity
 from scalesim.testing.progress import LivenessError, Progress
 from scalesim.testing.schedules import Event, RandomWalk, Schedule
 from scalesim.testing.tag_runner import Reader

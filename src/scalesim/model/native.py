@@ -22,7 +22,7 @@ from scalesim.model.weights import ExpertWeights, LayerWeights, MlpWeights, Weig
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
 
 
-class Llama:
+class NativeModel:
     """A decoder over paged KV, for positions below what ``reserve`` was last called with."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
@@ -38,9 +38,9 @@ class Llama:
         """Whether its steps may be captured: no value of theirs is read by the host."""
         return self.config.experts is None
 
-    def packed(self, kernels: KernelSet) -> Llama:
+    def packed(self, kernels: KernelSet) -> NativeModel:
         """The same model with its matrices in the form that these kernels are fastest with."""
-        return Llama(self.config, self.weights.packed(kernels.pack_weight))
+        return NativeModel(self.config, self.weights.packed(kernels.pack_weight))
 
     def reserve(self, num_positions: int) -> None:
         """Make the rotary tables (a model's full context may need 100 MB, a run much less)

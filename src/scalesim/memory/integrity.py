@@ -1,8 +1,8 @@
 """Whether memory's books agree with each other: every page, pin, row, count and order, compared.
 
-Counts by sets of unique page ids, never by sums of lengths. Called by tests after every operation,
-and by whoever suspects memory. Raises ``IntegrityError`` with each term of the equation that does
-not hold.
+Counts by sets of unique page ids, never by sums of lengths. Called by the engine's guard when there
+is nothing to do, and by tests after every operation. Raises ``IntegrityError`` with each term of
+the equation that does not hold; ``accounts`` is what is cheap enough for every step.
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""What is known of the steps to come: from what the running sequences have left to generate, and
+who waits.
+
+Used by the look-ahead, which asks when a waiting request can start, and by simulations that take
+many steps in one go.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import AgentId
+from scalesim.scheduler.running import Running
+from scalesim.scheduler.slots import Slots
+from scalesim.scheduler.waiting import Queue
+
+
+class Forecast:
+    """In steps, if all that run take their full length."""
+
+    def __init__(self, slots: Slots, running: Running, queue: Queue) -> None:
+        self._slots, self._running, self._queue = slots, running, queue
+
+    def starts_in(self, agent: AgentId) -> float:
+        """Until the oldest waiting request of ``agent`` can start; 0 if it has none."""
+        position = self._queue.position_of(agent)
+        return 0.0 if position is None else self._frees_in(position)
+
+    def drains_in(self) -> float:
+        """Until the last request has ended, if none is added."""
+        left = self._left()
+        if not len(left):
+            return 0.0
+        return float(left.max() + left.mean() * (len(self._queue) // len(left)))
+
+    def _frees_in(self, position: int) -> float:
+        """Until there is a slot for who has ``position`` others before it."""
+        index = position - self._slots.num_free
+        left = np.sort(self._left())
+        if index < 0 or not len(left):  # nobody runs: pages are waited for, not slots
+            return 0.0
+        rounds, index = divmod(index, len(left))
+        return float(left[index] + rounds * left.mean())
+
+    def _left(self) -> npt.NDArray[np.int64]:
+        """Tokens that each running sequence may still generate."""
+        at = [sequence.slot for sequence in self._slots.entered()]
+        left: npt.NDArray[np.int64] = self._slots.limit[at] - self._slots.known[at]
+        return left
+
+    def num_quiet_steps(self) -> int:
+        """For how many steps nobody who decodes can grow, stop or end."""
+        slots, at = self._slots, self._running.decoding
+        if not len(at) or self._running.prefilling:
+            return 0
+        if slots.watched[at].any() or (slots.stop_ids[at] >= 0).any():
+            return 0
+        known = slots.known[at]
+        steps = np.minimum(slots.limit[at] - known - 1, slots.capacity[at] - known + 1)
+        return max(0, int(steps.min()))

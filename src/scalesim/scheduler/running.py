@@ -1,0 +1,98 @@
+"""Those that are admitted, by what they do next: wait for a load, prefill, decode.
+
+Used by the scheduler, which gives and takes their slots and leases.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scalesim.core import Bools, Int64s
+from scalesim.memory.lease import Lease
+from scalesim.scheduler.batching import Chunk
+from scalesim.scheduler.sequence import Phase, Sequence
+from scalesim.scheduler.slots import Slots
+
+_NO_SLOTS: Int64s = np.empty(0, np.int64)
+
+
+class Running:
+    """``prefilling`` in order of admission; ``decoding`` are slots, in the order in which they came
+    to decode."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self.prefilling: list[Sequence] = []
+        self.decoding = _NO_SLOTS
+        self._loading: dict[int, Sequence] = {}  # by id of the lease
+
+    def wait(self, sequence: Sequence, lease: Lease) -> None:
+        """``lease`` waits for loads."""
+        sequence.phase = Phase.LOADING
+        self._loading[id(lease)] = sequence
+
+    def loaded(self, lease: Lease) -> Sequence:
+        """The loads of ``lease`` are over: whose it is. It waits no more."""
+        return self._loading.pop(id(lease))
+
+    def prefill(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.PREFILL
+        self.prefilling.append(sequence)
+        self.prefilling.sort(key=lambda each: each.admission)
+
+    def decode(self, sequences: list[Sequence], step: int) -> None:
+        """The prompts of ``sequences`` are launched whole before ``step``."""
+        if not sequences:
+            return
+        for sequence in sequences:
+            sequence.phase = Phase.DECODE
+            if sequence.first_step is None:
+                sequence.first_step = step
+            self.prefilling.remove(sequence)
+        fresh = np.array([sequence.slot for sequence in sequences], np.int64)
+        self.decoding = np.concatenate([self.decoding, fresh])
+
+    def wanted_decodes(self) -> Int64s:
+        """The decoding slots that have a token to compute."""
+        at, slots = self.decoding, self._slots
+        unfinished: Bools = slots.launched[at] < slots.limit[at] - 1
+        if slots.adjusting.num_guided:  # a guide must have seen the token in flight
+            known: Bools = slots.launched[at] < slots.known[at]
+            unfinished &= known | ~slots.adjusting.guided[at]
+        return at[unfinished]
+
+    def chunks(self, budget: int) -> list[Chunk]:
+        """What is prefilled next: up to ``budget`` tokens, the oldest first."""
+        chunks = []
+        for sequence in self.prefilling:
+            if budget <= 0:
+                break
+            count = min(self._slots.left(sequence), budget)
+            if count > 0:
+                chunks.append((sequence, count))
+                budget -= count
+        return chunks
+
+    def guided(self, decodes: Int64s, chunks: list[Chunk]) -> list[int]:
+        """The guided slots that sample in a step of ``decodes`` and ``chunks``."""
+        guided = self._slots.adjusting.guided
+        asked: list[int] = decodes[guided[decodes]].tolist()
+        return asked + [
+            sequence.slot
+            for sequence, count in chunks
+            if guided[sequence.slot] and count == self._slots.left(sequence)
+        ]
+
+    def leave(self, sequence: Sequence) -> None:
+        """``sequence`` still has its slot and its lease."""
+        if sequence.phase is Phase.LOADING:
+            del self._loading[id(sequence.lease)]
+        elif sequence.phase is Phase.PREFILL:
+            self.prefilling.remove(sequence)
+        elif sequence.phase is Phase.DECODE:
+            self.decoding = self.decoding[self.decoding != sequence.slot]
+
+    def clear(self) -> None:
+        self.prefilling.clear()
+        self._loading.clear()
+        self.decoding = _NO_SLOTS

@@ -1,0 +1,99 @@
+"""The queue: who is served next, by priority, age, residence and patience."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scalesim.config import SchedulerConfig
+from scalesim.core import AgentId, SamplingParams
+from scalesim.scheduler.sequence import Sequence
+from scalesim.scheduler.waiting import Queue
+
+CONFIG = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, max_skips=2, lookahead_window=3)
+
+
+def request(id: int, priority: float = 0.0, admission: int = 0) -> Sequence:
+    sequence = Sequence(
+        id=id,
+        agent=id,
+        domain=None,
+        tokens=np.zeros(1, np.int32),
+        prompt_len=1,
+        limit=2,
+        params=SamplingParams(),
+        key=0,
+        priority=priority,
+    )
+    sequence.admission = admission
+    return sequence
+
+
+def nowhere(agent: AgentId | None) -> bool:
+    return False
+
+
+def queued(*sequences: Sequence) -> Queue:
+    queue = Queue(CONFIG)
+    for sequence in sequences:
+        queue.line.add(sequence)
+    return queue
+
+
+def test_lower_priorities_first_then_the_oldest() -> None:
+    queue = queued(request(1, 5.0), request(2), request(3))
+    served = []
+    while len(queue):
+        served.append(queue.next(nowhere))
+        queue.admitted(served[-1])
+    assert [one.id for one in served] == [2, 3, 1]
+
+
+def test_whoever_is_overtaken_too_often_goes_first() -> None:
+    late = request(1, 5.0)
+    queue = queued(late, request(2), request(3), request(4))
+    for id in (2, 3):
+        assert queue.next(nowhere).id == id
+        queue.admitted(queue.next(nowhere))
+    assert late.skipped == CONFIG.max_skips and queue.next(nowhere) is late
+    assert [one.id for one in queue.line] == [1, 4]
+
+
+def test_one_on_the_device_overtakes_its_equals_but_not_for_ever() -> None:
+    queue = queued(request(1), request(2), request(3), request(4))
+    served = []
+    while len(queue):
+        served.append(queue.next(lambda agent: agent != 1))
+        queue.admitted(served[-1])
+    assert [one.id for one in served] == [2, 3, 1, 4]  # ``max_skips`` is 2
+
+
+def test_preempted_ones_go_before_their_equals_and_can_be_overtaken_by_urgent_ones() -> None:
+    back, urgent = request(1, 1.0, admission=1), request(3, 0.0)
+    queue = queued(request(2, 1.0), urgent)
+    queue.requeue(back)
+    assert queue.next(nowhere) is urgent
+    queue.admitted(urgent)
+    assert back.skipped == 1 and queue.next(nowhere) is back and len(queue) == 2
+    queue.admitted(back)
+    assert [one.id for one in queue.line] == [2] and not queue.preempted
+
+
+def test_discarded_ones_leave_wherever_they_wait() -> None:
+    waiting, back = request(1), request(2, admission=1)
+    queue = queued(waiting)
+    queue.requeue(back)
+    for sequence in (waiting, back, request(3)):
+        queue.discard(sequence)
+    assert not len(queue) and queue.line.first(5) == []
+    queue.requeue(back)
+    queue.clear()
+    assert not len(queue)
+
+
+def test_positions_are_told_apart_near_the_front_only() -> None:
+    queue = queued(*map(request, range(1, 4)))
+    queue.requeue(request(9, admission=1))
+    assert [queue.position_of(agent) for agent in (1, 3)] == [1, 3]
+    assert queue.position_of(7) is None
+    queue.line.add(request(4))
+    assert queue.position_of(4) == queue.position_of(7) == CONFIG.lookahead_window
