@@ -87,7 +87,8 @@ def octave(pause: float) -> int:
 
 def law(steps: Steps) -> Any:
     """For each kind and age, the steps that waiting costs for each call that it brings, at best
-    over all times at which to give up; integer steps, an agent of age ``a`` may call now."""
+    over all times at which to give up; whole steps, and an agent of age ``a`` may call in this
+    one."""
     counts = np.zeros((11, LONGEST + 2))
     last: dict[int, tuple[int, int]] = {}
     for now, agents in enumerate(steps):
@@ -104,7 +105,7 @@ def law(steps: Steps) -> Any:
         lasts = row[::-1].cumsum()[::-1]  # pauses of at least so long
         for age in range(LONGEST):
             calls = lasts[age] - lasts[age + 1 :]
-            waits = np.concatenate([[0.0], lasts[age + 1 : -1].cumsum()])
+            waits = lasts[age:-1].cumsum()
             found = calls > 0
             if found.any():
                 distance[kind, age] = (waits[found] / calls[found]).min()
