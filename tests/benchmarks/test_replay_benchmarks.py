@@ -47,3 +47,11 @@ def test_ticks_and_the_replay_are_measured() -> None:
     report = quick("replay-scale")
     assert report.figures["replay"]["turns"] > 0
     assert report.figures["500 agents"]["update + plan ms"] > 0
+
+
+def test_learned_is_held_against_last_use_the_law_and_belady() -> None:
+    report = quick("learned")
+    for last_use, learned, _, exact, best in report.figures.values():
+        assert best <= exact <= last_use
+        assert best <= learned <= 1.02 * last_use
+    assert len(report.tables) == 2

@@ -8,7 +8,7 @@ residency does the moving.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +90,15 @@ class LookAhead:
     def give_up(self, agent: AgentState) -> None:
         """``agent`` computes what it lacks: that need not come any more."""
         self._awaited.discard(agent)
+
+    def await_agents(self, agents: Sequence[AgentState]) -> None:
+        """``await_agent`` for each; of all of them the next use is known."""
+        if not self._policy.look_ahead:
+            return
+        self._awaited.add_all(agents, self._residency.standing.now)
+        for agent in agents:
+            if agent.adapter is not None:
+                self.reads.await_agent(agent)
 
     def observe_tick(self, pace: Pace, *, idle: bool) -> None:
         """The clock moved; ``idle``: no request was open."""

@@ -410,11 +410,16 @@ class MemoryManager:
             self.residency.tidy(end)
 
     def _account(
-        self, lease: Lease, chain: list[Segment], found: Segment, missing: int, num_tokens: int,
+        self,
+        lease: Lease,
+        chain: list[Segment],
+        found: Segment,
+        missing: int,
+        num_tokens: int,
         on_time: bool,
-    ) -> None:  # fmt: skip
-        """``chain`` is the lease's path, ``found`` to where the prompt was found: the lease may use
-        less."""
+    ) -> None:
+        """``chain`` is what the lease uses; the prompt was found to ``found``, which may be
+        further."""
         counters = self.counters
         on_device = sum(segment.ready for segment in chain)
         late = lease.num_shared - missing - on_device
