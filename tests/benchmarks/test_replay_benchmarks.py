@@ -37,6 +37,12 @@ def test_a_curve_is_drawn_the_same_twice(tmp_path: Path) -> None:
     assert len(report.figures["link rate"]) == 5
 
 
+def test_the_generators_are_held_against_their_sources() -> None:
+    figures = quick("replay-figures").figures
+    assert figures["w4 active"] == 1.0 and 0.05 < figures["w1 active"] < 0.08
+    assert 3200 < figures["w2 first in"] < 3500 and 160 < figures["w2 out"] < 176
+
+
 def test_ticks_and_the_replay_are_measured() -> None:
     report = quick("replay-scale")
     assert report.figures["replay"]["turns"] > 0

@@ -54,6 +54,11 @@ class Awaited:
         if self.num_entries > 2 * self._num_live + 64:
             self._sweep()
 
+    @property
+    def num_near(self) -> int:
+        """How many are awaited about when the soonest is, at most; as of the last ``peek``."""
+        return len(self._near)
+
     def add_all(self, agents: Sequence[AgentState], now: float) -> None:
         """``add`` for each, in this order."""
         times = np.fromiter((agent.next_use for agent in agents), np.float64, len(agents))
