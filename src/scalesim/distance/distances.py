@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -300,7 +301,7 @@ class Distances:
         told = rows.told[touched]
         news = (at != told) & ~(np.isnan(at) & np.isnan(told))
         rows.told[touched] = at
-        times = at[news].tolist()
+        times: list[Any] = at[news].tolist()
         names = self.roster.names(touched[news].tolist())
         if not np.isnan(at).any():
             return list(zip(names, times, strict=True))

@@ -39,7 +39,7 @@ def bin_of(age: float) -> int:
     """The bin that ``age`` steps lie in."""
     if age < _FINE:
         return int(age) if age > 0.0 else 0
-    return int(min(np.searchsorted(_BEGINS, age, side="right") - 1, NUM_BINS - 1))
+    return min(int(np.searchsorted(_BEGINS, age, side="right")) - 1, NUM_BINS - 1)
 
 
 def bins_of(ages: Times) -> Int64s:
@@ -117,7 +117,8 @@ def _distances(hazards: _Table) -> tuple[_Table, _Table]:
         calls = lasts[:, begin, None] - lasts[:, begin + 1 :]
         waits = steps[:, begin + 1 :] - steps[:, begin, None]
         distance[:, begin] = (waits / np.maximum(calls, 1e-300)).min(axis=1)
-    return distance, 1.0 - lasts
+    over: _Table = 1.0 - lasts
+    return distance, over
 
 
 def _on_time(distance: _Table, over: _Table) -> _Table:
