@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from scalesim.core import Fence
+from scalesim.memory.costs import Costs
 from scalesim.memory.counters import Counters
 from scalesim.memory.links import Copies, Link, LinkError, Source
 from scalesim.memory.order import Use
@@ -43,6 +44,7 @@ class Residency:
         self.tree, self.policy, self.device, self.host, self.link = tree, policy, device, host, link
         self.page_bytes = page_bytes
         self.standing = Standing(tree, policy)
+        self.costs = Costs(link, page_bytes, tree.block_size, weighs=policy.weighs)
         self.counters = counters
         self.last_launched = -1
         self.transfers: dict[int, Transfer] = {}  # by ticket
@@ -91,7 +93,12 @@ class Residency:
         whole runs of pages are what the next allocation likes. What is above it goes with it where
         it is next in turn, which for one agent's path it is; else it waits: it may be needed
         sooner."""
-        if segment.num_dirty and self.standing.may_save(segment) and self.start_save(segment):
+        if (
+            segment.num_dirty
+            and self.standing.may_save(segment)
+            and self.costs.is_worth_saving(segment.num_dirty)
+            and self.start_save(segment)
+        ):
             return
         keep = max(0, len(segment.device) - max(wanted, self._whole))
         if segment.num_dirty:
