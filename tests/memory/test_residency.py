@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 
 from scalesim.memory.integrity import check_integrity
@@ -69,6 +71,22 @@ def test_the_farthest_leaves_and_is_saved_first() -> None:
     turn(memory, 4, 3)
     assert where(memory, 1) == (0, 2) and where(memory, 0)[0] == 2
     assert memory.counters.dropped_pages == 0
+
+
+def test_what_is_above_a_victim_leaves_with_it_as_long_as_pages_are_wanted() -> None:
+    for wanted, left in ((6, 2), (8, 0)):
+        memory = manager(8, 8)
+        turn(memory, 0, 2)
+        turn(memory, 0, 4)  # two blocks used again, and two fresh ones behind them
+        path = memory.tree.match(memory.tree.root("m"), tokens(0, 99), 9)
+        assert [count for _, count in path] == [2, 2]
+        for segment in memory.tree:
+            memory.residency.start_save(segment)
+        settle(memory)
+        with patch.object(memory.device, "free", wraps=memory.device.free) as free:
+            assert memory.residency.take(wanted) is not None
+        assert [len(call.args[0]) for call in free.call_args_list] == [4 - left]
+        assert where(memory, 0) == (left, 4)
 
 
 def test_lru_goes_by_last_use_whatever_is_expected() -> None:
