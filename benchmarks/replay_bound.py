@@ -46,6 +46,7 @@ CASES = (
     Case("W2 feed, drawn ahead", "w2", {"agents": 400, "steps": 16, "max_context": 6144}),
     Case("W3 town", "w3", {"agents": 800, "steps": 40}),
     Case("W4 rounds, 2 K prefixes", "w4", {"agents": 600, "steps": 7}),
+    Case("W5 turns", "w5", {"agents": 50, "steps": 120}, residencies=(0.25, 0.5), warmup=51),
     Case("W4 rounds, 8 K prefixes, 20 out", "w4",
          {"agents": 300, "steps": 5, "private": 8192, "output": 20}, residencies=(0.25, 0.5)),
     Case("W4 rounds, 2 K prefixes, 128 running", "w4",

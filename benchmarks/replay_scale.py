@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from scalesim.testing.tag_runner import StubRunner
 
 BLOCKS, BLOCK_SIZE = 8, 16
 CHANGED = 0.01
+# A step of the engine holds some forty calls' prefill; with the 512 tokens of the other replays it
+# would be five, and what costs a step's time would be counted eight times as often.
+MAX_TOKENS = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,19 +144,22 @@ def replayed(report: Report, options: argparse.Namespace) -> None:
         shared=256, private=128, new=64, output=16, growth=0.0, opening=False, seed=options.seed,
     )  # fmt: skip
     scenario = of_workload(kind, knobs, sizes)
-    start = time.perf_counter()
-    outcome, _ = play(scenario.machine(sizes), "deadline", scenario.steps(), warmup=0)
+    machine = replace(scenario.machine(sizes), max_num_batched_tokens=MAX_TOKENS)
+    start, start_cpu = time.perf_counter(), time.thread_time()
+    outcome, _ = play(machine, "deadline", scenario.steps(), warmup=0)
     minutes = (time.perf_counter() - start) / 60
+    cpu_minutes = (time.thread_time() - start_cpu) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures: dict[str, Any] = {
         "agents": options.agents, "steps": options.steps, "turns": outcome.turns,
-        "minutes": minutes, "µs a turn": minutes * 60e6 / max(1, outcome.turns),
+        "minutes": minutes, "of processor time": cpu_minutes,
+        "µs of it a turn": cpu_minutes * 60e6 / max(1, outcome.turns),
         "peak GB": peak / 1e9, "virtual s": outcome.seconds,
     }  # fmt: skip
     report.figures["replay"] = figures
     row = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in figures.values()]
     report.tables.append(table("The replay", list(figures), [row]))
-    report.verdict("the replay", minutes, most=20, unit=" min")
+    report.verdict("the replay, processor time", cpu_minutes, most=20, unit=" min")
     report.verdict("its peak memory", peak / 1e9, most=8, unit=" GB")
 
 

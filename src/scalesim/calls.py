@@ -30,22 +30,28 @@ class Waiter(Protocol):
 
 
 class Latch:
-    """Opens when ``count`` calls have ended: one lock for a whole batch of them."""
+    """Opens when ``count`` calls have ended: one bare lock for a whole batch of them, held until
+    then. An ``Event`` would be a lock, a condition and another lock to make and to take, each
+    time on a caller's thread that has the interpreter while the engine's waits for it."""
 
     def __init__(self, count: int) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.left = count
-        self._event = threading.Event()
-        if count == 0:
-            self._event.set()
+        self._shut = threading.Lock()
+        if count:
+            self._shut.acquire()
 
     def tell(self, call: Call) -> None:
         self.left -= 1
         if self.left == 0:
-            self._event.set()
+            self._shut.release()
 
-    def wait(self, timeout_s: float | None = None) -> bool:
-        return self._event.wait(timeout_s)
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it is open, within ``timeout_s`` seconds."""
+        if not self._shut.acquire(timeout=timeout_s):
+            return False
+        self._shut.release()
+        return True
 
 
 class Ended:

@@ -37,7 +37,21 @@ def test_a_curve_is_drawn_the_same_twice(tmp_path: Path) -> None:
     assert len(report.figures["link rate"]) == 5
 
 
+def test_the_generators_are_held_against_their_sources() -> None:
+    figures = quick("replay-figures").figures
+    assert figures["w4 active"] == 1.0 and 0.05 < figures["w1 active"] < 0.08
+    assert 3200 < figures["w2 first in"] < 3500 and 160 < figures["w2 out"] < 176
+
+
 def test_ticks_and_the_replay_are_measured() -> None:
     report = quick("replay-scale")
     assert report.figures["replay"]["turns"] > 0
     assert report.figures["500 agents"]["update + plan ms"] > 0
+
+
+def test_learned_is_held_against_last_use_the_law_and_belady() -> None:
+    report = quick("learned")
+    for last_use, learned, _, exact, best in report.figures.values():
+        assert best <= exact <= last_use
+        assert best <= learned <= 1.02 * last_use
+    assert len(report.tables) == 2

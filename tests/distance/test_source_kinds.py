@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from benchmarks.agent_cache import acts, belady, misses
 from scalesim.distance import (
     Activation,
     Estimates,
@@ -20,9 +21,10 @@ from scalesim.distance import (
 from scalesim.distance.clock import Clock
 from scalesim.distance.day import Day
 from scalesim.distance.distances import Distances
-from scalesim.distance.duels import Duels
+from scalesim.distance.survival import NUM_BINS, Survival, bin_of, bins_of
+from scalesim.distance.trial import NUM_SAMPLED, Trial
 from scalesim.errors import ConfigError, RequestError
-from tests.distance.cache import belady, city, memoryless, misses, recent, rounds, town
+from tests.distance.cache import city, memoryless, recent, rounds, town
 
 
 def said(source: Source, now: float = 0.0) -> dict[object, float]:
@@ -198,7 +200,7 @@ def test_learned_alone_is_better_than_lru(
 def test_learned_is_not_worse_where_there_is_nothing_to_learn(seed: int, capacity: int) -> None:
     for steps in (memoryless(100, 200, seed), recent(100, 600, seed)):
         lru = misses(steps, capacity)
-        assert misses(steps, capacity, [Learned()]) <= 1.02 * lru + 6  # the duels that taught it
+        assert misses(steps, capacity, [Learned()]) <= 1.02 * lru + 6
 
 
 def test_a_pause_is_measured_in_the_time_in_which_people_are_awake() -> None:
@@ -216,14 +218,99 @@ def test_a_pause_is_measured_in_the_time_in_which_people_are_awake() -> None:
         Learned(day=0.0)
 
 
-def test_duels_are_bounded_and_settled_by_the_next_call() -> None:
-    duels = Duels()
-    for other in range(1, 1000):
-        duels.open(0, other)
-    assert len(duels._order) == 256
-    duels.called(999)
-    assert (duels.num_settled, duels.won) == (1, 0.75)
-    duels.called(0)  # last use was right about all the others
-    assert duels.num_settled == 256
-    assert duels.won < 0.05 and not duels.is_better
-    assert not duels._open
+@pytest.mark.parametrize(
+    ("kind", "agents", "steps", "share", "most"),
+    [
+        ("w1", 200, 400, 0.25, 1.02),  # nothing can be gained: see docs/distance.md
+        ("w1", 200, 400, 0.75, 0.9),
+        ("w2", 200, 200, 0.25, 0.95),
+        ("w3", 150, 1500, 0.25, 0.92),
+        ("w3", 150, 1500, 0.5, 0.97),
+        ("w4", 60, 40, 0.25, 0.8),
+    ],
+)
+def test_learned_misses_less_than_lru_on_the_workloads(
+    kind: str, agents: int, steps: int, share: float, most: float
+) -> None:
+    calls = acts(kind, agents, steps, seed=0)
+    capacity = int(share * agents)
+    assert misses(calls, capacity, [Learned()]) <= most * misses(calls, capacity)
+
+
+def test_a_curve_finds_the_law_of_the_pauses() -> None:
+    """Half of the pauses last 2 steps, half 20: at once, it is the short one that is worth waiting
+    for; after it did not come, the long one is certain."""
+    survival, rng = Survival(1), np.random.default_rng(3)
+    for pause in rng.choice([2.0, 20.0], 2000):
+        survival.observe(0, float(pause))
+    survival.fit(np.zeros(0, np.int64), np.zeros(0))
+    distance = survival.distance[0]
+    assert distance[0] == pytest.approx(5.0, abs=0.3)  # two to three steps for half a call
+    assert distance[1] == pytest.approx(3.0, abs=0.3)
+    assert distance[3] == pytest.approx(17.0, abs=2.0)  # what is beyond 16 is known by a quarter
+    assert 2.0 <= survival.until[0, 0] <= 3.0  # from then on, another time is to be said
+    assert survival.likely[0, 3] > 0.9
+
+
+def test_pauses_that_are_not_over_count_as_well() -> None:
+    seen, waits = Survival(1), Survival(1)
+    for curve in (seen, waits):
+        for _ in range(100):
+            curve.observe(0, 3.0)
+    none = np.zeros(0, np.int64)
+    seen.fit(none, np.zeros(0))
+    waits.fit(np.zeros(300, np.int64), np.full(300, 50.0))  # three in four have not come back
+    assert waits.distance[0, 0] > 3.0 * seen.distance[0, 0]
+
+
+def test_what_is_not_known_of_a_kind_is_what_is_known_of_all() -> None:
+    survival = Survival(3)
+    for _ in range(500):
+        survival.observe(0, 4.0)
+        survival.observe(1, 40.0)
+    survival.fit(np.zeros(0, np.int64), np.zeros(0))
+    assert survival.distance[0, 0] < survival.distance[2, 0] < survival.distance[1, 0]
+    assert survival.distance[0, 0] == pytest.approx(4.0, abs=0.5)
+
+
+@pytest.mark.parametrize("age", [0.0, 0.5, 1.0, 15.9, 16.0, 17.0, 19.0, 300.0, 1e6, 1e12])
+def test_an_age_and_ages_lie_in_the_same_bins(age: float) -> None:
+    assert bin_of(age) == bins_of(np.array([age]))[0] < NUM_BINS
+
+
+def test_a_trial_is_won_by_what_misses_less_and_lost_again() -> None:
+    def play(trial: Trial, rounds: int) -> None:
+        """Everybody in turn, and predicted."""
+        rows = 60
+        for time in range(rounds):
+            for row in range(rows):
+                sampled = trial.sampled()
+                passed = sampled < row
+                last = np.where(passed, time, time - 1.0)
+                right = np.where(passed, time + 1.0, time * 1.0)
+                trial.called(row, right, last, float(time))
+
+    trial = Trial(seed=0)
+    for row in range(60):
+        trial.enter(row)
+    assert trial.kept == 1.0
+    play(trial, 10)
+    assert trial.is_won and trial.kept < 0.8
+    for time in range(200):  # pairs that call twice: last use is right, and the opposite was said
+        for first in range(0, 60, 2):
+            for row in (first, first + 1, first, first + 1):
+                passed = np.abs(trial.sampled() - row) <= 1
+                trial.called(row, np.where(passed, 9e9, 0.0), np.zeros(60), float(time))
+    assert not trial.is_won and trial.kept > 1.0
+
+
+def test_each_agent_has_the_same_chance_to_be_in_the_sample() -> None:
+    trials = [Trial(seed) for seed in range(30)]
+    for trial in trials:
+        for row in range(1000):
+            trial.enter(row)
+        rows = trial.sampled()
+        assert len(rows) == len(set(rows.tolist())) == NUM_SAMPLED
+        assert all(trial.samples(row) for row in rows.tolist())
+    late = sum(float((trial.sampled() >= 500).mean()) for trial in trials) / len(trials)
+    assert late == pytest.approx(0.5, abs=0.04)

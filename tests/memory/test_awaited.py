@@ -103,3 +103,32 @@ def heads(memory: MemoryManager) -> list[int | None]:
     standing = memory.standing
     first: list[Segment | None] = [standing.farthest_on_device(), standing.farthest_dirty()]
     return [None if segment is None else segment.seq for segment in first]
+
+
+@given(
+    st.lists(st.sampled_from(TIMES) | st.floats(0.0, 300.0), min_size=1, max_size=60),
+    st.floats(0.0, 50.0),
+    st.randoms(use_true_random=False),
+)
+def test_many_at_once_are_put_where_each_would_be(
+    times: list[float], now: float, rng: random.Random
+) -> None:
+    ones, many = ([AgentState(number, Habit()) for number in range(len(times))] for _ in range(2))
+    one_by_one, at_once = Awaited(), Awaited()
+    for again in range(3):  # others are there already, and some are moved
+        rng.shuffle(times)
+        for agents in (ones, many):
+            for agent, time in zip(agents, times, strict=True):
+                agent.next_use, agent.next_seq = time, again * len(times) + agent.id
+        for agent in ones:
+            one_by_one.add(agent, now)
+        at_once.add_all(many, now)
+    assert len(at_once) == len(one_by_one) == len(times)
+    for awaited in (one_by_one, at_once):
+        order = []
+        while (agent := awaited.peek()) is not None:
+            order.append(agent.id)
+            awaited.discard(agent)
+        assert order == sorted(
+            range(len(times)), key=lambda number: (ones[number].next_use, ones[number].next_seq)
+        )

@@ -213,14 +213,14 @@ def anothers_tail_taken_unread(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def parent_leaves_before_its_child(patch: pytest.MonkeyPatch) -> None:
-    refresh = Standing.refresh
+    place = Standing._place
 
     def forget_children(self: Standing, segment: Segment) -> None:
         count, segment.device_children = segment.device_children, 0
-        refresh(self, segment)
+        place(self, segment)
         segment.device_children = count
 
-    patch.setattr(Standing, "refresh", forget_children)
+    patch.setattr(Standing, "_place", forget_children)
 
 
 @planted
@@ -310,14 +310,14 @@ def sharing_domains_mixed(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def host_copy_dropped_under_a_load(patch: pytest.MonkeyPatch) -> None:
-    refresh = Standing.refresh
+    place = Standing._place
 
     def loading_counts(self: Standing, segment: Segment) -> None:
-        refresh(self, segment)
+        place(self, segment)
         if segment.load is not None and segment.host:
             self._doubled.add(segment, self.use_of(segment))
 
-    patch.setattr(Standing, "refresh", loading_counts)
+    patch.setattr(Standing, "_place", loading_counts)
 
 
 @planted

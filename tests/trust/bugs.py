@@ -187,6 +187,7 @@ def evicts_the_soonest(patch: pytest.MonkeyPatch) -> None:
     farthest = Standing.farthest_on_device
 
     def soonest(self: Standing) -> Segment | None:
+        self._catch_up()
         evictable = sorted(self._evictable._live, key=lambda segment: segment.seq)
         return evictable[0] if evictable else farthest(self)
 

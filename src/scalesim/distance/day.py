@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from typing import TypeVar, cast
 
+import numpy as np
+
+from scalesim.distance.estimates import Times
+
+T = TypeVar("T", float, Times)
 NUM_HOURS = 24
 _PRIOR_DAYS = 0.25  # of an even day, so that a quiet hour is never quite still
 
@@ -18,7 +23,8 @@ class Day:
         self._calls = [0.0] * NUM_HOURS
         self._spent = [0.0] * NUM_HOURS  # steps seen of each hour
         self._now = 0.0
-        self._until = [length * hour / NUM_HOURS for hour in range(NUM_HOURS + 1)]
+        self._hours = [length * hour / NUM_HOURS for hour in range(NUM_HOURS + 1)]
+        self._until = self._hours  # busy time at each
 
     def observe(self, now: float) -> None:
         """A call at ``now``."""
@@ -32,20 +38,15 @@ class Day:
         if self._hour(now) != hour:
             self._redraw()
 
-    def busy(self, time: float) -> float:
-        """Busy time at ``time`` of the clock."""
-        days, rest = divmod(time, self.length)
-        at = rest / self.length * NUM_HOURS
-        hour = min(int(at), NUM_HOURS - 1)
-        begin, end = self._until[hour : hour + 2]
-        return days * self.length + begin + (at - hour) * (end - begin)
+    def busy(self, time: T) -> T:
+        """Busy time at ``time`` of the clock, a number or ``[n]``."""
+        days, rest = np.divmod(time, self.length)
+        return cast(T, days * self.length + np.interp(rest, self._hours, self._until))
 
-    def clock(self, busy: float) -> float:
+    def clock(self, busy: T) -> T:
         """The time of the clock at which it is ``busy``."""
-        days, rest = divmod(busy, self.length)
-        hour = min(bisect_right(self._until, rest) - 1, NUM_HOURS - 1)
-        begin, end = self._until[hour : hour + 2]
-        return (days + (hour + (rest - begin) / (end - begin)) / NUM_HOURS) * self.length
+        days, rest = np.divmod(busy, self.length)
+        return cast(T, days * self.length + np.interp(rest, self._until, self._hours))
 
     def _redraw(self) -> None:
         seen = sum(self._spent)

@@ -81,7 +81,8 @@ class Distances:
             raise ConfigError(
                 f"a source named {source.name!r} is there already; give this one another name="
             )
-        self._voices.append(_Voice(source.name, Ledger(), source))
+        ledger = Ledger(judges_itself=source.judges_itself)
+        self._voices.append(_Voice(source.name, ledger, source))
         return self.poll()
 
     def next_use(self, agent: AgentId) -> float | None:
@@ -301,6 +302,8 @@ class Distances:
         rows.told[touched] = at
         times = at[news].tolist()
         names = self.roster.names(touched[news].tolist())
+        if not np.isnan(at).any():
+            return list(zip(names, times, strict=True))
         return [(name, None if at != at else at) for name, at in zip(names, times, strict=True)]
 
     def _rows_of(self, agents: Sequence[AgentId]) -> Int64s:

@@ -37,10 +37,13 @@ class Source(ABC):
 
     A source that raises is not asked again; nothing that it says can change a text. ``name`` is
     its own on an engine: scores and errors call it so. Where a source is made with a
-    ``confidence``, that is how often its predictions come true.
+    ``confidence``, that is how often its predictions come true. One that ``judges_itself`` is
+    silent unless its predictions are worth something: they are scored all the same, and not
+    discounted, for what orders agents well need not name the step in which they call.
     """
 
     name: str = "source"
+    judges_itself: bool = False
 
     def __init__(self) -> None:
         self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes

@@ -1,4 +1,8 @@
-"""How long agents usually pause: the last few gaps of each, and the one that comes back most."""
+"""How agents pause: the last few gaps of each, and the kind of agent that they make it.
+
+A kind is the usual gap and the last one, each by octave: who keeps to a rhythm, who is in the
+middle of a conversation, who has just come out of a long silence.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +13,35 @@ from bisect import bisect_left, bisect_right
 from scalesim.distance.scores import MIN_TOLERANCE_STEPS, TOLERANCE
 
 NUM_GAPS = 8
-_ENOUGH = 2
+_OCTAVES = 12  # of gaps that are told apart; longer ones are alike
+
+
+NUM_KINDS = (_OCTAVES + 1) ** 2
 
 
 class Gaps:
-    """Per agent the last eight gaps between its calls, in steps: 44 bytes each."""
+    """Per agent the last eight gaps between its calls, in steps: 36 bytes each."""
 
     def __init__(self) -> None:
-        self._last = array("d")
         self._num = array("i")
         self._gaps = array("f")  # [num_rows, NUM_GAPS], a ring each
 
-    def last(self, row: int) -> float:
-        """When it last called, NaN if never."""
-        return self._last[row] if row < len(self._last) else math.nan
-
-    def observe(self, row: int, now: float, gap: float) -> None:
-        """A call at ``now``, ``gap`` after the one before (NaN for the first)."""
-        missing = row + 1 - len(self._last)
+    def observe(self, row: int, gap: float) -> int:
+        """A call, ``gap`` after the one before (NaN for the first): the agent's kind from now
+        on."""
+        missing = row + 1 - len(self._num)
         if missing > 0:
-            self._last.extend([math.nan] * missing)
             self._num.extend([0] * missing)
             self._gaps.extend([0.0] * (missing * NUM_GAPS))
-        self._last[row] = now
-        if gap == gap:
-            self._gaps[row * NUM_GAPS + self._num[row] % NUM_GAPS] = gap
-            self._num[row] += 1
+        if gap != gap:
+            return 0
+        self._gaps[row * NUM_GAPS + self._num[row] % NUM_GAPS] = gap
+        self._num[row] += 1
+        return _octave(self._usual(row)) * (_OCTAVES + 1) + _octave(gap)
 
-    def usual(self, row: int) -> tuple[float, float] | None:
-        """The gap around which most of the last ones lie, and the probability that the next one
-        does: the share that did, with one miss added. ``None`` before the third call."""
+    def _usual(self, row: int) -> float:
+        """The gap around which most of the last ones lie."""
         num = min(self._num[row], NUM_GAPS)
-        if num < _ENOUGH:
-            return None
         gaps = sorted(self._gaps[row * NUM_GAPS : row * NUM_GAPS + num])
         best, hits = gaps[0], 0
         for gap in gaps:
@@ -49,4 +49,9 @@ class Gaps:
             near = bisect_right(gaps, gap + slack) - bisect_left(gaps, gap - slack)
             if near > hits:
                 best, hits = gap, near
-        return best, hits / (num + 1)
+        return best
+
+
+def _octave(gap: float) -> int:
+    """From 1 on; 0 is kept for who has called once."""
+    return min(max(math.frexp(gap)[1], 1), _OCTAVES)

@@ -23,8 +23,8 @@ LATEST = 2.0**52  # steps; what is said to be later is as good as never
 class Ledger:
     """``at[row]`` is NaN where the source says nothing. A hint once given stands until then."""
 
-    def __init__(self) -> None:
-        self.score = Score()
+    def __init__(self, *, judges_itself: bool = False) -> None:
+        self.score = Score(judges_itself=judges_itself)
         self.num_ignored = 0  # infinite times: they say nothing about one
         self.columns = Columns(
             at=(np.float64, np.nan, ()),

@@ -17,7 +17,7 @@ class Score:
     prediction that expired.
 
     ``trust`` is what came true over what was claimed, at most 1, with the past decaying: a source
-    that claims little and is right that often is trusted.
+    that claims little and is right that often is trusted, as is one that ``judges_itself``.
     """
 
     early: int = 0
@@ -26,10 +26,13 @@ class Score:
     never: int = 0
     claimed: float = 1.0  # mean confidence, the past decaying
     deserved: float = 1.0  # share that came true, likewise
+    judges_itself: bool = False
 
     @property
     def trust(self) -> float:
         """From 0 to 1; multiplies the source's confidence."""
+        if self.judges_itself:
+            return 1.0
         return min(1.0, self.deserved / max(self.claimed, 1e-6))
 
     @property

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from scalesim.memory.agents import AgentState
+
+Times: TypeAlias = npt.NDArray[np.float64]
 
 _Entry: TypeAlias = "tuple[float, int, AgentState]"
 _FINE = 8.0  # a bucket is at most this part of the time until it begins
@@ -45,6 +51,26 @@ class Awaited:
         else:
             self._put_near(agent, at)
         self.num_entries += 1
+        if self.num_entries > 2 * self._num_live + 64:
+            self._sweep()
+
+    @property
+    def num_near(self) -> int:
+        """How many are awaited about when the soonest is, at most; as of the last ``peek``."""
+        return len(self._near)
+
+    def add_all(self, agents: Sequence[AgentState], now: float) -> None:
+        """``add`` for each, in this order."""
+        times = np.fromiter((agent.next_use for agent in agents), np.float64, len(agents))
+        buckets = self._buckets
+        for agent, at, begin in zip(agents, times.tolist(), _begins(times, now), strict=True):
+            bucket = buckets.get(begin)
+            if bucket is None or at <= now or agent.awaited is None:
+                self.add(agent, now)
+            elif agent.awaited is not bucket:
+                agent.awaited = bucket
+                bucket.append(agent)
+                self.num_entries += 1
         if self.num_entries > 2 * self._num_live + 64:
             self._sweep()
 
@@ -104,3 +130,14 @@ def _begin(at: float, ahead: float) -> float:
         return _FOREVER
     width = math.ldexp(1.0, math.frexp(ahead / _FINE)[1] - 1)
     return math.floor(at / width) * width
+
+
+def _begins(at: Times, now: float) -> list[float]:
+    """``_begin`` for ``[n]`` times, seen from ``now``."""
+    ahead = at - now
+    width = np.exp2(np.frexp(np.maximum(ahead, 1.0) / _FINE)[1] - 1.0)
+    width[ahead < 2.0 * _FINE] = 1.0
+    begins = np.floor(at / width) * width
+    begins[ahead >= _FOREVER] = _FOREVER
+    found: list[float] = begins.tolist()
+    return found

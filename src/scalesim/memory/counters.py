@@ -16,6 +16,7 @@ class Counters:
     host_blocks: int = 0  # found on the host: a demand load
     late_blocks: int = 0  # found on their way to the device
     computed_blocks: int = 0  # found nowhere: new, or to be rebuilt
+    spared_blocks: int = 0  # of those: on the host, but sooner computed again than loaded
     demand_loads: int = 0
     loaded_pages: int = 0
     read_pages: int = 0  # of adapters, from their files to the device, for who waited

@@ -9,6 +9,7 @@ than there: the same link, copies and host tier as our own policies have.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from scalesim.memory.agents import AgentState, lineage
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
@@ -31,6 +32,10 @@ class LevelsAhead(LookAhead):
             enters = agent.next_use - self._residency.standing.num_levels
             if enters > self._residency.standing.now:
                 heapq.heappush(self._entering, (enters, agent.next_seq, agent))
+
+    def await_agents(self, agents: Sequence[AgentState]) -> None:
+        for agent in agents:
+            self.await_agent(agent)
 
     def _load(self, wall_s: float) -> None:
         now = self._residency.standing.now

@@ -7,7 +7,8 @@ residency does the moving.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +67,7 @@ class LookAhead:
         # loop turns until a waiting request of the agent can start; told by who knows the queue
         self.starts_in: Callable[[AgentId], float] = lambda agent: 0.0
         self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
+        self.begin_at_once = 1  # requests that can start when the clock moves; told likewise
         self._residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._awaited = Awaited()
@@ -84,6 +86,19 @@ class LookAhead:
             self._awaited.add(agent, self._residency.standing.now)
         if agent.adapter is not None:
             self.reads.await_agent(agent)
+
+    def give_up(self, agent: AgentState) -> None:
+        """``agent`` computes what it lacks: that need not come any more."""
+        self._awaited.discard(agent)
+
+    def await_agents(self, agents: Sequence[AgentState]) -> None:
+        """``await_agent`` for each; of all of them the next use is known."""
+        if not self._policy.look_ahead:
+            return
+        self._awaited.add_all(agents, self._residency.standing.now)
+        for agent in agents:
+            if agent.adapter is not None:
+                self.reads.await_agent(agent)
 
     def observe_tick(self, pace: Pace, *, idle: bool) -> None:
         """The clock moved; ``idle``: no request was open."""
@@ -104,9 +119,7 @@ class LookAhead:
         Nothing is loaded ahead while a request waits for pages: the two would take them from each
         other in turn, for ever.
         """
-        if self._last_s is not None and 0.0 <= (turn_s := wall_s - self._last_s) < _PAUSE_S:
-            self._turn_s += _WEIGHT * (turn_s - self._turn_s)
-        self._last_s = wall_s
+        self._observe_turn(wall_s)
         self.opens_in_s = None
         self.blocked_by = None
         if self._policy.look_ahead and not self._residency.refused:
@@ -117,6 +130,15 @@ class LookAhead:
         if self._policy.host:
             self._clean()
 
+    def _observe_turn(self, wall_s: float) -> None:
+        took_s = None if self._last_s is None else wall_s - self._last_s
+        if took_s is not None and not 0.0 <= took_s < _PAUSE_S:
+            took_s = None
+        if took_s is not None:
+            self._turn_s += _WEIGHT * (took_s - self._turn_s)
+        self._residency.costs.observe_turn(took_s)
+        self._last_s = wall_s
+
     def _load(self, wall_s: float) -> None:
         residency = self._residency
         while (agent := self._awaited.peek()) is not None:
@@ -125,13 +147,19 @@ class LookAhead:
             if count == 0:
                 self._awaited.discard(agent)
                 continue
-            self.opens_in_s = self._opens_in_s(agent, count, wall_s)
+            self.opens_in_s = self._opens_in_s(agent, count * self._num_beside(agent), wall_s)
             if self.opens_in_s > 0.0:
                 return
             if self._link_is_busy("in"):
                 self.blocked_by = "link"
                 return
-            pages = residency.take(count, ahead_of=agent.use())
+            worth = residency.costs.worth_loading(count, self._needed_s(agent, wall_s))
+            if worth < count:
+                self.blocked_by = "link"
+            if worth == 0:  # it will be computed again
+                self._awaited.discard(agent)
+                continue
+            pages = residency.take(worth, ahead_of=agent.use())
             if not self._start(agent, missing, pages):
                 self.blocked_by = "pool"
                 return
@@ -139,20 +167,21 @@ class LookAhead:
     def _start(
         self, agent: AgentState, missing: list[tuple[Segment, int]], pages: list[int] | None
     ) -> bool:
-        """Load ``missing`` into ``pages``; False if there are none, or not for what is missing
-        now: making room may have merged or dropped segments."""
+        """Load ``missing`` into ``pages``, as far as they go; False if there are none, or not for
+        what is missing now: making room may have merged or dropped segments."""
         residency = self._residency
         if pages is None:
             return False
         if self._missing(agent) != missing:
             missing = self._missing(agent)
-            if sum(blocks for _, blocks in missing) != len(pages):
+            if sum(blocks for _, blocks in missing) < len(pages):
                 residency.device.free(pages)
                 return False
         self._awaited.discard(agent)
         parts = []
         for segment, blocks in missing:
-            parts.append((segment, pages[:blocks]))
+            if pages:
+                parts.append((segment, pages[:blocks]))
             pages = pages[blocks:]
         residency.start_load(parts, demand=False)
         return True
@@ -182,23 +211,35 @@ class LookAhead:
         return list(parts.items())
 
     def _opens_in_s(self, agent: AgentState, count: int, wall_s: float) -> float:
-        """Seconds until ``agent``'s window opens. Between two ticks of the clock, time is taken to
-        pass evenly; that the next tick may come early, and that a load is started and found
-        finished only at a turn of the loop, both widen the window."""
-        assert agent.next_use is not None
-        steps = agent.next_use - self._residency.standing.now
-        pace = self.pace
-        if pace.seconds_per_step is None:  # no idea of time yet: one step ahead
-            return 0.0 if steps <= 1.0 else float("inf")
-        if steps <= 0.0:  # it has called already, and waits its turn
-            left_s = self.starts_in(agent.id) * self._turn_s
-        else:
-            left_s = self._until_tick_s(pace.seconds_per_step, wall_s)
-            left_s += (steps - 1.0) * pace.seconds_per_step
+        """Seconds until ``agent``'s window opens. That a load is started and found finished only at
+        a turn of the loop widens it."""
+        left_s = self._needed_s(agent, wall_s)
+        if math.isinf(left_s):
+            return left_s
         num_bytes = count * self._residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
         return left_s - window_s - self._config.jitter_s - 2.0 * self._turn_s
+
+    def _num_beside(self, agent: AgentState) -> int:
+        """How many need about as much when ``agent`` does, itself among them. When the clock moves,
+        as many as can run begin at once; of a queue, each has its own time."""
+        assert agent.next_use is not None
+        if agent.next_use <= self._residency.standing.now:
+            return 1
+        return min(self.begin_at_once, self._awaited.num_near)
+
+    def _needed_s(self, agent: AgentState, wall_s: float) -> float:
+        """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass
+        evenly; the next tick may come early."""
+        assert agent.next_use is not None
+        steps = agent.next_use - self._residency.standing.now
+        step_s = self.pace.seconds_per_step
+        if step_s is None:  # no idea of time yet: one step ahead
+            return 0.0 if steps <= 1.0 else float("inf")
+        if steps <= 0.0:  # it has called already, and waits its turn
+            return self.starts_in(agent.id) * self._turn_s
+        return self._until_tick_s(step_s, wall_s) + (steps - 1.0) * step_s
 
     def _until_tick_s(self, step_s: float, wall_s: float) -> float:
         """Seconds until the clock moves. A simulation that waits for all its calls moves on when

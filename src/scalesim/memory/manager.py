@@ -118,12 +118,14 @@ class MemoryManager:
         self.device_lost |= on_device.union(device_lost)
         self.host_lost |= on_host.union(host_lost)
         standing, ahead, owners, misses = self.standing, self.look_ahead, self.owners, self.misses
-        last_launched = self.residency.last_launched
+        last_launched, costs = self.residency.last_launched, self.residency.costs
         self._build()
         self.standing.now, self.residency.last_launched = standing.now, last_launched
         self.look_ahead.pace, self.misses.last = ahead.pace, misses.last
         self.look_ahead.starts_in, self.look_ahead.drains_in = ahead.starts_in, ahead.drains_in
+        self.look_ahead.begin_at_once = ahead.begin_at_once
         self.look_ahead.reads.rate = ahead.reads.rate
+        self.residency.costs.keep_rates(costs)
         for id, agent in owners.agents.items():
             self.owners.set_next_use(id, agent.next_use)
 
@@ -155,6 +157,10 @@ class MemoryManager:
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = None if adapter is None else adapter.branch(size)
         path = self._usable(self.tree.match(root, tokens, (num_tokens - 1) // size, branch))
+        found = None
+        if self._is_sooner_rebuilt(path):
+            found = self._cut(path, root)
+            path = _on_device(found)
         num_shared = sum(count for _, count in path)
         missing = sum(max(0, count - len(segment.device)) for segment, count in path)
         waits = missing > 0 or any(segment.load for segment, _ in path)
@@ -169,14 +175,15 @@ class MemoryManager:
             and max_loading_pages is not None
             and self.loading_pages + held > max_loading_pages
         ):
+            self._tidy(found)
             return None
         state = None if agent is None else self.owners.agent(agent)
         tail = self._find_tail(path, root, agent, tokens, num_shared, num_tokens, branch)
         end = self._cut(path, root)
+        found = found or end
         chain = lineage(end)
-        if weights is not None:
-            chain.append(weights)
-        for segment in chain:
+        to_pin = chain if weights is None else [*chain, weights]
+        for segment in to_pin:
             self._pin(segment)
         if tail is not None:
             self._pin(tail[0])
@@ -188,9 +195,10 @@ class MemoryManager:
                 tail = None
                 pages = residency.take(held)
         if pages is None:
-            for segment in chain:
+            for segment in to_pin:
                 self._unpin(segment)
-            residency.tidy(end)
+            self._tidy(end)
+            self._tidy(found)
             return None
         unread_pages, pages = pages[:unread], pages[unread:]
         lease = Lease(state, end, num_shared, pages[missing:], self.table.allocate(), 0)
@@ -198,9 +206,10 @@ class MemoryManager:
             self._take_tail(lease, *tail, stolen)
         lease.num_cached += num_shared * size
         on_time = weights is None or weights.ready == weights.num_blocks
-        self._account(lease, missing, num_tokens, on_time)
-        self._load(lease, pages[:missing])
-        self._write_row(lease)
+        self._account(lease, chain, found, missing, num_tokens, on_time)
+        chain.reverse()  # from the root on
+        self._load(lease, chain, pages[:missing])
+        self._write_row(lease, chain)
         if weights is not None:
             lease.branch = branch
             self._hold_adapter(lease, weights, unread_pages)
@@ -330,6 +339,12 @@ class MemoryManager:
                 break
         return usable
 
+    def _is_sooner_rebuilt(self, path: list[tuple[Segment, int]]) -> bool:
+        """Whether what of ``path`` is only on the host would be there later than if it were
+        computed again."""
+        missing = sum(max(0, count - len(segment.device)) for segment, count in path)
+        return self.residency.costs.worth_loading(missing) < missing
+
     def _cut(self, path: list[tuple[Segment, int]], root: Segment) -> Segment:
         """The end of ``path``, as a segment that ends there: what lies behind it may have to
         leave."""
@@ -389,12 +404,32 @@ class MemoryManager:
             self._unpin(lease.borrowed)
             lease.borrowed = None
 
-    def _account(self, lease: Lease, missing: int, num_tokens: int, on_time: bool) -> None:
-        counters, chain = self.counters, lineage(lease.end)
+    def _tidy(self, end: Segment | None) -> None:
+        """Undo the cut at ``end``, where nobody holds it."""
+        if end is not None and end.parent is not None:
+            self.residency.tidy(end)
+
+    def _account(
+        self,
+        lease: Lease,
+        chain: list[Segment],
+        found: Segment,
+        missing: int,
+        num_tokens: int,
+        on_time: bool,
+    ) -> None:
+        """``chain`` is what the lease uses; the prompt was found to ``found``, which may be
+        further."""
+        counters = self.counters
         on_device = sum(segment.ready for segment in chain)
         late = lease.num_shared - missing - on_device
-        for segment in chain:
+        if found.parent is None:  # making room for the lease took it
+            found = lease.end
+        matched = lineage(found)
+        spared = sum(segment.num_blocks for segment in matched) - lease.num_shared
+        for segment in matched:
             segment.uses += 1
+        for segment in chain:
             counters.prefetch_used += segment.prefetched
             segment.prefetched = 0
         lease.num_host_blocks = missing
@@ -405,17 +440,21 @@ class MemoryManager:
         counters.host_blocks += missing
         counters.late_blocks += late
         counters.computed_blocks += -(-num_tokens // self.block_size) - lease.num_shared
+        counters.spared_blocks += spared
         if lease.agent is not None:
-            self.misses.looked_up(lease, missing + late, self.standing.now)
-            lease.num_rebuilt_blocks = self.misses.num_lost(lease, num_tokens)
+            self.misses.looked_up(lease, found, missing + late, spared, self.standing.now)
+            lease.num_rebuilt_blocks = spared + self.misses.num_lost(lease, found, num_tokens)
             if lease.agent.next_use is not None:
                 self.look_ahead.observe_arrival(late=missing + late > 0 or not on_time)
-            lease.agent.observe_reuse(lease.end)
+            lease.agent.observe_reuse(found)
+            if spared:
+                self.look_ahead.give_up(lease.agent)
 
-    def _load(self, lease: Lease, pages: list[int]) -> None:
+    def _load(self, lease: Lease, chain: list[Segment], pages: list[int]) -> None:
+        """Load what ``chain``, from the root on, lacks into ``pages``; wait for what is coming."""
         parts = []
         transfers: dict[int, Transfer] = {}
-        for segment in reversed(lineage(lease.end)):
+        for segment in chain:
             if segment.load is not None:
                 transfers[id(segment.load)] = segment.load
             count = segment.num_blocks - len(segment.device)
@@ -446,9 +485,9 @@ class MemoryManager:
         lease.num_host_blocks += len(pages)
         self.adapters.write(adapter)
 
-    def _write_row(self, lease: Lease) -> None:
+    def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
         pages: list[int] = []
-        for segment in reversed(lineage(lease.end)):
+        for segment in chain:
             pages += segment.device
         assert len(pages) == lease.num_shared, (len(pages), lease.num_shared)
         self.table.write(lease.row, 0, pages + lease.private)
@@ -520,13 +559,24 @@ class MemoryManager:
     def _pin(self, segment: Segment) -> None:
         segment.pins += 1
         if segment.pins == 1:
-            self.standing.withdraw(segment)
+            self.standing.refresh(segment)
 
     def _unpin(self, segment: Segment) -> None:
         segment.pins -= 1
         assert segment.pins >= 0, segment
         if segment.pins == 0:
             self.standing.refresh(segment)
+
+
+def _on_device(end: Segment) -> list[tuple[Segment, int]]:
+    """The path to ``end``, as far as it is on the device or on its way there."""
+    path = []
+    for segment in reversed(lineage(end)):
+        if segment.device:
+            path.append((segment, len(segment.device)))
+        if len(segment.device) < segment.num_blocks:
+            break
+    return path
 
 
 def common_tokens(first: bytes, second: bytes) -> int:

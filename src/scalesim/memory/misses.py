@@ -65,9 +65,12 @@ class Misses:
         if lease.agent is not None:
             self._left[lease.agent.id] = lease.num_shared
 
-    def looked_up(self, lease: Lease, waiting: int, now: float) -> None:
-        """``lease`` was found; ``waiting`` of its shared blocks are not on the device yet. Called
-        before the agent's path is replaced by this one."""
+    def looked_up(
+        self, lease: Lease, found: Segment, waiting: int, spared: int, now: float
+    ) -> None:
+        """The prompt was found up to ``found``. Of its blocks, ``waiting`` are not on the device
+        yet, and the last ``spared`` are computed again instead of loaded. Called before the
+        agent's path is replaced by this one."""
         agent = lease.agent
         if agent is None or agent.newest is None:
             return
@@ -76,35 +79,38 @@ class Misses:
         kept = before.parent is not None
         there = sum(one.num_blocks for one in lineage(before)) if kept else 0
         dropped = self._left.get(agent.id, 0) - there
-        goes_on = kept and before in lineage(lease.end)
-        if goes_on and not waiting and dropped <= 0:
+        goes_on = kept and before in lineage(found)
+        if goes_on and not waiting and not spared and dropped <= 0:
             return
         cause: Cause
-        if waiting:
+        if waiting or spared:
             cause = self._late(expected, now)
         elif not kept or (goes_on and dropped > 0):
             cause = "pool small"
-        elif _root(before) is not _root(lease.end):
+        elif _root(before) is not _root(found):
             cause = "adapter changed"
         else:
             cause = "prompt changed"
-        lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, lease.end))
+        lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found)) + spared
+        token = lease.num_cached + spared * self._block_size
         self.last[agent.id] = Miss(
-            cause, now, lease.num_cached, expected, *(
+            cause, now, token, expected, *(
                 count * self._block_size for count in (waiting, lost)
             )
         )  # fmt: skip
 
-    def num_lost(self, lease: Lease, num_tokens: int) -> int:
-        """Blocks of the prompt (``num_tokens``) that the agent's last request had left and that are
-        gone, if the prompt still begins with them; of tokens that are gone nobody can say so."""
+    def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
+        """Blocks of the prompt (``num_tokens``), known up to ``found``, that the agent's last
+        request had left and that are gone, if the prompt still begins with them; of tokens that are
+        gone nobody can say so."""
         agent = lease.agent
         if agent is None or agent.newest is None:
             return 0
-        if agent.newest.parent is not None and agent.newest not in lineage(lease.end):
+        there = lineage(found)
+        if agent.newest.parent is not None and agent.newest not in there:
             return 0
         left = min(self._left.get(agent.id, 0), num_tokens // self._block_size)
-        return max(0, left - lease.num_shared)
+        return max(0, left - sum(segment.num_blocks for segment in there))
 
     def _late(self, expected: float | None, now: float) -> Cause:
         if expected is None:

@@ -10,6 +10,8 @@ from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import Standing
 
+_MANY = 16  # changes that are cheaper put into order together
+
 
 class Owners:
     """All agents that memory has heard of. Changes owners and next uses, moves no page."""
@@ -34,6 +36,7 @@ class Owners:
         is most of them, only the time is written down."""
         standing, look_ahead = self._standing, self._look_ahead
         known = list(map(self.agents.get, [id for id, _ in advice]))  # misses of a cache, in a row
+        awaited: list[AgentState] = []
         for (id, next_use), found in zip(advice, known, strict=True):
             state = found or self.agent(id)
             if next_use is None and state.next_use is None:
@@ -41,7 +44,12 @@ class Owners:
             state.next_use, state.next_seq = next_use, standing.next_seq()
             if state.placed:
                 self._refresh_paths(state)
-            look_ahead.await_agent(state)
+            if next_use is None or len(advice) < _MANY:
+                look_ahead.await_agent(state)
+            else:
+                awaited.append(state)
+        if awaited:
+            look_ahead.await_agents(awaited)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""

@@ -14,6 +14,7 @@ class Policy:
     """``order``: what leaves first is what will be used last, or what was used longest ago.
     ``host``: state may be kept in host memory, else it is dropped and rebuilt.
     ``look_ahead``: state is loaded before it is asked for, when its start window opens.
+    ``weighs``: what would be there sooner if it were computed again is not loaded.
     ``limited``: the device pool has the configured size, else all that the machine can give.
     ``num_levels``: classes that distances are clipped to, as the published ScaleSim does.
     ``foresight``: is told what really comes, which only a replay can do.
@@ -23,6 +24,7 @@ class Policy:
     order: Literal["next_use", "last_use"]
     host: bool
     look_ahead: bool
+    weighs: bool = False
     limited: bool = True
     foresight: bool = False
     num_levels: int = 0
@@ -31,11 +33,11 @@ class Policy:
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy("deadline", order="next_use", host=True, look_ahead=True),
+        Policy("deadline", order="next_use", host=True, look_ahead=True, weighs=True),
         Policy("lru-swap", order="last_use", host=True, look_ahead=False),
         Policy("lru-recompute", order="last_use", host=False, look_ahead=False),
         Policy("levels", order="next_use", host=True, look_ahead=True, num_levels=4),
-        Policy("oracle", order="next_use", host=True, look_ahead=True, foresight=True),
+        Policy("oracle", order="next_use", host=True, look_ahead=True, weighs=True, foresight=True),
         Policy("resident", order="last_use", host=False, look_ahead=False, limited=False),
     )
 }

@@ -84,13 +84,15 @@ class PagePool:
         pages: list[int] = []
         while len(pages) < count:
             start, length = self._best_run(count - len(pages))
-            self._remove_run(start, length)
             take = min(length, count - len(pages))
-            if take < length:
-                self._add_run(start + take, length - take)
-            pages.extend(range(start, start + take))
-            self._is_free[start : start + take] = bytes(take)
-            self.num_free -= take
+            if take == length:
+                self._remove_run(start, length)
+            else:
+                self._shorten_run(start, length, length - take)
+            end = start + length
+            pages.extend(range(end - take, end))
+            self._is_free[end - take : end] = bytes(take)
+        self.num_free -= count
         return pages
 
     def free(self, pages: Sequence[int], fence: int = -1) -> None:
@@ -166,6 +168,17 @@ class PagePool:
         size = length.bit_length()
         self._bins[size][start] = None
         self._kinds |= 1 << size
+
+    def _shorten_run(self, start: int, length: int, left: int) -> None:
+        """Keep the first ``left`` pages: the run stays where it is found, unless it is of another
+        kind now."""
+        if left.bit_length() != length.bit_length():
+            self._remove_run(start, length)
+            self._add_run(start, left)
+            return
+        del self._start_before[start + length]
+        self._start_before[start + left] = start
+        self._length_at[start] = left
 
     def _remove_run(self, start: int, length: int) -> None:
         del self._length_at[start]

@@ -238,48 +238,47 @@ class PrefixTree:
         segment.tokens = segment.tokens[: count * self.block_bytes]
 
     def add_device(self, segment: Segment, pages: list[int]) -> None:
-        before = _presence(segment)
+        if pages and not segment.device:
+            _above(segment).device_children += 1
+            if not segment.host:
+                _above(segment).content_children += 1
         segment.device.extend(pages)
         self.num_device_pages += len(pages)
-        self._recount(segment, before)
 
     def add_host(self, segment: Segment, pages: list[int]) -> None:
-        before = _presence(segment)
+        if pages and not segment.host and not segment.device:
+            _above(segment).content_children += 1
         segment.host.extend(pages)
         self.num_host_pages += len(pages)
-        self._recount(segment, before)
 
     def trim_device(self, segment: Segment, keep: int) -> list[int]:
         """Take back the device pages from block ``keep`` on."""
-        before = _presence(segment)
         pages = segment.device[keep:]
+        if not pages:
+            return pages
         del segment.device[keep:]
         self.num_device_pages -= len(pages)
         segment.ready = min(segment.ready, keep)
-        self._recount(segment, before)
+        if not segment.device:
+            _above(segment).device_children -= 1
+            if not segment.host:
+                _above(segment).content_children -= 1
         return pages
 
     def trim_host(self, segment: Segment, keep: int) -> list[int]:
         """Take back the host pages from block ``keep`` on."""
-        before = _presence(segment)
         pages = segment.host[keep:].tolist()
+        if not pages:
+            return pages
         del segment.host[keep:]
         self.num_host_pages -= len(pages)
         segment.saved = min(segment.saved, keep)
-        self._recount(segment, before)
+        if not segment.host and not segment.device:
+            _above(segment).content_children -= 1
         return pages
 
     def _key(self, segment: Segment) -> bytes:
         return segment.tokens[: self.block_bytes] + segment.mark
-
-    def _recount(self, segment: Segment, before: tuple[bool, bool]) -> None:
-        """Keep the parent's count of children on the device, and anywhere."""
-        after = _presence(segment)
-        if after != before:
-            parent = segment.parent
-            assert parent is not None
-            parent.device_children += after[0] - before[0]
-            parent.content_children += after[1] - before[1]
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -293,8 +292,10 @@ def until(start: int, end: int, branch: Branch | None) -> int:
     return min(end, branch.block) - start
 
 
-def _presence(segment: Segment) -> tuple[bool, bool]:
-    return bool(segment.device), bool(segment.device or segment.host)
+def _above(segment: Segment) -> Segment:
+    """The parent, which counts its children on the device, and anywhere."""
+    assert segment.parent is not None, segment
+    return segment.parent
 
 
 def _divide(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from scalesim.core import Fence
+from scalesim.memory.costs import Costs
 from scalesim.memory.counters import Counters
 from scalesim.memory.links import Copies, Link, LinkError, Source
 from scalesim.memory.order import Use
@@ -43,6 +44,7 @@ class Residency:
         self.tree, self.policy, self.device, self.host, self.link = tree, policy, device, host, link
         self.page_bytes = page_bytes
         self.standing = Standing(tree, policy)
+        self.costs = Costs(link, page_bytes, tree.block_size, weighs=policy.weighs)
         self.counters = counters
         self.last_launched = -1
         self.transfers: dict[int, Transfer] = {}  # by ticket
@@ -81,33 +83,67 @@ class Residency:
                 return False
             if self.saving_pages >= missing and use.distance(standing.now) <= _SOON_STEPS:
                 return False  # enough that is used later is on its way out
-            self._evict(victim, missing)
+            self._evict(victim, use, missing)
         return True
 
-    def _evict(self, segment: Segment, wanted: int) -> None:
+    def _evict(self, segment: Segment, use: Use, wanted: int) -> None:
         """Free ``wanted`` pages or so from the tail of ``segment``, or start to save it first.
 
         A small segment goes whole, even where a part would do: the rest is next in turn anyway, and
-        whole runs of pages are what the next allocation likes. What is above it waits its turn: it
-        may be needed sooner."""
-        if segment.num_dirty and self.standing.may_save(segment) and self.start_save(segment):
+        whole runs of pages are what the next allocation likes. What is above it goes with it where
+        it is next in turn, which for one agent's path it is; else it waits: it may be needed
+        sooner."""
+        if (
+            segment.num_dirty
+            and self.standing.may_save(segment)
+            and self.costs.is_worth_saving(segment.num_dirty)
+            and self.start_save(segment)
+        ):
             return
         keep = max(0, len(segment.device) - max(wanted, self._whole))
         if segment.num_dirty:
             keep = max(keep, segment.saved)
             self._drop_below(segment)
             self.counters.dropped_pages += len(segment.device) - keep
-        self._free_device(segment, keep)
-        self.on_eviction(segment)
-        self._settle(segment)
+        pages, leaving = self._trim_device(segment, keep), [segment]
+        while (above := self._next_above(leaving[-1], use, wanted - len(pages))) is not None:
+            pages = self._trim_device(above, 0) + pages
+            leaving.append(above)
+        self.device.free(pages, self.last_launched)
+        for one in leaving:
+            if one.parent is not None:  # not merged meanwhile
+                self.on_eviction(one)
+                self._settle(one)
+
+    def _next_above(self, segment: Segment, use: Use, wanted: int) -> Segment | None:
+        """The parent of ``segment``, whose pages are gone, if it would be the next to leave for
+        ``wanted`` more: it is used no sooner than ``use``, and can leave whole, at once."""
+        above = segment.parent
+        if (
+            wanted <= 0
+            or segment.device
+            or above is None
+            or above.device_children
+            or not 0 < len(above.device) <= max(wanted, self._whole)
+            or above.pins
+            or above.load is not None
+            or above.save is not None
+            or above.num_dirty
+        ):
+            return None
+        return None if self.standing.use_of(above).sooner_than(use, self.standing.now) else above
 
     def _free_device(self, segment: Segment, keep: int) -> None:
+        self.device.free(self._trim_device(segment, keep), self.last_launched)
+
+    def _trim_device(self, segment: Segment, keep: int) -> list[int]:
+        """The device pages of ``segment`` from block ``keep`` on, which are to be freed."""
         pages = self.tree.trim_device(segment, keep)
         wasted = min(segment.prefetched, len(pages))
         segment.prefetched -= wasted
         self.counters.prefetch_wasted += wasted
         self.counters.evicted_pages += len(pages)
-        self.device.free(pages, self.last_launched)
+        return pages
 
     def drop(self, segment: Segment, keep: int = 0) -> None:
         """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: it
@@ -196,7 +232,7 @@ class Residency:
         self.counters.loaded_pages += len(device)
         self._submit(transfer, Copies("in", device, host), after)
         for segment, _ in parts:
-            self.standing.withdraw(segment)
+            self.standing.refresh(segment)
             self._refresh_parent(segment)
         return transfer
 
@@ -217,7 +253,7 @@ class Residency:
             segment.prefetched += len(pages)
             self.counters.read_ahead_pages += len(pages)
         self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
-        self.standing.withdraw(segment)
+        self.standing.refresh(segment)
         return transfer
 
     def start_fill(self, segment: Segment, source: Source, *, make_room: bool = False) -> bool:

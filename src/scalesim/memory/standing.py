@@ -1,7 +1,8 @@
 """Standing: who is used when, and so what may leave. The orders that eviction and cleaning read.
 
 Keeps, for each segment, which orders it is in; changes nothing but those. ``refresh`` is called
-after every change of a segment, ``withdraw`` when it may no longer move.
+after every change of a segment; the orders catch up when somebody reads them, so that a segment
+that changes five times in a step is put in order once, or not at all if it is held by then.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment
 
 MAX_SAVE_FAILURES = 3
+MAX_CHANGED = 256  # how many segments the orders may be behind by
 _FAR = 1e18
 
 
@@ -31,6 +33,7 @@ class Standing:
         self._host_only: UseOrder[Segment] = UseOrder()
         self._doubled: UseOrder[Segment] = UseOrder(soonest=True)  # on both tiers
         self._host_is_short = False
+        self._changed: dict[Segment, None] = {}  # since the orders were read last
         self._seq = 0
 
     def next_seq(self) -> int:
@@ -58,6 +61,9 @@ class Standing:
         """The next use of the owner who comes first."""
         next_use: float | None = None
         next_seq = 0
+        if len(segment.owners) == 1:  # nearly always
+            (owner,) = segment.owners
+            return owner.next_use, 0 if owner.next_use is None else owner.next_seq
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 at = owner.next_use
@@ -112,32 +118,51 @@ class Standing:
 
     def farthest_on_device(self) -> Segment | None:
         """What leaves the device first."""
+        self._catch_up()
         return self._evictable.peek(self.now)
 
     def farthest_dirty(self) -> Segment | None:
         """What is cleaned first: it leaves soonest among what has no copy."""
+        self._catch_up()
         return self._cleanable.peek(self.now)
 
     def farthest_on_host(self) -> Segment | None:
         """What leaves the host first, of what is nowhere else."""
+        self._catch_up()
         self._watch_host()
         return self._host_only.peek(self.now)
 
     def soonest_doubled(self, but: Segment) -> Segment | None:
         """Whose host copy is needed last: it is on the device, and leaves that last of all."""
+        self._catch_up()
         self._watch_host()
         self._doubled.discard(but)
         return self._doubled.peek(self.now)
 
     def is_evictable(self, segment: Segment) -> bool:
+        self._catch_up()
         return segment in self._evictable
 
     # -- keeping up ---------------------------------------------------------------------------
 
     def refresh(self, segment: Segment) -> None:
+        """``segment`` belongs into other orders now, or elsewhere in them."""
+        self._changed[segment] = None
+        if len(self._changed) > MAX_CHANGED:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        changed, self._changed = self._changed, {}
+        for segment in changed:
+            self._place(segment)
+
+    def _place(self, segment: Segment) -> None:
         """Put ``segment`` into the orders that its state belongs to."""
         if segment.pins or segment.load is not None or segment.save is not None:
-            self.withdraw(segment)
+            self._evictable.discard(segment)  # it is held, or moving
+            self._cleanable.discard(segment)
+            if self._host_is_short:
+                self._place_on_host(segment, self.use_of(segment))
             return
         may_leave = segment.device and not segment.device_children
         may_clean = segment.ready > segment.saved and self.may_save(segment)
@@ -159,15 +184,9 @@ class Standing:
         if self._host_is_short:
             self._place_on_host(segment, use)
 
-    def withdraw(self, segment: Segment) -> None:
-        """``segment`` is held, or a copy is under way: it does not move."""
-        self._evictable.discard(segment)
-        self._cleanable.discard(segment)
-        if self._host_is_short:
-            self._place_on_host(segment, self.use_of(segment))
-
     def forget(self, segment: Segment) -> None:
         """``segment`` left the tree."""
+        self._changed.pop(segment, None)
         for order in (self._evictable, self._cleanable, self._host_only, self._doubled):
             order.discard(segment)
 

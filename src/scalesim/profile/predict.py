@@ -37,8 +37,8 @@ class LastGap(Source):
 @dataclass(frozen=True, slots=True)
 class Predicted:
     """``said``: share of calls after an agent's first that something was said of; the outcomes are
-    shares of what was said. ``duels``: the share of pairs of agents that the learned predictor
-    orders better than their last use does, ``None`` for others."""
+    shares of what was said. ``kept``: the share of LRU's misses that the learned predictor's order
+    leaves in its own trial, ``None`` for others."""
 
     source: str
     said: float
@@ -46,7 +46,7 @@ class Predicted:
     early: float
     late: float
     never: float
-    duels: float | None = None
+    kept: float | None = None
 
 
 def predictability(calls: Sequence[LoggedCall], day: float | None = None) -> list[Predicted]:
@@ -57,7 +57,7 @@ def predictability(calls: Sequence[LoggedCall], day: float | None = None) -> lis
         distances = Distances(Clock())
         distances.add(source)
         rows.append(_listen(distances, source.name, calls, declare=False))
-    rows[-1] = replace(rows[-1], duels=learned.duels.won)
+    rows[-1] = replace(rows[-1], kept=learned.trial.kept)
     if any(call.expect is not None for call in calls):
         rows.append(_listen(Distances(Clock()), "declared", calls, declare=True))
     return rows

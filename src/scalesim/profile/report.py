@@ -44,10 +44,10 @@ is worth.</p>
 <figure>{{ plots.misses | safe }}</figure>
 {{ table(profile.misses, ["share", "agents", "lru", "belady"]) }}
 <h2>How predictable they are</h2>
-<p>Said: the share of activations that something was said of; then what came of it. Duels: of the
-pairs that last use and prediction order differently, the share that the prediction orders right;
-below 0.7 the learned source keeps silent.</p>
-{{ table(profile.predicted, ["source", "said", "on_time", "early", "late", "never", "duels"]) }}
+<p>Said: the share of activations that something was said of; then what came of it. Kept: of
+the misses of last use, the share that the prediction's order leaves in small caches of names; above
+0.97 the learned source keeps silent.</p>
+{{ table(profile.predicted, ["source", "said", "on_time", "early", "late", "never", "kept"]) }}
 {% if profile.breaks %}<h2>Where prompts break the cache</h2>
 <p>By template, over an agent's successive prompts, in tokens a call: where they part, what is
 computed again behind it, and how much of that is the same text again, which would be found if what

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from scalesim.config import SchedulerConfig
+from scalesim.distance.estimates import Source
 from scalesim.loop import Parts
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import PlannerConfig
@@ -125,13 +126,17 @@ def play(
     policy: str,
     steps: Iterable[TraceStep],
     *,
+    sources: Iterable[Source] = (),
     warmup: int = 1,
     leap: bool = True,
     witness: bool = False,
 ) -> tuple[Outcome, Simulation]:
-    """Replay ``steps`` under ``policy``. The first ``warmup`` steps do not count."""
+    """Replay ``steps`` under ``policy``, with ``sources`` beside what the steps say. The first
+    ``warmup`` steps do not count."""
     foresight = policy_named(policy).foresight
-    simulation = Simulation(machine.parts(policy), foresight=foresight, leap=leap, witness=witness)
+    simulation = Simulation(
+        machine.parts(policy), sources=sources, foresight=foresight, leap=leap, witness=witness
+    )
     before: dict[str, float] = {}
     start_s, turns, index = 0.0, 0, 0
     for index, step in enumerate(steps):

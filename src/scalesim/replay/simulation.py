@@ -15,6 +15,7 @@ import numpy as np
 
 from scalesim.calls import Call
 from scalesim.core import AgentId, SamplingParams
+from scalesim.distance.estimates import Source
 from scalesim.loop import Loop, Parts
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.segment import TOKEN_BYTES
@@ -55,10 +56,16 @@ class Simulation:
     what every call touched."""
 
     def __init__(
-        self, parts: Parts, *, foresight: bool = False, leap: bool = True, witness: bool = False
+        self,
+        parts: Parts,
+        *,
+        sources: Iterable[Source] = (),
+        foresight: bool = False,
+        leap: bool = True,
+        witness: bool = False,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
-        self.loop = Loop(parts)
+        self.loop = Loop(parts, sources)
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness

@@ -73,6 +73,7 @@ class Batching:
         slots = self._slots
         part = self._decodes(decodes)
         if chunks:
+            self._memory.residency.costs.prefills(sum(count for _, count in chunks))
             part = self._with_chunks(part, chunks)
         at, sample = part.at, part.sample
         slots.launched[at] = part.ends

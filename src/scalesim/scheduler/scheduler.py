@@ -42,6 +42,7 @@ class Scheduler:
         self.forecast = Forecast(self.slots, self.running, self.queue)
         memory.look_ahead.starts_in = self.forecast.starts_in
         memory.look_ahead.drains_in = self.forecast.drains_in
+        memory.look_ahead.begin_at_once = config.max_num_seqs
         self._batching = Batching(self.slots, memory)
         self._flights: deque[Flight] = deque()
         self._ended: list[Sequence] = []
@@ -266,7 +267,7 @@ class Scheduler:
         self.num_steps += 1
         self.memory.residency.last_launched = step
         whole = [sequence for sequence in flight.prefills if self.slots.left(sequence) <= 0]
-        self.running.decode(whole, self.num_steps)
+        self.running.decode(whole, step)
         return batch
 
     # -- growth and preemption ----------------------------------------------------------------

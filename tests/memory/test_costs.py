@@ -1,0 +1,86 @@
+"""Load or rebuild: what is sooner there, by measured rates alone."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalesim.memory.costs import Costs
+from scalesim.memory.links import Copies, VirtualLink
+
+PAGE, BLOCK = 1000, 16
+
+
+def costs(rate: float, token_s: float | None, *, queued: int = 0, weighs: bool = True) -> Costs:
+    """On a link of ``rate`` with ``queued`` pages before anything new, after prefills of
+    ``token_s`` a token."""
+    link = VirtualLink(PAGE, rate)
+    if queued:
+        link.submit(Copies("in", range(queued), range(queued)))
+        link.submit(Copies("out", range(queued), range(queued)))
+    made = Costs(link, PAGE, BLOCK, weighs=weighs)
+    for _ in range(3 if token_s is not None else 0):
+        made.prefills(512)
+        made.observe_turn(None)
+        made.observe_turn(512 * (token_s or 0.0))
+    return made
+
+
+def test_until_a_prefill_was_seen_everything_is_loaded() -> None:
+    unknown = costs(1.0, None, queued=50)
+    assert math.isinf(unknown.rebuild_s(1))
+    assert unknown.worth_loading(100) == 100 and unknown.is_worth_saving(100)
+
+
+def test_a_policy_that_does_not_weigh_loads_and_saves_whatever_it_takes() -> None:
+    blind = costs(1.0, 1e-9, queued=50, weighs=False)
+    assert blind.worth_loading(100) == 100 and blind.is_worth_saving(100)
+
+
+def test_what_arrives_in_time_is_loaded_and_the_rest_is_computed() -> None:
+    slow = costs(1000.0, 1e-3)  # a page takes 1 s to load, 16 ms to compute
+    assert slow.worth_loading(10) == 0
+    assert slow.worth_loading(10, needed_s=4.5) == 4
+    assert slow.worth_loading(10, needed_s=10.0) == 10
+    assert slow.worth_loading(10, needed_s=math.inf) == 10
+    assert not slow.is_worth_saving(1)
+    fast = costs(1e6, 1e-3)  # 1 ms and 16 ms
+    assert fast.worth_loading(10) == 10 and fast.is_worth_saving(10)
+
+
+def test_a_queue_on_the_link_makes_computing_the_sooner() -> None:
+    assert costs(1e6, 1e-3, queued=100).worth_loading(10) == 10  # 110 ms against 160
+    assert costs(1e6, 1e-3, queued=200).worth_loading(10) == 0  # 210 ms
+    assert not costs(1e6, 1e-3, queued=200).is_worth_saving(10)
+
+
+def test_a_token_takes_what_it_takes_in_full_steps() -> None:
+    """A few tokens ride along with a decode step: they say nothing of a long prefill."""
+    made = costs(1.0, 1e-3)
+    for _ in range(3):
+        made.prefills(2)
+        made.observe_turn(None)
+        made.observe_turn(0.25)
+    assert made.rebuild_s(1) < 1.1 * BLOCK * 1e-3
+
+
+@given(
+    rate=st.floats(1.0, 1e9),
+    token_s=st.floats(1e-7, 1.0),
+    queued=st.integers(0, 50),
+    blocks=st.integers(1, 200),
+    needed_s=st.floats(0.0, 100.0),
+)
+def test_no_other_count_would_be_there_sooner(
+    rate: float, token_s: float, queued: int, blocks: int, needed_s: float
+) -> None:
+    made = costs(rate, token_s, queued=queued)
+
+    def ready_s(count: int) -> float:
+        loaded_s = (queued + count) * PAGE / rate if count else 0.0
+        return max(needed_s, loaded_s) + made.rebuild_s(blocks - count)
+
+    best = min(ready_s(count) for count in range(blocks + 1))
+    assert ready_s(made.worth_loading(blocks, needed_s)) <= best * (1 + 1e-9) + PAGE / rate
