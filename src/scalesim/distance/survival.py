@@ -107,8 +107,8 @@ def _from_here(counts: _Table) -> _Table:
 
 def _distances(hazards: _Table) -> tuple[_Table, _Table]:
     """``distance``, and the share of pauses that are over, ``[num_kinds, NUM_BINS + 1]``."""
-    lasts = np.cumprod(1.0 - hazards, axis=1)
-    lasts = np.concatenate([np.ones((len(hazards), 1)), lasts], axis=1)
+    lasts: _Table = np.ones((len(hazards), NUM_BINS + 1))
+    lasts[:, 1:] = np.cumprod(1.0 - hazards, axis=1)
     # a pause that ends in a bin ends in the middle of it, one of a whole step at its beginning
     spent = lasts[:, :-1] * (_WIDTHS * (1.0 - hazards) + hazards * (_WIDTHS - 1.0) / 2.0)
     steps = np.concatenate([np.zeros((len(hazards), 1)), spent.cumsum(axis=1)], axis=1)
@@ -117,8 +117,7 @@ def _distances(hazards: _Table) -> tuple[_Table, _Table]:
         calls = lasts[:, begin, None] - lasts[:, begin + 1 :]
         waits = steps[:, begin + 1 :] - steps[:, begin, None]
         distance[:, begin] = (waits / np.maximum(calls, 1e-300)).min(axis=1)
-    over: _Table = 1.0 - lasts
-    return distance, over
+    return distance, 1.0 - lasts
 
 
 def _on_time(distance: _Table, over: _Table) -> _Table:
