@@ -117,7 +117,7 @@ def transfer_of_others(books: Books) -> None:
 
 
 def idle_and_not_in_the_order(books: Books) -> None:
-    books.memory.standing.withdraw(books.idle)
+    books.memory.standing.forget(books.idle)
 
 
 def owned_by_a_stranger(books: Books) -> None:
