@@ -90,6 +90,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.calls",
         "scalesim.config",
         "scalesim.loop",
+        "scalesim.distance",
         "scalesim.memory",
         "scalesim.requests",
         "scalesim.scheduler",

@@ -23,18 +23,18 @@ def test_the_dump_tells_a_pages_story() -> None:
     flight.step(7)
     device.free(pages, 7)
     assert flight.dump().splitlines() == [
-        "taken: device 1-3",
-        "taken: host 0-2",
-        f"copy out {ticket}: device 1-3, host 0-2",
+        "taken: device 6-8",
+        "taken: host 1-3",
+        f"copy out {ticket}: device 6-8, host 1-3",
         f"copy ended {ticket}",
         "step 7",
-        "freed 7: device 1-3",
+        "freed 7: device 6-8",
     ]
-    assert flight.about(2, "device") == [line for line in flight.dump().splitlines()
+    assert flight.about(7, "device") == [line for line in flight.dump().splitlines()
                                          if "device" in line]  # fmt: skip
-    assert flight.about(0, "host") == [
-        "taken: host 0-2",
-        f"copy out {ticket}: device 1-3, host 0-2",
+    assert flight.about(1, "host") == [
+        "taken: host 1-3",
+        f"copy out {ticket}: device 6-8, host 1-3",
     ]
 
 
