@@ -125,7 +125,8 @@ class LookAhead:
         if self._policy.look_ahead and not self._residency.refused:
             self._load(wall_s)
             self.reads.plan(
-                lambda agent, count: self._opens_in_s(agent, count, wall_s), self.margin
+                lambda agent, count: self._opens_in_s(self._needed_s(agent, wall_s), count),
+                self.margin,
             )
         if self._policy.host:
             self._clean()
@@ -147,13 +148,14 @@ class LookAhead:
             if count == 0:
                 self._awaited.discard(agent)
                 continue
-            self.opens_in_s = self._opens_in_s(agent, count * self._num_beside(agent), wall_s)
+            needed_s = self._needed_s(agent, wall_s)
+            self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent))
             if self.opens_in_s > 0.0:
                 return
             if self._link_is_busy("in"):
                 self.blocked_by = "link"
                 return
-            worth = residency.costs.worth_loading(count, self._needed_s(agent, wall_s))
+            worth = residency.costs.worth_loading(count, needed_s)
             if worth < count:
                 self.blocked_by = "link"
             if worth == 0:  # it will be computed again
@@ -210,16 +212,15 @@ class LookAhead:
                     break
         return list(parts.items())
 
-    def _opens_in_s(self, agent: AgentState, count: int, wall_s: float) -> float:
-        """Seconds until ``agent``'s window opens. That a load is started and found finished only at
-        a turn of the loop widens it."""
-        left_s = self._needed_s(agent, wall_s)
-        if math.isinf(left_s):
-            return left_s
+    def _opens_in_s(self, needed_s: float, count: int) -> float:
+        """Seconds until the window opens of ``count`` blocks that are needed in ``needed_s``. That
+        a load is started and found finished only at a turn of the loop widens it."""
+        if math.isinf(needed_s):
+            return needed_s
         num_bytes = count * self._residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        return left_s - window_s - self._config.jitter_s - 2.0 * self._turn_s
+        return needed_s - window_s - self._config.jitter_s - 2.0 * self._turn_s
 
     def _num_beside(self, agent: AgentState) -> int:
         """How many need about as much when ``agent`` does, itself among them. When the clock moves,
