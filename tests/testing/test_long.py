@@ -44,3 +44,8 @@ def test_a_walk_that_once_was_judged_wrongly(campaign: str, seed: int) -> None:
     while the step that fills it was in flight; a request whose adapter could not be read nine
     times."""
     assert CAMPAIGNS[campaign].run(seed)[campaign] > 0
+
+
+def test_a_load_ahead_of_a_part_and_a_call_that_needs_the_rest() -> None:
+    """Once two loads of one segment: what load-or-rebuild leaves out ahead, a call may ask for."""
+    assert CAMPAIGNS["schedules"].run(129)["schedules"] == 1

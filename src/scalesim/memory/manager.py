@@ -161,6 +161,7 @@ class MemoryManager:
         if self._is_sooner_rebuilt(path):
             found = self._cut(path, root)
             path = _on_device(found)
+        path = self._apart(path)
         num_shared = sum(count for _, count in path)
         missing = sum(max(0, count - len(segment.device)) for segment, count in path)
         waits = missing > 0 or any(segment.load for segment, _ in path)
@@ -344,6 +345,18 @@ class MemoryManager:
         computed again."""
         missing = sum(max(0, count - len(segment.device)) for segment, count in path)
         return self.residency.costs.worth_loading(missing) < missing
+
+    def _apart(self, path: list[tuple[Segment, int]]) -> list[tuple[Segment, int]]:
+        """``path``, with what is on its way of a segment cut off from what else it lacks: a segment
+        is under one load at a time, and a load ahead may be of a part."""
+        apart = []
+        for segment, count in path:
+            coming = len(segment.device)
+            if segment.load is not None and coming < count:
+                apart.append((self._cut([(segment, coming)], segment), coming))
+                count -= coming
+            apart.append((segment, count))
+        return apart
 
     def _cut(self, path: list[tuple[Segment, int]], root: Segment) -> Segment:
         """The end of ``path``, as a segment that ends there: what lies behind it may have to
