@@ -110,10 +110,13 @@ class Residency:
             pages = self._trim_device(above, 0) + pages
             leaving.append(above)
         self.device.free(pages, self.last_launched)
+        top = leaving[-1].parent
         for one in leaving:
             if one.parent is not None:  # not merged meanwhile
                 self.on_eviction(one)
                 self._settle(one)
+        if top is not None and top.parent is not None:  # who merged settled nothing above it
+            self.standing.refresh(top)
 
     def _next_above(self, segment: Segment, use: Use, wanted: int) -> Segment | None:
         """The parent of ``segment``, whose pages are gone, if it would be the next to leave for
