@@ -5,13 +5,13 @@ For ``learned`` and the tests of sources. Agents are loaded when they call, neve
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
 from scalesim.distance.estimates import Source
 from scalesim.memory.order import Use, UseOrder
+from scalesim.profile.caches import belady_misses
 from scalesim.replay.workloads import workload
 
 Steps = list[list[int]]  # by step, who calls, in order
@@ -78,28 +78,8 @@ def following(steps: Steps) -> dict[tuple[int, int], float]:
 
 
 def belady(steps: Steps, capacity: int) -> int:
-    """The fewest misses that are possible: on a miss, the one that is used last leaves."""
-    calls = [agent for agents in steps for agent in agents]
-    later: dict[int, int] = {}
-    upcoming = [0] * len(calls)
-    for index in range(len(calls) - 1, -1, -1):
-        upcoming[index] = later.get(calls[index], len(calls) + index)
-        later[calls[index]] = index
-    heap: list[tuple[int, int]] = []
-    resident: dict[int, int] = {}
-    count = 0
-    for index, agent in enumerate(calls):
-        if agent not in resident:
-            count += 1
-            if len(resident) >= capacity:
-                while True:
-                    at, victim = heapq.heappop(heap)
-                    if resident.get(victim) == -at:
-                        del resident[victim]
-                        break
-        resident[agent] = upcoming[index]
-        heapq.heappush(heap, (-upcoming[index], agent))
-    return count
+    """The fewest misses that are possible."""
+    return belady_misses([agent for agents in steps for agent in agents], capacity)
 
 
 def acts(kind: str, agents: int, steps: int, seed: int) -> Steps:

@@ -353,7 +353,7 @@ class MemoryManager:
         for segment, count in path:
             coming = len(segment.device)
             if segment.load is not None and coming < count:
-                apart.append((self._cut([(segment, coming)], segment), coming))
+                apart.append((self._split(segment, coming), coming))
                 count -= coming
             apart.append((segment, count))
         return apart
@@ -364,11 +364,13 @@ class MemoryManager:
         if not path:
             return root
         end, count = path[-1]
-        if count == end.num_blocks:
-            return end
-        upper = self.tree.split(end, count)
+        return end if count == end.num_blocks else self._split(end, count)
+
+    def _split(self, segment: Segment, count: int) -> Segment:
+        """The first ``count`` blocks of ``segment``, as a segment above it."""
+        upper = self.tree.split(segment, count)
         self.standing.refresh(upper)
-        self.standing.refresh(end)
+        self.standing.refresh(segment)
         return upper
 
     def _find_tail(
