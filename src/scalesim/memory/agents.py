@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scalesim.core import AgentId
+from scalesim.memory.few import Few
 from scalesim.memory.order import Use
 from scalesim.memory.segment import Segment
 
@@ -61,11 +62,10 @@ class AgentState:
         "habit",
         "home",
         "id",
-        "last_seq",
-        "last_use",
         "newest",
         "next_seq",
         "next_use",
+        "num_left",
         "paths",
         "placed",
         "went_on",
@@ -78,18 +78,20 @@ class AgentState:
         self.went_on = self.could_go_on = 0.0  # of its latest calls, the older the less
         self.next_use: float | None = None
         self.next_seq = 0
-        self.last_use = 0.0
-        self.last_seq = 0
-        self.paths: dict[Segment, int] = {}
+        self.paths: Few[Segment] = Few()
         self.adapter: Segment | None = None  # also in ``paths``
         self.newest: Segment | None = None  # the end of the last path that was computed
+        self.num_left = 0  # blocks of the path that its last request left
         self.home: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
         self.awaited: list[Any] | None = None  # the look-ahead's: see ``Awaited``
         self.placed = False  # whether segments of its own may be in an order: see ``Standing``
 
     def use(self) -> Use:
-        return Use(self.next_use, self.next_seq, self.last_use, self.last_seq)
+        """Its next use, which must be known: where it is not, what counts is when a segment was
+        used last."""
+        assert self.next_use is not None
+        return Use(self.next_use, self.next_seq, 0.0, 0)
 
     @property
     def leaves_tails(self) -> bool:
@@ -128,8 +130,7 @@ class AgentState:
     def owns_only(self, segment: Segment) -> bool:
         """Whether nothing else is ordered by this agent's next use."""
         return (
-            len(self.paths) == 1
-            and segment in self.paths
+            segment is self.paths.sole
             and self.id not in segment.tails
             and all(
                 len(above.owners) > MANY_OWNERS and self.id not in above.tails

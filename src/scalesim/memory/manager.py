@@ -279,8 +279,6 @@ class MemoryManager:
         if lease.adapter is not None:
             self.adapters.leave(lease.adapter)
         if lease.agent is not None:
-            lease.agent.last_use = self.standing.now
-            lease.agent.last_seq = self.standing.next_seq()
             if num_tokens and not end.is_root:
                 self.owners.own(lease.agent, end)
                 self.misses.released(lease)

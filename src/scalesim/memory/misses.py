@@ -53,7 +53,6 @@ class Misses:
     def __init__(self, look_ahead: LookAhead, block_size: int) -> None:
         self.last: dict[AgentId, Miss] = {}
         self._expected: dict[AgentId, float | None] = {}
-        self._left: dict[AgentId, int] = {}  # blocks of the path that its last request left
         self._look_ahead, self._block_size = look_ahead, block_size
 
     def calls(self, agent: AgentId, expected: float | None) -> None:
@@ -63,7 +62,7 @@ class Misses:
     def released(self, lease: Lease) -> None:
         """``lease`` leaves its shared path to its agent."""
         if lease.agent is not None:
-            self._left[lease.agent.id] = lease.num_shared
+            lease.agent.num_left = lease.num_shared
 
     def looked_up(
         self, lease: Lease, found: Segment, waiting: int, spared: int, now: float
@@ -78,7 +77,7 @@ class Misses:
         before = agent.newest
         kept = before.parent is not None
         there = sum(one.num_blocks for one in lineage(before)) if kept else 0
-        dropped = self._left.get(agent.id, 0) - there
+        dropped = agent.num_left - there
         goes_on = kept and before in lineage(found)
         if goes_on and not waiting and not spared and dropped <= 0:
             return
@@ -109,7 +108,7 @@ class Misses:
         there = lineage(found)
         if agent.newest.parent is not None and agent.newest not in there:
             return 0
-        left = min(self._left.get(agent.id, 0), num_tokens // self._block_size)
+        left = min(agent.num_left, num_tokens // self._block_size)
         return max(0, left - sum(segment.num_blocks for segment in there))
 
     def _late(self, expected: float | None, now: float) -> Cause:

@@ -60,7 +60,6 @@ class Owners:
                 segment.owners[target] = target.calls
                 segment.uses += 1
         target.adapter = source.adapter
-        target.last_use, target.last_seq = source.last_use, source.last_seq
         self._refresh_paths(target)
 
     def is_resident(self, id: AgentId | None) -> bool:

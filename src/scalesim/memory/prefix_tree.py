@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 
 from scalesim.core import AgentId
-from scalesim.memory.segment import TOKEN_BYTES, Branch, Segment, Transfer
+from scalesim.memory.few import Few
+from scalesim.memory.segment import NO_PAGES, TOKEN_BYTES, Branch, Segment, Transfer
 
 
 class PrefixTree:
@@ -116,7 +117,7 @@ class PrefixTree:
         """A partial block of ``agent`` under ``parent``, ready in device page ``page``."""
         assert agent not in parent.tails and 0 < len(tokens) < self.block_bytes
         tail = Segment(parent, tokens, 1, self._next_seq())
-        tail.is_tail, tail.tail_of = True, agent
+        tail.tail_of = agent
         parent.adopt_tail(tail, agent)
         self.num_segments += 1
         self.add_device(tail, [page])
@@ -143,14 +144,15 @@ class PrefixTree:
         for name in ("pins", "uses", "last_use", "last_seq", "mark"):
             setattr(upper, name, getattr(segment, name))
         segment.mark = b""
-        upper.owners = dict(segment.owners)
+        upper.owners = Few(segment.owners)
         upper.load = _divide(segment.load, segment, upper, max(0, count - segment.ready))
         upper.save = _divide(segment.save, segment, upper, max(0, count - segment.saved))
         if not _holds(segment.load, segment):
             segment.load = None
         if not _holds(segment.save, segment):
             segment.save = None
-        upper.device, segment.device = segment.device[:count], segment.device[count:]
+        upper.device = segment.device[:count] or NO_PAGES
+        segment.device = segment.device[count:] or NO_PAGES
         upper.host, segment.host = segment.host[:count], segment.host[count:]
         upper.ready, segment.ready = min(segment.ready, count), max(0, segment.ready - count)
         upper.saved, segment.saved = min(segment.saved, count), max(0, segment.saved - count)
@@ -193,7 +195,8 @@ class PrefixTree:
         lower.parent, lower.mark = parent, upper.mark
         lower.tokens = upper.tokens + lower.tokens
         lower.num_blocks += upper.num_blocks
-        lower.device, lower.ready = upper.device + lower.device, upper.ready + lower.ready
+        lower.device = [*upper.device, *lower.device] or NO_PAGES
+        lower.ready += upper.ready
         lower.host, lower.saved = upper.host + lower.host, upper.saved + lower.saved
         lower.prefetched += upper.prefetched
         for owner in lower.owners:
@@ -214,8 +217,7 @@ class PrefixTree:
         assert parent is not None and not segment.children and not segment.tails
         assert not segment.device and not segment.host and segment.pins == 0, segment
         self.num_edits += 1
-        if segment.is_tail:
-            assert segment.tail_of is not None
+        if segment.tail_of is not None:
             del parent.tails[segment.tail_of]
         else:
             del parent.children[self._key(segment)]
@@ -242,7 +244,7 @@ class PrefixTree:
             _above(segment).device_children += 1
             if not segment.host:
                 _above(segment).content_children += 1
-        segment.device.extend(pages)
+        segment.device = [*segment.device, *pages] or NO_PAGES
         self.num_device_pages += len(pages)
 
     def add_host(self, segment: Segment, pages: list[int]) -> None:
@@ -256,7 +258,7 @@ class PrefixTree:
         pages = segment.device[keep:]
         if not pages:
             return pages
-        del segment.device[keep:]
+        segment.device = segment.device[:keep] or NO_PAGES
         self.num_device_pages -= len(pages)
         segment.ready = min(segment.ready, keep)
         if not segment.device:

@@ -19,12 +19,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from scalesim.core import AgentId
+from scalesim.memory.few import Few
 
 if TYPE_CHECKING:
     from scalesim.memory.agents import AgentState
     from scalesim.memory.links import Source
 
-_NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))  # writing to it raises
+# of those that have none, which are many; writing to one raises
+_NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
+NO_PAGES: list[int] = cast("list[int]", ())
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 
 
@@ -54,7 +57,6 @@ class Segment:
         "device_children",
         "failed_saves",
         "host",
-        "is_tail",
         "last_seq",
         "last_use",
         "load",
@@ -86,16 +88,15 @@ class Segment:
         # have no dictionaries of their own: see ``adopt``
         self.children: dict[bytes, Segment] = _NOBODY
         self.tails: dict[AgentId, Segment] = _NOBODY
-        self.is_tail = False
         self.tail_of: AgentId | None = None
-        self.device: list[int] = []
+        self.device = NO_PAGES
         self.ready = 0
         self.host = array("i")  # four bytes a page: those of idle agents are many
         self.saved = 0
         self.load: Transfer | None = None
         self.save: Transfer | None = None
         self.pins = 0
-        self.owners: dict[AgentState, int] = {}  # by which of its calls each took it last
+        self.owners: Few[AgentState] = Few()  # by which of its calls each took it last
         self.uses = 0
         self.last_use = 0.0
         self.last_seq = 0
@@ -118,6 +119,10 @@ class Segment:
     @property
     def is_root(self) -> bool:
         return self.parent is None
+
+    @property
+    def is_tail(self) -> bool:
+        return self.tail_of is not None
 
     @property
     def is_adapter(self) -> bool:

@@ -61,9 +61,9 @@ class Standing:
         """The next use of the owner who comes first."""
         next_use: float | None = None
         next_seq = 0
-        if len(segment.owners) == 1:  # nearly always
-            (owner,) = segment.owners
-            return owner.next_use, 0 if owner.next_use is None else owner.next_seq
+        sole = segment.owners.sole
+        if sole is not None:  # nearly always
+            return sole.next_use, 0 if sole.next_use is None else sole.next_seq
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 at = owner.next_use
