@@ -16,6 +16,7 @@ from scalesim.distance.estimates import Times
 
 _FINE = 8.0  # a bucket is at most this part of the time until it begins
 _FOREVER = 2.0**52
+_FEW = 8  # entries that are cheaper one by one than as arrays
 _MANY = 512  # single entries that are packed
 
 
@@ -40,7 +41,9 @@ class Calendar:
 
     def put(self, rows: Int64s, times: Times, now: float) -> None:
         """``rows`` and ``times`` are ``[n]``."""
-        if not len(rows):
+        if len(rows) <= _FEW:
+            for row, time in zip(rows.tolist(), times.tolist(), strict=True):
+                self.put_one(row, time, now)
             return
         width = np.exp2(np.floor(np.log2(np.maximum(1.0, (times - now) / _FINE))))
         keys = np.minimum(np.floor(times / width) * width, _FOREVER)

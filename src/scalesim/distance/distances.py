@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,11 @@ class Distances:
         """``expect`` for many agents; the changes in their order. ``offset`` is added to each."""
         at = _numbers(times.values()) + offset
         if len(times) > _FEW:
-            rows = self._rows_of(tuple(times))
+            agents = tuple(times)
+            rows = self._rows_of(agents)
             self._end_bursts(rows, at)
-            return self._post_rows(self._declared, rows, at, np.broadcast_to(confidence, at.shape))
+            sure = np.broadcast_to(confidence, at.shape)
+            return self._post_rows(self._declared, agents, rows, at, sure)
         for agent, time in zip(times, at.tolist(), strict=True):
             self._end_burst(agent, time)
         return self._post(self._declared, Estimates(tuple(times), at.tolist(), confidence))
@@ -206,7 +209,7 @@ class Distances:
         if len(agents) > _FEW:
             times = np.asarray(at, np.float64)
             sure = np.broadcast_to(np.asarray(confidence, np.float64), times.shape)
-            return self._post_rows(ledger, self._rows_of(agents), times, sure)
+            return self._post_rows(ledger, agents, self._rows_of(agents), times, sure)
         now, touched = self.clock.now, []
         each = [confidence] * len(agents) if isinstance(confidence, (int, float)) else confidence
         for agent, time, sure_of_it in zip(agents, at, each, strict=True):
@@ -217,12 +220,12 @@ class Distances:
         return self._changes(touched)
 
     def _post_rows(
-        self, ledger: Ledger, rows: Int64s, at: Times, confidence: Times
+        self, ledger: Ledger, agents: Sequence[AgentId], rows: Int64s, at: Times, confidence: Times
     ) -> list[Change]:
         """``_post`` for ``[n]`` agents at once."""
         changed = ledger.post(rows, at, confidence, self.clock.now)
         self._combine_many(changed)
-        return self._all_changes(changed)
+        return self._all_changes(changed, agents if len(changed) == len(rows) else None)
 
     def _combine_one(self, row: int) -> None:
         at, confidence = [], []
@@ -288,13 +291,17 @@ class Distances:
                 changes.append((self.roster.ids[row], None if math.isnan(at) else at))
         return changes
 
-    def _all_changes(self, touched: Int64s) -> list[Change]:
-        """``_changes`` as arrays."""
+    def _all_changes(
+        self, touched: Int64s, agents: Sequence[AgentId] | None = None
+    ) -> list[Change]:
+        """``_changes`` as arrays. ``agents`` are those of ``touched``, where somebody knows them:
+        that spares looking them up."""
         if len(touched) <= _FEW:
             return self._changes(list(dict.fromkeys(touched.tolist())))
         rows = self._rows
         _, first = np.unique(touched, return_index=True)
-        touched = touched[np.sort(first)]  # in their order, each once
+        if len(first) < len(touched):
+            touched, agents = touched[np.sort(first)], None  # in their order, each once
         calls = rows.calls[touched]
         busy = (rows.open_calls[touched] > 0) | ((calls > 0) & (calls < rows.usual_calls[touched]))
         at: Times = np.where(busy, self.clock.now, rows.combined[touched])
@@ -302,7 +309,10 @@ class Distances:
         news = (at != told) & ~(np.isnan(at) & np.isnan(told))
         rows.told[touched] = at
         times: list[Any] = at[news].tolist()
-        names = self.roster.names(touched[news].tolist())
+        if agents is None:
+            names = self.roster.names(touched[news].tolist())
+        else:
+            names = list(compress(agents, news.tolist()))
         if not np.isnan(at).any():
             return list(zip(names, times, strict=True))
         return [(name, None if at != at else at) for name, at in zip(names, times, strict=True)]

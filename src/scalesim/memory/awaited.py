@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ Times: TypeAlias = npt.NDArray[np.float64]
 _Entry: TypeAlias = "tuple[float, int, AgentState]"
 _FINE = 8.0  # a bucket is at most this part of the time until it begins
 _FOREVER = 2.0**52
+_next_use = attrgetter("next_use")
 
 
 class Awaited:
@@ -61,7 +63,7 @@ class Awaited:
 
     def add_all(self, agents: Sequence[AgentState], now: float) -> None:
         """``add`` for each, in this order."""
-        times = np.fromiter((agent.next_use for agent in agents), np.float64, len(agents))
+        times = np.fromiter(map(_next_use, agents), np.float64, len(agents))
         buckets = self._buckets
         for agent, at, begin in zip(agents, times.tolist(), _begins(times, now), strict=True):
             bucket = buckets.get(begin)

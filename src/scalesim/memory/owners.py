@@ -34,14 +34,13 @@ class Owners:
     def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
         """``set_next_use`` for many, in this order. Of an agent that has nothing in an order, which
         is most of them, only the time is written down."""
-        standing, look_ahead = self._standing, self._look_ahead
-        known = list(map(self.agents.get, [id for id, _ in advice]))  # misses of a cache, in a row
+        look_ahead = self._look_ahead
+        seqs = self._standing.next_seqs(len(advice))
         awaited: list[AgentState] = []
-        for (id, next_use), found in zip(advice, known, strict=True):
-            state = found or self.agent(id)
+        for state, (_, next_use), seq in zip(self._named(advice), advice, seqs, strict=True):
             if next_use is None and state.next_use is None:
                 continue
-            state.next_use, state.next_seq = next_use, standing.next_seq()
+            state.next_use, state.next_seq = next_use, seq
             if state.placed:
                 self._refresh_paths(state)
             if next_use is None or len(advice) < _MANY:
@@ -50,6 +49,14 @@ class Owners:
                 awaited.append(state)
         if awaited:
             look_ahead.await_agents(awaited)
+
+    def _named(self, advice: Sequence[tuple[AgentId, float | None]]) -> list[AgentState]:
+        """The agents that ``advice`` names. That they are all looked up first lets the processor
+        wait for several at once: of many agents, few are in its caches."""
+        ids = [id for id, _ in advice]
+        known = list(map(self.agents.get, ids))
+        found = [state for state in known if state is not None]
+        return found if len(found) == len(known) else list(map(self.agent, ids))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""

@@ -41,6 +41,12 @@ class Standing:
         self._seq += 1
         return self._seq
 
+    def next_seqs(self, count: int) -> range:
+        """The next ``count`` of them."""
+        first = self._seq + 1
+        self._seq += count
+        return range(first, first + count)
+
     def touch(self, segment: Segment) -> None:
         """``segment`` was used now."""
         segment.last_use, segment.last_seq = self.now, self.next_seq()
