@@ -13,6 +13,7 @@ from typing import NamedTuple
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.block_table import BlockTable
+from scalesim.memory.lease import Lease
 from scalesim.memory.links import Held, Source
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
@@ -100,6 +101,13 @@ class Adapters:
         self._owners.use_adapter(agent, self.segment(digest))
 
     # -- a lease's hold -----------------------------------------------------------------------
+
+    def hold(self, lease: Lease, segment: Segment) -> None:
+        """``lease``, which pins ``segment``, uses it: its pages are all assigned."""
+        self._residency.counters.prefetch_used += segment.prefetched
+        segment.prefetched = 0
+        lease.adapter, lease.adapter_row = segment, self.enter(segment)
+        self.write(segment)
 
     def enter(self, segment: Segment) -> int:
         """The row that lists the pages of ``segment``, which are all assigned."""
