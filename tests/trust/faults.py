@@ -31,7 +31,6 @@ from scalesim.memory.block_table import BlockTable
 from scalesim.memory.flight import RecordedPool
 from scalesim.memory.loads import Loads
 from scalesim.memory.look_ahead import LookAhead
-from scalesim.memory.look_up import LookUp
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
@@ -40,7 +39,6 @@ from scalesim.memory.read_ahead import ReadAhead
 from scalesim.memory.releases import Releases
 from scalesim.memory.residency import Residency
 from scalesim.memory.standing import Standing
-from scalesim.memory.tails import Tails
 from scalesim.model.chat import ChatTemplate
 from scalesim.model.tokenizer import ByteTokenizer
 from scalesim.sampling_keys import SamplingKeys
@@ -114,19 +112,13 @@ POINTS: dict[str, Point] = {
     "residency: fill the host": Point(Residency, "start_fill"),
     "residency: finish a copy": Point(Residency, "_finish"),
     "residency: poll, done": Point(Residency, "poll", late=True),
-    "look-up: find": Point(LookUp, "find"),
     "admission: acquire": Point(Admission, "acquire"),
-    "admission: reserve, done": Point(Admission, "_reserve", late=True),
     "admission: acquire, done": Point(Admission, "acquire", late=True),
-    "tails: take": Point(Tails, "take"),
-    "tails: leave": Point(Tails, "leave"),
     "manager: grow": Point(MemoryManager, "grow"),
     "releases: commit": Point(Releases, "commit"),
     "releases: release": Point(Releases, "release"),
     "releases: release, done": Point(Releases, "release", late=True),
-    "loads: start": Point(Loads, "start"),
     "loads: poll": Point(Loads, "poll"),
-    "loads: abandon": Point(Loads, "abandon"),
     "owners: own a path": Point(Owners, "own"),
     "owners: next use": Point(Owners, "set_next_uses"),
     "owners: fork": Point(Owners, "fork"),

@@ -58,20 +58,20 @@ class Admission:
             return None
         state = None if agent is None else self.owners.agent(agent)
         end = self.look_up.cut(found.path, found.root)
-        found.chain = lineage(end)
         found.tail = self.tails.find(end, tokens, found.num_shared, agent, found.branch)
-        pages = self._reserve(found)
+        chain = lineage(end)
+        pages = self._reserve(found, chain)
         if pages is None:
             self._tidy(end)
             self._tidy(found.beyond)
             return None
-        return self._hand_over(found, state, end, pages)
+        return self._hand_over(found, chain, state, end, pages)
 
-    def _reserve(self, found: Found) -> list[int] | None:
-        """Pin what was found, and take the pages that it needs besides; ``None``, and nothing is
-        pinned, if they cannot be had now."""
+    def _reserve(self, found: Found, chain: list[Segment]) -> list[int] | None:
+        """Pin ``chain`` and what was found beside it, and take the pages that are needed besides;
+        ``None``, and nothing is pinned, if they cannot be had now."""
         standing, tail = self.residency.standing, found.tail
-        held = found.chain if found.weights is None else [*found.chain, found.weights]
+        held = chain if found.weights is None else [*chain, found.weights]
         for segment in held:
             standing.pin(segment)
         if tail is not None:
@@ -89,16 +89,22 @@ class Admission:
         return pages
 
     def _hand_over(
-        self, found: Found, agent: AgentState | None, end: Segment, pages: list[int]
+        self,
+        found: Found,
+        chain: list[Segment],
+        agent: AgentState | None,
+        end: Segment,
+        pages: list[int],
     ) -> Lease:
+        """A lease of what was found and pinned, with ``pages`` for all that was not."""
         unread_pages, pages = pages[: found.unread], pages[found.unread :]
         missing_pages, private = pages[: found.missing], pages[found.missing :]
         lease = Lease(agent, end, found.num_shared, private, self.table.allocate(), 0)
         if found.tail is not None:
             self.tails.take(lease, found.tail)
         lease.num_cached += found.num_shared * self.residency.tree.block_size
-        self._account(lease, found)
-        chain = found.chain[::-1]  # from the root on
+        self._account(lease, found, chain)
+        chain.reverse()  # from the root on
         self.loads.start(lease, chain, missing_pages)
         self._write_row(lease, chain)
         if found.weights is not None:
@@ -108,10 +114,11 @@ class Admission:
         self.loads.wait(lease)
         return lease
 
-    def _account(self, lease: Lease, found: Found) -> None:
-        """Write down how the prompt was found: for the counters, for eviction, for the planner."""
+    def _account(self, lease: Lease, found: Found, chain: list[Segment]) -> None:
+        """Write down how the prompt was found, and that the lease uses ``chain``: for the counters,
+        for eviction, for the planner."""
         counters, missing = self.residency.counters, found.missing
-        on_device = sum(segment.ready for segment in found.chain)
+        on_device = sum(segment.ready for segment in chain)
         late = lease.num_shared - missing - on_device
         end = found.beyond
         if end is None or end.parent is None:  # making room for the lease took it
@@ -120,7 +127,7 @@ class Admission:
         spared = sum(segment.num_blocks for segment in matched) - lease.num_shared
         for segment in matched:
             segment.uses += 1
-        for segment in found.chain:
+        for segment in chain:
             counters.prefetch_used += segment.prefetched
             segment.prefetched = 0
         lease.num_host_blocks = missing

@@ -6,7 +6,7 @@ Called by admission. Cuts segments where what a request uses ends; pins and move
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from scalesim.memory.adapters import Adapters, AdapterUse
@@ -41,21 +41,15 @@ class Found:
     unread: int
     num_pages: int
     waits: bool
-    # once the path is cut at its end
-    chain: list[Segment] = field(default_factory=list)  # the lineage of that end
-    tail: FoundTail | None = None  # behind it
+    tail: FoundTail | None = None  # behind the path, once that is cut
 
 
 class LookUp:
     """Prompts in the tree, and adapters beside it."""
 
     def __init__(self, residency: Residency, adapters: Adapters) -> None:
-        self._tree, self._standing, self._costs = (
-            residency.tree,
-            residency.standing,
-            residency.costs,
-        )
-        self._adapters = adapters
+        self._tree, self._standing = residency.tree, residency.standing
+        self._costs, self._adapters = residency.costs, adapters
 
     def find(
         self, domain: Hashable, tokens: bytes, num_blocks: int, adapter: AdapterUse | None
@@ -67,13 +61,12 @@ class LookUp:
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = None if adapter is None else adapter.branch(size)
         path = _usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
-        beyond = None
-        if self._is_sooner_rebuilt(path):
+        beyond, missing = None, _missing(path)
+        if missing and self._costs.worth_loading(missing) < missing:  # sooner computed again
             beyond = self.cut(path, root)
-            path = _on_device(beyond)
+            path, missing = _on_device(beyond), 0
         path = self._apart(path)
         num_shared = sum(count for _, count in path)
-        missing = _missing(path)
         waits = missing > 0 or any(segment.load for segment, _ in path)
         weights, unread = None, 0
         if adapter is not None:
@@ -93,12 +86,6 @@ class LookUp:
             return root
         end, count = path[-1]
         return end if count == end.num_blocks else self._split(end, count)
-
-    def _is_sooner_rebuilt(self, path: Path) -> bool:
-        """Whether what of ``path`` is only on the host would be there later than if it were
-        computed again."""
-        missing = _missing(path)
-        return self._costs.worth_loading(missing) < missing
 
     def _apart(self, path: Path) -> Path:
         """``path``, with what is on its way of a segment cut off from what else it lacks: a segment
