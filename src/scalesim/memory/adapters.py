@@ -2,7 +2,7 @@
 
 An adapter's pages are read from its source, not computed: what was dropped is read again. It is
 owned by the agents that use it, so it moves with their next use; a lease pins it together with its
-KV. Called by the manager and the engine, on the engine's thread. Knows bytes, not weights.
+KV. Called by admission, releases and the engine, on the engine's thread. Knows bytes, not weights.
 """
 
 from __future__ import annotations

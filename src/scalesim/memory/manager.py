@@ -1,8 +1,8 @@
 """The memory manager: leases. What a request may use of the pools, from its look-up to its release.
 
-Called by the scheduler and the engine, on the engine's thread. A lease pins the path of shared
-segments that the request's tokens begin with, and owns the private pages behind it; its row of the
-block table lists both:
+Called by the scheduler and the engine, on the engine's thread. This builds the parts that do the
+work, and is the door to them. A lease pins the path of shared segments that the request's tokens
+begin with, and owns the private pages behind it; its row of the block table lists both:
 
     row     | shared: pinned segments of the tree | private: this lease alone |
     block   0                          num_shared                      num_blocks
