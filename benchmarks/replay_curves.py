@@ -36,7 +36,11 @@ CURVES: dict[str, tuple[str, dict[Any, Point]]] = {
     "residency": (
         "w1", {share: ({}, {"residency": share}) for share in (0.05, 0.1, 0.25, 0.5, 1.0)},
     ),
-    "agents": ("w1", {count: ({"agents": count}, {}) for count in (100, 400, 1600)}),
+    # of the most, one step after the warm-up: 22 000 turns, and all of their texts before it
+    "agents": (
+        "w1", {count: ({"agents": count, "steps": steps}, {})
+               for count, steps in ((100, 8), (1_000, 8), (10_000, 8), (100_000, 4))},
+    ),
     "link rate": (
         "w1", {share: ({}, {"link_share": share}) for share in (0.01, 0.03, 0.1, 0.3, 1.0)},
     ),

@@ -99,7 +99,7 @@ def waits_for_nothing(books: Books) -> None:
 
 
 def loads_for_nobody(books: Books) -> None:
-    books.memory.loading_pages += 1
+    books.memory.loads.num_pages += 1
 
 
 def moves_without_a_ticket(books: Books) -> None:

@@ -9,9 +9,9 @@ import pytest
 from scalesim.core import Fence
 from scalesim.memory.adapters import Adapters, AdapterUse
 from scalesim.memory.links import Copies
-from scalesim.memory.manager import MemoryManager
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Branch, Segment, Transfer
+from scalesim.memory.standing import Standing
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
 from scalesim.testing.walks import failure_of
@@ -66,10 +66,8 @@ def activated_kv_kept_as_the_bases(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def in_use_and_still_evictable(patch: pytest.MonkeyPatch) -> None:
-    pin = MemoryManager._pin
-    patch.setattr(
-        MemoryManager, "_pin", lambda self, segment: segment.is_adapter or pin(self, segment)
-    )
+    pin = Standing.pin
+    patch.setattr(Standing, "pin", lambda self, segment: segment.is_adapter or pin(self, segment))
 
 
 @planted

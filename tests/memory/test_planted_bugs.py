@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 from scalesim.core import Step, StepOutput
-from scalesim.memory import manager as manager_module
+from scalesim.memory import tails as tails_module
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
-from scalesim.memory.manager import MemoryManager
+from scalesim.memory.loads import Loads
 from scalesim.memory.pool import PagePool
 from scalesim.memory.prefix_tree import PrefixTree
+from scalesim.memory.releases import Releases
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
+from scalesim.memory.tails import FoundTail, Tails
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import MemoryWorld, Shape
 from scalesim.testing.tag_runner import TagRunner
@@ -89,10 +91,10 @@ def freed_while_a_save_reads(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def pinned_and_still_evictable(patch: pytest.MonkeyPatch) -> None:
-    def pin(self: MemoryManager, segment: Segment) -> None:
+    def pin(self: Standing, segment: Segment) -> None:
         segment.pins += 1
 
-    patch.setattr(MemoryManager, "_pin", pin)
+    patch.setattr(Standing, "pin", pin)
 
 
 @planted
@@ -122,15 +124,15 @@ def fence_ignored(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def freed_twice(patch: pytest.MonkeyPatch) -> None:
-    leave_tail = MemoryManager._leave_tail
+    leave_tail = Tails.leave
 
-    def leave_and_keep(self: MemoryManager, lease: Lease, rest: bytes) -> None:
+    def leave_and_keep(self: Tails, lease: Lease, rest: bytes) -> None:
         page = lease.private[0]
         leave_tail(self, lease, rest)
         if page not in lease.private:
             lease.private.insert(0, page)
 
-    patch.setattr(MemoryManager, "_leave_tail", leave_and_keep)
+    patch.setattr(Tails, "leave", leave_and_keep)
 
 
 @planted
@@ -187,13 +189,13 @@ def failed_load_taken_for_done(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def unfinished_block_committed(patch: pytest.MonkeyPatch) -> None:
-    commit = MemoryManager.commit
+    commit = Releases.commit
 
-    def round_up(self: MemoryManager, lease: Lease, tokens: bytes, num_tokens: int) -> None:
-        rounded = num_tokens + self.block_size - 1 if num_tokens else 0
+    def round_up(self: Releases, lease: Lease, tokens: bytes, num_tokens: int) -> None:
+        rounded = num_tokens + self.residency.tree.block_size - 1 if num_tokens else 0
         commit(self, lease, tokens, min(rounded, len(tokens) // 4))
 
-    patch.setattr(MemoryManager, "commit", round_up)
+    patch.setattr(Releases, "commit", round_up)
 
 
 @planted
@@ -208,7 +210,7 @@ def committed_before_collected(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def anothers_tail_taken_unread(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(manager_module, "common_tokens", lambda a, b: min(len(a), len(b)) // 4)
+    patch.setattr(tails_module, "common_tokens", lambda a, b: min(len(a), len(b)) // 4)
 
 
 @planted
@@ -225,29 +227,28 @@ def parent_leaves_before_its_child(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def copy_on_write_skipped(patch: pytest.MonkeyPatch) -> None:
-    take_tail = MemoryManager._take_tail
+    take_tail = Tails.take
 
-    def skip(self: MemoryManager, lease: Lease, *rest: Any) -> None:
-        take_tail(self, lease, *rest)
+    def skip(self: Tails, lease: Lease, found: FoundTail) -> None:
+        take_tail(self, lease, found)
         lease.copies = []
 
-    patch.setattr(MemoryManager, "_take_tail", skip)
+    patch.setattr(Tails, "take", skip)
 
 
 @planted
 def shared_tail_written_in_place(patch: pytest.MonkeyPatch) -> None:
-    def in_place(
-        self: MemoryManager, lease: Lease, tail: Segment, count: int, stolen: bool
-    ) -> None:
-        lease.num_cached = count
-        lease.borrowed = tail
-        if stolen:  # acquire counted on its page
-            lease.private.insert(0, tail.device[0])
+    def in_place(self: Tails, lease: Lease, found: FoundTail) -> None:
+        page = found.segment.device[0]
+        lease.num_cached = found.num_tokens
+        lease.borrowed = found.segment
+        if found.moves:  # admission counted on its page
+            lease.private.insert(0, page)
         else:
-            self.device.free(lease.private[:1])
-            lease.private[0] = tail.device[0]
+            self._residency.device.free(lease.private[:1])
+            lease.private[0] = page
 
-    patch.setattr(MemoryManager, "_take_tail", in_place)
+    patch.setattr(Tails, "take", in_place)
 
 
 @planted
@@ -334,16 +335,16 @@ def split_forgets_the_copy(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def waiter_of_a_cancelled_load_woken(patch: pytest.MonkeyPatch) -> None:
-    poll = MemoryManager.poll
+    poll = Loads.poll
 
-    def wake(self: MemoryManager) -> list[Lease]:
+    def wake(self: Loads) -> list[Lease]:
         woken = poll(self)
         for lease in woken:
             if lease.failed is not None and lease.failed.error is None:
                 lease.failed = None
         return woken
 
-    patch.setattr(MemoryManager, "poll", wake)
+    patch.setattr(Loads, "poll", wake)
 
 
 def test_no_bug_is_found_where_none_was_planted() -> None:

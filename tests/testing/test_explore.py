@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pool import PagePool
+from scalesim.memory.segment import Segment
+from scalesim.memory.standing import Standing
 from scalesim.testing.explore import explore
 from scalesim.testing.small_cases import small_cases
 
@@ -32,13 +33,13 @@ def test_a_missing_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pin_that_is_forgotten_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    unpin = MemoryManager._unpin
+    unpin = Standing.unpin
 
-    def twice_at_last(self: MemoryManager, segment: object) -> None:
-        unpin(self, segment)  # type: ignore[arg-type]
-        if segment.pins == 1:  # type: ignore[attr-defined]
-            unpin(self, segment)  # type: ignore[arg-type]
+    def twice_at_last(self: Standing, segment: Segment) -> None:
+        unpin(self, segment)
+        if segment.pins == 1:
+            unpin(self, segment)
 
-    monkeypatch.setattr(MemoryManager, "_unpin", twice_at_last)
+    monkeypatch.setattr(Standing, "unpin", twice_at_last)
     with pytest.raises(AssertionError, match="choices"):
         explore(CASES["a fork takes the tail of one that goes on"])

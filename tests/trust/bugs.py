@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from scalesim.core import AgentId
+from scalesim.memory.admission import Admission
 from scalesim.memory.lease import Lease
-from scalesim.memory.manager import MemoryManager
+from scalesim.memory.loads import Loads
+from scalesim.memory.releases import Releases
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import Standing
@@ -143,33 +145,33 @@ def late_token_given_to_the_slots_next(patch: pytest.MonkeyPatch) -> None:
 
 
 def pins_kept_where_pages_were_refused(patch: pytest.MonkeyPatch) -> None:
-    acquire = MemoryManager.acquire
+    acquire = Admission.acquire
 
-    def keep(self: MemoryManager, *args: Any, **options: Any) -> Lease | None:
+    def keep(self: Admission, *args: Any) -> Lease | None:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(MemoryManager, "_unpin", lambda self, segment: None)
-            return acquire(self, *args, **options)
+            inner.setattr(Standing, "unpin", lambda self, segment: None)
+            return acquire(self, *args)
 
-    patch.setattr(MemoryManager, "acquire", keep)
+    patch.setattr(Admission, "acquire", keep)
 
 
 def waits_for_a_load_that_failed(patch: pytest.MonkeyPatch) -> None:
-    poll = MemoryManager.poll
+    poll = Loads.poll
 
-    def forget(self: MemoryManager) -> list[Lease]:
+    def forget(self: Loads) -> list[Lease]:
         return [lease for lease in poll(self) if not lease.num_host_blocks]
 
-    patch.setattr(MemoryManager, "poll", forget)
+    patch.setattr(Loads, "poll", forget)
 
 
 def row_of_a_released_lease_kept(patch: pytest.MonkeyPatch) -> None:
-    release = MemoryManager.release
+    release = Releases.release
 
-    def keep(self: MemoryManager, lease: Lease, *rest: Any) -> None:
+    def keep(self: Releases, lease: Lease, *rest: Any) -> None:
         release(self, lease, *rest)
         self.table.allocate()
 
-    patch.setattr(MemoryManager, "release", keep)
+    patch.setattr(Releases, "release", keep)
 
 
 def host_copy_forgotten_with_its_pages(patch: pytest.MonkeyPatch) -> None:

@@ -26,14 +26,17 @@ from scalesim.errors import AdapterError
 from scalesim.guard import Guard
 from scalesim.loop import Loop
 from scalesim.memory.adapters import Adapters
+from scalesim.memory.admission import Admission
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.flight import RecordedPool
+from scalesim.memory.loads import Loads
 from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.read_ahead import ReadAhead
+from scalesim.memory.releases import Releases
 from scalesim.memory.residency import Residency
 from scalesim.memory.standing import Standing
 from scalesim.model.chat import ChatTemplate
@@ -109,13 +112,13 @@ POINTS: dict[str, Point] = {
     "residency: fill the host": Point(Residency, "start_fill"),
     "residency: finish a copy": Point(Residency, "_finish"),
     "residency: poll, done": Point(Residency, "poll", late=True),
-    "manager: acquire": Point(MemoryManager, "acquire"),
-    "manager: acquire, done": Point(MemoryManager, "acquire", late=True),
+    "admission: acquire": Point(Admission, "acquire"),
+    "admission: acquire, done": Point(Admission, "acquire", late=True),
     "manager: grow": Point(MemoryManager, "grow"),
-    "manager: commit": Point(MemoryManager, "commit"),
-    "manager: release": Point(MemoryManager, "release"),
-    "manager: release, done": Point(MemoryManager, "release", late=True),
-    "manager: poll": Point(MemoryManager, "poll"),
+    "releases: commit": Point(Releases, "commit"),
+    "releases: release": Point(Releases, "release"),
+    "releases: release, done": Point(Releases, "release", late=True),
+    "loads: poll": Point(Loads, "poll"),
     "owners: own a path": Point(Owners, "own"),
     "owners: next use": Point(Owners, "set_next_uses"),
     "owners: fork": Point(Owners, "fork"),

@@ -38,7 +38,7 @@ def test_a_fault_costs_no_agent_and_no_page(
         faults.run(name, nth, mode, texts)
 
 
-@pytest.mark.parametrize("name", ["runner: collect, done", "link: poll", "manager: commit"])
+@pytest.mark.parametrize("name", ["runner: collect, done", "link: poll", "releases: commit"])
 def test_a_fault_with_two_steps_in_flight(name: str, texts: dict[str, list[Text]]) -> None:
     for nth in (1, 7, 20):
         faults.run(name, nth, "once", texts, steps_in_flight=2)
@@ -46,7 +46,7 @@ def test_a_fault_with_two_steps_in_flight(name: str, texts: dict[str, list[Text]
 
 def test_a_fault_that_strikes_is_a_fault(texts: dict[str, list[Text]]) -> None:
     """The sweep is not void: what it throws arrives, and state was made anew."""
-    assert faults.run("manager: commit", 3, "once", texts).restarts == 1
+    assert faults.run("releases: commit", 3, "once", texts).restarts == 1
     outcome = faults.run("runner: launch", 5, "for ever", texts)
     assert outcome.died and outcome.hit > 0
 
@@ -56,7 +56,7 @@ def test_a_fault_on_the_engines_own_thread() -> None:
     said: dict[str, list[Text]] = {}
     for mode, nth in (("once", 0), ("once", 2), ("for ever", 1)):
         with (
-            faults.planted(faults.POINTS["manager: commit"], faults.Fault(nth, mode)),
+            faults.planted(faults.POINTS["releases: commit"], faults.Fault(nth, mode)),
             Engine(make_parts(0, 1, "quarantine")) as engine,
         ):
             requests = [

@@ -2,7 +2,7 @@
 
 An adapter's pages are read from its source, not computed: what was dropped is read again. It is
 owned by the agents that use it, so it moves with their next use; a lease pins it together with its
-KV. Called by the manager and the engine, on the engine's thread. Knows bytes, not weights.
+KV. Called by admission, releases and the engine, on the engine's thread. Knows bytes, not weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.block_table import BlockTable
+from scalesim.memory.lease import Lease
 from scalesim.memory.links import Held, Source
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
@@ -100,6 +101,13 @@ class Adapters:
         self._owners.use_adapter(agent, self.segment(digest))
 
     # -- a lease's hold -----------------------------------------------------------------------
+
+    def hold(self, lease: Lease, segment: Segment) -> None:
+        """``lease``, which pins ``segment``, uses it: its pages are all assigned."""
+        self._residency.counters.prefetch_used += segment.prefetched
+        segment.prefetched = 0
+        lease.adapter, lease.adapter_row = segment, self.enter(segment)
+        self.write(segment)
 
     def enter(self, segment: Segment) -> int:
         """The row that lists the pages of ``segment``, which are all assigned."""

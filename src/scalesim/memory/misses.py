@@ -1,6 +1,6 @@
 """Why an agent's state was not there: the cause of its last miss, kept always, a few values each.
 
-The engine notes what was expected when an agent calls; the manager, what the look-up found.
+The engine notes what was expected when an agent calls; admission, what the look-up found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Standing: who is used when, and so what may leave. The orders that eviction and cleaning read.
 
-Keeps, for each segment, which orders it is in; changes nothing but those. ``refresh`` is called
-after every change of a segment; the orders catch up when somebody reads them, so that a segment
-that changes five times in a step is put in order once, or not at all if it is held by then.
+Keeps, for each segment, which orders it is in; changes nothing but those, and pins. ``refresh`` is
+called after every change of a segment; the orders catch up when somebody reads them, so that a
+segment that changes five times in a step is put in order once, or not at all if it is held by then.
 """
 
 from __future__ import annotations
@@ -119,6 +119,21 @@ class Standing:
             and segment.failed_saves < MAX_SAVE_FAILURES
             and not self.is_leftover(segment)
         )
+
+    # -- holds --------------------------------------------------------------------------------
+
+    def pin(self, segment: Segment) -> None:
+        """A lease holds ``segment``: what it has on the device stays there."""
+        segment.pins += 1
+        if segment.pins == 1:
+            self.refresh(segment)
+
+    def unpin(self, segment: Segment) -> None:
+        """A lease lets go of ``segment``."""
+        segment.pins -= 1
+        assert segment.pins >= 0, segment
+        if segment.pins == 0:
+            self.refresh(segment)
 
     # -- who is next --------------------------------------------------------------------------
 
