@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report, table
+from benchmarks.sources import timed
 from scalesim.config import SchedulerConfig
 from scalesim.distance import Estimates, Source
 from scalesim.loop import Loop, Parts
@@ -128,29 +129,18 @@ def ticks(count: int) -> dict[str, float]:
         loop.poll_sources()
         return tick
 
-    quiet_s, update_s = timed(lambda: tick), timed(update)
+    quiet_s, update_s = timed(lambda: tick, TIMES), timed(update, TIMES)
     loop.listen(given)
     for _ in range(5):  # until the first ones expire
         expiring()()
     values = (
         quiet_s * 1e6,
-        timed(expiring) * 1e6,
+        timed(expiring, TIMES) * 1e6,
         update_s * 1e3,
         decrement_s(count) * 1e3,
         held / count,
     )
     return dict(zip(TICKS, values, strict=True))
-
-
-def timed(make: Callable[[], Callable[[], None]]) -> float:
-    """Seconds of what ``make`` returns, the median; what ``make`` itself does is not counted."""
-    taken = []
-    for _ in range(TIMES):
-        act = make()
-        start = time.thread_time()
-        act()
-        taken.append(time.thread_time() - start)
-    return float(np.median(taken))
 
 
 def filled(count: int) -> Loop:

@@ -244,7 +244,10 @@ class PrefixTree:
             _above(segment).device_children += 1
             if not segment.host:
                 _above(segment).content_children += 1
-        segment.device = [*segment.device, *pages] or NO_PAGES
+        if segment.device:
+            segment.device.extend(pages)
+        elif pages:
+            segment.device = list(pages)
         self.num_device_pages += len(pages)
 
     def add_host(self, segment: Segment, pages: list[int]) -> None:
