@@ -21,7 +21,7 @@ PACKAGES = {
     "scalesim_kernels": ROOT / "kernels" / "scalesim_kernels",
 }
 
-VALUES = ("scalesim.core", "scalesim.errors", "scalesim._version")
+VALUES = ("scalesim.checks", "scalesim.core", "scalesim.errors", "scalesim._version")
 ENGINE = tuple(
     f"scalesim.{name}"
     for name in (
@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim_kernels": ("torch", "triton"),
     "scalesim._version": (),
     "scalesim.errors": (),
+    "scalesim.checks": ("scalesim.errors",),
     "scalesim.core": ("scalesim.errors",),
     "scalesim.distance": VALUES,
     "scalesim.device": VALUES,

@@ -12,6 +12,7 @@ from scalesim_kernels import KernelSet, select
 
 from scalesim.adapters import ReadAdapter
 from scalesim.backends import MAX_RESIDENT_PAGES, Backend, CpuBackend, CudaBackend, Plan
+from scalesim.checks import instance, unknown_option
 from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_bytes
 from scalesim.core import SamplingParams
 from scalesim.device.streams import Device
@@ -39,21 +40,24 @@ from scalesim.structure import Structures
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
     """``config`` with fields replaced by name, those of its parts included."""
-    config = config or EngineConfig()
+    if config is None:
+        config = EngineConfig()
+    hint = "give EngineConfig(...), or its fields by name"
+    instance("config", config, EngineConfig, hint, ConfigError)
     own = {field.name for field in fields(EngineConfig)}
     inner = {
         name: {field.name for field in fields(part)}
         for name, part in (("scheduler", SchedulerConfig), ("limits", CallLimits))
     }
-    unknown = settings.keys() - own.union(*inner.values())
-    if unknown:
-        known = ", ".join(sorted(own.union(*inner.values())))
-        raise ConfigError(f"unknown setting {sorted(unknown)[0]!r}; settings are: {known}")
-    outer = {name: value for name, value in settings.items() if name in own}
+    known = own.union(*inner.values())
+    for name in settings:
+        if name not in known:
+            raise ConfigError(unknown_option(name, known, "setting"))
+    config = replace(config, **{name: settings[name] for name in own & settings.keys()})
     for part, names in inner.items():
         if changes := {name: settings[name] for name in names & settings.keys()}:
-            outer[part] = replace(outer.get(part, getattr(config, part)), **changes)
-    return replace(config, **outer)
+            config = replace(config, **{part: replace(getattr(config, part), **changes)})
+    return config
 
 
 def build_parts(
@@ -206,6 +210,11 @@ def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backen
     if not policy.host:
         return 0
     asked = memory_bytes(config.host_memory, "host_memory")
+    if asked and asked < page_bytes:
+        raise ConfigError(
+            f"host_memory={config.host_memory} is {asked} bytes, and a page has {page_bytes}: give "
+            "more, or 0 for no host pool"
+        )
     return (backend.default_host_bytes() if asked is None else asked) // page_bytes
 
 

@@ -3,30 +3,68 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
+
+from scalesim.checks import flag, instance, number, one_of, refuse, shown, text, whole
 from scalesim.errors import ConfigError
+from scalesim.memory.geometry import BLOCK_SIZES
 from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.memory.policies import policy_named
 
 INTEGRITY = ("quarantine", "raise", "off")
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+WHEN_FULL = ("wait", "error")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+MODEL_IMPLS = ("auto", "native", "transformers")
+SCHEMES = ("int8", "float8")
+MAX_NUM_SEQS = 1 << 16
+_INT32 = 2**31 - 1
+_PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_PREFIXES |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_UNITS = {prefix + byte: size for prefix, size in _PREFIXES.items() for byte in ("", "B")}
+_AMOUNT = re.compile(r"\s*(\d+|\d*\.\d+|\d+\.)\s*([A-Za-z]*)\s*", re.ASCII)
+_MOST_BYTES = 2**63 - 1
+MIN_POOL_BYTES = 512
+"""Less than a page of any model: who writes 4 means 4 GB."""
 
 
-def parse_bytes(text: str | int, name: str) -> int:
-    """``"20GB"``, ``"512MiB"`` or a number of bytes; raises ``ConfigError`` naming the setting."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    unit = match.group(2).upper() if match else ""
-    if match is None or unit not in _UNITS:
-        raise ConfigError(f"{name}={text!r} is no amount of memory; write it like 20GB or 512MiB")
-    return int(float(match.group(1)) * _UNITS[unit])
+def parse_bytes(text: str | int | float, name: str) -> int:
+    """``"20GB"``, ``"500G"``, ``"1.5 GiB"`` or a number of bytes. K, M, G and T are powers of 1000,
+    Ki, Mi, Gi and Ti of 1024; the B may be missing. Raises ``ConfigError`` naming the setting."""
+    if isinstance(text, str):
+        match = _AMOUNT.fullmatch(text) if len(text) < 64 else None
+        unit = match[2].upper() if match else ""
+        if match is None or unit not in _UNITS:
+            refuse(name, text, _SPELLING, ConfigError)
+        figure = int(match[1]) if match[1].isdecimal() else float(match[1])
+        amount = figure * _UNITS[unit]
+    elif isinstance(text, bool) or not isinstance(text, (int, float, np.integer, np.floating)):
+        refuse(name, text, _SPELLING, ConfigError)
+    else:
+        amount = text if isinstance(text, int) else number(name, text, error=ConfigError)
+    if not 0 <= amount <= _MOST_BYTES:
+        refuse(name, text, "must lie between 0 and 2**63 bytes", ConfigError)
+    return int(amount)
 
 
-def memory_bytes(text: str | int, name: str) -> int | None:
-    """``parse_bytes``; ``None`` for ``"auto"``."""
-    return None if text == "auto" else parse_bytes(text, name)
+_SPELLING = "is no amount of memory; write it like 20GB or 512MiB, or as a number of bytes"
+
+
+def memory_bytes(text: str | int | float, name: str) -> int | None:
+    """The size of a pool, ``parse_bytes``; ``None`` for ``"auto"``. A pool is 0 or holds a page at
+    least, and no page is smaller than 512 bytes."""
+    if isinstance(text, str) and text == "auto":
+        return None
+    found = parse_bytes(text, name)
+    if 0 < found < MIN_POOL_BYTES:
+        count = str(text).strip()
+        meant = f"; for gigabytes write {name}='{count}GB'" if count.isdecimal() else ""
+        refuse(name, text, f"is {found} bytes, less than one page of any model{meant}", ConfigError)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +83,7 @@ class SchedulerConfig:
     max_skips: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "safe_point_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
+        settle(self, _SCHEDULER)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than "
@@ -64,10 +100,7 @@ class CallLimits:
     when_full: Literal["wait", "error"] = "wait"
 
     def __post_init__(self) -> None:
-        if self.max_open_requests < 1:
-            raise ConfigError(f"max_open_requests={self.max_open_requests}; it must be at least 1")
-        if self.when_full not in ("wait", "error"):
-            raise ConfigError(f"when_full={self.when_full!r}; it is 'wait' or 'error'")
+        settle(self, _LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +123,7 @@ class StructureConfig:
     max_cached: int = 256
 
     def __post_init__(self) -> None:
-        for field_ in fields(self):
-            if getattr(self, field_.name) < 1:
-                value = getattr(self, field_.name)
-                raise ConfigError(f"{field_.name}={value}; it must be at least 1")
+        settle(self, dict.fromkeys((each.name for each in fields(self)), _from_one))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +170,95 @@ class EngineConfig:
     structure: StructureConfig = field(default_factory=StructureConfig)
 
     def __post_init__(self) -> None:
+        settle(self, _ENGINE)
         if policy_named(self.policy).foresight:
             raise ConfigError(
                 f"policy={self.policy!r} must know what comes; an engine does not: use it in "
                 "scalesim replay, or another policy"
             )
-        if self.integrity not in INTEGRITY:
-            raise ConfigError(f"integrity={self.integrity!r}; it is one of: {', '.join(INTEGRITY)}")
-        memory_bytes(self.device_memory, "device_memory")
-        memory_bytes(self.host_memory, "host_memory")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(
-                f"device={self.device!r}; it is one of auto, cpu, cuda, cuda:0, cuda:1 and so on"
-            )
+
+
+Rule = Callable[[str, Any], Any]
+"""(name, value) to the value as a plain one. Raises ``ConfigError``."""
+
+
+def settle(config: object, rules: Mapping[str, Rule]) -> None:
+    """Check the fields of a frozen dataclass that is being made, and keep them as plain values."""
+    for name, rule in rules.items():
+        object.__setattr__(config, name, rule(name, getattr(config, name)))
+
+
+def _from(least: int, most: int = _INT32) -> Rule:
+    return partial(whole, least=least, most=most, error=ConfigError)
+
+
+def _among(names: tuple[str, ...]) -> Rule:
+    return partial(one_of, choices=names, error=ConfigError)
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+def _part(kind: type) -> Rule:
+    def rule(name: str, value: object) -> object:
+        instance(name, value, kind, f"{name}={kind.__name__}(...)", ConfigError)
+        return value
+
+    return rule
+
+
+def _policy(name: str, value: Any) -> str:
+    return policy_named(value).name
+
+
+def _device(name: str, value: object) -> str:
+    named = text(name, value, ConfigError)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", named):
+        raise ConfigError(
+            f"device={shown(named)}; it is one of auto, cpu, cuda, cuda:0, cuda:1 and so on"
+        )
+    return named
+
+
+def _memory(name: str, value: Any) -> str | int:
+    """As it was written, where that is a text."""
+    found = memory_bytes(value, name)
+    return text(name, value) if found is None or isinstance(value, str) else found
+
+
+def _block_size(name: str, value: object) -> int:
+    found = _from(1)(name, value)
+    if found not in BLOCK_SIZES:
+        refuse(name, value, f"must be one of {', '.join(map(str, BLOCK_SIZES))}", ConfigError)
+    return int(found)
+
+
+_from_one = _from(1)
+_flag = partial(flag, error=ConfigError)
+_SCHEDULER: dict[str, Rule] = {
+    "max_num_seqs": _from(1, MAX_NUM_SEQS),
+    "max_num_batched_tokens": _from_one,
+    "safe_point_tokens": _from_one,
+    "lookahead_window": _from(0),
+    "max_skips": _from(0),
+}
+_LIMITS: dict[str, Rule] = {"max_open_requests": _from_one, "when_full": _among(WHEN_FULL)}
+_ENGINE: dict[str, Rule] = {
+    "device": _device,
+    "device_memory": _memory,
+    "host_memory": _memory,
+    "policy": _policy,
+    "block_size": _or_none(_block_size),
+    "max_model_len": _or_none(_from_one),
+    "dtype": _among(DTYPES),
+    "model_impl": _among(MODEL_IMPLS),
+    "quantize": _or_none(_among(SCHEMES)),
+    "seed": _from(-(2**63), 2**63 - 1),
+    "integrity": _among(INTEGRITY),
+    "scheduler": _part(SchedulerConfig),
+    "planner": _part(PlannerConfig),
+    "limits": _part(CallLimits),
+    "structure": _part(StructureConfig),
+    **dict.fromkeys(("reproducible", "digests", "graphs", "generation_config"), _flag),
+}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from scalesim.checks import shown, text
 from scalesim.errors import ConfigError
 
 
@@ -47,8 +48,7 @@ ENGINE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.
 
 def policy_named(name: str) -> Policy:
     """The policy called ``name``; raises ``ConfigError`` with the names there are."""
-    try:
-        return POLICIES[name]
-    except KeyError:
+    if (policy := POLICIES.get(text("policy", name, ConfigError))) is None:
         known = ", ".join(POLICIES)
-        raise ConfigError(f"unknown policy {name!r}; policy must be one of: {known}") from None
+        raise ConfigError(f"unknown policy {shown(name)}; policy must be one of: {known}")
+    return policy

@@ -1,0 +1,208 @@
+"""Checks of what callers give: one value in, the same value as a plain one out, or an error.
+
+Plain is exactly an ``int``, ``float``, ``bool`` or ``str``: what passes here has no methods of its
+own that could fail, or change, on another thread. NumPy's numbers and subclasses are accepted and
+made plain. Errors give the value, shortened, and the rule; ``error`` is their type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from scalesim.errors import RequestError, ScaleSimError
+
+INT64 = 2**63  # above all that fits
+MAX_ID_CHARS = 1024
+MAX_ID_BITS = 256
+_MOST_SHOWN = 120  # characters of a value in a message
+_MOST_BITS = 256  # of a number that is written out
+
+Error: TypeAlias = type[ScaleSimError]
+
+
+def whole(
+    name: str,
+    value: object,
+    least: int | None = None,
+    most: int = INT64 - 1,
+    error: Error = RequestError,
+) -> int:
+    """A whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        refuse(name, value, f"must be a whole number{_range(least, most)}", error)
+    number = operator.index(value) if type(value) is not int else value
+    if (least is not None and number < least) or number > most:
+        refuse(name, value, f"must be a whole number{_range(least, most)}", error)
+    return number + 0 if type(number) is not int else number
+
+
+def number(
+    name: str,
+    value: object,
+    least: float = -math.inf,
+    most: float = math.inf,
+    error: Error = RequestError,
+    *,
+    above: bool = False,
+) -> float:
+    """A finite number from ``least`` (``above`` it, if so) to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        refuse(name, value, "must be a number", error)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found) or not least <= found <= most or (above and found == least):
+        lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
+        upper = "" if most == math.inf else f"at most {most:g}"
+        rule = " and ".join(filter(None, (lower, upper)))
+        refuse(name, value, f"must be finite{', ' if rule else ''}{rule}", error)
+    return found
+
+
+def flag(name: str, value: object, error: Error = RequestError) -> bool:
+    """``True`` or ``False``: a text like ``"false"`` would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        refuse(name, value, "must be True or False", error)
+    return bool(value)
+
+
+def text(name: str, value: object, error: Error = RequestError, *, empty: bool = True) -> str:
+    """A string that can be written down as UTF-8: one without half a surrogate pair."""
+    if not isinstance(value, str):
+        refuse(name, value, "must be a string", error)
+    plain = value if type(value) is str else str.__str__(value)
+    if not (plain or empty):
+        refuse(name, value, "must not be empty", error)
+    if not plain.isascii():
+        try:
+            plain.encode()
+        except UnicodeEncodeError as bad:
+            rule = f"is no Unicode text: half a surrogate pair stands at position {bad.start}"
+            refuse(name, value, rule, error)
+    return plain
+
+
+def one_of(name: str, value: object, choices: Collection[str], error: Error = RequestError) -> str:
+    """One of the names ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        listed = ", ".join(map(repr, choices))
+        refuse(name, value, f"must be one of: {listed}{_hint(value, choices)}", error)
+    return text(name, value, error)
+
+
+def optional(check: Callable[..., Any], name: str, value: object, *rule: Any, **more: Any) -> Any:
+    """``check``, or ``None``."""
+    return None if value is None else check(name, value, *rule, **more)
+
+
+def agent_id(value: object, error: Error = RequestError) -> str | int:
+    """What may name an agent: a string, or a whole number of at most 256 bits."""
+    if isinstance(value, str):
+        if len(value) > MAX_ID_CHARS:
+            refuse("agent id", value, f"must have at most {MAX_ID_CHARS} characters", error)
+        return text("agent id", value, error)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        refuse("agent id", value, "must be a string or a whole number", error)
+    number = operator.index(value) + 0
+    if number.bit_length() > MAX_ID_BITS:
+        refuse("agent id", value, f"must be a whole number of at most {MAX_ID_BITS} bits", error)
+    return number
+
+
+def agent_ids(name: str, values: object, error: Error = RequestError) -> list[str | int]:
+    """Several agents, in order; a single text is not taken for its letters."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        refuse(name, values, "must be a list of agent ids", error)
+    with reading(name, error):
+        ids = list(values)
+    return [agent_id(each, error) for each in ids]
+
+
+def instance(name: str, value: object, kind: type, hint: str, error: Error = RequestError) -> None:
+    """Refuse what is no ``kind``; ``hint`` says what to give."""
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        hint = f"it is a class: make one, {value.__name__}(...)"
+    refuse(name, value, f"must be a {kind.__name__}; {hint}", error)
+
+
+def function(name: str, value: object, takes: str, error: Error = RequestError) -> None:
+    """Refuse what cannot be called with ``takes``."""
+    if not callable(value):
+        refuse(name, value, f"must be a function of {takes}", error)
+
+
+@contextmanager
+def reading(name: str, error: Error = RequestError) -> Iterator[None]:
+    """Whatever an object of a caller's raises while it is read becomes an ``error`` that names
+    it."""
+    try:
+        yield
+    except ScaleSimError:
+        raise
+    except Exception as cause:
+        why = f"{type(cause).__name__}: {shown(cause.args[0]) if cause.args else ''}"
+        raise error(f"{name} cannot be read: {why}") from cause
+
+
+def unknown_option(name: str, known: Iterable[str], what: str) -> str:
+    """The message for an option that there is not, with those that are meant."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
+    return f"unknown {what} {shown(name)}; {hint}"
+
+
+def refuse(name: str, value: object, rule: str, error: Error = RequestError) -> NoReturn:
+    """Raise ``error`` for ``value``, which breaks ``rule``."""
+    raise error(f"{name}={shown(value)} {rule}")
+
+
+def shown(value: object) -> str:
+    """``repr``, short, whatever ``value`` is: a huge number, a megabyte of text, an object whose
+    ``repr`` fails."""
+    try:
+        written = _SHORT.repr(value)
+    except Exception:
+        written = f"<{type(value).__name__}>"
+    return written if len(written) <= _MOST_SHOWN else f"{written[:_MOST_SHOWN]}…"
+
+
+class _Short(reprlib.Repr):
+    """Numbers of more digits than Python writes out are described."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        bits = x.bit_length()
+        return repr(x) if bits <= _MOST_BITS else f"<a whole number of {bits} bits>"
+
+    def repr_str(self, x: str, level: int) -> str:
+        if len(x) <= self.maxstring:
+            return repr(x)
+        return f"{x[: self.maxstring]!r}… ({len(x)} characters)"
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def _range(least: int | None, most: int) -> str:
+    if least is None:
+        return "" if most == INT64 - 1 else f", at most {most}"
+    if most == INT64 - 1:
+        return f", at least {least} and below 2**63"
+    return f" from {least} to {most}"
+
+
+def _hint(value: object, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    return f" (did you mean {near[0]!r}?)" if near else ""
