@@ -52,7 +52,7 @@ ENGINE = tuple(
 PARTS = tuple(
     f"scalesim.{name}" for name in ("config", "device", "distance", "memory", "model", "scheduler")
 )
-TRACES = ("scalesim.trace", "scalesim.trace_file")
+TRACES = ("scalesim.records", "scalesim.trace", "scalesim.trace_file")
 
 # Who may import what, beside itself; the row of the longest matching name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -84,8 +84,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
     "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
+    "scalesim.regular_file": VALUES,
+    "scalesim.records": (*VALUES, "scalesim.regular_file"),
     "scalesim.trace": VALUES,
-    "scalesim.trace_file": (*VALUES, "scalesim.trace"),
+    "scalesim.trace_file": (*VALUES, "scalesim.records", "scalesim.trace"),
     "scalesim.replay": (
         *VALUES,
         "scalesim.calls",
@@ -100,7 +102,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.trace_file",
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
-    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
+    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance", "scalesim.regular_file"),
     **dict.fromkeys(
         tuple(
             f"scalesim.testing.{name}"

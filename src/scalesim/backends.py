@@ -102,8 +102,8 @@ class CpuBackend:
         layouts: LayoutTable,
     ) -> tuple[Runner, Link]:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
-        device = allocate_pages(plan.device_pages, page_bytes)
-        host = allocate_pages(plan.all_host_pages, page_bytes)
+        device = allocate_pages(plan.device_pages, page_bytes, "device_memory")
+        host = allocate_pages(plan.all_host_pages, page_bytes, "host_memory")
         runner = ModelRunner(
             loaded.model.packed(kernels),
             kernels,

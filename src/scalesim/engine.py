@@ -27,7 +27,7 @@ from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
-from scalesim.recorder import Recorder
+from scalesim.recorder import Recorder, check_new
 
 __all__ = ["Engine", "EngineStats", "Parts"]
 
@@ -42,7 +42,7 @@ class Engine(Caller):
     of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random ones, for
     which the folder's config is enough. ``sources`` say who will call when, beside
     ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
-    and hints to this file. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
+    and hints to this file, which must not exist yet. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
     once. Close it, or use it as a context manager.
     """
 
@@ -57,6 +57,8 @@ class Engine(Caller):
         record: str | Path | None = None,
         **settings: Any,
     ) -> None:
+        if record is not None:
+            check_new(Path(record))
         if isinstance(model, Parts):
             self.parts = model
         else:

@@ -8,6 +8,7 @@ stretches; the rest gets a name of its own. Sharing between agents is found by w
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ import numpy as np
 import xxhash
 
 from scalesim.core import AgentId, Int32s
+from scalesim.errors import ConfigError
 from scalesim.trace import Hint, Piece, Turn
 from scalesim.trace_file import TraceWriter
 
@@ -66,15 +68,29 @@ def gives_up(
     return cast("Callable[Concatenate[Recorder, _P], None]", tried)
 
 
+def check_new(path: Path) -> None:
+    """Raise ``ConfigError`` for a path that no recorder could make: a trace overwrites nothing."""
+    if os.path.lexists(path):
+        raise ConfigError(f"record={str(path)!r} exists; delete it, or give another name")
+    if not path.parent.is_dir():
+        raise ConfigError(f"record={str(path)!r}: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"record={str(path)!r}: nothing may be written to {str(path.parent)!r}")
+
+
 class Recorder:
     """Writes a trace to ``path``, in the order in which calls and hints came; ``close`` ends it,
     without the calls that are still open. What was said is kept, to recognise it. ``error`` is what
-    it failed of, if it did: nothing was recorded after that."""
+    it failed of, if it did: nothing was recorded after that. Raises ``ConfigError``."""
 
     def __init__(self, path: Path, block_size: int) -> None:
         self.path = path
         self.error: Exception | None = None
-        self._file = path.open("w", encoding="utf-8")
+        check_new(path)
+        try:
+            self._file = path.open("x", encoding="utf-8")
+        except OSError as cause:
+            raise ConfigError(f"record={str(path)!r} cannot be written: {cause.strerror}") from None
         self._writer = TraceWriter(self._file)
         self._block_size = block_size
         self._num_contents = 0

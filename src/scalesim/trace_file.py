@@ -6,16 +6,19 @@ Reading checks everything: a line that is wrong raises ``TraceError`` with its n
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from scalesim import records
 from scalesim.core import AgentId
 from scalesim.errors import TraceError
 from scalesim.trace import Content, Hint, Piece, TraceStep, Turn
 
 VERSION = 1
+MAX_PROMPT = 1 << 24
+"""Tokens of a prompt, and of an output."""
+_MAX_START = 1 << 31
 _TURN_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
 _HINT_KEYS = {"step", "agent", "expect"}
 
@@ -69,7 +72,7 @@ def read_trace(path: Path) -> Iterator[TraceStep]:
     step: TraceStep | None = None
     for number, line in _lines(path):
         where = f"{path} line {number}"
-        time = _number(line.get("step"), f"{where}: step")
+        time = records.number(line.get("step"), f"{where}: step")
         if step is None or time > step.time:
             if step is not None:
                 yield step
@@ -87,24 +90,20 @@ def read_trace(path: Path) -> Iterator[TraceStep]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise TraceError(f"{path} line {number} is not JSON: {error}") from None
-            if not isinstance(line, dict):
-                raise TraceError(f"{path} line {number} is no JSON object")
-            if number == 1:
-                if line.get("scalesim_trace") != VERSION:
-                    raise TraceError(
-                        f'{path} does not begin with {{"scalesim_trace": {VERSION}}}: it is no '
-                        "trace, or one of another version"
-                    )
-                continue
+    is_trace = False
+    for number, text in records.lines(path):
+        where = f"{path} line {number}"
+        line = records.record(records.parsed(text, where), where)
+        if is_trace:
             yield number, line
+        elif line.get("scalesim_trace") != VERSION:
+            raise TraceError(
+                f'{path} does not begin with {{"scalesim_trace": {VERSION}}}: it is no trace, or '
+                "one of another version"
+            )
+        is_trace = True
+    if not is_trace:
+        raise TraceError(f'{path} is empty; a trace begins with {{"scalesim_trace": {VERSION}}}')
 
 
 def _turn(line: dict[str, Any], where: str) -> Turn:
@@ -112,19 +111,17 @@ def _turn(line: dict[str, Any], where: str) -> Turn:
     pieces = line["prompt"]
     if not isinstance(pieces, list) or not pieces:
         raise TraceError(f"{where}: prompt must be a list of [content, length] with one at least")
-    expect, turn_round = line.get("expect"), line.get("round", 0)
-    if isinstance(turn_round, bool) or not isinstance(turn_round, int) or turn_round < 0:
-        raise TraceError(f"{where}: round {turn_round!r} must be a whole number, at least 0")
-    adapter = line.get("adapter")
-    if adapter is not None and not isinstance(adapter, str):
-        raise TraceError(f"{where}: adapter {adapter!r} must be a name")
+    expect, adapter = line.get("expect"), line.get("adapter")
+    prompt = tuple(_piece(piece, f"{where}: prompt") for piece in pieces)
+    if sum(piece.length for piece in prompt) > MAX_PROMPT:
+        raise TraceError(f"{where}: the prompt has more than {MAX_PROMPT} tokens")
     return Turn(
         _agent(line, where, optional=True),
-        tuple(_piece(piece, f"{where}: prompt") for piece in pieces),
+        prompt,
         _piece(line.get("output"), f"{where}: output"),
-        turn_round,
-        adapter,
-        None if expect is None else _number(expect, f"{where}: expect"),
+        records.whole(line.get("round", 0), f"{where}: round"),
+        None if adapter is None else records.name(adapter, f"{where}: adapter"),
+        None if expect is None else records.number(expect, f"{where}: expect"),
     )
 
 
@@ -133,7 +130,7 @@ def _add_hint(step: TraceStep, line: dict[str, Any], where: str) -> None:
     agent = _agent(line, where, optional=False)
     assert agent is not None
     expect = line.get("expect")
-    at = None if expect is None else _number(expect, f"{where}: expect")
+    at = None if expect is None else records.number(expect, f"{where}: expect")
     for index in range(len(step.turns) - 1, -1, -1):
         turn = step.turns[index]
         if turn.agent == agent:
@@ -147,34 +144,24 @@ def _add_hint(step: TraceStep, line: dict[str, Any], where: str) -> None:
 def _only(line: dict[str, Any], keys: set[str], where: str) -> None:
     unknown = sorted(line.keys() - keys)
     if unknown:
-        raise TraceError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(keys))}")
+        known = ", ".join(sorted(keys))
+        raise TraceError(f"{where}: unknown field {records.shown(unknown[0])}; known: {known}")
 
 
 def _agent(line: dict[str, Any], where: str, *, optional: bool) -> AgentId | None:
     agent = line.get("agent")
-    if agent is None and optional:
-        return None
-    if isinstance(agent, bool) or not isinstance(agent, (str, int)):
-        raise TraceError(f"{where}: agent {agent!r} must be a string or a whole number")
-    return agent
+    return None if agent is None and optional else records.agent(agent, where)
 
 
 def _piece(value: Any, what: str) -> Piece:
-    shape = isinstance(value, list) and len(value) in (2, 3)
-    if not shape or isinstance(value[0], bool) or not isinstance(value[0], (str, int)):
-        raise TraceError(f"{what}: {value!r} must be [content, length] or [content, length, start]")
-    length, start = value[1], value[2] if len(value) == 3 else 0
-    for name, number, least in (("length", length, 1), ("start", start, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise TraceError(f"{what}: {name} {number!r} must be a whole number, at least {least}")
-    content: Content = value[0]
+    if not isinstance(value, list) or len(value) not in (2, 3):
+        raise TraceError(
+            f"{what}: {records.shown(value)} must be [content, length] or [content, length, start]"
+        )
+    content: Content = records.name_or_number(value[0], f"{what}: content")
+    length = records.whole(value[1], f"{what}: length", 1, MAX_PROMPT)
+    start = records.whole(value[2] if len(value) == 3 else 0, f"{what}: start", 0, _MAX_START)
     return Piece(content, length, start)
-
-
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise TraceError(f"{what} is {value!r}; it must be a finite number")
-    return float(value)
 
 
 def _plain(piece: Piece) -> list[Content | int]:

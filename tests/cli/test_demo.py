@@ -93,7 +93,7 @@ def test_a_missing_end_is_a_difference() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--steps 0", "--steps 0; it must be at least 1"),
+        ("--steps 0", "--steps: 0 must be a whole number, at least 1"),
         ("--resident 13", "--resident 13 is more than --agents 12"),
         ("--policies deadline best", "unknown policy 'best'; policy must be one of: deadline"),
         ("--policies deadline deadline", "--policies names deadline twice"),
@@ -103,7 +103,7 @@ def test_a_missing_end_is_a_difference() -> None:
 def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, *options.split()]) == 2
     caught = capsys.readouterr()
-    assert caught.err.startswith(f"scalesim: {message}") and caught.err.count("\n") == 1
+    assert caught.err.startswith(f"scalesim: error: {message}") and caught.err.count("\n") == 1
     assert caught.out == ""
 
 

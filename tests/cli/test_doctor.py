@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -25,13 +26,27 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_errors_are_counted_in_the_exit_code(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert main(["doctor", "no/such/folder", "--device", "cuda"]) == 1
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["doctor", str(tmp_path), "--device", "cuda"]) == 1
     said = capsys.readouterr()
     assert "error (device)" in said.out and "error (model)" in said.out
     assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.parametrize("model", ["no/such/folder", "."])
+def test_a_misspelt_folder_is_named_before_anything_is_measured(
+    model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scalesim.cli.doctor.examine", lambda settings: pytest.fail("measured"))
+    assert main(["doctor", model]) == 2
+    assert model in capsys.readouterr().err
 
 
 def test_a_device_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:

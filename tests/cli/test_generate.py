@@ -106,7 +106,7 @@ def test_dummy_weights_need_a_config_only(folder: str, tmp_path: Path, capsys: O
         ([], "no prompt was given"),
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "much " * 200], "shorten the prompt"),
-        (["--prompt", "a", "--max-tokens", "0"], "max_tokens=0 must be a whole number"),
+        (["--prompt", "a", "--max-tokens", "0"], "--max-tokens: 0 must be a whole number"),
         (["--prompt", "a", "--max-tokens", "500"], "lower max_tokens"),
         (["--prompt", "a", "--temperature", "nan"], "temperature=nan must be finite"),
         (["--prompt", "a", "--top-p", "0"], "top_p=0 keeps no token"),
@@ -119,22 +119,21 @@ def test_dummy_weights_need_a_config_only(folder: str, tmp_path: Path, capsys: O
 def test_errors_are_one_line(folder: str, options: list[str], message: str, capsys: Out) -> None:
     assert main(["generate", folder, *options]) == 2
     caught = capsys.readouterr()
-    assert caught.err.startswith("scalesim: ") and caught.err.count("\n") == 1, caught.err
+    assert caught.err.startswith("scalesim: error: ") and caught.err.count("\n") == 1, caught.err
     assert message in caught.err
     assert caught.out == ""
 
 
 def test_a_missing_model_is_named(capsys: Out) -> None:
     assert main(["generate", "./no/such/model", "--prompt", "a"]) == 2
-    assert capsys.readouterr().err == "scalesim: ./no/such/model: no such model folder\n"
+    assert capsys.readouterr().err == "scalesim: error: ./no/such/model: no such model folder\n"
 
 
 @pytest.mark.parametrize("options", [["--top-k", "few"], ["--no-such-option"]])
 def test_what_does_not_parse_exits_with_2(folder: str, options: list[str], capsys: Out) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["generate", folder, "--prompt", "a", *options])
-    assert caught.value.code == 2
-    assert options[0] in capsys.readouterr().err
+    assert main(["generate", folder, "--prompt", "a", *options]) == 2
+    said = capsys.readouterr().err
+    assert options[0] in said and said.count("\n") == 1
 
 
 def test_version_and_help(capsys: Out) -> None:

@@ -17,6 +17,7 @@ from scalesim_kernels import __main__ as kernels_main
 from benchmarks import __main__ as benchmarks_main
 from benchmarks.gpu import __main__ as gpu_main
 from scalesim.cli import options
+from scalesim.errors import ConfigError
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, inline_code, name_of
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language == "sh"]
@@ -95,6 +96,8 @@ def parsed(parse: Callable[[Sequence[str]], Any], words: Sequence[str]) -> None:
         parse(list(words))
     except SystemExit as end:
         assert end.code == 0, f"not taken: {shlex.join(words)}"  # 0: --help
+    except ConfigError as error:
+        raise AssertionError(f"not taken: {shlex.join(words)}: {error}") from None
 
 
 def check_pip(words: Sequence[str]) -> None:

@@ -1,43 +1,77 @@
 """``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
-failed (demo, doctor), 2 the user's mistake (one line on stderr), 130 interrupted. Importing this
+failed (demo, doctor, check), 2 the user's mistake, 130 interrupted, 141 nobody reads what is
+printed. A mistake is one line on stderr, and a traceback is a fault of ScaleSim's. Importing this
 loads neither torch nor the parser; the options are the dataclasses of ``options``.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from scalesim._version import __version__
 from scalesim.errors import ScaleSimError
 
 __all__ = ["main"]
 
-DONE, CHECK_FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DONE, CHECK_FAILED, USER_ERROR, INTERRUPTED, NOBODY_READS = 0, 1, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (the process's own if ``None``) asks for: the exit code.
 
-    Raises ``SystemExit`` for ``--help`` and for options that do not parse.
+    Raises ``SystemExit`` with 0 after ``--help``.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:
-        print(f"scalesim {__version__}")
-        return DONE
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is no reason to end
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(args or ["--help"])
+        code = _run(args or ["--help"])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        return NOBODY_READS
     except ScaleSimError as error:
-        print(f"scalesim: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        say_error(error)
+    except OSError as error:  # a full disk, a folder without permission
+        place = "" if error.filename is None else f"{error.filename}: "
+        say_error(f"{place}{error.strerror or error}")
+    except MemoryError as error:
+        say_error(f"out of memory; ask for less: {error}")
     except KeyboardInterrupt:
-        print("scalesim: interrupted", file=sys.stderr)
+        with suppress(BrokenPipeError):
+            print("scalesim: interrupted", file=sys.stderr)
         return INTERRUPTED
+    return USER_ERROR
+
+
+def say_error(error: object) -> None:
+    """One line on stderr, without anything that a terminal would obey."""
+    line = " ".join(str(error).split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    with suppress(BrokenPipeError):
+        print(f"scalesim: error: {line}", file=sys.stderr)
+
+
+def _let_go_of_stdout() -> None:
+    """What is left in its buffer would be written, and fail again, when the interpreter ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _run(args: list[str]) -> int:
+    if args == ["--version"]:
+        print(f"scalesim {__version__}")
+        return DONE
     from scalesim.cli.options import (
         CheckOptions,
         DemoOptions,

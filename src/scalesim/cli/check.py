@@ -87,8 +87,10 @@ def load(name: str) -> Any:
     sys.path.insert(0, "")
     try:
         return resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
+        raise ConfigError(
+            f"{name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove("")
 
@@ -102,7 +104,13 @@ def _maker(found: Any, options: CheckOptions) -> Any:
 
 
 def _policy(found: Any, options: CheckOptions) -> Policy:
-    policy = found() if callable(found) else found
+    try:
+        policy = found() if callable(found) else found
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"{options.object}() fails: {error!r}; give a Policy, or what makes one when it is "
+            "called without arguments"
+        ) from error
     if isinstance(policy, str):
         policy = policy_named(policy)
     if not isinstance(policy, Policy):

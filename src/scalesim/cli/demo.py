@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import xxhash
-from rich.console import Console
+from scalesim.cli.output import Output
 
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.play import Said, Score
@@ -23,7 +23,7 @@ def demo(options: DemoOptions) -> int:
     """Exit code 0, or 1 when two policies gave different texts. Raises ``ConfigError``."""
     options.check()
     torch.set_num_threads(options.threads)
-    console = Console()
+    console = Output()
     begin = time.perf_counter()
     with TemporaryDirectory(prefix="scalesim-demo-") as folder:
         stage = Stage.build(options, Path(folder) / "model")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
+from scalesim.cli.output import Output
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +26,7 @@ def doctor(options: DoctorOptions) -> int:
     if options.json:
         print(json.dumps(report(sections), indent=2))
     else:
-        show(sections, Console())
+        show(sections, Output())
     return 1 if worst else 0
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from scalesim.cli import say_error
 from scalesim.cli.options import GenerateOptions
 from scalesim.errors import RequestError
 from scalesim.requests import Reply, Request
@@ -60,7 +61,7 @@ def report(prompts: Sequence[str], outcomes: Sequence[Reply | Exception]) -> int
                 print(outcome.text, flush=True)
         else:
             failed += 1
-            print(f"scalesim: {' '.join(str(outcome).split())}", file=sys.stderr)
+            say_error(outcome)
     replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
     if replies:
         print(summary(replies), file=sys.stderr)

@@ -6,13 +6,28 @@ and raise ``ConfigError`` or ``RequestError``. Loads no torch.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import tyro
 
+from scalesim.cli.boxes import in_one_line
+from scalesim.cli.output import check_writable
+from scalesim.cli.values import (
+    COUNT,
+    MEMORY,
+    MEMORY_OR_AUTO,
+    POSITIVE,
+    REAL,
+    SEED,
+    SHARE,
+    SHARE_OR_0,
+    WHOLE,
+)
 from scalesim.config import EngineConfig
 from scalesim.core import SamplingParams
 from scalesim.errors import ConfigError
@@ -37,26 +52,23 @@ class DemoOptions:
     the fly. Exits with 1 if two policies gave different texts.
     """
 
-    agents: int = 64
+    agents: Annotated[int, COUNT] = 64
     """Agents in the world."""
-    resident: int = 16
+    resident: Annotated[int, COUNT] = 16
     """Agents whose state fits into the device pool."""
-    steps: int = 16
+    steps: Annotated[int, COUNT] = 16
     """Steps of the simulation, for each policy."""
     policies: tuple[str, ...] = ("deadline", "lru-swap", "lru-recompute", "resident")
     """Policies to run, one after the other."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the world, the model and all sampling."""
     model: ModelSize = "small"
     """Size of the random model: 0.1, 1 or 4 million parameters."""
-    threads: int = 1
+    threads: Annotated[int, COUNT] = 1
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for what makes no demo; the parser would box an earlier error."""
-        for name in ("agents", "resident", "steps", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}; it must be at least 1")
         if self.resident > self.agents:
             raise ConfigError(
                 f"--resident {self.resident} is more than --agents {self.agents}; "
@@ -86,8 +98,18 @@ class DoctorOptions:
     """Print facts and findings as JSON."""
 
     def check(self) -> None:
-        """Raise ``ConfigError`` for a device that is none."""
+        """Raise ``ConfigError`` for a device that is none, or a model that is not there: the rest
+        takes half a minute."""
         EngineConfig(device=self.device)
+        if self.model is None:
+            return
+        folder = Path(self.model)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{folder} is no folder; doctor downloads nothing: give a model's local folder"
+            )
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{folder} has no config.json; give a model's folder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +124,34 @@ class GenerateOptions:
     """Take each prompt as a user's message and answer it through the model's chat template."""
     adapter: str | None = None
     """A folder with a LoRA adapter, as PEFT saves it, to run the model with."""
-    max_tokens: int = _SAMPLING.max_tokens
+    max_tokens: Annotated[int, COUNT] = _SAMPLING.max_tokens
     """Most tokens to generate."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, REAL] = None
     """0 always takes the likeliest token. This and the next two: the model's own if not given."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, WHOLE] = None
     """Draw among the k likeliest tokens; 0: among all."""
-    top_p: float | None = None
+    top_p: Annotated[float | None, REAL] = None
     """Draw among the likeliest tokens that make up this probability."""
     generation_config: tyro.conf.FlagCreatePairsOff[bool] = _ENGINE.generation_config
     """What the model's generation_config.json says of sampling holds where nothing is given."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """End the text before this string. May be given again."""
-    seed: int = _ENGINE.seed
+    seed: Annotated[int, SEED] = _ENGINE.seed
     """Of all sampling: the same seed gives the same texts."""
     dummy_weights: tyro.conf.FlagCreatePairsOff[bool] = False
     """Random weights: needs the model's config only."""
     device: str = _ENGINE.device
     """Where to compute: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
-    device_memory: str = str(_ENGINE.device_memory)
+    device_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.device_memory)
     """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
-    host_memory: str = str(_ENGINE.host_memory)
+    host_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.host_memory)
     """Size of the host pool; auto: 4GB, or beside a GPU 70 % of what is available."""
     policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(ENGINE_POLICIES)}.")] = (
         _ENGINE.policy
     )
-    block_size: int | None = _ENGINE.block_size
+    block_size: Annotated[int | None, COUNT] = _ENGINE.block_size
     """Tokens a page; chosen for the model if not given."""
-    max_model_len: int | None = _ENGINE.max_model_len
+    max_model_len: Annotated[int | None, COUNT] = _ENGINE.max_model_len
     """Most tokens of prompt and output; the model's own limit if not given."""
 
     def sampling(self) -> dict[str, Any]:
@@ -160,25 +182,25 @@ class PlanOptions:
     that are assumed are in `scalesim.replay.hardware`.
     """
 
-    agents: int
+    agents: Annotated[int, COUNT]
     """Agents in the simulation."""
     model: str = "qwen2.5-7b"
     """A model whose shape is known."""
     hardware: str = "h100"
     """A GPU whose rates are known."""
-    host_memory: str = "200GB"
+    host_memory: Annotated[str, MEMORY] = "200GB"
     """Host memory for agents' state."""
-    active: float = 0.2
+    active: Annotated[float, SHARE] = 0.2
     """Share of the agents that call in a step."""
-    shared: int = 0
+    shared: Annotated[int, WHOLE] = 0
     """Tokens of prompt that all agents have in common."""
-    prefix: int = 2048
+    prefix: Annotated[int, COUNT] = 2048
     """Tokens of prompt that only the agent has, and had in its call before."""
-    new: int = 256
+    new: Annotated[int, COUNT] = 256
     """New tokens of prompt in a call."""
-    output: int = 100
+    output: Annotated[int, COUNT] = 100
     """Tokens of an answer."""
-    adapter: str = "0"
+    adapter: Annotated[str, MEMORY] = "0"
     """Bytes of each agent's own adapter, like 77MB; 0: none."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the figures as JSON."""
@@ -198,11 +220,27 @@ class ProfileOptions:
     """What it is; `auto` looks."""
     out: Path = Path("profile.html")
     """The page; the figures go beside it, as JSON."""
-    step: float | None = None
+    step: Annotated[float | None, POSITIVE] = None
     """Seconds of one step, for logs that have times and no steps; a hundredth of the log if not
     given."""
-    day: float | None = None
+    day: Annotated[float | None, POSITIVE] = None
     """Steps of a day, for the learned predictor."""
+
+    @property
+    def figures(self) -> Path:
+        """Where the JSON goes."""
+        return self.out.with_suffix(".json")
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` where the page could not be written in the end."""
+        if not self.out.name:
+            raise ConfigError(f"--out {self.out} is no file's name")
+        for path in {self.out, self.figures}:
+            check_writable(path, "--out")
+            if self.log.exists() and path.exists() and path.samefile(self.log):
+                raise ConfigError(
+                    f"--out {self.out} would write {path}, which is the log; give another name"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,45 +259,45 @@ class ReplayOptions:
     """h100, h100-sxm, h200, a100 or rtx4090."""
     model: str = "qwen2.5-7b"
     """qwen2.5-7b, llama-3.1-8b or llama-3.2-1b."""
-    residency: float = 0.25
+    residency: Annotated[float, SHARE] = 0.25
     """Share of all agents' state that the device pool holds."""
-    running: int = 32
+    running: Annotated[int, COUNT] = 32
     """Requests that run at once."""
-    link: float = 1.0
+    link: Annotated[float, POSITIVE] = 1.0
     """Share of the link's rate."""
-    warmup: int = 2
+    warmup: Annotated[int, WHOLE] = 2
     """Steps that do not count, the opening included."""
-    agents: int | None = None
+    agents: Annotated[int | None, COUNT] = None
     """Agents; the workload's own number if not given. So with all below."""
-    steps: int | None = None
+    steps: Annotated[int | None, COUNT] = None
     """Steps of the simulation."""
-    seed: int | None = None
+    seed: Annotated[int | None, SEED] = None
     """Of everything that is drawn."""
-    shared: int | None = None
+    shared: Annotated[int | None, WHOLE] = None
     """Tokens that all prompts begin with."""
-    private: int | None = None
+    private: Annotated[int | None, WHOLE] = None
     """Tokens of an agent's own that its prompts go on with."""
-    new: int | None = None
+    new: Annotated[int | None, COUNT] = None
     """Fresh tokens of each prompt."""
-    output: int | None = None
+    output: Annotated[int | None, COUNT] = None
     """Tokens generated by each call."""
-    spread: float | None = None
+    spread: Annotated[float | None, REAL] = None
     """Lognormal sigma of the last two."""
-    burst: int | None = None
+    burst: Annotated[int | None, COUNT] = None
     """Calls in a row when an agent acts."""
-    growth: float | None = None
+    growth: Annotated[float | None, SHARE_OR_0] = None
     """Share of what is said that stays in the prompt."""
-    active: float | None = None
+    active: Annotated[float | None, SHARE] = None
     """Mean share of agents that act in a step (w2)."""
     shuffled: bool | None = None
     """Another order in each step (w4), or in each cycle (w5)."""
     hints: HintMode | None = None
     """What is known of an agent's next call."""
-    interrupts: float | None = None
+    interrupts: Annotated[float | None, SHARE_OR_0] = None
     """Share of calls that come before their time, for hints interrupted."""
-    stale: int | None = None
+    stale: Annotated[int | None, WHOLE] = None
     """Steps by which a hint is late, for hints stale."""
-    wrong: float | None = None
+    wrong: Annotated[float | None, SHARE_OR_0] = None
     """Share of hints that are replaced by another draw."""
 
     def knobs(self) -> dict[str, object]:
@@ -287,11 +325,11 @@ class CheckOptions:
     """What the object is a kind of."""
     object: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:NAME")]
     """A class, or what makes one; a Policy. Modules of the working directory are found."""
-    walks: int = 60
+    walks: Annotated[int, COUNT] = 60
     """Random walks, each over a memory of its own."""
-    steps: int = 200
+    steps: Annotated[int, COUNT] = 200
     """Operations in a walk."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the first walk; each has the next one."""
 
 
@@ -313,15 +351,26 @@ AnyOptions: TypeAlias = (
     | ProfileOptions
     | CheckOptions
 )
+COMMANDS = tuple(kind.__name__.removesuffix("Options").lower() for kind in get_args(AnyOptions))
 
 
 def parse(args: Sequence[str]) -> AnyOptions:
-    """The options of the command in ``args``; ``SystemExit`` with 2 where they do not parse."""
-    parsed: AnyOptions = tyro.cli(
-        Options,
-        prog="scalesim",
-        description=_ABOUT,
-        args=args,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    """The options of the command in ``args``. Raises ``ConfigError`` with one line where they do
+    not parse, ``SystemExit`` with 0 after ``--help``."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            parsed: AnyOptions = tyro.cli(
+                Options,
+                prog="scalesim",
+                description=_ABOUT,
+                args=args,
+                config=(tyro.conf.OmitSubcommandPrefixes,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        command = args[0] if args and args[0] in COMMANDS else "COMMAND"
+        help_ = f"(see scalesim {command} --help)"
+        raise ConfigError(f"{in_one_line(said.getvalue())} {help_}") from None
     return parsed

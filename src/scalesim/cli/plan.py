@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from rich.console import Console
+from scalesim.cli.output import Output
 from rich.table import Table
 
 from scalesim.cli.options import PlanOptions
@@ -38,7 +38,7 @@ def plan(options: PlanOptions) -> int:
     if options.json:
         print(json.dumps(asdict(result), indent=2))
         return 0
-    console = Console()
+    console = Output()
     console.print(_table(options, result))
     console.print(f"{verdict(options, result)}", highlight=False)
     return 0

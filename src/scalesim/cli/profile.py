@@ -5,25 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from rich.console import Console
+from scalesim.cli.output import Output
 
 from scalesim.cli.options import ProfileOptions
 from scalesim.profile.readers import read_log
 from scalesim.profile.report import page
 from scalesim.profile.statistics import Profile, characterise
+from scalesim.records import shown
 
 
 def profile(options: ProfileOptions) -> int:
     """Exit code 0. Raises ``ConfigError``, ``TraceError``. With ``--out`` ending in .json there is
     no page."""
+    options.check()
     form, calls = read_log(options.log, options.format, options.step)
     found = characterise(calls, options.log.name, form, options.day)
-    figures = options.out.with_suffix(".json")
+    figures = options.figures
     if options.out != figures:
         options.out.write_text(page(found), encoding="utf-8")
     figures.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-    console = Console()
-    console.print("\n".join(lines(found)), highlight=False)
+    console = Output()
+    console.print("\n".join(lines(found)), highlight=False, markup=False)
     written = figures if options.out == figures else f"{options.out} and {figures}"
     console.print(f"Written: {written}", markup=False, highlight=False)
     return 0
@@ -34,7 +36,7 @@ def lines(found: Profile) -> list[str]:
     totals = found.totals
     quarter = next(row for row in found.misses if row["share"] == 0.25)
     rows = [
-        f"{found.source} ({found.form}): {totals['calls']} calls of {totals['agents']} agents in "
+        f"{shown(found.source)} ({found.form}): {totals['calls']} calls of {totals['agents']} agents in "
         f"{totals['steps']:.0f} steps; {totals['active share of a step']:.1%} active in a step",
         f"with a quarter of the agents resident, LRU misses {quarter['lru']:.0%} and Belady "
         f"{quarter['belady']:.0%} of the activations that could hit",
@@ -46,7 +48,7 @@ def lines(found: Profile) -> list[str]:
         )
     for row in found.breaks[:3]:
         rows.append(
-            f"template {row['template'] or '(none)'}: prompts of {row['prompt_len']:.0f} tokens "
+            f"template {shown(row['template']) if row['template'] else '(none)'}: prompts of {row['prompt_len']:.0f} tokens "
             f"part at {row['part_at']:.0f}; {row['prefill']:.0f} are computed a call, "
             f"{row['gain']:.0f} fewer with what changes at the end"
         )

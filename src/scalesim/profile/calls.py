@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scalesim.core import AgentId, Int64s
+from scalesim.errors import ConfigError
+from scalesim.records import MAX_NUMBER
 
 _PIECES = re.compile(r"\s?\w{1,4}|\s?[^\w\s]|\s")
 
@@ -36,12 +38,14 @@ def pseudo_tokens(text: str) -> Int64s:
 
 def in_steps(calls: Iterable[tuple[float, LoggedCall]], step_s: float | None) -> list[LoggedCall]:
     """Calls with times in seconds as calls in steps of ``step_s``, in order; a hundredth of the log
-    a step if ``None``."""
+    a step if ``None``. Raises ``ConfigError`` for more steps than can be told apart."""
     timed = sorted(calls, key=lambda each: each[0])
     if not timed:
         return []
     start, end = timed[0][0], timed[-1][0]
     length = step_s or max((end - start) / 100.0, 1e-9)
+    if end - start > length * MAX_NUMBER:
+        raise ConfigError(f"--step {length}; the log lasts {end - start} s, too many such steps")
     return [
         LoggedCall(
             call.agent, float(int((at - start) / length)), call.tokens, call.output_len,

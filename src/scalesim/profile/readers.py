@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -11,32 +9,43 @@ from typing import Any
 
 import numpy as np
 
+from scalesim import records
+from scalesim.core import Int64s
 from scalesim.errors import ConfigError, TraceError
 from scalesim.profile.calls import LoggedCall, in_steps, pseudo_tokens
+from scalesim.profile.database import rows_of
+from scalesim.regular_file import open_regular
 from scalesim.trace import Piece
 from scalesim.trace_file import read_trace
 
 Reader = Callable[[Path, "float | None"], "list[LoggedCall]"]
+MAX_TOKENS = 1 << 29
+"""Of all prompts of a trace, which are written out: 4 GiB."""
 _NO_TOKENS = np.empty(0, np.int64)
 
 
 def read_log(path: Path, form: str, step_s: float | None = None) -> tuple[str, list[LoggedCall]]:
     """The calls of ``path``, in order, and the format that it has. ``step_s`` is the length of a
     step in logs that have times only. Raises ``TraceError``, ``ConfigError``."""
-    if not path.is_file():
-        raise ConfigError(f"{path} is no file; give the path of a log")
     if step_s is not None and not 0.0 < step_s < float("inf"):
         raise ConfigError(f"--step {step_s}; a step must last above 0 seconds")
-    name = detect(path) if form == "auto" else form
+    found = detect(path)  # also where the format is given: opens nothing but a regular file
+    name = found if form == "auto" else form
+    if name is None:
+        known = ", ".join(READERS)
+        raise TraceError(f"{path} is in no known format; --format can name one of {known}")
+    if name not in READERS:
+        raise ConfigError(f"format={form!r}; it is auto or one of {', '.join(READERS)}")
     calls = READERS[name](path, step_s)
     if not calls:
         raise TraceError(f"{path} has no calls, read as {name}; --format names another format")
     return name, calls
 
 
-def detect(path: Path) -> str:
-    """The format, from the beginning of the file."""
-    with path.open("rb") as file:
+def detect(path: Path) -> str | None:
+    """The format, from the beginning of the file; ``None`` if it is not known. Raises
+    ``TraceError`` for what is no regular file."""
+    with open_regular(path, TraceError) as file:
         head = file.read(4096)
     if head.startswith(b"SQLite format 3\0"):
         return "oasis"
@@ -46,43 +55,51 @@ def detect(path: Path) -> str:
         return "generative-agents"
     if b'"messages"' in head or b'"prompt"' in head:
         return "openai"
-    raise TraceError(f"{path} is in no known format; --format can name one of {', '.join(READERS)}")
+    return None
 
 
 def _trace(path: Path, step_s: float | None) -> list[LoggedCall]:
     """ScaleSim's own; see docs/traces.md."""
-    return [
-        LoggedCall(
-            turn.agent, step.time, np.concatenate([_piece(piece) for piece in turn.prompt]),
-            turn.output.length, str(turn.prompt[0].content), turn.expect,
-        )
-        for step in read_trace(path)
-        for turn in step.turns
-        if turn.agent is not None
-    ]  # fmt: skip
+    calls, num_tokens = [], 0
+    for step in read_trace(path):
+        for turn in step.turns:
+            if turn.agent is None:
+                continue
+            num_tokens += turn.prompt_len
+            if num_tokens > MAX_TOKENS:
+                raise TraceError(
+                    f"{path}: the prompts up to step {step.time} have more than {MAX_TOKENS} "
+                    "tokens; give a part of the trace"
+                )
+            calls.append(
+                LoggedCall(
+                    turn.agent, step.time, np.concatenate([_tokens(piece) for piece in turn.prompt]),
+                    turn.output.length, str(turn.prompt[0].content), turn.expect,
+                )
+            )  # fmt: skip
+    return calls
 
 
-def _piece(piece: Piece) -> Any:
+def _tokens(piece: Piece) -> Int64s:
     at = np.arange(piece.start, piece.start + piece.length, dtype=np.int64)
-    return at * 0x9E3779B1 + hash(piece.content)
+    numbers: Int64s = at * 0x9E3779B1 + hash(piece.content)
+    return numbers
 
 
 def _oasis(path: Path, step_s: float | None) -> list[LoggedCall]:
     """OASIS's table ``trace``: user_id, created_at, action, info. It has actions, no prompts. Times
     are steps where they are small whole numbers, else dates."""
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
-            rows = database.execute("SELECT user_id, created_at, action FROM trace").fetchall()
-    except sqlite3.Error as error:
-        raise TraceError(f"{path}: {error}; an OASIS database has a table trace") from None
-    acts = [row for row in rows if row[2] not in ("sign_up", "refresh")]
-    timed = [
-        (_seconds(at, f"{path}: created_at"), LoggedCall(agent, 0.0, _NO_TOKENS, 0, str(action)))
-        for agent, at, action in acts
-    ]
-    if all(isinstance(at, int) or str(at).isdigit() for _, at, _ in acts):
-        return in_steps(timed, step_s or 1.0)
-    return in_steps(timed, step_s)
+    timed, are_steps = [], True
+    for number, row in enumerate(rows_of(path, "trace", ("user_id", "created_at", "action")), 1):
+        where = f"{path}: row {number} of trace"
+        agent, at, action = records.agent(row[0], where), row[1], row[2]
+        action = records.name(action, f"{where}: action")
+        if action in ("sign_up", "refresh"):
+            continue
+        are_steps = are_steps and (isinstance(at, int) or str(at).isdigit())
+        seconds = _seconds(at, f"{where}: created_at")
+        timed.append((seconds, LoggedCall(agent, 0.0, _NO_TOKENS, 0, action)))
+    return in_steps(timed, step_s or 1.0 if are_steps else step_s)
 
 
 def _generative_agents(path: Path, step_s: float | None) -> list[LoggedCall]:
@@ -90,21 +107,19 @@ def _generative_agents(path: Path, step_s: float | None) -> list[LoggedCall]:
     with persona_name (or persona), step, start_time, function_name, input and output."""
     calls = []
     for where, record in _records(path):
-        agent = record.get("persona_name", record.get("persona"))
+        agent = _first(record, "persona_name", "persona")
         if agent is None:
             raise TraceError(f"{where}: no persona_name; is this a Generative Agents log?")
-        calls.append(
-            (
-                float(record.get("step", 0)) * 1e9 + float(record.get("start_time", 0) or 0),
-                LoggedCall(
-                    str(agent),
-                    float(record.get("step", 0)),
-                    pseudo_tokens(str(record.get("input", record.get("prompt", "")))),
-                    len(pseudo_tokens(str(record.get("output", "")))),
-                    str(record.get("function_name", record.get("func_name", ""))),
-                ),
-            )
+        step = records.number_of(record.get("step", 0), f"{where}: step")
+        start = records.number_of(record.get("start_time") or 0, f"{where}: start_time")
+        call = LoggedCall(
+            records.name(agent, f"{where}: persona_name"),
+            step,
+            pseudo_tokens(_words(_first(record, "input", "prompt"))),
+            len(pseudo_tokens(_words(record.get("output")))),
+            _template(_first(record, "function_name", "func_name"), where),
         )
+        calls.append((step * 1e9 + start, call))
     calls.sort(key=lambda each: each[0])
     if len({call.time for _, call in calls}) > 1:
         return [call for _, call in calls]
@@ -118,29 +133,41 @@ def _openai(path: Path, step_s: float | None) -> list[LoggedCall]:
     for where, record in _records(path):
         body = record.get("body", record.get("request", record))
         merged = {**record, **body} if isinstance(body, dict) else record
-        agent = next(
-            (merged[key] for key in ("agent_id", "session_id", "prompt_cache_key", "user", "model")
-             if merged.get(key) is not None), None,
-        )  # fmt: skip
+        agent = _first(merged, "agent_id", "session_id", "prompt_cache_key", "user", "model")
         if agent is None:
             raise TraceError(f"{where}: no agent_id, session_id, user or model to tell callers by")
         time = merged.get("step")
         if time is None:
             has_steps = False
-            time = next(
-                (merged[key] for key in ("timestamp", "created", "time") if key in merged), None
-            )
+            time = _first(merged, "timestamp", "created", "time")
         if time is None:
             raise TraceError(f"{where}: no step and no timestamp, created or time")
         messages = merged.get("messages")
-        text = _chat_text(messages) if isinstance(messages, list) else str(merged.get("prompt", ""))
-        usage = merged.get("usage") or {}
+        is_chat = isinstance(messages, list)
+        text = _chat_text(messages) if is_chat else _words(merged.get("prompt"))
+        usage = records.record(merged.get("usage") or {}, f"{where}: usage")
+        length = usage.get("completion_tokens") or 0
         call = LoggedCall(
-            str(agent), 0.0, pseudo_tokens(text), int(usage.get("completion_tokens", 0)),
-            str(merged.get("template", "")),
+            records.agent(agent, where), 0.0, pseudo_tokens(text),
+            records.whole(length, f"{where}: completion_tokens"),
+            _template(merged.get("template"), where),
         )  # fmt: skip
         calls.append((_seconds(time, where), call))
     return in_steps(calls, 1.0 if has_steps else step_s)
+
+
+def _first(record: dict[str, Any], *names: str) -> Any:
+    """Of these fields, the first that is there."""
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _words(value: Any) -> str:
+    """What was said; text is only cut and compared, so anything that JSON holds will do."""
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _template(value: Any, where: str) -> str:
+    return "" if value is None else records.name(value, f"{where}: template")
 
 
 def _chat_text(messages: list[Any]) -> str:
@@ -153,38 +180,43 @@ def _chat_text(messages: list[Any]) -> str:
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON file: its values, its items, or one a line."""
-    with path.open(encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "")
-        file.seek(0)
+    if _is_json_lines(path):
+        for number, text in records.lines(path):
+            where = f"{path} line {number}"
+            yield where, records.record(records.parsed(text, where), where)
+        return
+    whole = records.document(path)
+    items = whole.values() if isinstance(whole, dict) else whole
+    if not isinstance(whole, (dict, list)):
+        raise TraceError(f"{path} holds {records.shown(whole)}, no records")
+    for index, item in enumerate(items):
+        where = f"{path} record {index}"
+        yield where, records.record(item, where)
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Whether the first line is an object by itself."""
+    for number, text in records.lines(path):
         try:
-            whole_line = isinstance(json.loads(first), dict)
-        except json.JSONDecodeError:
-            whole_line = False
-        try:
-            if whole_line:
-                found = [(f"{path} line {number}", json.loads(line))
-                         for number, line in enumerate(file, 1) if line.strip()]  # fmt: skip
-            else:
-                whole = json.load(file)
-                items = whole.values() if isinstance(whole, dict) else whole
-                found = [(f"{path} record {index}", item) for index, item in enumerate(items)]
-        except json.JSONDecodeError as error:
-            raise TraceError(f"{path} is not JSON: {error}") from None
-    for where, record in found:
-        if not isinstance(record, dict):
-            raise TraceError(f"{where} is no JSON object")
-        yield where, record
+            return isinstance(records.parsed(text, f"{path} line {number}"), dict)
+        except TraceError:
+            break
+    return False
 
 
 def _seconds(value: Any, where: str) -> float:
+    """A number of seconds, or a date."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except (ValueError, OverflowError, OSError):  # also years that no clock knows
+            pass
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        pass
-    try:
-        return datetime.fromisoformat(str(value)).timestamp()
-    except ValueError:
-        raise TraceError(f"{where}: {value!r} is neither a number nor a date") from None
+        return records.number_of(value, where)
+    except TraceError:
+        raise TraceError(
+            f"{where}: {records.shown(value)} is neither a date nor a finite number"
+        ) from None
 
 
 READERS: dict[str, Reader] = {

@@ -1,0 +1,169 @@
+"""Values from files of strangers: JSON lines and documents, and rows of a database.
+
+One rule for each kind of value, whatever the format; a value that breaks it raises ``TraceError``
+with its place, itself (cut short) and the rule. Nothing here raises anything else, takes more
+memory than a few times the file, or goes deeper than ``MAX_DEPTH``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, BinaryIO
+
+from scalesim.core import AgentId
+from scalesim.errors import TraceError
+from scalesim.regular_file import open_regular
+
+MAX_BYTES = 1 << 30
+"""Of a JSON document that is read as one."""
+MAX_LINE_BYTES = 1 << 26
+MAX_DEPTH = 64
+MAX_TEXT = 1 << 16
+"""Characters of a name: of an agent, a template, an adapter, a stretch of tokens."""
+MAX_NUMBER = 1 << 53
+"""Above it, a float no longer tells one step from the next."""
+_INT64 = 1 << 63
+_BOM = b"\xef\xbb\xbf"
+
+_short = Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+_short.maxlevel, _short.maxlist, _short.maxdict = 2, 3, 3
+
+
+def shown(value: Any) -> str:
+    """``value`` in an error: its beginning, and nothing that a terminal would obey."""
+    return _short.repr(value)
+
+
+# -- whole files ----------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line of ``path`` that is not blank."""
+    with open_regular(path, TraceError) as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            where = f"{path} line {number}"
+            if len(raw) > MAX_LINE_BYTES:
+                raise TraceError(f"{where} is longer than {MAX_LINE_BYTES >> 20} MiB")
+            if text := _text_of(raw, where).strip():
+                yield number, text
+
+
+def document(path: Path) -> Any:
+    """What ``path`` holds as one JSON document."""
+    with open_regular(path, TraceError) as file:
+        return parsed(_text_of(_whole(file, path), str(path)), str(path))
+
+
+def _whole(file: BinaryIO, path: Path) -> bytes:
+    raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise TraceError(
+            f"{path} is one JSON document of more than {MAX_BYTES >> 30} GiB; write one record a "
+            "line, which is read line by line"
+        )
+    return raw
+
+
+def _text_of(raw: bytes, where: str) -> str:
+    try:
+        return raw.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise TraceError(f"{where} is not UTF-8, at byte {cause.start}") from None
+
+
+def parsed(text: str, where: str) -> Any:
+    """``text`` as JSON, no deeper than ``MAX_DEPTH``."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise TraceError(f"{where} is nested deeper than {MAX_DEPTH}") from None
+    except ValueError as cause:  # also of integers with thousands of digits
+        raise TraceError(f"{where} is not JSON: {cause}") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value, where)
+    return value
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = inner
+        if not level:
+            return
+    raise TraceError(f"{where} is nested deeper than {MAX_DEPTH}")
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def record(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TraceError(f"{where} is no JSON object but {shown(value)}")
+    return value
+
+
+def number(value: Any, what: str) -> float:
+    """A finite number that a float can count by one."""
+    if not isinstance(value, bool) and isinstance(value, (int, float)):
+        if -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN is not
+            return float(value)
+    raise TraceError(f"{what} is {shown(value)}; it must be a finite number, to 2^53 from 0")
+
+
+def number_of(value: Any, what: str) -> float:
+    """The same, also where it stands as text."""
+    if isinstance(value, str) and len(value) < 64:
+        try:
+            return number(float(value), what)
+        except ValueError as cause:
+            if isinstance(cause, TraceError):
+                raise
+    return number(value, what)
+
+
+def whole(value: Any, what: str, least: int = 0, most: int = MAX_NUMBER) -> int:
+    is_whole = not isinstance(value, bool) and isinstance(value, int)
+    if not is_whole or not least <= value <= most:
+        rule = f"at least {least}" if value is None or most == MAX_NUMBER else f"{least} to {most}"
+        raise TraceError(f"{what} {shown(value)} must be a whole number, {rule}")
+    return int(value)
+
+
+def name(value: Any, what: str) -> str:
+    """Text that can be written again, no longer than ``MAX_TEXT``."""
+    if not isinstance(value, str) or len(value) > MAX_TEXT or not _is_unicode(value):
+        raise TraceError(
+            f"{what} {shown(value)} must be a string of at most {MAX_TEXT} characters, without "
+            "lone surrogates"
+        )
+    return value
+
+
+def name_or_number(value: Any, what: str) -> str | int:
+    """A name, or a whole number of 64 bits."""
+    if isinstance(value, str):
+        return name(value, what)
+    if isinstance(value, bool) or not isinstance(value, int) or not -_INT64 <= value < _INT64:
+        raise TraceError(f"{what} {shown(value)} must be a string or a whole number of 64 bits")
+    return value
+
+
+def agent(value: Any, where: str) -> AgentId:
+    return name_or_number(value, f"{where}: agent")
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or re.search("[\ud800-\udfff]", text) is None
