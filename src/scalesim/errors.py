@@ -76,3 +76,8 @@ class RequestTimeoutError(ScaleSimError, TimeoutError):
 
 class RequestCancelledError(ScaleSimError):
     """The request was cancelled; its pages are free."""
+
+
+class HintWarning(UserWarning):
+    """A hint says nothing, and is ignored. Given once a source; ``Engine.source_scores`` counts the
+    others."""

@@ -66,7 +66,11 @@ def test_a_batch_and_single_estimates_say_the_same(many: bool) -> None:
     for agent in agents:
         assert distances.next_use(agent) == expected.next_use(agent)
         assert told.get(agent, distances.next_use(agent)) == distances.next_use(agent)
-    assert distances.num_ignored == np.isinf(at).sum()
+    unsure = np.isfinite(at) & np.isnan(sure)
+    assert distances.scores()["says"].ignored == {
+        "no time": np.isinf(at).sum(),
+        "no confidence": unsure.sum(),
+    }
 
 
 def test_user_functions_combine_and_a_failing_one_is_replaced() -> None:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -21,15 +24,17 @@ from scalesim.core import AgentId, Int64s
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
 from scalesim.distance.estimates import Estimates, Source, Times
+from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read, shown
 from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
-from scalesim.errors import ConfigError
+from scalesim.errors import ConfigError, HintWarning
 
 Change = tuple[AgentId, float | None]
 """An agent and its new next use, in steps of the clock; ``None`` = unknown."""
 
-_FEW = 8  # estimates that are cheaper one by one than as arrays
+_MAX_KEPT = 1024  # agents whose last ignored hint is kept
+_MAX_NAMES = 8  # of nobody, that a score shows
 _NOT_TOLD = -math.inf
 _LEAD_WEIGHT = 0.05
 _log = logging.getLogger(__name__)
@@ -42,13 +47,18 @@ class _Voice:
     name: str
     ledger: Ledger
     source: Source | None = None
+    failed: str = ""  # what it raised, or said that are no estimates: it is not asked any more
+    # whom it speaks of and nobody is so far, and when each is to call
+    strangers: dict[AgentId, float] = field(default_factory=dict)
+    misnamed: dict[AgentId, None] = field(default_factory=dict)  # who never came; the last few
 
 
 class Distances:
     """The next use of every agent that was ever heard of.
 
     ``early_steps`` is how many steps before their time those calls come that count as on time: the
-    mean, learned; the start window allows for it.
+    mean, learned; the start window allows for it. ``is_known`` tells whether an agent exists:
+    whoever does not is not told of, and no hint about it outlives its time.
     """
 
     def __init__(self, clock: Clock, combine: Combine = earliest_credible) -> None:
@@ -59,7 +69,11 @@ class Distances:
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
         self._voices = [_Voice("declared", self._declared), _Voice("wake", self._woken)]
+        self.is_known: Callable[[AgentId], bool] = lambda agent: True
+        self._ignored: OrderedDict[AgentId, tuple[str, Ignored]] = OrderedDict()  # the last of each
+        self._counting = threading.Lock()  # users' hints are counted on their threads
         self._rows = Columns(
+            known=(np.bool_, False, ()),
             open_calls=(np.int32, 0, ()),
             calls=(np.int32, 0, ()),  # in this step
             usual_calls=(np.int32, 0, ()),  # in the last step in which it called
@@ -70,22 +84,52 @@ class Distances:
 
     @property
     def num_ignored(self) -> int:
-        """Hints and estimates that were not a time."""
-        return sum(voice.ledger.num_ignored for voice in self._voices)
+        """Hints and estimates that said nothing."""
+        return sum(sum(voice.ledger.score.ignored.values()) for voice in self._voices)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all sources, and of what users say."""
+        return [voice.name for voice in self._voices]
 
     def scores(self) -> dict[str, Score]:
-        """By source, how its predictions came out."""
+        """By source, how its predictions came out; from any thread."""
+        for voice in self._voices:
+            score = voice.ledger.score
+            strangers = [each for each in list(voice.strangers) if not self.is_known(each)]
+            score.unknown = tuple([*strangers, *list(voice.misnamed)][:_MAX_NAMES])
+            score.silent = _silence(voice)
         return {voice.name: voice.ledger.score for voice in self._voices}
 
     def add(self, source: Source) -> list[Change]:
         """Listen to ``source`` from now on. Raises ``ConfigError`` where the name is taken."""
-        if any(voice.name == source.name for voice in self._voices):
-            raise ConfigError(
-                f"a source named {source.name!r} is there already; give this one another name="
-            )
-        ledger = Ledger(judges_itself=source.judges_itself)
-        self._voices.append(_Voice(source.name, ledger, source))
+        name = name_of(source)
+        if name in self.names:
+            raise ConfigError(f"a source named {name!r} is there already; give this another name=")
+        ledger = Ledger(judges_itself=bool(source.judges_itself))
+        self._voices.append(_Voice(name, ledger, source))
         return self.poll()
+
+    def forget(self, agents: Sequence[AgentId]) -> list[Change]:
+        """None of ``agents``, who have no open call, is there any more, and all that was known of
+        them goes; the sources are told. What those say then of others is returned."""
+        changes = self._ask(lambda source: source.forget(agents))
+        for agent in agents:
+            self._remove(agent)
+        gone = set(agents)
+        return [change for change in changes if change[0] not in gone]
+
+    def _remove(self, agent: AgentId) -> None:
+        self._ignored.pop(agent, None)
+        row = self.roster.remove(agent)
+        if row is None:
+            return
+        self._called.pop(row, None)
+        self._rows.clear(row)
+        for voice in self._voices:
+            voice.ledger.forget(row)
+            voice.strangers.pop(agent, None)
+            voice.misnamed.pop(agent, None)
 
     def next_use(self, agent: AgentId) -> float | None:
         row = self.roster.get(agent)
@@ -104,20 +148,71 @@ class Distances:
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, offset: float = 0.0
     ) -> list[Change]:
         """``expect`` for many agents; the changes in their order. ``offset`` is added to each."""
-        at = _numbers(times.values()) + offset
-        if len(times) > _FEW:
-            agents = tuple(times)
-            rows = self._rows_of(agents)
-            self._end_bursts(rows, at)
-            sure = np.broadcast_to(confidence, at.shape)
-            return self._post_rows(self._declared, agents, rows, at, sure)
-        for agent, time in zip(times, at.tolist(), strict=True):
-            self._end_burst(agent, time)
-        return self._post(self._declared, Estimates(tuple(times), at.tolist(), confidence))
+        declared = self._voices[0]
+        hints, ignored = read(tuple(times), list(times.values()), confidence, takes_back=False)
+        self._ignore(declared, ignored)
+        agents, at, sure = hints
+        if isinstance(at, list):
+            at = [time + offset for time in at]
+            for agent, time in zip(agents, at, strict=True):
+                self._end_burst(agent, time)
+        else:
+            at = at + offset
+            self._end_bursts(self._rows_of(agents), at)
+        return self._say(declared, Hints(agents, at, sure))
 
     def wake(self, agent: AgentId) -> list[Change]:
         """``agent`` will call at once, whatever was said before."""
-        return self._post(self._woken, Estimates((agent,), (self.clock.now,)))
+        return self._say(self._voices[1], Hints((agent,), [self.clock.now], [1.0]))
+
+    # -- what says nothing --------------------------------------------------------------------
+
+    def ignore(self, name: str, ignored: Sequence[Ignored]) -> str:
+        """Count hints of source ``name`` that say nothing; from any thread. What is to be said
+        about it: once a source, else nothing."""
+        [voice] = [each for each in self._voices if each.name == name]
+        score, is_first = voice.ledger.score, False
+        with self._counting:
+            for each in ignored:
+                is_first = is_first or not score.ignored
+                score.ignored[each.reason] = score.ignored.get(each.reason, 0) + 1
+                score.last_ignored = str(each)
+                self._ignored[each.agent] = name, each
+                self._ignored.move_to_end(each.agent)
+                if len(self._ignored) > _MAX_KEPT:
+                    self._ignored.popitem(last=False)
+        if not is_first:
+            return ""
+        return (
+            f"a hint of {name!r} says nothing: {ignored[0]}; others like it are counted and not "
+            f"shown: see Engine.source_scores()[{name!r}]"
+        )
+
+    def _ignore(self, voice: _Voice, ignored: Sequence[Ignored]) -> None:
+        """``ignore``, on the thread that the sources speak on."""
+        if ignored and (text := self.ignore(voice.name, ignored)):
+            try:
+                warnings.warn(text, HintWarning, stacklevel=2)
+            except HintWarning:  # an error, where the user wants it to be: not here
+                _log.warning("%s", text)
+
+    def unheard(self, agent: AgentId) -> list[str]:
+        """What was said of ``agent`` and did not count, or may have been meant for it; and who says
+        nothing of anybody. From any thread."""
+        said = []
+        if (last := self._ignored.get(agent)) is not None:
+            said.append(f"a hint of {last[0]!r} was ignored: {last[1]}")
+        for voice in self._voices[2:]:
+            names = [*list(voice.strangers), *list(voice.misnamed)]
+            near = nearest(agent, (name for name in names if not self.is_known(name)))
+            if near is not None:
+                said.append(f"{voice.name!r} speaks of {near!r}, whom nobody has: is {agent!r} meant?")
+        return said
+
+    def silent(self) -> list[str]:
+        """Which sources are not heard, and why. From any thread."""
+        silent = [(voice.name, _silence(voice)) for voice in self._voices]
+        return [f"{name!r} is silent: {why}" for name, why in silent if why]
 
     def _end_burst(self, agent: AgentId, at: float) -> None:
         """Who says that it calls later says that its burst of calls is over."""
@@ -142,6 +237,7 @@ class Distances:
         """A request of ``agent`` arrived. A hint for this step or before has come true."""
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
+        rows.known[row] = True
         first = row not in self._called
         rows.open_calls[row] += 1
         rows.calls[row] += 1
@@ -175,8 +271,35 @@ class Distances:
         over = np.concatenate(expired)
         self.num_expired += len(over)
         self._combine_many(over)
-        changes = self._all_changes(np.concatenate([spoke, over]))
+        changes = self._all_changes(np.concatenate([spoke, over, self._meet_strangers()]))
         return changes + self.poll()
+
+    def _meet_strangers(self) -> Int64s:
+        """Who of those that only sources spoke of is there by now, as rows. Who is not when its
+        time has come is misspelt, most likely, and forgotten."""
+        met: list[int] = []
+        for voice in self._voices[2:]:
+            for agent, at in list(voice.strangers.items()):
+                if self.is_known(agent):
+                    met.append(self._row(agent))
+                    self._rows.known[met[-1]] = True
+                    del voice.strangers[agent]
+                elif at < self.clock.now:
+                    self._ignore(voice, [Ignored("nobody has this name", agent, at)])
+                    voice.misnamed[agent] = None
+                    if len(voice.misnamed) > _MAX_NAMES:
+                        del voice.misnamed[next(iter(voice.misnamed))]
+                    self._unsay(voice, agent)
+        return np.array(met, np.int64)
+
+    def _unsay(self, voice: _Voice, agent: AgentId) -> None:
+        """``voice`` has nothing more to say of a stranger; when nobody has, it needs no row."""
+        voice.strangers.pop(agent, None)
+        row = self._row(agent)
+        voice.ledger.forget(row)
+        if not any(agent in each.strangers for each in self._voices):
+            self._rows.clear(row)
+            self.roster.remove(agent)
 
     def poll(self) -> list[Change]:
         """Ask every source what is new."""
@@ -191,41 +314,51 @@ class Distances:
                 continue
             try:
                 note(voice.source)
-                estimates = voice.source.changes(self.clock.now)
-                changes += self._post(voice.ledger, estimates)
-            except Exception:
-                voice.source = None
+                agents, at, confidence = voice.source.changes(self.clock.now)
+                hints, ignored = read(agents, at, confidence)
+                changes += self._say(voice, hints)
+                self._ignore(voice, ignored)
+            except Exception as error:
+                voice.source, voice.failed = None, shown(error)
                 _log.exception("source %r failed and is not asked again", voice.name)
         return changes
 
     # -- from estimates to changes ------------------------------------------------------------
 
-    def _post(self, ledger: Ledger, estimates: Estimates) -> list[Change]:
-        agents, at, confidence = estimates
-        if len(at) != len(agents):
-            raise ValueError(f"{len(at)} times for {len(agents)} agents; give one for each")
-        if not len(agents):
-            return []
-        if len(agents) > _FEW:
-            times = np.asarray(at, np.float64)
-            sure = np.broadcast_to(np.asarray(confidence, np.float64), times.shape)
-            return self._post_rows(ledger, agents, self._rows_of(agents), times, sure)
+    def _say(self, voice: _Voice, hints: Hints) -> list[Change]:
+        """Take in what ``voice`` says, in this order: of an agent that is named twice, what it is
+        given last."""
+        agents, at, confidence = hints
+        if isinstance(at, list):
+            return self._say_each(voice, hints)
+        rows = self._rows_of(agents)
+        if len(np.unique(rows)) < len(rows):
+            return self._say_each(voice, hints)
+        for index in np.flatnonzero(~self._rows.known[rows]).tolist():
+            self._introduce(voice, agents[index], float(at[index]))
+        changed = voice.ledger.post(rows, at, np.asarray(confidence), self.clock.now)
+        self._combine_many(changed)
+        return self._tell(changed, agents if len(changed) == len(rows) else None)
+
+    def _say_each(self, voice: _Voice, hints: Hints) -> list[Change]:
         now, touched = self.clock.now, []
-        each = [confidence] * len(agents) if isinstance(confidence, (int, float)) else confidence
-        for agent, time, sure_of_it in zip(agents, at, each, strict=True):
+        for agent, time, sure in zip(*hints, strict=True):
             row = self._row(agent)
-            if ledger.post_one(row, float(time), float(sure_of_it), now):
+            if not self._rows.known[row]:
+                self._introduce(voice, agent, float(time))
+            if voice.ledger.post_one(row, float(time), float(sure), now):
                 self._combine_one(row)
                 touched.append(row)
         return self._changes(touched)
 
-    def _post_rows(
-        self, ledger: Ledger, agents: Sequence[AgentId], rows: Int64s, at: Times, confidence: Times
-    ) -> list[Change]:
-        """``_post`` for ``[n]`` agents at once."""
-        changed = ledger.post(rows, at, confidence, self.clock.now)
-        self._combine_many(changed)
-        return self._all_changes(changed, agents if len(changed) == len(rows) else None)
+    def _introduce(self, voice: _Voice, agent: AgentId, at: float) -> None:
+        """``voice`` speaks of ``agent``, whom nobody was told of yet: it may be a stranger."""
+        if self.is_known(agent):
+            self._rows.known[self._row(agent)] = True
+        elif at == at:
+            voice.strangers[agent] = at
+        else:
+            self._unsay(voice, agent)
 
     def _combine_one(self, row: int) -> None:
         at, confidence = [], []
@@ -261,7 +394,7 @@ class Distances:
         """What it says of ``rows`` and how sure it may be, both ``[n]``; NaN and 0 where that is
         nothing."""
         ledger.columns.grow(len(self.roster))
-        confidence = ledger.columns.confidence[rows] * ledger.score.trust
+        confidence = ledger.columns.confidence[rows].astype(np.float64) * ledger.score.trust
         at = np.where(confidence >= LEAST, ledger.columns.at[rows], np.nan)
         return at, np.where(np.isnan(at), 0.0, confidence)
 
@@ -283,25 +416,31 @@ class Distances:
 
     def _changes(self, touched: Sequence[int]) -> list[Change]:
         changes: list[Change] = []
-        told = self._rows.told
+        told, known = self._rows.told, self._rows.known
         for row in touched:
+            if not known[row]:
+                continue
             at, last = self._effective(row), float(told[row])
             if at != last and not (at != at and last != last):
                 told[row] = at
                 changes.append((self.roster.ids[row], None if math.isnan(at) else at))
         return changes
 
-    def _all_changes(
-        self, touched: Int64s, agents: Sequence[AgentId] | None = None
-    ) -> list[Change]:
-        """``_changes`` as arrays. ``agents`` are those of ``touched``, where somebody knows them:
-        that spares looking them up."""
-        if len(touched) <= _FEW:
-            return self._changes(list(dict.fromkeys(touched.tolist())))
+    def _all_changes(self, touched: Int64s) -> list[Change]:
+        """``_changes`` of rows that may be named more than once, in the order of their first."""
+        if len(touched) > FEW:
+            _, first = np.unique(touched, return_index=True)
+            touched = touched[np.sort(first)]
+        return self._tell(touched)
+
+    def _tell(self, touched: Int64s, agents: Sequence[AgentId] | None = None) -> list[Change]:
+        """``_changes`` as arrays, of rows that are named once. ``agents`` are theirs, where
+        somebody knows them: that spares looking them up."""
+        if len(touched) <= FEW:
+            return self._changes(touched.tolist())
         rows = self._rows
-        _, first = np.unique(touched, return_index=True)
-        if len(first) < len(touched):
-            touched, agents = touched[np.sort(first)], None  # in their order, each once
+        if not (known := rows.known[touched]).all():
+            touched, agents = touched[known], None
         calls = rows.calls[touched]
         busy = (rows.open_calls[touched] > 0) | ((calls > 0) & (calls < rows.usual_calls[touched]))
         at: Times = np.where(busy, self.clock.now, rows.combined[touched])
@@ -329,18 +468,32 @@ class Distances:
         return row
 
 
-def _numbers(values: Collection[float]) -> Times:
-    """``[n]``; what is no number is infinite: it takes nothing back, and is ignored."""
+
+def name_of(source: Source) -> str:
+    """Raises ``ConfigError`` for what is no source, or has no name."""
+    if not isinstance(source, Source):
+        raise ConfigError(
+            f"{shown(source)} is no source; give objects of classes that inherit from "
+            "scalesim.distance.Source, as in sources=[Learned()]"
+        )
     try:
-        numbers = np.fromiter(values, np.float64, len(values))
-    except (TypeError, ValueError, OverflowError):
-        numbers = np.array([_number(value) for value in values])
-    numbers[np.isnan(numbers)] = np.inf
-    return numbers
+        name = source.name
+    except Exception as error:
+        raise ConfigError(f"a source's name cannot be read: {shown(error)}") from error
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a source is named {shown(name)}; give it a string as name=")
+    return name
 
 
-def _number(value: float) -> float:
+def _silence(voice: _Voice) -> str:
+    """Why nothing is heard of ``voice``; empty if something may be."""
+    if voice.failed:
+        return f"it failed and is not asked again: {voice.failed}"
+    if voice.ledger.score.muted:
+        return f"its predictions seldom come true (trust {voice.ledger.score.trust:.2f})"
+    if voice.source is None:
+        return ""
     try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.inf
+        return str(voice.source.why_silent())
+    except Exception as error:
+        return f"it cannot say why: {shown(error)}"

@@ -19,8 +19,10 @@ class Estimates(NamedTuple):
     """Next uses of ``n`` agents.
 
     ``at`` is absolute, in steps of the clock: a time in the past means now, NaN takes back what was
-    said, what is no number is ignored. ``confidence``, one for all or ``[n]``, is the probability
-    that the agent's next call comes about then: within a quarter of the distance, or one step.
+    said, what is infinite or no number is ignored and counted. ``confidence``, one for all or
+    ``[n]``, is the probability that the agent's next call comes about then: within a quarter of the
+    distance, or one step. Of an agent that is named twice, the last estimate holds. One that does
+    not exist may be spoken of ahead; a hint for who is not there when its time comes is ignored.
     """
 
     agents: Sequence[AgentId]
@@ -32,8 +34,8 @@ NOTHING = Estimates((), ())
 
 
 class Source(ABC):
-    """Says who will call when. ``changes`` and ``called`` run on the engine's thread; what a user
-    tells a source comes from any thread and is kept for that one by ``_tell``.
+    """Says who will call when. ``changes``, ``called`` and ``forget`` run on the engine's thread;
+    what a user tells a source comes from any thread and is kept for that one by ``_tell``.
 
     A source that raises is not asked again; nothing that it says can change a text. ``name`` is
     its own on an engine: scores and errors call it so. Where a source is made with a
@@ -56,6 +58,14 @@ class Source(ABC):
 
     def called(self, agent: AgentId, now: float) -> None:  # noqa: B027 - optional
         """``agent`` called at ``now``; told once a step, however many calls its burst has."""
+
+    def forget(self, agents: Sequence[AgentId]) -> None:  # noqa: B027 - optional
+        """``agents`` are gone: drop what is known of each. Who is made under one of these ids later
+        is somebody new."""
+
+    def why_silent(self) -> str:
+        """Why it says nothing at present; empty if it does, or does not know. From any thread."""
+        return ""
 
     def _tell(self, note: Callable[[float], None]) -> None:
         """Have ``note(now)`` run before the next ``changes``."""

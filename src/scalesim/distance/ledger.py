@@ -25,7 +25,6 @@ class Ledger:
 
     def __init__(self, *, judges_itself: bool = False) -> None:
         self.score = Score(judges_itself=judges_itself)
-        self.num_ignored = 0  # infinite times: they say nothing about one
         self.columns = Columns(
             at=(np.float64, np.nan, ()),
             made=(np.float64, 0.0, ()),
@@ -48,10 +47,7 @@ class Ledger:
         return float(self.columns.confidence[row]) * trust
 
     def post_one(self, row: int, at: float, confidence: float, now: float) -> bool:
-        """Take in a prediction; whether it changes anything."""
-        if math.isinf(at):
-            self.num_ignored += 1
-            return False
+        """Take in a prediction, NaN to take one back; whether it changes anything."""
         columns = self.columns
         columns.grow(row + 1)
         old = columns.at[row]
@@ -62,27 +58,31 @@ class Ledger:
         if at == now and old <= now:
             return False
         columns.at[row], columns.made[row] = at, now
-        columns.confidence[row] = min(max(confidence, 0.0), 1.0) if confidence == confidence else 0
+        columns.confidence[row] = min(max(confidence, 0.0), 1.0)
         self._deadlines.put_one(row, at + max(MIN_PATIENCE_STEPS, at - now), now)
+        self._sweep(now)
         return True
 
     def post(self, rows: Int64s, at: Times, confidence: Times, now: float) -> Int64s:
-        """``post_one`` for ``[n]`` agents at once; the rows that changed. A row given twice is what
-        it was given last."""
+        """``post_one`` for ``[n]`` agents at once, each given once; the rows that changed."""
         self.columns.grow(int(rows.max(initial=-1)) + 1)
         columns = self.columns
-        at = np.where(np.isfinite(at), np.clip(at, now, LATEST), at)
+        at = np.clip(at, now, LATEST)  # NaN stays
         old = columns.at[rows]
-        news = ~np.isinf(at) & ~((at == now) & (old <= now)) & ~(np.isnan(at) & np.isnan(old))
-        self.num_ignored += int(np.isinf(at).sum())
+        news = ~((at == now) & (old <= now)) & ~(np.isnan(at) & np.isnan(old))
         rows, at, confidence = rows[news], at[news], confidence[news]
-        columns.at[rows], columns.made[rows] = at, now
-        columns.confidence[rows] = np.where(confidence > 0.0, np.minimum(confidence, 1.0), 0.0)
         given = ~np.isnan(at)
+        columns.at[rows] = at
+        columns.made[rows[given]] = now
+        columns.confidence[rows[given]] = np.clip(confidence[given], 0.0, 1.0)
         rows_given, at = rows[given], at[given]
         self._deadlines.put(rows_given, at + np.maximum(MIN_PATIENCE_STEPS, at - now), now)
         self._sweep(now)
         return rows
+
+    def forget(self, row: int) -> None:
+        """The agent of ``row`` is gone, and nothing was said of whoever has it next."""
+        self.columns.clear(row)
 
     def called(self, row: int, now: float, *, first: bool) -> float | None:
         """The agent called: score what was said, if this is its ``first`` call of the step. What

@@ -1,4 +1,5 @@
-"""Agents as row numbers, so that what is known of them can lie in arrays. Rows are never reused."""
+"""Agents as row numbers, so that what is known of them can lie in arrays. A row is given again once
+its agent was removed: whoever keeps arrays by it clears them then."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from scalesim.core import AgentId, Int64s
 
 
 class Roster:
-    """Gives each agent the next free row, on first sight."""
+    """Gives each agent a free row, on first sight. ``len`` counts rows, free ones included."""
 
     def __init__(self) -> None:
         self.ids: list[AgentId] = []
         self._rows: dict[AgentId, int] = {}
+        self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -28,8 +30,21 @@ class Roster:
     def row(self, agent: AgentId) -> int:
         row = self._rows.get(agent)
         if row is None:
-            row = self._rows[agent] = len(self.ids)
-            self.ids.append(agent)
+            if self._free:
+                row = self._free.pop()
+                self.ids[row] = agent
+            else:
+                row = len(self.ids)
+                self.ids.append(agent)
+            self._rows[agent] = row
+        return row
+
+    def remove(self, agent: AgentId) -> int | None:
+        """Forget ``agent``; its row, which is free from now on, or ``None`` if it has none."""
+        row = self._rows.pop(agent, None)
+        if row is not None:
+            self.ids[row] = ""
+            self._free.append(row)
         return row
 
     def rows(self, agents: Sequence[AgentId]) -> Int64s:
@@ -67,6 +82,12 @@ class Columns:
             more = self._fresh(name, capacity - self.num_rows)
             setattr(self, name, np.concatenate([getattr(self, name), more]))
         self.num_rows = capacity
+
+    def clear(self, row: int) -> None:
+        """Have ``row`` as it is when it is new."""
+        if row < self.num_rows:
+            for name, (_, value, _) in self._fields.items():
+                getattr(self, name)[row] = value
 
     def _fresh(self, name: str, count: int) -> npt.NDArray[Any]:
         dtype, value, shape = self._fields[name]

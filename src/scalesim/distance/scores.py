@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from scalesim.core import AgentId
+
+Reason: TypeAlias = Literal["no time", "no confidence", "nobody has this name"]
+"""Why a hint says nothing: its time is no finite number, its confidence is no number, or its agent
+was not there when its time came."""
 
 WEIGHT = 1.0 / 64.0  # of the newest outcome; the first ones count as if all before had come true
 MUTED_BELOW = 0.25
@@ -18,6 +25,10 @@ class Score:
 
     ``trust`` is what came true over what was claimed, at most 1, with the past decaying: a source
     that claims little and is right that often is trusted, as is one that ``judges_itself``.
+
+    ``ignored`` counts hints that said nothing, by reason; ``last_ignored`` is the last of them, as
+    it was given. ``unknown`` are names that it speaks of and nobody has, at most eight. ``silent``
+    says why nothing is heard of it, where it knows.
     """
 
     early: int = 0
@@ -27,6 +38,10 @@ class Score:
     claimed: float = 1.0  # mean confidence, the past decaying
     deserved: float = 1.0  # share that came true, likewise
     judges_itself: bool = False
+    ignored: dict[Reason, int] = field(default_factory=dict)
+    last_ignored: str = ""
+    unknown: tuple[AgentId, ...] = ()
+    silent: str = ""
 
     @property
     def trust(self) -> float:

@@ -32,12 +32,15 @@ class Owners:
         self.set_next_uses([(id, next_use)])
 
     def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
-        """``set_next_use`` for many, in this order. Of an agent that has nothing in an order, which
-        is most of them, only the time is written down."""
+        """``set_next_use`` for many, in this order: of an agent that is named twice, the last one
+        holds. Of an agent that has nothing in an order, which is most of them, only the time is
+        written down."""
         look_ahead = self._look_ahead
         seqs = self._standing.next_seqs(len(advice))
         awaited: list[AgentState] = []
         for state, (_, next_use), seq in zip(self._named(advice), advice, seqs, strict=True):
+            if next_use != next_use:
+                next_use = None  # NaN orders nothing
             if next_use is None and state.next_use is None:
                 continue
             state.next_use, state.next_seq = next_use, seq
@@ -47,6 +50,7 @@ class Owners:
                 look_ahead.await_agent(state)
             else:
                 awaited.append(state)
+        awaited = [state for state in awaited if state.next_use is not None]  # not taken back since
         if awaited:
             look_ahead.await_agents(awaited)
 

@@ -87,7 +87,7 @@ class Standing:
         elif next_use - self.now >= self.num_levels:
             level = _FAR
         else:
-            level = float(int(next_use))
+            level = float(int(max(next_use, -_FAR)))
         return Use(level, segment.seq, segment.last_use, segment.last_seq)
 
     def is_over(self, segment: Segment) -> bool:

@@ -1,0 +1,113 @@
+"""Hints as they were given: what can be heard of them, and what says nothing and is ignored."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import reprlib
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.core import AgentId
+from scalesim.distance.estimates import Times
+from scalesim.distance.scores import Reason
+
+FEW = 8  # hints that are cheaper one by one than as arrays
+_MAX_COMPARED = 4096  # names that a misspelt one is held against
+
+
+class Hints(NamedTuple):
+    """What can be heard of ``n`` agents: finite times, or NaN to take back what was said; and how
+    sure, as numbers. Both are ``[n]``: lists of few, else arrays."""
+
+    agents: Sequence[AgentId]
+    at: list[float] | Times
+    confidence: list[float] | Times
+
+
+class Ignored(NamedTuple):
+    """A hint that says nothing, and why. ``value``: what was wrong, as it was given."""
+
+    reason: Reason
+    agent: AgentId
+    value: Any
+
+    def __str__(self) -> str:
+        given = shown(self.value)
+        rule = {
+            "no time": f"{given} is no finite number of steps",
+            "no confidence": f"confidence {given} is no number from 0 to 1",
+            "nobody has this name": f"nobody had this name by step {given}, when it was to call",
+        }[self.reason]
+        return f"agent {shown(self.agent)}: {rule}"
+
+
+NO_HINTS = Hints((), [], [])
+
+
+def read(
+    agents: Sequence[AgentId], at: Any, confidence: Any, *, takes_back: bool = True
+) -> tuple[Hints, list[Ignored]]:
+    """What ``agents`` are said to do ``at`` times, one each, and what of it is ignored: infinite
+    times and what is no number, and a ``confidence`` (one for all, or one each) that is none. NaN
+    takes back what was said, unless it may not. Raises ``ValueError`` or ``TypeError`` for what are
+    no such lists; then nothing of it counts."""
+    count = len(agents)
+    if not count and not len(at):
+        return NO_HINTS, []
+    if len(at) != count:
+        raise ValueError(f"{len(at)} times for {count} agents; give one for each")
+    times = _numbers(at)
+    if times.shape != (count,):
+        raise ValueError(f"times of shape {times.shape} for {count} agents; give one for each")
+    if not takes_back:
+        times[np.isnan(times)] = np.inf
+    each = not isinstance(confidence, str) and np.ndim(confidence) > 0
+    sure = np.broadcast_to(_numbers(confidence if each else [confidence]), (count,))
+    no_time = np.isinf(times)
+    no_sure = ~(np.isfinite(sure) | np.isnan(times) | no_time)
+    ignored = [Ignored("no time", agents[i], at[i]) for i in np.flatnonzero(no_time)]
+    for i in np.flatnonzero(no_sure):
+        ignored.append(Ignored("no confidence", agents[i], confidence[i] if each else confidence))
+    if ignored:
+        heard = ~(no_time | no_sure)
+        agents = [agents[i] for i in np.flatnonzero(heard)]
+        times, sure = times[heard], sure[heard]
+    if len(agents) <= FEW:
+        return Hints(agents, times.tolist(), sure.tolist()), ignored
+    return Hints(agents, times, sure), ignored
+
+
+def number(value: Any) -> float:
+    """``value`` as a number; infinite, which says nothing about a time, where it is none."""
+    try:
+        return float(value)
+    except Exception:  # the value may be anybody's object
+        return math.inf
+
+
+def shown(value: Any) -> str:
+    """``value`` as it is shown to people: short, whatever it is."""
+    try:
+        return reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+    except Exception:
+        return f"a {type(value).__name__}"
+
+
+def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
+    """Who of ``others`` may be meant by ``name``; ``None`` if none is like it."""
+    known = {str(other): other for other in islice(others, _MAX_COMPARED)}
+    found = difflib.get_close_matches(str(name), known, 1, 0.75)
+    return known[found[0]] if found else None
+
+
+def _numbers(values: Collection[Any] | npt.NDArray[Any]) -> Times:
+    """``[n]``, a copy; infinite where it is no number."""
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array([number(value) for value in values])
