@@ -101,10 +101,20 @@ def test_old_and_new_spelling_agree(tiny_config: ModelConfig) -> None:
     assert parse_config({**old, "rope_scaling": rope}) == parse_config(new)
 
 
-def test_end_of_sequence_ids_from_both_files(folder: Path) -> None:
+def test_end_of_sequence_ids_are_those_of_generation_config(folder: Path) -> None:
+    """As in transformers; config.json's count where that file names none."""
     edit(folder, eos_token_id=7)
-    (folder / "generation_config.json").write_text('{"eos_token_id": [9, 7, 11]}')
-    assert ModelConfig.from_folder(folder).eos_token_ids == (7, 9, 11)
+    path = folder / "generation_config.json"
+    for text, want in (
+        ('{"eos_token_id": [9, 11, 9]}', (9, 11)),
+        ('{"eos_token_id": 9}', (9,)),
+        ('{"eos_token_id": null}', (7,)),
+        ("{}", (7,)),
+    ):
+        path.write_text(text)
+        assert ModelConfig.from_folder(folder).eos_token_ids == want
+    path.unlink()
+    assert ModelConfig.from_folder(folder).eos_token_ids == (7,)
 
 
 MISTRAL = {"architectures": ["MistralForCausalLM"]}
@@ -259,10 +269,44 @@ def test_missing_misshaped_and_unknown_tensors(folder: Path) -> None:
         load_model(folder)
 
 
-def test_tied_embeddings(folder: Path) -> None:
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("kept", [(EMBED,), (HEAD,), (EMBED, HEAD)])
+def test_tied_embeddings(folder: Path, kept: tuple[str, ...]) -> None:
+    """One matrix under either name, or twice."""
     edit(folder, tie_word_embeddings=True)
-    weights = load_model(folder).model.weights  # a saved copy of the head is harmless
+    tensors = load_file(folder / "model.safetensors")
+    matrix = tensors[EMBED]
+    for name in (EMBED, HEAD):
+        tensors.pop(name)
+    tensors |= {name: matrix.clone() for name in kept}
+    save_file(tensors, folder / "model.safetensors")
+    weights = load_model(folder).model.weights
     assert weights.lm_head is weights.embed
+    assert torch.equal(weights.embed, matrix)
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_head_of_its_own_is_kept_whatever_the_config_says(
+    folder: Path, architecture: str, tiny_config: ModelConfig
+) -> None:
+    family = FAMILIES[architecture]
+    config = replace(
+        tiny_config,
+        architecture=architecture,
+        qkv_bias=family.bias,
+        qk_norm=family.qk_norm != "none",
+        local_rope=RopeConfig(1e4) if family.local_rope else None,
+        experts=ExpertsConfig(4, 2, 24, True, (1,)) if family.experts else None,
+    )
+    write_dummy_model(folder, config)
+    stored = load_file(folder / "model.safetensors")
+    edit(folder, tie_word_embeddings=True)
+    loaded = load_model(folder)
+    assert torch.equal(loaded.model.weights.lm_head, stored[HEAD])
+    assert torch.equal(loaded.model.weights.embed, stored[EMBED])
+    assert loaded.config.tie_embeddings is False
 
 
 def test_shards(folder: Path) -> None:
@@ -271,7 +315,7 @@ def test_shards(folder: Path) -> None:
     parts = load_model(folder).model.weights
     assert torch.equal(whole.layers[1].qkv, parts.layers[1].qkv)
     (folder / "two.safetensors").rename(folder / "gone")
-    with pytest.raises(WeightsError, match=r"weight file .*two.safetensors is missing"):
+    with pytest.raises(WeightsError, match=r"two.safetensors is missing"):
         load_model(folder)
     shutil.copy(folder / "one.safetensors", folder / "two.safetensors")
     with pytest.raises(WeightsError, match=r"two.safetensors lacks tensor '.*', which the index"):

@@ -16,7 +16,9 @@ from scalesim.doctor.findings import Section, Settings
 from scalesim.errors import ScaleSimError, UnsupportedModelError, WeightsError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.chat import load_chat_template
-from scalesim.model.config import ModelConfig, read_json
+from scalesim.model.config import ModelConfig
+from scalesim.model.fields import MalformedError
+from scalesim.model.files import read_json
 from scalesim.model.loader import open_checkpoint
 from scalesim.model.loader_files import weight_files
 from scalesim.model.weights import expected_shapes
@@ -34,6 +36,8 @@ def probe(settings: Settings) -> Section:
         section.facts |= {"path": "native", "architecture": config.architecture}
         shape(section, config, geometry_of(folder, place), place)
         weights(section, folder, config)
+    except MalformedError as error:
+        section.find("error", str(error), "a config.json as transformers saves it")
     except UnsupportedModelError as error:
         hosted(section, folder, str(error))
     except ScaleSimError as error:

@@ -5,18 +5,23 @@ Torch-free. What ScaleSim cannot run is refused here, by name, before any weight
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scalesim.errors import UnsupportedModelError, WeightsError
+from scalesim.errors import UnsupportedModelError
 from scalesim.model.families import FAMILIES, Family
+from scalesim.model.fields import Fields
+from scalesim.model.files import Json, read_json, read_json_if_there
 from scalesim.model.rope import RopeConfig, inverse_frequencies
 
-Json = Mapping[str, Any]
+# Sizes past these are no model's: whatever is made in proportion to them fits into memory.
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 20
+MAX_HEADS = MAX_HEAD_DIM = MAX_EXPERTS = 1 << 14
+MAX_EXPERTS_IN_ALL = 1 << 17
+MAX_VOCAB = 1 << 24
 
 LAYER_KINDS = ("full_attention", "sliding_attention")
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}
@@ -95,200 +100,216 @@ class ModelConfig:
 
         Raises ``WeightsError`` when the file is missing or not JSON, and ``UnsupportedModelError``.
         """
-        raw = read_json(folder / "config.json")
-        generation = folder / "generation_config.json"
-        return parse_config(raw, read_json(generation) if generation.exists() else {})
-
-
-def read_json(path: Path) -> Json:
-    if not path.exists():
-        raise WeightsError(f"{path} is missing: a model is a folder in Hugging Face's layout")
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise WeightsError(f"{path} holds a {type(parsed).__name__}, not an object")
-    return parsed
+        return parse_config(
+            read_json(folder / "config.json"),
+            read_json_if_there(folder / "generation_config.json"),
+        )
 
 
 def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
-    """The config of a model from the parsed JSON files. Raises ``UnsupportedModelError``."""
-    architecture = _architecture(raw)
+    """The config of a model from the parsed JSON files. Raises ``UnsupportedModelError``, naming
+    the field and its rule, for whatever is not of the type and range that it must have."""
+    fields = Fields("config.json", raw)
+    architecture = _architecture(fields)
     family = FAMILIES[architecture]
-    _refuse(raw, family)
-    num_heads = _positive(raw, "num_attention_heads")
-    num_kv_heads = _positive(raw, "num_key_value_heads", num_heads)
-    head_dim = _positive(raw, "head_dim", _positive(raw, "hidden_size") // num_heads)
+    _refuse(fields, family)
+    hidden = fields.whole("hidden_size", most=MAX_WIDTH)
+    num_heads = fields.whole("num_attention_heads", most=MAX_HEADS)
+    num_kv_heads = fields.whole("num_key_value_heads", num_heads, most=MAX_HEADS, null=True)
+    head_dim = fields.whole("head_dim", hidden // num_heads, most=MAX_HEAD_DIM, null=True)
     if num_heads % num_kv_heads:
         raise UnsupportedModelError(
             f"num_attention_heads {num_heads} is not a multiple of "
             f"num_key_value_heads {num_kv_heads}"
         )
-    if head_dim % 2:
-        raise UnsupportedModelError(f"head_dim {head_dim} is odd: rotary needs pairs")
-    rope, local_rope = _ropes(raw, family)
+    if head_dim < 2 or head_dim % 2:
+        raise UnsupportedModelError(f"head_dim {head_dim} is odd or 0: rotary needs pairs")
+    rope, local_rope = _ropes(fields, family)
     inverse_frequencies(rope, head_dim)  # raises where its factors are too few
-    num_layers = _positive(raw, "num_hidden_layers")
-    bias = bool(raw.get("attention_bias", False))
+    num_layers = fields.whole("num_hidden_layers", most=MAX_LAYERS)
+    bias = fields.flag("attention_bias", null=True)
+    vocab_size = fields.whole("vocab_size", most=MAX_VOCAB)
+    caps = family.soft_caps
     return ModelConfig(
         architecture=architecture,
-        vocab_size=_positive(raw, "vocab_size"),
-        hidden_size=_positive(raw, "hidden_size"),
-        intermediate_size=_positive(raw, "intermediate_size"),
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=fields.whole("intermediate_size", most=MAX_WIDTH),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_position=rope.max_position(_positive(raw, "max_position_embeddings")),
-        rms_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        max_position=rope.max_position(fields.whole("max_position_embeddings")),
+        rms_eps=fields.number("rms_norm_eps", family.rms_eps, least=0, most=1),
         rope=rope,
         qkv_bias=family.bias or bias,
         o_bias=not family.bias and bias,
-        mlp_bias=family.model_type == "llama" and bool(raw.get("mlp_bias", False)),
+        mlp_bias=fields.flag("mlp_bias", null=True) and family.model_type == "llama",
         qk_norm=family.qk_norm != "none",
-        tie_embeddings=bool(raw.get("tie_word_embeddings", family.tied)),
+        tie_embeddings=fields.flag("tie_word_embeddings", family.tied),
         dtype=stated_dtype(raw),
         eos_token_ids=token_ids(raw, generation or {}),
-        bos_token_id=raw.get("bos_token_id"),
-        windows=_windows(raw, family, num_layers),
-        soft_cap=raw.get("attn_logit_softcapping", family.soft_caps[0]),
-        logit_soft_cap=raw.get("final_logit_softcapping", family.soft_caps[1]),
-        query_scalar=raw.get("query_pre_attn_scalar", family.query_scalar),
+        bos_token_id=fields.whole("bos_token_id", None, least=0, null=True),
+        windows=_windows(fields, family, num_layers),
+        soft_cap=_soft_cap(fields, "attn_logit_softcapping", caps[0]),
+        logit_soft_cap=_soft_cap(fields, "final_logit_softcapping", caps[1]),
+        query_scalar=fields.number(
+            "query_pre_attn_scalar", family.query_scalar, above=0, null=family.query_scalar is None
+        ),
         local_rope=local_rope,
-        experts=_experts(raw, num_layers) if family.experts else None,
+        experts=_experts(fields, num_layers) if family.experts else None,
     )
 
 
-def _architecture(raw: Json) -> str:
-    named = raw.get("architectures") or []
+def _soft_cap(fields: Fields, key: str, default: float | None) -> float | None:
+    """``null`` means none, whatever the family's default."""
+    if key in fields.raw and fields.raw[key] is None:
+        return None
+    cap: float | None = fields.number(key, default, above=0)
+    return cap
+
+
+def _architecture(fields: Fields) -> str:
+    named = fields.names("architectures")
     for name in named:
         if name in FAMILIES:
-            return str(name)
+            return name
     raise UnsupportedModelError(
-        f"architecture {', '.join(map(str, named)) or '(none named)'} is not native; "
+        f"architecture {', '.join(named) or '(none named)'} is not native; "
         f"native are {', '.join(FAMILIES)}"
     )
 
 
-def _refuse(raw: Json, family: Family) -> None:
+def refuse_quantized(fields: Fields) -> None:
+    """Raise for a checkpoint whose weights are stored in a quantized form."""
+    quantization = fields.table("quantization_config")
+    if quantization.raw:
+        method = quantization.name("quant_method", "unknown")
+        raise UnsupportedModelError(
+            f"quantization_config ({method}): quantized weights are not run"
+        )
+
+
+def _refuse(fields: Fields, family: Family) -> None:
     """Raise for settings that would change the model's output and that we do not run.
 
     ``auto_map`` is not one: the code it names is never run, and these architectures are known.
     """
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModelError(
-            f"quantization_config ({method}): quantized weights are not run"
-        )
+    refuse_quantized(fields)
     known = ACTIVATIONS[family.activation]
-    activation = raw.get("hidden_activation") or raw.get("hidden_act") or known[0]
+    stated = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
+    activation = fields.name(stated, known[0], null=stated == "hidden_act")
     if activation not in known:
         raise UnsupportedModelError(
             f"hidden_act {activation!r}: only {known[0]!r} is supported in {family.model_type}"
         )
-    if raw.get("use_bidirectional_attention"):
+    if fields.flag("use_bidirectional_attention", null=True):
         raise UnsupportedModelError("use_bidirectional_attention: only causal attention is run")
-    if raw.get("attn_logit_softcapping") is not None and family.model_type != "gemma2":
+    if "attn_logit_softcapping" in fields and family.model_type != "gemma2":
         raise UnsupportedModelError(
             f"attn_logit_softcapping in {family.model_type}: supported in gemma2 only"
         )
 
 
-def _windows(raw: Json, family: Family, num_layers: int) -> tuple[int | None, ...]:
+def _windows(fields: Fields, family: Family, num_layers: int) -> tuple[int | None, ...]:
     """Of each layer; empty where no layer has one."""
-    kinds = _layer_kinds(raw, family, num_layers)
+    kinds = _layer_kinds(fields, family, num_layers)
     if unknown := [kind for kind in kinds if kind not in LAYER_KINDS]:
         raise UnsupportedModelError(
             f"layer type {unknown[0]!r}: known are {', '.join(LAYER_KINDS)}"
         )
     if LAYER_KINDS[1] not in kinds:
         return ()
-    window = raw.get("sliding_window", 4096)
     if family.windows == "none":
         raise UnsupportedModelError(
-            f"sliding_window {window} is in use: {family.model_type} has full attention only"
+            f"sliding_window {fields.raw.get('sliding_window', 4096)} is in use: "
+            f"{family.model_type} has full attention only"
         )
-    if window is None:
+    size = fields.whole("sliding_window", 4096 if "sliding_window" not in fields.raw else None,
+                        null=True)  # fmt: skip
+    if size is None:
         raise UnsupportedModelError("layer_types has sliding_attention; sliding_window is missing")
-    size = _positive(raw, "sliding_window", 4096)
     return tuple(size if kind == LAYER_KINDS[1] else None for kind in kinds)
 
 
-def _layer_kinds(raw: Json, family: Family, num_layers: int) -> list[str]:
+def _layer_kinds(fields: Fields, family: Family, num_layers: int) -> list[str]:
     full, sliding = LAYER_KINDS
-    if raw.get("layer_types") and family.windows != "all":
-        kinds = list(raw["layer_types"])
+    kinds = fields.names("layer_types")
+    if kinds and family.windows != "all":
         if len(kinds) != num_layers:
             raise UnsupportedModelError(f"layer_types names {len(kinds)} layers of {num_layers}")
         return kinds
     every = range(num_layers)
-    off = "sliding_window" in raw and raw["sliding_window"] is None
+    off = "sliding_window" in fields.raw and fields.raw["sliding_window"] is None
     if family.windows == "even":
         return [full if layer % 2 else sliding for layer in every]
     if family.windows == "most":
-        pattern = int(raw.get("sliding_window_pattern", 6))
+        pattern = fields.whole("sliding_window_pattern", 6)
         return [sliding if (layer + 1) % pattern else full for layer in every]
     if family.windows == "all":
         # As transformers reads them: Phi-3's default is none, Mistral's 4096.
-        off = off or (family.fused and "sliding_window" not in raw)
+        off = off or (family.fused and "sliding_window" not in fields.raw)
         return [full if off else sliding] * num_layers
-    if off or not raw.get("use_sliding_window", False):
+    in_use = fields.flag("use_sliding_window", null=family.windows == "none")
+    if off or not in_use:
         return [full] * num_layers
-    first = 0 if family.experts else int(raw.get("max_window_layers", 28))
+    first = 0 if family.experts else fields.whole("max_window_layers", 28, least=0)
     return [sliding if layer >= first else full for layer in every]
 
 
-def _ropes(raw: Json, family: Family) -> tuple[RopeConfig, RopeConfig | None]:
+def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig | None]:
     """Of layers without a window and with one; ``None`` where they are the same."""
-    stated = _positive(raw, "max_position_embeddings")
-    nested = {kind: (raw.get("rope_parameters") or {}).get(kind) for kind in LAYER_KINDS}
+    raw, stated = fields.raw, fields.whole("max_position_embeddings")
+    parameters = fields.table("rope_parameters")
+    nested = {kind: parameters.table(kind).raw for kind in LAYER_KINDS}
     if not family.local_rope:
         if any(nested.values()):
             raise UnsupportedModelError("rope_parameters by layer type: one for all is supported")
         return RopeConfig.from_json(raw, stated), None
-    old = {"rope_theta": 1e6, **{key: raw[key] for key in ("rope_theta",) if key in raw}}
+    old = {"rope_theta": 1e6, **{key: raw[key] for key in ("rope_theta",) if key in fields}}
     full = RopeConfig.from_json(
         {**old, "rope_scaling": raw.get("rope_scaling"), "rope_parameters": nested[LAYER_KINDS[0]]},
         stated,
     )
-    local = {"rope_theta": raw.get("rope_local_base_freq", 1e4)}
-    parameters = {**local, "rope_parameters": nested[LAYER_KINDS[1]]}
-    return full, RopeConfig.from_json(parameters, stated)
+    local = {"rope_theta": fields.number("rope_local_base_freq", 1e4, null=True)}
+    return full, RopeConfig.from_json({**local, "rope_parameters": nested[LAYER_KINDS[1]]}, stated)
 
 
-def _experts(raw: Json, num_layers: int) -> ExpertsConfig | None:
-    count = _positive(raw, "num_experts", raw.get("num_local_experts", 128))
-    step = _positive(raw, "decoder_sparse_step", 1)
-    dense = raw.get("mlp_only_layers") or []
+def _experts(fields: Fields, num_layers: int) -> ExpertsConfig:
+    other = fields.whole("num_local_experts", 128, most=MAX_EXPERTS, null=True)
+    count = fields.whole("num_experts", other, most=MAX_EXPERTS)
+    if count * num_layers > MAX_EXPERTS_IN_ALL:
+        raise UnsupportedModelError(
+            f"config.json: num_experts {count} in num_hidden_layers {num_layers}; run are "
+            f"{MAX_EXPERTS_IN_ALL} in all"
+        )
+    per_token = fields.whole("num_experts_per_tok", 8)
+    if per_token > count:
+        raise fields.wrong("num_experts_per_tok", per_token, f"at most num_experts, {count}")
+    step = fields.whole("decoder_sparse_step", 1)
+    dense = set(fields.wholes("mlp_only_layers"))
     layers = [i for i in range(num_layers) if i not in dense and (i + 1) % step == 0]
     return ExpertsConfig(
         count,
-        _positive(raw, "num_experts_per_tok", 8),
-        _positive(raw, "moe_intermediate_size", 768),
-        bool(raw.get("norm_topk_prob", False)),
+        per_token,
+        fields.whole("moe_intermediate_size", 768, most=MAX_WIDTH),
+        fields.flag("norm_topk_prob"),
         tuple(layers),
     )
 
 
-def _positive(raw: Json, key: str, default: int | None = None) -> int:
-    value = raw.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UnsupportedModelError(f"config.json: {key} is {value!r}; must be a positive integer")
-    return value
-
-
 def stated_dtype(raw: Json) -> str:
-    name = str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch.")
+    fields = Fields("config.json", raw)
+    key = "dtype" if "dtype" in fields else "torch_dtype"
+    name = str(fields.name(key, "float32", null=True)).removeprefix("torch.")
     if name not in DTYPES:
         raise UnsupportedModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
     return name
 
 
 def token_ids(raw: Json, generation: Json) -> tuple[int, ...]:
-    ids: list[int] = []
-    for value in (raw.get("eos_token_id"), generation.get("eos_token_id")):
-        if value is not None:
-            ids += value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(int(i) for i in ids))
+    """End-of-sequence ids: generation_config.json's, as transformers stops at them; config.json's
+    where that file names none."""
+    of_config = Fields("config.json", raw).wholes("eos_token_id")
+    of_generation = Fields("generation_config.json", generation).wholes("eos_token_id")
+    return tuple(dict.fromkeys(of_generation or of_config))

@@ -96,11 +96,19 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
         "bos_token_id": config.bos_token_id,
         "attn_logit_softcapping": config.soft_cap,
         "final_logit_softcapping": config.logit_soft_cap,
-        "query_pre_attn_scalar": config.query_scalar,
+        **_query_json(config),
         **_windows_json(config),
         **_experts_json(config.experts, config.num_layers),
         "rope_parameters": _ropes_json(config),
     }
+
+
+def _query_json(config: ModelConfig) -> dict[str, Any]:
+    """Left out where no family has a default that ``None`` would be taken for."""
+    scalar = config.query_scalar
+    if scalar is None and config.family.query_scalar is not None:
+        scalar = config.head_dim
+    return {} if scalar is None else {"query_pre_attn_scalar": scalar}
 
 
 def _windows_json(config: ModelConfig) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Family:
     whatever the config says. ``fused``: checkpoints hold ``qkv_proj`` and ``gate_up_proj``.
     ``shifted_norms``: a norm's weight is stored less 1, and multiplied in fp32.
     ``scaled_embedding``: by ``sqrt(hidden_size)``. ``local_rope``: layers with a window have a
-    rotation of their own. The last three are what a config without them means."""
+    rotation of their own. The last four are what a config without them means."""
 
     model_type: str
     norms: Norms = Norms()
@@ -55,6 +55,7 @@ class Family:
     local_rope: bool = False
     experts: bool = False
     tied: bool = False
+    rms_eps: float = 1e-6
     query_scalar: int | None = None
     soft_caps: tuple[float | None, float | None] = (None, None)  # of scores, of logits
 
@@ -65,8 +66,8 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": Family("qwen2", bias=True, windows="late"),
     "Qwen3ForCausalLM": Family("qwen3", qk_norm="head", windows="late"),
     "Qwen3MoeForCausalLM": Family("qwen3_moe", qk_norm="head", windows="late", experts=True),
-    "Phi3ForCausalLM": Family("phi3", fused=True, windows="all"),
-    "Olmo2ForCausalLM": Family("olmo2", norms=AFTER, qk_norm="all"),
+    "Phi3ForCausalLM": Family("phi3", fused=True, windows="all", rms_eps=1e-5),
+    "Olmo2ForCausalLM": Family("olmo2", norms=AFTER, qk_norm="all", rms_eps=1e-5),
     "Gemma2ForCausalLM": Family(
         "gemma2",
         norms=SANDWICH,

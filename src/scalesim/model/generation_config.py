@@ -11,13 +11,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scalesim.model.config import read_json
+from scalesim.errors import ConfigError
+from scalesim.model.fields import Fields
+from scalesim.model.files import read_json_if_there
 
-FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """Empty where the file is missing. Raises ``WeightsError`` where it is not JSON."""
-    path = folder / "generation_config.json"
-    raw = read_json(path) if path.exists() else {}
-    return {name: raw[name] for name in FIELDS if raw.get(name) is not None}
+    """Empty where the file is missing. Raises ``WeightsError`` where it is not JSON,
+    ``ConfigError`` for a value that is no number."""
+    name = "generation_config.json"
+    fields = Fields(name, read_json_if_there(folder / name), ConfigError)
+    found = {name: fields.number(name, None, null=True) for name in NUMBERS}
+    found["top_k"] = fields.whole("top_k", None, least=-1, null=True)
+    return {name: value for name, value in found.items() if value is not None}

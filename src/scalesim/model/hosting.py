@@ -18,16 +18,25 @@ from scalesim_kernels import PagedBatch, select
 from torch import Tensor
 
 from scalesim.errors import UnsupportedModelError, WeightsError
-from scalesim.model.config import LAYER_KINDS, Json, read_json, token_ids
+from scalesim.model.config import (
+    LAYER_KINDS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    refuse_quantized,
+    token_ids,
+)
 from scalesim.model.decoder import ModelShape
 from scalesim.model.dummy import dummy_tensor
+from scalesim.model.fields import MOST_WHOLE, Fields
+from scalesim.model.files import Json, read_json, read_json_if_there
 from scalesim.model.hosted import INTERFACE, AttentionCall, HostedModel, paged_attention
-from scalesim.model.loader_files import weight_files
+from scalesim.model.loader_files import check_floating, check_memory, open_tensors
 from scalesim.model.quantize import quantize_modules
 
 PROBE = 23  # tokens of the comparison: more than a page of 16, no multiple of a chunk
 CHUNK = 9
 LIMITS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}  # standard deviations
+SIZES = ("_size", "_dim", "_heads", "_experts", "n_embd", "n_head", "n_inner", "d_model")
 EXTRA = "pip install 'scalesim-runtime[transformers]'"
 
 
@@ -65,8 +74,10 @@ def refuse(raw: Json) -> None:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ImportError as error:
         raise UnsupportedModelError(f"transformers is not installed: {EXTRA}") from error
-    named = [str(name) for name in raw.get("architectures") or []]
-    if raw.get("is_encoder_decoder"):
+    fields = Fields("config.json", raw)
+    check_sizes("config.json", raw)
+    named = fields.names("architectures")
+    if fields.flag("is_encoder_decoder", null=True):
         raise UnsupportedModelError(f"{named}: an encoder and a decoder; only decoders are run")
     if any(key.endswith(("vision_config", "audio_config")) for key in raw):
         raise UnsupportedModelError(f"{named}: multi-modal; only text models are run")
@@ -78,13 +89,23 @@ def refuse(raw: Json) -> None:
             f"architecture {', '.join(named) or '(none named)'} is no causal language model of the "
             f"installed transformers; {code or 'a newer one may know it'}"
         )
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise UnsupportedModelError(
-            f"quantization_config ({method}): quantized weights are not run"
-        )
-    for kind in set(raw.get("layer_types") or ()) - set(LAYER_KINDS):
-        raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+    refuse_quantized(fields)
+    for kind in fields.names("layer_types"):
+        if kind not in LAYER_KINDS:
+            raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+
+
+def check_sizes(where: str, raw: Json) -> None:
+    """Raise for integers that are no model's: transformers would make so many layers."""
+    fields = Fields(where, raw)
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            check_sizes(f"{where}: {key}", value)
+        elif type(value) is int:
+            most = (
+                MAX_LAYERS if "layer" in key else MAX_VOCAB if key.endswith(SIZES) else MOST_WHOLE
+            )
+            fields.whole(key, least=-MOST_WHOLE, most=most)
 
 
 @contextlib.contextmanager
@@ -108,6 +129,9 @@ def make(folder: Path, dtype: torch.dtype, dummy_seed: int | None) -> Any:
     AttentionInterface.register(INTERFACE, paged_attention)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+    with torch.device("meta"):
+        sketch = AutoModelForCausalLM.from_config(config, **options)
+    check_memory(sum(parameter.numel() for parameter in sketch.parameters()), dtype)
     if dummy_seed is not None:
         model = AutoModelForCausalLM.from_config(config, **options)
         with torch.no_grad():
@@ -116,7 +140,7 @@ def make(folder: Path, dtype: torch.dtype, dummy_seed: int | None) -> Any:
                     shape = tuple(parameter.shape)
                     parameter.copy_(dummy_tensor(name, shape, dummy_seed, dtype))
         return model.eval()
-    weight_files(folder)  # no pickle, no path that leads elsewhere
+    check_stored(folder, sketch)
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, config=config, trust_remote_code=False, local_files_only=True,
         use_safetensors=True, output_loading_info=True, **options,
@@ -125,6 +149,24 @@ def make(folder: Path, dtype: torch.dtype, dummy_seed: int | None) -> Any:
         if found := sorted(map(str, report.get(what) or ())):
             raise WeightsError(f"{what.replace('_', ' ')} in {folder}: {found[0]}")
     return model.eval()
+
+
+def check_stored(folder: Path, sketch: Any) -> None:
+    """Raise ``WeightsError`` where transformers would load other weights than those that the
+    folder means: the file that comes last wins there, whatever the index says, and integers are
+    taken for floats."""
+    with open_tensors(folder) as where:
+        files = {id(file): set(file.keys()) for file in where.values()}
+        parameters = {name for name, _ in sketch.named_parameters()}
+        prefix = f"{sketch.base_model_prefix}."
+        for name, file in where.items():
+            if sum(name in names for names in files.values()) > 1:
+                raise WeightsError(
+                    f"tensor {name!r} is in several files of {folder}: such checkpoints are run "
+                    "natively only; save it anew with each tensor once"
+                )
+            if parameters & {name, prefix + name, name.removeprefix(prefix)}:
+                check_floating(name, file)
 
 
 def shape_of(
@@ -160,7 +202,6 @@ def shape_of(
                 f"{name}: sliding_window is {windows.pop()}, but its layers do not tell their "
                 "attention: not run"
             )
-    generation = folder / "generation_config.json"
     return ModelShape(
         architecture=name,
         vocab_size=config.vocab_size,
@@ -171,7 +212,7 @@ def shape_of(
         num_kv_heads=first.num_kv_heads,
         head_dim=first.head_dim,
         max_position=max_position(config),
-        eos_token_ids=token_ids(raw, read_json(generation) if generation.exists() else {}),
+        eos_token_ids=token_ids(raw, read_json_if_there(folder / "generation_config.json")),
     )
 
 

@@ -6,8 +6,8 @@ A checkpoint is input from strangers: no pickle, no code, no path that leaves it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.config import DTYPES, ModelConfig, read_json, stated_dtype
+from scalesim.model.config import DTYPES, ModelConfig, stated_dtype
 from scalesim.model.decoder import Decoder, ModelShape
 from scalesim.model.dummy import dummy_tensors
-from scalesim.model.loader_files import weight_files
+from scalesim.model.fields import MalformedError
+from scalesim.model.files import read_json
+from scalesim.model.loader_files import check_floating, check_memory, open_tensors
 from scalesim.model.native import NativeModel
 from scalesim.model.quantize import quantize_weights, scheme_config
-from scalesim.model.weights import Shape, Take, assemble, expected_shapes
+from scalesim.model.weights import EMBED, HEAD, Shape, assemble, expected_shapes, num_elements
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 MODEL_IMPLS = ("auto", "native", "transformers")
@@ -81,6 +83,8 @@ def load_model(
         return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
     try:
         config = ModelConfig.from_folder(folder)
+    except MalformedError:
+        raise
     except UnsupportedModelError as error:
         if model_impl == "native":
             raise
@@ -91,10 +95,13 @@ def load_model(
                 f"neither path runs this model. Native: {error}. Transformers: {other}"
             ) from other
     torch_dtype = _dtype_at(place, dtype, config.dtype)
+    if place == "cpu":
+        check_memory(num_elements(config), torch_dtype)
     if dummy_weights:
         weights = assemble(config, dummy_tensors(config, seed, torch_dtype, place).pop)
     else:
         with open_checkpoint(folder, config, torch_dtype, place) as take:
+            config = replace(config, tie_embeddings=take.tied)
             weights = assemble(config, take)
     if quantize is not None:
         weights = quantize_weights(weights, quantize)
@@ -145,34 +152,49 @@ def _download(hub_id: str, patterns: list[str]) -> Path:
         raise WeightsError(f"{hub_id!r} is no local folder, and the hub said: {error}") from error
 
 
+class StoredTensors:
+    """A checkpoint's tensors, checked: a ``Take`` at ``place`` in ``dtype``.
+
+    ``tied``: the head and the embedding are one matrix. They are where the config says so, but not
+    if the file holds two that differ; as in transformers, either of the two names may hold it.
+    """
+
+    def __init__(
+        self, where: Mapping[str, Any], config: ModelConfig, dtype: torch.dtype, place: str
+    ) -> None:
+        expected = expected_shapes(config)
+        shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in where}
+        if config.tie_embeddings and HEAD in where:
+            expected[HEAD] = expected[EMBED]
+            if EMBED not in where:
+                del expected[EMBED]
+        check_shapes(shapes, expected)
+        for name in expected:
+            check_floating(name, where[name])
+        self._where, self._dtype, self._place = where, dtype, place
+        both = EMBED in where and HEAD in where
+        self.tied = config.tie_embeddings and not (
+            both and not torch.equal(self._stored(EMBED), self._stored(HEAD))
+        )
+
+    def __call__(self, name: str) -> Tensor:
+        if name == EMBED and name not in self._where:
+            name = HEAD
+        return self._stored(name).to(device=self._place, dtype=self._dtype).contiguous()
+
+    def _stored(self, name: str) -> Tensor:
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+
 @contextmanager
 def open_checkpoint(
     folder: Path, config: ModelConfig, dtype: torch.dtype, place: str = "cpu"
-) -> Iterator[Take]:
-    """Check names and shapes of a folder's tensors, then give them one by one, at ``place``."""
-    from safetensors import SafetensorError, safe_open
-
-    with ExitStack() as stack:
-        where: dict[str, Any] = {}
-        for path, listed in weight_files(folder).items():
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
-            names = set(file.keys())
-            if missing := sorted(listed - names):
-                raise WeightsError(
-                    f"{path} lacks tensor {missing[0]!r}, which the index puts there"
-                )
-            where |= dict.fromkeys(names, file)
-        shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in where}
-        check_shapes(shapes, expected_shapes(config))
-
-        def take(name: str) -> Tensor:
-            tensor: Tensor = where[name].get_tensor(name)
-            return tensor.to(device=place, dtype=dtype).contiguous()
-
-        yield take
+) -> Iterator[StoredTensors]:
+    """Check names, shapes and types of a folder's tensors, then give them one by one, at
+    ``place``. Raises ``WeightsError``."""
+    with open_tensors(folder) as where:
+        yield StoredTensors(where, config, dtype, place)
 
 
 def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
@@ -184,8 +206,7 @@ def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> N
             raise WeightsError(
                 f"tensor {name!r} has shape {list(found[name])}; the config asks for {list(shape)}"
             )
-    tied_copy = set() if "lm_head.weight" in expected else {"lm_head.weight"}
-    for name in sorted(found.keys() - expected.keys() - tied_copy):
+    for name in sorted(found.keys() - expected.keys()):
         if not name.endswith(HARMLESS):
             raise WeightsError(
                 f"tensor {name!r} is not part of this architecture; "

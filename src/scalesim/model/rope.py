@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.errors import UnsupportedModelError
+from scalesim.model.fields import MOST_WHOLE, Fields
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
@@ -50,32 +51,34 @@ class RopeConfig:
     @staticmethod
     def from_json(raw: Mapping[str, Any], max_position: int) -> RopeConfig:
         """From ``rope_parameters`` or the older ``rope_theta`` and ``rope_scaling``."""
-        settings = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-        kind = settings.get("rope_type", settings.get("type", "default"))
+        fields = Fields("config.json", raw)
+        given = {**fields.table("rope_scaling").raw, **fields.table("rope_parameters").raw}
+        settings = Fields("config.json: rope_parameters", given)
+        kind = settings.name("rope_type" if "rope_type" in settings else "type", "default")
         if "short_factor" in settings:  # Phi-3's older names for it: su, yarn
             kind = "longrope"
         if kind not in NEEDED:
             raise UnsupportedModelError(
                 f"rope type {kind!r} is not supported; supported are {', '.join(NEEDED)}"
             )
-        if settings.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        whole = fields.number("partial_rotary_factor", 1.0, null=True)
+        if settings.number("partial_rotary_factor", whole, null=True) != 1.0:
             raise UnsupportedModelError("partial_rotary_factor is not 1: not supported")
         if missing := [key for key in NEEDED[kind] if key not in settings]:
             raise UnsupportedModelError(f"rope type {kind!r} needs {', '.join(missing)}")
+        outer_theta = fields.number("rope_theta", 10000.0, above=1, null=True)
         rope = RopeConfig(
-            theta=float(settings.get("rope_theta", raw.get("rope_theta", 10000.0))),
+            theta=settings.number("rope_theta", outer_theta, above=1, null=True),
             type=cast(RopeType, kind),
         )
         if kind == "default":
             return rope
         if kind in ("linear", "dynamic"):
-            return replace(rope, factor=float(settings["factor"]))
-        original = int(
-            raw.get("original_max_position_embeddings")
-            or settings.get("original_max_position_embeddings")
-            or max_position
-        )
-        factor = float(settings.get("factor") or max_position / original)
+            return replace(rope, factor=settings.number("factor", above=0))
+        key = "original_max_position_embeddings"
+        original = settings.whole(key, max_position, least=2, null=True)
+        original = fields.whole(key, original, least=2, null=True)
+        factor = settings.number("factor", max_position / original, above=0, null=True)
         rope = replace(rope, factor=factor, original_max_position=original)
         return _DETAILS[rope.type](rope, settings)
 
@@ -84,48 +87,49 @@ class RopeConfig:
         if self.type == "longrope":
             return min(stated, self.original_max_position)
         if self.type == "yarn":  # often stated without the extension
-            return max(stated, int(self.original_max_position * self.factor))
+            return min(max(stated, int(self.original_max_position * self.factor)), MOST_WHOLE)
         return stated
 
 
-def _llama3_details(rope: RopeConfig, settings: Mapping[str, Any]) -> RopeConfig:
-    return replace(
-        rope,
-        low_freq_factor=float(settings["low_freq_factor"]),
-        high_freq_factor=float(settings["high_freq_factor"]),
-    )
+def _llama3_details(rope: RopeConfig, settings: Fields) -> RopeConfig:
+    low = settings.number("low_freq_factor", above=0)
+    high = settings.number("high_freq_factor", above=0)
+    if high <= low:
+        raise settings.wrong("high_freq_factor", high, f"above low_freq_factor, {low:g}")
+    return replace(rope, low_freq_factor=low, high_freq_factor=high)
 
 
-def _yarn_details(rope: RopeConfig, settings: Mapping[str, Any]) -> RopeConfig:
+def _yarn_details(rope: RopeConfig, settings: Fields) -> RopeConfig:
     return replace(
         rope,
         attention_factor=_yarn_attention(rope.factor, settings),
-        beta_fast=float(settings.get("beta_fast") or 32),
-        beta_slow=float(settings.get("beta_slow") or 1),
-        truncate=bool(settings.get("truncate", True)),
+        beta_fast=settings.number("beta_fast", 0.0, least=0, null=True) or 32.0,
+        beta_slow=settings.number("beta_slow", 0.0, least=0, null=True) or 1.0,
+        truncate=settings.flag("truncate", True),
     )
 
 
-def _yarn_attention(factor: float, settings: Mapping[str, Any]) -> float:
+def _yarn_attention(factor: float, settings: Fields) -> float:
     """Peng et al., YaRN (2023), section 3.4; DeepSeek's ``mscale`` and ``mscale_all_dim``."""
-    if (given := settings.get("attention_factor")) is not None:
-        return float(given)
+    given: float | None = settings.number("attention_factor", None, above=0, null=True)
+    if given is not None:
+        return given
 
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    above, below = settings.get("mscale"), settings.get("mscale_all_dim")
+    above = settings.number("mscale", 0.0, least=0, null=True)
+    below = settings.number("mscale_all_dim", 0.0, least=0, null=True)
     return scale(above) / scale(below) if above and below else scale(1.0)
 
 
-def _longrope_details(rope: RopeConfig, settings: Mapping[str, Any]) -> RopeConfig:
+def _longrope_details(rope: RopeConfig, settings: Fields) -> RopeConfig:
     """Ding et al., LongRoPE (2024)."""
-    attention = settings.get("attention_factor")
-    if attention is None:
-        growth = math.log(max(1.0, rope.factor)) / math.log(rope.original_max_position)
-        attention = math.sqrt(1 + growth)
-    short = tuple(float(value) for value in settings["short_factor"])
-    return replace(rope, attention_factor=float(attention), short_factors=short)
+    growth = math.log(max(1.0, rope.factor)) / math.log(rope.original_max_position)
+    attention = settings.number("attention_factor", math.sqrt(1 + growth), above=0, null=True)
+    settings.numbers("long_factor", above=0)
+    short = settings.numbers("short_factor", above=0)
+    return replace(rope, attention_factor=attention, short_factors=short)
 
 
 _DETAILS = {"llama3": _llama3_details, "yarn": _yarn_details, "longrope": _longrope_details}

@@ -5,6 +5,7 @@ The decoder merges Q, K, V and gate, up into one matrix each: fewer, larger matr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from scalesim.model.config import ModelConfig
 Shape: TypeAlias = tuple[int, ...]
 Take: TypeAlias = Callable[[str], Tensor]
 """Gives a checkpoint's tensor by name, in the wanted dtype; each name is asked for once."""
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Pack: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -83,16 +85,19 @@ class Weights:
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Name and shape of every tensor of a checkpoint of this config, in the layout of its files."""
-    shapes: dict[str, Shape] = {
-        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size)
-    }
+    shapes: dict[str, Shape] = {EMBED: (config.vocab_size, config.hidden_size)}
     for layer in range(config.num_layers):
         for name, shape in _layer_shapes(config, layer).items():
             shapes[f"model.layers.{layer}.{name}"] = shape
     shapes["model.norm.weight"] = (config.hidden_size,)
     if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+        shapes[HEAD] = (config.vocab_size, config.hidden_size)
     return shapes
+
+
+def num_elements(config: ModelConfig) -> int:
+    """Of all weights."""
+    return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
 def _layer_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
@@ -142,10 +147,10 @@ def _linear(name: str, out: int, width: int, bias: bool) -> dict[str, Shape]:
 
 def assemble(config: ModelConfig, take: Take) -> Weights:
     """Build the decoder's weights from a checkpoint's tensors, layer by layer."""
-    embed = take("model.embed_tokens.weight")
+    embed = take(EMBED)
     parts = Assembler(config, take)
     layers = tuple(parts.layer(index) for index in range(config.num_layers))
-    lm_head = embed if config.tie_embeddings else take("lm_head.weight")
+    lm_head = embed if config.tie_embeddings else take(HEAD)
     return Weights(embed, layers, parts.norm("model.norm"), lm_head)
 
 

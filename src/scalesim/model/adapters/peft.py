@@ -23,7 +23,8 @@ from torch import Tensor
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
 from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
-from scalesim.model.config import Json, ModelConfig, read_json
+from scalesim.model.config import ModelConfig
+from scalesim.model.files import Json, read_json
 from scalesim.model.loader_files import PICKLES, safe_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
