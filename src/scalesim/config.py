@@ -111,6 +111,7 @@ class StructureConfig:
     ``step_items`` bound time in llguidance's units of work, the same on any machine (it gives
     about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
     ``max_symbols`` bound a structure's memory. ``max_cached``: structures kept compiled.
+    ``max_checks``: pairs of (schema, value) that are looked at when a finished text is checked.
     Raises ``ConfigError``.
     """
 
@@ -121,6 +122,7 @@ class StructureConfig:
     max_states: int = 50_000
     max_symbols: int = 500_000
     max_cached: int = 256
+    max_checks: int = 100_000
 
     def __post_init__(self) -> None:
         settle(self, dict.fromkeys((each.name for each in fields(self)), _from_one))

@@ -140,12 +140,22 @@ class TextModel:
         if len(prompt) == 0:
             raise RequestError("the prompt is empty; it must have at least one token")
         if isinstance(prompt, str):
-            ids: Any = self._tokenizer("a text prompt").encode(prompt)
+            ids: Any = self._known(self._tokenizer("a text prompt").encode(prompt))
         elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self._render(prompt)  # type: ignore[arg-type]
+            ids = self._known(self._render(prompt))  # type: ignore[arg-type]
         else:
             ids = prompt
         return self._checked(ids)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids of a text: the tokenizer may have more than the model has embeddings."""
+        if ids and max(ids) >= self.vocab_size:
+            token = self._tokenizer("a text prompt").decode([max(ids)], skip_special_tokens=False)
+            raise RequestError(
+                f"the text has {token!r}, token {max(ids)} of the tokenizer; the model's "
+                f"vocabulary ends at {self.vocab_size - 1}: it has no such token, leave it out"
+            )
+        return ids
 
     def _render(self, messages: Sequence[Message]) -> list[int]:
         if self.template is None:

@@ -95,6 +95,11 @@ class HFTokenizer:
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(self._piece, self._steps())
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id: ids may have holes, and ``vocab_size`` counts tokens."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def to_json(self) -> str:
         """As in tokenizer.json."""
         return str(self._backend.to_str())

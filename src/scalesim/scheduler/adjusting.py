@@ -47,6 +47,11 @@ class Guide(Protocol):
         sequence."""
         ...
 
+    def end(self, token: int) -> None:
+        """``token``, an end-of-sequence or stop token, ended the text. What it raises ends the
+        sequence with an error instead."""
+        ...
+
 
 class Adjust:
     """One sequence's. ``banned`` tokens do not come before position ``open_at``."""

@@ -15,11 +15,13 @@ _MASK64 = (1 << 64) - 1
 def judge(sequence: Sequence, token: int, known: int) -> FinishReason | None:
     """Whether ``token``, the last of ``known``, ends the sequence. Shows it to the guide and the
     observer, once. Raises what they raise."""
+    guide = None if sequence.adjust is None else sequence.adjust.guide
     if token in sequence.stop_ids:
+        if guide is not None:
+            guide.end(token)
         return "stop"
     if sequence.num_observed < known - sequence.prompt_len:
         sequence.num_observed += 1
-        guide = None if sequence.adjust is None else sequence.adjust.guide
         stopped = guide is not None and guide.push(token)
         if sequence.observer is not None:
             stopped |= sequence.observer.push(token)

@@ -73,3 +73,6 @@ class HookGuide:
 
     def push(self, token: int) -> bool:
         return False
+
+    def end(self, token: int) -> None:
+        pass

@@ -1,0 +1,574 @@
+"""What a JSON schema must not say to be kept, and whether a finished text keeps it.
+
+``kept_schema`` goes over a schema before it is compiled: what llguidance ignores, rounds or reads
+in another way than a validator is refused, or said in a narrower way that every reader reads alike.
+``SchemaCheck`` judges the finished text: exactly, in bounded time. The two share nothing with the
+grammar between them, so that a mistake of the grammar ends a text with an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+from scalesim.errors import StructureError
+
+MAX_WHOLE = 2**53
+"""Whole numbers up to here are the same for every reader of JSON."""
+MAX_MULTIPLE = 2**32 - 1
+NEAREST = 1e-15
+"""What a number above 0 begins with, where 0 itself is excluded."""
+UP, DOWN = Context(prec=15, rounding=ROUND_CEILING), Context(prec=15, rounding=ROUND_FLOOR)
+"""Doubles with 15 digits are read by everybody as they are written."""
+MAX_DEPTH = 200
+"""Of a schema, and of the references that a text goes through."""
+
+DRAFTS = frozenset(
+    f"{address}/schema"
+    for address in (
+        "https://json-schema.org/draft/2020-12",
+        "https://json-schema.org/draft/2019-09",
+        "http://json-schema.org/draft-07",
+        "http://json-schema.org/draft-06",
+        "http://json-schema.org/draft-04",
+    )
+)
+SCHEMAS = frozenset(
+    {"items", "additionalItems", "additionalProperties", "anyOf", "oneOf", "allOf", "prefixItems"}
+)
+"""Keywords whose value is a schema, or a list of them."""
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+COUNTS = frozenset(
+    {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
+)
+KEPT = (
+    SCHEMAS | NAMED | BOUNDS | COUNTS
+    | {"$ref", "type", "const", "enum", "required", "pattern", "format", "multipleOf"}
+)  # fmt: skip
+"""Every keyword that constrains a text and is kept."""
+REFUSED = frozenset(
+    {
+        "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems",
+        "propertyNames", "dependencies", "dependentRequired", "dependentSchemas",
+        "unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef",
+        "extends", "disallow", "divisibleBy", "x-guidance",
+    }
+)  # fmt: skip
+"""Every keyword of any draft that constrains a text and cannot be kept; ``x-guidance`` would
+change how the schema is read. All others are annotations: they constrain nothing."""
+
+
+def kept_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """``schema`` as it is compiled: every text of it is one of ``schema`` for any validator.
+    Raises ``StructureError`` with the place of what cannot be kept."""
+    _check_plain(schema, "#", 0)
+    return _Narrowing(schema).root
+
+
+def _refuse(place: str, value: object, rule: str) -> NoReturn:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
+    raise StructureError(f"json_schema: {place} = {shown} {rule}")
+
+
+def _check_plain(value: object, place: str, depth: int) -> None:
+    """JSON and nothing else, not too deep."""
+    if depth > MAX_DEPTH:
+        _refuse(place[:80], "...", f"is nested deeper than {MAX_DEPTH}; make it flatter with $ref")
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            if not isinstance(name, str):
+                _refuse(place, name, "is a name; names must be strings")
+            _check_plain(name, place, depth)
+            _check_plain(each, f"{place}/{name}", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            _check_plain(each, f"{place}/{index}", depth + 1)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            _refuse(place, value, "has a lone surrogate; it must be valid Unicode")
+    elif not isinstance(value, (int, float, type(None))):
+        _refuse(place, value, "is no JSON; give null, a boolean, number, string, list or object")
+    elif isinstance(value, float) and not math.isfinite(value):
+        _refuse(place, value, "is no JSON; numbers must be finite")
+
+
+class _Narrowing:
+    """One schema on its way: ``root`` is what became of it. Everything that is a schema is gone
+    over: what stands in a schema's place, and what a reference names."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        draft = schema.get("$schema")
+        if draft is not None and (not isinstance(draft, str) or draft.rstrip("#") not in DRAFTS):
+            _refuse("#/$schema", draft, "is no draft that is known; use 2020-12, or leave it out")
+        self._done: set[str] = set()
+        self._asked: list[tuple[str, str]] = []
+        self.root: dict[str, Any] = self._schema(schema, "#", False)
+        while self._asked:
+            ref, place = self._asked.pop()
+            if ref not in self._done:
+                self._elsewhere(ref, place)
+
+    def _elsewhere(self, ref: str, place: str) -> None:
+        """A schema in no schema's place, as below ``components`` of OpenAPI."""
+        path = _steps(ref)
+        try:
+            holder = _follow(self.root, path[:-1])
+            key = int(path[-1]) if isinstance(holder, list) else path[-1]
+            found = holder[key]
+        except (LookupError, TypeError, ValueError):
+            _refuse(place, ref, "names nothing in the schema")
+        holder[key] = self._schema(found, ref, False)
+
+    def _schema(self, schema: Any, place: str, below_id: bool) -> Any:
+        """One schema, with all below it."""
+        self._done.add(place)
+        if not isinstance(schema, Mapping):
+            return schema  # a boolean; llguidance says what is wrong with others
+        for name in sorted(REFUSED & schema.keys()):
+            if not (name == "uniqueItems" and schema[name] is False):
+                rule = "cannot be kept while a text is made; leave it out and check the text"
+                _refuse(f"{place}/{name}", schema[name], f"{rule} yourself")
+        below_id |= place != "#" and any(
+            isinstance(schema.get(name), str) and not schema[name].startswith("#")
+            for name in ("$id", "id")
+        )
+        kept = {
+            name: self._keyword(name, value, f"{place}/{_escape(name)}", below_id)
+            for name, value in schema.items()
+            if name not in ("$schema", "uniqueItems")  # one meaning for all drafts: the strictest
+        }
+        _narrow_names(kept, place)
+        _narrow_bounds(kept, place)
+        return kept
+
+    def _keyword(self, name: str, value: Any, place: str, below_id: bool) -> Any:
+        if name in SCHEMAS and isinstance(value, (list, tuple)):
+            return [self._schema(each, f"{place}/{i}", below_id) for i, each in enumerate(value)]
+        if name in NAMED and isinstance(value, Mapping):
+            return {
+                key: self._schema(each, f"{place}/{_escape(key)}", below_id)
+                for key, each in value.items()
+            }
+        match name:
+            case _ if name in SCHEMAS:
+                return self._schema(value, place, below_id)
+            case "$ref":
+                self._asked.append((self._ref(value, place, below_id), place))
+            case "const" | "enum":
+                return _exact(value, place)
+            case "multipleOf":
+                return _whole_multiple(value, place)
+            case "pattern" if isinstance(value, str):
+                return narrow_pattern(value, place)
+        return copy.deepcopy(value)
+
+    def _ref(self, value: Any, place: str, below_id: bool) -> str:
+        if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
+            _refuse(place, value, 'must point into the schema itself: "#" or "#/..."')
+        if below_id:
+            _refuse(place, value, "stands below an $id, which moves it; leave that $id out")
+        return "/".join(["#", *map(_escape, _steps(value))])
+
+
+def _escape(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def _steps(ref: str) -> list[str]:
+    """The names in a reference like ``#/$defs/x``."""
+    parts = ref[1:].split("/")[1:]
+    return [unquote(part).replace("~1", "/").replace("~0", "~") for part in parts]
+
+
+def _follow(root: Any, path: list[str]) -> Any:
+    """Raises ``LookupError``, ``TypeError`` or ``ValueError``."""
+    for name in path:
+        root = root[int(name)] if isinstance(root, list) else root[name]
+    return root
+
+
+def _exact(value: Any, place: str) -> Any:
+    """A literal that every reader of JSON reads alike."""
+    if isinstance(value, Mapping):
+        return {name: _exact(each, f"{place}/{name}") for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_exact(each, f"{place}/{index}") for index, each in enumerate(value)]
+    if isinstance(value, (int, float)) and abs(value) > MAX_WHOLE:
+        _refuse(place, value, "is past 2**53: numbers beyond are rounded; give a string")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _whole_multiple(value: Any, place: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _refuse(place, value, "must be a number above 0")
+    if not (0 < value <= MAX_MULTIPLE and value == int(value)):
+        _refuse(
+            place, value,
+            f"must be whole, from 1 to {MAX_MULTIPLE}: readers disagree on multiples of fractions; "
+            "count in the smaller unit",
+        )  # fmt: skip
+    return int(value)
+
+
+def _narrow_bounds(kept: dict[str, Any], place: str) -> None:
+    """Bounds that no rounding moves, and none that is exclusive: a number is read as a double, and
+    the grammar of numbers above 0 has 0."""
+    for name in BOUNDS & kept.keys():
+        if isinstance(kept[name], (int, float)) and abs(kept[name]) > MAX_WHOLE:
+            rule = "is past 2**53: whole numbers beyond are rounded; leave the bound out"
+            _refuse(f"{place}/{name}", kept[name], rule)
+    for plain, exclusive, up in (
+        ("minimum", "exclusiveMinimum", True), ("maximum", "exclusiveMaximum", False),
+    ):  # fmt: skip
+        bounds = [kept[plain]] if plain in kept else []
+        value = kept.pop(exclusive, False)
+        if value is True and bounds:  # draft 4: says how the plain bound is meant
+            value = bounds.pop()
+        if value is not False:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                _refuse(f"{place}/{exclusive}", value, "must be a number")
+            bounds.append(_beside(value, up))
+        if bounds and all(isinstance(each, (int, float)) for each in bounds):
+            kept[plain] = max(bounds) if up else min(bounds)
+        if isinstance(kept.get(plain), float):
+            kept[plain] = float((UP if up else DOWN).plus(Decimal(repr(kept[plain]))))
+
+
+def _beside(value: float, up: bool) -> float:
+    """The number next to ``value``, of those with 15 digits."""
+    if value == 0:
+        return NEAREST if up else -NEAREST
+    exact = (UP if up else DOWN).plus(Decimal(repr(value)))
+    if exact == Decimal(repr(value)):
+        exact = UP.next_plus(exact) if up else DOWN.next_minus(exact)
+    return float(exact)
+
+
+def _narrow_names(kept: dict[str, Any], place: str) -> None:
+    """Names by pattern: which of them match must be beyond doubt, unless all others are out."""
+    named = kept.get("patternProperties")
+    if not isinstance(named, Mapping):
+        return
+    narrow = {name: narrow_pattern(name, f"{place}/patternProperties") for name in named}
+    unlike = [name for name in named if name != narrow[name]]
+    if unlike and kept.get("additionalProperties") is not False:
+        _refuse(
+            f"{place}/patternProperties", unlike[0],
+            "is read in several ways (. \\d \\w \\s beyond ASCII); write its characters out, or "
+            "set additionalProperties: false",
+        )  # fmt: skip
+    kept["patternProperties"] = {narrow[name]: each for name, each in named.items()}
+
+
+# -- patterns -------------------------------------------------------------------------------------
+
+CLASSES = {
+    "d": "0-9", "w": "A-Za-z0-9_", "s": r" \t\n\r\f\v",
+    "D": r"\x00-/:-\x7f", "W": r"\x00-/:-@\x5b-\x5e`\x7b-\x7f", "S": "!-~",
+}  # fmt: skip
+"""Characters that belong to a class for every reader."""
+EXCLUDED = {"d": r"\d", "w": r"\w\p{N}", "s": r"\s\x1c-\x1f\x{85}\x{180e}\x{feff}"}
+"""Characters that belong to it for any."""
+ANY = r"[^\n\r\u2028\u2029]"
+
+
+def narrow_pattern(pattern: str, place: str) -> str:
+    """``pattern`` with what ECMA, Python and llguidance read alike: ``\\d``, ``\\W`` and the like are
+    ASCII, ``.`` is no line break. Raises ``StructureError`` for what only one of them knows."""
+    out: list[str] = []
+    at, in_class, negated = 0, False, False
+
+    def refuse(what: str) -> NoReturn:
+        _refuse(place, pattern, f"has {what}, which validators read differently; write it out")
+
+    while at < len(pattern):
+        char, two = pattern[at], pattern[at : at + 2]
+        if char == "\\":
+            letter = two[1:]
+            if letter in CLASSES and not in_class:
+                out.append(f"[{CLASSES[letter]}]")
+            elif letter in CLASSES and not negated:
+                out.append(CLASSES[letter])
+            elif letter in EXCLUDED:
+                out.append(EXCLUDED[letter])
+            elif letter in CLASSES:
+                refuse(f"{two} in a class that is negated")
+            elif letter in ("A", "z", "Z", "<", ">", "Q", "E", "X", "R", "h", "H", "G", "a"):
+                refuse(two)
+            else:
+                out.append(two)
+            at += 2
+            continue
+        if in_class:
+            if char == "[" or two in ("&&", "--", "~~", "||"):
+                refuse(f"{two if char != '[' else char} in a class")
+            in_class = char != "]"
+            out.append(char)
+        elif char == "[":
+            in_class, negated = True, two == "[^"
+            out.append("[^" if negated else "[")
+            at += negated
+            if pattern[at + 1 : at + 2] == "]":
+                refuse("] first in a class")
+        elif char == ".":
+            out.append(ANY)
+        elif char == "(" and two == "(?":
+            group = re.match(r"\(\?(:|P?<[A-Za-z_]\w*>|[=!]|<[=!])", pattern[at:])
+            if group is None and (at or not pattern.startswith("(?i)")):
+                refuse("flags")
+            out.append(char)
+        elif char == "+" and at and pattern[at - 1] in "*+?}" and not _escaped(pattern, at - 1):
+            refuse("a possessive repetition")
+        else:
+            out.append(char)
+        at += 1
+    return "".join(out)
+
+
+def _escaped(pattern: str, at: int) -> bool:
+    before = pattern[:at]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
+
+
+# -- the finished text ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a text: as written, and as a reader of doubles has it; ``is_whole``: it is
+    written without a point or an exponent, and every reader has it exactly."""
+
+    exact: Decimal
+    double: float
+    is_whole: bool = False
+
+    @property
+    def readings(self) -> tuple[Decimal, ...]:
+        return (self.exact,) if self.is_whole else (self.exact, Decimal(self.double))
+
+
+class _Unkept(Exception):
+    """Where a text does not keep its schema."""
+
+
+class _TooMuch(Exception):
+    """More work than is allowed."""
+
+
+class SchemaCheck:
+    """Whether finished texts keep ``schema``. ``max_checks`` bounds the work for one text, in pairs
+    of (schema, value) looked at.
+
+    Numbers count as written and as a double both. Patterns are the grammar's: an automaton's, in
+    linear time.
+    """
+
+    def __init__(self, schema: Mapping[str, Any], max_checks: int) -> None:
+        self._schema, self._max_checks = schema, max_checks
+
+    def error(self, text: str) -> str | None:
+        """What is wrong with ``text``."""
+        run = _Run(self._schema, self._max_checks)
+        try:
+            run.keep(self._schema, read(text), "$", 0)
+        except (_Unkept, ValueError) as error:
+            return str(error)
+        except (_TooMuch, RecursionError):
+            return (
+                f"checking it takes more than {self._max_checks} steps (StructureConfig.max_checks)"
+            )
+        return None
+
+
+def read(text: str) -> Any:
+    """The value of a JSON text; numbers as ``Number``. Raises ``ValueError``."""
+    return json.loads(
+        text, parse_int=_whole, parse_float=_number, parse_constant=_no_constant
+    )  # fmt: skip
+
+
+def _whole(text: str) -> Number:
+    return Number(Decimal(text), float(text), is_whole=True)
+
+
+def _number(text: str) -> Number:
+    double = float(text)
+    try:
+        return Number(Decimal(text), double)
+    except InvalidOperation:  # an exponent beyond the type's own
+        return Number(Decimal(double), double)
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _same(value: Any, literal: Any) -> bool:
+    """JSON's equality: 1 is 1.0, true is not 1."""
+    if isinstance(value, Number):
+        if isinstance(literal, bool) or not isinstance(literal, (int, float)):
+            return False
+        return value.double == literal
+    if isinstance(value, dict):
+        return (
+            isinstance(literal, Mapping)
+            and value.keys() == literal.keys()
+            and all(_same(each, literal[name]) for name, each in value.items())
+        )
+    if isinstance(value, list):
+        return (
+            isinstance(literal, (list, tuple))
+            and len(value) == len(literal)
+            and all(map(_same, value, literal))
+        )
+    return type(value) is type(literal) and bool(value == literal)
+
+
+TYPES: dict[str, Callable[[Any], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "number": lambda value: isinstance(value, Number),
+    "integer": lambda value: (
+        isinstance(value, Number) and (value.is_whole or value.double.is_integer())
+    ),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+}
+FORMATS: dict[str, Callable[[str], object]] = {
+    "date": date.fromisoformat,
+    "date-time": lambda text: date.fromisoformat(text[:10]),
+    "ipv4": IPv4Address,
+    "ipv6": IPv6Address,
+}
+MEASURED = {"Length": str, "Items": list, "Properties": dict}
+
+
+class _Run:
+    """One text."""
+
+    def __init__(self, root: Mapping[str, Any], most: int) -> None:
+        self._root, self._left = root, most
+
+    def keep(self, schema: Any, value: Any, place: str, depth: int) -> None:
+        """Raises ``_Unkept``."""
+        self._left -= 1
+        if self._left < 0 or depth > 4 * MAX_DEPTH:
+            raise _TooMuch
+        if schema is True:
+            return
+        if not isinstance(schema, Mapping):
+            raise _Unkept(f"{place} may not be there")
+        for name, rule in schema.items():
+            reason = self._broken(name, rule, schema, value, place, depth + 1)
+            if reason is not None:
+                raise _Unkept(f"{place} breaks {name}: {reason}")
+
+    def _broken(
+        self, name: str, rule: Any, schema: Mapping[str, Any], value: Any, place: str, depth: int
+    ) -> str | None:
+        """What is wrong by one keyword."""
+        match name:
+            case "type":
+                types = [rule] if isinstance(rule, str) else rule
+                return None if any(TYPES[each](value) for each in types) else f"no {rule}"
+            case "const":
+                return None if _same(value, rule) else "another value"
+            case "enum":
+                self._left -= len(rule)
+                return None if any(_same(value, each) for each in rule) else "none of its values"
+            case "$ref":
+                self.keep(_follow(self._root, _steps(rule)), value, place, depth)
+            case "allOf":
+                for each in rule:
+                    self.keep(each, value, place, depth)
+            case "anyOf" | "oneOf":
+                count = self._count(rule, value, place, depth, 1 if name == "anyOf" else 2)
+                return None if count == 1 else f"{count or 'none'} of its schemas fit"
+            case "minimum" | "maximum" | "multipleOf" if isinstance(value, Number):
+                return _off(name, rule, value)
+            case "format" if isinstance(value, str) and rule in FORMATS:
+                FORMATS[rule](value)  # raises ValueError
+            case "required" if isinstance(value, dict):
+                missing = [each for each in rule if each not in value]
+                return f"{missing[0]!r} is missing" if missing else None
+            case _ if name in COUNTS:
+                return _miscounted(name, rule, value)
+        for child, within, where in self._children(name, rule, schema, value, place):
+            self.keep(child, within, where, depth)
+        return None
+
+    def _count(self, schemas: Any, value: Any, place: str, depth: int, most: int) -> int:
+        """How many of ``schemas`` ``value`` keeps; stops at ``most``."""
+        count = 0
+        for each in schemas:
+            try:
+                self.keep(each, value, place, depth)
+                count += 1
+            except (_Unkept, ValueError):
+                continue
+            if count == most:
+                break
+        return count
+
+    def _children(
+        self, name: str, rule: Any, schema: Mapping[str, Any], value: Any, place: str
+    ) -> Iterator[tuple[Any, Any, str]]:
+        """(schema, value, place) of what a keyword says of the parts of ``value``."""
+        if isinstance(value, dict):
+            if name == "properties":
+                for key in value.keys() & rule.keys():
+                    yield rule[key], value[key], f"{place}.{key}"
+            elif name == "additionalProperties" and not schema.get("patternProperties"):
+                for key in value.keys() - schema.get("properties", {}).keys():
+                    yield rule, value[key], f"{place}.{key}"
+        elif isinstance(value, list):
+            first = schema.get("prefixItems")
+            if first is None and isinstance(schema.get("items"), list):
+                first = schema["items"]
+            start = len(first or ())
+            if name == "prefixItems" or (name == "items" and isinstance(rule, list)):
+                for index, (each, part) in enumerate(zip(rule, value, strict=False)):
+                    yield each, part, f"{place}[{index}]"
+            elif name == "items" or (
+                name == "additionalItems" and isinstance(schema.get("items"), list)
+            ):
+                for index in range(start, len(value)):
+                    yield rule, value[index], f"{place}[{index}]"
+
+
+def _off(name: str, rule: Any, value: Number) -> str | None:
+    if not value.is_whole and not math.isfinite(value.double):
+        return f"{value.exact} is past every double"
+    bound = Decimal(rule)
+    for reading in value.readings:
+        if name == "multipleOf":
+            wrong = reading % bound != 0 if abs(reading) < 10**27 else int(reading) % rule != 0
+        else:
+            wrong = reading < bound if name == "minimum" else reading > bound
+        if wrong:
+            return f"{value.exact} against {rule}"
+    return None
+
+
+def _miscounted(name: str, rule: Any, value: Any) -> str | None:
+    if not isinstance(value, MEASURED[name[3:]]):
+        return None
+    count = len(value)
+    wrong = count < rule if name.startswith("min") else count > rule
+    return f"{count} against {rule}" if wrong else None
