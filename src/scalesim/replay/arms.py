@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import PlannerConfig
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
-from scalesim.replay.bound import belady_loads, floor_s, roofline
+from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.runner import VirtualRunner
-from scalesim.replay.simulation import Simulation
+from scalesim.replay.roof import Limits, Roof, roof
+from scalesim.replay.simulation import Log, Simulation
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
@@ -46,6 +48,20 @@ class Machine:
     link_share: float = 1.0
     first_tokens: int = 0
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+    @property
+    def limits(self) -> Limits:
+        """What the roof knows of this machine."""
+        return Limits(
+            self.cost,
+            self.cost.model.geometry(self.block_size).block_size,
+            self.device_pages,
+            self.cost.hardware.link_bytes_per_s * self.link_share,
+            self.max_num_seqs,
+            self.max_num_batched_tokens,
+            VOCAB_SIZE,
+            self.first_tokens,
+        )
 
     def parts(self, policy_name: str) -> Parts:
         """Virtual parts for ``Loop``."""
@@ -76,8 +92,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy gave, after the warm-up; ``total`` counts from the start. Seconds are
-    virtual."""
+    """What a policy gave, after the warm-up; ``total`` counts from the start. Seconds are virtual.
+
+    ``new_pages``: what prompts had of whole pages that nobody had computed before. ``least_pages``:
+    the fewest that had to be brought back in the order in which this policy served, or ``None``
+    where that was not asked for. ``running_pages``: the most that running calls held at once.
+    """
 
     policy: str
     seconds: float
@@ -89,15 +109,23 @@ class Outcome:
     total: dict[str, float]
     total_seconds: float
     total_turns: int
+    new_pages: int = 0
+    least_pages: int | None = None
+    running_pages: int = 0
 
     @property
     def turns_per_s(self) -> float:
-        return self.turns / self.seconds
+        return self.turns / self.seconds if self.turns else 0.0
 
     @property
     def hits(self) -> float:
         kinds = ("device_blocks", "late_blocks", "host_blocks", "computed_blocks")
         return self.counters["device_blocks"] / max(1, sum(self.counters[kind] for kind in kinds))
+
+    @property
+    def waited(self) -> float:
+        """Share of the calls that waited for their state."""
+        return self.counters["demand_loads"] / max(1, self.turns)
 
     @property
     def loaded_bytes(self) -> float:
@@ -107,18 +135,28 @@ class Outcome:
     def saved_bytes(self) -> float:
         return self.counters["saved_pages"] * self.page_bytes
 
+    @property
+    def rebuilt_bytes(self) -> float:
+        """State that was computed once more. Each look-up leaves one block to compute: that of the
+        prompt's last token."""
+        again = self.counters["computed_blocks"] - self.counters["lookups"] - self.new_pages
+        return again * self.page_bytes
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """``loaded_bytes``: Belady's, in the order in which ``resident`` served; ``held_bytes``: the
-    same where what runs at once keeps its pages to its end. ``link_share``: the time that Belady's
-    take on the link, of the time that computing takes with all resident."""
+    @property
+    def least_bytes(self) -> float:
+        assert self.least_pages is not None, "the bound needs a witness"
+        return float(self.least_pages * self.page_bytes)
 
-    loaded_bytes: float
-    held_bytes: float
-    turns_per_s: float
-    link_share: float
-    floor_turns_per_s: float
+    @property
+    def over_belady(self) -> float | None:
+        """Bytes brought back, by loading or by computing, over the fewest; 1 or more. ``None`` where
+        nothing had to be."""
+        if not self.least_pages:
+            return None
+        return (self.loaded_bytes + self.rebuilt_bytes) / self.least_bytes
+
+
+Watch = Callable[[Log], None]
 
 
 def play(
@@ -130,12 +168,18 @@ def play(
     warmup: int = 1,
     leap: bool = True,
     witness: bool = False,
+    watch: Watch = lambda log: None,
 ) -> tuple[Outcome, Simulation]:
     """Replay ``steps`` under ``policy``, with ``sources`` beside what the steps say. The first
-    ``warmup`` steps do not count."""
+    ``warmup`` steps do not count, where there are more. ``witness``: find the bounds too."""
     foresight = policy_named(policy).foresight
     simulation = Simulation(
-        machine.parts(policy), sources=sources, foresight=foresight, leap=leap, witness=witness
+        machine.parts(policy),
+        sources=sources,
+        foresight=foresight,
+        leap=leap,
+        witness=witness,
+        watch=watch,
     )
     before: dict[str, float] = {}
     start_s, turns, index = 0.0, 0, 0
@@ -147,7 +191,7 @@ def play(
     log, total = simulation.log, counted(simulation)
     measured = log.step_s[warmup:] if index >= warmup else log.step_s
     busy = [seconds for seconds in measured if seconds > 0.0] or [0.0]
-    return Outcome(
+    found = Outcome(
         policy,
         simulation.link.now_s - start_s,
         log.turns - turns,
@@ -158,34 +202,40 @@ def play(
         total,
         simulation.link.now_s,
         log.turns,
-    ), simulation
+    )
+    return (bounded(machine, found, log) if witness else found), simulation
 
 
-def bound(machine: Machine, resident: Outcome, simulation: Simulation) -> Bound:
-    """What any policy may reach on ``machine``, from a ``resident`` run that kept its accesses."""
-    accesses = [access for _, access in sorted(simulation.log.accesses.items())]
-    num_bytes, held_bytes = (
-        float(sum(loads[-resident.turns :])) * resident.page_bytes
-        for loads in (
-            belady_loads(accesses, machine.device_pages),
-            belady_loads(accesses, machine.device_pages, held_to_end=True),
-        )
+def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
+    """``outcome`` with what the order in which its calls were admitted asks for."""
+    accesses = [access for _, access in sorted(log.accesses.items())]
+    start = len(accesses) - outcome.turns
+    limited = policy_named(outcome.policy).limited
+    capacity = machine.device_pages if limited else RESIDENT_PAGES
+    again = reads_again(accesses)
+    return replace(
+        outcome,
+        new_pages=sum(accesses[at].num_read - len(again[at]) for at in range(start, len(accesses))),
+        least_pages=sum(belady_loads(accesses, capacity, start)),
+        running_pages=most_held(accesses),
     )
-    device, spent = machine.cost.hardware, resident.counters
-    rate = device.link_bytes_per_s * machine.link_share
-    floor = floor_s(
-        spent["spent_flops"],
-        device.peak_flops * device.gemm_share,
-        spent["spent_read_bytes"],
-        device.memory_bytes_per_s * device.memory_share,
-    )
-    return Bound(
-        num_bytes,
-        held_bytes,
-        roofline(resident.turns, resident.seconds, num_bytes, rate),
-        num_bytes / rate / resident.seconds,
-        resident.turns / floor,
-    )
+
+
+def most_held(accesses: Sequence[Access]) -> int:
+    """The most pages, shared ones once, that calls held at once; of each as many as at its end."""
+    holders: Counter[int] = Counter()
+    ends: dict[int, list[int]] = defaultdict(list)
+    most = 0
+    for index, access in enumerate(accesses):
+        for ended in ends.pop(index, ()):
+            for page in accesses[ended].pages:
+                holders[page] -= 1
+                if not holders[page]:
+                    del holders[page]
+        holders.update(access.pages)
+        ends[max(access.until, index + 1)].append(index)
+        most = max(most, len(holders))
+    return most
 
 
 def compare(
@@ -193,17 +243,17 @@ def compare(
     policies: Sequence[str],
     steps: Callable[[], Iterable[TraceStep]],
     *,
+    sources: Callable[[], Iterable[Source]] = tuple,
     warmup: int = 1,
-) -> tuple[list[Outcome], Bound | None]:
-    """An outcome for each policy, on the same steps; the bound if ``resident`` is among them."""
-    outcomes, found = [], None
-    for policy in policies:
-        witness = policy == "resident"
-        outcome, simulation = play(machine, policy, steps(), warmup=warmup, witness=witness)
-        outcomes.append(outcome)
-        if witness:
-            found = bound(machine, outcome, simulation)
-    return outcomes, found
+    watch: Callable[[str], Watch] = lambda policy: lambda log: None,
+) -> tuple[list[Outcome], Roof]:
+    """An outcome for each policy, on the same steps, and the roof over all of them."""
+    outcomes = [
+        play(machine, policy, steps(), sources=sources(), warmup=warmup, witness=True,
+             watch=watch(policy))[0]
+        for policy in policies
+    ]  # fmt: skip
+    return outcomes, roof(machine.limits, steps(), warmup)
 
 
 def counted(simulation: Simulation) -> dict[str, float]:

@@ -1,13 +1,14 @@
-"""What no policy can beat: Belady's page loads on a known order, and what the hardware allows.
+"""The fewest pages that anybody could bring back: Belady's rule, on the order in which was served.
 
-Shares nothing with the planner or the memory it judges: it sees token counts and content only.
+A true lower bound of what a policy loaded or computed again, so whatever is uncertain is decided in
+favour of the policy. Shares nothing with the planner or the memory: it sees content only.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -17,13 +18,19 @@ NEVER = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One request: the ids of its pages in order; the first ``num_read`` are its prompt's, which
-    it needs before it starts, the others it computes. It ended before request ``until`` began; 0:
-    before the next one."""
+    """One request, at its place in the order of admission: the ids of its pages; the first
+    ``num_read`` are its prompt's, which it needs from its admission on, the others it computes. It
+    ended before request ``until`` was admitted (0: before the next one), and until then kept what
+    it read, unless it was ``preempted`` in between."""
 
     pages: tuple[int, ...]
     num_read: int
     until: int = 0
+    preempted: bool = False
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        return self.pages[: self.num_read]
 
 
 def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int, ...]:
@@ -35,54 +42,91 @@ def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int
     return tuple(ids)
 
 
-def belady_loads(
-    accesses: Sequence[Access], capacity: int, *, held_to_end: bool = False
-) -> list[int]:
-    """Pages that each access must load into ``capacity`` pages when always the page that is needed
-    last makes room (Belady 1966). What was never there before is computed, not loaded. An access
-    needs its pages for a moment, or to the end of its request where ``held_to_end``: then less is
-    left for the others."""
-    following = [[NEVER] * len(access.pages) for access in accesses]
-    later: dict[int, int] = {}
-    for index in range(len(accesses) - 1, -1, -1):
-        for place, page in enumerate(accesses[index].pages):
-            following[index][place] = later.get(page, NEVER)
-            later[page] = index
-    held: dict[int, int] = {}  # page -> when it is needed next
-    pins: Counter[int] = Counter()
-    heap: list[tuple[int, int]] = []
-    ends: list[tuple[int, int]] = []
+def reads_again(accesses: Sequence[Access]) -> list[list[int]]:
+    """Of each access, the pages that it reads and that were in an access before it."""
     seen: set[int] = set()
-    loads = []
-    for index, access in enumerate(accesses):
-        while ends and ends[0][0] <= index:
-            for page in accesses[heapq.heappop(ends)[1]].pages:
-                pins[page] -= 1
-                if pins[page] == 0 and held[page] == NEVER:
-                    del held[page]
-                elif pins[page] == 0:
-                    heapq.heappush(heap, (-held[page], page))
-        count = 0
-        for place, page in enumerate(access.pages):
-            count += place < access.num_read and page in seen and page not in held
-            held[page] = following[index][place]
-            pins[page] += 1
-        while len(held) > capacity and heap:
-            at, page = heapq.heappop(heap)
-            if held.get(page) == -at and not pins[page]:
-                del held[page]
-        until = access.until if held_to_end else 0
-        heapq.heappush(ends, (max(until, index + 1), index))
+    found = []
+    for access in accesses:
+        found.append([page for page in access.read if page in seen])
         seen.update(access.pages)
-        loads.append(count)
+    return found
+
+
+def belady_loads(accesses: Sequence[Access], capacity: int, start: int = 0) -> list[int]:
+    """Pages that each access from ``start`` on must bring back into ``capacity`` pages where always
+    the page that is read last makes room (Belady 1966). No choice of victims needs fewer in sum.
+
+    What was never there before is computed, and not counted. What a request computes can be had for
+    nothing at its end, or at the first later read where that comes sooner, and takes no room before
+    that. At ``start`` anything may be there that an earlier access had.
+    """
+    again = reads_again(accesses)
+    cache = _Cache(capacity)
+    for index in range(len(accesses) - 1, -1, -1):
+        for page in again[index]:
+            cache.reads[page].append(index)
+    for access in accesses[:start]:
+        cache.offer(access.pages, start)
+    cache.make_room()
+    released: dict[int, list[int]] = defaultdict(list)
+    offered: dict[int, list[int]] = defaultdict(list)
+    loads = []
+    for index in range(start, len(accesses)):
+        access = accesses[index]
+        for ended in released.pop(index, ()):
+            cache.release(again[ended])
+        cache.offer(offered.pop(index, ()), index)
+        loads.append(cache.read(again[index], index))
+        cache.make_room()
+        until = max(access.until, index + 1)
+        released[index + 1 if access.preempted else until].append(index)
+        for page in set(access.pages).difference(again[index]):
+            offered[min(until, cache.next_read(page, index + 1))].append(page)
     return loads
 
 
-def roofline(turns: int, all_resident_s: float, load_bytes: float, link_rate: float) -> float:
-    """Turns a second that neither computing with everything resident nor the link can exceed."""
-    return turns / max(all_resident_s, load_bytes / link_rate)
+class _Cache:
+    """``reads``: by page, the places of its reads to come, last first. ``held``: by page, the next
+    of them; the heap has the same, farthest first, and what is no longer so."""
 
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self.reads: defaultdict[int, list[int]] = defaultdict(list)
+        self._held: dict[int, int] = {}
+        self._pins: Counter[int] = Counter()
+        self._heap: list[tuple[int, int]] = []
 
-def floor_s(flops: float, gemm_rate: float, read_bytes: float, memory_rate: float) -> float:
-    """Seconds that the arithmetic or the reading takes at least, whatever is resident."""
-    return max(flops / gemm_rate, read_bytes / memory_rate)
+    def next_read(self, page: int, now: int) -> int:
+        """The first read of ``page`` at ``now`` or later; reads before that are forgotten."""
+        reads = self.reads.get(page, [])
+        while reads and reads[-1] < now:
+            reads.pop()
+        return reads[-1] if reads else NEVER
+
+    def offer(self, pages: Iterable[int], now: int) -> None:
+        """``pages`` are there for nothing, for those who keep them."""
+        for page in pages:
+            self._hold(page, now)
+
+    def read(self, pages: Sequence[int], now: int) -> int:
+        """Pin ``pages``; how many of them were not held."""
+        count = sum(page not in self._held for page in pages)
+        for page in pages:
+            self._pins[page] += 1
+            self._hold(page, now + 1)
+        return count
+
+    def release(self, pages: Iterable[int]) -> None:
+        for page in pages:
+            self._pins[page] -= 1
+            heapq.heappush(self._heap, (-self._held[page], page))
+
+    def make_room(self) -> None:
+        while len(self._held) > self._capacity and self._heap:
+            at, page = heapq.heappop(self._heap)
+            if self._held.get(page) == -at and not self._pins[page]:
+                del self._held[page]
+
+    def _hold(self, page: int, now: int) -> None:
+        self._held[page] = at = self.next_read(page, now)
+        heapq.heappush(self._heap, (-at, page))

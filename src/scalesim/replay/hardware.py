@@ -99,8 +99,10 @@ class CostModel:
 
     def read_bytes(self, work: Work) -> float:
         """Weights and the KV that is attended to."""
-        token_bytes = self.model.geometry().token_bytes
-        return 2.0 * self.model.num_params + float(token_bytes) * work.context_tokens
+        return 2.0 * self.model.num_params + self.kv_bytes(work.context_tokens)
+
+    def kv_bytes(self, num_tokens: int) -> float:
+        return float(self.model.geometry().token_bytes) * num_tokens
 
     def step_s(self, work: Work) -> float:
         device = self.hardware

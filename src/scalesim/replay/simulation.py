@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,7 +53,7 @@ class _Open:
 class Simulation:
     """Plays steps on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
     replaced by what really comes. ``leap``: uninterrupted decoding is one event. ``witness``: keep
-    what every call touched."""
+    what every call touched. ``watch``: told the log whenever calls ended."""
 
     def __init__(
         self,
@@ -63,12 +63,14 @@ class Simulation:
         foresight: bool = False,
         leap: bool = True,
         witness: bool = False,
+        watch: Callable[[Log], None] = lambda log: None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
         self.loop = Loop(parts, sources)
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
+        self._watch = watch
         self._pages: dict[int, int] = {}
         self._ended: list[_Open] = []
         self._open: dict[AgentId | None, int] = {}  # calls under way
@@ -85,14 +87,11 @@ class Simulation:
         start_s = self.link.now_s
         loop.advance(start_s, step.time)
         self._tell(step.hints)
-        first: list[Turn] = []
         for turn in step.turns:
-            waiting = self._later.setdefault(turn.agent, deque())
-            if turn.round == 0 and not waiting:
-                first.append(turn)
-            else:
-                waiting.append(turn)
-        self._call(first)
+            self._later.setdefault(turn.agent, deque()).append(turn)
+        first = {agent: self._next_round(agent) for agent in list(self._later)}
+        places = {id(turn): place for place, turn in enumerate(step.turns)}
+        self._call(sorted(sum(first.values(), []), key=lambda turn: places[id(turn)]))
         while self._open:
             self._turn()
         self.log.step_s.append(self.link.now_s - start_s)
@@ -108,6 +107,8 @@ class Simulation:
         ended, self._ended[:] = list(self._ended), []
         for one in ended:
             self._take(one)
+        if ended:
+            self._watch(self.log)
 
     def _call(self, turns: list[Turn]) -> None:
         loop, model = self.loop, self.loop.parts.model
@@ -138,27 +139,34 @@ class Simulation:
         if self._open[turn.agent]:
             return
         del self._open[turn.agent]
-        waiting = self._later.get(turn.agent)
-        if waiting:
-            now = waiting[0].round
-            again = []
-            while waiting and waiting[0].round == now:
-                again.append(waiting.popleft())
+        again = self._next_round(turn.agent)
+        if again:
             self._call(again)
-        else:
-            self._later.pop(turn.agent, None)
-            if turn.agent is not None:
-                self._tell([Hint(turn.agent, turn.expect, turn.truth)])
+        elif turn.agent is not None:
+            self._tell([Hint(turn.agent, turn.expect, turn.truth)])
+
+    def _next_round(self, agent: AgentId | None) -> list[Turn]:
+        """The calls of ``agent`` that come together now; empty where none is left in this step."""
+        waiting = self._later.get(agent)
+        if not waiting:
+            return []
+        together = [waiting.popleft()]
+        while waiting and waiting[0].round == together[0].round:
+            together.append(waiting.popleft())
+        if not waiting:
+            del self._later[agent]
+        return together
 
     def _see(self, call: Call) -> None:
         sequence = call.sequence
         assert sequence is not None
         size = self.loop.memory.block_size
-        tokens = call.tokens.tobytes() + sequence.output.tobytes()
+        tokens = call.tokens.tobytes() + sequence.output[:-1].tobytes()  # the last was not computed
         pages = page_ids(tokens, size * TOKEN_BYTES, self._pages)
         read = (sequence.prompt_len - 1) // size
         until = self.loop.scheduler.num_admissions
-        self.log.accesses[sequence.admission] = Access(pages, read, until)
+        preempted = sequence.num_preemptions > 0
+        self.log.accesses[sequence.admission] = Access(pages, read, until, preempted)
 
     def _tell(self, hints: Iterable[Hint]) -> None:
         told = {

@@ -1,0 +1,225 @@
+"""The roof: turns a second that nobody exceeds on a machine, whatever the policy and the order.
+
+For each step of the simulation, whose calls all end before the next step begins, the least time
+that the hardware model allows:
+
+- arithmetic: each prefix is computed once in a run, however many share it and whatever was evicted;
+  each call computes one token of its prompt at least, and each token of its answer but the last;
+- reading: each token of an answer reads its whole context once, and the weights are read once in
+  each step of the engine, of which there are as few as the longest chain of an agent's calls, the
+  slots and the token budget allow: everybody is batched ideally;
+- the link: of what a step reads and an earlier one computed, no more than the pool holds is there
+  when it begins; the rest comes over the link or is computed again, whichever split is faster.
+
+Reading, arithmetic and the link go on side by side. Shares nothing with the scheduler, the planner
+or the memory: it sees the trace, the model and the hardware.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from scalesim.core import AgentId, Int32s
+from scalesim.replay.content import tokens_of
+from scalesim.replay.hardware import CostModel, Work
+from scalesim.trace import TraceStep, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the roof knows of a machine. ``pool_pages`` of ``block_size`` tokens; ``link_rate``:
+    bytes a second into the device; ``first_tokens`` of each prompt stand for an adapter's pages:
+    they are read and not computed."""
+
+    cost: CostModel
+    block_size: int
+    pool_pages: int
+    link_rate: float
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    vocab_size: int
+    first_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """Turns a second: with a pool for everything, and with the machine's own."""
+
+    turns: int
+    resident_s: float
+    pool_s: float
+
+    @property
+    def resident_turns_per_s(self) -> float:
+        return self.turns / self.resident_s if self.turns else 0.0
+
+    @property
+    def turns_per_s(self) -> float:
+        return self.turns / self.pool_s if self.turns else 0.0
+
+
+def roof(limits: Limits, steps: Iterable[TraceStep], warmup: int = 0) -> Roof:
+    """Over the steps after the first ``warmup``; over all where there are not more."""
+    floors = _Floors(limits)
+    found = [(len(step.turns), *floors.step(step.turns)) for step in steps]
+    counted = found[warmup:] or found
+    turns, resident_s, pool_s = (sum(column) for column in zip(*counted, strict=True))
+    return Roof(int(turns), float(resident_s), float(pool_s))
+
+
+class _Floors:
+    """Least seconds of one step after the other."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._computed = limits, Computed(limits.block_size)
+
+    def step(self, turns: list[Turn]) -> tuple[float, float]:
+        """(with a pool for everything, with the machine's)."""
+        limits, computed, cost = self._limits, self._computed, self._limits.cost
+        if not turns:
+            return 0.0, 0.0
+        computed.begin_step()
+        tokens = pairs = context = 0
+        for turn in turns:
+            prompt, output = turn.prompt_len, turn.output.length
+            new, twice = computed.add(_computed_tokens(turn, limits.vocab_size), prompt)
+            for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
+                count, seen = _attended(first, last, limits.first_tokens)
+                tokens, pairs = tokens + sign * count, pairs + sign * seen
+            context += output * prompt + output * (output - 1) // 2
+        answers = sum(turn.output.length for turn in turns)
+        tokens = max(tokens, answers)
+        steps = max(
+            _longest_chain(turns),
+            -(-answers // limits.max_num_seqs),
+            -(-tokens // limits.max_num_batched_tokens),
+        )
+        device = cost.hardware
+        flops = cost.flops(Work(tokens, 0, max(pairs, 0)))
+        compute_s = flops / (device.peak_flops * device.gemm_share)
+        read_bytes = steps * cost.read_bytes(Work(0, 0, 0)) + cost.kv_bytes(context)
+        read_s = read_bytes / (device.memory_bytes_per_s * device.memory_share)
+        overhead_s = steps * device.step_overhead_s
+        least_s = overhead_s + max(compute_s, read_s)
+        missing = max(0, computed.pages_read - limits.pool_pages)
+        return least_s, max(least_s, self._brought_s(missing, overhead_s + compute_s))
+
+    def _brought_s(self, missing: int, compute_s: float) -> float:
+        """Least seconds in which ``missing`` pages come over the link or are computed again, beside
+        arithmetic that takes ``compute_s``."""
+        limits, device = self._limits, self._limits.cost.hardware
+        again = limits.cost.flops(Work(limits.block_size, 0, 0))
+        again_s = again / (device.peak_flops * device.gemm_share)
+        load_s = limits.cost.kv_bytes(limits.block_size) / limits.link_rate
+        computed = (missing * load_s - compute_s) / (load_s + again_s)  # where both take as long
+        return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
+
+
+def _computed_tokens(turn: Turn, vocab_size: int) -> Int32s:
+    """The tokens whose KV a call needs or computes; the last one it says is never fed back."""
+    return tokens_of((*turn.prompt, turn.output), vocab_size)[:-1]
+
+
+def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
+    """Tokens at ``first … last``, and the (query, context) pairs of their attention; the first
+    ``adapter`` positions are none."""
+    first, last = max(first, adapter) - adapter, max(last, adapter) - adapter
+    if last <= first:
+        return 0, 0
+    return last - first, (last * (last + 1) - first * (first + 1)) // 2
+
+
+def _longest_chain(turns: Iterable[Turn]) -> int:
+    """Steps of the engine that the busiest agent's calls take one after the other: its rounds wait
+    for each other, and each token of an answer for the one before."""
+    by_agent: dict[AgentId | None, list[Turn]] = defaultdict(list)
+    for turn in turns:
+        by_agent[turn.agent].append(turn)
+    return max(
+        sum(
+            max(turn.output.length for turn in together)
+            for _, together in groupby(own, key=lambda turn: turn.round)
+        )
+        for own in by_agent.values()
+    )
+
+
+class _Edge:
+    """Tokens behind a node of the tree. ``born``: the step that first had them. ``read_to``: how
+    far prompts of step ``read_in`` have read."""
+
+    __slots__ = ("born", "children", "read_in", "read_to", "tokens")
+
+    def __init__(self, tokens: Int32s, born: int) -> None:
+        self.tokens, self.born = tokens, born
+        self.children: dict[int, _Edge] = {}
+        self.read_in, self.read_to = -1, 0
+
+    def split(self, at: int) -> None:
+        """Into the first ``at`` tokens, and the rest as a child."""
+        rest = _Edge(self.tokens[at:], self.born)
+        rest.children, rest.read_in = self.children, self.read_in
+        rest.read_to = max(0, self.read_to - at)
+        self.tokens, self.children = self.tokens[:at], {int(rest.tokens[0]): rest}
+        self.read_to = min(self.read_to, at)
+
+
+class Computed:
+    """All that was ever computed, as a radix tree of tokens. ``pages_read``: whole pages of earlier
+    steps that this step's prompts read, each once."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size, self._step = block_size, -1
+        self._root = _Edge(np.empty(0, np.int32), -1)
+        self.pages_read = 0
+
+    def begin_step(self) -> None:
+        self._step += 1
+        self.pages_read = 0
+
+    def add(self, tokens: Int32s, prompt_len: int) -> tuple[int, tuple[int, int]]:
+        """A call computes ``tokens``, of which ``prompt_len`` are its prompt's. Returns the place
+        from which on it must compute, at the last token of its prompt at the latest; and the
+        stretch behind that which another call of the same step has counted: whoever comes first,
+        one of the two may find it there."""
+        whole = (prompt_len - 1) // self._block_size * self._block_size
+        node, depth, twice = self._root, 0, 0
+        while depth < len(tokens):
+            edge = node.children.get(int(tokens[depth]))
+            if edge is None:
+                break
+            count = _common(edge.tokens, tokens[depth:])
+            if edge.born < self._step:
+                self._read(edge, depth, min(count, whole - depth))
+            elif depth + count >= prompt_len:
+                twice += depth + count - max(depth, prompt_len - 1)
+            node, depth = edge, depth + count
+            if count < len(edge.tokens):
+                if depth < len(tokens):
+                    edge.split(count)
+                break
+        if depth < len(tokens):
+            node.children[int(tokens[depth])] = _Edge(tokens[depth:].copy(), self._step)
+        return min(depth, prompt_len - 1), (depth - twice, depth)
+
+    def _read(self, edge: _Edge, start: int, count: int) -> None:
+        """Count the pages that end in the first ``count`` tokens of ``edge``, which begins at
+        ``start``, as far as this step has not read them."""
+        if edge.read_in != self._step:
+            edge.read_in, edge.read_to = self._step, 0
+        if count > edge.read_to:
+            before = (start + edge.read_to) // self._block_size
+            self.pages_read += (start + count) // self._block_size - before
+            edge.read_to = count
+
+
+def _common(first: Int32s, second: Int32s) -> int:
+    """How many leading tokens the two share."""
+    count = min(len(first), len(second))
+    differ = first[:count] != second[:count]
+    return int(differ.argmax()) if differ.any() else count
