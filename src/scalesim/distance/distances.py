@@ -25,6 +25,7 @@ from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
 from scalesim.errors import ConfigError
+from scalesim.foreign import Foreign, report
 
 Change = tuple[AgentId, float | None]
 """An agent and its new next use, in steps of the clock; ``None`` = unknown."""
@@ -189,13 +190,14 @@ class Distances:
         for voice in self._voices[2:]:
             if voice.source is None:
                 continue
-            try:
+            with Foreign() as raised:
                 note(voice.source)
                 estimates = voice.source.changes(self.clock.now)
                 changes += self._post(voice.ledger, estimates)
-            except Exception:
+            if raised.error is not None:
                 voice.source = None
-                _log.exception("source %r failed and is not asked again", voice.name)
+                message = "source %r failed and is not asked again"
+                report(_log, message, voice.name, error=raised.error)
         return changes
 
     # -- from estimates to changes ------------------------------------------------------------
@@ -267,10 +269,12 @@ class Distances:
 
     def _combined(self, at: Times, confidence: Times) -> Times:
         """What the function says, or the default's if it fails: it is advice as well."""
-        try:
+        said = np.zeros(0)
+        with Foreign() as raised:
             said = np.asarray(self._combine(at, confidence), np.float64).reshape(at.shape[1])
-        except Exception:
-            _log.exception("the function that combines sources failed; the default takes over")
+        if raised.error is not None:
+            message = "the function that combines sources failed; the default takes over"
+            report(_log, message, error=raised.error)
             self._combine = earliest_credible
             said = earliest_credible(at, confidence)
         return np.where(np.isfinite(said), said, np.nan)
