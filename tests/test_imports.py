@@ -21,7 +21,13 @@ PACKAGES = {
     "scalesim_kernels": ROOT / "kernels" / "scalesim_kernels",
 }
 
-VALUES = ("scalesim.checks", "scalesim.core", "scalesim.errors", "scalesim._version")
+VALUES = (
+    "scalesim.checks",
+    "scalesim.core",
+    "scalesim.errors",
+    "scalesim.foreign",
+    "scalesim._version",
+)
 ENGINE = tuple(
     f"scalesim.{name}"
     for name in (
@@ -32,12 +38,14 @@ ENGINE = tuple(
         "caller",
         "calls",
         "choices",
+        "deadlines",
         "driver",
         "embeddings",
         "engine",
         "gate",
         "guard",
         "intake",
+        "interrupts",
         "loop",
         "overflow",
         "progress",
@@ -47,6 +55,7 @@ ENGINE = tuple(
         "sampling_params",
         "streams",
         "structure",
+        "tickets",
     )
 )
 PARTS = tuple(
@@ -61,6 +70,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.errors": (),
     "scalesim.checks": ("scalesim.errors",),
     "scalesim.core": ("scalesim.errors",),
+    "scalesim.foreign": ("scalesim.errors",),
     "scalesim.distance": VALUES,
     "scalesim.device": VALUES,
     "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),

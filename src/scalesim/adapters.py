@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -22,8 +21,10 @@ from scalesim.errors import AdapterError
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 
 if TYPE_CHECKING:
+    from scalesim.calls import Call
     from scalesim.memory.manager import MemoryManager
 
+_LOOK_S = 1.0  # how often a waiting thread looks whether its time is over
 ReadAdapter = Callable[["str | Path"], AdapterContent]
 
 
@@ -55,10 +56,11 @@ class AdapterRegistry:
         post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._read, self._memory, self._post = read, memory, post
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a bare one: ``with`` gives it back whatever strikes
+        self._changed = threading.Condition(self._lock)  # only for who waits in ``remove``
         self._by_name: dict[str, tuple[_Entry, str]] = {}
         self._by_digest: dict[bytes, _Entry] = {}
-        self._open: Counter[bytes] = Counter()  # calls, by digest
+        self._open: dict[bytes, set[Call]] = {}  # by digest, of those that are used
         self._bound: dict[AgentId, bytes] = {}
 
     def add(self, name: str, path: str | Path, *, replace: bool = False) -> None:
@@ -71,7 +73,7 @@ class AdapterRegistry:
         if self._read is None:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
         content = self._read(path)
-        with self._changed:
+        with self._lock:
             held = self._by_name.get(name)
             if held is not None and held[0].content.digest != content.digest:
                 if not replace:
@@ -94,23 +96,23 @@ class AdapterRegistry:
         for them to end first.
         """
         end_s = time.monotonic() + (timeout or 0.0)
-        with self._changed:
+        with self._lock:
             entry = self._entry(name)
             digest = entry.content.digest
-            while entry.names == {name} and self._open[digest]:
+            while entry.names == {name} and (users := self._open.get(digest)):
                 left_s = end_s - time.monotonic()
                 if left_s <= 0:
                     raise AdapterError(
-                        f"adapter {name!r} is used by {self._open[digest]} open calls; wait for "
+                        f"adapter {name!r} is used by {len(users)} open calls; wait for "
                         "them, or give a longer timeout="
                     )
-                self._changed.wait(left_s)
+                self._changed.wait(min(left_s, _LOOK_S))
             if name in self._by_name:
                 self._let_go(name)
 
     def list(self) -> list[AdapterInfo]:
         """What there is, by name."""
-        with self._changed:
+        with self._lock:
             return [
                 AdapterInfo(
                     name,
@@ -118,7 +120,7 @@ class AdapterRegistry:
                     entry.content.num_pages,
                     entry.content.digest.hex(),
                     entry.content.invocation_tokens is not None,
-                    self._open[entry.content.digest],
+                    len(self._open.get(entry.content.digest, ())),
                 )
                 for name, (entry, path) in sorted(self._by_name.items())
             ]
@@ -133,46 +135,52 @@ class AdapterRegistry:
 
     def bind(self, agent: AgentId, name: str) -> None:
         """``agent`` calls with ``name``: its pages move with the agent's next use from now on."""
-        with self._changed:
+        with self._lock:
             digest = self._bound[agent] = self._entry(name).content.digest
             self._post(lambda: _bind(self._memory, agent, digest))
 
     def restore(self) -> None:
         """Memory has forgotten everything: tell it again, on the engine's thread."""
-        with self._changed:
+        with self._lock:
             for entry in self._by_digest.values():
                 self._memory.adapters.add(entry.content)
             for agent, digest in self._bound.items():
                 _bind(self._memory, agent, digest)
 
     def num_pages(self, name: str) -> int:
-        with self._changed:
+        with self._lock:
             return self._entry(name).content.num_pages
 
     def use(self, name: str, tokens: Int32s) -> AdapterUse | None:
         """The adapter of a call with this prompt; ``None`` for an activated one that the prompt
         does not invoke."""
-        with self._changed:
+        with self._lock:
             content = self._entry(name).content
         if content.invocation_tokens is None:
             return AdapterUse(content.digest, content.layout)
         start = last_invocation(tokens, content.invocation_tokens)
         return None if start is None else AdapterUse(content.digest, content.layout, start)
 
-    def hold(self, use: AdapterUse) -> None:
-        """A call that uses this is open, until ``close``."""
-        with self._changed:
-            self._open[use.digest] += 1
+    def hold(self, use: AdapterUse, call: Call) -> None:
+        """``call`` uses this, until it is let go."""
+        with self._lock:
+            self._open.setdefault(use.digest, set()).add(call)
 
-    def close(self, use: AdapterUse) -> None:
-        with self._changed:
-            self._open[use.digest] -= 1
-            if not self._open[use.digest]:
-                del self._open[use.digest]
-            entry = self._by_digest.get(use.digest)
-            if entry is not None:
-                self._forget_if_done(entry)
-            self._changed.notify_all()
+    def let_go(self, calls: Iterable[Call]) -> None:
+        """``calls`` have ended, or will never begin. Of those that held nothing, nothing comes."""
+        for call in calls:
+            if call.adapter is None:
+                continue
+            digest = call.adapter.digest
+            with self._lock:
+                users = self._open.get(digest, set())
+                users.discard(call)
+                if not users:
+                    self._open.pop(digest, None)
+                entry = self._by_digest.get(digest)
+                if entry is not None:
+                    self._forget_if_done(entry)
+                self._changed.notify_all()
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._by_name:
@@ -187,7 +195,7 @@ class AdapterRegistry:
 
     def _forget_if_done(self, entry: _Entry) -> None:
         digest = entry.content.digest
-        if not entry.names and not self._open[digest]:
+        if not entry.names and digest not in self._open:
             del self._by_digest[digest]
             self._post(lambda: self._memory.adapters.remove(digest))
 

@@ -7,10 +7,8 @@ driver's loop; here is who waits for what.
 from __future__ import annotations
 
 import asyncio
-import math
 from asyncio import gather
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -21,18 +19,14 @@ from scalesim.choices import By, Choice, Option, check_choice, choice_of
 from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
 from scalesim.embeddings import embedding_requests, stacked
-from scalesim.errors import (
-    EngineClosedError,
-    RequestCancelledError,
-    RequestError,
-    RequestTimeoutError,
-)
+from scalesim.errors import EngineClosedError, RequestError
 from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.progress import Progress, Show, shown
 from scalesim.requests import Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
+from scalesim.tickets import Desk
 
 T = TypeVar("T")
 _LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
@@ -53,6 +47,7 @@ class Caller:
     _driver: Driver
     _intake: Intake
     _gate: Gate
+    _desk: Desk
 
     def run(
         self,
@@ -91,15 +86,17 @@ class Caller:
         calls = await _off_the_loop(request, self._prepare)
         loop = asyncio.get_running_loop()
         ends = [Ended(loop) for _ in calls]
+        for call, end in zip(calls, ends, strict=True):
+            call.waiter = end
+        self._driver.start_thread()
+        ticket = self._desk.ticket(calls)
         try:
-            for call, end in zip(calls, ends, strict=True):
-                call.waiter = end
-                await self._enter_async(call)
+            self._enter(calls)
             for end in ends:
                 await end.future
+            ticket.keep()
         except BaseException:  # by whatever way it is left, the collector's included
-            for call in calls:
-                self._abandon(call)
+            ticket.close()
             raise
         return reply_of(calls)
 
@@ -108,11 +105,9 @@ class Caller:
 
         It runs from now on. Whoever stops reading cancels it.
         """
-        reader = self._reader(request, self._prepare_one(request), None)
+        call = self._prepare_one(request)
         self._driver.start_thread()
-        stream = Stream(reader)  # before it is handed in: if Ctrl-C comes between, it is dropped
-        self._enter([reader.call])
-        return stream
+        return Stream(self._begun(request, call, None))
 
     def stream_async(self, request: Request) -> AsyncStream:
         """``stream`` for ``async for`` in the running event loop; it is checked, and runs, from the
@@ -175,14 +170,18 @@ class Caller:
         Of one sample: for more, submit requests that differ in ``sample_index``. Raises
         ``EngineFullError`` where too many are open."""
         call = self._prepare_one(request)
-        self._stamp([call])
-        self._gate.take()
-        self._post([call])
+        ticket = self._desk.ticket([call])
+        try:
+            self._enter(ticket.calls, waits=False)
+            ticket.keep()
+        except BaseException:
+            ticket.close()
+            raise
         return call
 
     def cancel(self, call: Call) -> None:
         """End a call; its pages are free within two steps. No effect on one that has ended."""
-        self._driver.post(self._cancelling(call))
+        self._driver.post(partial(self._loop.abandon, [call]))
 
     # -- steps of the above -------------------------------------------------------------------
 
@@ -205,43 +204,35 @@ class Caller:
         for call in calls:
             call.waiter = latch
         self._driver.start_thread()
+        ticket = self._desk.ticket(calls)
         try:
             self._enter(calls)
             while not latch.wait(_LOOK_S if show is None else _SHOW_S):
+                self._driver.check_process()
                 if show is not None:
                     show(len(calls) - latch.left)
+            ticket.keep()
         except BaseException:
-            with suppress(EngineClosedError):
-                for call in calls:
-                    self.cancel(call)
+            ticket.close()
             raise
         if show is not None:
             show(len(calls))
 
-    def _enter(self, calls: list[Call]) -> None:
-        """Hand in ``calls``, as many at a time as there are places; those whose time is over while
-        they wait fail alone."""
+    def _enter(self, calls: list[Call], *, waits: bool = True) -> None:
+        """Hand in ``calls``; those that find no place wait in line, or are refused. Under a
+        ticket: what is left halfway is undone."""
         self._stamp(calls)
-        first = min(calls, key=_deadline_s, default=None)
-        while calls:
-            try:
-                left_s = None if first is None else self._left_s(first)
-                count = self._gate.wait(len(calls), left_s)
-            except RequestTimeoutError as error:
-                now_s = self.parts.time_s()
-                late = [call for call in calls if _deadline_s(call) <= now_s]
-                calls = [call for call in calls if _deadline_s(call) > now_s]
-                self._driver.post(partial(self._loop.refuse, late, error))
-                first = min(calls, key=_deadline_s, default=None)
-                continue
-            self._post(calls[:count])
-            calls = calls[count:]
-
-    async def _enter_async(self, call: Call) -> None:
-        self._driver.start_thread()
-        self._stamp([call])
-        await self._gate.wait_async(self._left_s(call))
-        self._post([call])
+        if self._gate.refuses or not waits:
+            self._gate.take(calls)
+        for call in calls:
+            if call.adapter is not None:
+                self.adapters.hold(call.adapter, call)
+        try:
+            self._driver.post(lambda: self._loop.accept(calls))
+        except EngineClosedError:
+            self._loop.on_ended(calls)
+            self._gate.leave(calls)
+            raise
 
     def _stamp(self, calls: list[Call]) -> None:
         """The call begins, and so does its timeout."""
@@ -249,45 +240,24 @@ class Caller:
         for call in calls:
             call.begins(now_s)
 
-    def _left_s(self, call: Call) -> float | None:
-        if call.deadline_s is None:
-            return None
-        return max(0.0, call.deadline_s - self.parts.time_s())
-
-    def _post(self, calls: list[Call]) -> None:
-        """Hand in calls that have their places."""
-        for call in calls:
-            call.has_place = True
-            if call.adapter is not None:
-                self.adapters.hold(call.adapter)
-        try:
-            self._driver.post(lambda: self._loop.accept(calls))
-        except EngineClosedError:
-            self._loop.on_ended(calls)
-            raise
-
     async def _begin(self, request: Request) -> Reader:
         call = await _off_the_loop(request, self._prepare_one)
-        reader = self._reader(request, call, asyncio.get_running_loop())
+        self._driver.start_thread()
+        return self._begun(request, call, asyncio.get_running_loop())
+
+    def _begun(
+        self, request: Request, call: Call, loop: asyncio.AbstractEventLoop | None
+    ) -> Reader:
+        """Who reads ``call``, which is handed in."""
+        call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
+        texts = self._intake.text_stream(request)
+        reader = Reader(self._desk.ticket([call]), texts, self._driver.check_process)
         try:
-            await self._enter_async(call)
+            self._enter(reader.ticket.calls)
         except BaseException:
             reader.close()
             raise
         return reader
-
-    def _reader(
-        self, request: Request, call: Call, loop: asyncio.AbstractEventLoop | None
-    ) -> Reader:
-        call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
-        return Reader(call, self._intake.text_stream(request), self._abandon)
-
-    def _abandon(self, call: Call) -> None:
-        self._driver.post_quietly(self._cancelling(call))
-
-    def _cancelling(self, call: Call) -> Callable[[], None]:
-        error = RequestCancelledError("the request was cancelled")
-        return lambda: self._loop.end_call(call, "cancelled", error)
 
 
 async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
@@ -295,23 +265,6 @@ async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
     if request.params.is_structured:
         return await asyncio.to_thread(prepare, request)
     return prepare(request)
-
-
-def _deadline_s(call: Call) -> float:
-    return math.inf if call.deadline_s is None else call.deadline_s
-
-
-def release(gate: Gate, adapters: AdapterRegistry) -> Callable[[list[Call]], None]:
-    """What happens to ended calls: they give back their places and their adapters."""
-
-    def ended(calls: list[Call]) -> None:
-        placed = [call for call in calls if call.has_place]
-        for call in placed:
-            if call.adapter is not None:
-                adapters.close(call.adapter)
-        gate.give_back(len(placed))
-
-    return ended
 
 
 def reply_of(calls: list[Call]) -> Reply:

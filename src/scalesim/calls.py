@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
 from scalesim.errors import EngineClosedError
+from scalesim.foreign import Foreign
 from scalesim.requests import Dropped, Reply, Request, TextModel, Usage
 
 if TYPE_CHECKING:
@@ -29,29 +30,44 @@ class Waiter(Protocol):
     def tell(self, call: Call) -> None: ...
 
 
+class Bell:
+    """One waits until another rings. A bare lock, which waiting takes and ringing gives back: to
+    wait is one instruction, so nobody can be interrupted holding what the engine's thread needs,
+    as within an ``Event``. And it costs a caller's thread less, which has the interpreter while
+    the engine's waits for it."""
+
+    __slots__ = ("_shut",)
+
+    def __init__(self) -> None:
+        self._shut = threading.Lock()
+        self._shut.acquire()
+
+    def ring(self) -> None:
+        """Rung again before somebody came to wait, it has been rung once. One thread at a time."""
+        if self._shut.locked():
+            self._shut.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was rung since the last time, or is within ``timeout_s`` seconds."""
+        return self._shut.acquire(timeout=timeout_s)
+
+
 class Latch:
-    """Opens when ``count`` calls have ended: one bare lock for a whole batch of them, held until
-    then. An ``Event`` would be a lock, a condition and another lock to make and to take, each
-    time on a caller's thread that has the interpreter while the engine's waits for it."""
+    """Opens when ``count`` calls have ended."""
 
     def __init__(self, count: int) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.left = count
-        self._shut = threading.Lock()
-        if count:
-            self._shut.acquire()
+        self._bell = Bell()
 
     def tell(self, call: Call) -> None:
         self.left -= 1
         if self.left == 0:
-            self._shut.release()
+            self._bell.ring()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it is open, within ``timeout_s`` seconds."""
-        if not self._shut.acquire(timeout=timeout_s):
-            return False
-        self._shut.release()
-        return True
+        return self.left <= 0 or self._bell.wait(timeout_s)
 
 
 class Ended:
@@ -82,7 +98,7 @@ class Call:
     raises.
 
     ``waiter`` is told of the end; there is none for who polls ``done``. ``mailbox`` takes the
-    tokens as they come, where somebody reads them. ``has_place``: it counts as open at the gate.
+    tokens as they come, where somebody reads them.
     """
 
     __slots__ = (
@@ -93,7 +109,6 @@ class Call:
         "dropped",
         "ended_s",
         "error",
-        "has_place",
         "leader",
         "mailbox",
         "make_guide",
@@ -115,7 +130,7 @@ class Call:
         self.make_guide: Callable[[], Guide] | None = None  # where a rule masks its tokens
         self.leader: Call | None = None  # the first sample of the same prompt, if it is another
         self.digest = 0
-        self.done = self.has_place = False
+        self.done = False
         self.error: Exception | None = None
         self.sequence: Sequence | None = None
         self.submitted_s = self.ended_s = 0.0
@@ -186,10 +201,8 @@ def deliver(calls: list[Call]) -> None:
         else:
             loops.setdefault(call.waiter.loop, []).append(call)
     for loop, told in loops.items():
-        try:
+        with Foreign():  # the loop was closed, or is somebody's own: nobody else may miss his end
             loop.call_soon_threadsafe(_tell, told)
-        except RuntimeError:  # the loop was closed; nobody waits there any more
-            continue
 
 
 def _tell(calls: list[Call]) -> None:

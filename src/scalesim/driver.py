@@ -3,21 +3,31 @@ that empties it.
 
 That thread is the engine's own, started by the first call that waits, or the user's, who calls
 ``step``. Knows no requests.
+
+Callers may be interrupted anywhere, in a lock's own Python as well, so what they share with the
+loop's thread is a ``SimpleQueue``, which is one instruction to them; and locks of the interpreter
+(never a ``Condition`` or an ``Event``), which ``with`` takes and gives back whatever strikes.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Literal
 
 from scalesim.errors import EngineClosedError, EngineModeError
+from scalesim.foreign import Foreign, report
+from scalesim.interrupts import InterruptsWait
 from scalesim.loop import Loop
 
 _POLL_S = 0.005
 _MAX_WAIT_S = 60.0
+_log = logging.getLogger(__name__)
+Command = Callable[[], object]
 
 
 class Driver:
@@ -25,14 +35,17 @@ class Driver:
 
     def __init__(self, loop: Loop) -> None:
         self._loop, self._parts = loop, loop.parts
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Event()
-        self._lock = threading.Lock()  # held to change the mode, and to end what is open
+        self._inbox: SimpleQueue[Command] = SimpleQueue()
+        self._choice = threading.Lock()  # held to choose who drives
+        self._turn = threading.Lock()  # whose it is may touch the loop: the thread, for its life;
+        self._turn_of: int | None = None  # who calls step, for a step; close, in the end
+        self._ending = threading.Lock()  # held to end what is open
         self._mode: Literal["none", "thread", "user"] = "none"
         self._thread: threading.Thread | None = None
         self._closed = False
         self._is_shut = False
         self._death: BaseException | None = None
+        self._in_child = False  # of the process that the engine belongs to
 
     # -- from any thread ----------------------------------------------------------------------
 
@@ -40,37 +53,46 @@ class Driver:
     def is_closed(self) -> bool:
         return self._closed
 
-    def post(self, command: Callable[[], None]) -> None:
+    def post(self, command: Command) -> None:
         """Have ``command`` run on the loop's thread, after all that was posted before. Raises
         ``EngineClosedError``."""
         self.check_open()
-        self._inbox.append(command)
-        if not self._wake.is_set():
-            self._wake.set()
+        self._inbox.put(command)
         if self._is_shut:  # it closed since the check above
-            with self._lock:
-                self._end_all()
+            self._end_rest()
 
-    def post_if_open(self, command: Callable[[], None]) -> None:
+    def post_if_open(self, command: Command) -> None:
         with suppress(EngineClosedError):
             self.post(command)
 
-    def post_quietly(self, command: Callable[[], None]) -> None:
-        """``post`` for the garbage collector, who may run within any lock: the loop is not woken,
-        which a loop that has work does not need."""
-        self._inbox.append(command)
+    def post_quietly(self, command: Command) -> None:
+        """``post`` for the garbage collector, who may run within any lock; and for those who leave,
+        whom a closed engine owes nothing."""
+        self._inbox.put(command)
 
     def check_open(self) -> None:
-        """Raise ``EngineClosedError`` if the engine was closed, or died."""
+        """Raise ``EngineClosedError`` if the engine was closed, or died, or is another process's"""
         if self._closed:
-            error = EngineClosedError("the engine is closed; make a new one")
+            error = EngineClosedError(
+                "this engine belongs to the process that made it, and this is a fork of that: make "
+                "one here, or start processes by 'spawn'"
+                if self._in_child
+                else "the engine is closed; make a new one"
+            )
             error.__cause__ = self._death
             raise error
+
+    def check_process(self) -> None:
+        """For who waits already: raise ``EngineClosedError`` in a fork of the engine's process,
+        where nobody will tell him."""
+        if self._in_child:
+            self.check_open()
 
     def start_thread(self) -> None:
         """For a caller that is about to wait. Raises ``EngineModeError`` if ``step`` drives, or if
         the caller is the engine's own thread, which would wait for itself."""
-        if self._thread is threading.current_thread():
+        self.check_open()
+        if self._turn_of == threading.get_ident():
             raise EngineModeError(
                 "a call that waits was made on the engine's own thread, by a source of distances "
                 "or another callback: it would wait for itself; hand it in from another thread"
@@ -80,34 +102,57 @@ class Driver:
             self._drive("thread")
 
     def step(self) -> bool:
-        """One step on the caller's thread; False when there was nothing to do. Raises
-        ``EngineModeError`` if the thread drives, and what the engine died of, if it does."""
+        """One step on the caller's thread; False when there was nothing to do. Threads take turns.
+
+        Raises ``EngineModeError`` if the engine's thread drives, or within a step, and what the
+        engine died of, if it does. Ctrl-C is raised when the step is over (``InterruptsWait``).
+        """
         self._drive("user")
-        try:
-            return self._step()
-        except Exception as error:
-            self._death = error
-            self.close()
-            raise
+        if self._turn_of == threading.get_ident():
+            raise EngineModeError("step() was called within a step, by a callback: return from it")
+        with self._turn, InterruptsWait():
+            self.check_open()  # it may have closed since
+            self._turn_of = threading.get_ident()
+            try:
+                is_busy = self._step()
+            except BaseException as error:
+                self._death, self._closed = error, True
+                raise
+            finally:
+                self._turn_of = None
+                if self._closed:
+                    self._shut()
+            interrupt, self._loop.interrupt = self._loop.interrupt, None
+            if interrupt is not None:
+                raise interrupt
+            return is_busy
 
     def close(self) -> None:
-        """End all open calls with ``EngineClosedError``, stop the thread and the link.
-        Idempotent."""
-        if self._closed and self._thread is None:
-            return
+        """End all open calls with ``EngineClosedError``, stop the thread and the link. Waits for a
+        step that is running, but the one that calls it: that closes as it ends. Idempotent."""
         self._closed = True
-        self._wake.set()
-        thread, self._thread = self._thread, None
-        if thread is None:
-            self._shut()
-        elif thread is not threading.current_thread():
+        if self._in_child or self._turn_of == threading.get_ident():
+            return
+        self._inbox.put(_nothing)  # wakes the thread
+        thread = self._thread
+        if thread is not None:
             thread.join()
+        with self._turn, InterruptsWait():
+            error = self._shut()
+        if error is not None:
+            raise error
+
+    def after_fork(self) -> None:
+        """In the child: nothing of this engine runs here, and nothing of it is the child's to
+        end."""
+        self._in_child = self._closed = self._is_shut = True
+        self._thread = None
 
     def _drive(self, mode: Literal["thread", "user"]) -> None:
         self.check_open()
         if self._mode == mode and mode == "user":
             return
-        with self._lock:
+        with self._choice:
             if self._mode not in ("none", mode):
                 raise EngineModeError(
                     "step() drives this engine: submit() and poll, or use another engine for calls "
@@ -118,54 +163,83 @@ class Driver:
                 )
             self._mode = mode
             if mode == "thread" and self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="scalesim-engine", daemon=True
-                )
-                self._thread.start()
+                # It names itself when it runs: whoever starts it may be interrupted before it does.
+                threading.Thread(target=self._run, name="scalesim-engine", daemon=True).start()
 
     # -- on the loop's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
+        if not self._turn.acquire(blocking=False):
+            return  # another was started meanwhile, or everything is being closed
         try:
-            while not self._closed:
-                if not self._step() and not self._inbox:
-                    self._idle()
-        except BaseException as error:
-            self._death = error
-            self._closed = True
-        self._shut()
+            self._turn_of, self._thread = threading.get_ident(), threading.current_thread()
+            try:
+                while not self._closed:
+                    if not self._step() and self._inbox.empty():
+                        self._idle()
+            except BaseException as error:
+                self._death, self._closed = error, True
+            self._shut()
+        finally:
+            self._turn_of = None
+            self._turn.release()
 
     def _step(self) -> bool:
-        while self._inbox:
-            self._loop.obey(self._inbox.popleft())
+        while not self._inbox.empty():
+            self._loop.obey(self._inbox.get())
         return self._loop.step()
 
     def _idle(self) -> None:
         """Wait for the inbox, for a copy that is under way, or for the next start window."""
         look_ahead = self._parts.memory.look_ahead
-        self._wake.clear()
-        if self._inbox or self._closed:
+        if self._closed:
             return
         if self._parts.memory.residency.transfers:
-            self._parts.link.wait(_POLL_S)
-        elif look_ahead.opens_in_s is None:
-            self._wake.wait()
-        else:
-            self._wake.wait(min(max(look_ahead.opens_in_s, 1e-3), _MAX_WAIT_S))
+            self._loop.obey(partial(self._parts.link.wait, _POLL_S))
+            return
+        wait_s = look_ahead.opens_in_s
+        if wait_s is not None:
+            wait_s = min(max(wait_s, 1e-3), _MAX_WAIT_S)
+        with suppress(Empty):
+            self._loop.obey(self._inbox.get(timeout=wait_s))
 
-    def _shut(self) -> None:
-        """Nothing runs any more: end what is open, and the copies."""
-        with self._lock:
-            self._is_shut = True
+    def _shut(self) -> BaseException | None:
+        """Nothing runs any more: end what is open, and the copies; the first error of that."""
+        if self._is_shut:
+            return None
+        self._is_shut = True
+        with self._ending:
             self._end_all()
-        if self._loop.recorder is not None:
-            self._loop.recorder.close()
+        self._end_rest()
+        ends: list[Command] = [self._parts.link.close]
         if self._death is None:
-            self._loop.drain()
-        self._parts.link.close()
+            ends.insert(0, self._loop.drain)
+        if self._loop.recorder is not None:
+            ends.insert(0, self._loop.recorder.close)
+        first: BaseException | None = None
+        for end in ends:
+            with Foreign() as raised:
+                end()
+            if raised.error is not None:
+                report(_log, "closing the engine: %r", raised.error, error=raised.error)
+                first = first or raised.error
+        return first
+
+    def _end_rest(self) -> None:
+        """End what was posted while everything ended. Waits for nobody: who holds the lock looks
+        again when it has given it back."""
+        while not self._inbox.empty() and self._ending.acquire(blocking=False):
+            try:
+                self._end_all()
+            finally:
+                self._ending.release()
 
     def _end_all(self) -> None:
-        while self._inbox:
-            with suppress(Exception):  # it ends anyway; calls that were let in are told why
-                self._inbox.popleft()()
         self._loop.end_all(self._death)
+        while not self._inbox.empty():
+            with Foreign():  # calls that come now are told that it is over
+                self._inbox.get_nowait()()
+
+
+def _nothing() -> None:
+    pass

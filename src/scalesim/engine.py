@@ -14,7 +14,7 @@ from typing import Any
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
-from scalesim.caller import Caller, release
+from scalesim.caller import Caller
 from scalesim.config import EngineConfig
 from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.clock import Clock
@@ -28,11 +28,9 @@ from scalesim.intake import Intake
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
 from scalesim.recorder import Recorder, check_new
+from scalesim.tickets import Desk
 
 __all__ = ["Engine", "EngineStats", "Parts"]
-
-_POLL_S = 0.005
-_MAX_WAIT_S = 60.0
 
 
 class Engine(Caller):
@@ -73,8 +71,10 @@ class Engine(Caller):
             self.parts.read_adapter, self.parts.memory, self._driver.post_if_open
         )
         self._gate = Gate(limits.max_open_requests, refuse=limits.when_full == "error")
+        self._desk = Desk(self._driver.post_quietly, self._loop.abandon)
+        self._loop.gate = self._gate
         self._loop.restored = self.adapters.restore
-        self._loop.on_ended = release(self._gate, self.adapters)
+        self._loop.on_ended = self.adapters.let_go
         if record is not None:
             self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
         self._intake = Intake(self.model, self.parts.memory, self.adapters)

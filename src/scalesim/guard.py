@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+from scalesim.foreign import Foreign, report
 from scalesim.memory.accounts import AccountError, Suspects, check_accounts, find_suspects
 from scalesim.memory.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
@@ -63,23 +64,23 @@ class Guard:
         end_s = self._time_s()
         self._next_sweep_s = end_s + (end_s - start_s) / SWEEP_SHARE
 
-    def examine(self, error: Exception) -> Suspects:
+    def examine(self, error: BaseException) -> Suspects:
         """Report ``error`` with what happened to pages last; which of them are in question. Only
         books that do not agree put pages in question: what merely broke off left nothing behind
         that a new beginning would not mend."""
         flight = self.memory.flight
         self.last_report = "" if flight is None else flight.dump()
         recent = "\n".join(self.last_report.splitlines()[-_REPORTED:])
-        _log.error("beginning anew after %r; the last page events:\n%s", error, recent)
+        report(_log, "beginning anew after %r; the last page events:\n%s", error, recent)
         if not is_violation(error):
             return Suspects()
-        try:
+        with Foreign() as raised:
             return find_suspects(self.memory, self._leases())
-        except Exception:
-            _log.exception("the books cannot be read: every request is in question")
-            return Suspects(leases=list(self._leases()))
+        message = "the books cannot be read: every request is in question"
+        report(_log, message, error=raised.error)
+        return Suspects(leases=list(self._leases()))
 
 
-def is_violation(error: Exception) -> bool:
+def is_violation(error: BaseException) -> bool:
     """Whether memory's books were found to differ, rather than that something failed."""
     return isinstance(error, (AccountError, IntegrityError))

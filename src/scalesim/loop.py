@@ -7,13 +7,13 @@ given.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,11 +21,19 @@ from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
 from scalesim.config import CallLimits
 from scalesim.core import NO_TOKEN, AgentId, Runner, Step
+from scalesim.deadlines import Deadlines
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
-from scalesim.errors import EngineClosedError, InternalError, RequestTimeoutError
+from scalesim.errors import (
+    EngineClosedError,
+    InternalError,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
+from scalesim.foreign import Foreign
+from scalesim.gate import Gate
 from scalesim.guard import Guard, Integrity
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
@@ -95,7 +103,8 @@ class Loop:
         self.distances = Distances(self.clock, combine)
         self.stats = EngineStats()
         self.scheduler.before_release = self._ends
-        # told of calls that ended, before their callers are
+        self.gate = Gate(sys.maxsize)
+        # told of calls that ended, before their callers are; of one more than once, maybe
         self.on_ended: Callable[[list[Call]], None] = lambda calls: None
         # memory was emptied: adapters are to be added again
         self.restored: Callable[[], None] = lambda: None
@@ -105,9 +114,13 @@ class Loop:
         self._fruitless = 0  # restarts since a token was collected last
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
+        # Ctrl-C, where it struck inside all the same: state was made anew, and it is to be raised
+        self.interrupt: KeyboardInterrupt | None = None
+        self._over: str | None = None  # what calls are told that come too late
+        self._death: BaseException | None = None
         self._open: dict[int, Call] = {}
         self._news: list[Call] = []  # gave tokens in this step to somebody who waits for them
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines = Deadlines()
         self._ids = itertools.count(1)
         for source in sources:
             self.listen(source)
@@ -115,35 +128,39 @@ class Loop:
     def step(self) -> bool:
         """Plan, move, run, commit; False when there is nothing to do. Raises only what cannot be
         mended."""
-        try:
+        is_busy = True
+        with Foreign() as broke:
             is_busy = self._turn()
             self.guard.after_step()
             if not is_busy:
                 self.guard.when_idle()
-        except Exception as error:
-            self._begin_anew(error)
+        if broke.error is not None:
+            self._begin_anew(broke.error)
             return True
         return is_busy
 
-    def obey(self, command: Callable[[], None]) -> None:
+    def obey(self, command: Callable[[], object]) -> None:
         """Do what a caller asked for."""
-        try:
+        with Foreign() as broke:
             command()
-        except Exception as error:
-            self._begin_anew(error)
+        if broke.error is not None:
+            self._begin_anew(broke.error)
 
-    def _begin_anew(self, error: Exception) -> None:
+    def _begin_anew(self, error: BaseException) -> None:
         """Something broke inside. What was under way is not mended but forgotten: prompts and the
         tokens that came of them are all that is needed to compute everything else again, and
         open calls go on from there. Raises ``error`` where that brings nothing, or is not
         wanted."""
         self._fruitless += 1
-        if self.parts.integrity != "quarantine" or self._fruitless > MAX_FRUITLESS:
+        is_wanted = self.parts.integrity == "quarantine"
+        if isinstance(error, KeyboardInterrupt):
+            self.interrupt, is_wanted = error, True  # it says nothing of the books
+        if not is_wanted or self._fruitless > MAX_FRUITLESS:
             raise error
         suspects = self.guard.examine(error)
         self.stats.restarts += 1
         while self._flights:
-            with suppress(Exception):  # also a step that failed is over
+            with Foreign():  # also a step that failed is over
                 self.parts.runner.collect(self._flights.popleft())
         self.memory.reset(suspects.device, suspects.host)
         self.stats.lost_pages = len(self.memory.device_lost) + len(self.memory.host_lost)
@@ -154,6 +171,8 @@ class Loop:
 
     def _turn(self) -> bool:
         self._expire()
+        if self.gate.has_line:
+            self.accept([])  # those whose turn it is
         batch = self.scheduler.schedule()
         in_background = self.parts.runner.steps_in_flight > 1
         if not in_background:
@@ -186,15 +205,22 @@ class Loop:
         residency.counters.stall_s += self.parts.time_s() - start
 
     def accept(self, calls: list[Call]) -> None:
-        """Take in checked calls."""
-        failure: Exception | None = None
+        """Take in checked calls, and those in line before them, as far as there are places; the
+        rest waits in line."""
+        if self._over is not None:
+            for call in calls:
+                self.refuse([call], self._closed_error(self._over))
+            return
         for call in calls:
-            try:
+            self._deadlines.add(call)
+        failure: BaseException | None = None
+        for call in self.gate.enter(calls):
+            with Foreign() as raised:
                 self._accept(call)
-            except Exception as error:
-                failure = error
+            if raised.error is not None:
+                failure = raised.error
                 if call.sequence is None or call.sequence.id not in self._open:
-                    self._turn_away(call, error)
+                    self._turn_away(call, failure)
         if failure is not None:  # only now: the calls behind the one that failed are in as well
             self._begin_anew(failure)
 
@@ -229,8 +255,6 @@ class Loop:
         if self.recorder is not None:
             step, at_s = self.clock.now, call.submitted_s
             self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
-        if call.deadline_s is not None:
-            heapq.heappush(self._deadlines, (call.deadline_s, sequence.id))
         if request.agent is not None:
             self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
             self._speaking.add(sequence.id)
@@ -241,18 +265,30 @@ class Loop:
         else:
             self.scheduler.add_behind(leader, sequence)
 
-    def _turn_away(self, call: Call, cause: Exception) -> None:
+    def _turn_away(self, call: Call, cause: BaseException) -> None:
         error = InternalError(f"the request could not be taken in: {cause!r}; ask again")
         error.__cause__ = cause
-        self.stats.failed += 1
-        self.on_ended([call])
         self.refuse([call], error)
 
     def refuse(self, calls: list[Call], error: Exception) -> None:
         """End calls that were never accepted."""
+        calls = [call for call in calls if not call.done]
+        now_s = self.parts.time_s()
         for call in calls:
-            call.error, call.done, call.ended_s = error, True, self.parts.time_s()
-        deliver(calls)
+            call.error, call.done, call.ended_s = error, True, now_s
+        self.stats.failed += len(calls)
+        self._let_go(calls)
+
+    def _let_go(self, calls: list[Call], news: Iterable[Call] = ()) -> None:
+        """``calls`` are done: what they held is free, and then, whatever fails, who waits is
+        told."""
+        with ExitStack() as last:  # from below
+            last.callback(deliver, [*calls, *news])
+            if calls:
+                last.callback(self.on_ended, calls)
+                last.callback(self.gate.leave, calls)
+            for call in calls:
+                self._deadlines.ended(call)
 
     def _settle(self, ended: list[Sequence]) -> None:
         """Tell the callers of what ended, and those who wait for tokens that there are some."""
@@ -264,10 +300,8 @@ class Loop:
             call.error, call.ended_s, call.done = sequence.error, now_s, True
         news = [call for call in self._news if not call.done]
         self._news.clear()
-        with ExitStack() as last:  # from below; whatever fails, who waits is told
-            last.callback(deliver, calls + news)
-            if calls:
-                last.callback(self.on_ended, calls)
+        with ExitStack() as last:
+            last.callback(self._let_go, calls, news)
             for sequence, call in zip(ended, calls, strict=True):
                 self._count(sequence, call)
 
@@ -290,26 +324,36 @@ class Loop:
             self._apply(self.distances.ended(sequence.agent))
 
     def _expire(self) -> None:
-        if not self._deadlines:
+        if not len(self._deadlines):
             return
-        now_s = self.parts.time_s()
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, id = heapq.heappop(self._deadlines)
-            call = self._open.get(id)
-            if call is not None:
-                error = RequestTimeoutError(
-                    f"request of agent {call.request.agent!r} did not end within "
-                    f"timeout={call.request.timeout} s, or by deadline={call.request.deadline}"
-                )
-                self.end_call(call, "timeout", error)
+        for call in self._deadlines.due(self.parts.time_s()):
+            request = call.request
+            what = (
+                f"request of agent {request.agent!r} did not end within "
+                f"timeout={request.timeout} s, or by deadline={request.deadline}"
+            )
+            if call.sequence is None:
+                what += f": it waited for one of max_open_requests={self.gate.limit} places"
+            error = RequestTimeoutError(what)
+            self.end_call(call, "timeout", error)
 
     def end_call(
         self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception
     ) -> None:
         """End ``call`` now; no effect on one that has ended."""
-        if not call.done and (sequence := call.sequence) is not None:
+        if call.done:
+            return
+        if (sequence := call.sequence) is None:
+            self.refuse([call], error)
+        else:
             sequence.finish_reason, sequence.error = reason, error  # whatever breaks from here on
             self.scheduler.cancel(sequence, reason, error)
+
+    def abandon(self, calls: list[Call]) -> None:
+        """Nobody waits for ``calls``: they end, wherever they are; also if they never came in."""
+        error = RequestCancelledError("the request was cancelled")
+        for call in calls:
+            self.end_call(call, "cancelled", error)
 
     def listen(self, source: Source) -> None:
         """Take ``source``'s advice from now on."""
@@ -353,18 +397,22 @@ class Loop:
         self.memory.owners.set_next_uses(changes)
 
     def end_all(self, cause: BaseException | None) -> None:
-        """Nothing runs any more: every open call ends with ``EngineClosedError``, chained to
-        ``cause`` if the engine died of something."""
-        ended = list(self._open.values())
-        for call in ended:
-            error = EngineClosedError(
-                "the engine was closed" if cause is None else f"the engine died: {cause!r}"
-            )
-            error.__cause__ = cause
-            call.error, call.done = error, True
+        """Nothing runs any more: every call that is open, in line, or yet to come ends with
+        ``EngineClosedError``, chained to ``cause`` if the engine died of something."""
+        if self._over is None:
+            self._death = cause
+            self._over = "the engine was closed" if cause is None else f"the engine died: {cause!r}"
+        calls = [*self._open.values(), *self.gate.calls()]
         self._open.clear()
-        self.on_ended(ended)
-        deliver(ended)
+        ended = [call for call in dict.fromkeys(calls) if not call.done]
+        for call in ended:
+            call.error, call.done = self._closed_error(self._over), True
+        self._let_go(ended)
+
+    def _closed_error(self, message: str) -> EngineClosedError:
+        error = EngineClosedError(message)  # one for each call: raising it marks it
+        error.__cause__ = self._death
+        return error
 
     def drain(self) -> None:
         """Let the steps and the copies under way end; call back what has not started."""

@@ -11,7 +11,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -22,6 +21,7 @@ import xxhash
 
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import ConfigError
+from scalesim.foreign import Foreign, report
 from scalesim.trace import Hint, Piece, Turn
 from scalesim.trace_file import TraceWriter
 
@@ -59,11 +59,11 @@ def gives_up(
     @wraps(write)
     def tried(self: Recorder, *args: _P.args, **kwargs: _P.kwargs) -> None:
         if self.error is None:
-            try:
+            with Foreign() as raised:
                 write(self, *args, **kwargs)
-            except Exception as error:
-                self.error = error
-                _log.error("the trace %s ends here: %r", self.path, error)
+            if raised.error is not None:
+                self.error = raised.error
+                report(_log, "the trace %s ends here: %r", self.path, raised.error)
 
     return cast("Callable[Concatenate[Recorder, _P], None]", tried)
 
@@ -85,7 +85,7 @@ class Recorder:
 
     def __init__(self, path: Path, block_size: int) -> None:
         self.path = path
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         check_new(path)
         try:
             self._file = path.open("x", encoding="utf-8")
@@ -144,10 +144,10 @@ class Recorder:
 
     def close(self) -> None:
         self._lines = deque(line for line in self._lines if not line.is_open)
-        with suppress(OSError):  # what is in the file's buffer may not fit either
+        with Foreign():  # what is in the file's buffer may not fit either
             if self.error is None:
                 self._flush()
-        with suppress(OSError):
+        with Foreign():
             self._file.close()
 
     def _flush(self) -> None:

@@ -7,14 +7,14 @@ reader costs the loop nothing. Whoever stops reading cancels the call.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scalesim.calls import Call, TextObserver
+from scalesim.calls import Bell, Call, TextObserver
 from scalesim.requests import Reply
+from scalesim.tickets import Ticket
 
 _POLL_S = 1.0  # lets Ctrl-C in
 
@@ -56,7 +56,7 @@ class Mailbox:
         self.announce: Callable[[Call], None] = lambda call: None  # the loop's; once a step
         self._call, self._stops = call, stops
         self._is_announced = False
-        self._event = threading.Event()
+        self._bell = Bell()
         self._future: asyncio.Future[None] | None = None
         self._has_reader = False
 
@@ -74,7 +74,7 @@ class Mailbox:
         """Wake the reader; in its event loop, if it waits in one."""
         self._is_announced = False
         if self.loop is None:
-            self._event.set()
+            self._bell.ring()
         elif self._future is not None and not self._future.done():
             self._future.set_result(None)
 
@@ -82,10 +82,9 @@ class Mailbox:
 
     def wait(self) -> None:
         """Until there is news, or a second has passed."""
-        self._event.clear()
         self._has_reader = True  # from here on a token is announced; those before are there
         if not self.tokens and not self._call.done:
-            self._event.wait(_POLL_S)
+            self._bell.wait(_POLL_S)
         self._has_reader = False
 
     async def wait_async(self) -> None:
@@ -101,15 +100,16 @@ class Mailbox:
 
 
 class Reader:
-    """One reader of a call: pieces out of its mailbox. ``abandon`` cancels the call, from wherever
-    the collector runs."""
+    """One reader of a call: pieces out of its mailbox. ``check`` raises where none will come any
+    more."""
 
     def __init__(
-        self, call: Call, deltas: TextDeltas | None, abandon: Callable[[Call], None]
+        self, ticket: Ticket, deltas: TextDeltas | None, check: Callable[[], None]
     ) -> None:
-        self.call = call
+        [self.call] = ticket.calls
+        self.ticket = ticket
         self.reply: Reply | None = None
-        self._deltas, self._abandon = deltas, abandon
+        self._deltas, self._check = deltas, check
         self._num_read = 0
         self.is_over = False
 
@@ -118,12 +118,15 @@ class Reader:
         mailbox = self.call.mailbox
         assert mailbox is not None
         done = self.call.done  # before the tokens: none comes after it
+        if not done:
+            self._check()
         tokens = [mailbox.tokens.popleft() for _ in range(len(mailbox.tokens))]
         self._num_read += len(tokens)
         text = "".join(map(self._deltas.push, tokens)) if self._deltas is not None else ""
         if not done or (tokens and self.call.error is not None):
             return Piece(text, tuple(tokens)) if tokens else None
         self.is_over = True
+        self.ticket.keep()
         self.reply = self.call.result()
         if self._deltas is not None:
             text += self._deltas.finish()
@@ -132,8 +135,8 @@ class Reader:
 
     def close(self) -> None:
         if not self.is_over:
+            self.ticket.close()
             self.is_over = True
-            self._abandon(self.call)
 
 
 class Stream:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from scalesim.assembly import with_settings
 from scalesim.core import SamplingParams
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine import Engine
-from scalesim.gate import Gate
 from scalesim.requests import Dropped, Prompt, Reply, Request
 from scalesim.scheduler.sequence import Phase
 from tests.engine.test_same_texts import check_empty
@@ -235,7 +235,7 @@ def test_closing_wakes_those_in_line() -> None:
     threads = [threading.Thread(target=wait) for _ in range(5)]
     for thread in threads:
         thread.start()
-    while len(engine._gate._line) < 5:
+    while len(engine._gate.calls()) < 6:
         next(stream)
     engine.close()
     for thread in threads:
@@ -244,23 +244,24 @@ def test_closing_wakes_those_in_line() -> None:
 
 
 def test_the_gate_is_first_come_first_served() -> None:
-    gate = Gate(2)
-    gate.take(2)
-    order: list[int] = []
-
-    async def enter(number: int) -> None:
-        await gate.wait_async()
-        order.append(number)
-
-    async def main() -> None:
-        tasks = [asyncio.create_task(enter(number)) for number in range(6)]
-        await asyncio.sleep(0)
-        for _ in range(6):
-            gate.give_back(1)
-        await asyncio.gather(*tasks)
-
-    asyncio.run(main())
-    assert order == list(range(6)) and gate.num_free == 0
+    engine = tiny_engine(max_open_requests=2)
+    call = partial(engine._prepare_one, Request("a"))
+    gate, calls = engine._gate, [call() for _ in range(8)]
+    assert gate.enter(calls[:5]) == calls[:2] and gate.num_free == 0
+    assert gate.enter(calls[5:]) == []
+    with pytest.raises(errors.EngineFullError):  # nobody overtakes the line
+        gate.take([call()])
+    calls[3].done = True  # it ran out of time in line
+    for gone, following in zip([0, 1, 2, 4, 5], [[2], [4], [5], [6], [7]], strict=True):
+        calls[gone].done = True
+        for _ in range(2):  # who leaves twice gives back one place
+            gate.leave([calls[gone]])
+        assert gate.enter([]) == [calls[each] for each in following]
+    for each in calls:
+        each.done = True
+    gate.leave(calls)
+    assert gate.num_free == 2 and not gate.calls()
+    engine.close()
 
 
 def test_limits_that_are_refused() -> None:

@@ -23,12 +23,13 @@ import numpy as np
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
-from scalesim.distance.estimates import Estimates, Source, Times
+from scalesim.distance.estimates import Source, Times
 from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read, shown
 from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
 from scalesim.errors import ConfigError, HintWarning
+from scalesim.foreign import Foreign, report
 
 Change = tuple[AgentId, float | None]
 """An agent and its new next use, in steps of the clock; ``None`` = unknown."""
@@ -312,15 +313,16 @@ class Distances:
         for voice in self._voices[2:]:
             if voice.source is None:
                 continue
-            try:
+            with Foreign() as raised:
                 note(voice.source)
                 agents, at, confidence = voice.source.changes(self.clock.now)
                 hints, ignored = read(agents, at, confidence)
                 changes += self._say(voice, hints)
                 self._ignore(voice, ignored)
-            except Exception as error:
-                voice.source, voice.failed = None, shown(error)
-                _log.exception("source %r failed and is not asked again", voice.name)
+            if raised.error is not None:
+                voice.source, voice.failed = None, shown(raised.error)
+                message = "source %r failed and is not asked again"
+                report(_log, message, voice.name, error=raised.error)
         return changes
 
     # -- from estimates to changes ------------------------------------------------------------
@@ -400,10 +402,12 @@ class Distances:
 
     def _combined(self, at: Times, confidence: Times) -> Times:
         """What the function says, or the default's if it fails: it is advice as well."""
-        try:
+        said = np.zeros(0)
+        with Foreign() as raised:
             said = np.asarray(self._combine(at, confidence), np.float64).reshape(at.shape[1])
-        except Exception:
-            _log.exception("the function that combines sources failed; the default takes over")
+        if raised.error is not None:
+            message = "the function that combines sources failed; the default takes over"
+            report(_log, message, error=raised.error)
             self._combine = earliest_credible
             said = earliest_credible(at, confidence)
         return np.where(np.isfinite(said), said, np.nan)

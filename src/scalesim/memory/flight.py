@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from scalesim.core import Fence
+from scalesim.foreign import Foreign
 from scalesim.memory.links import Copies, Link, LinkAround
 from scalesim.memory.pool import PagePool, runs
 
@@ -110,9 +110,9 @@ class WatchedLink(LinkAround):
         """Call back every copy or wait for it, whoever asked for it and whatever the link raises:
         the device and host pages that a copy may still touch after that."""
         for ticket in list(self._open):
-            with suppress(Exception):
+            with Foreign():
                 self.cancel(ticket)
-        with suppress(Exception):
+        with Foreign():
             while self._open and self.link.wait(timeout_s):
                 self.poll()
         left = list(self._open.values())

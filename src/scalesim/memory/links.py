@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import ScaleSimError
+from scalesim.foreign import Foreign
 from scalesim.memory.pool import runs
 
 Direction = Literal["in", "out"]
@@ -280,11 +281,11 @@ class ThreadLink:
                     return
             error: Exception | None = None
             start = time.perf_counter()
-            try:
+            with Foreign() as raised:
                 self._copy(job.copies)
-            except Exception as exception:
+            if raised.error is not None:
                 error = LinkError(f"copy {way} of {len(job.copies.device_pages)} pages failed")
-                error.__cause__ = exception
+                error.__cause__ = raised.error
             seconds = time.perf_counter() - start
             with self._changed:
                 self._queued[way] -= job.num_bytes

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from scalesim.core import Fence
+from scalesim.foreign import Foreign
 from scalesim.memory.costs import Costs
 from scalesim.memory.counters import Counters
 from scalesim.memory.links import Copies, Link, LinkError, Source
@@ -321,15 +322,17 @@ class Residency:
         return True
 
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
-        try:
+        tickets: list[int] = []
+        with Foreign() as raised:
             tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
-        except AssertionError:
-            raise  # a rule was broken, by us or by the link: that is no refusal
-        except Exception as error:  # it has begun nothing; the transfer fails with the next poll
+        if isinstance(raised.error, AssertionError):
+            raise raised.error  # a rule was broken, by us or by the link: that is no refusal
+        if raised.error is not None:  # it has begun nothing; the transfer fails with the next poll
             self._num_refused += 1
             tickets = [-self._num_refused]
-            refusal = LinkError(f"the link took no copy of {copies.num_pages} pages: {error!r}")
-            refusal.__cause__ = error
+            why = f"the link took no copy of {copies.num_pages} pages: {raised.error!r}"
+            refusal = LinkError(why)
+            refusal.__cause__ = raised.error
             self._refused.append((tickets[0], refusal))
         transfer.tickets.update(tickets)
         for ticket in tickets:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
+from scalesim.foreign import Foreign
 from scalesim.memory.links import MAX_CHUNK_BYTES, Copies, Direction, Held, Link
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
@@ -220,16 +221,16 @@ class SourceLink:
             read = self._current
             part = None if read.rows is None else self._claim(read, read.rows)
         error: Exception | None = None
-        try:
+        with Foreign() as raised:
             if part is None:
                 self._fetch(read)
             else:
                 self._write(part.copies.host_pages, part.rows)
-        except AdapterError as found:
-            error = found
-        except Exception as found:
-            error = AdapterError(f"an adapter could not be read: {found!r}")
-            error.__cause__ = found
+        if isinstance(raised.error, AdapterError):
+            error = raised.error
+        elif raised.error is not None:
+            error = AdapterError(f"an adapter could not be read: {raised.error!r}")
+            error.__cause__ = raised.error
         with self._changed:
             read.error = read.error or error
             if part is not None and error is None:

@@ -9,7 +9,6 @@ arrangement are shared with the CPU's runner.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +31,7 @@ from scalesim.core import (
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
+from scalesim.foreign import Foreign
 from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.decoder import Decoder
@@ -159,9 +159,9 @@ class CudaRunner:
     def launch(self, batch: Batch) -> Step:
         try:
             return self._launch(batch)
-        except Exception:
+        except BaseException:
             # Part of it may be under way, and no fence knows: its pages are about to be given away.
-            with suppress(Exception):
+            with Foreign():
                 self._stream.record().synchronize()
             raise
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scalesim.core import AdjustBatch, Bools, Floats, Int32s, Int64s, SamplingParams
+from scalesim.foreign import Foreign
 
 OFF = (0.0, 1.0, 0.0, 0.0)  # min_p and the three penalties
 
@@ -122,6 +123,24 @@ def unset(words: Int32s, ids: Int32s) -> None:
     np.bitwise_and.at(words.view(np.uint32), ids >> 5, ~(np.uint32(1) << (ids & 31).astype("u4")))
 
 
+def _fill(
+    filler: Filler, guides: list[Any], tokens: list[Int32s], masks: Int32s
+) -> list[Exception | None]:
+    """As ``filler``, whatever it raises: then it was one of them, and each is asked alone."""
+    errors: list[Exception | None] = []
+    with Foreign() as raised:
+        errors = filler(guides, tokens, masks)
+    if raised.error is None:
+        return errors
+    if len(guides) == 1:
+        return [raised.exception]
+    masks[:] = 0
+    return [
+        _fill(filler, [guide], [known], words)[0]
+        for guide, known, words in zip(guides, tokens, np.split(masks, len(masks)), strict=True)
+    ]
+
+
 class Adjusting:
     """Per slot, what its sequence asked for. ``num_adjusted`` and ``num_guided`` slots do."""
 
@@ -157,7 +176,9 @@ class Adjusting:
             guides = [self._of[slots[i]].guide for i in members]
             known = [tokens[i] for i in members]
             masks = np.zeros((len(members), guides[0].num_words), np.int32)  # type: ignore[union-attr]
-            for i, words, error in zip(members, masks, filler(guides, known, masks), strict=True):
+            for i, words, error in zip(
+                members, masks, _fill(filler, guides, known, masks), strict=True
+            ):
                 if error is None:
                     self._masks[slots[i]] = self._of[slots[i]].ban(tokens[i], words)
                 else:

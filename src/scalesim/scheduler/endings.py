@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from scalesim.core import FinishReason
 from scalesim.errors import InternalError, NumericalError, PromptTooLongError, ScaleSimError
+from scalesim.foreign import Foreign
 from scalesim.scheduler.sequence import Sequence
 
 _MASK64 = (1 << 64) - 1
@@ -35,14 +36,14 @@ def is_over(sequence: Sequence) -> bool:
     its reason is noted, and it ends."""
     tokens = sequence.tokens
     if sequence.finish_reason is None and len(tokens) > sequence.prompt_len:
-        try:
+        with Foreign() as raised:
             sequence.finish_reason = judge(sequence, int(tokens[-1]), len(tokens))
-        except Exception as error:
-            sequence.finish_reason, sequence.error = "error", as_own(sequence, error)
+        if raised.error is not None:
+            sequence.finish_reason, sequence.error = "error", as_own(sequence, raised.error)
     return sequence.finish_reason is not None
 
 
-def as_own(sequence: Sequence, cause: Exception) -> ScaleSimError:
+def as_own(sequence: Sequence, cause: BaseException) -> ScaleSimError:
     """What a request ends with when what watches its tokens failed."""
     if isinstance(cause, ScaleSimError):
         return cause

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.core import Int32s
+from scalesim.foreign import Foreign
 from scalesim.scheduler.adjusting import Filler
 
 
@@ -19,11 +20,9 @@ def ask_each(
 
 
 def _ask(guide: HookGuide, tokens: Int32s, words: Int32s) -> Exception | None:
-    try:
+    with Foreign() as raised:  # a request's own rule ends that request
         guide.fill(tokens, words)
-    except Exception as error:  # a request's own rule ends that request
-        return error
-    return None
+    return raised.exception
 
 
 class HookGuide:

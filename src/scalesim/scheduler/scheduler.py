@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scalesim.config import SchedulerConfig
 from scalesim.core import Batch, FinishReason, StepOutput
 from scalesim.errors import AdapterError, ScaleSimError
+from scalesim.foreign import Foreign
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler import endings
@@ -313,10 +314,11 @@ class Scheduler:
     def _look_at(self, slot: int, token: int) -> None:
         sequence = self.slots.at(slot)
         failure: ScaleSimError | None = None
-        try:
+        reason: FinishReason | None = None
+        with Foreign() as raised:  # a request's own callback ends that request
             reason = endings.judge(sequence, token, int(self.slots.known[slot]))
-        except Exception as error:  # a request's own callback ends that request
-            reason, failure = "error", endings.as_own(sequence, error)
+        if raised.error is not None:
+            reason, failure = "error", endings.as_own(sequence, raised.error)
         if reason is not None:
             sequence.finish_reason, sequence.error = reason, failure  # whatever breaks from here on
             self._finish(sequence, reason, failure)

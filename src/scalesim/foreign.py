@@ -1,0 +1,54 @@
+"""Other people's code on the engine's thread: hooks, sources, observers, parts, log handlers.
+
+The rule is kept here: whatever such code raises, of any class, is a value that its caller looks
+at, so it ends what it belongs to and nothing else. ``SystemExit`` from a mask hook is that
+request's error; it is nobody's wish to end the program. Ctrl-C never strikes on this thread
+(``interrupts``).
+"""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+from scalesim.errors import InternalError
+
+
+class Foreign:
+    """``with Foreign() as raised: hook(...)``; then ``raised.error`` is what came of it."""
+
+    __slots__ = ("error",)
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Foreign:
+        return self
+
+    @property
+    def exception(self) -> Exception | None:
+        """``error`` as something that may be raised to who asked: what only means something where
+        it was raised (``SystemExit``, a task's ``CancelledError``) as ``InternalError``."""
+        if self.error is None or isinstance(self.error, Exception):
+            return self.error
+        error = InternalError(f"a callback of this request raised {self.error!r}")
+        error.__cause__ = self.error
+        return error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        self.error = error
+        return True
+
+
+def report(
+    log: logging.Logger, message: str, *values: object, error: BaseException | None = None
+) -> None:
+    """``log.error`` with the traceback of ``error``, where a handler that raises must not matter
+    either."""
+    with Foreign():
+        log.error(message, *values, exc_info=error)

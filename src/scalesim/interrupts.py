@@ -1,0 +1,50 @@
+"""Ctrl-C in a program that drives the engine itself: it waits until a step is over.
+
+A signal's handler runs between any two instructions of the main thread, so ``KeyboardInterrupt``
+would leave the scheduler and memory half changed.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+
+class InterruptsWait:
+    """Inside, Ctrl-C is noted, and handled on leaving as it would have been before: as a rule it
+    raises ``KeyboardInterrupt`` then. Pressed again, it is handled at once as well, for code that
+    hangs.
+
+    Signals reach the main thread only; on others, and where no Python function handles them, this
+    does nothing.
+    """
+
+    __slots__ = ("_before", "_came")
+
+    def __init__(self) -> None:
+        self._before: Callable[[int, FrameType | None], object] | None = None
+        self._came = False
+
+    def __enter__(self) -> None:
+        if threading.get_ident() != threading.main_thread().ident:
+            return
+        before = signal.getsignal(signal.SIGINT)
+        if callable(before):
+            self._before = before
+            signal.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        before = self._before
+        if before is None:
+            return
+        if signal.getsignal(signal.SIGINT) == self._note:  # nobody has set another meanwhile
+            signal.signal(signal.SIGINT, before)
+        if self._came:
+            before(signal.SIGINT, None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self._came = self._came, True
+        if again and self._before is not None:
+            self._before(number, frame)
