@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio import gather
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,8 @@ from typing import Any, TypeVar, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Ended, Latch
-from scalesim.choices import By, Choice, Option, check_choice, choice_of
+from scalesim.checks import flag, instance, refuse
+from scalesim.choices import By, Choice, Option, checked_options, choice_of
 from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
 from scalesim.embeddings import embedding_requests, stacked
@@ -31,7 +32,7 @@ from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.progress import Progress, Show, shown
-from scalesim.requests import Prompt, Reply, Request
+from scalesim.requests import Prompt, Reply, Request, check_kind
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
 
 T = TypeVar("T")
@@ -67,18 +68,21 @@ class Caller:
         place with ``return_exceptions``. ``progress``: show how many have ended, with ``"rich"``
         (or ``True``), ``"tqdm"``, or a function of (ended, all).
         """
+        if not isinstance(requests, Iterable) or isinstance(requests, (str, bytes, Mapping)):
+            refuse("requests", requests, "must be a list of Requests; generate() takes one")
+        keep = flag("return_exceptions", return_exceptions)
         calls: list[list[Call] | Exception] = []
         for request in requests:
             try:
                 calls.append(self._prepare(request))
             except Exception as error:
-                if not return_exceptions:
+                if not keep:
                     raise
                 calls.append(error)
         opened = [call for each in calls if isinstance(each, list) for call in each]
         with shown(progress, len(opened)) as show:
             self._run(opened, show)
-        return [_outcome(call, return_exceptions) for call in calls]
+        return [_outcome(call, keep) for call in calls]
 
     def generate(self, request: Request) -> Reply:
         """Run one request and wait."""
@@ -108,7 +112,7 @@ class Caller:
 
         It runs from now on. Whoever stops reading cancels it.
         """
-        reader = self._reader(request, self._prepare_one(request), None)
+        reader = self._reader(self._prepare_one(request), None)
         self._driver.start_thread()
         stream = Stream(reader)  # before it is handed in: if Ctrl-C comes between, it is dropped
         self._enter([reader.call])
@@ -126,7 +130,7 @@ class Caller:
         Of the request, sampling parameters play no part. Raises ``RequestError`` for options that
         are empty.
         """
-        check_choice(options, by)
+        options = checked_options(options, by)
         first, *rest = self._intake.prepare_choice(request, options)
         replies = [self.generate(first), *cast("list[Reply]", self.run(rest))]
         return choice_of(options, replies, by)
@@ -135,7 +139,7 @@ class Caller:
         self, request: Request, options: Sequence[Option], *, by: By = "sum"
     ) -> Choice:
         """``choose`` among ``options`` from any event loop."""
-        check_choice(options, by)
+        options = checked_options(options, by)
         first, *rest = self._intake.prepare_choice(request, options)
         replies = [await self.generate_async(first)]  # the others find the prompt in memory
         replies += await gather(*(self.generate_async(each) for each in rest))
@@ -155,6 +159,7 @@ class Caller:
         Options are fields of ``Request``. Sentence embeddings need a model that was trained for
         them, and its own pooling.
         """
+        flag("normalize", normalize)
         replies = self.run(embedding_requests(prompts, pooling, options))
         return stacked(cast("list[Reply]", replies), normalize)
 
@@ -167,6 +172,7 @@ class Caller:
         **options: Any,
     ) -> Floats:
         """``embed`` from any event loop: ``prompts``, ``pooling`` and ``normalize`` as there."""
+        flag("normalize", normalize)
         requests = embedding_requests(prompts, pooling, options)
         return stacked(await gather(*map(self.generate_async, requests)), normalize)
 
@@ -181,18 +187,23 @@ class Caller:
         return call
 
     def cancel(self, call: Call) -> None:
-        """End a call; its pages are free within two steps. No effect on one that has ended."""
+        """End a call; its pages are free within two steps. No effect on one that has ended. Raises
+        ``RequestError`` for what is no call of this engine."""
+        instance("call", call, Call, "submit() gives one")
+        if call.model is not self.parts.model:
+            raise RequestError("this call is another engine's; cancel it there")
         self._driver.post(self._cancelling(call))
 
     # -- steps of the above -------------------------------------------------------------------
 
     def _prepare_one(self, request: Request) -> Call:
-        if request.params.n != 1:
+        self._driver.check_open()
+        call = self._intake.prepare(request)
+        if (n := call.request.params.n) != 1:
             raise RequestError(
-                f"n={request.params.n}: one sample at a time is submitted or streamed; send "
+                f"n={n}: one sample at a time is submitted or streamed; send "
                 "requests with sample_index 0 to n - 1, or use a call that waits"
             )
-        [call] = self._prepare(request)
         return call
 
     def _prepare(self, request: Request) -> list[Call]:
@@ -268,7 +279,7 @@ class Caller:
 
     async def _begin(self, request: Request) -> Reader:
         call = await _off_the_loop(request, self._prepare_one)
-        reader = self._reader(request, call, asyncio.get_running_loop())
+        reader = self._reader(call, asyncio.get_running_loop())
         try:
             await self._enter_async(call)
         except BaseException:
@@ -276,11 +287,9 @@ class Caller:
             raise
         return reader
 
-    def _reader(
-        self, request: Request, call: Call, loop: asyncio.AbstractEventLoop | None
-    ) -> Reader:
+    def _reader(self, call: Call, loop: asyncio.AbstractEventLoop | None) -> Reader:
         call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
-        return Reader(call, self._intake.text_stream(request), self._abandon)
+        return Reader(call, self._intake.text_stream(call.request), self._abandon)
 
     def _abandon(self, call: Call) -> None:
         self._driver.post_quietly(self._cancelling(call))
@@ -292,6 +301,7 @@ class Caller:
 
 async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
     """``prepare(request)``; on a thread if a structure is to be compiled, which may take long."""
+    check_kind(request)
     if request.params.is_structured:
         return await asyncio.to_thread(prepare, request)
     return prepare(request)

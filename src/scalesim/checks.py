@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -61,8 +63,8 @@ def number(
     except OverflowError:
         found = math.inf
     if not math.isfinite(found) or not least <= found <= most or (above and found == least):
-        lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
-        upper = "" if most == math.inf else f"at most {most:g}"
+        lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least}"
+        upper = "" if most == math.inf else f"at most {most}"
         rule = " and ".join(filter(None, (lower, upper)))
         refuse(name, value, f"must be finite{', ' if rule else ''}{rule}", error)
     return found
@@ -134,6 +136,17 @@ def instance(name: str, value: object, kind: type, hint: str, error: Error = Req
     if isinstance(value, type) and issubclass(value, kind):
         hint = f"it is a class: make one, {value.__name__}(...)"
     refuse(name, value, f"must be a {kind.__name__}; {hint}", error)
+
+
+def path_of(name: str, value: object, error: Error = RequestError) -> Path:
+    """A path that an operating system takes; nothing is looked up."""
+    if not isinstance(value, (str, os.PathLike)):
+        refuse(name, value, "must be a path", error)
+    with reading(name, error):
+        path = Path(value)
+    if not str(value) or "\0" in str(path) or any(len(part) > 255 for part in path.parts):
+        refuse(name, value, "must be a path, with names of 1 to 255 characters", error)
+    return path
 
 
 def function(name: str, value: object, takes: str, error: Error = RequestError) -> None:

@@ -19,13 +19,19 @@ from typing import Literal
 
 from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
+from scalesim.checks import shown
 from scalesim.config import CallLimits
 from scalesim.core import NO_TOKEN, AgentId, Runner, Step
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
-from scalesim.errors import EngineClosedError, InternalError, RequestTimeoutError
+from scalesim.errors import (
+    EngineClosedError,
+    InternalError,
+    RequestTimeoutError,
+    ScaleSimError,
+)
 from scalesim.guard import Guard, Integrity
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
@@ -186,19 +192,27 @@ class Loop:
         residency.counters.stall_s += self.parts.time_s() - start
 
     def accept(self, calls: list[Call]) -> None:
-        """Take in checked calls."""
+        """Take in checked calls. What fails while a call's own sequence is made ends that call
+        alone: nothing else was touched. What fails behind that broke in what all share."""
         failure: Exception | None = None
         for call in calls:
             try:
                 self._accept(call)
             except Exception as error:
-                failure = error
-                if call.sequence is None or call.sequence.id not in self._open:
+                if call.sequence is None:
                     self._turn_away(call, error)
+                else:
+                    failure = error
         if failure is not None:  # only now: the calls behind the one that failed are in as well
             self._begin_anew(failure)
 
     def _accept(self, call: Call) -> None:
+        sequence = self._sequence_of(call)
+        call.sequence, self._open[sequence.id] = sequence, call
+        self._enter(call, sequence)
+
+    def _sequence_of(self, call: Call) -> Sequence:
+        """``call`` as the scheduler will see it."""
         request, params = call.request, call.request.params
         call.digest = self._keys.prompt_digest(call.tokens, params)
         sequence = Sequence(
@@ -224,8 +238,11 @@ class Loop:
             sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
         if params.logprobs is not None or params.prompt_logprobs is not None:
             sequence.score_log = ScoreLog(len(call.tokens), params)
-        call.sequence = sequence
-        self._open[sequence.id] = call
+        return sequence
+
+    def _enter(self, call: Call, sequence: Sequence) -> None:
+        """``call``, which counts as open, is known to all from now on."""
+        request = call.request
         if self.recorder is not None:
             step, at_s = self.clock.now, call.submitted_s
             self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
@@ -242,8 +259,10 @@ class Loop:
             self.scheduler.add_behind(leader, sequence)
 
     def _turn_away(self, call: Call, cause: Exception) -> None:
-        error = InternalError(f"the request could not be taken in: {cause!r}; ask again")
-        error.__cause__ = cause
+        error = cause
+        if not isinstance(cause, ScaleSimError):
+            error = InternalError(f"the request could not be taken in: {shown(cause)}; ask again")
+            error.__cause__ = cause
         self.stats.failed += 1
         self.on_ended([call])
         self.refuse([call], error)
@@ -298,7 +317,7 @@ class Loop:
             call = self._open.get(id)
             if call is not None:
                 error = RequestTimeoutError(
-                    f"request of agent {call.request.agent!r} did not end within "
+                    f"request of agent {shown(call.request.agent)} did not end within "
                     f"timeout={call.request.timeout} s, or by deadline={call.request.deadline}"
                 )
                 self.end_call(call, "timeout", error)
@@ -307,7 +326,8 @@ class Loop:
         self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception
     ) -> None:
         """End ``call`` now; no effect on one that has ended."""
-        if not call.done and (sequence := call.sequence) is not None:
+        sequence = call.sequence
+        if not call.done and sequence is not None and self._open.get(sequence.id) is call:
             sequence.finish_reason, sequence.error = reason, error  # whatever breaks from here on
             self.scheduler.cancel(sequence, reason, error)
 

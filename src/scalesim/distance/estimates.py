@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,13 @@ class Estimates(NamedTuple):
 NOTHING = Estimates((), ())
 
 
+class Hearer(Protocol):
+    """Who listens to a source, until it is closed."""
+
+    @property
+    def is_closed(self) -> bool: ...
+
+
 class Source(ABC):
     """Says who will call when. ``changes`` and ``called`` run on the engine's thread; what a user
     tells a source comes from any thread and is kept for that one by ``_tell``.
@@ -44,6 +51,7 @@ class Source(ABC):
 
     name: str = "source"
     judges_itself: bool = False
+    heard_by: Hearer | None = None  # set by the engine
 
     def __init__(self) -> None:
         self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes
