@@ -245,28 +245,27 @@ def checked_call(request: Request) -> Request:
     check_kind(request)
     if _is_usual(request):
         return request
-    with reading("request"):
-        return Request(
-            request.prompt,
-            agent=None if request.agent is None else agent_id(request.agent),
-            params=request.params,
-            timeout=None if request.timeout is None else _timeout(request.timeout),
-            sample_index=whole("sample_index", request.sample_index, 0),
-            deadline=None if request.deadline is None else _deadline(request.deadline),
-            priority=whole("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
-            on_overflow=_on_overflow(request.on_overflow),
-            pooling=None if request.pooling is None else check_pooling(request.pooling),
-        )
+    return Request(
+        request.prompt,
+        agent=None if request.agent is None else agent_id(request.agent),
+        params=request.params,
+        timeout=None if request.timeout is None else _timeout(request.timeout),
+        sample_index=whole("sample_index", request.sample_index, 0),
+        deadline=None if request.deadline is None else _deadline(request.deadline),
+        priority=whole("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        on_overflow=_on_overflow(request.on_overflow),
+        pooling=None if request.pooling is None else check_pooling(request.pooling),
+    )
 
 
 def _is_usual(request: Request) -> bool:
     """By type and identity: an object's own ``==`` proves nothing."""
-    agent = type(request.agent)
+    agent, timeout, deadline = type(request.agent), request.timeout, request.deadline
     return (
         type(request) is Request
         and (request.agent is None or agent is str or agent is int)
-        and request.timeout is None
-        and request.deadline is None
+        and (timeout is None or (type(timeout) is float and timeout > 0.0))
+        and (deadline is None or (type(deadline) is float and math.isfinite(deadline)))
         and request.pooling is None
         and type(request.sample_index) is int
         and 0 <= request.sample_index < INT64

@@ -51,10 +51,13 @@ def check_params(
     the first one that breaks its rule, or needs logits where the runner has none."""
     if _is_usual(params):
         return params
-    values = {name: rule(name, getattr(params, name)) for name, rule in _RULES.items()}
-    plain = SamplingParams(**values)
-    _check_together(plain, vocab_size, has_logits)
-    return plain
+    given = zip(_RULES.items(), _all(params), _DEFAULT_VALUES, strict=True)
+    values = {name: (rule(name, value), value) for (name, rule), value, usual in given
+              if value is not usual}  # fmt: skip
+    if type(params) is not SamplingParams or any(new is not old for new, old in values.values()):
+        params = SamplingParams(**{name: new for name, (new, _) in values.items()})
+    _check_together(params, vocab_size, has_logits)
+    return params
 
 
 def _is_usual(params: SamplingParams) -> bool:
@@ -121,12 +124,17 @@ def _stop(name: str, value: object) -> tuple[str, ...]:
     found = _several(name, value, str, of)
     if not all(isinstance(each, str) and each for each in found):
         refuse(name, value, f"must be a list of {of}")
-    return tuple(text(name, each) for each in found)
+    return _same(value, tuple(text(name, each) for each in found))
 
 
 def _stop_token_ids(name: str, value: object) -> tuple[int, ...]:
     found = _several(name, value, (int, np.integer), "token ids")
-    return tuple(whole(name, each, 0) for each in found)
+    return _same(value, tuple(whole(name, each, 0) for each in found))
+
+
+def _same(given: object, plain: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``given`` itself, if it is ``plain`` already."""
+    return given if type(given) is tuple and all(map(is_, given, plain)) else plain
 
 
 def _logit_bias(name: str, value: object) -> dict[int, float]:
@@ -198,6 +206,8 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "regex": _or_none(text),
     "grammar": _or_none(text),
 }
+_all = attrgetter(*_RULES)
+_DEFAULT_VALUES = _all(_DEFAULTS)
 
 
 # -- together -----------------------------------------------------------------------------------
@@ -205,7 +215,8 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
 
 def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -> None:
     """Of plain values: what one parameter, or the model, demands of another."""
-    whole("max_tokens", params.max_tokens, 0 if params.prompt_logprobs is not None else 1)
+    if params.max_tokens < 1 and params.prompt_logprobs is None:
+        whole("max_tokens", params.max_tokens, 1)
     if params.min_tokens > params.max_tokens:
         raise RequestError(
             f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; lower "

@@ -10,7 +10,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import text
 from scalesim.core import AgentId
+from scalesim.errors import ConfigError
 
 Times: TypeAlias = npt.NDArray[np.float64]
 
@@ -53,7 +55,9 @@ class Source(ABC):
     judges_itself: bool = False
     heard_by: Hearer | None = None  # set by the engine
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        if name is not None:
+            self.name = text("name", name, ConfigError, empty=False)
         self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes
         self._mail: deque[Callable[[float], None]] = deque()
 
