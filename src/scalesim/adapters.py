@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scalesim.checks import flag, number, path_of, shown, text
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import AdapterError
 from scalesim.memory.adapters import AdapterContent, AdapterUse
@@ -70,6 +71,9 @@ class AdapterRegistry:
         Raises ``AdapterError`` for a folder that cannot be used, and for a name that has other
         content already unless ``replace``.
         """
+        name = text("adapter name", name, AdapterError, empty=False)
+        path_of("path", path, AdapterError)
+        flag("replace", replace, AdapterError)
         if self._read is None:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
         content = self._read(path)
@@ -95,7 +99,8 @@ class AdapterRegistry:
         While open calls use it, raises ``AdapterError``; with a ``timeout``, waits so many seconds
         for them to end first.
         """
-        end_s = time.monotonic() + (timeout or 0.0)
+        left = 0.0 if timeout is None else number("timeout", timeout, 0.0, error=AdapterError)
+        end_s = time.monotonic() + left
         with self._lock:
             entry = self._entry(name)
             digest = entry.content.digest
@@ -126,7 +131,7 @@ class AdapterRegistry:
             ]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._by_name
+        return isinstance(name, str) and name in self._by_name
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -183,9 +188,11 @@ class AdapterRegistry:
                 self._changed.notify_all()
 
     def _entry(self, name: str) -> _Entry:
-        if name not in self._by_name:
+        if name not in self:
             known = ", ".join(sorted(self._by_name)[:8]) or "none"
-            raise AdapterError(f"adapter {name!r} is unknown, or was removed; there are: {known}")
+            raise AdapterError(
+                f"adapter {shown(name)} is unknown, or was removed; there are: {known}"
+            )
         return self._by_name[name][0]
 
     def _let_go(self, name: str) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import gather
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Ended, Latch
-from scalesim.choices import By, Choice, Option, check_choice, choice_of
+from scalesim.checks import flag, instance, refuse
+from scalesim.choices import By, Choice, Option, checked_options, choice_of
 from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
 from scalesim.embeddings import embedding_requests, stacked
@@ -24,7 +25,7 @@ from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.progress import Progress, Show, shown
-from scalesim.requests import Prompt, Reply, Request
+from scalesim.requests import Prompt, Reply, Request, check_kind
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
 from scalesim.tickets import Desk
 
@@ -62,18 +63,21 @@ class Caller:
         place with ``return_exceptions``. ``progress``: show how many have ended, with ``"rich"``
         (or ``True``), ``"tqdm"``, or a function of (ended, all).
         """
+        if not isinstance(requests, Iterable) or isinstance(requests, (str, bytes, Mapping)):
+            refuse("requests", requests, "must be a list of Requests; generate() takes one")
+        keep = flag("return_exceptions", return_exceptions)
         calls: list[list[Call] | Exception] = []
         for request in requests:
             try:
                 calls.append(self._prepare(request))
             except Exception as error:
-                if not return_exceptions:
+                if not keep:
                     raise
                 calls.append(error)
         opened = [call for each in calls if isinstance(each, list) for call in each]
         with shown(progress, len(opened)) as show:
             self._run(opened, show)
-        return [_outcome(call, return_exceptions) for call in calls]
+        return [_outcome(call, keep) for call in calls]
 
     def generate(self, request: Request) -> Reply:
         """Run one request and wait."""
@@ -121,7 +125,7 @@ class Caller:
         Of the request, sampling parameters play no part. Raises ``RequestError`` for options that
         are empty.
         """
-        check_choice(options, by)
+        options = checked_options(options, by)
         first, *rest = self._intake.prepare_choice(request, options)
         replies = [self.generate(first), *cast("list[Reply]", self.run(rest))]
         return choice_of(options, replies, by)
@@ -130,7 +134,7 @@ class Caller:
         self, request: Request, options: Sequence[Option], *, by: By = "sum"
     ) -> Choice:
         """``choose`` among ``options`` from any event loop."""
-        check_choice(options, by)
+        options = checked_options(options, by)
         first, *rest = self._intake.prepare_choice(request, options)
         replies = [await self.generate_async(first)]  # the others find the prompt in memory
         replies += await gather(*(self.generate_async(each) for each in rest))
@@ -150,6 +154,7 @@ class Caller:
         Options are fields of ``Request``. Sentence embeddings need a model that was trained for
         them, and its own pooling.
         """
+        flag("normalize", normalize)
         replies = self.run(embedding_requests(prompts, pooling, options))
         return stacked(cast("list[Reply]", replies), normalize)
 
@@ -162,6 +167,7 @@ class Caller:
         **options: Any,
     ) -> Floats:
         """``embed`` from any event loop: ``prompts``, ``pooling`` and ``normalize`` as there."""
+        flag("normalize", normalize)
         requests = embedding_requests(prompts, pooling, options)
         return stacked(await gather(*map(self.generate_async, requests)), normalize)
 
@@ -180,18 +186,23 @@ class Caller:
         return call
 
     def cancel(self, call: Call) -> None:
-        """End a call; its pages are free within two steps. No effect on one that has ended."""
+        """End a call; its pages are free within two steps. No effect on one that has ended. Raises
+        ``RequestError`` for what is no call of this engine."""
+        instance("call", call, Call, "submit() gives one")
+        if call.model is not self.parts.model:
+            raise RequestError("this call is another engine's; cancel it there")
         self._driver.post(partial(self._loop.abandon, [call]))
 
     # -- steps of the above -------------------------------------------------------------------
 
     def _prepare_one(self, request: Request) -> Call:
-        if request.params.n != 1:
+        self._driver.check_open()
+        call = self._intake.prepare(request)
+        if (n := call.request.params.n) != 1:
             raise RequestError(
-                f"n={request.params.n}: one sample at a time is submitted or streamed; send "
+                f"n={n}: one sample at a time is submitted or streamed; send "
                 "requests with sample_index 0 to n - 1, or use a call that waits"
             )
-        [call] = self._prepare(request)
         return call
 
     def _prepare(self, request: Request) -> list[Call]:
@@ -243,14 +254,14 @@ class Caller:
     async def _begin(self, request: Request) -> Reader:
         call = await _off_the_loop(request, self._prepare_one)
         self._driver.start_thread()
-        return self._begun(request, call, asyncio.get_running_loop())
+        return self._begun(call, asyncio.get_running_loop())
 
     def _begun(
-        self, request: Request, call: Call, loop: asyncio.AbstractEventLoop | None
+        self, call: Call, loop: asyncio.AbstractEventLoop | None
     ) -> Reader:
         """Who reads ``call``, which is handed in."""
         call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
-        texts = self._intake.text_stream(request)
+        texts = self._intake.text_stream(call.request)
         reader = Reader(self._desk.ticket([call]), texts, self._driver.check_process)
         try:
             self._enter(reader.ticket.calls)
@@ -262,6 +273,7 @@ class Caller:
 
 async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
     """``prepare(request)``; on a thread if a structure is to be compiled, which may take long."""
+    check_kind(request)
     if request.params.is_structured:
         return await asyncio.to_thread(prepare, request)
     return prepare(request)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import difflib
 import math
-import operator
+import os
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from scalesim.errors import RequestError, ScaleSimError
 
 INT64 = 2**63  # above all that fits
 MAX_ID_CHARS = 1024
 MAX_ID_BITS = 256
+_NUMBERS = (int, float, np.integer, np.floating)
 _MOST_SHOWN = 120  # characters of a value in a message
 _MOST_BITS = 256  # of a number that is written out
 
@@ -36,12 +39,15 @@ def whole(
     error: Error = RequestError,
 ) -> int:
     """A whole number from ``least`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if type(value) is int:
+        found = value
+    elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        found = _as_int(value)
+    else:
         refuse(name, value, f"must be a whole number{_range(least, most)}", error)
-    number = operator.index(value) if type(value) is not int else value
-    if (least is not None and number < least) or number > most:
+    if (least is not None and found < least) or found > most:
         refuse(name, value, f"must be a whole number{_range(least, most)}", error)
-    return number + 0 if type(number) is not int else number
+    return found
 
 
 def number(
@@ -54,17 +60,32 @@ def number(
     above: bool = False,
 ) -> float:
     """A finite number from ``least`` (``above`` it, if so) to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if type(value) is float:
+        found = value
+    elif isinstance(value, _NUMBERS) and not isinstance(value, bool):
+        found = _as_float(value)
+    else:
         refuse(name, value, "must be a number", error)
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
     if not math.isfinite(found) or not least <= found <= most or (above and found == least):
-        lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least:g}"
-        upper = "" if most == math.inf else f"at most {most:g}"
+        lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least}"
+        upper = "" if most == math.inf else f"at most {most}"
         rule = " and ".join(filter(None, (lower, upper)))
         refuse(name, value, f"must be finite{', ' if rule else ''}{rule}", error)
+    return found
+
+
+def numbers(
+    name: str, values: Any, count: int, least: float, most: float, error: Error = RequestError
+) -> npt.NDArray[np.float64]:
+    """``[count]`` numbers from ``least`` to ``most``, a copy; one stands for all."""
+    with reading(name, error):
+        given = np.asarray(values)
+        found = np.broadcast_to(given.astype(np.float64), (count,)).copy()
+    if given.dtype.kind not in "iuf":
+        refuse(name, values, "must be numbers", error)
+    wrong = ~((found >= least) & (found <= most))
+    if wrong.any():
+        refuse(name, float(found[wrong][0]), f"must lie between {least} and {most}", error)
     return found
 
 
@@ -112,18 +133,23 @@ def agent_id(value: object, error: Error = RequestError) -> str | int:
         return text("agent id", value, error)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         refuse("agent id", value, "must be a string or a whole number", error)
-    number = operator.index(value) + 0
-    if number.bit_length() > MAX_ID_BITS:
+    found = _as_int(value)
+    if found.bit_length() > MAX_ID_BITS:
         refuse("agent id", value, f"must be a whole number of at most {MAX_ID_BITS} bits", error)
-    return number
+    return found
 
 
 def agent_ids(name: str, values: object, error: Error = RequestError) -> list[str | int]:
-    """Several agents, in order; a single text is not taken for its letters."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    """Several agents, in order; of a text, its letters."""
+    if not isinstance(values, Iterable):
         refuse(name, values, "must be a list of agent ids", error)
     with reading(name, error):
         ids = list(values)
+    kinds = set(map(type, ids))
+    if kinds == {str} and max(map(len, ids)) <= MAX_ID_CHARS and "".join(ids).isascii():
+        return ids  # many at once, as most are
+    if kinds == {int} and max(max(ids), -min(ids)).bit_length() <= MAX_ID_BITS:
+        return ids
     return [agent_id(each, error) for each in ids]
 
 
@@ -134,6 +160,17 @@ def instance(name: str, value: object, kind: type, hint: str, error: Error = Req
     if isinstance(value, type) and issubclass(value, kind):
         hint = f"it is a class: make one, {value.__name__}(...)"
     refuse(name, value, f"must be a {kind.__name__}; {hint}", error)
+
+
+def path_of(name: str, value: object, error: Error = RequestError) -> Path:
+    """A path that an operating system takes; nothing is looked up."""
+    if not isinstance(value, (str, os.PathLike)):
+        refuse(name, value, "must be a path", error)
+    with reading(name, error):
+        path = Path(value)
+    if not str(value) or "\0" in str(path) or any(len(part) > 255 for part in path.parts):
+        refuse(name, value, "must be a path, with names of 1 to 255 characters", error)
+    return path
 
 
 def function(name: str, value: object, takes: str, error: Error = RequestError) -> None:
@@ -193,6 +230,21 @@ class _Short(reprlib.Repr):
 
 _SHORT = _Short()
 _SHORT.maxstring = _SHORT.maxother = 60
+
+
+def _as_int(value: Any) -> int:
+    """Exactly an ``int``, by the base's method: a subclass's own is not asked."""
+    return int.__index__(value) if isinstance(value, int) else int(value)
+
+
+def _as_float(value: Any) -> float:
+    """Exactly a ``float``, infinite for what is too large."""
+    if isinstance(value, float):
+        return float.__float__(value)
+    try:
+        return float(_as_int(value) if isinstance(value, int) else value)
+    except OverflowError:
+        return math.inf
 
 
 def _range(least: int | None, most: int) -> str:

@@ -7,15 +7,16 @@ that cannot be (a chat, token ids), on its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from scalesim.checks import one_of, reading, refuse, text
 from scalesim.core import Int32s, SamplingParams
 from scalesim.errors import RequestError
-from scalesim.requests import Prompt, Reply, Request, TextModel
+from scalesim.requests import Prompt, Reply, Request, TextModel, is_chat, is_listed
 
 Option = str | Sequence[int]
 By = Literal["sum", "mean"]
@@ -42,28 +43,35 @@ class Choice:
     replies: tuple[Reply, ...]  # an option each, with what it took
 
 
-def check_choice(options: Sequence[Option], by: By) -> None:
-    """Raise ``RequestError``."""
-    if isinstance(options, str) or len(options) == 0:
-        raise RequestError(f"options={options!r} must be a list of one text or token list at least")
-    if by not in ("sum", "mean"):
-        raise RequestError(f"by={by!r} must be 'sum' or 'mean'")
+def checked_options(options: object, by: object) -> list[Option]:
+    """The options, listed. Raises ``RequestError``."""
+    if isinstance(options, (str, bytes, Mapping)) or not isinstance(options, Iterable):
+        refuse("options", options, "must be a list of one text or token list at least")
+    with reading("options"):
+        listed: list[Option] = list(options)
+    if not listed:
+        refuse("options", options, "must be a list of one text or token list at least")
+    one_of("by", by, ("sum", "mean"))
+    return listed
 
 
 def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel) -> Int32s:
     """The ids of ``option`` behind ``prompt``, of ids ``tokens``. Raises ``RequestError``."""
     ids: Prompt = option
     if isinstance(option, str):
+        option = text("option", option)
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise RequestError("a text option needs a tokenizer and this model has none; give ids")
         ids = tokenizer.encode(option, add_special_tokens=False)
         if isinstance(prompt, str):
-            whole = tokenizer.encode(prompt + option)
+            whole = tokenizer.encode(text("prompt", prompt) + option)
             if whole[: len(tokens)] == tokens.tolist():
                 ids = whole[len(tokens) :]
+    elif not is_listed(option) or is_chat(option):
+        refuse("option", option, "must be text or a list of token ids")
     if len(ids) == 0:
-        raise RequestError(f"option {option!r} has no token; each must have one at least")
+        refuse("option", option, "has no token; each must have one at least")
     return model.token_ids(ids)
 
 

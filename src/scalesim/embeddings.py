@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
+from scalesim.checks import reading, refuse, unknown_option
 from scalesim.core import Floats, Pooling
 from scalesim.errors import RequestError
-from scalesim.requests import Prompt, Reply, Request
+from scalesim.requests import Prompt, Reply, Request, check_pooling
+
+_OPTIONS = {field.name for field in fields(Request)} - {"prompt", "pooling"}
 
 
 def embedding_requests(
     prompts: Sequence[Prompt], pooling: Pooling, options: Mapping[str, Any]
 ) -> list[Request]:
-    """Raises ``RequestError`` for a single text: it would be embedded letter by letter."""
-    if isinstance(prompts, str) or len(prompts) == 0:
-        raise RequestError(f"embed({prompts!r}): give a list of one prompt at least")
-    return [Request(prompt, pooling=pooling, **options) for prompt in prompts]
+    """Raises ``RequestError`` for a single text, which would be embedded letter by letter, and for
+    options that there are not."""
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        refuse("prompts", prompts, "must be a list of prompts; embed([prompt]) takes one")
+    check_pooling(pooling)
+    for name in options:
+        if name not in _OPTIONS:
+            raise RequestError(unknown_option(name, _OPTIONS, "option"))
+    with reading("prompts"):
+        listed = list(prompts)
+    if not listed:
+        refuse("prompts", prompts, "must be a list of one prompt at least")
+    return [Request(prompt, pooling=pooling, **options) for prompt in listed]
 
 
 def stacked(replies: Iterable[Reply], normalize: bool) -> Floats:

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.caller import Caller
+from scalesim.checks import (
+    agent_id,
+    flag,
+    function,
+    instance,
+    number,
+    path_of,
+    reading,
+    refuse,
+    shown,
+    text,
+    unknown_option,
+)
 from scalesim.config import EngineConfig
 from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.clock import Clock
@@ -22,15 +37,21 @@ from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.estimates import Source
 from scalesim.distance.scores import Score
 from scalesim.driver import Driver
-from scalesim.errors import ConfigError, RequestError
+from scalesim.errors import AdapterError, ConfigError, RequestError
 from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
 from scalesim.recorder import Recorder, check_new
+from scalesim.requests import Request
 from scalesim.tickets import Desk
 
 __all__ = ["Engine", "EngineStats", "Parts"]
+
+MAX_TIME = 2.0**52
+"""Of the clock, in steps: from there on, a step more would be lost in rounding."""
+_PARAMS = frozenset(field.name for field in fields(SamplingParams))
+_OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agent", "params"}
 
 
 class Engine(Caller):
@@ -55,16 +76,14 @@ class Engine(Caller):
         record: str | Path | None = None,
         **settings: Any,
     ) -> None:
+        sources = checked_sources(sources)
+        function("combine", combine, "(at, confidence)", ConfigError)
+        flag("dummy_weights", dummy_weights, ConfigError)
+        record = None if record is None else path_of("record", record, ConfigError)
         if record is not None:
-            check_new(Path(record))
-        if isinstance(model, Parts):
-            self.parts = model
-        else:
-            from scalesim.assembly import build_parts, with_settings
-
-            self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
+            check_new(record)
+        self.parts = _parts_of(model, config, settings, dummy_weights)
         self.model, limits = self.parts.model, self.parts.limits
-        sources = list(sources)
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
@@ -76,7 +95,7 @@ class Engine(Caller):
         self._loop.restored = self.adapters.restore
         self._loop.on_ended = self.adapters.let_go
         if record is not None:
-            self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
+            self._loop.recorder = Recorder(record, self.parts.memory.block_size)
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
         for source in sources:
             self._heed(source)
@@ -100,7 +119,11 @@ class Engine(Caller):
     def sampling(self, **params: Any) -> SamplingParams:
         """``SamplingParams`` of these fields; what is not given is as the model's
         ``generation_config.json`` says, where ``EngineConfig.generation_config`` lets it. Agents'
-        calls go through this; a ``Request`` of one's own has the parameters that it is given."""
+        calls go through this; a ``Request`` of one's own has the parameters that it is given.
+        Raises ``RequestError`` for a field that there is not."""
+        for name in params:
+            if name not in _PARAMS:
+                raise RequestError(unknown_option(name, _PARAMS | _OPTIONS, "option"))
         return SamplingParams(**{**self.model.defaults, **params})
 
     # -- agents and time ----------------------------------------------------------------------
@@ -109,17 +132,17 @@ class Engine(Caller):
         """The handle of agent ``id``, made on first use.
 
         ``adapter`` is a name known to ``adapters``, or a folder, which is added under its path;
-        it stays the agent's until another is given. Raises ``RequestError`` for an id of another
-        type, ``AdapterError`` for an adapter that cannot be used.
+        it stays the agent's until another is given. Raises ``RequestError`` for an id that is no
+        Unicode text of at most 1024 characters and no whole number of at most 256 bits,
+        ``AdapterError`` for an adapter that cannot be used.
         """
-        if isinstance(id, bool) or not isinstance(id, (str, int)):
-            raise RequestError(f"agent id {id!r} must be a string or a whole number")
+        id = agent_id(id)
         self._driver.check_open()
-        if id not in self._intake.agents:
-            self._intake.agents[id] = Agent(self, id)
-        agent = self._intake.agents[id]
+        agent = self._intake.agents.get(id)
+        if agent is None:
+            agent = self._intake.agents[id] = Agent(self, id)
         if adapter is not None:
-            name = str(adapter)
+            name = str(path_of("adapter", adapter, AdapterError))
             if name not in self.adapters:
                 self.adapters.add(name, adapter)
             self.adapters.bind(id, name)
@@ -130,9 +153,10 @@ class Engine(Caller):
         """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
         writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
         exists."""
-        adapter = self._intake.known(parent).adapter
+        origin = self._intake.known(parent)
+        parent, adapter, child = origin.id, origin.adapter, agent_id(child)
         if child in self._intake.agents:
-            raise RequestError(f"agent {child!r} exists already; fork into a new id")
+            raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
         agent = self.agent(child)
         agent.adapter = adapter
         self._driver.post(lambda: self.parts.memory.owners.fork(parent, child))
@@ -154,36 +178,39 @@ class Engine(Caller):
         call that gives no time or two.
         """
         if isinstance(agents, Mapping):
-            distances = dict(agents)
             if steps is not None or at is not None:
                 raise RequestError("expect() takes a mapping of distances, or one agent and a time")
+            with reading("agents"):
+                distances = dict(agents)
         elif (steps is None) == (at is None):
-            raise RequestError(f"expect({agents!r}) needs either steps or at=")
+            raise RequestError(f"expect({shown(agents)}) needs either steps or at=")
         else:
-            distances = {agents: steps if steps is not None else at}  # type: ignore[dict-item]
-        for agent in distances:
-            self._intake.known(agent)
-        times = {agent: as_time(steps) for agent, steps in distances.items()}
+            distances = {self._intake.known(agents).id: steps if steps is not None else at}  # type: ignore[dict-item]
+        times = {self._intake.known(agent).id: as_time(each) for agent, each in distances.items()}
         sure = as_time(confidence)
         self._driver.post(lambda: self._loop.expect(times, sure, absolute=at is not None))
 
     def add_source(self, source: Source) -> None:
-        """Listen to ``source`` as well, from now on. Raises ``ConfigError`` if its name is
-        taken."""
+        """Listen to ``source`` as well, from now on. Raises ``ConfigError`` for what is no source,
+        if its name is taken, or if another engine that is open listens to it."""
+        check_source(source)
         if source.name in self._loop.distances.scores():
-            raise ConfigError(f"a source is named {source.name!r} already; give it another name=")
+            raise ConfigError(
+                f"a source is named {shown(source.name)} already; give it another name="
+            )
+        check_unheard(source)
         self._heed(source)
         self._driver.post(lambda: self._loop.listen(source))
 
     def _heed(self, source: Source) -> None:
         driver, poll = self._driver, self._loop.poll_sources
+        source.heard_by = driver
         source.on_news = lambda: driver.post_if_open(poll)
 
     def why(self, agent: AgentId) -> Miss | None:
         """The cause of ``agent``'s last miss, ``None`` if it had none: print it. Raises
         ``UnknownAgentError``."""
-        self._intake.known(agent)
-        return self.parts.memory.misses.last.get(agent)
+        return self.parts.memory.misses.last.get(self._intake.known(agent).id)
 
     def source_scores(self) -> dict[str, Score]:
         """By source, how its predictions came out so far; ``declared`` is what ``expect`` said."""
@@ -191,14 +218,14 @@ class Engine(Caller):
 
     def wake(self, agent: AgentId) -> None:
         """``agent`` is about to call, whatever was said before. Raises ``UnknownAgentError``."""
-        self._intake.known(agent)
+        agent = self._intake.known(agent).id
         self._driver.post(lambda: self._loop.wake(agent))
 
     def advance(self, *, to: float | None = None) -> None:
-        """Move the simulation's clock one step on, or ``to`` a time. Raises ``RequestError`` for
-        one that is past."""
+        """Move the simulation's clock one step on, or ``to`` a time, at most 2**52. Raises
+        ``RequestError`` for one that is past."""
         wall_s = self.parts.time_s()
-        if to is not None and not self.clock.now <= to < math.inf:
+        if to is not None and (to := number("to", to, most=MAX_TIME)) < self.clock.now:
             raise RequestError(
                 f"advance(to={to}): the clock is at {self.clock.now}, and goes forward"
             )
@@ -228,6 +255,54 @@ class Engine(Caller):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _parts_of(
+    model: str | Path | Parts, config: EngineConfig | None, settings: Mapping[str, Any], dummy: bool
+) -> Parts:
+    if isinstance(model, Parts):
+        if config is not None or settings or dummy:
+            given = next(iter(settings), "config" if config is not None else "dummy_weights")
+            raise ConfigError(f"{given} says nothing of Parts, which are made already; leave it")
+        return model
+    from scalesim.assembly import build_parts, with_settings
+
+    folder = path_of("model", model, ConfigError)
+    return build_parts(folder, with_settings(config, settings), dummy)
+
+
+def checked_sources(sources: object) -> list[Source]:
+    """A list of sources that no engine listens to. Raises ``ConfigError``."""
+    if isinstance(sources, Source):
+        sources = [sources]
+    if isinstance(sources, (str, bytes, type, Mapping)) or not isinstance(sources, Iterable):
+        refuse("sources", sources, "must be a list of sources: [Learned()]", ConfigError)
+    with reading("sources", ConfigError):
+        listed = list(sources)
+    for source in listed:
+        check_source(source)
+        check_unheard(source)
+    for name, count in Counter(source.name for source in listed).items():
+        if count > 1:
+            raise ConfigError(f"{count} sources are named {shown(name)}; give each its own name=")
+    return listed
+
+
+def check_source(source: object) -> None:
+    """Raise ``ConfigError`` for what is no source with a name."""
+    instance("source", source, Source, "Learned(), or a class of your own", ConfigError)
+    assert isinstance(source, Source)
+    text("a source's name", source.name, ConfigError, empty=False)
+
+
+def check_unheard(source: Source) -> None:
+    """Raise ``ConfigError`` if an engine that is open listens to ``source``: it would tell its news
+    to one of two."""
+    if source.heard_by is not None and not source.heard_by.is_closed:
+        raise ConfigError(
+            f"an engine listens to source {shown(source.name)} already; make one for each engine, "
+            "or close that engine first"
+        )
 
 
 def as_time(value: Any) -> float:

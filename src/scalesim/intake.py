@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.calls import Call, TextObserver
+from scalesim.checks import INT64, agent_id, reading, shown
 from scalesim.choices import Option, option_ids, scoring_request
 from scalesim.core import AgentId, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
 from scalesim.overflow import fit
-from scalesim.requests import Request, TextModel, check_call
+from scalesim.requests import Request, TextModel, checked_call
 from scalesim.sampling_params import check_params
 from scalesim.scheduler.adjusting import Guide
 from scalesim.scheduler.hook_guide import HookGuide
@@ -35,23 +36,26 @@ class Intake:
         self._model, self._memory, self._adapters = model, memory, adapters
 
     def known(self, agent: AgentId) -> Agent:
-        """Raises ``UnknownAgentError``."""
-        if agent not in self.agents:
+        """Raises ``UnknownAgentError``, or ``RequestError`` for what can name no agent."""
+        found = self.agents.get(agent_id(agent))
+        if found is None:
+            name = shown(agent)
             raise UnknownAgentError(
-                f"agent {agent!r} is unknown to this engine; make it with engine.agent({agent!r})"
+                f"agent {name} is unknown to this engine; make it with engine.agent({name})"
             )
-        return self.agents[agent]
+        return found
 
     def prepare(self, request: Request) -> Call:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
         model = self._model
-        check_call(request)
+        request = checked_call(request)
         if request.pooling is not None:
-            request = self._embedding(request)
+            params = self._embedding()
         else:
-            check_params(request.params, model.vocab_size, model.has_logits)
-        params = request.params
+            params = check_params(request.params, model.vocab_size, model.has_logits)
+        if params is not request.params:
+            request = replace(request, params=params)
         name = None if request.agent is None else self.known(request.agent).adapter
         tokens = model.token_ids(request.prompt)
         most = self._most_tokens(name) - params.max_tokens
@@ -69,7 +73,13 @@ class Intake:
     def prepare_samples(self, request: Request) -> list[Call]:
         """One call for each of ``n`` samples; the first computes the prompt for all."""
         leader = self.prepare(request)
-        calls = [leader]
+        calls, request = [leader], leader.request
+        last = request.sample_index + request.params.n - 1
+        if last >= INT64:
+            raise RequestError(
+                f"sample_index={request.sample_index} and n={request.params.n} count samples to "
+                f"{last}; it must be below 2**63"
+            )
         for index in range(1, request.params.n):
             same = replace(request, prompt=leader.tokens, sample_index=request.sample_index + index)
             call = self.prepare(same)
@@ -86,12 +96,15 @@ class Intake:
             return None
         if self._model.structures is None:
             raise RequestError("structured output needs a tokenizer and this model has none")
-        return self._model.structures.compile(params)
+        with reading("json_schema"):  # the others are text
+            return self._model.structures.compile(params)
 
     def prepare_choice(self, request: Request, options: Sequence[Option]) -> list[Request]:
         """A request for each option, all with the tokens of ``request``'s prompt before it. Raises
         as ``prepare``."""
-        model = self._model
+        model, request = self._model, checked_call(request)
+        if request.pooling is not None:
+            raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
         tokens = model.token_ids(request.prompt)
         ids = [option_ids(request.prompt, tokens, option, model) for option in options]
         name = None if request.agent is None else self.known(request.agent).adapter
@@ -99,10 +112,11 @@ class Intake:
         tokens, _ = fit(request.prompt, tokens, most, request.on_overflow, model)
         return [scoring_request(request, tokens, each) for each in ids]
 
-    def _embedding(self, request: Request) -> Request:
+    def _embedding(self) -> SamplingParams:
+        """Of a request that generates nothing."""
         if not self._model.has_logits:
             raise RequestError("embeddings need a model; this engine's runner has no hidden states")
-        return replace(request, params=SamplingParams(max_tokens=0))
+        return SamplingParams(max_tokens=0)
 
     def _most_tokens(self, adapter: str | None) -> int:
         """Of prompt and output, beside the adapter."""

@@ -19,6 +19,7 @@ from typing import Literal
 
 from scalesim.adapters import ReadAdapter
 from scalesim.calls import Call, deliver
+from scalesim.checks import shown
 from scalesim.config import CallLimits
 from scalesim.core import NO_TOKEN, AgentId, Runner, Step
 from scalesim.deadlines import Deadlines
@@ -31,6 +32,7 @@ from scalesim.errors import (
     InternalError,
     RequestCancelledError,
     RequestTimeoutError,
+    ScaleSimError,
 )
 from scalesim.foreign import Foreign
 from scalesim.gate import Gate
@@ -206,7 +208,8 @@ class Loop:
 
     def accept(self, calls: list[Call]) -> None:
         """Take in checked calls, and those in line before them, as far as there are places; the
-        rest waits in line."""
+        rest waits in line. What fails while a call's own sequence is made ends that call alone:
+        nothing else was touched. What fails behind that broke in what all share."""
         if self._over is not None:
             for call in calls:
                 self.refuse([call], self._closed_error(self._over))
@@ -217,14 +220,22 @@ class Loop:
         for call in self.gate.enter(calls):
             with Foreign() as raised:
                 self._accept(call)
-            if raised.error is not None:
+            if raised.error is None:
+                continue
+            if call.sequence is None:
+                self._turn_away(call, raised.error)
+            else:
                 failure = raised.error
-                if call.sequence is None or call.sequence.id not in self._open:
-                    self._turn_away(call, failure)
         if failure is not None:  # only now: the calls behind the one that failed are in as well
             self._begin_anew(failure)
 
     def _accept(self, call: Call) -> None:
+        sequence = self._sequence_of(call)
+        call.sequence, self._open[sequence.id] = sequence, call
+        self._enter(call, sequence)
+
+    def _sequence_of(self, call: Call) -> Sequence:
+        """``call`` as the scheduler will see it."""
         request, params = call.request, call.request.params
         call.digest = self._keys.prompt_digest(call.tokens, params)
         sequence = Sequence(
@@ -250,8 +261,11 @@ class Loop:
             sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
         if params.logprobs is not None or params.prompt_logprobs is not None:
             sequence.score_log = ScoreLog(len(call.tokens), params)
-        call.sequence = sequence
-        self._open[sequence.id] = call
+        return sequence
+
+    def _enter(self, call: Call, sequence: Sequence) -> None:
+        """``call``, which counts as open, is known to all from now on."""
+        request = call.request
         if self.recorder is not None:
             step, at_s = self.clock.now, call.submitted_s
             self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
@@ -266,8 +280,12 @@ class Loop:
             self.scheduler.add_behind(leader, sequence)
 
     def _turn_away(self, call: Call, cause: BaseException) -> None:
-        error = InternalError(f"the request could not be taken in: {cause!r}; ask again")
-        error.__cause__ = cause
+        error: Exception
+        if isinstance(cause, ScaleSimError):
+            error = cause
+        else:
+            error = InternalError(f"the request could not be taken in: {shown(cause)}; ask again")
+            error.__cause__ = cause
         self.refuse([call], error)
 
     def refuse(self, calls: list[Call], error: Exception) -> None:
@@ -329,7 +347,7 @@ class Loop:
         for call in self._deadlines.due(self.parts.time_s()):
             request = call.request
             what = (
-                f"request of agent {request.agent!r} did not end within "
+                f"request of agent {shown(request.agent)} did not end within "
                 f"timeout={request.timeout} s, or by deadline={request.deadline}"
             )
             if call.sequence is None:

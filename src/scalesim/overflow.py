@@ -5,14 +5,24 @@ Pure; called by the intake on the caller's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from scalesim.checks import reading
 from scalesim.core import Int32s
-from scalesim.errors import PromptTooLongError, RequestError
-from scalesim.requests import Dropped, Message, OnOverflow, Prompt, Shorten, TextModel
+from scalesim.errors import PromptTooLongError
+from scalesim.requests import (
+    Dropped,
+    Message,
+    OnOverflow,
+    Prompt,
+    Shorten,
+    TextModel,
+    is_chat,
+    is_listed,
+)
 
 TokenIds = Callable[[Prompt], Int32s]
 
@@ -24,20 +34,17 @@ def fit(
     says, and what was dropped.
 
     Tokens that are still too many are returned as they are: the check that follows knows the
-    reason. Raises what a function in ``how`` raises, ``RequestError`` for another ``how``.
+    reason. Raises what a function in ``how`` raises, ``RequestError`` for no prompt that it gives.
     """
-    if how != "error" and how != "drop_oldest" and not callable(how):
-        raise RequestError(
-            f"on_overflow={how!r} must be 'error', 'drop_oldest' or a function that shortens"
-        )
-    if len(tokens) <= most or how == "error" or most < 1:
+    if len(tokens) <= most or most < 1 or (isinstance(how, str) and how == "error"):
         return tokens, None
     if callable(how):
         kept, shorter = _shortened(prompt, tokens, most, how, model.token_ids)
         messages = max(0, _num_messages(prompt) - _num_messages(shorter))
     elif _num_messages(prompt):
-        chat = cast("Sequence[Message]", prompt)
-        kept, messages = _newest_turns(chat, tokens, most, model.token_ids)
+        with reading("messages"):
+            chat: list[Message] = list(prompt)  # type: ignore[arg-type]  # of messages
+            kept, messages = _newest_turns(chat, tokens, most, model.token_ids)
     else:
         kept, messages = _newest_tokens(prompt, tokens, most, model), 0
     num_dropped = len(tokens) - len(kept)
@@ -89,5 +96,4 @@ def _newest_tokens(prompt: Any, tokens: Int32s, most: int, model: TextModel) -> 
 
 
 def _num_messages(prompt: Any) -> int:
-    is_chat = not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping)
-    return len(prompt) if is_chat else 0
+    return len(prompt) if is_listed(prompt) and is_chat(prompt) else 0

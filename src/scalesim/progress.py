@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
-from scalesim.errors import ConfigError, RequestError
+from scalesim.checks import refuse
+from scalesim.errors import ConfigError
 
 Progress: TypeAlias = 'bool | Literal["rich", "tqdm"] | Callable[[int, int], None]'
 Show = Callable[[int], None]
@@ -23,17 +24,15 @@ def shown(progress: Progress, total: int) -> Iterator[Show | None]:
         yield None
     elif callable(progress):
         yield lambda done: progress(done, total)
-    elif progress is True or progress == "rich":
+    elif progress is True or (isinstance(progress, str) and progress == "rich"):
         with _rich(total) as show:
             yield show
-    elif progress == "tqdm":
+    elif isinstance(progress, str) and progress == "tqdm":
         with _tqdm(total) as show:
             yield show
     else:
-        raise RequestError(
-            f"progress={progress!r} must be True, False, 'rich', 'tqdm' or a function of (done, "
-            "total)"
-        )
+        rule = "must be True, False, 'rich', 'tqdm' or a function of (done, total)"
+        refuse("progress", progress, rule)
 
 
 @contextmanager

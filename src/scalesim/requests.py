@@ -12,6 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from scalesim.checks import (
+    INT64,
+    agent_id,
+    number,
+    one_of,
+    reading,
+    refuse,
+    shown,
+    text,
+    whole,
+)
 from scalesim.core import AgentId, FinishReason, Floats, Int32s, LogProbs, Pooling, SamplingParams
 from scalesim.errors import PromptTooLongError, RequestError
 
@@ -21,6 +32,8 @@ if TYPE_CHECKING:
     from scalesim.structure import Structures
 
 MAX_PRIORITY = 10**6
+OVERFLOWS = ("error", "drop_oldest")
+POOLINGS = ("last", "mean")
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message]"
 Shorten: TypeAlias = Callable[[Prompt, int, int], Prompt]
@@ -136,15 +149,16 @@ class TextModel:
         return min(self.model_len, self.pool_len)
 
     def token_ids(self, prompt: Prompt) -> Int32s:
-        """The ids of ``prompt``, checked but for their number. Raises ``RequestError``."""
-        if len(prompt) == 0:
-            raise RequestError("the prompt is empty; it must have at least one token")
+        """The ids of ``prompt``, a copy, checked but for their number. Raises ``RequestError``."""
         if isinstance(prompt, str):
-            ids: Any = self._known(self._tokenizer("a text prompt").encode(prompt))
-        elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self._known(self._render(prompt))  # type: ignore[arg-type]
+            ids: Any = prompt and self._known(
+                self._tokenizer("a text prompt").encode(text("prompt", prompt))
+            )
+        elif not is_listed(prompt):
+            refuse("prompt", prompt, f"is a {type(prompt).__name__}; {_PROMPTS}")
         else:
-            ids = prompt
+            with reading("prompt"):
+                ids = self._render(prompt) if is_chat(prompt) else np.array(prompt)
         return self._checked(ids)
 
     def _known(self, ids: list[int]) -> list[int]:
@@ -157,14 +171,14 @@ class TextModel:
             )
         return ids
 
-    def _render(self, messages: Sequence[Message]) -> list[int]:
+    def _render(self, messages: Any) -> list[int]:
         if self.template is None:
             raise RequestError(
                 "messages given, but the model has no chat template; "
                 "give a text prompt or token ids"
             )
         text = self.template.render(messages, add_generation_prompt=True)
-        return self._tokenizer("a chat").encode(text, add_special_tokens=False)
+        return self._known(self._tokenizer("a chat").encode(text, add_special_tokens=False))
 
     def _tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -172,9 +186,9 @@ class TextModel:
         return self.tokenizer
 
     def _checked(self, ids: Any) -> Int32s:
-        if len(ids) == 0:
+        array = np.asarray(ids) if len(ids) else _NO_IDS
+        if array.size == 0:
             raise RequestError("the prompt is empty; it must have at least one token")
-        array = np.asarray(ids)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise RequestError(
                 f"token ids must be whole numbers in one dimension, got {array.dtype} of shape "
@@ -186,7 +200,7 @@ class TextModel:
             raise RequestError(
                 f"token id {bad} is outside the vocabulary, 0 to {self.vocab_size - 1}"
             )
-        return array.astype(np.int32)
+        return array.astype(np.int32, copy=False)
 
     def check_length(self, prompt_len: int, max_tokens: int) -> None:
         """Raise ``PromptTooLongError`` where prompt and output do not fit."""
@@ -205,16 +219,98 @@ class TextModel:
         )
 
 
-def check_call(request: Request) -> None:
-    """Raise ``RequestError`` for the first option of the call out of range."""
-    if request.pooling not in (None, "last", "mean"):
-        raise RequestError(f"pooling={request.pooling!r} must be 'last' or 'mean'")
-    if request.timeout is not None and not request.timeout > 0:
-        raise RequestError(f"timeout={request.timeout!r} must be above 0 seconds")
-    if request.deadline is not None and not math.isfinite(request.deadline):
-        raise RequestError(f"deadline={request.deadline!r} must be a time of time.monotonic()")
-    priority = request.priority
-    if not isinstance(priority, (int, np.integer)) or abs(priority) > MAX_PRIORITY:
+_NO_IDS: Int32s = np.empty(0, np.int32)
+_PROMPTS = "it must be text, a list of token ids, or a list of messages (dicts)"
+
+
+def is_listed(prompt: object) -> bool:
+    """Whether ``prompt`` has an order and a length: a list, an array, a tensor."""
+    if isinstance(prompt, (list, tuple, np.ndarray)):
+        return not isinstance(prompt, np.ndarray) or prompt.ndim > 0
+    is_sequence = isinstance(prompt, Sequence) or hasattr(type(prompt), "__array__")
+    return is_sequence and hasattr(type(prompt), "__len__") and not isinstance(prompt, _BYTES)
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether ``prompt``, which is listed, lists messages."""
+    return len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+_BYTES = (bytes, bytearray, memoryview)
+
+
+def check_kind(request: object) -> None:
+    """Raise ``RequestError`` for what is no ``Request`` with ``SamplingParams``."""
+    if not isinstance(request, Request):
         raise RequestError(
-            f"priority={priority!r} must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}"
+            f"{shown(request)} is a {type(request).__name__}; a call takes a Request: "
+            "Request(prompt), or an agent's request(prompt)"
         )
+    if not isinstance(request.params, SamplingParams):
+        hint = "write params=SamplingParams(max_tokens=64)"
+        refuse("params", request.params, f"must be a SamplingParams; {hint}")
+
+
+def checked_call(request: Request) -> Request:
+    """``request`` with plain values, but for its prompt and its parameters: itself where it has
+    them already. Raises ``RequestError`` for the first one that breaks its rule."""
+    check_kind(request)
+    if _is_usual(request):
+        return request
+    return Request(
+        request.prompt,
+        agent=None if request.agent is None else agent_id(request.agent),
+        params=request.params,
+        timeout=None if request.timeout is None else _timeout(request.timeout),
+        sample_index=whole("sample_index", request.sample_index, 0),
+        deadline=None if request.deadline is None else _deadline(request.deadline),
+        priority=whole("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        on_overflow=_on_overflow(request.on_overflow),
+        pooling=None if request.pooling is None else check_pooling(request.pooling),
+    )
+
+
+def _is_usual(request: Request) -> bool:
+    """By type and identity: an object's own ``==`` proves nothing."""
+    agent, timeout, deadline = type(request.agent), request.timeout, request.deadline
+    return (
+        type(request) is Request
+        and (request.agent is None or agent is str or agent is int)
+        and (timeout is None or (type(timeout) is float and timeout > 0.0))
+        and (deadline is None or (type(deadline) is float and math.isfinite(deadline)))
+        and request.pooling is None
+        and type(request.sample_index) is int
+        and 0 <= request.sample_index < INT64
+        and type(request.priority) is int
+        and -MAX_PRIORITY <= request.priority <= MAX_PRIORITY
+        and type(request.on_overflow) is str
+        and request.on_overflow in OVERFLOWS
+    )
+
+
+def _timeout(value: object) -> float:
+    if isinstance(value, (float, np.floating)) and value == math.inf:
+        return math.inf  # none
+    found = number("timeout", value)
+    if not found > 0.0:
+        refuse("timeout", value, "must be above 0 seconds")
+    return found
+
+
+def _deadline(value: object) -> float:
+    try:
+        return number("deadline", value)
+    except RequestError as error:
+        raise RequestError(f"{error}: a time of time.monotonic()") from None
+
+
+def _on_overflow(value: Any) -> OnOverflow:
+    if not callable(value) and not (isinstance(value, str) and value in OVERFLOWS):
+        rule = "must be 'error', 'drop_oldest' or a function that shortens"
+        refuse("on_overflow", value, rule)
+    return value if callable(value) else one_of("on_overflow", value, OVERFLOWS)  # type: ignore[return-value]
+
+
+def check_pooling(value: object) -> Pooling:
+    """Raise ``RequestError`` for what is no pooling."""
+    return one_of("pooling", value, POOLINGS)  # type: ignore[return-value]

@@ -38,7 +38,7 @@ from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_engine, tiny_m
         ({"max_tokens": True}, "max_tokens"),
         ({"seed": 1.0}, "seed"),
         ({"seed": 2**64}, "seed"),
-        ({"stop": "END"}, "stop"),
+        ({"stop": b"END"}, "stop"),
         ({"stop": ("",)}, "stop"),
         ({"stop_token_ids": (10**6,)}, "vocabulary"),
     ],

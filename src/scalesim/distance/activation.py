@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import Error, agent_ids, function, number, numbers, whole
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
@@ -25,25 +26,22 @@ class Activation(Source):
     def __init__(
         self, agents: Sequence[AgentId], probability: npt.ArrayLike, *, name: str = "activation"
     ) -> None:
-        super().__init__()
-        self.name = name
+        super().__init__(name)
+        agents = agent_ids("agents", agents, ConfigError)
         self._roster = Roster()
         self._roster.rows(agents)
         count = len(self._roster)
         if count != len(agents):
             raise ConfigError(f"{len(agents) - count} of {len(agents)} agents are named twice")
-        self._rate = _probabilities(probability, count)
+        self._rate = _probabilities(probability, count, ConfigError)
         self._at: Times = np.full(count, np.nan)
         self._due = Calendar()
         self._stale: list[Int64s] = [np.arange(count)]
 
     def set(self, agents: Sequence[AgentId], probability: npt.ArrayLike) -> None:
         """From now on ``agents`` act with ``probability``. Raises ``RequestError``."""
-        known = [self._roster.get(agent) for agent in agents]
-        if None in known:
-            missing = agents[known.index(None)]
-            raise RequestError(f"agent {missing!r} is not one of this source; give all at once")
-        rows, rate = np.array(known, np.int64), _probabilities(probability, len(known))
+        rows = self._roster.known(agents)
+        rate = _probabilities(probability, len(rows), RequestError)
 
         def note(now: float) -> None:
             self._rate[rows] = rate
@@ -92,22 +90,22 @@ class Predrawn(Source):
         name: str = "predrawn",
         confidence: float = 1.0,
     ) -> None:
-        super().__init__()
-        if horizon < 1:
-            raise ConfigError(f"horizon={horizon}; at least one step must be drawn ahead")
-        self.name = name
-        self._draw, self._horizon, self._confidence = draw, horizon, confidence
+        super().__init__(name)
+        function("draw", draw, "a step's number", ConfigError)
+        self._draw, self._horizon = draw, whole("horizon", horizon, 1, 10**6, ConfigError)
+        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
         self._drawn: dict[int, tuple[AgentId, ...]] = {}
         self._num_drawn = 0
         self._last: dict[AgentId, int] = {}  # the last step drawn for it
         self._after: dict[int, dict[AgentId, int]] = {}  # by step: who acts again, and when
         self._told = -1
         self._changed: dict[AgentId, float] = {}
-        self._draw_until(horizon)
+        self._draw_until(self._horizon)
 
     def active(self, step: int) -> tuple[AgentId, ...]:
         """Who acts in ``step``; asked once for each step, in order. Draws one more ahead. Raises
         ``RequestError`` for a step that is past."""
+        step = whole("step", step, 0, self._num_drawn + 10**6)
         if step not in self._drawn and step < self._num_drawn:
             raise RequestError(f"active({step}): steps are asked for once each, in order")
         self._draw_until(step + self._horizon + 1)
@@ -130,7 +128,7 @@ class Predrawn(Source):
 
     def _draw_until(self, end: int) -> None:
         for step in range(self._num_drawn, end):
-            agents = tuple(dict.fromkeys(self._draw(step)))
+            agents = tuple(dict.fromkeys(agent_ids("what draw() gave", self._draw(step))))
             self._drawn[step] = agents
             self._tell(lambda now, step=step, agents=agents: self._take(step, agents, now))  # type: ignore[misc]
         self._num_drawn = max(self._num_drawn, end)
@@ -154,9 +152,5 @@ def _on_time(rate: Times, wait: Times) -> Times:
     return np.nan_to_num(likely)
 
 
-def _probabilities(values: npt.ArrayLike, count: int) -> Times:
-    rates = np.broadcast_to(np.asarray(values, np.float64), (count,))
-    wrong = ~((rates >= 0.0) & (rates <= 1.0))
-    if wrong.any():
-        raise ConfigError(f"a probability of {rates[wrong][0]}; it must lie in 0 … 1")
-    return rates.copy()
+def _probabilities(values: npt.ArrayLike, count: int, error: Error) -> Times:
+    return numbers("probability", values, count, 0.0, 1.0, error)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import text
 from scalesim.core import AgentId
+from scalesim.errors import ConfigError
 
 Times: TypeAlias = npt.NDArray[np.float64]
 
@@ -33,6 +35,13 @@ class Estimates(NamedTuple):
 NOTHING = Estimates((), ())
 
 
+class Hearer(Protocol):
+    """Who listens to a source, until it is closed."""
+
+    @property
+    def is_closed(self) -> bool: ...
+
+
 class Source(ABC):
     """Says who will call when. ``changes``, ``called`` and ``forget`` run on the engine's thread;
     what a user tells a source comes from any thread and is kept for that one by ``_tell``.
@@ -46,8 +55,11 @@ class Source(ABC):
 
     name: str = "source"
     judges_itself: bool = False
+    heard_by: Hearer | None = None  # set by the engine
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None) -> None:
+        if name is not None:
+            self.name = text("name", name, ConfigError, empty=False)
         self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes
         self._mail: deque[Callable[[float], None]] = deque()
 

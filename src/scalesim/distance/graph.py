@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from scalesim.checks import agent_id, agent_ids, flag, number, reading, refuse, shown, whole
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Estimates, Source
-from scalesim.errors import ConfigError, RequestError
+from scalesim.errors import ConfigError
 
 
 class Graph(Source):
@@ -31,22 +32,26 @@ class Graph(Source):
         max_reached: int = 256,
         name: str = "graph",
     ) -> None:
-        super().__init__()
-        if not 0.0 < delay < math.inf or max_hops < 1:
-            raise ConfigError(
-                f"delay={delay}, max_hops={max_hops}; a hop takes above 0 steps, and one is the "
-                "least"
-            )
-        self.name = name
-        self._delay, self._fan_out = delay, fan_out
-        self._max_hops, self._least, self._max_reached = max_hops, least, max_reached
-        self._edges = {agent: self._weighed(agent, after) for agent, after in edges.items()}
+        super().__init__(name)
+        self._delay = number("delay", delay, 0.0, error=ConfigError, above=True)
+        self._fan_out = flag("fan_out", fan_out, ConfigError)
+        self._max_hops = whole("max_hops", max_hops, 1, error=ConfigError)
+        self._least = number("least", least, 0.0, 1.0, ConfigError)
+        self._max_reached = whole("max_reached", max_reached, 0, error=ConfigError)
+        if not isinstance(edges, Mapping):
+            refuse("edges", edges, "must map an agent to its successors", ConfigError)
+        with reading("edges", ConfigError):
+            listed = list(edges.items())
+        self._edges = {
+            agent_id(agent, ConfigError): self._weighed(agent, after) for agent, after in listed
+        }
         self._changed: dict[AgentId, tuple[float, float]] = {}
 
     def connect(
         self, agent: AgentId, successors: Sequence[AgentId] | Mapping[AgentId, float]
     ) -> None:
-        """From now on ``agent`` has these successors, and no others."""
+        """From now on ``agent`` has these successors, and no others. Raises ``ConfigError``."""
+        agent = agent_id(agent, ConfigError)
         weighed = self._weighed(agent, successors)
         self._tell(lambda now: self._edges.update({agent: weighed}))
 
@@ -76,14 +81,17 @@ class Graph(Source):
         self, agent: AgentId, successors: Sequence[AgentId] | Mapping[AgentId, float]
     ) -> dict[AgentId, float]:
         if not isinstance(successors, Mapping):
-            share = 0.9 if self._fan_out else 0.9 / max(1, len(successors))
-            return dict.fromkeys(successors, share)
-        for other, share in successors.items():
-            if not 0.0 <= share <= 1.0:
-                raise ConfigError(
-                    f"edge {agent!r} → {other!r} has probability {share}; it must lie in 0 … 1"
-                )
-        return dict(successors)
+            others = agent_ids("successors", successors, ConfigError)
+            share = 0.9 if self._fan_out else 0.9 / max(1, len(others))
+            return dict.fromkeys(others, share)
+        with reading("successors", ConfigError):
+            listed = list(successors.items())
+        return {agent_id(other, ConfigError): _share(agent, other, one) for other, one in listed}
+
+
+def _share(agent: AgentId, other: AgentId, value: object) -> float:
+    edge = f"edge {shown(agent)} → {shown(other)}: probability"
+    return number(edge, value, 0.0, 1.0, ConfigError)
 
 
 class Turns(Source):
@@ -99,11 +107,10 @@ class Turns(Source):
         name: str = "turns",
         confidence: float = 1.0,
     ) -> None:
-        super().__init__()
-        if not 0.0 < period < math.inf:
-            raise ConfigError(f"period={period}; it must be above 0 steps and finite")
-        self.name = name
-        self._period, self._confidence = period, confidence
+        super().__init__(name)
+        self._period = number("period", period, 0.0, error=ConfigError, above=True)
+        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
+        order = agent_ids("order", order, ConfigError)
         self._place = {agent: index / len(order) for index, agent in enumerate(order)}
         self._changed: dict[AgentId, float] = {}
         if len(self._place) < len(order):
@@ -113,9 +120,7 @@ class Turns(Source):
     def announce(self, order: Sequence[AgentId], at: float) -> None:
         """In the step that begins at time ``at``, agents call in this order. Raises
         ``RequestError`` for a time that is none."""
-        if not math.isfinite(at):
-            raise RequestError(f"announce(at={at}): the time of a step must be finite")
-        order = tuple(order)
+        at, order = number("at", at), agent_ids("order", order)
         self._tell(lambda now: self._set(order, at))
 
     def called(self, agent: AgentId, now: float) -> None:

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from scalesim.checks import number, whole
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.day import Day, T
@@ -39,10 +40,10 @@ class Learned(Source):
     judges_itself = True
 
     def __init__(self, *, day: float | None = None, name: str = "learned", seed: int = 0) -> None:
-        super().__init__()
-        if day is not None and not 0.0 < day < math.inf:
-            raise ConfigError(f"day={day}; a day must last above 0 steps, and end")
-        self.name = name
+        super().__init__(name)
+        if day is not None:
+            day = number("day", day, 0.0, error=ConfigError, above=True)
+        seed = whole("seed", seed, 0, error=ConfigError)
         self.trial = Trial(seed)
         self._day = None if day is None else Day(day)
         self._roster = Roster()

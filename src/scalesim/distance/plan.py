@@ -6,22 +6,22 @@ import math
 from collections import deque
 from collections.abc import Iterable
 
+from scalesim.checks import agent_id, number, shown
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Estimates, Source
-from scalesim.errors import RequestError
+from scalesim.errors import ConfigError, RequestError
 
 
 class Plan(Source):
     """Knows how long actions last. ``confidence`` is how often a plan is carried out as planned.
 
     A call before an action's end is an interruption: the plan stands. A call at its end, or later,
-    begins the next action, if the agent's plan has one.
+    begins the next action, if the agent's plan has one. Raises ``ConfigError``.
     """
 
     def __init__(self, *, name: str = "plan", confidence: float = 0.9) -> None:
-        super().__init__()
-        self.name = name
-        self._confidence = confidence
+        super().__init__(name)
+        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
         self._ends: dict[AgentId, float] = {}
         self._next: dict[AgentId, deque[float]] = {}
         self._changed: dict[AgentId, float] = {}
@@ -30,6 +30,7 @@ class Plan(Source):
         """``agent`` begins actions of so many steps each, one after the other, now: it calls at the
         end of each. No duration: it has no plan any more. Raises ``RequestError`` for one that is
         no number, or negative."""
+        agent = agent_id(agent)
         planned = [_duration(agent, each) for each in durations]
         self._tell(lambda now: self._begin(agent, planned, now))
 
@@ -56,9 +57,7 @@ class Plan(Source):
 
 
 def _duration(agent: AgentId, value: float) -> float:
-    steps = float(value)
-    if not 0.0 <= steps < math.inf:
-        raise RequestError(
-            f"agent {agent!r}: an action of {value} steps; it must last 0 or more, and end"
-        )
-    return steps
+    try:
+        return number("duration", value, 0.0)
+    except RequestError as error:
+        raise RequestError(f"agent {shown(agent)}: {error}: steps, which must end") from None

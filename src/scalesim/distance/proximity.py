@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import Error, agent_ids, number, numbers, reading
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
@@ -45,22 +46,23 @@ class Proximity(Source):
         name: str = "proximity",
         confidence: float = 0.5,
     ) -> None:
-        super().__init__()
-        for what, value in (("radius", radius), ("max_speed", max_speed), ("horizon", horizon)):
-            if not 0.0 < value < np.inf:
-                raise ConfigError(f"{what}={value}; it must be above 0 and finite")
-        self.name = name
-        self._confidence = confidence
-        self._radius, self._max_speed = radius, max_speed
-        self._horizon, self._cooldown = horizon, cooldown
+        super().__init__(name)
+        radius = number("radius", radius, 0.0, error=ConfigError, above=True)
+        max_speed = number("max_speed", max_speed, 0.0, error=ConfigError, above=True)
+        horizon = number("horizon", horizon, 0.0, error=ConfigError, above=True)
+        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
+        self._cooldown = number("cooldown", cooldown, 0.0, error=ConfigError)
+        self._radius, self._max_speed, self._horizon = radius, max_speed, horizon
+        agents = agent_ids("agents", agents, ConfigError)
         self._roster = Roster()
         self._roster.rows(agents)
         count = len(self._roster)
         if count != len(agents):
             raise ConfigError(f"{len(agents) - count} of {len(agents)} agents are named twice")
-        points = _points(positions, count)
-        self._speeds = self._checked_speeds(max_speed if speeds is None else speeds, count)
-        self._grid = Grid(points.copy(), radius + 2.0 * max_speed * horizon)
+        points = _points(positions, count, ConfigError)
+        fastest = max_speed if speeds is None else speeds
+        self._speeds = self._checked_speeds(fastest, count, ConfigError)
+        self._grid = Grid(points, radius + 2.0 * max_speed * horizon)
         self._ready = np.zeros(count)  # when the cooldown is over
         self._at: Times = np.full(count, np.nan)
         self._partner = np.full(count, -1, np.int64)
@@ -76,13 +78,13 @@ class Proximity(Source):
     ) -> None:
         """``agents`` (each once) are at ``positions`` ``[n, 2]`` now, and go at ``speeds``, one for
         all or ``[n]``; unchanged if ``None``. Copied. Raises ``RequestError``."""
-        rows = [self._roster.get(agent) for agent in agents]
-        if None in rows:
-            missing = agents[rows.index(None)]
-            raise RequestError(f"agent {missing!r} is not one of this source; give all at once")
-        moved = np.array(rows, np.int64)
-        points = _points(positions, len(moved)).copy()
-        fast = None if speeds is None else self._checked_speeds(speeds, len(moved))
+        moved = self._roster.known(agents)
+        if len(np.unique(moved)) < len(moved):
+            raise RequestError("agents: one is named twice; give each once")
+        points = _points(positions, len(moved), RequestError)
+        fast = None
+        if speeds is not None:
+            fast = self._checked_speeds(speeds, len(moved), RequestError)
         self._tell(lambda now: self._move(moved, points, fast))
 
     def called(self, agent: AgentId, now: float) -> None:
@@ -153,20 +155,15 @@ class Proximity(Source):
         meet[had & ~parted] = np.inf
         return meet
 
-    def _checked_speeds(self, speeds: npt.ArrayLike, count: int) -> Times:
-        checked = np.broadcast_to(np.asarray(speeds, np.float64), (count,))
-        wrong = ~((checked >= 0.0) & (checked <= self._max_speed))
-        if wrong.any():
-            raise RequestError(
-                f"a speed of {checked[wrong][0]}; it must lie in 0 … max_speed={self._max_speed}"
-            )
-        return checked.copy()
+    def _checked_speeds(self, speeds: npt.ArrayLike, count: int, error: Error) -> Times:
+        return numbers("speed", speeds, count, 0.0, self._max_speed, error)
 
 
-def _points(positions: npt.ArrayLike, count: int) -> Points:
-    points = np.asarray(positions, np.float64)
+def _points(positions: npt.ArrayLike, count: int, error: Error) -> Points:
+    with reading("positions", error):
+        points = np.array(positions, np.float64)
     if points.shape != (count, 2) or not np.isfinite(points).all():
-        raise RequestError(
+        raise error(
             f"positions of shape {points.shape} for {count} agents; they must be [{count}, 2] and "
             "finite"
         )

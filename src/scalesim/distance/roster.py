@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import reading, shown
 from scalesim.core import AgentId, Int64s
+from scalesim.errors import RequestError
 
 
 class Roster:
@@ -52,6 +54,16 @@ class Roster:
         if found.min(initial=0) < 0:
             found = np.fromiter(map(self.row, agents), np.int64, len(agents))
         return found
+
+    def known(self, agents: Iterable[AgentId]) -> Int64s:
+        """Their rows. Raises ``RequestError`` for an agent that has none."""
+        with reading("agents"):
+            agents = list(agents)
+            rows = list(map(self._rows.get, agents))
+        if None in rows:
+            missing = shown(agents[rows.index(None)])
+            raise RequestError(f"agent {missing} is not one of this source; give all at once")
+        return np.array(rows, np.int64)
 
     def names(self, rows: Iterable[int]) -> list[AgentId]:
         return list(map(self.ids.__getitem__, rows))
