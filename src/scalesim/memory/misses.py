@@ -59,6 +59,10 @@ class Misses:
         """``agent`` called; this is what was known before."""
         self._expected[agent] = expected
 
+    def forget(self, agent: AgentId) -> None:
+        self.last.pop(agent, None)
+        self._expected.pop(agent, None)
+
     def released(self, lease: Lease) -> None:
         """``lease`` leaves its shared path to its agent."""
         if lease.agent is not None:
@@ -71,9 +75,11 @@ class Misses:
         yet, and the last ``spared`` are computed again instead of loaded. Called before the
         agent's path is replaced by this one."""
         agent = lease.agent
-        if agent is None or agent.newest is None:
+        if agent is None:
             return
         expected = self._expected.pop(agent.id, None)
+        if agent.newest is None:
+            return
         before = agent.newest
         kept = before.parent is not None
         there = sum(one.num_blocks for one in lineage(before)) if kept else 0
