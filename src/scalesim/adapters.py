@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -136,6 +136,12 @@ class AdapterRegistry:
         with self._changed:
             digest = self._bound[agent] = self._entry(name).content.digest
             self._post(lambda: _bind(self._memory, agent, digest))
+
+    def unbind(self, agents: Iterable[AgentId]) -> None:
+        """``agents`` are gone; the adapters stay, for others and under their names."""
+        with self._changed:
+            for agent in agents:
+                self._bound.pop(agent, None)
 
     def restore(self) -> None:
         """Memory has forgotten everything: tell it again, on the engine's thread."""

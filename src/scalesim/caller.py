@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Ended, Latch
@@ -34,7 +34,6 @@ from scalesim.progress import Progress, Show, shown
 from scalesim.requests import Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
 
-T = TypeVar("T")
 _LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
 _SHOW_S = 0.1  # how often it shows its progress
 
@@ -88,7 +87,7 @@ class Caller:
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        calls = await _off_the_loop(request, self._prepare)
+        calls = await self._prepare_async(request)
         loop = asyncio.get_running_loop()
         ends = [Ended(loop) for _ in calls]
         try:
@@ -187,17 +186,42 @@ class Caller:
     # -- steps of the above -------------------------------------------------------------------
 
     def _prepare_one(self, request: Request) -> Call:
-        if request.params.n != 1:
-            raise RequestError(
-                f"n={request.params.n}: one sample at a time is submitted or streamed; send "
-                "requests with sample_index 0 to n - 1, or use a call that waits"
-            )
+        _check_one(request)
         [call] = self._prepare(request)
         return call
 
     def _prepare(self, request: Request) -> list[Call]:
         self._driver.check_open()
-        return self._intake.prepare_samples(request)
+        return self._intake.compile(self._intake.prepare_samples(request))
+
+    async def _prepare_async(self, request: Request) -> list[Call]:
+        """Numbered as the coroutines begin, though a structure is compiled on another thread and
+        may take long: a text must not hang on which is done first."""
+        self._driver.check_open()
+        calls = self._intake.prepare_samples(request)
+        if not request.params.is_structured:
+            return self._intake.compile(calls)
+        if not self._gate.refuses:
+            self._number(calls)
+        return await asyncio.to_thread(self._intake.compile, calls)
+
+    def _number(self, calls: list[Call]) -> None:
+        """Tell equal requests apart, each once: in the order in which they are handed in, whatever
+        becomes of them then. What is refused before that does not count."""
+        for call in calls:
+            if call.number is not None:
+                continue
+            request, params = call.request, call.request.params
+            keys, first = self._loop.keys, call.leader
+            if first is not None:
+                call.digest, call.number = first.digest, first.number
+                continue
+            call.digest, call.number = keys.prompt_digest(call.tokens, params), 0
+            draws = params.temperature > 0.0 and params.max_tokens > 0
+            if draws and params.seed is None:
+                call.number = keys.number(
+                    request.agent, call.digest, request.sample_index, call.owner
+                )
 
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
         """Until all ``calls`` have ended, so that Ctrl-C gets through; it cancels them."""
@@ -222,6 +246,8 @@ class Caller:
         """Hand in ``calls``, as many at a time as there are places; those whose time is over while
         they wait fail alone."""
         self._stamp(calls)
+        if not self._gate.refuses:
+            self._number(calls)
         first = min(calls, key=_deadline_s, default=None)
         while calls:
             try:
@@ -240,6 +266,8 @@ class Caller:
     async def _enter_async(self, call: Call) -> None:
         self._driver.start_thread()
         self._stamp([call])
+        if not self._gate.refuses:
+            self._number([call])
         await self._gate.wait_async(self._left_s(call))
         self._post([call])
 
@@ -256,6 +284,7 @@ class Caller:
 
     def _post(self, calls: list[Call]) -> None:
         """Hand in calls that have their places."""
+        self._number(calls)
         for call in calls:
             call.has_place = True
             if call.adapter is not None:
@@ -267,7 +296,8 @@ class Caller:
             raise
 
     async def _begin(self, request: Request) -> Reader:
-        call = await _off_the_loop(request, self._prepare_one)
+        _check_one(request)
+        [call] = await self._prepare_async(request)
         reader = self._reader(request, call, asyncio.get_running_loop())
         try:
             await self._enter_async(call)
@@ -290,11 +320,12 @@ class Caller:
         return lambda: self._loop.end_call(call, "cancelled", error)
 
 
-async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
-    """``prepare(request)``; on a thread if a structure is to be compiled, which may take long."""
-    if request.params.is_structured:
-        return await asyncio.to_thread(prepare, request)
-    return prepare(request)
+def _check_one(request: Request) -> None:
+    if request.params.n != 1:
+        raise RequestError(
+            f"n={request.params.n}: one sample at a time is submitted or streamed; send "
+            "requests with sample_index 0 to n - 1, or use a call that waits"
+        )
 
 
 def _deadline_s(call: Call) -> float:

@@ -7,6 +7,8 @@ driver's inbox, in order.
 from __future__ import annotations
 
 import math
+import threading
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,10 +21,12 @@ from scalesim.config import EngineConfig
 from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
+from scalesim.distance.distances import voice_of
 from scalesim.distance.estimates import Source
+from scalesim.distance.hints import read, shown
 from scalesim.distance.scores import Score
 from scalesim.driver import Driver
-from scalesim.errors import ConfigError, RequestError
+from scalesim.errors import ConfigError, HintWarning, RequestError
 from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import EngineStats, Loop, Parts
@@ -65,6 +69,7 @@ class Engine(Caller):
             self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
         self.model, limits = self.parts.model, self.parts.limits
         sources = list(sources)
+        self._source_names: set[str] = set()  # of those that were added since
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
@@ -76,6 +81,7 @@ class Engine(Caller):
         if record is not None:
             self._loop.recorder = Recorder(Path(record), self.parts.memory.block_size)
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
+        self._loop.distances.is_known = self._intake.agents.__contains__
         for source in sources:
             self._heed(source)
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
@@ -113,28 +119,65 @@ class Engine(Caller):
         if isinstance(id, bool) or not isinstance(id, (str, int)):
             raise RequestError(f"agent id {id!r} must be a string or a whole number")
         self._driver.check_open()
-        if id not in self._intake.agents:
-            self._intake.agents[id] = Agent(self, id)
-        agent = self._intake.agents[id]
+        agent = self._intake.agents.get(id)
+        if agent is None:
+            with self._intake.lock:
+                agent = self._intake.agents.setdefault(id, Agent(self, id))
         if adapter is not None:
             name = str(adapter)
             if name not in self.adapters:
                 self.adapters.add(name, adapter)
-            self.adapters.bind(id, name)
-            agent.adapter = name
+            with self._intake.lock:
+                self._intake.known(id)  # it may have been forgotten since
+                self.adapters.bind(id, name)
+                agent.adapter = name
         return agent
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
         """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
         writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
         exists."""
-        adapter = self._intake.known(parent).adapter
-        if child in self._intake.agents:
-            raise RequestError(f"agent {child!r} exists already; fork into a new id")
-        agent = self.agent(child)
-        agent.adapter = adapter
-        self._driver.post(lambda: self.parts.memory.owners.fork(parent, child))
+        with self._intake.lock:
+            adapter = self._intake.known(parent).adapter
+            if child in self._intake.agents:
+                raise RequestError(f"agent {child!r} exists already; fork into a new id")
+            agent = self.agent(child)
+            agent.adapter = adapter
+            self._driver.post(lambda: self.parts.memory.owners.fork(parent, child))
         return agent
+
+    def forget(self, agents: AgentId | Iterable[AgentId], *, wait: bool = True) -> None:
+        """``agents``, one id or many, are gone, with all that is kept for each: its pages on both
+        tiers but those that others own as well (a fork, whoever shares its prompt), its adapter
+        binding, its hints and what sources learned of it, its count of equal requests. Handles
+        raise ``UnknownAgentError`` from now on; ``agent`` makes a new one under the id, who says
+        what somebody says who was never seen.
+
+        Open calls go on and give their replies; what they hold goes when they end. What was handed
+        in or said before takes place before, what comes later is about somebody else. Returns when
+        it is done, between two steps of the engine's thread; with ``wait=False`` at once, for event
+        loops. Raises ``UnknownAgentError`` before anybody is forgotten, and ``RequestError`` for
+        what are no ids.
+        """
+        ids = _ids(agents)
+        self._driver.check_open()
+        done = threading.Event()
+
+        def forget() -> None:
+            try:
+                self._loop.forget(ids)
+            finally:
+                done.set()
+
+        with self._intake.lock:
+            for agent in [self._intake.known(id) for id in ids]:
+                agent.is_forgotten = True
+                del self._intake.agents[agent.id]
+            self.adapters.unbind(ids)
+            self._loop.keys.forget(ids)
+            self._driver.post(forget)
+        if wait:
+            self._driver.wait_for(done)
 
     def expect(
         self,
@@ -149,7 +192,8 @@ class Engine(Caller):
 
         ``confidence`` is the probability that this is about right. Advice only: a wrong distance
         costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
-        call that gives no time or two.
+        call that gives no time or two. What is no finite time, or no confidence, is ignored:
+        counted in ``source_scores()["declared"]``, and told once with a ``HintWarning``.
         """
         if isinstance(agents, Mapping):
             distances = dict(agents)
@@ -161,30 +205,49 @@ class Engine(Caller):
             distances = {agents: steps if steps is not None else at}  # type: ignore[dict-item]
         for agent in distances:
             self._intake.known(agent)
-        times = {agent: as_time(steps) for agent, steps in distances.items()}
-        sure = as_time(confidence)
-        self._driver.post(lambda: self._loop.expect(times, sure, absolute=at is not None))
+        ids, given = list(distances), list(distances.values())
+        hints, ignored = read(ids, given, confidence, takes_back=False)
+        if hints.agents:
+            times = dict(zip(hints.agents, map(float, hints.at), strict=True))
+            self._driver.post(
+                lambda: self._loop.expect(times, hints.confidence[0], absolute=at is not None)
+            )
+        if ignored and (text := self._loop.distances.ignore("declared", ignored)):
+            warnings.warn(text, HintWarning, stacklevel=2)
 
     def add_source(self, source: Source) -> None:
-        """Listen to ``source`` as well, from now on. Raises ``ConfigError`` if its name is
-        taken."""
-        if source.name in self._loop.distances.scores():
-            raise ConfigError(f"a source is named {source.name!r} already; give it another name=")
-        self._heed(source)
-        self._driver.post(lambda: self._loop.listen(source))
+        """Listen to ``source`` as well, from now on. Raises ``ConfigError`` for what is no source,
+        and if its name is taken."""
+        voice = voice_of(source)
+        name = voice.name
+        with self._intake.lock:
+            if name in self._source_names or name in self._loop.distances.names:
+                raise ConfigError(f"a source is named {name!r} already; give it another name=")
+            self._heed(source)
+            self._driver.post(lambda: self._loop.hear(voice))
+            self._source_names.add(name)
 
     def _heed(self, source: Source) -> None:
         driver, poll = self._driver, self._loop.poll_sources
         source.on_news = lambda: driver.post_if_open(poll)
 
     def why(self, agent: AgentId) -> Miss | None:
-        """The cause of ``agent``'s last miss, ``None`` if it had none: print it. Raises
-        ``UnknownAgentError``."""
+        """The cause of ``agent``'s last miss: print it. With it comes what was said of the agent
+        and did not count, or seems meant for it under another name; where nothing was known of the
+        call, also which sources are silent, and why. ``None`` if it missed nothing and nothing
+        said of it was in vain. Raises ``UnknownAgentError``."""
         self._intake.known(agent)
-        return self.parts.memory.misses.last.get(agent)
+        distances = self._loop.distances
+        miss, unheard = self.parts.memory.misses.last.get(agent), distances.unheard(agent)
+        if miss is None:
+            return Miss.without(unheard, self.clock.now) if unheard else None
+        if miss.cause == "no hint":
+            unheard += distances.silent()
+        return miss._replace(unheard=tuple(unheard))
 
     def source_scores(self) -> dict[str, Score]:
-        """By source, how its predictions came out so far; ``declared`` is what ``expect`` said."""
+        """By source, how its predictions came out so far, which hints were ignored and why, and why
+        it is silent, if it is; ``declared`` is what ``expect`` said."""
         return self._loop.distances.scores()
 
     def wake(self, agent: AgentId) -> None:
@@ -228,9 +291,14 @@ class Engine(Caller):
         self.close()
 
 
-def as_time(value: Any) -> float:
-    """A hint as a number; NaN, which is ignored and counted, for what is none."""
+def _ids(agents: AgentId | Iterable[AgentId]) -> list[AgentId]:
+    """One id or many, each once. Raises ``RequestError`` for what are none."""
     try:
-        return float(value)
-    except Exception:
-        return math.nan
+        ids = [agents] if isinstance(agents, (str, int)) else list(agents)
+        if any(isinstance(id, bool) or not isinstance(id, (str, int)) for id in ids):
+            raise TypeError("an id is a string or a whole number")
+    except Exception as error:
+        raise RequestError(
+            f"{shown(agents)} names no agents; give an id, or several: {shown(error)}"
+        ) from error
+    return list(dict.fromkeys(ids))

@@ -5,6 +5,7 @@ On the caller's thread; a request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from scalesim.agent import Agent
 from scalesim.calls import Call, TextObserver
 from scalesim.choices import Option, option_ids, scoring_request
 from scalesim.core import AgentId, SamplingParams
+from scalesim.distance.hints import nearest
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
 from scalesim.overflow import fit
@@ -32,15 +34,21 @@ class Intake:
 
     def __init__(self, model: TextModel, memory: MemoryManager, adapters: AdapterRegistry) -> None:
         self.agents: dict[AgentId, Agent] = {}
+        # held while one is made or forgotten, and what that means for the loop is posted
+        self.lock = threading.RLock()
         self._model, self._memory, self._adapters = model, memory, adapters
 
     def known(self, agent: AgentId) -> Agent:
         """Raises ``UnknownAgentError``."""
-        if agent not in self.agents:
+        found = self.agents.get(agent)
+        if found is None:
+            near = nearest(agent, list(self.agents))
+            meant = "" if near is None else f" (is {near!r} meant?)"
             raise UnknownAgentError(
-                f"agent {agent!r} is unknown to this engine; make it with engine.agent({agent!r})"
+                f"agent {agent!r} is unknown to this engine{meant}; make it with "
+                f"engine.agent({agent!r})"
             )
-        return self.agents[agent]
+        return found
 
     def prepare(self, request: Request) -> Call:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
@@ -52,15 +60,15 @@ class Intake:
         else:
             check_params(request.params, model.vocab_size, model.has_logits)
         params = request.params
-        name = None if request.agent is None else self.known(request.agent).adapter
+        owner = None if request.agent is None else self.known(request.agent)
+        name = None if owner is None else owner.adapter
         tokens = model.token_ids(request.prompt)
         most = self._most_tokens(name) - params.max_tokens
         tokens, dropped = fit(request.prompt, tokens, most, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
         observer = self._observer(request) if params.stop else None
         call = Call(request, model, tokens, observer)
-        call.dropped = dropped
-        call.make_guide = self._guide(params, len(tokens))
+        call.owner, call.dropped = owner, dropped
         if name is not None:
             self._check_room(name, len(tokens) + params.max_tokens)
             call.adapter = self._adapters.use(name, tokens)
@@ -76,6 +84,13 @@ class Intake:
             call.leader, call.dropped = leader, leader.dropped
             calls.append(call)
         return calls
+
+    def compile(self, calls: Sequence[Call]) -> list[Call]:
+        """``calls`` with what makes their guides; a structure may take long. Raises
+        ``RequestError`` or ``StructureError``."""
+        for call in calls:
+            call.make_guide = self._guide(call.request.params, len(call.tokens))
+        return list(calls)
 
     def _guide(self, params: SamplingParams, prompt_len: int) -> Callable[[], Guide] | None:
         """What makes the guide of each sample, if there is one. Raises ``RequestError``, and

@@ -100,8 +100,9 @@ def shown(value: Any) -> str:
 
 def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
     """Who of ``others`` may be meant by ``name``; ``None`` if none is like it."""
-    known = {str(other): other for other in islice(others, _MAX_COMPARED)}
-    found = difflib.get_close_matches(str(name), known, 1, 0.75)
+    given = shown(name)
+    known = {shown(other): other for other in islice(others, _MAX_COMPARED)}
+    found = difflib.get_close_matches(given, known, 1, 0.75)
     return known[found[0]] if found else None
 
 
