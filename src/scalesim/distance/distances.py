@@ -23,7 +23,7 @@ import numpy as np
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
-from scalesim.distance.estimates import Estimates, Source, Times
+from scalesim.distance.estimates import Source, Times
 from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read, shown
 from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Columns, Roster
@@ -212,7 +212,9 @@ class Distances:
             names = [*list(voice.strangers), *list(voice.misnamed)]
             near = nearest(agent, (name for name in names if not self.is_known(name)))
             if near is not None:
-                said.append(f"{voice.name!r} speaks of {near!r}, whom nobody has: is {agent!r} meant?")
+                said.append(
+                    f"{voice.name!r} speaks of {near!r}, whom nobody has: is {agent!r} meant?"
+                )
         return said
 
     def silent(self) -> list[str]:
@@ -472,7 +474,6 @@ class Distances:
         if row >= self._rows.num_rows:
             self._rows.grow(row + 1)
         return row
-
 
 
 def voice_of(source: Source) -> Voice:

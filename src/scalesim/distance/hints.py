@@ -70,12 +70,12 @@ def read(
     sure = np.broadcast_to(_numbers(confidence if each else [confidence]), (count,))
     no_time = np.isinf(times)
     no_sure = ~(np.isfinite(sure) | np.isnan(times) | no_time)
-    ignored = [Ignored("no time", agents[i], at[i]) for i in np.flatnonzero(no_time)]
-    for i in np.flatnonzero(no_sure):
+    ignored = [Ignored("no time", agents[i], at[i]) for i in np.flatnonzero(no_time).tolist()]
+    for i in np.flatnonzero(no_sure).tolist():
         ignored.append(Ignored("no confidence", agents[i], confidence[i] if each else confidence))
     if ignored:
         heard = ~(no_time | no_sure)
-        agents = [agents[i] for i in np.flatnonzero(heard)]
+        agents = [agents[i] for i in np.flatnonzero(heard).tolist()]
         times, sure = times[heard], sure[heard]
     if len(agents) <= FEW:
         return Hints(agents, times.tolist(), sure.tolist()), ignored
@@ -100,9 +100,8 @@ def shown(value: Any) -> str:
 
 def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
     """Who of ``others`` may be meant by ``name``; ``None`` if none is like it."""
-    given = shown(name)
-    known = {shown(other): other for other in islice(others, _MAX_COMPARED)}
-    found = difflib.get_close_matches(given, known, 1, 0.75)
+    known = {shown(other).strip("'"): other for other in islice(others, _MAX_COMPARED)}
+    found = difflib.get_close_matches(shown(name).strip("'"), known, 1, 0.75)
     return known[found[0]] if found else None
 
 

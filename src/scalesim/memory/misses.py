@@ -119,11 +119,8 @@ class Misses:
             cause = "prompt changed"
         lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found)) + spared
         token = lease.num_cached + spared * self._block_size
-        self.last[agent.id] = Miss(
-            cause, now, token, expected, *(
-                count * self._block_size for count in (waiting, lost)
-            )
-        )  # fmt: skip
+        size = self._block_size
+        self.last[agent.id] = Miss(cause, now, token, expected, waiting * size, lost * size)
 
     def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
         """Blocks of the prompt (``num_tokens``), known up to ``found``, that the agent's last
