@@ -144,6 +144,12 @@ class AdapterRegistry:
             digest = self._bound[agent] = self._entry(name).content.digest
             self._post(lambda: _bind(self._memory, agent, digest))
 
+    def unbind(self, agents: Iterable[AgentId]) -> None:
+        """``agents`` are gone; the adapters stay, for others and under their names."""
+        with self._lock:
+            for agent in agents:
+                self._bound.pop(agent, None)
+
     def restore(self) -> None:
         """Memory has forgotten everything: tell it again, on the engine's thread."""
         with self._lock:

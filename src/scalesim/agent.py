@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalesim.choices import By, Choice, Option
 from scalesim.core import AgentId
+from scalesim.errors import UnknownAgentError
 from scalesim.requests import Message, OnOverflow, Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Stream
 
@@ -17,7 +18,8 @@ __all__ = ["Agent", "Reply", "Request"]
 
 
 class Agent:
-    """Made by ``Engine.agent``. Calls are stateless: the whole prompt every time; what the engine
+    """Made by ``Engine.agent``, until it is forgotten: from then on everything raises
+    ``UnknownAgentError``. Calls are stateless: the whole prompt every time; what the engine
     still holds of it is found. Options are the fields of ``Request`` and of ``SamplingParams``, by
     name.
     """
@@ -26,6 +28,7 @@ class Agent:
         self.engine = engine
         self.id = id
         self.adapter: str | None = None  # the name its calls use; ``Engine.agent`` sets it
+        self.is_forgotten = False  # for good; the id may be another's by now
 
     def request(
         self,
@@ -40,6 +43,7 @@ class Agent:
     ) -> Request:
         """A request for ``Engine.run``: text, token ids or chat messages. Options are the fields of
         ``Request`` and of ``SamplingParams``."""
+        self._check()
         return Request(
             prompt,
             agent=self.id,
@@ -92,12 +96,26 @@ class Agent:
 
     def expect(self, steps: float | None = None, *, at: float | None = None) -> None:
         """This agent's next call: in ``steps``, or ``at`` a time of the clock."""
+        self._check()
         self.engine.expect(self.id, steps, at=at)
 
     def fork(self, id: AgentId) -> Agent:
         """A new agent ``id`` with this one's memory, shared until one of them goes its own way.
         Raises ``RequestError`` for an id that is taken."""
+        self._check()
         return self.engine.fork(self.id, id)
+
+    def forget(self, *, wait: bool = True) -> None:
+        """``Engine.forget`` of this agent; every further use of the handle raises
+        ``UnknownAgentError``."""
+        self._check()
+        self.engine.forget(self.id, wait=wait)
+
+    def _check(self) -> None:
+        if self.is_forgotten:
+            raise UnknownAgentError(
+                f"agent {self.id!r} was forgotten; engine.agent({self.id!r}) makes a new one"
+            )
 
     def __repr__(self) -> str:
         return f"Agent({self.id!r})"

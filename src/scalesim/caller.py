@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import gather
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Ended, Latch
@@ -25,11 +25,10 @@ from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.progress import Progress, Show, shown
-from scalesim.requests import Prompt, Reply, Request, check_kind
+from scalesim.requests import Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
 from scalesim.tickets import Desk
 
-T = TypeVar("T")
 _LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
 _SHOW_S = 0.1  # how often it shows its progress
 
@@ -87,7 +86,7 @@ class Caller:
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        calls = await _off_the_loop(request, self._prepare)
+        calls = await self._prepare_async(request)
         loop = asyncio.get_running_loop()
         ends = [Ended(loop) for _ in calls]
         for call, end in zip(calls, ends, strict=True):
@@ -198,16 +197,45 @@ class Caller:
     def _prepare_one(self, request: Request) -> Call:
         self._driver.check_open()
         call = self._intake.prepare(request)
-        if (n := call.request.params.n) != 1:
-            raise RequestError(
-                f"n={n}: one sample at a time is submitted or streamed; send "
-                "requests with sample_index 0 to n - 1, or use a call that waits"
-            )
+        _check_one(call)
+        self._intake.compile([call])
         return call
 
     def _prepare(self, request: Request) -> list[Call]:
         self._driver.check_open()
-        return self._intake.prepare_samples(request)
+        return self._intake.compile(self._intake.prepare_samples(request))
+
+    async def _prepare_async(self, request: Request) -> list[Call]:
+        self._driver.check_open()
+        return await self._compiled(self._intake.prepare_samples(request))
+
+    async def _compiled(self, calls: list[Call]) -> list[Call]:
+        """``calls``, whose structure is compiled on another thread, for it may take long. They are
+        numbered before that, as their coroutines begin: a text must not hang on which is done
+        first."""
+        if not calls[0].request.params.is_structured:
+            return self._intake.compile(calls)
+        if not self._gate.refuses:
+            self._number(calls)
+        return await asyncio.to_thread(self._intake.compile, calls)
+
+    def _number(self, calls: list[Call]) -> None:
+        """Tell equal requests apart, each once: in the order in which they are handed in, whatever
+        becomes of them then. What is refused before that does not count."""
+        for call in calls:
+            if call.number is not None:
+                continue
+            request, params = call.request, call.request.params
+            keys, first = self._loop.keys, call.leader
+            if first is not None:
+                call.digest, call.number = first.digest, first.number
+                continue
+            call.digest, call.number = keys.prompt_digest(call.tokens, params), 0
+            draws = params.temperature > 0.0 and params.max_tokens > 0
+            if draws and params.seed is None:
+                call.number = keys.number(
+                    request.agent, call.digest, request.sample_index, call.owner
+                )
 
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
         """Until all ``calls`` have ended, so that Ctrl-C gets through; it cancels them."""
@@ -235,6 +263,7 @@ class Caller:
         self._stamp(calls)
         if self._gate.refuses or not waits:
             self._gate.take(calls)
+        self._number(calls)
         for call in calls:
             if call.adapter is not None:
                 self.adapters.hold(call.adapter, call)
@@ -252,13 +281,14 @@ class Caller:
             call.begins(now_s)
 
     async def _begin(self, request: Request) -> Reader:
-        call = await _off_the_loop(request, self._prepare_one)
+        self._driver.check_open()
+        call = self._intake.prepare(request)
+        _check_one(call)
+        await self._compiled([call])
         self._driver.start_thread()
         return self._begun(call, asyncio.get_running_loop())
 
-    def _begun(
-        self, call: Call, loop: asyncio.AbstractEventLoop | None
-    ) -> Reader:
+    def _begun(self, call: Call, loop: asyncio.AbstractEventLoop | None) -> Reader:
         """Who reads ``call``, which is handed in."""
         call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
         texts = self._intake.text_stream(call.request)
@@ -271,12 +301,12 @@ class Caller:
         return reader
 
 
-async def _off_the_loop(request: Request, prepare: Callable[[Request], T]) -> T:
-    """``prepare(request)``; on a thread if a structure is to be compiled, which may take long."""
-    check_kind(request)
-    if request.params.is_structured:
-        return await asyncio.to_thread(prepare, request)
-    return prepare(request)
+def _check_one(call: Call) -> None:
+    if (n := call.request.params.n) != 1:
+        raise RequestError(
+            f"n={n}: one sample at a time is submitted or streamed; send "
+            "requests with sample_index 0 to n - 1, or use a call that waits"
+        )
 
 
 def reply_of(calls: list[Call]) -> Reply:

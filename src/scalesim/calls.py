@@ -14,6 +14,7 @@ from scalesim.foreign import Foreign
 from scalesim.requests import Dropped, Reply, Request, TextModel, Usage
 
 if TYPE_CHECKING:
+    from scalesim.agent import Agent
     from scalesim.memory.adapters import AdapterUse
     from scalesim.model.token_stream import TokenStream
     from scalesim.scheduler.adjusting import Guide
@@ -98,7 +99,8 @@ class Call:
     raises.
 
     ``waiter`` is told of the end; there is none for who polls ``done``. ``mailbox`` takes the
-    tokens as they come, where somebody reads them.
+    tokens as they come, where somebody reads them. ``owner`` is its agent's handle. ``number``: how
+    many equal requests were handed in before it.
     """
 
     __slots__ = (
@@ -113,7 +115,9 @@ class Call:
         "mailbox",
         "make_guide",
         "model",
+        "number",
         "observer",
+        "owner",
         "request",
         "sequence",
         "submitted_s",
@@ -129,7 +133,9 @@ class Call:
         self.dropped: Dropped | None = None
         self.make_guide: Callable[[], Guide] | None = None  # where a rule masks its tokens
         self.leader: Call | None = None  # the first sample of the same prompt, if it is another
-        self.digest = 0
+        self.owner: Agent | None = None
+        self.digest: int | None = None  # of what is asked, once that is known
+        self.number: int | None = None
         self.done = False
         self.error: Exception | None = None
         self.sequence: Sequence | None = None

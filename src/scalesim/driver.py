@@ -27,6 +27,7 @@ from scalesim.loop import Loop
 _POLL_S = 0.005
 _MAX_WAIT_S = 60.0
 _log = logging.getLogger(__name__)
+_LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
 Command = Callable[[], object]
 
 
@@ -64,6 +65,15 @@ class Driver:
     def post_if_open(self, command: Command) -> None:
         with suppress(EngineClosedError):
             self.post(command)
+
+    def wait_for(self, done: threading.Event) -> None:
+        """Until the engine's own thread has ``done`` what was posted. Where the caller is it, or
+        drives by ``step``, that comes later, and is not waited for."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        while thread.is_alive() and not done.wait(_LOOK_S):
+            pass
 
     def post_quietly(self, command: Command) -> None:
         """``post`` for the garbage collector, who may run within any lock; and for those who leave,

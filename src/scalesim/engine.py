@@ -6,7 +6,8 @@ driver's inbox, in order.
 
 from __future__ import annotations
 
-import math
+import threading
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,11 +15,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.caller import Caller
 from scalesim.checks import (
     agent_id,
+    agent_ids,
     flag,
     function,
     instance,
@@ -34,10 +38,12 @@ from scalesim.config import EngineConfig
 from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
+from scalesim.distance.distances import voice_of
 from scalesim.distance.estimates import Source
+from scalesim.distance.hints import read
 from scalesim.distance.scores import Score
 from scalesim.driver import Driver
-from scalesim.errors import AdapterError, ConfigError, RequestError
+from scalesim.errors import AdapterError, ConfigError, HintWarning, RequestError
 from scalesim.gate import Gate
 from scalesim.intake import Intake
 from scalesim.loop import EngineStats, Loop, Parts
@@ -61,8 +67,9 @@ class Engine(Caller):
     of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random ones, for
     which the folder's config is enough. ``sources`` say who will call when, beside
     ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
-    and hints to this file, which must not exist yet. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
-    once. Close it, or use it as a context manager.
+    and hints to this file, which must not exist yet. Raises ``ConfigError``,
+    ``UnsupportedModelError`` or ``WeightsError`` at once. Close it, or use it as a context
+    manager.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Engine(Caller):
             check_new(record)
         self.parts = _parts_of(model, config, settings, dummy_weights)
         self.model, limits = self.parts.model, self.parts.limits
+        self._source_names: set[str] = set()  # of those that were added since
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
@@ -97,6 +105,7 @@ class Engine(Caller):
         if record is not None:
             self._loop.recorder = Recorder(record, self.parts.memory.block_size)
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
+        self._loop.distances.is_known = self._intake.agents.__contains__
         for source in sources:
             self._heed(source)
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
@@ -140,27 +149,64 @@ class Engine(Caller):
         self._driver.check_open()
         agent = self._intake.agents.get(id)
         if agent is None:
-            agent = self._intake.agents[id] = Agent(self, id)
+            with self._intake.lock:
+                agent = self._intake.agents.setdefault(id, Agent(self, id))
         if adapter is not None:
             name = str(path_of("adapter", adapter, AdapterError))
             if name not in self.adapters:
                 self.adapters.add(name, adapter)
-            self.adapters.bind(id, name)
-            agent.adapter = name
+            with self._intake.lock:
+                self._intake.known(id)  # it may have been forgotten since
+                self.adapters.bind(id, name)
+                agent.adapter = name
         return agent
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
         """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
         writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
         exists."""
-        origin = self._intake.known(parent)
-        parent, adapter, child = origin.id, origin.adapter, agent_id(child)
-        if child in self._intake.agents:
-            raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
-        agent = self.agent(child)
-        agent.adapter = adapter
-        self._driver.post(lambda: self.parts.memory.owners.fork(parent, child))
+        child = agent_id(child)
+        with self._intake.lock:
+            origin = self._intake.known(parent)
+            if child in self._intake.agents:
+                raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
+            agent = self.agent(child)
+            agent.adapter = origin.adapter
+            self._driver.post(lambda: self.parts.memory.owners.fork(origin.id, child))
         return agent
+
+    def forget(self, agents: AgentId | Iterable[AgentId], *, wait: bool = True) -> None:
+        """``agents``, one id or many, are gone, with all that is kept for each: its pages on both
+        tiers but those that others own as well (a fork, whoever shares its prompt), its adapter
+        binding, its hints and what sources learned of it, its count of equal requests. Handles
+        raise ``UnknownAgentError`` from now on; ``agent`` makes a new one under the id, who says
+        what somebody says who was never seen.
+
+        Open calls go on and give their replies; what they hold goes when they end. What was handed
+        in or said before takes place before, what comes later is about somebody else. Returns when
+        it is done, between two steps of the engine's thread; with ``wait=False`` at once, for event
+        loops. Raises ``UnknownAgentError`` before anybody is forgotten, and ``RequestError`` for
+        what are no ids.
+        """
+        ids = _ids(agents)
+        self._driver.check_open()
+        done = threading.Event()
+
+        def forget() -> None:
+            try:
+                self._loop.forget(ids)
+            finally:
+                done.set()
+
+        with self._intake.lock:
+            for agent in [self._intake.known(id) for id in ids]:
+                agent.is_forgotten = True
+                del self._intake.agents[agent.id]
+            self.adapters.unbind(ids)
+            self._loop.keys.forget(ids)
+            self._driver.post(forget)
+        if wait:
+            self._driver.wait_for(done)
 
     def expect(
         self,
@@ -175,7 +221,8 @@ class Engine(Caller):
 
         ``confidence`` is the probability that this is about right. Advice only: a wrong distance
         costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
-        call that gives no time or two.
+        call that gives no time or two. What is no finite time, or no confidence, is ignored:
+        counted in ``source_scores()["declared"]``, and told once with a ``HintWarning``.
         """
         if isinstance(agents, Mapping):
             if steps is not None or at is not None:
@@ -186,21 +233,29 @@ class Engine(Caller):
             raise RequestError(f"expect({shown(agents)}) needs either steps or at=")
         else:
             distances = {self._intake.known(agents).id: steps if steps is not None else at}  # type: ignore[dict-item]
-        times = {self._intake.known(agent).id: as_time(each) for agent, each in distances.items()}
-        sure = as_time(confidence)
-        self._driver.post(lambda: self._loop.expect(times, sure, absolute=at is not None))
+        ids = [self._intake.known(agent).id for agent in distances]
+        hints, ignored = read(ids, list(distances.values()), confidence, takes_back=False)
+        if hints.agents:
+            times = dict(zip(hints.agents, map(float, hints.at), strict=True))
+            self._driver.post(
+                lambda: self._loop.expect(times, hints.confidence[0], absolute=at is not None)
+            )
+        if ignored and (told := self._loop.distances.ignore("declared", ignored)):
+            warnings.warn(told, HintWarning, stacklevel=2)
 
     def add_source(self, source: Source) -> None:
         """Listen to ``source`` as well, from now on. Raises ``ConfigError`` for what is no source,
         if its name is taken, or if another engine that is open listens to it."""
         check_source(source)
-        if source.name in self._loop.distances.scores():
-            raise ConfigError(
-                f"a source is named {shown(source.name)} already; give it another name="
-            )
-        check_unheard(source)
-        self._heed(source)
-        self._driver.post(lambda: self._loop.listen(source))
+        voice = voice_of(source)
+        name = voice.name
+        with self._intake.lock:
+            if name in self._source_names or name in self._loop.distances.names:
+                raise ConfigError(f"a source is named {shown(name)} already; give it another name=")
+            check_unheard(source)
+            self._heed(source)
+            self._driver.post(lambda: self._loop.hear(voice))
+            self._source_names.add(name)
 
     def _heed(self, source: Source) -> None:
         driver, poll = self._driver, self._loop.poll_sources
@@ -208,12 +263,22 @@ class Engine(Caller):
         source.on_news = lambda: driver.post_if_open(poll)
 
     def why(self, agent: AgentId) -> Miss | None:
-        """The cause of ``agent``'s last miss, ``None`` if it had none: print it. Raises
-        ``UnknownAgentError``."""
-        return self.parts.memory.misses.last.get(self._intake.known(agent).id)
+        """The cause of ``agent``'s last miss: print it. With it comes what was said of the agent
+        and did not count, or seems meant for it under another name; where nothing was known of the
+        call, also which sources are silent, and why. ``None`` if it missed nothing and nothing
+        said of it was in vain. Raises ``UnknownAgentError``."""
+        agent = self._intake.known(agent).id
+        distances = self._loop.distances
+        miss, unheard = self.parts.memory.misses.last.get(agent), distances.unheard(agent)
+        if miss is None:
+            return Miss.without(unheard, self.clock.now) if unheard else None
+        if miss.cause == "no hint":
+            unheard += distances.silent()
+        return miss._replace(unheard=tuple(unheard))
 
     def source_scores(self) -> dict[str, Score]:
-        """By source, how its predictions came out so far; ``declared`` is what ``expect`` said."""
+        """By source, how its predictions came out so far, which hints were ignored and why, and why
+        it is silent, if it is; ``declared`` is what ``expect`` said."""
         return self._loop.distances.scores()
 
     def wake(self, agent: AgentId) -> None:
@@ -305,9 +370,7 @@ def check_unheard(source: Source) -> None:
         )
 
 
-def as_time(value: Any) -> float:
-    """A hint as a number; NaN, which is ignored and counted, for what is none."""
-    try:
-        return float(value)
-    except Exception:
-        return math.nan
+def _ids(agents: AgentId | Iterable[AgentId]) -> list[AgentId]:
+    """One id or many, each once. Raises ``RequestError`` for what are none."""
+    is_one = isinstance(agents, (str, int, np.integer))
+    return list(dict.fromkeys([agent_id(agents)] if is_one else agent_ids("agents", agents)))

@@ -5,6 +5,7 @@ On the caller's thread; a request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from scalesim.calls import Call, TextObserver
 from scalesim.checks import INT64, agent_id, reading, shown
 from scalesim.choices import Option, option_ids, scoring_request
 from scalesim.core import AgentId, SamplingParams
+from scalesim.distance.hints import nearest
 from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
 from scalesim.memory.manager import MemoryManager
 from scalesim.overflow import fit
@@ -33,15 +35,18 @@ class Intake:
 
     def __init__(self, model: TextModel, memory: MemoryManager, adapters: AdapterRegistry) -> None:
         self.agents: dict[AgentId, Agent] = {}
+        # held while one is made or forgotten, and what that means for the loop is posted
+        self.lock = threading.RLock()
         self._model, self._memory, self._adapters = model, memory, adapters
 
     def known(self, agent: AgentId) -> Agent:
         """Raises ``UnknownAgentError``, or ``RequestError`` for what can name no agent."""
         found = self.agents.get(agent_id(agent))
         if found is None:
-            name = shown(agent)
+            name, near = shown(agent), nearest(agent, list(self.agents))
+            meant = "" if near is None else f" (is {near!r} meant?)"
             raise UnknownAgentError(
-                f"agent {name} is unknown to this engine; make it with engine.agent({name})"
+                f"agent {name} is unknown to this engine{meant}; make it with engine.agent({name})"
             )
         return found
 
@@ -56,15 +61,15 @@ class Intake:
             params = check_params(request.params, model.vocab_size, model.has_logits)
         if params is not request.params:
             request = replace(request, params=params)
-        name = None if request.agent is None else self.known(request.agent).adapter
+        owner = None if request.agent is None else self.known(request.agent)
+        name = None if owner is None else owner.adapter
         tokens = model.token_ids(request.prompt)
         most = self._most_tokens(name) - params.max_tokens
         tokens, dropped = fit(request.prompt, tokens, most, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
         observer = self._observer(request) if params.stop else None
         call = Call(request, model, tokens, observer)
-        call.dropped = dropped
-        call.make_guide = self._guide(params, len(tokens))
+        call.owner, call.dropped = owner, dropped
         if name is not None:
             self._check_room(name, len(tokens) + params.max_tokens)
             call.adapter = self._adapters.use(name, tokens)
@@ -86,6 +91,13 @@ class Intake:
             call.leader, call.dropped = leader, leader.dropped
             calls.append(call)
         return calls
+
+    def compile(self, calls: Sequence[Call]) -> list[Call]:
+        """``calls`` with what makes their guides; a structure may take long. Raises
+        ``RequestError`` or ``StructureError``."""
+        for call in calls:
+            call.make_guide = self._guide(call.request.params, len(call.tokens))
+        return list(calls)
 
     def _guide(self, params: SamplingParams, prompt_len: int) -> Callable[[], Guide] | None:
         """What makes the guide of each sample, if there is one. Raises ``RequestError``, and

@@ -25,7 +25,7 @@ from scalesim.core import NO_TOKEN, AgentId, Runner, Step
 from scalesim.deadlines import Deadlines
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
-from scalesim.distance.distances import Change, Distances
+from scalesim.distance.distances import Change, Distances, Voice
 from scalesim.distance.estimates import Source
 from scalesim.errors import (
     EngineClosedError,
@@ -113,6 +113,7 @@ class Loop:
         self.recorder: Recorder | None = None
         self.guard = Guard(self.memory, self.scheduler.leases, parts.integrity)
         self._speaking: set[int] = set()  # sequences that distances count as open
+        self._leaving: set[AgentId] = set()  # who is being forgotten
         self._fruitless = 0  # restarts since a token was collected last
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
@@ -126,6 +127,11 @@ class Loop:
         self._ids = itertools.count(1)
         for source in sources:
             self.listen(source)
+
+    @property
+    def keys(self) -> SamplingKeys:
+        """What numbers equal requests; from any thread."""
+        return self._keys
 
     def step(self) -> bool:
         """Plan, move, run, commit; False when there is nothing to do. Raises only what cannot be
@@ -165,6 +171,9 @@ class Loop:
             with Foreign():  # also a step that failed is over
                 self.parts.runner.collect(self._flights.popleft())
         self.memory.reset(suspects.device, suspects.host)
+        for agent in self._leaving:  # it broke in the middle of that
+            self.memory.forget(agent)
+        self._leaving = set()
         self.stats.lost_pages = len(self.memory.device_lost) + len(self.memory.host_lost)
         sequences = [call.sequence for call in self._open.values() if call.sequence is not None]
         self.scheduler.restart(sequences, {id(lease) for lease in suspects.leases})
@@ -237,17 +246,23 @@ class Loop:
     def _sequence_of(self, call: Call) -> Sequence:
         """``call`` as the scheduler will see it."""
         request, params = call.request, call.request.params
-        call.digest = self._keys.prompt_digest(call.tokens, params)
+        digest = call.digest
+        if digest is None:
+            digest = self._keys.prompt_digest(call.tokens, params)
+        # of an agent that was forgotten since it was handed in: it goes on as nobody's
+        agent = None if call.owner is not None and call.owner.is_forgotten else request.agent
         sequence = Sequence(
             id=next(self._ids),
-            agent=request.agent,
+            agent=agent,
             domain=None,
             tokens=call.tokens,
             prompt_len=len(call.tokens),
             limit=len(call.tokens) + params.max_tokens,
             params=params,
             adapter=call.adapter,
-            key=self._keys.key(request.agent, call.digest, params, request.sample_index),
+            key=self._keys.key(
+                request.agent, digest, params, request.sample_index, call.number or 0
+            ),
             stop_ids=frozenset(params.stop_token_ids)
             | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
             observer=call.observer if call.mailbox is None else call.mailbox,
@@ -265,14 +280,14 @@ class Loop:
 
     def _enter(self, call: Call, sequence: Sequence) -> None:
         """``call``, which counts as open, is known to all from now on."""
-        request = call.request
+        agent = sequence.agent
         if self.recorder is not None:
             step, at_s = self.clock.now, call.submitted_s
-            self.recorder.begins(sequence.id, request.agent, step, at_s, call.tokens)
-        if request.agent is not None:
-            self.memory.misses.calls(request.agent, self.distances.next_use(request.agent))
+            self.recorder.begins(sequence.id, agent, step, at_s, call.tokens)
+        if agent is not None:
+            self.memory.misses.calls(agent, self.distances.next_use(agent))
             self._speaking.add(sequence.id)
-            self._apply(self.distances.called(request.agent))
+            self._apply(self.distances.called(agent))
         leader = None if call.leader is None else call.leader.sequence
         if leader is None:
             self.scheduler.add(sequence)
@@ -325,10 +340,8 @@ class Loop:
 
     def _count(self, sequence: Sequence, call: Call) -> None:
         if self.recorder is not None:
-            self.recorder.ends(sequence.id, sequence.agent, sequence.output)
+            self.recorder.ends(sequence.id, sequence.output)
         if sequence.error is None:
-            if call.request.params.seed is None:
-                self._keys.completed(sequence.agent, call.digest)
             self.stats.turns += 1
         else:
             self.stats.failed += 1
@@ -373,9 +386,27 @@ class Loop:
         for call in calls:
             self.end_call(call, "cancelled", error)
 
+    def forget(self, agents: list[AgentId]) -> None:
+        """Nothing of ``agents`` is kept. Their open calls go on as nobody's."""
+        gone = self._leaving = set(agents)
+        for id, call in self._open.items():
+            if call.sequence is not None and call.sequence.agent in gone:
+                call.sequence.agent = None
+                self._speaking.discard(id)
+        if self.recorder is not None:
+            self.recorder.forget(agents)
+        self._apply(self.distances.forget(agents))
+        for agent in agents:
+            self.memory.forget(agent)
+        self._leaving = set()
+
     def listen(self, source: Source) -> None:
-        """Take ``source``'s advice from now on."""
+        """Take ``source``'s advice from now on. Raises ``ConfigError``."""
         self._apply(self.distances.add(source))
+
+    def hear(self, voice: Voice) -> None:
+        """``listen``, to what was looked at before."""
+        self._apply(self.distances.listen(voice))
 
     def poll_sources(self) -> None:
         """A source was told something."""
@@ -384,7 +415,9 @@ class Loop:
     def expect(
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
     ) -> None:
-        """Hints: times of the clock if ``absolute``, else steps from now."""
+        """Hints: times of the clock if ``absolute``, else steps from now; of agents that were
+        forgotten meanwhile, nothing."""
+        times = {each: at for each, at in times.items() if self.distances.is_known(each)}
         offset = 0.0 if absolute else self.clock.now
         if self.recorder is not None:
             for agent, steps in times.items():
@@ -393,6 +426,8 @@ class Loop:
         self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
+        if not self.distances.is_known(agent):
+            return
         if self.recorder is not None:
             self.recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -95,7 +95,7 @@ class Recorder:
         self._block_size = block_size
         self._num_contents = 0
         self._lines: deque[_Line] = deque()
-        self._begun: dict[int, tuple[_Line, _Said, int]] = {}  # by call
+        self._begun: dict[int, tuple[_Line, _Said, int, AgentId | None]] = {}  # by call
         self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}  # step, round, open calls
         self._last: dict[AgentId | None, _Said] = {}
         self._blocks: dict[int, _Said] = {}  # by the hash of all tokens up to a block's end
@@ -112,24 +112,33 @@ class Recorder:
         line = _Line(step, at_s=at_s, is_open=True)
         self._lines.append(line)
         said = _Said(tokens, pieces)
-        self._begun[call] = (line, said, self._round(agent, step))
+        self._begun[call] = (line, said, self._round(agent, step), agent)
         self._remember(said)
 
     @gives_up
-    def ends(self, call: int, agent: AgentId | None, output: Int32s) -> None:
+    def ends(self, call: int, output: Int32s) -> None:
         """A request has ended with ``output``; without any, it leaves no line."""
-        line, prompt, turn_round = self._begun.pop(call)
-        step, newest, num_open = self._rounds[agent]
-        if step == line.step:
-            self._rounds[agent] = (step, newest, num_open - 1)
+        line, prompt, turn_round, agent = self._begun.pop(call)
+        last = self._rounds.get(agent)  # none of who was forgotten
+        if last is not None and last[0] == line.step:
+            self._rounds[agent] = (last[0], last[1], last[2] - 1)
         line.is_open = False
         if len(output):
             said = Piece(self._name(), len(output))
             whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
             line.turn = Turn(agent, prompt.pieces, said, turn_round)
-            self._last[agent] = whole
+            if last is not None:
+                self._last[agent] = whole
             self._remember(whole)
         self._flush()
+
+    @gives_up
+    def forget(self, agents: Iterable[AgentId]) -> None:
+        """``agents`` are gone, which a trace has no line for: who calls under such an id later
+        takes a turn like any other. The texts stay, to recognise them."""
+        for agent in agents:
+            self._rounds.pop(agent, None)
+            self._last.pop(agent, None)
 
     @gives_up
     def expects(self, agent: AgentId, step: float, at: float) -> None:

@@ -4,25 +4,36 @@ beside whom."""
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+import threading
+from collections.abc import Iterable
+from typing import Protocol
 
 import xxhash
 
 from scalesim.core import AgentId, Int32s, SamplingParams
 
 _REMEMBERED = 64  # prompts an agent: enough for its templates, and bounded
+_REMEMBERED_OF_NOBODY = 4096  # prompts of all calls without an agent
+
+
+class _Handle(Protocol):
+    @property
+    def is_forgotten(self) -> bool: ...
 
 
 class SamplingKeys:
-    """64-bit Philox keys from (seed, agent, prompt and parameters, completed calls, sample index).
+    """64-bit Philox keys from (seed, agent, prompt and parameters, number, sample index).
 
-    A call's own ``seed`` stands in for seed, agent and count: the same call then gives the same
-    text. How often an agent completed a prompt is remembered for its last 64 prompts.
+    Equal requests of an agent are numbered as they are handed in, whatever becomes of them. A
+    call's own ``seed`` stands in for seed, agent and number: the same call then gives the same
+    text. Numbers are remembered for an agent's last 64 prompts, so that they hang on the order of
+    its requests alone.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._completed: dict[AgentId | None, OrderedDict[int, int]] = {}
+        self._lock = threading.Lock()  # requests come from any thread
+        self._completed: dict[AgentId | None, dict[int, int]] = {}  # handed in, by prompt
 
     def prompt_digest(self, tokens: Int32s, params: SamplingParams) -> int:
         state = xxhash.xxh3_64(b"prompt")
@@ -33,22 +44,43 @@ class SamplingKeys:
             state.update(repr(more).encode())
         return state.intdigest()
 
+    def number(
+        self, agent: AgentId | None, digest: int, sample_index: int, handle: _Handle | None
+    ) -> int:
+        """How many equal requests of ``agent`` were handed in before this one, which counts from
+        now on. A forgotten agent's late request counts for nobody."""
+        if sample_index:  # with another, it is another request
+            digest = xxhash.xxh3_64_intdigest(struct.pack("<Qq", digest, sample_index))
+        most = _REMEMBERED_OF_NOBODY if agent is None else _REMEMBERED
+        with self._lock:
+            if handle is not None and handle.is_forgotten:
+                return 0
+            counts = self._completed.setdefault(agent, {})
+            number = counts.pop(digest, 0)
+            counts[digest] = number + 1  # the newest stands last
+            if len(counts) > most:
+                del counts[next(iter(counts))]
+        return number
+
+    def forget(self, agents: Iterable[AgentId]) -> None:
+        """Whoever is made under these ids begins to count anew."""
+        with self._lock:
+            for agent in agents:
+                self._completed.pop(agent, None)
+
     def key(
-        self, agent: AgentId | None, digest: int, params: SamplingParams, sample_index: int
+        self,
+        agent: AgentId | None,
+        digest: int,
+        params: SamplingParams,
+        sample_index: int,
+        number: int = 0,
     ) -> int:
         if params.seed is not None:
             fields = struct.pack("<sqQq", b"r", params.seed, digest, sample_index)
             return xxhash.xxh3_64_intdigest(fields)
-        counts = self._completed.get(agent)
-        count = 0 if counts is None else counts.get(digest, 0)
-        fields = struct.pack("<sqQqq", b"e", self._seed, digest, count, sample_index)
+        fields = struct.pack("<sqQqq", b"e", self._seed, digest, number, sample_index)
         return xxhash.xxh3_64_intdigest(fields + _agent_bytes(agent))
-
-    def completed(self, agent: AgentId | None, digest: int) -> None:
-        counts = self._completed.setdefault(agent, OrderedDict())
-        counts[digest] = counts.pop(digest, 0) + 1
-        if len(counts) > _REMEMBERED:
-            counts.popitem(last=False)
 
 
 def _more(params: SamplingParams) -> tuple[object, ...]:

@@ -121,6 +121,14 @@ class MemoryMachine(RuleBasedStateMachine):
     def drop_agent(self, agent: int) -> None:
         self.world.drop_agent(agent)
 
+    @rule(agent=agents)
+    def forget_agent(self, agent: int) -> None:
+        self.world.forget_agent(agent)
+
+    @rule()
+    def forget_all(self) -> None:
+        self.world.forget_all()
+
     @rule()
     def plan(self) -> None:
         self.world.plan()

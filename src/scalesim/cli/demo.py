@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 import xxhash
-from scalesim.cli.output import Output
 
 from scalesim.cli.options import DemoOptions
+from scalesim.cli.output import Output
 from scalesim.cli.play import Said, Score
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage

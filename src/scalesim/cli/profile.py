@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from scalesim.cli.output import Output
-
 from scalesim.cli.options import ProfileOptions
+from scalesim.cli.output import Output
 from scalesim.profile.readers import read_log
 from scalesim.profile.report import page
 from scalesim.profile.statistics import Profile, characterise

@@ -54,6 +54,13 @@ class Activation(Source):
         if row is not None:
             self._stale.append(np.array([row]))
 
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        """They act no more, until ``set`` says so again."""
+        for agent in agents:
+            row = self._roster.get(agent)
+            if row is not None:
+                self._rate[row], self._at[row] = 0.0, np.nan
+
     def changes(self, now: float) -> Estimates:
         """Who called, whose probability changed, and who did not act by its time: the past says
         nothing about the next step, so it is expected 1/p from now again."""
@@ -125,6 +132,14 @@ class Predrawn(Source):
         again = self._after.get(math.floor(now), {}).pop(agent, None)
         if again is not None:
             self._changed[agent] = float(again)
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        """Draws that were made stand, for ``active``; nothing more is said of them."""
+        for agent in agents:
+            self._last.pop(agent, None)
+            self._changed.pop(agent, None)
+            for drawn in self._after.values():
+                drawn.pop(agent, None)
 
     def _draw_until(self, end: int) -> None:
         for step in range(self._num_drawn, end):

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Voice:
+class Voice:
     """A source and what it says. ``source`` is ``None`` for what users declare."""
 
     name: str
@@ -69,7 +69,7 @@ class Distances:
         self.early_steps = 0.0
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
-        self._voices = [_Voice("declared", self._declared), _Voice("wake", self._woken)]
+        self._voices = [Voice("declared", self._declared), Voice("wake", self._woken)]
         self.is_known: Callable[[AgentId], bool] = lambda agent: True
         self._ignored: OrderedDict[AgentId, tuple[str, Ignored]] = OrderedDict()  # the last of each
         self._counting = threading.Lock()  # users' hints are counted on their threads
@@ -103,12 +103,18 @@ class Distances:
         return {voice.name: voice.ledger.score for voice in self._voices}
 
     def add(self, source: Source) -> list[Change]:
-        """Listen to ``source`` from now on. Raises ``ConfigError`` where the name is taken."""
-        name = name_of(source)
-        if name in self.names:
-            raise ConfigError(f"a source named {name!r} is there already; give this another name=")
-        ledger = Ledger(judges_itself=bool(source.judges_itself))
-        self._voices.append(_Voice(name, ledger, source))
+        """Listen to ``source`` from now on. Raises ``ConfigError`` for what is none, and where the
+        name is taken."""
+        voice = voice_of(source)
+        if voice.name in self.names:
+            raise ConfigError(
+                f"a source named {voice.name!r} is there already; give this another name="
+            )
+        return self.listen(voice)
+
+    def listen(self, voice: Voice) -> list[Change]:
+        """``add``, of a source that was looked at before, under a name that is free."""
+        self._voices.append(voice)
         return self.poll()
 
     def forget(self, agents: Sequence[AgentId]) -> list[Change]:
@@ -189,7 +195,7 @@ class Distances:
             f"shown: see Engine.source_scores()[{name!r}]"
         )
 
-    def _ignore(self, voice: _Voice, ignored: Sequence[Ignored]) -> None:
+    def _ignore(self, voice: Voice, ignored: Sequence[Ignored]) -> None:
         """``ignore``, on the thread that the sources speak on."""
         if ignored and (text := self.ignore(voice.name, ignored)):
             try:
@@ -207,7 +213,9 @@ class Distances:
             names = [*list(voice.strangers), *list(voice.misnamed)]
             near = nearest(agent, (name for name in names if not self.is_known(name)))
             if near is not None:
-                said.append(f"{voice.name!r} speaks of {near!r}, whom nobody has: is {agent!r} meant?")
+                said.append(
+                    f"{voice.name!r} speaks of {near!r}, whom nobody has: is {agent!r} meant?"
+                )
         return said
 
     def silent(self) -> list[str]:
@@ -293,7 +301,7 @@ class Distances:
                     self._unsay(voice, agent)
         return np.array(met, np.int64)
 
-    def _unsay(self, voice: _Voice, agent: AgentId) -> None:
+    def _unsay(self, voice: Voice, agent: AgentId) -> None:
         """``voice`` has nothing more to say of a stranger; when nobody has, it needs no row."""
         voice.strangers.pop(agent, None)
         row = self._row(agent)
@@ -327,7 +335,7 @@ class Distances:
 
     # -- from estimates to changes ------------------------------------------------------------
 
-    def _say(self, voice: _Voice, hints: Hints) -> list[Change]:
+    def _say(self, voice: Voice, hints: Hints) -> list[Change]:
         """Take in what ``voice`` says, in this order: of an agent that is named twice, what it is
         given last."""
         agents, at, confidence = hints
@@ -342,7 +350,7 @@ class Distances:
         self._combine_many(changed)
         return self._tell(changed, agents if len(changed) == len(rows) else None)
 
-    def _say_each(self, voice: _Voice, hints: Hints) -> list[Change]:
+    def _say_each(self, voice: Voice, hints: Hints) -> list[Change]:
         now, touched = self.clock.now, []
         for agent, time, sure in zip(*hints, strict=True):
             row = self._row(agent)
@@ -353,7 +361,7 @@ class Distances:
                 touched.append(row)
         return self._changes(touched)
 
-    def _introduce(self, voice: _Voice, agent: AgentId, at: float) -> None:
+    def _introduce(self, voice: Voice, agent: AgentId, at: float) -> None:
         """``voice`` speaks of ``agent``, whom nobody was told of yet: it may be a stranger."""
         if self.is_known(agent):
             self._rows.known[self._row(agent)] = True
@@ -472,8 +480,7 @@ class Distances:
         return row
 
 
-
-def name_of(source: Source) -> str:
+def voice_of(source: Source) -> Voice:
     """Raises ``ConfigError`` for what is no source, or has no name."""
     if not isinstance(source, Source):
         raise ConfigError(
@@ -481,15 +488,15 @@ def name_of(source: Source) -> str:
             "scalesim.distance.Source, as in sources=[Learned()]"
         )
     try:
-        name = source.name
+        name, ledger = source.name, Ledger(judges_itself=bool(source.judges_itself))
     except Exception as error:
         raise ConfigError(f"a source's name cannot be read: {shown(error)}") from error
     if not isinstance(name, str) or not name:
         raise ConfigError(f"a source is named {shown(name)}; give it a string as name=")
-    return name
+    return Voice(name, ledger, source)
 
 
-def _silence(voice: _Voice) -> str:
+def _silence(voice: Voice) -> str:
     """Why nothing is heard of ``voice``; empty if something may be."""
     if voice.failed:
         return f"it failed and is not asked again: {voice.failed}"

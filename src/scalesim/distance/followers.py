@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Collection
+
+import numpy as np
 
 NUM_FOLLOWERS = 4
 _RECENT = 8  # callers that a call may have followed
@@ -42,6 +45,21 @@ class Followers:
         for slot in self._slots(row):
             self._count[slot] *= _DECAY
         self._recent.append((row, now))
+
+    def forget(self, rows: Collection[int]) -> None:
+        """Nobody follows ``rows``, and they follow nobody: others will have them. Looks at all."""
+        gone = set(rows)
+        recent = [(row, at) for row, at in self._recent if row not in gone]
+        self._recent = deque(recent, maxlen=_RECENT)
+        known = [row for row in rows if row < len(self._calls)]
+        if not known:
+            return
+        who, count = np.frombuffer(self._who, np.intc), np.frombuffer(self._count, np.single)
+        calls = np.frombuffer(self._calls, np.single)
+        calls[known] = 0.0
+        away = np.isin(who, known)
+        away.reshape(-1, NUM_FOLLOWERS)[known] = True
+        who[away], count[away] = -1, 0.0
 
     def after(self, row: int, least: float) -> list[tuple[int, float, float]]:
         """(who, steps until then, probability) of those that follow at least so likely."""

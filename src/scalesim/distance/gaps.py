@@ -39,6 +39,11 @@ class Gaps:
         self._num[row] += 1
         return _octave(self._usual(row)) * (_OCTAVES + 1) + _octave(gap)
 
+    def forget(self, row: int) -> None:
+        """Whoever has ``row`` next has not called yet."""
+        if row < len(self._num):
+            self._num[row] = 0
+
     def _usual(self, row: int) -> float:
         """The gap around which most of the last ones lie."""
         num = min(self._num[row], NUM_GAPS)

@@ -71,6 +71,17 @@ class Graph(Source):
                 reached.add(other)
                 self._changed[other] = (now + hop * self._delay, likely)
 
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        gone = set(agents)
+        edges = self._edges
+        self._edges = {
+            agent: {other: share for other, share in after.items() if other not in gone}
+            for agent, after in edges.items()
+            if agent not in gone
+        }
+        for agent in agents:
+            self._changed.pop(agent, None)
+
     def changes(self, now: float) -> Estimates:
         self._read_mail(now)
         changed, self._changed = self._changed, {}
@@ -128,6 +139,11 @@ class Turns(Source):
         if place is not None:
             begin = math.floor(now / self._period) * self._period
             self._changed[agent] = begin + (1.0 + place) * self._period
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        for agent in agents:  # the others keep their places
+            self._place.pop(agent, None)
+            self._changed.pop(agent, None)
 
     def changes(self, now: float) -> Estimates:
         self._read_mail(now)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Times
 from scalesim.distance.scores import Reason
@@ -70,12 +70,12 @@ def read(
     sure = np.broadcast_to(_numbers(confidence if each else [confidence]), (count,))
     no_time = np.isinf(times)
     no_sure = ~(np.isfinite(sure) | np.isnan(times) | no_time)
-    ignored = [Ignored("no time", agents[i], at[i]) for i in np.flatnonzero(no_time)]
-    for i in np.flatnonzero(no_sure):
+    ignored = [Ignored("no time", agents[i], at[i]) for i in np.flatnonzero(no_time).tolist()]
+    for i in np.flatnonzero(no_sure).tolist():
         ignored.append(Ignored("no confidence", agents[i], confidence[i] if each else confidence))
     if ignored:
         heard = ~(no_time | no_sure)
-        agents = [agents[i] for i in np.flatnonzero(heard)]
+        agents = [agents[i] for i in np.flatnonzero(heard).tolist()]
         times, sure = times[heard], sure[heard]
     if len(agents) <= FEW:
         return Hints(agents, times.tolist(), sure.tolist()), ignored
@@ -90,18 +90,10 @@ def number(value: Any) -> float:
         return math.inf
 
 
-def shown(value: Any) -> str:
-    """``value`` as it is shown to people: short, whatever it is."""
-    try:
-        return reprlib.repr(value.item() if isinstance(value, np.generic) else value)
-    except Exception:
-        return f"a {type(value).__name__}"
-
-
 def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
     """Who of ``others`` may be meant by ``name``; ``None`` if none is like it."""
-    known = {str(other): other for other in islice(others, _MAX_COMPARED)}
-    found = difflib.get_close_matches(str(name), known, 1, 0.75)
+    known = {shown(other).strip("'"): other for other in islice(others, _MAX_COMPARED)}
+    found = difflib.get_close_matches(shown(name).strip("'"), known, 1, 0.75)
     return known[found[0]] if found else None
 
 

@@ -8,6 +8,7 @@ last use does (``Trial``): at first, and wherever nothing can be learned, the or
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from scalesim.distance.followers import Followers
 from scalesim.distance.gaps import NUM_KINDS, Gaps
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.survival import Survival, bin_of, bins_of
-from scalesim.distance.trial import Trial
+from scalesim.distance.trial import ENOUGH, GAIN, Trial
 from scalesim.errors import ConfigError
 
 _FOLLOWS = 0.5  # a follower less likely than this is not spoken of
@@ -93,6 +94,7 @@ class Learned(Source):
         if now > self._now:
             self._now = now
             self._revise(now)
+            self._sweep(now)
         changed, self._changed = list(self._changed), {}
         said = self._said
         if not self.trial.is_won:
@@ -103,6 +105,35 @@ class Learned(Source):
         said.told[changed] = True
         return Estimates(
             self._roster.names(changed), said.at[changed], said.likely[changed].astype(np.float64)
+        )
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        found = map(self._roster.remove, agents)
+        rows = [row for row in found if row is not None]
+        for row in rows:
+            self._said.clear(row)
+            self._changed.pop(row, None)
+            self._gaps.forget(row)
+            self.trial.forget(row)
+        self._followers.forget(rows)
+
+    def why_silent(self) -> str:
+        if self.trial.is_won:
+            return ""
+        survival, tried = self._survival, float(self.trial.misses[0].sum())
+        if not survival.num_fits:
+            return (
+                f"it has seen {survival.num_seen} pauses between calls of one agent and needs "
+                f"{min(_MIN_FIT, _FIRST_FIT)} before it predicts anything"
+            )
+        if tried < ENOUGH:
+            return (
+                f"it tries its predictions out: last use missed {tried:.0f} times so far in its "
+                f"small caches, and it judges from {ENOUGH:.0f} on"
+            )
+        return (
+            f"its order would miss {self.trial.kept:.2f} of what last use misses, and it is worth "
+            f"hearing from {GAIN} down; so the order is last use's"
         )
 
     def _take_back(self) -> Estimates:
@@ -156,7 +187,6 @@ class Learned(Source):
         said.due[rows] = np.maximum(np.minimum(said.at[rows], until), now)
         self._calendar.put(rows, said.due[rows], now)
         self._changed.update(dict.fromkeys(rows.tolist()))
-        self._sweep(now)
 
     def _sweep(self, now: float) -> None:
         """Drop the entries of agents that called before they were due, once they are many."""
@@ -177,6 +207,7 @@ class Learned(Source):
         """Draw the curves. Costs what was called since the last time, spread over it."""
         num_rows = len(self._roster)
         rows: Int64s = np.arange(0, num_rows, -(-num_rows // _MAX_WAITING))
+        rows = rows[~np.isnan(self._said.last[rows])]  # of rows that somebody has
         ages: Times = self._busy(now) - self._busy(self._said.last[rows])
         self._survival.fit(self._said.kind[rows].astype(np.int64), ages)
 

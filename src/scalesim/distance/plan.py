@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scalesim.checks import agent_id, number, shown
 from scalesim.core import AgentId
@@ -38,6 +38,11 @@ class Plan(Source):
         end = self._ends.get(agent)
         if end is not None and end < math.floor(now) + 1.0:
             self._begin(agent, self._next.pop(agent, ()), now)
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        for agent in agents:
+            for known in (self._ends, self._next, self._changed):
+                known.pop(agent, None)
 
     def changes(self, now: float) -> Estimates:
         self._read_mail(now)

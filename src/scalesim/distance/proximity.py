@@ -93,6 +93,14 @@ class Proximity(Source):
             self._ready[row] = now + self._cooldown
             self._stale.append(np.array([row]))
 
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        """They meet nobody, until they call again."""
+        for agent in agents:
+            row = self._roster.get(agent)
+            if row is not None:
+                self._ready[row] = np.inf
+                self._stale.append(np.array([row]))
+
     def changes(self, now: float) -> Estimates:
         self._read_mail(now)
         due, times = self._due.take(now)

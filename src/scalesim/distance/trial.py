@@ -68,6 +68,21 @@ class Trial:
             self._held[:, :, place] = False
         self._rows[place], self._places[row] = row, place
 
+    def forget(self, row: int) -> None:
+        """The agent of ``row`` is gone; the last of the sampled takes its place."""
+        place = self._places.pop(row, None)
+        if place is None:
+            return
+        last = len(self._marks) - 1
+        mark = self._marks.pop()
+        if place < last:
+            self._marks[place] = mark
+            self._rows[place], self._seq[place] = self._rows[last], self._seq[last]
+            self._held[:, :, place] = self._held[:, :, last]
+            self._places[int(self._rows[place])] = place
+        self._rows[last], self._seq[last] = -1, 0.0
+        self._held[:, :, last] = False
+
     def called(self, row: int, at: Times, last: Times, now: float) -> None:
         """``row`` of the sample called; ``at`` and ``last``, ``[len(sampled())]``: what is said of
         each (NaN: nothing), and when each called before."""

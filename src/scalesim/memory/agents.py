@@ -62,6 +62,7 @@ class AgentState:
         "habit",
         "home",
         "id",
+        "is_gone",
         "newest",
         "next_seq",
         "next_use",
@@ -85,6 +86,7 @@ class AgentState:
         self.home: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
         self.awaited: list[Any] | None = None  # the look-ahead's: see ``Awaited``
+        self.is_gone = False  # forgotten; leases that still have it leave nothing to it
         self.placed = False  # whether segments of its own may be in an order: see ``Standing``
 
     def use(self) -> Use:

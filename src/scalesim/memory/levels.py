@@ -24,6 +24,7 @@ class LevelsAhead(LookAhead):
     def __init__(self, residency: Residency, config: PlannerConfig) -> None:
         super().__init__(residency, config)
         self._entering: list[tuple[float, int, AgentState]] = []
+        self._most = 64  # entries, before the stale ones go
         self._planned_at = -1.0
 
     def await_agent(self, agent: AgentState) -> None:
@@ -32,6 +33,14 @@ class LevelsAhead(LookAhead):
             enters = agent.next_use - self._residency.standing.num_levels
             if enters > self._residency.standing.now:
                 heapq.heappush(self._entering, (enters, agent.next_seq, agent))
+                if len(self._entering) > self._most:
+                    self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop the entries of who has another next use by now, or none."""
+        live = {seq: (at, seq, who) for at, seq, who in self._entering if _is_live(who, seq)}
+        self._entering = sorted(live.values())
+        self._most = 2 * len(live) + 64
 
     def await_agents(self, agents: Sequence[AgentState]) -> None:
         for agent in agents:
@@ -58,3 +67,7 @@ class LevelsAhead(LookAhead):
         for end in agent.paths:
             for segment in lineage(end):
                 self._residency.standing.refresh(segment)
+
+
+def _is_live(agent: AgentState, seq: int) -> bool:
+    return agent.next_use is not None and agent.next_seq == seq

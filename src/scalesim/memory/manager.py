@@ -19,6 +19,7 @@ from scalesim.memory.block_table import BlockTable
 from scalesim.memory.counters import Counters
 from scalesim.memory.flight import FlightRecorder, RecordedPool, WatchedLink
 from scalesim.memory.lease import Lease
+from scalesim.memory.leavings import Leavings
 from scalesim.memory.levels import LevelsAhead
 from scalesim.memory.links import Link
 from scalesim.memory.loads import Loads
@@ -90,7 +91,8 @@ class MemoryManager:
         ahead = LevelsAhead if policy.num_levels else LookAhead
         self.look_ahead: LookAhead = ahead(self.residency, self._planner)
         self.standing = self.residency.standing
-        self.owners = Owners(self.standing, self.look_ahead)
+        self.owners = Owners(self.tree, self.standing, self.look_ahead)
+        self.leavings = Leavings(self.residency)
         self.residency.on_eviction = self.owners.evicted
         self.residency.on_adapter_moved = self.owners.adapter_moved
         self.adapters = Adapters(self.residency, self.owners, self.table)
@@ -114,6 +116,7 @@ class MemoryManager:
             self.adapters,
             self.owners,
             self.misses,
+            self.leavings,
             self.table,
         )
 
@@ -212,7 +215,16 @@ class MemoryManager:
     def poll(self) -> list[Lease]:
         """Take in finished copies; returns the leases that became ready, or failed
         (``lease.failed``)."""
-        return self.loads.poll()
+        leases = self.loads.poll()
+        self.leavings.clear_out()
+        return leases
+
+    def forget(self, agent: AgentId) -> None:
+        """Nothing is ``agent``'s any more. What nobody else owns goes from both tiers: at once, or
+        when the last lease and the last copy let go of it; leases that the agent has go on, and
+        leave nothing to it. Whoever comes under this id later is another."""
+        self.misses.forget(agent)
+        self.leavings.add(self.owners.drop(agent))
 
     def clear(self) -> None:
         """Forget everything that no lease holds and no copy touches: it would be rebuilt from its

@@ -5,6 +5,7 @@ The engine notes what was expected when an agent calls; admission, what the look
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
@@ -14,7 +15,13 @@ from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.segment import Segment
 
 Cause: TypeAlias = Literal[
-    "no hint", "hint late", "link full", "pool small", "prompt changed", "adapter changed"
+    "no hint",
+    "hint late",
+    "link full",
+    "pool small",
+    "prompt changed",
+    "adapter changed",
+    "hint ignored",
 ]
 _ADVICE: dict[str, str] = {
     "no hint": "nothing was known of this call; say expect(), or add a source",
@@ -23,13 +30,16 @@ _ADVICE: dict[str, str] = {
     "pool small": "nothing that is used later could leave; raise device_memory or host_memory",
     "prompt changed": "it shares only its beginning with the call before; move what changes back",
     "adapter changed": "KV belongs to the adapter that computed it",
+    "hint ignored": "nothing was missing so far, but what was said of it does not count",
 }
 
 
 class Miss(NamedTuple):
     """``step``: when, on the simulation's clock. ``token``: up to which token of the prompt the
     state was found anywhere. ``expected``: the next use that was known, ``None`` = unknown.
-    ``load_tokens``, ``lost_tokens``: what had to be waited for, what must be computed again."""
+    ``load_tokens``, ``lost_tokens``: what had to be waited for, what must be computed again.
+    ``unheard``: what was said of the agent and did not count, and who says nothing; without any
+    miss, the cause is "hint ignored"."""
 
     cause: Cause
     step: float
@@ -37,9 +47,20 @@ class Miss(NamedTuple):
     expected: float | None
     load_tokens: int
     lost_tokens: int
+    unheard: tuple[str, ...] = ()
+
+    @classmethod
+    def without(cls, unheard: Sequence[str], now: float) -> Miss:
+        """No miss, but hints in vain."""
+        return cls("hint ignored", now, 0, None, 0, 0, tuple(unheard))
 
     def __str__(self) -> str:
+        return "; ".join([self._what(), *self.unheard])
+
+    def _what(self) -> str:
         at = f" at token {self.token}" if self.cause == "prompt changed" else ""
+        if self.cause == "hint ignored":
+            return f"step {self.step:g}: {self.cause}: {_ADVICE[self.cause]}"
         known = "unknown" if self.expected is None else f"step {self.expected:g}"
         return (
             f"step {self.step:g}: {self.cause}{at} ({self.load_tokens} tokens loaded on demand, "
@@ -59,6 +80,10 @@ class Misses:
         """``agent`` called; this is what was known before."""
         self._expected[agent] = expected
 
+    def forget(self, agent: AgentId) -> None:
+        self.last.pop(agent, None)
+        self._expected.pop(agent, None)
+
     def released(self, lease: Lease) -> None:
         """``lease`` leaves its shared path to its agent."""
         if lease.agent is not None:
@@ -71,9 +96,11 @@ class Misses:
         yet, and the last ``spared`` are computed again instead of loaded. Called before the
         agent's path is replaced by this one."""
         agent = lease.agent
-        if agent is None or agent.newest is None:
+        if agent is None:
             return
         expected = self._expected.pop(agent.id, None)
+        if agent.newest is None:
+            return
         before = agent.newest
         kept = before.parent is not None
         there = sum(one.num_blocks for one in lineage(before)) if kept else 0
@@ -92,11 +119,8 @@ class Misses:
             cause = "prompt changed"
         lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found)) + spared
         token = lease.num_cached + spared * self._block_size
-        self.last[agent.id] = Miss(
-            cause, now, token, expected, *(
-                count * self._block_size for count in (waiting, lost)
-            )
-        )  # fmt: skip
+        size = self._block_size
+        self.last[agent.id] = Miss(cause, now, token, expected, waiting * size, lost * size)
 
     def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
         """Blocks of the prompt (``num_tokens``), known up to ``found``, that the agent's last

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from scalesim.core import AgentId
 from scalesim.memory.agents import MANY_OWNERS, PERMANENT, AgentState, Habit, lineage
 from scalesim.memory.look_ahead import LookAhead
+from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import Standing
 
@@ -16,10 +17,10 @@ _MANY = 16  # changes that are cheaper put into order together
 class Owners:
     """All agents that memory has heard of. Changes owners and next uses, moves no page."""
 
-    def __init__(self, standing: Standing, look_ahead: LookAhead) -> None:
+    def __init__(self, tree: PrefixTree, standing: Standing, look_ahead: LookAhead) -> None:
         self.agents: dict[AgentId, AgentState] = {}
         self._habit = Habit()
-        self._standing, self._look_ahead = standing, look_ahead
+        self._tree, self._standing, self._look_ahead = tree, standing, look_ahead
 
     def agent(self, id: AgentId) -> AgentState:
         state = self.agents.get(id)
@@ -101,16 +102,37 @@ class Owners:
             self._standing.refresh(adapter)
             self._look_ahead.await_agent(state)
 
-    def drop(self, id: AgentId) -> None:
-        """Disown all that ``id`` owns; what nobody else owns leaves with the next eviction."""
+    def drop(self, id: AgentId) -> list[Segment]:
+        """Forget ``id``. Nothing is its any more; returns what now is nobody's, the deepest first.
+        Whoever is made under this id later is another."""
         state = self.agents.pop(id, None)
         if state is None:
-            return
-        state.next_use = None
+            return []
+        state.is_gone, state.next_use = True, None
         self._look_ahead.await_agent(state)
+        state.adapter = state.newest = state.home = None
+        left: dict[Segment, None] = {}
         for end in list(state.paths):
             del state.paths[end]
+            path = lineage(end)
+            tails = [tail for each in path if (tail := each.tails.get(id)) and state in tail.owners]
             self.disown(state, end)
+            left.update(dict.fromkeys((*tails, *path)))
+        for segment in left:
+            self._inherit(segment)
+        return [segment for segment in left if not segment.owners and not segment.is_adapter]
+
+    def _inherit(self, tail: Segment) -> None:
+        """A tail that nobody owns goes to an owner of the path that has none there: a fork."""
+        path = tail.parent
+        if not tail.is_tail or tail.owners or path is None:
+            return
+        for owner in path.owners:
+            if owner.id not in path.tails:
+                self._tree.hand_tail(tail, owner.id)
+                tail.owners[owner], tail.uses = owner.calls, 1
+                self._standing.refresh(tail)
+                return
 
     def own(self, agent: AgentState, end: Segment) -> None:
         """``agent`` computed the path to ``end``. Its least worth path gives way if it has too
@@ -132,9 +154,9 @@ class Owners:
             if segment not in kept:
                 segment.owners.pop(agent, None)
                 tail = segment.tails.get(agent.id)
-                if tail is not None:
+                if tail is not None and agent in tail.owners:
                     tail.uses = 0
-                    tail.owners.pop(agent, None)
+                    del tail.owners[agent]
                     self._standing.refresh(tail)
                 self._standing.refresh(segment)
 

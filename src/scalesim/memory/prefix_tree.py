@@ -124,6 +124,14 @@ class PrefixTree:
         tail.ready = 1
         return tail
 
+    def hand_tail(self, tail: Segment, agent: AgentId) -> None:
+        """``tail`` hangs from its parent as ``agent``'s from now on."""
+        parent = _above(tail)
+        assert tail.tail_of is not None and agent not in parent.tails
+        del parent.tails[tail.tail_of]
+        tail.tail_of = agent
+        parent.adopt_tail(tail, agent)
+
     def extend(self, segment: Segment, tokens: bytes, pages: list[int]) -> None:
         """Append whole blocks, ready in ``pages``, to a leaf that is wholly on the device."""
         assert not segment.children and not segment.tails and segment.load is None

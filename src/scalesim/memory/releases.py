@@ -12,6 +12,7 @@ from scalesim.memory.adapters import Adapters
 from scalesim.memory.agents import lineage
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
+from scalesim.memory.leavings import Leavings
 from scalesim.memory.loads import Loads
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
@@ -31,6 +32,7 @@ class Releases:
     adapters: Adapters
     owners: Owners
     misses: Misses
+    leavings: Leavings
     table: BlockTable
 
     # -- into the tree ------------------------------------------------------------------------
@@ -108,12 +110,19 @@ class Releases:
         chain = lineage(lease.end)
         self._let_go(lease, chain)
         self._tidy(lease, chain)
+        if lease.agent is not None and lease.agent.is_gone:
+            self.leavings.add(chain)
+        else:
+            self.leavings.clear_out()
 
     def _leave_tail(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """What of the sound tokens fills no block stays as the agent's tail."""
         size = self.residency.tree.block_bytes
         rest = tokens[lease.num_shared * size : num_tokens * TOKEN_BYTES]
-        if lease.agent is not None and 0 < len(rest) < size and not lease.end.is_root:
+        agent = lease.agent
+        if agent is None or agent.is_gone:
+            return
+        if 0 < len(rest) < size and not lease.end.is_root:
             self.tails.leave(lease, rest)
 
     def _give_back(self, lease: Lease) -> None:
@@ -127,10 +136,10 @@ class Releases:
             self.adapters.leave(lease.adapter)
 
     def _leave_path(self, lease: Lease, num_tokens: int) -> None:
-        """Its agent owns the path, where any of it is sound."""
+        """Its agent owns the path, where any of it is sound, and the agent is there still."""
         agent = lease.agent
         assert agent is not None
-        if num_tokens and not lease.end.is_root:
+        if num_tokens and not lease.end.is_root and not agent.is_gone:
             self.owners.own(agent, lease.end)
             self.misses.released(lease)
         else:  # what it committed on the way is nobody's path

@@ -169,8 +169,15 @@ class Residency:
     def clear(self) -> None:
         """Forget everything that nobody holds and no copy touches."""
         for segment in list(self.tree):
-            if segment.parent is not None and not self._held(segment):
-                self.drop(segment)
+            if segment.parent is not None:
+                self.drop_if_free(segment)
+
+    def drop_if_free(self, segment: Segment) -> bool:
+        """``drop`` it, unless it, or anything below it, is held or moving; whether it went."""
+        if self._held(segment):
+            return False
+        self.drop(segment)
+        return True
 
     def _settle(self, segment: Segment, *, tidy: bool = True) -> None:
         """After pages left ``segment``: cut it to what it still has, and tidy its surroundings."""

@@ -37,6 +37,8 @@ ACTS: list[Act] = [
     (2, "fail_copy", some()),
     (1, "fork", some(AGENTS, AGENTS)),
     (0.5, "drop_agent", some(AGENTS)),
+    (1, "forget_agent", some(AGENTS)),
+    (0.1, "forget_all", some()),
     (0.3, "exhaust", some()),
     (3, "poison", some(9)),
     (0.3, "quiesce", some()),

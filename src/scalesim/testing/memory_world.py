@@ -20,6 +20,7 @@ from scalesim.memory.agents import lineage
 from scalesim.memory.integrity import check_integrity
 from scalesim.memory.look_ahead import Pace
 from scalesim.memory.residency import descendants
+from scalesim.memory.segment import Segment
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, Held, batch_of
@@ -288,6 +289,33 @@ class MemoryWorld:
     def drop_agent(self, agent: int) -> None:
         if all(held.agent != agent for held in self.held):
             self.manager.owners.drop(agent)
+
+    def forget_agent(self, agent: int) -> None:
+        """At any moment, with leases that it has, loads and saves under way."""
+        before = {segment for segment in self.manager.tree if not segment.owners}
+        self.manager.forget(agent)
+        assert agent not in self.manager.owners.agents
+        for segment in self.manager.tree:
+            assert all(owner.id != agent or owner.is_gone for owner in segment.owners)
+        self._check_leavings(before)
+
+    def forget_all(self) -> None:
+        """Forget everybody: once nobody holds anything, what they had is free, on both tiers."""
+        before = {segment for segment in self.manager.tree if not segment.owners}
+        for agent in list(self.manager.owners.agents):
+            self.manager.forget(agent)
+        self._check_leavings(before)
+
+    def _check_leavings(self, before: set[Segment]) -> None:
+        """What nobody owns was nobody's ``before``, or is held, or has something below it that
+        is: only then may it stay."""
+        for segment in self.manager.tree:
+            held = any(
+                node.pins or node.load is not None or node.save is not None
+                for node in (segment, *descendants(segment))
+            )
+            if not (segment.owners or segment in before or segment.source is not None or held):
+                raise AssertionError(f"{segment} was a forgotten agent's, and stays")
 
     def plan(self) -> None:
         self.manager.look_ahead.plan(0.0)
