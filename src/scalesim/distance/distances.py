@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from scalesim.checks import shown
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
 from scalesim.distance.estimates import Source, Times
-from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read, shown
+from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read
 from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
