@@ -245,9 +245,7 @@ def _names(targets: object, key: str, patterns: Patterns) -> bool:
     if targets is None:
         return False
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise AdapterError(
-            f"{CONFIG}: module names {shown(targets)} must be a list or a pattern"
-        )
+        raise AdapterError(f"{CONFIG}: module names {shown(targets)} must be a list or a pattern")
     parts = key.split(".")
     ends = {".".join(parts[start:]) for start in range(len(parts))}
     return not ends.isdisjoint(targets)
