@@ -64,13 +64,14 @@ class Agent:
         """``generate`` from any event loop."""
         return await self.engine.generate_async(self.request(prompt, **options))
 
-    def chat(self, messages: list[Message], **options: Any) -> Reply:
-        """The assistant's answer to ``messages``, through the model's chat template; waits."""
-        return self.engine.generate(self.request(messages, **options))
+    def chat(self, messages: list[Message] | str, **options: Any) -> Reply:
+        """The assistant's answer to ``messages``, through the model's chat template; waits. A
+        string is one message of the user's."""
+        return self.engine.generate(self.request(as_messages(messages), **options))
 
-    async def chat_async(self, messages: list[Message], **options: Any) -> Reply:
+    async def chat_async(self, messages: list[Message] | str, **options: Any) -> Reply:
         """``chat`` from any event loop: the answer to ``messages``."""
-        return await self.engine.generate_async(self.request(messages, **options))
+        return await self.engine.generate_async(self.request(as_messages(messages), **options))
 
     def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """``for piece in agent.stream(prompt)``: the continuation as it comes, or the answer to
@@ -119,3 +120,8 @@ class Agent:
 
     def __repr__(self) -> str:
         return f"Agent({self.id!r})"
+
+
+def as_messages(messages: list[Message] | str) -> list[Message]:
+    """What ``chat`` was given, as messages."""
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages

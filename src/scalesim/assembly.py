@@ -3,6 +3,7 @@ seams."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from scalesim.memory.policies import Policy, policy_named
 from scalesim.memory.source_link import SourceLink
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
-from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
+from scalesim.model.chat import chosen_chat_template
 from scalesim.model.config import ModelConfig
 from scalesim.model.generation_config import sampling_defaults
 from scalesim.model.hosted import no_adapters
@@ -129,8 +130,9 @@ def parts_for(
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
     if tokenizer is not None:
-        template = load_chat_template(loaded.folder, tokenizer.special_tokens)
-        template = template or ChatTemplate(CHATML, tokenizer.special_tokens)
+        template = chosen_chat_template(
+            config.chat_template, loaded.folder, tokenizer.special_tokens
+        )
     eos = frozenset(shape.eos_token_ids)
     if tokenizer is not None and not eos:
         eos = frozenset(tokenizer.eos_token_ids)
@@ -180,7 +182,7 @@ def checked_defaults(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any
 
 def text_of(folder: Path) -> Tokenizer | None:
     """The folder's tokenizer; plain bytes where its config says so; ``None`` where it has none."""
-    if (folder / "tokenizer.json").exists():
+    if os.path.lexists(folder / "tokenizer.json"):
         return load_tokenizer(folder)
     return None
 

@@ -139,7 +139,8 @@ class EngineConfig:
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
     ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
-    default of calls that do not say it. ``structure``: limits of structured output.
+    default of calls that do not say it. ``chat_template``: jinja2 source, the path of a file of it,
+    or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
     ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
     float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
     ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
@@ -161,6 +162,7 @@ class EngineConfig:
     digests: bool = False  # replies carry a hash over their logits
     graphs: bool = True
     generation_config: bool = True
+    chat_template: str | None = None
     dtype: str = "auto"
     model_impl: str = "auto"
     quantize: str | None = None

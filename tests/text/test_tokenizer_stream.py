@@ -230,7 +230,7 @@ class TestModelFolder:
         [
             ("tokenizer.json", "{", "is not a tokenizer"),
             ("tokenizer_config.json", "{", "is not JSON"),
-            ("tokenizer_config.json", "[]", "must hold an object"),
+            ("tokenizer_config.json", "[]", "holds a list, not an object"),
             ("tokenizer_config.json", '{"eos_token": 3}', "eos_token is 3; it must be a string"),
             ("tokenizer_config.json", '{"eos_token": "</s>"}', "'</s>' is not in tokenizer.json"),
         ],

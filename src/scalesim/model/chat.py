@@ -7,19 +7,24 @@ What a message may be is checked in ``messages.py``; what a template may do, in
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateSyntaxError, nodes
 
-from scalesim.errors import RequestError, UnsupportedModelError
-from scalesim.model.messages import checked_messages, checked_tools, plain
+from scalesim.errors import ConfigError, RequestError, UnsupportedModelError
+from scalesim.model.files import read_text
+from scalesim.model.messages import check_roles, checked_messages, checked_tools, plain
+from scalesim.model.special_tokens import read_tokenizer_config
 from scalesim.model.template_sandbox import TemplateRefusal, TemplateSandbox
-from scalesim.model.tokenizer import read_tokenizer_config
 
 MAX_CHARS = 1 << 20
+MAX_TEMPLATE_BYTES = 4 << 20
+_log = logging.getLogger(__name__)
 
 CHATML = (
     "{% for message in messages %}"
@@ -35,7 +40,7 @@ class ChatTemplate:
 
     ``special_tokens`` are variables of the template. ``max_chars`` bounds a prompt. ``now`` is what
     ``strftime_now`` reads: a template that prints the date gives other prompts tomorrow.
-    Raises UnsupportedModelError if a template is not valid jinja2.
+    ``assumed``: it is not the model's own, which is said, once, when it is first used. Raises UnsupportedModelError if a template is not valid jinja2.
     """
 
     def __init__(
@@ -45,10 +50,13 @@ class ChatTemplate:
         *,
         max_chars: int = MAX_CHARS,
         now: Callable[[], datetime] = datetime.now,
+        assumed: bool = False,
     ) -> None:
         named = {"default": sources} if isinstance(sources, str) else sources
         self._sandbox = TemplateSandbox(now)
         self._templates = {name: self._compile(name, source) for name, source in named.items()}
+        self._words = {name: self._strings(source) for name, source in named.items()}
+        self._assumed = assumed
         self._special_tokens = dict(special_tokens or {})
         self._max_chars = max_chars
 
@@ -64,17 +72,28 @@ class ChatTemplate:
 
         ``tools`` are JSON schemas. ``variables`` are passed on (``enable_thinking=False``).
         May be called from any thread. Raises RequestError if a message, a tool or a variable is not
-        valid, if the template refuses them or fails, and if the prompt is too long.
+        valid, if the template refuses them or fails, if a role is neither a usual one nor one that
+        the template names, and if the prompt is too long.
         """
+        name = self._choose(tools is not None)
+        checked = checked_messages(messages)
+        check_roles(checked, self._words[name])
+        if self._assumed:
+            self._assumed = False
+            _log.warning(
+                "this model has no chat template: ChatML is used, which it may never have seen. "
+                "Give its own with chat_template= (jinja2 source, or a file's path), or say "
+                "chat_template='chatml'"
+            )
         values = {
             "documents": None,
             **self._special_tokens,
             **plain(variables, "variables"),
-            "messages": checked_messages(messages),
+            "messages": checked,
             "tools": checked_tools(tools),
             "add_generation_prompt": add_generation_prompt,
         }
-        text = self._render(self._choose(tools is not None), values)
+        text = self._render(self._templates[name], values)
         if text is None:
             raise RequestError(
                 f"the chat template wrote more than {self._max_chars} characters; "
@@ -89,15 +108,24 @@ class ChatTemplate:
             raise UnsupportedModelError(
                 f"chat template {name!r} is not valid at line {error.lineno}: {error.message}"
             ) from error
+        except Exception as error:  # nested too deeply, too long, a number of 5000 digits
+            raise UnsupportedModelError(
+                f"chat template {name!r} cannot be compiled: {type(error).__name__}: {error!s:.200}"
+            ) from error
 
-    def _choose(self, with_tools: bool) -> Any:
+    def _strings(self, source: str) -> frozenset[str]:
+        """Those that the template itself writes or compares with."""
+        constants = self._sandbox.parse(source).find_all(nodes.Const)
+        return frozenset(each.value for each in constants if isinstance(each.value, str))
+
+    def _choose(self, with_tools: bool) -> str:
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"
         if name not in self._templates:
             raise RequestError(
                 f"the model has the chat templates {sorted(self._templates)} and none called "
                 "'default'; save one of them as chat_template.jinja"
             )
-        return self._templates[name]
+        return name
 
     def _render(self, template: Any, values: Mapping[str, Any]) -> str | None:
         try:
@@ -121,11 +149,29 @@ def load_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatT
     return ChatTemplate(sources, special_tokens) if sources else None
 
 
+def chosen_chat_template(
+    chosen: str | None, folder: Path, special_tokens: Mapping[str, str]
+) -> ChatTemplate:
+    """The template that a setting names: ``"chatml"``, jinja2 source, or the path of a file of it;
+    the folder's, if it is None; ChatML where that has none. Raises UnsupportedModelError."""
+    if chosen is None:
+        own = load_chat_template(folder, special_tokens)
+        return own or ChatTemplate(CHATML, special_tokens, assumed=True)
+    if chosen == "chatml":
+        return ChatTemplate(CHATML, special_tokens)
+    if "{" in chosen:
+        return ChatTemplate(chosen, special_tokens)
+    path = Path(chosen).expanduser()
+    return ChatTemplate(read_text(path, MAX_TEMPLATE_BYTES, ConfigError), special_tokens)
+
+
 def _template_files(folder: Path) -> dict[str, str]:
     files = {path.stem: path for path in folder.glob("additional_chat_templates/*.jinja")}
     files["default"] = folder / "chat_template.jinja"
     return {
-        name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()
+        name: read_text(path, MAX_TEMPLATE_BYTES, UnsupportedModelError)
+        for name, path in files.items()
+        if os.path.lexists(path)
     }
 
 

@@ -1,12 +1,14 @@
 """Chat messages as a template may see them: checked, and copied into JSON's types.
 
-Text only: a message part that is not text is refused. Roles are the template's business.
+Text only: a message part that is not text is refused. A role is a usual one, or one that the
+template names: most templates leave out what they do not know, without a word.
 All raise RequestError, naming the place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from scalesim.errors import RequestError
@@ -14,6 +16,22 @@ from scalesim.errors import RequestError
 # A message's reasoning goes by three names. transformers fills the first from the others, and the
 # second, which some templates read, from any.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+def check_roles(messages: Sequence[Mapping[str, Any]], named: Container[str]) -> None:
+    """Raise for a role that is not usual and not among ``named``, a template's own strings."""
+    for i, message in enumerate(messages):
+        role = message["role"]
+        if role not in ROLES and role not in named:
+            near = difflib.get_close_matches(role[:40].lower(), ROLES, 1)
+            raise RequestError(
+                f"messages[{i}] has the role {role!r:.60}, which is neither one of "
+                f"{', '.join(ROLES)} nor named in the chat template"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def checked_messages(messages: object) -> list[dict[str, Any]]:

@@ -17,16 +17,10 @@ import tokenizers
 
 from scalesim.errors import RequestError, UnsupportedModelError
 from scalesim.model.detokenizer import BYTE_ALPHABET, ByteLevel, Detokenizer, compile_steps
+from scalesim.model.files import read_text
+from scalesim.model.special_tokens import SpecialTokens
 
-SPECIAL_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+MAX_TOKENIZER_BYTES = 512 << 20
 
 
 class Tokenizer(Protocol):
@@ -152,52 +146,26 @@ class ByteTokenizer:
 
 
 def load_tokenizer(folder: Path) -> HFTokenizer:
-    """The tokenizer of a Hugging Face model folder.
-
-    Reads tokenizer.json, and the named special tokens from tokenizer_config.json. Raises
-    UnsupportedModelError if there is none, if it cannot be read, or if it cannot be streamed.
+    """The tokenizer of a Hugging Face model folder: tokenizer.json, with the tokens that the files
+    beside it name or add (``special_tokens``). Raises UnsupportedModelError if there is none, if it
+    cannot be read, or if it cannot be streamed.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.exists():
         raise UnsupportedModelError(f"{folder} has no tokenizer.json{_hint(folder)}")
+    text = read_text(path, MAX_TOKENIZER_BYTES, UnsupportedModelError)
+    tokens = SpecialTokens.of_folder(folder)
     try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception for a file that it cannot read
-        raise UnsupportedModelError(f"{path} is not a tokenizer: {error}") from error
-    return HFTokenizer(backend, _special_tokens(folder))
-
-
-def read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
-    """tokenizer_config.json, empty if there is none; UnsupportedModelError if it is broken."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UnsupportedModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UnsupportedModelError(
-            f"{path} holds a {type(config).__name__}; it must hold an object"
-        )
-    return config
-
-
-def _special_tokens(folder: Path) -> dict[str, str]:
-    config = read_tokenizer_config(folder)
-    named = {name: config[name] for name in SPECIAL_NAMES if config.get(name) is not None}
-    return {name: _content(name, token) for name, token in named.items()}
-
-
-def _content(name: str, token: object) -> str:
-    match token:
-        case str(content) | {"content": str(content)}:
-            return content
-        case _:
-            raise UnsupportedModelError(
-                f"tokenizer_config.json: {name} is {token!r}; it must be a string or an object "
-                "with 'content'"
-            )
+        backend = tokenizers.Tokenizer.from_str(text)
+        tokens.check_eos(backend)
+        named = tokens.add_to(backend)
+    except UnsupportedModelError:
+        raise
+    except BaseException as error:  # the library raises bare Exception, or panics, which is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UnsupportedModelError(f"{path} is not a tokenizer: {error!s:.500}") from error
+    return HFTokenizer(backend, named)
 
 
 def _eos_ids(backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> frozenset[int]:
@@ -207,8 +175,7 @@ def _eos_ids(backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -
     token_id = backend.token_to_id(eos)
     if token_id is None:
         raise UnsupportedModelError(
-            f"tokenizer_config.json: eos_token {eos!r} is not in tokenizer.json, so no "
-            "text would ever end"
+            f"eos_token {eos!r} is not in tokenizer.json, so no text would ever end"
         )
     return frozenset({token_id})
 

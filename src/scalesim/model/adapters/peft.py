@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,12 +22,16 @@ from torch import Tensor
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
 from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
+from scalesim.model.adapters.patterns import MAX_PATTERN, Patterns
 from scalesim.model.config import ModelConfig
-from scalesim.model.files import Json, read_json
+from scalesim.model.fields import Fields, shown
+from scalesim.model.files import Json, read_bytes, read_json
 from scalesim.model.loader_files import PICKLES, safe_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MAX_PATTERN = 512
+MAX_CONFIG_BYTES = 1 << 20
+MAX_ALPHA = 1e30  # a scale is a float32
+ROOM = 16 << 20  # of a weight file, for all but weights
 PROJECTIONS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -60,6 +63,7 @@ WITHOUT_EFFECT = frozenset(
         "task_type",
     ]
 )
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SEED = secrets.randbits(64)  # digests live as long as the process: nobody can prepare equal ones
 READ = frozenset(
     [
@@ -113,20 +117,29 @@ def read_adapter(
 
 
 def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -> PackedAdapter:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_dir():
         raise AdapterError("no such folder")
-    config = parse_adapter_config(read_json(safe_path(path, CONFIG)), model)
+    raw = read_json(safe_path(path, CONFIG), MAX_CONFIG_BYTES, AdapterError)
+    config = parse_adapter_config(raw, model)
     layout = LoraLayout(
         lora_sites(model), config.ranks, config.scales, page_bytes // dtype.itemsize
     )
-    try:
-        with safe_open(weights_path(path), framework="pt") as file:
-            pages = pack(layout, file, dtype)
-    except SafetensorError as error:
-        raise AdapterError(f"{WEIGHTS} is not a readable safetensors file: {error}") from error
+    pages = pack(layout, read_tensors(path, layout), dtype)
     return PackedAdapter(digest_of(layout, config, pages), layout, config.invocation_tokens, pages)
+
+
+def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:
+    """What the weight file holds. It is read at once, not mapped: a mapped file that somebody cuts
+    short ends the process."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    most = layout.num_elements * torch.float64.itemsize + ROOM
+    content = read_bytes(weights_path(folder), most, AdapterError)
+    try:
+        return load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have
+        raise AdapterError(f"{WEIGHTS} is not a readable safetensors file: {error}") from error
 
 
 def weights_path(folder: Path) -> Path:
@@ -146,15 +159,21 @@ def weights_path(folder: Path) -> Path:
 def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
     """Ranks and scales from the parsed JSON. Raises ``AdapterError`` naming the setting."""
     refuse(raw)
+    patterns = Patterns()
+    rslora = Fields(CONFIG, raw, AdapterError).flag("use_rslora", null=True)
     ranks, scales = [], []
     for layer in range(model.num_layers):
         keys = [f"model.layers.{layer}.{name}" for name in PROJECTIONS]
-        here = [_rank(raw, key) if is_target(raw, key) else 0 for key in keys]
-        refuse_layer(raw, model, layer, here)
+        targets = [is_target(raw, key, patterns) for key in keys]
+        here = [
+            _rank(raw, key, patterns) if target else 0
+            for key, target in zip(keys, targets, strict=True)
+        ]
+        refuse_layer(raw, model, layer, here, patterns)
         ranks.append(tuple(here))
         scales.append(
             tuple(
-                _scale(raw, key, rank) if rank else 0.0
+                _scale(raw, key, rank, rslora, patterns) if rank else 0.0
                 for key, rank in zip(keys, here, strict=True)
             )
         )
@@ -177,11 +196,13 @@ def refuse(raw: Json) -> None:
             raise AdapterError(f"{CONFIG}: {name} is {value!r}: not run")
 
 
-def refuse_layer(raw: Json, model: ModelConfig, layer: int, ranks: list[int]) -> None:
+def refuse_layer(
+    raw: Json, model: ModelConfig, layer: int, ranks: list[int], patterns: Patterns
+) -> None:
     """Raise where a target is a projection that this base model keeps in another form."""
     fused = [f"model.layers.{layer}.{name}" for name in FUSED]
     split = any(ranks[index] for index in (0, 1, 2, 4, 5))
-    if model.family.fused and (split or any(is_target(raw, key) for key in fused)):
+    if model.family.fused and (split or any(is_target(raw, key, patterns) for key in fused)):
         raise AdapterError(
             f"{CONFIG}: {model.family.model_type} keeps q, k, v and gate, up in one matrix each "
             "(qkv_proj, gate_up_proj), whose adapters are not run; o_proj and down_proj are"
@@ -194,71 +215,80 @@ def refuse_layer(raw: Json, model: ModelConfig, layer: int, ranks: list[int]) ->
         )
 
 
-def is_target(raw: Json, key: str) -> bool:
+def is_target(raw: Json, key: str, patterns: Patterns | None = None) -> bool:
     """Whether the module ``key`` has weights in the adapter: PEFT's rules, in its order."""
-    if _names(raw.get("exclude_modules"), key):
+    patterns = patterns or Patterns()
+    if _names(raw.get("exclude_modules"), key, patterns):
         return False
     targets = raw.get("target_modules")
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return True
-    if not _names(targets, key):
+    if not _names(targets, key, patterns):
         return False
     layers = raw.get("layers_to_transform")
     if isinstance(targets, str) or layers is None or layers == []:
         return True
-    patterns = raw.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        match = _match(rf"(?:^|.*?\.)(?:{pattern})\.(?P<idx>\d+)\.", key)
-        if match:
-            return int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
+    chosen = Fields(CONFIG, raw, AdapterError).wholes("layers_to_transform")
+    # A name has one number between dots, its layer's: where a pattern matches, it is that.
+    number = next(int(part) for part in key.split(".") if part.isdecimal())
+    before = raw.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [before] if isinstance(before, str) else before:
+        if _match(patterns, pattern, r"(?:^|.*?\.)(?:{})\.\d+\.", key):
+            return number in chosen
     return False
 
 
-def _names(targets: object, key: str) -> bool:
+def _names(targets: object, key: str, patterns: Patterns) -> bool:
     """A string is a pattern for the whole key; a list holds keys, or ends of them."""
     if isinstance(targets, str):
-        return bool(targets) and _match(rf"(?:{targets})\Z", key) is not None
+        return bool(targets) and _match(patterns, targets, r"(?:{})\Z", key)
     if targets is None:
         return False
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise AdapterError(f"{CONFIG}: module names {targets!r} must be a list or a pattern")
-    return any(key == name or key.endswith(f".{name}") for name in targets)
+        raise AdapterError(f"{CONFIG}: module names {shown(targets)} must be a list or a pattern")
+    parts = key.split(".")
+    ends = {".".join(parts[start:]) for start in range(len(parts))}
+    return not ends.isdisjoint(targets)
 
 
-def _match(pattern: str, key: str) -> re.Match[str] | None:
+def _match(patterns: Patterns, pattern: object, around: str, key: str) -> bool:
+    """Whether ``pattern``, put into ``around``, matches ``key``."""
+    if not isinstance(pattern, str):
+        raise AdapterError(f"{CONFIG}: pattern {shown(pattern)} must be a string")
     if len(pattern) > MAX_PATTERN:
         raise AdapterError(
             f"{CONFIG}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are run"
         )
     try:
-        return re.match(pattern, key)
-    except re.error as error:
-        raise AdapterError(f"{CONFIG}: pattern {pattern!r} is not valid: {error}") from error
+        return patterns.match(around.replace("{}", pattern), key)
+    except AdapterError as error:
+        raise AdapterError(f"{CONFIG}: {error}") from error
 
 
-def _by_pattern(raw: Json, name: str, key: str, default: object) -> object:
+def _by_pattern(raw: Json, name: str, key: str, default: object, patterns: Patterns) -> object:
     """The value of the first pattern that the end of ``key`` matches, as PEFT picks it."""
-    patterns = raw.get(name) or {}
-    if not isinstance(patterns, dict):
-        raise AdapterError(f"{CONFIG}: {name} is {patterns!r}; must be an object")
-    for pattern, value in patterns.items():
-        if _match(rf"(.*\.)?({pattern})$", key):
+    table = Fields(CONFIG, raw, AdapterError).table(name).raw
+    for pattern, value in table.items():
+        if _match(patterns, pattern, r"(.*\.)?({})$", key):
             return value
     return default
 
 
-def _rank(raw: Json, key: str) -> int:
-    rank = _by_pattern(raw, "rank_pattern", key, raw.get("r", 8))
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
-        raise AdapterError(f"{CONFIG}: rank {rank!r} of {key}; must be 1 to {MAX_RANK}")
+def _rank(raw: Json, key: str, patterns: Patterns) -> int:
+    rank = _by_pattern(raw, "rank_pattern", key, raw.get("r", 8), patterns)
+    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+        raise AdapterError(f"{CONFIG}: rank {shown(rank)} of {key}; must be 1 to {MAX_RANK}")
     return rank
 
 
-def _scale(raw: Json, key: str, rank: int) -> float:
-    alpha = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8))
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise AdapterError(f"{CONFIG}: lora_alpha {alpha!r} of {key}; must be a finite number")
-    return alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
+def _scale(raw: Json, key: str, rank: int, rslora: bool, patterns: Patterns) -> float:
+    alpha = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8), patterns)
+    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:  # type: ignore[operator]
+        raise AdapterError(
+            f"{CONFIG}: lora_alpha {shown(alpha)} of {key}; must be a finite number, at most "
+            f"{MAX_ALPHA:g}"
+        )
+    return float(alpha) / (math.sqrt(rank) if rslora else rank)  # type: ignore[arg-type]
 
 
 def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
@@ -278,15 +308,17 @@ def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
 # -- the weights ------------------------------------------------------------------------------
 
 
-def pack(layout: LoraLayout, file: Any, dtype: torch.dtype) -> Bytes2D:
-    """The tensors of an open safetensors file, checked, as pages."""
-    check_tensors(layout, file)
+def pack(layout: LoraLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Bytes2D:
+    """The tensors of a weight file, checked, as pages."""
+    check_tensors(layout, tensors)
     flat = torch.zeros(layout.num_pages * layout.page_elems, dtype=dtype)
     for layer, index, side, width, rank, offsets in layout.rows():
         name = tensor_name(layer, index, side)
-        tensor = file.get_tensor(name)
-        if not tensor.is_floating_point():
-            raise AdapterError(f"tensor {name!r} is {tensor.dtype}; weights are floating-point")
+        tensor = tensors[name]
+        if tensor.dtype not in FLOATS:
+            raise AdapterError(
+                f"tensor {name!r} is {tensor.dtype}; weights are floating-point, of 16 bits or more"
+            )
         rows = (tensor if side == "A" else tensor.T).to(dtype)
         if not bool(torch.isfinite(rows).all()):
             raise AdapterError(f"tensor {name!r} holds NaN or infinite values in {dtype}")
@@ -318,14 +350,14 @@ def pieces(offsets: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, 
         yield start, end, int(offsets[start]), regular
 
 
-def check_tensors(layout: LoraLayout, file: Any) -> None:
+def check_tensors(layout: LoraLayout, tensors: Mapping[str, Tensor]) -> None:
     """Raise ``AdapterError`` for the first tensor that is missing, misshaped or unknown."""
-    found = set(file.keys())
+    found = set(tensors)
     for layer, index, side, width, rank, _ in layout.rows():
         name = tensor_name(layer, index, side)
         if name not in found:
             raise AdapterError(f"{WEIGHTS} lacks tensor {name!r}, which {CONFIG} asks for")
-        shape = tuple(file.get_slice(name).get_shape())
+        shape = tuple(tensors[name].shape)
         want = (rank, width) if side == "A" else (width, rank)
         if len(shape) != 2 or shape[side == "B"] != rank:
             raise AdapterError(f"tensor {name!r} is {list(shape)}; {CONFIG} gives it rank {rank}")

@@ -1,0 +1,238 @@
+"""How much one rendering of a chat template may do: rounds, work, and the size of every value.
+
+Sizes are bytes, roughly: 64 for each value and a character one each, a container's contents counted
+as often as they would be printed. As no value grows past ``MAX_SIZE``, whatever is done with one,
+once, costs a bounded amount; ``MAX_WORK`` bounds how often. What may make a value much larger than
+those it is made of (a width, a repetition, a replacement, a join) is listed here, and is checked
+before it is done; all else is checked after.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from typing import Any
+
+from jinja2.exceptions import SecurityError
+from jinja2.utils import Namespace
+
+MAX_ROUNDS = 200_000
+"""Loop rounds and calls of one rendering. A long real conversation takes some thousands."""
+
+MAX_SIZE = 1 << 25
+MAX_WORK = 1 << 30
+MAX_BITS = 1 << 14  # of a number
+MAX_WIDTH = 1 << 16  # of a padded field; more than any text is indented by
+ITEM = 64
+
+_LINEAR_OF_TEXT = frozenset(
+    [
+        "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha",
+        "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable",
+        "isspace", "istitle", "isupper", "lower", "lstrip", "partition", "removeprefix",
+        "removesuffix", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines",
+        "startswith", "strip", "swapcase", "title", "upper",
+    ]
+)  # fmt: skip
+_METHODS: tuple[tuple[type, frozenset[str]], ...] = (
+    (dict, frozenset(["copy", "get", "items", "keys", "values"])),
+    (list, frozenset(["copy", "count", "index"])),
+    (tuple, frozenset(["count", "index"])),
+    (float, frozenset(["is_integer"])),
+    (int, frozenset(["bit_length"])),
+    (bytes, frozenset()),
+    (type, frozenset()),  # methods of classes, such as dict.fromkeys
+)
+NOT_RUN = frozenset(["pprint", "random", "striptags", "urlize", "wordwrap"])
+"""Filters whose cost is not linear in what they are given, and that no chat needs."""
+
+
+class Meter:
+    """Of one rendering. Raises jinja2's ``SecurityError`` when something is too much."""
+
+    def __init__(self) -> None:
+        self._rounds, self._work = MAX_ROUNDS, MAX_WORK
+        self._sizes: dict[int, tuple[object, int]] = {}  # of containers, which do not change
+        self._open: set[int] = set()
+
+    def tick(self, text: int = 0) -> None:
+        """A round or a call begins, which writes ``text`` characters of the template's own."""
+        self._rounds -= 1
+        if self._rounds < 0:
+            raise SecurityError(f"more than {MAX_ROUNDS} loop rounds and calls")
+        self._spend(text)
+
+    def afford(self, size: float) -> None:
+        """Raise unless a value of this size may be made."""
+        if size > MAX_SIZE:
+            raise SecurityError(f"a value of {size:.3g} bytes; {MAX_SIZE} are the most")
+        self._spend(int(size))
+
+    def take(self, value: Any) -> Any:
+        """``value``, which was just made or is about to be read through."""
+        self.size(value)
+        is_sized = isinstance(value, (str, bytes, list, tuple, dict))
+        self._spend(len(value) * (1 if isinstance(value, str) else ITEM) if is_sized else ITEM)
+        return value
+
+    def size(self, value: object) -> int:
+        """Raises for a value that is too large."""
+        if isinstance(value, (str, bytes)):
+            size = ITEM + len(value)
+        elif isinstance(value, int):
+            if value.bit_length() > MAX_BITS:
+                raise SecurityError(f"a number of more than {MAX_BITS} bits")
+            size = ITEM
+        elif isinstance(value, (dict, list, tuple, Namespace)):
+            size = self._size_of_container(value)
+        elif isinstance(value, (KeysView, ValuesView, ItemsView)):
+            size = self._sum(value)
+        else:
+            size = ITEM  # lazy ones are measured as they are read
+        if size > MAX_SIZE:
+            raise SecurityError(f"a value of more than {MAX_SIZE} bytes")
+        return size
+
+    def _size_of_container(self, value: Any) -> int:
+        key = id(value)
+        if key in self._sizes:
+            return self._sizes[key][1]
+        if key in self._open:
+            raise SecurityError("a value that holds itself")
+        self._open.add(key)
+        try:
+            if isinstance(value, Namespace):  # can be changed: measured each time
+                return ITEM + self._sum(object.__getattribute__(value, "_Namespace__attrs").items())
+            size = ITEM + self._sum(value.items() if isinstance(value, dict) else value)
+        finally:
+            self._open.discard(key)
+        if not self._holds_namespace(value):
+            self._sizes[key] = (value, size)
+        return size
+
+    def _holds_namespace(self, value: Any) -> bool:
+        """Whether its size may change; containers in it that are not known hold one."""
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return any(
+            isinstance(part, Namespace)
+            or (isinstance(part, (dict, list, tuple)) and id(part) not in self._sizes)
+            for part in parts
+        )
+
+    def _sum(self, parts: Any) -> int:
+        total = 0
+        for part in parts:
+            total += self.size(part)
+            if total > MAX_SIZE:
+                raise SecurityError(f"a value of more than {MAX_SIZE} bytes")
+        return total
+
+    def _spend(self, work: int) -> None:
+        self._work -= work
+        if self._work < 0:
+            raise SecurityError(f"more than {MAX_WORK} bytes of values made and read")
+
+
+def checked_width(value: object) -> int:
+    """A field's width or an indent, as a number or a string."""
+    size = len(value) if isinstance(value, str) else value
+    if not isinstance(size, int) or abs(size) > MAX_WIDTH:
+        raise SecurityError(f"a width of {size!r:.40}; {MAX_WIDTH} is the most")
+    return max(size, 0)
+
+
+def _center(value: Any, width: Any = 80, *_: Any) -> int:
+    return len(str(value)) + checked_width(width)
+
+
+def _zfill(text: Any, size: Any, *_: Any) -> int:
+    return len(str(text)) + checked_width(size)
+
+
+def _expandtabs(text: Any, tabsize: Any = 8) -> int:
+    return len(text) + str(text).count("\t") * checked_width(tabsize)
+
+
+def _indent(s: Any, width: Any = 4, first: Any = False, blank: Any = False) -> int:
+    return len(str(s)) + (len(str(s).splitlines()) + 1) * checked_width(width)
+
+
+def _replace(s: Any, old: Any, new: Any, count: Any = None) -> int:
+    times = str(s).count(str(old))
+    if isinstance(count, int) and count >= 0:
+        times = min(times, count)
+    return len(str(s)) + times * len(str(new))
+
+
+def _batch(value: Any, linecount: Any, fill_with: Any = None) -> int:
+    return checked_width(linecount) * ITEM
+
+
+def _slice(value: Any, slices: Any, fill_with: Any = None) -> int:
+    return checked_width(slices) * ITEM
+
+
+def _round(value: Any, precision: Any = 0, method: Any = None) -> int:
+    if not isinstance(precision, int) or abs(precision) > 300:
+        raise SecurityError(f"precision {precision!r:.40}; 300 is the most")
+    return 0
+
+
+_DIGITS = re.compile(r"\d+")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?.", re.DOTALL)
+
+
+def percent_size(meter: Meter, template: str, values: Any) -> int:
+    """Of ``template % values``, at most."""
+    fields = _PERCENT.findall(template)
+    if any("*" in field for field in fields):
+        raise SecurityError("a width taken from a value")
+    widths = sum(checked_width(int(part[:9])) for field in fields for part in field if part)
+    if isinstance(values, Mapping):  # each field may take any of them
+        return len(template) + widths + len(fields) * meter.size(values)
+    return len(template) + widths + meter.size(values)
+
+
+def format_size(meter: Meter, template: str, values: Any) -> int:
+    """Of ``template.format(...)`` with these values, at most."""
+    size, fields = len(template), 0
+    for _, name, spec, _ in string.Formatter().parse(template):
+        if name is None:
+            continue
+        fields += 1
+        if "{" in (spec or ""):
+            raise SecurityError("a width taken from a value")
+        size += sum(checked_width(int(part[:9])) for part in _DIGITS.findall(spec or ""))
+    return size + fields * meter.size(values)
+
+
+GROWTH: dict[str, Callable[..., int]] = {
+    "batch": _batch,
+    "center": _center,
+    "expandtabs": _expandtabs,
+    "indent": _indent,
+    "ljust": _zfill,
+    "replace": _replace,
+    "rjust": _zfill,
+    "round": _round,
+    "slice": _slice,
+    "zfill": _zfill,
+}
+"""Of filters and of methods of strings: the largest that the result may be."""
+_OF_TEXT = _LINEAR_OF_TEXT | (GROWTH.keys() - {"batch", "indent", "round", "slice"}) | {"join"}
+
+
+def check_method(call: Any) -> str | None:
+    """The name of a method of a built-in type, if ``call`` is one; raises unless it is run."""
+    owner = getattr(call, "__self__", None)
+    if isinstance(owner, str):
+        allowed = _OF_TEXT
+    else:
+        allowed = next((names for kind, names in _METHODS if isinstance(owner, kind)), None)
+        if allowed is None:
+            return None
+    name = str(getattr(call, "__name__", ""))
+    if name not in allowed:
+        raise SecurityError(f"{type(owner).__name__}.{name} is not run in a template")
+    return name
