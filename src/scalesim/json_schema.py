@@ -282,13 +282,16 @@ CLASSES = {
     "D": r"\x00-/:-\x7f", "W": r"\x00-/:-@\x5b-\x5e`\x7b-\x7f", "S": "!-~",
 }  # fmt: skip
 """Characters that belong to a class for every reader."""
-EXCLUDED = {"d": r"\d", "w": r"\w\p{N}", "s": r"\s\x1c-\x1f\x{85}\x{180e}\x{feff}"}
+EXCLUDED = {
+    "d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{N}\p{Pc}\p{Join_Control}",
+    "s": r"\p{White_Space}\x1c-\x1f\x{180e}\x{feff}",
+}  # fmt: skip
 """Characters that belong to it for any."""
 ANY = r"[^\n\r\u2028\u2029]"
 
 
 def narrow_pattern(pattern: str, place: str) -> str:
-    """``pattern`` with what ECMA, Python and llguidance read alike: ``\\d``, ``\\W`` and the like are
+    """``pattern`` in what ECMA, Python and llguidance read alike: ``\\d``, ``\\W`` and others are
     ASCII, ``.`` is no line break. Raises ``StructureError`` for what only one of them knows."""
     out: list[str] = []
     at, in_class, negated = 0, False, False

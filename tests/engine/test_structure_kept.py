@@ -223,8 +223,7 @@ def test_random_schemas() -> None:
             try:
                 found[outcome(schema, seed + draw)] += 1
             except Exception as error:
-                error.add_note(f"seed {seed}, draw {draw}: {json.dumps(schema)}")
-                raise
+                raise AssertionError(f"seed {seed}, draw {draw}: {json.dumps(schema)}") from error
     assert found["kept"] > 300, found
     assert found["ended"] < 40, found
 
@@ -302,7 +301,7 @@ def test_the_check_is_bounded_whatever_the_schema() -> None:
     ("pattern", "narrow"),
     [
         ("^\\d[\\w.]\\s$", "^[0-9][A-Za-z0-9_.][ \\t\\n\\r\\f\\v]$"),
-        ("[^\\w].", "[^\\w\\p{N}][^\\n\\r\\u2028\\u2029]"),
+        ("[^\\d].", "[^\\p{Nd}][^\\n\\r\\u2028\\u2029]"),
         ("\\S[\\W]", "[!-~][\\x00-/:-@\\x5b-\\x5e`\\x7b-\\x7f]"),
         ("\\\\d\\.", "\\\\d\\."),
         ("a\\++", "a\\++"),
@@ -310,6 +309,36 @@ def test_the_check_is_bounded_whatever_the_schema() -> None:
 )
 def test_patterns_are_narrowed_to_what_all_read_alike(pattern: str, narrow: str) -> None:
     assert narrow_pattern(pattern, "#") == narrow
+
+
+ECMA = {
+    "d": "[0-9]", "w": "[A-Za-z0-9_]", "D": "[^0-9]", "W": "[^A-Za-z0-9_]",
+    ".": "[^\n\r\u2028\u2029]",
+    "s": "[\t\n\v\f\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]",
+    "S": "[^\t\n\v\f\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]",
+}  # fmt: skip
+"""Of JavaScript with the flag u, which JSON Schema means."""
+
+
+@pytest.mark.parametrize(
+    "one", ["\\d", "\\w", "\\s", "\\D", "\\W", "\\S", ".", "[^\\d]", "[^\\w]", "[^\\s]"]
+)
+def test_each_class_lets_only_through_what_every_reader_has(one: str) -> None:
+    structures = bytes_only()
+    make = structures.compile(schema_params({**STRING, "pattern": f"^{one}$"}))
+    assert make is not None
+    theirs, let = re.compile(f"^{one}$"), 0
+    ecma = ECMA[one.strip("[^\\]") or "."]
+    ecma = ecma if not one.startswith("[^") else "(?!" + ecma + ")."
+    rng = random.Random(0)
+    for code in [*range(1, 0x500), *rng.sample(range(0x500, 0xD800), 700), 0x2028, 0x180E, 0xFEFF]:
+        text = json.dumps(chr(code), ensure_ascii=False).encode()
+        matcher = make().matcher
+        if matcher.try_consume_tokens(list(text)) == len(text) and matcher.is_accepting():
+            let += 1
+            assert theirs.search(chr(code)), hex(code)
+            assert re.fullmatch(ecma, chr(code), re.DOTALL), hex(code)
+    assert let >= (6 if "s" in one and one[0] != "[" else 10)
 
 
 # -- tokenizers -----------------------------------------------------------------------------------
@@ -326,7 +355,8 @@ def byte_level(special: list[str], beyond: dict[str, int] | None = None) -> HFTo
 
 
 def byte_fallback() -> HFTokenizer:
-    """As Llama 2's: bytes have tokens of their own, words begin with a blank, which the first loses."""
+    """As Llama 2's: bytes have tokens of their own, and a text loses the blank that it begins
+    with."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *'▁ab019{}":,.-']
     tokens += ["▁ab", "▁1"]
     backend = tokenizers.Tokenizer(
@@ -417,7 +447,7 @@ def test_a_text_with_a_token_that_the_model_has_not_is_refused_by_name() -> None
     tokenizer = byte_level(["</s>", "<s>", "<image>"])
     model = TextModel(258, frozenset({256}), 100, 100, tokenizer)
     assert model.token_ids("a<s>").tolist() == [97, 257]
-    with pytest.raises(RequestError, match="the text has '<image>', token 258 .* ends at 257"):
+    with pytest.raises(RequestError, match=r"the text has '<image>', token 258 .* ends at 257"):
         model.token_ids("see <image> here")
     with pytest.raises(RequestError, match="token id 258 is outside the vocabulary"):
         model.token_ids([97, 258])
@@ -462,5 +492,5 @@ def test_a_text_that_breaks_its_schema_all_the_same_ends_with_an_error() -> None
     assert make is not None and other is not None
     guide = make()
     guide.matcher = other().matcher
-    with pytest.raises(StructureError, match="'4' does not keep it: .* multipleOf: 4 against 3"):
+    with pytest.raises(StructureError, match=r"'4' does not keep it: .* multipleOf: 4 against 3"):
         guide.push(ord("4"))

@@ -1,7 +1,8 @@
 """``scalesim check``: the test machines on an allocator, a policy or a link of the user's own.
 
-Random walks over a whole memory of tags, with everything checked after every operation; the first
-that fails is shrunk to the few operations that it takes, and printed with what repeats it.
+First the part alone, each rule of its contract asked for directly; then the whole: random walks
+over a memory of tags, with everything checked after every operation. What fails first is shrunk
+to the few operations that it takes, and printed with what repeats it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scalesim.cli.options import CheckOptions
 from scalesim.errors import ConfigError
 from scalesim.memory.policies import Policy, policy_named
 from scalesim.testing.bed import Factories
+from scalesim.testing.contracts import BrokenRuleError, try_link, try_policy, try_pool
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
 from scalesim.testing.walks import Failure, failure_of, shrink
@@ -29,6 +31,10 @@ SHAPES = (
 def check(options: CheckOptions) -> int:
     """Exit code 0, or 1 where a walk failed. Raises ``ConfigError``."""
     factories, start_s = factories_for(options), time.monotonic()
+    broken = broken_rule(options, factories)
+    if broken is not None:
+        print(broken)
+        return 1
     for number, walk in enumerate(walks(options), 1):
         failure = failure_of(walk, factories)
         if failure is not None:
@@ -40,6 +46,36 @@ def check(options: CheckOptions) -> int:
         f"checked after each, in {time.monotonic() - start_s:.0f} s: nothing found"
     )
     return 0
+
+
+def broken_rule(options: CheckOptions, factories: Factories) -> str | None:
+    """What the part alone does against its contract, in the fewest operations that were found, and
+    how to see it again."""
+    found: list[tuple[int, BrokenRuleError]] = []
+    for number, seed in enumerate(range(options.seed, options.seed + options.walks), 1):
+        try:
+            if options.kind == "allocator":
+                try_pool(factories.pool, seed, max(1, options.steps // 2))
+            elif options.kind == "link":
+                try_link(factories.link, seed, max(1, options.steps // 20))
+            else:
+                assert factories.policy is not None
+                try_policy(factories.policy)
+        except BrokenRuleError as error:
+            found.append((number, error))
+    if not found:
+        return None
+    number, error = min(found, key=lambda each: len(each[1].operations))
+    seed = options.seed + number - 1
+    lines = [
+        f"{options.kind} {options.object}: walk {number} (seed {seed}) over it alone failed:",
+        f"  {type(error).__name__}: {error}",
+        *(["after these operations:"] if error.operations else []),
+        *(f"  {index:3} {asked}" for index, asked in enumerate(error.operations, 1)),
+        f"again: scalesim check {options.kind} {options.object} --seed {seed} --walks 1 "
+        f"--steps {options.steps}",
+    ]
+    return "\n".join(lines)
 
 
 def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
