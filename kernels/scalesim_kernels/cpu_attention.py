@@ -241,7 +241,7 @@ class Trial:
         """Whether a tile has the same bits alone and among others: of other sequences, as in
         decodes, and of its own, as in a prefill."""
         shape, heads = self._small if small else self._whole, self._heads
-        for tiles in {min(tiles, self._most) for tiles in (2, 3, 8, 17)}:
+        for tiles in {min(tiles, self._most) for tiles in (2, 3, 17)}:
             kv = self._random(tiles, 2, heads.num_kv_heads, self._kv_len)
             if not self._each_alone(self._random(tiles, heads.num_kv_heads, shape.rows), kv):
                 return False
@@ -257,7 +257,7 @@ class Trial:
         its_own = kv.expand(len(q), *kv.shape[1:])
         return all(
             torch.equal(self._attend(q[i : i + 1], its_own[i : i + 1]), among[i : i + 1])
-            for i in range(len(q))
+            for i in {0, len(q) // 2, len(q) - 1}
         )
 
     def _attend(self, q: Tensor, kv: Tensor) -> Tensor:

@@ -27,12 +27,13 @@ Sizes: TypeAlias = tuple[int, ...]
 BASE = 16  # rows that every other size has to agree with; a set's ``row_multiple``
 FEW = (4, 8, 12)  # asked too where calls of few rows are common
 MORE = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # 512 rows a call are as fast as any more
+AT_LEAST = 64  # sizes up to this are asked about whatever it costs
 ALONE: Sizes = (1,)
 MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second
 ALIGNMENT = 64  # bytes: of what torch allocates, and of every call here
 SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
 
-_asked: dict[Hashable, Sizes] = {}
+answers: dict[Hashable, Sizes] = {}  # of this process
 
 
 class RowProduct:
@@ -71,11 +72,11 @@ class RowProduct:
         were not yet."""
         threads = torch.get_num_threads()
         key = (self._kind, width, dtype, threads)
-        if key not in _asked:
+        if key not in answers:
             most_rows = MULTIPLY_ADDS * threads // max(1, width * self._out)
             asked = (*FEW, *MORE) if self._few else MORE
-            _asked[key] = agreeing_sizes(self._product, width, dtype, asked, most_rows)
-        return _asked[key]
+            answers[key] = agreeing_sizes(self._product, width, dtype, asked, most_rows)
+        return answers[key]
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def agreeing_sizes(
     product: Product, width: int, dtype: torch.dtype, asked: Sizes, most_rows: int
 ) -> Sizes:
     """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked in
-    their order until ``most_rows`` are computed. ``ALONE`` if ``BASE`` rows do not by themselves.
+    their order until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows do not by themselves.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((BASE, width), generator=generator).to(dtype)
@@ -104,7 +105,7 @@ def agreeing_sizes(
     found, spent = [BASE], 4 * BASE
     for size in asked:
         spent += size
-        if spent > most_rows:
+        if spent > most_rows and size > AT_LEAST:
             break
         if agrees(size, 5):
             found.append(size)
