@@ -27,9 +27,10 @@ def select(device: str = "auto", reproducible: bool = True) -> KernelSet:
     ``"auto"`` (cuda where there is one). ``"triton"`` is the set of ``"cuda"`` without a look for a
     GPU: for CPU tensors in Triton's interpreter, which ``TRITON_INTERPRET=1`` turns on.
 
-    ``reproducible`` false: on a GPU, ``linear`` is the vendor's, faster, and does not keep its
-    promise about rows. Each call makes a set with scratch buffers of its own; a set is for one
-    thread at a time. Raises ``ValueError`` for an unknown name or where there is no GPU.
+    ``reproducible`` false: ``linear`` is the vendor's in one call, faster where that must be cut or
+    replaced, and does not keep its promise about rows. Each call makes a set with scratch buffers
+    of its own; a set is for one thread at a time. Raises ``ValueError`` for an unknown name or
+    where there is no GPU.
     """
     name = device.split(":")[0]
     if name in ("auto", "cuda"):
@@ -41,7 +42,7 @@ def select(device: str = "auto", reproducible: bool = True) -> KernelSet:
     if name == "cpu":
         from .cpu import cpu_kernels
 
-        return cpu_kernels()
+        return cpu_kernels(reproducible)
     if name in ("cuda", "triton"):
         from .triton_set import triton_kernels
 

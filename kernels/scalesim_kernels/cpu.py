@@ -1,7 +1,7 @@
 """The CPU kernel set: fast where the specification is slow, and reproducible row by row.
 
-Measured on torch 2.13: rows of ``F.linear`` keep their bits whatever the neighbours when the row
-count is a multiple of 16 (below 8 rows they do not); so the set asks for ``row_multiple`` 16.
+What it takes from the matrix library is asked about before it is relied on (``cpu_rows``), for the
+shapes, dtypes and threads that occur; where the answer is no, the work is cut so that it holds.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .contracts import KernelSet, PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan
 from .cpu_logits import adjust_logits, log_probs
 from .cpu_lora import CpuLora
+from .cpu_rows import BASE, SERIAL_ELEMENTS, linear, linear_product, steady_linear
 from .cpu_sampling import sample
 
 HAS_PACKED_LINEAR = all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
 )
 PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
-SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
 
 
 def rms_norm(
@@ -106,7 +106,7 @@ def pack_weight(weight: Tensor) -> Tensor:
     """oneDNN's blocked form, where torch has the ops that its own compiler uses for it.
 
     Measured on AVX2, two cores, a 20 M model, fp32: 0.6 of the plain product's time at 32 and 64
-    rows, 0.9 at 1024; and every row's bits the same for any row count from 1 on.
+    rows, 0.9 at 1024.
     """
     if weight.dtype == torch.float32 and HAS_PACKED_LINEAR:
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
@@ -114,11 +114,11 @@ def pack_weight(weight: Tensor) -> Tensor:
     return weight
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if weight.is_mkldnn:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return out
-    return F.linear(x, weight, bias)
+def pack_and_ask(weight: Tensor) -> Tensor:
+    """``pack_weight``, and which row counts agree: asked now, not in the first step."""
+    packed = pack_weight(weight)
+    linear_product(packed).sizes(weight.shape[1], weight.dtype)
+    return packed
 
 
 def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
@@ -129,18 +129,19 @@ def zero_pages(pool: Tensor, ids: Tensor) -> None:
     pool.index_fill_(0, ids, 0)
 
 
-def cpu_kernels() -> KernelSet:
+def cpu_kernels(reproducible: bool = True) -> KernelSet:
+    """``reproducible`` false: ``linear`` is the library's in one call, whatever the rows."""
     attention, lora = CpuAttention(), CpuLora()
     return KernelSet(
         name="cpu",
-        row_multiple=16,
+        row_multiple=BASE,
         rms_norm=rms_norm,
         qk_norm_rope_store=CpuRope(attention),
         plan=attention.plan,
         paged_decode=attention.paged_decode,
         paged_prefill=attention.paged_prefill,
-        pack_weight=pack_weight,
-        linear=linear,
+        pack_weight=pack_and_ask if reproducible else pack_weight,
+        linear=steady_linear if reproducible else linear,
         lora_shrink=lora.shrink,
         lora_expand=lora.expand,
         silu_mul=silu_mul,

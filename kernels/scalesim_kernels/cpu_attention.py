@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .contracts import PagedBatch
+from .cpu_rows import evenly
 from .cpu_tiles import (
     BUCKET,
+    GATHER_BYTES,
     Gather,
     Sequences,
     TilePlan,
@@ -29,12 +32,37 @@ from .cpu_tiles import (
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """What decides the library's choice, beside how many rows and tiles there are."""
+
+    group: int  # query heads per KV head
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a machine's library keeps: a row's bits in the decode's smaller tile, and a tile's among
+    others in one call."""
+
+    small_decodes: bool
+    together: bool
+
+
+FASTEST = Form(small_decodes=True, together=True)
+
+
+@dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """A step's indices. ``store_index`` is ``[valid tokens, 2 * kv_heads]`` head rows."""
+    """A step's indices. ``store_index`` is ``[valid tokens, 2 * kv_heads]`` head rows. With
+    ``together`` false, each tile is a call of its own."""
 
     store_index: Tensor
     decode: TilePlan | None
     prefill: TilePlan | None
+    together: bool
 
 
 class CpuAttention:
@@ -43,14 +71,16 @@ class CpuAttention:
     def __init__(self) -> None:
         self._scratch: dict[str, Tensor] = {}
         self._masks: dict[tuple[TileShape, torch.dtype], Tensor] = {}
-        self._agree: dict[tuple[int, int, torch.dtype], bool] = {}
 
     def plan(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> CpuPlan:
-        group = num_heads // pool.shape[3]
+        num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
+        group = num_heads // num_kv_heads
+        heads = Heads(group, num_kv_heads, head_dim, pool.dtype, torch.get_num_threads())
+        form = ask(heads) if reproducible else FASTEST
         decodes, prefills = split_sequences(batch)
         decode = prefill = None
         if len(decodes.rows):
-            shape = self._decode_shape(group, reproducible, pool)
+            shape = decode_shape(group, form) if reproducible else TileShape.fastest(group, True)
             decode = decode_tiles(decodes, shape, pool.shape, pool.dtype)
         if len(prefills.rows):
             shape = (
@@ -61,7 +91,7 @@ class CpuAttention:
             kv_len = int(bucket_end(prefills.context_len - 1).max())
             mask = self._mask(shape, kv_len, pool.dtype)
             prefill = prefill_tiles(prefills, shape, pool.shape, mask)
-        return CpuPlan(store_index(batch, pool.shape), decode, prefill)
+        return CpuPlan(store_index(batch, pool.shape), decode, prefill, form.together)
 
     def store(self, k: Tensor, v: Tensor, pool: Tensor, layer: int, plan: CpuPlan) -> None:
         """Write K and V, each ``[num_tokens, kv_heads, head_dim]``, of the valid tokens."""
@@ -76,27 +106,18 @@ class CpuAttention:
         out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
         if plan.decode is not None:
-            self._attend(q, pool, layer, plan.decode, scale, out, window, soft_cap)
+            self._attend(q, pool, layer, plan, plan.decode, scale, out, window, soft_cap)
 
     def paged_prefill(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
         out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
         if plan.prefill is not None:
-            self._attend(q, pool, layer, plan.prefill, scale, out, window, soft_cap)
-
-    def _decode_shape(self, group: int, reproducible: bool, pool: Tensor) -> TileShape:
-        if not reproducible:
-            return TileShape.fastest(group, decode=True)
-        small, whole = TileShape.decode(group), TileShape.reproducible(group)
-        kind = (group, pool.shape[5], pool.dtype)
-        if kind not in self._agree:
-            self._agree[kind] = rows_agree(small.rows, whole.rows, *kind[1:])
-        return small if self._agree[kind] else whole
+            self._attend(q, pool, layer, plan, plan.prefill, scale, out, window, soft_cap)
 
     def _attend(
-        self, q: Tensor, pool: Tensor, layer: int, plan: TilePlan, scale: float, out: Tensor,
-        window: int | None, soft_cap: float | None,
+        self, q: Tensor, pool: Tensor, layer: int, whole: CpuPlan, plan: TilePlan, scale: float,
+        out: Tensor, window: int | None, soft_cap: float | None,
     ) -> None:  # fmt: skip
         num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
         packed = self._buffer("q", (len(plan.q_index), head_dim), q.dtype)
@@ -105,15 +126,18 @@ class CpuAttention:
         shape = (plan.num_tiles, plan.rows, num_kv_heads, head_dim)
         results = self._buffer("out", shape, q.dtype)
         masks = iter(plan.masks(window))
-        for part in plan.gathers:
-            kv = self._gather(pool, layer, part)
-            for call in part.calls:
+        for gathered in plan.gathers:
+            kv = self._gather(pool, layer, gathered)
+            for call in gathered.calls:
                 some = tiles[call.begin : call.end]
                 size = (len(some), num_kv_heads, call.kv_len, head_dim)
                 k = kv[:, 0, :, : call.kv_len].expand(size)
                 v = kv[:, 1, :, : call.kv_len].expand(size)
-                mixed = attend(some, k, v, next(masks), scale, soft_cap)
-                results[call.begin : call.end] = mixed.transpose(1, 2)
+                mask, begin = next(masks), call.begin
+                for part in parts(whole.together, some, k, v, mask):
+                    mixed = attend(*part, scale, soft_cap)
+                    results[begin : begin + len(mixed)] = mixed.transpose(1, 2)
+                    begin += len(mixed)
         rows = out[plan.first_token : plan.first_token + plan.num_tokens].view(-1, head_dim)
         torch.index_select(results.view(-1, head_dim), 0, plan.out_index, out=rows)
 
@@ -150,30 +174,103 @@ def attend(
     if soft_cap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale / soft_cap)
-    scores.tanh_().mul_(soft_cap).add_(mask)
+    evenly(torch.Tensor.tanh_, scores)
+    scores.mul_(soft_cap).add_(mask)
     return torch.matmul(torch.softmax(scores, dim=-1), v.float()).to(q.dtype)
 
 
-def rows_agree(rows: int, of_rows: int, head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether ``attend`` gives a row of ``rows`` the bits of a row of ``of_rows``, at any place.
+def parts(together: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``attend``'s first four arguments: as they are, or tile by tile."""
+    if together:
+        yield tensors
+        return
+    for i in range(len(tensors[0])):
+        yield tuple(each[i : i + 1] if len(each) > 1 else each for each in tensors)
 
-    So it was on the machines measured (from 4 rows up, in fp32; with 1 to 3 rows it is not so), and
-    fewer rows take less time. It is a property of the matrix library, so ask it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for kv_len, soft_cap in itertools.product((BUCKET, 9 * BUCKET, 17 * BUCKET), (None, 5.0)):
-        shape = (3, 2, kv_len, head_dim)
-        k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-        q = torch.randn((3, 2, of_rows, head_dim), generator=generator).to(dtype)
-        mask = torch.zeros((3, 1, 1, kv_len), dtype=dtype)
-        mask[..., kv_len - 7 :] = float("-inf")
-        full = attend(q, k, v, mask, head_dim**-0.5, soft_cap)
-        for first in range(0, of_rows - rows + 1, 4):
-            some = q[:, :, first : first + rows].contiguous()
-            part = attend(some, k, v, mask, head_dim**-0.5, soft_cap)
-            if not torch.equal(part, full[:, :, first : first + rows]):
+
+def decode_shape(group: int, form: Form) -> TileShape:
+    return TileShape.decode(group) if form.small_decodes else TileShape.reproducible(group)
+
+
+# -- asking the library --------------------------------------------------------------------------
+
+ASKED_BUCKETS = (1, 9, 17)  # KV lengths, in buckets: each side of what SDPA cuts a length into
+ASKED_CAPS = (None, 5.0)
+
+
+@cache
+def ask(heads: Heads) -> Form:
+    """What holds on this machine, in calls of the shapes that ``plan`` makes. (Seen to hold in fp32
+    from 4 rows up, and not with 1 to 3.)"""
+    trials = [
+        Trial(heads, buckets * BUCKET, soft_cap)
+        for buckets in ASKED_BUCKETS
+        for soft_cap in ASKED_CAPS
+    ]
+    small = all(trial.small_decode_agrees() for trial in trials)
+    return Form(small, together=all(trial.tiles_agree(small) for trial in trials))
+
+
+class Trial:
+    """Calls of one KV length over random Q, K and V. KV is laid out as ``_gather`` leaves it."""
+
+    def __init__(self, heads: Heads, kv_len: int, soft_cap: float | None) -> None:
+        self._heads, self._kv_len, self._soft_cap = heads, kv_len, soft_cap
+        self._whole = TileShape.reproducible(heads.group)
+        self._small = TileShape.decode(heads.group)
+        seq_bytes = 2 * heads.num_kv_heads * kv_len * heads.head_dim * heads.dtype.itemsize
+        self._most = max(1, GATHER_BYTES // seq_bytes)  # sequences in a call
+        self._generator = torch.Generator().manual_seed(0)
+
+    def small_decode_agrees(self) -> bool:
+        """Whether each token of a prefill's tile has the same bits in a decode's smaller one."""
+        group = self._heads.group
+        unused = torch.arange(self._small.rows).clamp(max=group - 1)
+        kv = self._random(1, 2, self._heads.num_kv_heads, self._kv_len + BUCKET)
+        q = self._random(1, self._heads.num_kv_heads, self._whole.rows)
+        whole = self._attend(q, kv)
+        alone = kv[:, :, :, : self._kv_len].contiguous()
+        for token in range(self._whole.tokens):
+            first = token * group
+            part = self._attend(q[:, :, first + unused], alone)[:, :, :group]
+            if not torch.equal(part, whole[:, :, first : first + group]):
                 return False
-    return True
+        return True
+
+    def tiles_agree(self, small: bool) -> bool:
+        """Whether a tile has the same bits alone and among others: of other sequences, as in
+        decodes, and of its own, as in a prefill."""
+        shape, heads = self._small if small else self._whole, self._heads
+        for tiles in {min(tiles, self._most) for tiles in (2, 3, 17)}:
+            kv = self._random(tiles, 2, heads.num_kv_heads, self._kv_len)
+            if not self._each_alone(self._random(tiles, heads.num_kv_heads, shape.rows), kv):
+                return False
+        kv = self._random(1, 2, heads.num_kv_heads, self._kv_len + BUCKET)
+        for tiles in range(2, BUCKET // self._whole.tokens + 1):
+            q = self._random(tiles, heads.num_kv_heads, self._whole.rows)
+            if not self._each_alone(q, kv):
+                return False
+        return True
+
+    def _each_alone(self, q: Tensor, kv: Tensor) -> bool:
+        among = self._attend(q, kv)
+        its_own = kv.expand(len(q), *kv.shape[1:])
+        return all(
+            torch.equal(self._attend(q[i : i + 1], its_own[i : i + 1]), among[i : i + 1])
+            for i in {0, len(q) // 2, len(q) - 1}
+        )
+
+    def _attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        heads = self._heads
+        size = (len(q), heads.num_kv_heads, self._kv_len, heads.head_dim)
+        k, v = (kv[:, i, :, : self._kv_len].expand(size) for i in range(2))
+        mask = torch.zeros((1, 1, 1, self._kv_len), dtype=heads.dtype)
+        mask[..., self._kv_len - 7 :] = float("-inf")
+        return attend(q, k, v, mask, heads.head_dim**-0.5, self._soft_cap)
+
+    def _random(self, *shape: int) -> Tensor:
+        values = torch.randn((*shape, self._heads.head_dim), generator=self._generator)
+        return values.to(self._heads.dtype)
 
 
 def split_sequences(batch: PagedBatch) -> tuple[Sequences, Sequences]:

@@ -2,29 +2,27 @@
 
 The rank rows of a site lie one behind the other, so a whole A of q, k and v is one view of a page,
 or one a page where pages end. Views are made once and kept while their adapter is in the batch: a
-step then makes no small tensors but the results. Measured on torch 2.13, row counts that are
-multiples of 16 give each row the bits that it has alone; so do 4, 8 and 12 rows wherever
-``few_rows_agree``, and a decode then costs a quarter. So a token's result does not depend on its
-neighbours.
+step then makes no small tensors but the results. Products are made with row counts that agree
+(``cpu_rows``), so a token's result does not depend on its neighbours; where 4, 8 and 12 rows agree
+with 16, a decode costs a quarter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .contracts import LoraBatch, LoraDirectory, LoraSite
+from .cpu_rows import ALIGNMENT, BASE, RowProduct
 
 _ALIGN = 64  # offsets, and so the strides between rank rows, are multiples of this
-_ROWS = 16
-_FEW = 4  # below ``_ROWS``, row counts are multiples of this
+_FEW = 4  # below ``BASE``, row counts are multiples of this
 
-Views: TypeAlias = tuple[Tensor, ...]
+Products: TypeAlias = tuple[RowProduct, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +81,22 @@ class Step:
 
 
 class Weights:
-    """Views of one adapter's rank rows, by site: of A transposed, and of each slice's B. They show
-    whatever its pages hold."""
+    """Products with one adapter's rank rows, by site: with A transposed, and with each slice's B.
+    They are views, and show whatever its pages hold."""
 
     def __init__(self, flat: Tensor, pages: tuple[int, ...]) -> None:
         self._flat, self._pages = flat, pages
-        self._sites: dict[tuple[int, int], tuple[Views, list[Views]]] = {}
+        self._sites: dict[tuple[int, int], tuple[Products, list[Products]]] = {}
 
-    def site(self, key: tuple[int, int], at: SiteLayout) -> tuple[Views, list[Views]]:
+    def site(self, key: tuple[int, int], at: SiteLayout) -> tuple[Products, list[Products]]:
         found = self._sites.get(key)
         if found is None:
-            a = tuple(view.t() for view in self._views(at.a_runs))
-            found = self._sites[key] = (a, [self._views(part.b_runs) for part in at.slices])
+            a = tuple(product(view.t()) for view in self._views(at.a_runs))
+            b = [tuple(map(product, self._views(part.b_runs))) for part in at.slices]
+            found = self._sites[key] = (a, b)
         return found
 
-    def _views(self, runs: tuple[Run, ...]) -> Views:
+    def _views(self, runs: tuple[Run, ...]) -> tuple[Tensor, ...]:
         flat = self._flat
         return tuple(
             flat.as_strided(
@@ -130,7 +129,7 @@ class CpuLora:
         inputs = x.index_select(0, step.inputs).to(h.dtype) if used else x
         for group, at, (a, _) in used:
             rows = rows_of(inputs, group.first, group.rows, site.in_width)
-            parts = [torch.mm(rows, view.to(h.dtype)) for view in a]
+            parts = [multiply(rows) for multiply in a]
             shrunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             mine = h[group.start : group.start + group.rows]
             if at.rank is not None:
@@ -150,9 +149,9 @@ class CpuLora:
         columns = torch.split(out, list(site.out_widths), dim=1)
         ranks = h.unbind(1)
         for group, at, (_, b) in self._used(step, layer, site, pool):
-            for part, views in zip(at.slices, b, strict=True):
+            for part, runs in zip(at.slices, b, strict=True):
                 mine = rows_of(ranks[part.index], group.start, group.rows, part.rank)
-                add_rows(columns[part.index], group, grown(mine, views))
+                add_rows(columns[part.index], group, grown(mine, part.b_runs, runs))
 
     def _plan(self, lora: LoraBatch, pool: Tensor) -> Step:
         if self._step is None or self._step.lora is not lora:
@@ -180,8 +179,7 @@ class CpuLora:
             if row == 0 or count == 0:
                 continue
             start, room = starts[index], starts[index + 1] - starts[index]
-            few = count < _ROWS and few_rows_agree()
-            rows = min(room, -(-count // _FEW) * _FEW) if few else room
+            rows = room if count >= BASE else min(room, -(-count // _FEW) * _FEW)
             pages = tuple(lora.block_table[row].tolist())
             key = (layout, pages)
             weights = kept[key] = self._weights.get(key) or Weights(flat, pages)
@@ -199,7 +197,7 @@ class CpuLora:
 
     def _used(
         self, step: Step, layer: int, site: LoraSite, pool: Tensor
-    ) -> Iterator[tuple[Group, SiteLayout, tuple[Views, list[Views]]]]:
+    ) -> Iterator[tuple[Group, SiteLayout, tuple[Products, list[Products]]]]:
         """The groups whose adapters have weights here, and the views of those."""
         page_elems = pool[0].numel()
         for group in step.groups:
@@ -224,14 +222,21 @@ def rows_of(matrix: Tensor, first: int, count: int, width: int) -> Tensor:
     return matrix.as_strided((count, width), (stride, 1), start)
 
 
-def grown(h: Tensor, b: Views) -> Tensor:
+def product(matrix: Tensor) -> RowProduct:
+    """``h @ matrix`` in fp32, of a view of a page."""
+    place = matrix.data_ptr() % ALIGNMENT
+    kind = ("lora", matrix.shape, matrix.stride(), matrix.dtype, place)
+    return RowProduct(lambda h: torch.mm(h, matrix.to(h.dtype)), kind, matrix.shape[1], few=True)
+
+
+def grown(h: Tensor, runs: tuple[Run, ...], b: Products) -> Tensor:
     """``h @ B``, rank rows in the order of their runs: the layout's, so always the same."""
     if len(b) == 1:
-        return torch.mm(h, b[0].to(h.dtype))
-    parts = torch.split(h, [len(view) for view in b], dim=1)
-    out = torch.mm(parts[0], b[0].to(h.dtype))
-    for part, view in zip(parts[1:], b[1:], strict=True):
-        out.addmm_(part, view.to(h.dtype))
+        return b[0](h)
+    parts = torch.split(h, [run.count for run in runs], dim=1)
+    out = b[0](parts[0])
+    for part, multiply in zip(parts[1:], b[1:], strict=True):
+        out.add_(multiply(part))
     return out
 
 
@@ -277,21 +282,3 @@ def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[Run, ...]:
         else:
             runs.append(Run(block, start, 1, width, stride))
     return tuple(runs)
-
-
-@cache
-def few_rows_agree() -> bool:
-    """Whether a product of 4, 8 or 12 rows gives each the bits that it has among more. So it was on
-    the machines measured, and it is a property of the matrix library: so ask it, once."""
-    generator = torch.Generator().manual_seed(0)
-    for width in (64, 896, 4096, 11008):
-        for rank in (1, 5, 8, 24, 64):
-            wide = torch.randn((rank, width), generator=generator)
-            for weight in (wide.t(), wide):
-                x = torch.randn((3 * _ROWS, len(weight)), generator=generator)
-                whole = torch.mm(x, weight)
-                for rows in range(_FEW, _ROWS, _FEW):
-                    part = torch.mm(x[rows : 2 * rows].clone(), weight)
-                    if not torch.equal(part, whole[rows : 2 * rows]):
-                        return False
-    return True

@@ -3,11 +3,10 @@
 A tile is a few tokens of one sequence times the query heads of one KV head, packed into the rows of
 one small matrix. Its tokens share ``position // tokens``, and its KV ends at the next multiple of
 64. Both follow from absolute positions alone: a token gets the same place in the same tile over the
-same KV length in a prefill however it is chunked, and beside any neighbours. That, and SDPA on a
-multiple of 16 rows under an explicit mask (whose rows were measured to be independent of the
-batch), makes attention reproducible. A decode's tile has one token, and fewer rows where
-``rows_agree`` finds that the machine's SDPA gives the same bits. Index arithmetic only, once per
-step; ``cpu_attention`` runs it.
+same KV length in a prefill however it is chunked, and beside any neighbours. That makes attention
+reproducible if the tiles of a call do not depend on one another, which ``cpu_attention.ask`` finds
+out; where they do, each is a call of its own. A decode's tile has one token, and fewer rows where
+SDPA gives them the same bits. Index arithmetic only, once per step; ``cpu_attention`` runs it.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class NativeModel:
         """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
         logits = kernels.linear(hidden, self.weights.lm_head)
         if (cap := self.config.logit_soft_cap) is not None:
-            logits = torch.tanh(logits / cap) * cap
+            logits = capped(logits, cap)
         return logits.float() if out is None else out.copy_(logits)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
@@ -154,3 +154,12 @@ class NativeModel:
         q, k = qkv[:, :q_width], qkv[:, q_width : q_width + k_width]
         for part, weight in ((q, layer.q_norm), (k, layer.k_norm)):
             part.copy_(kernels.rms_norm(part.contiguous(), weight, self.config.rms_eps)[0])
+
+
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(logits / cap)``. On a CPU row by row: torch computes the end of each thread's
+    range by another function, whose last bit differs, and the range would be the batch."""
+    scaled = logits / cap
+    for row in scaled if scaled.is_cpu else (scaled,):
+        row.tanh_()
+    return scaled.mul_(cap)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from scalesim_kernels import KernelSet
+from scalesim_kernels.cpu_rows import RowProduct
 from torch import Tensor, nn
 
 from scalesim.errors import ConfigError
@@ -65,12 +66,16 @@ def quantize_weights(weights: Weights, scheme: str) -> Weights:
 
 
 def with_quantized(kernels: KernelSet) -> KernelSet:
-    """``kernels`` whose ``linear`` gives matrices that torchao holds to torchao."""
+    """``kernels`` whose ``linear`` gives matrices that torchao holds to torchao. On a CPU its rows
+    stand alone as those of ``kernels`` do."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if type(weight) is Tensor:
             return kernels.linear(x, weight, bias)
-        return F.linear(x, weight, bias)
+        if not x.is_cpu:
+            return F.linear(x, weight, bias)
+        kind = (type(weight), weight.shape, bias is None)
+        return RowProduct(lambda rows: F.linear(rows, weight, bias), kind, weight.shape[0])(x)
 
     def pack_weight(weight: Tensor) -> Tensor:
         return kernels.pack_weight(weight) if type(weight) is Tensor else weight

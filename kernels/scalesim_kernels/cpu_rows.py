@@ -1,0 +1,166 @@
+"""Products whose rows stand alone on a CPU, whatever the matrix library does.
+
+A library picks its kernel, and with it the order of summation, by the shape of a call, by the
+processor and by the number of threads. So a row may have other bits among 512 rows than among 16:
+seen in fp32 with the plain product on AVX-512 and with oneDNN's packed one on AVX, and not with
+either on AVX2. Therefore no call is made here of a size that was not asked about: rows are cut
+into parts of the sizes that ``agreeing_sizes`` found to give equal rows equal bits, at every place;
+the last part is padded to such a size. Where not even 16 rows agree with themselves, each row is
+computed alone. Which it is on a machine, ``scalesim doctor`` says.
+
+What is left to the library is that the same call repeats its bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Product: TypeAlias = Callable[[Tensor], Tensor]
+Sizes: TypeAlias = tuple[int, ...]
+
+BASE = 16  # rows that every other size has to agree with; a set's ``row_multiple``
+FEW = (4, 8, 12)  # asked too where calls of few rows are common
+MORE = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # 512 rows a call are as fast as any more
+AT_LEAST = 64  # sizes up to this are asked about whatever it costs
+ALONE: Sizes = (1,)
+MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second
+ALIGNMENT = 64  # bytes: of what torch allocates, and of every call here
+SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
+
+answers: dict[Hashable, Sizes] = {}  # of this process
+
+
+class RowProduct:
+    """``product``, of ``[rows, width]`` for any number of rows, by calls of sizes that agree.
+
+    kind : what decides the library's choice beside rows and threads: the function, the other
+        operand's shape, dtype, strides and alignment. Products of one kind are asked about once.
+    out : columns of the result; with the input's width, what asking costs.
+    few : whether calls of 4, 8 and 12 rows are worth asking about.
+    """
+
+    __slots__ = ("_few", "_kind", "_out", "_product", "_sizes", "_threads")
+
+    def __init__(self, product: Product, kind: Hashable, out: int, few: bool = False) -> None:
+        self._product, self._kind, self._out, self._few = product, kind, out, few
+        self._sizes, self._threads = ALONE, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._threads != (threads := torch.get_num_threads()):
+            self._sizes, self._threads = self.sizes(x.shape[1], x.dtype), threads
+        x = aligned(x)
+        num_rows = len(x)
+        if num_rows in self._sizes or num_rows == 0:
+            return self._product(x)
+        parts, begin = [], 0
+        for size in cover(self._sizes, num_rows):
+            part = x[begin : begin + size]
+            if len(part) < size:
+                part = torch.cat((part, part[-1:].expand(size - len(part), -1)))
+            parts.append(self._product(aligned(part)))
+            begin += size
+        return torch.cat(parts)[:num_rows]
+
+    def sizes(self, width: int, dtype: torch.dtype) -> Sizes:
+        """The row counts that agree, with torch's present number of threads; asked about if they
+        were not yet."""
+        threads = torch.get_num_threads()
+        key = (self._kind, width, dtype, threads)
+        if key not in answers:
+            most_rows = MULTIPLY_ADDS * threads // max(1, width * self._out)
+            asked = (*FEW, *MORE) if self._few else MORE
+            answers[key] = agreeing_sizes(self._product, width, dtype, asked, most_rows)
+        return answers[key]
+
+
+def aligned(x: Tensor) -> Tensor:
+    """``x``, C-contiguous from where torch's own memory would begin."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % ALIGNMENT else x
+
+
+def agreeing_sizes(
+    product: Product, width: int, dtype: torch.dtype, asked: Sizes, most_rows: int
+) -> Sizes:
+    """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked in
+    their order until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows do not by themselves.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn((BASE, width), generator=generator).to(dtype)
+    base = product(rows)
+
+    def agrees(size: int, shift: int) -> bool:
+        """Whether rows moved by ``shift`` places, over and over among ``size``, keep their bits."""
+        order = (torch.arange(size) - shift) % BASE
+        return torch.equal(product(rows[order]), base[order])
+
+    if not all(agrees(BASE, shift) for shift in (1, 5, 11)):
+        return ALONE
+    found, spent = [BASE], 4 * BASE
+    for size in asked:
+        spent += size
+        if spent > most_rows and size > AT_LEAST:
+            break
+        if agrees(size, 5):
+            found.append(size)
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=4096)
+def cover(sizes: Sizes, num_rows: int) -> Sizes:
+    """Which of ``sizes`` to call, one after another, for so many rows; the largest first, so that
+    each part begins at a multiple of 16 rows. The last may be larger than what is left."""
+    parts: list[int] = []
+    while num_rows > 0:
+        fitting = [size for size in sizes if size <= num_rows and (size % BASE == 0 or size == 1)]
+        size = fitting[-1] if fitting else next(size for size in sizes if size >= num_rows)
+        parts.append(size)
+        num_rows -= size
+    return tuple(parts)
+
+
+# -- linear layers -------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The library's own, for plain and packed matrices; rows may depend on their number."""
+    if weight.is_mkldnn:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
+
+
+def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``linear``, with rows that stand alone."""
+    return linear_product(weight, bias)(x)
+
+
+def linear_product(weight: Tensor, bias: Tensor | None = None) -> RowProduct:
+    where = 0 if weight.is_mkldnn else weight.data_ptr() % ALIGNMENT
+    kind = ("linear", weight.is_mkldnn, weight.shape, weight.dtype, where, bias is None)
+    return RowProduct(lambda x: linear(x, weight, bias), kind, weight.shape[0])
+
+
+# -- elementwise work ----------------------------------------------------------------------------
+
+
+def evenly(function: Callable[[Tensor], object], x: Tensor) -> None:
+    """``function``, elementwise and in place, on the contiguous ``x``, of which a multiple of 64
+    elements makes a row; a row's bits do not depend on the number of rows or threads.
+
+    torch computes the end of each thread's range by another function than the rest, whose last bit
+    differs. So ranges end where vectors do: a grain each, or a whole number of them.
+    """
+    flat = x.view(-1)
+    together = torch.get_num_threads() * SERIAL_ELEMENTS
+    whole = len(flat) // together * together
+    if whole:
+        function(flat[:whole])
+    for part in flat[whole:].split(SERIAL_ELEMENTS):
+        function(part)

@@ -1,0 +1,110 @@
+"""Rows and tiles stand alone though the matrix library's do not: the promise is kept by how calls
+are cut, not by what was once measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scalesim_kernels import cpu_rows, select
+from scalesim_kernels.cpu_attention import Form, Heads, ask
+
+from .fickle import LIBRARIES, put_under
+from .test_cpu_reproducible import Context
+from .test_lora_ops import test_bits_do_not_depend_on_neighbours as lora_rows_stand_alone
+
+ROWS = 300
+COUNTS = (1, 17, 48, 80, ROWS)
+
+
+@pytest.fixture(params=[*LIBRARIES, "the real one"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    if name in LIBRARIES:
+        put_under(monkeypatch, LIBRARIES[name])
+    return name
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_planted_libraries_are_fickle(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what follows would show nothing."""
+    put_under(monkeypatch, LIBRARIES[name])
+    x, weight = torch.randn(256, 64), torch.randn(32, 64)
+    some = [cpu_rows.linear(x[first:256].clone(), weight)[-1] for first in (0, 240)]
+    assert not torch.equal(*some)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("dtype", "packed"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)],
+)
+@pytest.mark.parametrize("width", [33, 896])
+def test_linear(width: int, packed: bool, dtype: torch.dtype) -> None:
+    cpu = select("cpu")
+    x, weight = torch.randn(ROWS, width).to(dtype), torch.randn(40, width).to(dtype)
+    matrix = cpu.pack_weight(weight) if packed else weight
+    for bias in (None, torch.randn(40).to(dtype)):
+        whole = cpu.linear(x, matrix, bias)
+        for rows in COUNTS:
+            for first in {0, min(5, ROWS - rows), ROWS - rows}:
+                got = cpu.linear(x[first : first + rows], matrix, bias)
+                assert torch.equal(got, whole[first : first + rows]), (rows, first)
+
+
+@pytest.mark.usefixtures("library")
+def test_lora() -> None:
+    lora_rows_stand_alone(3)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("group", [1, 6])
+def test_attention(group: int) -> None:
+    cpu, context = select("cpu"), Context(group, 2, 16, 16, length=90)
+    whole = context.attend(cpu, (0, 0, 90))[0]
+    for start, stop in ((0, 7), (7, 8), (60, 70), (89, 90)):
+        part = (0, start, stop)
+        for parts in ((part,), ((1, 30, 31), part), ((2, 20, 21), (1, 3, 4), part, (2, 30, 80))):
+            if stop - start == 1 or parts[-1] == part:
+                got = context.attend(cpu, *parts)[parts.index(part)]
+                assert torch.equal(got, whole[start:stop]), parts
+
+
+def test_what_is_asked_is_what_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form that each library leaves."""
+    found = {}
+    for name, fickle in LIBRARIES.items():
+        with monkeypatch.context() as patch:
+            put_under(patch, fickle)
+            weight = torch.randn(40, 64)
+            sizes = cpu_rows.linear_product(weight).sizes(64, torch.float32)
+            heads = Heads(2, 2, 16, torch.float32, torch.get_num_threads())
+            found[name] = sizes, ask.__wrapped__(heads)
+    assert found["by_count"] == ((16,), Form(small_decodes=False, together=False))
+    assert found["beyond_64"] == ((16, 32, 48, 64), Form(small_decodes=True, together=True))
+    assert found["by_place"] == ((1,), Form(small_decodes=False, together=False))
+
+
+@pytest.mark.parametrize("sizes", [(1,), (16,), (16, 48, 256), (4, 8, 12, 16, 32, 512)])
+def test_parts_cover_any_number_of_rows(sizes: tuple[int, ...]) -> None:
+    for rows in range(1, 1200):
+        parts = cpu_rows.cover(sizes, rows)
+        assert set(parts) <= set(sizes)
+        assert 0 <= sum(parts) - rows < min(16, sizes[0] if len(sizes) == 1 else 16)
+        assert all(sum(parts[:i]) % 16 == 0 or sizes == (1,) for i in range(len(parts)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_elementwise_work_ends_ranges_where_vectors_do(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(700, 192)
+        whole = x.clone()
+        cpu_rows.evenly(torch.Tensor.tanh_, whole)
+        for rows in (1, 5, 170, 171, 341, 699):
+            for first in (0, 3):
+                part = x[first : first + rows].clone()
+                cpu_rows.evenly(torch.Tensor.tanh_, part)
+                assert torch.equal(part, whole[first : first + rows][: len(part)]), rows
+    finally:
+        torch.set_num_threads(before)
