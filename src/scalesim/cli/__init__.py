@@ -1,4 +1,5 @@
-"""``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
+"""``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``convert``, ``plan``, ``profile``,
+``check``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
 failed (demo, doctor), 2 the user's mistake (one line on stderr), 130 interrupted. Importing this
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     from scalesim.cli.options import (
         CheckOptions,
+        ConvertOptions,
         DemoOptions,
         DoctorOptions,
         PlanOptions,
@@ -69,6 +71,10 @@ def _run(args: list[str]) -> int:
         from scalesim.cli.replay import replay
 
         return replay(options)
+    if isinstance(options, ConvertOptions):
+        from scalesim.cli.convert import convert
+
+        return convert(options)
     if isinstance(options, CheckOptions):
         from scalesim.cli.check import check
 
