@@ -208,7 +208,7 @@ class ProfileOptions:
 
 
 ReplayHints = Literal[HintMode, "learned", "recorded"]
-_TRACE_HINTS = ("recorded", "exact", "learned", "none")
+_TRACE_HINTS: tuple[TraceHints, ...] = ("recorded", "exact", "learned", "none")
 _OF_TRACES = ("format", "step", "block_size")
 _ONLY = {"active": ("w2",), "shuffled": ("w4", "w5")}
 _WITH_HINTS = {"interrupts": "interrupted", "stale": "stale"}
@@ -230,8 +230,8 @@ class ReplayOptions:
     """h100, h100-sxm, h200, a100, rtx4090, or the path of a JSON file with a device's rates."""
     model: str = "qwen2.5-7b"
     """qwen2.5-7b, llama-3.1-8b, llama-3.2-1b, or the path of a config.json or of its folder."""
-    residency: str = "25%"
-    """Share of all agents' state that the device pool holds, like 25% or 0.25."""
+    residency: str | None = None
+    """Share of all agents' state that the device pool holds, like 25% or 0.25; 25% if not given."""
     pool: str | None = None
     """Size of the device pool, like 20GB, instead of a share."""
     host_pool: str | None = None
@@ -308,10 +308,10 @@ class ReplayOptions:
         for name, least in (("warmup", 0), ("running", 1), ("steps", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"--{name} {getattr(self, name)}; it must be at least {least}")
-        if self.pool is not None and self.residency != ReplayOptions.residency:
+        if self.pool is not None and self.residency is not None:
             raise ConfigError(f"--pool {self.pool} and --residency {self.residency}: give one")
 
-    def knobs(self) -> dict[str, object]:
+    def knobs(self) -> dict[str, Any]:
         """The workload's own settings, as far as they were given."""
         known = {field.name for field in fields(Knobs)}
         given = {name: value for name, value in self._given().items() if name in known}
@@ -335,7 +335,7 @@ class ReplayOptions:
                 raise ConfigError(f"--policy names {name} twice; once is enough")
         return names
 
-    def _given(self) -> dict[str, object]:
+    def _given(self) -> dict[str, Any]:
         """What says something of calls and hints, as far as it was given."""
         names = [*_OF_TRACES, "hints", *(field.name for field in fields(Knobs))]
         found = {name: getattr(self, name, None) for name in dict.fromkeys(names)}

@@ -67,7 +67,7 @@ def sizes_of(options: ReplayOptions) -> Sizes:
     return Sizes(
         options.hardware,
         options.model,
-        share(options.residency, "--residency"),
+        share(options.residency or "25%", "--residency"),
         running=options.running,
         link_share=share(options.link, "--link"),
         adapter=options.what == "paper",

@@ -17,8 +17,8 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.hardware import CostModel
-from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.roof import Limits, Roof, roof
+from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.simulation import Log, Simulation
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
@@ -149,8 +149,8 @@ class Outcome:
 
     @property
     def over_belady(self) -> float | None:
-        """Bytes brought back, by loading or by computing, over the fewest; 1 or more. ``None`` where
-        nothing had to be."""
+        """Bytes brought back, by loading or by computing, over the fewest: 1 or more. ``None``
+        where nothing had to be."""
         if not self.least_pages:
             return None
         return (self.loaded_bytes + self.rebuilt_bytes) / self.least_bytes

@@ -33,7 +33,7 @@ def hardware_of(name: str) -> Hardware:
     unknown = sorted(raw.keys() - known.keys())
     if unknown:
         raise ConfigError(f"{path}: unknown field {unknown[0]!r}; known: {', '.join(known)}")
-    values: dict[str, Any] = {"name": str(raw.get("name", path.stem))}
+    values: dict[str, Any] = {"name": str(raw.get("name", path.stem))[:40]}
     for field in known.values():
         if field.name == "name" or (field.name not in raw and field.default is not MISSING):
             continue
@@ -44,7 +44,7 @@ def hardware_of(name: str) -> Hardware:
         ):  # fmt: skip
             raise ConfigError(
                 f"{path}: {field.name} is {reprlib.repr(value)}; it must be a number above 0, "
-                f"up to {most:g}{', per second' if field.name.endswith(('flops', '_per_s')) else ''}"
+                f"up to {most:g}"
             )
         values[field.name] = float(value)
     return Hardware(**values)
@@ -63,7 +63,9 @@ def model_of(name: str) -> ModelShape:
     strange = next((key for key in _OTHERWISE if raw.get(key) is not None), None)
     if strange is not None:
         raise ConfigError(f"{path}: {strange}: only models whose state is plain K and V are known")
-    return _shape(path.resolve().name if folder else path.stem, _Config(path, raw))
+    is_config = path.name == "config.json"
+    named_by = path if folder else path.parent if is_config else path.with_suffix("")
+    return _shape(named_by.resolve().name, _Config(path, raw))
 
 
 def _shape(name: str, config: _Config) -> ModelShape:

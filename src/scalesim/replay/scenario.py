@@ -9,11 +9,14 @@ from typing import Literal
 from scalesim.distance.estimates import Source
 from scalesim.distance.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.replay.arms import Machine
+from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.replay.arms import VOCAB_SIZE, Machine
+from scalesim.replay.bound import page_ids
+from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, Knobs, generate
-from scalesim.trace import Hint, TraceStep, with_truth
+from scalesim.trace import Hint, TraceStep, Turn, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 
@@ -126,8 +129,8 @@ def of_trace(
         raise TraceError(f"{name} has no calls")
     size = cost_of(sizes).model.geometry().block_size
     longest = max(turn.prompt_len + turn.output.length for turn in turns)
-    last = {turn.agent: turn.prompt_len for turn in turns if turn.agent is not None}
-    pages, note = sum(length // size + 1 for length in last.values()), ""
+    last = {turn.agent: turn for turn in turns if turn.agent is not None}
+    pages, note = state_pages(last.values(), size), ""
     if not last:
         pages = int(sizes.running * (longest // size + 1) / sizes.residency)
         note = (
@@ -138,6 +141,17 @@ def of_trace(
         name, lambda: found, pages, longest, 0, len(found),
         _learned if hints == "learned" else tuple, note,
     )  # fmt: skip
+
+
+def state_pages(turns: Iterable[Turn], block_size: int) -> int:
+    """What ``turns``, one an agent, hold between calls: whole blocks of their prompts, what is
+    shared once, and for each a partial one."""
+    known: dict[int, int] = {}
+    count = 0
+    for turn in turns:
+        page_ids(tokens_of(turn.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
+        count += 1
+    return len(known) + count
 
 
 def informed(steps: Sequence[TraceStep], hints: TraceHints) -> list[TraceStep]:

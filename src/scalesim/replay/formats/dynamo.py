@@ -24,7 +24,8 @@ MAX_BLOCK = 1 << 20
 
 def read(path: Path, block_size: int | None) -> list[TraceStep]:
     """The trace states its own block size. Raises ``TraceError``."""
-    calls, size = [], block_size
+    calls: list[Timed] = []
+    size = block_size
     for line in lines(path):
         row = Row.of(line)
         if isinstance(row.fields.get("event"), dict):  # wrapped by the sink that wrote it

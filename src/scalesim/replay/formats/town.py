@@ -1,8 +1,8 @@
 """A town's day: who did what and who talked to whom, one action or chat a line.
 
 The log says who acts in which step; it has no prompts. So an action is one call, a chat one call a
-turn by whoever speaks, and lengths are those of workload W3; only what is said in chats has its own:
-a token a character.
+turn by whoever speaks, and lengths are those of workload W3; only what is said in a chat has its
+own: a token a character.
 """
 
 from __future__ import annotations
