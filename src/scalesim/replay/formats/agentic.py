@@ -6,8 +6,8 @@ calls that it waits for, whichever is later. What those took is not known before
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, line
 from scalesim.trace import Piece, TraceStep, Turn
 
 SCHEMA, VERSION = "dynamo.agentic_mooncake", 2
-_AT_LEAST = 0.001  # seconds after the end of a call, which the format's clock can tell
+_AT_LEAST = 0.001  # seconds after the end of another session's call: the format's clock tells them
 
 
 def read(path: Path, block_size: int | None) -> list[TraceStep]:
@@ -37,7 +37,8 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
     plays = {row.name("play_id") for row in rows.values()}
     times = _times(rows)
     calls = []
-    for number, (name, row) in enumerate(rows.items()):
+    for number, name in enumerate(times):
+        row = rows[name]
         scope = f"{row.name('play_id')}/" if len(plays) > 1 else ""  # ids and sessions are its own
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size, scope)
         length = row.whole(row.either("output_length", "output_tokens"), 1)
@@ -57,39 +58,45 @@ def _header(row: Row, block_size: int | None) -> int:
 
 
 def _times(rows: dict[str, Row]) -> dict[str, float]:
-    """Seconds at which each call comes; raises ``TraceError`` for calls that wait in a circle."""
+    """Seconds at which each call comes, those that others wait for first; raises ``TraceError`` for
+    calls that wait in a circle."""
     waits: dict[str, list[tuple[str, float]]] = {}
     followers: dict[str, list[str]] = {name: [] for name in rows}
     for name, row in rows.items():
-        waits[name] = []
-        for other in row.rows("dependencies"):
-            before = other.name("request_id")
-            if before not in rows:
-                raise other.wrong("request_id", "that of a line of this trace")
-            trigger = other.fields.get("trigger")
-            if trigger not in ("dispatch", "completion"):
-                raise other.wrong("trigger", "'dispatch' or 'completion'")
-            delay = other.seconds("delay_ms") if other.has("delay_ms") else 0.0
-            waits[name].append((before, max(delay, _AT_LEAST * (trigger == "completion"))))
+        waits[name] = [_wait(other, row, rows) for other in row.rows("dependencies")]
+        for before, _ in waits[name]:
             followers[before].append(name)
+    names = list(rows)
+    places = {name: place for place, name in enumerate(names)}
     left = {name: len(before) for name, before in waits.items()}
-    ready = deque(name for name, count in left.items() if not count)
+    ready = [places[name] for name, count in left.items() if not count]  # a heap: it is in order
     times: dict[str, float] = {}
     while ready:
-        name = ready.popleft()
-        after = [times[before] + delay for before, delay in waits[name]]
-        found = max(rows[name].seconds("not_before_ms"), *after) if after else (
-            rows[name].seconds("not_before_ms")
-        )  # fmt: skip
+        name = names[heapq.heappop(ready)]
+        start = rows[name].seconds("not_before_ms")
+        found = max([start, *(times[before] + delay for before, delay in waits[name])])
         times[name] = round(min(found, MAX_SECONDS), 6)
         for follower in followers[name]:
             left[follower] -= 1
             if not left[follower]:
-                ready.append(follower)
+                heapq.heappush(ready, places[follower])
     if len(times) < len(rows):
         name = next(name for name in rows if name not in times)
         raise rows[name].wrong("dependencies", "calls that do not wait for this one in turn")
     return times
+
+
+def _wait(other: Row, row: Row, rows: dict[str, Row]) -> tuple[str, float]:
+    """Whom ``row`` waits for, as its dependency ``other`` says, and for how long after that began."""
+    before = other.name("request_id")
+    if before not in rows:
+        raise other.wrong("request_id", "that of a line of this trace")
+    trigger = other.fields.get("trigger")
+    if trigger not in ("dispatch", "completion"):
+        raise other.wrong("trigger", "'dispatch' or 'completion'")
+    delay = other.seconds("delay_ms") if other.has("delay_ms") else 0.0
+    is_own = rows[before].fields.get("session_id") == row.fields.get("session_id")
+    return before, delay if is_own or trigger == "dispatch" else max(delay, _AT_LEAST)
 
 
 def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
