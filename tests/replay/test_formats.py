@@ -33,8 +33,16 @@ def ended(number: int, at: int, ids: list[int], session: str | None = None) -> d
     return line if session is None else {**line, "agent_context": {"session_id": session}}
 
 
-def agentic(name: str, session: str, ids: list[int], at: float = 0, play: str = "p",
-            after: tuple[str, ...] = (), trigger: str = "completion") -> dict[str, Any]:  # fmt: skip
+def agentic(
+    name: str,
+    session: str,
+    ids: list[int],
+    *,
+    at: float = 0,
+    play: str = "p",
+    after: tuple[str, ...] = (),
+    trigger: str = "completion",
+) -> dict[str, Any]:
     waits = [{"request_id": one, "trigger": trigger, "delay_ms": 5, "relation": "sequence"}
              for one in after]  # fmt: skip
     return {"request_id": name, "play_id": play, "session_id": session, "model": "m",
@@ -233,7 +241,7 @@ def changed(name: str, at: int, **fields: Any) -> list[Any]:
 
 
 WRONG: list[tuple[str, list[Any], str]] = [
-    ("mooncake", changed("mooncake", 1, input_length=10**12), "line 2: input_length is 1000000000000"),
+    ("mooncake", changed("mooncake", 1, input_length=10**12), "line 2: input_length is 1000000000"),
     ("mooncake", changed("mooncake", 1, output_length=0), "output_length is 0; it must be a whole"),
     ("mooncake", changed("mooncake", 1, output_length=True), "output_length is True"),
     ("mooncake", changed("mooncake", 1, hash_ids=[1]), "hash_ids has 1 ids for input_length 600"),
@@ -256,12 +264,12 @@ WRONG: list[tuple[str, list[Any], str]] = [
      "total_time_ms is 9999"),
     ("agentic-mooncake", changed("agentic-mooncake", 0, version=1), "version is 1; it must be 2"),
     ("agentic-mooncake", changed("agentic-mooncake", 0, block_size=0), "block_size is 0"),
-    ("agentic-mooncake", changed("agentic-mooncake", 2, request_id="root"), "an earlier line has it"),
+    ("agentic-mooncake", changed("agentic-mooncake", 2, request_id="root"), "earlier line has it"),
     ("agentic-mooncake", changed("agentic-mooncake", 2, dependencies__0__request_id="who"),
      "dependencies: request_id is 'who'"),
     ("agentic-mooncake", changed("agentic-mooncake", 2, dependencies__0__request_id="join"),
      "do not wait for this one in turn"),
-    ("agentic-mooncake", changed("agentic-mooncake", 2, dependencies__0__trigger="when"), "trigger"),
+    ("agentic-mooncake", changed("agentic-mooncake", 2, dependencies__0__trigger="now"), "trigger"),
     ("agentic-mooncake", changed("agentic-mooncake", 2, dependencies=[1]), "a list of objects"),
     ("applied-compute", changed("applied-compute", 0, num_turns=10**9), "num_turns is 1000000000"),
     ("applied-compute", changed("applied-compute", 0, num_turns=3), "a list of 3"),
@@ -364,7 +372,7 @@ def mutated(line: Any, data: st.DataObject) -> str:
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "scalesim"])
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_change_of_a_good_line_is_refused_or_is_a_trace(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:

@@ -87,7 +87,7 @@ def _times(rows: dict[str, Row]) -> dict[str, float]:
 
 
 def _wait(other: Row, row: Row, rows: dict[str, Row]) -> tuple[str, float]:
-    """Whom ``row`` waits for, as its dependency ``other`` says, and for how long after that began."""
+    """Whom ``row`` waits for, as ``other`` of its dependencies says, and how long from that."""
     before = other.name("request_id")
     if before not in rows:
         raise other.wrong("request_id", "that of a line of this trace")

@@ -1,7 +1,7 @@
 """Mooncake's JSONL: arrivals in milliseconds, lengths, and ids of the prompt's blocks.
 
-A row may name its session; where none does, sessions are found by their prompts: a call goes on
-with the session whose latest prompt it begins with, to that prompt's last whole block.
+A row may name its session; where it does not, it is found by the prompt: a call goes on with the
+session whose latest prompt it begins with, to that prompt's last whole block and beyond.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class _Sessions:
         whole = [piece.content for piece in prompt if piece.length == self._block_size]
         known = next((name for name in reversed(whole) if name in self._owners), None)
         session = None if known is None else self._owners[known]
-        if session is None or self._ends.get(session) != known:
+        goes_on = session is not None and self._ends.get(session) == known and known != whole[-1]
+        if session is None or not goes_on:
             session = f"session {self._count}"
             self._count += 1
         for name in whole:
