@@ -87,7 +87,7 @@ def orders(draw: st.DrawFn) -> tuple[list[Access], int, int]:
 
 
 @given(orders())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_choice_of_what_to_hold_loads_less(case: tuple[list[Access], int, int]) -> None:
     accesses, capacity, start = case
     start = min(start, len(accesses))

@@ -56,7 +56,7 @@ turns = st.builds(
     st.sampled_from((0.001, 0.01, 1.0)),
     st.integers(0, 2),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_on_any_trace(
     calls: list[list[Turn]], pool: int, running: int, link: float, warmup: int
 ) -> None:

@@ -1,4 +1,5 @@
-"""``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``plan``, ``profile``, ``check``.
+"""``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``convert``, ``plan``, ``profile``,
+``check``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
 failed (demo, doctor, check), 2 the user's mistake, 130 interrupted, 141 nobody reads what is
@@ -74,6 +75,7 @@ def _run(args: list[str]) -> int:
         return DONE
     from scalesim.cli.options import (
         CheckOptions,
+        ConvertOptions,
         DemoOptions,
         DoctorOptions,
         PlanOptions,
@@ -103,6 +105,10 @@ def _run(args: list[str]) -> int:
         from scalesim.cli.replay import replay
 
         return replay(options)
+    if isinstance(options, ConvertOptions):
+        from scalesim.cli.convert import convert
+
+        return convert(options)
     if isinstance(options, CheckOptions):
         from scalesim.cli.check import check
 

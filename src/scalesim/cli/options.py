@@ -33,7 +33,8 @@ from scalesim.core import SamplingParams
 from scalesim.errors import ConfigError
 from scalesim.memory.policies import ENGINE_POLICIES, POLICIES, policy_named
 from scalesim.replay.hints import HintMode
-from scalesim.replay.workloads import Knobs
+from scalesim.replay.scenario import TraceHints
+from scalesim.replay.workloads import WORKLOADS, Knobs
 
 _ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
 _ABOUT = """Simulations of thousands of LLM agents on one device.
@@ -185,9 +186,9 @@ class PlanOptions:
     agents: Annotated[int, COUNT]
     """Agents in the simulation."""
     model: str = "qwen2.5-7b"
-    """A model whose shape is known."""
+    """A model whose shape is known, or the path of a config.json or of its folder."""
     hardware: str = "h100"
-    """A GPU whose rates are known."""
+    """A GPU whose rates are known, or the path of a JSON file with them."""
     host_memory: Annotated[str, MEMORY] = "200GB"
     """Host memory for agents' state."""
     active: Annotated[float, SHARE] = 0.2
@@ -243,6 +244,13 @@ class ProfileOptions:
                 )
 
 
+ReplayHints = Literal[HintMode, "learned", "recorded"]
+_TRACE_HINTS: tuple[TraceHints, ...] = ("recorded", "exact", "learned", "none")
+_OF_TRACES = ("format", "step", "block_size")
+_ONLY = {"active": ("w2",), "shuffled": ("w4", "w5")}
+_WITH_HINTS = {"interrupts": "interrupted", "stale": "stale"}
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayOptions:
     """Replay a workload or a trace under several policies, on hardware that need not be here.
@@ -256,21 +264,35 @@ class ReplayOptions:
     policy: str = "all"
     """Names of policies with commas between them, or all."""
     hardware: str = "h100"
-    """h100, h100-sxm, h200, a100 or rtx4090."""
+    """h100, h100-sxm, h200, a100, rtx4090, or the path of a JSON file with a device's rates."""
     model: str = "qwen2.5-7b"
-    """qwen2.5-7b, llama-3.1-8b or llama-3.2-1b."""
-    residency: Annotated[float, SHARE] = 0.25
-    """Share of all agents' state that the device pool holds."""
+    """qwen2.5-7b, llama-3.1-8b, llama-3.2-1b, or the path of a config.json or of its folder."""
+    residency: Annotated[float | None, SHARE] = None
+    """Share of all agents' state that the device pool holds, like 25% or 0.25; 25% if not given."""
+    pool: Annotated[str | None, MEMORY] = None
+    """Size of the device pool, like 20GB, instead of a share."""
+    host_pool: Annotated[str | None, MEMORY] = None
+    """Size of the host pool; four times all agents' state if not given."""
     running: Annotated[int, COUNT] = 32
     """Requests that run at once."""
-    link: Annotated[float, POSITIVE] = 1.0
+    link: Annotated[float, SHARE] = 1.0
     """Share of the link's rate."""
     warmup: Annotated[int, WHOLE] = 2
     """Steps that do not count, the opening included."""
-    agents: Annotated[int | None, COUNT] = None
-    """Agents; the workload's own number if not given. So with all below."""
+    format: str = "auto"
+    """Of a trace: scalesim, mooncake, mooncake-delta, dynamo, agentic-mooncake, applied-compute,
+    azure or town; `auto` looks."""
+    step: Annotated[float | None, POSITIVE] = None
+    """Of a trace in seconds: calls that come within so many are made together; 10 if not given."""
+    block_size: Annotated[int | None, COUNT] = None
+    """Of a mooncake trace: tokens that one of its ids stands for; 512 if not given."""
+    hints: ReplayHints | None = None
+    """What is known of an agent's next call. On a trace: recorded (what it says itself, the
+    default), exact, learned or none."""
     steps: Annotated[int | None, COUNT] = None
-    """Steps of the simulation."""
+    """Steps of the simulation; of a trace, the first so many."""
+    agents: Annotated[int | None, COUNT] = None
+    """Agents of a workload; its own number if not given. So with all below."""
     seed: Annotated[int | None, SEED] = None
     """Of everything that is drawn."""
     shared: Annotated[int | None, WHOLE] = None
@@ -291,8 +313,6 @@ class ReplayOptions:
     """Mean share of agents that act in a step (w2)."""
     shuffled: bool | None = None
     """Another order in each step (w4), or in each cycle (w5)."""
-    hints: HintMode | None = None
-    """What is known of an agent's next call."""
     interrupts: Annotated[float | None, SHARE_OR_0] = None
     """Share of calls that come before their time, for hints interrupted."""
     stale: Annotated[int | None, WHOLE] = None
@@ -300,17 +320,82 @@ class ReplayOptions:
     wrong: Annotated[float | None, SHARE_OR_0] = None
     """Share of hints that are replaced by another draw."""
 
-    def knobs(self) -> dict[str, object]:
+    def check(self) -> None:
+        """Raise ``ConfigError`` for an option that has no effect on ``what``."""
+        is_workload = self.what in WORKLOADS or self.what == "paper"
+        for name, value in self._given().items():
+            option = f"--{name.replace('_', '-')} {value}"
+            if is_workload and name in _OF_TRACES:
+                raise ConfigError(f"{option} applies to trace files; {self.what} is a workload")
+            if not is_workload and name not in (*_OF_TRACES, "steps", "hints"):
+                raise ConfigError(
+                    f"{option} applies to workloads ({', '.join(WORKLOADS)}); {self.what} is a "
+                    "trace, whose calls are what they are"
+                )
+            if self.what not in _ONLY.get(name, (self.what,)):
+                raise ConfigError(f"{option} applies to {' and '.join(_ONLY[name])} only")
+            if self.hints != _WITH_HINTS.get(name, self.hints):
+                raise ConfigError(f"{option} needs --hints {_WITH_HINTS[name]}")
+        if is_workload and self.hints == "recorded":
+            raise ConfigError("--hints recorded applies to traces; a workload has no recorded ones")
+        if self.wrong is not None and self.hints in ("none", "learned"):
+            raise ConfigError(f"--wrong {self.wrong}: --hints {self.hints} gives none to replace")
+        if not is_workload:
+            self.trace_hints()
+        if self.pool is not None and self.residency is not None:
+            raise ConfigError(f"--pool {self.pool} and --residency {self.residency}: give one")
+
+    def knobs(self) -> dict[str, Any]:
         """The workload's own settings, as far as they were given."""
-        names = [field.name for field in fields(Knobs)]
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        known = {field.name for field in fields(Knobs)}
+        given = {name: value for name, value in self._given().items() if name in known}
+        return given | ({"hints": "none"} if self.hints == "learned" else {})
+
+    def trace_hints(self) -> TraceHints:
+        """Raises ``ConfigError`` for a kind that only workloads can draw."""
+        for name in _TRACE_HINTS:
+            if name == (self.hints or "recorded"):
+                return name
+        raise ConfigError(
+            f"--hints {self.hints} applies to workloads; a trace's may be {', '.join(_TRACE_HINTS)}"
+        )
 
     def policies(self) -> tuple[str, ...]:
         """Raises ``ConfigError``."""
         names = tuple(POLICIES) if self.policy == "all" else tuple(self.policy.split(","))
-        for name in names:
+        for index, name in enumerate(names):
             policy_named(name)
+            if name in names[:index]:
+                raise ConfigError(f"--policy names {name} twice; once is enough")
         return names
+
+    def _given(self) -> dict[str, Any]:
+        """What says something of calls and hints, as far as it was given."""
+        names = [*_OF_TRACES, "hints", *(field.name for field in fields(Knobs))]
+        found = {name: getattr(self, name, None) for name in dict.fromkeys(names)}
+        found["format"] = None if self.format == "auto" else self.format
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """Write a trace in another format: `scalesim convert run.jsonl out.jsonl --to mooncake`.
+
+    What a format cannot say is left out: hints, adapters, and what answers and later prompts share.
+    """
+
+    trace: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TRACE")]
+    """The trace to read."""
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """The file to write; it must not be there yet."""
+    to: str
+    """scalesim, mooncake, dynamo, agentic-mooncake or azure."""
+    format: str = "auto"
+    """What the trace is in; `auto` looks."""
+    block_size: int | None = None
+    """Of a mooncake trace that is read: tokens that one of its ids stands for; 512 if not given."""
+    out_block_size: int | None = None
+    """The same, of what is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +423,7 @@ Options = (
     | Annotated[DoctorOptions, tyro.conf.subcommand("doctor")]
     | Annotated[GenerateOptions, tyro.conf.subcommand("generate")]
     | Annotated[ReplayOptions, tyro.conf.subcommand("replay")]
+    | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
     | Annotated[PlanOptions, tyro.conf.subcommand("plan")]
     | Annotated[ProfileOptions, tyro.conf.subcommand("profile")]
     | Annotated[CheckOptions, tyro.conf.subcommand("check")]
@@ -347,6 +433,7 @@ AnyOptions: TypeAlias = (
     | DoctorOptions
     | GenerateOptions
     | ReplayOptions
+    | ConvertOptions
     | PlanOptions
     | ProfileOptions
     | CheckOptions

@@ -10,7 +10,7 @@ from rich.table import Table
 from scalesim.cli.options import PlanOptions
 from scalesim.cli.output import Output
 from scalesim.config import parse_bytes
-from scalesim.replay.hardware import HARDWARE, MODELS, named
+from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.sizing import Fit, Load, fit
 
 _CURE = {
@@ -32,8 +32,8 @@ def plan(options: PlanOptions) -> int:
         output=options.output,
         adapter_bytes=parse_bytes(options.adapter, "--adapter"),
     )
-    model = named(MODELS, options.model, "model")
-    hardware = named(HARDWARE, options.hardware, "hardware")
+    model = model_of(options.model)
+    hardware = hardware_of(options.hardware)
     result = fit(load, model, hardware, parse_bytes(options.host_memory, "--host-memory"))
     if options.json:
         print(json.dumps(asdict(result), indent=2))

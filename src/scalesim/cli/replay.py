@@ -2,95 +2,237 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from scalesim.cli.options import ReplayOptions
-from scalesim.replay.arms import Bound, Outcome, compare
-from scalesim.replay.scenario import Scenario, Sizes, of_trace, of_workload
+from scalesim.config import parse_bytes
+from scalesim.errors import ConfigError, TraceError
+from scalesim.memory.policies import policy_named
+from scalesim.replay import formats
+from scalesim.replay.arms import Machine, Outcome, Watch, compare
+from scalesim.replay.roof import Roof
+from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload
+from scalesim.replay.simulation import Log
 from scalesim.replay.workloads import PAPER_CLASSES, WORKLOADS, paper, workload
 
 COLUMNS = (
-    "policy", "turns/s", "of roof", "hits", "demand loads", "GB in", "× Belady", "GB out",
-    "s/step p50", "p95", "TTFT p50", "p95",
+    "policy", "turns/s", "of\nroof", "hits", "waits", "GB\nloaded", "GB\nrebuilt", "×\nBelady",
+    "TTFT\np95",
 )  # fmt: skip
 PAPER_AGENTS = (25, 100, 250, 500, 1000)
+SMALL = {"w1": (200, 32), "w2": (200, 24), "w3": (120, 120), "w4": (100, 8), "w5": (50, 60)}
+"""Agents and steps where neither is given: a minute for all policies."""
 CAPTION = (
-    "Virtual time. Hits: share of the blocks asked for that were on the device. Demand loads: of "
-    "all calls, those that waited for their state. Roof: what neither computing with all resident "
-    "nor the link with Belady's bytes can exceed; it needs the policy resident among those run."
+    "Virtual time. Roof: the least arithmetic, reading and loading that these calls need, ideally "
+    "batched; nobody exceeds it. Hits: share of the blocks asked for that were on the device. "
+    "Waits: calls that waited for their state. Rebuilt: state computed once more. × Belady: both, "
+    "over the fewest that any choice of victims needs in the order in which the policy served."
 )
+EVERY_S = 5.0  # a line about progress, where there is no terminal
+CROWDED = 0.8  # of the pool: what runs leaves too little to choose from
 
 
 def replay(options: ReplayOptions) -> int:
     """Exit code 0; raises ``ConfigError`` or ``TraceError``."""
-    sizes = Sizes(
-        options.hardware,
-        options.model,
-        options.residency,
-        running=options.running,
-        link_share=options.link,
-        adapter=options.what == "paper",
-    )
-    policies = options.policies()
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
+    options.check()
+    policies, sizes = options.policies(), sizes_of(options)
+    cost_of(sizes)
+    console = Console(highlight=False)
     for scenario in scenarios(options, sizes):
-        found = compare(scenario.machine(sizes), policies, scenario.steps, warmup=options.warmup)
-        console.print(table(scenario.name, *found))
-    console.print(CAPTION, highlight=False)
+        machine = scenario.machine(sizes)
+        with Watching(scenario, policies) as watching:
+            outcomes, limit = compare(
+                machine, policies, scenario.steps, sources=scenario.sources,
+                warmup=options.warmup, watch=watching,
+            )  # fmt: skip
+        console.print(table(title(scenario, machine, sizes), outcomes, limit))
+        for note in notes(scenario, machine, outcomes, limit):
+            console.print(note)
+    console.print(CAPTION)
     return 0
 
 
-def scenarios(options: ReplayOptions, sizes: Sizes) -> list[Scenario]:
+def sizes_of(options: ReplayOptions) -> Sizes:
+    """Raises ``ConfigError``."""
+    pool, host = options.pool, options.host_pool
+    return Sizes(
+        options.hardware,
+        options.model,
+        options.residency or 0.25,
+        running=options.running,
+        link_share=options.link,
+        adapter=options.what == "paper",
+        pool_bytes=None if pool is None else parse_bytes(pool, "--pool"),
+        host_bytes=None if host is None else parse_bytes(host, "--host-pool"),
+    )
+
+
+def scenarios(options: ReplayOptions, sizes: Sizes) -> Iterator[Scenario]:
+    learned, knobs = options.hints == "learned", options.knobs()
     if options.what == "paper":
         counts = PAPER_AGENTS if options.agents is None else (options.agents,)
-        found = []
         for cls in PAPER_CLASSES:
             for agents in counts:
-                kind, knobs = paper(cls, agents, options.steps or 20, options.seed or 0)
-                scenario = of_workload(kind, knobs, sizes)
-                found.append(renamed(scenario, f"{cls}, {agents} agents"))
-        return found
-    if options.what in WORKLOADS:
-        kind, knobs = workload(options.what, **options.knobs())
-        return [of_workload(kind, knobs, sizes)]
-    return [of_trace(Path(options.what), sizes)]
+                kind, own = paper(cls, agents, options.steps or 20, options.seed or 0)
+                own = replace(own, **{name: value for name, value in knobs.items()
+                                      if name not in ("agents", "steps", "seed")})  # fmt: skip
+                found = of_workload(kind, own, sizes, learned=learned)
+                yield replace(found, name=f"{cls}, {agents} agents")
+    elif options.what in WORKLOADS:
+        kind, own = workload(options.what, **knobs)
+        note = ""
+        if options.agents is None and options.steps is None:
+            agents, steps = SMALL[kind.name]
+            note = (
+                f"Small, to be quick; --agents {own.agents} --steps {own.steps} is the whole of "
+                f"{kind.name}."
+            )
+            own = replace(own, agents=agents, steps=steps)
+        found = of_workload(kind, own, sizes, learned=learned)
+        name = f"{kind.name}, {own.agents} agents, {own.steps} steps"
+        yield replace(found, name=name, note=note)
+    else:
+        yield trace_scenario(options, sizes)
 
 
-def renamed(scenario: Scenario, name: str) -> Scenario:
-    return Scenario(name, scenario.steps, scenario.pages, scenario.max_len, scenario.first_tokens)
+def trace_scenario(options: ReplayOptions, sizes: Sizes) -> Scenario:
+    path = Path(options.what)
+    if not path.exists():
+        raise TraceError(
+            f"{path} is neither a workload ({', '.join((*WORKLOADS, 'paper'))}) nor a file"
+        )
+    form = formats.format_named(options.format, path)
+    if options.step is not None and not form.in_seconds:
+        raise ConfigError(
+            f"--step {options.step}: {path} has steps of its own, as all in {form.name}"
+        )
+    steps = formats.read(path, form, options.block_size)
+    if form.in_seconds:
+        steps = formats.gathered(steps, 10.0 if options.step is None else options.step)
+    hints = options.trace_hints()
+    found = of_trace(f"{path.name} ({form.name})", steps[: options.steps], sizes, hints)
+    turns = [turn for step in found.steps() for turn in step.turns]
+    told = sum(turn.expect is not None for turn in turns)
+    agents = len({turn.agent for turn in turns} - {None})
+    kind = "hints learned" if hints == "learned" else f"{told} with hints"
+    name = f"{found.name}: {len(turns)} calls, {kind}, {agents} agents, {found.num_steps} steps"
+    return replace(found, name=name)
 
 
-def table(title: str, outcomes: Sequence[Outcome], bound: Bound | None) -> Table:
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+class Watching:
+    """Progress on stderr: a bar a policy on a terminal, else a line at once and every few
+    seconds. Called with a policy's name when it begins."""
+
+    def __init__(self, scenario: Scenario, policies: Sequence[str],
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+        self._scenario, self._policies, self._clock = scenario, policies, clock
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = Progress(
+            TextColumn("{task.description:<13}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TextColumn("steps  {task.fields[state]}"), console=self._console, transient=True,
+            disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._said = clock()
+
+    def __enter__(self) -> Watching:
+        self._console.print(f"{self._scenario.name}: {len(self._policies)} policies …")
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, policy: str) -> Watch:
+        total = self._scenario.num_steps
+        task = self._bars.add_task(policy, total=total, state="")
+
+        def watch(log: Log) -> None:
+            done, calls = len(log.step_s), f"{log.turns} calls"
+            if not self._bars.disable:
+                self._bars.update(task, completed=done, state=calls)
+            elif self._clock() - self._said >= EVERY_S:
+                self._said = self._clock()
+                print(f"{policy}: {done} of {total} steps, {calls}", file=sys.stderr, flush=True)
+
+        return watch
+
+
+def title(scenario: Scenario, machine: Machine, sizes: Sizes) -> str:
+    cost = machine.cost
+    page_bytes = cost.model.geometry(machine.block_size).page_bytes
+    pool = machine.device_pages * page_bytes / 1e9
+    share_of = machine.device_pages / max(1, scenario.pages)
+    return (
+        f"{scenario.name}\n{cost.model.name} on {cost.hardware.name}, a pool of {pool:.3g} GB "
+        f"({share_of:.0%} of all state), {sizes.running} running"
+    )
+
+
+def table(title: str, outcomes: Sequence[Outcome], limit: Roof) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+                 padding=(0, 1, 0, 0))  # fmt: skip
     for name in COLUMNS:
-        made.add_column(name, justify="left" if name == "policy" else "right")
+        made.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for one in outcomes:
-        made.add_row(*cells(one, bound))
+        made.add_row(*cells(one, limit))
     return made
 
 
-def cells(one: Outcome, bound: Bound | None) -> list[str]:
-    """A policy's row; ``-`` where there is no bound to hold it against."""
-    roof = belady = "-"
-    if bound is not None:
-        roof = f"{one.turns_per_s / bound.turns_per_s:.3f}"
-        if bound.loaded_bytes:
-            belady = f"{one.loaded_bytes / bound.loaded_bytes:.2f}"
+def roof_of(policy: str, limit: Roof) -> float:
+    """Turns a second: a policy without a limited pool is held against what needs none."""
+    limited = policy_named(policy).limited
+    return limit.turns_per_s if limited else limit.resident_turns_per_s
+
+
+def cells(one: Outcome, limit: Roof) -> list[str]:
+    """A policy's row; ``-`` where nothing had to be brought back."""
+    over = one.over_belady
     return [
         one.policy,
         f"{one.turns_per_s:.2f}",
-        roof,
-        f"{one.hits:.1%}",
-        f"{one.counters['demand_loads'] / max(1, one.turns):.1%}",
-        f"{one.loaded_bytes / 1e9:.1f}",
-        belady,
-        f"{one.saved_bytes / 1e9:.1f}",
-        *(f"{seconds:.2f}" for seconds in one.step_s),
-        *(f"{seconds:.3f}" for seconds in one.first_token_s),
+        f"{one.turns_per_s / roof_of(one.policy, limit):.3f}" if one.turns else "-",
+        f"{one.hits:.0%}",
+        f"{one.waited:.0%}",
+        amount(one.loaded_bytes),
+        amount(one.rebuilt_bytes),
+        "-" if over is None else f"{over:.2f}",
+        f"{one.first_token_s[1]:.2f}",
     ]
+
+
+def amount(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f}" if num_bytes < 1e12 else f"{num_bytes / 1e9:.0f}"
+
+
+def notes(
+    scenario: Scenario, machine: Machine, outcomes: Sequence[Outcome], limit: Roof
+) -> Iterator[str]:
+    """What must be known to read the table above."""
+    roof = f"Roof: {limit.turns_per_s:.2f} turns/s"
+    if limit.turns_per_s < 0.9995 * limit.resident_turns_per_s:
+        roof += f" with this pool and link, {limit.resident_turns_per_s:.2f} with all resident"
+    for one in outcomes:
+        if one.policy == "resident" and one.turns:
+            reached = one.turns_per_s / limit.resident_turns_per_s
+            roof += f"; resident, with a pool for everything, gives {reached:.0%} of that"
+    yield f"{roof}."
+    if not outcomes[0].turns:
+        yield "No call came after the warm-up; lower --warmup or give more --steps."
+    running = max(one.running_pages for one in outcomes)
+    if running >= CROWDED * machine.device_pages:
+        yield (
+            f"What ran at once held up to {running / machine.device_pages:.0%} of what the pool "
+            "holds: little is left to choose from, whatever the policy, or fewer can run. Lower "
+            "--running, or raise --residency."
+        )
+    if scenario.note:
+        yield scenario.note

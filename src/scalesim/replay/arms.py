@@ -149,8 +149,8 @@ class Outcome:
 
     @property
     def over_belady(self) -> float | None:
-        """Bytes brought back, by loading or by computing, over the fewest; 1 or more. ``None`` where
-        nothing had to be."""
+        """Bytes brought back, by loading or by computing, over the fewest: 1 or more. ``None``
+        where nothing had to be."""
         if not self.least_pages:
             return None
         return (self.loaded_bytes + self.rebuilt_bytes) / self.least_bytes

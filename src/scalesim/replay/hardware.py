@@ -50,8 +50,9 @@ HARDWARE = {
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model costs time: ``num_params`` are read and multiplied for each token (without
-    the input embedding); K and V are bf16."""
+    """What of a model costs time: ``num_params`` are read in a step and multiplied for each token
+    (without the input embedding), or of them ``active_params`` where each token takes a few of many
+    experts; K and V are bf16."""
 
     name: str
     num_params: float
@@ -59,6 +60,7 @@ class ModelShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    active_params: float | None = None
 
     def geometry(self, block_size: int | None = None) -> PageGeometry:
         return PageGeometry.choose(self.num_layers, self.num_kv_heads, self.head_dim, 2, block_size)
@@ -95,7 +97,8 @@ class CostModel:
     def flops(self, work: Work) -> float:
         model = self.model
         attention = 4.0 * model.num_layers * model.num_heads * model.head_dim * work.pairs
-        return 2.0 * model.num_params * work.num_tokens + attention
+        params = model.num_params if model.active_params is None else model.active_params
+        return 2.0 * params * work.num_tokens + attention
 
     def read_bytes(self, work: Work) -> float:
         """Weights and the KV that is attended to."""

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from scalesim.distance.estimates import Source
+from scalesim.distance.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.replay.arms import Machine
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, named
+from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.replay.arms import VOCAB_SIZE, Machine
+from scalesim.replay.bound import page_ids
+from scalesim.replay.content import tokens_of
+from scalesim.replay.hardware import CostModel
+from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, Knobs, generate
-from scalesim.trace import TraceStep, with_truth
-from scalesim.trace_file import read_trace
+from scalesim.trace import Hint, TraceStep, Turn, with_truth
 
+TraceHints = Literal["recorded", "exact", "learned", "none"]
+
+MAX_RUNNING = 512  # a step's budget of tokens: each that runs decodes one
 ADAPTER_BYTES = 77 << 20  # rank 16 on the seven linear layers of Qwen2.5-7B, bf16
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """``residency``: of all agents' state, what the device pool holds. ``host``: of the same, what
-    the host pool holds. ``running``: requests at once. ``link_share``: of the link's rate.
-    ``adapter``: each agent has one, as pages of its own before its prompt."""
+    """``hardware``, ``model``: a name, or the path of a description. ``residency``: of all agents'
+    state, what the device pool holds. ``host``: of the same, what the host pool holds.
+    ``pool_bytes``, ``host_bytes``: the sizes themselves, instead. ``running``: requests at once.
+    ``link_share``: of the link's rate. ``adapter``: each agent has one, as pages of its own before
+    its prompt. Raises ``ConfigError``."""
 
     hardware: str = "h100"
     model: str = "qwen2.5-7b"
@@ -29,31 +39,55 @@ class Sizes:
     running: int = 32
     link_share: float = 1.0
     adapter: bool = False
+    pool_bytes: int | None = None
+    host_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("residency", "host", "link_share"):
-            if getattr(self, name) <= 0.0:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be above 0")
+        for name in ("residency", "link_share"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is a share; give above 0, up to 1 (or 100%)"
+                )
+        if not 0.0 < self.host < float("inf"):
+            raise ConfigError(f"host={self.host}; it must be above 0")
+        if not 1 <= self.running <= MAX_RUNNING:
+            raise ConfigError(f"running={self.running}; it must be 1 to {MAX_RUNNING} requests")
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``pages``: all agents' state between calls. ``steps`` gives the same steps each time."""
+    """``pages``: all agents' state between calls. ``steps`` gives the same steps each time, and
+    ``sources`` what tells of the next calls beside them. ``note``: what a reader should know."""
 
     name: str
     steps: Callable[[], Iterable[TraceStep]]
     pages: int
     max_len: int
     first_tokens: int = 0
+    num_steps: int = 0
+    sources: Callable[[], Sequence[Source]] = tuple
+    note: str = ""
 
     def machine(self, sizes: Sizes) -> Machine:
+        """Raises ``ConfigError`` where the pool cannot hold the longest call."""
         cost = cost_of(sizes)
-        size = cost.model.geometry().block_size
-        longest = self.max_len // size + 1
+        geometry = cost.model.geometry()
+        longest = self.max_len // geometry.block_size + 1
+        device = max(int(self.pages * sizes.residency), longest)
+        host = int(self.pages * sizes.host)
+        if sizes.pool_bytes is not None:
+            device = sizes.pool_bytes // geometry.page_bytes
+            if device < longest:
+                raise ConfigError(
+                    f"--pool {sizes.pool_bytes} bytes hold {device} pages, and the longest call of "
+                    f"{self.max_len} tokens takes {longest} ({longest * geometry.page_bytes} bytes)"
+                )
+        if sizes.host_bytes is not None:
+            host = sizes.host_bytes // geometry.page_bytes
         return Machine(
             cost,
-            device_pages=max(int(self.pages * sizes.residency), longest),
-            host_pages=int(self.pages * sizes.host),
+            device_pages=device,
+            host_pages=host,
             max_len=self.max_len,
             max_num_seqs=sizes.running,
             link_share=sizes.link_share,
@@ -62,32 +96,88 @@ class Scenario:
 
 
 def cost_of(sizes: Sizes) -> CostModel:
-    """Raises ``ConfigError`` for a name that is in no table."""
-    return CostModel(
-        named(HARDWARE, sizes.hardware, "hardware"), named(MODELS, sizes.model, "model")
-    )
+    """Raises ``ConfigError`` for what is neither a name nor a sound description."""
+    return CostModel(hardware_of(sizes.hardware), model_of(sizes.model))
 
 
-def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes) -> Scenario:
+def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False) -> Scenario:
+    """``learned``: what hints there are is made by watching who calls when."""
     geometry = cost_of(sizes).model.geometry()
     first = 0
     if sizes.adapter:
         first = -(-ADAPTER_BYTES // geometry.page_bytes) * geometry.block_size
     pages = knobs.pages(geometry.block_size) + knobs.agents * first // geometry.block_size
     return Scenario(
-        kind.name, lambda: generate(kind, knobs, first), pages, knobs.max_len + first, first
+        kind.name,
+        lambda: generate(kind, knobs, first),
+        pages,
+        knobs.max_len + first,
+        first,
+        knobs.steps + 1,
+        _learned if learned else tuple,
     )
 
 
-def of_trace(path: Path, sizes: Sizes) -> Scenario:
-    """A trace, read whole: what is to come must be known to ``oracle``."""
-    if not path.exists():
-        raise TraceError(f"{path} is neither a workload nor a file")
-    steps = with_truth(read_trace(path))
-    turns = [turn for step in steps for turn in step.turns]
+def of_trace(
+    name: str, steps: Iterable[TraceStep], sizes: Sizes, hints: TraceHints = "recorded"
+) -> Scenario:
+    """A trace, read whole: what is to come must be known to ``oracle``. Calls by nobody leave no
+    state; where all are, the pool is one for what runs."""
+    found = informed(with_truth(steps), hints)
+    turns = [turn for step in found for turn in step.turns]
     if not turns:
-        raise TraceError(f"{path} has no calls")
+        raise TraceError(f"{name} has no calls")
     size = cost_of(sizes).model.geometry().block_size
-    last = {turn.agent: turn.prompt_len for turn in turns}
     longest = max(turn.prompt_len + turn.output.length for turn in turns)
-    return Scenario(path.name, lambda: steps, sum(n // size + 1 for n in last.values()), longest)
+    last = {turn.agent: turn for turn in turns if turn.agent is not None}
+    pages, note = state_pages(last.values(), size), ""
+    if not last:
+        pages = int(sizes.running * (longest // size + 1) / sizes.residency)
+        note = (
+            "No call names its agent, so nothing is kept for one: all policies give the same, and "
+            "the pool is as large as what runs."
+        )
+    return Scenario(
+        name, lambda: found, pages, longest, 0, len(found),
+        _learned if hints == "learned" else tuple, note,
+    )  # fmt: skip
+
+
+def state_pages(turns: Iterable[Turn], block_size: int) -> int:
+    """What ``turns``, one an agent, hold between calls: whole blocks of their prompts, what is
+    shared once, and for each a partial one."""
+    known: dict[int, int] = {}
+    count = 0
+    for turn in turns:
+        page_ids(tokens_of(turn.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
+        count += 1
+    return len(known) + count
+
+
+def informed(steps: Sequence[TraceStep], hints: TraceHints) -> list[TraceStep]:
+    """``steps``, whose truth is known, with other hints: ``exact`` tells what really comes, when
+    each call has ended and at the start; ``learned`` and ``none`` tell nothing."""
+    if hints == "recorded":
+        return list(steps)
+    exact = hints == "exact"
+    found = [
+        TraceStep(
+            step.time,
+            [],
+            [replace(turn, expect=turn.truth if exact else None) for turn in step.turns],
+        )
+        for step in steps
+    ]
+    if exact and found:
+        first = {
+            turn.agent: step.time
+            for step in reversed(found)
+            for turn in reversed(step.turns)
+            if turn.agent is not None
+        }
+        found[0].hints.extend(Hint(agent, at, at) for agent, at in first.items())
+    return found
+
+
+def _learned() -> tuple[Source, ...]:
+    return (Learned(),)

@@ -87,11 +87,15 @@ class Simulation:
         start_s = self.link.now_s
         loop.advance(start_s, step.time)
         self._tell(step.hints)
+        first: list[Turn] = []
+        begun: dict[AgentId | None, int] = {}  # the round that comes first, whatever its number
         for turn in step.turns:
-            self._later.setdefault(turn.agent, deque()).append(turn)
-        first = {agent: self._next_round(agent) for agent in list(self._later)}
-        places = {id(turn): place for place, turn in enumerate(step.turns)}
-        self._call(sorted(sum(first.values(), []), key=lambda turn: places[id(turn)]))
+            waiting = self._later.get(turn.agent)
+            if waiting is None and begun.setdefault(turn.agent, turn.round) == turn.round:
+                first.append(turn)
+            else:
+                self._later.setdefault(turn.agent, deque()).append(turn)
+        self._call(first)
         while self._open:
             self._turn()
         self.log.step_s.append(self.link.now_s - start_s)

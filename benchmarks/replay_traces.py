@@ -1,0 +1,131 @@
+"""Every policy on traces of real systems, in replay, beside the synthetic workloads.
+
+Give paths of traces in any format that ``scalesim replay`` reads; none comes with the project. Of
+each, the first steps with about ``--calls`` calls. Virtual time: same traces, same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Report, table
+from scalesim.errors import ConfigError
+from scalesim.replay import formats
+from scalesim.replay.arms import Outcome, play
+from scalesim.replay.roof import Roof, roof
+from scalesim.replay.scenario import Scenario, Sizes, TraceHints, of_trace, of_workload
+from scalesim.replay.workloads import workload
+from scalesim.trace import TraceStep
+
+# policy, and what it is told; those that take no hints are the same whatever is said
+ARMS: tuple[tuple[str, TraceHints], ...] = (
+    ("resident", "none"),
+    ("deadline", "exact"),
+    ("deadline", "learned"),
+    ("deadline", "none"),
+    ("levels", "exact"),
+    ("lru-swap", "none"),
+    ("lru-recompute", "none"),
+)
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "w1": {"agents": 200, "steps": 24},
+    "w2": {"agents": 120, "steps": 24},
+    "w3": {"agents": 120, "steps": 100},
+    "w4": {"agents": 100, "steps": 6},
+    "w5": {"agents": 50, "steps": 60},
+}
+WARMUP = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("traces", nargs="*", type=Path, metavar="TRACE")
+    parser.add_argument("--calls", type=int, default=600, help="of each trace, about so many")
+    parser.add_argument("--step", type=float, default=10.0, help="seconds that make a step")
+    parser.add_argument("--hardware", default="h100")
+    parser.add_argument("--model", default="qwen2.5-7b")
+    parser.add_argument("--residency", type=float, default=0.25)
+    parser.add_argument("--running", type=int, default=16, help="at most; see the table")
+
+
+def run(options: argparse.Namespace) -> Report:
+    report = Report("replay-traces")
+    sizes = Sizes(options.hardware, options.model, options.residency, running=options.running)
+    rows = []
+    for name, steps in cases(options):
+        rows += study(report, name, steps, sizes)
+    about = f"{options.model} on {options.hardware}, {options.residency:.0%} resident, "
+    report.tables.append(table(f"{about}as many running as in the table", COLUMNS, rows))
+    report.notes.append("a third of the agents that the pool holds run at once, at most --running")
+    return report
+
+
+def cases(options: argparse.Namespace) -> list[tuple[str, list[TraceStep]]]:
+    """The beginnings of the traces, and the workloads as traces: (name, steps)."""
+    found = []
+    for path in options.traces:
+        if not path.is_file():
+            raise ConfigError(f"{path} is no file; give paths of traces")
+        form = formats.detect(path)
+        steps = formats.read(path, form)
+        if form.in_seconds:
+            steps = formats.gathered(steps, options.step)
+        found.append((path.stem, first(steps, options.calls)))
+    for name, knobs in WORKLOADS.items():
+        if options.quick:
+            knobs = {**knobs, "agents": 20, "steps": 4}
+        kind, own = workload(name, seed=options.seed, **knobs)
+        scenario = of_workload(kind, own, Sizes(options.hardware, options.model))
+        found.append((name, list(scenario.steps())))
+    return found[:2] if options.quick else found
+
+
+def first(steps: Sequence[TraceStep], calls: int) -> list[TraceStep]:
+    """The first steps until there are ``calls``."""
+    found: list[TraceStep] = []
+    for step in steps:
+        found.append(step)
+        calls -= len(step.turns)
+        if calls <= 0:
+            break
+    return found
+
+
+COLUMNS = [
+    "trace", "calls", "agents", "running", "policy, hints", "turns/s", "of roof", "hits", "waits",
+    "GB loaded", "GB rebuilt", "× Belady",
+]  # fmt: skip
+
+
+def study(report: Report, name: str, steps: list[TraceStep], sizes: Sizes) -> list[list[str]]:
+    turns = [turn for step in steps for turn in step.turns]
+    agents = {turn.agent for turn in turns} - {None}
+    running = min(sizes.running, max(1, int(len(agents) * sizes.residency / 3)))
+    sizes = replace(sizes, running=running if agents else sizes.running)
+    rows, figures = [], {}
+    for policy, hints in ARMS:
+        scenario = of_trace(name, steps, sizes, hints)
+        one, limit = arm(scenario, policy, sizes)
+        most = limit.resident_turns_per_s if policy == "resident" else limit.turns_per_s
+        what = policy if hints == "none" and policy != "deadline" else f"{policy}, {hints}"
+        over = one.over_belady
+        start = [name, str(len(turns)), str(len(agents)), str(sizes.running)]
+        start = ["" for _ in start] if rows else start
+        rows.append([
+            *start, what, f"{one.turns_per_s:.2f}", f"{one.turns_per_s / most:.3f}",
+            f"{one.hits:.1%}", f"{one.waited:.1%}", f"{one.loaded_bytes / 1e9:.1f}",
+            f"{one.rebuilt_bytes / 1e9:.1f}", "-" if over is None else f"{over:.2f}",
+        ])  # fmt: skip
+        figures[what] = {"turns_per_s": one.turns_per_s, "roof": most, "over_belady": over}
+    report.figures[name] = {"calls": len(turns), "agents": len(agents), **figures}
+    return rows
+
+
+def arm(scenario: Scenario, policy: str, sizes: Sizes) -> tuple[Outcome, Roof]:
+    machine = scenario.machine(sizes)
+    steps = list(scenario.steps())
+    one, _ = play(machine, policy, steps, sources=scenario.sources(), warmup=WARMUP, witness=True)
+    return one, roof(machine.limits, steps, WARMUP)

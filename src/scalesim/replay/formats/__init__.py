@@ -1,0 +1,147 @@
+"""Trace formats of others, read and written, and how to tell them apart. See docs/traces.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from scalesim.errors import ConfigError, TraceError
+from scalesim.replay.formats import agentic, applied_compute, azure, dynamo, mooncake, town
+from scalesim.replay.formats.rows import MAX_SECONDS, in_rounds, lines
+from scalesim.trace import TraceStep
+from scalesim.trace_file import TraceWriter, read_trace
+
+Read = Callable[[Path, "int | None"], "list[TraceStep]"]
+Write = Callable[[IO[str], Iterable[TraceStep], "int | None"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """``in_seconds``: times are seconds, not steps of a simulation. ``blocks``: prompts are told by
+    blocks of a size that ``--block-size`` may name."""
+
+    name: str
+    read: Read
+    write: Write | None
+    in_seconds: bool = True
+    blocks: bool = False
+
+
+def _read_own(path: Path, block_size: int | None) -> list[TraceStep]:
+    return list(read_trace(path))
+
+
+def _write_own(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+    TraceWriter(file).steps(steps)
+
+
+FORMATS = {
+    one.name: one
+    for one in (
+        Format("scalesim", _read_own, _write_own, in_seconds=False),
+        Format("mooncake", mooncake.read, mooncake.write, blocks=True),
+        Format("mooncake-delta", mooncake.read_delta, None, blocks=True),
+        Format("dynamo", dynamo.read, dynamo.write, blocks=True),
+        Format("agentic-mooncake", agentic.read, agentic.write, blocks=True),
+        Format("applied-compute", applied_compute.read, None),
+        Format("azure", azure.read, azure.write),
+        Format("town", town.read, None, in_seconds=False),
+    )
+}
+
+
+def detect(path: Path) -> Format:
+    """The format that the first line of ``path`` is in; a ``mooncake-delta`` must be named, as its
+    lines look like ``mooncake``'s. Raises ``TraceError``."""
+    first = next(lines(path), None)
+    if first is None:
+        raise TraceError(f"{path} is empty; give a trace")
+    if first.text.split(",")[0].strip() == azure.COLUMNS[0]:
+        return FORMATS["azure"]
+    try:
+        found = json.loads(first.text)
+    except (ValueError, RecursionError):
+        found = None
+    keys = found if isinstance(found, dict) else {}
+    for name, is_it in (
+        ("scalesim", "scalesim_trace" in keys),
+        ("agentic-mooncake", keys.get("schema") == agentic.SCHEMA),
+        ("dynamo", keys.get("schema") == dynamo.SCHEMA or keys.keys() & {"event_type", "event"}),
+        ("applied-compute", "input_prompt_length" in keys),
+        ("town", "kind" in keys and "step" in keys),
+        ("mooncake", keys.keys() & {"hash_ids", "input_length", "input_tokens"}),
+    ):
+        if is_it:
+            return FORMATS[name]
+    raise TraceError(f"{first.where} is in no known format; --format can name one: {_names()}")
+
+
+def format_named(name: str, path: Path) -> Format:
+    """The format called ``name``, or for ``auto`` that of ``path``; raises ``ConfigError``,
+    ``TraceError``."""
+    if name == "auto":
+        return detect(path)
+    if name not in FORMATS:
+        raise ConfigError(f"unknown format {name!r}; there are: auto, {_names()}")
+    return FORMATS[name]
+
+
+def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceStep]:
+    """All steps of ``path``, one for each time; raises ``TraceError``, ``ConfigError``."""
+    if block_size is not None and not form.blocks:
+        raise ConfigError(f"--block-size {block_size}: traces in {form.name} have no blocks")
+    if block_size is not None and not 1 <= block_size <= dynamo.MAX_BLOCK:
+        raise ConfigError(f"--block-size {block_size}; it must be 1 to {dynamo.MAX_BLOCK} tokens")
+    if next(lines(path), None) is None:
+        raise TraceError(f"{path} is empty; give a trace")
+    steps = form.read(path, block_size)
+    if not any(step.turns for step in steps):
+        raise TraceError(f"{path} has no calls, read as {form.name}; --format names another format")
+    return steps
+
+
+def write(
+    path: Path, steps: Iterable[TraceStep], form: Format, block_size: int | None = None
+) -> None:
+    """Write ``path``, which must not be there yet: all of it, or nothing. Raises ``TraceError``,
+    ``ConfigError``."""
+    if form.write is None:
+        writes = ", ".join(name for name, one in FORMATS.items() if one.write is not None)
+        raise ConfigError(f"{form.name} is read only; written are: {writes}")
+    if path.exists():
+        raise ConfigError(f"{path} is there already; remove it or name another file")
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            form.write(file, steps, block_size)
+        os.replace(part, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def gathered(steps: Iterable[TraceStep], seconds: float) -> list[TraceStep]:
+    """Steps of a simulation from times in seconds: what comes within ``seconds`` is made together,
+    in steps 0, 1, 2 …; an agent's calls of different times still follow each other."""
+    if not 0.0 < seconds <= MAX_SECONDS:
+        raise ConfigError(f"--step {seconds}; a step must last above 0 seconds")
+    found: dict[int, list[TraceStep]] = {}
+    for step in steps:
+        found.setdefault(int(step.time // seconds), []).append(step)
+    return [
+        TraceStep(
+            float(at),
+            [hint for step in together for hint in step.hints],
+            in_rounds([step.turns for step in together]),
+        )
+        for at, together in sorted(found.items())
+    ]
+
+
+def _names() -> str:
+    return ", ".join(FORMATS)

@@ -1,0 +1,141 @@
+"""``dynamo.agentic_mooncake`` version 2: calls of a workflow, and which calls each waits for.
+
+A dependency becomes a time: a call comes at its ``not_before_ms``, or with its delay after the
+calls that it waits for, whichever is later. What those took is not known before a replay.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from scalesim.errors import TraceError
+from scalesim.replay.formats.blocks import Ids, pieces_of
+from scalesim.replay.formats.dynamo import BLOCK_SIZE, MAX_BLOCK
+from scalesim.replay.formats.mooncake import milliseconds
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
+from scalesim.trace import Piece, TraceStep, Turn
+
+SCHEMA, VERSION = "dynamo.agentic_mooncake", 2
+_AT_LEAST = 0.001  # seconds after the end of another session's call: the format's clock tells them
+
+
+def read(path: Path, block_size: int | None) -> list[TraceStep]:
+    """The trace states its own block size. Raises ``TraceError``."""
+    found = lines(path)
+    size = _header(Row.of(next(found)), block_size)
+    rows: dict[str, Row] = {}
+    for line in found:
+        row = Row.of(line)
+        name = row.name("request_id")
+        if name in rows:
+            raise row.wrong("request_id", "another one: an earlier line has it")
+        rows[name] = row
+    plays = {row.name("play_id") for row in rows.values()}
+    times = _times(rows)
+    calls = []
+    for number, name in enumerate(times):
+        row = rows[name]
+        scope = f"{row.name('play_id')}/" if len(plays) > 1 else ""  # ids and sessions are its own
+        prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size, scope)
+        length = row.whole(row.either("output_length", "output_tokens"), 1)
+        agent = scope + row.name("session_id")
+        calls.append(Timed(times[name], Turn(agent, prompt, Piece(f"answer {number}", length))))
+    return steps_of(calls)
+
+
+def _header(row: Row, block_size: int | None) -> int:
+    for name, value in (("schema", SCHEMA), ("version", VERSION), ("hash_id_scope", "local")):
+        if row.fields.get(name) != value:
+            raise row.wrong(name, f"{value!r}")
+    size = row.whole("block_size", 1, MAX_BLOCK)
+    if block_size not in (None, size):
+        raise row.wrong("block_size", f"{block_size}, as --block-size says")
+    return size
+
+
+def _times(rows: dict[str, Row]) -> dict[str, float]:
+    """Seconds at which each call comes, those that others wait for first; raises ``TraceError`` for
+    calls that wait in a circle."""
+    waits: dict[str, list[tuple[str, float]]] = {}
+    followers: dict[str, list[str]] = {name: [] for name in rows}
+    for name, row in rows.items():
+        waits[name] = [_wait(other, row, rows) for other in row.rows("dependencies")]
+        for before, _ in waits[name]:
+            followers[before].append(name)
+    names = list(rows)
+    places = {name: place for place, name in enumerate(names)}
+    left = {name: len(before) for name, before in waits.items()}
+    ready = [places[name] for name, count in left.items() if not count]  # a heap: it is in order
+    times: dict[str, float] = {}
+    while ready:
+        name = names[heapq.heappop(ready)]
+        start = rows[name].seconds("not_before_ms")
+        found = max([start, *(times[before] + delay for before, delay in waits[name])])
+        times[name] = round(min(found, MAX_SECONDS), 6)
+        for follower in followers[name]:
+            left[follower] -= 1
+            if not left[follower]:
+                heapq.heappush(ready, places[follower])
+    if len(times) < len(rows):
+        name = next(name for name in rows if name not in times)
+        raise rows[name].wrong("dependencies", "calls that do not wait for this one in turn")
+    return times
+
+
+def _wait(other: Row, row: Row, rows: dict[str, Row]) -> tuple[str, float]:
+    """Whom ``row`` waits for, as ``other`` of its dependencies says, and how long from that."""
+    before = other.name("request_id")
+    if before not in rows:
+        raise other.wrong("request_id", "that of a line of this trace")
+    trigger = other.fields.get("trigger")
+    if trigger not in ("dispatch", "completion"):
+        raise other.wrong("trigger", "'dispatch' or 'completion'")
+    delay = other.seconds("delay_ms") if other.has("delay_ms") else 0.0
+    is_own = rows[before].fields.get("session_id") == row.fields.get("session_id")
+    return before, delay if is_own or trigger == "dispatch" else max(delay, _AT_LEAST)
+
+
+def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+    """One play, so that agents share what they share; its first call is the root that everybody
+    else's first call comes after. A call by nobody is a session of its own."""
+    size = block_size or BLOCK_SIZE
+    ids = Ids(size)
+    source = {"format": "scalesim", "digest": "none"}
+    header = {"schema": SCHEMA, "version": VERSION, "block_size": size, "hash_id_scope": "local",
+              "source": source}  # fmt: skip
+    file.write(json.dumps(header) + "\n")
+    latest: dict[str, str] = {}
+    start = 0.0
+    for number, (time, turn) in enumerate(in_order(steps)):
+        name = f"call-{number}"
+        session = str(turn.agent) if turn.agent is not None else f"nobody {number}"
+        waits = []
+        if session in latest:
+            waits = [_dependency(latest[session], "completion", 0, "sequence")]
+        elif number:
+            waits = [_dependency("call-0", "dispatch", milliseconds(time - start), "spawn")]
+        else:
+            start = time
+        latest[session] = name
+        line = {
+            "request_id": name,
+            "play_id": "trace",
+            "session_id": session,
+            "model": "any",
+            "input_length": turn.prompt_len,
+            "output_length": turn.output.length,
+            "hash_ids": ids.of(turn.prompt),
+            "not_before_ms": milliseconds(time),
+            "dependencies": waits,
+        }
+        file.write(json.dumps(line) + "\n")
+    if not latest:
+        raise TraceError("no calls to write")
+
+
+def _dependency(name: str, trigger: str, delay: int | float, relation: str) -> dict[str, object]:
+    return {"request_id": name, "trigger": trigger, "delay_ms": delay, "relation": relation}

@@ -1,0 +1,55 @@
+"""Applied Compute's agentic workloads: one session of tool calls a line, without times of arrival.
+
+All sessions begin at once. Each turn's prompt is all that was said before, what its tool gave, and
+nothing of other sessions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scalesim.errors import TraceError
+from scalesim.replay.formats.rows import (
+    MAX_SECONDS,
+    MAX_TOKENS,
+    MAX_TURNS,
+    Row,
+    Timed,
+    lines,
+    steps_of,
+)
+from scalesim.trace import Piece, TraceStep, Turn
+
+_LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
+
+
+def read(path: Path, block_size: int | None) -> list[TraceStep]:
+    """Raises ``TraceError``."""
+    calls: list[Timed] = []
+    for number, line in enumerate(lines(path)):
+        calls += _session(Row.of(line), f"session {number}")
+    return steps_of(calls)
+
+
+def _session(row: Row, agent: str) -> list[Timed]:
+    turns = row.whole("num_turns", 0, MAX_TURNS)
+    for name in _LISTS:
+        if len(row.items(name)) != turns:
+            raise row.wrong(name, f"a list of {turns}, as num_turns says")
+    said = [*row.wholes(_LISTS[0], 1), row.whole("final_assistant_response_length", 1)]
+    tools = row.wholes(_LISTS[1])
+    waits = [Row(row.where, {_LISTS[2]: wait}).number(_LISTS[2], MAX_SECONDS)
+             for wait in row.items(_LISTS[2])]  # fmt: skip
+    prompt = (Piece(f"{agent} prompt", row.whole("input_prompt_length", 1)),)
+    total = prompt[0].length + sum(said) + sum(tools)
+    if total > MAX_TOKENS:
+        raise TraceError(f"{row.where}: {total} tokens in all; a session may have {MAX_TOKENS}")
+    time, calls = 0.0, []
+    for index, length in enumerate(said):
+        answer = Piece(f"{agent} answer {index}", length)
+        calls.append(Timed(time, Turn(agent, prompt, answer)))
+        if index < turns:
+            given = (Piece(f"{agent} tool {index}", tools[index]),) if tools[index] else ()
+            prompt = (*prompt, answer, *given)
+            time = min(round(time + waits[index], 6), MAX_SECONDS)
+    return calls

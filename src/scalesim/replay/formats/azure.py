@@ -1,0 +1,68 @@
+"""Azure's public traces of LLM inference: a CSV of times and token counts, by nobody.
+
+No user, no session and no prompt is told: every call is by nobody and like no other, so nothing can
+be kept and every policy gives the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import IO
+
+from scalesim.errors import TraceError
+from scalesim.replay.formats.rows import Row, Timed, in_order, lines, steps_of
+from scalesim.trace import Piece, TraceStep, Turn
+
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
+_TICKS = 10**7  # a second, as in the traces' times
+_ORIGIN = datetime(2000, 1, 1)
+
+
+def read(path: Path, block_size: int | None) -> list[TraceStep]:
+    """Seconds since the first call. Raises ``TraceError``."""
+    found = lines(path)
+    header = tuple(name.strip() for name in next(found).text.split(","))
+    if header != COLUMNS:
+        raise TraceError(f"{path} begins with {header!r}; it must begin with {','.join(COLUMNS)}")
+    calls = []
+    for number, line in enumerate(found):
+        cells = [cell.strip() for cell in line.text.split(",")]
+        if len(cells) != len(COLUMNS):
+            raise TraceError(f"{line.where} has {len(cells)} cells; it must have {len(COLUMNS)}")
+        numbers = [int(cell) if re.fullmatch(r"\d{1,18}", cell) else cell for cell in cells[1:]]
+        row = Row(line.where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
+        prompt = Piece(f"prompt {number}", row.whole("ContextTokens", 1))
+        output = Piece(f"answer {number}", row.whole("GeneratedTokens", 1))
+        calls.append((_ticks(row), Turn(None, (prompt,), output)))
+    start = min((ticks for ticks, _ in calls), default=0)
+    return steps_of(Timed((ticks - start) / _TICKS, turn) for ticks, turn in calls)
+
+
+def _ticks(row: Row) -> int:
+    match = _TIME.fullmatch(row.fields["TIMESTAMP"])
+    try:
+        assert match is not None
+        date = datetime.fromisoformat(f"{match[1]} {match[2]}")
+    except (AssertionError, ValueError):
+        raise row.wrong("TIMESTAMP", "a time like 2023-11-16 18:15:46.6805900") from None
+    fraction = (match[3] or "").ljust(9, "0")
+    return (date - _ORIGIN) // timedelta(seconds=1) * _TICKS + int(fraction) // 100
+
+
+def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+    """Who called and what prompts share is not written. Raises ``TraceError`` for times that no
+    calendar has."""
+    file.write(",".join(COLUMNS) + "\n")
+    for time, turn in in_order(steps):
+        seconds, ticks = divmod(round(time * _TICKS), _TICKS)
+        try:
+            date = _ORIGIN + timedelta(seconds=seconds)
+        except OverflowError:
+            raise TraceError(
+                f"time {time:g} s is past the year 9999; this format ends there"
+            ) from None
+        file.write(f"{date:%Y-%m-%d %H:%M:%S}.{ticks:07d},{turn.prompt_len},{turn.output.length}\n")

@@ -1,0 +1,56 @@
+"""Prompts as chained ids of blocks, as Mooncake's and Dynamo's traces have them.
+
+Equal ids mean equal prompts up to the end of the block. So a block is a stream of its own, named by
+its id, and what a prompt says is known exactly as far as its ids tell.
+"""
+
+from __future__ import annotations
+
+import xxhash
+
+from scalesim.errors import TraceError
+from scalesim.replay.content import tokens_of
+from scalesim.replay.formats.rows import Row
+from scalesim.trace import Content, Piece
+
+MAX_ID = (1 << 64) - 1
+_VOCAB_SIZE = 1 << 30  # of names for tokens, to tell blocks by
+
+
+def pieces_of(
+    row: Row, length_name: str, ids_name: str, block_size: int, scope: str = ""
+) -> tuple[Piece, ...]:
+    """The prompt that ``row`` tells of; a prompt without ids is like no other. ``scope``: ids mean
+    the same within it only."""
+    length = row.whole(length_name, 1)
+    if not row.has(ids_name):
+        return (Piece(f"{row.where} prompt", length),)
+    ids = row.wholes(ids_name, 0, MAX_ID)
+    blocks = -(-length // block_size)
+    if len(ids) != blocks:
+        raise TraceError(
+            f"{row.where}: {ids_name} has {len(ids)} ids for {length_name} {length}; blocks of "
+            f"{block_size} tokens make it {blocks} (--block-size names another size)"
+        )
+    rest = length - (blocks - 1) * block_size
+    lengths = [block_size] * (blocks - 1) + [rest]
+    names: list[Content] = [f"{scope}{one}" if scope else one for one in ids]
+    return tuple(Piece(name, length) for name, length in zip(names, lengths, strict=True))
+
+
+class Ids:
+    """Names blocks of tokens by small numbers, in the order in which they first come."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._known: dict[int, int] = {}
+
+    def of(self, prompt: tuple[Piece, ...]) -> list[int]:
+        """An id for each block of ``prompt``, a last partial one included."""
+        tokens = tokens_of(prompt, _VOCAB_SIZE)
+        ids, chain = [], 0
+        for start in range(0, len(tokens), self._block_size):
+            block = tokens[start : start + self._block_size].tobytes()
+            chain = xxhash.xxh3_64_intdigest(block, seed=chain)
+            ids.append(self._known.setdefault(chain, len(self._known)))
+        return ids

@@ -1,0 +1,91 @@
+"""``dynamo.request.trace.v1``: what NVIDIA Dynamo's request tracing writes, one event a line.
+
+Of its events, ``request_end`` is a call. Sessions are agents; tools and parents give times here, no
+order of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from scalesim.errors import TraceError
+from scalesim.replay.formats.blocks import Ids, pieces_of
+from scalesim.replay.formats.mooncake import milliseconds
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
+from scalesim.trace import Piece, TraceStep, Turn
+
+SCHEMA = "dynamo.request.trace.v1"
+BLOCK_SIZE = 64
+MAX_BLOCK = 1 << 20
+
+
+def read(path: Path, block_size: int | None) -> list[TraceStep]:
+    """The trace states its own block size. Raises ``TraceError``."""
+    calls: list[Timed] = []
+    size = block_size
+    for line in lines(path):
+        row = Row.of(line)
+        if isinstance(row.fields.get("event"), dict):  # wrapped by the sink that wrote it
+            row = row.row("event")
+        if row.fields.get("event_type") != "request_end":
+            continue
+        if row.fields.get("schema") != SCHEMA:
+            raise row.wrong("schema", f"{SCHEMA!r}")
+        request = row.row("request")
+        replay = request.row("replay")
+        stated = replay.whole("trace_block_size", 1, MAX_BLOCK)
+        if size is not None and stated != size:
+            raise replay.wrong("trace_block_size", f"{size}, as before or as --block-size says")
+        size = stated
+        prompt = pieces_of(replay, "input_length", "input_sequence_hashes", size)
+        agent = row.row("agent_context").name("session_id") if row.has("agent_context") else None
+        output = Piece(f"answer {len(calls)}", request.whole("output_tokens", 1))
+        calls.append(Timed(_received(row, request), Turn(agent, prompt, output)))
+    if len({call.turn.agent is None for call in calls}) > 1:
+        raise TraceError(f"{path}: some calls have an agent_context and others none; all or none")
+    start = min((call.time for call in calls), default=0.0)
+    return steps_of(Timed(round(call.time - start, 6), call.turn) for call in calls)
+
+
+def _received(row: Row, request: Row) -> float:
+    """Seconds since 1970."""
+    if request.has("request_received_ms"):
+        return request.seconds("request_received_ms")
+    ended, took = row.seconds("event_time_unix_ms"), request.seconds("total_time_ms")
+    if took > ended:
+        raise request.wrong("total_time_ms", "no more than event_time_unix_ms")
+    return ended - took
+
+
+def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+    """Times begin with 0; a call ends when it began. Raises ``TraceError`` where some calls have an
+    agent and others none."""
+    size = block_size or BLOCK_SIZE
+    ids, has_agents = Ids(size), set()
+    for number, (time, turn) in enumerate(in_order(steps)):
+        has_agents.add(turn.agent is not None)
+        if len(has_agents) > 1:
+            raise TraceError(f"call {number}: {SCHEMA} has agents for all calls, or for none")
+        at = milliseconds(min(time, MAX_SECONDS))
+        line: dict[str, object] = {
+            "schema": SCHEMA,
+            "event_type": "request_end",
+            "event_time_unix_ms": at,
+        }
+        if turn.agent is not None:
+            line["agent_context"] = {"session_id": str(turn.agent)}
+        line["request"] = {
+            "request_id": f"call-{number}",
+            "output_tokens": turn.output.length,
+            "request_received_ms": at,
+            "total_time_ms": 0,
+            "replay": {
+                "trace_block_size": size,
+                "input_length": turn.prompt_len,
+                "input_sequence_hashes": ids.of(turn.prompt),
+            },
+        }
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,129 @@
+"""Mooncake's JSONL: arrivals in milliseconds, lengths, and ids of the prompt's blocks.
+
+A row may name its session; where it does not, it is found by the prompt: a call goes on with the
+session whose latest prompt it begins with, to that prompt's last whole block and beyond.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from scalesim.errors import TraceError
+from scalesim.replay.formats.blocks import Ids, pieces_of
+from scalesim.replay.formats.rows import (
+    MAX_TOKENS,
+    MAX_TURNS,
+    Row,
+    Timed,
+    in_order,
+    lines,
+    steps_of,
+)
+from scalesim.trace import Content, Piece, TraceStep, Turn
+
+BLOCK_SIZE = 512  # of the public traces
+
+
+def read(path: Path, block_size: int | None) -> list[TraceStep]:
+    """Each prompt whole. Raises ``TraceError``."""
+    size = block_size or BLOCK_SIZE
+    sessions = _Sessions(size)
+    last_s: dict[str, float] = {}
+    calls = []
+    for number, row in enumerate(_rows(path)):
+        prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
+        agent = row.name("session_id") if row.has("session_id") else sessions.of(prompt)
+        calls.append(Timed(_time(row, agent, last_s), _turn(row, number, agent, prompt)))
+    return steps_of(calls)
+
+
+def read_delta(path: Path, block_size: int | None) -> list[TraceStep]:
+    """Each row of a session has only what is new: before it comes all that was said. Raises
+    ``TraceError``."""
+    size = block_size or BLOCK_SIZE
+    said: dict[str, tuple[Piece, ...]] = {}
+    last_s: dict[str, float] = {}
+    calls = []
+    for number, row in enumerate(_rows(path)):
+        agent = row.name("session_id") if row.has("session_id") else f"call {number}"
+        new = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
+        turn = _turn(row, number, agent, (*said.get(agent, ()), *new))
+        if turn.prompt_len > MAX_TOKENS or len(turn.prompt) > MAX_TURNS * 2 + len(new):
+            raise TraceError(
+                f"{row.where}: session {agent!r} has grown to {turn.prompt_len} tokens in "
+                f"{len(turn.prompt)} pieces; it may have {MAX_TOKENS} in {MAX_TURNS} rows"
+            )
+        said[agent] = (*turn.prompt, turn.output)
+        calls.append(Timed(_time(row, agent, last_s), turn))
+    return steps_of(calls)
+
+
+def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+    size = block_size or BLOCK_SIZE
+    ids = Ids(size)
+    for time, turn in in_order(steps):
+        line = {
+            **({} if turn.agent is None else {"session_id": str(turn.agent)}),
+            "timestamp": milliseconds(time),
+            "input_length": turn.prompt_len,
+            "output_length": turn.output.length,
+            "hash_ids": ids.of(turn.prompt),
+        }
+        file.write(json.dumps(line) + "\n")
+
+
+def milliseconds(seconds: float) -> int | float:
+    found = round(seconds * 1000, 6)
+    return int(found) if found == int(found) else found
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    for line in lines(path):
+        yield Row.of(line)
+
+
+def _turn(row: Row, number: int, agent: str | None, prompt: tuple[Piece, ...]) -> Turn:
+    length = row.whole(row.either("output_length", "output_tokens"), 1)
+    return Turn(agent, prompt, Piece(f"answer {number}", length))
+
+
+def _time(row: Row, agent: str | None, last_s: dict[str, float]) -> float:
+    """When the call came: its timestamp, or its delay after the one before it in its session."""
+    if row.has(row.either("timestamp", "created_time")):
+        found = row.seconds(row.either("timestamp", "created_time"))
+    elif agent in last_s and row.has(row.either("delay", "delay_ms")):
+        found = last_s[agent] + row.seconds(row.either("delay", "delay_ms"))
+    else:
+        raise TraceError(
+            f"{row.where}: no timestamp, and no delay after an earlier row of its session"
+        )
+    if agent is not None:
+        last_s[agent] = found
+    return found
+
+
+class _Sessions:
+    """Who goes on with what. A block belongs to the session that first had it, and a session ends,
+    for now, with the last whole block of its latest prompt."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size, self._count = block_size, 0
+        self._owners: dict[Content, str] = {}
+        self._ends: dict[str, Content] = {}
+
+    def of(self, prompt: tuple[Piece, ...]) -> str:
+        whole = [piece.content for piece in prompt if piece.length == self._block_size]
+        known = next((name for name in reversed(whole) if name in self._owners), None)
+        session = None if known is None else self._owners[known]
+        goes_on = session is not None and self._ends.get(session) == known and known != whole[-1]
+        if session is None or not goes_on:
+            session = f"session {self._count}"
+            self._count += 1
+        for name in whole:
+            self._owners.setdefault(name, session)
+        if whole and self._owners[whole[-1]] == session:
+            self._ends[session] = whole[-1]
+        return session

@@ -1,0 +1,194 @@
+"""Lines of other people's trace files, read one by one, and their fields, each checked as it is
+taken. Whatever is wrong is a ``TraceError`` that names the line, the field, the value and the rule.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import reprlib
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scalesim.core import AgentId
+from scalesim.errors import TraceError
+from scalesim.trace import TraceStep, Turn
+
+MAX_TOKENS = 1 << 24
+MAX_LINE = 16 << 20
+MAX_TURNS = 2000  # of a session whose prompts repeat all that was said: they grow with the square
+MAX_NAME = 500
+MAX_SECONDS = 1e11  # three thousand years
+_GZIP = b"\x1f\x8b"
+
+
+class Line(NamedTuple):
+    """``where``: file and number, for messages."""
+
+    where: str
+    text: str
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """Lines that are not blank, unpacked where they are gzipped; raises ``TraceError``."""
+    if not path.is_file():
+        raise TraceError(f"{path} is no file; give the path of a trace")
+    try:
+        with path.open("rb") as raw:
+            is_packed = raw.read(2) == _GZIP
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if is_packed else raw
+            number = 0
+            while found := file.readline(MAX_LINE + 1):
+                number += 1
+                where = f"{path} line {number}"
+                if len(found) > MAX_LINE:
+                    raise TraceError(f"{where} is longer than the {MAX_LINE >> 20} MiB it may be")
+                try:
+                    text = found.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                except UnicodeDecodeError as error:
+                    raise TraceError(f"{where} is not UTF-8: {error}") from None
+                if text:
+                    yield Line(where, text)
+    except (OSError, EOFError, zlib.error) as error:
+        raise TraceError(f"{path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The fields of one line."""
+
+    where: str
+    fields: dict[str, Any]
+
+    @classmethod
+    def of(cls, line: Line) -> Row:
+        """From a line of JSON."""
+        try:
+            found = json.loads(line.text)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"{line.where} is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise TraceError(f"{line.where} is {reprlib.repr(found)}; it must be a JSON object")
+        return cls(line.where, found)
+
+    def wrong(self, name: str, rule: str) -> TraceError:
+        value = reprlib.repr(self.fields.get(name))
+        return TraceError(f"{self.where}: {name} is {value}; it must be {rule}")
+
+    def has(self, name: str) -> bool:
+        return self.fields.get(name) is not None
+
+    def either(self, *names: str) -> str:
+        """The first of ``names`` that is there, else the first."""
+        return next((name for name in names if self.has(name)), names[0])
+
+    def whole(self, name: str, least: int = 0, most: int = MAX_TOKENS) -> int:
+        value = self.fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.wrong(name, f"a whole number, {least} to {most}")
+        return value
+
+    def number(self, name: str, most: float = math.inf) -> float:
+        value = self.fields.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+            raise self.wrong(name, f"a number, 0 to {most:g}")
+        return float(value)
+
+    def seconds(self, name: str) -> float:
+        """Of a time in milliseconds."""
+        return self.number(name, MAX_SECONDS * 1000) / 1000
+
+    def name(self, name: str) -> str:
+        value = self.fields.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value) if abs(value) < 1 << 64 else None
+        if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or not _encodes(value):
+            raise self.wrong(name, f"a name of 1 to {MAX_NAME} characters")
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        value = self.fields.get(name)
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list")
+        return value
+
+    def wholes(self, name: str, least: int = 0, most: int = MAX_TOKENS) -> list[int]:
+        """A list of whole numbers."""
+        found = self.items(name)
+        for value in found:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise self.wrong(name, f"a list of whole numbers, {least} to {most}")
+        return found
+
+    def rows(self, name: str) -> list[Row]:
+        """A list of objects; absent: an empty one."""
+        found = self.items(name) if self.has(name) else []
+        if not all(isinstance(one, dict) for one in found):
+            raise self.wrong(name, "a list of objects")
+        return [Row(f"{self.where}: {name}", one) for one in found]
+
+    def row(self, name: str) -> Row:
+        value = self.fields.get(name)
+        if not isinstance(value, dict):
+            raise self.wrong(name, "an object")
+        return Row(f"{self.where}: {name}", value)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Timed(NamedTuple):
+    """A call, and when it came, in seconds or in steps."""
+
+    time: float
+    turn: Turn
+
+
+def steps_of(calls: Iterable[Timed]) -> list[TraceStep]:
+    """One step for each time. An agent's calls of one time follow each other: rounds."""
+    ordered = sorted(calls, key=lambda call: call.time)
+    return [
+        TraceStep(time, [], in_rounds([[call.turn] for call in together]))
+        for time, together in groupby(ordered, key=lambda call: call.time)
+    ]
+
+
+def in_rounds(groups: Iterable[Sequence[Turn]]) -> list[Turn]:
+    """The calls of ``groups``, each group as it is, and of each agent one after the other. Calls by
+    nobody wait for nobody."""
+    first: dict[AgentId, int] = {}
+    found = []
+    for group in groups:
+        next_round = dict(first)
+        for turn in group:
+            if turn.agent is not None:
+                at = first.get(turn.agent, 0) + turn.round
+                next_round[turn.agent] = max(next_round.get(turn.agent, 0), at + 1)
+                turn = _in_round(turn, at)
+            found.append(turn)
+        first = next_round
+    return found
+
+
+def _in_round(turn: Turn, at: int) -> Turn:
+    if turn.round == at:
+        return turn
+    return Turn(turn.agent, turn.prompt, turn.output, at, turn.adapter, turn.expect, turn.truth)
+
+
+def in_order(steps: Iterable[TraceStep]) -> Iterator[Timed]:
+    """The calls of ``steps``, as they come."""
+    for step in steps:
+        for turn in sorted(step.turns, key=lambda turn: turn.round):
+            yield Timed(step.time, turn)

@@ -1,0 +1,47 @@
+"""A town's day: who did what and who talked to whom, one action or chat a line.
+
+The log says who acts in which step; it has no prompts. So an action is one call, a chat one call a
+turn by whoever speaks, and lengths are those of workload W3; only what is said in a chat has its
+own: a token a character.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scalesim.replay.formats.rows import Row, Timed, lines, steps_of
+from scalesim.replay.workloads import WORKLOADS
+from scalesim.trace import Piece, TraceStep, Turn
+
+MAX_STEPS = 10**9
+_SIZES = WORKLOADS["w3"].knobs
+
+
+def read(path: Path, block_size: int | None) -> list[TraceStep]:
+    """Times are steps. Raises ``TraceError``."""
+    calls: list[Timed] = []
+
+    def call(time: int, agent: str, said: int) -> None:
+        number = len(calls)
+        prompt = (
+            Piece("town", _SIZES.shared),
+            Piece(f"{agent} self", _SIZES.private),
+            Piece(f"news {number}", _SIZES.new),
+        )
+        calls.append(Timed(float(time), Turn(agent, prompt, Piece(f"answer {number}", said))))
+
+    for line in lines(path):
+        row = Row.of(line)
+        time = row.whole("step", 0, MAX_STEPS)
+        kind = row.fields.get("kind")
+        if kind == "action":
+            call(time, row.name("agent"), _SIZES.output)
+        elif kind == "chat":
+            for turn in row.items("turns"):
+                if not isinstance(turn, list) or len(turn) != 2:
+                    raise row.wrong("turns", "a list of [speaker, characters]")
+                said = Row(f"{row.where}: turns", {"speaker": turn[0], "characters": turn[1]})
+                call(time, said.name("speaker"), max(1, said.whole("characters")))
+        else:
+            raise row.wrong("kind", "'action' or 'chat'")
+    return steps_of(calls)
