@@ -48,8 +48,8 @@ ModelSize = Literal["tiny", "small", "large"]
 class DemoOptions:
     """64 agents take turns on a pool for 16, under every policy; all must say the same.
 
-    A small world runs once for each policy, from the same seed, on a random model that is made on
-    the fly. Exits with 1 if two policies gave different texts.
+    A small world runs once for each policy, step by step side by side, from the same seed, on a
+    random model that is made on the fly. Exits with 1 if two policies gave different texts.
     """
 
     agents: Annotated[int, COUNT] = 64
@@ -59,7 +59,7 @@ class DemoOptions:
     steps: Annotated[int, COUNT] = 16
     """Steps of the simulation, for each policy."""
     policies: tuple[str, ...] = ("deadline", "lru-swap", "lru-recompute", "resident")
-    """Policies to run, one after the other."""
+    """Policies to run, each on an engine of its own."""
     seed: Annotated[int, SEED] = 0
     """Of the world, the model and all sampling."""
     model: ModelSize = "small"
@@ -77,7 +77,7 @@ class DemoOptions:
         if not self.policies:
             raise ConfigError(f"--policies names none; give some of: {', '.join(ENGINE_POLICIES)}")
         for index, policy in enumerate(self.policies):
-            policy_named(policy)
+            EngineConfig(policy=policy)
             if policy in self.policies[:index]:
                 raise ConfigError(f"--policies names {policy} twice; once is enough")
 
