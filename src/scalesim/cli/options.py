@@ -19,6 +19,8 @@ from scalesim.cli.boxes import in_one_line
 from scalesim.cli.output import check_writable
 from scalesim.cli.values import (
     COUNT,
+    FEW,
+    MANY,
     MEMORY,
     MEMORY_OR_AUTO,
     POSITIVE,
@@ -52,7 +54,7 @@ class DemoOptions:
     random model that is made on the fly. Exits with 1 if two policies gave different texts.
     """
 
-    agents: Annotated[int, COUNT] = 64
+    agents: Annotated[int, MANY] = 64
     """Agents in the world."""
     resident: Annotated[int, COUNT] = 16
     """Agents whose state fits into the device pool."""
@@ -64,7 +66,7 @@ class DemoOptions:
     """Of the world, the model and all sampling."""
     model: ModelSize = "small"
     """Size of the random model: 0.1, 1 or 4 million parameters."""
-    threads: Annotated[int, COUNT] = 1
+    threads: Annotated[int, FEW] = 1
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
 
     def check(self) -> None:
@@ -327,7 +329,7 @@ class CheckOptions:
     """A class, or what makes one; a Policy. Modules of the working directory are found."""
     walks: Annotated[int, COUNT] = 60
     """Random walks, each over a memory of its own."""
-    steps: Annotated[int, COUNT] = 200
+    steps: Annotated[int, MANY] = 200
     """Operations in a walk."""
     seed: Annotated[int, SEED] = 0
     """Of the first walk; each has the next one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from statistics import median
 from typing import TypeVar
 
 from scalesim.cli.world import Turn, World
@@ -38,21 +39,17 @@ class Said:
 class Score:
     """What one policy did, the warm-up not counted: the engine's own counts, and ours of time.
 
-    ``cpu_s``: processor time of ``steps``, all threads together. What else the machine is doing
-    makes a step last longer and not cost more.
+    ``turn_cpu_s``: processor time a turn, all threads together, in the median round: what else the
+    machine does makes a round last longer, and few of them cost more.
     """
 
     policy: str
     steps: int
-    cpu_s: float
+    turn_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
     speakers: int = 0  # agents who spoke, summed over the steps
-
-    @property
-    def turns_per_cpu_s(self) -> float:
-        return self.engine.turns / max(self.cpu_s, 1e-9)
 
     @property
     def hits(self) -> float:
@@ -80,7 +77,8 @@ class Play:
         self.policy, self.page_bytes = policy, page_bytes
         self.said: list[Said] = []
         self._agents = [engine.agent(person.name) for person in world.people]
-        self._steps, self._speakers, self._cpu_s = 0, 0, 0.0
+        self._steps, self._speakers = 0, 0
+        self._turn_cpu_s: list[float] = []  # by round
         self._in_step: set[int] = set()  # who has spoken
         self._before = self._counts()
 
@@ -93,12 +91,12 @@ class Play:
         """Play the next round of the world's step; after the last, end the step: ``False``."""
         start = time.process_time()
         turns = self.world.round()
-        if turns:
-            self._play(turns)
-        else:
+        if not turns:
             self._end_step()
-        self._cpu_s += time.process_time() - start
-        return bool(turns)
+            return False
+        self._play(turns)
+        self._turn_cpu_s.append((time.process_time() - start) / len(turns))
+        return True
 
     @property
     def score(self) -> Score:
@@ -106,7 +104,7 @@ class Play:
         return Score(
             self.policy,
             self._steps,
-            self._cpu_s,
+            median(self._turn_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
             self.page_bytes,

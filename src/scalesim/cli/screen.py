@@ -9,7 +9,7 @@ from rich.text import Text
 
 from scalesim.cli.play import Score
 
-_LINES = 4
+_LINES = 4  # where there are no bars
 
 
 class Screen:
@@ -51,14 +51,16 @@ class Screen:
 
     def played(self, score: Score, news: str) -> None:
         """A step more under one policy: its score so far, and what happened in the world."""
-        rates = f"{score.turns_per_cpu_s:5.1f} turns/CPU s   hits {score.hits:4.0%}"
+        rates = f"hits {score.hits:4.0%}   {score.turn_cpu_s * 1e3:.0f} CPU ms a turn"
         self._bars.update(self._tasks[score.policy], completed=score.steps, state=rates)
         self._played += 1
+        due = score.steps * _LINES // self._steps
         if self._live is not None:
             self._live.update(self._view(f"step {score.steps}: {news}"))
-        elif self._played * _LINES >= self._steps * len(self._tasks) * (self._lines + 1):
-            self._lines += 1
-            self._console.print(f"step {score.steps} of {self._steps}: {news}", highlight=False, markup=False)
+        elif self._played % len(self._tasks) == 0 and due > self._lines:
+            self._lines = due
+            line = f"step {score.steps} of {self._steps}: {news}"
+            self._console.print(line, highlight=False, markup=False)
 
     def _view(self, news: str) -> Group:
         return Group(self._bars, Text(news, style="dim", no_wrap=True, overflow="ellipsis"))
