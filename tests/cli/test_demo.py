@@ -34,9 +34,12 @@ def _own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_table_and_same_texts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(TWO) == 0
     shown = capsys.readouterr().out
-    rows = re.findall(r"^ +(deadline|lru-swap) +([\d.]+) +(\d+)% +(\d+)", shown, re.MULTILINE)
+    rows = re.findall(r"^ +(deadline|lru-swap) +(\d+)% +(\d+) .* ([\d.]+) *$", shown, re.MULTILINE)
     assert [row[0] for row in rows] == ["deadline", "lru-swap"]
-    assert all(float(row[1]) > 0 and int(row[3]) > 0 for row in rows), shown
+    assert all(int(row[2]) > 0 and float(row[3]) > 0 for row in rows), shown
+    last = " ".join(shown[shown.index("Shown:") :].split())
+    for name, hits, _, _ in rows:
+        assert re.search(rf"{name} (found )?{hits}%", last), last
     said = re.search(r"same texts: all (\d+) utterances.*2 policies \(([0-9a-f]{16})\)", shown)
     assert said is not None and int(said[1]) > 0, shown
     assert list(tmp_path.iterdir()) == []  # the model went with the run
@@ -46,6 +49,33 @@ def test_every_policy_runs_by_default(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(SMALL) == 0
     shown = capsys.readouterr().out
     assert "under 4 policies" in shown and "resident" in shown
+
+
+def test_the_arms_take_each_round_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what else the machine does meets all of them: none is a round ahead."""
+    played: dict[str, int] = dict.fromkeys(("deadline", "lru-swap", "resident"), 0)
+    original = play.Play.round
+
+    def counted(self: play.Play) -> bool:
+        played[self.policy] += 1
+        assert max(played.values()) - min(played.values()) <= 1
+        return original(self)
+
+    monkeypatch.setattr(play.Play, "round", counted)
+    assert main([*SMALL, "--policies", *played]) == 0
+    assert min(played.values()) == max(played.values()) > 4
+
+
+def test_it_is_read_at_80_columns_and_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(SMALL) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown and "\x1b" not in shown
+    for word in ("prefilled", "CPU ms", "demand", "warm-up", "step 4 of 4", "Shown:"):
+        assert word in shown
 
 
 def test_seed_changes_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +128,9 @@ def test_a_missing_end_is_a_difference() -> None:
         ("--policies deadline best", "unknown policy 'best'; policy must be one of: deadline"),
         ("--policies deadline deadline", "--policies names deadline twice"),
         ("--policies", "--policies names none"),
+        ("--policies oracle", "policy='oracle' must know what comes"),
+        ("--agents 1000001", "--agents: 1000001 must be"),
+        ("--threads 100000", "--threads: 100000 must be"),
     ],
 )
 def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from scalesim.cli.output import Output
 from scalesim.cli.play import Said, Score
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
-from scalesim.cli.table import amount, caption, table
+from scalesim.cli.table import amount, caption, shows, table
 
 
 def demo(options: DemoOptions) -> int:
@@ -37,6 +38,8 @@ def demo(options: DemoOptions) -> int:
         console.print(agreement(texts), style="bold green", highlight=False)
     else:
         console.print(f"DIFFERENT TEXTS: {difference}", style="bold red", markup=False)
+    if difference is None:
+        console.print(f"\n{shows(scores)}", highlight=False)
     console.print(f"[dim]{time.perf_counter() - begin:.0f} s in all[/]", highlight=False)
     return 0 if difference is None else 1
 
@@ -44,15 +47,25 @@ def demo(options: DemoOptions) -> int:
 def play_all(
     stage: Stage, options: DemoOptions, console: Console
 ) -> tuple[list[Score], dict[str, list[Said]]]:
-    """Every policy in turn: the scores, and by policy all that was said."""
-    scores: list[Score] = []
-    texts: dict[str, list[Said]] = {}
-    with Screen(console, options.policies, options.steps) as screen:
-        for policy in options.policies:
-            screen.begin(policy)
-            score, texts[policy] = stage.run(policy, options.steps, screen)
-            scores.append(score)
-    return scores, texts
+    """Every policy on an engine of its own, side by side: the scores, and by policy all that was
+    said.
+
+    They take each round of the world one after another, to and fro, so that a slow minute of the
+    machine is a slow minute of all.
+    """
+    with ExitStack() as stack:
+        plays = [stack.enter_context(stage.play(policy)) for policy in options.policies]
+        screen = stack.enter_context(Screen(console, options.policies, options.steps))
+        for play in plays:
+            screen.warms_up(play.policy)
+            play.warm_up()
+        for _ in range(options.steps):
+            going = plays
+            while going:
+                going = [play for play in reversed(going) if play.round()]
+            for play in plays:
+                screen.played(play.score, play.world.news)
+        return [play.score for play in plays], {play.policy: play.said for play in plays}
 
 
 def introduction(stage: Stage, options: DemoOptions) -> str:

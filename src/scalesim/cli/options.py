@@ -19,6 +19,8 @@ from scalesim.cli.boxes import in_one_line
 from scalesim.cli.output import check_writable
 from scalesim.cli.values import (
     COUNT,
+    FEW,
+    MANY,
     MEMORY,
     MEMORY_OR_AUTO,
     POSITIVE,
@@ -49,23 +51,23 @@ ModelSize = Literal["tiny", "small", "large"]
 class DemoOptions:
     """64 agents take turns on a pool for 16, under every policy; all must say the same.
 
-    A small world runs once for each policy, from the same seed, on a random model that is made on
-    the fly. Exits with 1 if two policies gave different texts.
+    A small world runs once for each policy, step by step side by side, from the same seed, on a
+    random model that is made on the fly. Exits with 1 if two policies gave different texts.
     """
 
-    agents: Annotated[int, COUNT] = 64
+    agents: Annotated[int, MANY] = 64
     """Agents in the world."""
     resident: Annotated[int, COUNT] = 16
     """Agents whose state fits into the device pool."""
     steps: Annotated[int, COUNT] = 16
     """Steps of the simulation, for each policy."""
     policies: tuple[str, ...] = ("deadline", "lru-swap", "lru-recompute", "resident")
-    """Policies to run, one after the other."""
+    """Policies to run, each on an engine of its own."""
     seed: Annotated[int, SEED] = 0
     """Of the world, the model and all sampling."""
     model: ModelSize = "small"
     """Size of the random model: 0.1, 1 or 4 million parameters."""
-    threads: Annotated[int, COUNT] = 1
+    threads: Annotated[int, FEW] = 1
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
 
     def check(self) -> None:
@@ -78,7 +80,7 @@ class DemoOptions:
         if not self.policies:
             raise ConfigError(f"--policies names none; give some of: {', '.join(ENGINE_POLICIES)}")
         for index, policy in enumerate(self.policies):
-            policy_named(policy)
+            EngineConfig(policy=policy)
             if policy in self.policies[:index]:
                 raise ConfigError(f"--policies names {policy} twice; once is enough")
 
@@ -412,7 +414,7 @@ class CheckOptions:
     """A class, or what makes one; a Policy. Modules of the working directory are found."""
     walks: Annotated[int, COUNT] = 60
     """Random walks, each over a memory of its own."""
-    steps: Annotated[int, COUNT] = 200
+    steps: Annotated[int, MANY] = 200
     """Operations in a walk."""
     seed: Annotated[int, SEED] = 0
     """Of the first walk; each has the next one."""

@@ -1,6 +1,6 @@
 """One run of the demo's world on one engine, driven as a simulation would drive it, and its score.
 
-Knows nothing of screens: a ``Watcher`` is told of every step.
+Knows nothing of screens, nor of other plays: who holds several moves each by a round in turn.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from statistics import median
+from typing import TypeVar
 
 from scalesim.cli.world import Turn, World
 from scalesim.core import SamplingParams
@@ -38,20 +39,17 @@ class Said:
 class Score:
     """What one policy did, the warm-up not counted: the engine's own counts, and ours of time.
 
-    ``seconds`` are those of ``steps``.
+    ``turn_cpu_s``: processor time a turn, all threads together, in the median round: what else the
+    machine does makes a round last longer, and few of them cost more.
     """
 
     policy: str
     steps: int
-    seconds: float
+    turn_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
     speakers: int = 0  # agents who spoke, summed over the steps
-
-    @property
-    def turns_per_s(self) -> float:
-        return self.engine.turns / max(self.seconds, 1e-9)
 
     @property
     def hits(self) -> float:
@@ -69,54 +67,70 @@ class Score:
     def prefilled_tokens(self) -> int:
         return self.engine.prompt_tokens - self.engine.cached_tokens
 
-    @property
-    def step_s(self) -> float:
-        return self.seconds / max(self.steps, 1)
-
-
-class Watcher(Protocol):
-    """Told of every step: the score so far, and a line of what happened in the world."""
-
-    def step(self, score: Score, news: str) -> None: ...
-
 
 class Play:
-    """``run`` warms the engine up with a turn of everyone, then plays; ``said`` is the record."""
+    """``warm_up`` gives everyone a turn, once; then each ``round`` plays one of the world's.
+    ``said`` is the record, ``score`` what it took."""
 
     def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
         self.engine, self.world = engine, world
         self.policy, self.page_bytes = policy, page_bytes
         self.said: list[Said] = []
         self._agents = [engine.agent(person.name) for person in world.people]
-        self._speakers = 0
+        self._steps, self._speakers = 0, 0
+        self._turn_cpu_s: list[float] = []  # by round
+        self._in_step: set[int] = set()  # who has spoken
+        self._before = self._counts()
 
-    def run(self, steps: int, watcher: Watcher) -> Score:
+    def warm_up(self) -> None:
         self._ask(self.world.opening(), max_tokens=1)
         self._tell()
-        before = replace(self.engine.stats), replace(self.engine.parts.memory.counters)
-        start = time.perf_counter()
-        score = self._score(0, 0.0, *before)
-        for step in range(steps):
-            self._step()
-            score = self._score(step + 1, time.perf_counter() - start, *before)
-            watcher.step(score, self.world.news)
-        return score
+        self._before = self._counts()
 
-    def _step(self) -> None:
-        world, engine = self.world, self.engine
-        speakers = set()
-        while turns := world.round():
-            replies = self._ask(turns, world.config.reply_len)
-            self.said += [
-                Said(world.now, world.people[turn.who].name, reply.token_ids, reply.digest)
-                for turn, reply in zip(turns, replies, strict=True)
-            ]
-            world.hear(turns, [spoken(reply) for reply in replies])
-            self._tell()
-            speakers |= {turn.who for turn in turns}
-        self._speakers += len(speakers)
-        world.end_step()
-        engine.advance()
+    def round(self) -> bool:
+        """Play the next round of the world's step; after the last, end the step: ``False``."""
+        start = time.process_time()
+        turns = self.world.round()
+        if not turns:
+            self._end_step()
+            return False
+        self._play(turns)
+        self._turn_cpu_s.append((time.process_time() - start) / len(turns))
+        return True
+
+    @property
+    def score(self) -> Score:
+        stats, memory = self._before
+        return Score(
+            self.policy,
+            self._steps,
+            median(self._turn_cpu_s or [0.0]),
+            since(self.engine.stats, stats),
+            since(self.engine.parts.memory.counters, memory),
+            self.page_bytes,
+            self._speakers,
+        )
+
+    def _counts(self) -> tuple[EngineStats, Counters]:
+        return replace(self.engine.stats), replace(self.engine.parts.memory.counters)
+
+    def _play(self, turns: Sequence[Turn]) -> None:
+        world = self.world
+        replies = self._ask(turns, world.config.reply_len)
+        self.said += [
+            Said(world.now, world.people[turn.who].name, reply.token_ids, reply.digest)
+            for turn, reply in zip(turns, replies, strict=True)
+        ]
+        world.hear(turns, [spoken(reply) for reply in replies])
+        self._tell()
+        self._in_step |= {turn.who for turn in turns}
+
+    def _end_step(self) -> None:
+        self._steps += 1
+        self._speakers += len(self._in_step)
+        self._in_step.clear()
+        self.world.end_step()
+        self.engine.advance()
 
     def _tell(self) -> None:
         """Plans are known as soon as they are made: whoever speaks late can give way at once."""
@@ -127,17 +141,6 @@ class Play:
         params = SamplingParams(max_tokens=max_tokens)
         requests = [Request(turn.prompt, self._agents[turn.who].id, params) for turn in turns]
         return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
-
-    def _score(self, steps: int, seconds: float, stats: EngineStats, memory: Counters) -> Score:
-        return Score(
-            self.policy,
-            steps,
-            seconds,
-            since(self.engine.stats, stats),
-            since(self.engine.parts.memory.counters, memory),
-            self.page_bytes,
-            self._speakers,
-        )
 
 
 def spoken(reply: Reply) -> bytes:

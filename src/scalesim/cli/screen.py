@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: live bars on a terminal, a line a policy elsewhere."""
+"""What the demo shows while it runs: live bars on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from rich.text import Text
 
 from scalesim.cli.play import Score
 
+_LINES = 4  # where there are no bars
+
 
 class Screen:
-    """A ``Watcher``, and a context manager that gives the terminal back however it is left."""
+    """A context manager that gives the terminal back however it is left. ``warms_up`` and
+    ``played`` tell it how far a policy is."""
 
     def __init__(self, console: Console, policies: tuple[str, ...], steps: int) -> None:
         self._console, self._steps = console, steps
@@ -25,6 +28,7 @@ class Screen:
         self._tasks: dict[str, TaskID] = {
             name: self._bars.add_task(name, total=steps, state="[dim]waits") for name in policies
         }
+        self._played, self._lines = 0, 0
         self._live: Live | None = None
         if console.is_terminal:
             # slow: each refresh takes the interpreter away from the engine
@@ -40,17 +44,23 @@ class Screen:
             self._live.update(self._bars)  # the last view stays: bars without news
             self._live.stop()
 
-    def begin(self, policy: str) -> None:
+    def warms_up(self, policy: str) -> None:
         self._bars.update(self._tasks[policy], state="everyone speaks once, to warm up")
+        if self._live is None:
+            self._console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
-    def step(self, score: Score, news: str) -> None:
-        rates = f"{score.turns_per_s:5.1f} turns/s   hits {score.hits:4.0%}"
+    def played(self, score: Score, news: str) -> None:
+        """A step more under one policy: its score so far, and what happened in the world."""
+        rates = f"hits {score.hits:4.0%}   {score.turn_cpu_s * 1e3:.0f} CPU ms a turn"
         self._bars.update(self._tasks[score.policy], completed=score.steps, state=rates)
+        self._played += 1
+        due = score.steps * _LINES // self._steps
         if self._live is not None:
             self._live.update(self._view(f"step {score.steps}: {news}"))
-        elif score.steps == self._steps:
-            line = f"{score.policy:<14} {score.steps}/{self._steps} steps {rates}"
-            self._console.print(line, highlight=False)
+        elif self._played % len(self._tasks) == 0 and due > self._lines:
+            self._lines = due
+            line = f"step {score.steps} of {self._steps}: {news}"
+            self._console.print(line, highlight=False, markup=False)
 
     def _view(self, news: str) -> Group:
         return Group(self._bars, Text(news, style="dim", no_wrap=True, overflow="ellipsis"))

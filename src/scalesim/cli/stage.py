@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from scalesim.assembly import parts_for
 from scalesim.cli.options import DemoOptions, ModelSize
-from scalesim.cli.play import Play, Said, Score, Watcher
+from scalesim.cli.play import Play
 from scalesim.cli.world import World, WorldConfig
 from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.engine import Engine
@@ -95,9 +97,9 @@ class Stage:
             scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=512),
         )
 
-    def run(self, policy: str, steps: int, watcher: Watcher) -> tuple[Score, list[Said]]:
-        """The world from its beginning on a fresh engine: its score, and all that was said."""
+    @contextmanager
+    def play(self, policy: str) -> Iterator[Play]:
+        """The world at its beginning, on a fresh engine."""
         parts = parts_for(self.model, self.config(policy), tokenizer=ByteTokenizer())
         with Engine(parts) as engine:
-            play = Play(engine, World(self.world), policy, self.page_bytes)
-            return play.run(steps, watcher), play.said
+            yield Play(engine, World(self.world), policy, self.page_bytes)

@@ -84,6 +84,8 @@ def _cut(word: str) -> str:
 
 
 COUNT = _whole(1)
+FEW = _whole(1, 256)
+MANY = _whole(1, 10**6)
 WHOLE = _whole(0)
 SEED = _whole(0, 2**63 - 1)
 REAL = _value("FLOAT", _real)
