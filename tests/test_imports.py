@@ -36,6 +36,7 @@ ENGINE = tuple(
         "driver",
         "embeddings",
         "engine",
+        "forks",
         "gate",
         "guard",
         "intake",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scalesim import forks
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.caller import Caller
@@ -79,6 +80,14 @@ class Engine(Caller):
         for source in sources:
             self._heed(source)
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
+        forks.tell(self)
+
+    def after_fork(self) -> None:
+        """In the child of a fork (``forks``): the engine is closed there, and touches nothing that
+        it shares with its own process."""
+        self._driver.after_fork()
+        if self._loop.recorder is not None:
+            self._loop.recorder.after_fork()
 
     @property
     def clock(self) -> Clock:

@@ -8,6 +8,7 @@ stretches; the rest gets a name of its own. Sharing between agents is found by w
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,6 +126,12 @@ class Recorder:
         """The clock moved to ``step``."""
         self._lines.append(_Line(step, is_tick=True))
         self._flush()
+
+    def after_fork(self) -> None:
+        """In the child: what stands in the file's buffer is the parent's to write."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._file.fileno())
+        os.close(null)
 
     def close(self) -> None:
         self._lines = deque(line for line in self._lines if not line.is_open)
