@@ -42,6 +42,7 @@ ENGINE = tuple(
         "driver",
         "embeddings",
         "engine",
+        "forks",
         "gate",
         "guard",
         "intake",

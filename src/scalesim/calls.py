@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
@@ -79,7 +80,7 @@ class Ended:
         self.future: asyncio.Future[None] = loop.create_future()
 
     def tell(self, call: Call) -> None:
-        if not self.future.done():
+        with suppress(asyncio.InvalidStateError):  # cancelled, also just now by a signal
             self.future.set_result(None)
 
 
@@ -212,6 +213,13 @@ def deliver(calls: list[Call]) -> None:
 
 
 def _tell(calls: list[Call]) -> None:
-    for call in calls:
-        if call.waiter is not None:
-            call.waiter.tell(call)
+    """In their event loop. Where Ctrl-C strikes, the rest is told if the loop goes on."""
+    try:
+        while calls:
+            waiter = calls[-1].waiter
+            if waiter is not None:
+                waiter.tell(calls[-1])
+            calls.pop()
+    except BaseException:
+        asyncio.get_running_loop().call_soon(_tell, calls)
+        raise

@@ -23,6 +23,7 @@ from scalesim.errors import EngineClosedError, EngineModeError
 from scalesim.foreign import Foreign, report
 from scalesim.interrupts import InterruptsWait
 from scalesim.loop import Loop
+from scalesim.tickets import Put
 
 _POLL_S = 0.005
 _MAX_WAIT_S = 60.0
@@ -37,6 +38,9 @@ class Driver:
     def __init__(self, loop: Loop) -> None:
         self._loop, self._parts = loop, loop.parts
         self._inbox: SimpleQueue[Command] = SimpleQueue()
+        # ``post`` for who leaves, whom a closed engine owes nothing: one instruction, so that the
+        # collector may use it within any lock, and where a second Ctrl-C strikes
+        self.post_quietly: Put = self._inbox.put
         self._choice = threading.Lock()  # held to choose who drives
         self._turn = threading.Lock()  # whose it is may touch the loop: the thread, for its life;
         self._turn_of: int | None = None  # who calls step, for a step; close, in the end
@@ -74,11 +78,6 @@ class Driver:
             return
         while thread.is_alive() and not done.wait(_LOOK_S):
             pass
-
-    def post_quietly(self, command: Command) -> None:
-        """``post`` for the garbage collector, who may run within any lock; and for those who leave,
-        whom a closed engine owes nothing."""
-        self._inbox.put(command)
 
     def check_open(self) -> None:
         """Raise ``EngineClosedError`` if the engine was closed, or died, or is another process's"""
@@ -173,8 +172,10 @@ class Driver:
                 )
             self._mode = mode
             if mode == "thread" and self._thread is None:
-                # It names itself when it runs: whoever starts it may be interrupted before it does.
-                threading.Thread(target=self._run, name="scalesim-engine", daemon=True).start()
+                # It names itself when it runs: whoever starts it may be stopped before it does.
+                thread = threading.Thread(target=self._run, name="scalesim-engine", daemon=True)
+                with InterruptsWait():  # starting waits within an Event
+                    thread.start()
 
     # -- on the loop's thread -----------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from scalesim import forks
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.caller import Caller
@@ -109,6 +110,14 @@ class Engine(Caller):
         for source in sources:
             self._heed(source)
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
+        forks.tell(self)
+
+    def after_fork(self) -> None:
+        """In the child of a fork (``forks``): the engine is closed there, and touches nothing that
+        it shares with its own process."""
+        self._driver.after_fork()
+        if self._loop.recorder is not None:
+            self._loop.recorder.after_fork()
 
     @property
     def clock(self) -> Clock:

@@ -1,31 +1,37 @@
 """What a forked child finds of an engine: the objects, and none of the threads that make them work.
 
 A lock that another thread held is held for ever there, and a call that waits waits for ever. So an
-engine is told of a fork, in the child, before anything else runs.
+engine is told of a fork, in the child, before anything else runs there.
 """
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
-from typing import Any
-
-_told: dict[int, weakref.WeakMethod[Callable[[], Any]]] = {}
+from functools import partial
+from typing import Protocol
 
 
-def tell(method: Callable[[], Any]) -> None:
-    """Have ``method``, of an object that may go meanwhile, called in each child that is forked. It
-    must take no lock."""
-    key = id(method.__self__)  # type: ignore[attr-defined]
-    _told[key] = weakref.WeakMethod(method, lambda _: _told.pop(key, None))
+class Forked(Protocol):
+    """Told of a fork, in the child. It must take no lock."""
+
+    def after_fork(self) -> None: ...
+
+
+_told: dict[int, weakref.ref[Forked]] = {}
+
+
+def tell(each: Forked) -> None:
+    """Have ``each``, while it lives, told of every fork."""
+    key = id(each)
+    _told[key] = weakref.ref(each, partial(_told.pop, key))  # no Python runs where it dies
 
 
 def _in_child() -> None:
     for reference in list(_told.values()):
-        method = reference()
-        if method is not None:
-            method()
+        each = reference()
+        if each is not None:
+            each.after_fork()
     _told.clear()
 
 

@@ -36,8 +36,9 @@ class Gate:
         return self.limit - len(self._held)
 
     @property
-    def has_line(self) -> bool:
-        return bool(self._line)
+    def opens(self) -> bool:
+        """Whether somebody in line has a place now."""
+        return bool(self._line) and self.num_free > 0
 
     def calls(self) -> list[Call]:
         """All that hold a place or wait for one."""

@@ -1,7 +1,8 @@
-"""Ctrl-C in a program that drives the engine itself: it waits until a step is over.
+"""Ctrl-C that waits: in a program that drives the engine itself, until a step is over.
 
 A signal's handler runs between any two instructions of the main thread, so ``KeyboardInterrupt``
-would leave the scheduler and memory half changed.
+would leave the scheduler and memory half changed. Also around what must not be left halfway in the
+standard library: within an ``Event`` or a ``Condition``, its lock stays locked.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ class Loop:
 
     def _turn(self) -> bool:
         self._expire()
-        if self.gate.has_line:
-            self.accept([])  # those whose turn it is
+        if self.gate.opens:
+            self.accept([])
         batch = self.scheduler.schedule()
         in_background = self.parts.runner.steps_in_flight > 1
         if not in_background:
@@ -205,7 +205,8 @@ class Loop:
         elif batch is None and self.scheduler.has_work:
             self._stall()
         self._settle(self.scheduler.take_ended())
-        return batch is not None or bool(self._flights) or self.scheduler.has_work
+        is_busy = batch is not None or bool(self._flights) or self.scheduler.has_work
+        return is_busy or self.gate.opens
 
     def _stall(self) -> None:
         """Nothing can run until a copy arrives."""

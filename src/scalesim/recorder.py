@@ -151,6 +151,12 @@ class Recorder:
         self._lines.append(_Line(step, is_tick=True))
         self._flush()
 
+    def after_fork(self) -> None:
+        """In the child: what stands in the file's buffer is the parent's to write."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._file.fileno())
+        os.close(null)
+
     def close(self) -> None:
         self._lines = deque(line for line in self._lines if not line.is_open)
         with Foreign():  # what is in the file's buffer may not fit either

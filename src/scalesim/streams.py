@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,8 +76,9 @@ class Mailbox:
         self._is_announced = False
         if self.loop is None:
             self._bell.ring()
-        elif self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        elif (future := self._future) is not None:
+            with suppress(asyncio.InvalidStateError):  # told already, or cancelled
+                future.set_result(None)
 
     # -- on the reader's ----------------------------------------------------------------------
 

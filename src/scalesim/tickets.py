@@ -17,7 +17,7 @@ from functools import partial
 from scalesim.calls import Call
 
 Put = Callable[[Callable[[], object]], object]
-"""Puts a command into an inbox: a ``SimpleQueue``'s, so that the collector may call it anywhere."""
+"""``SimpleQueue.put`` of an inbox of commands."""
 
 
 class Ticket:

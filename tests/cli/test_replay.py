@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scalesim.cli import main
-from scalesim.cli.options import ReplayOptions, share
+from scalesim.cli.options import ReplayOptions, parse
 from scalesim.cli.replay import Watching, scenarios, sizes_of
 from scalesim.errors import ConfigError
 from scalesim.replay.formats import FORMATS, read
@@ -64,7 +64,7 @@ def refused(capsys: Out, *words: str) -> str:
         (["w1", "--format", "mooncake"], "--format mooncake applies to trace files"),
         (["w1", "--step", "3"], "--step 3.0 applies to trace files"),
         (["paper", "--block-size", "16"], "--block-size 16 applies to trace files"),
-        (["w1", "--residency", "25"], r"--residency 25 (2500 %) is no share"),
+        (["w1", "--residency", "25"], r"--residency: 25 must be a share above 0 to 1, like 0.25 or 25%"),
         (["w1", "--residency", "0"], "--residency 0"),
         (["w1", "--residency", "nan%"], "is no share"),
         (["w1", "--link", "150%"], "--link 150%"),
@@ -127,16 +127,17 @@ def test_every_knob_changes_something() -> None:
                 assert told(**{knob: value}) != told(), (name, knob)
 
 
-@pytest.mark.parametrize(("text", "value"), [("25%", 0.25), ("0.25", 0.25), (" 100 %", 1.0),
+@pytest.mark.parametrize(("text", "value"), [("25%", 0.25), ("0.25", 0.25), ("100%", 1.0),
                                              ("1", 1.0), ("0.5%", 0.005)])  # fmt: skip
 def test_shares(text: str, value: float) -> None:
-    assert share(text, "--residency") == pytest.approx(value)
+    options = parse(["replay", "w1", "--residency", text])
+    assert isinstance(options, ReplayOptions) and options.residency == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["25", "1.01", "101%", "0", "-1", "inf", "nan", "", "%", "half"])
 def test_what_is_no_share(text: str) -> None:
     with pytest.raises(ConfigError, match="--residency"):
-        share(text, "--residency")
+        parse(["replay", "w1", f"--residency={text}"])
     with pytest.raises(ConfigError, match="residency=25"):
         Sizes(residency=25)
 

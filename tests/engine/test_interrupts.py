@@ -1,0 +1,117 @@
+"""Ctrl-C anywhere in a call loses nothing: a sample of ``tests.engine.interrupts``."""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scalesim.interrupts import InterruptsWait
+from scalesim.loop import Loop
+from scalesim.tickets import Ticket
+from tests.engine import interrupts
+
+SAMPLE = 12
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """A parent may have switched it off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("name", [name for name in interrupts.ACTS if name not in ("choose",)])
+def test_an_interrupt_loses_nothing(name: str) -> None:
+    points = interrupts.num_points(name)
+    assert points > 100
+    size = -(-points // (SAMPLE // 3 if name in interrupts.SCORED else SAMPLE))
+    dice = random.Random(name)
+    struck = [
+        interrupts.once(name, dice.randrange(first, min(first + size, points + 1)))
+        for first in range(1, points + 1, size)
+    ]
+    assert sum(struck) >= len(struck) // 2  # the rest of the calls had fewer points that time
+
+
+@pytest.mark.parametrize("name", ["generate", "run", "stream", "generate_async", "refused"])
+def test_who_cannot_clean_up_is_cleaned_up_after(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C strikes where the first is handled: the ticket's death does what is left."""
+
+    def interrupted(ticket: Ticket) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ticket, "keep", interrupted)  # the first: all is done but this
+        patch.setattr(Ticket, "close", interrupted)
+        engine = interrupts.make_engine(name)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.ACTS[name](engine)
+    gc.collect()
+    interrupts.settle(engine, driven=False)
+    engine.close()
+
+
+def test_ctrl_c_waits_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = interrupts.make_engine("step")
+    call = engine.submit(interrupts.requests(engine, 1)[0])
+    turn, seen = Loop._turn, []
+
+    def pressed(loop: Loop) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        seen.append(turn(loop))  # it is not left halfway
+        return seen[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_turn", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert seen == [True] and engine.stats.restarts == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    while not call.done:
+        engine.step()
+    assert len(call.result().token_ids) == 3
+    engine.close()
+
+
+def test_pressed_twice_it_is_handled_at_once() -> None:
+    """In a step that hangs; what was under way is then made anew, and calls go on."""
+    engine = interrupts.make_engine("step")
+    call = engine.submit(interrupts.requests(engine, 1)[0])
+    launch = engine.parts.runner.launch
+    reached = []
+
+    def hangs(batch: Any) -> Any:
+        engine.parts.runner.launch = launch  # type: ignore[method-assign]
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(2)
+
+    engine.parts.runner.launch = hangs  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    assert reached == [1] and engine.stats.restarts == 1
+    while not call.done:
+        engine.step()
+    assert len(call.result().token_ids) == 3
+    engine.close()
+
+
+def test_a_handler_of_ones_own_is_kept() -> None:
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    with InterruptsWait():
+        signal.raise_signal(signal.SIGINT)
+        assert not came
+    assert came == [signal.SIGINT]
+    with InterruptsWait():  # who sets one inside keeps it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
