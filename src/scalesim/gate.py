@@ -27,11 +27,6 @@ class Gate:
         self._lock = threading.Lock()
 
     @property
-    def refuses(self) -> bool:
-        """Whether nobody waits here."""
-        return self._refuse
-
-    @property
     def num_free(self) -> int:
         return self.limit - len(self._held)
 
