@@ -98,7 +98,7 @@ def test_a_trace_takes_no_option_of_a_workload(capsys: Out, trace: str, option: 
 def test_a_trace_takes_its_own_options(capsys: Out, trace: str, arrivals: str) -> None:
     assert "--hints stale applies to workloads" in refused(capsys, trace, "--hints", "stale")
     assert "steps of its own" in refused(capsys, trace, "--step", "3")
-    assert "--step 0.0" in refused(capsys, arrivals, "--step", "0")
+    assert "--step: 0 must be" in refused(capsys, arrivals, "--step", "0")
     assert "unknown format 'csv'" in refused(capsys, trace, "--format", "csv")
     assert "have no blocks" in refused(capsys, trace, "--block-size", "16")
     assert "hash_ids has 2 ids" in refused(capsys, arrivals, "--block-size", "16")
