@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
 from scalesim.calls import Call, Ended, Latch
-from scalesim.checks import flag, instance, refuse
+from scalesim.checks import flag, instance, reading, refuse
 from scalesim.choices import By, Choice, Option, checked_options, choice_of
 from scalesim.core import Floats, Pooling
 from scalesim.driver import Driver
@@ -66,7 +66,9 @@ class Caller:
             refuse("requests", requests, "must be a list of Requests; generate() takes one")
         keep = flag("return_exceptions", return_exceptions)
         calls: list[list[Call] | Exception] = []
-        for request in requests:
+        with reading("requests"):
+            each = iter(requests)
+        for request in each:
             try:
                 calls.append(self._prepare(request))
             except Exception as error:

@@ -168,6 +168,7 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
         refuse(name, value, "must be a path", error)
     with reading(name, error):
         path = Path(value)
+        os.fsencode(path)
     if not str(value) or "\0" in str(path) or any(len(part) > 255 for part in path.parts):
         refuse(name, value, "must be a path, with names of 1 to 255 characters", error)
     return path

@@ -131,7 +131,8 @@ class StructureConfig:
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
-    ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``; ``"auto"`` is 1 GB
+    ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
+    ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
     and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
     available. ``policy``: how the planner orders and looks ahead. ``block_size``: tokens a page;
     chosen for the model if ``None``. ``max_model_len``: tokens of prompt and output; the model's

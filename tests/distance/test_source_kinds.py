@@ -80,7 +80,7 @@ def test_a_hub_does_not_cost_more_than_it_may() -> None:
     graph = Graph({"hub": list(range(100_000))}, max_reached=50)
     graph.called("hub", 0.0)
     assert len(said(graph)) == 50
-    with pytest.raises(ConfigError, match=r"probability 1\.5"):
+    with pytest.raises(ConfigError, match=r"probability=1\.5"):
         Graph({"a": {"b": 1.5}})
     with pytest.raises(ConfigError, match="delay=0"):
         Graph({}, delay=0.0)
@@ -114,7 +114,7 @@ def test_an_activation_is_expected_after_one_over_p_and_again_when_it_did_not_co
     assert said(source, 3.0) == {"b": 13.0}
     source.set("c", 1.0)
     assert said(source, 4.0) == {"c": 5.0}
-    with pytest.raises(ConfigError, match=r"probability of 1\.2"):
+    with pytest.raises(ConfigError, match=r"probability=1\.2"):
         Activation("a", 1.2)
     with pytest.raises(RequestError, match="'z'"):
         source.set("z", 0.5)

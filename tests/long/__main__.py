@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.long import on_faults, on_models, on_tags
+from tests.long import on_callers, on_faults, on_models, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
 CAMPAIGNS = {
@@ -44,6 +44,13 @@ CAMPAIGNS = {
             lambda: len(on_faults.cases()),
             "every part fails at its N-th call, once or for ever; then nobody is lost",
             on_faults.run,
+        ),
+        Campaign(
+            "callers",
+            "bad callers",
+            len(on_callers.CASES),
+            "hostile values beside a workload, checked and unchecked; its texts and pages compared",
+            on_callers.run,
         ),
         Campaign(
             "interleavings",

@@ -164,7 +164,9 @@ class Proximity(Source):
         return meet
 
     def _checked_speeds(self, speeds: npt.ArrayLike, count: int, error: Error) -> Times:
-        return numbers("speed", speeds, count, 0.0, self._max_speed, error)
+        return numbers(
+            f"speed (max_speed={self._max_speed})", speeds, count, 0.0, self._max_speed, error
+        )
 
 
 def _points(positions: npt.ArrayLike, count: int, error: Error) -> Points:

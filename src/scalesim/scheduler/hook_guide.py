@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.checks import reading, shown
 from scalesim.core import Int32s
+from scalesim.errors import RequestError
 from scalesim.foreign import Foreign
 from scalesim.scheduler.adjusting import Filler
 
@@ -26,7 +28,7 @@ def _ask(guide: HookGuide, tokens: Int32s, words: Int32s) -> Exception | None:
 
 
 class HookGuide:
-    """A caller's ``LogitsMask`` as a guide. Raises ``ValueError`` for what is no mask."""
+    """A caller's ``LogitsMask`` as a guide. Raises ``RequestError`` for what is no mask."""
 
     filler: Filler = staticmethod(ask_each)
 
@@ -43,10 +45,12 @@ class HookGuide:
             words[:] = -1
             return
         allowed: npt.NDArray[np.bool_] = np.zeros(32 * len(words), np.bool_)
-        allowed[: self._vocab_size] = self._as_mask(np.asarray(found))
+        with reading("what mask gave"):
+            array = np.asarray(found)
+        allowed[: self._vocab_size] = self._as_mask(array)
         if not allowed.any():
-            raise ValueError(
-                f"mask {self._hook!r} allows no token at position {len(tokens)}; allow one at "
+            raise RequestError(
+                f"mask {shown(self._hook)} allows no token at position {len(tokens)}; allow one at "
                 "least, or return None for all"
             )
         words[:] = np.packbits(allowed, bitorder="little").view(np.int32)
@@ -56,16 +60,16 @@ class HookGuide:
             return found  # type: ignore[return-value]
         mask = np.zeros(self._vocab_size, np.bool_)
         if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-            raise ValueError(
-                f"mask {self._hook!r} gave {found.dtype} of shape {found.shape}; it must give "
+            raise RequestError(
+                f"mask {shown(self._hook)} gave {found.dtype} of shape {found.shape}; it must give "
                 f"token ids, a bool array of shape ({self._vocab_size},), or None"
             )
         ids = found.astype(np.int64)
         if ids.size and not 0 <= ids.min() <= ids.max() < self._vocab_size:
             bad = int(ids.min() if ids.min() < 0 else ids.max())
-            raise ValueError(
-                f"mask {self._hook!r} allows token {bad}, which is outside the vocabulary, 0 to "
-                f"{self._vocab_size - 1}"
+            raise RequestError(
+                f"mask {shown(self._hook)} allows token {bad}, which is outside the vocabulary, "
+                f"0 to {self._vocab_size - 1}"
             )
         mask[ids] = True
         return mask

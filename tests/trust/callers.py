@@ -1,0 +1,147 @@
+"""Bad callers: hostile values beside the workload's agents, who must say what they always say.
+
+Each value enters by the public call, where it must be refused or do no harm; and once more with the
+caller's checks taken away, so that it reaches the engine's thread: there it ends its own request,
+and nothing begins anew. ``python -m tests.long callers`` has every value with one step in flight
+and with two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from scalesim.calls import Call
+from scalesim.core import SamplingParams
+from scalesim.engine import Engine
+from scalesim.errors import ScaleSimError
+from scalesim.requests import Prompt, Request
+from tests.trust.workload import Lost, Text, Workload
+
+SURROGATE, DIGITS = "lone \ud800", 10**5000
+
+
+def _drawn(**fields: Any) -> Callable[[Engine], object]:
+    return lambda engine: engine.submit(Request([1, 2, 3], params=SamplingParams(**fields)))
+
+
+def _asked(**fields: Any) -> Callable[[Engine], object]:
+    params = SamplingParams(max_tokens=2)
+    return lambda engine: engine.submit(Request([1, 2, 3], **{"params": params, **fields}))
+
+
+def _by(agent: Any) -> Callable[[Engine], object]:
+    return lambda engine: engine.submit(engine.agent(agent).request([1, 2, 3], max_tokens=2))
+
+
+def _cancelled(what: Any) -> Callable[[Engine], object]:
+    return lambda engine: engine.cancel(what)
+
+
+THROUGH: dict[str, Callable[[Engine], object]] = {
+    "sample index of 64 bits": _asked(sample_index=2**63),
+    "sample index below 0": _asked(sample_index=-(2**63) - 1),
+    "sample index, a text": _asked(sample_index="1"),
+    "agent, half a surrogate pair": _by(SURROGATE),
+    "agent of 5000 digits": _by(DIGITS),
+    "seed of 64 bits": _drawn(seed=2**64, max_tokens=2),
+    "seed, a text": _drawn(seed="a", max_tokens=2),
+    "temperature, a text": _drawn(temperature="hot", max_tokens=2),
+    "top_k, a text": _drawn(top_k="many", max_tokens=2),
+    "top_k of 64 bits": _drawn(top_k=2**63, max_tokens=2),
+    "top_p, a list": _drawn(top_p=[1], max_tokens=2),
+    "stop ids, a number": _drawn(stop_token_ids=5.5, max_tokens=2),
+    "stop ids, lists": _drawn(stop_token_ids=([],), max_tokens=2),
+    "biases of texts": _drawn(logit_bias={"a": "b"}, max_tokens=2),
+    "biases, a list": _drawn(logit_bias=[1], max_tokens=2),
+    "log-probabilities, a text": _drawn(prompt_logprobs=0, prompt_logprobs_start="x", max_tokens=2),
+}
+"""Values that fail on the engine's thread, if they get there."""
+
+BEFORE: dict[str, Callable[[Engine], object]] = {
+    "no request": lambda engine: engine.submit("hi"),  # type: ignore[arg-type]
+    "no params": _asked(params={"max_tokens": 3}),
+    "no prompt": lambda engine: engine.submit(Request(None)),  # type: ignore[arg-type]
+    "timeout, a text": _asked(timeout="1s"),
+    "timeout, no number": _asked(timeout=math.nan),
+    "priority, half": _asked(priority=0.5),
+    "pooling": _asked(pooling="max"),
+    "cancel nothing": _cancelled(None),
+    "cancel a request": _cancelled(Request("hi")),
+    "expect of 5000 digits": lambda engine: engine.expect({DIGITS: 1.0}),
+    "expect for ever": lambda engine: engine.expect({"a": math.inf}, confidence=math.nan),
+    "wake a list": lambda engine: engine.wake([]),  # type: ignore[arg-type]
+    "advance to no number": lambda engine: engine.advance(to=math.nan),
+    "advance for ever": lambda engine: engine.advance(to=1e300),
+    "fork into half a pair": lambda engine: engine.fork("a", SURROGATE),
+    "listen to a text": lambda engine: engine.add_source("Learned"),  # type: ignore[arg-type]
+}
+"""Values that have to be found where they enter: the engine's thread is not asked."""
+
+CASES = [(name, checked) for name in THROUGH for checked in (True, False)] + [
+    (name, True) for name in BEFORE
+]
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Callers' values go through as they are."""
+    with ExitStack() as stack:
+        for name, instead in (
+            ("scalesim.intake.checked_call", lambda request: request),
+            ("scalesim.intake.check_params", lambda params, *_: params),
+            ("scalesim.intake.agent_id", lambda agent: agent),
+            ("scalesim.engine.agent_id", lambda agent: agent),
+        ):
+            stack.enter_context(patch(name, instead))
+        yield
+
+
+@dataclass
+class Beset(Workload):
+    """The workload, with ``act`` before every call of it."""
+
+    act: Callable[[Engine], object] = lambda engine: None
+    checked: bool = True
+    refused: int = 0
+    thrown: list[Call] = field(default_factory=list)
+
+    def _submit(
+        self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
+    ) -> Call | None:
+        try:
+            with nullcontext() if self.checked else unchecked():
+                call = self.act(self.engine)
+        except ScaleSimError:
+            self.refused += 1
+        else:
+            if isinstance(call, Call):
+                self.thrown.append(call)
+        return super()._submit(agent, prompt, stop, failed)
+
+
+def run(
+    name: str, checked: bool, texts: dict[str, list[Text]], steps_in_flight: int = 1
+) -> tuple[int, int]:
+    """One run, judged; how many bad calls were refused, and how many were let in and ended with
+    a typed error. Raises ``Lost``."""
+    act = (THROUGH | BEFORE)[name]
+    with Beset(0, steps_in_flight, act=act, checked=checked) as workload:
+        said = workload.play()
+        if workload.dead is not None or workload.engine.stats.restarts:
+            raise Lost(f"{name}: {workload.engine.stats.restarts} restarts, {workload.dead!r}")
+        if workload.errors or said != texts:
+            raise Lost(f"{name}: neighbours say {said}, {workload.errors}")
+        workload._run(workload.thrown)
+        ended = [call.error for call in workload.thrown if call.error is not None]
+        if bad := [error for error in ended if not isinstance(error, ScaleSimError)]:
+            raise Lost(f"{name}: {bad[0]!r} is no typed error")
+        workload.settle()
+        gate = workload.engine._gate
+        if gate.num_free != gate.limit:
+            raise Lost(f"{name}: {gate.limit - gate.num_free} places are lost")
+    return workload.refused, len(ended)
