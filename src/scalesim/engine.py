@@ -70,7 +70,7 @@ class Engine(Caller):
         self.model, limits = self.parts.model, self.parts.limits
         sources = list(sources)
         self._source_names: set[str] = set()  # of those that were added since
-        self._loop = Loop(self.parts, sources, combine)
+        self._loop = Loop(self.parts, combine=combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
             self.parts.read_adapter, self.parts.memory, self._driver.post_if_open
@@ -83,6 +83,7 @@ class Engine(Caller):
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
         self._loop.distances.is_known = self._intake.agents.__contains__
         for source in sources:
+            self._loop.listen(source)
             self._heed(source)
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
 
@@ -206,7 +207,7 @@ class Engine(Caller):
         for agent in distances:
             self._intake.known(agent)
         ids, given = list(distances), list(distances.values())
-        hints, ignored = read(ids, given, confidence, takes_back=False)
+        hints, ignored = read(ids, given, confidence, of_users=True)
         if hints.agents:
             times = dict(zip(hints.agents, map(float, hints.at), strict=True))
             self._driver.post(

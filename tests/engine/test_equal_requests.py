@@ -206,7 +206,9 @@ def test_what_was_refused_does_not_count() -> None:
             made.run([asked, ada.request("hello", top_k=-1)])
         first = made.generate(asked).token_ids
     with tiny_engine() as other:
-        assert other.agent("ada").generate("hello", max_tokens=8, ignore_eos=True).token_ids == first
+        assert (
+            other.agent("ada").generate("hello", max_tokens=8, ignore_eos=True).token_ids == first
+        )
 
 
 def test_awaited_structures_are_numbered_as_they_begin() -> None:
