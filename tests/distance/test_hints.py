@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,8 @@ def test_estimates_at_once_are_estimates_one_by_one(
                 told[index].update(distances.called(caller))
                 told[index].update(distances.ended(caller))
                 told[index].update(distances.advance(0.0, to=distances.clock.now + steps))
-            assert [[each.next_use(a) for a in range(10)] for each in both][0] == [
-                both[1].next_use(a) for a in range(10)
-            ]
+            uses = [[distances.next_use(a) for a in range(10)] for distances in both]
+            assert uses[0] == uses[1]
             assert [told[0].get(a) for a in range(10)] == [told[1].get(a) for a in range(10)]
             scores = [distances.scores()["says"] for distances in both]
             assert scores[0].ignored == scores[1].ignored
@@ -121,7 +121,7 @@ def endless() -> Any:
 
 
 MISBEHAVING: dict[str, Callable[[], Source]] = {
-    **{where: (lambda where=where: Raises(where)) for where in ("changes", "called", "forget", "why_silent")},
+    **{where: partial(Raises, where) for where in ("changes", "called", "forget", "why_silent")},
     "nothing": lambda: Says(None, None),
     "a number": lambda: Says(3),
     "a generator": lambda: Says(each for each in range(3)),

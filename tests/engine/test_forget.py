@@ -139,8 +139,8 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
         source.on_news()
     made.advance()
     drive(made)
-    # what the simulation drew, and ``active`` will tell, is its own; an order's heaps drop what left
-    # it when that is much, and a few entries are let be
+    # what the simulation drew, and ``active`` will tell, is its own; an order's heaps drop what
+    # left it when that is much, and a few entries are let be
     kept = ("_draw", "_known", "_unknown", "_entering", "_near", "_buckets")
     left = [path for path in holders(made, gone) if not any(name in path for name in kept)]
     assert not left, left
