@@ -52,7 +52,7 @@ ROUND = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(ROUND, st.floats(0.0, 3.0), st.integers(0, 9)), max_size=6))
 def test_estimates_at_once_are_estimates_one_by_one(
     rounds: list[tuple[list[tuple[int, Any, Any]], float, int]],

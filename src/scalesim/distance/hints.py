@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -105,11 +105,15 @@ def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
     return known[found[0]] if found else None
 
 
-def _numbers(values: Collection[Any] | npt.NDArray[Any]) -> Times:
+def _numbers(values: Sequence[Any] | npt.NDArray[Any]) -> Times:
     """``[n]``, a copy; infinite where it is no number."""
     try:
         numbers = np.array(values, np.float64)
-        if numbers.ndim == 1 or isinstance(values, np.ndarray):
+        if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+            return numbers
+        if numbers.ndim == 1:
+            for index in np.flatnonzero(np.isnan(numbers)).tolist():
+                numbers[index] = number(values[index])  # numpy takes ``None`` for NaN
             return numbers
     except Exception:  # some of them may be anybody's objects
         pass
