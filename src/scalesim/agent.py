@@ -107,8 +107,8 @@ class Agent:
         return self.engine.fork(self.id, id)
 
     def forget(self, *, wait: bool = True) -> None:
-        """``Engine.forget`` of this agent; every further use of the handle raises
-        ``UnknownAgentError``."""
+        """``Engine.forget`` of this agent, done on return unless ``wait`` is false; every further
+        use of the handle raises ``UnknownAgentError``."""
         self._check()
         self.engine.forget(self.id, wait=wait)
 

@@ -93,7 +93,7 @@ class Engine(Caller):
         self.parts = _parts_of(model, config, settings, dummy_weights)
         self.model, limits = self.parts.model, self.parts.limits
         self._source_names: set[str] = set()  # of those that were added since
-        self._loop = Loop(self.parts, sources, combine)
+        self._loop = Loop(self.parts, combine=combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
             self.parts.read_adapter, self.parts.memory, self._driver.post_if_open
@@ -108,6 +108,7 @@ class Engine(Caller):
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
         self._loop.distances.is_known = self._intake.agents.__contains__
         for source in sources:
+            self._loop.listen(source)
             self._heed(source)
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
         forks.tell(self)
@@ -243,7 +244,7 @@ class Engine(Caller):
         else:
             distances = {self._intake.known(agents).id: steps if steps is not None else at}  # type: ignore[dict-item]
         ids = [self._intake.known(agent).id for agent in distances]
-        hints, ignored = read(ids, list(distances.values()), confidence, takes_back=False)
+        hints, ignored = read(ids, list(distances.values()), confidence, of_users=True)
         if hints.agents:
             times = dict(zip(hints.agents, map(float, hints.at), strict=True))
             self._driver.post(

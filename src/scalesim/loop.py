@@ -268,6 +268,7 @@ class Loop:
             | (frozenset() if params.ignore_eos else self.parts.model.eos_ids),
             observer=call.observer if call.mailbox is None else call.mailbox,
             priority=request.priority,
+            leaves_nothing=agent != request.agent,
         )
         guide = None if call.make_guide is None else call.make_guide()
         sequence.adjust = adjust_of(params, len(call.tokens), sequence.stop_ids, guide)
@@ -392,7 +393,7 @@ class Loop:
         gone = self._leaving = set(agents)
         for id, call in self._open.items():
             if call.sequence is not None and call.sequence.agent in gone:
-                call.sequence.agent = None
+                call.sequence.agent, call.sequence.leaves_nothing = None, True
                 self._speaking.discard(id)
         if self.recorder is not None:
             self.recorder.forget(agents)

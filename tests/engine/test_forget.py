@@ -89,6 +89,8 @@ def parts_of(one: Any) -> list[tuple[str, Any]]:
         return [("self", one.__self__)]
     if kind is partial:
         return [("partial", each) for each in (one.func, *one.args)]
+    if kind in (Proximity, Activation):  # theirs are fixed lists of who is where, and how active
+        return []
     if not kind.__module__.startswith("scalesim"):
         return []
     slots = [name for each in kind.__mro__ for name in getattr(each, "__slots__", ())]
@@ -137,8 +139,9 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
         source.on_news()
     made.advance()
     drive(made)
-    # what the simulation drew, and will be told by ``active``, and who stands where, is its own
-    kept = ("Predrawn", "Proximity", "Activation", "function")
+    # what the simulation drew, and ``active`` will tell, is its own; an order's heaps drop what
+    # left it when that is much, and a few entries are let be
+    kept = ("_draw", "_known", "_unknown", "_entering", "_near", "_buckets")
     left = [path for path in holders(made, gone) if not any(name in path for name in kept)]
     assert not left, left
     assert not any(voice.failed for voice in made._loop.distances._voices)
@@ -285,7 +288,7 @@ def test_waits_until_it_is_done_where_the_thread_drives() -> None:
 
 def test_thousands_come_and_go() -> None:
     """Nothing grows with agents that were: every container of the engine's own is as long after
-    four thousand as after four hundred."""
+    two thousand more."""
     made = engine([Learned(), Graph({}), Plan()])
 
     def live(first: int, count: int) -> None:
@@ -311,9 +314,9 @@ def test_thousands_come_and_go() -> None:
                 found[path] = one.num_rows
         return found
 
-    live(0, 400)
+    live(0, 200)
     before = lengths()
-    live(400, 4000)
+    live(200, 2000)
     grown = {
         path: (before.get(path), count)
         for path, count in lengths().items()
@@ -369,16 +372,17 @@ def test_an_adapter_stays_for_others(tmp_path: Path) -> None:
 
     write_adapter(tmp_path / "a", SHAPE, 4, seed=1)
     with tiny_engine() as made:
+        words, others = list(b"Good morning, ada"), list(b"Good evening, bob")
         ada = made.agent("ada", adapter=tmp_path / "a")
         bob = made.agent("bob", adapter=tmp_path / "a")
-        first = ada.generate(prompt(1, 20), max_tokens=4, seed=1).token_ids
-        said = bob.generate(prompt(2, 20), max_tokens=4, seed=1).token_ids
+        first = ada.generate(words, max_tokens=4, seed=1).token_ids
+        said = bob.generate(others, max_tokens=4, seed=1).token_ids
         ada.forget()
-        assert bob.generate(prompt(2, 20), max_tokens=4, seed=1).token_ids == said
+        assert bob.generate(others, max_tokens=4, seed=1).token_ids == said
         plain = made.agent("ada")
         assert plain.adapter is None
         made.agent("ada", adapter=tmp_path / "a")
-        assert plain.generate(prompt(1, 20), max_tokens=4, seed=1).token_ids == first
+        assert plain.generate(words, max_tokens=4, seed=1).token_ids == first
         made.forget(["ada", "bob"])
         assert not made.adapters._bound
         made.adapters.remove(str(tmp_path / "a"), timeout=5.0)

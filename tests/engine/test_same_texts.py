@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import numpy as np
 import pytest
 
 from scalesim.distance.estimates import Estimates, Source
+from scalesim.errors import HintWarning
 from tests.engine.world import BLOCK, Turns, said, tiny_engine
 
 TURNS = Turns()
@@ -50,7 +52,11 @@ def test_every_policy_and_pool_gives_the_texts_of_unlimited_memory(
     ids=["right", "far", "nan", "past", "inf", "wrong"],
 )
 def test_hints_are_advice(hint: object) -> None:
-    with tiny_engine(digests=True, device_pages=FULL // 4, host_pages=FULL) as engine:
+    with (
+        tiny_engine(digests=True, device_pages=FULL // 4, host_pages=FULL) as engine,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", HintWarning)  # of what is no time
         assert said(TURNS.play(engine, hint=hint)) == unlimited()  # type: ignore[arg-type]
     check_empty(engine)
 

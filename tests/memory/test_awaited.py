@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalesim.memory.agents import AgentState, Habit
@@ -130,3 +130,57 @@ def test_many_at_once_are_put_where_each_would_be(
             order.append(agent.id)
             awaited.discard(agent)
         assert order == sorted(range(len(times)), key=lambda number: (times[number], number))
+
+
+ADVICE = st.lists(
+    st.tuples(
+        st.integers(0, 7),
+        st.none() | st.just(math.nan) | st.sampled_from(TIMES) | st.floats(-5.0, 60.0),
+    ),
+    min_size=1,
+    max_size=64,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["deadline", "levels", "lru-swap"]), st.lists(ADVICE, min_size=1, max_size=6)
+)
+def test_advice_at_once_is_advice_one_by_one(
+    policy: str, rounds: list[list[tuple[int, float | None]]]
+) -> None:
+    """Also what takes back, or names an agent again, in one breath: the same uses, orders and
+    agents that are awaited, whatever the number of changes."""
+    at_once, one_by_one = manager(14, 12, policy), manager(14, 12, policy)
+    for memory in (at_once, one_by_one):
+        for agent in range(6):
+            turn(memory, agent, 1 + agent % 3)
+    for step, advice in enumerate(rounds):
+        for memory in (at_once, one_by_one):
+            memory.standing.now = float(step)
+        at_once.owners.set_next_uses(advice)
+        for agent, at in advice:
+            one_by_one.owners.set_next_use(agent, at)
+        for memory in (at_once, one_by_one):
+            check_integrity(memory)
+        assert uses(at_once) == uses(one_by_one)
+        assert heads(at_once) == heads(one_by_one)
+        for memory in (at_once, one_by_one):
+            memory.look_ahead.plan(float(step))
+            settle(memory)
+            turn(memory, step % 8, 2)
+
+
+def uses(memory: MemoryManager) -> list[tuple[object, float | None, bool]]:
+    states = memory.owners.agents.values()
+    return sorted((state.id, state.next_use, state.awaited is not None) for state in states)  # type: ignore[type-var]
+
+
+def test_what_is_to_enter_the_classes_does_not_pile_up() -> None:
+    memory = manager(14, 12, "levels")
+    turn(memory, 0, 2)
+    for at in range(5000):
+        memory.owners.set_next_use(0, 1000.0 + at)
+    assert len(memory.look_ahead._entering) < 200  # type: ignore[attr-defined]
+    memory.owners.set_next_use(0, None)
+    check_integrity(memory)

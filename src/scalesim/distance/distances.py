@@ -157,7 +157,7 @@ class Distances:
     ) -> list[Change]:
         """``expect`` for many agents; the changes in their order. ``offset`` is added to each."""
         declared = self._voices[0]
-        hints, ignored = read(tuple(times), list(times.values()), confidence, takes_back=False)
+        hints, ignored = read(tuple(times), list(times.values()), confidence, of_users=True)
         self._ignore(declared, ignored)
         agents, at, sure = hints
         if isinstance(at, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -50,12 +50,12 @@ NO_HINTS = Hints((), [], [])
 
 
 def read(
-    agents: Sequence[AgentId], at: Any, confidence: Any, *, takes_back: bool = True
+    agents: Sequence[AgentId], at: Any, confidence: Any, *, of_users: bool = False
 ) -> tuple[Hints, list[Ignored]]:
     """What ``agents`` are said to do ``at`` times, one each, and what of it is ignored: infinite
     times and what is no number, and a ``confidence`` (one for all, or one each) that is none. NaN
-    takes back what was said, unless it may not. Raises ``ValueError`` or ``TypeError`` for what are
-    no such lists; then nothing of it counts."""
+    takes back what was said; of users, who give one confidence for all, it says nothing. Raises
+    ``ValueError`` or ``TypeError`` for what are no such lists; then nothing of it counts."""
     count = len(agents)
     if not count and not len(at):
         return NO_HINTS, []
@@ -64,9 +64,9 @@ def read(
     times = _numbers(at)
     if times.shape != (count,):
         raise ValueError(f"times of shape {times.shape} for {count} agents; give one for each")
-    if not takes_back:
+    if of_users:
         times[np.isnan(times)] = np.inf
-    each = not isinstance(confidence, str) and np.ndim(confidence) > 0
+    each = not (of_users or isinstance(confidence, str)) and np.ndim(confidence) > 0
     sure = np.broadcast_to(_numbers(confidence if each else [confidence]), (count,))
     no_time = np.isinf(times)
     no_sure = ~(np.isfinite(sure) | np.isnan(times) | no_time)
@@ -97,9 +97,16 @@ def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
     return known[found[0]] if found else None
 
 
-def _numbers(values: Collection[Any] | npt.NDArray[Any]) -> Times:
+def _numbers(values: Sequence[Any] | npt.NDArray[Any]) -> Times:
     """``[n]``, a copy; infinite where it is no number."""
     try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return np.array([number(value) for value in values])
+        numbers = np.array(values, np.float64)
+        if isinstance(values, np.ndarray) and values.dtype.kind != "O":
+            return numbers
+        if numbers.ndim == 1:
+            for index in np.flatnonzero(np.isnan(numbers)).tolist():
+                numbers[index] = number(values[index])  # numpy takes ``None`` for NaN
+            return numbers
+    except Exception:  # some of them may be anybody's objects
+        pass
+    return np.array([number(value) for value in values])

@@ -226,6 +226,11 @@ class MemoryManager:
         self.misses.forget(agent)
         self.leavings.add(self.owners.drop(agent))
 
+    def leave_nothing(self, lease: Lease) -> None:
+        """``lease``, fresh and nobody's, goes with all that is computed under it and not shared."""
+        assert lease.agent is None
+        lease.agent = self.owners.nobody()
+
     def clear(self) -> None:
         """Forget everything that no lease holds and no copy touches: it would be rebuilt from its
         tokens. Once every lease is released and ``poll`` has taken in every copy, all pages are

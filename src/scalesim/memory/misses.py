@@ -51,7 +51,7 @@ class Miss(NamedTuple):
 
     @classmethod
     def without(cls, unheard: Sequence[str], now: float) -> Miss:
-        """No miss, but hints in vain."""
+        """No miss, but ``unheard`` hints in vain, as of step ``now``."""
         return cls("hint ignored", now, 0, None, 0, 0, tuple(unheard))
 
     def __str__(self) -> str:

@@ -28,6 +28,12 @@ class Owners:
             state = self.agents[id] = AgentState(id, self._habit)
         return state
 
+    def nobody(self) -> AgentState:
+        """Somebody who was forgotten already."""
+        state = AgentState("", self._habit)
+        state.is_gone = True
+        return state
+
     def set_next_use(self, id: AgentId, next_use: float | None) -> None:
         """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
         self.set_next_uses([(id, next_use)])

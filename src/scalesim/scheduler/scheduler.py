@@ -191,7 +191,7 @@ class Scheduler:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
         upto = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
         share = self.memory.device.num_usable // 2 if self.num_running else None
-        return self.memory.acquire(
+        lease = self.memory.acquire(
             sequence.agent,
             sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
@@ -199,6 +199,9 @@ class Scheduler:
             adapter=sequence.adapter,
             max_loading_pages=share,
         )
+        if lease is not None and sequence.leaves_nothing:
+            self.memory.leave_nothing(lease)
+        return lease
 
     def _enter(self, sequence: Sequence, lease: Lease) -> None:
         self.slots.enter(sequence, lease, self.memory.block_size)

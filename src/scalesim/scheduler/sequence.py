@@ -51,6 +51,7 @@ class Sequence:
     observer: Observer | None = None
     adjust: Adjust | None = None  # where its logits are changed before they are sampled
     priority: float = 0
+    leaves_nothing: bool = False  # its agent was forgotten: what it computes goes with it
     followers: list[Sequence] = field(default_factory=list)  # wait until its prompt is computed
     pool_log: PoolLog | None = None  # where it is to be embedded
     score_log: ScoreLog | None = None  # where log-probabilities are asked for
