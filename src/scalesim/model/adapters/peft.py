@@ -282,13 +282,13 @@ def _rank(raw: Json, key: str, patterns: Patterns) -> int:
 
 
 def _scale(raw: Json, key: str, rank: int, rslora: bool, patterns: Patterns) -> float:
-    alpha = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8), patterns)
-    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:  # type: ignore[operator]
+    alpha: Any = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8), patterns)
+    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
         raise AdapterError(
             f"{CONFIG}: lora_alpha {shown(alpha)} of {key}; must be a finite number, at most "
             f"{MAX_ALPHA:g}"
         )
-    return float(alpha) / (math.sqrt(rank) if rslora else rank)  # type: ignore[arg-type]
+    return float(alpha) / (math.sqrt(rank) if rslora else rank)
 
 
 def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
