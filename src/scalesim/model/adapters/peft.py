@@ -232,7 +232,7 @@ def is_target(raw: Json, key: str, patterns: Patterns | None = None) -> bool:
     # A name has one number between dots, its layer's: where a pattern matches, it is that.
     number = next(int(part) for part in key.split(".") if part.isdecimal())
     before = raw.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [before] if isinstance(before, str) else before:
+    for pattern in before if isinstance(before, list) else [before]:
         if _match(patterns, pattern, r"(?:^|.*?\.)(?:{})\.\d+\.", key):
             return number in chosen
     return False
