@@ -239,6 +239,10 @@ def test_chat_goes_through_the_template() -> None:
         ada = engine.agent("ada")
         messages = [{"role": "user", "content": "Who are you?"}]
         chat = ada.chat(messages, max_tokens=8, seed=1)
+        said = [{"role": "user", "content": "hi"}]
+        assert (
+            ada.chat("hi", max_tokens=8, seed=1).text == ada.chat(said, max_tokens=8, seed=1).text
+        )
         assert engine.model.template is not None
         text = engine.model.template.render(messages, add_generation_prompt=True)
         ids = TOKENIZER.encode(text, add_special_tokens=False)

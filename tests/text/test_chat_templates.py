@@ -16,8 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 
-from scalesim.errors import RequestError, UnsupportedModelError
-from scalesim.model.chat import CHATML, ChatTemplate, load_chat_template
+from scalesim.errors import ConfigError, RequestError, UnsupportedModelError
+from scalesim.model.chat import (
+    CHATML,
+    ChatTemplate,
+    chosen_chat_template,
+    load_chat_template,
+)
 from scalesim.model.tokenizer import load_tokenizer
 
 from .templates_written_here import FAMILIES
@@ -368,3 +373,47 @@ class TestModelFolder:
         self.configure(folder, chat_template)
         with pytest.raises(UnsupportedModelError, match="it must be a string, or a list of"):
             load_chat_template(folder, {})
+
+
+@pytest.mark.parametrize("role", ["usr", "User", "asistant", "narrator", "ipython"])
+def test_a_role_that_nobody_knows_is_refused(role: str) -> None:
+    with pytest.raises(RequestError, match=rf"messages\[1\] has the role '{role}'"):
+        OURS["chatml"].render([*HELLO, {"role": role, "content": "hi"}])
+
+
+def test_a_typing_error_is_named() -> None:
+    with pytest.raises(RequestError, match="did you mean 'user'"):
+        OURS["chatml"].render([{"role": "usr", "content": "hi"}])
+
+
+def test_a_role_that_the_template_names_is_taken() -> None:
+    source = "{% for m in messages if m.role == 'narrator' %}{{ m.content }}{% endfor %}"
+    template = ChatTemplate(source)
+    assert template.render([*HELLO, {"role": "narrator", "content": "It rains."}]) == "It rains."
+
+
+class TestChosenTemplate:
+    def test_chatml_is_assumed_with_a_word(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        template = chosen_chat_template(None, folder, {})
+        assert not caplog.records
+        wanted = ChatTemplate(CHATML).render(HELLO)
+        assert [template.render(HELLO), template.render(HELLO)] == [wanted, wanted]
+        (record,) = caplog.records
+        assert "chat_template=" in record.getMessage()
+
+    def test_what_is_chosen_is_not_spoken_of(
+        self, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / "other.jinja").write_text("from a file {{ bos_token }}")
+        for chosen, want in (
+            ("chatml", ChatTemplate(CHATML).render(HELLO)),
+            ("{{ messages[0].content }}!", "hello!"),
+            (str(folder / "other.jinja"), "from a file <b>"),
+        ):
+            template = chosen_chat_template(chosen, folder, {"bos_token": "<b>"})
+            assert template.render(HELLO) == want
+        assert not caplog.records
+        with pytest.raises(ConfigError, match="missing"):
+            chosen_chat_template("chat-ml", folder, {})

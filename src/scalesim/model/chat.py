@@ -40,7 +40,8 @@ class ChatTemplate:
 
     ``special_tokens`` are variables of the template. ``max_chars`` bounds a prompt. ``now`` is what
     ``strftime_now`` reads: a template that prints the date gives other prompts tomorrow.
-    ``assumed``: it is not the model's own, which is said, once, when it is first used. Raises UnsupportedModelError if a template is not valid jinja2.
+    ``assumed``: it is not the model's own, which is said, once, when it is first used.
+    Raises UnsupportedModelError if a template is not valid jinja2.
     """
 
     def __init__(

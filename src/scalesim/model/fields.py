@@ -9,6 +9,7 @@ from typing import Any
 from scalesim.errors import ScaleSimError, UnsupportedModelError
 from scalesim.model.files import Json
 
+MOST_CHARS = 200  # of a name
 MOST_WHOLE = 2**31 - 1  # positions, ids and sizes are int32 somewhere
 _NEEDED: Any = object()
 
@@ -67,17 +68,17 @@ class Fields:
         return value
 
     def name(self, key: str, default: Any = _NEEDED, *, null: bool = False) -> Any:
-        """A string."""
+        """A short string."""
         value = self._given(key, default, null)
-        if value is not default and not isinstance(value, str):
-            raise self.wrong(key, value, "a string")
+        if value is not default and not _is_name(value):
+            raise self.wrong(key, value, f"a string of at most {MOST_CHARS} characters")
         return value
 
     def names(self, key: str) -> list[str]:
-        """A list of strings; empty where it is absent or null."""
+        """A list of short strings; empty where it is absent or null."""
         value = self._given(key, [], True)
-        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise self.wrong(key, value, "a list of strings")
+        if not isinstance(value, list) or not all(map(_is_name, value)):
+            raise self.wrong(key, value, f"a list of strings of at most {MOST_CHARS} characters")
         return value
 
     def numbers(self, key: str, *, above: float) -> tuple[float, ...]:
@@ -113,6 +114,10 @@ class Fields:
                 raise self.error(f"{self.where}: {key} is missing")
             return default
         return value
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MOST_CHARS
 
 
 def shown(value: object) -> str:

@@ -48,12 +48,13 @@ def read_bytes(path: Path, most: int, error: type[ScaleSimError] = WeightsError)
         # Not blocking: the file may have become a FIFO since.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise error(f"{path} is not a regular file any more")
-            content = file.read(most + 1)
+            content = file.read(most + 1) if found.st_size <= most else None
     except OSError as cause:
         raise error(f"{path} cannot be read: {cause}") from cause
-    if len(content) > most:
+    if content is None or len(content) > most:
         raise error(f"{path} holds more than {most} bytes, the most that is read of such a file")
     return content
 

@@ -9,9 +9,10 @@ before it is done; all else is checked after.
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
-from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, ValuesView
 from typing import Any
 
 from jinja2.exceptions import SecurityError
@@ -55,6 +56,7 @@ class Meter:
         self._rounds, self._work = MAX_ROUNDS, MAX_WORK
         self._sizes: dict[int, tuple[object, int]] = {}  # of containers, which do not change
         self._open: set[int] = set()
+        self._now: dict[int, tuple[object, int]] = {}  # of all containers, while one is measured
 
     def tick(self, text: int = 0) -> None:
         """A round or a call begins, which writes ``text`` characters of the template's own."""
@@ -98,26 +100,31 @@ class Meter:
         key = id(value)
         if key in self._sizes:
             return self._sizes[key][1]
+        if not self._open:
+            self._now.clear()
+        elif key in self._now:
+            return self._now[key][1]
         if key in self._open:
             raise SecurityError("a value that holds itself")
         self._open.add(key)
         try:
-            if isinstance(value, Namespace):  # can be changed: measured each time
-                return ITEM + self._sum(object.__getattribute__(value, "_Namespace__attrs").items())
-            size = ITEM + self._sum(value.items() if isinstance(value, dict) else value)
+            parts = value
+            if isinstance(value, Namespace):
+                parts = object.__getattribute__(value, "_Namespace__attrs")
+            size = ITEM + self._sum(_parts_of(parts))
         finally:
             self._open.discard(key)
-        if not self._holds_namespace(value):
+        self._now[key] = (value, size)
+        if not isinstance(value, Namespace) and not self._holds_namespace(value):
             self._sizes[key] = (value, size)
         return size
 
     def _holds_namespace(self, value: Any) -> bool:
         """Whether its size may change; containers in it that are not known hold one."""
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
         return any(
             isinstance(part, Namespace)
             or (isinstance(part, (dict, list, tuple)) and id(part) not in self._sizes)
-            for part in parts
+            for part in _parts_of(value)
         )
 
     def _sum(self, parts: Any) -> int:
@@ -132,6 +139,10 @@ class Meter:
         self._work -= work
         if self._work < 0:
             raise SecurityError(f"more than {MAX_WORK} bytes of values made and read")
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    return itertools.chain(value, value.values()) if isinstance(value, dict) else value
 
 
 def checked_width(value: object) -> int:
@@ -227,11 +238,11 @@ def check_method(call: Any) -> str | None:
     """The name of a method of a built-in type, if ``call`` is one; raises unless it is run."""
     owner = getattr(call, "__self__", None)
     if isinstance(owner, str):
-        allowed = _OF_TEXT
+        allowed: frozenset[str] | None = _OF_TEXT
     else:
         allowed = next((names for kind, names in _METHODS if isinstance(owner, kind)), None)
-        if allowed is None:
-            return None
+    if allowed is None:
+        return None
     name = str(getattr(call, "__name__", ""))
     if name not in allowed:
         raise SecurityError(f"{type(owner).__name__}.{name} is not run in a template")

@@ -138,7 +138,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
         return metered
 
-    def call(self, context: Context, call: Any, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, call: Any, *args: Any, **options: Any) -> Any:
         meter = self._meter
         meter.tick()
         name = check_method(call)
@@ -173,8 +173,9 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             if left.bit_length() * abs(right) > MAX_BITS:
                 raise SecurityError(f"a number of more than {MAX_BITS} bits")
         elif operator == "*" and not (isinstance(left, int) and isinstance(right, int)):
-            times = next((each for each in (left, right) if isinstance(each, int)), 1)
-            meter.afford(max(sizes) * max(times, 0))
+            items, times = (right, left) if isinstance(left, int) else (left, right)
+            each = len(items) if isinstance(items, str) else meter.size(items)
+            meter.afford(each * max(times, 0) if isinstance(times, int) else 0)
         else:
             meter.afford(sum(sizes))
         return meter.take(super().call_binop(context, operator, left, right))
@@ -231,8 +232,10 @@ def _taken(node: nodes.Expr) -> nodes.Expr:
     return node if isinstance(node, nodes.Const) else _filtered(node, "_taken")
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Expr:
-    return nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno)
+def _filtered(node: Any, name: str) -> nodes.Expr:
+    filtered = nodes.Filter(node, name, [], [], None, None)
+    filtered.set_lineno(node.lineno)
+    return filtered
 
 
 def _own_text(node: nodes.Node) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +25,7 @@ MAX_PATTERN = 512
 MAX_STEPS = 1 << 24
 """Of all patterns of one adapter on all names: some hundred times what usual ones take."""
 
-_CATEGORIES = {
+_CATEGORIES: dict[str, Callable[[str], bool]] = {
     "CATEGORY_DIGIT": str.isdecimal,
     "CATEGORY_SPACE": str.isspace,
     "CATEGORY_WORD": lambda char: char.isalnum() or char == "_",
@@ -116,7 +116,8 @@ class _Run:
                 raise AdapterError("a pattern with flags inside a group is not run")
             return self.ends(items, at)
         if op in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self._repeat(*argument, at)
+            least, most, repeated = argument
+            return self._repeat(least, most, repeated, at)
         if op in ("ASSERT", "ASSERT_NOT"):
             direction, items = argument
             if direction > 0:

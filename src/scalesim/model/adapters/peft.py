@@ -232,7 +232,7 @@ def is_target(raw: Json, key: str, patterns: Patterns | None = None) -> bool:
     # A name has one number between dots, its layer's: where a pattern matches, it is that.
     number = next(int(part) for part in key.split(".") if part.isdecimal())
     before = raw.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [before] if isinstance(before, str) else before:
+    for pattern in before if isinstance(before, list) else [before]:
         if _match(patterns, pattern, r"(?:^|.*?\.)(?:{})\.\d+\.", key):
             return number in chosen
     return False
@@ -282,13 +282,13 @@ def _rank(raw: Json, key: str, patterns: Patterns) -> int:
 
 
 def _scale(raw: Json, key: str, rank: int, rslora: bool, patterns: Patterns) -> float:
-    alpha = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8), patterns)
-    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:  # type: ignore[operator]
+    alpha: Any = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8), patterns)
+    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
         raise AdapterError(
             f"{CONFIG}: lora_alpha {shown(alpha)} of {key}; must be a finite number, at most "
             f"{MAX_ALPHA:g}"
         )
-    return float(alpha) / (math.sqrt(rank) if rslora else rank)  # type: ignore[arg-type]
+    return float(alpha) / (math.sqrt(rank) if rslora else rank)
 
 
 def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
