@@ -101,11 +101,11 @@ class Structures:
         structure = Structure(name, self._matcher(name, grammar), check)
         first = GrammarGuide(structure, self._tokens)
         masks = np.zeros((1, first.num_words), np.int32)
-        [error] = first.filler([first], [], masks)
-        if error is not None or not masks.any():
+        [failed] = first.filler([first], [], masks)
+        if failed is not None or not masks.any():
             raise StructureError(
                 f"{name} cannot be compiled: no token of this tokenizer can begin a text of it"
-            ) from error
+            ) from failed
         return structure
 
     def _matcher(self, name: str, grammar: str) -> LLMatcher:
