@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim_kernels": ("torch", "triton"),
     "scalesim._version": (),
     "scalesim.errors": (),
+    "scalesim.json_schema": ("scalesim.errors",),
     "scalesim.core": ("scalesim.errors",),
     "scalesim.distance": VALUES,
     "scalesim.device": VALUES,
