@@ -47,6 +47,7 @@ ENGINE = tuple(
         "guard",
         "intake",
         "interrupts",
+        "json_schema",
         "loop",
         "overflow",
         "progress",

@@ -453,9 +453,23 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "array": lambda value: isinstance(value, list),
     "object": lambda value: isinstance(value, dict),
 }
+
+
+def _check_time(text: str) -> None:
+    """Raises ``ValueError`` for a leap second, which few readers take."""
+    if ":60" in text[:8]:
+        raise ValueError(f"{text!r} has a leap second")
+
+
+def _check_date_time(text: str) -> None:
+    date.fromisoformat(text[:10])
+    _check_time(text[11:])
+
+
 FORMATS: dict[str, Callable[[str], object]] = {
     "date": date.fromisoformat,
-    "date-time": lambda text: date.fromisoformat(text[:10]),
+    "time": _check_time,
+    "date-time": _check_date_time,
     "ipv4": IPv4Address,
     "ipv6": IPv6Address,
 }

@@ -71,15 +71,17 @@ class Structures:
             )
         key = name, text
         with self._lock:
-            structure = self._compiled.get(key)
-            if structure is None:
-                structure = self._compiled[key] = self._compile(name, text)
+            tokens, structure = self._tokens, self._compiled.get(key)
+        if structure is None:
+            structure = self._compile(name, text, tokens)  # others' need not wait for it
+        with self._lock:
+            self._compiled[key] = structure
             self._compiled.move_to_end(key)
             if len(self._compiled) > self._config.max_cached:
                 self._compiled.popitem(last=False)
-        return partial(GrammarGuide, structure, self._tokens)
+        return partial(GrammarGuide, structure, tokens)
 
-    def _compile(self, name: str, text: str) -> Structure:
+    def _compile(self, name: str, text: str, tokens: GrammarTokens) -> Structure:
         """Raises ``StructureError`` for what has no text at all, too."""
         from llguidance import LLMatcher
 
@@ -97,18 +99,23 @@ class Structures:
         elif name == "regex":
             grammar = LLMatcher.grammar_from_regex(text)
         else:
+            if "%json" in text:
+                raise StructureError(
+                    "grammar has %json: a schema within a grammar is not checked; give it as "
+                    'json_schema=, or write "%" "json" where you mean the text'
+                )
             grammar = LLMatcher.grammar_from_lark(text)
-        structure = Structure(name, self._matcher(name, grammar), check)
-        first = GrammarGuide(structure, self._tokens)
+        structure = Structure(name, self._matcher(name, grammar, tokens), check)
+        first = GrammarGuide(structure, tokens)
         masks = np.zeros((1, first.num_words), np.int32)
-        [error] = first.filler([first], [], masks)
-        if error is not None or not masks.any():
+        [failed] = first.filler([first], [], masks)
+        if failed is not None or not masks.any():
             raise StructureError(
                 f"{name} cannot be compiled: no token of this tokenizer can begin a text of it"
-            ) from error
+            ) from failed
         return structure
 
-    def _matcher(self, name: str, grammar: str) -> LLMatcher:
+    def _matcher(self, name: str, grammar: str, tokens: GrammarTokens) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
         config = self._config
@@ -120,7 +127,7 @@ class Structures:
             max_grammar_size=config.max_symbols,
             verbose_errors=False,
         )
-        matcher = LLMatcher(self._tokens.grammar, grammar, log_level=0, limits=limits)
+        matcher = LLMatcher(tokens.grammar, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise StructureError(f"{name} cannot be compiled: {_what_failed(matcher)}")
         return matcher

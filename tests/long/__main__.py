@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.long import on_callers, on_faults, on_models, on_tags
+from tests.long import on_callers, on_faults, on_models, on_programs, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
 CAMPAIGNS = {
@@ -72,6 +72,14 @@ CAMPAIGNS = {
             256,
             "batch sizes 1 to 64, pools, policies, chunks, orders of threads; every logit's bits",
             on_models.orders,
+        ),
+        Campaign(
+            "hostile",
+            "programs",
+            1_000,
+            "random programs over the public API, smallest pools; texts against transformers, and "
+            "nothing is left behind",
+            on_programs.run,
         ),
     )
 }

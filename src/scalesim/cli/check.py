@@ -65,13 +65,13 @@ def broken_rule(options: CheckOptions, factories: Factories) -> str | None:
             found.append((number, error))
     if not found:
         return None
-    number, error = min(found, key=lambda each: len(each[1].operations))
+    number, broken = min(found, key=lambda each: len(each[1].operations))
     seed = options.seed + number - 1
     lines = [
         f"{options.kind} {options.object}: walk {number} (seed {seed}) over it alone failed:",
-        f"  {type(error).__name__}: {error}",
-        *(["after these operations:"] if error.operations else []),
-        *(f"  {index:3} {asked}" for index, asked in enumerate(error.operations, 1)),
+        f"  {type(broken).__name__}: {broken}",
+        *(["after these operations:"] if broken.operations else []),
+        *(f"  {index:3} {asked}" for index, asked in enumerate(broken.operations, 1)),
         f"again: scalesim check {options.kind} {options.object} --seed {seed} --walks 1 "
         f"--steps {options.steps}",
     ]
