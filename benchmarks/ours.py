@@ -85,7 +85,8 @@ class Ours:
         if arm.policy == "resident" and pages < everything:
             raise MemoryError(
                 f"the arm {arm.policy!r} would not be: its pool has {pages} pages of "
-                f"{geometry.page_bytes} bytes, and all agents' state needs {everything}; free memory"
+                f"{geometry.page_bytes} bytes, and all agents' state needs {everything}; "
+                "free memory, or fewer --agents"
             )
         runner = CountingRunner(parts.runner)
         return Engine(replace(parts, runner=runner)), runner

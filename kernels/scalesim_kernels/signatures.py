@@ -30,31 +30,23 @@ def signature_fault(op: str, function: Any, needed: Iterable[str] = ()) -> str |
         return f"{op} is {type(function).__name__}, not a function"
     contract = inspect.signature(get_type_hints(KernelSet)[op].__call__)
     options = OPTIONS.get(op, ())
-    wanted = [name for name in contract.parameters if name not in ("self", *options)]
+    given = [each for each in contract.parameters.values() if each.name not in ("self", *options)]
+    calls = [given, [each for each in given if each.default is each.empty]]
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # not written in Python
         return None
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    try:
-        signature.bind(*wanted)
-    except TypeError as error:
-        return f"{op}: {name}{signature} cannot be called with ({', '.join(wanted)}): {error}"
+    for wanted in ([each.name for each in call] for call in calls):
+        try:
+            signature.bind(*wanted)
+        except TypeError as error:
+            return f"{op}: {name}{signature} cannot be called with ({', '.join(wanted)}): {error}"
     if lacking := [each for each in needed if each in options and lacks(signature, each)]:
         return (
-            f"{op}: {name} has no keyword {lacking[0]!r}: it serves models without one, and this "
-            "has one"
+            f"{op}: {name} takes no {lacking[0]!r}: it serves models without, and this one has it"
         )
     return None
-
-
-def lacking_options(op: str, function: Any) -> list[str]:
-    """The keywords of ``op`` that ``function`` leaves out."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return []
-    return [name for name in OPTIONS.get(op, ()) if lacks(signature, name)]
 
 
 def lacks(signature: inspect.Signature, name: str) -> bool:

@@ -25,7 +25,7 @@ from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
-from scalesim.errors import EngineClosedError, InternalError, RequestTimeoutError
+from scalesim.errors import EngineClosedError, InternalError, KernelError, RequestTimeoutError
 from scalesim.guard import Guard, Integrity
 from scalesim.memory.links import Link
 from scalesim.memory.look_ahead import Pace
@@ -103,6 +103,7 @@ class Loop:
         self.guard = Guard(self.memory, self.scheduler.leases, parts.integrity)
         self._speaking: set[int] = set()  # sequences that distances count as open
         self._fruitless = 0  # restarts since a token was collected last
+        self._kernel_error: str | None = None  # what a kernel raised last
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         self._open: dict[int, Call] = {}
@@ -140,6 +141,10 @@ class Loop:
         self._fruitless += 1
         if self.parts.integrity != "quarantine" or self._fruitless > MAX_FRUITLESS:
             raise error
+        if isinstance(error, KernelError):  # a function of its inputs: what it raised, it will
+            if str(error) == self._kernel_error and self._fruitless > 1:
+                raise error
+            self._kernel_error = str(error)
         suspects = self.guard.examine(error)
         self.stats.restarts += 1
         while self._flights:
