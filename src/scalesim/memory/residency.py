@@ -100,7 +100,7 @@ class Residency:
             self._is_whole = False
             _log.warning(
                 "policy %r should hold all state, and the %d pages that the machine gave are full: "
-                "from here on state is dropped and computed again; free memory, or run fewer agents",
+                "from here on state is dropped and computed again; free memory or run fewer agents",
                 self.policy.name, self.device.num_usable,
             )  # fmt: skip
         if (
