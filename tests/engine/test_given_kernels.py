@@ -14,8 +14,6 @@ from scalesim_kernels.signatures import OPTIONS, ops, signature_fault
 from scalesim.assembly import parts_for, with_settings
 from scalesim.engine import Engine
 from scalesim.errors import ConfigError, EngineClosedError, KernelError
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import load_model
 from tests.engine.world import PAGE_BYTES, SHAPE, TOKENIZER, tiny_model
 
 SETS = [select(name) for name in ("cpu", "reference")]
@@ -48,9 +46,7 @@ def test_a_signature_is_judged_when_it_is_given(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPTIONS)
 @pytest.mark.parametrize("option", ["window", "soft_cap"])
-def test_an_attention_without_an_option_serves_all_other_models(
-    op: str, option: str, tmp_path: Any
-) -> None:
+def test_an_attention_without_an_option_serves_all_other_models(op: str, option: str) -> None:
     own = getattr(CPU, op)
 
     def plain(q: Any, pool: Any, layer: int, batch: Any, plan: Any, scale: float, out: Any) -> None:
@@ -58,13 +54,12 @@ def test_an_attention_without_an_option_serves_all_other_models(
 
     with engine_with(**{op: plain}) as engine:
         assert engine.agent("a").generate("hello", max_tokens=3).token_ids
-    architecture = {"window": "MistralForCausalLM", "soft_cap": "Gemma2ForCausalLM"}[option]
-    shape = replace(SHAPE, architecture=architecture, **{option: 40})
-    if option == "window":
-        write_dummy_model(tmp_path, shape, seed=1)
-        kernels: KernelSet = replace(CPU, **{op: plain})
-        with pytest.raises(ConfigError, match=f"{op}.*takes no '{option}'.*this one has it"):
-            parts_for(load_model(tmp_path), with_settings(None, {}), kernels, tokenizer=TOKENIZER)
+    options: dict[str, Any] = {"window": {"windows": (None, 40)}, "soft_cap": {"soft_cap": 5.0}}
+    loaded = tiny_model()
+    needs = replace(loaded, config=replace(SHAPE, **options[option]))
+    kernels: KernelSet = replace(CPU, **{op: plain})
+    with pytest.raises(ConfigError, match=f"{op}.*takes no '{option}'.*this one has it"):
+        parts_for(needs, with_settings(None, {}), kernels, tokenizer=TOKENIZER)
     inner = getattr(select("cpu"), op)
 
     def fresh(q: Any, pool: Any, layer: int, batch: Any, plan: Any, scale: float, out: Any) -> None:

@@ -50,7 +50,8 @@ def report(section: Section, name: str, sizes: tuple[int, ...], *, used: bool) -
     if sizes == ALONE:
         section.facts[name] = "a row a call"
     else:
-        section.facts[name] = f"{', '.join(map(str, sizes))} rows a call"
+        sides = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+        section.facts[name] = f"{sides} rows a call, {len(sizes)} sizes"
     if used and sizes[-1] <= BASE:
         section.find(
             "note",
