@@ -36,6 +36,7 @@ ENGINE = tuple(
         "embeddings",
         "engine",
         "gate",
+        "given_kernels",
         "guard",
         "intake",
         "loop",

@@ -163,5 +163,5 @@ def evenly(function: Callable[[Tensor], object], x: Tensor) -> None:
     whole = len(flat) // together * together
     if whole:
         function(flat[:whole])
-    for part in flat[whole:].split(SERIAL_ELEMENTS):
+    for part in torch.split(flat[whole:], SERIAL_ELEMENTS):
         function(part)

@@ -28,7 +28,8 @@ def given_kernels(kernels: KernelSet, loaded: LoadedModel) -> KernelSet:
         raise ConfigError(
             f"row_multiple={kernels.row_multiple!r}: must be a whole number from 1 on"
         )
-    needed, mine = options_of(loaded), {}
+    needed = options_of(loaded)
+    mine: dict[str, Any] = {}
     for op in ops():
         function = getattr(kernels, op)
         if (fault := signature_fault(op, function, needed)) is not None:

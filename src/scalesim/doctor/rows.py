@@ -33,13 +33,13 @@ def probe(settings: Settings) -> Section:
                     sizes = linear_product(matrix).sizes(width, dtype)
                     report(section, name, sizes, used=(form == "packed") == packed.is_mkldnn)
     for group, num_kv_heads, head_dim in HEADS:
-        form = ask(Heads(group, num_kv_heads, head_dim, torch.float32, torch.get_num_threads()))
+        found = ask(Heads(group, num_kv_heads, head_dim, torch.float32, torch.get_num_threads()))
         name = f"attention float32, {group * num_kv_heads} heads of {head_dim}"
         section.facts[name] = (
-            f"tiles {'together' if form.together else 'one by one'}, decodes in "
-            f"{'small' if form.small_decodes else 'whole'} tiles"
+            f"tiles {'together' if found.together else 'one by one'}, decodes in "
+            f"{'small' if found.small_decodes else 'whole'} tiles"
         )
-        if not form.together:
+        if not found.together:
             text = f"{name}: a tile's bits depend on others in the call, so each is its own; slower"
             section.find("note", text, KNOB)
     return section
