@@ -10,7 +10,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "trust", "kernels", "lint", "types", "docs"]
+nox.options.sessions = ["tests", "processors", "trust", "kernels", "lint", "types", "docs"]
 
 COVERING = [
     "tests/memory",
@@ -22,6 +22,15 @@ COVERING = [
     *(f"tests/engine/test_{name}.py" for name in
       ("calls", "choose_and_embed", "logprobs", "sampling", "structure")),
 ]  # fmt: skip
+
+PROCESSORS = [
+    "tests/kernels/test_fickle_library.py",
+    "tests/kernels/test_lora_ops.py",
+    "tests/model/test_model_reproducible.py",
+    "tests/kernels/test_cpu_reproducible.py",
+    "-k",
+    "not test_attention_rows or 4-2-32",
+]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -41,6 +50,22 @@ def tests(session: nox.Session) -> None:
     install(session, "test", "oracle")
     processes = ["-n", "auto", "--dist", "loadscope"]
     session.run("pytest", *processes, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+@nox.parametrize("isa", ["AVX", "AVX2"])
+def processors(session: nox.Session, isa: str) -> None:
+    """The tests of reproducible mode, with what torch and oneDNN do on processors without wider
+    vectors; on AVX, oneDNN's packed product gives rows other bits with other row counts."""
+    install(session, "test")
+    capability = {"AVX": "default", "AVX2": "avx2"}[isa]
+    session.run(
+        "pytest", "-n", "auto", *(session.posargs or PROCESSORS),
+        env={
+            "OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa,
+            "MKL_ENABLE_INSTRUCTIONS": isa,
+        },
+    )  # fmt: skip
 
 
 @nox.session

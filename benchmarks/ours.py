@@ -81,6 +81,13 @@ class Ours:
             ),
         )
         parts = parts_for(self.loaded, config)
+        pages = parts.memory.residency.device.num_usable
+        if arm.policy == "resident" and pages < everything:
+            raise MemoryError(
+                f"the arm {arm.policy!r} would not be: its pool has {pages} pages of "
+                f"{geometry.page_bytes} bytes, and all agents' state needs {everything}; "
+                "free memory, or fewer --agents"
+            )
         runner = CountingRunner(parts.runner)
         return Engine(replace(parts, runner=runner)), runner
 

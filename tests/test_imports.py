@@ -44,6 +44,7 @@ ENGINE = tuple(
         "engine",
         "forks",
         "gate",
+        "given_kernels",
         "guard",
         "intake",
         "interrupts",

@@ -134,8 +134,8 @@ class CpuAttention:
                 k = kv[:, 0, :, : call.kv_len].expand(size)
                 v = kv[:, 1, :, : call.kv_len].expand(size)
                 mask, begin = next(masks), call.begin
-                for part in parts(whole.together, some, k, v, mask):
-                    mixed = attend(*part, scale, soft_cap)
+                for q_part, k_part, v_part, mask_part in parts(whole.together, some, k, v, mask):
+                    mixed = attend(q_part, k_part, v_part, mask_part, scale, soft_cap)
                     results[begin : begin + len(mixed)] = mixed.transpose(1, 2)
                     begin += len(mixed)
         rows = out[plan.first_token : plan.first_token + plan.num_tokens].view(-1, head_dim)
@@ -179,13 +179,16 @@ def attend(
     return torch.matmul(torch.softmax(scores, dim=-1), v.float()).to(q.dtype)
 
 
-def parts(together: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def parts(
+    together: bool, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """``attend``'s first four arguments: as they are, or tile by tile."""
     if together:
-        yield tensors
+        yield q, k, v, mask
         return
-    for i in range(len(tensors[0])):
-        yield tuple(each[i : i + 1] if len(each) > 1 else each for each in tensors)
+    for i in range(len(q)):
+        one = slice(i, i + 1)
+        yield q[one], k[one], v[one], mask[one] if len(mask) > 1 else mask
 
 
 def decode_shape(group: int, form: Form) -> TileShape:

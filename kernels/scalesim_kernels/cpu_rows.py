@@ -89,7 +89,8 @@ def agreeing_sizes(
     product: Product, width: int, dtype: torch.dtype, asked: Sizes, most_rows: int
 ) -> Sizes:
     """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked in
-    their order until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows do not by themselves.
+    their order until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows
+    do not by themselves.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((BASE, width), generator=generator).to(dtype)
@@ -162,5 +163,5 @@ def evenly(function: Callable[[Tensor], object], x: Tensor) -> None:
     whole = len(flat) // together * together
     if whole:
         function(flat[:whole])
-    for part in flat[whole:].split(SERIAL_ELEMENTS):
+    for part in torch.split(flat[whole:], SERIAL_ELEMENTS):
         function(part)

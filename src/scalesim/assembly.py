@@ -18,6 +18,7 @@ from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_by
 from scalesim.core import SamplingParams
 from scalesim.device.streams import Device
 from scalesim.errors import ConfigError, RequestError
+from scalesim.given_kernels import given_kernels
 from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
@@ -111,7 +112,10 @@ def parts_for(
         row_blocks = min(device_pages, max(row_blocks, largest))
         read_adapter = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
     plan = Plan(geometry, device_pages, host_pages, num_rows, row_blocks)
-    kernels = kernels or select(backend.name, config.reproducible)
+    if kernels is None:
+        kernels = select(backend.name, config.reproducible)
+    else:
+        kernels = given_kernels(kernels, loaded)
     if loaded.quantize is not None:
         kernels = with_quantized(kernels)
     runner, link = backend.build(loaded, kernels, config, plan, layouts)

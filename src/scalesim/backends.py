@@ -214,6 +214,12 @@ def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping; all there is where the system does not say."""
-    known = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(known) * os.sysconf("SC_PAGE_SIZE")
+    """Memory that can be had without swapping. What the system's file cache holds counts: it gives
+    that back, and how much it holds depends on what other programs read last. All there is where
+    the system does not say."""
+    from scalesim.memory.pinned import available_host_bytes
+
+    try:
+        return available_host_bytes()
+    except (OSError, KeyError, ValueError):  # no Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

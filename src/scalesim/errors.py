@@ -62,6 +62,10 @@ class InternalError(ScaleSimError, RuntimeError):
     engine goes on, and the request may be made again. The cause is chained where it is known."""
 
 
+class KernelError(ScaleSimError, RuntimeError):
+    """A kernel that the engine was given raised; what it raised is chained."""
+
+
 class EngineFullError(ScaleSimError, RuntimeError):
     """As many requests are open as the engine takes; none of these was."""
 

@@ -30,6 +30,7 @@ from scalesim.distance.estimates import Source
 from scalesim.errors import (
     EngineClosedError,
     InternalError,
+    KernelError,
     RequestCancelledError,
     RequestTimeoutError,
     ScaleSimError,
@@ -115,6 +116,7 @@ class Loop:
         self._speaking: set[int] = set()  # sequences that distances count as open
         self._leaving: set[AgentId] = set()  # who is being forgotten
         self._fruitless = 0  # restarts since a token was collected last
+        self._kernel_error: str | None = None  # what a kernel raised last
         self._keys = SamplingKeys(parts.seed)
         self._flights: deque[Step] = deque()
         # Ctrl-C, where it struck inside all the same: state was made anew, and it is to be raised
@@ -165,6 +167,10 @@ class Loop:
             self.interrupt, is_wanted = error, True  # it says nothing of the books
         if not is_wanted or self._fruitless > MAX_FRUITLESS:
             raise error
+        if isinstance(error, KernelError):  # a function of its inputs: what it raised, it will
+            if str(error) == self._kernel_error and self._fruitless > 1:
+                raise error
+            self._kernel_error = str(error)
         suspects = self.guard.examine(error)
         self.stats.restarts += 1
         while self._flights:

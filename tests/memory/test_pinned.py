@@ -98,6 +98,9 @@ def test_available_memory_is_what_the_control_groups_leave(tmp_path: Path) -> No
     assert available_host_bytes(proc, cgroups) == 8000 * 1024
     write_limit(cgroups, str(1 << 20), 1024)
     assert available_host_bytes(proc, cgroups) == (1 << 20) - 1024
+    (cgroups / "memory.stat").write_text("anon 24\nactive_file 400\ninactive_file 600\n")
+    assert available_host_bytes(proc, cgroups) == (1 << 20) - 24, "the file cache is given back"
+    (cgroups / "memory.stat").unlink()
     membership = proc / "self" / "cgroup"
     write_limit(cgroups / "jobs" / "one", str(1 << 18), 0)
     for path, limit in {

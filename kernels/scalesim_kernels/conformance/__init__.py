@@ -17,6 +17,7 @@ import torch
 
 from ..contracts import KernelSet
 from ..reference import reference_kernels
+from ..signatures import OPTIONS, signature_fault
 from .paged import same_bits
 from .pairwise import Case, pairwise, product
 from .problems import PROBLEMS, Problem, Tensors
@@ -71,6 +72,9 @@ def check_case(
     ``seed`` and moved to ``device``; ``timed``: the quickest of five calls. What the op raises is a
     fault."""
     dtype = case["dtype"]
+    needed = [name for name in OPTIONS.get(op, ()) if case[name] is not None]
+    if (fault := signature_fault(op, getattr(kernels, op), needed)) is not None:
+        return Verdict(op, case, float("nan"), (fault,), float("inf"))
     problem = PROBLEMS[op].make(case, dtype, seed)
     watch = Stopwatch(getattr(kernels, op))
     changed: dict[str, Any] = {op: watch}

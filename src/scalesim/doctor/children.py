@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from scalesim.doctor.findings import Section, Settings, failed, reason_of
 
-PROBES = ("versions", "device", "host", "kernels", "link", "model")
+PROBES = ("versions", "device", "host", "kernels", "rows", "link", "model")
 SECONDS_EACH = 180.0  # a first run compiles every kernel
 
 

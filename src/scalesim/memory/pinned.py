@@ -102,8 +102,16 @@ def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -
     for group in _own_groups(proc / "self" / "cgroup", cgroups):
         limit, used = group / "memory.max", group / "memory.current"
         if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-            free = min(free, int(most) - int(used.read_text()))
+            free = min(free, int(most) - int(used.read_text()) + _cached_bytes(group))
     return max(0, free)
+
+
+def _cached_bytes(group: Path) -> int:
+    """What a control group uses for the file cache: it counts as used, and is given back."""
+    stat = group / "memory.stat"
+    lines = stat.read_text().splitlines() if stat.exists() else []
+    found = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    return int(found.get("active_file", 0)) + int(found.get("inactive_file", 0))
 
 
 def _own_groups(membership: Path, cgroups: Path) -> list[Path]:

@@ -10,6 +10,7 @@ never given back.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -25,6 +26,7 @@ from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
 
+_log = logging.getLogger(__name__)
 _SOON_STEPS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
@@ -59,6 +61,7 @@ class Residency:
         # an adapter came to the host, or left a tier
         self.on_adapter_moved: Callable[[Segment], None] = lambda segment: None
         self._whole = device.num_usable // _WHOLE
+        self._is_whole = not policy.limited  # nothing left a pool that should hold everything
 
     # -- device pages -------------------------------------------------------------------------
 
@@ -94,6 +97,13 @@ class Residency:
         whole runs of pages are what the next allocation likes. What is above it goes with it where
         it is next in turn, which for one agent's path it is; else it waits: it may be needed
         sooner."""
+        if self._is_whole:
+            self._is_whole = False
+            _log.warning(
+                "policy %r should hold all state, and the %d pages that the machine gave are full: "
+                "from here on state is dropped and computed again; free memory or run fewer agents",
+                self.policy.name, self.device.num_usable,
+            )  # fmt: skip
         if (
             segment.num_dirty
             and self.standing.may_save(segment)

@@ -1,0 +1,58 @@
+"""Whether a set's functions can be called as an engine calls them: found out when the set is given,
+not in the first step.
+
+An engine passes everything by position, as ``contracts`` has it, but for attention's two options,
+which are passed by name where a model has them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from .contracts import KernelSet
+
+OPTIONS = {"paged_decode": ("window", "soft_cap"), "paged_prefill": ("window", "soft_cap")}
+"""Keywords that an op may leave out, and then serves all models without them."""
+
+
+def ops() -> list[str]:
+    """The names of a set's functions."""
+    return [each.name for each in fields(KernelSet) if each.name not in ("name", "row_multiple")]
+
+
+def signature_fault(op: str, function: Any, needed: Iterable[str] = ()) -> str | None:
+    """Why ``function`` cannot stand as ``op`` of a set for a model that has the options ``needed``;
+    ``None`` if it can, or if Python cannot tell."""
+    if not callable(function):
+        return f"{op} is {type(function).__name__}, not a function"
+    contract = inspect.signature(get_type_hints(KernelSet)[op].__call__)
+    options = OPTIONS.get(op, ())
+    given = [each for each in contract.parameters.values() if each.name not in ("self", *options)]
+    calls = [given, [each for each in given if each.default is each.empty]]
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # not written in Python
+        return None
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    for wanted in ([each.name for each in call] for call in calls):
+        try:
+            signature.bind(*wanted)
+        except TypeError as error:
+            return f"{op}: {name}{signature} cannot be called with ({', '.join(wanted)}): {error}"
+    if lacking := [each for each in needed if each in options and lacks(signature, each)]:
+        return (
+            f"{op}: {name} takes no {lacking[0]!r}: it serves models without, and this one has it"
+        )
+    return None
+
+
+def lacks(signature: inspect.Signature, name: str) -> bool:
+    parameters = signature.parameters.values()
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return not any(
+        each.kind is inspect.Parameter.VAR_KEYWORD or (each.name == name and each.kind in by_name)
+        for each in parameters
+    )

@@ -1,0 +1,61 @@
+"""Which row counts the machine's matrix library gives a row the same bits with: what reproducible
+mode on a CPU rests on, and at what price."""
+
+from __future__ import annotations
+
+import torch
+from scalesim_kernels.cpu import pack_weight
+from scalesim_kernels.cpu_attention import Heads, ask
+from scalesim_kernels.cpu_rows import ALONE, BASE, linear_product
+
+from scalesim.assembly import resolve_device
+from scalesim.doctor.findings import Section, Settings
+
+WIDTHS = (64, 896, 2048)
+OUT = 512  # columns of the matrices asked about
+HEADS = ((4, 2, 64), (7, 2, 64))  # query heads a KV head, KV heads, head dimension
+KNOB = "reproducible=False, or another torch or processor"
+
+
+def probe(settings: Settings) -> Section:
+    section = Section("rows")
+    if resolve_device(settings.device) != "cpu":
+        return section
+    section.facts["capability"] = torch.backends.cpu.get_cpu_capability()
+    section.facts["threads"] = torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        for width in WIDTHS:
+            weight = torch.randn(OUT, width).to(dtype)
+            packed = pack_weight(weight)
+            for form, matrix in {"plain": weight, "packed": packed}.items():
+                if form == "plain" or packed is not weight:
+                    name = f"{form} {str(dtype).split('.')[-1]}, width {width}"
+                    sizes = linear_product(matrix).sizes(width, dtype)
+                    report(section, name, sizes, used=(form == "packed") == packed.is_mkldnn)
+    for group, num_kv_heads, head_dim in HEADS:
+        found = ask(Heads(group, num_kv_heads, head_dim, torch.float32, torch.get_num_threads()))
+        name = f"attention float32, {group * num_kv_heads} heads of {head_dim}"
+        section.facts[name] = (
+            f"tiles {'together' if found.together else 'one by one'}, decodes in "
+            f"{'small' if found.small_decodes else 'whole'} tiles"
+        )
+        if not found.together:
+            text = f"{name}: a tile's bits depend on others in the call, so each is its own; slower"
+            section.find("note", text, KNOB)
+    return section
+
+
+def report(section: Section, name: str, sizes: tuple[int, ...], *, used: bool) -> None:
+    """The fact; and a note where the form that models use has a price."""
+    if sizes == ALONE:
+        section.facts[name] = "a row a call"
+    else:
+        sides = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+        section.facts[name] = f"{sides} rows a call, {len(sizes)} sizes"
+    if used and sizes[-1] <= BASE:
+        section.find(
+            "note",
+            f"{name}: the library gives a row other bits with other row counts; reproducible mode "
+            f"computes {sizes[-1]} rows a call, which is slower",
+            KNOB,
+        )
