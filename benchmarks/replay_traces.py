@@ -7,6 +7,7 @@ each, the first steps with about ``--calls`` calls. Virtual time: same traces, s
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,18 +33,20 @@ ARMS: tuple[tuple[str, TraceHints], ...] = (
     ("lru-recompute", "none"),
 )
 WORKLOADS: dict[str, dict[str, Any]] = {
-    "w1": {"agents": 200, "steps": 24},
-    "w2": {"agents": 120, "steps": 24},
-    "w3": {"agents": 120, "steps": 100},
-    "w4": {"agents": 100, "steps": 6},
-    "w5": {"agents": 50, "steps": 60},
+    "w1": {"agents": 120, "steps": 16},
+    "w2": {"agents": 80, "steps": 16},
+    "w3": {"agents": 80, "steps": 60},
+    "w4": {"agents": 60, "steps": 5},
+    "w5": {"agents": 40, "steps": 40},
 }
 WARMUP = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", nargs="*", type=Path, metavar="TRACE")
-    parser.add_argument("--calls", type=int, default=600, help="of each trace, about so many")
+    parser.add_argument("--calls", type=int, default=150, help="of each trace, about so many")
+    parser.add_argument("--workloads", nargs="*", default=list(WORKLOADS), choices=WORKLOADS,
+                        metavar="NAME", help="to put beside the traces; none if empty")  # fmt: skip
     parser.add_argument("--step", type=float, default=10.0, help="seconds that make a step")
     parser.add_argument("--hardware", default="h100")
     parser.add_argument("--model", default="qwen2.5-7b")
@@ -74,9 +77,8 @@ def cases(options: argparse.Namespace) -> list[tuple[str, list[TraceStep]]]:
         if form.in_seconds:
             steps = formats.gathered(steps, options.step)
         found.append((path.stem, first(steps, options.calls)))
-    for name, knobs in WORKLOADS.items():
-        if options.quick:
-            knobs = {**knobs, "agents": 20, "steps": 4}
+    for name in options.workloads:
+        knobs = {**WORKLOADS[name], **({"agents": 20, "steps": 4} if options.quick else {})}
         kind, own = workload(name, seed=options.seed, **knobs)
         scenario = of_workload(kind, own, Sizes(options.hardware, options.model))
         found.append((name, list(scenario.steps())))
@@ -114,6 +116,7 @@ def study(report: Report, name: str, steps: list[TraceStep], sizes: Sizes) -> li
         over = one.over_belady
         start = [name, str(len(turns)), str(len(agents)), str(sizes.running)]
         start = ["" for _ in start] if rows else start
+        print(f"{name}: {what}", file=sys.stderr, flush=True)
         rows.append([
             *start, what, f"{one.turns_per_s:.2f}", f"{one.turns_per_s / most:.3f}",
             f"{one.hits:.1%}", f"{one.waited:.1%}", f"{one.loaded_bytes / 1e9:.1f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,20 @@ def test_the_bound_is_there_for_every_policy_and_repeats() -> None:
     assert first.figures == second.figures
     assert {"deadline", "lru-swap", "levels", "lru-recompute"} <= set(first.figures["W1 city, 0.5"])
     assert first.verdicts[0][0].startswith("W1 city, 50%")
+
+
+def test_no_policy_exceeds_the_roof_on_traces_and_workloads(tmp_path: Path) -> None:
+    rows = [{"timestamp": 9000 * at, "session_id": f"s{at % 3}", "input_length": 600,
+             "output_length": 4, "hash_ids": [at % 3, 10 + at]} for at in range(12)]  # fmt: skip
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = quick("replay-traces", str(path), "--workloads", "w1").figures
+    assert list(figures) == ["mine", "w1"] and figures["mine"]["calls"] == 12
+    for one in figures.values():
+        arms = [arm for arm in one.values() if isinstance(arm, dict)]
+        assert len(arms) == 7
+        assert all(0 < arm["turns_per_s"] <= arm["roof"] * (1 + 1e-9) for arm in arms)
+        assert all(arm["over_belady"] is None or arm["over_belady"] >= 1 for arm in arms)
 
 
 def test_curves_have_a_point_for_each_value(tmp_path: Path) -> None:

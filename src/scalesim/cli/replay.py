@@ -29,8 +29,8 @@ COLUMNS = (
     "TTFT\np95",
 )  # fmt: skip
 PAPER_AGENTS = (25, 100, 250, 500, 1000)
-SMALL = {"w1": (200, 32), "w2": (200, 24), "w3": (120, 120), "w4": (100, 8), "w5": (50, 60)}
-"""Agents and steps where neither is given: a minute for all policies."""
+SMALL = {"w1": (120, 24), "w2": (120, 16), "w3": (100, 60), "w4": (80, 6), "w5": (50, 40)}
+"""Agents and steps where neither is given: a minute or so for all policies."""
 CAPTION = (
     "Virtual time. Roof: the least arithmetic, reading and loading that these calls need, ideally "
     "batched; nobody exceeds it. Hits: share of the blocks asked for that were on the device. "

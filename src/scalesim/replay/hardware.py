@@ -62,6 +62,11 @@ class ModelShape:
     head_dim: int
     active_params: float | None = None
 
+    @property
+    def token_bytes(self) -> int:
+        """K and V of one token over all layers."""
+        return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
     def geometry(self, block_size: int | None = None) -> PageGeometry:
         return PageGeometry.choose(self.num_layers, self.num_kv_heads, self.head_dim, 2, block_size)
 
@@ -105,7 +110,7 @@ class CostModel:
         return 2.0 * self.model.num_params + self.kv_bytes(work.context_tokens)
 
     def kv_bytes(self, num_tokens: int) -> float:
-        return float(self.model.geometry().token_bytes) * num_tokens
+        return float(self.model.token_bytes) * num_tokens
 
     def step_s(self, work: Work) -> float:
         device = self.hardware
