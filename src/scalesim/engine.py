@@ -42,8 +42,8 @@ class Engine(Caller):
     of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random ones, for
     which the folder's config is enough. ``sources`` say who will call when, beside
     ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
-    and hints to this file, which must not exist yet. Raises ``ConfigError``, ``UnsupportedModelError`` or ``WeightsError`` at
-    once. Close it, or use it as a context manager.
+    and hints to this file, which must not exist yet. Raises ``ConfigError``,
+    ``UnsupportedModelError`` or ``WeightsError`` at once. Close it, or use it as a context manager.
     """
 
     def __init__(

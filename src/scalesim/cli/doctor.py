@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 
 from rich import box
-from scalesim.cli.output import Output
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from scalesim.cli.options import DoctorOptions
+from scalesim.cli.output import Output
 from scalesim.cli.table import amount
 from scalesim.doctor import Finding, Section, Settings, examine
 from scalesim.doctor.findings import Fact, Level

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from scalesim.cli.output import Output
 from rich.table import Table
 
 from scalesim.cli.options import PlanOptions
+from scalesim.cli.output import Output
 from scalesim.config import parse_bytes
 from scalesim.replay.hardware import HARDWARE, MODELS, named
 from scalesim.replay.sizing import Fit, Load, fit
