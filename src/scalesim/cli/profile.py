@@ -8,7 +8,7 @@ from dataclasses import asdict
 from scalesim.cli.options import ProfileOptions
 from scalesim.cli.output import Output
 from scalesim.profile.readers import read_log
-from scalesim.profile.report import page
+from scalesim.profile.report import check_plots, page
 from scalesim.profile.statistics import Profile, characterise
 from scalesim.records import shown
 
@@ -17,6 +17,8 @@ def profile(options: ProfileOptions) -> int:
     """Exit code 0. Raises ``ConfigError``, ``TraceError``. With ``--out`` ending in .json there is
     no page."""
     options.check()
+    if options.out != options.figures:
+        check_plots()
     form, calls = read_log(options.log, options.format, options.step)
     found = characterise(calls, options.log.name, form, options.day)
     figures = options.figures
