@@ -117,9 +117,9 @@ def record(value: Any, where: str) -> dict[str, Any]:
 
 def number(value: Any, what: str) -> float:
     """A finite number that a float can count by one."""
-    if not isinstance(value, bool) and isinstance(value, (int, float)):
-        if -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN is not
-            return float(value)
+    is_number = not isinstance(value, bool) and isinstance(value, (int, float))
+    if is_number and -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN is not
+        return float(value)
     raise TraceError(f"{what} is {shown(value)}; it must be a finite number, to 2^53 from 0")
 
 

@@ -45,7 +45,7 @@ def demo(options: DemoOptions) -> int:
 
 
 def play_all(
-    stage: Stage, options: DemoOptions, console: Console
+    stage: Stage, options: DemoOptions, console: Output
 ) -> tuple[list[Score], dict[str, list[Said]]]:
     """Every policy on an engine of its own, side by side: the scores, and by policy all that was
     said.

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from scalesim.cli.options import ProfileOptions
 from scalesim.cli.output import Output
 from scalesim.profile.readers import read_log
-from scalesim.profile.report import page
+from scalesim.profile.report import check_plots, page
 from scalesim.profile.statistics import Profile, characterise
 from scalesim.records import shown
 
@@ -17,6 +17,8 @@ def profile(options: ProfileOptions) -> int:
     """Exit code 0. Raises ``ConfigError``, ``TraceError``. With ``--out`` ending in .json there is
     no page."""
     options.check()
+    if options.out != options.figures:
+        check_plots()
     form, calls = read_log(options.log, options.format, options.step)
     found = characterise(calls, options.log.name, form, options.day)
     figures = options.figures
@@ -35,8 +37,9 @@ def lines(found: Profile) -> list[str]:
     totals = found.totals
     quarter = next(row for row in found.misses if row["share"] == 0.25)
     rows = [
-        f"{shown(found.source)} ({found.form}): {totals['calls']} calls of {totals['agents']} agents in "
-        f"{totals['steps']:.0f} steps; {totals['active share of a step']:.1%} active in a step",
+        f"{shown(found.source)} ({found.form}): {totals['calls']} calls of {totals['agents']} "
+        f"agents in {totals['steps']:.0f} steps; "
+        f"{totals['active share of a step']:.1%} active in a step",
         f"with a quarter of the agents resident, LRU misses {quarter['lru']:.0%} and Belady "
         f"{quarter['belady']:.0%} of the activations that could hit",
     ]
@@ -46,8 +49,9 @@ def lines(found: Profile) -> list[str]:
             f"early {row['early']:.0%}, late {row['late']:.0%}, never {row['never']:.0%}"
         )
     for row in found.breaks[:3]:
+        template = shown(row["template"]) if row["template"] else "(none)"
         rows.append(
-            f"template {shown(row['template']) if row['template'] else '(none)'}: prompts of {row['prompt_len']:.0f} tokens "
+            f"template {template}: prompts of {row['prompt_len']:.0f} tokens "
             f"part at {row['part_at']:.0f}; {row['prefill']:.0f} are computed a call, "
             f"{row['gain']:.0f} fewer with what changes at the end"
         )

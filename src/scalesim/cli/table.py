@@ -38,7 +38,9 @@ def caption(scores: Sequence[Score]) -> str:
         "the median round. The warm-up is not counted.",
     ]
     if any(score.policy == "resident" for score in scores):
-        lines.append("The policy resident has room for everyone: no policy hits more, or computes less.")
+        lines.append(
+            "The policy resident has room for everyone: no policy hits more, or computes less."
+        )
     return " ".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What an option's value may be beside its Python type: each reads one word, and says what it wants.
+"""What an option's value may be beside its Python type: each reads a word, and says what it wants.
 
 They stand in ``Annotated[int, COUNT]`` or ``Annotated[int | None, COUNT]``. The parser puts the
 option's name in front of what is said. What depends on another option is checked where the command
@@ -69,6 +69,13 @@ def _positive(word: str) -> float:
     return found
 
 
+def _sigma(word: str) -> float:
+    found = _real(word)
+    if not 0.0 <= found <= 4.0:
+        raise ValueError(f"{_cut(word)} must be a number from 0 to 4")
+    return found
+
+
 def _memory(parse: Callable[[str, str], int | None]) -> Callable[[str], str]:
     """Reads the word itself, for settings take it as it is."""
 
@@ -86,9 +93,12 @@ def _cut(word: str) -> str:
 COUNT = _whole(1)
 FEW = _whole(1, 256)
 MANY = _whole(1, 10**6)
+MANY_OR_0 = _whole(0, 10**6)
 WHOLE = _whole(0)
 SEED = _whole(0, 2**63 - 1)
 REAL = _value("FLOAT", _real)
+SIGMA = _value("FLOAT", _sigma)
+"""Of a lognormal distribution."""
 POSITIVE = _value("FLOAT", _positive)
 SHARE = _share(zero=False)
 """Above 0, to 1: ``0.25`` or ``25%``."""

@@ -12,6 +12,7 @@ from typing import Any
 from scalesim.errors import TraceError
 
 _STEPS_A_CALL = 1000
+_STEPS_A_FILE = 100_000
 _STEPS_A_BYTE = 16  # of SQLite's machine: a row takes some four bytes at least, and ten steps
 _MAX_VALUE_BYTES = 1 << 26
 
@@ -20,7 +21,7 @@ def rows_of(path: Path, table: str, columns: Sequence[str]) -> Iterator[tuple[An
     """``columns`` of each row of ``table``, in the file's order. Opened for reading, and only a
     table that stores its columns is read, in as many steps as a file of its size can need. Raises
     ``TraceError``."""
-    steps_left = 100_000 + _STEPS_A_BYTE * path.stat().st_size
+    steps_left = _STEPS_A_FILE + _STEPS_A_BYTE * path.stat().st_size
 
     def count() -> bool:
         nonlocal steps_left

@@ -71,12 +71,12 @@ def _trace(path: Path, step_s: float | None) -> list[LoggedCall]:
                     f"{path}: the prompts up to step {step.time} have more than {MAX_TOKENS} "
                     "tokens; give a part of the trace"
                 )
-            calls.append(
-                LoggedCall(
-                    turn.agent, step.time, np.concatenate([_tokens(piece) for piece in turn.prompt]),
-                    turn.output.length, str(turn.prompt[0].content), turn.expect,
-                )
+            tokens = np.concatenate([_tokens(piece) for piece in turn.prompt])
+            call = LoggedCall(
+                turn.agent, step.time, tokens, turn.output.length, str(turn.prompt[0].content),
+                turn.expect,
             )  # fmt: skip
+            calls.append(call)
     return calls
 
 
@@ -143,8 +143,8 @@ def _openai(path: Path, step_s: float | None) -> list[LoggedCall]:
         if time is None:
             raise TraceError(f"{where}: no step and no timestamp, created or time")
         messages = merged.get("messages")
-        is_chat = isinstance(messages, list)
-        text = _chat_text(messages) if is_chat else _words(merged.get("prompt"))
+        prompt = merged.get("prompt")
+        text = _chat_text(messages) if isinstance(messages, list) else _words(prompt)
         usage = records.record(merged.get("usage") or {}, f"{where}: usage")
         length = usage.get("completion_tokens") or 0
         call = LoggedCall(

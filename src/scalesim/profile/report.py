@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from scalesim.errors import ConfigError
@@ -99,14 +100,19 @@ def _show(value: Any) -> str:
     return f"{number:.3g}" if abs(number) < 100 else f"{number:,.0f}"
 
 
-def _plots(profile: Profile) -> dict[str, str]:
-    try:
-        import matplotlib
-    except ImportError:
+def check_plots() -> None:
+    """Raise ``ConfigError`` where no plots could be drawn; before the log is read."""
+    if find_spec("matplotlib") is None:
         raise ConfigError(
             "the page has plots, and matplotlib is not installed; "
             "pip install 'scalesim-runtime[report]', or give --out a name that ends in .json"
-        ) from None
+        )
+
+
+def _plots(profile: Profile) -> dict[str, str]:
+    check_plots()
+    import matplotlib
+
     matplotlib.use("svg")
     return {
         "activity": _svg(lambda axes: _activity(axes, profile.series), 2),
