@@ -67,7 +67,10 @@ class Engine(Caller):
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
         self.adapters = AdapterRegistry(
-            self.parts.read_adapter, self.parts.memory, self._driver.post_if_open
+            self.parts.read_adapter,
+            self.parts.memory,
+            self._driver.post_if_open,
+            self._driver.check_process,
         )
         self._gate = Gate(limits.max_open_requests, refuse=limits.when_full == "error")
         self._desk = Desk(self._driver.post_quietly, self._loop.abandon)

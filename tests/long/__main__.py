@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tests.engine import interrupts
 from tests.long import on_faults, on_models, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
@@ -44,6 +45,13 @@ CAMPAIGNS = {
             lambda: len(on_faults.cases()),
             "every part fails at its N-th call, once or for ever; then nobody is lost",
             on_faults.run,
+        ),
+        Campaign(
+            "interrupts",
+            "interrupted calls",
+            lambda: len(interrupts.cases()),
+            "Ctrl-C at every point of every kind of call; no place or adapter is held, nothing runs on",
+            interrupts.seed,
         ),
         Campaign(
             "interleavings",
