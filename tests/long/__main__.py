@@ -50,7 +50,7 @@ CAMPAIGNS = {
             "interrupts",
             "interrupted calls",
             lambda: len(interrupts.cases()),
-            "Ctrl-C at every point of every kind of call; no place or adapter is held, nothing runs on",
+            "Ctrl-C at every point of every kind of call; nothing is held, nothing runs on",
             interrupts.seed,
         ),
         Campaign(
