@@ -62,10 +62,15 @@ class Engine(Caller):
             from scalesim.assembly import build_parts, with_settings
 
             self.parts = build_parts(model, with_settings(config, settings), dummy_weights)
+            # until there is more to close: whatever is wrong from here on, its threads end
+            self._finalizer = weakref.finalize(self, self.parts.link.close)
         self.model, limits = self.parts.model, self.parts.limits
         sources = list(sources)
         self._loop = Loop(self.parts, sources, combine)
         self._driver = Driver(self._loop)
+        if not isinstance(model, Parts):
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
         self.adapters = AdapterRegistry(
             self.parts.read_adapter,
             self.parts.memory,
@@ -82,7 +87,6 @@ class Engine(Caller):
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
         for source in sources:
             self._heed(source)
-        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
         forks.tell(self)
 
     def after_fork(self) -> None:

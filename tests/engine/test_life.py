@@ -27,8 +27,10 @@ from scalesim.errors import (
     RequestTimeoutError,
     ScaleSimError,
 )
+from scalesim.model.dummy import write_dummy_model
 from scalesim.requests import Request
 from scalesim.testing.tag_parts import tag_parts
+from tests.engine.world import SHAPE
 
 SHORT = Request([1, 2, 3], params=SamplingParams(max_tokens=2))
 LONG = Request([1, 2], params=SamplingParams(max_tokens=500, ignore_eos=True))
@@ -310,3 +312,14 @@ def test_time_in_line_is_the_loops() -> None:
     assert list(engine._loop._open.values()) == [calls[3]]
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
+
+
+def test_an_engine_that_cannot_be_made_leaves_no_threads(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    write_dummy_model(tmp_path / "model", SHAPE, seed=1)
+    sizes = {"device_memory": 2**20, "host_memory": 2**20, "device": "cpu"}
+    for wrong in ({"record": tmp_path / "no" / "trace"}, {"sources": [3]}):
+        with pytest.raises((OSError, AttributeError, TypeError, ScaleSimError)):
+            Engine(tmp_path / "model", **sizes, **wrong)
+        gc.collect()
+        assert set(threading.enumerate()) <= before
