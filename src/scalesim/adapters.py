@@ -48,15 +48,17 @@ class AdapterInfo:
 
 
 class AdapterRegistry:
-    """``Engine.adapters``. ``post`` runs a function on the engine's thread."""
+    """``Engine.adapters``. ``post`` runs a function on the engine's thread; ``check`` raises in a
+    process that is not the engine's."""
 
     def __init__(
         self,
         read: ReadAdapter | None,
         memory: MemoryManager,
         post: Callable[[Callable[[], None]], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._read, self._memory, self._post = read, memory, post
+        self._read, self._memory, self._post, self._check = read, memory, post, check
         self._lock = threading.RLock()  # a bare one: ``with`` gives it back whatever strikes
         self._changed = threading.Condition(self._lock)  # only for who waits in ``remove``
         self._by_name: dict[str, tuple[_Entry, str]] = {}
@@ -71,6 +73,7 @@ class AdapterRegistry:
         Raises ``AdapterError`` for a folder that cannot be used, and for a name that has other
         content already unless ``replace``.
         """
+        self._check()
         name = text("adapter name", name, AdapterError, empty=False)
         path_of("path", path, AdapterError)
         flag("replace", replace, AdapterError)
@@ -99,6 +102,7 @@ class AdapterRegistry:
         While open calls use it, raises ``AdapterError``; with a ``timeout``, waits so many seconds
         for them to end first.
         """
+        self._check()
         left = 0.0 if timeout is None else number("timeout", timeout, 0.0, error=AdapterError)
         end_s = time.monotonic() + left
         with self._lock:
@@ -117,6 +121,7 @@ class AdapterRegistry:
 
     def list(self) -> list[AdapterInfo]:
         """What there is, by name."""
+        self._check()
         with self._lock:
             return [
                 AdapterInfo(

@@ -290,11 +290,15 @@ class Caller:
         self._driver.start_thread()
         return self._begun(call, asyncio.get_running_loop())
 
+    def _check_process(self) -> None:
+        """For readers, who keep their engine by it."""
+        self._driver.check_process()
+
     def _begun(self, call: Call, loop: asyncio.AbstractEventLoop | None) -> Reader:
         """Who reads ``call``, which is handed in."""
         call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
         texts = self._intake.text_stream(call.request)
-        reader = Reader(self._desk.ticket([call]), texts, self._driver.check_process)
+        reader = Reader(self._desk.ticket([call]), texts, self._check_process)
         try:
             self._enter(reader.ticket.calls)
         except BaseException:

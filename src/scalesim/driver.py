@@ -19,6 +19,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Literal
 
+from scalesim.calls import Bell
 from scalesim.errors import EngineClosedError, EngineModeError
 from scalesim.foreign import Foreign, report
 from scalesim.interrupts import InterruptsWait
@@ -70,7 +71,7 @@ class Driver:
         with suppress(EngineClosedError):
             self.post(command)
 
-    def wait_for(self, done: threading.Event) -> None:
+    def wait_for(self, done: Bell) -> None:
         """Until the engine's own thread has ``done`` what was posted. Where the caller is it, or
         drives by ``step``, that comes later, and is not waited for."""
         thread = self._thread

@@ -6,7 +6,6 @@ driver's inbox, in order.
 
 from __future__ import annotations
 
-import threading
 import warnings
 import weakref
 from collections import Counter
@@ -21,6 +20,7 @@ from scalesim import forks
 from scalesim.adapters import AdapterRegistry
 from scalesim.agent import Agent
 from scalesim.caller import Caller
+from scalesim.calls import Bell
 from scalesim.checks import (
     agent_id,
     agent_ids,
@@ -91,12 +91,21 @@ class Engine(Caller):
         if record is not None:
             check_new(record)
         self.parts = _parts_of(model, config, settings, dummy_weights)
+        if not isinstance(model, Parts):
+            # until there is more to close: whatever is wrong from here on, its threads end
+            self._finalizer = weakref.finalize(self, self.parts.link.close)
         self.model, limits = self.parts.model, self.parts.limits
         self._source_names: set[str] = set()  # of those that were added since
         self._loop = Loop(self.parts, combine=combine)
         self._driver = Driver(self._loop)
+        if not isinstance(model, Parts):
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
         self.adapters = AdapterRegistry(
-            self.parts.read_adapter, self.parts.memory, self._driver.post_if_open
+            self.parts.read_adapter,
+            self.parts.memory,
+            self._driver.post_if_open,
+            self._driver.check_process,
         )
         self._gate = Gate(limits.max_open_requests, refuse=limits.when_full == "error")
         self._desk = Desk(self._driver.post_quietly, self._loop.abandon)
@@ -110,7 +119,6 @@ class Engine(Caller):
         for source in sources:
             self._loop.listen(source)
             self._heed(source)
-        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
         forks.tell(self)
 
     def after_fork(self) -> None:
@@ -200,13 +208,13 @@ class Engine(Caller):
         """
         ids = _ids(agents)
         self._driver.check_open()
-        done = threading.Event()
+        done = Bell()
 
         def forget() -> None:
             try:
                 self._loop.forget(ids)
             finally:
-                done.set()
+                done.ring()
 
         with self._intake.lock:
             for agent in [self._intake.known(id) for id in ids]:

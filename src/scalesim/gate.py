@@ -57,7 +57,7 @@ class Gate:
         """Who may go in now: of ``calls``, those that took their places before, and those of the
         line for whom there are some; the rest of ``calls`` has joined the line."""
         with self._lock:
-            admitted = []
+            admitted: list[Call] = []
             for call in calls:
                 if not call.done:
                     (admitted if call in self._held else self._line).append(call)

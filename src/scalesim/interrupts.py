@@ -40,8 +40,9 @@ class InterruptsWait:
         before = self._before
         if before is None:
             return
-        if signal.getsignal(signal.SIGINT) == self._note:  # nobody has set another meanwhile
-            signal.signal(signal.SIGINT, before)
+        now = signal.signal(signal.SIGINT, before)
+        if now != self._note:  # somebody has set another meanwhile
+            signal.signal(signal.SIGINT, now)
         if self._came:
             before(signal.SIGINT, None)
 

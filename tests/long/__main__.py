@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tests.engine import interrupts
 from tests.long import on_callers, on_faults, on_models, on_programs, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
@@ -51,6 +52,13 @@ CAMPAIGNS = {
             len(on_callers.CASES),
             "hostile values beside a workload, checked and unchecked; its texts and pages compared",
             on_callers.run,
+        ),
+        Campaign(
+            "interrupts",
+            "interrupted calls",
+            lambda: len(interrupts.cases()),
+            "Ctrl-C at every point of every kind of call; nothing is held, nothing runs on",
+            interrupts.seed,
         ),
         Campaign(
             "interleavings",
