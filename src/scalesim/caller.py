@@ -112,7 +112,7 @@ class Caller:
         """
         call = self._prepare_one(request)
         self._driver.start_thread()
-        return Stream(self._begun(request, call, None))
+        return Stream(self._begun(call, None))
 
     def stream_async(self, request: Request) -> AsyncStream:
         """``stream`` for ``async for`` in the running event loop; it is checked, and runs, from the
