@@ -7,9 +7,9 @@ too. A new module at the top of ``scalesim`` needs a row in ``MAY_IMPORT``.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +142,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
     "scalesim.guard": (*VALUES, "scalesim.memory"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
+    "scalesim.__main__": ("scalesim.cli",),
     "scalesim.doctor": (*VALUES, *PARTS, *ENGINE, "scalesim_kernels", "torch"),
     "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
 }
@@ -240,9 +241,10 @@ def test_public_names_are_there() -> None:
 
 def test_import_scalesim_is_quick() -> None:
     def seconds(code: str) -> float:
-        begin = time.perf_counter()
+        begin = os.times()  # of the processor: other work on the machine counts for nothing
         python(code)
-        return time.perf_counter() - begin
+        end = os.times()
+        return end.children_user + end.children_system - begin.children_user - begin.children_system
 
     best = {code: min(seconds(code) for _ in range(5)) for code in ("pass", "import scalesim")}
     assert best["import scalesim"] - best["pass"] < 0.3

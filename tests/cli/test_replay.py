@@ -177,7 +177,9 @@ def test_a_workload_without_sizes_is_small_and_says_so(
 ) -> None:
     monkeypatch.setitem(sizes_table(), "w4", (6, 2))
     assert main(["replay", "w4", "--policy", "resident", "--private", "64"]) == 0
-    assert "--agents 200 --steps 12 is the whole of w4" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--agents 200 --steps 12 --running 32 is the whole of w4" in printed
+    assert "25% of all state), 8 running" in printed
 
 
 def sizes_table() -> dict[str, tuple[int, int]]:

@@ -277,8 +277,8 @@ class ReplayOptions:
     """Size of the device pool, like 20GB, instead of a share."""
     host_pool: Annotated[str | None, MEMORY] = None
     """Size of the host pool; four times all agents' state if not given."""
-    running: Annotated[int, COUNT] = 32
-    """Requests that run at once."""
+    running: Annotated[int | None, COUNT] = None
+    """Requests that run at once; 32 if not given, or 8 where the workload is small."""
     link: Annotated[float, SHARE] = 1.0
     """Share of the link's rate."""
     warmup: Annotated[int, WHOLE] = 2
@@ -323,6 +323,11 @@ class ReplayOptions:
     """Steps by which a hint is late, for hints stale."""
     wrong: Annotated[float | None, SHARE_OR_0] = None
     """Share of hints that are replaced by another draw."""
+
+    @property
+    def is_small(self) -> bool:
+        """A workload whose size is not given is made smaller, to be quick."""
+        return self.what in WORKLOADS and self.agents is None and self.steps is None
 
     def check(self) -> None:
         """Raise ``ConfigError`` for an option that has no effect on ``what``."""

@@ -68,7 +68,7 @@ def sizes_of(options: ReplayOptions) -> Sizes:
         options.hardware,
         options.model,
         options.residency or 0.25,
-        running=options.running,
+        running=options.running or (8 if options.is_small else 32),
         link_share=options.link,
         adapter=options.what == "paper",
         pool_bytes=None if pool is None else parse_bytes(pool, "--pool"),
@@ -90,11 +90,11 @@ def scenarios(options: ReplayOptions, sizes: Sizes) -> Iterator[Scenario]:
     elif options.what in WORKLOADS:
         kind, own = workload(options.what, **knobs)
         note = ""
-        if options.agents is None and options.steps is None:
+        if options.is_small:
             agents, steps = SMALL[kind.name]
             note = (
-                f"Small, to be quick; --agents {own.agents} --steps {own.steps} is the whole of "
-                f"{kind.name}."
+                f"Small, to be quick; --agents {own.agents} --steps {own.steps} --running 32 is the "
+                f"whole of {kind.name}."
             )
             own = replace(own, agents=agents, steps=steps)
         found = of_workload(kind, own, sizes, learned=learned)
