@@ -1,5 +1,7 @@
-"""Every bad caller of the sweep, in one run for all, with one step in flight. ``python -m tests.long
-callers`` has a run for each, and two steps as well."""
+"""Every bad caller of the sweep, in one run for all, with one step in flight.
+
+``python -m tests.long callers`` has a run for each, and two steps as well.
+"""
 
 from __future__ import annotations
 
