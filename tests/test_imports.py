@@ -26,6 +26,8 @@ VALUES = (
     "scalesim.core",
     "scalesim.errors",
     "scalesim.foreign",
+    "scalesim.regular_file",
+    "scalesim.strict_json",
     "scalesim._version",
 )
 ENGINE = tuple(
@@ -56,6 +58,7 @@ ENGINE = tuple(
         "requests",
         "sampling_keys",
         "sampling_params",
+        "schema_check",
         "streams",
         "structure",
         "tickets",
@@ -97,8 +100,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
     "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
-    "scalesim.regular_file": VALUES,
-    "scalesim.records": (*VALUES, "scalesim.regular_file"),
+    "scalesim.regular_file": ("scalesim.errors",),
+    "scalesim.strict_json": ("scalesim.errors",),
+    "scalesim.records": VALUES,
     "scalesim.trace": VALUES,
     "scalesim.trace_file": (*VALUES, "scalesim.records", "scalesim.trace"),
     "scalesim.replay": (
@@ -111,11 +115,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.requests",
         "scalesim.scheduler",
         "scalesim.testing",
-        "scalesim.trace",
-        "scalesim.trace_file",
+        *TRACES,
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
-    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance", "scalesim.regular_file"),
+    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
     **dict.fromkeys(
         tuple(
             f"scalesim.testing.{name}"

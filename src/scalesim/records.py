@@ -2,108 +2,73 @@
 
 One rule for each kind of value, whatever the format; a value that breaks it raises ``TraceError``
 with its place, itself (cut short) and the rule. Nothing here raises anything else, takes more
-memory than a few times the file, or goes deeper than ``MAX_DEPTH``.
+memory than a few times the file, or goes deeper than ``strict_json`` allows.
 """
 
 from __future__ import annotations
 
-import json
+import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from reprlib import Repr
-from typing import Any, BinaryIO
+from typing import Any
 
+from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.errors import TraceError
 from scalesim.regular_file import open_regular
+from scalesim.strict_json import decode_utf8, parse_json
 
 MAX_BYTES = 1 << 30
 """Of a JSON document that is read as one."""
 MAX_LINE_BYTES = 1 << 26
-MAX_DEPTH = 64
 MAX_TEXT = 1 << 16
 """Characters of a name: of an agent, a template, an adapter, a stretch of tokens."""
 MAX_NUMBER = 1 << 53
 """Above it, a float no longer tells one step from the next."""
 _INT64 = 1 << 63
-_BOM = b"\xef\xbb\xbf"
-
-_short = Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 60
-_short.maxlevel, _short.maxlist, _short.maxdict = 2, 3, 3
-
-
-def shown(value: Any) -> str:
-    """``value`` in an error: its beginning, and nothing that a terminal would obey."""
-    return _short.repr(value)
 
 
 # -- whole files ----------------------------------------------------------------------------------
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line of ``path`` that is not blank."""
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, text) of each line of ``path`` that is not blank."""
     with open_regular(path, TraceError) as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            where = f"{path} line {number}"
-            if len(raw) > MAX_LINE_BYTES:
-                raise TraceError(f"{where} is longer than {MAX_LINE_BYTES >> 20} MiB")
-            if text := _text_of(raw, where).strip():
-                yield number, text
+        yield from lines_of(file.readline, path, MAX_LINE_BYTES)
+
+
+def lines_of(readline: Callable[[int], bytes], path: Path, most: int) -> Iterator[tuple[str, str]]:
+    """``lines`` of the open file that ``readline`` reads, each of at most ``most`` bytes."""
+    number = 0
+    while raw := readline(most + 1):
+        number += 1
+        where = f"{path} line {number}"
+        if len(raw) > most:
+            raise TraceError(f"{where} is longer than the {most >> 20} MiB it may be")
+        if text := _text_of(raw, where).strip():
+            yield where, text
 
 
 def document(path: Path) -> Any:
     """What ``path`` holds as one JSON document."""
     with open_regular(path, TraceError) as file:
-        return parsed(_text_of(_whole(file, path), str(path)), str(path))
-
-
-def _whole(file: BinaryIO, path: Path) -> bytes:
-    raw = file.read(MAX_BYTES + 1)
+        raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise TraceError(
             f"{path} is one JSON document of more than {MAX_BYTES >> 30} GiB; write one record a "
             "line, which is read line by line"
         )
-    return raw
+    return parsed(_text_of(raw, str(path)), str(path))
 
 
 def _text_of(raw: bytes, where: str) -> str:
-    try:
-        return raw.removeprefix(_BOM).decode("utf-8")
-    except UnicodeDecodeError as cause:
-        raise TraceError(f"{where} is not UTF-8, at byte {cause.start}") from None
+    return decode_utf8(raw.removeprefix(codecs.BOM_UTF8), where, TraceError)
 
 
 def parsed(text: str, where: str) -> Any:
-    """``text`` as JSON, no deeper than ``MAX_DEPTH``."""
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise TraceError(f"{where} is nested deeper than {MAX_DEPTH}") from None
-    except ValueError as cause:  # also of integers with thousands of digits
-        raise TraceError(f"{where} is not JSON: {cause}") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value, where)
-    return value
-
-
-def _check_depth(value: Any, where: str) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                inner += each.values()
-            elif isinstance(each, list):
-                inner += each
-        level = inner
-        if not level:
-            return
-    raise TraceError(f"{where} is nested deeper than {MAX_DEPTH}")
+    """``text`` as JSON; see ``strict_json``."""
+    return parse_json(text, where, TraceError)
 
 
 # -- values ---------------------------------------------------------------------------------------

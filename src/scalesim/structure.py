@@ -20,7 +20,8 @@ import numpy as np
 from scalesim.config import StructureConfig
 from scalesim.core import Int32s, SamplingParams
 from scalesim.errors import RequestError, StructureError
-from scalesim.json_schema import SchemaCheck, kept_schema
+from scalesim.json_schema import kept_schema
+from scalesim.schema_check import SchemaCheck
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer

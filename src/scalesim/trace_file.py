@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scalesim import records
+from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.errors import TraceError
 from scalesim.trace import Content, Hint, Piece, TraceStep, Turn
@@ -70,8 +71,7 @@ def read_trace(path: Path) -> Iterator[TraceStep]:
     """The steps of the trace in ``path``. A hint that follows a call of its agent in the same step
     belongs to that call: it is said when the call has ended."""
     step: TraceStep | None = None
-    for number, line in _lines(path):
-        where = f"{path} line {number}"
+    for where, line in _lines(path):
         time = records.number(line.get("step"), f"{where}: step")
         if step is None or time > step.time:
             if step is not None:
@@ -89,13 +89,12 @@ def read_trace(path: Path) -> Iterator[TraceStep]:
         yield step
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     is_trace = False
-    for number, text in records.lines(path):
-        where = f"{path} line {number}"
+    for where, text in records.lines(path):
         line = records.record(records.parsed(text, where), where)
         if is_trace:
-            yield number, line
+            yield where, line
         elif line.get("scalesim_trace") != VERSION:
             raise TraceError(
                 f'{path} does not begin with {{"scalesim_trace": {VERSION}}}: it is no trace, or '
@@ -145,7 +144,7 @@ def _only(line: dict[str, Any], keys: set[str], where: str) -> None:
     unknown = sorted(line.keys() - keys)
     if unknown:
         known = ", ".join(sorted(keys))
-        raise TraceError(f"{where}: unknown field {records.shown(unknown[0])}; known: {known}")
+        raise TraceError(f"{where}: unknown field {shown(unknown[0])}; known: {known}")
 
 
 def _agent(line: dict[str, Any], where: str, *, optional: bool) -> AgentId | None:
@@ -156,7 +155,7 @@ def _agent(line: dict[str, Any], where: str, *, optional: bool) -> AgentId | Non
 def _piece(value: Any, what: str) -> Piece:
     if not isinstance(value, list) or len(value) not in (2, 3):
         raise TraceError(
-            f"{what}: {records.shown(value)} must be [content, length] or [content, length, start]"
+            f"{what}: {shown(value)} must be [content, length] or [content, length, start]"
         )
     content: Content = records.name_or_number(value[0], f"{what}: content")
     length = records.whole(value[1], f"{what}: length", 1, MAX_PROMPT)

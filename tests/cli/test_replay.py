@@ -77,7 +77,7 @@ def refused(capsys: Out, *words: str) -> str:
         (["w1", "--policy", "deadline,deadline"], "names deadline twice"),
         (["w1", "--policy", "best"], "unknown policy 'best'"),
         (["w1", "--hardware", "abacus"], "unknown hardware 'abacus'"),
-        (["w1", "--model", "none/config.json"], "is no file"),
+        (["w1", "--model", "none/config.json"], "is missing"),
         (["w9"], "w9 is neither a workload (w1, w2, w3, w4, w5, paper) nor a file"),
     ],
 )
@@ -246,7 +246,7 @@ def test_convert(capsys: Out, arrivals: str, tmp_path: Path) -> None:
         ([arrivals, str(tmp_path / "x"), "--to", "auto"], "name the format to write"),
         ([arrivals, str(tmp_path / "x"), "--to", "azure", "--out-block-size", "16"], "no blocks"),
         ([str(out), str(tmp_path / "x"), "--to", "azure", "--block-size", "16"], "no blocks"),
-        ([str(tmp_path / "none"), str(tmp_path / "x"), "--to", "azure"], "is no file"),
+        ([str(tmp_path / "none"), str(tmp_path / "x"), "--to", "azure"], "is missing"),
     ):
         assert main(["convert", *words]) == 2
         assert says in capsys.readouterr().err

@@ -19,5 +19,11 @@ def texts() -> dict[str, list[Text]]:
 def run(seed: int) -> Counter[str]:
     """The ``seed``-th case; beyond the last, the first again."""
     name, checked, flights = CASES[seed % len(CASES)]
-    refused, ended = callers.run(name, checked, texts(), flights)
-    return Counter({"bad callers": 1, "calls refused": refused, "calls ended alone": ended})
+    refused, ended = callers.run([name], checked, texts(), flights)
+    return Counter(
+        {
+            "bad callers": 1,
+            "calls refused": refused.total(),
+            "calls ended alone": ended.total(),
+        }
+    )

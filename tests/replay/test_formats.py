@@ -254,7 +254,7 @@ WRONG: list[tuple[str, list[Any], str]] = [
     ("mooncake", changed("mooncake", 3, session_id="x" * 600), "a name of 1 to 500"),
     ("mooncake", [*SAMPLES["mooncake"], []], "line 5 is []; it must be a JSON object"),
     ("mooncake", [*SAMPLES["mooncake"], "{"], "line 5 is not JSON"),
-    ("mooncake", [*SAMPLES["mooncake"], "[" * 100_000], "line 5 is not JSON"),
+    ("mooncake", [*SAMPLES["mooncake"], "[" * 100_000], "line 5 is nested deeper"),
     ("mooncake", [*SAMPLES["mooncake"], '{"timestamp": ' + "9" * 5000 + "}"], "line 5 is not JSON"),
     ("dynamo", changed("dynamo", 1, schema="v2"), "schema is 'v2'"),
     ("dynamo", changed("dynamo", 2, request=None), "request is None; it must be an object"),
@@ -304,9 +304,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(TraceError, match=says):
             detect(path)
-    for missing in (tmp_path, tmp_path / "none"):
-        with pytest.raises(TraceError, match="is no file"):
-            detect(missing)
+    for wrong, says in ((tmp_path, "is a folder"), (tmp_path / "none", "is missing")):
+        with pytest.raises(TraceError, match=says):
+            detect(wrong)
     path.write_text(SAMPLES["azure"][0])
     with pytest.raises(TraceError, match="has no calls"):
         read(path, FORMATS["azure"])

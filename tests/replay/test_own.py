@@ -96,10 +96,14 @@ def test_a_device_that_is_wrong_is_named(tmp_path: Path, change: Any, says: str)
 @pytest.mark.parametrize("read", [hardware_of, model_of])
 def test_a_file_that_is_none_is_named(tmp_path: Path, read: Any) -> None:
     path = tmp_path / "x.json"
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match="is missing"):
         read(str(path))
-    for content, says in ((b"{", "is not JSON"), (b"[]", "must be a JSON object"),
-                          (b"\xff", "is not JSON"), (b"[" * 100_000, "is not JSON")):  # fmt: skip
+    for content, says in (
+        (b"{", "is not JSON"),
+        (b"[]", "must be a JSON object"),
+        (b"\xff", "is not UTF-8"),
+        (b"[" * 100_000, "nested deeper"),
+    ):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=says):
             read(str(path))

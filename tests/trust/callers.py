@@ -1,27 +1,30 @@
 """Bad callers: hostile values beside the workload's agents, who must say what they always say.
 
 Each value enters by the public call, where it must be refused or do no harm; and once more with the
-caller's checks taken away, so that it reaches the engine's thread: there it ends its own request,
-and nothing begins anew. ``python -m tests.long callers`` has every value with one step in flight
-and with two.
+caller's checks taken away, so that it goes as far as it can: on the engine's thread it ends its own
+request, and nothing begins anew. The tests deal all values out over one run of the workload;
+``python -m tests.long callers`` has a run for each, with one step in flight and with two.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
+from warnings import catch_warnings, simplefilter
 
 from scalesim.calls import Call
 from scalesim.core import SamplingParams
 from scalesim.engine import Engine
-from scalesim.errors import ScaleSimError
+from scalesim.errors import HintWarning, ScaleSimError
 from scalesim.requests import Prompt, Request
 from tests.trust.workload import Lost, Text, Workload
 
+LEAST_CALLS = 8  # of the workload
 SURROGATE, DIGITS = "lone \ud800", 10**5000
 
 
@@ -60,7 +63,17 @@ THROUGH: dict[str, Callable[[Engine], object]] = {
     "biases, a list": _drawn(logit_bias=[1], max_tokens=2),
     "log-probabilities, a text": _drawn(prompt_logprobs=0, prompt_logprobs_start="x", max_tokens=2),
 }
-"""Values that fail on the engine's thread, if they get there."""
+"""Values that fail where they are used, if no check finds them."""
+
+NUMBERED = frozenset(
+    {
+        "sample index of 64 bits", "sample index below 0", "sample index, a text",
+        "temperature, a text", "top_k, a text", "top_k of 64 bits", "top_p, a list",
+        "biases, a list",
+    }
+)  # fmt: skip
+"""Of these, what the caller's thread uses to number equal requests: it fails there. All others
+reach the engine's thread."""
 
 BEFORE: dict[str, Callable[[Engine], object]] = {
     "no request": lambda engine: engine.submit("hi"),  # type: ignore[arg-type]
@@ -103,45 +116,57 @@ def unchecked() -> Iterator[None]:
 
 @dataclass
 class Beset(Workload):
-    """The workload, with ``act`` before every call of it."""
+    """The workload, with a share of the acts ``names`` before every call of it: each has its
+    turn."""
 
-    act: Callable[[Engine], object] = lambda engine: None
+    names: Sequence[str] = ()
     checked: bool = True
-    refused: int = 0
-    thrown: list[Call] = field(default_factory=list)
+    turn: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """How often an act was refused; without checks: raised on its own caller's thread."""
+    thrown: list[tuple[str, Call]] = field(default_factory=list)
 
     def _submit(
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
+        for _ in range(-(-len(self.names) // LEAST_CALLS)):
+            self._act(self.names[self.turn % len(self.names)])
+            self.turn += 1
+        return super()._submit(agent, prompt, stop, failed)
+
+    def _act(self, name: str) -> None:
         try:
-            with nullcontext() if self.checked else unchecked():
-                call = self.act(self.engine)
+            with nullcontext() if self.checked else unchecked(), catch_warnings():
+                simplefilter("ignore", HintWarning)
+                call = (THROUGH | BEFORE)[name](self.engine)
         except ScaleSimError:
-            self.refused += 1
+            self.refused[name] += 1
+        except Exception:
+            if self.checked:
+                raise
+            self.refused[name] += 1
         else:
             if isinstance(call, Call):
-                self.thrown.append(call)
-        return super()._submit(agent, prompt, stop, failed)
+                self.thrown.append((name, call))
 
 
 def run(
-    name: str, checked: bool, texts: dict[str, list[Text]], steps_in_flight: int = 1
-) -> tuple[int, int]:
-    """One run, judged; how many bad calls were refused, and how many were let in and ended with
-    a typed error. Raises ``Lost``."""
-    act = (THROUGH | BEFORE)[name]
-    with Beset(0, steps_in_flight, act=act, checked=checked) as workload:
+    names: Sequence[str], checked: bool, texts: dict[str, list[Text]], steps_in_flight: int = 1
+) -> tuple[Counter[str], Counter[str]]:
+    """One run, judged; by name, how many bad calls were refused, and how many were let in and ended
+    with a typed error. Raises ``Lost``."""
+    with Beset(0, steps_in_flight, names=names, checked=checked) as workload:
         said = workload.play()
         if workload.dead is not None or workload.engine.stats.restarts:
-            raise Lost(f"{name}: {workload.engine.stats.restarts} restarts, {workload.dead!r}")
+            raise Lost(f"{names}: {workload.engine.stats.restarts} restarts, {workload.dead!r}")
         if workload.errors or said != texts:
-            raise Lost(f"{name}: neighbours say {said}, {workload.errors}")
-        workload._run(workload.thrown)
-        ended = [call.error for call in workload.thrown if call.error is not None]
-        if bad := [error for error in ended if not isinstance(error, ScaleSimError)]:
-            raise Lost(f"{name}: {bad[0]!r} is no typed error")
+            raise Lost(f"{names}: neighbours say {said}, {workload.errors}")
+        workload._run([call for _, call in workload.thrown])
+        failed = [(name, call.error) for name, call in workload.thrown if call.error is not None]
+        if bad := [(name, why) for name, why in failed if not isinstance(why, ScaleSimError)]:
+            raise Lost(f"{bad[0][0]}: {bad[0][1]!r} is no typed error")
         workload.settle()
         gate = workload.engine._gate
         if gate.num_free != gate.limit:
-            raise Lost(f"{name}: {gate.limit - gate.num_free} places are lost")
-    return workload.refused, len(ended)
+            raise Lost(f"{names}: {gate.limit - gate.num_free} places are lost")
+    return workload.refused, Counter(name for name, _ in failed)

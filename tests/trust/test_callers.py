@@ -1,5 +1,7 @@
-"""Every bad caller of the sweep, with one step in flight. ``python -m tests.long callers`` has
-two as well."""
+"""Every bad caller of the sweep, in one run for all, with one step in flight.
+
+``python -m tests.long callers`` has a run for each, and two steps as well.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ def texts() -> dict[str, list[Text]]:
     return oracle()
 
 
-@pytest.mark.parametrize(("name", "checked"), callers.CASES)
-def test_a_bad_caller_costs_itself(name: str, checked: bool, texts: dict[str, list[Text]]) -> None:
-    refused, ended = callers.run(name, checked, texts)
-    if checked:
-        assert ended == 0
-        assert refused > 0 or name == "expect for ever"  # advice, which is not taken
-    else:
-        assert ended > 0  # the sweep is not void: it reached the engine's thread
+def test_bad_callers_cost_themselves(texts: dict[str, list[Text]]) -> None:
+    names = [*callers.THROUGH, *callers.BEFORE]
+    refused, ended = callers.run(names, True, texts)
+    assert not ended
+    assert set(names) - set(refused) == {"expect for ever"}  # advice, which is not taken
+
+
+def test_what_no_check_finds_ends_alone(texts: dict[str, list[Text]]) -> None:
+    """And the sweep is not void: it reaches the engine's thread."""
+    refused, ended = callers.run([*callers.THROUGH], False, texts)
+    assert set(refused) == callers.NUMBERED
+    assert set(ended) == set(callers.THROUGH) - callers.NUMBERED

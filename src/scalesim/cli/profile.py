@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from scalesim.checks import shown
 from scalesim.cli.options import ProfileOptions
 from scalesim.cli.output import Output
 from scalesim.profile.readers import read_log
 from scalesim.profile.report import check_plots, page
 from scalesim.profile.statistics import Profile, characterise
-from scalesim.records import shown
 
 
 def profile(options: ProfileOptions) -> int:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from scalesim.checks import shown
 from scalesim.errors import ScaleSimError, UnsupportedModelError
 from scalesim.model.files import Json
 
@@ -105,7 +106,8 @@ class Fields:
         return Fields(f"{self.where}: {key}", value, self.error)
 
     def wrong(self, key: str, value: object, rule: str) -> ScaleSimError:
-        return self.error(f"{self.where}: {key} is {shown(value)}; must be {rule}")
+        written = "null" if value is None else shown(value)
+        return self.error(f"{self.where}: {key} is {written}; must be {rule}")
 
     def _given(self, key: str, default: Any, null: bool) -> Any:
         value = self.raw.get(key)
@@ -118,9 +120,3 @@ class Fields:
 
 def _is_name(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MOST_CHARS
-
-
-def shown(value: object) -> str:
-    """A JSON value for a message: short, whatever it is."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

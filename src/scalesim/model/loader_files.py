@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from scalesim.errors import WeightsError
-from scalesim.model.files import check_regular, read_json
+from scalesim.model.files import read_json
+from scalesim.regular_file import check_regular
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -106,7 +107,7 @@ def safe_path(folder: Path, name: str) -> Path:
             f"{folder / INDEX} names {name!r:.200}: only plain file names are accepted"
         )
     path = folder / name
-    check_regular(path)
+    check_regular(path, WeightsError)
     here = folder.resolve()
     allowed = [here]
     if here.parent.name == "snapshots":

@@ -19,8 +19,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from scalesim.checks import shown
 from scalesim.errors import UnsupportedModelError
-from scalesim.model.fields import Fields, shown
+from scalesim.model.fields import Fields
 from scalesim.model.files import Json, read_json_if_there
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from scalesim import records
+from scalesim.checks import shown
 from scalesim.core import Int64s
 from scalesim.errors import ConfigError, TraceError
 from scalesim.profile.calls import LoggedCall, in_steps, pseudo_tokens
@@ -181,14 +182,13 @@ def _chat_text(messages: list[Any]) -> str:
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON file: its values, its items, or one a line."""
     if _is_json_lines(path):
-        for number, text in records.lines(path):
-            where = f"{path} line {number}"
+        for where, text in records.lines(path):
             yield where, records.record(records.parsed(text, where), where)
         return
     whole = records.document(path)
     items = whole.values() if isinstance(whole, dict) else whole
     if not isinstance(whole, (dict, list)):
-        raise TraceError(f"{path} holds {records.shown(whole)}, no records")
+        raise TraceError(f"{path} holds {shown(whole)}, no records")
     for index, item in enumerate(items):
         where = f"{path} record {index}"
         yield where, records.record(item, where)
@@ -196,9 +196,9 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _is_json_lines(path: Path) -> bool:
     """Whether the first line is an object by itself."""
-    for number, text in records.lines(path):
+    for where, text in records.lines(path):
         try:
-            return isinstance(records.parsed(text, f"{path} line {number}"), dict)
+            return isinstance(records.parsed(text, where), dict)
         except TraceError:
             break
     return False
@@ -214,9 +214,7 @@ def _seconds(value: Any, where: str) -> float:
     try:
         return records.number_of(value, where)
     except TraceError:
-        raise TraceError(
-            f"{where}: {records.shown(value)} is neither a date nor a finite number"
-        ) from None
+        raise TraceError(f"{where}: {shown(value)} is neither a date nor a finite number") from None
 
 
 READERS: dict[str, Reader] = {

@@ -19,12 +19,13 @@ import torch
 import xxhash
 from torch import Tensor
 
+from scalesim.checks import shown
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
 from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
 from scalesim.model.adapters.patterns import MAX_PATTERN, Patterns
 from scalesim.model.config import ModelConfig
-from scalesim.model.fields import Fields, shown
+from scalesim.model.fields import Fields
 from scalesim.model.files import Json, read_bytes, read_json
 from scalesim.model.loader_files import PICKLES, safe_path
 

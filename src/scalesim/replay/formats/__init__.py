@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import IO
 
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.formats import agentic, applied_compute, azure, dynamo, mooncake, town
-from scalesim.replay.formats.rows import MAX_SECONDS, in_rounds, lines
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, in_rounds, lines
 from scalesim.trace import TraceStep
 from scalesim.trace_file import TraceWriter, read_trace
 
@@ -63,10 +62,9 @@ def detect(path: Path) -> Format:
     if first.text.split(",")[0].strip() == azure.COLUMNS[0]:
         return FORMATS["azure"]
     try:
-        found = json.loads(first.text)
-    except (ValueError, RecursionError):
-        found = None
-    keys = found if isinstance(found, dict) else {}
+        keys = Row.of(first).fields
+    except TraceError:
+        keys = {}
     for name, is_it in (
         ("scalesim", "scalesim_trace" in keys),
         ("agentic-mooncake", keys.get("schema") == agentic.SCHEMA),

@@ -5,18 +5,20 @@ taken. Whatever is wrong is a ``TraceError`` that names the line, the field, the
 from __future__ import annotations
 
 import gzip
-import json
 import math
-import reprlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scalesim.checks import shown
 from scalesim.core import AgentId
-from scalesim.errors import TraceError
+from scalesim.errors import ScaleSimError, TraceError
+from scalesim.records import lines_of
+from scalesim.regular_file import open_regular
+from scalesim.strict_json import parse_json
 from scalesim.trace import TraceStep, Turn
 
 MAX_TOKENS = 1 << 24
@@ -36,50 +38,43 @@ class Line(NamedTuple):
 
 def lines(path: Path) -> Iterator[Line]:
     """Lines that are not blank, unpacked where they are gzipped; raises ``TraceError``."""
-    if not path.is_file():
-        raise TraceError(f"{path} is no file; give the path of a trace")
     try:
-        with path.open("rb") as raw:
+        with open_regular(path, TraceError) as raw:
             is_packed = raw.read(2) == _GZIP
             raw.seek(0)
             file = gzip.GzipFile(fileobj=raw) if is_packed else raw
-            number = 0
-            while found := file.readline(MAX_LINE + 1):
-                number += 1
-                where = f"{path} line {number}"
-                if len(found) > MAX_LINE:
-                    raise TraceError(f"{where} is longer than the {MAX_LINE >> 20} MiB it may be")
-                try:
-                    text = found.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise TraceError(f"{where} is not UTF-8: {error}") from None
-                if text:
-                    yield Line(where, text)
+            yield from starmap(Line, lines_of(file.readline, path, MAX_LINE))
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"{path} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The fields of one line."""
+    """The fields of one line, or of another JSON object; whatever is wrong raises ``error``.
+
+    ``null`` is read as absent, which is how writers of logs mean it: a model's config, where it is
+    a value like any other, has a reader of its own (``model.fields``).
+    """
 
     where: str
-    fields: dict[str, Any]
+    fields: Mapping[str, Any]
+    error: type[ScaleSimError] = TraceError
 
     @classmethod
     def of(cls, line: Line) -> Row:
         """From a line of JSON."""
-        try:
-            found = json.loads(line.text)
-        except (ValueError, RecursionError) as error:
-            raise TraceError(f"{line.where} is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise TraceError(f"{line.where} is {reprlib.repr(found)}; it must be a JSON object")
-        return cls(line.where, found)
+        return cls.parsed(line.text, line.where)
 
-    def wrong(self, name: str, rule: str) -> TraceError:
-        value = reprlib.repr(self.fields.get(name))
-        return TraceError(f"{self.where}: {name} is {value}; it must be {rule}")
+    @classmethod
+    def parsed(cls, text: str, where: str, error: type[ScaleSimError] = TraceError) -> Row:
+        found = parse_json(text, where, error)
+        if not isinstance(found, dict):
+            raise error(f"{where} is {shown(found)}; it must be a JSON object")
+        return cls(where, found, error)
+
+    def wrong(self, name: str, rule: str) -> ScaleSimError:
+        value = shown(self.fields.get(name))
+        return self.error(f"{self.where}: {name} is {value}; it must be {rule}")
 
     def has(self, name: str) -> bool:
         return self.fields.get(name) is not None
@@ -94,10 +89,13 @@ class Row:
             raise self.wrong(name, f"a whole number, {least} to {most}")
         return value
 
-    def number(self, name: str, most: float = math.inf) -> float:
+    def number(self, name: str, most: float = math.inf, *, above: bool = False) -> float:
+        """From 0, or ``above`` it."""
         value = self.fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-            raise self.wrong(name, f"a number, 0 to {most:g}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
+            0 <= value <= most and (value or not above)
+        ):  # fmt: skip
+            raise self.wrong(name, f"a number {'above 0, up' if above else 'from 0'} to {most:g}")
         return float(value)
 
     def seconds(self, name: str) -> float:
@@ -131,13 +129,13 @@ class Row:
         found = self.items(name) if self.has(name) else []
         if not all(isinstance(one, dict) for one in found):
             raise self.wrong(name, "a list of objects")
-        return [Row(f"{self.where}: {name}", one) for one in found]
+        return [Row(f"{self.where}: {name}", one, self.error) for one in found]
 
     def row(self, name: str) -> Row:
         value = self.fields.get(name)
         if not isinstance(value, dict):
             raise self.wrong(name, "an object")
-        return Row(f"{self.where}: {name}", value)
+        return Row(f"{self.where}: {name}", value, self.error)
 
 
 def _encodes(text: str) -> bool:
