@@ -207,6 +207,7 @@ class Engine(Caller):
         what are no ids.
         """
         ids = _ids(agents)
+        flag("wait", wait)
         self._driver.check_open()
         done = Bell()
 
