@@ -114,10 +114,11 @@ def text(name: str, value: object, error: Error = RequestError, *, empty: bool =
 
 def one_of(name: str, value: object, choices: Collection[str], error: Error = RequestError) -> str:
     """One of the names ``choices``."""
-    if not isinstance(value, str) or value not in choices:
+    plain = text(name, value, error) if isinstance(value, str) else None
+    if plain is None or plain not in choices:
         listed = ", ".join(map(repr, choices))
-        refuse(name, value, f"must be one of: {listed}{_hint(value, choices)}", error)
-    return text(name, value, error)
+        refuse(name, value, f"must be one of: {listed}{_hint(plain, choices)}", error)
+    return plain
 
 
 def optional(check: Callable[..., Any], name: str, value: object, *rule: Any, **more: Any) -> Any:
@@ -128,9 +129,10 @@ def optional(check: Callable[..., Any], name: str, value: object, *rule: Any, **
 def agent_id(value: object, error: Error = RequestError) -> str | int:
     """What may name an agent: a string, or a whole number of at most 256 bits."""
     if isinstance(value, str):
-        if len(value) > MAX_ID_CHARS:
+        plain = text("agent id", value, error)
+        if len(plain) > MAX_ID_CHARS:
             refuse("agent id", value, f"must have at most {MAX_ID_CHARS} characters", error)
-        return text("agent id", value, error)
+        return plain
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         refuse("agent id", value, "must be a string or a whole number", error)
     found = _as_int(value)
@@ -256,6 +258,6 @@ def _range(least: int | None, most: int) -> str:
     return f" from {least} to {most}"
 
 
-def _hint(value: object, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+def _hint(value: str | None, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value[:_MOST_SHOWN], choices, n=1) if value else []
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scalesim.checks import flag, instance, number, one_of, refuse, shown, text, whole
+from scalesim.checks import flag, instance, number, one_of, path_of, refuse, shown, text, whole
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import BLOCK_SIZES
 from scalesim.memory.look_ahead import PlannerConfig
@@ -36,6 +36,7 @@ def parse_bytes(text: str | int | float, name: str) -> int:
     """``"20GB"``, ``"500G"``, ``"1.5 GiB"`` or a number of bytes. K, M, G and T are powers of 1000,
     Ki, Mi, Gi and Ti of 1024; the B may be missing. Raises ``ConfigError`` naming the setting."""
     if isinstance(text, str):
+        text = str.__str__(text)  # of a subclass, without methods of its own
         match = _AMOUNT.fullmatch(text) if len(text) < 64 else None
         unit = match[2].upper() if match else ""
         if match is None or unit not in _UNITS:
@@ -228,8 +229,14 @@ def _device(name: str, value: object) -> str:
 
 def _memory(name: str, value: Any) -> str | int:
     """As it was written, where that is a text."""
-    found = memory_bytes(value, name)
-    return text(name, value) if found is None or isinstance(value, str) else found
+    written = text(name, value, ConfigError) if isinstance(value, str) else None
+    found = memory_bytes(value if written is None else written, name)
+    return found if written is None else written  # type: ignore[return-value]
+
+
+def _chat_template(name: str, value: object) -> str:
+    named = value if isinstance(value, str) else str(path_of(name, value, ConfigError))
+    return text(name, named, ConfigError, empty=False)
 
 
 def _block_size(name: str, value: object) -> int:
@@ -256,6 +263,7 @@ _ENGINE: dict[str, Rule] = {
     "policy": _policy,
     "block_size": _or_none(_block_size),
     "max_model_len": _or_none(_from_one),
+    "chat_template": _or_none(_chat_template),
     "dtype": _among(DTYPES),
     "model_impl": _among(MODEL_IMPLS),
     "quantize": _or_none(_among(SCHEMES)),

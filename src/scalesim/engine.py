@@ -207,6 +207,7 @@ class Engine(Caller):
         what are no ids.
         """
         ids = _ids(agents)
+        flag("wait", wait)
         self._driver.check_open()
         done = Bell()
 
@@ -362,20 +363,21 @@ def checked_sources(sources: object) -> list[Source]:
         refuse("sources", sources, "must be a list of sources: [Learned()]", ConfigError)
     with reading("sources", ConfigError):
         listed = list(sources)
+    names = Counter(map(check_source, listed))
     for source in listed:
-        check_source(source)
         check_unheard(source)
-    for name, count in Counter(source.name for source in listed).items():
+    for name, count in names.items():
         if count > 1:
             raise ConfigError(f"{count} sources are named {shown(name)}; give each its own name=")
     return listed
 
 
-def check_source(source: object) -> None:
-    """Raise ``ConfigError`` for what is no source with a name."""
+def check_source(source: object) -> str:
+    """Its name. Raises ``ConfigError`` for what is no source with one."""
     instance("source", source, Source, "Learned(), or a class of your own", ConfigError)
     assert isinstance(source, Source)
-    text("a source's name", source.name, ConfigError, empty=False)
+    with reading("a source's name", ConfigError):
+        return text("a source's name", source.name, ConfigError, empty=False)
 
 
 def check_unheard(source: Source) -> None:

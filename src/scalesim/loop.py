@@ -208,7 +208,7 @@ class Loop:
             self.scheduler.update(output)
             if self._fruitless and output.token_ids.max(initial=NO_TOKEN) != NO_TOKEN:
                 self._fruitless = 0
-        elif batch is None and self.scheduler.has_work:
+        elif batch is None and self.scheduler.has_work and not self.scheduler.has_ended:
             self._stall()
         self._settle(self.scheduler.take_ended())
         is_busy = batch is not None or bool(self._flights) or self.scheduler.has_work

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
-from scalesim.checks import refuse
+from scalesim.checks import refuse, text
 from scalesim.errors import ConfigError
 
 Progress: TypeAlias = 'bool | Literal["rich", "tqdm"] | Callable[[int, int], None]'
@@ -20,14 +20,15 @@ def shown(progress: Progress, total: int) -> Iterator[Show | None]:
     ``True`` is rich, which knows terminals and notebooks; ``"tqdm"`` is ``tqdm.auto``. Raises
     ``ConfigError`` without tqdm, ``RequestError`` for what is neither.
     """
+    named = text("progress", progress) if isinstance(progress, str) else ""
     if progress is False:
         yield None
     elif callable(progress):
         yield lambda done: progress(done, total)
-    elif progress is True or (isinstance(progress, str) and progress == "rich"):
+    elif progress is True or named == "rich":
         with _rich(total) as show:
             yield show
-    elif isinstance(progress, str) and progress == "tqdm":
+    elif named == "tqdm":
         with _tqdm(total) as show:
             yield show
     else:

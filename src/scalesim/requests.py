@@ -151,9 +151,8 @@ class TextModel:
     def token_ids(self, prompt: Prompt) -> Int32s:
         """The ids of ``prompt``, a copy, checked but for their number. Raises ``RequestError``."""
         if isinstance(prompt, str):
-            ids: Any = prompt and self._known(
-                self._tokenizer("a text prompt").encode(text("prompt", prompt))
-            )
+            plain = text("prompt", prompt)
+            ids: Any = plain and self._known(self._tokenizer("a text prompt").encode(plain))
         elif not is_listed(prompt):
             refuse("prompt", prompt, f"is a {type(prompt).__name__}; {_PROMPTS}")
         else:
@@ -305,10 +304,12 @@ def _deadline(value: object) -> float:
 
 
 def _on_overflow(value: Any) -> OnOverflow:
-    if not callable(value) and not (isinstance(value, str) and value in OVERFLOWS):
+    if callable(value):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, str) or (plain := text("on_overflow", value)) not in OVERFLOWS:
         rule = "must be 'error', 'drop_oldest' or a function that shortens"
         refuse("on_overflow", value, rule)
-    return value if callable(value) else one_of("on_overflow", value, OVERFLOWS)  # type: ignore[return-value]
+    return plain  # type: ignore[return-value]
 
 
 def check_pooling(value: object) -> Pooling:

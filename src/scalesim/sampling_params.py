@@ -122,9 +122,9 @@ def _several(name: str, value: object, one: type | tuple[type, ...], of: str) ->
 def _stop(name: str, value: object) -> tuple[str, ...]:
     of = "strings that are not empty"
     found = _several(name, value, str, of)
-    if not all(isinstance(each, str) and each for each in found):
+    if not all(isinstance(each, str) for each in found):
         refuse(name, value, f"must be a list of {of}")
-    return _same(value, tuple(text(name, each) for each in found))
+    return _same(value, tuple(text(name, each, empty=False) for each in found))
 
 
 def _stop_token_ids(name: str, value: object) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """A call's tokens as they come: what ``for`` and ``async for`` read.
 
 The engine's thread puts tokens into a mailbox and goes on; text is made where it is read, so a slow
-reader costs the loop nothing. Whoever stops reading cancels the call.
+reader costs the loop nothing. Whoever stops reading cancels the call; a stream that is dropped
+takes its ticket along.
 """
 
 from __future__ import annotations
@@ -185,9 +186,6 @@ class Stream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        self._reader.close()
-
 
 class AsyncStream:
     """``async for piece in stream``: as ``Stream``, in the event loop that reads first.
@@ -233,9 +231,6 @@ class AsyncStream:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._close()
-
-    def __del__(self) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -73,6 +73,11 @@ class Equal:
         return 0
 
 
+class BrokenText(str):
+    __len__ = __bool__ = __iter__ = __eq__ = __str__ = __repr__ = encode = Broken.fail  # type: ignore[assignment]
+    __hash__ = str.__hash__
+
+
 def letters() -> Iterator[str]:
     yield "a"
 
@@ -112,11 +117,12 @@ VALUES: dict[str, Callable[[], Any]] = {
     "broken": Broken,
     "broken dict": lambda: BrokenDict(a=1),
     "broken list": lambda: BrokenList([1]),
+    "broken text": lambda: BrokenText("abc"),
     "equal": Equal,
     "class": lambda: Learned,
 }
 CALLABLE = ("class",)
-TEXTS = ("text", "megabyte", "zero byte", "surrogate")
+TEXTS = ("text", "broken text", "megabyte", "zero byte", "surrogate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +262,12 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
             lambda parent="ada", child=None: engine.fork(
                 parent, f"child {next(others)}" if child is None else child),
             {"parent": "ada", "child": None}),
+        "Engine.forget": Entry(
+            lambda agents=None, wait=True: engine.forget(
+                engine.agent(f"gone {next(others)}").id if agents is None else agents, wait=wait),
+            {"agents": None, "wait": True}),
+        "Agent.forget": Entry(
+            lambda wait: engine.agent(f"gone {next(others)}").forget(wait=wait), {"wait": True}),
         "Engine.expect": Entry(
             lambda agents="ada", steps=None, at=None, confidence=1.0: engine.expect(
                 agents, steps, at=at, confidence=confidence),
@@ -349,7 +361,8 @@ GIVEN_BY_THE_ENGINE = {
     "AdapterRegistry.bind": "for the engine",
     "AdapterRegistry.use": "for the engine",
     "AdapterRegistry.hold": "for the engine",
-    "AdapterRegistry.close": "for the engine",
+    "AdapterRegistry.let_go": "for the engine",
+    "AdapterRegistry.unbind": "for the engine",
     "AdapterRegistry.num_pages": "for the engine",
     "Call": "Engine.submit makes it",
     "Call.begins": "for the engine",
@@ -360,7 +373,7 @@ GIVEN_BY_THE_ENGINE = {
     "distance.Source": "an interface",
     "distance.earliest_credible": "called by the engine, with arrays",
 }
-OF_SOURCES = ("called", "changes")  # called by the engine, with what it knows
+OF_SOURCES = ("called", "changes", "forget")  # called by the engine, with what it knows
 
 
 def public() -> dict[str, Any]:
@@ -446,6 +459,7 @@ def said() -> tuple[int, ...]:
         return engine.agent("neighbour").generate([7, 8, 9], max_tokens=6, seed=5).token_ids
 
 
+@pytest.mark.filterwarnings("ignore::scalesim.errors.HintWarning")  # such a hint says nothing
 @pytest.mark.parametrize("path", entry_names())
 def test_a_hostile_value_is_taken_or_refused(
     path: str, folder: Path, said: tuple[int, ...]

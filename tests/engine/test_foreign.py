@@ -90,6 +90,24 @@ def test_a_mask(engine: Engine, kind: BaseException, at: int) -> None:
     healthy(engine, before)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("running", [1, 4])
+def test_masks_when_nobody_else_runs(samples: int, running: int) -> None:
+    """Who fails leaves the others work, but nothing that runs: that is no stall."""
+
+    def mask(prompt: Any, output: Any) -> None:
+        raise SystemExit
+
+    params = replace(LONG, mask=mask, n=samples)
+    with tiny_engine(integrity="quarantine", max_num_seqs=running) as made:
+        bad = [Request([each], params=params) for each in range(1, 6)]
+        for _ in range(3):
+            mine = made.run(bad, return_exceptions=True)
+            assert all(isinstance(each, InternalError) for each in mine)
+            assert made.stats.restarts == 0
+        healthy(made)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_what_looks_at_tokens(
     engine: Engine, kind: BaseException, monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,11 @@ class Scheduler:
         else:
             self._finish(sequence, reason, error)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether some ended since ``take_ended``: what they held, others may run on."""
+        return bool(self._ended)
+
     def take_ended(self) -> list[Sequence]:
         """The sequences that ended since the last call."""
         ended, self._ended = self._ended, []

@@ -102,7 +102,7 @@ class Queue:
     def next(self, is_resident: Callable[[AgentId | None], bool]) -> Sequence:
         """By priority. Of equal ones preempted ones first, then the oldest; one whose state is on
         the device may overtake it."""
-        line = self.line.first(self._config.lookahead_window)
+        line = self.line.first(max(1, self._config.lookahead_window))
         if self.preempted and (not line or self.preempted[0].priority <= line[0].priority):
             return self.preempted[0]
         head = line[0]
