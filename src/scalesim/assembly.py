@@ -118,6 +118,8 @@ def parts_for(
         kernels = given_kernels(kernels, loaded)
     if loaded.quantize is not None:
         kernels = with_quantized(kernels)
+    text = text_model(loaded, config, tokenizer, model_len, pool_len)
+    # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
     runner, link = backend.build(loaded, kernels, config, plan, layouts)
     memory = MemoryManager(
         block_size=geometry.block_size,
@@ -131,28 +133,6 @@ def parts_for(
     )
     if isinstance(link, SourceLink):
         memory.look_ahead.reads.rate = lambda: link.read_rate
-    tokenizer = tokenizer or text_of(loaded.folder)
-    template = None
-    if tokenizer is not None:
-        template = chosen_chat_template(
-            config.chat_template, loaded.folder, tokenizer.special_tokens
-        )
-    eos = frozenset(shape.eos_token_ids)
-    if tokenizer is not None and not eos:
-        eos = frozenset(tokenizer.eos_token_ids)
-    text = TextModel(
-        shape.vocab_size,
-        eos,
-        model_len,
-        pool_len,
-        tokenizer,
-        template,
-        has_logits=True,
-        defaults=checked_defaults(loaded, config),
-        structures=None
-        if tokenizer is None
-        else Structures(tokenizer, shape.vocab_size, eos, config.structure),
-    )
     return Parts(
         runner=runner,
         memory=memory,
@@ -165,6 +145,39 @@ def parts_for(
         integrity=config.integrity,
         limits=config.limits,
         read_adapter=read_adapter,
+    )
+
+
+def text_model(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    tokenizer: Tokenizer | None,
+    model_len: int,
+    pool_len: int,
+) -> TextModel:
+    """What calls are checked against, with the folder's tokenizer unless another is given."""
+    shape = loaded.config
+    tokenizer = tokenizer or text_of(loaded.folder)
+    template = None
+    if tokenizer is not None:
+        template = chosen_chat_template(
+            config.chat_template, loaded.folder, tokenizer.special_tokens
+        )
+    eos = frozenset(shape.eos_token_ids)
+    if tokenizer is not None and not eos:
+        eos = frozenset(tokenizer.eos_token_ids)
+    return TextModel(
+        shape.vocab_size,
+        eos,
+        model_len,
+        pool_len,
+        tokenizer,
+        template,
+        has_logits=True,
+        defaults=checked_defaults(loaded, config),
+        structures=None
+        if tokenizer is None
+        else Structures(tokenizer, shape.vocab_size, eos, config.structure),
     )
 
 

@@ -31,6 +31,7 @@ from scalesim.model.dummy import write_dummy_model
 from scalesim.requests import Request
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import SHAPE
+from tests.text.tokenizers_made_here import byte_level
 
 SHORT = Request([1, 2, 3], params=SamplingParams(max_tokens=2))
 LONG = Request([1, 2], params=SamplingParams(max_tokens=500, ignore_eos=True))
@@ -317,9 +318,19 @@ def test_time_in_line_is_the_loops() -> None:
 def test_an_engine_that_cannot_be_made_leaves_no_threads(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     write_dummy_model(tmp_path / "model", SHAPE, seed=1)
+    byte_level().save(str(tmp_path / "model" / "tokenizer.json"))
     sizes = {"device_memory": 2**20, "host_memory": 2**20, "device": "cpu"}
-    for wrong in ({"record": tmp_path / "no" / "trace"}, {"sources": [3]}):
+    wrongs: list[dict[str, Any]] = [
+        {"record": tmp_path / "no" / "trace"}, {"sources": [3]}, {"device_memory": 1},
+        {"chat_template": "{{"}, {"chat_template": str(tmp_path)}, {"max_model_len": 10**6},
+        {"policy": "best"}, {"planner": "none"},
+    ]  # fmt: skip
+    for wrong in wrongs:
         with pytest.raises((OSError, AttributeError, TypeError, ScaleSimError)):
-            Engine(tmp_path / "model", **sizes, **wrong)
+            Engine(tmp_path / "model", **{**sizes, **wrong})
         gc.collect()
-        assert set(threading.enumerate()) <= before
+        assert set(threading.enumerate()) <= before, wrong
+    (tmp_path / "model" / "generation_config.json").write_text('{"temperature": -1}')
+    with pytest.raises(ScaleSimError):
+        Engine(tmp_path / "model", **sizes)
+    assert set(threading.enumerate()) <= before

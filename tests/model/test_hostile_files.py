@@ -337,6 +337,20 @@ def test_one_file_goes_before_an_index(folder: Path) -> None:
     assert torch.equal(load_model(folder).model.weights.lm_head, tensors[HEAD])
 
 
+def test_a_base_models_names_are_the_same_tensors(folder: Path) -> None:
+    """Saved without a head, as transformers' ``LlamaModel``: no ``model.`` before the names."""
+    tensors = load_file(folder / "model.safetensors")
+    base = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(base, folder / "model.safetensors", {"format": "pt"})
+    weights = load_model(folder).model.weights
+    assert torch.equal(weights.final_norm, tensors["model.norm.weight"])
+    assert torch.equal(weights.lm_head, tensors[HEAD])
+    both = {**base, "model.norm.weight": -tensors["model.norm.weight"]}
+    save_file(both, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match="'model.norm.weight' and 'norm.weight' are both"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("impl", ["native", "transformers"])
 @pytest.mark.parametrize(
     "dtype",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import example, given
@@ -256,3 +258,47 @@ class TestModelFolder:
         backend.decoder = decoder
         with pytest.raises(UnsupportedModelError, match="cannot stream its decoder step"):
             HFTokenizer(backend, {})
+
+
+def tokenizer_with(pattern: str) -> Tokenizer:
+    """One that splits texts by ``pattern``."""
+    raw = json.loads(byte_level().to_str())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    raw["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{**split, "invert": False}, {**bytes_only, "trim_offsets": True}],
+    }
+    return HFTokenizer(Backend.from_str(json.dumps(raw)), NAMED)
+
+
+def test_a_pattern_that_gives_up_is_an_error_of_that_text() -> None:
+    """The library panics, which is no ``Exception``: only who sent the text may hear of it."""
+    tokenizer = tokenizer_with(r"(?=(a+)+b)a")
+    assert tokenizer.encode("an")
+    with pytest.raises(RequestError, match="tokenizer fails on this text: .*retry-limit"):
+        tokenizer.encode("a" * 40)
+
+
+def test_others_go_on_while_a_text_is_encoded() -> None:
+    """Encoding takes seconds for a long text, and nothing of Python may wait for it."""
+    tokenizer, count, over = HFTokenizer(byte_level(), NAMED), [0], [False]
+
+    def others() -> None:
+        while not over[0]:
+            count[0] += 1
+            time.sleep(0)  # lets go at once: only ``encode`` could hold on
+
+    thread = Thread(target=others)
+    text = " ".join(TEXT) * 100
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(10.0)  # whoever runs, runs on until it lets go
+    try:
+        thread.start()
+        before = count[0]
+        tokenizer.encode(text)
+        assert count[0] > before
+    finally:
+        over[0] = True
+        sys.setswitchinterval(switch_s)
+        thread.join()

@@ -5,7 +5,7 @@ A checkpoint is input from strangers: no pickle, no code, no path that leaves it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,28 +163,48 @@ class StoredTensors:
         self, where: Mapping[str, Any], config: ModelConfig, dtype: torch.dtype, place: str
     ) -> None:
         expected = expected_shapes(config)
-        shapes = {name: tuple(where[name].get_slice(name).get_shape()) for name in where}
-        if config.tie_embeddings and HEAD in where:
+        self._names, self._where = known_names(where, expected), where
+        self._dtype, self._place = dtype, place
+        shapes = {name: tuple(self._slice(name).get_shape()) for name in self._names}
+        if config.tie_embeddings and HEAD in shapes:
             expected[HEAD] = expected[EMBED]
-            if EMBED not in where:
+            if EMBED not in shapes:
                 del expected[EMBED]
         check_shapes(shapes, expected)
         for name in expected:
-            check_floating(name, where[name])
-        self._where, self._dtype, self._place = where, dtype, place
-        both = EMBED in where and HEAD in where
+            check_floating(self._names[name], where[self._names[name]])
+        both = EMBED in shapes and HEAD in shapes
         self.tied = config.tie_embeddings and not (
             both and not torch.equal(self._stored(EMBED), self._stored(HEAD))
         )
 
     def __call__(self, name: str) -> Tensor:
-        if name == EMBED and name not in self._where:
+        if name == EMBED and name not in self._names:
             name = HEAD
         return self._stored(name).to(device=self._place, dtype=self._dtype).contiguous()
 
     def _stored(self, name: str) -> Tensor:
-        tensor: Tensor = self._where[name].get_tensor(name)
+        tensor: Tensor = self._where[self._names[name]].get_tensor(self._names[name])
         return tensor
+
+    def _slice(self, name: str) -> Any:
+        return self._where[self._names[name]].get_slice(self._names[name])
+
+
+def known_names(stored: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """The name that each tensor is stored under, by the name that it is asked for. What was saved
+    without a head, as a base model, lacks ``model.`` before its names. Raises ``WeightsError``
+    where a tensor is there under both."""
+    wanted, names = set(expected), {name: name for name in stored}
+    for name in sorted(names):
+        full = f"model.{name}"
+        if name not in wanted and full in wanted:
+            if full in names:
+                raise WeightsError(
+                    f"tensors {full!r} and {name!r} are both in the checkpoint; one of them must go"
+                )
+            names[full] = names.pop(name)
+    return names
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import tokenizers
 
-from scalesim.errors import RequestError, UnsupportedModelError
+from scalesim.errors import RequestError, ScaleSimError, UnsupportedModelError
 from scalesim.model.detokenizer import BYTE_ALPHABET, ByteLevel, Detokenizer, compile_steps
 from scalesim.model.files import read_text
 from scalesim.model.special_tokens import SpecialTokens
@@ -79,7 +80,11 @@ class HFTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         _check_text(text)
-        return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        with _library_errors(RequestError, "the model's tokenizer fails on this text"):
+            # A batch of one: unlike ``encode`` it lets go of the interpreter's lock, and a long
+            # text, or a folder's own pattern that goes back and tries again, takes seconds.
+            [found] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return list(found.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         hidden = self._hidden if skip_special_tokens else ()
@@ -155,17 +160,24 @@ def load_tokenizer(folder: Path) -> HFTokenizer:
         raise UnsupportedModelError(f"{folder} has no tokenizer.json{_hint(folder)}")
     text = read_text(path, MAX_TOKENIZER_BYTES, UnsupportedModelError)
     tokens = SpecialTokens.of_folder(folder)
-    try:
+    with _library_errors(UnsupportedModelError, f"{path} is not a tokenizer"):
         backend = tokenizers.Tokenizer.from_str(text)
         tokens.check_eos(backend)
         named = tokens.add_to(backend)
-    except UnsupportedModelError:
+    return HFTokenizer(backend, named)
+
+
+@contextmanager
+def _library_errors(kind: type[ScaleSimError], what: str) -> Iterator[None]:
+    """What the library raises, as ``kind``: it has bare Exception, and panics, which are none."""
+    try:
+        yield
+    except ScaleSimError:
         raise
-    except BaseException as error:  # the library raises bare Exception, or panics, which is none
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UnsupportedModelError(f"{path} is not a tokenizer: {error!s:.500}") from error
-    return HFTokenizer(backend, named)
+        raise kind(f"{what}: {error!s:.500}") from error
 
 
 def _eos_ids(backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> frozenset[int]:

@@ -180,7 +180,7 @@ def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
         )
     if not any(map(any, ranks)):
         raise AdapterError(
-            f"target_modules {raw.get('target_modules')!r} name none of the projections "
+            f"target_modules {shown(raw.get('target_modules'))} name none of the projections "
             f"{', '.join(name.split('.')[1] for name in PROJECTIONS)}"
         )
     return AdapterConfig(tuple(ranks), tuple(scales), _invocation(raw, model))
@@ -192,9 +192,9 @@ def refuse(raw: Json) -> None:
         if name in PLAIN:
             if value not in PLAIN[name]:
                 accepted = ", ".join(map(repr, PLAIN[name]))
-                raise AdapterError(f"{CONFIG}: {name} is {value!r}; run is only {accepted}")
+                raise AdapterError(f"{CONFIG}: {name} is {shown(value)}; run is only {accepted}")
         elif name not in WITHOUT_EFFECT | READ and value not in (None, False, [], {}, ""):
-            raise AdapterError(f"{CONFIG}: {name} is {value!r}: not run")
+            raise AdapterError(f"{CONFIG}: {name} is {shown(value)}: not run")
 
 
 def refuse_layer(
@@ -297,10 +297,10 @@ def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
     if tokens is None or tokens == []:
         return None
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        raise AdapterError(f"{CONFIG}: alora_invocation_tokens {tokens!r} must be token ids")
+        raise AdapterError(f"{CONFIG}: alora_invocation_tokens {shown(tokens)} must be token ids")
     if min(tokens) < 0 or max(tokens) >= model.vocab_size:
         raise AdapterError(
-            f"{CONFIG}: alora_invocation_tokens {tokens} leave the vocabulary, 0 to "
+            f"{CONFIG}: alora_invocation_tokens {shown(tokens)} leave the vocabulary, 0 to "
             f"{model.vocab_size - 1}"
         )
     return tuple(tokens)
