@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scalesim.core import Floats
+from scalesim.core import Floats, SamplingParams
 from scalesim.engine import Engine
 from scalesim.model.dummy import write_dummy_model
 from scalesim.model.loader import LoadedModel, load_model
@@ -114,6 +114,19 @@ class Resident:
         asked = replace(request, agent=name, timeout=None, deadline=None, priority=0)
         reply = self.engine.generate(asked)
         return [each.token_ids for each in reply.samples]
+
+    def numbered(self, request: Request, count: int) -> list[list[tuple[int, ...]]]:
+        """What an agent whom nobody has seen says to ``count`` equal requests."""
+        agent = self.engine.agent(request.agent)  # type: ignore[arg-type]
+        try:
+            return [outputs(self.engine.generate(request)) for _ in range(count)]
+        finally:
+            agent.forget()
+
+    def forget(self) -> None:
+        """Keep nothing from one program to the next."""
+        self.engine.forget(list(self.engine._intake.agents))
+        self.engine.run([Request([1], params=SamplingParams(max_tokens=0))])
 
 
 @cache
