@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scalesim.core import Floats, SamplingParams
+from scalesim.core import Floats
 from scalesim.engine import Engine
 from scalesim.model.dummy import write_dummy_model
 from scalesim.model.loader import LoadedModel, load_model
@@ -126,7 +126,6 @@ class Resident:
     def forget(self) -> None:
         """Keep nothing from one program to the next."""
         self.engine.forget(list(self.engine._intake.agents))
-        self.engine.run([Request([1], params=SamplingParams(max_tokens=0))])
 
 
 @cache
