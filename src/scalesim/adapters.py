@@ -149,6 +149,14 @@ class AdapterRegistry:
             digest = self._bound[agent] = self._entry(name).content.digest
             self._post(lambda: _bind(self._memory, agent, digest))
 
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        """``child`` is bound as ``parent`` is. Memory's own fork says so too, until everything
+        begins anew."""
+        with self._lock:
+            digest = self._bound.get(parent)
+            if digest is not None:
+                self._bound[child] = digest
+
     def unbind(self, agents: Iterable[AgentId]) -> None:
         """``agents`` are gone; the adapters stay, for others and under their names."""
         with self._lock:

@@ -190,6 +190,7 @@ class Engine(Caller):
                 raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
             agent = self.agent(child)
             agent.adapter = origin.adapter
+            self.adapters.fork(origin.id, child)
             self._driver.post(lambda: self.parts.memory.owners.fork(origin.id, child))
         return agent
 

@@ -19,6 +19,7 @@ from scalesim.requests import Reply
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, SHAPE, said, tiny_engine
 from tests.model.adapter_folders import write_adapter
+from tests.trust.workload import make_parts
 
 RANKS = (4, 8, 16, 64)
 AGENTS, ROUNDS, PREFIX, NEW, OUTPUT = 64, 2, 70, 6, 5
@@ -266,3 +267,22 @@ def test_without_an_invocation_it_is_the_base(tmp_path: Path) -> None:
         first = base.generate(prompt, max_tokens=5, seed=1)
         second = agent.generate(prompt, max_tokens=5, seed=1)
         assert said([first]) == said([second]) and second.usage.cached_tokens >= 48
+
+
+def test_who_was_bound_is_bound_when_everything_began_anew() -> None:
+    """Agents, their forks, and nobody who was forgotten."""
+    with Engine(make_parts(0, 1, "quarantine")) as engine:
+        engine.agent("ada", adapter="1/2")
+        engine.agent("bob", adapter="1/2")
+        engine.fork("ada", "fork")
+        engine.fork("fork", "fork of a fork")
+        engine.fork("ada", "gone")
+        engine.forget(["bob", "gone"])
+        for restarts in (0, 1):
+            while engine.step():
+                pass
+            assert engine.stats.restarts == restarts
+            agents = engine.parts.memory.owners.agents
+            bound = {id for id, agent in agents.items() if agent.adapter is not None}
+            assert bound == {"ada", "fork", "fork of a fork"}
+            engine._driver.post(lambda: 1 / 0)

@@ -6,41 +6,48 @@ import gc
 import logging
 import random
 import tracemalloc
+import warnings
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from tests.long import programs
+from scalesim.errors import HintWarning
+from tests.long import programs, truth
 
-WARM, WINDOW = 30, 20
-GROWTH = 48 << 20
-"""More than an allocator's fragments."""
+WARM, WINDOW = 8, 6
+GROWTH = 32 << 20
+"""Bytes, for a run of any length: more than an allocator's fragments."""
+MORE_OBJECTS = 10_000
+"""That the collector follows, for a run of any length: some ten a program of the hour."""
 _resident: list[int] = []
+_objects: list[int] = []
 
 
 def run(seed: int) -> Counter[str]:
     """A program of some tens of operations. Raises ``AssertionError`` with its operations."""
     torch.set_num_threads(1)
     logging.getLogger("scalesim").setLevel(logging.CRITICAL)  # sources fail on purpose
+    warnings.filterwarnings("ignore", category=HintWarning)
     count = random.Random(f"length {seed}").randint(20, 60)
     found = programs.play(seed, count)
+    truth.resident().forget()
     gc.collect()
-    check_flat(resident_bytes())
+    check_flat("bytes", _resident, resident_bytes(), GROWTH)
+    check_flat("objects", _objects, len(gc.get_objects()), MORE_OBJECTS)
     return found + Counter({"programs": 1})
 
 
-def check_flat(now: int) -> None:
-    """Memory of this process over all its programs, once it is warm."""
-    _resident.append(now)
-    after = _resident[WARM:]
+def check_flat(what: str, states: list[int], now: int, most: int) -> None:
+    """Of this process over all its programs, once it is warm: from the twentieth on."""
+    states.append(now)
+    after = states[WARM:]
     if len(after) < 2 * WINDOW:
         return
     first, last = min(after[:WINDOW]), min(after[-WINDOW:])
-    assert last - first < GROWTH, (
-        f"memory grew from {first >> 20} to {last >> 20} MB over {len(after)} programs; "
-        f"{where_it_grows()}"
+    assert last - first < most, (
+        f"{what} grew from {first:,} to {last:,} over {len(after)} programs; {where_it_grows()}"
     )
 
 

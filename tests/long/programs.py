@@ -13,6 +13,7 @@ import gc
 import json
 import random
 import re
+import signal
 import threading
 import weakref
 from collections import Counter
@@ -26,8 +27,8 @@ import numpy as np
 from scalesim.calls import Call
 from scalesim.core import SamplingParams
 from scalesim.distance.estimates import NOTHING, Estimates, Source
-from scalesim.engine import Engine
 from scalesim.errors import (
+    EngineClosedError,
     RequestCancelledError,
     RequestTimeoutError,
     ScaleSimError,
@@ -42,8 +43,10 @@ from tests.long import truth
 
 AGENTS, MAX_LEN, WAIT_S = 9, 96, 120.0
 PAGES = MAX_LEN // BLOCK
-MENDED = True
-"""Whether calls may raise what is no ``Exception``, and agents may be forgotten."""
+RAISED: list[type[BaseException]] = [
+    ValueError, ZeroDivisionError, KeyError, SystemExit, KeyboardInterrupt, asyncio.CancelledError,
+]  # fmt: skip
+"""What callbacks raise."""
 SCHEMA = {
     "type": "object",
     "properties": {"mood": {"enum": ["calm", None]}, "hour": {"type": "integer", "maximum": 23}},
@@ -53,7 +56,7 @@ SCHEMA = {
 TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
 ACTS = [
     (8.0, "talk", some(1 << 30, 4)),
-    (2.0, "crowd", some(1 << 30)),
+    (3.0, "crowd", some(1 << 30)),
     (3.0, "samples", some(1 << 30)),
     (2.0, "score", some(1 << 30)),
     (2.0, "structure", some(1 << 30)),
@@ -68,7 +71,10 @@ ACTS = [
     (3.0, "hint", some(1 << 30)),
     (2.0, "advance", some(5)),
     (2.0, "fork", some(AGENTS, AGENTS)),
-    (2.0, "forget", some(AGENTS)),
+    (2.0, "forget", some(1 << 30)),
+    (2.0, "part", some(1 << 30)),
+    (2.0, "equal", some(AGENTS, 1 << 30)),
+    (1.0, "interrupt", some(1 << 30)),
     (2.0, "bind", some(AGENTS, 3)),
     (1.0, "replace_adapter", some(3)),
     (1.0, "listen", some(1 << 30)),
@@ -90,14 +96,14 @@ class Liar(Source):
     def changes(self, now: float) -> Estimates:
         rng = self._rng
         if rng.random() < 0.02:
-            raise ValueError("a source that lies")
+            raise rng.choice(RAISED)("a source that lies")
         if rng.random() < 0.3:
             return NOTHING
         agents = [
-            rng.choice([rng.randrange(AGENTS), "nobody", -1]) for _ in range(rng.randrange(4))
+            rng.choice([rng.randrange(AGENTS), "nobody", -1])
+            for _ in range(rng.choice([0, 1, 2, 3, 40]))  # 40 is a batch of changes in one tick
         ]
-        backs = [np.nan] if MENDED else []
-        at = [rng.choice([*backs, -5.0, now, now + 3, now + 1e9, np.inf]) for _ in agents]
+        at = [rng.choice([np.nan, -5.0, now, now + 3, now + 1e9, np.inf]) for _ in agents]
         return Estimates(agents, at, rng.choice([0.0, 0.5, 1.0, 7.0, np.nan]))
 
 
@@ -114,10 +120,11 @@ class World:
             host_pages=rng.choice([0, 3, 12, 40]),
             policy=rng.choice([name for name in ENGINE_POLICIES if name != "resident"]),
             max_model_len=MAX_LEN,
-            max_num_seqs=rng.choice([2, 5, 8]),
+            max_num_seqs=rng.choice([2, 5, 8, 8]),
             max_num_batched_tokens=rng.choice([16, 40, 128]),
             safe_point_tokens=rng.choice([1, 4, 16]),
             max_open_requests=rng.choice([8, 64]),
+            integrity=rng.choice(["raise", "quarantine"]),
         )
         self._serial = 0
         self._histories: dict[int, list[int]] = {}
@@ -140,7 +147,7 @@ class World:
         rng = random.Random(seed)
         requests = [
             self._request(None, self._fresh(rng, 2), temperature=0.0, ignore_eos=True,
-                          max_tokens=rng.randint(30, MAX_LEN - 16))
+                          max_tokens=rng.randint(40, MAX_LEN - 16))
             for _ in range(8)
         ]  # fmt: skip
         for request, reply in zip(requests, self._ask(requests), strict=True):
@@ -148,9 +155,10 @@ class World:
 
     def samples(self, seed: int) -> None:
         rng = random.Random(seed)
-        request = self._turn(rng.randrange(AGENTS), rng, temperature=1.0, n=rng.randint(2, 3))
+        agent = rng.randrange(AGENTS)
+        request = self._turn(agent, rng, temperature=1.0, n=rng.randint(2, 3))
         if not self.driven:
-            self._check(request, self._ask([request])[0])
+            self._check(request, self._ask([request])[0], self._bound.get(agent))
 
     def score(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -176,9 +184,7 @@ class World:
     def mask(self, seed: int) -> None:
         """A mask of digits, or one that raises."""
         rng = random.Random(seed)
-        kinds: list[type[BaseException]] = [ValueError, ZeroDivisionError, KeyError]
-        kinds += [SystemExit, KeyboardInterrupt, asyncio.CancelledError] if MENDED else []
-        raised = rng.choice([None, rng.choice(kinds)])
+        raised = rng.choice([None, rng.choice(RAISED)])
 
         def hook(prompt: Any, output: Any) -> Any:
             if raised is not None and len(output) == 2:
@@ -288,7 +294,7 @@ class World:
         rng = random.Random(seed)
         for agent in range(AGENTS):
             self.engine.agent(agent)
-        times = [0, 1, 3.5, -2, 1e9, float("inf")] + ([float("nan")] if MENDED else [])
+        times = [0, 1, 3.5, -2, 1e9, float("inf"), float("nan")]
         agent = rng.randrange(AGENTS)
         match rng.randrange(4):
             case 0:
@@ -316,12 +322,90 @@ class World:
         if parent in self._bound:
             self._bound[child] = self._bound[parent]
 
-    def forget(self, agent: int) -> None:
-        if MENDED:
-            self.engine.agent(agent)
-            self.engine.forget([agent])  # type: ignore[attr-defined]
+    def forget(self, seed: int) -> None:
+        """Some at once; whoever comes under their ids is somebody else."""
+        rng = random.Random(seed)
+        known = list(self.engine._intake.agents)
+        gone = rng.sample(known, rng.randint(0, len(known)))
+        self.engine.forget(gone, wait=rng.random() < 0.5)
+        for agent in gone:
+            self._histories.pop(agent, None)  # type: ignore[call-overload]
+            self._bound.pop(agent, None)  # type: ignore[call-overload]
+
+    def part(self, seed: int) -> None:
+        """Agents are forgotten while they speak, and say all the same what they would have said;
+        some are there again before that is over."""
+        rng = random.Random(seed)
+        agents = rng.sample(range(AGENTS), 3)
+        requests = [self._turn(agent, rng, max_tokens=24) for agent in agents]
+        bound = [self._bound.get(agent) for agent in agents]
+        calls = [self.engine.submit(each) for each in requests]
+        for _ in range(rng.randrange(12) * self.driven):
+            self.engine.step()
+        self.engine.forget(agents, wait=rng.random() < 0.5)
+        for agent in agents:
             self._histories.pop(agent, None)
             self._bound.pop(agent, None)
+        calls.append(self.engine.submit(self._turn(agents[0], rng)))
+        self._finish(calls)
+        for request, call, adapter in zip(requests, calls, bound, strict=False):
+            self._check(request, call.error or call.result(), adapter)
+
+    def equal(self, agent: int, seed: int) -> None:
+        """Equal requests of one batch are numbered in its order; one who was forgotten begins anew
+        with the count."""
+        if agent in self._bound:
+            return
+        rng = random.Random(seed)
+        self.engine.agent(agent)
+        request = self._request(agent, self._fresh(rng, 9), temperature=1.0, max_tokens=8)
+        found = [truth.outputs(reply) for reply in self._ask([request] * 3)]
+        self.engine.forget(agent)
+        self._histories.pop(agent, None)
+        self.engine.agent(agent)
+        again = [truth.outputs(reply) for reply in self._ask([request] * 2)]
+        assert again == found[:2], f"{request}: {again} when it was forgotten, {found} before"
+        want = truth.resident().numbered(request, 3)
+        assert found == want, f"{request}: {found}, not {want}"
+
+    def interrupt(self, seed: int) -> None:
+        """Ctrl-C within a callback: on the caller's thread, which it leaves at once, or on the one
+        that computes, whose step is finished first."""
+        rng = random.Random(seed)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be switched off
+        agent = rng.randrange(AGENTS)
+        count, struck = 0, list[bool]()
+
+        def shorten(prompt: Any, length: int, most: int) -> Any:
+            signal.raise_signal(signal.SIGINT)
+            return prompt[-most:]
+
+        def hook(prompt: Any, output: Any) -> Any:
+            if len(output) == 2 and not struck:
+                struck.append(True)
+                signal.raise_signal(signal.SIGINT)
+            return range(256)
+
+        try:
+            if rng.random() < 0.5:
+                request = self._request(agent, [1] * (2 * MAX_LEN))
+                self.engine.agent(agent)
+                acts = [lambda: self.engine.submit(replace(request, on_overflow=shorten))]
+            else:
+                request = self._turn(agent, rng, mask=hook, max_tokens=8)
+                if self.driven:
+                    calls = [self.engine.submit(request)]
+                    acts = [lambda: self._finish(calls), lambda: self._finish(calls)]
+                else:
+                    acts = [lambda: self.engine.generate(request)]
+            for act in acts:
+                try:
+                    act()
+                except KeyboardInterrupt:
+                    count += 1
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert count == 1, f"{count} interrupts reached the caller"
 
     def bind(self, agent: int, which: int) -> None:
         self.engine.agent(agent, adapter=truth.ADAPTERS[which])
@@ -371,14 +455,12 @@ class World:
             lambda: engine.agent("x", adapter=truth.folder() / "nowhere"),
             lambda: engine.choose(Request([1]), []),
             lambda: agent.expect(),
+            lambda: engine.submit(replace(ask(None, [1]), sample_index=2**63)),
+            lambda: engine.submit(replace(ask(None, [1]), timeout="1s")),  # type: ignore[arg-type]
+            lambda: engine.run(["hi"]),  # type: ignore[list-item]
+            lambda: engine.agent("\ud800"),
+            lambda: engine.forget("nobody"),
         ]
-        if MENDED:
-            acts += [
-                lambda: engine.submit(replace(ask(None, [1]), sample_index=2**63)),
-                lambda: engine.submit(replace(ask(None, [1]), timeout="1s")),  # type: ignore[arg-type]
-                lambda: engine.run(["hi"]),  # type: ignore[list-item]
-                lambda: engine.agent("\ud800"),
-            ]
         self._refused(rng.choice(acts))
 
     def _refused(self, act: Callable[[], object]) -> None:
@@ -435,14 +517,14 @@ class World:
     def _settle(self, agents: Iterable[int], found: list[Any]) -> None:
         """Check what they said, and go on behind it."""
         for agent, (request, reply) in zip(agents, found, strict=True):
-            self._check(request, reply)
+            self._check(request, reply, self._bound.get(agent))
             self._histories[agent] = [*request.prompt, *reply.token_ids]
 
-    def _check(self, request: Request, reply: Any) -> None:
+    def _check(self, request: Request, reply: Any, adapter: str | None = None) -> None:
+        """What was said with ``adapter``."""
         assert isinstance(reply, Reply), f"{request}: {reply!r}"
         self.counts["texts"] += 1
         self.counts["preemptions"] += reply.usage.num_preemptions
-        adapter = self._bound.get(request.agent)  # type: ignore[arg-type]
         if request.params.temperature == 0.0 and adapter is None:
             truth.check_greedy(request.prompt, reply.token_ids)  # type: ignore[arg-type]
             return
@@ -452,10 +534,10 @@ class World:
     # -- the end ------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Nothing is left of anything. Raises ``AssertionError``."""
+        """Nothing is left of anything; who is still there when it closes is told. Raises
+        ``AssertionError``."""
         engine = self.engine
-        if MENDED:
-            engine.forget(list(engine._intake.agents))  # type: ignore[attr-defined]
+        engine.forget(list(engine._intake.agents))
         for info in engine.adapters.list():
             engine.adapters.remove(info.name)
         self._idle()
@@ -467,9 +549,12 @@ class World:
         assert not len(engine.adapters), engine.adapters.list()
         assert engine.stats.restarts == 0, f"{engine.stats.restarts} restarts"
         assert engine.stats.lost_pages == 0, engine.stats
-        if MENDED:
-            assert not engine._intake.agents and not engine.parts.memory.owners.agents
+        assert not engine._intake.agents and not engine.parts.memory.owners.agents
+        late = [engine.submit(self._request(None, [1, 2], max_tokens=60)) for _ in range(3)]
         engine.close()
+        for call in late:
+            assert call.done and isinstance(call.error, EngineClosedError | None), call.error
+        assert gate.num_free == gate.limit, f"{gate.limit - gate.num_free} places are lost"
         watch = weakref.ref(engine)
         del engine, gate
         del self.engine

@@ -115,6 +115,18 @@ class Resident:
         reply = self.engine.generate(asked)
         return [each.token_ids for each in reply.samples]
 
+    def numbered(self, request: Request, count: int) -> list[list[tuple[int, ...]]]:
+        """What an agent whom nobody has seen says to ``count`` equal requests."""
+        agent = self.engine.agent(request.agent)  # type: ignore[arg-type]
+        try:
+            return [outputs(self.engine.generate(request)) for _ in range(count)]
+        finally:
+            agent.forget()
+
+    def forget(self) -> None:
+        """Keep nothing from one program to the next."""
+        self.engine.forget(list(self.engine._intake.agents))
+
 
 @cache
 def resident() -> Resident:

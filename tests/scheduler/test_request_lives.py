@@ -36,6 +36,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("cancel"), st.tuples(picks)),
     st.tuples(st.just("fail_copy"), st.tuples()),
     st.tuples(st.just("fork"), st.tuples(agents, agents)),
+    st.tuples(st.just("forget"), st.tuples(agents)),
     st.tuples(st.just("load_adapter"), st.tuples(small, small)),
     st.tuples(st.just("unload_adapter"), st.tuples(small)),
 )

@@ -109,6 +109,8 @@ def unchecked() -> Iterator[None]:
             ("scalesim.intake.check_params", lambda params, *_: params),
             ("scalesim.intake.agent_id", lambda agent: agent),
             ("scalesim.engine.agent_id", lambda agent: agent),
+            # it reads them on the caller's thread; unnumbered, they are read on the engine's
+            ("scalesim.caller.Caller._number", lambda caller, calls: None),
         ):
             stack.enter_context(patch(name, instead))
         yield

@@ -29,7 +29,7 @@ ACTS: list[Act] = [
     (6, "expect_agent", lambda rng: (rng.randrange(AGENTS), rng.choice(_TIMES))),
     (4, "advance", some(4)),
     (1, "fork", some(AGENTS, AGENTS)),
-    (1, "drop_agent", some(AGENTS)),
+    (1, "forget", some(AGENTS)),
     (3, "load_adapter", some(9, 9)),
     (1, "unload_adapter", some(9)),
 ]

@@ -118,9 +118,12 @@ class RequestWorld:
     def fork(self, parent: int, child: int) -> None:
         self.world.memory.owners.fork(parent, child)
 
-    def drop_agent(self, agent: int) -> None:
-        if all(sequence.agent != agent for sequence, _ in self.open):
-            self.world.memory.owners.drop(agent)
+    def forget(self, agent: int) -> None:
+        """Also one that has requests open: they go on as nobody's, and leave nothing."""
+        for sequence, _ in self.open:
+            if sequence.agent == agent:
+                sequence.agent, sequence.leaves_nothing = None, True
+        self.world.memory.forget(agent)
 
     def load_adapter(self, name: int, num_pages: int) -> None:
         """Give a name content that nothing had before."""
