@@ -46,12 +46,17 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "replay": {
         "what": ("no-such-file", "", ".", "a\0b", os.devnull), "policy": NAME, "hardware": NAME,
-        "model": NAME, "residency": SHARE, "running": NUMBER, "link": POSITIVE, "warmup": WHOLE,
+        "model": NAME, "residency": SHARE, "running": NUMBER, "link": SHARE, "warmup": WHOLE,
+        "pool": SIZE, "host_pool": SIZE, "format": NAME, "step": POSITIVE, "block_size": NUMBER,
         "agents": NUMBER, "steps": NUMBER, "seed": WHOLE, "shared": WHOLE, "private": WHOLE,
         "new": (*NUMBER, "10000000"), "output": NUMBER, "burst": NUMBER,
         "spread": ("x", "", "nan", "-1", "5"), "growth": SHARE_OR_0,
         "active": SHARE, "shuffled": ("maybe",), "hints": NAME,
         "interrupts": SHARE_OR_0, "stale": WHOLE, "wrong": SHARE_OR_0,
+    },
+    "convert": {
+        "trace": ("no-such-file", "", ".", "a\0b", os.devnull),
+        "out": ("log.json", "no/such/t.jsonl"), "to": NAME, "format": NAME, "block_size": NUMBER, "out_block_size": NUMBER,
     },
     "plan": {
         "agents": NUMBER, "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"),
@@ -72,7 +77,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 GIVEN = {  # what a command cannot do without
     "doctor": ("model",), "generate": ("model",), "replay": ("what",), "profile": ("log",),
-    "check": ("kind", "object"),
+    "check": ("kind", "object"), "convert": ("trace", "out"),
 }  # fmt: skip
 KINDS = {
     kind.__name__.removesuffix("Options").lower(): kind
@@ -130,6 +135,7 @@ def good(command: str, model: str) -> dict[str, list[str]]:
         },
         "replay": {"what": ["w4"], "agents": ["--agents", "4"], "steps": ["--steps", "3"]},
         "plan": {"agents": ["--agents", "10"]},
+        "convert": {"trace": ["log.json"], "out": ["new.jsonl"], "to": ["--to", "mooncake"]},
         "profile": {"log": ["log.json"], "out": ["--out", "p.json"]},
         "check": {"kind": ["policy"], "object": ["tests.cli.test_check:OLDEST_FIRST"],
             "walks": ["--walks", "1"], "steps": ["--steps", "1"],},

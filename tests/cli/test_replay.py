@@ -241,9 +241,15 @@ def test_convert(capsys: Out, arrivals: str, tmp_path: Path) -> None:
     assert read(out, FORMATS["scalesim"]) == read(Path(arrivals), FORMATS["mooncake"])
     for words, says in (
         ([arrivals, str(out), "--to", "azure"], "is there already"),
-        ([arrivals, str(tmp_path / "no" / "x"), "--to", "azure"], "cannot be written"),
-        ([arrivals, str(tmp_path / "x"), "--to", "town"], "town is read only"),
-        ([arrivals, str(tmp_path / "x"), "--to", "auto"], "name the format to write"),
+        ([arrivals, str(tmp_path / "no" / "x"), "--to", "azure"], "there is no folder"),
+        (
+            [arrivals, str(tmp_path / "x"), "--to", "town"],
+            "'town' is no format that can be written",
+        ),
+        (
+            [arrivals, str(tmp_path / "x"), "--to", "auto"],
+            "'auto' is no format that can be written",
+        ),
         ([arrivals, str(tmp_path / "x"), "--to", "azure", "--out-block-size", "16"], "no blocks"),
         ([str(out), str(tmp_path / "x"), "--to", "azure", "--block-size", "16"], "no blocks"),
         ([str(tmp_path / "none"), str(tmp_path / "x"), "--to", "azure"], "is missing"),

@@ -363,6 +363,7 @@ GIVEN_BY_THE_ENGINE = {
     "AdapterRegistry.hold": "for the engine",
     "AdapterRegistry.let_go": "for the engine",
     "AdapterRegistry.unbind": "for the engine",
+    "AdapterRegistry.fork": "for the engine",
     "AdapterRegistry.num_pages": "for the engine",
     "Call": "Engine.submit makes it",
     "Call.begins": "for the engine",

@@ -324,7 +324,9 @@ def test_a_callback_may_call_the_engine() -> None:
 
 def test_foreign_code_is_run_in_one_way() -> None:
     """Where the engine's thread runs, errors are caught by ``Foreign`` or by their own class: a
-    bare ``except Exception`` lets ``SystemExit`` through."""
+    bare ``except Exception`` lets ``SystemExit`` through. What reads hints is on callers' threads
+    as well, who must get their Ctrl-C; on the engine's it runs within ``Foreign``."""
+    readers = {"distances.py", "hints.py"}
     root = Path(scalesim.__file__).parent
     threads = ["loop", "driver", "guard", "recorder", "deadlines", "gate", "tickets", "calls"]
     paths = [root / f"{name}.py" for name in threads]
@@ -334,6 +336,6 @@ def test_foreign_code_is_run_in_one_way() -> None:
         f"{path.name}:{number}"
         for path in paths
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if "except Exception" in line or "suppress(Exception" in line
+        if path.name not in readers and ("except Exception" in line or "suppress(Exception" in line)
     ]
     assert not wide, f"use scalesim.foreign.Foreign in {', '.join(wide)}"

@@ -65,16 +65,6 @@ THROUGH: dict[str, Callable[[Engine], object]] = {
 }
 """Values that fail where they are used, if no check finds them."""
 
-NUMBERED = frozenset(
-    {
-        "sample index of 64 bits", "sample index below 0", "sample index, a text",
-        "temperature, a text", "top_k, a text", "top_k of 64 bits", "top_p, a list",
-        "biases, a list",
-    }
-)  # fmt: skip
-"""Of these, what the caller's thread uses to number equal requests: it fails there. All others
-reach the engine's thread."""
-
 BEFORE: dict[str, Callable[[Engine], object]] = {
     "no request": lambda engine: engine.submit("hi"),  # type: ignore[arg-type]
     "no params": _asked(params={"max_tokens": 3}),

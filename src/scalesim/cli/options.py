@@ -401,10 +401,17 @@ class ConvertOptions:
     """scalesim, mooncake, dynamo, agentic-mooncake or azure."""
     format: str = "auto"
     """What the trace is in; `auto` looks."""
-    block_size: int | None = None
+    block_size: Annotated[int | None, COUNT] = None
     """Of a mooncake trace that is read: tokens that one of its ids stands for; 512 if not given."""
-    out_block_size: int | None = None
+    out_block_size: Annotated[int | None, COUNT] = None
     """The same, of what is written."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` where the new trace could not be written in the end."""
+        out = Path(self.out)
+        check_writable(out, "OUT")
+        if out.exists():
+            raise ConfigError(f"{out} is there already; remove it or name another file")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from scalesim.checks import shown
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.formats import agentic, applied_compute, azure, dynamo, mooncake, town
 from scalesim.replay.formats.rows import MAX_SECONDS, Row, in_rounds, lines
@@ -88,6 +89,17 @@ def format_named(name: str, path: Path) -> Format:
     return FORMATS[name]
 
 
+def format_to_write(name: str, block_size: int | None = None) -> Format:
+    """The format called ``name``, if it can be written, in blocks of ``block_size``; raises
+    ``ConfigError``."""
+    form = FORMATS.get(name)
+    if form is None or form.write is None:
+        raise _not_written(name)
+    if block_size is not None and not form.blocks:
+        raise ConfigError(f"--out-block-size {block_size}: traces in {form.name} have no blocks")
+    return form
+
+
 def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceStep]:
     """All steps of ``path``, one for each time; raises ``TraceError``, ``ConfigError``."""
     if block_size is not None and not form.blocks:
@@ -108,8 +120,7 @@ def write(
     """Write ``path``, which must not be there yet: all of it, or nothing. Raises ``TraceError``,
     ``ConfigError``."""
     if form.write is None:
-        writes = ", ".join(name for name, one in FORMATS.items() if one.write is not None)
-        raise ConfigError(f"{form.name} is read only; written are: {writes}")
+        raise _not_written(form.name)
     if path.exists():
         raise ConfigError(f"{path} is there already; remove it or name another file")
     part = path.with_name(f"{path.name}.part")
@@ -121,6 +132,11 @@ def write(
         raise ConfigError(f"{path} cannot be written: {error}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _not_written(name: str) -> ConfigError:
+    written = ", ".join(each for each, form in FORMATS.items() if form.write is not None)
+    return ConfigError(f"{shown(name)} is no format that can be written; there are: {written}")
 
 
 def gathered(steps: Iterable[TraceStep], seconds: float) -> list[TraceStep]:
