@@ -396,9 +396,9 @@ class ConvertOptions:
     """scalesim, mooncake, dynamo, agentic-mooncake or azure."""
     format: str = "auto"
     """What the trace is in; `auto` looks."""
-    block_size: int | None = None
+    block_size: Annotated[int | None, COUNT] = None
     """Of a mooncake trace that is read: tokens that one of its ids stands for; 512 if not given."""
-    out_block_size: int | None = None
+    out_block_size: Annotated[int | None, COUNT] = None
     """The same, of what is written."""
 
 
