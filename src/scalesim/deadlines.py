@@ -8,7 +8,7 @@ import math
 
 from scalesim.calls import Call
 
-_SLACK = 32  # ended calls that are always let stand
+_SLACK = 32  # ended calls that may stay in the heap before it is cleared
 
 
 class Deadlines:

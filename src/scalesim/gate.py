@@ -1,4 +1,4 @@
-"""The gate: a bounded number of open requests. Who finds no place waits in line, or is refused.
+"""The gate: bounds the number of open requests. A call without a place waits, or is refused.
 
 A place is held by a call, not by a number that somebody must remember to give back: the calls with
 places are a set, and leaving twice, or without ever having entered, changes nothing. Those in line

@@ -1,8 +1,8 @@
-"""Ctrl-C that waits: in a program that drives the engine itself, until a step is over.
+"""Ctrl-C deferred to the end of a step, in a program that drives the engine itself.
 
 A signal's handler runs between any two instructions of the main thread, so ``KeyboardInterrupt``
-would leave the scheduler and memory half changed. Also around what must not be left halfway in the
-standard library: within an ``Event`` or a ``Condition``, its lock stays locked.
+would leave the scheduler and memory half changed. It is deferred as well around the standard
+library's ``Event`` and ``Condition``: interrupted inside, they leave their lock locked for ever.
 """
 
 from __future__ import annotations

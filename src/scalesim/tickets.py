@@ -1,4 +1,4 @@
-"""Tickets: who waits for calls holds one, and calls that nobody waits for any more are cancelled.
+"""Tickets: whoever waits for calls holds one; calls whose ticket is gone are cancelled.
 
 However a caller is left (an error, a cancelled task, the collector, Ctrl-C between any two
 instructions), what it had begun must end: the calls, their places at the gate, the adapters that

@@ -53,6 +53,13 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "spread": ("x", "", "nan", "-1", "5"), "growth": SHARE_OR_0,
         "active": SHARE, "shuffled": ("maybe",), "hints": NAME,
         "interrupts": SHARE_OR_0, "stale": WHOLE, "wrong": SHARE_OR_0,
+        "pool": SIZE, "host_pool": SIZE, "format": NAME, "step": POSITIVE, "block_size": NUMBER,
+    },
+    "convert": {
+        "trace": ("no-such-file", "", ".", "a\0b", os.devnull, "empty", "log.json"),
+        "out": ("", ".", "no/such/folder/x", "log.json"),
+        "to": (*NAME, "auto", "town"), "format": NAME, "block_size": NUMBER,
+        "out_block_size": NUMBER,
     },
     "convert": {
         "trace": ("no-such-file", "", ".", "a\0b", os.devnull),
@@ -118,9 +125,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to run in, with a log whose figures would go over it, and an empty one."""
+    """A folder to run in, with a log whose figures would go over it, a trace and an empty file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "log.json").write_text('{"user": "a", "step": 1, "messages": []}\n')
+    (tmp_path / "trace.jsonl").write_text(
+        '{"timestamp": 0, "input_length": 16, "output_length": 2, "hash_ids": [1]}\n'
+    )
     (tmp_path / "empty").touch()
     return tmp_path
 
@@ -134,6 +144,7 @@ def good(command: str, model: str) -> dict[str, list[str]]:
             "device_memory": ["--device-memory", "8MB"], "host_memory": ["--host-memory", "0"],
         },
         "replay": {"what": ["w4"], "agents": ["--agents", "4"], "steps": ["--steps", "3"]},
+        "convert": {"trace": ["trace.jsonl"], "out": ["out"], "to": ["--to", "mooncake"]},
         "plan": {"agents": ["--agents", "10"]},
         "convert": {"trace": ["log.json"], "out": ["new.jsonl"], "to": ["--to", "mooncake"]},
         "profile": {"log": ["log.json"], "out": ["--out", "p.json"]},

@@ -106,7 +106,7 @@ def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[Turn
     recorder = Recorder(path, block_size=16)
     for number, (agent, prompt, output) in enumerate(prompts):
         recorder.begins(number, agent, float(number), 0.0, prompt)
-        recorder.ends(number, agent, output)
+        recorder.ends(number, output)
     recorder.close()
     return [turn for step in read_trace(path) for turn in step.turns]
 
@@ -151,7 +151,7 @@ def test_calls_still_open_at_the_end_leave_no_line(tmp_path: Path) -> None:
     recorder.begins(1, "a", 0.0, 0.0, tokens)
     recorder.begins(2, "b", 0.0, 0.0, tokens)
     recorder.expects("b", 0.0, 4.0)
-    recorder.ends(2, "b", tokens[:3])
+    recorder.ends(2, tokens[:3])
     recorder.close()
     (step,) = read_trace(tmp_path / "t.jsonl")
     assert [turn.agent for turn in step.turns] == ["b"] and step.turns[0].expect == 4.0
@@ -163,9 +163,9 @@ def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
     for call in (1, 2):
         recorder.begins(call, "a", 0.0, 0.0, tokens)
     for call in (1, 2):
-        recorder.ends(call, "a", tokens[:3])
+        recorder.ends(call, tokens[:3])
     recorder.begins(3, "a", 0.0, 0.0, tokens)
-    recorder.ends(3, "a", tokens[:3])
+    recorder.ends(3, tokens[:3])
     recorder.close()
     (step,) = read_trace(tmp_path / "t.jsonl")
     assert [turn.round for turn in step.turns] == [0, 0, 1]

@@ -1,5 +1,5 @@
-"""Leavings: what forgotten agents owned and nobody owns now. It goes at once, or as soon as nobody
-holds it any more.
+"""Leavings: state that forgotten agents owned and nobody owns now. It is freed at once, or as soon
+as no request and no copy holds it.
 
 Called by the manager and releases, whenever a hold or a copy has ended.
 """

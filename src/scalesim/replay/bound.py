@@ -1,4 +1,4 @@
-"""The fewest pages that anybody could bring back: Belady's rule, on the order in which was served.
+"""The fewest pages that any policy could bring back: Belady's rule, in the order of the calls.
 
 A true lower bound of what a policy loaded or computed again, so whatever is uncertain is decided in
 favour of the policy. Shares nothing with the planner or the memory: it sees content only.

@@ -1,8 +1,8 @@
 """The contracts of an allocator, a link and a policy, rule by rule, tried on the part alone.
 
 The worlds find what goes wrong between parts, and only if it is asked for there. Here each rule is
-asked for directly, beside a model that is a set; what breaks one is told its rule, what was asked
-and what was given.
+asked for directly, beside a model that is a set; for a part that breaks one, the error names the
+rule, what was asked and what came back.
 """
 
 from __future__ import annotations
