@@ -26,7 +26,6 @@ import numpy as np
 from scalesim.calls import Call
 from scalesim.core import SamplingParams
 from scalesim.distance.estimates import NOTHING, Estimates, Source
-from scalesim.engine import Engine
 from scalesim.errors import (
     RequestCancelledError,
     RequestTimeoutError,
