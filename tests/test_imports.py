@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.errors": (),
     "scalesim.checks": ("scalesim.errors",),
     "scalesim.core": ("scalesim.errors",),
-    "scalesim.foreign": ("scalesim.errors",),
+    "scalesim.foreign": ("scalesim.checks", "scalesim.errors"),
     "scalesim.distance": VALUES,
     "scalesim.device": VALUES,
     "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),

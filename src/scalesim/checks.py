@@ -213,7 +213,7 @@ def shown(value: object) -> str:
     ``repr`` fails."""
     try:
         written = _SHORT.repr(value)
-    except Exception:
+    except BaseException:  # it may be anybody's, and be written on the engine's thread
         written = f"<{type(value).__name__}>"
     return written if len(written) <= _MOST_SHOWN else f"{written[:_MOST_SHOWN]}…"
 

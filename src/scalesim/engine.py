@@ -47,6 +47,7 @@ from scalesim.driver import Driver
 from scalesim.errors import AdapterError, ConfigError, HintWarning, RequestError
 from scalesim.gate import Gate
 from scalesim.intake import Intake
+from scalesim.interrupts import InterruptsWait
 from scalesim.loop import EngineStats, Loop, Parts
 from scalesim.memory.misses import Miss
 from scalesim.recorder import Recorder, check_new
@@ -184,7 +185,7 @@ class Engine(Caller):
         writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
         exists."""
         child = agent_id(child)
-        with self._intake.lock:
+        with self._intake.lock, InterruptsWait():
             origin = self._intake.known(parent)
             if child in self._intake.agents:
                 raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
@@ -218,7 +219,7 @@ class Engine(Caller):
             finally:
                 done.ring()
 
-        with self._intake.lock:
+        with self._intake.lock, InterruptsWait():  # of what is halfway there is no second try
             for agent in [self._intake.known(id) for id in ids]:
                 agent.is_forgotten = True
                 del self._intake.agents[agent.id]
@@ -269,7 +270,7 @@ class Engine(Caller):
         check_source(source)
         voice = voice_of(source)
         name = voice.name
-        with self._intake.lock:
+        with self._intake.lock, InterruptsWait():
             if name in self._source_names or name in self._loop.distances.names:
                 raise ConfigError(f"a source is named {shown(name)} already; give it another name=")
             check_unheard(source)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
+from scalesim.checks import shown
 from scalesim.errors import InternalError
 
 
@@ -31,7 +32,7 @@ class Foreign:
         it was raised (``SystemExit``, a task's ``CancelledError``) as ``InternalError``."""
         if self.error is None or isinstance(self.error, Exception):
             return self.error
-        error = InternalError(f"a callback of this request raised {self.error!r}")
+        error = InternalError(f"a callback of this request raised {shown(self.error)}")
         error.__cause__ = self.error
         return error
 

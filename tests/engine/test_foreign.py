@@ -35,12 +35,22 @@ class Own(BaseException):
     pass
 
 
+class Unwritten(Own):
+    """Its own words are foreign code as well."""
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+    __repr__ = __str__
+
+
 KINDS: list[BaseException] = [
     SystemExit(3),
     KeyboardInterrupt(),
     asyncio.CancelledError(),
     GeneratorExit(),
     Own("mine"),
+    Unwritten(),
 ]
 NAMES = [type(kind).__name__ for kind in KINDS]
 LONG = SamplingParams(max_tokens=8, ignore_eos=True, seed=1)
@@ -72,7 +82,8 @@ def engine() -> Iterator[Engine]:
         yield made
 
 
-@pytest.mark.parametrize("kind", [*KINDS, ZeroDivisionError("x"), StopIteration()], ids=repr)
+@pytest.mark.parametrize("kind", [*KINDS, ZeroDivisionError(), StopIteration()],
+                         ids=lambda kind: type(kind).__name__)  # fmt: skip
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_mask(engine: Engine, kind: BaseException, at: int) -> None:
     def mask(prompt: Any, output: Any) -> None:

@@ -59,6 +59,38 @@ def test_who_cannot_clean_up_is_cleaned_up_after(
     engine.close()
 
 
+def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C within ``forget`` or ``fork`` is raised when all of it is done."""
+    engine = interrupts.make_engine("generate")
+
+    def texts(name: str) -> list[tuple[int, ...]]:
+        asked = engine.agent(name).request([1, 2, 3], max_tokens=4, ignore_eos=True)
+        return [engine.generate(asked).token_ids for _ in range(2)]
+
+    fresh = texts("ada")
+    for within in (engine.adapters, engine._loop.keys, engine._driver):
+        act = "post" if within is engine._driver else "forget"
+        act = "unbind" if within is engine.adapters else act
+        whole = getattr(within, act)
+
+        def pressed(*given: Any, whole: Any = whole) -> Any:
+            signal.raise_signal(signal.SIGINT)
+            return whole(*given)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(within, act, pressed)
+            with pytest.raises(KeyboardInterrupt):
+                engine.forget("ada")
+        assert texts("ada") == fresh
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._driver, "post", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            engine.fork("ada", "child")
+    engine.generate(engine.agent("child").request([1, 2, 3], max_tokens=1))
+    assert engine.parts.memory.owners.agents["child"].paths
+    engine.close()
+
+
 def test_ctrl_c_waits_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = interrupts.make_engine("step")
     call = engine.submit(interrupts.requests(engine, 1)[0])

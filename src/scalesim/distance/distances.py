@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from scalesim.checks import shown
+from scalesim.checks import reading, shown
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
@@ -488,10 +488,8 @@ def voice_of(source: Source) -> Voice:
             f"{shown(source)} is no source; give objects of classes that inherit from "
             "scalesim.distance.Source, as in sources=[Learned()]"
         )
-    try:
+    with reading("a source's name", ConfigError):
         name, ledger = source.name, Ledger(judges_itself=bool(source.judges_itself))
-    except Exception as error:
-        raise ConfigError(f"a source's name cannot be read: {shown(error)}") from error
     if not isinstance(name, str) or not name:
         raise ConfigError(f"a source is named {shown(name)}; give it a string as name=")
     return Voice(name, ledger, source)
@@ -505,7 +503,6 @@ def _silence(voice: Voice) -> str:
         return f"its predictions seldom come true (trust {voice.ledger.score.trust:.2f})"
     if voice.source is None:
         return ""
-    try:
+    with Foreign() as raised:
         return str(voice.source.why_silent())
-    except Exception as error:
-        return f"it cannot say why: {shown(error)}"
+    return f"it cannot say why: {shown(raised.error)}"

@@ -15,6 +15,7 @@ from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Times
 from scalesim.distance.scores import Reason
+from scalesim.foreign import Foreign
 
 FEW = 8  # hints that are cheaper one by one than as arrays
 _MAX_COMPARED = 4096  # names that a misspelt one is held against
@@ -84,10 +85,9 @@ def read(
 
 def number(value: Any) -> float:
     """``value`` as a number; infinite, which says nothing about a time, where it is none."""
-    try:
+    with Foreign():  # the value may be anybody's object
         return float(value)
-    except Exception:  # the value may be anybody's object
-        return math.inf
+    return math.inf
 
 
 def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
@@ -99,7 +99,7 @@ def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
 
 def _numbers(values: Sequence[Any] | npt.NDArray[Any]) -> Times:
     """``[n]``, a copy; infinite where it is no number."""
-    try:
+    with Foreign():  # some of them may be anybody's objects
         numbers = np.array(values, np.float64)
         if isinstance(values, np.ndarray) and values.dtype.kind != "O":
             return numbers
@@ -107,6 +107,4 @@ def _numbers(values: Sequence[Any] | npt.NDArray[Any]) -> Times:
             for index in np.flatnonzero(np.isnan(numbers)).tolist():
                 numbers[index] = number(values[index])  # numpy takes ``None`` for NaN
             return numbers
-    except Exception:  # some of them may be anybody's objects
-        pass
     return np.array([number(value) for value in values])
