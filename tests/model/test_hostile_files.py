@@ -347,7 +347,7 @@ def test_a_base_models_names_are_the_same_tensors(folder: Path) -> None:
     assert torch.equal(weights.lm_head, tensors[HEAD])
     both = {**base, "model.norm.weight": -tensors["model.norm.weight"]}
     save_file(both, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(WeightsError, match="'model.norm.weight' and 'norm.weight' are both"):
+    with pytest.raises(WeightsError, match=r"'model\.norm\.weight' and 'norm\.weight' are both"):
         load_model(folder)
 
 

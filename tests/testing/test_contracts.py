@@ -89,6 +89,25 @@ class GivesWhatIsLeft(Plain):
         return super().allocate(min(count, self.num_free))
 
 
+class GivesASet(Plain):
+    def allocate(self, count: int) -> Any:
+        pages = super().allocate(count)
+        return None if pages is None else set(pages)
+
+
+class GivesFloats(Plain):
+    def allocate(self, count: int) -> Any:
+        pages = super().allocate(count)
+        return None if pages is None else [*map(float, pages)]
+
+
+class Exits(Plain):
+    """Which must not end the check as if nothing had been found."""
+
+    def allocate(self, count: int) -> list[int] | None:
+        raise SystemExit(0)
+
+
 class GivesUpEarly(Plain):
     """Keeps one back."""
 
@@ -236,6 +255,8 @@ class ChecksWrongly(Plain):
 POOLS: list[tuple[str, Any]] = [
     ("exact", GivesFewer),
     ("exact", GivesMore),
+    ("exact", GivesASet),
+    ("exact", GivesFloats),
     ("all or nothing", GivesWhatIsLeft),
     ("all or nothing", GivesUpEarly),
     ("all or nothing", NeedsARun),
@@ -256,6 +277,7 @@ POOLS: list[tuple[str, Any]] = [
     ("apart", SortsItsArgument),
     ("check", ChecksWrongly),
     ("errors", Stumbles),
+    ("errors", Exits),
 ]
 SEEDS = range(12)
 

@@ -276,7 +276,7 @@ def test_a_pattern_that_gives_up_is_an_error_of_that_text() -> None:
     """The library panics, which is no ``Exception``: only who sent the text may hear of it."""
     tokenizer = tokenizer_with(r"(?=(a+)+b)a")
     assert tokenizer.encode("an")
-    with pytest.raises(RequestError, match="tokenizer fails on this text: .*retry-limit"):
+    with pytest.raises(RequestError, match=r"tokenizer fails on this text: .*retry-limit"):
         tokenizer.encode("a" * 40)
 
 

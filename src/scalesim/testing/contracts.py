@@ -26,7 +26,7 @@ from scalesim.testing.bed import MakeLink
 
 POOL_RULES = {
     "fresh": "a new pool has every page from `first` on free, and no other",
-    "exact": "`allocate` gives as many pages as it was asked for",
+    "exact": "`allocate` gives a list of as many pages as it was asked for",
     "all or nothing": "`allocate` gives None where fewer are free, and only there; nothing changes",
     "no page twice": "`allocate` gives pages that were free, each once",
     "counts": "`num_free`, `num_used`, `num_usable` and `free_pages` tell one story",
@@ -73,7 +73,7 @@ def _telling(asked: list[str]) -> Iterator[None]:
     except BrokenRuleError as error:
         error.operations = asked
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         says = "nothing raises, unless its contract says so"
         broken = BrokenRuleError("errors", says, asked[-1], f"it raised {error!r}")
         broken.operations = asked
@@ -134,6 +134,8 @@ class PoolTrial:
                 self._broken("all or nothing", asked, "it gave None")
             self._see("all or nothing", f"{asked}, which is too many")
             return
+        if not isinstance(given, list) or not all(map(_is_page, given)):
+            self._broken("exact", asked, f"it gave {given!r:.80}, no list of whole numbers")
         pages = list(given)
         if count > len(self._free):
             self._broken("all or nothing", asked, f"it gave {pages}")
@@ -188,7 +190,7 @@ class PoolTrial:
             trial._pool.free(wrong, 2)
         except AssertionError:
             return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._broken("refusal", asked, repr(error))
         self._broken("refusal", asked, "it took them")
 
@@ -212,11 +214,15 @@ class PoolTrial:
                 self._broken("fences", f"{asked}, then {shown}", f"{fence} instead of {want}")
         try:
             pool.check()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._broken("check", f"{asked}, then check()", repr(error))
 
     def _broken(self, rule: str, asked: str, given: str) -> NoReturn:
         raise BrokenRuleError(rule, POOL_RULES[rule], asked, given)
+
+
+def _is_page(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def try_link(make: MakeLink, seed: int, steps: int = 60) -> None:

@@ -65,7 +65,7 @@ class Failure:
 
     walk: Walk
     operations: list[Operation]
-    error: Exception
+    error: Exception | SystemExit
 
 
 def failure_of(
@@ -77,7 +77,7 @@ def failure_of(
     try:
         for done in play(walk.world(factories), operations):  # noqa: B007  what was done when it failed
             pass
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Failure(walk, list(operations[: done + 1]), error)
     return None
 
