@@ -19,8 +19,9 @@ from tests.long import programs, truth
 WARM, WINDOW = 8, 6
 GROWTH = 32 << 20
 """Bytes, for a run of any length: more than an allocator's fragments."""
-MORE_OBJECTS = 10_000
-"""That the collector follows, for a run of any length: some ten a program of the hour."""
+MORE_OBJECTS = 20_000
+"""That the collector follows, for a run of any length: more than the truth's ring of page events
+has, which fills slowly."""
 _resident: list[int] = []
 _objects: list[int] = []
 
