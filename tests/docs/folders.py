@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from scalesim.model.chat import CHATML
 from scalesim.model.config import ModelConfig
 from scalesim.model.dummy import write_dummy_model
 from scalesim.model.rope import RopeConfig
@@ -38,7 +39,7 @@ RANKS = (4, 8, 16)
 
 
 def write_model(folder: Path) -> Path:
-    """A Qwen2 of random weights over bytes, with ChatML's tokens."""
+    """A Qwen2 of random weights over bytes, with ChatML's tokens and template."""
     write_dummy_model(folder, MODEL, seed=zlib.crc32(folder.name.encode()))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
@@ -48,6 +49,7 @@ def write_model(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(CHATML)  # a template of its own: none is assumed
     return folder
 
 
