@@ -335,9 +335,7 @@ def test_a_callback_may_call_the_engine() -> None:
 
 def test_foreign_code_is_run_in_one_way() -> None:
     """Where the engine's thread runs, errors are caught by ``Foreign`` or by their own class: a
-    bare ``except Exception`` lets ``SystemExit`` through. What reads hints is on callers' threads
-    as well, who must get their Ctrl-C; on the engine's it runs within ``Foreign``."""
-    readers = {"distances.py", "hints.py"}
+    bare ``except Exception`` lets ``SystemExit`` through."""
     root = Path(scalesim.__file__).parent
     threads = ["loop", "driver", "guard", "recorder", "deadlines", "gate", "tickets", "calls"]
     paths = [root / f"{name}.py" for name in threads]
