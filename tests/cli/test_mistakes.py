@@ -53,17 +53,12 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "spread": ("x", "", "nan", "-1", "5"), "growth": SHARE_OR_0,
         "active": SHARE, "shuffled": ("maybe",), "hints": NAME,
         "interrupts": SHARE_OR_0, "stale": WHOLE, "wrong": SHARE_OR_0,
-        "pool": SIZE, "host_pool": SIZE, "format": NAME, "step": POSITIVE, "block_size": NUMBER,
     },
     "convert": {
         "trace": ("no-such-file", "", ".", "a\0b", os.devnull, "empty", "log.json"),
         "out": ("", ".", "no/such/folder/x", "log.json"),
         "to": (*NAME, "auto", "town"), "format": NAME, "block_size": NUMBER,
         "out_block_size": NUMBER,
-    },
-    "convert": {
-        "trace": ("no-such-file", "", ".", "a\0b", os.devnull),
-        "out": ("log.json", "no/such/t.jsonl"), "to": NAME, "format": NAME, "block_size": NUMBER, "out_block_size": NUMBER,
     },
     "plan": {
         "agents": NUMBER, "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"),
@@ -146,7 +141,6 @@ def good(command: str, model: str) -> dict[str, list[str]]:
         "replay": {"what": ["w4"], "agents": ["--agents", "4"], "steps": ["--steps", "3"]},
         "convert": {"trace": ["trace.jsonl"], "out": ["out"], "to": ["--to", "mooncake"]},
         "plan": {"agents": ["--agents", "10"]},
-        "convert": {"trace": ["log.json"], "out": ["new.jsonl"], "to": ["--to", "mooncake"]},
         "profile": {"log": ["log.json"], "out": ["--out", "p.json"]},
         "check": {"kind": ["policy"], "object": ["tests.cli.test_check:OLDEST_FIRST"],
             "walks": ["--walks", "1"], "steps": ["--steps", "1"],},
