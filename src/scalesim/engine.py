@@ -39,10 +39,10 @@ from scalesim.config import EngineConfig
 from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
-from scalesim.distance.distances import voice_of
 from scalesim.distance.estimates import Source
 from scalesim.distance.hints import read
 from scalesim.distance.scores import Score
+from scalesim.distance.voice import voice_of
 from scalesim.driver import Driver
 from scalesim.errors import AdapterError, ConfigError, HintWarning, RequestError
 from scalesim.gate import Gate

@@ -25,8 +25,9 @@ from scalesim.core import NO_TOKEN, AgentId, Runner, Step
 from scalesim.deadlines import Deadlines
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine, earliest_credible
-from scalesim.distance.distances import Change, Distances, Voice
+from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
+from scalesim.distance.voice import Voice
 from scalesim.errors import (
     EngineClosedError,
     InternalError,

@@ -14,13 +14,12 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from scalesim.checks import reading, shown
+from scalesim.checks import shown
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
@@ -29,6 +28,7 @@ from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read
 from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
+from scalesim.distance.voice import Voice, silence_of, voice_of
 from scalesim.errors import ConfigError, HintWarning
 from scalesim.foreign import Foreign, report
 
@@ -40,19 +40,6 @@ _MAX_NAMES = 8  # of nobody, that a score shows
 _NOT_TOLD = -math.inf
 _LEAD_WEIGHT = 0.05
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Voice:
-    """A source and what it says. ``source`` is ``None`` for what users declare."""
-
-    name: str
-    ledger: Ledger
-    source: Source | None = None
-    failed: str = ""  # what it raised, or said that are no estimates: it is not asked any more
-    # whom it speaks of and nobody is so far, and when each is to call
-    strangers: dict[AgentId, float] = field(default_factory=dict)
-    misnamed: dict[AgentId, None] = field(default_factory=dict)  # who never came; the last few
 
 
 class Distances:
@@ -100,7 +87,7 @@ class Distances:
             score = voice.ledger.score
             strangers = [each for each in list(voice.strangers) if not self.is_known(each)]
             score.unknown = tuple([*strangers, *list(voice.misnamed)][:_MAX_NAMES])
-            score.silent = _silence(voice)
+            score.silent = silence_of(voice)
         return {voice.name: voice.ledger.score for voice in self._voices}
 
     def add(self, source: Source) -> list[Change]:
@@ -221,7 +208,7 @@ class Distances:
 
     def silent(self) -> list[str]:
         """Which sources are not heard, and why. From any thread."""
-        silent = [(voice.name, _silence(voice)) for voice in self._voices]
+        silent = [(voice.name, silence_of(voice)) for voice in self._voices]
         return [f"{name!r} is silent: {why}" for name, why in silent if why]
 
     def _end_burst(self, agent: AgentId, at: float) -> None:
@@ -479,30 +466,3 @@ class Distances:
         if row >= self._rows.num_rows:
             self._rows.grow(row + 1)
         return row
-
-
-def voice_of(source: Source) -> Voice:
-    """Raises ``ConfigError`` for what is no source, or has no name."""
-    if not isinstance(source, Source):
-        raise ConfigError(
-            f"{shown(source)} is no source; give objects of classes that inherit from "
-            "scalesim.distance.Source, as in sources=[Learned()]"
-        )
-    with reading("a source's name", ConfigError):
-        name, ledger = source.name, Ledger(judges_itself=bool(source.judges_itself))
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"a source is named {shown(name)}; give it a string as name=")
-    return Voice(name, ledger, source)
-
-
-def _silence(voice: Voice) -> str:
-    """Why nothing is heard of ``voice``; empty if something may be."""
-    if voice.failed:
-        return f"it failed and is not asked again: {voice.failed}"
-    if voice.ledger.score.muted:
-        return f"its predictions seldom come true (trust {voice.ledger.score.trust:.2f})"
-    if voice.source is None:
-        return ""
-    with Foreign() as raised:
-        return str(voice.source.why_silent())
-    return f"it cannot say why: {shown(raised.error)}"
