@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from scalesim.calls import Bell
+from scalesim.checks import shown
 from scalesim.errors import EngineClosedError, EngineModeError
 from scalesim.foreign import Foreign, report
 from scalesim.interrupts import InterruptsWait
@@ -233,7 +234,7 @@ class Driver:
             with Foreign() as raised:
                 end()
             if raised.error is not None:
-                report(_log, "closing the engine: %r", raised.error, error=raised.error)
+                report(_log, "closing the engine: %s", shown(raised.error), error=raised.error)
                 first = first or raised.error
         return first
 

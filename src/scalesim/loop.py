@@ -463,7 +463,9 @@ class Loop:
         ``EngineClosedError``, chained to ``cause`` if the engine died of something."""
         if self._over is None:
             self._death = cause
-            self._over = "the engine was closed" if cause is None else f"the engine died: {cause!r}"
+            self._over = (
+                "the engine was closed" if cause is None else f"the engine died: {shown(cause)}"
+            )
         calls = [*self._open.values(), *self.gate.calls()]
         self._open.clear()
         ended = [call for call in dict.fromkeys(calls) if not call.done]

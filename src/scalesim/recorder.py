@@ -19,6 +19,7 @@ from typing import Concatenate, ParamSpec, cast
 import numpy as np
 import xxhash
 
+from scalesim.checks import shown
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign, report
@@ -63,7 +64,7 @@ def gives_up(
                 write(self, *args, **kwargs)
             if raised.error is not None:
                 self.error = raised.error
-                report(_log, "the trace %s ends here: %r", self.path, raised.error)
+                report(_log, "the trace %s ends here: %s", self.path, shown(raised.error))
 
     return cast("Callable[Concatenate[Recorder, _P], None]", tried)
 

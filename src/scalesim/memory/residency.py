@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from scalesim.checks import shown
 from scalesim.core import Fence
 from scalesim.foreign import Foreign
 from scalesim.memory.costs import Costs
@@ -347,7 +348,7 @@ class Residency:
         if raised.error is not None:  # it has begun nothing; the transfer fails with the next poll
             self._num_refused += 1
             tickets = [-self._num_refused]
-            why = f"the link took no copy of {copies.num_pages} pages: {raised.error!r}"
+            why = f"the link took no copy of {copies.num_pages} pages: {shown(raised.error)}"
             refusal = LinkError(why)
             refusal.__cause__ = raised.error
             self._refused.append((tickets[0], refusal))

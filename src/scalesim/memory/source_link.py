@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from scalesim.checks import shown
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.foreign import Foreign
@@ -229,7 +230,7 @@ class SourceLink:
         if isinstance(raised.error, AdapterError):
             error = raised.error
         elif raised.error is not None:
-            error = AdapterError(f"an adapter could not be read: {raised.error!r}")
+            error = AdapterError(f"an adapter could not be read: {shown(raised.error)}")
             error.__cause__ = raised.error
         with self._changed:
             read.error = read.error or error

@@ -121,7 +121,7 @@ class SpecialTokens:
             return
         if _text(eos) not in {token.content for token in self.listed}:
             raise UnsupportedModelError(
-                f"eos_token {_text(eos)!r} is not in tokenizer.json, nor listed as added, so no "
+                f"eos_token {shown(_text(eos))} is not in tokenizer.json, nor listed as added, so no "
                 "text would ever end"
             )
 

@@ -187,7 +187,7 @@ def _eos_ids(backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -
     token_id = backend.token_to_id(eos)
     if token_id is None:
         raise UnsupportedModelError(
-            f"eos_token {eos!r} is not in tokenizer.json, so no text would ever end"
+            f"eos_token {shown(eos)} is not in tokenizer.json, so no text would ever end"
         )
     return frozenset({token_id})
 

@@ -5,6 +5,7 @@ Used by the scheduler, for each sequence that must be looked at after a step.
 
 from __future__ import annotations
 
+from scalesim.checks import shown
 from scalesim.core import FinishReason
 from scalesim.errors import InternalError, NumericalError, PromptTooLongError, ScaleSimError
 from scalesim.foreign import Foreign
@@ -47,7 +48,7 @@ def as_own(sequence: Sequence, cause: BaseException) -> ScaleSimError:
     """What a request ends with when what watches its tokens failed."""
     if isinstance(cause, ScaleSimError):
         return cause
-    error = InternalError(f"request {sequence.id}: what looks at its tokens failed: {cause!r}")
+    error = InternalError(f"request {sequence.id}: what looks at its tokens failed: {shown(cause)}")
     error.__cause__ = cause
     return error
 
