@@ -121,8 +121,8 @@ class SpecialTokens:
             return
         if _text(eos) not in {token.content for token in self.listed}:
             raise UnsupportedModelError(
-                f"eos_token {shown(_text(eos))} is not in tokenizer.json, nor listed as added, so no "
-                "text would ever end"
+                f"eos_token {shown(_text(eos))} is not in tokenizer.json, nor listed as added, so "
+                "no text would ever end"
             )
 
     def add_to(self, backend: tokenizers.Tokenizer) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import tokenizers
 
+from scalesim.checks import shown
 from scalesim.errors import RequestError, ScaleSimError, UnsupportedModelError
 from scalesim.model.detokenizer import BYTE_ALPHABET, ByteLevel, Detokenizer, compile_steps
 from scalesim.model.files import read_text
