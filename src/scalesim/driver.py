@@ -20,9 +20,8 @@ from queue import Empty, SimpleQueue
 from typing import Literal
 
 from scalesim.calls import Bell
-from scalesim.checks import shown
 from scalesim.errors import EngineClosedError, EngineModeError
-from scalesim.foreign import Foreign, report
+from scalesim.foreign import Foreign, report, words_of
 from scalesim.interrupts import InterruptsWait
 from scalesim.loop import Loop
 from scalesim.tickets import Put
@@ -52,6 +51,7 @@ class Driver:
         self._closed = False
         self._is_shut = False
         self._death: BaseException | None = None
+        self._unsaid: BaseException | None = None  # what went wrong while the engine closed
         self._in_child = False  # of the process that the engine belongs to
 
     # -- from any thread ----------------------------------------------------------------------
@@ -149,7 +149,8 @@ class Driver:
         if thread is not None:
             thread.join()
         with self._turn, InterruptsWait():
-            error = self._shut()
+            self._shut()
+            error, self._unsaid = self._unsaid, None
         if error is not None:
             raise error
 
@@ -216,10 +217,11 @@ class Driver:
         with suppress(Empty):
             self._loop.obey(self._inbox.get(timeout=wait_s))
 
-    def _shut(self) -> BaseException | None:
-        """Nothing runs any more: end what is open, and the copies; the first error of that."""
+    def _shut(self) -> None:
+        """Nothing runs any more: end what is open, and the copies. The first error of that is
+        raised by ``close``."""
         if self._is_shut:
-            return None
+            return
         self._is_shut = True
         with self._ending:
             self._end_all()
@@ -229,14 +231,12 @@ class Driver:
             ends.insert(0, self._loop.drain)
         if self._loop.recorder is not None:
             ends.insert(0, self._loop.recorder.close)
-        first: BaseException | None = None
         for end in ends:
             with Foreign() as raised:
                 end()
             if raised.error is not None:
-                report(_log, "closing the engine: %s", shown(raised.error), error=raised.error)
-                first = first or raised.error
-        return first
+                report(_log, "closing the engine: %s", words_of(raised.error), error=raised.error)
+                self._unsaid = self._unsaid or raised.error
 
     def _end_rest(self) -> None:
         """End what was posted while everything ended. Waits for nobody: who holds the lock looks

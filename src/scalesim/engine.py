@@ -6,10 +6,11 @@ driver's inbox, in order.
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ class Engine(Caller):
         if record is not None:
             self._loop.recorder = Recorder(record, self.parts.memory.block_size)
         self._intake = Intake(self.model, self.parts.memory, self.adapters)
-        self._loop.distances.is_known = self._intake.agents.__contains__
+        self._loop.distances.is_known = _knows(self._intake)
         for source in sources:
             self._loop.listen(source)
             self._heed(source)
@@ -353,8 +354,9 @@ def _parts_of(
         return model
     from scalesim.assembly import build_parts, with_settings
 
-    folder = path_of("model", model, ConfigError)
-    return build_parts(folder, with_settings(config, settings), dummy)
+    path_of("model", model, ConfigError)
+    # as it was written: "./org/name" is a folder, "org/name" may be a hub's
+    return build_parts(os.fspath(model), with_settings(config, settings), dummy)
 
 
 def checked_sources(sources: object) -> list[Source]:
@@ -390,6 +392,18 @@ def check_unheard(source: Source) -> None:
             f"an engine listens to source {shown(source.name)} already; make one for each engine, "
             "or close that engine first"
         )
+
+
+def _knows(intake: Intake) -> Callable[[AgentId], bool]:
+    """Whether ``intake`` knows an agent. The loop asks, and its thread must not keep the agents'
+    handles, and so the engine, from being dropped."""
+    held = weakref.ref(intake)
+
+    def knows(agent: AgentId) -> bool:
+        there = held()
+        return there is not None and agent in there.agents
+
+    return knows
 
 
 def _ids(agents: AgentId | Iterable[AgentId]) -> list[AgentId]:

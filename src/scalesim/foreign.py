@@ -46,6 +46,13 @@ class Foreign:
         return True
 
 
+def words_of(error: BaseException | None) -> str:
+    """``repr(error)``, cut at 2 000 characters; its type where its own ``repr`` fails."""
+    with Foreign():
+        return f"{error!r:.2000}"
+    return shown(error)
+
+
 def report(
     log: logging.Logger, message: str, *values: object, error: BaseException | None = None
 ) -> None:

@@ -36,7 +36,7 @@ from scalesim.errors import (
     RequestTimeoutError,
     ScaleSimError,
 )
-from scalesim.foreign import Foreign
+from scalesim.foreign import Foreign, words_of
 from scalesim.gate import Gate
 from scalesim.guard import Guard, Integrity
 from scalesim.memory.links import Link
@@ -308,7 +308,9 @@ class Loop:
         if isinstance(cause, ScaleSimError):
             error = cause
         else:
-            error = InternalError(f"the request could not be taken in: {shown(cause)}; ask again")
+            error = InternalError(
+                f"the request could not be taken in: {words_of(cause)}; ask again"
+            )
             error.__cause__ = cause
         self.refuse([call], error)
 
@@ -464,7 +466,7 @@ class Loop:
         if self._over is None:
             self._death = cause
             self._over = (
-                "the engine was closed" if cause is None else f"the engine died: {shown(cause)}"
+                "the engine was closed" if cause is None else f"the engine died: {words_of(cause)}"
             )
         calls = [*self._open.values(), *self.gate.calls()]
         self._open.clear()

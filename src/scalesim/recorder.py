@@ -19,10 +19,9 @@ from typing import Concatenate, ParamSpec, cast
 import numpy as np
 import xxhash
 
-from scalesim.checks import shown
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import ConfigError
-from scalesim.foreign import Foreign, report
+from scalesim.foreign import Foreign, report, words_of
 from scalesim.trace import Hint, Piece, Turn
 from scalesim.trace_file import TraceWriter
 
@@ -64,7 +63,7 @@ def gives_up(
                 write(self, *args, **kwargs)
             if raised.error is not None:
                 self.error = raised.error
-                report(_log, "the trace %s ends here: %s", self.path, shown(raised.error))
+                report(_log, "the trace %s ends here: %s", self.path, words_of(raised.error))
 
     return cast("Callable[Concatenate[Recorder, _P], None]", tried)
 

@@ -19,7 +19,7 @@ from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites, 
 from scalesim.model.device_directory import FIRST_CAPACITY, DeviceDirectory
 from scalesim.requests import Reply
 from scalesim.testing.hostile_device import HostileDevice, RaceError
-from tests.device.test_planted_waits import PLANTS
+from tests.device.test_planted_waits import PLANTS, root
 from tests.device.world import hostile, hostile_engine, prompts, reads_of, runner_of
 from tests.engine.test_adapters import folders, play, unlimited
 from tests.engine.test_same_texts import check_empty
@@ -81,7 +81,7 @@ def outcome(device: HostileDevice, plant: Callable[[Engine], object], **settings
         finally:
             device.run_all()
     except Exception as error:
-        return type(error.__cause__ or error).__name__
+        return type(root(error)).__name__
     return "same" if played == unlimited(FEW)[0] else "other texts"
 
 

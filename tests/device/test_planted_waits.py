@@ -55,8 +55,15 @@ def outcome(engine: Engine) -> str:
         with engine:
             played = said(TURNS.play(engine, hint=lambda agent, turn: 1))
     except Exception as error:
-        return type(error.__cause__ or error).__name__
+        return type(root(error)).__name__
     return "same" if played == unlimited() else "other texts"
+
+
+def root(error: BaseException) -> BaseException:
+    """What ``error`` came of in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def play(plant: Plant | None, device: HostileDevice, **settings: Any) -> str:

@@ -260,7 +260,7 @@ def test_generation_config_gives_the_defaults(folder: Path) -> None:
     with engine_of(folder, generation_config=False) as engine:
         assert engine.sampling().temperature == 1.0 and engine.sampling().top_k == 0
     (folder / "generation_config.json").write_text('{"top_p": 3}')
-    with pytest.raises(ConfigError, match=r"generation_config.json: top_p=3 .*config=False"):
+    with pytest.raises(ConfigError, match=r"generation_config.json: top_p=3.0 .*config=False"):
         engine_of(folder)
     assert EngineConfig().generation_config
 

@@ -14,9 +14,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from scalesim.checks import shown
 from scalesim.core import Fence
-from scalesim.foreign import Foreign
+from scalesim.foreign import Foreign, words_of
 from scalesim.memory.costs import Costs
 from scalesim.memory.counters import Counters
 from scalesim.memory.links import Copies, Link, LinkError, Source
@@ -348,7 +347,7 @@ class Residency:
         if raised.error is not None:  # it has begun nothing; the transfer fails with the next poll
             self._num_refused += 1
             tickets = [-self._num_refused]
-            why = f"the link took no copy of {copies.num_pages} pages: {shown(raised.error)}"
+            why = f"the link took no copy of {copies.num_pages} pages: {words_of(raised.error)}"
             refusal = LinkError(why)
             refusal.__cause__ = raised.error
             self._refused.append((tickets[0], refusal))

@@ -16,10 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from scalesim.checks import shown
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.foreign import Foreign
+from scalesim.foreign import Foreign, words_of
 from scalesim.memory.links import MAX_CHUNK_BYTES, Copies, Direction, Held, Link
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
@@ -230,7 +229,7 @@ class SourceLink:
         if isinstance(raised.error, AdapterError):
             error = raised.error
         elif raised.error is not None:
-            error = AdapterError(f"an adapter could not be read: {shown(raised.error)}")
+            error = AdapterError(f"an adapter could not be read: {words_of(raised.error)}")
             error.__cause__ = raised.error
         with self._changed:
             read.error = read.error or error

@@ -5,10 +5,9 @@ Used by the scheduler, for each sequence that must be looked at after a step.
 
 from __future__ import annotations
 
-from scalesim.checks import shown
 from scalesim.core import FinishReason
 from scalesim.errors import InternalError, NumericalError, PromptTooLongError, ScaleSimError
-from scalesim.foreign import Foreign
+from scalesim.foreign import Foreign, words_of
 from scalesim.scheduler.sequence import Sequence
 
 _MASK64 = (1 << 64) - 1
@@ -48,7 +47,9 @@ def as_own(sequence: Sequence, cause: BaseException) -> ScaleSimError:
     """What a request ends with when what watches its tokens failed."""
     if isinstance(cause, ScaleSimError):
         return cause
-    error = InternalError(f"request {sequence.id}: what looks at its tokens failed: {shown(cause)}")
+    error = InternalError(
+        f"request {sequence.id}: what looks at its tokens failed: {words_of(cause)}"
+    )
     error.__cause__ = cause
     return error
 
