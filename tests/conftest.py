@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 
@@ -32,3 +34,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (what a library draws from behind our back)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was_found() -> Iterator[None]:
+    """What belongs to the process is left as it was found: a level that one test leaves behind
+    silences another, on the same worker, on some days."""
+    before = _belongings()
+    yield
+    assert _belongings() == before
+
+
+def _belongings() -> dict[str, object]:
+    return {
+        "log level": logging.getLogger("scalesim").level,
+        "threads": torch.get_num_threads(),
+        "environment": dict(os.environ) | {"PYTEST_CURRENT_TEST": ""},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "dtype": torch.get_default_dtype(),
+    }

@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from tests.engine import interrupts
 from tests.long import on_callers, on_faults, on_models, on_programs, on_tags
 from tests.long.campaign import Campaign, load, pursue
@@ -105,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = parser().parse_args()
+    torch.set_num_threads(1)  # the models are so small that a second one costs
     names = list(CAMPAIGNS) if "all" in options.names else options.names
     sound = True
     for name in names:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
-import torch
 
 from scalesim.engine import Engine
 from scalesim.memory.policies import ENGINE_POLICIES
@@ -27,7 +26,6 @@ Said = list[tuple[tuple[int, ...], int]]
 
 @cache
 def swapped_nowhere() -> Said:
-    torch.set_num_threads(1)
     with tiny_engine(policy="resident", digests=True) as engine:
         return said(SWAPPED.play(engine))
 
@@ -96,7 +94,6 @@ def play(engine: Engine, orders: Sequence[Sequence[int]], num_threads: int) -> S
 
 @cache
 def asked_in_order() -> Said:
-    torch.set_num_threads(1)
     with tiny_engine(policy="resident", digests=True) as engine:
         return play(engine, [range(AGENTS)] * ROUNDS, 0)
 

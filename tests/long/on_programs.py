@@ -8,10 +8,10 @@ import random
 import tracemalloc
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-
-import torch
 
 from scalesim.errors import HintWarning
 from tests.long import programs, truth
@@ -28,16 +28,29 @@ _objects: list[int] = []
 
 def run(seed: int) -> Counter[str]:
     """A program of some tens of operations. Raises ``AssertionError`` with its operations."""
-    torch.set_num_threads(1)
-    logging.getLogger("scalesim").setLevel(logging.CRITICAL)  # sources fail on purpose
-    warnings.filterwarnings("ignore", category=HintWarning)
     count = random.Random(f"length {seed}").randint(20, 60)
-    found = programs.play(seed, count)
+    with quiet():
+        found = programs.play(seed, count)
     truth.resident().forget()
     gc.collect()
     check_flat("bytes", _resident, resident_bytes(), GROWTH)
     check_flat("objects", _objects, len(gc.get_objects()), MORE_OBJECTS)
     return found + Counter({"programs": 1})
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Sources fail on purpose, and hints are wrong on purpose: what the engine says of them is not
+    shown. The logger is the process's, so its level is put back for who comes after."""
+    log = logging.getLogger("scalesim")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HintWarning)
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def check_flat(what: str, states: list[int], now: int, most: int) -> None:
