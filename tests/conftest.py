@@ -49,7 +49,6 @@ def _belongings() -> dict[str, object]:
     return {
         "log level": logging.getLogger("scalesim").level,
         "threads": torch.get_num_threads(),
-        "environment": dict(os.environ) | {"PYTEST_CURRENT_TEST": ""},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "dtype": torch.get_default_dtype(),
     }

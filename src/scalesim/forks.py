@@ -11,6 +11,8 @@ import weakref
 from functools import partial
 from typing import Protocol
 
+from scalesim.foreign import Foreign
+
 
 class Forked(Protocol):
     """Told of a fork, in the child. It must take no lock."""
@@ -31,7 +33,8 @@ def _in_child() -> None:
     for reference in list(_told.values()):
         each = reference()
         if each is not None:
-            each.after_fork()
+            with Foreign():  # whoever fails must not keep the others from being told
+                each.after_fork()
     _told.clear()
 
 

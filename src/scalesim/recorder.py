@@ -153,6 +153,8 @@ class Recorder:
 
     def after_fork(self) -> None:
         """In the child: what stands in the file's buffer is the parent's to write."""
+        if self._file.closed:
+            return
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._file.fileno())
         os.close(null)

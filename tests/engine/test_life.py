@@ -6,6 +6,7 @@ import asyncio
 import gc
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from scalesim import forks
 from scalesim.calls import Call
 from scalesim.config import CallLimits
 from scalesim.core import SamplingParams
@@ -246,11 +248,40 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
     assert len(lines) == len(set(lines)) >= 3
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_what_fails_at_a_fork_costs_no_other_engine(tmp_path: Path) -> None:
+    """An engine that was closed, its trace with it, lives on while somebody holds it; and a part
+    may raise what it likes. The engine that is told after them is told."""
+
+    class Broken:
+        def after_fork(self) -> None:
+            raise SystemExit("broken")
+
+    broken, closed = Broken(), new(record=tmp_path / "trace.jsonl")
+    closed.generate(SHORT)
+    closed.close()
+    closed.after_fork()  # raises nothing
+    forks.tell(broken)
+    engine = new()
+
+    def child() -> str:
+        try:
+            engine.generate(SHORT)
+        except EngineClosedError:
+            return ""
+        return "it was not told"
+
+    assert forked(child) == ""
+    engine.close()
+
+
 def forked(act: Callable[[], str]) -> str:
     """What ``act`` gives in a child, which ends as a program does, by closing what is open."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)  # ends a child that hangs, by the system's hand
         try:
             said = act()
         except BaseException as error:
@@ -262,8 +293,8 @@ def forked(act: Callable[[], str]) -> str:
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()  # a child that hangs is seen by the tests' own time
-    os.waitpid(pid, 0)
+        said = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0, "the child did not end by itself"
     return said
 
 
