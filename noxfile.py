@@ -32,6 +32,16 @@ PROCESSORS = [
     "not test_attention_rows or 4-2-32",
 ]
 
+QUICK = [
+    "tests/test_imports.py",
+    "tests/memory",
+    "tests/scheduler",
+    # These take longer than all others together; the session tests has them.
+    "--deselect=tests/memory/test_state_machine.py::test_state_machine",
+    "--ignore=tests/memory/test_planted_bugs.py",
+    "--ignore=tests/memory/test_planted_adapter_bugs.py",
+]
+
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -50,6 +60,14 @@ def tests(session: nox.Session) -> None:
     install(session, "test", "oracle")
     processes = ["-n", "auto", "--dist", "loadscope"]
     session.run("pytest", *processes, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def quick(session: nox.Session) -> None:
+    """What a change near memory needs, within a minute on two cores: imports, memory, scheduler."""
+    install(session, "test")
+    processes = ["-n", "auto", "--dist", "loadscope"]
+    session.run("pytest", "-q", *processes, *QUICK, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

@@ -77,6 +77,8 @@ def check(words: Sequence[str]) -> None:
                 parsed(benchmarks_main.parser().parse_args, rest[1:])
         case ["pip", "install", *rest]:
             check_pip(rest)
+        case ["pre-commit", "install"]:
+            assert (ROOT / ".pre-commit-config.yaml").exists()
         case ["cd", folder]:
             assert (ROOT / folder).is_dir(), folder
         case ["python", script] if script.endswith(".py"):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PAGES, name_of
+from tests.docs.pages import DOCS, PAGES, ROOT, inline_code, name_of
 
+NAMES_FILES = [ROOT / "CONTRIBUTING.md", DOCS / "design.md"]
+FOLDERS = [ROOT, *(ROOT / name for name in ("src/scalesim", "kernels/scalesim_kernels"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -36,6 +38,14 @@ def wrong_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     assert wrong_links(page) == []
+
+
+@pytest.mark.parametrize("page", NAMES_FILES, ids=name_of)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    paths = [code for code in inline_code(page) if re.fullmatch(r"[\w/.]+(\.\w+|/\w+)", code)]
+    files = [path for path in paths if path.endswith((".py", ".md", ".txt")) or "/" in path]
+    assert files
+    assert [path for path in files if not any((at / path).exists() for at in FOLDERS)] == []
 
 
 def test_wrong_links_are_seen(tmp_path: Path) -> None:
