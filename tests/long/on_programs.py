@@ -71,7 +71,8 @@ def where_it_grows(seed: int = 10**6) -> str:
     try:
         states = []
         for turn in range(3):
-            programs.play(seed + turn, 30)
+            with quiet():
+                programs.play(seed + turn, 30)
             gc.collect()
             states.append(tracemalloc.take_snapshot())
         grown = [later.compare_to(earlier, "lineno") for earlier, later in pairwise(states[1:])]
