@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from scalesim.agent_registry import AgentEntry
 from scalesim.choices import By, Choice, Option
 from scalesim.core import AgentId
 from scalesim.errors import UnknownAgentError
@@ -24,11 +25,25 @@ class Agent:
     name.
     """
 
-    def __init__(self, engine: Engine, id: AgentId) -> None:
-        self.engine = engine
-        self.id = id
-        self.adapter: str | None = None  # the name its calls use; ``Engine.agent`` sets it
-        self.is_forgotten = False  # for good; the id may be another's by now
+    __slots__ = ("_entry", "engine")
+
+    def __init__(self, engine: Engine, entry: AgentEntry) -> None:
+        self.engine, self._entry = engine, entry
+
+    @property
+    def id(self) -> AgentId:
+        """Its name on the engine."""
+        return self._entry.id
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the adapter that its calls use; ``Engine.agent`` sets it."""
+        return self._entry.adapter
+
+    @property
+    def is_forgotten(self) -> bool:
+        """For good; the id may be another agent's by now."""
+        return self._entry.is_forgotten
 
     def request(
         self,

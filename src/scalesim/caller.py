@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, cast
 
 from scalesim.adapters import AdapterRegistry
-from scalesim.calls import Call, Ended, Latch
+from scalesim.calls import Call
 from scalesim.checks import flag, instance, reading, refuse
 from scalesim.choices import By, Choice, Option, checked_options, choice_of
 from scalesim.core import Floats, Pooling
@@ -22,14 +22,14 @@ from scalesim.driver import Driver
 from scalesim.embeddings import embedding_requests, stacked
 from scalesim.errors import EngineClosedError, RequestError
 from scalesim.gate import Gate
+from scalesim.inbox import Inbox
 from scalesim.intake import Intake
 from scalesim.loop import Loop, Parts
 from scalesim.progress import Progress, Show, shown
 from scalesim.requests import Prompt, Reply, Request
 from scalesim.streams import AsyncStream, Mailbox, Reader, Stream
-from scalesim.tickets import Desk
+from scalesim.tickets import LOOK_S, Bell, Desk, Latch, LoopBell
 
-_LOOK_S = 1.0  # how often a waiting thread lets Ctrl-C in
 _SHOW_S = 0.1  # how often it shows its progress
 
 
@@ -44,6 +44,7 @@ class Caller:
     parts: Parts
     adapters: AdapterRegistry
     _loop: Loop
+    _inbox: Inbox
     _driver: Driver
     _intake: Intake
     _gate: Gate
@@ -88,21 +89,15 @@ class Caller:
 
     async def generate_async(self, request: Request) -> Reply:
         """Run one request from any event loop. Cancelling the task cancels the request."""
-        calls = await self._prepare_async(request)
-        loop = asyncio.get_running_loop()
-        ends = [Ended(loop) for _ in calls]
-        for call, end in zip(calls, ends, strict=True):
-            call.waiter = end
+        self._inbox.check_open()
+        calls = await self._compiled(self._intake.prepare_samples(request))
+        bell = LoopBell()
+        for call in calls:
+            call.waiter = bell
         self._driver.start_thread()
-        ticket = self._desk.ticket(calls)
-        try:
+        with self._desk.ticket(calls):  # by whatever way it is left, the collector's included
             self._enter(calls)
-            for end in ends:
-                await end.future
-            ticket.keep()
-        except BaseException:  # by whatever way it is left, the collector's included
-            ticket.close()
-            raise
+            await bell.until_ended(calls)
         return reply_of(calls)
 
     def stream(self, request: Request) -> Stream:
@@ -112,7 +107,7 @@ class Caller:
         """
         call = self._prepare_one(request)
         self._driver.start_thread()
-        return Stream(self._begun(call, None))
+        return Stream(self._begun(call, Bell()))
 
     def stream_async(self, request: Request) -> AsyncStream:
         """``stream`` for ``async for`` in the running event loop; it is checked, and runs, from the
@@ -177,13 +172,8 @@ class Caller:
         Of one sample: for more, submit requests that differ in ``sample_index``. Raises
         ``EngineFullError`` where too many are open."""
         call = self._prepare_one(request)
-        ticket = self._desk.ticket([call])
-        try:
+        with self._desk.ticket([call]) as ticket:
             self._enter(ticket.calls, waits=False)
-            ticket.keep()
-        except BaseException:
-            ticket.close()
-            raise
         return call
 
     def cancel(self, call: Call) -> None:
@@ -192,24 +182,20 @@ class Caller:
         instance("call", call, Call, "submit() gives one")
         if call.model is not self.parts.model:
             raise RequestError("this call is another engine's; cancel it there")
-        self._driver.post(partial(self._loop.abandon, [call]))
+        self._inbox.post(partial(self._loop.calls.abandon, [call]))
 
     # -- steps of the above -------------------------------------------------------------------
 
     def _prepare_one(self, request: Request) -> Call:
-        self._driver.check_open()
+        self._inbox.check_open()
         call = self._intake.prepare(request)
         _check_one(call)
         self._intake.compile([call])
         return call
 
     def _prepare(self, request: Request) -> list[Call]:
-        self._driver.check_open()
+        self._inbox.check_open()
         return self._intake.compile(self._intake.prepare_samples(request))
-
-    async def _prepare_async(self, request: Request) -> list[Call]:
-        self._driver.check_open()
-        return await self._compiled(self._intake.prepare_samples(request))
 
     async def _compiled(self, calls: list[Call]) -> list[Call]:
         """``calls``, whose structure is compiled on another thread, for it may take long. They are
@@ -218,93 +204,62 @@ class Caller:
         if not calls[0].request.params.is_structured:
             return self._intake.compile(calls)
         if not self._gate.refuses:
-            self._number(calls)
+            self._intake.number(calls)
         return await asyncio.to_thread(self._intake.compile, calls)
-
-    def _number(self, calls: list[Call]) -> None:
-        """Tell equal requests apart, each once: in the order in which they are handed in, whatever
-        becomes of them then. What is refused before that does not count."""
-        for call in calls:
-            if call.number is not None:
-                continue
-            request, params = call.request, call.request.params
-            keys, first = self._loop.keys, call.leader
-            if first is not None:
-                call.digest, call.number = first.digest, first.number
-                continue
-            call.digest, call.number = keys.prompt_digest(call.tokens, params), 0
-            draws = params.temperature > 0.0 and params.max_tokens > 0
-            if draws and params.seed is None:
-                call.number = keys.number(
-                    request.agent, call.digest, request.sample_index, call.owner
-                )
 
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
         """Until all ``calls`` have ended, so that Ctrl-C gets through; it cancels them."""
-        latch = Latch(len(calls))
-        for call in calls:
-            call.waiter = latch
+        latch = Latch(calls)
         self._driver.start_thread()
-        ticket = self._desk.ticket(calls)
-        try:
+        with self._desk.ticket(calls):
             self._enter(calls)
-            while not latch.wait(_LOOK_S if show is None else _SHOW_S):
-                self._driver.check_process()
+            while not latch.wait(LOOK_S if show is None else _SHOW_S):
+                self._inbox.check_process()
                 if show is not None:
-                    show(len(calls) - latch.left)
-            ticket.keep()
-        except BaseException:
-            ticket.close()
-            raise
+                    show(len(calls) - latch.num_open)
         if show is not None:
             show(len(calls))
 
     def _enter(self, calls: list[Call], *, waits: bool = True) -> None:
         """Hand in ``calls``; those that find no place wait in line, or are refused. Under a
         ticket: what is left halfway is undone."""
-        self._stamp(calls)
-        if self._gate.refuses or not waits:
-            self._gate.take(calls)
-        self._number(calls)
-        for call in calls:
-            if call.adapter is not None:
-                self.adapters.hold(call.adapter, call)
-        try:
-            self._driver.post(lambda: self._loop.accept(calls))
-        except EngineClosedError:
-            self._loop.on_ended(calls)
-            self._gate.leave(calls)
-            raise
-
-    def _stamp(self, calls: list[Call]) -> None:
-        """The call begins, and so does its timeout."""
         now_s = self.parts.time_s()
         for call in calls:
             call.begins(now_s)
+        if self._gate.refuses or not waits:
+            self._gate.take(calls)
+        self._intake.number(calls)
+        self.adapters.hold(calls)
+        try:
+            self._inbox.post(lambda: self._loop.accept(calls))
+        except EngineClosedError:
+            self.adapters.let_go(calls)
+            self._gate.leave(calls)
+            raise
 
     async def _begin(self, request: Request) -> Reader:
-        self._driver.check_open()
+        self._inbox.check_open()
         call = self._intake.prepare(request)
         _check_one(call)
         await self._compiled([call])
         self._driver.start_thread()
-        return self._begun(call, asyncio.get_running_loop())
+        return self._begun(call, LoopBell())
 
-    def _check_process(self) -> None:
-        """For readers, who keep their engine by it."""
-        self._driver.check_process()
-
-    def _begun(self, call: Call, loop: asyncio.AbstractEventLoop | None) -> Reader:
-        """Who reads ``call``, which is handed in."""
-        call.waiter = call.mailbox = Mailbox(call, call.observer, loop)
-        texts = self._intake.text_stream(call.request)
-        reader = Reader(self._desk.ticket([call]), texts, self._check_process)
+    def _begun(self, call: Call, bell: Bell | LoopBell) -> Reader:
+        """The reader of ``call``, which is handed in."""
+        mailbox = Mailbox(call, bell, self._loop.calls.announce)
+        ticket, text = self._desk.ticket([call]), self._intake.text_stream(call.request)
+        reader = Reader(ticket, mailbox, text, self._check_process)
         try:
-            self._enter(reader.ticket.calls)
+            self._enter(ticket.calls)
         except BaseException:
             reader.close()
             raise
         return reader
+
+    def _check_process(self) -> None:
+        """For readers, who keep their engine by it."""
+        self._inbox.check_process()
 
 
 def _check_one(call: Call) -> None:

@@ -232,7 +232,7 @@ def test_a_hint_in_vain_is_counted_told_once_and_shown(
         assert score.ignored == {reason: num_bad}
         assert reason == "no confidence" or shown in score.last_ignored
         made.step()
-        assert made._loop.distances.next_use("ada") == 7.0  # what was said before stands
+        assert made._loop.advice.distances.next_use("ada") == 7.0  # what was said before stands
         why = made.why("ada")
         assert why is not None and why.cause == "hint ignored" and shown in str(why)
         made.forget("ada")
@@ -276,7 +276,7 @@ def test_nobodys_names_take_no_room_once_their_time_is_over() -> None:
             for _ in range(220):
                 made.advance()
                 made.step()
-            assert len(made._loop.distances.roster) < 100
+            assert len(made._loop.advice.distances.roster) < 100
             assert made.source_scores()["says"].ignored["nobody has this name"] == 4000
 
 

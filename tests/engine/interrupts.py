@@ -209,9 +209,9 @@ def settle(engine: Engine, driven: bool) -> None:
     found = {
         "places": engine._gate.limit - engine._gate.num_free,
         "calls at the gate": len(engine._gate.calls()),
-        "open calls": len(engine._loop._open),
+        "open calls": len(engine._loop.calls),
         "calls of an adapter": sum(info.open_calls for info in engine.adapters.list()),
-        "deadlines": sum(not call.done for _, _, call in engine._loop._deadlines._heap),
+        "deadlines": sum(not call.done for _, _, call in engine._loop.calls._deadlines._heap),
         "running": engine.parts.scheduler.num_running,
         "waiting": engine.parts.scheduler.num_waiting,
         "restarts": engine.stats.restarts,

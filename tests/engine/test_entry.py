@@ -477,7 +477,7 @@ def test_a_hostile_value_is_taken_or_refused(
         else:
             reply = engine.agent("neighbour").generate([7, 8, 9], max_tokens=6, seed=5)
             assert reply.token_ids == said
-        assert engine.stats.restarts == 0 and not engine._driver.is_closed
+        assert engine.stats.restarts == 0 and not engine._inbox.is_closed
         assert engine._gate.num_free == engine._gate.limit
 
 

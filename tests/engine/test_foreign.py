@@ -67,7 +67,7 @@ def healthy(engine: Engine, restarts: int = 0) -> None:
     """Neighbours are answered, before and after; nothing was made anew, or as often as said."""
     replies = engine.run(neighbours(engine))
     assert all(isinstance(reply, Reply) and len(reply.token_ids) == 8 for reply in replies)
-    assert engine.stats.restarts == restarts and not engine._driver.is_closed
+    assert engine.stats.restarts == restarts and not engine._inbox.is_closed
     assert engine._gate.num_free == engine._gate.limit
 
 
@@ -331,7 +331,7 @@ def test_a_callback_may_call_the_engine() -> None:
     with suppress(ScaleSimError):
         engine.generate(request)
     engine.close()
-    assert engine._driver.is_closed
+    assert engine._inbox.is_closed
 
 
 def test_foreign_code_is_run_in_one_way() -> None:
@@ -339,7 +339,8 @@ def test_foreign_code_is_run_in_one_way() -> None:
     bare ``except Exception`` lets ``SystemExit`` through; and ``shown`` writes them out, for an
     error's own ``repr`` is foreign code too."""
     root = Path(scalesim.__file__).parent
-    threads = ["loop", "driver", "guard", "recorder", "deadlines", "gate", "tickets", "calls"]
+    threads = ["advice", "calls", "deadlines", "driver", "gate", "guard", "inbox", "loop"]
+    threads += ["open_calls", "recorder", "recovery", "tickets"]
     paths = [root / f"{name}.py" for name in threads]
     paths += [path for name in ("memory", "scheduler", "distance")
               for path in sorted((root / name).rglob("*.py"))]  # fmt: skip

@@ -75,7 +75,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
 
     def slow(batch: list[Call]) -> None:
         inside.set()
-        while not engine._driver.is_closed:
+        while not engine._inbox.is_closed:
             pass
         accept(batch)
 
@@ -93,7 +93,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
         pass
     assert isinstance(got[0], EngineClosedError)
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
-    assert engine._gate.num_free == engine._gate.limit and not engine._loop._open
+    assert engine._gate.num_free == engine._gate.limit and not len(engine._loop.calls)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -315,7 +315,7 @@ def test_far_deadlines_cost_nothing(timeout: float) -> None:
 
     assert asyncio.run(gathered()) == 50
     assert list(engine.stream(replace(SHORT, timeout=timeout)))
-    assert len(engine._loop._deadlines) < 60
+    assert len(engine._loop.calls._deadlines) < 60
     engine.close()
 
 
@@ -339,9 +339,9 @@ def test_time_in_line_is_the_loops() -> None:
         with pytest.raises(RequestTimeoutError, match="max_open_requests=1"):
             calls[index].result()
     engine.cancel(calls[0])
-    while not calls[0].done or not engine._loop._open:
+    while not calls[0].done or not len(engine._loop.calls):
         engine.step()
-    assert list(engine._loop._open.values()) == [calls[3]]
+    assert list(engine._loop.calls) == [calls[3]]
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
 

@@ -97,10 +97,10 @@ def unchecked() -> Iterator[None]:
         for name, instead in (
             ("scalesim.intake.checked_call", lambda request: request),
             ("scalesim.intake.check_params", lambda params, *_: params),
-            ("scalesim.intake.agent_id", lambda agent: agent),
+            ("scalesim.agent_registry.agent_id", lambda agent: agent),
             ("scalesim.engine.agent_id", lambda agent: agent),
             # it reads them on the caller's thread; unnumbered, they are read on the engine's
-            ("scalesim.caller.Caller._number", lambda caller, calls: None),
+            ("scalesim.intake.Intake.number", lambda intake, calls: None),
         ):
             stack.enter_context(patch(name, instead))
         yield

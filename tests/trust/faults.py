@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
+from scalesim.advice import Advice
 from scalesim.calls import TextObserver
 from scalesim.distance.distances import Distances
 from scalesim.errors import AdapterError
@@ -41,6 +42,7 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.standing import Standing
 from scalesim.model.chat import ChatTemplate
 from scalesim.model.tokenizer import ByteTokenizer
+from scalesim.open_calls import OpenCalls
 from scalesim.sampling_keys import SamplingKeys
 from scalesim.scheduler.batching import Flight
 from scalesim.scheduler.running import Running
@@ -168,8 +170,8 @@ POINTS: dict[str, Point] = {
     "distances: expect": Point(Distances, "expect_all"),
     "distances: advance": Point(Distances, "advance"),
     "inbox: accept": Point(Loop, "_accept"),
-    "inbox: expect": Point(Loop, "expect"),
-    "loop: settle": Point(Loop, "_count"),
+    "inbox: expect": Point(Advice, "expect"),
+    "loop: settle": Point(OpenCalls, "_count"),
     "guard: the counts": Point(Guard, "after_step"),
     "recorder: a turn": Point(TraceWriter, "turn"),
     "recorder: a tick": Point(TraceWriter, "tick"),

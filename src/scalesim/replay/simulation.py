@@ -16,6 +16,7 @@ import numpy as np
 from scalesim.calls import Call
 from scalesim.core import AgentId, SamplingParams
 from scalesim.distance.estimates import Source
+from scalesim.distance.voice import voice_of
 from scalesim.loop import Loop, Parts
 from scalesim.memory.links import VirtualLink
 from scalesim.memory.segment import TOKEN_BYTES
@@ -66,7 +67,9 @@ class Simulation:
         watch: Callable[[Log], None] = lambda log: None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
-        self.loop = Loop(parts, sources)
+        self.loop = Loop(parts)
+        for source in sources:
+            self.loop.advice.listen(voice_of(source))
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
@@ -179,7 +182,7 @@ class Simulation:
             if (at := hint.truth if self._foresight else hint.expect) is not None
         }
         if told:
-            self.loop.expect(told, absolute=True)
+            self.loop.advice.expect(told, absolute=True)
 
     def _leap_ahead(self) -> None:
         """Take the steps in which nothing but decoding can happen as one: the same times, plans

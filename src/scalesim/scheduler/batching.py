@@ -146,8 +146,9 @@ class Batching:
         for index in slots.scored[part.at].nonzero()[0].tolist():
             slot, row = int(part.at[index]), int(query_start[index])
             positions = range(int(part.starts[index]), int(part.ends[index]))
-            known = slots.tokens[slot, : slots.known[slot]]
-            plan.add(index, slots.at(slot), positions, row, known, bool(part.sample[index]))
+            known, log = slots.tokens[slot, : slots.known[slot]], slots.at(slot).score_log
+            assert log is not None
+            plan.add(index, log, positions, row, known, bool(part.sample[index]))
         return plan
 
     def _pooling(self, chunks: list[Chunk], starts: Int64s, query_start: Int32s) -> PoolPlan | None:
@@ -159,7 +160,7 @@ class Batching:
             if sequence.pool_log is not None:
                 start = int(starts[index])
                 positions = range(start, start + count)
-                plan.add(index, sequence, positions, int(query_start[index]))
+                plan.add(index, sequence.pool_log, positions, int(query_start[index]))
         return plan if plan.owners else None
 
 
