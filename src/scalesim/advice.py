@@ -14,9 +14,9 @@ from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.voice import Voice
-from scalesim.memory.look_ahead import Pace
 from scalesim.memory.manager import MemoryManager
-from scalesim.recorder import Recorder
+from scalesim.memory.prefetch.prefetcher import Pace
+from scalesim.trace.recorder import Recorder
 
 
 class Advice:
@@ -69,12 +69,12 @@ class Advice:
         if to is not None and to < clock.now:
             return  # another caller moved the clock past it meanwhile
         changes = self.distances.advance(wall_s, to=to)
-        self._memory.standing.now = clock.now
+        self._memory.ranking.now = clock.now
         if self._recorder is not None:
             self._recorder.ticks(clock.now)
         hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
         pace = Pace(clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s)
-        self._memory.look_ahead.observe_tick(pace, idle=idle)
+        self._memory.prefetcher.observe_tick(pace, idle=idle)
         self._apply(changes)
 
     def called(self, agent: AgentId) -> None:

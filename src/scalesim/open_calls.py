@@ -10,11 +10,8 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal
 
-from scalesim.adapters import AdapterRegistry
-from scalesim.calls import Call, deliver
 from scalesim.checks import shown
 from scalesim.core import AgentId
-from scalesim.deadlines import Deadlines
 from scalesim.errors import (
     EngineClosedError,
     InternalError,
@@ -23,13 +20,16 @@ from scalesim.errors import (
     ScaleSimError,
 )
 from scalesim.foreign import words_of
-from scalesim.gate import Gate
-from scalesim.recorder import Recorder
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.call import Call, deliver
+from scalesim.requests.deadlines import Deadlines
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.scheduler.sequence import Sequence
 from scalesim.stats import EngineStats
+from scalesim.trace.recorder import Recorder
 
 if TYPE_CHECKING:
-    from scalesim.loop import Parts
+    from scalesim.engine.parts import EngineParts
 
 
 class OpenCalls:
@@ -38,9 +38,9 @@ class OpenCalls:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: EngineParts,
         stats: EngineStats,
-        gate: Gate,
+        gate: RequestLimiter,
         adapters: AdapterRegistry | None,
         recorder: Recorder | None,
     ) -> None:

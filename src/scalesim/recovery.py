@@ -10,16 +10,17 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from scalesim.adapters import AdapterRegistry
-from scalesim.core import AgentId, Step
+from scalesim.batch import LaunchedStep
+from scalesim.core import AgentId
 from scalesim.errors import KernelError
 from scalesim.foreign import Foreign
-from scalesim.guard import Guard
+from scalesim.memory.audit.auditor import Auditor
+from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.scheduler.sequence import Sequence
 from scalesim.stats import EngineStats
 
 if TYPE_CHECKING:
-    from scalesim.loop import Parts
+    from scalesim.engine.parts import EngineParts
 
 MAX_FRUITLESS = 8
 
@@ -32,7 +33,11 @@ class Recovery:
     """
 
     def __init__(
-        self, parts: Parts, guard: Guard, stats: EngineStats, adapters: AdapterRegistry | None
+        self,
+        parts: EngineParts,
+        guard: Auditor,
+        stats: EngineStats,
+        adapters: AdapterRegistry | None,
     ) -> None:
         self.interrupt: KeyboardInterrupt | None = None
         self._parts, self._guard, self._stats, self._adapters = parts, guard, stats, adapters
@@ -50,7 +55,7 @@ class Recovery:
     def begin_anew(
         self,
         error: BaseException,
-        launched: deque[Step],
+        launched: deque[LaunchedStep],
         sequences: Iterable[Sequence],
         leaving: Iterable[AgentId],
     ) -> None:

@@ -1,0 +1,218 @@
+"""The loop: plan, move, run, commit. One step at a time, always on one thread; knows no threads
+itself.
+
+Driven by the engine, which brings it calls, hints and the clock in the order in which they were
+given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable
+
+from scalesim.advice import Advice
+from scalesim.batch import NO_TOKEN, LaunchedStep
+from scalesim.core import AgentId
+from scalesim.distance.combine import Combine, earliest_credible
+from scalesim.engine.parts import EngineParts
+from scalesim.foreign import Foreign
+from scalesim.memory.audit.auditor import Auditor
+from scalesim.open_calls import OpenCalls
+from scalesim.recovery import Recovery
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.call import Call
+from scalesim.requests.limiter import RequestLimiter
+from scalesim.sampling.embedding import PoolLog
+from scalesim.sampling.keys import SamplingKeys
+from scalesim.sampling.logits import logits_processor_of
+from scalesim.sampling.logprobs import LogprobsLog
+from scalesim.scheduler.sequence import Sequence
+from scalesim.stats import EngineStats
+from scalesim.trace.recorder import Recorder
+
+MAX_STALL_S = 0.05
+
+
+class EngineLoop:
+    """Everything between an accepted call and its reply. ``step`` is the whole of it.
+
+    ``gate`` bounds the calls that may be open; ``adapters`` is told of those that have ended, and
+    when memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none.
+    """
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        *,
+        combine: Combine = earliest_credible,
+        gate: RequestLimiter | None = None,
+        adapters: AdapterRegistry | None = None,
+        recorder: Recorder | None = None,
+        is_known: Callable[[AgentId], bool] = lambda agent: True,
+    ) -> None:
+        self.parts, self.recorder = parts, recorder
+        self.memory, self.scheduler = parts.memory, parts.scheduler
+        self.stats, self.keys = EngineStats(), SamplingKeys(parts.seed)
+        self.advice = Advice(parts.memory, combine, is_known, recorder)
+        self.clock = self.advice.clock
+        self.calls = OpenCalls(
+            parts, self.stats, gate or RequestLimiter(sys.maxsize), adapters, recorder
+        )
+        self.guard = Auditor(self.memory, self.scheduler.leases, parts.integrity)
+        self.recovery = Recovery(parts, self.guard, self.stats, adapters)
+        self._launched: deque[LaunchedStep] = deque()
+        self._leaving: frozenset[AgentId] = frozenset()  # are just being forgotten
+        self._ids = itertools.count(1)
+
+    def step(self) -> bool:
+        """Plan, move, run, commit; False when there is nothing to do. Raises only what cannot be
+        mended."""
+        is_busy = True
+        with Foreign() as broke:
+            is_busy = self._turn()
+            self.guard.after_step()
+            if not is_busy:
+                self.guard.when_idle()
+        if broke.error is not None:
+            self._begin_anew(broke.error)
+            return True
+        return is_busy
+
+    def obey(self, command: Callable[[], object]) -> None:
+        """Do what a caller asked for."""
+        with Foreign() as broke:
+            command()
+        if broke.error is not None:
+            self._begin_anew(broke.error)
+
+    def _begin_anew(self, error: BaseException) -> None:
+        self.recovery.begin_anew(error, self._launched, self.calls.sequences, self._leaving)
+        self._leaving = frozenset()
+        self.calls.settle(self.scheduler.take_ended())
+
+    # -- a step -------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        self.calls.expire()
+        if self.calls.can_enter:
+            self.accept([])
+        batch = self.scheduler.schedule()
+        in_background = self.parts.runner.steps_in_flight > 1
+        if not in_background:
+            self.memory.prefetcher.plan(self.parts.time_s())
+        if batch is not None:
+            self._launched.append(self.parts.runner.launch(batch))
+            self.guard.launched(batch.step)
+            self.stats.steps += 1
+        if in_background:  # the planner's time passes behind the step
+            self.memory.prefetcher.plan(self.parts.time_s())
+        is_full = len(self._launched) >= self.parts.runner.steps_in_flight
+        if self._launched and (batch is None or is_full):
+            output = self.parts.runner.collect(self._launched.popleft())
+            self.stats.compute_s += output.compute_s
+            self.scheduler.update(output)
+            if self.recovery.is_fruitless and output.token_ids.max(initial=NO_TOKEN) != NO_TOKEN:
+                self.recovery.bore_fruit()
+        elif batch is None and self.scheduler.has_work and not self.scheduler.has_ended:
+            self._stall()
+        self.calls.settle(self.scheduler.take_ended())
+        is_busy = batch is not None or bool(self._launched) or self.scheduler.has_work
+        return is_busy or self.calls.can_enter
+
+    def _stall(self) -> None:
+        """Nothing can run until a copy arrives."""
+        residency = self.memory.residency
+        assert residency.transfers, "requests wait, nothing runs, and no copy is under way"
+        start = self.parts.time_s()
+        self.parts.link.wait(MAX_STALL_S)
+        residency.counters.stall_s += self.parts.time_s() - start
+
+    def drain(self) -> None:
+        """Let the steps and the copies under way end; call back what has not started."""
+        while self._launched:  # a copy may wait for a step that was launched
+            self.parts.runner.collect(self._launched.popleft())
+        self.memory.residency.drain()
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def accept(self, calls: list[Call]) -> None:
+        """Take in checked calls, and those in line before them, as far as there are places; the
+        others wait in line. What fails while a call's own sequence is made ends that call alone:
+        nothing else was touched. What fails behind that broke in what all share."""
+        failure: BaseException | None = None
+        for call in self.calls.enter(calls):
+            with Foreign() as raised:
+                self._accept(call)
+            if raised.error is None:
+                continue
+            if call.sequence is None:
+                self.calls.turn_away(call, raised.error)
+            else:
+                failure = raised.error
+        if failure is not None:  # only now: the calls behind the one that failed are in as well
+            self._begin_anew(failure)
+
+    def _accept(self, call: Call) -> None:
+        sequence = self._sequence_of(call)
+        self.calls.add(call, sequence)
+        if self.recorder is not None:
+            step, at_s = self.clock.now, call.submitted_s
+            self.recorder.begins(sequence.id, sequence.agent, step, at_s, call.tokens)
+        if sequence.agent is not None:
+            sequence.on_end = self.advice.ended
+            self.advice.called(sequence.agent)
+        leader = None if call.leader is None else call.leader.sequence
+        if leader is None:
+            self.scheduler.add(sequence)
+        else:
+            self.scheduler.add_behind(leader, sequence)
+
+    def _sequence_of(self, call: Call) -> Sequence:
+        """``call`` as the scheduler will see it."""
+        request, params, tokens = call.request, call.request.params, call.tokens
+        digest = call.digest
+        if digest is None:
+            digest = self.keys.prompt_digest(tokens, params)
+        key = self.keys.key(request.agent, digest, params, request.sample_index, call.number or 0)
+        # of an agent that was forgotten since it was handed in: it goes on as nobody's
+        agent = None if call.owner is not None and call.owner.is_forgotten else request.agent
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self.parts.model.eos_ids
+        guide = None if call.make_guide is None else call.make_guide()
+        is_scored = params.logprobs is not None or params.prompt_logprobs is not None
+        return Sequence(
+            id=next(self._ids),
+            agent=agent,
+            domain=None,
+            tokens=tokens,
+            prompt_len=len(tokens),
+            limit=len(tokens) + params.max_tokens,
+            params=params,
+            adapter=call.adapter,
+            key=key,
+            stop_ids=stop_ids,
+            observer=call.sink,
+            adjust=logits_processor_of(params, len(tokens), stop_ids, guide),
+            priority=request.priority,
+            leaves_nothing=agent != request.agent,
+            pool_log=None if request.pooling is None else PoolLog(len(tokens), request.pooling),
+            score_log=LogprobsLog(len(tokens), params) if is_scored else None,
+        )
+
+    # -- agents and time ----------------------------------------------------------------------
+
+    def forget(self, agents: list[AgentId]) -> None:
+        """Nothing of ``agents`` is kept. Their open calls go on as nobody's."""
+        self._leaving = frozenset(agents)
+        self.calls.disown(self._leaving)
+        self.advice.forget(agents)
+        for agent in agents:
+            self.memory.forget(agent)
+        self._leaving = frozenset()
+
+    def advance(self, wall_s: float, to: float | None) -> None:
+        """Move the clock; ``wall_s`` is when that was asked for."""
+        self.advice.advance(wall_s, to, idle=not self.scheduler.has_work)
