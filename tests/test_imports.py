@@ -119,20 +119,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
-    **dict.fromkeys(
-        tuple(
-            f"scalesim.testing.{name}"
-            for name in (
-                "explore",
-                "progress",
-                "request_walk",
-                "request_world",
-                "scheduler_world",
-                "small_cases",
-            )
-        ),
-        (*VALUES, "scalesim.config", "scalesim.memory", "scalesim.scheduler", "scalesim.testing"),
-    ),
     "scalesim.testing.tag_parts": (
         *VALUES,
         "scalesim.config",

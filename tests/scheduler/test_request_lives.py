@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from scalesim.config import SchedulerConfig
 from scalesim.memory.policies import POLICIES
-from scalesim.testing.request_walk import RequestWalk
-from scalesim.testing.request_world import AGENTS, KINDS
-from scalesim.testing.scheduler_world import SchedulerWorld, Setting
-from scalesim.testing.schedules import SCHEDULES
 from scalesim.testing.walks import play, run
+from tests.machines.request_walk import RequestWalk
+from tests.machines.request_world import AGENTS, KINDS
+from tests.machines.scheduler_world import SchedulerWorld, Setting
+from tests.machines.schedules import SCHEDULES
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -12,14 +12,14 @@ from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.links import Held
 from scalesim.memory.policies import POLICIES
 from scalesim.scheduler.sequence import Sequence
-from scalesim.testing.scheduler_world import (
+from scalesim.testing.tag_runner import page_bytes_for
+from scalesim.testing.tags import adapter_layout, adapter_pages
+from tests.machines.scheduler_world import (
     VOCAB,
     SchedulerWorld,
     Setting,
     assert_as_expected,
 )
-from scalesim.testing.tag_runner import page_bytes_for
-from scalesim.testing.tags import adapter_layout, adapter_pages
 
 AGENTS, TURNS, PREFIX, FRESH, OUTPUT = 10, 3, 24, 5, 7
 WEIGHTS = (1, 2, 3, 5)  # pages of the adapters

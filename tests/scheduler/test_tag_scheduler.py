@@ -15,7 +15,7 @@ from scalesim.memory.links import ThreadLink
 from scalesim.memory.policies import POLICIES
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import Factories
-from scalesim.testing.scheduler_world import (
+from tests.machines.scheduler_world import (
     VOCAB,
     SchedulerWorld,
     Setting,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalesim.memory.manager import MemoryManager
-from scalesim.testing.progress import LivenessError
-from scalesim.testing.scheduler_world import SchedulerWorld, Setting
+from tests.machines.progress import LivenessError
+from tests.machines.scheduler_world import SchedulerWorld, Setting
 
 
 def test_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from scalesim.memory.look_ahead import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
-from scalesim.testing.schedules import Fair, Schedule
+from tests.machines.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
+from tests.machines.schedules import Fair, Schedule
 
 AGENTS = 6
 MAX_OPEN = 24

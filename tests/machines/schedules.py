@@ -9,17 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
-Queue = Literal["in", "out", "seen", "compute"]
-
-
-class Event(NamedTuple):
-    """What may happen: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
-    host), its end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
-
-    queue: Queue
-    number: int
+from scalesim.testing.hostile_link import Event, Queue
 
 
 class Schedule(Protocol):

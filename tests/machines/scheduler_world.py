@@ -23,10 +23,11 @@ from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import adapter_bytes, digest_of
-from scalesim.testing.progress import LivenessError, Progress
-from scalesim.testing.schedules import Event, RandomWalk, Schedule
+from scalesim.testing.hostile_link import Event
 from scalesim.testing.tag_runner import Reader
 from scalesim.testing.tags import adapter_layout, expected_text
+from tests.machines.progress import LivenessError, Progress
+from tests.machines.schedules import RandomWalk, Schedule
 
 VOCAB = 97
 SMALL = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24, safe_point_tokens=6, max_skips=4)

@@ -9,10 +9,10 @@ from typing import Any
 from scalesim.config import SchedulerConfig
 from scalesim.memory.policies import POLICIES
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.request_world import AGENTS, KINDS, RequestWorld
-from scalesim.testing.scheduler_world import Setting
-from scalesim.testing.schedules import SCHEDULES
 from scalesim.testing.walks import Act, Operation, drawn, some
+from tests.machines.request_world import AGENTS, KINDS, RequestWorld
+from tests.machines.scheduler_world import Setting
+from tests.machines.schedules import SCHEDULES
 
 
 def _request(rng: random.Random) -> tuple[Any, ...]:
