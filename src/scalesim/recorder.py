@@ -22,7 +22,7 @@ import xxhash
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign, report, words_of
-from scalesim.trace import Hint, Piece, Turn
+from scalesim.trace import Hint, Piece, Turn, common_length
 from scalesim.trace_file import TraceWriter
 
 
@@ -220,13 +220,6 @@ class Recorder:
     def _name(self) -> int:
         self._num_contents += 1
         return self._num_contents
-
-
-def common_length(first: Int32s, second: Int32s) -> int:
-    """How many leading tokens two texts share."""
-    count = min(len(first), len(second))
-    differ = np.flatnonzero(first[:count] != second[:count])
-    return int(differ[0]) if len(differ) else count
 
 
 def beginning(pieces: tuple[Piece, ...], length: int) -> tuple[Piece, ...]:

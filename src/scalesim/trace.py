@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from scalesim.core import AgentId
+from scalesim.core import AgentId, Int32s, Int64s
 
 _ORDER = 1e-3  # of a step: enough to tell the order of its calls, too little to take time
 
@@ -60,6 +60,13 @@ class TraceStep:
     time: float
     hints: list[Hint] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+
+
+def common_length(first: Int32s | Int64s, second: Int32s | Int64s) -> int:
+    """How many leading tokens two texts share."""
+    count = min(len(first), len(second))
+    differ = first[:count] != second[:count]
+    return int(differ.argmax()) if differ.any() else count
 
 
 def with_truth(steps: Iterable[TraceStep]) -> list[TraceStep]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -434,41 +434,27 @@ class CheckOptions:
     """Of the first walk; each has the next one."""
 
 
-Options = (
-    Annotated[DemoOptions, tyro.conf.subcommand("demo")]
-    | Annotated[DoctorOptions, tyro.conf.subcommand("doctor")]
-    | Annotated[GenerateOptions, tyro.conf.subcommand("generate")]
-    | Annotated[ReplayOptions, tyro.conf.subcommand("replay")]
-    | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
-    | Annotated[PlanOptions, tyro.conf.subcommand("plan")]
-    | Annotated[ProfileOptions, tyro.conf.subcommand("profile")]
-    | Annotated[CheckOptions, tyro.conf.subcommand("check")]
-)
-AnyOptions: TypeAlias = (
-    DemoOptions
-    | DoctorOptions
-    | GenerateOptions
-    | ReplayOptions
-    | ConvertOptions
-    | PlanOptions
-    | ProfileOptions
-    | CheckOptions
-)
-COMMANDS = tuple(kind.__name__.removesuffix("Options").lower() for kind in get_args(AnyOptions))
+COMMANDS: dict[str, type] = {
+    "demo": DemoOptions,
+    "doctor": DoctorOptions,
+    "generate": GenerateOptions,
+    "replay": ReplayOptions,
+    "convert": ConvertOptions,
+    "plan": PlanOptions,
+    "profile": ProfileOptions,
+    "check": CheckOptions,
+}
+"""By name, the options of each. ``scalesim.cli.NAME`` has the function that runs it, ``NAME``."""
 
 
-def parse(args: Sequence[str]) -> AnyOptions:
-    """The options of the command in ``args``. Raises ``ConfigError`` with one line where they do
-    not parse, ``SystemExit`` with 0 after ``--help``."""
+def parse(args: Sequence[str]) -> Any:
+    """The options of the command that ``args`` begin with. Raises ``ConfigError`` with one line
+    where they do not parse, ``SystemExit`` with 0 after ``--help``."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            parsed: AnyOptions = tyro.cli(
-                Options,
-                prog="scalesim",
-                description=_ABOUT,
-                args=args,
-                config=(tyro.conf.OmitSubcommandPrefixes,),
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="scalesim", description=_ABOUT, args=args
             )
     except SystemExit as end:
         if not end.code:
@@ -476,4 +462,3 @@ def parse(args: Sequence[str]) -> AnyOptions:
         command = args[0] if args and args[0] in COMMANDS else "COMMAND"
         help_ = f"(see scalesim {command} --help)"
         raise ConfigError(f"{in_one_line(said.getvalue())} {help_}") from None
-    return parsed

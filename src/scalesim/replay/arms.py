@@ -92,7 +92,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy gave, after the warm-up; ``total`` counts from the start. Seconds are virtual.
+    """What a policy gave, after the warm-up. Seconds are virtual.
 
     ``new_pages``: what prompts had of whole pages that nobody had computed before. ``least_pages``:
     the fewest that had to be brought back in the order in which this policy served, or ``None``
@@ -106,9 +106,6 @@ class Outcome:
     first_token_s: tuple[float, float]
     page_bytes: int
     counters: dict[str, float]
-    total: dict[str, float]
-    total_seconds: float
-    total_turns: int
     new_pages: int = 0
     least_pages: int | None = None
     running_pages: int = 0
@@ -130,10 +127,6 @@ class Outcome:
     @property
     def loaded_bytes(self) -> float:
         return self.counters["loaded_pages"] * self.page_bytes
-
-    @property
-    def saved_bytes(self) -> float:
-        return self.counters["saved_pages"] * self.page_bytes
 
     @property
     def rebuilt_bytes(self) -> float:
@@ -188,7 +181,7 @@ def play(
             before, start_s = counted(simulation), simulation.link.now_s
             turns = simulation.log.turns
         simulation.step(step)
-    log, total = simulation.log, counted(simulation)
+    log = simulation.log
     measured = log.step_s[warmup:] if index >= warmup else log.step_s
     busy = [seconds for seconds in measured if seconds > 0.0] or [0.0]
     found = Outcome(
@@ -198,10 +191,7 @@ def play(
         percentiles(busy),
         percentiles(log.first_token_s[turns:] or [0.0]),
         machine.cost.model.geometry(machine.block_size).page_bytes,
-        {name: value - before.get(name, 0.0) for name, value in total.items()},
-        total,
-        simulation.link.now_s,
-        log.turns,
+        {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
     )
     return (bounded(machine, found, log) if witness else found), simulation
 
@@ -258,11 +248,8 @@ def compare(
 
 def counted(simulation: Simulation) -> dict[str, float]:
     """Every counter there is, by name."""
-    spent = asdict(simulation.runner.spent)
-    return {
-        **asdict(simulation.loop.memory.counters),
-        **{f"spent_{k}": v for k, v in spent.items()},
-    }
+    spent = {f"spent_{name}": value for name, value in asdict(simulation.runner.spent).items()}
+    return asdict(simulation.loop.memory.counters) | spent
 
 
 def percentiles(values: list[float]) -> tuple[float, float]:

@@ -27,7 +27,7 @@ import numpy as np
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel, Work
-from scalesim.trace import TraceStep, Turn
+from scalesim.trace import TraceStep, Turn, common_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class Computed:
             edge = node.children.get(int(tokens[depth]))
             if edge is None:
                 break
-            count = _common(edge.tokens, tokens[depth:])
+            count = common_length(edge.tokens, tokens[depth:])
             if edge.born < self._step:
                 self._read(edge, depth, min(count, whole - depth))
             elif depth + count >= prompt_len:
@@ -216,10 +216,3 @@ class Computed:
             before = (start + edge.read_to) // self._block_size
             self.pages_read += (start + count) // self._block_size - before
             edge.read_to = count
-
-
-def _common(first: Int32s, second: Int32s) -> int:
-    """How many leading tokens the two share."""
-    count = min(len(first), len(second))
-    differ = first[:count] != second[:count]
-    return int(differ.argmax()) if differ.any() else count

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 DAY_W1 = 288  # steps of 300 s
 DAY_W2 = 24  # steps of an hour
-DAY_W3 = 8640  # steps of 10 s
 _BUFFER = 4096
 ORDER = 1e-3
 
