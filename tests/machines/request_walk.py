@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.walks import Act, Operation, drawn, some
 from tests.machines.request_world import AGENTS, KINDS, RequestWorld

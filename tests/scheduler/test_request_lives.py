@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.walks import play, run
 from tests.machines.request_walk import RequestWalk
 from tests.machines.request_world import AGENTS, KINDS

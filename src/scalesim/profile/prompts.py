@@ -10,7 +10,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Int64s
 from scalesim.profile.calls import LoggedCall
-from scalesim.trace import common_length
+from scalesim.trace.trace import common_length
 
 
 @dataclass(frozen=True, slots=True)

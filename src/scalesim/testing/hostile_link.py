@@ -17,7 +17,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links import Copies, Direction, LinkError, Timeline
+from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline
 
 SCRIBBLE = 0xA5
 Choose = Callable[[int], int]

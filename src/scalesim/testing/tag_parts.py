@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from scalesim.config import CallLimits, SchedulerConfig
-from scalesim.loop import Parts
-from scalesim.memory.links import ThreadLink
-from scalesim.requests import TextModel
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.bed import Bed, Factories
 from scalesim.testing.tag_runner import Verify
@@ -26,7 +26,7 @@ def tag_parts(
     verify: Verify = "all",
     vocab_size: int = 512,
     max_open_requests: int = 16384,
-) -> Parts:
+) -> EngineParts:
     """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
     ``host_pages``, a ``TagRunner``, a ``ThreadLink``. A sequence may fill the device pool.
 
@@ -51,4 +51,4 @@ def tag_parts(
     scheduler = Scheduler(bed.memory, SchedulerConfig(max_num_seqs=max_num_seqs), max_len)
     model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
     limits = CallLimits(max_open_requests)
-    return Parts(bed.runner, bed.memory, scheduler, bed.link, model, limits=limits)
+    return EngineParts(bed.runner, bed.memory, scheduler, bed.link, model, limits=limits)
