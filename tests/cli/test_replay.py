@@ -10,7 +10,7 @@ import pytest
 
 from scalesim.cli import main
 from scalesim.cli.options import ReplayOptions, parse
-from scalesim.cli.replay import Watching, scenarios, sizes_of
+from scalesim.cli.replay import scenarios, sizes_of, watching
 from scalesim.errors import ConfigError
 from scalesim.replay.formats import FORMATS, read
 from scalesim.replay.scenario import Sizes, of_workload
@@ -164,9 +164,9 @@ def test_a_line_every_few_seconds(capsys: Out) -> None:
     now = [0.0]
     kind, knobs = workload("w1", agents=2, steps=9)
     scenario = of_workload(kind, knobs, Sizes())
-    with Watching(scenario, ["deadline"], lambda: now[0]) as watching:
+    with watching(scenario, ["deadline"], lambda: now[0]) as begin:
         assert capsys.readouterr().err  # at once
-        watch = watching("deadline")
+        watch = begin("deadline")
         for second in range(12):
             now[0] = float(second)
             watch(Log(step_s=[0.0] * (second // 2), turns=second))

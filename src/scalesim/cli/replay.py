@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def replay(options: ReplayOptions) -> int:
     console = Console(highlight=False)
     for scenario in scenarios(options, sizes):
         machine = scenario.machine(sizes)
-        with Watching(scenario, policies) as watching:
+        with watching(scenario, policies) as watch:
             outcomes, limit = compare(
                 machine, policies, scenario.steps, sources=scenario.sources,
-                warmup=options.warmup, watch=watching,
+                warmup=options.warmup, watch=watch,
             )  # fmt: skip
         console.print(table(title(scenario, machine, sizes), outcomes, limit))
         for note in notes(scenario, machine, outcomes, limit):
@@ -128,42 +129,35 @@ def trace_scenario(options: ReplayOptions, sizes: Sizes) -> Scenario:
     return replace(found, name=name)
 
 
-class Watching:
-    """Progress on stderr: a bar a policy on a terminal, else a line at once and every few
-    seconds. Called with a policy's name when it begins."""
+@contextmanager
+def watching(
+    scenario: Scenario, policies: Sequence[str], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[str], Watch]]:
+    """Progress on stderr: a bar a policy on a terminal, else a line at once and every few seconds.
+    What it gives is called with a policy's name when that begins."""
+    console, total, said_s = Console(stderr=True, highlight=False), scenario.num_steps, clock()
+    bars = Progress(
+        TextColumn("{task.description:<13}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+        TextColumn("steps  {task.fields[state]}"), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
-    def __init__(self, scenario: Scenario, policies: Sequence[str],
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        self._scenario, self._policies, self._clock = scenario, policies, clock
-        self._console = Console(stderr=True, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description:<13}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-            TextColumn("steps  {task.fields[state]}"), console=self._console, transient=True,
-            disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._said = clock()
-
-    def __enter__(self) -> Watching:
-        self._console.print(f"{self._scenario.name}: {len(self._policies)} policies …")
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, policy: str) -> Watch:
-        total = self._scenario.num_steps
-        task = self._bars.add_task(policy, total=total, state="")
+    def begin(policy: str) -> Watch:
+        task = bars.add_task(policy, total=total, state="")
 
         def watch(log: Log) -> None:
+            nonlocal said_s
             done, calls = len(log.step_s), f"{log.turns} calls"
-            if not self._bars.disable:
-                self._bars.update(task, completed=done, state=calls)
-            elif self._clock() - self._said >= EVERY_S:
-                self._said = self._clock()
+            bars.update(task, completed=done, state=calls)
+            if bars.disable and clock() - said_s >= EVERY_S:
+                said_s = clock()
                 print(f"{policy}: {done} of {total} steps, {calls}", file=sys.stderr, flush=True)
 
         return watch
+
+    console.print(f"{scenario.name}: {len(policies)} policies …")
+    with bars:
+        yield begin
 
 
 def title(scenario: Scenario, machine: Machine, sizes: Sizes) -> str:
