@@ -193,7 +193,7 @@ class Simulation:
             requests.append(Request(self.history[agent, : self.length[agent]], agent, params))
         start = self.clock()
         if self.hints:
-            self.engine.advance(to=float(self.num_called))
+            self.engine.tick(to=float(self.num_called))
         for request in requests:
             agent = request.agent
             assert isinstance(agent, int)

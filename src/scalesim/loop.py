@@ -291,8 +291,8 @@ class Loop:
         """``call``, which counts as open, is known to all from now on."""
         agent = sequence.agent
         if self.recorder is not None:
-            step, at_s = self.clock.now, call.submitted_s
-            self.recorder.begins(sequence.id, agent, step, at_s, call.tokens)
+            tick, at_s = self.clock.now, call.submitted_s
+            self.recorder.begins(sequence.id, agent, tick, at_s, call.tokens)
         if agent is not None:
             self.memory.misses.calls(agent, self.distances.next_use(agent))
             self._speaking.add(sequence.id)
@@ -426,14 +426,14 @@ class Loop:
     def expect(
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
     ) -> None:
-        """Hints: times of the clock if ``absolute``, else steps from now; of agents that were
+        """Hints: times of the clock if ``absolute``, else ticks from now; of agents that were
         forgotten meanwhile, nothing."""
         times = {each: at for each, at in times.items() if self.distances.is_known(each)}
         offset = 0.0 if absolute else self.clock.now
         if self.recorder is not None:
-            for agent, steps in times.items():
-                if math.isfinite(steps):
-                    self.recorder.expects(agent, self.clock.now, offset + steps)
+            for agent, ticks in times.items():
+                if math.isfinite(ticks):
+                    self.recorder.expects(agent, self.clock.now, offset + ticks)
         self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
@@ -443,17 +443,17 @@ class Loop:
             self.recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))
 
-    def advance(self, wall_s: float, to: float | None) -> None:
+    def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
         """Move the clock; ``wall_s`` is when that was asked for."""
         if to is not None and to < self.clock.now:
             return  # another caller moved the clock past it meanwhile
-        changes = self.distances.advance(wall_s, to=to)
+        changes = self.distances.tick(wall_s, n, to=to)
         clock = self.clock
         self.memory.standing.now = clock.now
         if self.recorder is not None:
             self.recorder.ticks(clock.now)
-        hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
-        pace = Pace(clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s)
+        hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
+        pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
         self.memory.look_ahead.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 

@@ -154,7 +154,7 @@ def test_a_source(kind: BaseException, where: str) -> None:
 
     with plain(sources=[Broken()]) as engine:
         healthy(engine)
-        engine.advance()
+        engine.tick()
         healthy(engine)
 
 
@@ -173,7 +173,7 @@ def test_what_combines_sources(kind: BaseException) -> None:
 
     with plain(sources=[Says("one"), Says("two")], combine=combine) as engine:
         healthy(engine)
-        engine.advance()
+        engine.tick()
         healthy(engine)
 
 
@@ -320,14 +320,14 @@ def test_a_callback_may_call_the_engine() -> None:
         "step": engine.step,
     }
     healthy(engine)
-    engine.advance()
+    engine.tick()
     healthy(engine)
     waits = {"generate", "run", "stream", "step"}
     assert {name for name, got in done.items() if isinstance(got, Exception)} == waits
     assert all(isinstance(done[name], EngineModeError) for name in waits)
     call: Any = done["submit"]
     assert call.result().token_ids
-    engine.advance()
+    engine.tick()
     with suppress(ScaleSimError):
         engine.generate(request)
     engine.close()

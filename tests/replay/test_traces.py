@@ -13,7 +13,7 @@ from scalesim.core import Int32s
 from scalesim.errors import TraceError
 from scalesim.recorder import Recorder
 from scalesim.replay.content import tokens_of
-from scalesim.trace import Hint, Piece, TraceStep, Turn, with_truth
+from scalesim.trace import Hint, Piece, TraceTick, Turn, with_truth
 from scalesim.trace_file import read_trace, write_trace
 
 contents = st.one_of(st.integers(0, 1 << 60), st.text(min_size=1, max_size=5))
@@ -32,10 +32,10 @@ turns = st.builds(
 def test_a_trace_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, found: list[tuple[list[Hint], list[Turn]]]
 ) -> None:
-    steps = [TraceStep(float(time), hints, turns) for time, (hints, turns) in enumerate(found)]
+    ticks = [TraceTick(float(time), hints, turns) for time, (hints, turns) in enumerate(found)]
     path = tmp_path_factory.mktemp("trace") / "t.jsonl"
-    write_trace(path, steps)
-    assert list(read_trace(path)) == steps
+    write_trace(path, ticks)
+    assert list(read_trace(path)) == ticks
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     assert says in str(error.value)
 
 
-def test_steps_do_not_go_back_and_other_files_are_refused(tmp_path: Path) -> None:
+def test_ticks_do_not_go_back_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(
         '{"scalesim_trace": 1}\n{"step": 2, "agent": "a", "expect": 3}\n'
@@ -93,13 +93,13 @@ def test_the_truth_is_the_next_call() -> None:
     def call(agent: str) -> Turn:
         return Turn(agent, (Piece("p", 1),), Piece("o", 1))
 
-    steps = with_truth(
-        [TraceStep(0.0, [Hint("b", 9.0)], [call("a")]), TraceStep(3.0, [], [call("b"), call("a")])]
+    ticks = with_truth(
+        [TraceTick(0.0, [Hint("b", 9.0)], [call("a")]), TraceTick(3.0, [], [call("b"), call("a")])]
     )
-    assert steps[0].hints[0].truth == 3.0
-    told = steps[0].turns[0].truth
+    assert ticks[0].hints[0].truth == 3.0
+    told = ticks[0].turns[0].truth
     assert told is not None and 3.0 < told < 3.001
-    assert steps[1].turns[1].truth is None
+    assert ticks[1].turns[1].truth is None
 
 
 def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[Turn]:
@@ -108,7 +108,7 @@ def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[Turn
         recorder.begins(number, agent, float(number), 0.0, prompt)
         recorder.ends(number, output)
     recorder.close()
-    return [turn for step in read_trace(path) for turn in step.turns]
+    return [turn for tick in read_trace(path) for turn in tick.turns]
 
 
 def shared(first: Int32s, second: Int32s) -> int:
@@ -153,8 +153,8 @@ def test_calls_still_open_at_the_end_leave_no_line(tmp_path: Path) -> None:
     recorder.expects("b", 0.0, 4.0)
     recorder.ends(2, tokens[:3])
     recorder.close()
-    (step,) = read_trace(tmp_path / "t.jsonl")
-    assert [turn.agent for turn in step.turns] == ["b"] and step.turns[0].expect == 4.0
+    (tick,) = read_trace(tmp_path / "t.jsonl")
+    assert [turn.agent for turn in tick.turns] == ["b"] and tick.turns[0].expect == 4.0
 
 
 def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
@@ -167,5 +167,5 @@ def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
     recorder.begins(3, "a", 0.0, 0.0, tokens)
     recorder.ends(3, tokens[:3])
     recorder.close()
-    (step,) = read_trace(tmp_path / "t.jsonl")
-    assert [turn.round for turn in step.turns] == [0, 0, 1]
+    (tick,) = read_trace(tmp_path / "t.jsonl")
+    assert [turn.round for turn in tick.turns] == [0, 0, 1]

@@ -166,7 +166,7 @@ POINTS: dict[str, Point] = {
     "distances: called": Point(Distances, "called"),
     "distances: ended": Point(Distances, "ended"),
     "distances: expect": Point(Distances, "expect_all"),
-    "distances: advance": Point(Distances, "advance"),
+    "distances: tick": Point(Distances, "tick"),
     "inbox: accept": Point(Loop, "_accept"),
     "inbox: expect": Point(Loop, "expect"),
     "loop: settle": Point(Loop, "_count"),

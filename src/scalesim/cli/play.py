@@ -22,9 +22,9 @@ Counts = TypeVar("Counts", EngineStats, Counters)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One utterance: in which step, by whom, its tokens, and a hash over the logits behind them."""
+    """One utterance: in which tick, by whom, its tokens, and a hash over the logits behind them."""
 
-    step: int
+    tick: int
     who: str
     token_ids: tuple[int, ...]
     logits: int
@@ -44,12 +44,12 @@ class Score:
     """
 
     policy: str
-    steps: int
+    ticks: int
     turn_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
-    speakers: int = 0  # agents who spoke, summed over the steps
+    speakers: int = 0  # agents who spoke, summed over the ticks
 
     @property
     def hits(self) -> float:
@@ -77,9 +77,9 @@ class Play:
         self.policy, self.page_bytes = policy, page_bytes
         self.said: list[Said] = []
         self._agents = [engine.agent(person.name) for person in world.people]
-        self._steps, self._speakers = 0, 0
+        self._ticks, self._speakers = 0, 0
         self._turn_cpu_s: list[float] = []  # by round
-        self._in_step: set[int] = set()  # who has spoken
+        self._in_tick: set[int] = set()  # who has spoken
         self._before = self._counts()
 
     def warm_up(self) -> None:
@@ -88,11 +88,11 @@ class Play:
         self._before = self._counts()
 
     def round(self) -> bool:
-        """Play the next round of the world's step; after the last, end the step: ``False``."""
+        """Play the next round of the world's tick; after the last, end the tick: ``False``."""
         start = time.process_time()
         turns = self.world.round()
         if not turns:
-            self._end_step()
+            self._end_tick()
             return False
         self._play(turns)
         self._turn_cpu_s.append((time.process_time() - start) / len(turns))
@@ -103,7 +103,7 @@ class Play:
         stats, memory = self._before
         return Score(
             self.policy,
-            self._steps,
+            self._ticks,
             median(self._turn_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
@@ -123,19 +123,19 @@ class Play:
         ]
         world.hear(turns, [spoken(reply) for reply in replies])
         self._tell()
-        self._in_step |= {turn.who for turn in turns}
+        self._in_tick |= {turn.who for turn in turns}
 
-    def _end_step(self) -> None:
-        self._steps += 1
-        self._speakers += len(self._in_step)
-        self._in_step.clear()
-        self.world.end_step()
-        self.engine.advance()
+    def _end_tick(self) -> None:
+        self._ticks += 1
+        self._speakers += len(self._in_tick)
+        self._in_tick.clear()
+        self.world.end_tick()
+        self.engine.tick()
 
     def _tell(self) -> None:
         """Plans are known as soon as they are made: whoever speaks late can give way at once."""
         distances = self.world.expected()
-        self.engine.expect({self._agents[who].id: steps for who, steps in distances.items()})
+        self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
 
     def _ask(self, turns: Sequence[Turn], max_tokens: int) -> list[Reply]:
         params = SamplingParams(max_tokens=max_tokens)

@@ -16,8 +16,8 @@ class Screen:
     """A context manager that gives the terminal back however it is left. ``warms_up`` and
     ``played`` tell it how far a policy is."""
 
-    def __init__(self, console: Console, policies: tuple[str, ...], steps: int) -> None:
-        self._console, self._steps = console, steps
+    def __init__(self, console: Console, policies: tuple[str, ...], ticks: int) -> None:
+        self._console, self._ticks = console, ticks
         self._bars = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(bar_width=20),
@@ -26,7 +26,7 @@ class Screen:
             console=console,
         )
         self._tasks: dict[str, TaskID] = {
-            name: self._bars.add_task(name, total=steps, state="[dim]waits") for name in policies
+            name: self._bars.add_task(name, total=ticks, state="[dim]waits") for name in policies
         }
         self._played, self._lines = 0, 0
         self._live: Live | None = None
@@ -50,16 +50,16 @@ class Screen:
             self._console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
     def played(self, score: Score, news: str) -> None:
-        """A step more under one policy: its score so far, and what happened in the world."""
+        """A tick more under one policy: its score so far, and what happened in the world."""
         rates = f"hits {score.hits:4.0%}   {score.turn_cpu_s * 1e3:.0f} CPU ms a turn"
-        self._bars.update(self._tasks[score.policy], completed=score.steps, state=rates)
+        self._bars.update(self._tasks[score.policy], completed=score.ticks, state=rates)
         self._played += 1
-        due = score.steps * _LINES // self._steps
+        due = score.ticks * _LINES // self._ticks
         if self._live is not None:
-            self._live.update(self._view(f"step {score.steps}: {news}"))
+            self._live.update(self._view(f"tick {score.ticks}: {news}"))
         elif self._played % len(self._tasks) == 0 and due > self._lines:
             self._lines = due
-            line = f"step {score.steps} of {self._steps}: {news}"
+            line = f"tick {score.ticks} of {self._ticks}: {news}"
             self._console.print(line, highlight=False, markup=False)
 
     def _view(self, news: str) -> Group:

@@ -1,9 +1,9 @@
-"""The demo's world: agents with plans of different length, who speak when a plan step ends.
+"""The demo's world: agents with plans of different length, who speak when an action ends.
 
 Pure and torch-free: it hands out prompts and takes texts back. What an agent says decides what it
 does next and for how long, so two runs stay the same only as long as every text is the same.
 
-A step goes in rounds. In the first, everyone whose plan step ended speaks; some of them then call
+A tick goes in rounds. In the first, everyone whose action ended speaks; some of them then call
 out to somebody at the same place, and the two talk in turn for the rounds that follow.
 """
 
@@ -18,7 +18,7 @@ from scalesim.cli.names import FIRST, LAST, PLACES, PLANS, TRADES, TRAITS
 
 LONGEST_PLAN = 12
 TALK_ROUNDS = 2
-_TALKS_ONE_IN = 3  # of those who have just ended a plan step
+_TALKS_ONE_IN = 3  # of those who have just ended an action
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Person:
     persona: bytes
     place: str
     plan: str
-    free_at: int  # the step in which the plan step ends
+    free_at: int  # the tick in which the action ends
     events: list[bytes] = field(default_factory=list)
 
     @property
@@ -68,7 +68,7 @@ class Turn:
 
 class World:
     """``round`` gives the turns of the next round, ``hear`` takes their texts and ``expected`` says
-    what is known by then of who speaks when; after an empty round, ``end_step`` moves on."""
+    what is known by then of who speaks when; after an empty round, ``end_tick`` moves on."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -85,7 +85,7 @@ class World:
         return [self._turn(who, b"") for who in range(len(self.people))]
 
     def round(self) -> list[Turn]:
-        """The turns of the next round, independent of one another; empty when the step is over."""
+        """The turns of the next round, independent of one another; empty when the tick is over."""
         self._round += 1
         if self._round == 1:
             due = [i for i, person in enumerate(self.people) if person.free_at <= self.now]
@@ -112,7 +112,7 @@ class World:
         self._changed |= {turn.who for turn in turns}
 
     def expected(self) -> dict[int, int]:
-        """Where it is news: in how many steps an agent speaks, 0 for who is being talked to."""
+        """Where it is news: in how many ticks an agent speaks, 0 for who is being talked to."""
         left = 1 + TALK_ROUNDS - self._round
         talking = {who for pair in self._talks for who in pair[: max(left, 0)]}
         changed, self._changed = sorted(self._changed), set()
@@ -120,7 +120,7 @@ class World:
             who: 0 if who in talking else self.people[who].free_at - self.now for who in changed
         }
 
-    def end_step(self) -> None:
+    def end_tick(self) -> None:
         self.now += 1
         self._round, self._talks = 0, []
 
@@ -168,7 +168,7 @@ class World:
         self._changed.add(who)
         self.news = (
             f"{person.name} has done: {before}; goes to the {person.place} to {person.plan} "
-            f"for {length} steps"
+            f"for {length} ticks"
         )
 
     def _meet(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:

@@ -1,7 +1,7 @@
 """Looking ahead: loads start when their start window opens; an idle link cleans.
 
 Called once a turn of the engine's loop. Which state is worth loading, and when, is decided from
-next uses, the link's rate and queue, and how steps and turns of the loop were spaced so far;
+next uses, the link's rate and queue, and how ticks and iterations of the loop were spaced so far;
 residency does the moving.
 """
 
@@ -52,12 +52,12 @@ class PlannerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the simulation's clock runs: seconds a step (``None`` = not known yet), how much that
+    """How the simulation's clock runs: seconds a tick (``None`` = not known yet), how much that
     varies, and the wall time of the last tick."""
 
-    seconds_per_step: float | None = None
+    seconds_per_tick: float | None = None
     jitter_s: float = 0.0
-    tick_s: float = 0.0
+    last_tick_s: float = 0.0
 
 
 def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
@@ -245,20 +245,20 @@ class LookAhead:
         """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass
         evenly; the next tick may come early."""
         assert agent.next_use is not None
-        steps = agent.next_use - self._residency.standing.now
-        step_s = self.pace.seconds_per_step
-        if step_s is None:  # no idea of time yet: one step ahead
-            return 0.0 if steps <= 1.0 else float("inf")
-        if steps <= 0.0:  # it has called already, and waits its turn
+        ticks = agent.next_use - self._residency.standing.now
+        tick_s = self.pace.seconds_per_tick
+        if tick_s is None:  # no idea of time yet: one tick ahead
+            return 0.0 if ticks <= 1.0 else float("inf")
+        if ticks <= 0.0:  # it has called already, and waits its turn
             return self.starts_in(agent.id) * self._turn_s
-        return self._until_tick_s(step_s, wall_s) + (steps - 1.0) * step_s
+        return self._until_tick_s(tick_s, wall_s) + (ticks - 1.0) * tick_s
 
-    def _until_tick_s(self, step_s: float, wall_s: float) -> float:
+    def _until_tick_s(self, tick_s: float, wall_s: float) -> float:
         """Seconds until the clock moves. A simulation that waits for all its calls moves on when
-        they have ended; of another, only the usual length of a step is known."""
+        they have ended; of another, only the usual length of a tick is known."""
         if self._waits_for_all > _SURE:
             return self.drains_in() * self._turn_s
-        return step_s - (wall_s - self.pace.tick_s) - 2.0 * self.pace.jitter_s
+        return tick_s - (wall_s - self.pace.last_tick_s) - 2.0 * self.pace.jitter_s
 
     def _clean(self) -> None:
         """Save what leaves soonest while the pool is short of free pages and the link has time, so

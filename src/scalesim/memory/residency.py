@@ -27,7 +27,7 @@ from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
 
 _log = logging.getLogger(__name__)
-_SOON_STEPS = 1.0
+_SOON_TICKS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
@@ -85,7 +85,7 @@ class Residency:
             use = standing.use_of(victim)
             if ahead_of is not None and not ahead_of.sooner_than(use, standing.now):
                 return False
-            if self.saving_pages >= missing and use.distance(standing.now) <= _SOON_STEPS:
+            if self.saving_pages >= missing and use.distance(standing.now) <= _SOON_TICKS:
                 return False  # enough that is used later is on its way out
             self._evict(victim, use, missing)
         return True

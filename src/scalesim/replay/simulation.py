@@ -1,6 +1,6 @@
-"""A simulation on the loop: each step's calls go in, the next step begins when all have ended.
+"""A simulation on the loop: each tick's calls go in, the next tick begins when all have ended.
 
-Agents wait for their own earlier rounds and for nobody else; time is the link's. What a step took,
+Agents wait for their own earlier rounds and for nobody else; time is the link's. What a tick took,
 and when first tokens came, is kept by ``Log``.
 """
 
@@ -24,15 +24,15 @@ from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.runner import VirtualRunner
 from scalesim.requests import Request
 from scalesim.testing.tags import mix
-from scalesim.trace import Hint, TraceStep, Turn
+from scalesim.trace import Hint, TraceTick, Turn
 
 
 @dataclass(slots=True)
 class Log:
-    """Virtual seconds: of each step of the simulation, and from each call to its first token.
+    """Virtual seconds: of each tick of the simulation, and from each call to its first token.
     ``accesses`` by order of admission, where they are asked for."""
 
-    step_s: list[float] = field(default_factory=list)
+    tick_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     turns: int = 0
     accesses: dict[int, Access] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class _Open:
 
 
 class Simulation:
-    """Plays steps on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
+    """Plays ticks on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
     replaced by what really comes. ``leap``: uninterrupted decoding is one event. ``witness``: keep
     what every call touched. ``watch``: told the log whenever calls ended."""
 
@@ -76,20 +76,20 @@ class Simulation:
         self._open: dict[AgentId | None, int] = {}  # calls under way
         self._later: dict[AgentId | None, deque[Turn]] = {}  # rounds to come
 
-    def play(self, steps: Iterable[TraceStep]) -> Log:
-        for step in steps:
-            self.step(step)
+    def play(self, ticks: Iterable[TraceTick]) -> Log:
+        for tick in ticks:
+            self.tick(tick)
         return self.log
 
-    def step(self, step: TraceStep) -> None:
-        """One step of the simulation, to the end of its last call."""
+    def tick(self, tick: TraceTick) -> None:
+        """One tick of the simulation, to the end of its last call."""
         loop = self.loop
         start_s = self.link.now_s
-        loop.advance(start_s, step.time)
-        self._tell(step.hints)
+        loop.tick(start_s, to=tick.time)
+        self._tell(tick.hints)
         first: list[Turn] = []
         begun: dict[AgentId | None, int] = {}  # the round that comes first, whatever its number
-        for turn in step.turns:
+        for turn in tick.turns:
             waiting = self._later.get(turn.agent)
             if waiting is None and begun.setdefault(turn.agent, turn.round) == turn.round:
                 first.append(turn)
@@ -98,10 +98,10 @@ class Simulation:
         self._call(first)
         while self._open:
             self._turn()
-        self.log.step_s.append(self.link.now_s - start_s)
+        self.log.tick_s.append(self.link.now_s - start_s)
         self.runner.ended_s.clear()
 
-    # -- inside a step ------------------------------------------------------------------------
+    # -- inside a tick ------------------------------------------------------------------------
 
     def _turn(self) -> None:
         alive = self.loop.step()
@@ -150,7 +150,7 @@ class Simulation:
             self._tell([Hint(turn.agent, turn.expect, turn.truth)])
 
     def _next_round(self, agent: AgentId | None) -> list[Turn]:
-        """The calls of ``agent`` that come together now; empty where none is left in this step."""
+        """The calls of ``agent`` that come together now; empty where none is left in this tick."""
         waiting = self._later.get(agent)
         if not waiting:
             return []

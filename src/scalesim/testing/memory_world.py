@@ -279,9 +279,9 @@ class MemoryWorld:
     def expect_agent(self, agent: int, at: float | None) -> None:
         self.manager.owners.set_next_use(agent, at)
 
-    def advance(self, steps: int) -> None:
-        self.manager.standing.now += steps
-        self.manager.look_ahead.pace = Pace(0.001 * steps or None)
+    def advance(self, ticks: int) -> None:
+        self.manager.standing.now += ticks
+        self.manager.look_ahead.pace = Pace(0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.manager.owners.fork(parent, child)

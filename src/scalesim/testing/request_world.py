@@ -111,9 +111,9 @@ class RequestWorld:
     def expect_agent(self, agent: int, at: float | None) -> None:
         self.world.memory.owners.set_next_use(agent, at)
 
-    def advance(self, steps: int) -> None:
-        self.world.memory.standing.now += steps
-        self.world.memory.look_ahead.pace = Pace(0.001 * steps or None)
+    def advance(self, ticks: int) -> None:
+        self.world.memory.standing.now += ticks
+        self.world.memory.look_ahead.pace = Pace(0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.world.memory.owners.fork(parent, child)

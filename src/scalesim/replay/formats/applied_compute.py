@@ -16,19 +16,19 @@ from scalesim.replay.formats.rows import (
     Row,
     Timed,
     lines,
-    steps_of,
+    ticks_of,
 )
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace import Piece, TraceTick, Turn
 
 _LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Raises ``TraceError``."""
     calls: list[Timed] = []
     for number, line in enumerate(lines(path)):
         calls += _session(Row.of(line), f"session {number}")
-    return steps_of(calls)
+    return ticks_of(calls)
 
 
 def _session(row: Row, agent: str) -> list[Timed]:

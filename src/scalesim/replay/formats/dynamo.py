@@ -14,15 +14,15 @@ from typing import IO
 from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.mooncake import milliseconds
-from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, ticks_of
+from scalesim.trace import Piece, TraceTick, Turn
 
 SCHEMA = "dynamo.request.trace.v1"
 BLOCK_SIZE = 64
 MAX_BLOCK = 1 << 20
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """The trace states its own block size. Raises ``TraceError``."""
     calls: list[Timed] = []
     size = block_size
@@ -47,7 +47,7 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
     if len({call.turn.agent is None for call in calls}) > 1:
         raise TraceError(f"{path}: some calls have an agent_context and others none; all or none")
     start = min((call.time for call in calls), default=0.0)
-    return steps_of(Timed(round(call.time - start, 6), call.turn) for call in calls)
+    return ticks_of(Timed(round(call.time - start, 6), call.turn) for call in calls)
 
 
 def _received(row: Row, request: Row) -> float:
@@ -60,12 +60,12 @@ def _received(row: Row, request: Row) -> float:
     return ended - took
 
 
-def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
     """Times begin with 0; a call ends when it began. Raises ``TraceError`` where some calls have an
     agent and others none."""
     size = block_size or BLOCK_SIZE
     ids, has_agents = Ids(size), set()
-    for number, (time, turn) in enumerate(in_order(steps)):
+    for number, (time, turn) in enumerate(in_order(ticks)):
         has_agents.add(turn.agent is not None)
         if len(has_agents) > 1:
             raise TraceError(f"call {number}: {SCHEMA} has agents for all calls, or for none")

@@ -20,14 +20,14 @@ from scalesim.replay.formats.rows import (
     Timed,
     in_order,
     lines,
-    steps_of,
+    ticks_of,
 )
-from scalesim.trace import Content, Piece, TraceStep, Turn
+from scalesim.trace import Content, Piece, TraceTick, Turn
 
 BLOCK_SIZE = 512  # of the public traces
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Each prompt whole. Raises ``TraceError``."""
     size = block_size or BLOCK_SIZE
     sessions = _Sessions(size)
@@ -37,10 +37,10 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
         agent = row.name("session_id") if row.has("session_id") else sessions.of(prompt)
         calls.append(Timed(_time(row, agent, last_s), _turn(row, number, agent, prompt)))
-    return steps_of(calls)
+    return ticks_of(calls)
 
 
-def read_delta(path: Path, block_size: int | None) -> list[TraceStep]:
+def read_delta(path: Path, block_size: int | None) -> list[TraceTick]:
     """Each row of a session has only what is new: before it comes all that was said. Raises
     ``TraceError``."""
     size = block_size or BLOCK_SIZE
@@ -58,13 +58,13 @@ def read_delta(path: Path, block_size: int | None) -> list[TraceStep]:
             )
         said[agent] = (*turn.prompt, turn.output)
         calls.append(Timed(_time(row, agent, last_s), turn))
-    return steps_of(calls)
+    return ticks_of(calls)
 
 
-def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
     size = block_size or BLOCK_SIZE
     ids = Ids(size)
-    for time, turn in in_order(steps):
+    for time, turn in in_order(ticks):
         line = {
             **({} if turn.agent is None else {"session_id": str(turn.agent)}),
             "timestamp": milliseconds(time),

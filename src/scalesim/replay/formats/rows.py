@@ -19,7 +19,7 @@ from scalesim.errors import ScaleSimError, TraceError
 from scalesim.records import lines_of
 from scalesim.regular_file import open_regular
 from scalesim.strict_json import parse_json
-from scalesim.trace import TraceStep, Turn
+from scalesim.trace import TraceTick, Turn
 
 MAX_TOKENS = 1 << 24
 MAX_LINE = 16 << 20
@@ -147,17 +147,17 @@ def _encodes(text: str) -> bool:
 
 
 class Timed(NamedTuple):
-    """A call, and when it came, in seconds or in steps."""
+    """A call, and when it came, in seconds or in ticks."""
 
     time: float
     turn: Turn
 
 
-def steps_of(calls: Iterable[Timed]) -> list[TraceStep]:
-    """One step for each time. An agent's calls of one time follow each other: rounds."""
+def ticks_of(calls: Iterable[Timed]) -> list[TraceTick]:
+    """One tick for each time. An agent's calls of one time follow each other: rounds."""
     ordered = sorted(calls, key=lambda call: call.time)
     return [
-        TraceStep(time, [], in_rounds([[call.turn] for call in together]))
+        TraceTick(time, [], in_rounds([[call.turn] for call in together]))
         for time, together in groupby(ordered, key=lambda call: call.time)
     ]
 
@@ -185,8 +185,8 @@ def _in_round(turn: Turn, at: int) -> Turn:
     return Turn(turn.agent, turn.prompt, turn.output, at, turn.adapter, turn.expect, turn.truth)
 
 
-def in_order(steps: Iterable[TraceStep]) -> Iterator[Timed]:
-    """The calls of ``steps``, as they come."""
-    for step in steps:
-        for turn in sorted(step.turns, key=lambda turn: turn.round):
-            yield Timed(step.time, turn)
+def in_order(ticks: Iterable[TraceTick]) -> Iterator[Timed]:
+    """The calls of ``ticks``, as they come."""
+    for tick in ticks:
+        for turn in sorted(tick.turns, key=lambda turn: turn.round):
+            yield Timed(tick.time, turn)
