@@ -14,7 +14,7 @@ from typing import IO
 
 from scalesim.errors import TraceError
 from scalesim.replay.formats.rows import Row, Timed, in_order, lines, ticks_of
-from scalesim.trace import Piece, TraceTick, Turn
+from scalesim.trace.trace import TracePiece, TraceTick, Turn
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
@@ -35,8 +35,8 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
             raise TraceError(f"{line.where} has {len(cells)} cells; it must have {len(COLUMNS)}")
         numbers = [int(cell) if re.fullmatch(r"\d{1,18}", cell) else cell for cell in cells[1:]]
         row = Row(line.where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
-        prompt = Piece(f"prompt {number}", row.whole("ContextTokens", 1))
-        output = Piece(f"answer {number}", row.whole("GeneratedTokens", 1))
+        prompt = TracePiece(f"prompt {number}", row.whole("ContextTokens", 1))
+        output = TracePiece(f"answer {number}", row.whole("GeneratedTokens", 1))
         calls.append((_units(row), Turn(None, (prompt,), output)))
     start = min((units for units, _ in calls), default=0)
     return ticks_of(Timed((units - start) / _UNITS_A_SECOND, turn) for units, turn in calls)
