@@ -39,7 +39,7 @@ from scalesim.memory.prefetch.prefetcher import Pace
 from scalesim.requests.call import Call, deliver
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
-from scalesim.sampling.embedding import PoolLog
+from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.logits import logits_processor_of
 from scalesim.sampling.logprobs import LogprobsLog
@@ -255,7 +255,7 @@ class EngineLoop:
         if call.mailbox is not None:
             call.mailbox.announce = self._news.append
         if request.pooling is not None:
-            sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
+            sequence.embedding_log = EmbeddingLog(len(call.tokens), request.pooling)
         if params.logprobs is not None or params.prompt_logprobs is not None:
             sequence.score_log = LogprobsLog(len(call.tokens), params)
         return sequence
