@@ -53,9 +53,9 @@ def measured(name: str, changes: dict[str, Any]) -> dict[str, float]:
     first: dict[Any, int] = {}
     for tick in islice(generate(kind, knobs), 1, None):
         num_ticks += 1
-        turns += len(tick.turns)
-        acts += len({turn.agent for turn in tick.turns})
-        for turn in tick.turns:
+        turns += len(tick.calls)
+        acts += len({turn.agent for turn in tick.calls})
+        for turn in tick.calls:
             first.setdefault(turn.agent, turn.prompt_len)
             output += turn.output.length
     return {

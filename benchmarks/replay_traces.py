@@ -90,7 +90,7 @@ def first(ticks: Sequence[TraceTick], calls: int) -> list[TraceTick]:
     found: list[TraceTick] = []
     for tick in ticks:
         found.append(tick)
-        calls -= len(tick.turns)
+        calls -= len(tick.calls)
         if calls <= 0:
             break
     return found
@@ -103,7 +103,7 @@ COLUMNS = [
 
 
 def study(report: Report, name: str, ticks: list[TraceTick], sizes: Sizes) -> list[list[str]]:
-    turns = [turn for tick in ticks for turn in tick.turns]
+    turns = [turn for tick in ticks for turn in tick.calls]
     agents = {turn.agent for turn in turns} - {None}
     running = min(sizes.running, max(1, int(len(agents) * sizes.residency / 3)))
     sizes = replace(sizes, running=running if agents else sizes.running)

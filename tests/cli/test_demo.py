@@ -18,7 +18,7 @@ from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
 from scalesim.cli.play import Said
 from scalesim.cli.table import amount
-from scalesim.cli.world import Turn
+from scalesim.cli.world import Utterance
 from scalesim.requests.reply import Reply
 
 SMALL = "demo --agents 12 --resident 3 --ticks 4 --model tiny".split()  # noqa: SIM905
@@ -94,8 +94,8 @@ def test_planted_difference_is_found(
 ) -> None:
     original = play.Play._ask
 
-    def ask(self: play.Play, turns: list[Turn], max_tokens: int) -> list[Reply]:
-        replies = original(self, turns, max_tokens)
+    def ask(self: play.Play, utterances: list[Utterance], max_tokens: int) -> list[Reply]:
+        replies = original(self, utterances, max_tokens)
         if self.policy == "lru-swap" and self.world.now == 2:
             changed = {"digest": 7} if what == "logits" else {"token_ids": (72, 105)}
             replies[0] = replace(replies[0], **changed)

@@ -17,7 +17,7 @@ from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Log
 from scalesim.replay.workloads import WORKLOADS, workload
 from scalesim.trace.file import write_trace
-from scalesim.trace.trace import TracePiece, TraceTick, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 Out = pytest.CaptureFixture[str]
 SMALL = ["--agents", "12", "--ticks", "4", "--private", "96", "--output", "8", "--running", "4",
@@ -27,7 +27,8 @@ SMALL = ["--agents", "12", "--ticks", "4", "--private", "96", "--output", "8", "
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
     ticks = [
-        TraceTick(float(at), [], [Turn(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)), TracePiece("o", 5))
+        TraceTick(float(at), [], [TraceCall(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)),
+                                            TracePiece("o", 5))
                                   for who in ("ada", "bob", "cy") if (at + len(who)) % 2])
         for at in range(6)
     ]  # fmt: skip

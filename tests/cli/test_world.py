@@ -12,10 +12,12 @@ def play(world: World, ticks: int, salt: str = "") -> list[tuple[int, int, bytes
     """Texts are made from who and when. Everything said: (tick, who, prompt)."""
     said = []
     for _ in range(ticks):
-        while turns := world.round():
-            texts = [f"{turn.who} {world.now}{salt}".encode() for turn in turns]
-            said += [(world.now, turn.who, bytes(turn.prompt)) for turn in turns]
-            world.hear(turns, texts)
+        while utterances := world.round():
+            texts = [f"{utterance.who} {world.now}{salt}".encode() for utterance in utterances]
+            said += [
+                (world.now, utterance.who, bytes(utterance.prompt)) for utterance in utterances
+            ]
+            world.hear(utterances, texts)
             world.expected()
         world.end_tick()
     return said
@@ -55,13 +57,13 @@ def test_hints_come_true_but_for_those_who_are_talked_to() -> None:
     true = 0
     for tick in range(40):
         number = 0
-        while turns := world.round():
+        while utterances := world.round():
             number += 1
-            for turn in turns:
+            for utterance in utterances:
                 if tick:
-                    assert due[turn.who] == tick  # it was always said, if only a round before
+                    assert due[utterance.who] == tick  # it was always said, if only a round before
                 true += number == 1
-            world.hear(turns, [b"x%d" % turn.who for turn in turns])
+            world.hear(utterances, [b"x%d" % utterance.who for utterance in utterances])
             hints = world.expected()
             assert all(0 <= hint <= LONGEST_PLAN for hint in hints.values())
             due |= {who: tick + hint for who, hint in hints.items()}

@@ -244,10 +244,10 @@ def test_a_waiters_event_loop(engine: Engine, kind: BaseException) -> None:
 def test_a_trace_that_cannot_be_written(
     kind: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def turn(self: TraceWriter, *args: Any) -> None:
+    def call(self: TraceWriter, *args: Any) -> None:
         raise kind
 
-    monkeypatch.setattr(TraceWriter, "turn", turn)
+    monkeypatch.setattr(TraceWriter, "call", call)
     with plain(record=tmp_path / "trace.jsonl") as engine:
         healthy(engine)
         assert engine._loop.recorder is not None and engine._loop.recorder.error is kind

@@ -21,7 +21,7 @@ from scalesim.profile.readers import read_log
 from scalesim.profile.report import page
 from scalesim.profile.statistics import characterise
 from scalesim.trace.file import write_trace
-from scalesim.trace.trace import TracePiece, TraceTick, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 ORDERS = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 
@@ -106,7 +106,7 @@ def logs(folder: Path) -> dict[str, Path]:
         paths["trace"],
         [
             TraceTick(float(tick), [], [
-                Turn(agent, (TracePiece("head", 20), TracePiece(f"a{agent}", 9 + tick)),
+                TraceCall(agent, (TracePiece("head", 20), TracePiece(f"a{agent}", 9 + tick)),
                      TracePiece(f"o{agent}.{tick}", 5), expect=tick + 1.0)
                 for agent in range(3)
             ])

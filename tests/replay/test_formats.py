@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.content import tokens_of
 from scalesim.replay.formats import FORMATS, detect, gathered, read, write
-from scalesim.trace.trace import TracePiece, TraceTick, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 ORIGIN = {"schema": "dynamo.agentic_mooncake", "version": 2, "block_size": 16,
           "hash_id_scope": "local", "source": {"format": "own", "digest": "none"}}  # fmt: skip
@@ -115,7 +115,7 @@ def calls(ticks: list[TraceTick]) -> list[Any]:
     before it. Names of contents are no part of it."""
     found, tokens = [], []
     for tick in ticks:
-        for turn in tick.turns:
+        for turn in tick.calls:
             own = tokens_of(turn.prompt, 1 << 30)
             common = [
                 int((own[: min(len(own), len(other))] == other[: min(len(own), len(other))])
@@ -178,28 +178,28 @@ def test_what_the_samples_mean(tmp_path: Path) -> None:
         return read(sample(name, tmp_path), FORMATS[name])
 
     first, third, fourth = told("mooncake")
-    assert [turn.agent for turn in first.turns] == ["session 0", "session 1"]
-    assert third.turns[0].agent == "session 0"  # it begins with all whole blocks of the first
-    assert (fourth.time, fourth.turns[0].agent) == (3.0005, "s")
+    assert [turn.agent for turn in first.calls] == ["session 0", "session 1"]
+    assert third.calls[0].agent == "session 0"  # it begins with all whole blocks of the first
+    assert (fourth.time, fourth.calls[0].agent) == (3.0005, "s")
 
     (one, two) = told("mooncake-delta")
     assert two.time == 0.01
-    assert two.turns[0].prompt == (*one.turns[0].prompt, one.turns[0].output, TracePiece(2, 8))
+    assert two.calls[0].prompt == (*one.calls[0].prompt, one.calls[0].output, TracePiece(2, 8))
 
     ticks = told("agentic-mooncake")
-    assert [(tick.time, tick.turns[0].agent) for tick in ticks] == [
+    assert [(tick.time, tick.calls[0].agent) for tick in ticks] == [
         (0.0, "main"), (0.005, "child"), (0.01, "main")]  # fmt: skip
 
-    turns = [turn for tick in told("applied-compute") for turn in tick.turns]
+    turns = [turn for tick in told("applied-compute") for turn in tick.calls]
     assert [(turn.prompt_len, turn.output.length, turn.round) for turn in turns] == [
         (16, 4, 0), (28, 5, 0), (33, 6, 1)]  # fmt: skip
 
     start, later = told("azure")
-    assert start.time == 0.0 and later.time == 0.052 and start.turns[0].agent is None
+    assert start.time == 0.0 and later.time == 0.052 and start.calls[0].agent is None
 
     act, chat = told("town")
-    assert [turn.agent for turn in act.turns] == ["0", "1"]
-    assert [(turn.agent, turn.output.length, turn.round) for turn in chat.turns] == [
+    assert [turn.agent for turn in act.calls] == ["0", "1"]
+    assert [(turn.agent, turn.output.length, turn.round) for turn in chat.calls] == [
         ("0", 23, 0), ("1", 49, 0), ("0", 1, 1)]  # fmt: skip
 
 
@@ -208,13 +208,13 @@ def test_plays_share_nothing(tmp_path: Path) -> None:
     path = tmp_path / "two"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tick,) = read(path, detect(path))
-    assert [turn.agent for turn in tick.turns] == ["p/main", "q/main"]
+    assert [turn.agent for turn in tick.calls] == ["p/main", "q/main"]
     assert calls([tick])[1][-1] == [0]
 
 
 def test_seconds_become_ticks(tmp_path: Path) -> None:
-    def call(agent: str | None, round: int = 0) -> Turn:
-        return Turn(agent, (TracePiece("p", 1),), TracePiece("o", 1), round)
+    def call(agent: str | None, round: int = 0) -> TraceCall:
+        return TraceCall(agent, (TracePiece("p", 1),), TracePiece("o", 1), round)
 
     ticks = [
         TraceTick(0.5, [], [call("a"), call("a", 1), call(None)]),
@@ -222,7 +222,7 @@ def test_seconds_become_ticks(tmp_path: Path) -> None:
         TraceTick(35.0, [], [call("a")]),
     ]
     first, last = gathered(ticks, 10.0)
-    assert [(turn.agent, turn.round) for turn in first.turns] == [
+    assert [(turn.agent, turn.round) for turn in first.calls] == [
         ("a", 0), ("a", 1), (None, 0), ("b", 0), ("a", 2), ("a", 2), (None, 0)]  # fmt: skip
     assert (first.time, last.time) == (0.0, 3.0)
     with pytest.raises(ConfigError, match="--tick 0"):
@@ -332,7 +332,10 @@ def test_a_file_that_is_there_is_kept_and_half_a_file_is_not(tmp_path: Path) -> 
     assert there.read_text() == "mine"
     with pytest.raises(ConfigError, match="no format that can be written"):
         write(tmp_path / "new", ticks, FORMATS["town"])
-    mixed = [*ticks, TraceTick(9.0, [], [Turn(None, (TracePiece("p", 1),), TracePiece("o", 1))])]
+    mixed = [
+        *ticks,
+        TraceTick(9.0, [], [TraceCall(None, (TracePiece("p", 1),), TracePiece("o", 1))]),
+    ]
     with pytest.raises(TraceError, match="all calls, or for none"):
         write(tmp_path / "new", mixed, FORMATS["dynamo"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mooncake.txt", "there"]
@@ -389,10 +392,10 @@ def test_any_change_of_a_good_line_is_refused_or_is_a_trace(
     except TraceError as error:
         assert str(path) in str(error) and len(str(error)) < 1000
         return
-    assert all(tick.turns for tick in ticks)
+    assert all(tick.calls for tick in ticks)
     assert [tick.time for tick in ticks] == sorted({tick.time for tick in ticks})
-    total = sum(turn.prompt_len for tick in ticks for turn in tick.turns)
-    for turn in (turn for tick in ticks for turn in tick.turns):
+    total = sum(turn.prompt_len for tick in ticks for turn in tick.calls)
+    for turn in (turn for tick in ticks for turn in tick.calls):
         assert 1 <= turn.prompt_len <= 1 << 25 and 1 <= turn.output.length <= 1 << 24
     if total < 100_000:
         for to in ("scalesim", "mooncake", "agentic-mooncake"):

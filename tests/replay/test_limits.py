@@ -15,7 +15,7 @@ from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
-from scalesim.trace.trace import TracePiece, TraceTick, Turn, with_truth
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick, with_truth
 
 COST = CostModel(HARDWARE["rtx4090"], MODELS["llama-3.2-1b"])
 
@@ -41,7 +41,7 @@ prompts = st.lists(
     min_size=1, max_size=4,
 ).map(tuple)  # fmt: skip
 turns = st.builds(
-    Turn,
+    TraceCall,
     st.none() | st.integers(0, 3),
     prompts,
     st.builds(TracePiece, streams | st.integers(100, 10_000), st.integers(1, 40)),
@@ -58,14 +58,14 @@ turns = st.builds(
 )
 @settings(max_examples=12, deadline=None)
 def test_on_any_trace(
-    calls: list[list[Turn]], pool: int, running: int, link: float, warmup: int
+    calls: list[list[TraceCall]], pool: int, running: int, link: float, warmup: int
 ) -> None:
     """Prompts that share whatever they like, answers that others have as prompts, calls by nobody,
     rounds in any order, pools that hold hardly one call."""
     ticks = with_truth(TraceTick(float(at), [], found) for at, found in enumerate(calls))
     for tick in ticks:
-        for index, turn in enumerate(tick.turns):
-            tick.turns[index] = replace(turn, expect=turn.truth)
+        for index, turn in enumerate(tick.calls):
+            tick.calls[index] = replace(turn, expect=turn.truth)
     machine = Machine(COST, pool, 200, 330, running, 64, 16, link)
     _, outcomes = check(machine, ticks, warmup)
     assert len({one.total_turns for one in outcomes}) == 1
@@ -98,7 +98,8 @@ def test_an_adapter_is_read_and_not_computed() -> None:
 def test_slots_full_of_equal_calls_come_near_the_roof() -> None:
     """What the roof is made of is what a machine does: calls that decode together, all resident."""
     calls = [
-        Turn(agent, (TracePiece(agent, 64),), TracePiece(100 + agent, 400)) for agent in range(4)
+        TraceCall(agent, (TracePiece(agent, 64),), TracePiece(100 + agent, 400))
+        for agent in range(4)
     ]
     machine = Machine(COST, 400, 400, 500, 4, 512, 16)
     ticks = [TraceTick(0.0, [], calls)]
@@ -109,7 +110,7 @@ def test_slots_full_of_equal_calls_come_near_the_roof() -> None:
 
 def test_the_link_lowers_the_roof_where_a_tick_reads_more_than_the_pool_holds() -> None:
     calls = [
-        Turn(agent, (TracePiece(agent, 640), TracePiece("x", 1)), TracePiece("y", 1))
+        TraceCall(agent, (TracePiece(agent, 640), TracePiece("x", 1)), TracePiece("y", 1))
         for agent in range(20)
     ]
     ticks = [TraceTick(float(at), [], calls) for at in range(3)]

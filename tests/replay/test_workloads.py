@@ -25,16 +25,16 @@ def test_a_seed_is_a_workload(name: str) -> None:
 def test_the_stated_truth_is_what_comes(name: str, mode: str) -> None:
     ticks = ticks_of(name, agents=30, ticks=40, hints=mode, interrupts=0.3)
     for told, seen in zip(ticks, with_truth(ticks), strict=True):
-        for turn, real in zip(told.turns, seen.turns, strict=True):
+        for call, real in zip(told.calls, seen.calls, strict=True):
             if real.truth is not None and real.truth >= told.time + 1:
-                assert turn.truth is not None and int(turn.truth) == int(real.truth)
+                assert call.truth is not None and int(call.truth) == int(real.truth)
             if mode == "exact":
-                assert turn.expect == turn.truth
+                assert call.expect == call.truth
 
 
 def share(ticks: list[TraceTick], agents: int) -> float:
     """Of the agents that act in a tick, on average, after the opening."""
-    acting = [len({turn.agent for turn in tick.turns}) for tick in ticks[1:]]
+    acting = [len({call.agent for call in tick.calls}) for tick in ticks[1:]]
     return sum(acting) / len(acting) / agents
 
 
@@ -50,7 +50,7 @@ def test_how_many_act_is_near_the_sources() -> None:
 def test_hint_modes_say_what_they_say() -> None:
     def hints(mode: str) -> list[tuple[float | None, float]]:
         ticks = ticks_of("w1", agents=80, ticks=40, hints=mode)[1:]
-        return [(turn.expect, turn.truth or 0.0) for tick in ticks for turn in tick.turns]
+        return [(call.expect, call.truth or 0.0) for tick in ticks for call in tick.calls]
 
     assert all(expect is None for expect, _ in hints("none"))
     assert all(expect is None for expect, _ in hints("stale"))

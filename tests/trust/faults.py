@@ -171,7 +171,7 @@ POINTS: dict[str, Point] = {
     "inbox: expect": Point(EngineLoop, "expect"),
     "loop: settle": Point(EngineLoop, "_count"),
     "guard: the counts": Point(Auditor, "after_step"),
-    "recorder: a turn": Point(TraceWriter, "turn"),
+    "recorder: a call": Point(TraceWriter, "call"),
     "recorder: a tick": Point(TraceWriter, "tick"),
     "tokenizer: encode": Point(ByteTokenizer, "encode"),
     "tokenizer: decode": Point(ByteTokenizer, "decode"),

@@ -17,8 +17,8 @@ def convert(options: ConvertOptions) -> int:
     form = formats.format_named(options.format, path)
     ticks = formats.read(path, form, options.block_size)
     formats.write(out, ticks, to, options.out_block_size)
-    calls = sum(len(tick.turns) for tick in ticks)
-    agents = len({turn.agent for tick in ticks for turn in tick.turns} - {None})
+    calls = sum(len(tick.calls) for tick in ticks)
+    agents = len({call.agent for tick in ticks for call in tick.calls} - {None})
     line = f"{options.out}: {calls} calls by {agents} agents, {form.name} to {to.name}"
     Output().print(line, markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -14,7 +14,7 @@ import xxhash
 
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.output import Output
-from scalesim.cli.play import Said, Score
+from scalesim.cli.play import PlayScore, Said
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount, caption, shows, table
@@ -46,7 +46,7 @@ def demo(options: DemoOptions) -> int:
 
 def play_all(
     stage: Stage, options: DemoOptions, console: Output
-) -> tuple[list[Score], dict[str, list[Said]]]:
+) -> tuple[list[PlayScore], dict[str, list[Said]]]:
     """Every policy on an engine of its own, side by side: the scores, and by policy all that was
     said.
 
@@ -80,10 +80,10 @@ def introduction(stage: Stage, options: DemoOptions) -> str:
     )
 
 
-def speakers(score: Score, options: DemoOptions) -> str:
+def speakers(score: PlayScore, options: DemoOptions) -> str:
     share = score.speakers / (options.ticks * options.agents)
     return (
-        f"{score.engine.turns} turns in {options.ticks} ticks, each policy; "
+        f"{score.engine.calls} calls in {options.ticks} ticks, each policy; "
         f"{share:.0%} of the agents spoke in a tick."
     )
 

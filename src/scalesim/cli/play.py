@@ -1,6 +1,6 @@
 """One run of the demo's world on one engine, driven as a simulation would drive it, and its score.
 
-Knows nothing of screens, nor of other plays: who holds several moves each by a round in turn.
+Knows nothing of screens, nor of other plays: who holds several moves each by a round in utterance.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import TypeVar
 
-from scalesim.cli.world import Turn, World
+from scalesim.cli.world import Utterance, World
 from scalesim.engine.engine import Engine, EngineStats
 from scalesim.memory.counters import Counters
 from scalesim.requests.reply import Reply
@@ -37,16 +37,16 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class PlayScore:
     """What one policy did, the warm-up not counted: the engine's own counts, and ours of time.
 
-    ``turn_cpu_s``: processor time a turn, all threads together, in the median round: what else the
-    machine does makes a round last longer, and few of them cost more.
+    ``call_cpu_s``: processor time an utterance, all threads together, in the median round: what
+    else the machine does makes a round last longer, and few of them cost more.
     """
 
     policy: str
     ticks: int
-    turn_cpu_s: float
+    call_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
@@ -70,7 +70,7 @@ class Score:
 
 
 class Play:
-    """``warm_up`` gives everyone a turn, once; then each ``round`` plays one of the world's.
+    """``warm_up`` gives everyone an utterance, once; then each ``round`` plays one of the world's.
     ``said`` is the record, ``score`` what it took."""
 
     def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
@@ -79,7 +79,7 @@ class Play:
         self.said: list[Said] = []
         self._agents = [engine.agent(person.name) for person in world.people]
         self._ticks, self._speakers = 0, 0
-        self._turn_cpu_s: list[float] = []  # by round
+        self._call_cpu_s: list[float] = []  # by round
         self._in_tick: set[int] = set()  # who has spoken
         self._before = self._counts()
 
@@ -91,21 +91,21 @@ class Play:
     def round(self) -> bool:
         """Play the next round of the world's tick; after the last, end the tick: ``False``."""
         start = time.process_time()
-        turns = self.world.round()
-        if not turns:
+        utterances = self.world.round()
+        if not utterances:
             self._end_tick()
             return False
-        self._play(turns)
-        self._turn_cpu_s.append((time.process_time() - start) / len(turns))
+        self._play(utterances)
+        self._call_cpu_s.append((time.process_time() - start) / len(utterances))
         return True
 
     @property
-    def score(self) -> Score:
+    def score(self) -> PlayScore:
         stats, memory = self._before
-        return Score(
+        return PlayScore(
             self.policy,
             self._ticks,
-            median(self._turn_cpu_s or [0.0]),
+            median(self._call_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
             self.page_bytes,
@@ -115,16 +115,16 @@ class Play:
     def _counts(self) -> tuple[EngineStats, Counters]:
         return replace(self.engine.stats), replace(self.engine.parts.memory.counters)
 
-    def _play(self, turns: Sequence[Turn]) -> None:
+    def _play(self, utterances: Sequence[Utterance]) -> None:
         world = self.world
-        replies = self._ask(turns, world.config.reply_len)
+        replies = self._ask(utterances, world.config.reply_len)
         self.said += [
-            Said(world.now, world.people[turn.who].name, reply.token_ids, reply.digest)
-            for turn, reply in zip(turns, replies, strict=True)
+            Said(world.now, world.people[utterance.who].name, reply.token_ids, reply.digest)
+            for utterance, reply in zip(utterances, replies, strict=True)
         ]
-        world.hear(turns, [spoken(reply) for reply in replies])
+        world.hear(utterances, [spoken(reply) for reply in replies])
         self._tell()
-        self._in_tick |= {turn.who for turn in turns}
+        self._in_tick |= {utterance.who for utterance in utterances}
 
     def _end_tick(self) -> None:
         self._ticks += 1
@@ -138,9 +138,12 @@ class Play:
         distances = self.world.expected()
         self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
 
-    def _ask(self, turns: Sequence[Turn], max_tokens: int) -> list[Reply]:
+    def _ask(self, utterances: Sequence[Utterance], max_tokens: int) -> list[Reply]:
         params = SamplingParams(max_tokens=max_tokens)
-        requests = [Request(turn.prompt, self._agents[turn.who].id, params) for turn in turns]
+        requests = [
+            Request(utterance.prompt, self._agents[utterance.who].id, params)
+            for utterance in utterances
+        ]
         return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
 
 

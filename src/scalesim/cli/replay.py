@@ -120,11 +120,11 @@ def trace_scenario(options: ReplayOptions, sizes: Sizes) -> Scenario:
         ticks = formats.gathered(ticks, 10.0 if options.tick is None else options.tick)
     hints = options.trace_hints()
     found = of_trace(f"{path.name} ({form.name})", ticks[: options.ticks], sizes, hints)
-    turns = [turn for tick in found.ticks() for turn in tick.turns]
-    told = sum(turn.expect is not None for turn in turns)
-    agents = len({turn.agent for turn in turns} - {None})
+    calls = [call for tick in found.ticks() for call in tick.calls]
+    told = sum(call.expect is not None for call in calls)
+    agents = len({call.agent for call in calls} - {None})
     kind = "hints learned" if hints == "learned" else f"{told} with hints"
-    name = f"{found.name}: {len(turns)} calls, {kind}, {agents} agents, {found.num_ticks} ticks"
+    name = f"{found.name}: {len(calls)} calls, {kind}, {agents} agents, {found.num_ticks} ticks"
     return replace(found, name=name)
 
 

@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from scalesim.cli.play import Score
+from scalesim.cli.play import PlayScore
 
 _LINES = 4  # where there are no bars
 
@@ -49,9 +49,9 @@ class Screen:
         if self._live is None:
             self._console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
-    def played(self, score: Score, news: str) -> None:
+    def played(self, score: PlayScore, news: str) -> None:
         """A tick more under one policy: its score so far, and what happened in the world."""
-        rates = f"hits {score.hits:4.0%}   {score.turn_cpu_s * 1e3:.0f} CPU ms a turn"
+        rates = f"hits {score.hits:4.0%}   {score.call_cpu_s * 1e3:.0f} CPU ms a call"
         self._bars.update(self._tasks[score.policy], completed=score.ticks, state=rates)
         self._played += 1
         due = score.ticks * _LINES // self._ticks

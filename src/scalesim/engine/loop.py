@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -55,7 +56,7 @@ class EngineStats:
     """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
 
     steps: int = 0
-    turns: int = 0  # calls that gave a reply
+    calls: int = 0  # that gave a reply
     failed: int = 0  # calls that ended with an error
     prompt_tokens: int = 0  # of the calls that have ended
     cached_tokens: int = 0  # of the prompts, found in memory
@@ -63,6 +64,12 @@ class EngineStats:
     compute_s: float = 0.0
     restarts: int = 0  # something broke inside, and all state was made anew
     lost_pages: int = 0  # that left circulation for it, of both pools
+
+    @property
+    def turns(self) -> int:
+        """The deprecated name of ``calls``."""
+        warnings.warn("stats.turns is named calls now", DeprecationWarning, stacklevel=2)
+        return self.calls
 
 
 class EngineLoop:
@@ -114,7 +121,7 @@ class EngineLoop:
         mended."""
         is_busy = True
         with Foreign() as broke:
-            is_busy = self._turn()
+            is_busy = self._iterate()
             self.guard.after_step()
             if not is_busy:
                 self.guard.when_idle()
@@ -160,7 +167,7 @@ class EngineLoop:
         self.restored()
         self._settle(self.scheduler.take_ended())
 
-    def _turn(self) -> bool:
+    def _iterate(self) -> bool:
         self._expire()
         if self.gate.opens:
             self.accept([])
@@ -326,7 +333,7 @@ class EngineLoop:
         if self.recorder is not None:
             self.recorder.ends(sequence.id, sequence.output)
         if sequence.error is None:
-            self.stats.turns += 1
+            self.stats.calls += 1
         else:
             self.stats.failed += 1
         self.stats.prompt_tokens += sequence.prompt_len

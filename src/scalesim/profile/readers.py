@@ -63,21 +63,20 @@ def _trace(path: Path, tick_s: float | None) -> list[LoggedCall]:
     """ScaleSim's own; see docs/traces.md."""
     calls, num_tokens = [], 0
     for tick in read_trace(path):
-        for turn in tick.turns:
-            if turn.agent is None:
+        for call in tick.calls:
+            if call.agent is None:
                 continue
-            num_tokens += turn.prompt_len
+            num_tokens += call.prompt_len
             if num_tokens > MAX_TOKENS:
                 raise TraceError(
                     f"{path}: the prompts up to tick {tick.time} have more than {MAX_TOKENS} "
                     "tokens; give a part of the trace"
                 )
-            tokens = np.concatenate([_tokens(piece) for piece in turn.prompt])
-            call = LoggedCall(
-                turn.agent, tick.time, tokens, turn.output.length, str(turn.prompt[0].content),
-                turn.expect,
-            )  # fmt: skip
-            calls.append(call)
+            tokens = np.concatenate([_tokens(piece) for piece in call.prompt])
+            calls.append(LoggedCall(
+                call.agent, tick.time, tokens, call.output.length, str(call.prompt[0].content),
+                call.expect,
+            ))  # fmt: skip
     return calls
 
 

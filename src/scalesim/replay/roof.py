@@ -27,7 +27,7 @@ import numpy as np
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel, Work
-from scalesim.trace.trace import TraceTick, Turn
+from scalesim.trace.trace import TraceCall, TraceTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Roof:
 def roof(limits: Limits, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
     """Over the ticks after the first ``warmup``; over all where there are not more."""
     floors = _Floors(limits)
-    found = [(len(tick.turns), *floors.tick(tick.turns)) for tick in ticks]
+    found = [(len(tick.calls), *floors.tick(tick.calls)) for tick in ticks]
     counted = found[warmup:] or found
     turns, resident_s, pool_s = (sum(column) for column in zip(*counted, strict=True))
     return Roof(int(turns), float(resident_s), float(pool_s))
@@ -78,24 +78,24 @@ class _Floors:
     def __init__(self, limits: Limits) -> None:
         self._limits, self._computed = limits, Computed(limits.block_size)
 
-    def tick(self, turns: list[Turn]) -> tuple[float, float]:
+    def tick(self, calls: list[TraceCall]) -> tuple[float, float]:
         """(with a pool for everything, with the machine's)."""
         limits, computed, cost = self._limits, self._computed, self._limits.cost
-        if not turns:
+        if not calls:
             return 0.0, 0.0
         computed.begin_tick()
         tokens = pairs = context = 0
-        for turn in turns:
-            prompt, output = turn.prompt_len, turn.output.length
-            new, twice = computed.add(_computed_tokens(turn, limits.vocab_size), prompt)
+        for call in calls:
+            prompt, output = call.prompt_len, call.output.length
+            new, twice = computed.add(_computed_tokens(call, limits.vocab_size), prompt)
             for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
                 count, seen = _attended(first, last, limits.first_tokens)
                 tokens, pairs = tokens + sign * count, pairs + sign * seen
             context += output * prompt + output * (output - 1) // 2
-        answers = sum(turn.output.length for turn in turns)
+        answers = sum(call.output.length for call in calls)
         tokens = max(tokens, answers)
         steps = max(
-            _longest_chain(turns),
+            _longest_chain(calls),
             -(-answers // limits.max_num_seqs),
             -(-tokens // limits.max_num_batched_tokens),
         )
@@ -120,9 +120,9 @@ class _Floors:
         return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
 
 
-def _computed_tokens(turn: Turn, vocab_size: int) -> Int32s:
+def _computed_tokens(call: TraceCall, vocab_size: int) -> Int32s:
     """The tokens whose KV a call needs or computes; the last one it says is never fed back."""
-    return tokens_of((*turn.prompt, turn.output), vocab_size)[:-1]
+    return tokens_of((*call.prompt, call.output), vocab_size)[:-1]
 
 
 def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
@@ -134,16 +134,16 @@ def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
     return last - first, (last * (last + 1) - first * (first + 1)) // 2
 
 
-def _longest_chain(turns: Iterable[Turn]) -> int:
+def _longest_chain(calls: Iterable[TraceCall]) -> int:
     """Steps of the engine that the busiest agent's calls take one after the other: its rounds wait
     for each other, and each token of an answer for the one before."""
-    by_agent: dict[AgentId | None, list[Turn]] = defaultdict(list)
-    for turn in turns:
-        by_agent[turn.agent].append(turn)
+    by_agent: dict[AgentId | None, list[TraceCall]] = defaultdict(list)
+    for call in calls:
+        by_agent[call.agent].append(call)
     return max(
         sum(
-            max(turn.output.length for turn in together)
-            for _, together in groupby(own, key=lambda turn: turn.round)
+            max(call.output.length for call in together)
+            for _, together in groupby(own, key=lambda call: call.round)
         )
         for own in by_agent.values()
     )

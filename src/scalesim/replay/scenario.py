@@ -16,7 +16,7 @@ from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, Knobs, generate
-from scalesim.trace.trace import Hint, TraceTick, Turn, with_truth
+from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 
@@ -124,12 +124,12 @@ def of_trace(
     """A trace, read whole: what is to come must be known to ``oracle``. Calls by nobody leave no
     state; where all are, the pool is one for what runs."""
     found = informed(with_truth(ticks), hints)
-    turns = [turn for tick in found for turn in tick.turns]
-    if not turns:
+    calls = [call for tick in found for call in tick.calls]
+    if not calls:
         raise TraceError(f"{name} has no calls")
     size = cost_of(sizes).model.geometry().block_size
-    longest = max(turn.prompt_len + turn.output.length for turn in turns)
-    last = {turn.agent: turn for turn in turns if turn.agent is not None}
+    longest = max(call.prompt_len + call.output.length for call in calls)
+    last = {call.agent: call for call in calls if call.agent is not None}
     pages, note = state_pages(last.values(), size), ""
     if not last:
         pages = int(sizes.running * (longest // size + 1) / sizes.residency)
@@ -143,13 +143,13 @@ def of_trace(
     )  # fmt: skip
 
 
-def state_pages(turns: Iterable[Turn], block_size: int) -> int:
-    """What ``turns``, one an agent, hold between calls: whole blocks of their prompts, what is
+def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
+    """What ``calls``, one an agent, hold between calls: whole blocks of their prompts, what is
     shared once, and for each a partial one."""
     known: dict[int, int] = {}
     count = 0
-    for turn in turns:
-        page_ids(tokens_of(turn.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
+    for call in calls:
+        page_ids(tokens_of(call.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
         count += 1
     return len(known) + count
 
@@ -164,16 +164,16 @@ def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
         TraceTick(
             tick.time,
             [],
-            [replace(turn, expect=turn.truth if exact else None) for turn in tick.turns],
+            [replace(call, expect=call.truth if exact else None) for call in tick.calls],
         )
         for tick in ticks
     ]
     if exact and found:
         first = {
-            turn.agent: tick.time
+            call.agent: tick.time
             for tick in reversed(found)
-            for turn in reversed(tick.turns)
-            if turn.agent is not None
+            for call in reversed(tick.calls)
+            if call.agent is not None
         }
         found[0].hints.extend(Hint(agent, at, at) for agent, at in first.items())
     return found

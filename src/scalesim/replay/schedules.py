@@ -185,7 +185,7 @@ class Rounds:
         return int(time % 3 == 0)
 
 
-class Turns:
+class TurnTaking:
     """W5: agent 0 is the game master and acts in each tick; the others take turns, one a tick, in
     a fixed order or in a new permutation for each cycle, drawn ahead."""
 

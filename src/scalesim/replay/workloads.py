@@ -14,9 +14,9 @@ import numpy as np
 
 from scalesim.errors import ConfigError
 from scalesim.replay.hints import HintMode, Hints
-from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, Turns
+from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, TurnTaking
 from scalesim.replay.texts import Texts
-from scalesim.trace.trace import Hint, TraceTick, Turn
+from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ WORKLOADS = {
         # turn taking (Concordia): one entity a tick and a game master who is always needed
         Kind(
             "w5",
-            lambda knobs: Turns(knobs.agents, knobs.seed, knobs.shuffled),
+            lambda knobs: TurnTaking(knobs.agents, knobs.seed, knobs.shuffled),
             Knobs(agents=50, ticks=200, shared=512, private=3072, new=256, output=200, burst=5),
         ),
     )
@@ -162,15 +162,15 @@ def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceT
         due.setdefault(int(first), []).append((first, agent))
         told = hints.at_first(agent, first)
         if knobs.opening:
-            opening.turns.append(texts.opening(agent, told, first))
+            opening.calls.append(texts.opening(agent, told, first))
         else:
             opening.hints.append(Hint(agent, told, first))
     yield opening
     for time in range(1, knobs.ticks + 1):
-        turns: list[Turn] = []
+        calls: list[TraceCall] = []
         for at, agent in sorted(due.pop(time, ())):
             planned = schedule.after(agent, at)
             expect, truth = hints.about(agent, time, at, planned)
             due.setdefault(int(truth), []).append((truth, agent))
-            turns += texts.calls(agent, time, schedule.rounds(agent, time), expect, truth)
-        yield TraceTick(float(time), hints.take_late(time), turns)
+            calls += texts.calls(agent, time, schedule.rounds(agent, time), expect, truth)
+        yield TraceTick(float(time), hints.take_late(time), calls)

@@ -147,7 +147,9 @@ class BatchBuilder:
             plan.add(index, slots.at(slot), positions, row, known, bool(part.sample[index]))
         return plan
 
-    def _embedding(self, chunks: list[Chunk], starts: Int64s, query_start: Int32s) -> EmbeddingPlan | None:
+    def _embedding(
+        self, chunks: list[Chunk], starts: Int64s, query_start: Int32s
+    ) -> EmbeddingPlan | None:
         """The hidden states of a step that are asked for: the prefills stand at its end."""
         if all(sequence.embedding_log is None for sequence, _ in chunks):
             return None

@@ -166,7 +166,7 @@ class MemoryWorld:
             return DOMAINS[domain == DOMAINS[0]], list(old)
         return domain, old[: 1 + pick % len(old)] + fresh
 
-    def turn(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
+    def request(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         """A request from its look-up to its release; it waits for copies a little, now and then."""
         before = len(self.held)
         self.acquire(agent, kind, pick, length, spare)

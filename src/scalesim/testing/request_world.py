@@ -92,9 +92,9 @@ class RequestWorld:
                 self.world.scheduler.cancel(sequence, "cancelled", None)
             self._settle()
 
-    def turn(self, count: int) -> None:
+    def iterate(self, count: int) -> None:
         for _ in range(count):
-            self.world.turn()
+            self.world.iterate()
         self._settle()
 
     def happen(self, pick: int) -> None:

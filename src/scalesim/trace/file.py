@@ -14,13 +14,13 @@ from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.errors import TraceError
 from scalesim.trace import records
-from scalesim.trace.trace import Content, Hint, TracePiece, TraceTick, Turn
+from scalesim.trace.trace import Content, Hint, TraceCall, TracePiece, TraceTick
 
 VERSION = 1
 MAX_PROMPT = 1 << 24
 """Tokens of a prompt, and of an output."""
 _MAX_START = 1 << 31
-_TURN_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
+_CALL_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
 _HINT_KEYS = {"step", "agent", "expect"}
 
 
@@ -31,13 +31,13 @@ class TraceWriter:
         self._file = file
         self._write({"scalesim_trace": VERSION})
 
-    def turn(self, tick: float, turn: Turn, at_s: float | None = None) -> None:
-        line: dict[str, Any] = {"step": tick, "agent": turn.agent}
-        line["prompt"] = [_plain(piece) for piece in turn.prompt]
-        line["output"] = _plain(turn.output)
+    def call(self, tick: float, call: TraceCall, at_s: float | None = None) -> None:
+        line: dict[str, Any] = {"step": tick, "agent": call.agent}
+        line["prompt"] = [_plain(piece) for piece in call.prompt]
+        line["output"] = _plain(call.output)
         for name in ("round", "adapter", "expect"):
-            if getattr(turn, name):
-                line[name] = getattr(turn, name)
+            if getattr(call, name):
+                line[name] = getattr(call, name)
         if at_s is not None:
             line["at_s"] = round(at_s, 6)
         self._write(line)
@@ -51,12 +51,12 @@ class TraceWriter:
 
     def ticks(self, ticks: Iterable[TraceTick]) -> None:
         for tick in ticks:
-            if not tick.hints and not tick.turns:
+            if not tick.hints and not tick.calls:
                 self.tick(tick.time)
             for hint in tick.hints:
                 self.hint(tick.time, hint)
-            for turn in tick.turns:
-                self.turn(tick.time, turn)
+            for call in tick.calls:
+                self.call(tick.time, call)
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
@@ -82,7 +82,7 @@ def read_trace(path: Path) -> Iterator[TraceTick]:
         if line.keys() == {"step"}:
             continue  # a tick
         if "prompt" in line:
-            tick.turns.append(_turn(line, where))
+            tick.calls.append(_call(line, where))
         else:
             _add_hint(tick, line, where)
     if tick is not None:
@@ -105,8 +105,8 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise TraceError(f'{path} is empty; a trace begins with {{"scalesim_trace": {VERSION}}}')
 
 
-def _turn(line: dict[str, Any], where: str) -> Turn:
-    _only(line, _TURN_KEYS, where)
+def _call(line: dict[str, Any], where: str) -> TraceCall:
+    _only(line, _CALL_KEYS, where)
     pieces = line["prompt"]
     if not isinstance(pieces, list) or not pieces:
         raise TraceError(f"{where}: prompt must be a list of [content, length] with one at least")
@@ -114,7 +114,7 @@ def _turn(line: dict[str, Any], where: str) -> Turn:
     prompt = tuple(_piece(piece, f"{where}: prompt") for piece in pieces)
     if sum(piece.length for piece in prompt) > MAX_PROMPT:
         raise TraceError(f"{where}: the prompt has more than {MAX_PROMPT} tokens")
-    return Turn(
+    return TraceCall(
         _agent(line, where, optional=True),
         prompt,
         _piece(line.get("output"), f"{where}: output"),
@@ -130,11 +130,11 @@ def _add_hint(tick: TraceTick, line: dict[str, Any], where: str) -> None:
     assert agent is not None
     expect = line.get("expect")
     at = None if expect is None else records.number(expect, f"{where}: expect")
-    for index in range(len(tick.turns) - 1, -1, -1):
-        turn = tick.turns[index]
-        if turn.agent == agent:
-            tick.turns[index] = Turn(
-                agent, turn.prompt, turn.output, turn.round, turn.adapter, at, turn.truth
+    for index in range(len(tick.calls) - 1, -1, -1):
+        call = tick.calls[index]
+        if call.agent == agent:
+            tick.calls[index] = TraceCall(
+                agent, call.prompt, call.output, call.round, call.adapter, at, call.truth
             )
             return
     tick.hints.append(Hint(agent, at))

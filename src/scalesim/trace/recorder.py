@@ -23,7 +23,7 @@ from scalesim.core import AgentId, Int32s
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign, report, words_of
 from scalesim.trace.file import TraceWriter
-from scalesim.trace.trace import Hint, TracePiece, Turn
+from scalesim.trace.trace import Hint, TraceCall, TracePiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class _Said:
 
 @dataclass(slots=True)
 class _Line:
-    """What will be a line: a tick, a hint, or a call, whose ``turn`` is known when it has ended."""
+    """What will be a line: a tick, a hint, or a call, whose ``call`` is known when it has ended."""
 
     tick: float
-    turn: Turn | None = None
+    call: TraceCall | None = None
     hint: Hint | None = None
     at_s: float = 0.0
     is_open: bool = False
@@ -118,7 +118,7 @@ class Recorder:
     @gives_up
     def ends(self, call: int, output: Int32s) -> None:
         """A request has ended with ``output``; without any, it leaves no line."""
-        line, prompt, turn_round, agent = self._begun.pop(call)
+        line, prompt, call_round, agent = self._begun.pop(call)
         last = self._rounds.get(agent)  # none of who was forgotten
         if last is not None and last[0] == line.tick:
             self._rounds[agent] = (last[0], last[1], last[2] - 1)
@@ -126,7 +126,7 @@ class Recorder:
         if len(output):
             said = TracePiece(self._name(), len(output))
             whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
-            line.turn = Turn(agent, prompt.pieces, said, turn_round)
+            line.call = TraceCall(agent, prompt.pieces, said, call_round)
             if last is not None:
                 self._last[agent] = whole
             self._remember(whole)
@@ -135,7 +135,7 @@ class Recorder:
     @gives_up
     def forget(self, agents: Iterable[AgentId]) -> None:
         """``agents`` are gone, which a trace has no line for: who calls under such an id later
-        takes a turn like any other. The texts stay, to recognise them."""
+        is an agent like any other. The texts stay, to recognise them."""
         for agent in agents:
             self._rounds.pop(agent, None)
             self._last.pop(agent, None)
@@ -170,8 +170,8 @@ class Recorder:
     def _flush(self) -> None:
         while self._lines and not self._lines[0].is_open:
             line = self._lines.popleft()
-            if line.turn is not None:
-                self._writer.turn(line.tick, line.turn, line.at_s)
+            if line.call is not None:
+                self._writer.call(line.tick, line.call, line.at_s)
             elif line.hint is not None:
                 self._writer.hint(line.tick, line.hint)
             elif line.is_tick:

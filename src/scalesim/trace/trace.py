@@ -26,7 +26,7 @@ class TracePiece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TraceCall:
     """One call. ``expect``: what its agent, after it, says of its next call, as a time of the
     simulation's clock; ``truth``: when that really is, where it is known. Within a tick, an
     agent's calls of one ``round`` run together, those of the next round after them."""
@@ -59,7 +59,7 @@ class TraceTick:
 
     time: float
     hints: list[Hint] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
+    calls: list[TraceCall] = field(default_factory=list)
 
 
 def with_truth(ticks: Iterable[TraceTick]) -> list[TraceTick]:
@@ -68,9 +68,9 @@ def with_truth(ticks: Iterable[TraceTick]) -> list[TraceTick]:
     found: list[TraceTick] = []
     ahead: dict[AgentId | None, float] = {}
     for tick in reversed(list(ticks)):
-        turns = [replace(turn, truth=ahead.get(turn.agent)) for turn in tick.turns]
-        for place, turn in reversed(list(enumerate(turns))):
-            ahead[turn.agent] = tick.time + _ORDER * place / len(turns)
+        calls = [replace(call, truth=ahead.get(call.agent)) for call in tick.calls]
+        for place, call in reversed(list(enumerate(calls))):
+            ahead[call.agent] = tick.time + _ORDER * place / len(calls)
         hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in tick.hints]
-        found.append(TraceTick(tick.time, hints, turns))
+        found.append(TraceTick(tick.time, hints, calls))
     return found[::-1]

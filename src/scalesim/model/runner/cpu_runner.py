@@ -20,10 +20,10 @@ from torch import Tensor
 from scalesim.batch import (
     NO_TOKEN,
     Batch,
+    EmbeddingBatch,
     LaunchedStep,
     LogitsBatch,
     LogprobsBatch,
-    EmbeddingBatch,
     Scores,
     StepOutput,
 )
@@ -140,7 +140,11 @@ class ModelRunner:
         scores = None
         if batch.scores is not None:
             scores = self._score(batch, batch.scores, ordered, hidden, tokens)
-        sums = None if batch.embeddings is None else hidden_sums(batch, batch.embeddings, ordered, hidden)
+        sums = (
+            None
+            if batch.embeddings is None
+            else hidden_sums(batch, batch.embeddings, ordered, hidden)
+        )
         return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, sums)
 
     def _score(

@@ -168,7 +168,11 @@ class CudaRunner:
             sampling = packed.order[packed.picked]
             changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
-        spans = [] if batch.embeddings is None else self._embeddings.rows(batch, arranged, batch.embeddings)
+        spans = (
+            []
+            if batch.embeddings is None
+            else self._embeddings.rows(batch, arranged, batch.embeddings)
+        )
         captured = None
         if scored is None and not spans:  # a graph keeps no hidden states
             captured = self.graphs.replay(shape)
@@ -254,7 +258,9 @@ class CudaRunner:
     @cached_property
     def _embeddings(self) -> DeviceEmbeddings:
         width = self._model.config.hidden_size
-        return DeviceEmbeddings(self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width)
+        return DeviceEmbeddings(
+            self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width
+        )
 
     def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
         if batch.scores is None:

@@ -109,7 +109,7 @@ def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceT
     if next(lines(path), None) is None:
         raise TraceError(f"{path} is empty; give a trace")
     ticks = form.read(path, block_size)
-    if not any(tick.turns for tick in ticks):
+    if not any(tick.calls for tick in ticks):
         raise TraceError(f"{path} has no calls, read as {form.name}; --format names another format")
     return ticks
 
@@ -151,7 +151,7 @@ def gathered(ticks: Iterable[TraceTick], seconds: float) -> list[TraceTick]:
         TraceTick(
             float(at),
             [hint for tick in together for hint in tick.hints],
-            in_rounds([tick.turns for tick in together]),
+            in_rounds([tick.calls for tick in together]),
         )
         for at, together in sorted(found.items())
     ]

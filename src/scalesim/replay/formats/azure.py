@@ -14,7 +14,7 @@ from typing import IO
 
 from scalesim.errors import TraceError
 from scalesim.replay.formats.rows import Row, Timed, in_order, lines, ticks_of
-from scalesim.trace.trace import TracePiece, TraceTick, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
@@ -37,9 +37,9 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
         row = Row(line.where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
         prompt = TracePiece(f"prompt {number}", row.whole("ContextTokens", 1))
         output = TracePiece(f"answer {number}", row.whole("GeneratedTokens", 1))
-        calls.append((_units(row), Turn(None, (prompt,), output)))
+        calls.append((_units(row), TraceCall(None, (prompt,), output)))
     start = min((units for units, _ in calls), default=0)
-    return ticks_of(Timed((units - start) / _UNITS_A_SECOND, turn) for units, turn in calls)
+    return ticks_of(Timed((units - start) / _UNITS_A_SECOND, call) for units, call in calls)
 
 
 def _units(row: Row) -> int:
@@ -57,7 +57,7 @@ def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> 
     """Who called and what prompts share is not written. Raises ``TraceError`` for times that no
     calendar has."""
     file.write(",".join(COLUMNS) + "\n")
-    for time, turn in in_order(ticks):
+    for time, call in in_order(ticks):
         seconds, units = divmod(round(time * _UNITS_A_SECOND), _UNITS_A_SECOND)
         try:
             date = _ORIGIN + timedelta(seconds=seconds)
@@ -65,4 +65,4 @@ def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> 
             raise TraceError(
                 f"time {time:g} s is past the year 9999; this format ends there"
             ) from None
-        file.write(f"{date:%Y-%m-%d %H:%M:%S}.{units:07d},{turn.prompt_len},{turn.output.length}\n")
+        file.write(f"{date:%Y-%m-%d %H:%M:%S}.{units:07d},{call.prompt_len},{call.output.length}\n")

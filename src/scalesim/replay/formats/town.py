@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scalesim.replay.formats.rows import Row, Timed, lines, ticks_of
 from scalesim.replay.workloads import WORKLOADS
-from scalesim.trace.trace import TracePiece, TraceTick, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 MAX_TICKS = 10**9
 _SIZES = WORKLOADS["w3"].knobs
@@ -28,7 +28,9 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
             TracePiece(f"{agent} self", _SIZES.private),
             TracePiece(f"news {number}", _SIZES.new),
         )
-        calls.append(Timed(float(time), Turn(agent, prompt, TracePiece(f"answer {number}", said))))
+        calls.append(
+            Timed(float(time), TraceCall(agent, prompt, TracePiece(f"answer {number}", said)))
+        )
 
     for line in lines(path):
         row = Row.of(line)
