@@ -29,7 +29,7 @@ class SeenBeforeError(Exception):
 class Case:
     """``world()`` makes it anew each time; ``prelude`` brings it, fairly, to where exploring
     begins; ``asks`` are made then. ``actions`` of the host may each happen once, between any two
-    turns. ``judge`` compares what the requests said."""
+    iterations. ``judge`` compares what the requests said."""
 
     name: str
     world: Callable[[], SchedulerWorld]

@@ -23,7 +23,7 @@ _TIMES: list[float | None] = [None, -5.0, 0.0, 1.0, 2.0, 7.0, 1e9, float("inf")]
 
 ACTS: list[Act] = [
     (30, "ask", _request),
-    (60, "turn", lambda rng: (1 + rng.randrange(4),)),
+    (60, "iterate", lambda rng: (1 + rng.randrange(4),)),
     (10, "happen", some(16)),
     (2, "fail_copy", some()),
     (6, "expect_agent", lambda rng: (rng.randrange(AGENTS), rng.choice(_TIMES))),

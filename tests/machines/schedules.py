@@ -67,7 +67,7 @@ class Starve:
 
 
 class Burst:
-    """Nothing for up to ``quiet`` turns of the host, then everything at once."""
+    """Nothing for up to ``quiet`` iterations of the host, then everything at once."""
 
     def __init__(self, seed: int, quiet: int = 12) -> None:
         self._random, self._quiet = random.Random(seed), quiet

@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from scalesim.cli.play import Score
+from scalesim.cli.play import PlayScore
 
 _LINES = 4  # where there are no bars
 
@@ -17,8 +17,8 @@ class Screen(Progress):
     """A bar a policy, and below them the news of the world. A context manager that gives the
     terminal back however it is left. ``warms_up`` and ``played`` tell it how far a policy is."""
 
-    def __init__(self, console: Console, policies: tuple[str, ...], steps: int) -> None:
-        self._news, self._steps = "", steps
+    def __init__(self, console: Console, policies: tuple[str, ...], ticks: int) -> None:
+        self._news, self._ticks = "", ticks
         super().__init__(
             TextColumn("{task.description:<14}"),
             BarColumn(bar_width=20),
@@ -29,7 +29,7 @@ class Screen(Progress):
             refresh_per_second=4,  # slow: each refresh takes the interpreter away from the engine
         )
         self._bars = {
-            name: self.add_task(name, total=steps, state="[dim]waits") for name in policies
+            name: self.add_task(name, total=ticks, state="[dim]waits") for name in policies
         }
         self._num_played, self._num_lines = 0, 0
 
@@ -48,14 +48,14 @@ class Screen(Progress):
         if self.disable:
             self.console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
-    def played(self, score: Score, news: str) -> None:
-        """A step more under one policy: its score so far, and what happened in the world."""
-        rates = f"hits {score.hits:4.0%}   {score.turn_cpu_s * 1e3:.0f} CPU ms a turn"
-        self.update(self._bars[score.policy], completed=score.steps, state=rates)
-        self._news = f"step {score.steps}: {news}"
+    def played(self, score: PlayScore, news: str) -> None:
+        """A tick more under one policy: its score so far, and what happened in the world."""
+        rates = f"hits {score.hits:4.0%}   {score.call_cpu_s * 1e3:.0f} CPU ms a call"
+        self.update(self._bars[score.policy], completed=score.ticks, state=rates)
+        self._news = f"tick {score.ticks}: {news}"
         self._num_played += 1
-        due = score.steps * _LINES // self._steps
+        due = score.ticks * _LINES // self._ticks
         if self.disable and self._num_played % len(self._bars) == 0 and due > self._num_lines:
             self._num_lines = due
-            line = f"step {score.steps} of {self._steps}: {news}"
+            line = f"tick {score.ticks} of {self._ticks}: {news}"
             self.console.print(line, highlight=False, markup=False)

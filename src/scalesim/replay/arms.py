@@ -23,7 +23,7 @@ from scalesim.replay.simulation import Log, Simulation
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
-from scalesim.trace.trace import TraceStep
+from scalesim.trace.trace import TraceTick
 
 VOCAB_SIZE = 32_000
 RESIDENT_PAGES = 1 << 22
@@ -102,7 +102,7 @@ class Outcome:
     policy: str
     seconds: float
     turns: int
-    step_s: tuple[float, float]  # p50, p95 of a step of the simulation
+    tick_s: tuple[float, float]  # p50, p95 of a tick of the simulation
     first_token_s: tuple[float, float]
     page_bytes: int
     counters: dict[str, float]
@@ -155,7 +155,7 @@ Watch = Callable[[Log], None]
 def play(
     machine: Machine,
     policy: str,
-    steps: Iterable[TraceStep],
+    ticks: Iterable[TraceTick],
     *,
     sources: Iterable[Source] = (),
     warmup: int = 1,
@@ -163,8 +163,8 @@ def play(
     witness: bool = False,
     watch: Watch = lambda log: None,
 ) -> tuple[Outcome, Simulation]:
-    """Replay ``steps`` under ``policy``, with ``sources`` beside what the steps say. The first
-    ``warmup`` steps do not count, where there are more. ``witness``: find the bounds too."""
+    """Replay ``ticks`` under ``policy``, with ``sources`` beside what the ticks say. The first
+    ``warmup`` ticks do not count, where there are more. ``witness``: find the bounds too."""
     foresight = policy_named(policy).foresight
     simulation = Simulation(
         machine.parts(policy),
@@ -176,13 +176,13 @@ def play(
     )
     before: dict[str, float] = {}
     start_s, turns, index = 0.0, 0, 0
-    for index, step in enumerate(steps):
+    for index, tick in enumerate(ticks):
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
             turns = simulation.log.turns
-        simulation.step(step)
+        simulation.tick(tick)
     log = simulation.log
-    measured = log.step_s[warmup:] if index >= warmup else log.step_s
+    measured = log.tick_s[warmup:] if index >= warmup else log.tick_s
     busy = [seconds for seconds in measured if seconds > 0.0] or [0.0]
     found = Outcome(
         policy,
@@ -231,19 +231,19 @@ def most_held(accesses: Sequence[Access]) -> int:
 def compare(
     machine: Machine,
     policies: Sequence[str],
-    steps: Callable[[], Iterable[TraceStep]],
+    ticks: Callable[[], Iterable[TraceTick]],
     *,
     sources: Callable[[], Iterable[Source]] = tuple,
     warmup: int = 1,
     watch: Callable[[str], Watch] = lambda policy: lambda log: None,
 ) -> tuple[list[Outcome], Roof]:
-    """An outcome for each policy, on the same steps, and the roof over all of them."""
+    """An outcome for each policy, on the same ticks, and the roof over all of them."""
     outcomes = [
-        play(machine, policy, steps(), sources=sources(), warmup=warmup, witness=True,
+        play(machine, policy, ticks(), sources=sources(), warmup=warmup, witness=True,
              watch=watch(policy))[0]
         for policy in policies
     ]  # fmt: skip
-    return outcomes, roof(machine.limits, steps(), warmup)
+    return outcomes, roof(machine.limits, ticks(), warmup)
 
 
 def counted(simulation: Simulation) -> dict[str, float]:
