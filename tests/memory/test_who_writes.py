@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import scalesim
-from scalesim.memory import agents, lease, segment
+from scalesim.memory import lease
+from scalesim.memory.tree import owner as agents
+from scalesim.memory.tree import segment
 
 SOURCE = Path(scalesim.__file__).parent
 CLASSES = {
