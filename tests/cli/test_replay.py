@@ -27,8 +27,10 @@ SMALL = ["--agents", "12", "--steps", "4", "--private", "96", "--output", "8", "
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
     steps = [
-        TraceStep(float(at), [], [Turn(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)), TracePiece("o", 5))
-                                  for who in ("ada", "bob", "cy") if (at + len(who)) % 2])
+        TraceStep(float(at), [], [
+            Turn(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)), TracePiece("o", 5))
+            for who in ("ada", "bob", "cy") if (at + len(who)) % 2
+        ])
         for at in range(6)
     ]  # fmt: skip
     write_trace(tmp_path / "t.jsonl", steps)

@@ -1,5 +1,5 @@
-"""``SmallMap`` is a dictionary in all but size; what segments share while they have nothing is shared
-safely."""
+"""``SmallMap`` is a dictionary in all but size; what segments share while they have nothing is
+shared safely."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def unchecked() -> Iterator[None]:
             ("scalesim.requests.prepare.checked_call", lambda request: request),
             ("scalesim.requests.prepare.check_params", lambda params, *_: params),
             ("scalesim.requests.prepare.agent_id", lambda agent: agent),
-            ("scalesim.engine.agent_id", lambda agent: agent),
+            ("scalesim.engine.engine.agent_id", lambda agent: agent),
             # it reads them on the caller's thread; unnumbered, they are read on the engine's
             ("scalesim.engine.entrypoints.Entrypoints._number", lambda caller, calls: None),
         ):

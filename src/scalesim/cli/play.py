@@ -12,7 +12,8 @@ from statistics import median
 from typing import TypeVar
 
 from scalesim.cli.world import Turn, World
-from scalesim.engine.engine import Engine, EngineStats
+from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineStats
 from scalesim.memory.counters import Counters
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request

@@ -57,8 +57,6 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.trace.recorder import Recorder, check_new
 
-__all__ = ["Engine", "EngineStats", "Parts"]
-
 MAX_TIME = 2.0**52
 """Of the clock, in steps: from there on, a step more would be lost in rounding."""
 _PARAMS = frozenset(field.name for field in fields(SamplingParams))
@@ -68,9 +66,9 @@ _OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agen
 class Engine(Entrypoints):
     """Runs requests of any number of agents.
 
-    ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the fields
-    of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random ones, for
-    which the folder's config is enough. ``sources`` say who will call when, beside
+    ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the
+    fields of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random
+    ones, for which the folder's config is enough. ``sources`` say who will call when, beside
     ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
     and hints to this file, which must not exist yet. Raises ``ConfigError``,
     ``UnsupportedModelError`` or ``WeightsError`` at once. Close it, or use it as a context

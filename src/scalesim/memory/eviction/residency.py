@@ -1,7 +1,7 @@
 """Residency: which segments are on which tier, and what moves them: eviction, loads, saves.
 
-Decides by ``UseTime`` alone (who is needed next) and acts through the pools and the link. Called by the
-manager, always on one thread. It does not know requests; pins tell it what may not move.
+Decides by ``UseTime`` alone (who is needed next) and acts through the pools and the link. Called by
+the manager, always on one thread. It does not know requests; pins tell it what may not move.
 
 A device page is given back only when nothing but steps already launched can touch it; the fence of
 the last of those goes with it, and a load into it waits for that fence. Pages under a copy are
