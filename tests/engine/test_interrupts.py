@@ -12,7 +12,7 @@ import pytest
 
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.tickets import Ticket
+from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts
 
 SAMPLE = 12

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from scalesim.advice import Advice
 from scalesim.distance.distances import Distances
+from scalesim.engine.advice import Advice
 from scalesim.engine.loop import EngineLoop
+from scalesim.engine.open_calls import OpenCalls
 from scalesim.errors import AdapterError
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.memory.eviction.ranking import EvictionRanking
@@ -41,7 +42,6 @@ from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.model.text.chat import ChatTemplate
 from scalesim.model.text.tokenizer import ByteTokenizer
-from scalesim.open_calls import OpenCalls
 from scalesim.requests.call import TextObserver
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.scheduler.batch_builder import InFlight
@@ -99,10 +99,8 @@ POINTS: dict[str, Point] = {
     "tree: merge": Point(PrefixTree, "merge"),
     "tree: remove": Point(PrefixTree, "remove"),
     "tree: shorten": Point(PrefixTree, "shorten"),
-    "tree: add device pages": Point(PrefixTree, "add_device"),
-    "tree: trim device pages": Point(PrefixTree, "trim_device"),
-    "tree: add host pages": Point(PrefixTree, "add_host"),
-    "tree: trim host pages": Point(PrefixTree, "trim_host"),
+    "tree: put pages": Point(PrefixTree, "put"),
+    "tree: cut pages": Point(PrefixTree, "cut"),
     "block table: allocate a row": Point(BlockTable, "allocate"),
     "block table: write": Point(BlockTable, "write"),
     "block table: free a row": Point(BlockTable, "free"),
@@ -168,12 +166,12 @@ POINTS: dict[str, Point] = {
     "distances: called": Point(Distances, "called"),
     "distances: ended": Point(Distances, "ended"),
     "distances: expect": Point(Distances, "expect_all"),
-    "distances: advance": Point(Distances, "advance"),
+    "distances: tick": Point(Distances, "tick"),
     "inbox: accept": Point(EngineLoop, "_accept"),
     "inbox: expect": Point(Advice, "expect"),
     "loop: settle": Point(OpenCalls, "_count"),
     "guard: the counts": Point(Auditor, "after_step"),
-    "recorder: a turn": Point(TraceWriter, "turn"),
+    "recorder: a call": Point(TraceWriter, "call"),
     "recorder: a tick": Point(TraceWriter, "tick"),
     "tokenizer: encode": Point(ByteTokenizer, "encode"),
     "tokenizer: decode": Point(ByteTokenizer, "decode"),

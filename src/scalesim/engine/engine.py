@@ -10,62 +10,48 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from scalesim.agent_registry import AgentRegistry, listed_ids
 from scalesim.checks import (
-    agent_id,
     flag,
     function,
     number,
     path_of,
-    reading,
     shown,
-    unknown_option,
 )
 from scalesim.config import EngineConfig
 from scalesim.core import AgentId
-from scalesim.distance.clock import Clock
+from scalesim.distance.clock import MAX_TIME, Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.estimates import Source
-from scalesim.distance.hints import read
 from scalesim.distance.scores import Score
 from scalesim.engine import forks
-from scalesim.engine.agent import Agent
-from scalesim.engine.entrypoints import Entrypoints
+from scalesim.engine.agent import Agent, Agents
+from scalesim.engine.choose_and_embed import ChooseAndEmbed
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
+from scalesim.engine.sources import EngineListener, checked_voices, unheard
+from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
-from scalesim.engine.tickets import Bell, Desk
-from scalesim.errors import AdapterError, ConfigError, HintWarning, RequestError
-from scalesim.inbox import Inbox
+from scalesim.errors import ConfigError, RequestError
 from scalesim.memory.misses import Miss
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prepare import Intake
-from scalesim.requests.request import Request
-from scalesim.sampling.params import SamplingParams
-from scalesim.sources import EngineListener, checked_voices, unheard
-from scalesim.stats import EngineStats
+from scalesim.requests.tickets import Desk
 from scalesim.trace.recorder import Recorder, check_new
 
-__all__ = ["Engine", "EngineStats", "Parts"]
 
-MAX_TIME = 2.0**52
-"""Of the clock, in steps: from there on, a step more would be lost in rounding."""
-_PARAMS = frozenset(field.name for field in fields(SamplingParams))
-_OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agent", "params"}
-
-
-class Engine(Entrypoints):
+class Engine(ChooseAndEmbed):
     """Runs requests of any number of agents.
 
-    ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the fields
-    of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random ones, for
-    which the folder's config is enough. ``sources`` say who will call when, beside
+    ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the
+    fields of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random
+    ones, for which the folder's config is enough. ``sources`` say who will call when, beside
     ``expect``; ``combine`` makes one next use of several. ``record``: write a trace of all calls
     and hints to this file, which must not exist yet. Raises ``ConfigError``,
     ``UnsupportedModelError`` or ``WeightsError`` at once. Close it, or use it as a context
@@ -94,8 +80,7 @@ class Engine(Entrypoints):
             # until there is more to close: whatever is wrong from here on, its threads end
             self._finalizer = weakref.finalize(self, parts.link.close)
         self.model, limits = parts.model, parts.limits
-        self._inbox, self._agents = Inbox(), AgentRegistry()
-        self._handles: dict[AgentId, Agent] = {}
+        self._inbox, registry = Inbox(), AgentRegistry()
         self.adapters = AdapterRegistry(
             parts.read_adapter, parts.memory, self._inbox.post_if_open, self._inbox.check_process
         )
@@ -106,16 +91,15 @@ class Engine(Entrypoints):
             gate=self._gate,
             adapters=self.adapters,
             recorder=None if trace is None else Recorder(trace, parts.memory.block_size),
-            is_known=self._agents.__contains__,
+            is_known=registry.__contains__,
         )
         self._driver = EngineThread(self._loop, self._inbox)
         if not isinstance(model, EngineParts):
             self._finalizer.detach()
         self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
-        self._intake = Intake(
-            self.model, parts.memory, self._agents, self.adapters, self._loop.keys
-        )
+        self._intake = Intake(self.model, parts.memory, registry, self.adapters, self._loop.keys)
+        self._agents = Agents(registry, self.adapters, self._loop, self._inbox, self._driver)
         self._listener = EngineListener(self._inbox, self._loop.advice.poll)
         self._source_names: set[str] = set()
         for voice in voices:
@@ -132,7 +116,7 @@ class Engine(Entrypoints):
 
     @property
     def clock(self) -> Clock:
-        """The simulation's clock, to read; ``advance`` moves it."""
+        """The simulation's clock, to read; ``tick`` moves it."""
         return self._loop.clock
 
     @property
@@ -145,16 +129,6 @@ class Engine(Entrypoints):
         """Counts of calls, tokens and steps since the start."""
         return self._loop.stats
 
-    def sampling(self, **params: Any) -> SamplingParams:
-        """``SamplingParams`` of these fields; what is not given is as the model's
-        ``generation_config.json`` says, where ``EngineConfig.generation_config`` lets it. Agents'
-        calls go through this; a ``Request`` of one's own has the parameters that it is given.
-        Raises ``RequestError`` for a field that there is not."""
-        for name in params:
-            if name not in _PARAMS:
-                raise RequestError(unknown_option(name, _PARAMS | _OPTIONS, "option"))
-        return SamplingParams(**{**self.model.defaults, **params})
-
     # -- agents and time ----------------------------------------------------------------------
 
     def agent(self, id: AgentId, *, adapter: str | Path | None = None) -> Agent:
@@ -165,36 +139,13 @@ class Engine(Entrypoints):
         Unicode text of at most 1024 characters and no whole number of at most 256 bits,
         ``AdapterError`` for an adapter that cannot be used.
         """
-        id = agent_id(id)
-        self._inbox.check_open()
-        agent = self._handles.get(id)
-        if agent is None:
-            with self._agents.lock:
-                agent = self._handles.setdefault(id, Agent(self, self._agents.add(id)))
-        if adapter is not None:
-            name = str(path_of("adapter", adapter, AdapterError))
-            if name not in self.adapters:
-                self.adapters.add(name, adapter)
-            with self._agents.lock:
-                entry = self._agents.known(id)  # it may have been forgotten since
-                self.adapters.bind(id, name)
-                entry.adapter = name
-        return agent
+        return self._agents.handle(self, id, adapter)
 
     def fork(self, parent: AgentId, child: AgentId) -> Agent:
         """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
         writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
         exists."""
-        child = agent_id(child)
-        with self._agents.lock, InterruptsWait():
-            origin = self._agents.known(parent)
-            if child in self._agents:
-                raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
-            agent = self.agent(child)
-            self._agents.known(child).adapter = origin.adapter
-            self.adapters.fork(origin.id, child)
-            self._inbox.post(lambda: self.parts.memory.owners.fork(origin.id, child))
-        return agent
+        return self._agents.fork(self, parent, child)
 
     def forget(self, agents: AgentId | Iterable[AgentId], *, wait: bool = True) -> None:
         """``agents``, one id or many, are gone, with all that is kept for each: its pages on both
@@ -209,68 +160,32 @@ class Engine(Entrypoints):
         loops. Raises ``UnknownAgentError`` before anybody is forgotten, and ``RequestError`` for
         what are no ids.
         """
-        ids = listed_ids(agents)
-        flag("wait", wait)
-        self._inbox.check_open()
-        done = Bell()
-
-        def forget() -> None:
-            try:
-                self._loop.forget(ids)
-            finally:
-                done.ring()
-
-        with self._agents.lock, InterruptsWait():  # of what is halfway there is no second try
-            self._agents.remove(ids)
-            for id in ids:
-                del self._handles[id]
-            self.adapters.unbind(ids)
-            self._loop.keys.forget(ids)
-            self._inbox.post(forget)
-        if wait:
-            self._driver.wait_for(done)
+        self._agents.forget(agents, wait)
 
     def expect(
         self,
         agents: AgentId | Mapping[AgentId, float],
-        steps: float | None = None,
+        ticks: float | None = None,
         *,
         at: float | None = None,
         confidence: float = 1.0,
+        steps: float | None = None,
     ) -> None:
-        """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in steps from now,
+        """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in ticks from now,
         ``expect("ada", 3)``, or ``expect("ada", at=17.5)`` on the clock.
 
         ``confidence`` is the probability that this is about right. Advice only: a wrong distance
         costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
         call that gives no time or two. What is no finite time, or no confidence, is ignored:
         counted in ``source_scores()["declared"]``, and told once with a ``HintWarning``.
+        ``steps`` is the deprecated name of ``ticks``.
         """
-        if isinstance(agents, Mapping):
-            if steps is not None or at is not None:
-                raise RequestError("expect() takes a mapping of distances, or one agent and a time")
-            with reading("agents"):
-                distances = dict(agents)
-        elif (steps is None) == (at is None):
-            raise RequestError(f"expect({shown(agents)}) needs either steps or at=")
-        else:
-            distances = {self._agents.known(agents).id: steps if steps is not None else at}  # type: ignore[dict-item]
-        ids = [self._agents.known(agent).id for agent in distances]
-        hints, ignored = read(ids, list(distances.values()), confidence, of_users=True)
-        if hints.agents:
-            times = dict(zip(hints.agents, map(float, hints.at), strict=True))
-            self._inbox.post(
-                lambda: self._loop.advice.expect(
-                    times, hints.confidence[0], absolute=at is not None
-                )
-            )
-        if ignored and (told := self._loop.advice.distances.ignore("declared", ignored)):
-            warnings.warn(told, HintWarning, stacklevel=2)
+        self._agents.expect(agents, ticks, at=at, confidence=confidence, steps=steps)
 
     def add_source(self, source: Source) -> None:
         """Listen to ``source`` as well, from now on. Raises ``ConfigError`` for what is no source,
         if its name is taken, or if another engine that is open listens to it."""
-        with self._agents.lock, InterruptsWait():
+        with self._agents.registry.lock, InterruptsWait():
             voice, names = unheard(source), self._loop.advice.distances.names
             if voice.name in self._source_names or voice.name in names:
                 raise ConfigError(
@@ -285,7 +200,7 @@ class Engine(Entrypoints):
         and did not count, or seems meant for it under another name; where nothing was known of the
         call, also which sources are silent, and why. ``None`` if it missed nothing and nothing
         said of it was in vain. Raises ``UnknownAgentError``."""
-        agent = self._agents.known(agent).id
+        agent = self._agents.registry.known(agent).id
         distances = self._loop.advice.distances
         miss, unheard = self.parts.memory.misses.last.get(agent), distances.unheard(agent)
         if miss is None:
@@ -301,18 +216,27 @@ class Engine(Entrypoints):
 
     def wake(self, agent: AgentId) -> None:
         """``agent`` is about to call, whatever was said before. Raises ``UnknownAgentError``."""
-        agent = self._agents.known(agent).id
+        agent = self._agents.registry.known(agent).id
         self._inbox.post(lambda: self._loop.advice.wake(agent))
 
-    def advance(self, *, to: float | None = None) -> None:
-        """Move the simulation's clock one step on, or ``to`` a time, at most 2**52. Raises
-        ``RequestError`` for one that is past."""
+    def tick(self, n: float = 1, *, to: float | None = None) -> None:
+        """Move the simulation's clock ``n`` ticks on, or ``to`` a time, at most 2**52. Raises
+        ``RequestError`` for a time that is past, or where both are given."""
         wall_s = self.parts.time_s()
-        if to is not None and (to := number("to", to, most=MAX_TIME)) < self.clock.now:
-            raise RequestError(
-                f"advance(to={to}): the clock is at {self.clock.now}, and goes forward"
-            )
-        self._inbox.post(lambda: self._loop.advance(wall_s, to))
+        ticks = number("n", n, 0.0, MAX_TIME, above=True)
+        if to is not None:
+            if n != 1:
+                raise RequestError(f"tick({n}, to={to}): give a number of ticks or a time")
+            if (to := number("to", to, most=MAX_TIME)) < self.clock.now:
+                raise RequestError(
+                    f"tick(to={to}): the clock is at {self.clock.now}, and goes forward"
+                )
+        self._inbox.post(lambda: self._loop.tick(wall_s, ticks, to=to))
+
+    def advance(self, *, to: float | None = None) -> None:
+        """The deprecated name of ``tick``."""
+        warnings.warn("advance() is named tick() now", DeprecationWarning, stacklevel=2)
+        self.tick(to=to)
 
     # -- its life -----------------------------------------------------------------------------
 

@@ -7,33 +7,33 @@ driver's loop; here is who waits for what.
 from __future__ import annotations
 
 import asyncio
-from asyncio import gather
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
-from scalesim.checks import flag, instance, reading, refuse
-from scalesim.core import Floats, Pooling
+from scalesim.checks import flag, instance, reading, refuse, unknown_option
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.progress import Progress, Show, shown
 from scalesim.engine.thread import EngineThread
-from scalesim.engine.tickets import LOOK_S, Bell, Desk, Latch, LoopBell
 from scalesim.errors import EngineClosedError, RequestError
-from scalesim.inbox import Inbox
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.call import Call
-from scalesim.requests.choose import By, Choice, Option, checked_options, choice_of
-from scalesim.requests.embed import embedding_requests, stacked
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prepare import Intake
-from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream, Mailbox, Reader, ReplyStream
+from scalesim.requests.tickets import LOOK_S, Bell, Desk, Latch, LoopBell
+from scalesim.sampling.params import SamplingParams
 
 _SHOW_S = 0.1  # how often it shows its progress
+
+
+_PARAMS = frozenset(field.name for field in fields(SamplingParams))
+_OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agent", "params"}
 
 
 class Entrypoints:
@@ -117,59 +117,6 @@ class Entrypoints:
         first read on."""
         return AsyncReplyStream(partial(self._begin, request))
 
-    def choose(self, request: Request, options: Sequence[Option], *, by: By = "sum") -> Choice:
-        """The likeliest of ``options`` as what follows the request's prompt, by the sum of its
-        tokens' log-probabilities or their mean; waits. The prompt is computed once.
-
-        Of the request, sampling parameters play no part. Raises ``RequestError`` for options that
-        are empty.
-        """
-        options = checked_options(options, by)
-        first, *rest = self._intake.prepare_choice(request, options)
-        replies = [self.generate(first), *cast("list[Reply]", self.run(rest))]
-        return choice_of(options, replies, by)
-
-    async def choose_async(
-        self, request: Request, options: Sequence[Option], *, by: By = "sum"
-    ) -> Choice:
-        """``choose`` among ``options`` from any event loop."""
-        options = checked_options(options, by)
-        first, *rest = self._intake.prepare_choice(request, options)
-        replies = [await self.generate_async(first)]  # the others find the prompt in memory
-        replies += await gather(*(self.generate_async(each) for each in rest))
-        return choice_of(options, replies, by)
-
-    def embed(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        pooling: Pooling = "last",
-        normalize: bool = True,
-        **options: Any,
-    ) -> Floats:
-        """``[len(prompts), hidden]`` fp32: the model's final hidden state of each prompt's last
-        token, or the mean over its tokens; of length 1 with ``normalize``. Waits.
-
-        Options are fields of ``Request``. Sentence embeddings need a model that was trained for
-        them, and its own pooling.
-        """
-        flag("normalize", normalize)
-        replies = self.run(embedding_requests(prompts, pooling, options))
-        return stacked(cast("list[Reply]", replies), normalize)
-
-    async def embed_async(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        pooling: Pooling = "last",
-        normalize: bool = True,
-        **options: Any,
-    ) -> Floats:
-        """``embed`` from any event loop: ``prompts``, ``pooling`` and ``normalize`` as there."""
-        flag("normalize", normalize)
-        requests = embedding_requests(prompts, pooling, options)
-        return stacked(await gather(*map(self.generate_async, requests)), normalize)
-
     def submit(self, request: Request) -> Call:
         """Hand in a request without waiting, for those who drive ``step()``: poll ``call.done``.
         Of one sample: for more, submit requests that differ in ``sample_index``. Raises
@@ -186,6 +133,16 @@ class Entrypoints:
         if call.model is not self.parts.model:
             raise RequestError("this call is another engine's; cancel it there")
         self._inbox.post(partial(self._loop.calls.abandon, [call]))
+
+    def sampling(self, **params: Any) -> SamplingParams:
+        """``SamplingParams`` of these fields; what is not given is as the model's
+        ``generation_config.json`` says, where ``EngineConfig.generation_config`` lets it. Agents'
+        calls go through this; a ``Request`` of one's own has the parameters that it is given.
+        Raises ``RequestError`` for a field that there is not."""
+        for name in params:
+            if name not in _PARAMS:
+                raise RequestError(unknown_option(name, _PARAMS | _OPTIONS, "option"))
+        return SamplingParams(**{**self.parts.model.defaults, **params})
 
     # -- steps of the above -------------------------------------------------------------------
 

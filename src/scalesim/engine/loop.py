@@ -12,24 +12,24 @@ import sys
 from collections import deque
 from collections.abc import Callable
 
-from scalesim.advice import Advice
 from scalesim.batch import NO_TOKEN, LaunchedStep
 from scalesim.core import AgentId
 from scalesim.distance.combine import Combine, earliest_credible
+from scalesim.engine.advice import Advice
+from scalesim.engine.open_calls import OpenCalls
 from scalesim.engine.parts import EngineParts
+from scalesim.engine.recovery import Recovery
+from scalesim.engine.stats import EngineStats
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
-from scalesim.open_calls import OpenCalls
-from scalesim.recovery import Recovery
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
-from scalesim.sampling.embedding import PoolLog
+from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.logits import logits_processor_of
 from scalesim.sampling.logprobs import LogprobsLog
 from scalesim.scheduler.sequence import Sequence
-from scalesim.stats import EngineStats
 from scalesim.trace.recorder import Recorder
 
 MAX_STALL_S = 0.05
@@ -71,7 +71,7 @@ class EngineLoop:
         mended."""
         is_busy = True
         with Foreign() as broke:
-            is_busy = self._turn()
+            is_busy = self._iterate()
             self.guard.after_step()
             if not is_busy:
                 self.guard.when_idle()
@@ -94,7 +94,7 @@ class EngineLoop:
 
     # -- a step -------------------------------------------------------------------------------
 
-    def _turn(self) -> bool:
+    def _iterate(self) -> bool:
         self.calls.expire()
         if self.calls.can_enter:
             self.accept([])
@@ -158,8 +158,8 @@ class EngineLoop:
         sequence = self._sequence_of(call)
         self.calls.add(call, sequence)
         if self.recorder is not None:
-            step, at_s = self.clock.now, call.submitted_s
-            self.recorder.begins(sequence.id, sequence.agent, step, at_s, call.tokens)
+            tick, at_s = self.clock.now, call.submitted_s
+            self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens)
         if sequence.agent is not None:
             sequence.on_end = self.advice.ended
             self.advice.called(sequence.agent)
@@ -198,7 +198,9 @@ class EngineLoop:
             adjust=logits_processor_of(params, len(tokens), stop_ids, guide),
             priority=request.priority,
             leaves_nothing=agent != request.agent,
-            pool_log=None if request.pooling is None else PoolLog(len(tokens), request.pooling),
+            embedding_log=None
+            if request.pooling is None
+            else EmbeddingLog(len(tokens), request.pooling),
             score_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
 
@@ -213,6 +215,6 @@ class EngineLoop:
             self.memory.forget(agent)
         self._leaving = frozenset()
 
-    def advance(self, wall_s: float, to: float | None) -> None:
+    def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
         """Move the clock; ``wall_s`` is when that was asked for."""
-        self.advice.advance(wall_s, to, idle=not self.scheduler.has_work)
+        self.advice.tick(wall_s, n, to=to, idle=not self.scheduler.has_work)

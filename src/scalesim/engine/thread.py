@@ -11,12 +11,12 @@ from functools import partial
 from queue import Empty
 from typing import Literal
 
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.tickets import Bell
 from scalesim.errors import EngineModeError
 from scalesim.foreign import Foreign, report, words_of
-from scalesim.inbox import Inbox
+from scalesim.requests.tickets import Bell
 
 _COPY_WAIT_S = 0.005
 _MAX_WAIT_S = 60.0
@@ -29,8 +29,10 @@ class EngineThread:
     def __init__(self, loop: EngineLoop, inbox: Inbox) -> None:
         self._loop, self._parts, self._inbox = loop, loop.parts, inbox
         self._choice = threading.Lock()  # held to choose who drives
-        self._turn = threading.Lock()  # whose it is may touch the loop: the thread, for its life;
-        self._turn_of: int | None = None  # who calls step, for a step; close, in the end
+        # Whoever has this may touch the loop: the thread, for its life; a caller of ``step``, for a
+        # step; ``close``, in the end.
+        self._driving = threading.Lock()
+        self._driver_id: int | None = None  # the thread that is driving
         self._mode: Literal["none", "thread", "user"] = "none"
         self._thread: threading.Thread | None = None
         self._unsaid: BaseException | None = None  # what went wrong while the engine closed
@@ -50,7 +52,7 @@ class EngineThread:
         """For a caller that is about to wait. Raises ``EngineModeError`` if ``step`` drives, or if
         the caller is the engine's own thread, which would wait for itself."""
         self._inbox.check_open()
-        if self._turn_of == threading.get_ident():
+        if self._driver_id == threading.get_ident():
             raise EngineModeError(
                 "a call that waits was made on the engine's own thread, by a source of distances "
                 "or another callback: it would wait for itself; hand it in from another thread"
@@ -66,18 +68,18 @@ class EngineThread:
         engine died of, if it does. Ctrl-C is raised when the step is over (``InterruptsWait``).
         """
         self._drive("user")
-        if self._turn_of == threading.get_ident():
+        if self._driver_id == threading.get_ident():
             raise EngineModeError("step() was called within a step, by a callback: return from it")
-        with self._turn, InterruptsWait():
+        with self._driving, InterruptsWait():
             self._inbox.check_open()  # it may have closed since
-            self._turn_of = threading.get_ident()
+            self._driver_id = threading.get_ident()
             try:
                 is_busy = self._step()
             except BaseException as error:
                 self._inbox.close(error)
                 raise
             finally:
-                self._turn_of = None
+                self._driver_id = None
                 if self._inbox.is_closed:
                     self._shut()
             recovery = self._loop.recovery
@@ -90,12 +92,12 @@ class EngineThread:
         """End all open calls with ``EngineClosedError``, stop the thread and the link. Waits for a
         step that is running, but the one that calls it: that closes as it ends. Idempotent."""
         self._inbox.close()  # wakes the thread
-        if self._inbox.in_child or self._turn_of == threading.get_ident():
+        if self._inbox.in_child or self._driver_id == threading.get_ident():
             return
         thread = self._thread
         if thread is not None:
             thread.join()
-        with self._turn, InterruptsWait():
+        with self._driving, InterruptsWait():
             self._shut()
             error, self._unsaid = self._unsaid, None
         if error is not None:
@@ -124,10 +126,10 @@ class EngineThread:
     # -- on the loop's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
-        if not self._turn.acquire(blocking=False):
+        if not self._driving.acquire(blocking=False):
             return  # another was started meanwhile, or everything is being closed
         try:
-            self._turn_of, self._thread = threading.get_ident(), threading.current_thread()
+            self._driver_id, self._thread = threading.get_ident(), threading.current_thread()
             try:
                 while not self._inbox.is_closed:
                     if not self._step() and self._inbox.is_empty:
@@ -136,8 +138,8 @@ class EngineThread:
                 self._inbox.close(error)
             self._shut()
         finally:
-            self._turn_of = None
-            self._turn.release()
+            self._driver_id = None
+            self._driving.release()
 
     def _step(self) -> bool:
         while not self._inbox.is_empty:

@@ -15,9 +15,9 @@ from scalesim.requests.reply import Dropped, Reply, Usage
 from scalesim.requests.request import Request
 
 if TYPE_CHECKING:
-    from scalesim.agent_registry import AgentEntry
     from scalesim.memory.leases.adapters import AdapterUse
     from scalesim.model.text.token_stream import TokenStream
+    from scalesim.requests.agent_registry import AgentEntry
     from scalesim.sampling.logits import TokenConstraint
     from scalesim.scheduler.sequence import Observer, Sequence
 
@@ -129,7 +129,7 @@ class Call:
             latency_s=self.ended_s - self.submitted_s,
             digest=sequence.digest,
             dropped=self.dropped,
-            embedding=None if sequence.pool_log is None else sequence.pool_log.result(),
+            embedding=None if sequence.embedding_log is None else sequence.embedding_log.result(),
             logprobs=None if log is None else log.of_output(sequence.output),
             prompt_logprobs=None if log is None else log.of_prompt(self.tokens),
         )

@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from scalesim.agent_registry import AgentRegistry
 from scalesim.checks import INT64, reading
 from scalesim.errors import PromptTooLongError, RequestError
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.call import Call, TextObserver
 from scalesim.requests.choose import Option, option_ids, scoring_request
 from scalesim.requests.prompt import TextModel

@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scalesim.engine.tickets import Bell, LoopBell, Ticket
 from scalesim.requests.call import Call
 from scalesim.requests.reply import Reply
+from scalesim.requests.tickets import Bell, LoopBell, Ticket
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.batch import PoolBatch
+from scalesim.batch import EmbeddingBatch
 from scalesim.core import Bools, Floats, Pooling
 
 
-class PoolLog:
+class EmbeddingLog:
     """One sequence's sum of hidden states so far; ``next`` is the position that is due."""
 
     def __init__(self, prompt_len: int, pooling: Pooling) -> None:
@@ -45,13 +45,15 @@ class PoolLog:
 
 
 @dataclass(slots=True)
-class PoolPlan:
+class EmbeddingPlan:
     """A step's sums, by sequence, in the order in which they come back."""
 
-    owners: list[tuple[int, PoolLog, range]] = field(default_factory=list)  # index in the batch
+    owners: list[tuple[int, EmbeddingLog, range]] = field(
+        default_factory=list
+    )  # index in the batch
     spans: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, index: int, log: PoolLog, positions: range, first_token: int) -> None:
+    def add(self, index: int, log: EmbeddingLog, positions: range, first_token: int) -> None:
         """The sequence at ``index`` of the batch computes ``positions``, as its query tokens from
         ``first_token`` on; ``log`` is the sequence's."""
         wanted = log.wanted(positions)
@@ -60,8 +62,8 @@ class PoolPlan:
             self.owners.append((index, log, wanted))
             self.spans.append((wanted.start + shift, wanted.stop + shift))
 
-    def batch(self) -> PoolBatch:
-        return PoolBatch(np.array(self.spans, np.int32))
+    def batch(self) -> EmbeddingBatch:
+        return EmbeddingBatch(np.array(self.spans, np.int32))
 
     def deliver(self, sums: Floats, is_current: Bools) -> None:
         """To each owner its own, but for those who are not in their slot any more."""

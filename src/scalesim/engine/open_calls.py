@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from scalesim.checks import shown
 from scalesim.core import AgentId
+from scalesim.engine.parts import EngineParts
+from scalesim.engine.stats import EngineStats
 from scalesim.errors import (
     EngineClosedError,
     InternalError,
@@ -25,11 +27,7 @@ from scalesim.requests.call import Call, deliver
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.scheduler.sequence import Sequence
-from scalesim.stats import EngineStats
 from scalesim.trace.recorder import Recorder
-
-if TYPE_CHECKING:
-    from scalesim.engine.parts import EngineParts
 
 
 class OpenCalls:
@@ -114,7 +112,7 @@ class OpenCalls:
             self._recorder.ends(sequence.id, sequence.output)
         stats = self._stats
         if sequence.error is None:
-            stats.turns += 1
+            stats.calls += 1
         else:
             stats.failed += 1
         stats.prompt_tokens += sequence.prompt_len

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from scalesim.checks import reading, refuse, shown
 from scalesim.distance.estimates import Source
 from scalesim.distance.voice import Voice, voice_of
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import ConfigError
-from scalesim.inbox import Inbox
 
 
 class EngineListener:

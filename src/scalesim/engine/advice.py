@@ -45,7 +45,7 @@ class Advice:
     def expect(
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
     ) -> None:
-        """Hints: times of the clock if ``absolute``, else steps from now."""
+        """Hints: times of the clock if ``absolute``, else ticks from now."""
         times = {agent: time for agent, time in times.items() if self._is_known(agent)}
         offset = 0.0 if absolute else self.clock.now
         if self._recorder is not None:
@@ -62,18 +62,18 @@ class Advice:
             self._recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))
 
-    def advance(self, wall_s: float, to: float | None, *, idle: bool) -> None:
+    def tick(self, wall_s: float, n: float, *, to: float | None, idle: bool) -> None:
         """Move the clock; ``wall_s`` is when that was asked for, ``idle`` whether no call is
         open."""
         clock = self.clock
         if to is not None and to < clock.now:
             return  # another caller moved the clock past it meanwhile
-        changes = self.distances.advance(wall_s, to=to)
+        changes = self.distances.tick(wall_s, n, to=to)
         self._memory.ranking.now = clock.now
         if self._recorder is not None:
             self._recorder.ticks(clock.now)
-        hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
-        pace = Pace(clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s)
+        hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
+        pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
         self._memory.prefetcher.observe_tick(pace, idle=idle)
         self._apply(changes)
 

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from scalesim.batch import LaunchedStep
 from scalesim.core import AgentId
+from scalesim.engine.parts import EngineParts
+from scalesim.engine.stats import EngineStats
 from scalesim.errors import KernelError
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.scheduler.sequence import Sequence
-from scalesim.stats import EngineStats
-
-if TYPE_CHECKING:
-    from scalesim.engine.parts import EngineParts
 
 MAX_FRUITLESS = 8
 
