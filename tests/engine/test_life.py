@@ -136,18 +136,18 @@ def suppressed(kind: type[Exception], act: Callable[..., object], *args: object)
 def test_steps_take_turns() -> None:
     """Two threads that step never do it at the same time; a callback may not step."""
     engine, inside, worst = new(), [0], [0]
-    turn = engine._loop._turn
+    iterate = engine._loop._iterate
 
     def counted() -> bool:
         inside[0] += 1
         worst[0] = max(worst[0], inside[0])
-        is_busy = turn()
+        is_busy = iterate()
         with pytest.raises(EngineModeError, match="within a step"):
             engine.step()
         inside[0] -= 1
         return is_busy
 
-    engine._loop._turn = counted  # type: ignore[method-assign]
+    engine._loop._iterate = counted  # type: ignore[method-assign]
     calls = [engine.submit(SHORT) for _ in range(20)]
 
     def drive() -> None:
