@@ -189,7 +189,7 @@ def test_removal_waits_for_open_calls() -> None:
             agent.request(list(range(20 + i)), max_tokens=30, ignore_eos=True) for i in range(3)
         ]
         calls = [engine._prepare_one(request) for request in requests]
-        engine._driver.start_thread()
+        engine._thread.start_thread()
         engine._enter(calls)
         engine.adapters.remove(name, timeout=60.0)
         assert all(call.done for call in calls)

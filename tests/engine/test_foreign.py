@@ -69,7 +69,7 @@ def healthy(engine: Engine, restarts: int = 0) -> None:
     replies = engine.run(neighbours(engine))
     assert all(isinstance(reply, Reply) and len(reply.token_ids) == 8 for reply in replies)
     assert engine.stats.restarts == restarts and not engine._inbox.is_closed
-    assert engine._gate.num_free == engine._gate.limit
+    assert engine._limiter.num_free == engine._limiter.limit
 
 
 def plain(**options: Any) -> Engine:

@@ -93,7 +93,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
         pass
     assert isinstance(got[0], EngineClosedError)
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
-    assert engine._gate.num_free == engine._gate.limit and not len(engine._loop.calls)
+    assert engine._limiter.num_free == engine._limiter.limit and not len(engine._loop.calls)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -125,7 +125,7 @@ def test_closing_while_calls_are_made(seed: int) -> None:
         pass
     assert [type(each) for each in got[:6]] == [EngineClosedError] * 6, got
     assert got[6:] == [None] * 3
-    assert engine._gate.num_free == engine._gate.limit and not engine._gate.calls()
+    assert engine._limiter.num_free == engine._limiter.limit and not engine._limiter.calls()
 
 
 def suppressed(kind: type[Exception], act: Callable[..., object], *args: object) -> None:
@@ -238,7 +238,7 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         own.close()
         return "; ".join(wrong)
 
-    with engine._gate._lock, engine.adapters._lock, engine._driver._choice, taken:
+    with engine._limiter._lock, engine.adapters._lock, engine._thread._choice, taken:
         said = forked(child)  # as if other threads were just within these
     assert said == ""
     stream.close()

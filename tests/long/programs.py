@@ -544,7 +544,7 @@ class World:
         self._idle()
         found = self._on_its_thread(self._left_over)
         assert found is None, found
-        gate = engine._gate
+        gate = engine._limiter
         assert gate.num_free == gate.limit, f"{gate.limit - gate.num_free} places are lost"
         assert not engine._loop.calls, engine._loop.calls
         assert not len(engine.adapters), engine.adapters.list()

@@ -159,7 +159,7 @@ def run(
         if bad := [(name, why) for name, why in failed if not isinstance(why, ScaleSimError)]:
             raise Lost(f"{bad[0][0]}: {bad[0][1]!r} is no typed error")
         workload.settle()
-        gate = workload.engine._gate
+        gate = workload.engine._limiter
         if gate.num_free != gate.limit:
             raise Lost(f"{names}: {gate.limit - gate.num_free} places are lost")
     return workload.refused, Counter(name for name, _ in failed)

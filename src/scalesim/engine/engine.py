@@ -1,7 +1,7 @@
 """The engine: many agents' calls on one model and one page pool.
 
-Agents, time and hints are here, the calls in ``caller``. Everything reaches the loop through the
-driver's inbox, in order.
+Time, sources and the engine's life are here, calls in ``entrypoints``, agents and hints in
+``agent``. Everything reaches the loop through the inbox, in order.
 """
 
 from __future__ import annotations
@@ -84,22 +84,22 @@ class Engine(ChooseAndEmbed):
         self.adapters = AdapterRegistry(
             parts.read_adapter, parts.memory, self._inbox.post_if_open, self._inbox.check_process
         )
-        self._gate = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
+        self._limiter = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
         self._loop = EngineLoop(
             parts,
             combine=combine,
-            gate=self._gate,
+            limiter=self._limiter,
             adapters=self.adapters,
             recorder=None if trace is None else Recorder(trace, parts.memory.block_size),
             is_known=registry.__contains__,
         )
-        self._driver = EngineThread(self._loop, self._inbox)
+        self._thread = EngineThread(self._loop, self._inbox)
         if not isinstance(model, EngineParts):
             self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, self._driver.close)  # also at interpreter exit
+        self._finalizer = weakref.finalize(self, self._thread.close)  # also at interpreter exit
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
         self._intake = Intake(self.model, parts.memory, registry, self.adapters, self._loop.keys)
-        self._agents = Agents(registry, self.adapters, self._loop, self._inbox, self._driver)
+        self._agents = Agents(registry, self.adapters, self._loop, self._inbox, self._thread)
         self._listener = EngineListener(self._inbox, self._loop.advice.poll)
         self._source_names: set[str] = set()
         for voice in voices:
@@ -246,7 +246,7 @@ class Engine(ChooseAndEmbed):
         Raises ``EngineModeError`` when the engine's own thread drives.
         """
         try:
-            return self._driver.step()
+            return self._thread.step()
         finally:
             if self._inbox.is_closed:
                 self._finalizer.detach()  # what it died of has the caller's frames, and so us
@@ -254,7 +254,7 @@ class Engine(ChooseAndEmbed):
     def close(self) -> None:
         """End all open calls with ``EngineClosedError``, stop the thread and the link.
         Idempotent."""
-        self._driver.close()
+        self._thread.close()
         self._finalizer.detach()
 
     def __enter__(self) -> Engine:

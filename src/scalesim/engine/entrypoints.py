@@ -1,14 +1,14 @@
 """The calling surface of an engine: requests in, replies out, from threads and event loops.
 
-What ``Engine`` inherits. Requests are checked by the intake, pass the gate, and are run by the
-driver's loop; here is who waits for what.
+What ``Engine`` inherits. Requests are checked by the intake and run by the loop; here callers hand
+them in, wait, and leave.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from scalesim.engine.progress import Progress, Show, shown
 from scalesim.engine.thread import EngineThread
 from scalesim.errors import EngineClosedError, RequestError
 from scalesim.requests.adapter_registry import AdapterRegistry
-from scalesim.requests.call import Call
+from scalesim.requests.call import Call, reply_of
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prepare import Intake
 from scalesim.requests.reply import Reply
@@ -29,9 +29,7 @@ from scalesim.requests.stream import AsyncReplyStream, Mailbox, Reader, ReplyStr
 from scalesim.requests.tickets import LOOK_S, Bell, Desk, Latch, LoopBell
 from scalesim.sampling.params import SamplingParams
 
-_SHOW_S = 0.1  # how often it shows its progress
-
-
+_SHOW_S = 0.1  # how often ``run`` shows its progress
 _PARAMS = frozenset(field.name for field in fields(SamplingParams))
 _OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agent", "params"}
 
@@ -48,9 +46,9 @@ class Entrypoints:
     adapters: AdapterRegistry
     _loop: EngineLoop
     _inbox: Inbox
-    _driver: EngineThread
+    _thread: EngineThread
     _intake: Intake
-    _gate: RequestLimiter
+    _limiter: RequestLimiter
     _desk: Desk
 
     def run(
@@ -97,7 +95,7 @@ class Entrypoints:
         bell = LoopBell()
         for call in calls:
             call.waiter = bell
-        self._driver.start_thread()
+        self._thread.start_thread()
         with self._desk.ticket(calls):  # by whatever way it is left, the collector's included
             self._enter(calls)
             await bell.until_ended(calls)
@@ -109,7 +107,7 @@ class Entrypoints:
         It runs from now on. Whoever stops reading cancels it.
         """
         call = self._prepare_one(request)
-        self._driver.start_thread()
+        self._thread.start_thread()
         return ReplyStream(self._begun(call, Bell()))
 
     def stream_async(self, request: Request) -> AsyncReplyStream:
@@ -148,9 +146,7 @@ class Entrypoints:
 
     def _prepare_one(self, request: Request) -> Call:
         self._inbox.check_open()
-        call = self._intake.prepare(request)
-        _check_one(call)
-        self._intake.compile([call])
+        [call] = self._intake.compile([self._intake.prepare_one(request)])
         return call
 
     def _prepare(self, request: Request) -> list[Call]:
@@ -163,14 +159,14 @@ class Entrypoints:
         first."""
         if not calls[0].request.params.is_structured:
             return self._intake.compile(calls)
-        if not self._gate.refuses:
+        if not self._limiter.refuses:
             self._intake.number(calls)
         return await asyncio.to_thread(self._intake.compile, calls)
 
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
         """Until all ``calls`` have ended, so that Ctrl-C gets through; it cancels them."""
         latch = Latch(calls)
-        self._driver.start_thread()
+        self._thread.start_thread()
         with self._desk.ticket(calls):
             self._enter(calls)
             while not latch.wait(LOOK_S if show is None else _SHOW_S):
@@ -186,23 +182,21 @@ class Entrypoints:
         now_s = self.parts.time_s()
         for call in calls:
             call.begins(now_s)
-        if self._gate.refuses or not waits:
-            self._gate.take(calls)
+        if self._limiter.refuses or not waits:
+            self._limiter.take(calls)
         self._intake.number(calls)
         self.adapters.hold(calls)
         try:
             self._inbox.post(lambda: self._loop.accept(calls))
         except EngineClosedError:
             self.adapters.let_go(calls)
-            self._gate.leave(calls)
+            self._limiter.leave(calls)
             raise
 
     async def _begin(self, request: Request) -> Reader:
         self._inbox.check_open()
-        call = self._intake.prepare(request)
-        _check_one(call)
-        await self._compiled([call])
-        self._driver.start_thread()
+        [call] = await self._compiled([self._intake.prepare_one(request)])
+        self._thread.start_thread()
         return self._begun(call, LoopBell())
 
     def _begun(self, call: Call, bell: Bell | LoopBell) -> Reader:
@@ -220,20 +214,6 @@ class Entrypoints:
     def _check_process(self) -> None:
         """For readers, who keep their engine by it."""
         self._inbox.check_process()
-
-
-def _check_one(call: Call) -> None:
-    if (n := call.request.params.n) != 1:
-        raise RequestError(
-            f"n={n}: one sample at a time is submitted or streamed; send "
-            "requests with sample_index 0 to n - 1, or use a call that waits"
-        )
-
-
-def reply_of(calls: list[Call]) -> Reply:
-    """The reply of a request's samples. Raises the first error among them."""
-    replies = [call.result() for call in calls]
-    return replies[0] if len(calls) == 1 else replace(replies[0], others=tuple(replies[1:]))
 
 
 def _outcome(calls: list[Call] | Exception, keep: bool) -> Reply | Exception:

@@ -38,7 +38,7 @@ MAX_STALL_S = 0.05
 class EngineLoop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it.
 
-    ``gate`` bounds the calls that may be open; ``adapters`` is told of those that have ended, and
+    ``limiter`` bounds the calls that may be open; ``adapters`` is told of those that have ended, and
     when memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none.
     """
 
@@ -47,7 +47,7 @@ class EngineLoop:
         parts: EngineParts,
         *,
         combine: Combine = earliest_credible,
-        gate: RequestLimiter | None = None,
+        limiter: RequestLimiter | None = None,
         adapters: AdapterRegistry | None = None,
         recorder: Recorder | None = None,
         is_known: Callable[[AgentId], bool] = lambda agent: True,
@@ -58,7 +58,7 @@ class EngineLoop:
         self.advice = Advice(parts.memory, combine, is_known, recorder)
         self.clock = self.advice.clock
         self.calls = OpenCalls(
-            parts, self.stats, gate or RequestLimiter(sys.maxsize), adapters, recorder
+            parts, self.stats, limiter or RequestLimiter(sys.maxsize), adapters, recorder
         )
         self.guard = Auditor(self.memory, self.scheduler.leases, parts.integrity)
         self.recovery = Recovery(parts, self.guard, self.stats, adapters)

@@ -1,7 +1,6 @@
 """The open calls: each from when it was handed in to when its caller is told of its end.
 
-On the loop's thread. A call waits for a place at the gate, then it has a sequence; when it ends, by
-whatever way, what it used is given back first, and whoever waits for it is told last.
+On the loop's thread. A call waits for a place, then it has a sequence; when it ends, by whatever way, what it used is given back first, and whoever waits for it is told last.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ class OpenCalls:
         self,
         parts: EngineParts,
         stats: EngineStats,
-        gate: RequestLimiter,
+        limiter: RequestLimiter,
         adapters: AdapterRegistry | None,
         recorder: Recorder | None,
     ) -> None:
         self._scheduler, self._time_s = parts.scheduler, parts.time_s
-        self._stats, self._gate = stats, gate
+        self._stats, self._limiter = stats, limiter
         self._adapters, self._recorder = adapters, recorder
         self._by_sequence: dict[int, Call] = {}
         self._news: list[Call] = []  # gave tokens in this step to a reader that waits for some
@@ -65,7 +64,7 @@ class OpenCalls:
     @property
     def can_enter(self) -> bool:
         """Whether a call in line has a place now."""
-        return self._gate.opens
+        return self._limiter.opens
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -78,7 +77,7 @@ class OpenCalls:
             return []
         for call in calls:
             self._deadlines.add(call)
-        return self._gate.enter(calls)
+        return self._limiter.enter(calls)
 
     def add(self, call: Call, sequence: Sequence) -> None:
         """``call`` has a place and, from now on, a sequence."""
@@ -148,7 +147,7 @@ class OpenCalls:
             if calls and self._adapters is not None:
                 last.callback(self._adapters.let_go, calls)
             if calls:
-                last.callback(self._gate.leave, calls)
+                last.callback(self._limiter.leave, calls)
             for call in calls:
                 self._deadlines.ended(call)
 
@@ -169,7 +168,7 @@ class OpenCalls:
                 f"timeout={request.timeout} s, or by deadline={request.deadline}"
             )
             if call.sequence is None:
-                what += f": it waited for one of max_open_requests={self._gate.limit} places"
+                what += f": it waited for one of max_open_requests={self._limiter.limit} places"
             self._end(call, "timeout", RequestTimeoutError(what))
 
     def _end(self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception) -> None:
@@ -189,7 +188,7 @@ class OpenCalls:
         self._over = (
             "the engine was closed" if cause is None else f"the engine died: {words_of(cause)}"
         )
-        calls = [*self, *self._gate.calls()]
+        calls = [*self, *self._limiter.calls()]
         self._by_sequence.clear()
         ended = [call for call in dict.fromkeys(calls) if not call.done]
         for call in ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
@@ -144,6 +145,12 @@ class Call:
         if reason == "stop" and ids[-1] in self.sequence.stop_ids:
             ids = ids[:-1]  # the token that ended it is not text
         return self.model.tokenizer.decode(ids)
+
+
+def reply_of(calls: list[Call]) -> Reply:
+    """The reply of a request's samples. Raises the first error among them."""
+    replies = [call.result() for call in calls]
+    return replies[0] if len(calls) == 1 else replace(replies[0], others=tuple(replies[1:]))
 
 
 def deliver(calls: list[Call]) -> None:

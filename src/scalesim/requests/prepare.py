@@ -68,6 +68,16 @@ class Intake:
             call.adapter = self._adapters.use(name, tokens)
         return call
 
+    def prepare_one(self, request: Request) -> Call:
+        """``prepare``, for calls of one sample. Raises ``RequestError`` for more as well."""
+        call = self.prepare(request)
+        if (n := call.request.params.n) != 1:
+            raise RequestError(
+                f"n={n}: one sample at a time is submitted or streamed; send "
+                "requests with sample_index 0 to n - 1, or use a call that waits"
+            )
+        return call
+
     def prepare_samples(self, request: Request) -> list[Call]:
         """One call for each of ``n`` samples; the first computes the prompt for all."""
         leader = self.prepare(request)

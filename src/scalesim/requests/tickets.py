@@ -2,16 +2,17 @@
 
 A waiting caller holds a ticket; calls whose ticket is gone are cancelled. However a caller is left
 (an error, a cancelled task, the collector, Ctrl-C between any two instructions), what it had begun
-must end: the calls, their places at the gate, the adapters that they use. So the ticket exists
+must end: the calls, their places at the limiter, the adapters that they use. So the ticket exists
 before anything else does, and what is done about it is one command in the loop's inbox, which
 undoes whatever of it has happened by then. A caller that can still act puts it there; for one that
 cannot, because a second Ctrl-C struck just there, the ticket's death does. No line of Python runs
 for that, so nothing can interrupt it.
 
-Futures of ``concurrent.futures`` do not do this work: a ``KeyboardInterrupt`` inside one's
-``Condition`` leaves it locked, and the engine's thread, which sets the result, waits for ever; and
-``asyncio.wrap_future`` wakes the event loop once for every call, not once for all that ended in a
-step.
+Futures of ``concurrent.futures`` do not do this work. A ``KeyboardInterrupt`` inside one's
+``Condition`` leaves it locked, and the engine's thread, which sets the result, waits for ever. And
+they cost more: a thread that waits for 10 000 of them spends 14 us of a processor on each, one that
+waits at a latch 0.4; a task spends 70 us on ``asyncio.wrap_future``, which wakes the event loop for
+every call, and 25 on a bell, which is rung once for all calls that ended in a step.
 """
 
 from __future__ import annotations
