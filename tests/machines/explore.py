@@ -142,9 +142,10 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
     moves = {id(each): index for index, each in enumerate(memory.residency.transfers.values())}
     for segment in memory.tree:
         owners = sorted(str(owner.id) for owner in segment.owners)
-        moving = [moves.get(id(each)) for each in (segment.load, segment.save) if each]
-        parts += [segment.tokens, segment.mark, segment.device, segment.ready, segment.host]
-        parts += [segment.saved, segment.pins, segment.uses, owners, moving, segment.is_tail]
+        for run in (segment.device, segment.host):
+            parts += [list(run), run.valid, run.transfer and moves.get(id(run.transfer))]
+        parts += [segment.tokens, segment.mark, segment.pins, segment.uses, owners]
+        parts += [segment.is_tail]
         parts += [segment.last_use, seqs.index(segment.last_seq), segment.failed_saves]
         parts += [names.get(id(segment.parent)), segment.prefetched]
     reached = bed.timeline.reached

@@ -86,7 +86,7 @@ class Misses:
     def released(self, lease: Lease) -> None:
         """``lease`` leaves its shared path to its agent."""
         if lease.agent is not None:
-            lease.agent.num_left = lease.num_shared
+            lease.agent.leave(lease.num_shared)
 
     def looked_up(
         self, lease: Lease, found: Segment, waiting: int, spared: int, now: float

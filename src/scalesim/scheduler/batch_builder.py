@@ -167,6 +167,5 @@ def _take_copies(sequences: list[Sequence]) -> Int32s:
     copies: list[tuple[int, int]] = []
     for sequence in sequences:
         assert sequence.lease is not None
-        copies += sequence.lease.copies
-        sequence.lease.copies = []
+        copies += sequence.lease.take_copies()
     return np.array(copies, np.int32).reshape(-1, 2)

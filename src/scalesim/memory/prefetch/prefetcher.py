@@ -189,11 +189,11 @@ class Prefetcher:
         ranking = self._residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.load is not None or ranking.is_over(segment):
+                if segment.device.transfer is not None or ranking.is_over(segment):
                     break
-                if segment.source is not None and segment.saved < segment.num_blocks:
+                if segment.source is not None and segment.host.valid < segment.num_blocks:
                     break  # an adapter comes from the host as a whole, or from its source
-                blocks = segment.saved - len(segment.device)
+                blocks = segment.host.valid - len(segment.device)
                 if blocks > 0:
                     parts[segment] = blocks
                 if segment.num_available < segment.num_blocks:
