@@ -40,9 +40,9 @@ class Ignored(NamedTuple):
     def __str__(self) -> str:
         given = shown(self.value)
         rule = {
-            "no time": f"{given} is no finite number of steps",
+            "no time": f"{given} is no finite number of ticks",
             "no confidence": f"confidence {given} is no number from 0 to 1",
-            "nobody has this name": f"nobody had this name by step {given}, when it was to call",
+            "nobody has this name": f"nobody had this name by tick {given}, when it was to call",
         }[self.reason]
         return f"agent {shown(self.agent)}: {rule}"
 
