@@ -16,8 +16,8 @@ from scalesim.trace.file import TraceWriter, read_trace
 from scalesim.trace.records import MAX_NUMBER
 from scalesim.trace.trace import TraceTick
 
-Read = Callable[[Path, "int | None"], "list[TraceTick]"]
-Write = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
+ReadTrace = Callable[[Path, "int | None"], "list[TraceTick]"]
+WriteTrace = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Format:
     blocks of a size that ``--block-size`` may name."""
 
     name: str
-    read: Read
-    write: Write | None
+    read: ReadTrace
+    write: WriteTrace | None
     in_seconds: bool = True
     blocks: bool = False
 
