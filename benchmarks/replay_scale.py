@@ -119,7 +119,7 @@ def ticks(count: int) -> dict[str, float]:
 
         def act() -> None:
             loop.expect(hints, absolute=False)
-            loop.memory.look_ahead.plan(loop.clock.now)
+            loop.memory.plan(loop.clock.now)
 
         return act
 

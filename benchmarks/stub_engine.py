@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import Batch, Runner, Step, StepOutput
@@ -18,6 +20,7 @@ from scalesim.memory.links import VirtualLink
 from scalesim.memory.look_ahead import LookAhead, PlannerConfig
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import policy_named
+from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
 from scalesim.requests import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
@@ -94,16 +97,17 @@ class TimedScheduler(Scheduler):
         self._watch.phases.update_s += self._watch.clock() - start
 
 
-def time_planner(planner: LookAhead, watch: Stopwatch) -> None:
-    """Time ``plan`` of this very object: agents' owners hold it too."""
-    plan = planner.plan
+class TimedPlanner(LookAhead):
+    """The planner, timed."""
 
-    def timed(wall_s: float) -> None:
-        start = watch.clock()
-        plan(wall_s)
-        watch.phases.plan_s += watch.clock() - start
+    def __init__(self, watch: Stopwatch, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._watch = watch
 
-    planner.plan = timed  # type: ignore[method-assign]
+    def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
+        start = self._watch.clock()
+        super().plan(wall_s, forecast)
+        self._watch.phases.plan_s += self._watch.clock() - start
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
         policy=policy,
         link=link,
         planner=settings.planner,
+        make_planner=LookAhead if watch is None else partial(TimedPlanner, watch),
         record=settings.guarded,
     )
     config = SchedulerConfig(
@@ -145,7 +150,6 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
     runner: Runner = StubRunner(VOCAB_SIZE)
     scheduler = Scheduler(memory, config, settings.max_len)
     if watch is not None:
-        time_planner(memory.look_ahead, watch)
         runner = VirtualTimeRunner(runner, link, settings.step_s, watch)
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
     model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)

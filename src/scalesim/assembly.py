@@ -23,7 +23,6 @@ from scalesim.loop import Parts
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.policies import Policy, policy_named
-from scalesim.memory.source_link import SourceLink
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.chat import chosen_chat_template
@@ -130,9 +129,8 @@ def parts_for(
         policy=policy,
         link=link,
         planner=config.planner,
+        read_rate=lambda: link.read_rate,
     )
-    if isinstance(link, SourceLink):
-        memory.look_ahead.reads.rate = lambda: link.read_rate
     return Parts(
         runner=runner,
         memory=memory,

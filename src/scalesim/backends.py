@@ -17,7 +17,7 @@ from scalesim.core import Runner
 from scalesim.device.streams import Device, Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links import Link, ThreadLink, Timeline
+from scalesim.memory.links import ThreadLink, Timeline
 from scalesim.memory.source_link import SourceLink, num_bounce_pages
 from scalesim.memory.storage import allocate_pages, writer
 from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
@@ -73,7 +73,7 @@ class Backend(Protocol):
         config: EngineConfig,
         plan: Plan,
         layouts: LayoutTable,
-    ) -> tuple[Runner, Link]: ...
+    ) -> tuple[Runner, SourceLink]: ...
 
 
 class CpuBackend:
@@ -100,7 +100,7 @@ class CpuBackend:
         config: EngineConfig,
         plan: Plan,
         layouts: LayoutTable,
-    ) -> tuple[Runner, Link]:
+    ) -> tuple[Runner, SourceLink]:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
         device = allocate_pages(plan.device_pages, page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, page_bytes, "host_memory")
@@ -172,7 +172,7 @@ class CudaBackend:
         config: EngineConfig,
         plan: Plan,
         layouts: LayoutTable,
-    ) -> tuple[Runner, Link]:
+    ) -> tuple[Runner, SourceLink]:
         from scalesim.memory.cuda_link import CudaLink
         from scalesim.memory.pinned import PinnedPages
         from scalesim.memory.storage import allocate_device_pages

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalesim.memory.policies import POLICIES
 from scalesim.replay.arms import Machine, Outcome, play
 from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.levels import REPLAY_POLICIES
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
@@ -24,7 +24,7 @@ def check(machine: Machine, steps: list[TraceStep], warmup: int) -> tuple[Roof, 
     """Every policy against both bounds."""
     limit = roof(machine.limits, steps, warmup)
     outcomes = []
-    for name, policy in POLICIES.items():
+    for name, policy in REPLAY_POLICIES.items():
         one, _ = play(machine, name, steps, warmup=warmup, witness=True)
         outcomes.append(one)
         most = limit.turns_per_s if policy.limited else limit.resident_turns_per_s

@@ -129,7 +129,7 @@ POINTS: dict[str, Point] = {
     "adapters: leave": Point(Adapters, "leave"),
     "adapter source: read": Point(TagFolder, "read", error=AdapterError),
     "planner: plan": Point(LookAhead, "plan"),
-    "planner: load ahead": Point(LookAhead, "_load"),
+    "planner: load ahead": Point(LookAhead, "load"),
     "planner: read an adapter ahead": Point(ReadAhead, "_read"),
     "link: submit": Point(HostileLink, "submit"),
     "link: poll": Point(HostileLink, "poll"),

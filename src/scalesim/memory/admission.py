@@ -15,10 +15,11 @@ from scalesim.memory.agents import AgentState, lineage
 from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
 from scalesim.memory.loads import Loads
-from scalesim.memory.look_ahead import LookAhead
 from scalesim.memory.look_up import Found, LookUp
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
+from scalesim.memory.prefetch.planner import Planner
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
 from scalesim.memory.segment import Segment
 from scalesim.memory.tails import Tails
@@ -35,7 +36,8 @@ class Admission:
     adapters: Adapters
     owners: Owners
     misses: Misses
-    look_ahead: LookAhead
+    queue: PrefetchQueue
+    planner: Planner
     table: BlockTable
 
     def acquire(
@@ -149,14 +151,14 @@ class Admission:
         """The same for the agent that called: its prompt was found up to ``end``, and the last
         ``spared`` blocks of that are computed again."""
         waited, weights = lease.num_waited_blocks, found.weights
-        self.misses.looked_up(lease, end, waited, spared, self.residency.standing.now)
+        self.misses.looked_up(lease, end, waited, spared, self.planner.blocked_by)
         lease.num_rebuilt_blocks = spared + self.misses.num_lost(lease, end, found.num_tokens)
         if agent.next_use is not None:
             on_time = weights is None or weights.ready == weights.num_blocks
-            self.look_ahead.observe_arrival(late=waited > 0 or not on_time)
+            self.planner.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:
-            self.look_ahead.give_up(agent)
+            self.queue.give_up(agent)
 
     def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
         pages: list[int] = []

@@ -38,3 +38,18 @@ class Lease:
     @property
     def is_ready(self) -> bool:
         return self.loads == 0
+
+    @property
+    def error(self) -> Exception | None:
+        """Of the load that failed; ``None`` also where a load was only called back."""
+        return None if self.failed is None else self.failed.error
+
+    @property
+    def could_not_read(self) -> bool:
+        """Whether what failed was a read: what is read cannot be computed instead."""
+        return self.error is not None and self.failed is not None and self.failed.is_read
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """Pages to be copied before the step that is launched now, from and to."""
+        copies, self.copies = self.copies, []
+        return copies

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scalesim.core import AgentId
 from scalesim.memory.agents import MANY_OWNERS, PERMANENT, AgentState, Habit, lineage
-from scalesim.memory.look_ahead import LookAhead
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment
 from scalesim.memory.standing import Standing
@@ -17,10 +17,10 @@ _MANY = 16  # changes that are cheaper put into order together
 class Owners:
     """All agents that memory has heard of. Changes owners and next uses, moves no page."""
 
-    def __init__(self, tree: PrefixTree, standing: Standing, look_ahead: LookAhead) -> None:
+    def __init__(self, tree: PrefixTree, standing: Standing, queue: PrefetchQueue) -> None:
         self.agents: dict[AgentId, AgentState] = {}
         self._habit = Habit()
-        self._tree, self._standing, self._look_ahead = tree, standing, look_ahead
+        self._tree, self._standing, self._queue = tree, standing, queue
 
     def agent(self, id: AgentId) -> AgentState:
         state = self.agents.get(id)
@@ -42,7 +42,7 @@ class Owners:
         """``set_next_use`` for many, in this order: of an agent that is named twice, the last one
         holds. Of an agent that has nothing in an order, which is most of them, only the time is
         written down."""
-        look_ahead = self._look_ahead
+        queue = self._queue
         seqs = self._standing.next_seqs(len(advice))
         awaited: list[AgentState] = []
         for state, (_, next_use), seq in zip(self._named(advice), advice, seqs, strict=True):
@@ -54,12 +54,16 @@ class Owners:
             if state.placed:
                 self._refresh_paths(state)
             if next_use is None or len(advice) < _MANY:
-                look_ahead.await_agent(state)
+                queue.add(state)
             else:
                 awaited.append(state)
         awaited = [state for state in awaited if state.next_use is not None]  # not taken back since
         if awaited:
-            look_ahead.await_agents(awaited)
+            queue.add_all(awaited)
+
+    def hints(self) -> list[tuple[AgentId, float | None]]:
+        """What was said of each agent's next use."""
+        return [(id, agent.next_use) for id, agent in self.agents.items()]
 
     def _named(self, advice: Sequence[tuple[AgentId, float | None]]) -> list[AgentState]:
         """The agents that ``advice`` names. That they are all looked up first lets the processor
@@ -106,7 +110,7 @@ class Owners:
             state.paths[adapter] = PERMANENT
             adapter.owners[state] = state.calls
             self._standing.refresh(adapter)
-            self._look_ahead.await_agent(state)
+            self._queue.add(state)
 
     def drop(self, id: AgentId) -> list[Segment]:
         """Forget ``id``. Nothing is its any more; returns what now is nobody's, the deepest first.
@@ -115,7 +119,7 @@ class Owners:
         if state is None:
             return []
         state.is_gone, state.next_use = True, None
-        self._look_ahead.await_agent(state)
+        self._queue.add(state)
         state.adapter = state.newest = state.home = None
         left: dict[Segment, None] = {}
         for end in list(state.paths):
@@ -170,7 +174,7 @@ class Owners:
         """Pages of ``segment`` left the device: its owners will want them back."""
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
-                self._look_ahead.await_agent(owner)
+                self._queue.add(owner)
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
 
@@ -178,7 +182,7 @@ class Owners:
         """``adapter`` left a tier, or came to the host: its owners will want it loaded, or read."""
         if len(adapter.owners) <= MANY_OWNERS:
             for owner in adapter.owners:
-                self._look_ahead.await_agent(owner)
+                self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
         """What ``agent`` owns alone, or almost, has another next use now. An agent of whose

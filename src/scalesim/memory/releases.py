@@ -84,7 +84,7 @@ class Releases:
             standing.refresh(lower)
         theirs = child.ready
         mine, lease.private = lease.private[:count], lease.private[count:]
-        residency.device.free(mine[:theirs], residency.last_launched)
+        residency.device.free(mine[:theirs], residency.timing.last_launched)
         self.table.write(lease.row, lease.num_shared, child.device[:theirs])
         tree.add_device(child, mine[theirs:])
         child.ready = count
@@ -127,7 +127,7 @@ class Releases:
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""
-        self.residency.device.free(lease.private, self.residency.last_launched)
+        self.residency.device.free(lease.private, self.residency.timing.last_launched)
         lease.private = []
         if lease.borrowed is not None:
             self.residency.standing.unpin(lease.borrowed)

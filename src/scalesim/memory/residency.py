@@ -11,8 +11,8 @@ never given back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, Protocol
 
 from scalesim.core import Fence
 from scalesim.foreign import Foreign, words_of
@@ -20,36 +20,49 @@ from scalesim.memory.costs import Costs
 from scalesim.memory.counters import Counters
 from scalesim.memory.links import Copies, Link, LinkError, Source
 from scalesim.memory.order import Use
-from scalesim.memory.policies import Policy
 from scalesim.memory.pool import Pool
 from scalesim.memory.prefix_tree import PrefixTree
 from scalesim.memory.segment import Segment, Transfer
 from scalesim.memory.standing import Standing
+from scalesim.memory.timing import Timing
 
 _log = logging.getLogger(__name__)
 _SOON_STEPS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
+class Listener(Protocol):
+    """Is told of what leaves a tier."""
+
+    def evicted(self, segment: Segment) -> None:
+        """Pages of ``segment`` left the device."""
+        ...
+
+    def adapter_moved(self, adapter: Segment) -> None:
+        """``adapter`` left a tier, or came to the host."""
+        ...
+
+
 class Residency:
-    """The contents of the two pools. ``last_launched`` is the newest step of the compute queue."""
+    """The contents of the two pools. ``listener`` wants back what leaves them."""
 
     def __init__(
         self,
         tree: PrefixTree,
-        policy: Policy,
+        standing: Standing,
+        listener: Listener,
         device: Pool,
         host: Pool,
         link: Link,
         page_bytes: int,
         counters: Counters,
+        timing: Timing,
     ) -> None:
-        self.tree, self.policy, self.device, self.host, self.link = tree, policy, device, host, link
-        self.page_bytes = page_bytes
-        self.standing = Standing(tree, policy)
-        self.costs = Costs(link, page_bytes, tree.block_size, weighs=policy.weighs)
-        self.counters = counters
-        self.last_launched = -1
+        self.tree, self.standing, self._listener = tree, standing, listener
+        self.device, self.host, self.link, self.page_bytes = device, host, link, page_bytes
+        self.counters, self.timing = counters, timing
+        self.policy = policy = standing.policy
+        self.costs = Costs(link, timing, page_bytes, tree.block_size, weighs=policy.weighs)
         self.transfers: dict[int, Transfer] = {}  # by ticket
         self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
         self._num_refused = 0
@@ -57,9 +70,6 @@ class Residency:
         self.filling_pages = 0  # of adapters, on their way from sources to the host
         self.demand_waiting = 0  # open demand transfers
         self.refused = False  # the last request for pages had to go away without
-        self.on_eviction: Callable[[Segment], None] = lambda segment: None
-        # an adapter came to the host, or left a tier
-        self.on_adapter_moved: Callable[[Segment], None] = lambda segment: None
         self._whole = device.num_usable // _WHOLE
         self._is_whole = not policy.limited  # nothing left a pool that should hold everything
 
@@ -83,9 +93,9 @@ class Residency:
             if victim is None:
                 return False
             use = standing.use_of(victim)
-            if ahead_of is not None and not ahead_of.sooner_than(use, standing.now):
+            if ahead_of is not None and not ahead_of.sooner_than(use, self.timing.now):
                 return False
-            if self.saving_pages >= missing and use.distance(standing.now) <= _SOON_STEPS:
+            if self.saving_pages >= missing and use.distance(self.timing.now) <= _SOON_STEPS:
                 return False  # enough that is used later is on its way out
             self._evict(victim, use, missing)
         return True
@@ -120,11 +130,11 @@ class Residency:
         while (above := self._next_above(leaving[-1], use, wanted - len(pages))) is not None:
             pages = self._trim_device(above, 0) + pages
             leaving.append(above)
-        self.device.free(pages, self.last_launched)
+        self.device.free(pages, self.timing.last_launched)
         top = leaving[-1].parent
         for one in leaving:
             if one.parent is not None:  # not merged meanwhile
-                self.on_eviction(one)
+                self._listener.evicted(one)
                 self._settle(one)
         if top is not None and top.parent is not None:  # who merged settled nothing above it
             self.standing.refresh(top)
@@ -145,10 +155,10 @@ class Residency:
             or above.num_dirty
         ):
             return None
-        return None if self.standing.use_of(above).sooner_than(use, self.standing.now) else above
+        return None if self.standing.use_of(above).sooner_than(use, self.timing.now) else above
 
     def _free_device(self, segment: Segment, keep: int) -> None:
-        self.device.free(self._trim_device(segment, keep), self.last_launched)
+        self.device.free(self._trim_device(segment, keep), self.timing.last_launched)
 
     def _trim_device(self, segment: Segment, keep: int) -> list[int]:
         """The device pages of ``segment`` from block ``keep`` on, which are to be freed."""
@@ -196,7 +206,7 @@ class Residency:
         available = segment.num_available
         if segment.source is not None:  # known without pages: it is read again when it is needed
             self.standing.refresh(segment)
-            self.on_adapter_moved(segment)
+            self._listener.adapter_moved(segment)
             return
         if available == 0 and segment.pins == 0:
             self.standing.forget(segment)
@@ -324,12 +334,12 @@ class Residency:
         while self.host.num_free < count:
             use = standing.use_of(saved)
             double = standing.soonest_doubled(saved)
-            if double is not None and standing.use_of(double).sooner_than(use, standing.now):
+            if double is not None and standing.use_of(double).sooner_than(use, self.timing.now):
                 self.host.free(self.tree.trim_host(double, 0))
                 self.standing.refresh(double)
                 continue
             farthest = standing.farthest_on_host()
-            if farthest is None or not use.sooner_than(standing.use_of(farthest), standing.now):
+            if farthest is None or not use.sooner_than(standing.use_of(farthest), self.timing.now):
                 return False
             keep = max(0, farthest.saved - (count - self.host.num_free))
             if farthest.is_adapter:
@@ -421,7 +431,7 @@ class Residency:
                 segment.saved += count
             self.standing.refresh(segment)
             if transfer.purpose == "fill":
-                self.on_adapter_moved(segment)
+                self._listener.adapter_moved(segment)
 
     def _finish_load(self, transfer: Transfer) -> None:
         self.demand_waiting -= transfer.purpose == "demand"

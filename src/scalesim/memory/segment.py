@@ -166,3 +166,8 @@ class Transfer:
     @property
     def num_blocks(self) -> int:
         return sum(count for _, count in self.parts)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its content comes from a source (an adapter's), not from tokens."""
+        return self.parts[0][0].is_adapter

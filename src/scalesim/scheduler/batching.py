@@ -73,7 +73,6 @@ class Batching:
         slots = self._slots
         part = self._decodes(decodes)
         if chunks:
-            self._memory.residency.costs.prefills(sum(count for _, count in chunks))
             part = self._with_chunks(part, chunks)
         at, sample = part.at, part.sample
         slots.launched[at] = part.ends
@@ -85,7 +84,7 @@ class Batching:
         scoring = self._scoring(part, query_start) if slots.num_scored else None
         pooling = self._pooling(chunks, part.starts, query_start)
         prefills = [sequence for sequence, _ in chunks]
-        rows, cols, pages = self._memory.table.take_changes()
+        rows, cols, pages = self._memory.take_table_changes()
         batch = Batch(
             step=step,
             token_ids=part.token_ids,
@@ -168,6 +167,5 @@ def _take_copies(sequences: list[Sequence]) -> Int32s:
     copies: list[tuple[int, int]] = []
     for sequence in sequences:
         assert sequence.lease is not None
-        copies += sequence.lease.copies
-        sequence.lease.copies = []
+        copies += sequence.lease.take_copies()
     return np.array(copies, np.int32).reshape(-1, 2)

@@ -18,9 +18,9 @@ from scalesim.core import Step
 from scalesim.memory.adapters import AdapterContent, AdapterUse
 from scalesim.memory.agents import lineage
 from scalesim.memory.integrity import check_integrity
-from scalesim.memory.look_ahead import Pace
 from scalesim.memory.residency import descendants
 from scalesim.memory.segment import Segment
+from scalesim.memory.timing import Pace
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, Held, batch_of
@@ -126,14 +126,14 @@ class MemoryWorld:
         source = FlakySource(tag, pages, self.broken)
         self.adapters[name] = (tag, count)
         layout = adapter_layout(tag, count)
-        self.manager.adapters.add(
+        self.manager.add_adapter(
             AdapterContent(digest_of(tag), layout, count, None, source, pages if tag % 2 else None)
         )
 
     def unload_adapter(self, name: int) -> None:
         """Also in use: leases go on with what they hold."""
         if self.shape.adapters and (found := self.adapters.pop(name % self.shape.adapters, None)):
-            self.manager.adapters.remove(digest_of(found[0]))
+            self.manager.remove_adapter(digest_of(found[0]))
 
     def break_source(self, name: int) -> None:
         """The adapter cannot be read any more, or can be again."""
@@ -147,7 +147,7 @@ class MemoryWorld:
         names = sorted(self.adapters)
         tag, count = self.adapters[names[agent % len(names)]]
         start = 0 if pick % 3 else pick % num_tokens
-        self.manager.adapters.bind(agent, digest_of(tag))
+        self.manager.bind_adapter(agent, digest_of(tag))
         return AdapterUse(digest_of(tag), adapter_layout(tag, count), start)
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
@@ -211,7 +211,7 @@ class MemoryWorld:
             return
         step = self.num_launched
         self.num_launched += 1
-        self.manager.residency.last_launched = step
+        self.manager.launched(step, 0)
         batch = batch_of(step, work, self.manager.table)
         copied = enumerate(batch.page_copies[:, 1].tolist())
         self.copying |= {(step, index): page for index, page in copied}
@@ -277,14 +277,14 @@ class MemoryWorld:
     # -- the simulation and the link ----------------------------------------------------------
 
     def expect_agent(self, agent: int, at: float | None) -> None:
-        self.manager.owners.set_next_use(agent, at)
+        self.manager.hint([(agent, at)])
 
     def advance(self, steps: int) -> None:
-        self.manager.standing.now += steps
-        self.manager.look_ahead.pace = Pace(0.001 * steps or None)
+        now = self.manager.timing.now + steps
+        self.manager.tick(now, Pace(0.001 * steps or None), idle=False)
 
     def fork(self, parent: int, child: int) -> None:
-        self.manager.owners.fork(parent, child)
+        self.manager.fork(parent, child)
 
     def drop_agent(self, agent: int) -> None:
         if all(held.agent != agent for held in self.held):
@@ -318,7 +318,7 @@ class MemoryWorld:
                 raise AssertionError(f"{segment} was a forgotten agent's, and stays")
 
     def plan(self) -> None:
-        self.manager.look_ahead.plan(0.0)
+        self.manager.plan(0.0)
 
     def land(self, count: int) -> None:
         self.bed.move(count)
