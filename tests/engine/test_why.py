@@ -99,6 +99,7 @@ def test_a_busy_link_and_a_pool_without_room() -> None:
         world.engine.expect("ada", 50)
         world.call("bob")
         world.engine.advance(to=50.0)
+        world.engine.step()
         misses = world.engine.parts.memory.misses
         assert misses._late(50.0, blocked) == cause
         world.engine.close()
