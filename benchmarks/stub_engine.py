@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.config import SchedulerConfig
-from scalesim.core import Batch, Runner, Step, StepOutput
-from scalesim.loop import Parts
-from scalesim.memory.links import VirtualLink
-from scalesim.memory.look_ahead import LookAhead, PlannerConfig
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
+from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
-from scalesim.requests import TextModel
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
 
@@ -60,7 +61,7 @@ class VirtualTimeRunner:
         self.steps_in_flight = inner.steps_in_flight
         self._inner, self._link, self._step_s, self._watch = inner, link, step_s, watch
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         start = self._watch.clock()
         step = self._inner.launch(batch)
         phases = self._watch.phases
@@ -69,7 +70,7 @@ class VirtualTimeRunner:
         self._link.advance_to(self._link.now_s + self._step_s)
         return step
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         start = self._watch.clock()
         output = self._inner.collect(step)
         self._watch.phases.runner_s += self._watch.clock() - start
@@ -97,7 +98,7 @@ class TimedScheduler(Scheduler):
         self._watch.phases.update_s += self._watch.clock() - start
 
 
-class TimedPlanner(LookAhead):
+class TimedPlanner(Prefetcher):
     """The planner, timed."""
 
     def __init__(self, watch: Stopwatch, *parts: Any) -> None:
@@ -127,7 +128,9 @@ class StubSettings:
     guarded: bool = True  # page events are recorded, and counts compared after each step
 
 
-def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int = 0) -> Parts:
+def stub_parts(
+    settings: StubSettings, watch: Stopwatch | None = None, seed: int = 0
+) -> EngineParts:
     """Parts for an ``Engine``; with a ``watch``, time is virtual and each phase is timed."""
     policy = policy_named(settings.policy)
     rate = settings.link_pages_per_s * settings.page_bytes
@@ -141,7 +144,7 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
         policy=policy,
         link=link,
         planner=settings.planner,
-        make_planner=LookAhead if watch is None else partial(TimedPlanner, watch),
+        make_planner=Prefetcher if watch is None else partial(TimedPlanner, watch),
         record=settings.guarded,
     )
     config = SchedulerConfig(
@@ -154,7 +157,7 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
     model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)
     clock = time.monotonic if watch is None else lambda: link.now_s
-    return Parts(
+    return EngineParts(
         runner,
         memory,
         scheduler,

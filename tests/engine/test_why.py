@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import UnknownAgentError
 from scalesim.memory.prefetch.planner import BlockedBy
 from scalesim.testing.tag_parts import tag_parts

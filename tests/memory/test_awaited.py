@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalesim.memory.agents import AgentState, Habit
-from scalesim.memory.awaited import Awaited
-from scalesim.memory.integrity import check_integrity
+from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.segment import Segment
+from scalesim.memory.prefetch.wake_queue import WakeQueue
+from scalesim.memory.tree.owner import AgentState, ReuseStats
+from scalesim.memory.tree.segment import Segment
 from tests.memory.test_residency import manager, settle, turn
 
 TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, math.inf]
@@ -31,8 +31,8 @@ TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, m
     )
 )
 def test_the_soonest_is_the_soonest(acts: list[tuple[str, int, float]]) -> None:
-    agents = [AgentState(number, Habit()) for number in range(10)]
-    awaited, naive, now = Awaited(), set[int](), 0.0
+    agents = [AgentState(number, ReuseStats()) for number in range(10)]
+    awaited, naive, now = WakeQueue(), set[int](), 0.0
     uses: dict[int, tuple[float, int]] = {}
     for seq, (act, number, time) in enumerate(acts):
         agent = agents[number]
@@ -57,8 +57,8 @@ def test_the_soonest_is_the_soonest(acts: list[tuple[str, int, float]]) -> None:
 
 
 def test_stale_entries_do_not_pile_up() -> None:
-    agents = [AgentState(number, Habit()) for number in range(50)]
-    awaited, rng = Awaited(), random.Random(1)
+    agents = [AgentState(number, ReuseStats()) for number in range(50)]
+    awaited, rng = WakeQueue(), random.Random(1)
     for seq in range(20_000):
         agent = rng.choice(agents)
         agent.next_use, agent.next_seq = rng.choice([-1.0, rng.uniform(0, 1e5)]), seq
@@ -100,8 +100,8 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
 
 def heads(memory: MemoryManager) -> list[int | None]:
     """The first in line of each order, by number."""
-    standing = memory.standing
-    first: list[Segment | None] = [standing.farthest_on_device(), standing.farthest_dirty()]
+    ranking = memory.ranking
+    first: list[Segment | None] = [ranking.farthest_on_device(), ranking.farthest_dirty()]
     return [None if segment is None else segment.seq for segment in first]
 
 
@@ -113,8 +113,10 @@ def heads(memory: MemoryManager) -> list[int | None]:
 def test_many_at_once_are_put_where_each_would_be(
     times: list[float], now: float, rng: random.Random
 ) -> None:
-    ones, many = ([AgentState(number, Habit()) for number in range(len(times))] for _ in range(2))
-    one_by_one, at_once = Awaited(), Awaited()
+    ones, many = (
+        [AgentState(number, ReuseStats()) for number in range(len(times))] for _ in range(2)
+    )
+    one_by_one, at_once = WakeQueue(), WakeQueue()
     for again in range(3):  # others are there already, and some are moved
         rng.shuffle(times)
         for agents in (ones, many):

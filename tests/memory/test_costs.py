@@ -8,8 +8,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.memory.costs import Costs
-from scalesim.memory.links import Copies, VirtualLink
+from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
+from scalesim.memory.links.link import Copies
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.timing import Timing
 
 PAGE, BLOCK = 1000, 16
@@ -38,7 +39,7 @@ def costs(
     queued: int = 0,
     weighs: bool = True,
     timing: Timing | None = None,
-) -> Costs:
+) -> LoadOrRecompute:
     """On a link of ``rate`` with ``queued`` pages before anything new, after prefills of
     ``token_s`` a token."""
     timing = timing or Timing()
@@ -49,7 +50,7 @@ def costs(
     for _ in range(3):
         if token_s is not None:
             prefill(timing, num_tokens(token_s), num_tokens(token_s) * token_s)
-    return Costs(link, timing, PAGE, BLOCK, weighs=weighs)
+    return LoadOrRecompute(link, timing, PAGE, BLOCK, weighs=weighs)
 
 
 def test_until_a_prefill_was_seen_everything_is_loaded() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.adapters import AdapterContent, AdapterUse
-from scalesim.memory.integrity import check_integrity
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.timing import Pace
 from tests.memory.test_residency import PAGE, SIZE, manager, settle, tokens, turn

@@ -11,8 +11,8 @@ import pytest
 from scalesim.config import SchedulerConfig
 from scalesim.core import FinishReason
 from scalesim.errors import NumericalError, PromptTooLongError
-from scalesim.memory.links import ThreadLink
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
+from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import Factories
 from scalesim.testing.scheduler_world import (

@@ -14,30 +14,31 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from scalesim.core import AgentId, Int32s
-from scalesim.memory.adapters import AdapterContent, Adapters, AdapterUse
-from scalesim.memory.admission import Admission
-from scalesim.memory.block_table import BlockTable
 from scalesim.memory.counters import Counters
-from scalesim.memory.flight import FlightRecorder, RecordedPool, WatchedLink
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.eviction.ranking import EvictionRanking, MakeStanding
+from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.leavings import Leavings
-from scalesim.memory.links import Link
-from scalesim.memory.loads import Loads
-from scalesim.memory.look_ahead import LookAhead, PlannerConfig
-from scalesim.memory.look_up import LookUp
+from scalesim.memory.leases.adapters import AdapterContent, AdapterPages, AdapterUse
+from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.leavings import Leavings
+from scalesim.memory.leases.partial_blocks import PartialBlocks
+from scalesim.memory.leases.prefix_lookup import PrefixLookup
+from scalesim.memory.leases.release import Releases
+from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.links.link import Link
 from scalesim.memory.misses import Miss, Misses
-from scalesim.memory.owners import Owners
-from scalesim.memory.policies import Policy
-from scalesim.memory.pool import MakePool, PagePool, Pool
+from scalesim.memory.page_log import LoggedLink, LoggedPool, PageEventLog
+from scalesim.memory.pools.page_pool import MakePool, PagePool, Pool
+from scalesim.memory.prefetch.adapter_reads import ASSUMED_BYTES_PER_S
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast, MakePlanner, Planner
+from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
-from scalesim.memory.prefix_tree import PrefixTree
-from scalesim.memory.read_ahead import ASSUMED_BYTES_PER_S
-from scalesim.memory.releases import Releases
-from scalesim.memory.residency import Residency
-from scalesim.memory.standing import MakeStanding, Standing
-from scalesim.memory.tails import Tails
 from scalesim.memory.timing import Pace, Timing
+from scalesim.memory.tree.prefix_tree import PrefixTree
 
 _PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
 NULL_PAGE = 0
@@ -70,16 +71,16 @@ class MemoryManager:
         planner: PlannerConfig | None = None,
         read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
         make_pool: MakePool = PagePool,
-        make_standing: MakeStanding = Standing,
-        make_planner: MakePlanner = LookAhead,
+        make_standing: MakeStanding = EvictionRanking,
+        make_planner: MakePlanner = Prefetcher,
         record: bool = True,
     ) -> None:
         self._make_pool, self._make_standing = make_pool, make_standing
         self._make_planner, self._planner = make_planner, planner or PlannerConfig()
         self._read_rate = read_rate
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
-        self.flight = FlightRecorder() if record else None
-        self._link = WatchedLink(link, self.flight)
+        self.flight = PageEventLog() if record else None
+        self._link = LoggedLink(link, self.flight)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
         self.device_lost: frozenset[int] = frozenset()  # out of circulation: see ``reset``
         self.host_lost: frozenset[int] = frozenset()
@@ -95,12 +96,12 @@ class MemoryManager:
         self.host = self._pool(self._host_pages, 0, "host", self.host_lost)
         self.tree = PrefixTree(self.block_size)
         self.table = BlockTable(self._num_rows)
-        self.standing = self._make_standing(self.tree, policy, self.timing)
-        queue = PrefetchQueue(self.timing, is_used=policy.look_ahead)
-        self.owners = Owners(self.tree, self.standing, queue)
+        self.ranking = self._make_standing(self.tree, policy, self.timing)
+        queue = PrefetchQueue(self.timing, is_used=policy.prefetcher)
+        self.owners = Owners(self.tree, self.ranking, queue)
         self.residency = Residency(
             self.tree,
-            self.standing,
+            self.ranking,
             self.owners,
             self.device,
             self.host,
@@ -109,22 +110,22 @@ class MemoryManager:
             self.counters,
             self.timing,
         )
-        self.look_ahead: Planner = self._make_planner(
+        self.prefetcher: Planner = self._make_planner(
             self.residency, queue, self._planner, self._read_rate
         )
         self.leavings = Leavings(self.residency)
-        self.adapters = Adapters(self.residency, self.owners, self.table)
-        self.loads, self.tails = Loads(self.residency), Tails(self.residency)
+        self.adapters = AdapterPages(self.residency, self.owners, self.table)
+        self.loads, self.tails = LoadWaiters(self.residency), PartialBlocks(self.residency)
         self.admission = Admission(
             self.residency,
-            LookUp(self.residency, self.adapters),
+            PrefixLookup(self.residency, self.adapters),
             self.tails,
             self.loads,
             self.adapters,
             self.owners,
             self.misses,
             queue,
-            self.look_ahead,
+            self.prefetcher,
             self.table,
         )
         self.releases = Releases(
@@ -141,7 +142,7 @@ class MemoryManager:
     def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> Pool:
         """A pool of which all pages but ``lost`` are free."""
         if self.flight is not None and self._make_pool is PagePool:
-            pool: Pool = RecordedPool(num_pages, first=first, tier=tier, flight=self.flight)
+            pool: Pool = LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
         else:
             pool = self._make_pool(num_pages, first=first)
         if lost:
@@ -304,12 +305,12 @@ class MemoryManager:
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
         """Once an iteration of the engine's loop: start the loads whose time has come, as far as
         ``forecast`` tells it."""
-        self.look_ahead.plan(wall_s, forecast)
+        self.prefetcher.plan(wall_s, forecast)
 
     @property
     def opens_in_s(self) -> float | None:
         """Seconds from the last ``plan`` to the next load ahead; ``None`` where none is due."""
-        return self.look_ahead.opens_in_s
+        return self.prefetcher.opens_in_s
 
     def take_table_changes(self) -> tuple[Int32s, Int32s, Int32s]:
         """Rows, columns and pages of the block table written since the last call, in order."""

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
-from scalesim.memory.agents import lineage
 from scalesim.memory.lease import Lease
 from scalesim.memory.prefetch.planner import BlockedBy
-from scalesim.memory.segment import Segment
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.segment import Segment, lineage
 
 Cause: TypeAlias = Literal[
     "no hint",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from scalesim.core import Int32s, Int64s
-from scalesim.loop import Loop
-from scalesim.memory.links import VirtualLink
+from scalesim.engine.loop import EngineLoop
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.replay.runner import VirtualRunner
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tags import mix
 
 
-def take_quiet_steps(loop: Loop, runner: VirtualRunner, link: VirtualLink) -> None:
+def take_quiet_steps(loop: EngineLoop, runner: VirtualRunner, link: VirtualLink) -> None:
     """Between two iterations of ``loop``, with no step in flight: all decodes until somebody can
     enter, grow, stop or end, or a copy has arrived."""
     scheduler, slots = loop.scheduler, loop.scheduler.slots

@@ -11,22 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scalesim.memory.look_ahead import LookAhead, PlannerConfig
-from scalesim.memory.order import Use
-from scalesim.memory.policies import POLICIES, Policy, policy_named
+from scalesim.memory.eviction.policies import POLICIES, Policy, policy_named
+from scalesim.memory.eviction.ranking import EvictionRanking, MakeStanding
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import Forecast, MakePlanner
+from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
-from scalesim.memory.prefix_tree import PrefixTree
-from scalesim.memory.residency import Residency
-from scalesim.memory.segment import Segment
-from scalesim.memory.standing import MakeStanding, Standing
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.use import UseTime
 
 NUM_LEVELS = 4
 AHEAD_STEPS = 2.0  # its load_ahead_step
 _FAR = 1e18
 
-LEVELS = Policy("levels", order="next_use", host=True, look_ahead=True)
+LEVELS = Policy("levels", order="next_use", host=True, prefetcher=True)
 REPLAY_POLICIES = {
     policy.name: policy
     for name in POLICIES
@@ -39,7 +40,7 @@ def replay_policy(name: str) -> Policy:
     return policy_named(name, REPLAY_POLICIES)
 
 
-class LevelsStanding(Standing):
+class LevelsStanding(EvictionRanking):
     """Orders by class: whole steps up to the last class, then far, then unknown; no order inside a
     class. ``tick`` puts what comes within the classes in order again."""
 
@@ -47,7 +48,7 @@ class LevelsStanding(Standing):
         super().__init__(tree, policy, timing)
         self._enters: dict[Segment, float] = {}  # of what is far: when it is not any more
 
-    def use_of(self, segment: Segment) -> Use:
+    def use_of(self, segment: Segment) -> UseTime:
         next_use, _ = self.next_use_of(segment)
         if next_use is None:
             level = float("inf")
@@ -56,7 +57,7 @@ class LevelsStanding(Standing):
             self._enters[segment] = next_use - NUM_LEVELS
         else:
             level = float(int(max(next_use, -_FAR)))
-        return Use(level, segment.seq, segment.last_use, segment.last_seq)
+        return UseTime(level, segment.seq, segment.last_use, segment.last_seq)
 
     def forget(self, segment: Segment) -> None:
         super().forget(segment)
@@ -70,7 +71,7 @@ class LevelsStanding(Standing):
             self.refresh(segment)
 
 
-class LevelsAhead(LookAhead):
+class LevelsAhead(Prefetcher):
     """Acts once a tick."""
 
     def __init__(
@@ -88,8 +89,8 @@ class LevelsAhead(LookAhead):
         if now == self._planned_at:
             return
         self._planned_at = now
-        assert isinstance(residency.standing, LevelsStanding)
-        residency.standing.tick()
+        assert isinstance(residency.ranking, LevelsStanding)
+        residency.ranking.tick()
         while (agent := self.awaited.peek()) is not None:
             if agent.next_use is None or agent.next_use - now > AHEAD_STEPS:
                 return
@@ -105,8 +106,8 @@ class LevelsAhead(LookAhead):
 class Planning:
     """How a policy's memory orders what leaves, and plans what comes back."""
 
-    make_standing: MakeStanding = Standing
-    make_planner: MakePlanner = LookAhead
+    make_standing: MakeStanding = EvictionRanking
+    make_planner: MakePlanner = Prefetcher
 
 
 def planning_of(policy: Policy) -> Planning:

@@ -11,18 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from scalesim.calls import Call
-from scalesim.core import AgentId, SamplingParams
+from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
-from scalesim.loop import Loop, Parts
-from scalesim.memory.links import VirtualLink
-from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.leap import take_quiet_steps
 from scalesim.replay.runner import VirtualRunner
-from scalesim.requests import Request
-from scalesim.trace import Hint, TraceStep, Turn
+from scalesim.requests.call import Call
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
+from scalesim.trace.trace import Hint, TraceStep, Turn
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ class Simulation:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: EngineParts,
         *,
         sources: Iterable[Source] = (),
         foresight: bool = False,
@@ -64,7 +66,7 @@ class Simulation:
         watch: Callable[[Log], None] = lambda log: None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
-        self.loop = Loop(parts, sources)
+        self.loop = EngineLoop(parts, sources)
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.core import AgentId
+from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.slots import Slots
-from scalesim.scheduler.waiting import Queue
 
 
 class Forecast:
     """In steps, if all that run take their full length."""
 
-    def __init__(self, slots: Slots, queue: Queue) -> None:
+    def __init__(self, slots: Slots, queue: RequestQueue) -> None:
         self._slots, self._queue = slots, queue
         self.begin_at_once = len(slots.sequences)
 

@@ -165,7 +165,7 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
     parts += [list(scheduler.queue.line), [each.id for each in scheduler.queue.preempted]]
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
     parts += [
-        getattr(memory.look_ahead, "margin", None),
+        getattr(memory.prefetcher, "margin", None),
         memory.residency.refused,
         memory.table.num_free,
     ]

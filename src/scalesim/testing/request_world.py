@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass, field
 
 from scalesim.errors import AdapterError, NumericalError
-from scalesim.memory.adapters import AdapterUse
-from scalesim.memory.links import LinkError
+from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.links.link import LinkError
 from scalesim.memory.timing import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from scalesim.core import AgentId
+from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.prefetch.queue import PrefetchQueue
-from scalesim.memory.residency import Residency
 
 if TYPE_CHECKING:
-    from scalesim.memory.look_ahead import PlannerConfig
+    from scalesim.memory.prefetch.config import PlannerConfig
 
 BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
 """What keeps an open start window waiting."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scalesim.memory.agents import AgentState
-from scalesim.memory.awaited import Awaited
-from scalesim.memory.order import UseOrder
-from scalesim.memory.segment import Segment
-from scalesim.memory.standing import MAX_SAVE_FAILURES
+from scalesim.memory.eviction.lazy_heap import LazyHeap
+from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES
+from scalesim.memory.prefetch.wake_queue import WakeQueue
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.segment import Segment
 
 
 class PrefetchQueue:
@@ -23,8 +23,8 @@ class PrefetchQueue:
 
     def __init__(self, timing: Timing, *, is_used: bool) -> None:
         self._timing, self._is_used = timing, is_used
-        self.loads = Awaited()
-        self.reads: UseOrder[AgentState] = UseOrder(soonest=True)
+        self.loads = WakeQueue()
+        self.reads: LazyHeap[AgentState] = LazyHeap(soonest=True)
 
     def add(self, agent: AgentState) -> None:
         """``agent`` has another next use, or something of its own left a tier."""

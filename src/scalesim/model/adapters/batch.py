@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from scalesim_kernels import LoraBatch
 
-from scalesim.core import AdapterBatch, Int32s, Int64s
+from scalesim.batch import AdapterBatch
+from scalesim.core import Int32s, Int64s
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.decodes_first import Ordered
+from scalesim.model.runner.arrange import Ordered
 
 
 @dataclass(frozen=True, slots=True)

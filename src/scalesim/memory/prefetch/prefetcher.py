@@ -1,0 +1,201 @@
+"""Looking ahead: loads start when their start window opens; an idle link cleans.
+
+Called once an iteration of the engine's loop. Which state is worth loading, and when, is decided
+from next uses, the link's rate and queue, and how ticks and iterations were spaced so far;
+residency does the moving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.links.link import Direction
+from scalesim.memory.prefetch.adapter_reads import ASSUMED_BYTES_PER_S, AdapterReads
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
+from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.segment import Segment, lineage
+
+_SURE = 0.7
+
+
+def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
+    """Seconds before its use at which a load must start: its own and the queue's time, with
+    slack."""
+    return (1.0 + margin) * (queued_bytes + num_bytes) / rate
+
+
+class Prefetcher:
+    """The planner of the engine. ``margin`` is the slack of the start window as it is now;
+    ``read_rate`` gives the bytes a second at which adapters are read."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        queue: PrefetchQueue,
+        config: PlannerConfig,
+        read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
+    ) -> None:
+        self.margin = config.margin
+        self.opens_in_s: float | None = None
+        self.blocked_by: BlockedBy = None
+        self.residency, self._config = residency, config
+        self._policy, self._link = residency.policy, residency.link
+        self._timing = residency.timing
+        self.awaited = queue.loads
+        self._reads = AdapterReads(residency, queue.reads, read_rate)
+
+    def observe_arrival(self, *, late: bool) -> None:
+        """The window grows when state was not there in time, and shrinks back slowly when it
+        was."""
+        if late:
+            self.margin = min(self._config.max_margin, self.margin * 1.25 + 0.05)
+        else:
+            self.margin = max(self._config.margin, self.margin * 0.99)
+
+    def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
+        """Start the loads whose window is open, soonest first; then, on an idle link, clean.
+
+        Nothing is loaded ahead while a request waits for pages: the two would take them from each
+        other in turn, for ever.
+        """
+        self._timing.begin_iteration(wall_s)
+        self.opens_in_s = None
+        self.blocked_by = None
+        if self._policy.prefetcher and not self.residency.refused:
+            self.load(wall_s, forecast)
+            self._reads.plan(
+                lambda agent, count: self._opens_in_s(
+                    self._needed_s(agent, wall_s, forecast), count
+                ),
+                self.margin,
+            )
+        if self._policy.host:
+            self._clean()
+
+    def load(self, wall_s: float, forecast: Forecast) -> None:
+        """Start the loads whose window is open."""
+        residency = self.residency
+        while (agent := self.awaited.peek()) is not None:
+            missing = self.missing(agent)
+            count = sum(blocks for _, blocks in missing)
+            if count == 0:
+                self.awaited.discard(agent)
+                continue
+            needed_s = self._needed_s(agent, wall_s, forecast)
+            self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent, forecast))
+            if self.opens_in_s > 0.0:
+                return
+            if self._link_is_busy("in"):
+                self.blocked_by = "link"
+                return
+            worth = residency.costs.worth_loading(count, needed_s)
+            if worth < count:
+                self.blocked_by = "link"
+            if worth == 0:  # it will be computed again
+                self.awaited.discard(agent)
+                continue
+            pages = residency.take(worth, ahead_of=agent.use())
+            if not self.start(agent, missing, pages):
+                self.blocked_by = "pool"
+                return
+
+    def start(
+        self, agent: AgentState, missing: list[tuple[Segment, int]], pages: list[int] | None
+    ) -> bool:
+        """Load ``missing`` into ``pages``, as far as they go; False if there are none, or not for
+        what is missing now: making room may have merged or dropped segments."""
+        residency = self.residency
+        if pages is None:
+            return False
+        if self.missing(agent) != missing:
+            missing = self.missing(agent)
+            if sum(blocks for _, blocks in missing) < len(pages):
+                residency.device.free(pages)
+                return False
+        self.awaited.discard(agent)
+        parts = []
+        for segment, blocks in missing:
+            if pages:
+                parts.append((segment, pages[:blocks]))
+            pages = pages[blocks:]
+        residency.start_load(parts, demand=False)
+        return True
+
+    def _link_is_busy(self, direction: Direction) -> bool:
+        """Whether it has work for longer than until it is looked at again: more can wait as well,
+        and what waits here can still be put behind something more urgent."""
+        ahead_s = 2.0 * self._timing.iteration_s + self._config.jitter_s
+        return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
+
+    def missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
+        """What of ``agent``'s paths is on the host only, parents first, the most used path
+        first."""
+        parts: dict[Segment, int] = {}
+        ranking = self.residency.ranking
+        for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
+            for segment in reversed(lineage(end)):
+                if segment.load is not None or ranking.is_over(segment):
+                    break
+                if segment.source is not None and segment.saved < segment.num_blocks:
+                    break  # an adapter comes from the host as a whole, or from its source
+                blocks = segment.saved - len(segment.device)
+                if blocks > 0:
+                    parts[segment] = blocks
+                if segment.num_available < segment.num_blocks:
+                    break
+        return list(parts.items())
+
+    def _opens_in_s(self, needed_s: float, count: int) -> float:
+        """Seconds until the window opens of ``count`` blocks that are needed in ``needed_s``. That
+        a load is started and found finished only once an iteration widens it."""
+        if math.isinf(needed_s):
+            return needed_s
+        num_bytes = count * self.residency.page_bytes
+        queued = self._link.queued_bytes("in")
+        window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
+        return needed_s - window_s - self._config.jitter_s - 2.0 * self._timing.iteration_s
+
+    def _num_beside(self, agent: AgentState, forecast: Forecast) -> int:
+        """How many need about as much when ``agent`` does, itself among them. When the clock moves,
+        as many as can run begin at once; of a queue, each has its own time."""
+        assert agent.next_use is not None
+        if agent.next_use <= self._timing.now:
+            return 1
+        return min(forecast.begin_at_once, self.awaited.num_near)
+
+    def _needed_s(self, agent: AgentState, wall_s: float, forecast: Forecast) -> float:
+        """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass
+        evenly; the next tick may come early."""
+        assert agent.next_use is not None
+        steps = agent.next_use - self._timing.now
+        step_s = self._timing.pace.seconds_per_step
+        if step_s is None:  # no idea of time yet: one step ahead
+            return 0.0 if steps <= 1.0 else float("inf")
+        if steps <= 0.0:  # it has called already, and waits its turn
+            return forecast.starts_in(agent.id) * self._timing.iteration_s
+        return self._until_tick_s(step_s, wall_s, forecast) + (steps - 1.0) * step_s
+
+    def _until_tick_s(self, step_s: float, wall_s: float, forecast: Forecast) -> float:
+        """Seconds until the clock moves. A simulation that waits for all its calls moves on when
+        they have ended; of another, only the usual length of a step is known."""
+        if self._timing.waits_for_all > _SURE:
+            return forecast.drains_in() * self._timing.iteration_s
+        return step_s - (wall_s - self._timing.pace.tick_s) - 2.0 * self._timing.pace.jitter_s
+
+    def _clean(self) -> None:
+        """Save what leaves soonest while the pool is short of free pages and the link has time, so
+        that it can leave at once. Only into free host pages: a copy is not worth another copy."""
+        residency, ranking = self.residency, self.residency.ranking
+        target = int(self._config.clean_fraction * residency.device.num_usable)
+        while (
+            residency.device.num_free < target
+            and not residency.demand_waiting
+            and not self._link_is_busy("out")
+            and (segment := ranking.farthest_dirty()) is not None
+            and segment.num_dirty <= residency.host.num_free
+        ):
+            residency.start_save(segment)

@@ -1,0 +1,255 @@
+"""The rules of ``SamplingParams``: what each parameter may be. Checked on the caller's thread; what
+comes out has plain values, its own copies of what was given as a list or a mapping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from operator import attrgetter, is_
+from typing import Any
+
+import numpy as np
+
+from scalesim.batch import MAX_LOGPROBS
+from scalesim.checks import INT64, flag, function, number, reading, refuse, shown, text, whole
+from scalesim.errors import RequestError
+from scalesim.sampling.params import SamplingParams
+
+MAX_TEMPERATURE = 1e6
+"""Uniform for any model; far above, a token that is ruled out could come back."""
+MAX_BIASES = 1024
+MAX_SAMPLES = 1024
+MAX_STOPS = 4096
+_INT32 = 2**31 - 1
+_LEAST_TOP_P = float(np.finfo(np.float32).tiny)  # what is less is 0 to the kernels
+_NUMBERS = (float, int)
+_RARER = (
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "min_tokens",
+    "n",
+    "logprobs",
+    "prompt_logprobs",
+    "prompt_logprobs_start",
+    "mask",
+    "json_schema",
+    "regex",
+    "grammar",
+)
+_rarer = attrgetter(*_RARER)
+_DEFAULTS = SamplingParams()
+_USUAL = _rarer(_DEFAULTS)
+
+
+def check_params(
+    params: SamplingParams, vocab_size: int, has_logits: bool = True
+) -> SamplingParams:
+    """``params`` with plain values: itself where it has them already. Raises ``RequestError`` for
+    the first one that breaks its rule, or needs logits where the runner has none."""
+    if _is_usual(params):
+        return params
+    given = zip(_RULES.items(), _all(params), _DEFAULT_VALUES, strict=True)
+    values = {name: (rule(name, value), value) for (name, rule), value, usual in given
+              if value is not usual}  # fmt: skip
+    if type(params) is not SamplingParams or any(new is not old for new, old in values.values()):
+        params = SamplingParams(**{name: new for name, (new, _) in values.items()})
+    _check_together(params, vocab_size, has_logits)
+    return params
+
+
+def _is_usual(params: SamplingParams) -> bool:
+    """Whether only those parameters are set that most requests set, all of them in range: the
+    others are compared in one go. By type and identity: an object's own ``==`` proves nothing."""
+    return (
+        type(params) is SamplingParams
+        and type(params.max_tokens) is int
+        and 0 < params.max_tokens < INT64
+        and type(params.temperature) in _NUMBERS
+        and 0 <= params.temperature <= MAX_TEMPERATURE
+        and type(params.top_k) is int
+        and 0 <= params.top_k <= _INT32
+        and type(params.top_p) in _NUMBERS
+        and _LEAST_TOP_P <= params.top_p <= 1
+        and (params.seed is None or (type(params.seed) is int and -INT64 <= params.seed < INT64))
+        and type(params.stop) is tuple
+        and not params.stop
+        and type(params.stop_token_ids) is tuple
+        and not params.stop_token_ids
+        and type(params.ignore_eos) is bool
+        and all(map(is_, _rarer(params), _USUAL))
+    )
+
+
+# -- each alone ---------------------------------------------------------------------------------
+
+
+def _whole(least: int, most: int = INT64 - 1) -> Callable[[str, Any], int]:
+    return partial(whole, least=least, most=most)
+
+
+def _number(least: float, most: float) -> Callable[[str, Any], float]:
+    return partial(number, least=least, most=most)
+
+
+def _or_none(rule: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else rule(name, value)
+
+
+def _top_p(name: str, value: object) -> float:
+    if (found := number(name, value, 0.0, 1.0)) < _LEAST_TOP_P:
+        raise RequestError(f"{name}={found:g} keeps no token; it must be above 0 and at most 1")
+    return found
+
+
+def _several(name: str, value: object, one: type | tuple[type, ...], of: str) -> list[Any]:
+    """What ``value`` lists, or ``value`` alone; no iterator, which could be read only once."""
+    if value is None:
+        return []
+    if isinstance(value, one):
+        return [value]
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Collection):
+        refuse(name, value, f"must be a list of {of}")
+    with reading(name):
+        found = list(value)
+    if len(found) > MAX_STOPS:
+        raise RequestError(f"{name} lists {len(found)}, at most {MAX_STOPS}")
+    return found
+
+
+def _stop(name: str, value: object) -> tuple[str, ...]:
+    of = "strings that are not empty"
+    found = _several(name, value, str, of)
+    if not all(isinstance(each, str) for each in found):
+        refuse(name, value, f"must be a list of {of}")
+    return _same(value, tuple(text(name, each, empty=False) for each in found))
+
+
+def _stop_token_ids(name: str, value: object) -> tuple[int, ...]:
+    found = _several(name, value, (int, np.integer), "token ids")
+    return _same(value, tuple(whole(name, each, 0) for each in found))
+
+
+def _same(given: object, plain: tuple[Any, ...]) -> tuple[Any, ...]:
+    """``given`` itself, if it is ``plain`` already."""
+    return given if type(given) is tuple and all(map(is_, given, plain)) else plain
+
+
+def _logit_bias(name: str, value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        refuse(name, value, "must map token ids to numbers")
+    with reading(name):
+        biases = list(value.items()) if len(value) <= MAX_BIASES else []
+        count = len(value)
+    if count > MAX_BIASES:
+        raise RequestError(f"{name} names {count} tokens, at most {MAX_BIASES}; use mask= for more")
+    return {whole(f"{name} token", token, 0): _bias(name, token, bias) for token, bias in biases}
+
+
+def _bias(name: str, token: object, bias: object) -> float:
+    if isinstance(bias, (float, np.floating)) and bias == -math.inf:
+        return -math.inf
+    return number(f"{name}[{shown(token)}]", bias, -100.0, 100.0)
+
+
+def _logprobs(name: str, value: object) -> int:
+    if (found := whole(name, value, 0)) > MAX_LOGPROBS:
+        raise RequestError(
+            f"{name}={found}: at most {MAX_LOGPROBS} likeliest tokens come with each token; "
+            f"ask for 0 to {MAX_LOGPROBS}"
+        )
+    return found
+
+
+def _samples(name: str, value: object) -> int:
+    if (found := whole(name, value, 1)) > MAX_SAMPLES:
+        raise RequestError(f"n={found}: at most {MAX_SAMPLES} samples a request; send several")
+    return found
+
+
+def _mask(name: str, value: object) -> object:
+    function(name, value, "(prompt, output)")
+    return value
+
+
+def _schema(name: str, value: object) -> object:
+    if isinstance(value, Mapping):
+        return value  # it is written down as text before anything else
+    if not isinstance(value, str):
+        refuse(name, value, "must be a mapping or JSON text")
+    return text(name, value)
+
+
+_RULES: dict[str, Callable[[str, Any], Any]] = {
+    "max_tokens": _whole(0),
+    "temperature": _number(0.0, MAX_TEMPERATURE),
+    "top_k": _whole(0, _INT32),
+    "top_p": _top_p,
+    "min_p": _number(0.0, 1.0),
+    "presence_penalty": _number(-2.0, 2.0),
+    "frequency_penalty": _number(-2.0, 2.0),
+    "repetition_penalty": _number(0.01, 100.0),
+    "logit_bias": _or_none(_logit_bias),
+    "min_tokens": _whole(0),
+    "n": _samples,
+    "seed": _or_none(_whole(-INT64)),
+    "stop": _stop,
+    "stop_token_ids": _stop_token_ids,
+    "ignore_eos": flag,
+    "logprobs": _or_none(_logprobs),
+    "prompt_logprobs": _or_none(_logprobs),
+    "prompt_logprobs_start": _whole(1),
+    "mask": _or_none(_mask),
+    "json_schema": _or_none(_schema),
+    "regex": _or_none(text),
+    "grammar": _or_none(text),
+}
+_all = attrgetter(*_RULES)
+_DEFAULT_VALUES = _all(_DEFAULTS)
+
+
+# -- together -----------------------------------------------------------------------------------
+
+
+def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -> None:
+    """Of plain values: what one parameter, or the model, demands of another."""
+    if params.max_tokens < 1 and params.prompt_logprobs is None:
+        whole("max_tokens", params.max_tokens, 1)
+    if params.min_tokens > params.max_tokens:
+        raise RequestError(
+            f"min_tokens={params.min_tokens} is more than max_tokens={params.max_tokens}; lower "
+            "the one or raise the other"
+        )
+    for token in params.stop_token_ids:
+        _check_token("stop token", token, vocab_size)
+    if (biases := params.logit_bias) is not None:
+        for token in biases:
+            _check_token("logit_bias token", token, vocab_size)
+        if sum(bias == -math.inf for bias in biases.values()) >= vocab_size:
+            raise RequestError("logit_bias rules out every token; leave one")
+    guides = ("mask", "json_schema", "regex", "grammar")
+    given = [name for name in guides if getattr(params, name) is not None]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)} are both given; a text follows one of them")
+    if not has_logits and (given or _needs_logits(params)):
+        raise RequestError(
+            "penalties, biases, masks, structure, min_p, min_tokens and log-probabilities need a "
+            "model; this engine's runner has no logits"
+        )
+
+
+def _check_token(what: str, token: int, vocab_size: int) -> None:
+    if token >= vocab_size:
+        raise RequestError(f"{what} {token} is outside the vocabulary, 0 to {vocab_size - 1}")
+
+
+def _needs_logits(params: SamplingParams) -> bool:
+    """Guides aside."""
+    return any(
+        getattr(params, name) != getattr(_DEFAULTS, name)
+        for name in _RARER
+        if name not in ("n", "prompt_logprobs_start", "mask", "json_schema", "regex", "grammar")
+    )
