@@ -55,7 +55,7 @@ def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
         settle(memory)
     assert lease is not None
     settle(memory)
-    lease.copies = []
+    lease.take_copies()
     memory.release(lease, tokens(agent, count), blocks * SIZE)
     check_integrity(memory)
     return lease
@@ -64,7 +64,7 @@ def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
 def where(memory: MemoryManager, agent: int) -> tuple[int, int]:
     """Blocks of ``agent`` on the device and on the host."""
     path = memory.tree.match(memory.tree.root("m"), tokens(agent, 99), 24)
-    return sum(s.ready for s, _ in path), sum(s.saved for s, _ in path)
+    return sum(s.device.valid for s, _ in path), sum(s.host.valid for s, _ in path)
 
 
 def test_the_farthest_leaves_and_is_saved_first() -> None:
@@ -153,7 +153,7 @@ def test_time_passes_between_two_ticks() -> None:
     memory.hint([(1, 1e6)])
     memory.hint([(0, 10.0)])
     memory.timing.now = 9.0
-    memory.timing.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
+    memory.timing.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
     memory.plan(100.0)
     assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
     opens_in_s = memory.prefetcher.opens_in_s
@@ -237,7 +237,7 @@ def test_a_borrowed_tail_does_not_keep_a_lease_from_growing_to_the_whole_pool() 
     memory.release(lease, tokens(0, 6), 6)
     other = memory.acquire(1, "m", tokens(0, 8), 2)
     assert other is not None and len(other.copies) == 1 and other.num_cached == 6
-    other.copies = []  # launched
+    other.take_copies()  # launched
     assert memory.grow(other, 4)
     check_integrity(memory, [other])
 
@@ -315,7 +315,7 @@ def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:
         lease = memory.acquire(agent, "m", prompt.tobytes(), len(prompt) // SIZE)
         assert lease is not None
         settle(memory)
-        lease.copies = []
+        lease.take_copies()
         memory.release(lease, prompt.tobytes(), len(prompt))
         check_integrity(memory)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
-from scalesim.memory.eviction.ranking import EvictionRanking, MakeStanding
+from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
 from scalesim.memory.leases.adapters import AdapterContent, AdapterPages, AdapterUse
@@ -49,7 +49,7 @@ class MemoryManager:
     """One fixed device pool and one fixed host pool, shared by all agents.
 
     Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
-    dummy. ``read_rate``: bytes a second at which sources are read. ``make_standing`` and
+    dummy. ``read_rate``: bytes a second at which sources are read. ``make_ranking`` and
     ``make_planner`` bring another order of eviction and another planner. ``record``: keep the last
     page events in ``flight``, to be read when something is wrong (those of the pools where
     ``make_pool`` is the default).
@@ -71,11 +71,11 @@ class MemoryManager:
         planner: PlannerConfig | None = None,
         read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
         make_pool: MakePool = PagePool,
-        make_standing: MakeStanding = EvictionRanking,
+        make_ranking: MakeRanking = EvictionRanking,
         make_planner: MakePlanner = Prefetcher,
         record: bool = True,
     ) -> None:
-        self._make_pool, self._make_standing = make_pool, make_standing
+        self._make_pool, self._make_ranking = make_pool, make_ranking
         self._make_planner, self._planner = make_planner, planner or PlannerConfig()
         self._read_rate = read_rate
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
@@ -96,7 +96,7 @@ class MemoryManager:
         self.host = self._pool(self._host_pages, 0, "host", self.host_lost)
         self.tree = PrefixTree(self.block_size)
         self.table = BlockTable(self._num_rows)
-        self.ranking = self._make_standing(self.tree, policy, self.timing)
+        self.ranking = self._make_ranking(self.tree, policy, self.timing)
         queue = PrefetchQueue(self.timing, is_used=policy.prefetcher)
         self.owners = Owners(self.tree, self.ranking, queue)
         self.residency = Residency(
@@ -213,7 +213,7 @@ class MemoryManager:
         if pages is None:
             return False
         self.table.write(lease.row, lease.num_blocks, pages)
-        lease.private += pages
+        lease.grow(pages)
         return True
 
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
@@ -249,8 +249,7 @@ class MemoryManager:
 
     def leave_nothing(self, lease: Lease) -> None:
         """``lease``, fresh and nobody's, goes with all that is computed under it and not shared."""
-        assert lease.agent is None
-        lease.agent = self.owners.nobody()
+        lease.leave_nothing(self.owners.nobody())
 
     def clear(self) -> None:
         """Forget everything that no lease holds and no copy touches: it would be rebuilt from its

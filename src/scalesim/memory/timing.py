@@ -16,16 +16,16 @@ _PAUSE_S = 1.0  # a longer gap between two iterations is a pause, not an iterati
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the simulation's clock runs: seconds a step (``None`` = not known yet), how much that
+    """How the simulation's clock runs: seconds a tick (``None`` = not known yet), how much that
     varies, and the wall time of the last tick."""
 
-    seconds_per_step: float | None = None
+    seconds_per_tick: float | None = None
     jitter_s: float = 0.0
-    tick_s: float = 0.0
+    last_tick_s: float = 0.0
 
 
 class Timing:
-    """``now`` is the simulation's time in steps; ``last_launched`` the newest step of the compute
+    """``now`` is the simulation's time in ticks; ``last_launched`` the newest step of the compute
     queue. ``iteration_s``: how long the engine loop's newest iterations took; ``usual_s``: the same
     over a longer time. ``waits_for_all``: how surely the clock moves only when all calls have
     ended, 0 to 1."""

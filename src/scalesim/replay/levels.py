@@ -2,7 +2,7 @@
 
 Made from its description and code (PanZaifeng/KVFlow, March 2026): distances are clipped to
 ``NUM_LEVELS`` classes without an order inside one; at each tick, whoever is needed within
-``AHEAD_STEPS`` is loaded at once, and a load may evict what is needed sooner. What is better here
+``AHEAD_TICKS`` is loaded at once, and a load may evict what is needed sooner. What is better here
 than there: the same link, copies and host tier as our own policies have.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scalesim.memory.eviction.policies import POLICIES, Policy, policy_named
-from scalesim.memory.eviction.ranking import EvictionRanking, MakeStanding
+from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import Forecast, MakePlanner
@@ -24,7 +24,7 @@ from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.use import UseTime
 
 NUM_LEVELS = 4
-AHEAD_STEPS = 2.0  # its load_ahead_step
+AHEAD_TICKS = 2.0  # its load_ahead_step
 _FAR = 1e18
 
 LEVELS = Policy("levels", order="next_use", host=True, prefetcher=True)
@@ -40,8 +40,8 @@ def replay_policy(name: str) -> Policy:
     return policy_named(name, REPLAY_POLICIES)
 
 
-class LevelsStanding(EvictionRanking):
-    """Orders by class: whole steps up to the last class, then far, then unknown; no order inside a
+class LevelsRanking(EvictionRanking):
+    """Orders by class: whole ticks up to the last class, then far, then unknown; no order inside a
     class. ``tick`` puts what comes within the classes in order again."""
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
@@ -89,10 +89,10 @@ class LevelsAhead(Prefetcher):
         if now == self._planned_at:
             return
         self._planned_at = now
-        assert isinstance(residency.ranking, LevelsStanding)
+        assert isinstance(residency.ranking, LevelsRanking)
         residency.ranking.tick()
         while (agent := self.awaited.peek()) is not None:
-            if agent.next_use is None or agent.next_use - now > AHEAD_STEPS:
+            if agent.next_use is None or agent.next_use - now > AHEAD_TICKS:
                 return
             missing = self.missing(agent)
             count = sum(blocks for _, blocks in missing)
@@ -106,9 +106,9 @@ class LevelsAhead(Prefetcher):
 class Planning:
     """How a policy's memory orders what leaves, and plans what comes back."""
 
-    make_standing: MakeStanding = EvictionRanking
+    make_ranking: MakeRanking = EvictionRanking
     make_planner: MakePlanner = Prefetcher
 
 
 def planning_of(policy: Policy) -> Planning:
-    return Planning(LevelsStanding, LevelsAhead) if policy is LEVELS else Planning()
+    return Planning(LevelsRanking, LevelsAhead) if policy is LEVELS else Planning()

@@ -2,7 +2,7 @@
 
 Keeps, for each segment, which orders it is in; changes nothing but those, and pins. ``refresh`` is
 called after every change of a segment; the orders catch up when somebody reads them, so that a
-segment that changes five times in a step is put in order once, or not at all if it is held by then.
+segment that changes five times in a tick is put in order once, or not at all if it is held by then.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EvictionRanking:
 
     def touch(self, segment: Segment) -> None:
         """``segment`` was used now."""
-        segment.last_use, segment.last_seq = self.timing.now, self.next_seq()
+        segment.touch(self.timing.now, self.next_seq())
 
     # -- uses ---------------------------------------------------------------------------------
 
@@ -110,15 +110,12 @@ class EvictionRanking:
 
     def pin(self, segment: Segment) -> None:
         """A lease holds ``segment``: what it has on the device stays there."""
-        segment.pins += 1
-        if segment.pins == 1:
+        if segment.pin():
             self.refresh(segment)
 
     def unpin(self, segment: Segment) -> None:
         """A lease lets go of ``segment``."""
-        segment.pins -= 1
-        assert segment.pins >= 0, segment
-        if segment.pins == 0:
+        if segment.unpin():
             self.refresh(segment)
 
     # -- who is next --------------------------------------------------------------------------
@@ -165,14 +162,15 @@ class EvictionRanking:
 
     def _place(self, segment: Segment) -> None:
         """Put ``segment`` into the orders that its state belongs to."""
-        if segment.pins or segment.load is not None or segment.save is not None:
+        device, host = segment.device, segment.host
+        if segment.pins or device.transfer is not None or host.transfer is not None:
             self._evictable.discard(segment)  # it is held, or moving
             self._cleanable.discard(segment)
             if self._host_is_short:
                 self._place_on_host(segment, self.use_of(segment))
             return
-        may_leave = segment.device and not segment.device_children
-        may_clean = segment.ready > segment.saved and self.may_save(segment)
+        may_leave = device and not segment.device_children
+        may_clean = device.valid > host.valid and self.may_save(segment)
         if not (may_leave or may_clean or self._host_is_short):
             self._evictable.discard(segment)
             self._cleanable.discard(segment)
@@ -204,8 +202,8 @@ class EvictionRanking:
                 owner.placed = True
 
     def _place_on_host(self, segment: Segment, use: UseTime) -> None:
-        still = segment.load is None and segment.save is None
-        if still and segment.host and segment.ready >= segment.saved:
+        still = not segment.is_moving
+        if still and segment.host and segment.device.valid >= segment.host.valid:
             self._doubled.add(segment, use)
         else:
             self._doubled.discard(segment)
@@ -224,4 +222,4 @@ class EvictionRanking:
                 self._place_on_host(segment, self.use_of(segment))
 
 
-MakeStanding: TypeAlias = Callable[[PrefixTree, Policy, Timing], EvictionRanking]
+MakeRanking: TypeAlias = Callable[[PrefixTree, Policy, Timing], EvictionRanking]

@@ -1,20 +1,18 @@
 """A planner: what decides which state is loaded before it is asked for, and when.
 
 The seam: the manager is given a planner, and the planner a forecast each time that it plans.
-``LookAhead`` is the engine's; a replay brings others.
+``Prefetcher`` is the engine's; a replay brings others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.queue import PrefetchQueue
-
-if TYPE_CHECKING:
-    from scalesim.memory.prefetch.config import PlannerConfig
 
 BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
 """What keeps an open start window waiting."""
@@ -73,7 +71,7 @@ class Planner(Protocol):
         ...
 
 
-MakePlanner: TypeAlias = (
-    "Callable[[Residency, PrefetchQueue, PlannerConfig, Callable[[], float]], Planner]"
-)
+MakePlanner: TypeAlias = Callable[
+    [Residency, PrefetchQueue, PlannerConfig, Callable[[], float]], Planner
+]
 """The last argument gives the bytes a second at which sources are read."""

@@ -138,11 +138,11 @@ class Prefetcher:
         ranking = self.residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.load is not None or ranking.is_over(segment):
+                if segment.device.transfer is not None or ranking.is_over(segment):
                     break
-                if segment.source is not None and segment.saved < segment.num_blocks:
+                if segment.source is not None and segment.host.valid < segment.num_blocks:
                     break  # an adapter comes from the host as a whole, or from its source
-                blocks = segment.saved - len(segment.device)
+                blocks = segment.host.valid - len(segment.device)
                 if blocks > 0:
                     parts[segment] = blocks
                 if segment.num_available < segment.num_blocks:
@@ -171,20 +171,20 @@ class Prefetcher:
         """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass
         evenly; the next tick may come early."""
         assert agent.next_use is not None
-        steps = agent.next_use - self._timing.now
-        step_s = self._timing.pace.seconds_per_step
-        if step_s is None:  # no idea of time yet: one step ahead
-            return 0.0 if steps <= 1.0 else float("inf")
-        if steps <= 0.0:  # it has called already, and waits its turn
+        ticks = agent.next_use - self._timing.now
+        tick_s = self._timing.pace.seconds_per_tick
+        if tick_s is None:  # no idea of time yet: one tick ahead
+            return 0.0 if ticks <= 1.0 else float("inf")
+        if ticks <= 0.0:  # it has called already, and waits its turn
             return forecast.starts_in(agent.id) * self._timing.iteration_s
-        return self._until_tick_s(step_s, wall_s, forecast) + (steps - 1.0) * step_s
+        return self._until_tick_s(tick_s, wall_s, forecast) + (ticks - 1.0) * tick_s
 
-    def _until_tick_s(self, step_s: float, wall_s: float, forecast: Forecast) -> float:
+    def _until_tick_s(self, tick_s: float, wall_s: float, forecast: Forecast) -> float:
         """Seconds until the clock moves. A simulation that waits for all its calls moves on when
-        they have ended; of another, only the usual length of a step is known."""
+        they have ended; of another, only the usual length of a tick is known."""
         if self._timing.waits_for_all > _SURE:
             return forecast.drains_in() * self._timing.iteration_s
-        return step_s - (wall_s - self._timing.pace.tick_s) - 2.0 * self._timing.pace.jitter_s
+        return tick_s - (wall_s - self._timing.pace.last_tick_s) - 2.0 * self._timing.pace.jitter_s
 
     def _clean(self) -> None:
         """Save what leaves soonest while the pool is short of free pages and the link has time, so

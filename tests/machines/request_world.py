@@ -17,8 +17,8 @@ from scalesim.memory.timing import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
-from scalesim.testing.schedules import Fair, Schedule
+from tests.machines.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
+from tests.machines.schedules import Fair, Schedule
 
 AGENTS = 6
 MAX_OPEN = 24
@@ -92,9 +92,9 @@ class RequestWorld:
                 self.world.scheduler.cancel(sequence, "cancelled", None)
             self._settle()
 
-    def turn(self, count: int) -> None:
+    def iterate(self, count: int) -> None:
         for _ in range(count):
-            self.world.turn()
+            self.world.iterate()
         self._settle()
 
     def happen(self, pick: int) -> None:
@@ -111,9 +111,9 @@ class RequestWorld:
     def expect_agent(self, agent: int, at: float | None) -> None:
         self.world.memory.hint([(agent, at)])
 
-    def advance(self, steps: int) -> None:
-        now = self.world.memory.timing.now + steps
-        self.world.memory.tick(now, Pace(0.001 * steps or None), idle=False)
+    def advance(self, ticks: int) -> None:
+        now = self.world.memory.timing.now + ticks
+        self.world.memory.tick(now, Pace(0.001 * ticks or None), idle=False)
 
     def fork(self, parent: int, child: int) -> None:
         self.world.memory.fork(parent, child)
