@@ -121,7 +121,7 @@ def ticks(count: int) -> dict[str, float]:
 
         def act() -> None:
             loop.advice.expect(hints, absolute=False)
-            loop.memory.prefetcher.plan(loop.clock.now)
+            loop.memory.plan(loop.clock.now)
 
         return act
 

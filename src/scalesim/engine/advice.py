@@ -15,7 +15,7 @@ from scalesim.distance.combine import Combine
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.voice import Voice
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.prefetch.prefetcher import Pace
+from scalesim.memory.timing import Pace
 from scalesim.trace.recorder import Recorder
 
 
@@ -69,17 +69,16 @@ class Advice:
         if to is not None and to < clock.now:
             return  # another caller moved the clock past it meanwhile
         changes = self.distances.tick(wall_s, n, to=to)
-        self._memory.ranking.now = clock.now
         if self._recorder is not None:
             self._recorder.ticks(clock.now)
         hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
         pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
-        self._memory.prefetcher.observe_tick(pace, idle=idle)
+        self._memory.tick(clock.now, pace, idle=idle)
         self._apply(changes)
 
     def called(self, agent: AgentId) -> None:
         """A call of ``agent`` is open."""
-        self._memory.misses.calls(agent, self.distances.next_use(agent))
+        self._memory.called(agent, self.distances.next_use(agent))
         self._apply(self.distances.called(agent))
 
     def ended(self, agent: AgentId) -> None:
@@ -93,4 +92,4 @@ class Advice:
         self._apply(self.distances.forget(agents))
 
     def _apply(self, changes: list[Change]) -> None:
-        self._memory.owners.set_next_uses(changes)
+        self._memory.hint(changes)

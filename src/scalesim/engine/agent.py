@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,8 @@ class Agents:
             with self.registry.lock:
                 entry = self.registry.add(id)
                 agent = self._handles.setdefault(id, Agent(engine, self, entry))
+            if self._loop.advice.distances.has_sources:  # one may have spoken of it already
+                self._inbox.post_if_open(partial(self._loop.advice.distances.meet, id))
         if adapter is not None:
             name = str(path_of("adapter", adapter, AdapterError))
             if name not in self._adapters:
@@ -199,7 +202,7 @@ class Agents:
             agent = self.handle(engine, child)
             self.registry.known(child).adapter = origin.adapter
             self._adapters.fork(origin.id, child)
-            self._inbox.post(lambda: self._loop.memory.owners.fork(origin.id, child))
+            self._inbox.post(lambda: self._loop.memory.fork(origin.id, child))
         return agent
 
     def forget(self, agents: AgentId | Iterable[AgentId], wait: bool) -> None:

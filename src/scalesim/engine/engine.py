@@ -202,7 +202,7 @@ class Engine(ChooseAndEmbed):
         said of it was in vain. Raises ``UnknownAgentError``."""
         agent = self._agents.registry.known(agent).id
         distances = self._loop.advice.distances
-        miss, unheard = self.parts.memory.misses.last.get(agent), distances.unheard(agent)
+        miss, unheard = self.parts.memory.last_miss(agent), distances.unheard(agent)
         if miss is None:
             return Miss.without(unheard, self.clock.now) if unheard else None
         if miss.cause == "no hint":

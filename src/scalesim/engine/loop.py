@@ -38,8 +38,8 @@ MAX_STALL_S = 0.05
 class EngineLoop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it.
 
-    ``limiter`` bounds the calls that may be open; ``adapters`` is told of those that have ended, and
-    when memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none.
+    ``limiter`` bounds the calls that may be open; ``adapters`` is told of calls that ended, and when
+    memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none of them.
     """
 
     def __init__(
@@ -101,13 +101,12 @@ class EngineLoop:
         batch = self.scheduler.schedule()
         in_background = self.parts.runner.steps_in_flight > 1
         if not in_background:
-            self.memory.prefetcher.plan(self.parts.time_s())
+            self.memory.plan(self.parts.time_s(), self.scheduler.forecast)
         if batch is not None:
             self._launched.append(self.parts.runner.launch(batch))
-            self.guard.launched(batch.step)
             self.stats.steps += 1
         if in_background:  # the planner's time passes behind the step
-            self.memory.prefetcher.plan(self.parts.time_s())
+            self.memory.plan(self.parts.time_s(), self.scheduler.forecast)
         is_full = len(self._launched) >= self.parts.runner.steps_in_flight
         if self._launched and (batch is None or is_full):
             output = self.parts.runner.collect(self._launched.popleft())
@@ -123,17 +122,16 @@ class EngineLoop:
 
     def _stall(self) -> None:
         """Nothing can run until a copy arrives."""
-        residency = self.memory.residency
-        assert residency.transfers, "requests wait, nothing runs, and no copy is under way"
+        assert self.memory.is_moving, "requests wait, nothing runs, and no copy is under way"
         start = self.parts.time_s()
         self.parts.link.wait(MAX_STALL_S)
-        residency.counters.stall_s += self.parts.time_s() - start
+        self.memory.stalled(self.parts.time_s() - start)
 
     def drain(self) -> None:
         """Let the steps and the copies under way end; call back what has not started."""
         while self._launched:  # a copy may wait for a step that was launched
             self.parts.runner.collect(self._launched.popleft())
-        self.memory.residency.drain()
+        self.memory.drain()
 
     # -- calls --------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The open calls: each from when it was handed in to when its caller is told of its end.
 
-On the loop's thread. A call waits for a place, then it has a sequence; when it ends, by whatever way, what it used is given back first, and whoever waits for it is told last.
+On the loop's thread. A call waits for a place, then it has a sequence. When it ends, by whatever
+way, what it used is given back first, and whoever waits for it is told last.
 """
 
 from __future__ import annotations

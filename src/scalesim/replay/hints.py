@@ -10,7 +10,7 @@ from scalesim.replay.knobs import Knobs
 from scalesim.trace.trace import Hint
 
 
-class Hints:
+class WorkloadHints:
     """One mode for all agents.
 
     ``exact``: the truth. ``interrupted``: a plan, which a share of calls does not wait for.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from scalesim.errors import ConfigError
-
 HintMode = Literal["exact", "interrupted", "probability", "stale", "inverted", "random", "none"]
 
 
@@ -45,14 +43,6 @@ class Knobs:
     stale: int = 2
     wrong: float = 0.0
     whole_ticks: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("agents", "ticks", "new", "output", "burst"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
-        for name in ("growth", "active", "interrupts", "wrong"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name}={getattr(self, name)} is a share; give 0 to 1")
 
     def pages(self, block_size: int) -> int:
         """What all agents hold between their calls, in blocks, on average."""

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scalesim.errors import ConfigError
-from scalesim.replay.hints import Hints
+from scalesim.replay.hints import WorkloadHints
 from scalesim.replay.knobs import Knobs
 from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, TurnTaking
 from scalesim.replay.texts import Texts
@@ -82,9 +81,7 @@ def paper(cls: str, agents: int, ticks: int = 20, seed: int = 0) -> tuple[Kind, 
 
 
 def workload(name: str, **changes: object) -> tuple[Kind, Knobs]:
-    """The kind called ``name`` with its knobs, some of them changed; raises ``ConfigError``."""
-    if name not in WORKLOADS:
-        raise ConfigError(f"unknown workload {name!r}; there are: {', '.join(WORKLOADS)}")
+    """The kind called ``name`` with its knobs, some of them changed."""
     kind = WORKLOADS[name]
     given = {key: value for key, value in changes.items() if value is not None}
     return kind, replace(kind.knobs, **given)  # type: ignore[arg-type]
@@ -94,7 +91,7 @@ def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceT
     """The workload, tick by tick, from tick 1 on; tick 0 is the opening. Each prompt begins with
     ``first_tokens`` of the agent's own: an adapter's pages."""
     schedule, texts = kind.schedule(knobs), Texts(knobs.seed, knobs, first_tokens)
-    hints = Hints(knobs, schedule.mean_gap)
+    hints = WorkloadHints(knobs, schedule.mean_gap)
     due: dict[int, list[tuple[float, int]]] = {}
     opening = TraceTick(0.0)
     for agent in range(knobs.agents):
