@@ -40,12 +40,6 @@ class EvictionRanking:
         self._seq += 1
         return self._seq
 
-    def next_seqs(self, count: int) -> range:
-        """The next ``count`` of them."""
-        first = self._seq + 1
-        self._seq += count
-        return range(first, first + count)
-
     def touch(self, segment: Segment) -> None:
         """``segment`` was used now."""
         segment.touch(self.timing.now, self.next_seq())
@@ -81,12 +75,12 @@ class EvictionRanking:
         only on demand. A tail goes with what it hangs from."""
         node = segment.parent if segment.is_tail else segment
         assert node is not None
+        sole = node.owners.sole
+        if sole is not None:  # nearly always
+            return sole.is_over(node)
         if node.uses and not 0 < len(node.owners) <= MANY_OWNERS:
             return False
-        for owner in node.owners:  # noqa: SIM110  as below
-            if not owner.is_over(node):
-                return False
-        return True
+        return all(owner.is_over(node) for owner in node.owners)
 
     def is_leftover(self, segment: Segment) -> bool:
         """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
