@@ -1,8 +1,11 @@
-"""Standing: who is used when, and so what may leave. The orders that eviction and cleaning read.
+"""The eviction ranking: the orders in which segments leave the device, are saved, and leave the host.
 
-Keeps, for each segment, which orders it is in; changes nothing but those, and pins. ``refresh`` is
-called after every change of a segment; the orders catch up when somebody reads them, so that a
-segment that changes five times in a tick is put in order once, or not at all if it is held by then.
+A segment is in an order exactly while its state allows that move. ``refresh`` is called after each
+change of a segment and only notes the change; the orders catch up before they are read.
+
+Catching up late is kept for the order of equals, not for speed. Ranking at once costs a call as
+much (``benchmarks overhead``: 0 to 2 % more), but the segments of one agent have one next use, and
+ranked at once they are saved in another order: one of six workloads then loaded 27 % more pages.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.use import UseTime
 
 MAX_SAVE_FAILURES = 3
-MAX_CHANGED = 256  # how many segments the orders may be behind by
+MAX_CHANGED = 256  # noted at most: a pool that is never full is never read
 
 
 class EvictionRanking:

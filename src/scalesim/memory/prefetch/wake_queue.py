@@ -1,7 +1,11 @@
-"""Who is awaited: agents by next use, the soonest first. For many that wait, of whom few are near.
+"""The wake queue: agents by next use, the soonest first, where many wait and few are near.
 
-Used by the look-ahead. Agents lie in buckets by time, without an order, the wider the farther off;
-only what may be at the head is in a heap. So another next use costs the same however many wait.
+An agent lies in the bucket of its next use; buckets are the wider the farther off they begin, and
+unordered. Only agents of a bucket whose time has come are in a heap.
+
+The buckets are needed for many agents: with one lazy heap in their place, an update of 1 % of
+100 000 agents and the plan after it take 21 ms instead of 9 ms, and an idle agent 1680 bytes
+instead of 1310 (``benchmarks replay-scale``).
 """
 
 from __future__ import annotations
