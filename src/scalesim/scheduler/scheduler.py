@@ -21,7 +21,7 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler import finish as endings
 from scalesim.scheduler.batch_builder import BatchBuilder, InFlight
-from scalesim.scheduler.forecast import Forecast
+from scalesim.scheduler.forecast import QueueForecast
 from scalesim.scheduler.queue import RequestQueue, rank
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Chunk, Phase, Sequence
@@ -41,7 +41,7 @@ class Scheduler:
         self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
         self.queue, self.running = RequestQueue(config), Running(self.slots)
-        self.forecast = Forecast(self.slots, self.queue)
+        self.forecast = QueueForecast(self.slots, self.queue)
         self._batching = BatchBuilder(self.slots, memory)
         self._flights: deque[InFlight] = deque()
         self._ended: list[Sequence] = []
