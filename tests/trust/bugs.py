@@ -223,7 +223,7 @@ def predictor_gives_nan(patch: pytest.MonkeyPatch) -> None:
 
     set_next_uses = Owners.set_next_uses
 
-    def hostile(self: Owners, advice: Sequence[tuple[AgentId, float | None]]) -> None:
+    def hostile(self: Owners, advice: list[tuple[AgentId, float | None]]) -> None:
         wild = [float("nan"), float("inf"), -1e18, 0.0, None]
         set_next_uses(self, [(id, random.Random(str(id)).choice(wild)) for id, _ in advice])
 
