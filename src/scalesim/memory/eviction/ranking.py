@@ -1,4 +1,5 @@
-"""The eviction ranking: the orders in which segments leave the device, are saved, and leave the host.
+"""The eviction ranking: the orders in which segments leave the device, are saved, and leave the
+host.
 
 A segment is in an order exactly while its state allows that move. ``refresh`` is called after each
 change of a segment and only notes the change; the orders catch up before they are read.
