@@ -23,7 +23,7 @@ from scalesim.model.device_table import last_of_each
 from scalesim.model.graphs import padded_sizes
 from scalesim.model.native import NativeModel
 from scalesim.model.runner import ModelRunner
-from scalesim.model.step_inputs import StepShape, layout, pack, shape_of, tensors
+from scalesim.model.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
 
 SLOTS = 12
@@ -60,7 +60,10 @@ def batches(draw: st.DrawFn) -> Batch:
 def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int) -> None:
     arranged = arrange(batch)
     num_samples = int(batch.sample.sum()) + (samples if batch.sample.any() else 0)
-    shape = shape_of(batch, arranged, batch.num_tokens + tokens, num_samples)
+    shape = StepShape(
+        batch.num_tokens + tokens, batch.num_seqs, arranged.num_decodes, num_samples,
+        len(batch.page_copies),
+    )  # fmt: skip
     flat = np.full(shape.num_words + 7, -77, np.int32)
     packed = pack(batch, arranged, shape, SLOTS, flat)
     assert (flat[shape.num_words :] == -77).all()
@@ -98,17 +101,17 @@ def test_groups_of_adapters_arrive_with_their_padding(
     n, arranged = batch.num_seqs, arrange(batch)
     rows = rng.choice([0, 21, 22, 23], n).astype(np.int32)
     adapters = AdapterBatch(rows, rows % 7, rng.integers(0, 95, n).astype(np.int32))
-    positions = batch.positions[arranged.source]
-    found = grouped(adapters, arranged.seq, positions, lambda c: -(-c // multiple) * multiple)
+    found = grouped(adapters, arranged, lambda c: -(-c // multiple) * multiple)
     wanted = {
         int(token): int(rows[seq])
         for token, seq in enumerate(arranged.seq)
-        if rows[seq] and positions[token] >= adapters.starts[seq]
+        if rows[seq] and arranged.positions[token] >= adapters.starts[seq]
     }
     assert (found is None) == (not wanted)
     entries = multiple * SLOTS + batch.num_tokens
-    shape = shape_of(batch, arranged, batch.num_tokens, int(batch.sample.sum()))
-    shape = shape.with_adapters(entries, 3 + extra)
+    shape = StepShape(
+        batch.num_tokens, n, arranged.num_decodes, int(batch.sample.sum()), len(batch.page_copies)
+    ).with_adapters(entries, 3 + extra)
     flat = np.full(shape.num_words, -77, np.int32)
     pack(batch, arranged, shape, SLOTS, flat, found)
     directory = LoraDirectory(*(torch.zeros(1) for _ in range(4)))

@@ -8,12 +8,13 @@ arrangement are shared with the CPU's runner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
+import xxhash
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
@@ -22,8 +23,10 @@ from scalesim.core import (
     Batch,
     Bools,
     Fence,
+    Floats,
     Int32s,
     SamplingBatch,
+    Scores,
     Step,
     StepOutput,
     UInt64s,
@@ -42,7 +45,7 @@ from scalesim.model.device_pools import DevicePools
 from scalesim.model.device_scores import DeviceScores, ScoreShape
 from scalesim.model.device_table import CAPACITY, DeviceTable
 from scalesim.model.graphs import DecodeGraphs, padded_sizes
-from scalesim.model.step_inputs import Packed, StepShape, pack, shape_of, tensors
+from scalesim.model.step_inputs import Packed, StepShape, pack, tensors
 
 STEPS_IN_FLIGHT = 2
 _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
@@ -56,9 +59,8 @@ class _Flight:
     logits: Staged | None
     began: Event
     ended: Event
-    scored: ScoreShape | None = None
-    scores: Staged | None = None
-    pooled: Staged | None = None
+    scores: Callable[[], Scores] | None = None
+    pooled: Callable[[], Floats] | None = None
 
 
 class CudaRunner:
@@ -177,26 +179,27 @@ class CudaRunner:
             sampling = packed.order[packed.picked]
             changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
-        pools = [] if batch.pools is None else self._pools.rows(batch, arranged, batch.pools)
-        captured = None
-        if scored is None and not pools:  # a graph keeps no hidden states
-            captured = self.graphs.replay(shape)
+        pools = [] if batch.pools is None else arranged.spans(batch.pools.spans)
+        # a graph keeps no hidden states
+        captured = None if scored or pools else self.graphs.replay(shape)
         if captured is None:
             self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
         else:
             self._stream.submit(captured)
             if changes is not None:
-                given = changes
-                self._stream.submit(lambda: self._sample_again(shape, given))
-        outcome = self._outcomes.take()
-        count = shape.num_samples + shape.num_seqs
-        self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
-        logits = self._fetch_logits(len(packed.picked)) if self._digests else None
-        scores = None if scored is None else self._scores.fetch(scored)
+                self._stream.submit(partial(self._sample_again, shape, changes))
+        outcome = self._outcomes.fetch(
+            self._stream, self._outcome, shape.num_samples + shape.num_seqs
+        )
+        logits = None
+        if self._digests:
+            count = len(packed.picked) * self._logits.shape[1]
+            logits = self._logits_ring.fetch(self._stream, self._logits, count)
+        scores = self._scores.fetch(scored) if scored else None
         pooled = self._pools.fetch(len(pools)) if pools else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores, pooled)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scores, pooled)
         return Step(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: Step) -> StepOutput:
@@ -206,12 +209,8 @@ class CudaRunner:
         self._fences.collected(step.step)
         tokens, bad = self._read(flight)
         seconds = flight.ended.elapsed_s(flight.began)
-        scores = None
-        if flight.scored is not None and flight.scores is not None:
-            scores = self._scores.read(flight.scored, flight.scores)
-        pooled = None
-        if flight.batch.pools is not None and flight.pooled is not None:
-            pooled = self._pools.read(len(flight.batch.pools.spans), flight.pooled)
+        scores = None if flight.scores is None else flight.scores()
+        pooled = None if flight.pooled is None else flight.pooled()
         return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, pooled)
 
     # -- on the host --------------------------------------------------------------------------
@@ -220,8 +219,7 @@ class CudaRunner:
         """The tokens that use adapters, where any does; the device knows their layouts then."""
         if batch.adapters is None:
             return None
-        positions = batch.positions[arranged.source]
-        lora = grouped(batch.adapters, arranged.seq, positions, self._pad)
+        lora = grouped(batch.adapters, arranged, self._pad)
         if lora is not None and self._directory.update():
             self._capture_with_adapters()
         return lora
@@ -232,8 +230,9 @@ class CudaRunner:
         size = self.graphs.size_for(batch.num_seqs) if decodes and batch.sample.all() else None
         if size is not None:
             return self._decode_with_adapters(size) if lora else StepShape.decode(size)
-        samples = self._pad(int(batch.sample.sum()))
-        shape = shape_of(batch, arranged, self._pad(batch.num_tokens), samples)
+        tokens, samples = self._pad(batch.num_tokens), self._pad(int(batch.sample.sum()))
+        copies = len(batch.page_copies)
+        shape = StepShape(tokens, batch.num_seqs, arranged.num_decodes, samples, copies)
         return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
 
     def _decode_with_adapters(self, size: int) -> StepShape:
@@ -283,18 +282,9 @@ class CudaRunner:
         tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
         return tokens, bad
 
-    def _fetch_logits(self, count: int) -> Staged:
-        buffer = self._logits_ring.take()
-        words = count * self._logits.shape[1]
-        out = buffer.tensor.view(torch.float32)[:words]
-        self._stream.copy(out, self._logits.view(-1)[:words])
-        return buffer
-
     def _hash(self, flight: _Flight) -> UInt64s | None:
         if flight.logits is None:
             return None
-        import xxhash
-
         digests = np.zeros(flight.batch.num_seqs, np.uint64)
         seqs = flight.packed.order[flight.packed.picked]
         vocab = self._logits.shape[1]

@@ -6,6 +6,7 @@ are made when the first one does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.core import MAX_LOGPROBS, NO_TOKEN, Batch, Int32s, ScoreBatch, Scores
-from scalesim.device.staging import Staged, StagingRing
+from scalesim.core import MAX_LOGPROBS, NO_TOKEN, Batch, ScoreBatch, Scores
+from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 from scalesim.model.decoder import Decoder
 from scalesim.model.decodes_first import Arranged
@@ -49,8 +50,6 @@ class DeviceScores:
     def send(self, batch: Batch, arranged: Arranged, asked: ScoreBatch, padded: int) -> ScoreShape:
         """Give the device the rows to score: where each stands, whose sample is its target (if it
         is one), and its target."""
-        row_of = np.empty(batch.num_tokens, np.int32)
-        row_of[arranged.source] = np.arange(batch.num_tokens)
         samples_of = np.zeros(batch.num_seqs, np.int32)
         sampling = arranged.order[batch.sample[arranged.order]]
         samples_of[sampling] = np.arange(len(sampling))
@@ -59,7 +58,7 @@ class DeviceScores:
         fields = buffer.array[: 3 * padded].reshape(3, padded)
         fields[:] = 0
         count = len(asked.tokens)
-        fields[:, :count] = row_of[asked.tokens], samples_of[seqs], asked.targets
+        fields[:, :count] = arranged.row_of[asked.tokens], samples_of[seqs], asked.targets
         self._inputs_ring.send(self._stream, buffer, self._inputs, 3 * padded)
         return ScoreShape(count, padded, asked.top_k)
 
@@ -78,18 +77,17 @@ class DeviceScores:
             for field, result in zip(self._fields(self._results, shape), parts, strict=True):
                 field[part] = result.view(torch.int32)
 
-    def fetch(self, shape: ScoreShape) -> Staged:
-        buffer = self._results_ring.take()
-        words = shape.num_words
-        self._stream.copy(buffer.tensor.view(torch.int32)[:words], self._results[:words])
-        return buffer
+    def fetch(self, shape: ScoreShape) -> Callable[[], Scores]:
+        """Copy the results to the host: a reader of them, for when the copy has ended."""
+        buffer = self._results_ring.fetch(self._stream, self._results, shape.num_words)
 
-    def read(self, shape: ScoreShape, buffer: Staged) -> Scores:
-        """When the copy has ended."""
-        found = torch.from_numpy(buffer.array[: shape.num_words].copy())
-        chosen, ids, top = (each[: shape.num_rows] for each in self._fields(found, shape))
-        top_ids: Int32s = ids.numpy()
-        return Scores(chosen.view(torch.float32).numpy(), top_ids, top.view(torch.float32).numpy())
+        def read() -> Scores:
+            found = torch.from_numpy(buffer.array[: shape.num_words].copy())
+            logprobs, ids, top = (part[: shape.num_rows] for part in self._fields(found, shape))
+            floats = torch.float32
+            return Scores(logprobs.view(floats).numpy(), ids.numpy(), top.view(floats).numpy())
+
+        return read
 
     @staticmethod
     def _fields(flat: Tensor, shape: ScoreShape) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,6 @@ from scalesim.core import (
     Floats,
     Int32s,
     Int64s,
-    PoolBatch,
     ScoreBatch,
     Scores,
     Step,
@@ -39,7 +39,7 @@ from scalesim.memory.links import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.decoder import Decoder
-from scalesim.model.decodes_first import Ordered, decodes_first
+from scalesim.model.decodes_first import Arranged, arrange, paged_batch
 from scalesim.model.device_scores import SCORED_ROWS
 from scalesim.model.token_counts import TokenCounts
 
@@ -112,27 +112,22 @@ class ModelRunner:
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
         if num_seqs == 0:
             return StepOutput(batch.step, tokens, np.zeros(0, np.bool_), digests, 0.0)
-        ordered = decodes_first(batch, self._table, self._last_token, self._padded)
-        plan = self._kernels.plan(
-            ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
-        )
+        arranged = arrange(batch)
+        token_ids, paged = paged_batch(batch, arranged, self._table, self._last_token, self._padded)
+        model, kernels, pool = self._model, self._kernels, self._pool
+        plan = kernels.plan(paged, pool, model.config.num_heads, self._reproducible)
         lora = None
         if batch.adapters is not None:
-            lora = lora_batch(batch.adapters, ordered, self._layouts, self._padded)
-        hidden = self._model.forward(
-            torch.from_numpy(ordered.token_ids),
-            self._pool,
-            ordered.paged,
-            plan,
-            self._kernels,
-            lora,
-        )
+            lora = lora_batch(
+                batch.adapters, arranged, paged.block_table, self._layouts, self._padded
+            )
+        hidden = model.forward(torch.from_numpy(token_ids), pool, paged, plan, kernels, lora)
         bad = np.empty(num_seqs, np.bool_)
-        bad[ordered.order] = not_finite(hidden.index_select(0, torch.from_numpy(ordered.last)))
-        picked = np.flatnonzero(batch.sample[ordered.order])
+        bad[arranged.order] = not_finite(hidden.index_select(0, torch.from_numpy(arranged.last)))
+        picked = np.flatnonzero(batch.sample[arranged.order])
         if len(picked):
-            seqs = ordered.order[picked]
-            logits = self._logits(hidden, ordered.last[picked])
+            seqs = arranged.order[picked]
+            logits = self._logits(hidden, arranged.last[picked])
             bad[seqs] |= not_finite(logits)
             if batch.adjust is None:
                 sampled = self._sample(logits, batch, seqs)
@@ -142,19 +137,18 @@ class ModelRunner:
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
-        scores = None
+        scores = pooled = None
         if batch.scores is not None:
-            scores = self._score(batch, batch.scores, ordered, hidden, tokens)
-        pooled = None if batch.pools is None else pooled_sums(batch, batch.pools, ordered, hidden)
+            scores = self._score(batch, batch.scores, arranged, hidden, tokens)
+        if batch.pools is not None:
+            pooled = pooled_sums(arranged.spans(batch.pools.spans), hidden)
         return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, pooled)
 
     def _score(
-        self, batch: Batch, asked: ScoreBatch, ordered: Ordered, hidden: Tensor, tokens: Int32s
+        self, batch: Batch, asked: ScoreBatch, arranged: Arranged, hidden: Tensor, tokens: Int32s
     ) -> Scores:
         """Log-probabilities behind query tokens; logits are made anew, a few rows at a time."""
-        row_of = np.empty(batch.num_tokens, np.int64)
-        row_of[ordered.source] = np.arange(batch.num_tokens)
-        rows, targets = row_of[asked.tokens], resolved(batch, asked, tokens)
+        rows, targets = arranged.row_of[asked.tokens], resolved(batch, asked, tokens)
         parts = []
         for start in range(0, len(rows), SCORED_ROWS):
             part = slice(start, start + SCORED_ROWS)
@@ -209,6 +203,13 @@ class ModelRunner:
         return tokens
 
 
+COLUMNS = (
+    "min_ps", "repetitions", "presences", "frequencies", "bias_start", "bias_ids", "biases",
+    "mask_rows", "masks",
+)  # fmt: skip
+"""What ``AdjustBatch`` and the kernels' ``Adjustments`` have in common."""
+
+
 def adjustments(
     batch: Batch, adjust: AdjustBatch, rows: Int64s, counts: npt.NDArray[np.int32]
 ) -> Adjustments:
@@ -220,28 +221,17 @@ def adjustments(
     return Adjustments(
         rows=tensor(rows.astype(np.int32)),
         temperatures=tensor(batch.sampling.temperatures[adjust.seqs]),
-        min_ps=tensor(adjust.min_ps),
-        repetitions=tensor(adjust.repetitions),
-        presences=tensor(adjust.presences),
-        frequencies=tensor(adjust.frequencies),
         slots=tensor(batch.slots[adjust.seqs]),
         counts=torch.from_numpy(counts),
-        bias_start=tensor(adjust.bias_start),
-        bias_ids=tensor(adjust.bias_ids),
-        biases=tensor(adjust.biases),
-        mask_rows=tensor(adjust.mask_rows),
-        masks=tensor(adjust.masks),
+        **{name: tensor(getattr(adjust, name)) for name in COLUMNS},
     )
 
 
-def pooled_sums(batch: Batch, asked: PoolBatch, ordered: Ordered, hidden: Tensor) -> Floats:
-    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64. A sequence's
-    query tokens stay together when they are ordered."""
-    row_of = np.empty(batch.num_tokens, np.int64)
-    row_of[ordered.source] = np.arange(batch.num_tokens)
-    rows = (slice(row := int(row_of[start]), row + stop - start) for start, stop in asked.spans)
-    sums: Floats = torch.stack([hidden[row].double().sum(0) for row in rows]).float().numpy()
-    return sums
+def pooled_sums(spans: Iterable[slice], hidden: Tensor) -> Floats:
+    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64."""
+    sums = torch.stack([hidden[span].double().sum(0) for span in spans])
+    result: Floats = sums.float().numpy()
+    return result
 
 
 def resolved(batch: Batch, asked: ScoreBatch, tokens: Int32s) -> Int32s:
