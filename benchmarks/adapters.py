@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.report import Report, table
-from scalesim.memory.adapters import AdapterContent, AdapterUse
+from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links import Held, VirtualLink
+from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.links.link import Held
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
 from scalesim.model.adapters.layout import NUM_SLICES, LoraLayout, lora_sites
-from scalesim.model.config import ModelConfig
-from scalesim.model.rope import RopeConfig
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.layers.rope import RopeConfig
 
 RANKS = (8, 16, 64)
 MAX_RANK = max(RANKS)  # what a slot is padded to

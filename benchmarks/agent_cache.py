@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
 from scalesim.distance.estimates import Source
-from scalesim.memory.order import Use, UseOrder
+from scalesim.memory.eviction.lazy_heap import LazyHeap
+from scalesim.memory.tree.use import UseTime
 from scalesim.profile.caches import belady_misses
 from scalesim.replay.workloads import workload
 
@@ -22,7 +23,7 @@ def misses(
 ) -> int:
     """Calls that find their agent gone. Without sources: LRU; ``hints`` declare the truth."""
     distances = Distances(Clock())
-    order: UseOrder[int] = UseOrder()
+    order: LazyHeap[int] = LazyHeap()
     last: dict[int, tuple[float, int]] = {}
     resident: set[int] = set()
     next_use: dict[int, tuple[float | None, int]] = {}
@@ -38,7 +39,7 @@ def misses(
                 place(agent)  # type: ignore[arg-type]
 
     def place(agent: int) -> None:
-        order.add(agent, Use(*next_use.get(agent, (None, 0)), *last.get(agent, (0.0, 0))))
+        order.add(agent, UseTime(*next_use.get(agent, (None, 0)), *last.get(agent, (0.0, 0))))
 
     for source in sources:
         apply(distances.add(source))

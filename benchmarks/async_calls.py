@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import Report, table
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
-from scalesim.requests import Reply, Request
+from scalesim.engine.engine import Engine
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 
 QUICK: dict[str, Any] = {"calls": 300, "agents": 60, "threads": 20, "rounds": 1}

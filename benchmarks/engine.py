@@ -29,10 +29,10 @@ from benchmarks.ours import Arm, Ours
 from benchmarks.peer import CacheKind, Peer
 from benchmarks.report import Report, num_cores, table
 from scalesim.core import Int32s
-from scalesim.model.config import ModelConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import load_model
-from scalesim.model.rope import RopeConfig
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import load_model
+from scalesim.model.layers.rope import RopeConfig
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

@@ -14,13 +14,15 @@ import torch
 from scalesim_kernels import KernelSet, select
 
 from benchmarks.dialogues import Dialogues, Played, Rates, Transcript
-from scalesim.assembly import parts_for
+from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.config import EngineConfig, SchedulerConfig
-from scalesim.core import Batch, Int32s, Runner, SamplingParams, Step, StepOutput
-from scalesim.engine import Engine
+from scalesim.core import Int32s
+from scalesim.engine.build import parts_for
+from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
-from scalesim.model.loader import LoadedModel
-from scalesim.requests import Request
+from scalesim.model.checkpoint.loader import LoadedModel
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 
 ROW_MULTIPLE = 16  # what reproducible mode pads rows to on a CPU
 
@@ -46,12 +48,12 @@ class CountingRunner:
         self.last: Batch | None = None
         self._inner = inner
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         self.shapes[batch.num_tokens, int(batch.sample.sum())] += 1
         self.last = batch
         return self._inner.launch(batch)
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         return self._inner.collect(step)
 
 

@@ -31,11 +31,12 @@ from benchmarks.stub_engine import (
     StubSettings,
     stub_parts,
 )
-from scalesim.calls import Call
-from scalesim.core import Int32s, SamplingParams
-from scalesim.engine import Engine
-from scalesim.memory.look_ahead import PlannerConfig
-from scalesim.requests import Request
+from scalesim.core import Int32s
+from scalesim.engine.engine import Engine
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.requests.call import Call
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 
 ARMS = {"hints, deadline": ("deadline", True), "no hints, lru-swap": ("lru-swap", False)}
 QUICK: dict[str, Any] = {

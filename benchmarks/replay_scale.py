@@ -21,14 +21,15 @@ from benchmarks.report import Report, table
 from benchmarks.sources import timed
 from scalesim.config import SchedulerConfig
 from scalesim.distance import Estimates, Source
-from scalesim.loop import Loop, Parts
-from scalesim.memory.links import VirtualLink
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
 from scalesim.replay.arms import VOCAB_SIZE, play
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
-from scalesim.requests import TextModel
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
 
@@ -119,7 +120,7 @@ def ticks(count: int) -> dict[str, float]:
 
         def act() -> None:
             loop.expect(hints, absolute=False)
-            loop.memory.look_ahead.plan(loop.clock.now)
+            loop.memory.prefetcher.plan(loop.clock.now)
 
         return act
 
@@ -143,7 +144,7 @@ def ticks(count: int) -> dict[str, float]:
     return dict(zip(TICKS, values, strict=True))
 
 
-def filled(count: int) -> Loop:
+def filled(count: int) -> EngineLoop:
     """Every agent has spoken once; most of their state is on the host."""
     device = max(64, count // 50) * BLOCKS
     link = VirtualLink(64, 1e15)
@@ -154,7 +155,9 @@ def filled(count: int) -> Loop:
     )  # fmt: skip
     scheduler = Scheduler(memory, SchedulerConfig(max_num_seqs=2), BLOCKS * BLOCK_SIZE)
     model = TextModel(VOCAB_SIZE, frozenset(), BLOCKS * BLOCK_SIZE, device * BLOCK_SIZE)
-    loop = Loop(Parts(StubRunner(), memory, scheduler, link, model, time_s=lambda: link.now_s))
+    loop = EngineLoop(
+        EngineParts(StubRunner(), memory, scheduler, link, model, time_s=lambda: link.now_s)
+    )
     rng = np.random.default_rng(1)
     for agent in range(count):
         tokens = rng.integers(0, VOCAB_SIZE, BLOCKS * BLOCK_SIZE, np.int32).tobytes()

@@ -20,7 +20,7 @@ from scalesim.replay.arms import Outcome, play
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.scenario import Scenario, Sizes, TraceHints, of_trace, of_workload
 from scalesim.replay.workloads import workload
-from scalesim.trace import TraceStep
+from scalesim.trace.trace import TraceStep
 
 # policy, and what it is told; those that take no hints are the same whatever is said
 ARMS: tuple[tuple[str, TraceHints], ...] = (

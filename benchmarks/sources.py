@@ -20,9 +20,9 @@ from benchmarks.report import Report, table
 from scalesim.distance import Activation, Estimates, Learned, Proximity, Source
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
-from scalesim.memory.links import VirtualLink
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
 
 QUICK = {"agents": [1_000, 10_000], "steps": 5}
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.report import Report, table
 from benchmarks.stub_engine import BLOCK_SIZE, StubSettings, stub_parts
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
-from scalesim.model.tokenizer import ByteTokenizer
-from scalesim.requests import Request
+from scalesim.engine.engine import Engine
+from scalesim.model.text.tokenizer import ByteTokenizer
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_runner import StubRunner
 
 QUICK: dict[str, Any] = {"calls": 4, "output": 40, "rounds": 1}

@@ -20,17 +20,17 @@ from typing import Any
 
 from benchmarks.report import Report, table
 from benchmarks.schemas import Case, drawn, of_suite
-from scalesim.assembly import parts_for, with_settings
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
 from scalesim.errors import StructureError
-from scalesim.model.config import ModelConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import load_model
-from scalesim.model.rope import RopeConfig
-from scalesim.model.tokenizer import ByteTokenizer
-from scalesim.requests import Reply
-from scalesim.structure import Structures
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import load_model
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.text.tokenizer import ByteTokenizer
+from scalesim.requests.reply import Reply
+from scalesim.sampling.grammar import Structures
+from scalesim.sampling.params import SamplingParams
 
 TOKENIZER = ByteTokenizer()
 SHAPE = ModelConfig(

@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.config import SchedulerConfig
-from scalesim.core import Batch, Runner, Step, StepOutput
-from scalesim.loop import Parts
-from scalesim.memory.links import VirtualLink
-from scalesim.memory.look_ahead import LookAhead, PlannerConfig
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
-from scalesim.requests import TextModel
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
 
@@ -57,7 +58,7 @@ class VirtualTimeRunner:
         self.steps_in_flight = inner.steps_in_flight
         self._inner, self._link, self._step_s, self._watch = inner, link, step_s, watch
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         start = self._watch.clock()
         step = self._inner.launch(batch)
         phases = self._watch.phases
@@ -66,7 +67,7 @@ class VirtualTimeRunner:
         self._link.advance_to(self._link.now_s + self._step_s)
         return step
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         start = self._watch.clock()
         output = self._inner.collect(step)
         self._watch.phases.runner_s += self._watch.clock() - start
@@ -94,7 +95,7 @@ class TimedScheduler(Scheduler):
         self._watch.phases.update_s += self._watch.clock() - start
 
 
-def time_planner(planner: LookAhead, watch: Stopwatch) -> None:
+def time_planner(planner: Prefetcher, watch: Stopwatch) -> None:
     """Time ``plan`` of this very object: agents' owners hold it too."""
     plan = planner.plan
 
@@ -123,7 +124,9 @@ class StubSettings:
     guarded: bool = True  # page events are recorded, and counts compared after each step
 
 
-def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int = 0) -> Parts:
+def stub_parts(
+    settings: StubSettings, watch: Stopwatch | None = None, seed: int = 0
+) -> EngineParts:
     """Parts for an ``Engine``; with a ``watch``, time is virtual and each phase is timed."""
     policy = policy_named(settings.policy)
     rate = settings.link_pages_per_s * settings.page_bytes
@@ -145,12 +148,12 @@ def stub_parts(settings: StubSettings, watch: Stopwatch | None = None, seed: int
     runner: Runner = StubRunner(VOCAB_SIZE)
     scheduler = Scheduler(memory, config, settings.max_len)
     if watch is not None:
-        time_planner(memory.look_ahead, watch)
+        time_planner(memory.prefetcher, watch)
         runner = VirtualTimeRunner(runner, link, settings.step_s, watch)
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
     model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)
     clock = time.monotonic if watch is None else lambda: link.now_s
-    return Parts(
+    return EngineParts(
         runner,
         memory,
         scheduler,

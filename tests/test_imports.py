@@ -67,7 +67,7 @@ ENGINE = tuple(
 PARTS = tuple(
     f"scalesim.{name}" for name in ("config", "device", "distance", "memory", "model", "scheduler")
 )
-TRACES = ("scalesim.records", "scalesim.trace", "scalesim.trace_file")
+TRACES = ("scalesim.trace.records", "scalesim.trace.trace", "scalesim.trace.file")
 
 # Who may import what, beside itself; the row of the longest matching name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -81,38 +81,38 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.device": VALUES,
     "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),
     "scalesim.memory": (*VALUES, "scalesim.device"),
-    "scalesim.memory.pinned": (*VALUES, "scalesim.device", "scalesim.memory", "torch"),
-    "scalesim.memory.storage": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
-    "scalesim.memory.links": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
+    "scalesim.memory.pools.pinned": (*VALUES, "scalesim.device", "scalesim.memory", "torch"),
+    "scalesim.memory.pools.storage": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
+    "scalesim.memory.links.link": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
     "scalesim.config": (*VALUES, "scalesim.memory"),
     "scalesim.scheduler": (*VALUES, "scalesim.config", "scalesim.memory"),
     "scalesim.model": (
         *VALUES,
         "scalesim.device",
-        "scalesim.memory.adapters",  # what a read adapter is to memory
+        "scalesim.memory.leases.adapters",  # what a read adapter is to memory
         "scalesim.memory.geometry",
-        "scalesim.memory.links",  # the timeline of fences that a runner and a link share
+        "scalesim.memory.links.link",  # the timeline of fences that a runner and a link share
         "scalesim_kernels",
         "torch",
     ),
     **dict.fromkeys(
-        ("scalesim.model.hosted", "scalesim.model.hosting"),
+        ("scalesim.model.layers.hosted", "scalesim.model.layers.hosting"),
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
     "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
     "scalesim.regular_file": ("scalesim.errors",),
     "scalesim.strict_json": ("scalesim.errors",),
-    "scalesim.records": VALUES,
-    "scalesim.trace": VALUES,
-    "scalesim.trace_file": (*VALUES, "scalesim.records", "scalesim.trace"),
+    "scalesim.trace.records": VALUES,
+    "scalesim.trace.trace": VALUES,
+    "scalesim.trace.file": (*VALUES, "scalesim.trace.records", "scalesim.trace.trace"),
     "scalesim.replay": (
         *VALUES,
-        "scalesim.calls",
+        "scalesim.requests.call",
         "scalesim.config",
-        "scalesim.loop",
+        "scalesim.engine.loop",
         "scalesim.distance",
         "scalesim.memory",
-        "scalesim.requests",
+        "scalesim.requests.request",
         "scalesim.scheduler",
         "scalesim.testing",
         *TRACES,
@@ -136,14 +136,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.testing.tag_parts": (
         *VALUES,
         "scalesim.config",
-        "scalesim.loop",
+        "scalesim.engine.loop",
         "scalesim.memory",
-        "scalesim.requests",
+        "scalesim.requests.request",
         "scalesim.scheduler",
         "scalesim.testing",
     ),
     **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
-    "scalesim.guard": (*VALUES, "scalesim.memory"),
+    "scalesim.memory.audit.auditor": (*VALUES, "scalesim.memory"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim.doctor": (*VALUES, *PARTS, *ENGINE, "scalesim_kernels", "torch"),
@@ -154,7 +154,11 @@ TORCH_FREE = (
     "core", "errors", "config", "device", "distance", "memory", "profile", "replay", "scheduler",
     "testing",
 )  # fmt: skip
-TORCH_MODULES = ("scalesim.device.cuda", "scalesim.memory.pinned", "scalesim.memory.storage")
+TORCH_MODULES = (
+    "scalesim.device.cuda",
+    "scalesim.memory.pools.pinned",
+    "scalesim.memory.pools.storage",
+)
 
 
 def is_in(module: str, package: str) -> bool:

@@ -17,15 +17,15 @@ from benchmarks.gpu.attention import copy_bandwidth
 from benchmarks.gpu.bench import Bench, SkipError
 from benchmarks.gpu.turns import LLAMA_8B, TINY, dummy
 from benchmarks.lora import COUNTS, FLOOR, GOAL, MANY, RANKS, dense, make_work, paged
-from scalesim.assembly import parts_for
 from scalesim.config import EngineConfig, SchedulerConfig
-from scalesim.engine import Engine
-from scalesim.memory.adapters import AdapterContent
+from scalesim.engine.build import parts_for
+from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links import Held
+from scalesim.memory.leases.adapters import AdapterContent
+from scalesim.memory.links.link import Held
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LoraLayout, lora_sites
-from scalesim.model.loader import LoadedModel
+from scalesim.model.checkpoint.loader import LoadedModel
 
 HIDDEN, PREFILL = 4096, 64  # width of the layer; tokens of each adapter in the prefill
 TAX_RANK, PROMPT, OUTPUT = 16, 512, 64

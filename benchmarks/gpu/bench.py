@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.gpu.report import Report
 from scalesim.device.streams import Device
-from scalesim.memory.pinned import available_host_bytes
+from scalesim.memory.pools.pinned import available_host_bytes
 
 Work = Callable[[], object]
 

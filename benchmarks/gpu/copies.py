@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmarks.gpu.bench import Bench, SkipError
 from benchmarks.gpu.paged import Heads, heads_of, make_batch
 from scalesim.device.streams import Fences
-from scalesim.memory.cuda_link import CudaLink
-from scalesim.memory.links import Copies, Direction
-from scalesim.memory.pinned import PinnedPages
+from scalesim.memory.links.cuda_link import CudaLink
+from scalesim.memory.links.link import Copies, Direction
+from scalesim.memory.pools.pinned import PinnedPages
 
 GB = 10**9
 PIECES = (64 << 10, 256 << 10, 1 << 20, 2 << 20, 16 << 20)

@@ -21,18 +21,20 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, SkipError
 from benchmarks.gpu.turns import TINY, Watch, dummy
-from scalesim.assembly import parts_for
+from scalesim.batch import Batch, LaunchedStep
 from scalesim.config import EngineConfig, SchedulerConfig
-from scalesim.core import Batch, Fence, SamplingParams, Step
+from scalesim.core import Fence
 from scalesim.device.streams import Device, Event, Stream, Work
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for
+from scalesim.engine.engine import Engine
 from scalesim.errors import EngineClosedError
-from scalesim.memory.cuda_link import CudaLink
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links import Copies, Direction, Link
-from scalesim.memory.source_link import SourceLink
-from scalesim.model.loader import LoadedModel
-from scalesim.requests import Request
+from scalesim.memory.links.cuda_link import CudaLink
+from scalesim.memory.links.link import Copies, Direction, Link
+from scalesim.memory.links.source_link import SourceLink
+from scalesim.model.checkpoint.loader import LoadedModel
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 
 CYCLES_A_MS = 1_800_000  # of torch's spin kernel, more or less
 MAX_DELAY_MS = 3.0
@@ -182,7 +184,7 @@ class PoisoningRunner(Watch):
         self._stream, self._pages, self._pool = stream, pages, pool
         self._random = random.Random(seed)
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         free = sorted(self._pool.free_pages())
         free = [page for page in free if self._random.random() < 0.25]
         if free:
@@ -244,7 +246,7 @@ def play(bench: Bench, loaded: LoadedModel, hunt: Hunt, reports: int) -> Texts |
     assert isinstance(inner, SourceLink) and isinstance(inner.link, CudaLink)
     link = SteadyLink(inner, reports, lie=hunt.plant == PLANTS[1])
     memory, clock = parts.memory, itertools.count()
-    memory.residency.link = memory.look_ahead._link = link
+    memory.residency.link = memory.prefetcher._link = link
     runner = PoisoningRunner(
         parts.runner, device.stream("compute"), inner.link.device_pages, memory.device, hunt.seed
     ) if hunt.delayed else Watch(parts.runner)  # fmt: skip

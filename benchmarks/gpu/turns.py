@@ -21,19 +21,21 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.bench import Bench, Compilations, SkipError
-from scalesim.assembly import parts_for
-from scalesim.calls import Call
+from scalesim.batch import LaunchedStep, Runner, StepOutput
 from scalesim.config import EngineConfig, SchedulerConfig
-from scalesim.core import Int32s, Runner, SamplingParams, Step, StepOutput
-from scalesim.engine import Engine
+from scalesim.core import Int32s
+from scalesim.engine.build import parts_for
+from scalesim.engine.engine import Engine
+from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.policies import ENGINE_POLICIES
-from scalesim.model.config import ModelConfig
-from scalesim.model.cuda_runner import CudaRunner
-from scalesim.model.dummy import write_config
-from scalesim.model.loader import LoadedModel, load_model
-from scalesim.model.rope import RopeConfig
-from scalesim.requests import Request
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_config
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.runner.cuda_runner import CudaRunner
+from scalesim.requests.call import Call
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 
 ROPE = RopeConfig(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 LLAMA_1B = ModelConfig(
@@ -102,12 +104,12 @@ class Watch:
         self.steps_in_flight = inner.steps_in_flight
         self.inner, self.compute_s, self.num_steps, self.num_decode_steps = inner, 0.0, 0, 0
 
-    def launch(self, batch: Any) -> Step:
+    def launch(self, batch: Any) -> LaunchedStep:
         self.num_steps += 1
         self.num_decode_steps += batch.num_tokens == batch.num_seqs
         return self.inner.launch(batch)
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         output = self.inner.collect(step)
         self.compute_s += output.compute_s
         return output

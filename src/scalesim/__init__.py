@@ -12,10 +12,10 @@ from scalesim._version import __version__
 
 if TYPE_CHECKING:
     from scalesim import errors
-    from scalesim.agent import Agent, Reply, Request
     from scalesim.config import EngineConfig
-    from scalesim.core import SamplingParams
-    from scalesim.engine import Engine
+    from scalesim.engine.agent import Agent, Reply, Request
+    from scalesim.engine.engine import Engine
+    from scalesim.sampling.params import SamplingParams
 
 __all__ = [
     "Agent",
@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "Agent": "scalesim.agent",
-    "Engine": "scalesim.engine",
+    "Agent": "scalesim.engine.agent",
+    "Engine": "scalesim.engine.engine",
     "EngineConfig": "scalesim.config",
-    "Reply": "scalesim.agent",
-    "Request": "scalesim.agent",
+    "Reply": "scalesim.engine.agent",
+    "Request": "scalesim.engine.agent",
     "SamplingParams": "scalesim.core",
 }
 

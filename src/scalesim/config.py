@@ -12,9 +12,9 @@ import numpy as np
 
 from scalesim.checks import flag, instance, number, one_of, path_of, refuse, shown, text, whole
 from scalesim.errors import ConfigError
+from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import BLOCK_SIZES
-from scalesim.memory.look_ahead import PlannerConfig
-from scalesim.memory.policies import policy_named
+from scalesim.memory.prefetch.config import PlannerConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

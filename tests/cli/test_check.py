@@ -8,8 +8,8 @@ import pytest
 
 from scalesim.cli import main
 from scalesim.core import Bytes2D
-from scalesim.memory.links import Timeline
-from scalesim.memory.policies import Policy
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.links.link import Timeline
 from scalesim.testing.hostile_link import HostileLink
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -33,7 +33,7 @@ def patient(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) -> Ho
     return HostileLink(device, host, timeline, seed=seed, max_ticket_pages=3)
 
 
-OLDEST_FIRST = Policy("oldest-first", order="last_use", host=True, look_ahead=True)
+OLDEST_FIRST = Policy("oldest-first", order="last_use", host=True, prefetcher=True)
 
 
 def test_the_example_that_is_right(

@@ -19,7 +19,7 @@ from scalesim.cli.demo import first_difference
 from scalesim.cli.play import Said
 from scalesim.cli.table import amount
 from scalesim.cli.world import Turn
-from scalesim.requests import Reply
+from scalesim.requests.reply import Reply
 
 SMALL = "demo --agents 12 --resident 3 --steps 4 --model tiny".split()  # noqa: SIM905
 TWO = (*SMALL, "--policies", "deadline", "lru-swap")

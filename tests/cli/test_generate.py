@@ -14,8 +14,8 @@ import pytest
 from scalesim import __version__
 from scalesim.cli import main
 from scalesim.cli.stage import model_config
-from scalesim.model.config import ModelConfig
-from scalesim.model.dummy import write_dummy_model
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
 from tests.model.adapter_folders import write_adapter
 from tests.text.tokenizers_made_here import byte_level
 

@@ -16,7 +16,7 @@ import pytest
 
 from scalesim import cli
 from scalesim.cli import main, options
-from scalesim.model.dummy import write_dummy_model
+from scalesim.model.checkpoint.dummy import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
 
 NUMBER = ("0", "-1", "1.5", "x", "", "nan", "1e3", "9" * 5000, "99999999999")
@@ -250,7 +250,7 @@ def test_memory_that_the_system_refuses_is_an_error(
     def refuses(*args: object, **rest: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr("scalesim.memory.storage.mmap.mmap", refuses)
+    monkeypatch.setattr("scalesim.memory.pools.storage.mmap.mmap", refuses)
     assert main(["generate", model, "--prompt", "a", "--device-memory", "60GB"]) == 2
     said = capsys.readouterr().err
     assert "device_memory" in said and "Cannot allocate memory" in said and "lower it" in said

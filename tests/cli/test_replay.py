@@ -16,8 +16,8 @@ from scalesim.replay.formats import FORMATS, read
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Log
 from scalesim.replay.workloads import WORKLOADS, workload
-from scalesim.trace import Piece, TraceStep, Turn
-from scalesim.trace_file import write_trace
+from scalesim.trace.file import write_trace
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 Out = pytest.CaptureFixture[str]
 SMALL = ["--agents", "12", "--steps", "4", "--private", "96", "--output", "8", "--running", "4",
@@ -27,7 +27,7 @@ SMALL = ["--agents", "12", "--steps", "4", "--private", "96", "--output", "8", "
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
     steps = [
-        TraceStep(float(at), [], [Turn(who, (Piece(who, 64), Piece(f"n{at}", 9)), Piece("o", 5))
+        TraceStep(float(at), [], [Turn(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)), TracePiece("o", 5))
                                   for who in ("ada", "bob", "cy") if (at + len(who)) % 2])
         for at in range(6)
     ]  # fmt: skip

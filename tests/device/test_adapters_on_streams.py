@@ -12,12 +12,12 @@ import pytest
 import torch
 from scalesim_kernels import KernelSet, select
 
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError
-from scalesim.memory.source_link import SourceLink, _Part
+from scalesim.memory.links.source_link import SourceLink, _Part
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites, make_directory
-from scalesim.model.device_directory import FIRST_CAPACITY, DeviceDirectory
-from scalesim.requests import Reply
+from scalesim.model.runner.device_lora import FIRST_CAPACITY, DeviceLora
+from scalesim.requests.reply import Reply
 from scalesim.testing.hostile_device import HostileDevice, RaceError
 from tests.device.test_planted_waits import PLANTS, root
 from tests.device.world import hostile, hostile_engine, prompts, reads_of, runner_of
@@ -214,7 +214,7 @@ def test_layouts_arrive_behind_the_steps_in_flight(order: Any) -> None:
     """Also those that make the buffers move: each is what the CPU's directory says."""
     device, table = hostile(order=order), LayoutTable()
     stream = device.stream("compute")
-    directory = DeviceDirectory(device, stream, table, SHAPE.num_layers)
+    directory = DeviceLora(device, stream, table, SHAPE.num_layers)
     assert not directory.update() and directory.tensors is None
     moved = []
     for layout in layouts_of(2 * FIRST_CAPACITY + 1):

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from scalesim.assembly import num_device_pages, num_host_pages, resolve_device, with_settings
-from scalesim.backends import CpuBackend, CudaBackend, workspace_bytes
 from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.device import cuda
 from scalesim.device.cuda import CudaDevice
-from scalesim.engine import Engine
+from scalesim.engine.backends import CpuBackend, CudaBackend, workspace_bytes
+from scalesim.engine.build import num_device_pages, num_host_pages, resolve_device, with_settings
+from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
-from scalesim.memory import pinned
-from scalesim.memory.policies import policy_named
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.pools import pinned
 from scalesim.testing.hostile_device import HostileDevice
 from tests.engine.world import tiny_engine, tiny_model
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from scalesim.calls import Call
 from scalesim.device.staging import StagingRing
-from scalesim.engine import Engine
-from scalesim.model.device_table import DeviceTable
+from scalesim.engine.engine import Engine
+from scalesim.model.runner.device_table import DeviceTable
+from scalesim.requests.call import Call
 from scalesim.testing.hostile_device import HostileDevice, HostileEvent, HostileStream, RaceError
 from tests.device.test_engine_on_streams import FULL, QUARTER, TURNS, unlimited
 from tests.device.world import hostile, hostile_engine, prompts
@@ -192,7 +192,7 @@ def test_a_launch_that_fails_leaves_nothing_running(monkeypatch: pytest.MonkeyPa
 
 def test_closing_waits_for_the_copies() -> None:
     """Memory that the driver still copies to is not unregistered."""
-    from scalesim.memory.links import Copies
+    from scalesim.memory.links.link import Copies
     from tests.device.world import link_of
 
     device = hostile(order="lazy")

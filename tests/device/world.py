@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from scalesim_kernels import KernelSet, LoraBatch, LoraSite, PagedBatch, select
 
-from scalesim.assembly import parts_for, with_settings
 from scalesim.core import Bytes2D
-from scalesim.engine import Engine
-from scalesim.memory.cuda_link import CudaLink
-from scalesim.memory.source_link import SourceLink
-from scalesim.model.cuda_runner import CudaRunner
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
+from scalesim.memory.links.cuda_link import CudaLink
+from scalesim.memory.links.source_link import SourceLink
+from scalesim.model.runner.cuda_runner import CudaRunner
 from scalesim.testing.hostile_device import HostileDevice
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scalesim.distance import NOTHING, Estimates, Learned, Source
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError, HintWarning
 from scalesim.testing.tag_parts import tag_parts
 

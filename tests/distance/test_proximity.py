@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from scalesim.distance.grid import Grid
-from scalesim.distance.proximity import Proximity
+from scalesim.distance.sources.grid import Grid
+from scalesim.distance.sources.proximity import Proximity
 from scalesim.errors import ConfigError, RequestError
 
 HORIZON, RADIUS, MAX_SPEED = 6.0, 1.5, 1.0

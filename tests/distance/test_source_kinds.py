@@ -19,10 +19,10 @@ from scalesim.distance import (
     Turns,
 )
 from scalesim.distance.clock import Clock
-from scalesim.distance.day import Day
 from scalesim.distance.distances import Distances
-from scalesim.distance.survival import NUM_BINS, Survival, bin_of, bins_of
-from scalesim.distance.trial import NUM_SAMPLED, Trial
+from scalesim.distance.learned.day import Day
+from scalesim.distance.learned.survival import NUM_BINS, Survival, bin_of, bins_of
+from scalesim.distance.learned.trial import NUM_SAMPLED, Trial
 from scalesim.errors import ConfigError, RequestError
 from tests.distance.cache import city, memoryless, recent, rounds, town
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from scalesim.model.chat import CHATML
-from scalesim.model.config import ModelConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.rope import RopeConfig
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.text.chat import CHATML
 from tests.docs.pages import Block
 from tests.model.adapter_folders import write_adapter
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from tests.docs.folders import write_folders, write_model
 from tests.docs.pages import DOCS, LANGUAGES, NOT_RUN, PAGES, ROOT, Block, blocks_of, name_of
 

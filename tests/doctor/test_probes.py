@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from scalesim_kernels import select
 
 from scalesim.doctor import Section, Settings, device, host, kernels, link, model, versions
-from scalesim.memory.links import LinkError, ThreadLink, Timeline, VirtualLink
-from scalesim.model.dummy import write_config, write_dummy_model
+from scalesim.memory.links.link import LinkError, Timeline
+from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.model.checkpoint.dummy import write_config, write_dummy_model
 from tests.engine.world import SHAPE
 
 PAGE = 4096

@@ -27,9 +27,9 @@ from types import FrameType
 from typing import Any
 
 from scalesim.config import CallLimits
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
-from scalesim.requests import Request
+from scalesim.engine.engine import Engine
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import tiny_engine
 from tests.trust.workload import make_parts

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import RequestTimeoutError
-from scalesim.requests import Reply, Request
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from scalesim.testing.tags import expected_text
 from tests.engine.test_same_texts import check_empty

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from scalesim.config import StructureConfig
-from scalesim.core import SamplingParams
-from scalesim.model.tokenizer import ByteTokenizer, Tokenizer
-from scalesim.structure import GrammarGuide, Structures
+from scalesim.model.text.tokenizer import ByteTokenizer, Tokenizer
+from scalesim.sampling.grammar import GrammarConstraint, Structures
+from scalesim.sampling.params import SamplingParams
 
 EDGES = frozenset(b'09.-eE"}],1')
 
@@ -24,7 +24,7 @@ def bytes_only() -> Structures:
     return Structures(tokenizer, tokenizer.vocab_size, eos, StructureConfig())
 
 
-def allowed(guide: GrammarGuide) -> list[int]:
+def allowed(guide: GrammarConstraint) -> list[int]:
     """The ids that may come next. Raises what ends the sequence."""
     masks = np.zeros((1, guide.num_words), np.int32)
     [error] = guide.filler([guide], [], masks)

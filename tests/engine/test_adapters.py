@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError, PromptTooLongError, RequestError
-from scalesim.memory.policies import ENGINE_POLICIES
-from scalesim.requests import Reply
+from scalesim.memory.eviction.policies import ENGINE_POLICIES
+from scalesim.requests.reply import Reply
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, SHAPE, said, tiny_engine
 from tests.model.adapter_folders import write_adapter

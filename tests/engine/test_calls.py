@@ -14,10 +14,10 @@ import torch
 from scalesim_kernels import select
 
 from scalesim import errors
-from scalesim.assembly import parts_for, with_settings
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
-from scalesim.requests import Request
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_engine, tiny_model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scalesim.model.dummy import write_dummy_model
+from scalesim.model.checkpoint.dummy import write_dummy_model
 from tests.engine.world import SHAPE
 from tests.text.tokenizers_made_here import byte_level
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from scalesim import errors
-from scalesim.engine import Engine
-from scalesim.requests import Request
+from scalesim.engine.engine import Engine
+from scalesim.requests.request import Request
 from scalesim.testing.tag_parts import tag_parts
 from tests.device.world import hostile, hostile_engine
 from tests.engine.test_same_texts import check_empty

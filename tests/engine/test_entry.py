@@ -22,8 +22,6 @@ import pytest
 import scalesim
 import scalesim.distance
 from scalesim import Agent, Engine, EngineConfig, Request, SamplingParams, errors
-from scalesim.adapters import AdapterRegistry
-from scalesim.calls import Call
 from scalesim.config import CallLimits, SchedulerConfig, StructureConfig, parse_bytes
 from scalesim.distance import (
     Activation,
@@ -36,9 +34,11 @@ from scalesim.distance import (
 )
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.errors import ScaleSimError
-from scalesim.memory.look_ahead import PlannerConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.requests import Reply
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.call import Call
+from scalesim.requests.reply import Reply
 from tests.engine.world import SHAPE, tiny_engine
 
 LONGEST = 700  # characters of a message
@@ -621,7 +621,7 @@ def test_a_source_has_one_engine() -> None:
 
 def test_a_request_that_cannot_be_taken_in_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is not found on the caller's thread costs its own request, and no beginning anew."""
-    from scalesim.sampling_keys import SamplingKeys
+    from scalesim.sampling.keys import SamplingKeys
 
     whole = SamplingKeys.key
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from scalesim.core import AgentId, SamplingParams
-from scalesim.engine import Engine
+from scalesim.core import AgentId
+from scalesim.engine.engine import Engine
 from scalesim.errors import EngineFullError, RequestError, RequestTimeoutError, ScaleSimError
-from scalesim.requests import Reply, Request
-from scalesim.sampling_keys import SamplingKeys
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.keys import SamplingKeys
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import tiny_engine
 

@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 
 import scalesim
-from scalesim.calls import TextObserver
-from scalesim.core import SamplingParams
 from scalesim.distance.estimates import NOTHING, Estimates, Source
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError, EngineModeError, InternalError, ScaleSimError
-from scalesim.memory.links import ThreadLink
-from scalesim.requests import Reply, Request
+from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.requests.call import TextObserver
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
-from scalesim.trace_file import TraceWriter
+from scalesim.trace.file import TraceWriter
 from tests.engine.test_adapters import folders
 from tests.engine.world import tiny_engine
 

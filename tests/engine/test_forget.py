@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalesim.agent import Agent
 from scalesim.core import AgentId
 from scalesim.distance import Activation, Graph, Learned, Plan, Predrawn, Proximity, Source, Turns
-from scalesim.engine import Engine
+from scalesim.engine.agent import Agent
+from scalesim.engine.engine import Engine
 from scalesim.errors import RequestError, UnknownAgentError
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import tiny_engine
 

@@ -11,8 +11,8 @@ from scalesim_kernels import KernelSet, select
 from scalesim_kernels.conformance import check_op
 from scalesim_kernels.signatures import OPTIONS, ops, signature_fault
 
-from scalesim.assembly import parts_for, with_settings
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError, EngineClosedError, KernelError
 from tests.engine.world import PAGE_BYTES, SHAPE, TOKENIZER, tiny_model
 

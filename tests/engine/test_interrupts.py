@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from scalesim.interrupts import InterruptsWait
-from scalesim.loop import Loop
-from scalesim.tickets import Ticket
+from scalesim.engine.interrupts import InterruptsWait
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.tickets import Ticket
 from tests.engine import interrupts
 
 SAMPLE = 12
@@ -94,15 +94,15 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_waits_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = interrupts.make_engine("step")
     call = engine.submit(interrupts.requests(engine, 1)[0])
-    turn, seen = Loop._turn, []
+    turn, seen = EngineLoop._turn, []
 
-    def pressed(loop: Loop) -> bool:
+    def pressed(loop: EngineLoop) -> bool:
         signal.raise_signal(signal.SIGINT)
         seen.append(turn(loop))  # it is not left halfway
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_turn", pressed)
+        patch.setattr(EngineLoop, "_turn", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert seen == [True] and engine.stats.restarts == 0

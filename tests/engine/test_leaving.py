@@ -13,7 +13,7 @@ START = """
 import asyncio, signal, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have switched it off
 import numpy as np
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import EngineClosedError
 from scalesim.testing.tag_parts import tag_parts
 def new():

@@ -17,11 +17,9 @@ from typing import Any
 
 import pytest
 
-from scalesim import forks
-from scalesim.calls import Call
 from scalesim.config import CallLimits
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
+from scalesim.engine import forks
+from scalesim.engine.engine import Engine
 from scalesim.errors import (
     EngineClosedError,
     EngineFullError,
@@ -29,8 +27,10 @@ from scalesim.errors import (
     RequestTimeoutError,
     ScaleSimError,
 )
-from scalesim.model.dummy import write_dummy_model
-from scalesim.requests import Request
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.requests.call import Call
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import SHAPE
 from tests.text.tokenizers_made_here import byte_level

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from scalesim import errors
-from scalesim.assembly import with_settings
-from scalesim.core import SamplingParams
 from scalesim.distance.estimates import NOTHING, Estimates, Source
-from scalesim.engine import Engine
-from scalesim.requests import Dropped, Prompt, Reply, Request
+from scalesim.engine.build import with_settings
+from scalesim.engine.engine import Engine
+from scalesim.requests.prompt import Prompt
+from scalesim.requests.reply import Dropped, Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.sequence import Phase
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import TOKENIZER, tiny_engine

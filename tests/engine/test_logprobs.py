@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from scalesim.core import LogProbs
+from scalesim.batch import LogProbs
 from scalesim.errors import RequestError
-from scalesim.requests import Reply
+from scalesim.requests.reply import Reply
 from tests.device.world import hostile, hostile_engine
 from tests.engine.world import tiny_engine, tiny_model
 
@@ -132,7 +132,7 @@ def test_what_is_refused(params: dict[str, Any], message: str) -> None:
 
 
 def test_where_there_are_no_logits() -> None:
-    from scalesim.engine import Engine
+    from scalesim.engine.engine import Engine
     from scalesim.testing.tag_parts import tag_parts
 
     with (

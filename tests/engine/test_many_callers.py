@@ -8,9 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
-from scalesim.requests import Reply, Request
+from scalesim.engine.engine import Engine
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 
 NUM_AGENTS = 400

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from scalesim.assembly import build_parts, with_settings
 from scalesim.config import EngineConfig
 from scalesim.core import Int32s
-from scalesim.engine import Engine
+from scalesim.engine.build import build_parts, with_settings
+from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError, RequestError
-from scalesim.requests import Reply, Request
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
 from tests.device.world import hostile, hostile_engine
 from tests.engine.world import tiny_engine, tiny_model
 

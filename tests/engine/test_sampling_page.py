@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scalesim.core import SamplingParams
+from scalesim.sampling.params import SamplingParams
 from tests.engine.world import tiny_engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "sampling.md"

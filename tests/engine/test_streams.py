@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from scalesim import errors
-from scalesim.engine import Engine
-from scalesim.requests import Reply
-from scalesim.streams import AsyncStream, Piece, Stream
+from scalesim.engine.engine import Engine
+from scalesim.requests.reply import Reply
+from scalesim.requests.stream import AsyncReplyStream, ReplyStream, TextPiece
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import tiny_engine
 
@@ -37,11 +37,11 @@ def settle(engine: Engine) -> None:
     assert engine._gate.num_free == engine._gate.limit
 
 
-def joined(pieces: list[Piece]) -> tuple[str, tuple[int, ...]]:
+def joined(pieces: list[TextPiece]) -> tuple[str, tuple[int, ...]]:
     return "".join(p.text for p in pieces), tuple(t for p in pieces for t in p.token_ids)
 
 
-def check(pieces: list[Piece], reply: Reply) -> None:
+def check(pieces: list[TextPiece], reply: Reply) -> None:
     """All pieces together are the reply, which comes with the last one only."""
     assert joined(pieces) == (reply.text, reply.token_ids)
     last = pieces[-1].reply
@@ -86,13 +86,13 @@ def test_no_part_of_a_stop_string_is_shown(engine: Engine) -> None:
 
 
 def test_async_pieces_are_the_reply(engine: Engine) -> None:
-    async def read(number: int) -> list[Piece]:
+    async def read(number: int) -> list[TextPiece]:
         stream = engine.agent(number).stream_async([number, 7, 9], max_tokens=30, seed=number)
         pieces = [piece async for piece in stream]
         assert stream.reply is pieces[-1].reply
         return pieces
 
-    async def main() -> list[list[Piece]]:
+    async def main() -> list[list[TextPiece]]:
         return await asyncio.gather(*map(read, range(40)))
 
     for number, pieces in enumerate(asyncio.run(main())):
@@ -163,7 +163,7 @@ def leave_async_unread(agent: Any) -> None:
     asyncio.run(main())
 
 
-async def anext_of(stream: AsyncStream) -> Piece:
+async def anext_of(stream: AsyncReplyStream) -> TextPiece:
     return await stream.__anext__()
 
 
@@ -220,7 +220,7 @@ def test_closing_the_engine_ends_streams(engine: Engine) -> None:
 
 
 def test_a_stream_keeps_its_engine() -> None:
-    def start() -> Stream:
+    def start() -> ReplyStream:
         return tiny_engine().agent("ada").stream("hello", max_tokens=10, seed=1)
 
     stream = start()

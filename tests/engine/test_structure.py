@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from scalesim.config import StructureConfig
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import RequestError, StructureError
-from scalesim.requests import Reply, Request
-from scalesim.structure import Structures
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.grammar import Structures
+from scalesim.sampling.params import SamplingParams
 from tests.engine.test_sampling import WORLDS
 from tests.engine.world import TOKENIZER, tiny_engine
 

@@ -16,14 +16,14 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from scalesim.config import StructureConfig
-from scalesim.core import SamplingParams
 from scalesim.errors import RequestError, ScaleSimError, StructureError
-from scalesim.json_schema import KEPT, REFUSED, kept_schema, narrow_pattern
-from scalesim.model.detokenizer import BYTE_ALPHABET
-from scalesim.model.tokenizer import ByteTokenizer, HFTokenizer
-from scalesim.requests import TextModel
-from scalesim.schema_check import SchemaCheck
-from scalesim.structure import Structures
+from scalesim.model.text.detokenizer import BYTE_ALPHABET
+from scalesim.model.text.tokenizer import ByteTokenizer, HFTokenizer
+from scalesim.requests.prompt import TextModel
+from scalesim.sampling.grammar import Structures
+from scalesim.sampling.json_schema import KEPT, REFUSED, kept_schema, narrow_pattern
+from scalesim.sampling.params import SamplingParams
+from scalesim.sampling.schema_check import SchemaCheck
 from tests.engine.structure_play import allowed, bytes_only, play, schema_params
 from tests.engine.world import tiny_engine
 

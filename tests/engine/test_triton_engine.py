@@ -9,8 +9,8 @@ import pytest
 from scalesim_kernels import KernelSet, select
 from scalesim_kernels.conformance.steady import steady_interpreter
 
-from scalesim.assembly import parts_for, with_settings
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, Turns, said, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in masked lanes

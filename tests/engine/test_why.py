@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import UnknownAgentError
 from scalesim.testing.tag_parts import tag_parts
 
@@ -98,6 +98,6 @@ def test_a_busy_link_and_a_pool_without_room() -> None:
         world.call("bob")
         world.engine.advance(to=50.0)
         misses = world.engine.parts.memory.misses
-        world.engine.parts.memory.look_ahead.blocked_by = blocked  # type: ignore[assignment]
+        world.engine.parts.memory.prefetcher.blocked_by = blocked  # type: ignore[assignment]
         assert misses._late(50.0, 50.0) == cause
         world.engine.close()

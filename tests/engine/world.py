@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from scalesim.assembly import parts_for, with_settings
 from scalesim.distance.estimates import Source
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
-from scalesim.model.config import ModelConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import LoadedModel, load_model
-from scalesim.model.rope import RopeConfig
-from scalesim.model.tokenizer import ByteTokenizer
-from scalesim.requests import Reply
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.text.tokenizer import ByteTokenizer
+from scalesim.requests.reply import Reply
 
 BLOCK = 16
 TOKENIZER = ByteTokenizer()

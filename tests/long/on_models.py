@@ -10,9 +10,10 @@ from functools import cache
 
 import numpy as np
 
-from scalesim.engine import Engine
-from scalesim.memory.policies import ENGINE_POLICIES
-from scalesim.requests import Reply, Request
+from scalesim.engine.engine import Engine
+from scalesim.memory.eviction.policies import ENGINE_POLICIES
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
 from tests.device.world import hostile, hostile_engine
 from tests.engine.world import BLOCK, Turns, said, tiny_engine
 

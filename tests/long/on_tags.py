@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.explore import explore
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape

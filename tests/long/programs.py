@@ -24,8 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from scalesim.calls import Call
-from scalesim.core import SamplingParams
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.errors import (
     EngineClosedError,
@@ -34,9 +32,12 @@ from scalesim.errors import (
     ScaleSimError,
     StructureError,
 )
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.policies import ENGINE_POLICIES
-from scalesim.requests import Reply, Request
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import ENGINE_POLICIES
+from scalesim.requests.call import Call
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.walks import Operation, drawn, some
 from tests.engine.world import BLOCK, tiny_engine
 from tests.long import truth

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from scalesim.core import Floats
-from scalesim.engine import Engine
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import LoadedModel, load_model
-from scalesim.requests import Reply, Request
+from scalesim.engine.engine import Engine
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
 from tests.engine.world import SHAPE, tiny_engine
 from tests.model.adapter_folders import write_adapter
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalesim.memory.agents import AgentState, Habit
-from scalesim.memory.awaited import Awaited
-from scalesim.memory.integrity import check_integrity
+from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.segment import Segment
+from scalesim.memory.prefetch.wake_queue import WakeQueue
+from scalesim.memory.tree.owner import AgentState, ReuseStats
+from scalesim.memory.tree.segment import Segment
 from tests.memory.test_residency import manager, settle, turn
 
 TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, math.inf]
@@ -31,8 +31,8 @@ TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, m
     )
 )
 def test_the_soonest_is_the_soonest(acts: list[tuple[str, int, float]]) -> None:
-    agents = [AgentState(number, Habit()) for number in range(10)]
-    awaited, naive, now = Awaited(), set[int](), 0.0
+    agents = [AgentState(number, ReuseStats()) for number in range(10)]
+    awaited, naive, now = WakeQueue(), set[int](), 0.0
     uses: dict[int, tuple[float, int]] = {}
     for seq, (act, number, time) in enumerate(acts):
         agent = agents[number]
@@ -57,8 +57,8 @@ def test_the_soonest_is_the_soonest(acts: list[tuple[str, int, float]]) -> None:
 
 
 def test_stale_entries_do_not_pile_up() -> None:
-    agents = [AgentState(number, Habit()) for number in range(50)]
-    awaited, rng = Awaited(), random.Random(1)
+    agents = [AgentState(number, ReuseStats()) for number in range(50)]
+    awaited, rng = WakeQueue(), random.Random(1)
     for seq in range(20_000):
         agent = rng.choice(agents)
         agent.next_use, agent.next_seq = rng.choice([-1.0, rng.uniform(0, 1e5)]), seq
@@ -78,7 +78,7 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
         at = rng.choice([None, step + 1.0, step + rng.uniform(0.0, 40.0)])
         other = rng.randrange(8)
         for memory in (ours, naive):
-            memory.standing.now = float(step)
+            memory.ranking.now = float(step)
             if memory is naive:
                 for state in memory.owners.agents.values():
                     state.placed = True
@@ -90,7 +90,7 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
                 memory.owners.fork(agent, other)
             else:
                 memory.owners.drop(agent)
-            memory.look_ahead.plan(float(step))
+            memory.prefetcher.plan(float(step))
             settle(memory)
             check_integrity(memory)
         assert heads(ours) == heads(naive), step
@@ -100,8 +100,8 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
 
 def heads(memory: MemoryManager) -> list[int | None]:
     """The first in line of each order, by number."""
-    standing = memory.standing
-    first: list[Segment | None] = [standing.farthest_on_device(), standing.farthest_dirty()]
+    ranking = memory.ranking
+    first: list[Segment | None] = [ranking.farthest_on_device(), ranking.farthest_dirty()]
     return [None if segment is None else segment.seq for segment in first]
 
 
@@ -113,8 +113,10 @@ def heads(memory: MemoryManager) -> list[int | None]:
 def test_many_at_once_are_put_where_each_would_be(
     times: list[float], now: float, rng: random.Random
 ) -> None:
-    ones, many = ([AgentState(number, Habit()) for number in range(len(times))] for _ in range(2))
-    one_by_one, at_once = Awaited(), Awaited()
+    ones, many = (
+        [AgentState(number, ReuseStats()) for number in range(len(times))] for _ in range(2)
+    )
+    one_by_one, at_once = WakeQueue(), WakeQueue()
     for again in range(3):  # others are there already, and some are moved
         rng.shuffle(times)
         for agents in (ones, many):
@@ -157,7 +159,7 @@ def test_advice_at_once_is_advice_one_by_one(
             turn(memory, agent, 1 + agent % 3)
     for step, advice in enumerate(rounds):
         for memory in (at_once, one_by_one):
-            memory.standing.now = float(step)
+            memory.ranking.now = float(step)
         at_once.owners.set_next_uses(advice)
         for agent, at in advice:
             one_by_one.owners.set_next_use(agent, at)
@@ -166,7 +168,7 @@ def test_advice_at_once_is_advice_one_by_one(
         assert uses(at_once) == uses(one_by_one)
         assert heads(at_once) == heads(one_by_one)
         for memory in (at_once, one_by_one):
-            memory.look_ahead.plan(float(step))
+            memory.prefetcher.plan(float(step))
             settle(memory)
             turn(memory, step % 8, 2)
 
@@ -181,6 +183,6 @@ def test_what_is_to_enter_the_classes_does_not_pile_up() -> None:
     turn(memory, 0, 2)
     for at in range(5000):
         memory.owners.set_next_use(0, 1000.0 + at)
-    assert len(memory.look_ahead._entering) < 200  # type: ignore[attr-defined]
+    assert len(memory.prefetcher._entering) < 200  # type: ignore[attr-defined]
     memory.owners.set_next_use(0, None)
     check_integrity(memory)

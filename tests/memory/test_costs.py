@@ -7,20 +7,23 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.memory.costs import Costs
-from scalesim.memory.links import Copies, VirtualLink
+from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
+from scalesim.memory.links.link import Copies
+from scalesim.memory.links.virtual_link import VirtualLink
 
 PAGE, BLOCK = 1000, 16
 
 
-def costs(rate: float, token_s: float | None, *, queued: int = 0, weighs: bool = True) -> Costs:
+def costs(
+    rate: float, token_s: float | None, *, queued: int = 0, weighs: bool = True
+) -> LoadOrRecompute:
     """On a link of ``rate`` with ``queued`` pages before anything new, after prefills of
     ``token_s`` a token."""
     link = VirtualLink(PAGE, rate)
     if queued:
         link.submit(Copies("in", range(queued), range(queued)))
         link.submit(Copies("out", range(queued), range(queued)))
-    made = Costs(link, PAGE, BLOCK, weighs=weighs)
+    made = LoadOrRecompute(link, PAGE, BLOCK, weighs=weighs)
     for _ in range(3 if token_s is not None else 0):
         made.prefills(512)
         made.observe_turn(None)

@@ -9,10 +9,10 @@ import torch
 
 from scalesim.core import Fence
 from scalesim.device.streams import Fences
-from scalesim.memory import links
-from scalesim.memory.cuda_link import CudaLink
-from scalesim.memory.links import Copies, LinkError
-from scalesim.memory.pinned import PinnedPages
+from scalesim.memory.links import link as links
+from scalesim.memory.links.cuda_link import CudaLink
+from scalesim.memory.links.link import Copies, LinkError
+from scalesim.memory.pools.pinned import PinnedPages
 from scalesim.testing.hostile_device import HostileDevice, RaceError
 from tests.device.world import hostile
 
@@ -103,7 +103,7 @@ def test_a_copy_for_a_step_yet_to_be_launched_is_held() -> None:
 
 
 def test_cancel_takes_back_only_what_has_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scalesim.memory import dma
+    from scalesim.memory.links import dma
 
     monkeypatch.setattr(dma, "MIN_DEPTH_BYTES", 4 * PAGE)
     device = hostile(order="lazy")

@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalesim.core import Fence
-from scalesim.memory.dma import MAX_PIECES, MIN_DEPTH_BYTES, Chunk, ChunkQueue, Depth, dma_pieces
-from scalesim.memory.links import MAX_CHUNK_BYTES, Copies, chunked
+from scalesim.memory.links.dma import (
+    MAX_PIECES,
+    MIN_DEPTH_BYTES,
+    ChunkQueue,
+    Depth,
+    DmaChunk,
+    dma_pieces,
+)
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, chunked
 
 runs = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 40)), min_size=1, max_size=12)
 
@@ -51,9 +58,11 @@ def test_chunks_hold_16_mib_or_one_page(count: int, page_bytes: int) -> None:
         assert len(part.device_pages) * page_bytes <= max(MAX_CHUNK_BYTES, page_bytes)
 
 
-def chunk(ticket: int, num_bytes: int = 10, num_pieces: int = 1) -> Chunk:
+def chunk(ticket: int, num_bytes: int = 10, num_pieces: int = 1) -> DmaChunk:
     copies = Copies("in", range(num_pieces), range(0, 2 * num_pieces, 2))
-    return Chunk(ticket, copies, dma_pieces(copies, 1 << 20), Fence("compute", ticket), num_bytes)
+    return DmaChunk(
+        ticket, copies, dma_pieces(copies, 1 << 20), Fence("compute", ticket), num_bytes
+    )
 
 
 def started(queue: ChunkQueue, depth: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""``Few`` is a dictionary in all but size; what segments share while they have nothing is shared
+"""``SmallMap`` is a dictionary in all but size; what segments share while they have nothing is shared
 safely."""
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.memory.few import Few
-from scalesim.memory.segment import NO_PAGES, Segment
+from scalesim.memory.tree.segment import NO_PAGES, Segment
+from scalesim.memory.tree.small_map import SmallMap
 
 KEYS = st.sampled_from("abc")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["set", "pop", "del", "default"]), KEYS, st.integers())))
 def test_it_does_what_a_dictionary_does(acts: list[tuple[str, str, int]]) -> None:
-    few: Few[str] = Few()
+    few: SmallMap[str] = SmallMap()
     known: dict[str, int] = {}
     for act, key, number in acts:
         if act == "set":
@@ -39,11 +39,11 @@ def test_it_does_what_a_dictionary_does(acts: list[tuple[str, str, int]]) -> Non
             if one not in known:
                 with pytest.raises(KeyError):
                     few[one]
-        assert Few(few) == few == known
+        assert SmallMap(few) == few == known
 
 
 def test_one_entry_takes_a_fourth_of_a_dictionary() -> None:
-    few: Few[object] = Few({"a": 1})
+    few: SmallMap[object] = SmallMap({"a": 1})
     assert 4 * sys.getsizeof(few) <= sys.getsizeof({object(): 1})
 
 
@@ -55,4 +55,4 @@ def test_what_empty_segments_share_cannot_be_written() -> None:
     with pytest.raises(TypeError):
         first.children[b""] = second
     first.owners[object()] = 1  # type: ignore[index]
-    assert not second.owners and not Few()
+    assert not second.owners and not SmallMap()

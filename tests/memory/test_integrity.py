@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from scalesim.memory.integrity import IntegrityError, check_integrity
+from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.segment import Segment, Transfer
+from scalesim.memory.tree.segment import Segment, Transfer
 from tests.memory.test_residency import SIZE, manager, tokens, turn
 
 
@@ -117,7 +117,7 @@ def transfer_of_others(books: Books) -> None:
 
 
 def idle_and_not_in_the_order(books: Books) -> None:
-    books.memory.standing.forget(books.idle)
+    books.memory.ranking.forget(books.idle)
 
 
 def owned_by_a_stranger(books: Books) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from scalesim.core import Bytes2D, Fence
-from scalesim.memory import links
-from scalesim.memory.links import Copies, LinkError, ThreadLink, Timeline, VirtualLink
+from scalesim.memory.links import link as links
+from scalesim.memory.links.link import Copies, LinkError, Timeline
+from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.testing.hostile_link import HostileLink
 
 PAGE = 64

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalesim.errors import ConfigError
-from scalesim.memory.pinned import (
+from scalesim.memory.pools.pinned import (
     PinnedPages,
     available_host_bytes,
     check_host_bytes,

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from scalesim.core import Fence
-from scalesim.memory.adapters import Adapters, AdapterUse
-from scalesim.memory.links import Copies
-from scalesim.memory.residency import Residency
-from scalesim.memory.segment import Branch, Segment, Transfer
-from scalesim.memory.standing import Standing
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.leases.adapters import AdapterPages, AdapterUse
+from scalesim.memory.links.link import Copies
+from scalesim.memory.tree.segment import Branch, Segment, Transfer
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
 from scalesim.testing.walks import failure_of
@@ -66,18 +66,20 @@ def activated_kv_kept_as_the_bases(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def in_use_and_still_evictable(patch: pytest.MonkeyPatch) -> None:
-    pin = Standing.pin
-    patch.setattr(Standing, "pin", lambda self, segment: segment.is_adapter or pin(self, segment))
+    pin = EvictionRanking.pin
+    patch.setattr(
+        EvictionRanking, "pin", lambda self, segment: segment.is_adapter or pin(self, segment)
+    )
 
 
 @planted
 def row_freed_by_the_first_to_leave(patch: pytest.MonkeyPatch) -> None:
-    def leave(self: Adapters, segment: Segment) -> None:
+    def leave(self: AdapterPages, segment: Segment) -> None:
         row, count = self._rows.pop(segment)
         self._rows[segment] = (row, count - 1)
         self._table.free(row)
 
-    patch.setattr(Adapters, "leave", leave)
+    patch.setattr(AdapterPages, "leave", leave)
 
 
 @planted

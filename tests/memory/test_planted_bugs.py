@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalesim.core import Step, StepOutput
-from scalesim.memory import tails as tails_module
-from scalesim.memory.block_table import BlockTable
+from scalesim.batch import LaunchedStep, StepOutput
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.loads import Loads
-from scalesim.memory.pool import PagePool
-from scalesim.memory.prefix_tree import PrefixTree
-from scalesim.memory.releases import Releases
-from scalesim.memory.residency import Residency
-from scalesim.memory.segment import Segment, Transfer
-from scalesim.memory.standing import Standing
-from scalesim.memory.tails import FoundTail, Tails
+from scalesim.memory.leases import partial_blocks as tails_module
+from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.partial_blocks import FoundPartialBlock, PartialBlocks
+from scalesim.memory.leases.release import Releases
+from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.pools.page_pool import PagePool
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment, Transfer
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import MemoryWorld, Shape
 from scalesim.testing.tag_runner import TagRunner
@@ -91,10 +91,10 @@ def freed_while_a_save_reads(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def pinned_and_still_evictable(patch: pytest.MonkeyPatch) -> None:
-    def pin(self: Standing, segment: Segment) -> None:
+    def pin(self: EvictionRanking, segment: Segment) -> None:
         segment.pins += 1
 
-    patch.setattr(Standing, "pin", pin)
+    patch.setattr(EvictionRanking, "pin", pin)
 
 
 @planted
@@ -106,12 +106,12 @@ def looked_up_and_pinned_later(patch: pytest.MonkeyPatch) -> None:
         held = [segment.pins for segment in pinned]
         for segment in pinned:
             segment.pins = 0
-            self.standing.refresh(segment)
+            self.ranking.refresh(segment)
         pages = take(self, count, **options)
         for segment, pins in zip(pinned, held, strict=True):
             segment.pins = pins
             if segment.parent is not None:
-                self.standing.refresh(segment)
+                self.ranking.refresh(segment)
         return pages
 
     patch.setattr(Residency, "take", take_first)
@@ -124,15 +124,15 @@ def fence_ignored(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def freed_twice(patch: pytest.MonkeyPatch) -> None:
-    leave_tail = Tails.leave
+    leave_tail = PartialBlocks.leave
 
-    def leave_and_keep(self: Tails, lease: Lease, rest: bytes) -> None:
+    def leave_and_keep(self: PartialBlocks, lease: Lease, rest: bytes) -> None:
         page = lease.private[0]
         leave_tail(self, lease, rest)
         if page not in lease.private:
             lease.private.insert(0, page)
 
-    patch.setattr(Tails, "leave", leave_and_keep)
+    patch.setattr(PartialBlocks, "leave", leave_and_keep)
 
 
 @planted
@@ -159,7 +159,7 @@ def save_visible_before_done(patch: pytest.MonkeyPatch) -> None:
             self.saving_pages -= count
             segment.save = None
             segment.saved += count
-            self.standing.refresh(segment)
+            self.ranking.refresh(segment)
         return started
 
     patch.setattr(Residency, "start_save", start_and_show)
@@ -215,30 +215,30 @@ def anothers_tail_taken_unread(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def parent_leaves_before_its_child(patch: pytest.MonkeyPatch) -> None:
-    place = Standing._place
+    place = EvictionRanking._place
 
-    def forget_children(self: Standing, segment: Segment) -> None:
+    def forget_children(self: EvictionRanking, segment: Segment) -> None:
         count, segment.device_children = segment.device_children, 0
         place(self, segment)
         segment.device_children = count
 
-    patch.setattr(Standing, "_place", forget_children)
+    patch.setattr(EvictionRanking, "_place", forget_children)
 
 
 @planted
 def copy_on_write_skipped(patch: pytest.MonkeyPatch) -> None:
-    take_tail = Tails.take
+    take_tail = PartialBlocks.take
 
-    def skip(self: Tails, lease: Lease, found: FoundTail) -> None:
+    def skip(self: PartialBlocks, lease: Lease, found: FoundPartialBlock) -> None:
         take_tail(self, lease, found)
         lease.copies = []
 
-    patch.setattr(Tails, "take", skip)
+    patch.setattr(PartialBlocks, "take", skip)
 
 
 @planted
 def shared_tail_written_in_place(patch: pytest.MonkeyPatch) -> None:
-    def in_place(self: Tails, lease: Lease, found: FoundTail) -> None:
+    def in_place(self: PartialBlocks, lease: Lease, found: FoundPartialBlock) -> None:
         page = found.segment.device[0]
         lease.num_cached = found.num_tokens
         lease.borrowed = found.segment
@@ -248,14 +248,14 @@ def shared_tail_written_in_place(patch: pytest.MonkeyPatch) -> None:
             self._residency.device.free(lease.private[:1])
             lease.private[0] = page
 
-    patch.setattr(Tails, "take", in_place)
+    patch.setattr(PartialBlocks, "take", in_place)
 
 
 @planted
 def bad_step_taken_for_sound(patch: pytest.MonkeyPatch) -> None:
     collect = TagRunner.collect
 
-    def hide(self: TagRunner, step: Step) -> StepOutput:
+    def hide(self: TagRunner, step: LaunchedStep) -> StepOutput:
         output = collect(self, step)
         return dataclasses.replace(output, bad=np.zeros_like(output.bad))
 
@@ -311,14 +311,14 @@ def sharing_domains_mixed(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def host_copy_dropped_under_a_load(patch: pytest.MonkeyPatch) -> None:
-    place = Standing._place
+    place = EvictionRanking._place
 
-    def loading_counts(self: Standing, segment: Segment) -> None:
+    def loading_counts(self: EvictionRanking, segment: Segment) -> None:
         place(self, segment)
         if segment.load is not None and segment.host:
             self._doubled.add(segment, self.use_of(segment))
 
-    patch.setattr(Standing, "_place", loading_counts)
+    patch.setattr(EvictionRanking, "_place", loading_counts)
 
 
 @planted
@@ -335,16 +335,16 @@ def split_forgets_the_copy(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def waiter_of_a_cancelled_load_woken(patch: pytest.MonkeyPatch) -> None:
-    poll = Loads.poll
+    poll = LoadWaiters.poll
 
-    def wake(self: Loads) -> list[Lease]:
+    def wake(self: LoadWaiters) -> list[Lease]:
         woken = poll(self)
         for lease in woken:
             if lease.failed is not None and lease.failed.error is None:
                 lease.failed = None
         return woken
 
-    patch.setattr(Loads, "poll", wake)
+    patch.setattr(LoadWaiters, "poll", wake)
 
 
 def test_no_bug_is_found_where_none_was_planted() -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.adapters import AdapterContent, AdapterUse
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.look_ahead import Pace
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.prefetch.prefetcher import Pace
 from tests.memory.test_residency import PAGE, RATE, SIZE, manager, settle, tokens, turn
 
 PAGES = 4
@@ -28,15 +28,15 @@ def with_adapter(memory: MemoryManager, agent: int) -> None:
     digest = bytes([agent]) * 16
     memory.adapters.add(AdapterContent(digest, 0, PAGES, None, Folder()))
     memory.adapters.bind(agent, digest)
-    memory.look_ahead.reads.rate = lambda: RATE / 2
+    memory.prefetcher.reads.rate = lambda: RATE / 2
 
 
 def at(memory: MemoryManager, time_s: float) -> None:
     """A step takes a second."""
     tick = float(int(time_s))
-    memory.standing.now = tick
-    memory.look_ahead.pace = Pace(1.0, 0.0, tick)
-    memory.look_ahead.plan(time_s)
+    memory.ranking.now = tick
+    memory.prefetcher.pace = Pace(1.0, 0.0, tick)
+    memory.prefetcher.plan(time_s)
     check_integrity(memory)
 
 

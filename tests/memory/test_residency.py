@@ -6,12 +6,13 @@ from unittest.mock import patch
 
 import numpy as np
 
-from scalesim.memory.integrity import check_integrity
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.lease import Lease
-from scalesim.memory.links import VirtualLink
-from scalesim.memory.look_ahead import Pace, PlannerConfig, start_window_s
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.prefetcher import Pace, start_window_s
 
 SIZE, PAGE = 4, 64
 RATE = PAGE * 10.0  # ten pages a second
@@ -123,17 +124,17 @@ def test_a_load_starts_when_its_window_opens() -> None:
     turn(memory, 1, 3)
     settle(memory)
     assert where(memory, 0) == (0, 2)
-    look_ahead, standing = memory.look_ahead, memory.standing
-    look_ahead.pace = Pace(0.1)
+    prefetcher, ranking = memory.prefetcher, memory.ranking
+    prefetcher.pace = Pace(0.1)
     memory.owners.set_next_use(1, 1e6)
     memory.owners.set_next_use(0, 10.0)
-    window = start_window_s(2 * PAGE, 0, RATE, look_ahead.margin) / 0.1
-    standing.now = 10.0 - window - 0.01
-    look_ahead.plan(0.0)
+    window = start_window_s(2 * PAGE, 0, RATE, prefetcher.margin) / 0.1
+    ranking.now = 10.0 - window - 0.01
+    prefetcher.plan(0.0)
     assert memory.counters.prefetched_pages == 0
-    standing.now = 10.0 - window + 0.01
+    ranking.now = 10.0 - window + 0.01
     for _ in range(3):  # the victim is saved first
-        look_ahead.plan(0.0)
+        prefetcher.plan(0.0)
         settle(memory)
     assert memory.counters.prefetched_pages == 2 and where(memory, 0) == (2, 2)
     assert turn(memory, 0, 2).num_host_blocks == 0 and memory.counters.prefetch_used == 2
@@ -147,14 +148,14 @@ def test_time_passes_between_two_ticks() -> None:
     settle(memory)
     memory.owners.set_next_use(1, 1e6)
     memory.owners.set_next_use(0, 10.0)
-    memory.standing.now = 9.0
-    memory.look_ahead.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
-    memory.look_ahead.plan(100.0)
+    memory.ranking.now = 9.0
+    memory.prefetcher.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
+    memory.prefetcher.plan(100.0)
     assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
-    opens_in_s = memory.look_ahead.opens_in_s
+    opens_in_s = memory.prefetcher.opens_in_s
     assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
     for _ in range(3):
-        memory.look_ahead.plan(100.0 + opens_in_s + 1e-6)
+        memory.prefetcher.plan(100.0 + opens_in_s + 1e-6)
         settle(memory)
     assert memory.counters.prefetched_pages == 2
 
@@ -165,7 +166,7 @@ def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
     turn(memory, 1, 3)
     memory.owners.set_next_use(1, 0.5)
     memory.owners.set_next_use(0, 1.0)
-    memory.look_ahead.plan(0.0)
+    memory.prefetcher.plan(0.0)
     assert memory.counters.prefetched_pages == 0
 
 
@@ -179,7 +180,7 @@ def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
     assert memory.acquire(3, "m", tokens(3, 13), 4) is None
     settle(memory)
     memory.owners.set_next_use(0, 0.0)
-    memory.look_ahead.plan(0.0)
+    memory.prefetcher.plan(0.0)
     assert memory.counters.prefetched_pages == 0
     assert held is not None
     memory.release(held)
@@ -265,7 +266,7 @@ def test_hostile_advice_is_harmless() -> None:
         for agent in range(3):
             memory.owners.set_next_use(agent, at)
             turn(memory, agent, 3)
-            memory.look_ahead.plan(0.0)
+            memory.prefetcher.plan(0.0)
             settle(memory)
             check_integrity(memory)
 
@@ -299,7 +300,7 @@ def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> N
         assert lease is not None
         memory.release(lease, tokens(agent, 2 * SIZE + 2), 2 * SIZE + 2)
         memory.owners.set_next_use(agent, at)
-    first = memory.standing.farthest_on_device()
+    first = memory.ranking.farthest_on_device()
     assert first is not None and first.tail_of == 1
 
 
@@ -319,7 +320,7 @@ def is_over(memory: MemoryManager, blocks: list[int]) -> bool:
     text = np.repeat(np.array(blocks, np.int32), SIZE).tobytes()
     end, count = memory.tree.match(memory.tree.root("m"), text, len(blocks))[-1]
     assert count == end.num_blocks
-    return memory.standing.is_over(end)
+    return memory.ranking.is_over(end)
 
 
 def test_a_dialogue_that_starts_over_leaves_its_past_to_the_others() -> None:

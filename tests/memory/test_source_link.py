@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links import Copies, Held, LinkError, ThreadLink, Timeline, VirtualLink
-from scalesim.memory.source_link import SourceLink
-from scalesim.memory.storage import writer
+from scalesim.memory.links.link import Copies, Held, LinkError, Timeline
+from scalesim.memory.links.source_link import SourceLink
+from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.memory.pools.storage import writer
 from scalesim.testing.hostile_link import HostileLink
 from tests.memory.test_links import PAGE, drain
 from tests.memory.test_links import pools as link_pools

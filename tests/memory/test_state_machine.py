@@ -16,7 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import (
     AGENTS,

@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks.dialogues import Transcript, make_dialogues
 from benchmarks.stub_engine import BLOCK_SIZE, Stopwatch, StubSettings, stub_parts
-from scalesim.backends import CpuBackend, available_bytes
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
-from scalesim.memory.pinned import available_host_bytes
-from scalesim.memory.policies import ENGINE_POLICIES, POLICIES
-from scalesim.requests import Request
+from scalesim.engine.backends import CpuBackend, available_bytes
+from scalesim.engine.engine import Engine
+from scalesim.memory.eviction.policies import ENGINE_POLICIES, POLICIES
+from scalesim.memory.pools.pinned import available_host_bytes
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 
 DIALOGUES = make_dialogues(16, 3, 96, 8, 8, 1000, 0)
 PER_AGENT = -(-DIALOGUES.max_len // BLOCK_SIZE)
@@ -88,7 +88,7 @@ def test_a_full_file_cache_makes_no_pool_smaller(monkeypatch: pytest.MonkeyPatch
 
 
 def test_who_should_hold_everything_and_cannot_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="scalesim.memory.residency"):
+    with caplog.at_level(logging.WARNING, logger="scalesim.memory.eviction.residency"):
         play("resident", EVERYTHING, *SPEEDS[0])
         assert not caplog.records
         play("resident", EVERYTHING // 2, *SPEEDS[0])

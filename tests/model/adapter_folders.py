@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from scalesim.model.adapters.layout import lora_sites
 from scalesim.model.adapters.peft import PROJECTIONS, tensor_name
-from scalesim.model.config import ModelConfig
+from scalesim.model.checkpoint.config import ModelConfig
 
 
 def adapter_tensors(

@@ -11,17 +11,18 @@ import pytest
 import torch
 from scalesim_kernels import KernelSet, select
 
-from scalesim.core import NO_TOKEN, AdapterBatch, Batch, SamplingBatch, SamplingParams
+from scalesim.batch import NO_TOKEN, AdapterBatch, Batch, SamplingBatch
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.adapters.peft import PackedAdapter
-from scalesim.model.config import ModelConfig
-from scalesim.model.decoder import Decoder
-from scalesim.model.dummy import dummy_tensors
-from scalesim.model.native import NativeModel
-from scalesim.model.rope import RopeConfig
-from scalesim.model.runner import ModelRunner
-from scalesim.model.weights import assemble
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import dummy_tensors
+from scalesim.model.checkpoint.weights import assemble
+from scalesim.model.layers.decoder import Decoder
+from scalesim.model.layers.native import NativeModel
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.runner.cpu_runner import ModelRunner
+from scalesim.sampling.params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 MAX_ROWS = 96

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from scalesim.assembly import parts_for, with_settings
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
-from scalesim.model.loader import LoadedModel
+from scalesim.model.checkpoint.loader import LoadedModel
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, TOKENIZER, Turns, said
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from scalesim_kernels import select
 
-from scalesim.core import NO_TOKEN
+from scalesim.batch import NO_TOKEN
 from scalesim.model.adapters.peft import PackedAdapter, read_adapter
-from scalesim.model.loader import LoadedModel, load_model
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from tests.model.conftest import Work
 from tests.model.peft_oracle import ATTENTION, VOCAB, Oracle, make_oracle
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from scalesim.model.loader import load_model
+from scalesim.model.checkpoint.loader import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

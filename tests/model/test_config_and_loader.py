@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.config import ExpertsConfig, ModelConfig, parse_config
-from scalesim.model.dummy import to_json, write_dummy_model
-from scalesim.model.families import FAMILIES
-from scalesim.model.loader import load_model
-from scalesim.model.rope import RopeConfig
+from scalesim.model.checkpoint.config import ExpertsConfig, ModelConfig, parse_config
+from scalesim.model.checkpoint.dummy import to_json, write_dummy_model
+from scalesim.model.checkpoint.families import FAMILIES
+from scalesim.model.checkpoint.loader import load_model
+from scalesim.model.layers.rope import RopeConfig
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scalesim_kernels import LoraDirectory, select
 
-from scalesim.core import NO_TOKEN, AdapterBatch, Batch, SamplingBatch
+from scalesim.batch import NO_TOKEN, AdapterBatch, Batch, SamplingBatch
 from scalesim.device.streams import Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.batch import grouped
-from scalesim.model.cuda_runner import CudaRunner, check_dtype
-from scalesim.model.decodes_first import arrange
-from scalesim.model.device_table import last_of_each
-from scalesim.model.graphs import padded_sizes
-from scalesim.model.native import NativeModel
-from scalesim.model.runner import ModelRunner
-from scalesim.model.step_inputs import StepShape, layout, pack, tensors
+from scalesim.model.layers.native import NativeModel
+from scalesim.model.runner.arrange import arrange
+from scalesim.model.runner.cpu_runner import ModelRunner
+from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
+from scalesim.model.runner.device_table import last_of_each
+from scalesim.model.runner.graphs import padded_sizes
+from scalesim.model.runner.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
 
 SLOTS = 12

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scalesim.model.config import ExpertsConfig, ModelConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import load_model
-from scalesim.model.rope import RopeConfig
+from scalesim.model.checkpoint.config import ExpertsConfig, ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import load_model
+from scalesim.model.layers.rope import RopeConfig
 from tests.engine.world import TOKENIZER
 
 from .conftest import TINY

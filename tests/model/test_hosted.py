@@ -15,10 +15,10 @@ import transformers
 from scalesim_kernels import select
 
 from scalesim.errors import AdapterError, ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.hosted import HostedModel
-from scalesim.model.loader import LoadedModel, load_model
-from scalesim.model.quantize import with_quantized
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.checkpoint.quantize import with_quantized
+from scalesim.model.layers.hosted import HostedModel
 from tests.engine.world import TOKENIZER
 
 from .conftest import TINY
@@ -191,7 +191,7 @@ def test_what_a_model_is_refused_for(
 
 def test_a_model_that_needs_more_than_kv_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say, one that counts its tokens itself: in chunks, its positions start anew."""
-    from scalesim.model import hosted as module
+    from scalesim.model.layers import hosted as module
 
     run = module.HostedModel.run
 

@@ -17,16 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scalesim.assembly import text_of
+from scalesim.engine.build import text_of
 from scalesim.errors import ScaleSimError, UnsupportedModelError, WeightsError
 from scalesim.model.adapters.peft import read_adapter
-from scalesim.model.chat import chosen_chat_template
-from scalesim.model.config import ExpertsConfig, parse_config
-from scalesim.model.dummy import to_json, write_dummy_model
-from scalesim.model.families import FAMILIES
-from scalesim.model.generation_config import sampling_defaults
-from scalesim.model.loader import load_model
-from scalesim.model.rope import RopeConfig
+from scalesim.model.checkpoint.config import ExpertsConfig, parse_config
+from scalesim.model.checkpoint.dummy import to_json, write_dummy_model
+from scalesim.model.checkpoint.families import FAMILIES
+from scalesim.model.checkpoint.loader import load_model
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.text.chat import chosen_chat_template
+from scalesim.sampling.model_defaults import sampling_defaults
 from tests.model.adapter_folders import write_adapter
 from tests.model.conftest import TINY
 

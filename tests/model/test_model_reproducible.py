@@ -10,13 +10,14 @@ import pytest
 import torch
 from scalesim_kernels import select
 
-from scalesim.core import NO_TOKEN, SamplingParams
+from scalesim.batch import NO_TOKEN
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
-from scalesim.model.dummy import dummy_tensors
-from scalesim.model.native import NativeModel
-from scalesim.model.runner import pool_view
-from scalesim.model.weights import assemble
+from scalesim.model.checkpoint.dummy import dummy_tensors
+from scalesim.model.checkpoint.weights import assemble
+from scalesim.model.layers.native import NativeModel
+from scalesim.model.runner.cpu_runner import pool_view
+from scalesim.sampling.params import SamplingParams
 
 from .conftest import Work
 

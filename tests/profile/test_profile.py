@@ -20,8 +20,8 @@ from scalesim.profile.prompts import breaks
 from scalesim.profile.readers import read_log
 from scalesim.profile.report import page
 from scalesim.profile.statistics import characterise
-from scalesim.trace import Piece, TraceStep, Turn
-from scalesim.trace_file import write_trace
+from scalesim.trace.file import write_trace
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 ORDERS = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 
@@ -106,8 +106,8 @@ def logs(folder: Path) -> dict[str, Path]:
         paths["trace"],
         [
             TraceStep(float(step), [], [
-                Turn(agent, (Piece("head", 20), Piece(f"a{agent}", 9 + step)),
-                     Piece(f"o{agent}.{step}", 5), expect=step + 1.0)
+                Turn(agent, (TracePiece("head", 20), TracePiece(f"a{agent}", 9 + step)),
+                     TracePiece(f"o{agent}.{step}", 5), expect=step + 1.0)
                 for agent in range(3)
             ])
             for step in range(10)

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scalesim import records
 from scalesim.cli import main
 from scalesim.errors import ConfigError, TraceError
 from scalesim.profile.readers import READERS, read_log
 from scalesim.profile.statistics import characterise
+from scalesim.trace import records
 from tests.profile.test_profile import logs
 
 HOSTILE: tuple[Any, ...] = (

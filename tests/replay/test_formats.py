@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.content import tokens_of
 from scalesim.replay.formats import FORMATS, detect, gathered, read, write
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 ORIGIN = {"schema": "dynamo.agentic_mooncake", "version": 2, "block_size": 16,
           "hash_id_scope": "local", "source": {"format": "own", "digest": "none"}}  # fmt: skip
@@ -184,7 +184,7 @@ def test_what_the_samples_mean(tmp_path: Path) -> None:
 
     (one, two) = told("mooncake-delta")
     assert two.time == 0.01
-    assert two.turns[0].prompt == (*one.turns[0].prompt, one.turns[0].output, Piece(2, 8))
+    assert two.turns[0].prompt == (*one.turns[0].prompt, one.turns[0].output, TracePiece(2, 8))
 
     steps = told("agentic-mooncake")
     assert [(step.time, step.turns[0].agent) for step in steps] == [
@@ -214,7 +214,7 @@ def test_plays_share_nothing(tmp_path: Path) -> None:
 
 def test_seconds_become_steps(tmp_path: Path) -> None:
     def call(agent: str | None, round: int = 0) -> Turn:
-        return Turn(agent, (Piece("p", 1),), Piece("o", 1), round)
+        return Turn(agent, (TracePiece("p", 1),), TracePiece("o", 1), round)
 
     steps = [
         TraceStep(0.5, [], [call("a"), call("a", 1), call(None)]),
@@ -332,7 +332,7 @@ def test_a_file_that_is_there_is_kept_and_half_a_file_is_not(tmp_path: Path) -> 
     assert there.read_text() == "mine"
     with pytest.raises(ConfigError, match="no format that can be written"):
         write(tmp_path / "new", steps, FORMATS["town"])
-    mixed = [*steps, TraceStep(9.0, [], [Turn(None, (Piece("p", 1),), Piece("o", 1))])]
+    mixed = [*steps, TraceStep(9.0, [], [Turn(None, (TracePiece("p", 1),), TracePiece("o", 1))])]
     with pytest.raises(TraceError, match="all calls, or for none"):
         write(tmp_path / "new", mixed, FORMATS["dynamo"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mooncake.txt", "there"]

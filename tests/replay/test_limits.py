@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.replay.arms import Machine, Outcome, play
 from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
-from scalesim.trace import Piece, TraceStep, Turn, with_truth
+from scalesim.trace.trace import TracePiece, TraceStep, Turn, with_truth
 
 COST = CostModel(HARDWARE["rtx4090"], MODELS["llama-3.2-1b"])
 
@@ -37,14 +37,14 @@ def check(machine: Machine, steps: list[TraceStep], warmup: int) -> tuple[Roof, 
 
 streams = st.integers(0, 5)
 prompts = st.lists(
-    st.builds(Piece, streams, st.integers(1, 70), st.sampled_from((0, 0, 0, 16, 40))),
+    st.builds(TracePiece, streams, st.integers(1, 70), st.sampled_from((0, 0, 0, 16, 40))),
     min_size=1, max_size=4,
 ).map(tuple)  # fmt: skip
 turns = st.builds(
     Turn,
     st.none() | st.integers(0, 3),
     prompts,
-    st.builds(Piece, streams | st.integers(100, 10_000), st.integers(1, 40)),
+    st.builds(TracePiece, streams | st.integers(100, 10_000), st.integers(1, 40)),
     st.integers(0, 2),
 )
 
@@ -97,7 +97,9 @@ def test_an_adapter_is_read_and_not_computed() -> None:
 
 def test_slots_full_of_equal_calls_come_near_the_roof() -> None:
     """What the roof is made of is what a machine does: calls that decode together, all resident."""
-    calls = [Turn(agent, (Piece(agent, 64),), Piece(100 + agent, 400)) for agent in range(4)]
+    calls = [
+        Turn(agent, (TracePiece(agent, 64),), TracePiece(100 + agent, 400)) for agent in range(4)
+    ]
     machine = Machine(COST, 400, 400, 500, 4, 512, 16)
     steps = [TraceStep(0.0, [], calls)]
     best, _ = play(machine, "resident", steps, warmup=0)
@@ -106,7 +108,10 @@ def test_slots_full_of_equal_calls_come_near_the_roof() -> None:
 
 
 def test_the_link_lowers_the_roof_where_a_step_reads_more_than_the_pool_holds() -> None:
-    calls = [Turn(agent, (Piece(agent, 640), Piece("x", 1)), Piece("y", 1)) for agent in range(20)]
+    calls = [
+        Turn(agent, (TracePiece(agent, 640), TracePiece("x", 1)), TracePiece("y", 1))
+        for agent in range(20)
+    ]
     steps = [TraceStep(float(at), [], calls) for at in range(3)]
     machine = Machine(COST, 200, 2000, 700, 8, 512, 16)
     whole = roof(machine.limits, steps, 1)

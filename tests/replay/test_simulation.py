@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 
 from scalesim.core import Int32s
-from scalesim.engine import Engine
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.links import Copies, VirtualLink
+from scalesim.engine.engine import Engine
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import POLICIES, policy_named
+from scalesim.memory.links.link import Copies
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import POLICIES, policy_named
-from scalesim.memory.storage import allocate_pages
+from scalesim.memory.pools.storage import allocate_pages
 from scalesim.replay.arms import Machine, Outcome, bounded, play
 from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Simulation
 from scalesim.replay.workloads import workload
-from scalesim.requests import TextModel
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import page_bytes_for
-from scalesim.trace_file import read_trace, write_trace
+from scalesim.trace.file import read_trace, write_trace
 
 COST = CostModel(HARDWARE["h100"], MODELS["llama-3.2-1b"])
 SMALL: dict[str, dict[str, Any]] = {

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from scalesim.core import Int32s
 from scalesim.errors import TraceError
-from scalesim.recorder import Recorder
 from scalesim.replay.content import tokens_of
-from scalesim.trace import Hint, Piece, TraceStep, Turn, with_truth
-from scalesim.trace_file import read_trace, write_trace
+from scalesim.trace.file import read_trace, write_trace
+from scalesim.trace.recorder import Recorder
+from scalesim.trace.trace import Hint, TracePiece, TraceStep, Turn, with_truth
 
 contents = st.one_of(st.integers(0, 1 << 60), st.text(min_size=1, max_size=5))
-pieces = st.builds(Piece, contents, st.integers(1, 50), st.integers(0, 9))
+pieces = st.builds(TracePiece, contents, st.integers(1, 50), st.integers(0, 9))
 agents = st.one_of(st.integers(0, 5), st.text("abc", min_size=1, max_size=2))
 times = st.floats(0, 1e6)
 turns = st.builds(
@@ -91,7 +91,7 @@ def test_a_hint_after_a_call_is_that_calls(tmp_path: Path) -> None:
 
 def test_the_truth_is_the_next_call() -> None:
     def call(agent: str) -> Turn:
-        return Turn(agent, (Piece("p", 1),), Piece("o", 1))
+        return Turn(agent, (TracePiece("p", 1),), TracePiece("o", 1))
 
     steps = with_truth(
         [TraceStep(0.0, [Hint("b", 9.0)], [call("a")]), TraceStep(3.0, [], [call("b"), call("a")])]

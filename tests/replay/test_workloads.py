@@ -6,7 +6,7 @@ import pytest
 
 from scalesim.errors import ConfigError
 from scalesim.replay.workloads import WORKLOADS, generate, paper, workload
-from scalesim.trace import TraceStep, with_truth
+from scalesim.trace.trace import TraceStep, with_truth
 
 
 def steps_of(name: str, **changes: object) -> list[TraceStep]:

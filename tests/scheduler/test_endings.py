@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scalesim.core import SamplingParams
 from scalesim.errors import InternalError, RequestError
-from scalesim.scheduler import endings
+from scalesim.sampling.params import SamplingParams
+from scalesim.scheduler import finish as endings
 from scalesim.scheduler.sequence import Sequence
 
 PROMPT = 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from scalesim.config import SchedulerConfig
-from scalesim.core import AgentId, SamplingParams
+from scalesim.core import AgentId
+from scalesim.sampling.params import SamplingParams
+from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.sequence import Sequence
-from scalesim.scheduler.waiting import Queue
 
 CONFIG = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, max_skips=2, lookahead_window=3)
 
@@ -32,8 +33,8 @@ def nowhere(agent: AgentId | None) -> bool:
     return False
 
 
-def queued(*sequences: Sequence) -> Queue:
-    queue = Queue(CONFIG)
+def queued(*sequences: Sequence) -> RequestQueue:
+    queue = RequestQueue(CONFIG)
     for sequence in sequences:
         queue.line.add(sequence)
     return queue

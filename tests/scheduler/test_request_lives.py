@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.request_walk import RequestWalk
 from scalesim.testing.request_world import AGENTS, KINDS
 from scalesim.testing.scheduler_world import SchedulerWorld, Setting

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from scalesim.errors import AdapterError
-from scalesim.memory.adapters import AdapterContent, AdapterUse
-from scalesim.memory.links import Held
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
+from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.links.link import Held
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.scheduler_world import (
     VOCAB,
@@ -73,7 +73,7 @@ def dialogues(
             assert_as_expected(sequence, history[agent])
             history[agent] = history[agent] + sequence.output.tolist()
             done.append(sequence)
-        loop.memory.standing.now += 1
+        loop.memory.ranking.now += 1
     return done
 
 

@@ -11,8 +11,8 @@ import pytest
 from scalesim.config import SchedulerConfig
 from scalesim.core import FinishReason
 from scalesim.errors import NumericalError, PromptTooLongError
-from scalesim.memory.links import ThreadLink
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
+from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import Factories
 from scalesim.testing.scheduler_world import (
@@ -52,7 +52,7 @@ def dialogues(
             assert_as_expected(sequence, history[agent])
             history[agent] += sequence.output.tolist()
             done.append(sequence)
-        loop.memory.standing.now += 1
+        loop.memory.ranking.now += 1
     return done
 
 

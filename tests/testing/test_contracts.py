@@ -13,9 +13,9 @@ import pytest
 from scalesim.cli import main
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links import Copies, Direction, LinkError, Timeline
-from scalesim.memory.policies import POLICIES, Policy
-from scalesim.memory.pool import PagePool
+from scalesim.memory.eviction.policies import POLICIES, Policy
+from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline
+from scalesim.memory.pools.page_pool import PagePool
 from scalesim.testing.bed import hostile_link
 from scalesim.testing.contracts import (
     LINK_RULES,
@@ -465,7 +465,7 @@ SOUND = POLICIES["deadline"]
 BAD: list[tuple[str, Any]] = [
     ("order", replace(SOUND, order="random")),  # type: ignore[arg-type]
     ("flags", replace(SOUND, host=1)),  # type: ignore[arg-type]
-    ("flags", replace(SOUND, look_ahead=None)),  # type: ignore[arg-type]
+    ("flags", replace(SOUND, prefetcher=None)),  # type: ignore[arg-type]
     ("levels", replace(SOUND, num_levels=-1)),
     ("levels", replace(SOUND, num_levels=2.5)),  # type: ignore[arg-type]
     ("name", replace(SOUND, name="")),

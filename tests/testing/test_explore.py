@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from scalesim.memory.pool import PagePool
-from scalesim.memory.segment import Segment
-from scalesim.memory.standing import Standing
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.pools.page_pool import PagePool
+from scalesim.memory.tree.segment import Segment
 from scalesim.testing.explore import explore
 from scalesim.testing.small_cases import small_cases
 
@@ -33,13 +33,13 @@ def test_a_missing_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pin_that_is_forgotten_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    unpin = Standing.unpin
+    unpin = EvictionRanking.unpin
 
-    def twice_at_last(self: Standing, segment: Segment) -> None:
+    def twice_at_last(self: EvictionRanking, segment: Segment) -> None:
         unpin(self, segment)
         if segment.pins == 1:
             unpin(self, segment)
 
-    monkeypatch.setattr(Standing, "unpin", twice_at_last)
+    monkeypatch.setattr(EvictionRanking, "unpin", twice_at_last)
     with pytest.raises(AssertionError, match="choices"):
         explore(CASES["a fork takes the tail of one that goes on"])

@@ -6,9 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scalesim.core import Batch, Fence
-from scalesim.memory.links import Copies
-from scalesim.memory.pool import PagePool
+from scalesim.batch import Batch
+from scalesim.core import Fence
+from scalesim.memory.links.link import Copies
+from scalesim.memory.pools.page_pool import PagePool
 from scalesim.testing.page_watch import PageWatch, UnwrittenError
 from scalesim.testing.races import RaceError
 from tests.testing.test_tag_runner import SIZE, batch

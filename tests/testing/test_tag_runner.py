@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scalesim.core import NO_TOKEN, Batch, SamplingBatch
-from scalesim.memory.links import Timeline
+from scalesim.batch import NO_TOKEN, Batch, SamplingBatch
+from scalesim.memory.links.link import Timeline
 from scalesim.testing.tag_runner import StubRunner, TagError, TagRunner, expected_text
 from scalesim.testing.tags import TAG_BYTES, page_bytes_for, view_tags
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 
 from scalesim.errors import ConfigError, RequestError, UnsupportedModelError
-from scalesim.model.chat import (
+from scalesim.model.text.chat import (
     CHATML,
     ChatTemplate,
     chosen_chat_template,
     load_chat_template,
 )
-from scalesim.model.tokenizer import load_tokenizer
+from scalesim.model.text.tokenizer import load_tokenizer
 
 from .templates_written_here import FAMILIES
 from .tokenizers_made_here import NAMED, byte_level

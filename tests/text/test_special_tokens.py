@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from scalesim.errors import UnsupportedModelError
-from scalesim.model.chat import load_chat_template
-from scalesim.model.tokenizer import load_tokenizer
+from scalesim.model.text.chat import load_chat_template
+from scalesim.model.text.tokenizer import load_tokenizer
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}"

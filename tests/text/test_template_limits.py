@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from scalesim.errors import RequestError, UnsupportedModelError
-from scalesim.model.chat import ChatTemplate
-from scalesim.model.template_limits import MAX_SIZE
+from scalesim.model.text.chat import ChatTemplate
+from scalesim.model.text.template_limits import MAX_SIZE
 
 HELLO = [{"role": "user", "content": "hello " * 50}]
 LONG = "{% set s = 'x' * 1000000 %}"

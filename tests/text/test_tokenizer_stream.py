@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from scalesim.errors import RequestError, UnsupportedModelError
-from scalesim.model.token_stream import StopFinder, TokenStream
-from scalesim.model.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
+from scalesim.model.text.token_stream import StopFinder, TokenStream
+from scalesim.model.text.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 
 from .tokenizers_made_here import MAKERS, NAMED, TEXT, byte_fallback, byte_level
 

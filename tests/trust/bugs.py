@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from scalesim.core import AgentId
-from scalesim.memory.admission import Admission
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.loads import Loads
-from scalesim.memory.releases import Releases
-from scalesim.memory.residency import Residency
-from scalesim.memory.segment import Segment
-from scalesim.memory.standing import Standing
-from scalesim.scheduler import endings
+from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.release import Releases
+from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.tree.segment import Segment
+from scalesim.scheduler import finish as endings
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Sequence
 from scalesim.scheduler.slots import Slots
@@ -149,19 +149,19 @@ def pins_kept_where_pages_were_refused(patch: pytest.MonkeyPatch) -> None:
 
     def keep(self: Admission, *args: Any) -> Lease | None:
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(Standing, "unpin", lambda self, segment: None)
+            inner.setattr(EvictionRanking, "unpin", lambda self, segment: None)
             return acquire(self, *args)
 
     patch.setattr(Admission, "acquire", keep)
 
 
 def waits_for_a_load_that_failed(patch: pytest.MonkeyPatch) -> None:
-    poll = Loads.poll
+    poll = LoadWaiters.poll
 
-    def forget(self: Loads) -> list[Lease]:
+    def forget(self: LoadWaiters) -> list[Lease]:
         return [lease for lease in poll(self) if not lease.num_host_blocks]
 
-    patch.setattr(Loads, "poll", forget)
+    patch.setattr(LoadWaiters, "poll", forget)
 
 
 def row_of_a_released_lease_kept(patch: pytest.MonkeyPatch) -> None:
@@ -186,14 +186,14 @@ def host_copy_forgotten_with_its_pages(patch: pytest.MonkeyPatch) -> None:
 
 def evicts_the_soonest(patch: pytest.MonkeyPatch) -> None:
     """Wrong, and yet sound: speed only. It must *not* be caught."""
-    farthest = Standing.farthest_on_device
+    farthest = EvictionRanking.farthest_on_device
 
-    def soonest(self: Standing) -> Segment | None:
+    def soonest(self: EvictionRanking) -> Segment | None:
         self._catch_up()
         evictable = sorted(self._evictable._live, key=lambda segment: segment.seq)
         return evictable[0] if evictable else farthest(self)
 
-    patch.setattr(Standing, "farthest_on_device", soonest)
+    patch.setattr(EvictionRanking, "farthest_on_device", soonest)
 
 
 def cancelled_only_while_it_waits(patch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def stop_string_looked_for_in_the_last_token(patch: pytest.MonkeyPatch) -> None:
 
 def predictor_gives_nan(patch: pytest.MonkeyPatch) -> None:
     """Advice may be anything: it must *not* be caught."""
-    from scalesim.memory.owners import Owners
+    from scalesim.memory.prefetch.owners import Owners
 
     set_next_use = Owners.set_next_use
 

@@ -17,11 +17,12 @@ from typing import Any
 from unittest.mock import patch
 from warnings import catch_warnings, simplefilter
 
-from scalesim.calls import Call
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import HintWarning, ScaleSimError
-from scalesim.requests import Prompt, Request
+from scalesim.requests.call import Call
+from scalesim.requests.prompt import Prompt
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from tests.trust.workload import Lost, Text, Workload
 
 LEAST_CALLS = 8  # of the workload
@@ -95,12 +96,12 @@ def unchecked() -> Iterator[None]:
     """Callers' values go through as they are."""
     with ExitStack() as stack:
         for name, instead in (
-            ("scalesim.intake.checked_call", lambda request: request),
-            ("scalesim.intake.check_params", lambda params, *_: params),
-            ("scalesim.intake.agent_id", lambda agent: agent),
+            ("scalesim.requests.prepare.checked_call", lambda request: request),
+            ("scalesim.requests.prepare.check_params", lambda params, *_: params),
+            ("scalesim.requests.prepare.agent_id", lambda agent: agent),
             ("scalesim.engine.agent_id", lambda agent: agent),
             # it reads them on the caller's thread; unnumbered, they are read on the engine's
-            ("scalesim.caller.Caller._number", lambda caller, calls: None),
+            ("scalesim.engine.entrypoints.Entrypoints._number", lambda caller, calls: None),
         ):
             stack.enter_context(patch(name, instead))
         yield

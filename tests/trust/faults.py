@@ -20,36 +20,36 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from scalesim.calls import TextObserver
 from scalesim.distance.distances import Distances
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import AdapterError
-from scalesim.guard import Guard
-from scalesim.loop import Loop
-from scalesim.memory.adapters import Adapters
-from scalesim.memory.admission import Admission
-from scalesim.memory.block_table import BlockTable
-from scalesim.memory.flight import RecordedPool
-from scalesim.memory.loads import Loads
-from scalesim.memory.look_ahead import LookAhead
+from scalesim.memory.audit.auditor import Auditor
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.leases.adapters import AdapterPages
+from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.release import Releases
+from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.misses import Misses
-from scalesim.memory.owners import Owners
-from scalesim.memory.prefix_tree import PrefixTree
-from scalesim.memory.read_ahead import ReadAhead
-from scalesim.memory.releases import Releases
-from scalesim.memory.residency import Residency
-from scalesim.memory.standing import Standing
-from scalesim.model.chat import ChatTemplate
-from scalesim.model.tokenizer import ByteTokenizer
-from scalesim.sampling_keys import SamplingKeys
-from scalesim.scheduler.batching import Flight
+from scalesim.memory.page_log import LoggedPool
+from scalesim.memory.prefetch.adapter_reads import AdapterReads
+from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.model.text.chat import ChatTemplate
+from scalesim.model.text.tokenizer import ByteTokenizer
+from scalesim.requests.call import TextObserver
+from scalesim.sampling.keys import SamplingKeys
+from scalesim.scheduler.batch_builder import InFlight
+from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.slots import Slots
-from scalesim.scheduler.waiting import Queue
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
-from scalesim.trace_file import TraceWriter
+from scalesim.trace.file import TraceWriter
 from tests.trust.workload import Lost, TagFolder, Text, Workload
 
 Mode = str
@@ -81,11 +81,11 @@ def may_land(link: HostileLink) -> bool:
 
 
 POINTS: dict[str, Point] = {
-    "device pages: allocate": Point(RecordedPool, "allocate", only=lambda pool: pool._is_device),
-    "device pages: free": Point(RecordedPool, "free", only=lambda pool: pool._is_device),
-    "device pages: fence": Point(RecordedPool, "fence", only=lambda pool: pool._is_device),
-    "host pages: reserve": Point(RecordedPool, "allocate", only=lambda pool: not pool._is_device),
-    "host pages: free": Point(RecordedPool, "free", only=lambda pool: not pool._is_device),
+    "device pages: allocate": Point(LoggedPool, "allocate", only=lambda pool: pool._is_device),
+    "device pages: free": Point(LoggedPool, "free", only=lambda pool: pool._is_device),
+    "device pages: fence": Point(LoggedPool, "fence", only=lambda pool: pool._is_device),
+    "host pages: reserve": Point(LoggedPool, "allocate", only=lambda pool: not pool._is_device),
+    "host pages: free": Point(LoggedPool, "free", only=lambda pool: not pool._is_device),
     "tree: match": Point(PrefixTree, "match"),
     "tree: insert": Point(PrefixTree, "insert"),
     "tree: insert, done": Point(PrefixTree, "insert", late=True),
@@ -118,19 +118,19 @@ POINTS: dict[str, Point] = {
     "releases: commit": Point(Releases, "commit"),
     "releases: release": Point(Releases, "release"),
     "releases: release, done": Point(Releases, "release", late=True),
-    "loads: poll": Point(Loads, "poll"),
+    "loads: poll": Point(LoadWaiters, "poll"),
     "owners: own a path": Point(Owners, "own"),
     "owners: next use": Point(Owners, "set_next_uses"),
     "owners: fork": Point(Owners, "fork"),
-    "standing: refresh": Point(Standing, "refresh"),
+    "standing: refresh": Point(EvictionRanking, "refresh"),
     "misses: look-up": Point(Misses, "looked_up"),
-    "adapters: add": Point(Adapters, "add"),
-    "adapters: enter": Point(Adapters, "enter"),
-    "adapters: leave": Point(Adapters, "leave"),
+    "adapters: add": Point(AdapterPages, "add"),
+    "adapters: enter": Point(AdapterPages, "enter"),
+    "adapters: leave": Point(AdapterPages, "leave"),
     "adapter source: read": Point(TagFolder, "read", error=AdapterError),
-    "planner: plan": Point(LookAhead, "plan"),
-    "planner: load ahead": Point(LookAhead, "_load"),
-    "planner: read an adapter ahead": Point(ReadAhead, "_read"),
+    "planner: plan": Point(Prefetcher, "plan"),
+    "planner: load ahead": Point(Prefetcher, "_load"),
+    "planner: read an adapter ahead": Point(AdapterReads, "_read"),
     "link: submit": Point(HostileLink, "submit"),
     "link: poll": Point(HostileLink, "poll"),
     "link: cancel": Point(HostileLink, "cancel"),
@@ -150,12 +150,12 @@ POINTS: dict[str, Point] = {
     "scheduler: finish": Point(Scheduler, "_finish"),
     "scheduler: cancel": Point(Scheduler, "cancel"),
     "scheduler: take ended": Point(Scheduler, "take_ended"),
-    "queue: next": Point(Queue, "next"),
-    "queue: put back": Point(Queue, "requeue"),
+    "queue: next": Point(RequestQueue, "next"),
+    "queue: put back": Point(RequestQueue, "requeue"),
     "running: prefill": Point(Running, "prefill"),
     "running: leave": Point(Running, "leave"),
     "running: leave, done": Point(Running, "leave", late=True),
-    "batch: deliver, done": Point(Flight, "deliver", late=True),
+    "batch: deliver, done": Point(InFlight, "deliver", late=True),
     "slots: enter": Point(Slots, "enter"),
     "slots: leave": Point(Slots, "leave"),
     "runner: launch": Point(TagRunner, "launch"),
@@ -167,10 +167,10 @@ POINTS: dict[str, Point] = {
     "distances: ended": Point(Distances, "ended"),
     "distances: expect": Point(Distances, "expect_all"),
     "distances: advance": Point(Distances, "advance"),
-    "inbox: accept": Point(Loop, "_accept"),
-    "inbox: expect": Point(Loop, "expect"),
-    "loop: settle": Point(Loop, "_count"),
-    "guard: the counts": Point(Guard, "after_step"),
+    "inbox: accept": Point(EngineLoop, "_accept"),
+    "inbox: expect": Point(EngineLoop, "expect"),
+    "loop: settle": Point(EngineLoop, "_count"),
+    "guard: the counts": Point(Auditor, "after_step"),
     "recorder: a turn": Point(TraceWriter, "turn"),
     "recorder: a tick": Point(TraceWriter, "tick"),
     "tokenizer: encode": Point(ByteTokenizer, "encode"),

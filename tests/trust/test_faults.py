@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import ScaleSimError
-from scalesim.requests import Reply
+from scalesim.requests.reply import Reply
 from tests.trust import faults
 from tests.trust.workload import Text, make_parts, oracle
 

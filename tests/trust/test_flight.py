@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from scalesim.errors import ScaleSimError
-from scalesim.memory.flight import NUM_EVENTS, FlightRecorder, RecordedPool, WatchedLink
-from scalesim.memory.links import Copies, Timeline, VirtualLink
+from scalesim.memory.links.link import Copies, Timeline
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.memory.page_log import NUM_EVENTS, LoggedLink, LoggedPool, PageEventLog
 from scalesim.testing.hostile_link import HostileLink
 from tests.trust.workload import Workload
 
 
 def test_the_dump_tells_a_pages_story() -> None:
-    flight = FlightRecorder()
-    device = RecordedPool(9, first=1, tier="device", flight=flight)
-    host = RecordedPool(4, tier="host", flight=flight)
-    link = WatchedLink(VirtualLink(64, 1e6), flight)
+    flight = PageEventLog()
+    device = LoggedPool(9, first=1, tier="device", flight=flight)
+    host = LoggedPool(4, tier="host", flight=flight)
+    link = LoggedLink(VirtualLink(64, 1e6), flight)
     pages, copies = device.allocate(3), host.allocate(3)
     assert pages is not None and copies is not None and device.allocate(9) is None
     (ticket,) = link.submit(Copies("out", pages, copies))
@@ -39,7 +40,7 @@ def test_the_dump_tells_a_pages_story() -> None:
 
 
 def test_the_ring_is_bounded() -> None:
-    flight = FlightRecorder()
+    flight = PageEventLog()
     for step in range(NUM_EVENTS + 10):
         flight.step(step)
     lines = flight.dump().splitlines()
@@ -48,11 +49,11 @@ def test_the_ring_is_bounded() -> None:
 
 
 def test_failed_and_cancelled_copies_are_told() -> None:
-    flight = FlightRecorder()
+    flight = PageEventLog()
     pages = np.zeros((8, 64), np.uint8)
     hostile = HostileLink(pages, pages.copy(), Timeline())
     hostile.failures = 1
-    link = WatchedLink(hostile, flight)
+    link = LoggedLink(hostile, flight)
     first, second = (link.submit(Copies("in", [page], [page]))[0] for page in (1, 2))
     while not any(failed := [error for _, error in link.poll()]):
         hostile.step()

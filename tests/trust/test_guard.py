@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scalesim.calls import Call
-from scalesim.engine import Engine
+from scalesim.engine.engine import Engine
 from scalesim.errors import EngineClosedError, InternalError
-from scalesim.guard import Guard
-from scalesim.memory.accounts import AccountError, check_accounts, find_suspects
-from scalesim.memory.integrity import IntegrityError, check_integrity
+from scalesim.memory.audit.auditor import Auditor
+from scalesim.memory.audit.counts import AccountError, check_accounts, find_suspects
+from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
+from scalesim.requests.call import Call
 from tests.trust.workload import PAGES, Workload
 
 Lie = Callable[[MemoryManager, list[Lease]], None]
@@ -78,7 +78,7 @@ def test_a_violation_quarantines(
     calls = begin(workload)
     assert len(engine.parts.scheduler.leases()) == 3
     lie(memory, engine.parts.scheduler.leases())
-    with caplog.at_level(logging.ERROR, "scalesim.guard"):
+    with caplog.at_level(logging.ERROR, "scalesim.memory.audit.auditor"):
         said = end(engine, calls)
     right = what_is_right()
     assert said.count(None) == num_hit and None not in right
@@ -130,12 +130,12 @@ def test_sweeps_take_their_share_of_the_time_and_no_more(workload: Workload) -> 
         clock[0] += 0.5  # each look at the clock: a sweep takes half a second
         return clock[0]
 
-    guard = Guard(memory, list, "quarantine", time_s)
+    guard = Auditor(memory, list, "quarantine", time_s)
     for step in range(400):
         memory.residency.last_launched = step
         guard.when_idle()
     assert guard.num_sweeps == pytest.approx(0.01 * clock[0] / 0.5, abs=2)
-    off = Guard(memory, list, "off")
+    off = Auditor(memory, list, "off")
     off.when_idle()
     off.after_step()
     assert off.num_sweeps == 0

@@ -18,23 +18,25 @@ from pathlib import Path
 
 import numpy as np
 
-from scalesim.adapters import AdapterInfo
-from scalesim.calls import Call
 from scalesim.config import SchedulerConfig
-from scalesim.core import Bytes2D, SamplingParams
-from scalesim.engine import Engine
+from scalesim.core import Bytes2D
+from scalesim.engine.engine import Engine
+from scalesim.engine.parts import EngineParts
 from scalesim.errors import AdapterError, ScaleSimError
-from scalesim.guard import Integrity
-from scalesim.loop import Parts
-from scalesim.memory.adapters import AdapterContent
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.links import Timeline
+from scalesim.memory.audit.auditor import Integrity
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.leases.adapters import AdapterContent
+from scalesim.memory.links.link import Timeline
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
-from scalesim.memory.storage import allocate_pages
-from scalesim.model.chat import CHATML, ChatTemplate
-from scalesim.model.tokenizer import ByteTokenizer
-from scalesim.requests import Prompt, Request, TextModel
+from scalesim.memory.pools.storage import allocate_pages
+from scalesim.model.text.chat import CHATML, ChatTemplate
+from scalesim.model.text.tokenizer import ByteTokenizer
+from scalesim.requests.adapter_registry import AdapterInfo
+from scalesim.requests.call import Call
+from scalesim.requests.prompt import Prompt, TextModel
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
@@ -69,7 +71,7 @@ def read_adapter(path: str | Path) -> AdapterContent:
     return AdapterContent(tag.to_bytes(16, "little"), layout, num_pages, None, source, pages)
 
 
-def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> Parts:
+def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> EngineParts:
     page_bytes, rows = page_bytes_for(BLOCK), 2 * MAX_SEQS + 9
     device, host = allocate_pages(PAGES + 1, page_bytes), allocate_pages(HOST_PAGES, page_bytes)
     timeline = Timeline()
@@ -98,7 +100,7 @@ def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> Parts:
     )
     max_len = PAGES * BLOCK
     model = TextModel(TOKENIZER.vocab_size, frozenset(), max_len, max_len, TOKENIZER, TEMPLATE)
-    return Parts(
+    return EngineParts(
         runner,
         memory,
         Scheduler(memory, config, max_len),

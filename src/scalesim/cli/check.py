@@ -15,7 +15,7 @@ from typing import Any
 
 from scalesim.cli.options import CheckOptions
 from scalesim.errors import ConfigError
-from scalesim.memory.policies import Policy, policy_named
+from scalesim.memory.eviction.policies import Policy, policy_named
 from scalesim.testing.bed import Factories
 from scalesim.testing.contracts import BrokenRuleError, try_link, try_policy, try_pool
 from scalesim.testing.memory_walk import MemoryWalk

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from scalesim.cli import say_error
 from scalesim.cli.options import GenerateOptions
 from scalesim.errors import RequestError
-from scalesim.requests import Reply, Request
-from scalesim.streams import Stream
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.requests.stream import ReplyStream
 
 
 def generate(options: GenerateOptions) -> int:
@@ -21,7 +22,7 @@ def generate(options: GenerateOptions) -> int:
     if not options.prompt:
         raise RequestError('no prompt was given; give one with --prompt "..."')
     config = options.engine()
-    from scalesim.engine import Engine
+    from scalesim.engine.engine import Engine
 
     with Engine(options.model, config, dummy_weights=options.dummy_weights) as engine:
         agent = None
@@ -40,7 +41,7 @@ def generate(options: GenerateOptions) -> int:
     return report(options.prompt, outcomes)
 
 
-def write_along(stream: Stream) -> Reply:
+def write_along(stream: ReplyStream) -> Reply:
     """Print a text as it comes."""
     for piece in stream:
         print(piece.text, end="", flush=True)

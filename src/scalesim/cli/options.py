@@ -33,12 +33,12 @@ from scalesim.cli.values import (
     WHOLE,
 )
 from scalesim.config import EngineConfig
-from scalesim.core import SamplingParams
 from scalesim.errors import ConfigError
-from scalesim.memory.policies import ENGINE_POLICIES, POLICIES, policy_named
+from scalesim.memory.eviction.policies import ENGINE_POLICIES, POLICIES, policy_named
 from scalesim.replay.hints import HintMode
 from scalesim.replay.scenario import TraceHints
 from scalesim.replay.workloads import WORKLOADS, Knobs
+from scalesim.sampling.params import SamplingParams
 
 _ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
 _ABOUT = """Simulations of thousands of LLM agents on one device.

@@ -12,10 +12,11 @@ from statistics import median
 from typing import TypeVar
 
 from scalesim.cli.world import Turn, World
-from scalesim.core import SamplingParams
-from scalesim.engine import Engine, EngineStats
+from scalesim.engine.engine import Engine, EngineStats
 from scalesim.memory.counters import Counters
-from scalesim.requests import Reply, Request
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 
 Counts = TypeVar("Counts", EngineStats, Counters)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from scalesim.cli.options import ReplayOptions
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError, TraceError
-from scalesim.memory.policies import policy_named
+from scalesim.memory.eviction.policies import policy_named
 from scalesim.replay import formats
 from scalesim.replay.arms import Machine, Outcome, Watch, compare
 from scalesim.replay.roof import Roof

@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scalesim.assembly import parts_for
 from scalesim.cli.options import DemoOptions, ModelSize
 from scalesim.cli.play import Play
 from scalesim.cli.world import World, WorldConfig
 from scalesim.config import EngineConfig, SchedulerConfig
-from scalesim.engine import Engine
+from scalesim.engine.build import parts_for
+from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
-from scalesim.model.config import ModelConfig
-from scalesim.model.dummy import write_dummy_model
-from scalesim.model.loader import LoadedModel, load_model
-from scalesim.model.rope import RopeConfig
-from scalesim.model.tokenizer import ByteTokenizer
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.dummy import write_dummy_model
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.layers.rope import RopeConfig
+from scalesim.model.text.tokenizer import ByteTokenizer
 
 SHAPES: dict[ModelSize, tuple[int, int, int, int, int]] = {
     # layers, hidden, query heads, KV heads, head_dim

@@ -5,14 +5,14 @@ Sources are public: pass them to ``Engine(..., sources=[...])``. Knows nothing o
 
 from __future__ import annotations
 
-from scalesim.distance.activation import Activation, Predrawn
 from scalesim.distance.combine import earliest_credible
 from scalesim.distance.estimates import NOTHING, Estimates, Source
-from scalesim.distance.graph import Graph, Turns
-from scalesim.distance.learned import Learned
-from scalesim.distance.plan import Plan
-from scalesim.distance.proximity import Proximity
+from scalesim.distance.learned.learned import Learned
 from scalesim.distance.scores import Score
+from scalesim.distance.sources.activation import Activation, Predrawn
+from scalesim.distance.sources.graph import Graph, Turns
+from scalesim.distance.sources.plan import Plan
+from scalesim.distance.sources.proximity import Proximity
 
 __all__ = [
     "NOTHING",

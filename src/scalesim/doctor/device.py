@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from scalesim.assembly import resolve_device
 from scalesim.doctor.findings import Section, Settings, reason_of
+from scalesim.engine.build import resolve_device
 from scalesim.errors import ScaleSimError
 
 PROVED_CAPABILITY = (8, 0)  # the oldest target of the compile gate

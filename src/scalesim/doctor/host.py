@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from scalesim.backends import CpuBackend
 from scalesim.doctor.findings import Section, Settings
+from scalesim.engine.backends import CpuBackend
 from scalesim.errors import ScaleSimError
-from scalesim.memory.pinned import default_host_bytes
+from scalesim.memory.pools.pinned import default_host_bytes
 
 UNLIMITED_BYTES = 1 << 60  # cgroups of version 1 write no limit as almost 2**63
 
@@ -22,7 +22,7 @@ def probe(settings: Settings) -> Section:
 
 
 def places_on_gpu(device: str) -> bool:
-    from scalesim.assembly import resolve_device
+    from scalesim.engine.build import resolve_device
 
     try:
         return resolve_device(device) != "cpu"

@@ -14,8 +14,8 @@ import torch
 from scalesim_kernels import KernelSet, select
 from scalesim_kernels.conformance import PROBLEMS, Verdict, check_op
 
-from scalesim.assembly import resolve_device
 from scalesim.doctor.findings import Section, Settings
+from scalesim.engine.build import resolve_device
 
 CASES = 2  # of each op
 

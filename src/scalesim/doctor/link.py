@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scalesim.assembly import resolve_device
 from scalesim.doctor.findings import Section, Settings
+from scalesim.engine.build import resolve_device
 from scalesim.errors import ScaleSimError
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links import MAX_CHUNK_BYTES, Copies, Direction, Link, ThreadLink, Timeline
-from scalesim.memory.storage import allocate_device_pages, allocate_pages
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, Link, Timeline
+from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.pools.storage import allocate_device_pages, allocate_pages
 
 USUAL_PAGE_BYTES = 2 << 20  # Llama-3.1-8B in bf16, 16 tokens
 POOL_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # of each of the two
@@ -58,8 +59,8 @@ def open_link(place: str, num_pages: int, page_bytes: int) -> Link:
         return ThreadLink(device, host, Timeline())
     from scalesim.device.cuda import CudaDevice
     from scalesim.device.streams import Fences
-    from scalesim.memory.cuda_link import CudaLink
-    from scalesim.memory.pinned import PinnedPages
+    from scalesim.memory.links.cuda_link import CudaLink
+    from scalesim.memory.pools.pinned import PinnedPages
 
     gpu = CudaDevice.named(place)
     pages = allocate_device_pages(num_pages, page_bytes, place)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 
-from scalesim.assembly import resolve_device, text_of
-from scalesim.backends import available_bytes
 from scalesim.doctor.findings import Section, Settings
+from scalesim.engine.backends import available_bytes
+from scalesim.engine.build import resolve_device, text_of
 from scalesim.errors import ScaleSimError, UnsupportedModelError, WeightsError
 from scalesim.memory.geometry import PageGeometry
-from scalesim.model.chat import load_chat_template
-from scalesim.model.config import ModelConfig
-from scalesim.model.fields import MalformedError
-from scalesim.model.files import read_json
-from scalesim.model.loader import open_checkpoint
-from scalesim.model.loader_files import weight_files
-from scalesim.model.weights import expected_shapes
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.fields import MalformedError
+from scalesim.model.checkpoint.files import read_json
+from scalesim.model.checkpoint.loader import open_checkpoint
+from scalesim.model.checkpoint.loader_files import weight_files
+from scalesim.model.checkpoint.weights import expected_shapes
+from scalesim.model.text.chat import load_chat_template
 
 COMPLETE = "a complete checkpoint; dummy_weights=True does without"
 
@@ -49,7 +49,7 @@ def probe(settings: Settings) -> Section:
 
 def hosted(section: Section, folder: Path, native: str) -> None:
     """The other path, as far as the config tells: an engine probes the model when it loads it."""
-    from scalesim.model.hosting import refuse
+    from scalesim.model.layers.hosting import refuse
 
     try:
         refuse(read_json(folder / "config.json"))

@@ -8,8 +8,8 @@ from scalesim_kernels.cpu import pack_weight
 from scalesim_kernels.cpu_attention import Heads, ask
 from scalesim_kernels.cpu_rows import ALONE, BASE, linear_product
 
-from scalesim.assembly import resolve_device
 from scalesim.doctor.findings import Section, Settings
+from scalesim.engine.build import resolve_device
 
 WIDTHS = (64, 896, 2048)
 OUT = 512  # columns of the matrices asked about

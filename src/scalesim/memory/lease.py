@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scalesim.memory.agents import AgentState
-from scalesim.memory.segment import Branch, Segment, Transfer
+from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.segment import Branch, Segment, Transfer
 
 
 @dataclass(eq=False, slots=True)

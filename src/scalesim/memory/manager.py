@@ -13,26 +13,27 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from scalesim.core import AgentId
-from scalesim.memory.adapters import Adapters, AdapterUse
-from scalesim.memory.admission import Admission
-from scalesim.memory.block_table import BlockTable
 from scalesim.memory.counters import Counters
-from scalesim.memory.flight import FlightRecorder, RecordedPool, WatchedLink
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.leavings import Leavings
-from scalesim.memory.levels import LevelsAhead
-from scalesim.memory.links import Link
-from scalesim.memory.loads import Loads
-from scalesim.memory.look_ahead import LookAhead, PlannerConfig
-from scalesim.memory.look_up import LookUp
+from scalesim.memory.leases.adapters import AdapterPages, AdapterUse
+from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.leavings import Leavings
+from scalesim.memory.leases.partial_blocks import PartialBlocks
+from scalesim.memory.leases.prefix_lookup import PrefixLookup
+from scalesim.memory.leases.release import Releases
+from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.links.link import Link
 from scalesim.memory.misses import Misses
-from scalesim.memory.owners import Owners
-from scalesim.memory.policies import Policy
-from scalesim.memory.pool import MakePool, PagePool, Pool
-from scalesim.memory.prefix_tree import PrefixTree
-from scalesim.memory.releases import Releases
-from scalesim.memory.residency import Residency
-from scalesim.memory.tails import Tails
+from scalesim.memory.page_log import LoggedLink, LoggedPool, PageEventLog
+from scalesim.memory.pools.page_pool import MakePool, PagePool, Pool
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.levels import LevelsAhead
+from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.tree.prefix_tree import PrefixTree
 
 _PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
 NULL_PAGE = 0
@@ -63,8 +64,8 @@ class MemoryManager:
     ) -> None:
         self._make_pool = make_pool
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
-        self.flight = FlightRecorder() if record else None
-        self._link = WatchedLink(link, self.flight)
+        self.flight = PageEventLog() if record else None
+        self._link = LoggedLink(link, self.flight)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
         self.device_lost: frozenset[int] = frozenset()  # out of circulation: see ``reset``
         self.host_lost: frozenset[int] = frozenset()
@@ -88,25 +89,25 @@ class MemoryManager:
             self.page_bytes,
             self.counters,
         )
-        ahead = LevelsAhead if policy.num_levels else LookAhead
-        self.look_ahead: LookAhead = ahead(self.residency, self._planner)
-        self.standing = self.residency.standing
-        self.owners = Owners(self.tree, self.standing, self.look_ahead)
+        ahead = LevelsAhead if policy.num_levels else Prefetcher
+        self.prefetcher: Prefetcher = ahead(self.residency, self._planner)
+        self.ranking = self.residency.ranking
+        self.owners = Owners(self.tree, self.ranking, self.prefetcher)
         self.leavings = Leavings(self.residency)
         self.residency.on_eviction = self.owners.evicted
         self.residency.on_adapter_moved = self.owners.adapter_moved
-        self.adapters = Adapters(self.residency, self.owners, self.table)
-        self.misses = Misses(self.look_ahead, block_size)
-        self.loads, self.tails = Loads(self.residency), Tails(self.residency)
+        self.adapters = AdapterPages(self.residency, self.owners, self.table)
+        self.misses = Misses(self.prefetcher, block_size)
+        self.loads, self.tails = LoadWaiters(self.residency), PartialBlocks(self.residency)
         self.admission = Admission(
             self.residency,
-            LookUp(self.residency, self.adapters),
+            PrefixLookup(self.residency, self.adapters),
             self.tails,
             self.loads,
             self.adapters,
             self.owners,
             self.misses,
-            self.look_ahead,
+            self.prefetcher,
             self.table,
         )
         self.releases = Releases(
@@ -123,7 +124,7 @@ class MemoryManager:
     def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> Pool:
         """A pool of which all pages but ``lost`` are free."""
         if self.flight is not None and self._make_pool is PagePool:
-            pool: Pool = RecordedPool(num_pages, first=first, tier=tier, flight=self.flight)
+            pool: Pool = LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
         else:
             pool = self._make_pool(num_pages, first=first)
         if lost:
@@ -142,14 +143,14 @@ class MemoryManager:
         on_device, on_host = self._link.abandon(timeout_s=_PATIENCE_S)
         self.device_lost |= on_device.union(device_lost)
         self.host_lost |= on_host.union(host_lost)
-        standing, ahead, owners, misses = self.standing, self.look_ahead, self.owners, self.misses
+        ranking, ahead, owners, misses = self.ranking, self.prefetcher, self.owners, self.misses
         last_launched, costs = self.residency.last_launched, self.residency.costs
         self._build()
-        self.standing.now, self.residency.last_launched = standing.now, last_launched
-        self.look_ahead.pace, self.misses.last = ahead.pace, misses.last
-        self.look_ahead.starts_in, self.look_ahead.drains_in = ahead.starts_in, ahead.drains_in
-        self.look_ahead.begin_at_once = ahead.begin_at_once
-        self.look_ahead.reads.rate = ahead.reads.rate
+        self.ranking.now, self.residency.last_launched = ranking.now, last_launched
+        self.prefetcher.pace, self.misses.last = ahead.pace, misses.last
+        self.prefetcher.starts_in, self.prefetcher.drains_in = ahead.starts_in, ahead.drains_in
+        self.prefetcher.begin_at_once = ahead.begin_at_once
+        self.prefetcher.reads.rate = ahead.reads.rate
         self.residency.costs.keep_rates(costs)
         for id, agent in owners.agents.items():
             self.owners.set_next_use(id, agent.next_use)

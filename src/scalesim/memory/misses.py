@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
-from scalesim.memory.agents import lineage
 from scalesim.memory.lease import Lease
-from scalesim.memory.look_ahead import LookAhead
-from scalesim.memory.segment import Segment
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.tree.segment import Segment, lineage
 
 Cause: TypeAlias = Literal[
     "no hint",
@@ -71,10 +70,10 @@ class Miss(NamedTuple):
 class Misses:
     """The last miss of each agent that had one."""
 
-    def __init__(self, look_ahead: LookAhead, block_size: int) -> None:
+    def __init__(self, prefetcher: Prefetcher, block_size: int) -> None:
         self.last: dict[AgentId, Miss] = {}
         self._expected: dict[AgentId, float | None] = {}
-        self._look_ahead, self._block_size = look_ahead, block_size
+        self._prefetcher, self._block_size = prefetcher, block_size
 
     def calls(self, agent: AgentId, expected: float | None) -> None:
         """``agent`` called; this is what was known before."""
@@ -138,9 +137,9 @@ class Misses:
     def _late(self, expected: float | None, now: float) -> Cause:
         if expected is None:
             return "no hint"
-        if expected >= now + 1.0 or self._look_ahead.blocked_by is None:
+        if expected >= now + 1.0 or self._prefetcher.blocked_by is None:
             return "hint late"
-        return "link full" if self._look_ahead.blocked_by == "link" else "pool small"
+        return "link full" if self._prefetcher.blocked_by == "link" else "pool small"
 
     @staticmethod
     def _blocks_behind(before: Segment, end: Segment) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Int64s
 from scalesim.errors import ConfigError
-from scalesim.records import MAX_NUMBER
+from scalesim.trace.records import MAX_NUMBER
 
 _PIECES = re.compile(r"\s?\w{1,4}|\s?[^\w\s]|\s")
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from scalesim import records
 from scalesim.checks import shown
 from scalesim.core import Int64s
 from scalesim.errors import ConfigError, TraceError
 from scalesim.profile.calls import LoggedCall, in_steps, pseudo_tokens
 from scalesim.profile.database import rows_of
 from scalesim.regular_file import open_regular
-from scalesim.trace import Piece
-from scalesim.trace_file import read_trace
+from scalesim.trace import records
+from scalesim.trace.file import read_trace
+from scalesim.trace.trace import TracePiece
 
 Reader = Callable[[Path, "float | None"], "list[LoggedCall]"]
 MAX_TOKENS = 1 << 29
@@ -81,7 +81,7 @@ def _trace(path: Path, step_s: float | None) -> list[LoggedCall]:
     return calls
 
 
-def _tokens(piece: Piece) -> Int64s:
+def _tokens(piece: TracePiece) -> Int64s:
     at = np.arange(piece.start, piece.start + piece.length, dtype=np.int64)
     numbers: Int64s = at * 0x9E3779B1 + hash(piece.content)
     return numbers

@@ -10,20 +10,20 @@ import numpy as np
 
 from scalesim.config import SchedulerConfig
 from scalesim.distance.estimates import Source
-from scalesim.loop import Parts
-from scalesim.memory.links import VirtualLink
-from scalesim.memory.look_ahead import PlannerConfig
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
+from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.roof import Limits, Roof, roof
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.simulation import Log, Simulation
-from scalesim.requests import TextModel
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
-from scalesim.trace import TraceStep
+from scalesim.trace.trace import TraceStep
 
 VOCAB_SIZE = 32_000
 RESIDENT_PAGES = 1 << 22
@@ -63,7 +63,7 @@ class Machine:
             self.first_tokens,
         )
 
-    def parts(self, policy_name: str) -> Parts:
+    def parts(self, policy_name: str) -> EngineParts:
         """Virtual parts for ``Loop``."""
         policy = policy_named(policy_name)
         geometry = self.cost.model.geometry(self.block_size)
@@ -87,7 +87,7 @@ class Machine:
         runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, self.cost, self.first_tokens)
         model = TextModel(VOCAB_SIZE, frozenset(), self.max_len, pages * geometry.block_size)
         scheduler = Scheduler(memory, config, min(self.max_len, model.pool_len))
-        return Parts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
+        return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import xxhash
 
 from scalesim.core import Int32s
 from scalesim.testing.tags import mix
-from scalesim.trace import Content, Piece
+from scalesim.trace.trace import Content, TracePiece
 
 _MASK = (1 << 64) - 1
 
@@ -20,7 +20,7 @@ def stream_key(content: Content) -> int:
     return xxhash.xxh3_64_intdigest(name, seed=isinstance(content, str))
 
 
-def tokens_of(pieces: Iterable[Piece], vocab_size: int) -> Int32s:
+def tokens_of(pieces: Iterable[TracePiece], vocab_size: int) -> Int32s:
     """``[total length]``: token ``i`` of a stream is a hash of its key and ``i``."""
     counters = [
         np.arange(length, dtype=np.uint64) + np.uint64((stream_key(content) + start) & _MASK)
@@ -30,6 +30,6 @@ def tokens_of(pieces: Iterable[Piece], vocab_size: int) -> Int32s:
     return (hashed % np.uint64(vocab_size)).astype(np.int32)
 
 
-def sampling_key(output: Piece, prompt_len: int) -> int:
+def sampling_key(output: TracePiece, prompt_len: int) -> int:
     """The key under which a stub runner's draws after ``prompt_len`` tokens are ``output``."""
     return (stream_key(output.content) + output.start - prompt_len + 1) & _MASK

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from scalesim.trace import Hint
+from scalesim.trace.trace import Hint
 
 if TYPE_CHECKING:
     from scalesim.replay.workloads import Knobs

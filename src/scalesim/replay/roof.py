@@ -27,7 +27,7 @@ import numpy as np
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel, Work
-from scalesim.trace import TraceStep, Turn
+from scalesim.trace.trace import TraceStep, Turn
 
 
 @dataclass(frozen=True, slots=True)

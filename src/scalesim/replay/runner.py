@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalesim.core import Batch, Runner, Step, StepOutput
-from scalesim.memory.links import VirtualLink
+from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
+from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.replay.hardware import CostModel, Work
 
 
@@ -41,13 +41,13 @@ class VirtualRunner:
         self._first_tokens = first_tokens
         self._token_bytes = cost.model.geometry().token_bytes
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         step = self._inner.launch(batch)
         self.pass_time(*self._work(batch))
         self.ended_s[batch.step] = self._link.now_s
         return step
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         return self._inner.collect(step)
 
     def pass_time(self, work: Work, fetched_bytes: float = 0.0) -> None:

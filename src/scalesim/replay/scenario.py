@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from scalesim.distance.estimates import Source
-from scalesim.distance.learned import Learned
+from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.arms import VOCAB_SIZE, Machine
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, Knobs, generate
-from scalesim.trace import Hint, TraceStep, Turn, with_truth
+from scalesim.trace.trace import Hint, TraceStep, Turn, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 

@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.calls import Call
-from scalesim.core import AgentId, SamplingParams
+from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
-from scalesim.loop import Loop, Parts
-from scalesim.memory.links import VirtualLink
-from scalesim.memory.segment import TOKEN_BYTES
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.runner import VirtualRunner
-from scalesim.requests import Request
+from scalesim.requests.call import Call
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tags import mix
-from scalesim.trace import Hint, TraceStep, Turn
+from scalesim.trace.trace import Hint, TraceStep, Turn
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class Simulation:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: EngineParts,
         *,
         sources: Iterable[Source] = (),
         foresight: bool = False,
@@ -66,7 +68,7 @@ class Simulation:
         watch: Callable[[Log], None] = lambda log: None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
-        self.loop = Loop(parts, sources)
+        self.loop = EngineLoop(parts, sources)
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
@@ -192,7 +194,7 @@ class Simulation:
         contexts, done = int(slots.known[at].sum()), 0
         while done < most and not link.has_news:  # news is for a turn of the loop to take in
             loop.memory.residency.refused = False
-            loop.memory.look_ahead.plan(link.now_s)
+            loop.memory.prefetcher.plan(link.now_s)
             self.runner.pass_time(self.runner.decode_work(len(at), contexts + done * len(at)))
             drawn = mix(slots.key[at] + (slots.known[at] - 1).astype(np.uint64)) % vocab_size
             loop.scheduler.take_decodes(at, drawn.astype(np.int32))

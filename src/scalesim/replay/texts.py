@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalesim.trace import Piece, Turn
+from scalesim.trace.trace import TracePiece, Turn
 
 if TYPE_CHECKING:
     from scalesim.replay.workloads import Knobs
@@ -25,13 +25,13 @@ class Texts:
         self._rng = np.random.default_rng((seed, 29))
         self._factors: list[float] = []
         self._numbers: dict[int, int] = {}
-        self._history: dict[int, list[Piece]] = {}
+        self._history: dict[int, list[TracePiece]] = {}
 
     def opening(self, agent: int, expect: float | None, truth: float) -> Turn:
         """The agent's fixed text and one token of answer: what a simulation does to plan a day."""
-        prompt = (*self._fixed(agent), Piece(agent << 32 | 1, 1))
+        prompt = (*self._fixed(agent), TracePiece(agent << 32 | 1, 1))
         self._numbers[agent] = 2
-        return Turn(agent, prompt, Piece(agent << 32 | 2, 1), expect=expect, truth=truth)
+        return Turn(agent, prompt, TracePiece(agent << 32 | 2, 1), expect=expect, truth=truth)
 
     def calls(
         self, agent: int, time: int, extra: int, expect: float | None, truth: float
@@ -41,15 +41,15 @@ class Texts:
         turns = []
         for index in range(knobs.burst + extra):
             history = self._history.get(agent, [])
-            new = Piece(self._name(agent), self._size(knobs.new))
-            output = Piece(self._name(agent), self._size(knobs.output))
+            new = TracePiece(self._name(agent), self._size(knobs.new))
+            output = TracePiece(self._name(agent), self._size(knobs.output))
             prompt = (*fixed, *history, new)
             turns.append(Turn(agent, prompt, output, index, expect=expect, truth=truth))
             if knobs.growth:
                 self._keep(agent, new, output)
         return turns
 
-    def _keep(self, agent: int, new: Piece, output: Piece) -> None:
+    def _keep(self, agent: int, new: TracePiece, output: TracePiece) -> None:
         """The share that stays; all is forgotten when the context is full."""
         knobs = self._knobs
         history = self._history.setdefault(agent, [])
@@ -61,10 +61,14 @@ class Texts:
         if length + 2 * (knobs.new + knobs.output) > knobs.max_context:
             history.clear()
 
-    def _fixed(self, agent: int) -> tuple[Piece, ...]:
+    def _fixed(self, agent: int) -> tuple[TracePiece, ...]:
         knobs = self._knobs
-        adapter = Piece(f"adapter {agent}", self._first_tokens)
-        parts = (adapter, Piece("shared", knobs.shared), Piece(agent << 32, knobs.private))
+        adapter = TracePiece(f"adapter {agent}", self._first_tokens)
+        parts = (
+            adapter,
+            TracePiece("shared", knobs.shared),
+            TracePiece(agent << 32, knobs.private),
+        )
         return tuple(part for part in parts if part.length)
 
     def _name(self, agent: int) -> int:

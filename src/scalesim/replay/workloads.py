@@ -16,7 +16,7 @@ from scalesim.errors import ConfigError
 from scalesim.replay.hints import HintMode, Hints
 from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, Turns
 from scalesim.replay.texts import Texts
-from scalesim.trace import Hint, TraceStep, Turn
+from scalesim.trace.trace import Hint, TraceStep, Turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.core import AgentId
+from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.slots import Slots
-from scalesim.scheduler.waiting import Queue
 
 
 class Forecast:
     """In steps, if all that run take their full length."""
 
-    def __init__(self, slots: Slots, running: Running, queue: Queue) -> None:
+    def __init__(self, slots: Slots, running: Running, queue: RequestQueue) -> None:
         self._slots, self._running, self._queue = slots, running, queue
 
     def starts_in(self, agent: AgentId) -> float:

@@ -9,8 +9,7 @@ import numpy as np
 
 from scalesim.core import Bools, Int64s
 from scalesim.memory.lease import Lease
-from scalesim.scheduler.batching import Chunk
-from scalesim.scheduler.sequence import Phase, Sequence
+from scalesim.scheduler.sequence import Chunk, Phase, Sequence
 from scalesim.scheduler.slots import Slots
 
 _NO_SLOTS: Int64s = np.empty(0, np.int64)

@@ -12,19 +12,20 @@ from collections.abc import Callable, Container, Iterable
 import numpy as np
 import numpy.typing as npt
 
+from scalesim.batch import Batch, StepOutput
 from scalesim.config import SchedulerConfig
-from scalesim.core import Batch, FinishReason, StepOutput
+from scalesim.core import FinishReason
 from scalesim.errors import AdapterError, ScaleSimError
 from scalesim.foreign import Foreign
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.scheduler import endings
-from scalesim.scheduler.batching import Batching, Chunk, Flight
+from scalesim.scheduler import finish as endings
+from scalesim.scheduler.batch_builder import BatchBuilder, InFlight
 from scalesim.scheduler.forecast import Forecast
+from scalesim.scheduler.queue import RequestQueue, rank
 from scalesim.scheduler.running import Running
-from scalesim.scheduler.sequence import Phase, Sequence
+from scalesim.scheduler.sequence import Chunk, Phase, Sequence
 from scalesim.scheduler.slots import Slots
-from scalesim.scheduler.waiting import Queue, rank
 
 MAX_FAILED_READS = 8
 
@@ -39,13 +40,13 @@ class Scheduler:
         self.num_steps = 0
         self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
-        self.queue, self.running = Queue(config), Running(self.slots)
+        self.queue, self.running = RequestQueue(config), Running(self.slots)
         self.forecast = Forecast(self.slots, self.running, self.queue)
-        memory.look_ahead.starts_in = self.forecast.starts_in
-        memory.look_ahead.drains_in = self.forecast.drains_in
-        memory.look_ahead.begin_at_once = config.max_num_seqs
-        self._batching = Batching(self.slots, memory)
-        self._flights: deque[Flight] = deque()
+        memory.prefetcher.starts_in = self.forecast.starts_in
+        memory.prefetcher.drains_in = self.forecast.drains_in
+        memory.prefetcher.begin_at_once = config.max_num_seqs
+        self._batching = BatchBuilder(self.slots, memory)
+        self._flights: deque[InFlight] = deque()
         self._ended: list[Sequence] = []
         # told of each end while its pages are still held: they are put in order once, not twice
         self.before_release: Callable[[Sequence], None] = lambda sequence: None

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from scalesim.core import AgentId, FinishReason, Int32s, SamplingParams
-from scalesim.memory.adapters import AdapterUse
+from scalesim.core import AgentId, FinishReason, Int32s
 from scalesim.memory.lease import Lease
-from scalesim.scheduler.adjusting import Adjust
-from scalesim.scheduler.pooling import PoolLog
-from scalesim.scheduler.scoring import ScoreLog
+from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.sampling.embedding import PoolLog
+from scalesim.sampling.logits import LogitsProcessor
+from scalesim.sampling.logprobs import LogprobsLog
+from scalesim.sampling.params import SamplingParams
 
 
 class Phase(Enum):
@@ -49,12 +50,12 @@ class Sequence:
     adapter: AdapterUse | None = None
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
-    adjust: Adjust | None = None  # where its logits are changed before they are sampled
+    adjust: LogitsProcessor | None = None  # where its logits are changed before they are sampled
     priority: float = 0
     leaves_nothing: bool = False  # its agent was forgotten: what it computes goes with it
     followers: list[Sequence] = field(default_factory=list)  # wait until its prompt is computed
     pool_log: PoolLog | None = None  # where it is to be embedded
-    score_log: ScoreLog | None = None  # where log-probabilities are asked for
+    score_log: LogprobsLog | None = None  # where log-probabilities are asked for
     phase: Phase = Phase.WAITING
     slot: int = 0
     lease: Lease | None = None
@@ -91,3 +92,7 @@ class Sequence:
         self.cached_tokens = lease.num_cached
         self.host_tokens = lease.num_waited_blocks * block_size
         self.rebuilt_tokens = lease.num_rebuilt_blocks * block_size
+
+
+Chunk: TypeAlias = "tuple[Sequence, int]"
+"""A sequence, and how many tokens of its prompt a step computes."""

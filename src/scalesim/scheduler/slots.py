@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.core import AdapterBatch
+from scalesim.batch import AdapterBatch
 from scalesim.memory.lease import Lease
-from scalesim.scheduler.adjusting import Adjusting
+from scalesim.sampling.logits import LogitsProcessors
 from scalesim.scheduler.sequence import Sequence
 
 _STOP_IDS = 4  # compared in one go; a sequence with more is looked at one by one
@@ -41,7 +41,7 @@ class Slots:
         self.num_with_adapter = 0
         self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
         self.num_scored = 0
-        self.adjusting = Adjusting(num_slots)
+        self.adjusting = LogitsProcessors(num_slots)
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -112,7 +112,7 @@ class Slots:
         self.adapter[:] = 0
         self.scored[:] = False
         self.num_with_adapter = self.num_scored = 0
-        self.adjusting = Adjusting(len(self.sequences))
+        self.adjusting = LogitsProcessors(len(self.sequences))
         self.epoch += 1
 
     def adapters(self, at: npt.NDArray[np.int64]) -> AdapterBatch | None:

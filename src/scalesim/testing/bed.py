@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scalesim.core import Bytes2D, Runner
-from scalesim.memory.links import Link, Timeline
+from scalesim.batch import Runner
+from scalesim.core import Bytes2D
+from scalesim.memory.eviction.policies import Policy, policy_named
+from scalesim.memory.links.link import Link, Timeline
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import Policy, policy_named
-from scalesim.memory.pool import MakePool, PagePool
-from scalesim.memory.storage import allocate_pages
+from scalesim.memory.pools.page_pool import MakePool, PagePool
+from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.page_watch import PageWatch
 from scalesim.testing.tag_runner import BadHook, Reader, TagRunner

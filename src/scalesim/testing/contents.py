@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
-from scalesim.memory.adapters import AdapterUse
-from scalesim.memory.agents import lineage
-from scalesim.memory.segment import Segment
+from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.tree.segment import Segment, lineage
 from scalesim.testing.tags import (
     adapter_pages,
     are_tags_of,

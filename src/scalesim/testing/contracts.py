@@ -18,10 +18,10 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links import Copies, Direction, Held, Link, Timeline
-from scalesim.memory.policies import Policy
-from scalesim.memory.pool import MakePool
-from scalesim.memory.storage import allocate_pages
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.links.link import Copies, Direction, Held, Link, Timeline
+from scalesim.memory.pools.page_pool import MakePool
+from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.bed import MakeLink
 
 POOL_RULES = {
@@ -430,7 +430,7 @@ def try_policy(policy: Policy) -> None:
 
     must("name", isinstance(policy.name, str) and bool(policy.name), f"name={policy.name!r}")
     must("order", policy.order in ("next_use", "last_use"), f"order={policy.order!r}")
-    for flag in ("host", "look_ahead", "weighs", "limited", "foresight"):
+    for flag in ("host", "prefetcher", "weighs", "limited", "foresight"):
         value = getattr(policy, flag)
         must("flags", isinstance(value, bool), f"{flag}={value!r}")
     levels = policy.num_levels

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalesim.core import AdapterBatch, Batch, Bytes2D, SamplingBatch
+from scalesim.batch import AdapterBatch, Batch, SamplingBatch
+from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.adapters import AdapterUse
-from scalesim.memory.block_table import BlockTable
 from scalesim.memory.lease import Lease
+from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.leases.block_table import BlockTable
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links import Copies, Direction, LinkError, Timeline
+from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline
 from scalesim.testing.schedules import Event
 
 SCRIBBLE = 0xA5

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.core import Step
-from scalesim.memory.adapters import AdapterContent, AdapterUse
-from scalesim.memory.agents import lineage
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.look_ahead import Pace
-from scalesim.memory.residency import descendants
-from scalesim.memory.segment import Segment
+from scalesim.batch import LaunchedStep
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.prefetch.prefetcher import Pace
+from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, Held, batch_of
@@ -79,7 +77,7 @@ class MemoryWorld:
         self.paths = Paths(shape.block_size, root_of)
         self.poisoned: set[int] = set()
         self.sound: dict[str, set[int]] = {domain: set() for domain in DOMAINS}
-        self.flights: list[tuple[Step, list[tuple[Held, int]]]] = []
+        self.flights: list[tuple[LaunchedStep, list[tuple[Held, int]]]] = []
         self.copying: dict[tuple[int, int], int] = {}  # (step, index) -> page to be written
         self.num_launched = 0
         self.rng = random.Random(shape.seed)
@@ -280,8 +278,8 @@ class MemoryWorld:
         self.manager.owners.set_next_use(agent, at)
 
     def advance(self, steps: int) -> None:
-        self.manager.standing.now += steps
-        self.manager.look_ahead.pace = Pace(0.001 * steps or None)
+        self.manager.ranking.now += steps
+        self.manager.prefetcher.pace = Pace(0.001 * steps or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.manager.owners.fork(parent, child)
@@ -318,7 +316,7 @@ class MemoryWorld:
                 raise AssertionError(f"{segment} was a forgotten agent's, and stays")
 
     def plan(self) -> None:
-        self.manager.look_ahead.plan(0.0)
+        self.manager.prefetcher.plan(0.0)
 
     def land(self, count: int) -> None:
         self.bed.move(count)

@@ -16,9 +16,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.core import Batch, Fence, Int64s, Runner, Step, StepOutput
-from scalesim.memory.links import Copies, Link, LinkAround
-from scalesim.memory.pool import MakePool, Pool
+from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
+from scalesim.core import Fence, Int64s
+from scalesim.memory.links.link import Copies, Link, LinkAround
+from scalesim.memory.pools.page_pool import MakePool, Pool
 from scalesim.testing.races import Clock, Races, join
 
 HOST, COMPUTE = "host", "compute"
@@ -237,11 +238,11 @@ class WatchedRunner:
         self.runner, self._watch = runner, watch
         self.steps_in_flight = runner.steps_in_flight
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         self._watch.launches(batch)
         return self.runner.launch(batch)
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         output = self.runner.collect(step)
         self._watch.collected(step.step)
         return output

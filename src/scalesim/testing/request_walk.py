@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.policies import POLICIES
+from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.request_world import AGENTS, KINDS, RequestWorld
 from scalesim.testing.scheduler_world import Setting

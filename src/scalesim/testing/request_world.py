@@ -11,9 +11,9 @@ import random
 from dataclasses import dataclass, field
 
 from scalesim.errors import AdapterError, NumericalError
-from scalesim.memory.adapters import AdapterUse
-from scalesim.memory.links import LinkError
-from scalesim.memory.look_ahead import Pace
+from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.links.link import LinkError
+from scalesim.memory.prefetch.prefetcher import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
@@ -112,8 +112,8 @@ class RequestWorld:
         self.world.memory.owners.set_next_use(agent, at)
 
     def advance(self, steps: int) -> None:
-        self.world.memory.standing.now += steps
-        self.world.memory.look_ahead.pace = Pace(0.001 * steps or None)
+        self.world.memory.ranking.now += steps
+        self.world.memory.prefetcher.pace = Pace(0.001 * steps or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.world.memory.owners.fork(parent, child)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scalesim.batch import LaunchedStep
 from scalesim.config import SchedulerConfig
-from scalesim.core import SamplingParams, Step
-from scalesim.memory.adapters import AdapterContent, AdapterUse
-from scalesim.memory.integrity import check_integrity
-from scalesim.memory.links import Held
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.links.link import Held
+from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
@@ -92,7 +93,7 @@ class SchedulerWorld:
         self.memory = self.bed.memory
         self.scheduler = Scheduler(self.memory, config, max_len)
         self.progress = Progress(self.scheduler)
-        self.flights: deque[Step] = deque()
+        self.flights: deque[LaunchedStep] = deque()
         self.num_tags = 0
         self.num_copies_ended = 0
         self._ids = itertools.count()
@@ -157,7 +158,7 @@ class SchedulerWorld:
         elif batch is None and self.scheduler.has_work:
             self._stall()
         self.ended += self.scheduler.take_ended()
-        self.memory.look_ahead.plan(0.0)
+        self.memory.prefetcher.plan(0.0)
         self.progress.observe(self._copies_ended())
         self.fidget()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.adapters import AdapterUse
+from scalesim.memory.leases.adapters import AdapterUse
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.explore import Case

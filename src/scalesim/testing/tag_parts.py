@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from scalesim.config import CallLimits, SchedulerConfig
-from scalesim.loop import Parts
-from scalesim.memory.links import ThreadLink, Timeline
+from scalesim.engine.parts import EngineParts
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.link import Timeline
+from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.policies import policy_named
-from scalesim.memory.storage import allocate_pages
-from scalesim.requests import TextModel
+from scalesim.memory.pools.storage import allocate_pages
+from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import TagRunner, Verify
 from scalesim.testing.tags import page_bytes_for
@@ -25,7 +26,7 @@ def tag_parts(
     verify: Verify = "all",
     vocab_size: int = 512,
     max_open_requests: int = 16384,
-) -> Parts:
+) -> EngineParts:
     """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
     ``host_pages``, a ``TagRunner``, a ``ThreadLink``. A sequence may fill the device pool.
 
@@ -64,4 +65,6 @@ def tag_parts(
     config = SchedulerConfig(max_num_seqs=max_num_seqs)
     model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
     limits = CallLimits(max_open_requests)
-    return Parts(runner, memory, Scheduler(memory, config, max_len), link, model, limits=limits)
+    return EngineParts(
+        runner, memory, Scheduler(memory, config, max_len), link, model, limits=limits
+    )

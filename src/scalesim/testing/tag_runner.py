@@ -16,20 +16,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scalesim.core import (
-    NO_TOKEN,
-    AdapterBatch,
-    Batch,
-    Bools,
-    Bytes2D,
-    Fence,
-    Int32s,
-    Int64s,
-    Step,
-    StepOutput,
-    UInt64s,
-)
-from scalesim.memory.links import Timeline
+from scalesim.batch import NO_TOKEN, AdapterBatch, Batch, LaunchedStep, StepOutput
+from scalesim.core import Bools, Bytes2D, Fence, Int32s, Int64s, UInt64s
+from scalesim.memory.links.link import Timeline
 from scalesim.testing.tags import (
     CHECK,
     LINEAGE,
@@ -109,16 +98,16 @@ class TagRunner:
         self._queue: deque[_Launched] = deque()
         self._ran: deque[StepOutput] = deque()
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         in_flight = len(self._queue) + len(self._ran)
         assert in_flight < self.steps_in_flight, f"{in_flight} of {self.steps_in_flight} in flight"
         slots = batch.slots.tolist() if self.reader is not None else []
         self._queue.append(_Launched(batch, [self.reader(slot) for slot in slots if self.reader]))
         if self.steps_in_flight == 1:
             self.run_next()
-        return Step(batch.step, Fence("compute", batch.step), batch)
+        return LaunchedStep(batch.step, Fence("compute", batch.step), batch)
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         if not self._ran:
             self.run_next()
         output = self._ran.popleft()
@@ -353,12 +342,12 @@ class StubRunner:
         self.steps_in_flight = steps_in_flight
         self._vocab_size, self._timeline = np.uint64(vocab_size), timeline
 
-    def launch(self, batch: Batch) -> Step:
+    def launch(self, batch: Batch) -> LaunchedStep:
         if self._timeline is not None:
             self._timeline.reach(batch.step)
-        return Step(batch.step, Fence("compute", batch.step), batch)
+        return LaunchedStep(batch.step, Fence("compute", batch.step), batch)
 
-    def collect(self, step: Step) -> StepOutput:
+    def collect(self, step: LaunchedStep) -> StepOutput:
         batch: Batch = step.handle
         last = batch.positions[batch.query_start[1:] - 1].astype(np.uint64)
         tokens = (mix(batch.sampling.keys + last) % self._vocab_size).astype(np.int32)

@@ -13,9 +13,10 @@ import torch
 from scalesim_kernels import LoraBatch
 from torch import Tensor
 
-from scalesim.core import AdapterBatch, Int32s
+from scalesim.batch import AdapterBatch
+from scalesim.core import Int32s
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.decodes_first import Arranged
+from scalesim.model.runner.arrange import Arranged
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import torch
 
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.adapters import AdapterContent
+from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.adapters.peft import PackedAdapter, read_adapter
-from scalesim.model.config import ModelConfig
+from scalesim.model.checkpoint.config import ModelConfig
 
 
 @dataclass(frozen=True)

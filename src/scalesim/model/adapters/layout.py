@@ -20,7 +20,7 @@ from scalesim_kernels import LoraDirectory, LoraSite
 
 from scalesim.core import Int64s
 from scalesim.errors import AdapterError
-from scalesim.model.config import ModelConfig
+from scalesim.model.checkpoint.config import ModelConfig
 
 ALIGN = 64  # elements: what wide loads of a GPU want of an address
 NUM_SLICES = 7

@@ -24,10 +24,10 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError, WeightsError
 from scalesim.model.adapters.layout import MAX_RANK, LoraLayout, Ranks, Scales, lora_sites
 from scalesim.model.adapters.patterns import MAX_PATTERN, Patterns
-from scalesim.model.config import ModelConfig
-from scalesim.model.fields import Fields
-from scalesim.model.files import Json, read_bytes, read_json
-from scalesim.model.loader_files import PICKLES, safe_path
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.fields import Fields
+from scalesim.model.checkpoint.files import Json, read_bytes, read_json
+from scalesim.model.checkpoint.loader_files import PICKLES, safe_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20

@@ -12,8 +12,8 @@ from scalesim.checks import shown
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.formats import agentic, applied_compute, azure, dynamo, mooncake, town
 from scalesim.replay.formats.rows import MAX_SECONDS, Row, in_rounds, lines
-from scalesim.trace import TraceStep
-from scalesim.trace_file import TraceWriter, read_trace
+from scalesim.trace.file import TraceWriter, read_trace
+from scalesim.trace.trace import TraceStep
 
 Read = Callable[[Path, "int | None"], "list[TraceStep]"]
 Write = Callable[[IO[str], Iterable[TraceStep], "int | None"], None]

@@ -17,7 +17,7 @@ from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.dynamo import BLOCK_SIZE, MAX_BLOCK
 from scalesim.replay.formats.mooncake import milliseconds
 from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 SCHEMA, VERSION = "dynamo.agentic_mooncake", 2
 _AT_LEAST = 0.001  # seconds after the end of another session's call: the format's clock tells them
@@ -43,7 +43,9 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size, scope)
         length = row.whole(row.either("output_length", "output_tokens"), 1)
         agent = scope + row.name("session_id")
-        calls.append(Timed(times[name], Turn(agent, prompt, Piece(f"answer {number}", length))))
+        calls.append(
+            Timed(times[name], Turn(agent, prompt, TracePiece(f"answer {number}", length)))
+        )
     return steps_of(calls)
 
 

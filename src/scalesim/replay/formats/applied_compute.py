@@ -18,7 +18,7 @@ from scalesim.replay.formats.rows import (
     lines,
     steps_of,
 )
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 _LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
 
@@ -40,16 +40,16 @@ def _session(row: Row, agent: str) -> list[Timed]:
     tools = row.wholes(_LISTS[1])
     waits = [Row(row.where, {_LISTS[2]: wait}).number(_LISTS[2], MAX_SECONDS)
              for wait in row.items(_LISTS[2])]  # fmt: skip
-    prompt = (Piece(f"{agent} prompt", row.whole("input_prompt_length", 1)),)
+    prompt = (TracePiece(f"{agent} prompt", row.whole("input_prompt_length", 1)),)
     total = prompt[0].length + sum(said) + sum(tools)
     if total > MAX_TOKENS:
         raise TraceError(f"{row.where}: {total} tokens in all; a session may have {MAX_TOKENS}")
     time, calls = 0.0, []
     for index, length in enumerate(said):
-        answer = Piece(f"{agent} answer {index}", length)
+        answer = TracePiece(f"{agent} answer {index}", length)
         calls.append(Timed(time, Turn(agent, prompt, answer)))
         if index < turns:
-            given = (Piece(f"{agent} tool {index}", tools[index]),) if tools[index] else ()
+            given = (TracePiece(f"{agent} tool {index}", tools[index]),) if tools[index] else ()
             prompt = (*prompt, answer, *given)
             time = min(round(time + waits[index], 6), MAX_SECONDS)
     return calls

@@ -14,7 +14,7 @@ from typing import IO
 
 from scalesim.errors import TraceError
 from scalesim.replay.formats.rows import Row, Timed, in_order, lines, steps_of
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
@@ -35,8 +35,8 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
             raise TraceError(f"{line.where} has {len(cells)} cells; it must have {len(COLUMNS)}")
         numbers = [int(cell) if re.fullmatch(r"\d{1,18}", cell) else cell for cell in cells[1:]]
         row = Row(line.where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
-        prompt = Piece(f"prompt {number}", row.whole("ContextTokens", 1))
-        output = Piece(f"answer {number}", row.whole("GeneratedTokens", 1))
+        prompt = TracePiece(f"prompt {number}", row.whole("ContextTokens", 1))
+        output = TracePiece(f"answer {number}", row.whole("GeneratedTokens", 1))
         calls.append((_ticks(row), Turn(None, (prompt,), output)))
     start = min((ticks for ticks, _ in calls), default=0)
     return steps_of(Timed((ticks - start) / _TICKS, turn) for ticks, turn in calls)

@@ -11,7 +11,7 @@ import xxhash
 from scalesim.errors import TraceError
 from scalesim.replay.content import tokens_of
 from scalesim.replay.formats.rows import Row
-from scalesim.trace import Content, Piece
+from scalesim.trace.trace import Content, TracePiece
 
 MAX_ID = (1 << 64) - 1
 _VOCAB_SIZE = 1 << 30  # of names for tokens, to tell blocks by
@@ -19,12 +19,12 @@ _VOCAB_SIZE = 1 << 30  # of names for tokens, to tell blocks by
 
 def pieces_of(
     row: Row, length_name: str, ids_name: str, block_size: int, scope: str = ""
-) -> tuple[Piece, ...]:
+) -> tuple[TracePiece, ...]:
     """The prompt that ``row`` tells of; a prompt without ids is like no other. ``scope``: ids mean
     the same within it only."""
     length = row.whole(length_name, 1)
     if not row.has(ids_name):
-        return (Piece(f"{row.where} prompt", length),)
+        return (TracePiece(f"{row.where} prompt", length),)
     ids = row.wholes(ids_name, 0, MAX_ID)
     blocks = -(-length // block_size)
     if len(ids) != blocks:
@@ -35,7 +35,7 @@ def pieces_of(
     rest = length - (blocks - 1) * block_size
     lengths = [block_size] * (blocks - 1) + [rest]
     names: list[Content] = [f"{scope}{one}" if scope else one for one in ids]
-    return tuple(Piece(name, length) for name, length in zip(names, lengths, strict=True))
+    return tuple(TracePiece(name, length) for name, length in zip(names, lengths, strict=True))
 
 
 class Ids:
@@ -45,7 +45,7 @@ class Ids:
         self._block_size = block_size
         self._known: dict[int, int] = {}
 
-    def of(self, prompt: tuple[Piece, ...]) -> list[int]:
+    def of(self, prompt: tuple[TracePiece, ...]) -> list[int]:
         """An id for each block of ``prompt``, a last partial one included."""
         tokens = tokens_of(prompt, _VOCAB_SIZE)
         ids, chain = [], 0

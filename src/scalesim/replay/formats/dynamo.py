@@ -15,7 +15,7 @@ from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.mooncake import milliseconds
 from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 SCHEMA = "dynamo.request.trace.v1"
 BLOCK_SIZE = 64
@@ -42,7 +42,7 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
         size = stated
         prompt = pieces_of(replay, "input_length", "input_sequence_hashes", size)
         agent = row.row("agent_context").name("session_id") if row.has("agent_context") else None
-        output = Piece(f"answer {len(calls)}", request.whole("output_tokens", 1))
+        output = TracePiece(f"answer {len(calls)}", request.whole("output_tokens", 1))
         calls.append(Timed(_received(row, request), Turn(agent, prompt, output)))
     if len({call.turn.agent is None for call in calls}) > 1:
         raise TraceError(f"{path}: some calls have an agent_context and others none; all or none")

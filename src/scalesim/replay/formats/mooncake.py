@@ -22,7 +22,7 @@ from scalesim.replay.formats.rows import (
     lines,
     steps_of,
 )
-from scalesim.trace import Content, Piece, TraceStep, Turn
+from scalesim.trace.trace import Content, TracePiece, TraceStep, Turn
 
 BLOCK_SIZE = 512  # of the public traces
 
@@ -44,7 +44,7 @@ def read_delta(path: Path, block_size: int | None) -> list[TraceStep]:
     """Each row of a session has only what is new: before it comes all that was said. Raises
     ``TraceError``."""
     size = block_size or BLOCK_SIZE
-    said: dict[str, tuple[Piece, ...]] = {}
+    said: dict[str, tuple[TracePiece, ...]] = {}
     last_s: dict[str, float] = {}
     calls = []
     for number, row in enumerate(_rows(path)):
@@ -85,9 +85,9 @@ def _rows(path: Path) -> Iterator[Row]:
         yield Row.of(line)
 
 
-def _turn(row: Row, number: int, agent: str | None, prompt: tuple[Piece, ...]) -> Turn:
+def _turn(row: Row, number: int, agent: str | None, prompt: tuple[TracePiece, ...]) -> Turn:
     length = row.whole(row.either("output_length", "output_tokens"), 1)
-    return Turn(agent, prompt, Piece(f"answer {number}", length))
+    return Turn(agent, prompt, TracePiece(f"answer {number}", length))
 
 
 def _time(row: Row, agent: str | None, last_s: dict[str, float]) -> float:
@@ -114,7 +114,7 @@ class _Sessions:
         self._owners: dict[Content, str] = {}
         self._ends: dict[str, Content] = {}
 
-    def of(self, prompt: tuple[Piece, ...]) -> str:
+    def of(self, prompt: tuple[TracePiece, ...]) -> str:
         whole = [piece.content for piece in prompt if piece.length == self._block_size]
         known = next((name for name in reversed(whole) if name in self._owners), None)
         session = None if known is None else self._owners[known]

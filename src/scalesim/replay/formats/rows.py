@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.errors import ScaleSimError, TraceError
-from scalesim.records import lines_of
 from scalesim.regular_file import open_regular
 from scalesim.strict_json import parse_json
-from scalesim.trace import TraceStep, Turn
+from scalesim.trace.records import lines_of
+from scalesim.trace.trace import TraceStep, Turn
 
 MAX_TOKENS = 1 << 24
 MAX_LINE = 16 << 20

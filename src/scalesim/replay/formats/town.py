@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scalesim.replay.formats.rows import Row, Timed, lines, steps_of
 from scalesim.replay.workloads import WORKLOADS
-from scalesim.trace import Piece, TraceStep, Turn
+from scalesim.trace.trace import TracePiece, TraceStep, Turn
 
 MAX_STEPS = 10**9
 _SIZES = WORKLOADS["w3"].knobs
@@ -24,11 +24,11 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
     def call(time: int, agent: str, said: int) -> None:
         number = len(calls)
         prompt = (
-            Piece("town", _SIZES.shared),
-            Piece(f"{agent} self", _SIZES.private),
-            Piece(f"news {number}", _SIZES.new),
+            TracePiece("town", _SIZES.shared),
+            TracePiece(f"{agent} self", _SIZES.private),
+            TracePiece(f"news {number}", _SIZES.new),
         )
-        calls.append(Timed(float(time), Turn(agent, prompt, Piece(f"answer {number}", said))))
+        calls.append(Timed(float(time), Turn(agent, prompt, TracePiece(f"answer {number}", said))))
 
     for line in lines(path):
         row = Row.of(line)

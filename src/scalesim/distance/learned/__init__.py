@@ -1,0 +1,1 @@
+"""Distances learned from the calls so far."""

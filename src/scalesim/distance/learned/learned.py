@@ -1,0 +1,218 @@
+"""A source that needs to be told nothing: it predicts calls from the calls so far, online.
+
+How long agents of a kind pause, by a clock that runs slower while everybody sleeps, and who tends
+to follow whom. Says nothing until its predictions have missed less in small caches of names than
+last use does (``Trial``): at first, and wherever nothing can be learned, the order is that of LRU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from scalesim.checks import number, whole
+from scalesim.core import AgentId, Int64s
+from scalesim.distance.calendar import Calendar
+from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
+from scalesim.distance.learned.day import Day, T
+from scalesim.distance.learned.followers import Followers
+from scalesim.distance.learned.gaps import NUM_KINDS, Gaps
+from scalesim.distance.learned.survival import Survival, bin_of, bins_of
+from scalesim.distance.learned.trial import ENOUGH, GAIN, Trial
+from scalesim.distance.roster import Columns, Roster
+from scalesim.errors import ConfigError
+
+_FOLLOWS = 0.5  # a follower less likely than this is not spoken of
+_LEAST_LIKELY = 0.1  # what is an order more than a date still counts where nobody else speaks
+_FIRST_FIT, _MIN_FIT, _FIT = 64, 512, 0.25  # pauses between two fits: at first, then, an agent
+_MAX_WAITING = 1 << 16  # agents whose pauses that are not over yet enter a fit
+
+
+class Learned(Source):
+    """``day``: steps of a day, where the simulation has day and night. ``seed``: of the sample of
+    agents on which it tests itself. Costs microseconds a call and some 180 bytes an agent.
+
+    Alone, without an engine: ``called(agent, now)`` at an agent's first call of a step,
+    ``changes(now)`` for what is new. Raises ``ConfigError``.
+    """
+
+    judges_itself = True
+
+    def __init__(self, *, day: float | None = None, name: str = "learned", seed: int = 0) -> None:
+        super().__init__(name)
+        if day is not None:
+            day = number("day", day, 0.0, error=ConfigError, above=True)
+        seed = whole("seed", seed, 0, error=ConfigError)
+        self.trial = Trial(seed)
+        self._day = None if day is None else Day(day)
+        self._roster = Roster()
+        self._gaps, self._followers = Gaps(), Followers()
+        self._survival = Survival(NUM_KINDS)
+        self._said = Columns(
+            at=("f8", math.nan, ()),
+            likely=("f4", 0.0, ()),
+            last=("f8", math.nan, ()),  # its last call
+            due=("f8", math.inf, ()),  # when something else is to be said
+            kind=("u1", 0, ()),
+            told=(np.bool_, False, ()),
+        )
+        self._calendar = Calendar()
+        self._now = -math.inf  # when it was last asked
+        self._is_heard = False  # something that it said may stand
+        self._changed: dict[int, None] = {}
+
+    def called(self, agent: AgentId, now: float) -> None:
+        row = self._roster.row(agent)
+        said = self._said
+        if row >= said.num_rows or math.isnan(said.last[row]):
+            said.grow(row + 1)
+            self.trial.enter(row)
+        self._try(row, now)
+        gap = self._busy(now) - self._busy(float(said.last[row]))
+        if gap == gap:
+            self._survival.observe(int(said.kind[row]), gap)
+        said.kind[row] = self._gaps.observe(row, gap)
+        said.last[row] = now
+        self._followers.observe(row, now)
+        if self._day is not None:
+            self._day.observe(now)
+        self._say_usual(row, now)
+        for other, delay, likely in self._followers.after(row, _FOLLOWS):
+            if not said.at[other] > now or likely > said.likely[other]:
+                self._say(other, now + delay, likely, now + delay, now)
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        if self._day is not None:
+            self._day.pass_to(now)
+        survival = self._survival
+        often = max(_MIN_FIT, _FIT * len(self._roster))
+        if survival.num_new >= min(often, max(_FIRST_FIT, _FIT * survival.num_seen)):
+            self._fit(now)
+        if now > self._now:
+            self._now = now
+            self._revise(now)
+            self._sweep(now)
+        changed, self._changed = list(self._changed), {}
+        said = self._said
+        if not self.trial.is_won:
+            return self._take_back()
+        if not changed:
+            return NOTHING
+        self._is_heard = True
+        said.told[changed] = True
+        return Estimates(
+            self._roster.names(changed), said.at[changed], said.likely[changed].astype(np.float64)
+        )
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        found = map(self._roster.remove, agents)
+        rows = [row for row in found if row is not None]
+        for row in rows:
+            self._said.clear(row)
+            self._changed.pop(row, None)
+            self._gaps.forget(row)
+            self.trial.forget(row)
+        self._followers.forget(rows)
+
+    def why_silent(self) -> str:
+        if self.trial.is_won:
+            return ""
+        survival, tried = self._survival, float(self.trial.misses[0].sum())
+        if not survival.num_fits:
+            return (
+                f"it has seen {survival.num_seen} pauses between calls of one agent and needs "
+                f"{min(_MIN_FIT, _FIRST_FIT)} before it predicts anything"
+            )
+        if tried < ENOUGH:
+            return (
+                f"it tries its predictions out: last use missed {tried:.0f} times so far in its "
+                f"small caches, and it judges from {ENOUGH:.0f} on"
+            )
+        return (
+            f"its order would miss {self.trial.kept:.2f} of what last use misses, and it is worth "
+            f"hearing from {GAIN} down; so the order is last use's"
+        )
+
+    def _take_back(self) -> Estimates:
+        """The trial was lost: what was said must not stand, for who calls early is taken to call
+        again then."""
+        if not self._is_heard:
+            return NOTHING
+        self._is_heard = False
+        rows = np.flatnonzero(self._said.told)
+        self._said.told[rows] = False
+        return Estimates(self._roster.names(rows.tolist()), np.full(len(rows), math.nan))
+
+    # -- what is said -------------------------------------------------------------------------
+
+    def _say_usual(self, row: int, now: float) -> None:
+        """``row`` just called."""
+        survival = self._survival
+        if not survival.num_fits:
+            return
+        place = self._said.kind[row], bin_of(0.0)
+        busy = self._busy(now)
+        at = self._clock(busy + float(survival.distance[place]))
+        due = min(at, self._clock(busy + float(survival.until[place]) - 0.5))
+        self._say(row, at, float(survival.likely[place]), due, now)
+
+    def _say(self, row: int, at: float, likely: float, due: float, now: float) -> None:
+        said = self._said
+        said.at[row], said.likely[row], said.due[row] = at, max(likely, _LEAST_LIKELY), due
+        self._changed[row] = None
+        if self.trial.is_won or self.trial.samples(row):
+            self._calendar.put_one(row, due, now)
+
+    def _revise(self, now: float) -> None:
+        """Say something else of those that have not called by the time at which they would have, or
+        from which on that is another."""
+        rows, times = self._calendar.take(now)
+        if not len(rows):
+            return
+        said, survival = self._said, self._survival
+        rows = np.unique(rows[said.due[rows] == times])
+        if not self.trial.is_won:
+            rows = np.intersect1d(rows, self.trial.sampled())
+        if not len(rows) or not survival.num_fits:
+            return
+        busy = self._busy(now)
+        begun = self._busy(said.last[rows])
+        place = said.kind[rows], bins_of(busy - begun)
+        said.at[rows] = self._clock(busy + survival.distance[place])
+        said.likely[rows] = np.maximum(survival.likely[place], _LEAST_LIKELY)
+        until = self._clock(begun + survival.until[place] - 0.5)
+        said.due[rows] = np.maximum(np.minimum(said.at[rows], until), now)
+        self._calendar.put(rows, said.due[rows], now)
+        self._changed.update(dict.fromkeys(rows.tolist()))
+
+    def _sweep(self, now: float) -> None:
+        """Drop the entries of agents that called before they were due, once they are many."""
+        num_rows = len(self._roster)
+        if self._calendar.num_entries > 4 * num_rows + 1024:
+            self._calendar = Calendar()
+            rows = np.flatnonzero(np.isfinite(self._said.due[:num_rows]))
+            self._calendar.put(rows, self._said.due[rows], now)
+
+    # -- what it is drawn from ----------------------------------------------------------------
+
+    def _try(self, row: int, now: float) -> None:
+        if self._survival.num_fits and self.trial.samples(row):
+            sampled = self.trial.sampled()
+            self.trial.called(row, self._said.at[sampled], self._said.last[sampled], now)
+
+    def _fit(self, now: float) -> None:
+        """Draw the curves. Costs what was called since the last time, spread over it."""
+        num_rows = len(self._roster)
+        rows: Int64s = np.arange(0, num_rows, -(-num_rows // _MAX_WAITING))
+        rows = rows[~np.isnan(self._said.last[rows])]  # of rows that somebody has
+        ages: Times = self._busy(now) - self._busy(self._said.last[rows])
+        self._survival.fit(self._said.kind[rows].astype(np.int64), ages)
+
+    def _busy(self, time: T) -> T:
+        return time if self._day is None else self._day.busy(time)
+
+    def _clock(self, busy: T) -> T:
+        return busy if self._day is None else self._day.clock(busy)

@@ -1,0 +1,1 @@
+"""Sources of distance: what simulations know of who is next."""

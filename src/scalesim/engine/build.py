@@ -1,0 +1,267 @@
+"""Puts an engine's parts together for a model folder: sizes the pools, loads weights, wires the
+seams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from scalesim_kernels import KernelSet, select
+
+from scalesim.checks import instance, unknown_option
+from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_bytes
+from scalesim.device.streams import Device
+from scalesim.engine.backends import MAX_RESIDENT_PAGES, Backend, Capacity, CpuBackend, CudaBackend
+from scalesim.engine.given_kernels import given_kernels
+from scalesim.engine.parts import EngineParts
+from scalesim.errors import ConfigError, RequestError
+from scalesim.memory.eviction.policies import Policy, policy_named
+from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.links.source_link import SourceLink
+from scalesim.memory.manager import MemoryManager
+from scalesim.model.adapters.folder import AdapterFolders
+from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.checkpoint.quantize import with_quantized
+from scalesim.model.layers.hosted import no_adapters
+from scalesim.model.runner.openmp import release_idle_workers
+from scalesim.model.text.chat import chosen_chat_template
+from scalesim.model.text.tokenizer import Tokenizer, load_tokenizer
+from scalesim.requests.adapter_registry import ReadAdapter
+from scalesim.requests.prompt import TextModel
+from scalesim.sampling.check_params import check_params
+from scalesim.sampling.grammar import Structures
+from scalesim.sampling.model_defaults import sampling_defaults
+from scalesim.sampling.params import SamplingParams
+from scalesim.scheduler.scheduler import Scheduler
+
+
+def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
+    """``config`` with fields replaced by name, those of its parts included."""
+    if config is None:
+        config = EngineConfig()
+    hint = "give EngineConfig(...), or its fields by name"
+    instance("config", config, EngineConfig, hint, ConfigError)
+    own = {field.name for field in fields(EngineConfig)}
+    inner = {
+        name: {field.name for field in fields(part)}
+        for name, part in (("scheduler", SchedulerConfig), ("limits", CallLimits))
+    }
+    known = own.union(*inner.values())
+    for name in settings:
+        if name not in known:
+            raise ConfigError(unknown_option(name, known, "setting"))
+    config = replace(config, **{name: settings[name] for name in own & settings.keys()})
+    for part, names in inner.items():
+        if changes := {name: settings[name] for name in names & settings.keys()}:
+            config = replace(config, **{part: replace(getattr(config, part), **changes)})
+    return config
+
+
+def build_parts(
+    model: str | Path,
+    config: EngineConfig,
+    dummy_weights: bool = False,
+    kernels: KernelSet | None = None,
+) -> EngineParts:
+    """Everything for ``Engine``: raises what the loader raises, and ``ConfigError`` for sizes."""
+    place = resolve_device(config.device)
+    loaded = load_model(
+        model, dtype=config.dtype, dummy_weights=dummy_weights, place=place,
+        model_impl=config.model_impl, quantize=config.quantize,
+    )  # fmt: skip
+    return parts_for(loaded, config, kernels)
+
+
+def parts_for(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    kernels: KernelSet | None = None,
+    tokenizer: Tokenizer | None = None,
+    device: Device | None = None,
+) -> EngineParts:
+    """Parts for a model that is loaded already; several engines may share one. It runs where its
+    weights lie, on ``device``'s queues if that is given."""
+    shape = loaded.config
+    backend = backend_for(loaded, config, device)
+    geometry = PageGeometry.choose(
+        shape.num_layers,
+        shape.num_kv_heads,
+        shape.head_dim,
+        loaded.model.dtype.itemsize,
+        config.block_size,
+    )
+    policy = policy_named(config.policy)
+    device_pages = num_device_pages(config, policy, geometry.page_bytes, backend)
+    host_pages = num_host_pages(config, policy, geometry.page_bytes, backend)
+    backend.check(device_pages * geometry.page_bytes, host_pages * geometry.page_bytes)
+    pool_len = (device_pages - 1) * geometry.block_size
+    model_len = config.max_model_len or shape.max_position
+    if config.max_model_len is not None:
+        check_model_len(config.max_model_len, shape.max_position, pool_len)
+    max_len = min(model_len, pool_len)
+    num_rows = 2 * config.scheduler.max_num_seqs + 1
+    layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
+    read_adapter: ReadAdapter = no_adapters
+    if isinstance(shape, ModelConfig):
+        largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
+        row_blocks = min(device_pages, max(row_blocks, largest))
+        read_adapter = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
+    plan = Capacity(geometry, device_pages, host_pages, num_rows, row_blocks)
+    if kernels is None:
+        kernels = select(backend.name, config.reproducible)
+    else:
+        kernels = given_kernels(kernels, loaded)
+    if loaded.quantize is not None:
+        kernels = with_quantized(kernels)
+    text = text_model(loaded, config, tokenizer, model_len, pool_len)
+    # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
+    runner, link = backend.build(loaded, kernels, config, plan, layouts)
+    memory = MemoryManager(
+        block_size=geometry.block_size,
+        page_bytes=geometry.page_bytes,
+        device_pages=device_pages,
+        host_pages=host_pages,
+        num_rows=num_rows,
+        policy=policy,
+        link=link,
+        planner=config.planner,
+    )
+    if isinstance(link, SourceLink):
+        memory.prefetcher.reads.rate = lambda: link.read_rate
+    return EngineParts(
+        runner=runner,
+        memory=memory,
+        scheduler=Scheduler(memory, config.scheduler, max_len),
+        link=link,
+        model=text,
+        seed=config.seed,
+        before_wait=release_idle_workers,
+        device=str(loaded.place),
+        integrity=config.integrity,
+        limits=config.limits,
+        read_adapter=read_adapter,
+    )
+
+
+def text_model(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    tokenizer: Tokenizer | None,
+    model_len: int,
+    pool_len: int,
+) -> TextModel:
+    """What calls are checked against, with the folder's tokenizer unless another is given."""
+    shape = loaded.config
+    tokenizer = tokenizer or text_of(loaded.folder)
+    template = None
+    if tokenizer is not None:
+        template = chosen_chat_template(
+            config.chat_template, loaded.folder, tokenizer.special_tokens
+        )
+    eos = frozenset(shape.eos_token_ids)
+    if tokenizer is not None and not eos:
+        eos = frozenset(tokenizer.eos_token_ids)
+    return TextModel(
+        shape.vocab_size,
+        eos,
+        model_len,
+        pool_len,
+        tokenizer,
+        template,
+        has_logits=True,
+        defaults=checked_defaults(loaded, config),
+        structures=None
+        if tokenizer is None
+        else Structures(tokenizer, shape.vocab_size, eos, config.structure),
+    )
+
+
+def checked_defaults(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any]:
+    """What the model's generation_config.json says of sampling. Raises ``ConfigError`` for what no
+    call may say."""
+    if not config.generation_config:
+        return {}
+    defaults = sampling_defaults(loaded.folder)
+    try:
+        check_params(SamplingParams(**defaults), loaded.config.vocab_size)
+    except RequestError as error:
+        raise ConfigError(
+            f"{loaded.folder / 'generation_config.json'}: {error}; correct it, or leave it out "
+            "with generation_config=False"
+        ) from error
+    return defaults
+
+
+def text_of(folder: Path) -> Tokenizer | None:
+    """The folder's tokenizer; plain bytes where its config says so; ``None`` where it has none."""
+    if os.path.lexists(folder / "tokenizer.json"):
+        return load_tokenizer(folder)
+    return None
+
+
+def resolve_device(name: str) -> str:
+    """``"cpu"`` or ``"cuda:N"``; ``"auto"`` is the first GPU, if torch sees one."""
+    if name == "cpu":
+        return name
+    from scalesim.device.cuda import CudaDevice, sees_gpu
+
+    if name == "auto":
+        return "cuda:0" if sees_gpu() else "cpu"
+    return CudaDevice.named(name).place
+
+
+def backend_for(loaded: LoadedModel, config: EngineConfig, device: Device | None) -> Backend:
+    """By where the weights lie."""
+    if device is None and loaded.place.startswith("cuda"):
+        from scalesim.device.cuda import CudaDevice
+
+        device = CudaDevice.named(loaded.place)
+    return CpuBackend() if device is None else CudaBackend(device, loaded, config)
+
+
+def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend) -> int:
+    """Pages of the host pool; none under a policy that keeps nothing there."""
+    if not policy.host:
+        return 0
+    asked = memory_bytes(config.host_memory, "host_memory")
+    if asked and asked < page_bytes:
+        raise ConfigError(
+            f"host_memory={config.host_memory} is {asked} bytes, and a page has {page_bytes}: give "
+            "more, or 0 for no host pool"
+        )
+    return (backend.default_host_bytes() if asked is None else asked) // page_bytes
+
+
+def num_device_pages(
+    config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend
+) -> int:
+    """Pages of the device pool, the null page included."""
+    if policy.limited:
+        asked = memory_bytes(config.device_memory, "device_memory")
+        pages = (backend.default_device_bytes() if asked is None else asked) // page_bytes
+    else:
+        pages = min(backend.resident_bytes() // page_bytes, MAX_RESIDENT_PAGES)
+    if pages < 2:
+        raise ConfigError(
+            f"device_memory={config.device_memory} holds {pages} pages of {page_bytes} bytes; one "
+            f"is kept empty and a request needs one at least: give {2 * page_bytes} bytes or more"
+        )
+    return pages
+
+
+def check_model_len(max_model_len: int, max_position: int, pool_len: int) -> None:
+    """Raise ``ConfigError`` where ``max_model_len`` is more than the model or the pool takes."""
+    if max_model_len > max_position:
+        raise ConfigError(
+            f"max_model_len={max_model_len} is more than the model's {max_position} positions"
+        )
+    if max_model_len > pool_len:
+        raise ConfigError(
+            f"max_model_len={max_model_len} tokens, but the device pool holds {pool_len}: the pool "
+            "is smaller than one request; raise device_memory or lower max_model_len"
+        )

@@ -1,0 +1,38 @@
+"""The parts of an engine: what ``build`` makes of a configuration, and what a test replaces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scalesim.batch import Runner
+from scalesim.config import CallLimits
+from scalesim.memory.audit.auditor import Integrity
+from scalesim.memory.links.link import Link
+from scalesim.memory.manager import MemoryManager
+from scalesim.requests.adapter_registry import ReadAdapter
+from scalesim.requests.prompt import TextModel
+from scalesim.scheduler.scheduler import Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
+    a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
+    caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``limits``:
+    how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise."""
+
+    runner: Runner
+    memory: MemoryManager
+    scheduler: Scheduler
+    link: Link
+    model: TextModel
+    seed: int = 0
+    time_s: Callable[[], float] = time.monotonic
+    before_wait: Callable[[], None] = lambda: None
+    device: str = "cpu"
+    read_adapter: ReadAdapter | None = None
+    limits: CallLimits = field(default_factory=CallLimits)
+    integrity: Integrity = "raise"

@@ -1,0 +1,1 @@
+"""Checks of memory's books: cheap ones after each step, thorough ones for tests."""

@@ -1,0 +1,86 @@
+"""The guard: looks after memory's books while an engine runs, and says what was wrong.
+
+Called by the loop, on its thread: after each step it compares counts, when there is nothing to do
+it compares everything. It finds and reports; the loop acts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from scalesim.foreign import Foreign, report
+from scalesim.memory.audit.counts import AccountError, Suspects, check_accounts, find_suspects
+from scalesim.memory.audit.integrity import IntegrityError, check_integrity
+from scalesim.memory.lease import Lease
+from scalesim.memory.manager import MemoryManager
+
+Integrity = Literal["quarantine", "raise", "off"]
+SWEEP_SHARE = 0.01  # most of the time that sweeps may take
+_REPORTED = 40  # page events in the log
+_log = logging.getLogger(__name__)
+
+
+class Auditor:
+    """``leases`` gives those that are open now. ``mode`` ``"off"`` checks nothing."""
+
+    def __init__(
+        self,
+        memory: MemoryManager,
+        leases: Callable[[], Iterable[Lease]],
+        mode: Integrity,
+        time_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.memory, self.mode = memory, mode
+        self.num_sweeps = 0
+        self.last_report = ""
+        self._leases, self._time_s = leases, time_s
+        self._next_sweep_s = 0.0
+        self._swept_at = -1
+
+    def launched(self, step: int) -> None:
+        if self.memory.flight is not None:
+            self.memory.flight.step(step)
+
+    def after_step(self) -> None:
+        """Do the counts add up? O(running requests). Raises ``AccountError``."""
+        if self.mode != "off":
+            check_accounts(self.memory, self._leases())
+
+    def when_idle(self) -> None:
+        """Compare everything with everything, if a step was launched since the last time and this
+        has not taken more than its share of the time. Raises ``IntegrityError``."""
+        launched = self.memory.residency.last_launched
+        if self.mode == "off" or launched == self._swept_at:
+            return
+        start_s = self._time_s()
+        if start_s < self._next_sweep_s:
+            return
+        self._swept_at = launched
+        self.num_sweeps += 1
+        check_integrity(self.memory, self._leases())
+        end_s = self._time_s()
+        self._next_sweep_s = end_s + (end_s - start_s) / SWEEP_SHARE
+
+    def examine(self, error: BaseException) -> Suspects:
+        """Report ``error`` with what happened to pages last; which of them are in question. Only
+        books that do not agree put pages in question: what merely broke off left nothing behind
+        that a new beginning would not mend."""
+        flight = self.memory.flight
+        self.last_report = "" if flight is None else flight.dump()
+        recent = "\n".join(self.last_report.splitlines()[-_REPORTED:])
+        report(_log, "beginning anew after %r; the last page events:\n%s", error, recent)
+        if not is_violation(error):
+            return Suspects()
+        with Foreign() as raised:
+            return find_suspects(self.memory, self._leases())
+        message = "the books cannot be read: every request is in question"
+        report(_log, message, error=raised.error)
+        return Suspects(leases=list(self._leases()))
+
+
+def is_violation(error: BaseException) -> bool:
+    """Whether memory's books were found to differ, rather than that something failed."""
+    return isinstance(error, (AccountError, IntegrityError))

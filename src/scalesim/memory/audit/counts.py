@@ -1,0 +1,77 @@
+"""Memory's accounts: do the pages that are free, in the tree and private add up? Cheap enough for
+every step; and, when they do not, which pages are in question.
+
+Called by whoever drives an engine. ``integrity`` compares everything; this only counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from scalesim.memory.lease import Lease
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_pool import Pool
+
+
+class AccountError(AssertionError):
+    """Pages that are free and pages that are held do not add up to the pages there are."""
+
+
+def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
+    """Compare the counts, given every open lease. O(leases); raises ``AccountError`` with each term
+    of the equation that does not hold."""
+    device, host, tree = manager.device, manager.host, manager.tree
+    private = 0
+    for lease in leases:
+        private += len(lease.private)
+    lost = len(manager.device_lost)
+    if device.num_free + tree.num_device_pages + private + lost != device.num_usable:
+        raise AccountError(
+            f"device: {device.num_free} free + {tree.num_device_pages} in the tree + {private} "
+            f"private + {lost} lost != {device.num_usable} usable"
+        )
+    lost = len(manager.host_lost)
+    if host.num_free + tree.num_host_pages + lost != host.num_usable:
+        raise AccountError(
+            f"host: {host.num_free} free + {tree.num_host_pages} in the tree + {lost} lost != "
+            f"{host.num_usable} usable"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """Pages that have not exactly one holder, and the leases that use one of them."""
+
+    device: set[int] = field(default_factory=set)
+    host: set[int] = field(default_factory=set)
+    leases: list[Lease] = field(default_factory=list)
+
+
+def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
+    """Look at every page of both pools. O(pages + segments); trusts no count."""
+    held = list(leases)
+    segments = list(manager.tree)
+    on_device = [*(one.device for one in segments), *(one.private for one in held)]
+    device = _odd(manager.device, [*on_device, sorted(manager.device_lost)])
+    host = _odd(manager.host, [*(one.host for one in segments), sorted(manager.host_lost)])
+    return Suspects(device, host, [one for one in held if device.intersection(_pages_of(one))])
+
+
+def _odd(pool: Pool, holders: Iterable[Sequence[int]]) -> set[int]:
+    count = Counter(pool.free_pages())
+    for pages in holders:
+        count.update(pages)
+    every = range(pool.first, pool.num_pages)
+    return {page for page in every if count[page] != 1}
+
+
+def _pages_of(lease: Lease) -> Iterable[int]:
+    yield from lease.private
+    node = lease.end
+    while node.parent is not None:
+        yield from node.device
+        node = node.parent
+    if lease.adapter is not None:
+        yield from lease.adapter.device

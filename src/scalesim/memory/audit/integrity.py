@@ -1,0 +1,228 @@
+"""Whether memory's books agree with each other: every page, pin, row, count and order, compared.
+
+Counts by sets of unique page ids, never by sums of lengths. Called by the engine's guard when there
+is nothing to do, and by tests after every operation. Raises ``IntegrityError`` with each term of
+the equation that does not hold; ``accounts`` is what is cheap enough for every step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from scalesim.memory.lease import Lease
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.tree.segment import Segment, Transfer, lineage
+
+
+class IntegrityError(AssertionError):
+    """Two of memory's books differ."""
+
+
+def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> None:
+    """Check all invariants of ``manager``, given all ``leases`` that are open. O(pages + segments).
+    Raises ``IntegrityError`` with the terms that differ."""
+    held = list(leases)
+    segments = list(manager.tree)
+    _check_pools(manager, segments, held)
+    _check_tree(manager, segments)
+    _check_leases(manager, segments, held)
+    _check_transfers(manager, segments, held)
+    for segment in segments:
+        _check_runs(segment)
+        _check_orders(manager, segment)
+        _check_owners(manager, segment, held)
+
+
+def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
+    holders: list[tuple[object, Sequence[int]]] = [(each, each.device) for each in segments]
+    holders += [(f"private of row {lease.row}", lease.private) for lease in leases]
+    holders += [("nobody, for good", sorted(manager.device_lost))]
+    _check_conservation("device", manager.device, holders)
+    holders = [(each, each.host) for each in segments]
+    holders += [("nobody, for good", sorted(manager.host_lost))]
+    _check_conservation("host", manager.host, holders)
+
+
+def _check_conservation(
+    tier: str, pool: Pool, holders: Sequence[tuple[object, Sequence[int]]]
+) -> None:
+    pool.check()
+    owner: dict[int, object] = {}
+    for name, pages in holders:
+        for page in pages:
+            if page in owner:
+                raise IntegrityError(f"{tier} page {page}: {owner[page]} and {name}")
+            owner[page] = name
+    free = pool.free_pages()
+    both = sorted(free & owner.keys())
+    if both:
+        raise IntegrityError(f"{tier} pages {both} are free and held by {[owner[p] for p in both]}")
+    lost = sorted(set(range(pool.first, pool.num_pages)) - free - owner.keys())
+    if lost or len(free) + len(owner) != pool.num_usable:
+        raise IntegrityError(
+            f"{tier}: {len(free)} free + {len(owner)} held != {pool.num_usable} usable; "
+            f"lost: {lost}"
+        )
+
+
+def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
+    tree = manager.tree
+    if len(segments) != tree.num_segments:
+        raise IntegrityError(f"{len(segments)} found, {tree.num_segments} kept")
+    for segment in segments:
+        parent = segment.parent
+        assert parent is not None
+        size = len(segment.tokens)
+        if segment.is_tail:
+            if not (0 < size < tree.block_bytes):
+                raise IntegrityError(f"{segment}: a tail of {size} token bytes")
+            if segment not in parent.tails.values():
+                raise IntegrityError(f"{segment}: not its key's tail")
+            if segment.children or segment.tails:
+                raise IntegrityError(f"{segment}: a tail with children")
+        else:
+            if not segment.is_adapter:
+                whole = segment.num_blocks * tree.block_bytes
+                if not (size == whole > 0):
+                    raise IntegrityError(f"{segment}: {size} token bytes, {whole} in its blocks")
+            key = segment.tokens[: tree.block_bytes] + segment.mark
+            if parent.children.get(key) is not segment:
+                raise IntegrityError(f"{segment}: not its key's child")
+        below = [*segment.children.values(), *segment.tails.values()]
+        on_device = sum(bool(child.device) for child in below)
+        anywhere = sum(bool(child.device or child.host) for child in below)
+        if (segment.device_children, segment.content_children) != (on_device, anywhere):
+            raise IntegrityError(
+                f"{segment}: counts {segment.device_children} children on the device and "
+                f"{segment.content_children} anywhere; {on_device} and {anywhere} are"
+            )
+
+
+def _check_runs(segment: Segment) -> None:
+    """The picture in ``segment``'s module, and: only what is held may lack content."""
+    load, save = _blocks_of(segment.load, segment), _blocks_of(segment.save, segment)
+    if not (segment.ready + load == len(segment.device) <= segment.num_blocks):
+        raise IntegrityError(
+            f"{segment}: {segment.ready} ready + {load} loading != {len(segment.device)} device "
+            "pages"
+        )
+    if not (segment.saved + save == len(segment.host) <= segment.num_blocks):
+        raise IntegrityError(
+            f"{segment}: {segment.saved} saved + {save} saving != {len(segment.host)} host pages"
+        )
+    reads = segment.load is not None and segment.is_adapter  # from its source
+    if not (len(segment.device) <= segment.saved or load == 0 or reads):
+        raise IntegrityError(f"{segment}: loads blocks that the host does not have")
+    if not (
+        segment.num_available == segment.num_blocks
+        or segment.pins > 0
+        or segment.source is not None
+        or (segment.is_adapter and (segment.load or segment.save) is not None)
+    ):
+        raise IntegrityError(
+            f"{segment}: {segment.num_available} of its blocks are anywhere, and nobody holds it"
+        )
+    parent = segment.parent
+    if parent is None or parent.is_root or not (segment.device or segment.host):
+        return
+    if parent.num_available != parent.num_blocks:
+        raise IntegrityError(f"{segment} has content; its parent {parent} lacks some")
+
+
+def _blocks_of(transfer: Transfer | None, segment: Segment) -> int:
+    if transfer is None:
+        return 0
+    counts = [count for part, count in transfer.parts if part is segment]
+    if not (len(counts) == 1 and counts[0] > 0):
+        raise IntegrityError(f"{segment}: has shares {counts} in its transfer")
+    return counts[0]
+
+
+def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
+    pins = Counter(segment for lease in leases for segment in lineage(lease.end))
+    pins.update(lease.borrowed for lease in leases if lease.borrowed is not None)
+    pins.update(lease.adapter for lease in leases if lease.adapter is not None)
+    for segment in {*segments, *pins}:
+        if segment.pins != pins[segment]:
+            raise IntegrityError(
+                f"{segment}: {segment.pins} pins, held by {pins[segment]} of {len(leases)} leases"
+            )
+    rows = {lease.row for lease in leases}
+    adapters = {lease.adapter: lease.adapter_row for lease in leases if lease.adapter is not None}
+    free = manager.table.num_free
+    if not (rows.isdisjoint(adapters.values()) and manager.adapters.num_rows == len(adapters)):
+        raise IntegrityError(
+            f"rows {sorted(rows)} of leases, {sorted(adapters.values())} of adapters"
+        )
+    rows |= set(adapters.values())
+    if not (
+        len(rows) == len(leases) + len(adapters)
+        and 0 not in rows
+        and len(rows) + free == manager.table.num_rows - 1
+    ):
+        raise IntegrityError(
+            f"rows {sorted(rows)} of {len(leases)} leases + {free} free != "
+            f"{manager.table.num_rows - 1}"
+        )
+    for lease in leases:
+        shared = sum(segment.num_blocks for segment in lineage(lease.end))
+        if shared != lease.num_shared:
+            raise IntegrityError(f"row {lease.row}: {lease.num_shared} != {shared}")
+        if lease.is_ready and lease.failed is None:
+            for segment in (*lineage(lease.end), *filter(None, [lease.adapter])):
+                if segment.ready != segment.num_blocks:
+                    raise IntegrityError(f"row {lease.row} is ready, but {segment} is not")
+
+
+def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
+    residency = manager.residency
+    moving: dict[int, Transfer] = {}
+    for segment in segments:
+        for transfer in (segment.load, segment.save):
+            if transfer is not None:
+                moving[id(transfer)] = transfer
+                if not transfer.tickets:
+                    raise IntegrityError(f"{segment}: moves without a ticket")
+    by_ticket = {id(transfer) for transfer in residency.transfers.values()}
+    if by_ticket != moving.keys():
+        raise IntegrityError(f"{len(by_ticket)} transfers by ticket, {len(moving)} move")
+    saving = sum(each.num_blocks for each in moving.values() if each.purpose == "save")
+    if saving != residency.saving_pages:
+        raise IntegrityError(f"{residency.saving_pages} saving, {saving} found")
+    demand = sum(each.purpose == "demand" for each in moving.values())
+    if demand != residency.demand_waiting:
+        raise IntegrityError(f"{residency.demand_waiting} != {demand} demands")
+    waits = Counter(id(waiter) for each in moving.values() for waiter in each.waiters)
+    for lease in leases:
+        if lease.loads != waits[id(lease)]:
+            raise IntegrityError(
+                f"row {lease.row} waits for {lease.loads} loads; {waits[id(lease)]} know of it"
+            )
+    waiting = sum(
+        len(lease.private) + lease.num_host_blocks for lease in leases if not lease.is_ready
+    )
+    if waiting != manager.loading_pages:
+        raise IntegrityError(f"{manager.loading_pages} loading, {waiting} found")
+
+
+def _check_orders(manager: MemoryManager, segment: Segment) -> None:
+    """What could leave is known to those who look for room."""
+    idle = segment.pins == 0 and segment.load is None and segment.save is None
+    may_leave = idle and bool(segment.device) and segment.device_children == 0
+    if manager.ranking.is_evictable(segment) != may_leave:
+        raise IntegrityError(
+            f"{segment}: may leave the device: {may_leave}; in the order: {not may_leave}"
+        )
+
+
+def _check_owners(manager: MemoryManager, segment: Segment, leases: list[Lease]) -> None:
+    """An owner of a segment has a path through it, a tail there, or is computing there now."""
+    for owner in segment.owners:
+        if segment.is_tail:
+            continue
+        known = any(segment in lineage(path) for path in owner.paths)
+        active = any(lease.agent is owner and segment in lineage(lease.end) for lease in leases)
+        if not known and not active:
+            raise IntegrityError(f"{segment} is owned by {owner}, who has no path through it")

@@ -1,0 +1,1 @@
+"""What is on which tier, and what leaves first."""

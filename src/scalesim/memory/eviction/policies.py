@@ -1,0 +1,54 @@
+"""The policies, by name. All use the same link, copies and overlap; they differ in order and look-
+ahead only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scalesim.checks import shown, text
+from scalesim.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """``order``: what leaves first is what will be used last, or what was used longest ago.
+    ``host``: state may be kept in host memory, else it is dropped and rebuilt.
+    ``look_ahead``: state is loaded before it is asked for, when its start window opens.
+    ``weighs``: what would be there sooner if it were computed again is not loaded.
+    ``limited``: the device pool has the configured size, else all that the machine can give.
+    ``num_levels``: classes that distances are clipped to, as the published ScaleSim does.
+    ``foresight``: is told what really comes, which only a replay can do.
+    """
+
+    name: str
+    order: Literal["next_use", "last_use"]
+    host: bool
+    prefetcher: bool
+    weighs: bool = False
+    limited: bool = True
+    foresight: bool = False
+    num_levels: int = 0
+
+
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        Policy("deadline", order="next_use", host=True, prefetcher=True, weighs=True),
+        Policy("lru-swap", order="last_use", host=True, prefetcher=False),
+        Policy("lru-recompute", order="last_use", host=False, prefetcher=False),
+        Policy("levels", order="next_use", host=True, prefetcher=True, num_levels=4),
+        Policy("oracle", order="next_use", host=True, prefetcher=True, weighs=True, foresight=True),
+        Policy("resident", order="last_use", host=False, prefetcher=False, limited=False),
+    )
+}
+
+ENGINE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.foresight)
+
+
+def policy_named(name: str) -> Policy:
+    """The policy called ``name``; raises ``ConfigError`` with the names there are."""
+    if (policy := POLICIES.get(text("policy", name, ConfigError))) is None:
+        known = ", ".join(POLICIES)
+        raise ConfigError(f"unknown policy {shown(name)}; policy must be one of: {known}")
+    return policy

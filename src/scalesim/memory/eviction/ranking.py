@@ -1,0 +1,239 @@
+"""Standing: who is used when, and so what may leave. The orders that eviction and cleaning read.
+
+Keeps, for each segment, which orders it is in; changes nothing but those, and pins. ``refresh`` is
+called after every change of a segment; the orders catch up when somebody reads them, so that a
+segment that changes five times in a step is put in order once, or not at all if it is held by then.
+"""
+
+from __future__ import annotations
+
+from scalesim.memory.eviction.lazy_heap import LazyHeap
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.tree.owner import MANY_OWNERS
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment
+from scalesim.memory.tree.use import UseTime
+
+MAX_SAVE_FAILURES = 3
+MAX_CHANGED = 256  # how many segments the orders may be behind by
+_FAR = 1e18
+
+
+class EvictionRanking:
+    """``now`` is the simulation's time in steps.
+
+    What lies on the host is ordered only from the first time that the host runs short.
+    """
+
+    def __init__(self, tree: PrefixTree, policy: Policy) -> None:
+        self.now = 0.0
+        self.num_levels = policy.num_levels
+        self._tree, self._policy = tree, policy
+        self._evictable: LazyHeap[Segment] = LazyHeap()
+        self._cleanable: LazyHeap[Segment] = LazyHeap()
+        self._host_only: LazyHeap[Segment] = LazyHeap()
+        self._doubled: LazyHeap[Segment] = LazyHeap(soonest=True)  # on both tiers
+        self._host_is_short = False
+        self._changed: dict[Segment, None] = {}  # since the orders were read last
+        self._seq = 0
+
+    def next_seq(self) -> int:
+        """The engine's sequence numbers: they break ties, in the order of events."""
+        self._seq += 1
+        return self._seq
+
+    def next_seqs(self, count: int) -> range:
+        """The next ``count`` of them."""
+        first = self._seq + 1
+        self._seq += count
+        return range(first, first + count)
+
+    def touch(self, segment: Segment) -> None:
+        """``segment`` was used now."""
+        segment.last_use, segment.last_seq = self.now, self.next_seq()
+
+    # -- uses ---------------------------------------------------------------------------------
+
+    def use_of(self, segment: Segment) -> UseTime:
+        if self._policy.order == "last_use":
+            return UseTime(None, 0, segment.last_use, segment.last_seq)
+        if self.num_levels:
+            return self._in_levels(segment)
+        if self.is_over(segment):
+            return UseTime(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
+        next_use, next_seq = self._soonest(segment)
+        return UseTime(next_use, next_seq, segment.last_use, segment.last_seq)
+
+    def _soonest(self, segment: Segment) -> tuple[float | None, int]:
+        """The next use of the owner who comes first."""
+        next_use: float | None = None
+        next_seq = 0
+        sole = segment.owners.sole
+        if sole is not None:  # nearly always
+            return sole.next_use, 0 if sole.next_use is None else sole.next_seq
+        if len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                at = owner.next_use
+                if at is not None and (
+                    next_use is None or (at, owner.next_seq) < (next_use, next_seq)
+                ):
+                    next_use, next_seq = at, owner.next_seq
+        return next_use, next_seq
+
+    def _in_levels(self, segment: Segment) -> UseTime:
+        """Whole steps up to the last class, then far, then unknown; no order inside a class."""
+        next_use, _ = self._soonest(segment)
+        if next_use is None:
+            level = float("inf")
+        elif next_use - self.now >= self.num_levels:
+            level = _FAR
+        else:
+            level = float(int(max(next_use, -_FAR)))
+        return UseTime(level, segment.seq, segment.last_use, segment.last_seq)
+
+    def is_over(self, segment: Segment) -> bool:
+        """Whether no owner's next calls will likely begin with it. It leaves first, and comes back
+        only on demand. A tail goes with what it hangs from."""
+        node = segment.parent if segment.is_tail else segment
+        assert node is not None
+        if node.uses and not 0 < len(node.owners) <= MANY_OWNERS:
+            return False
+        for owner in node.owners:  # noqa: SIM110  as below
+            if not owner.is_over(node):
+                return False
+        return True
+
+    def is_leftover(self, segment: Segment) -> bool:
+        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
+        paths are not. It leaves without a copy."""
+        if segment.uses:
+            return False
+        for owner in segment.owners:  # noqa: SIM110  the planner spends its time here
+            if not owner.leaves_tails:
+                return False
+        return True
+
+    def may_save(self, segment: Segment) -> bool:
+        return (
+            self._policy.host
+            and not segment.is_tail
+            and segment.failed_saves < MAX_SAVE_FAILURES
+            and not self.is_leftover(segment)
+        )
+
+    # -- holds --------------------------------------------------------------------------------
+
+    def pin(self, segment: Segment) -> None:
+        """A lease holds ``segment``: what it has on the device stays there."""
+        segment.pins += 1
+        if segment.pins == 1:
+            self.refresh(segment)
+
+    def unpin(self, segment: Segment) -> None:
+        """A lease lets go of ``segment``."""
+        segment.pins -= 1
+        assert segment.pins >= 0, segment
+        if segment.pins == 0:
+            self.refresh(segment)
+
+    # -- who is next --------------------------------------------------------------------------
+
+    def farthest_on_device(self) -> Segment | None:
+        """What leaves the device first."""
+        self._catch_up()
+        return self._evictable.peek(self.now)
+
+    def farthest_dirty(self) -> Segment | None:
+        """What is cleaned first: it leaves soonest among what has no copy."""
+        self._catch_up()
+        return self._cleanable.peek(self.now)
+
+    def farthest_on_host(self) -> Segment | None:
+        """What leaves the host first, of what is nowhere else."""
+        self._catch_up()
+        self._watch_host()
+        return self._host_only.peek(self.now)
+
+    def soonest_doubled(self, but: Segment) -> Segment | None:
+        """Whose host copy is needed last: it is on the device, and leaves that last of all."""
+        self._catch_up()
+        self._watch_host()
+        self._doubled.discard(but)
+        return self._doubled.peek(self.now)
+
+    def is_evictable(self, segment: Segment) -> bool:
+        self._catch_up()
+        return segment in self._evictable
+
+    # -- keeping up ---------------------------------------------------------------------------
+
+    def refresh(self, segment: Segment) -> None:
+        """``segment`` belongs into other orders now, or elsewhere in them."""
+        self._changed[segment] = None
+        if len(self._changed) > MAX_CHANGED:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        changed, self._changed = self._changed, {}
+        for segment in changed:
+            self._place(segment)
+
+    def _place(self, segment: Segment) -> None:
+        """Put ``segment`` into the orders that its state belongs to."""
+        if segment.pins or segment.load is not None or segment.save is not None:
+            self._evictable.discard(segment)  # it is held, or moving
+            self._cleanable.discard(segment)
+            if self._host_is_short:
+                self._place_on_host(segment, self.use_of(segment))
+            return
+        may_leave = segment.device and not segment.device_children
+        may_clean = segment.ready > segment.saved and self.may_save(segment)
+        if not (may_leave or may_clean or self._host_is_short):
+            self._evictable.discard(segment)
+            self._cleanable.discard(segment)
+            return
+        use = self.use_of(segment)
+        if may_leave:
+            self._evictable.add(segment, use)
+        else:
+            self._evictable.discard(segment)
+        if may_clean:
+            self._cleanable.add(segment, use)
+        else:
+            self._cleanable.discard(segment)
+        if may_leave or may_clean:
+            self._mark(segment)
+        if self._host_is_short:
+            self._place_on_host(segment, use)
+
+    def forget(self, segment: Segment) -> None:
+        """``segment`` left the tree."""
+        self._changed.pop(segment, None)
+        for order in (self._evictable, self._cleanable, self._host_only, self._doubled):
+            order.discard(segment)
+
+    def _mark(self, segment: Segment) -> None:
+        """``segment`` is in an order: its place hangs on its owners' next uses."""
+        if len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                owner.placed = True
+
+    def _place_on_host(self, segment: Segment, use: UseTime) -> None:
+        still = segment.load is None and segment.save is None
+        if still and segment.host and segment.ready >= segment.saved:
+            self._doubled.add(segment, use)
+        else:
+            self._doubled.discard(segment)
+        alone = still and not segment.pins and not segment.device and not segment.content_children
+        if alone and segment.host:
+            self._host_only.add(segment, use)
+        else:
+            self._host_only.discard(segment)
+        if still:
+            self._mark(segment)
+
+    def _watch_host(self) -> None:
+        if not self._host_is_short:
+            self._host_is_short = True
+            for segment in self._tree:
+                self._place_on_host(segment, self.use_of(segment))

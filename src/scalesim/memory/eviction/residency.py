@@ -1,0 +1,454 @@
+"""Residency: which segments are on which tier, and what moves them: eviction, loads, saves.
+
+Decides by ``UseTime`` alone (who is needed next) and acts through the pools and the link. Called by the
+manager, always on one thread. It does not know requests; pins tell it what may not move.
+
+A device page is given back only when nothing but steps already launched can touch it; the fence of
+the last of those goes with it, and a load into it waits for that fence. Pages under a copy are
+never given back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+from scalesim.core import Fence
+from scalesim.foreign import Foreign, words_of
+from scalesim.memory.counters import Counters
+from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.links.link import Copies, Link, LinkError, PageSource
+from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment, Transfer, descendants
+from scalesim.memory.tree.use import UseTime
+
+_log = logging.getLogger(__name__)
+_SOON_STEPS = 1.0
+_WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
+
+
+class Residency:
+    """The contents of the two pools. ``last_launched`` is the newest step of the compute queue."""
+
+    def __init__(
+        self,
+        tree: PrefixTree,
+        policy: Policy,
+        device: Pool,
+        host: Pool,
+        link: Link,
+        page_bytes: int,
+        counters: Counters,
+    ) -> None:
+        self.tree, self.policy, self.device, self.host, self.link = tree, policy, device, host, link
+        self.page_bytes = page_bytes
+        self.ranking = EvictionRanking(tree, policy)
+        self.costs = LoadOrRecompute(link, page_bytes, tree.block_size, weighs=policy.weighs)
+        self.counters = counters
+        self.last_launched = -1
+        self.transfers: dict[int, Transfer] = {}  # by ticket
+        self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
+        self._num_refused = 0
+        self.saving_pages = 0
+        self.filling_pages = 0  # of adapters, on their way from sources to the host
+        self.demand_waiting = 0  # open demand transfers
+        self.refused = False  # the last request for pages had to go away without
+        self.on_eviction: Callable[[Segment], None] = lambda segment: None
+        # an adapter came to the host, or left a tier
+        self.on_adapter_moved: Callable[[Segment], None] = lambda segment: None
+        self._whole = device.num_usable // _WHOLE
+        self._is_whole = not policy.limited  # nothing left a pool that should hold everything
+
+    # -- device pages -------------------------------------------------------------------------
+
+    def take(self, count: int, *, ahead_of: UseTime | None = None) -> list[int] | None:
+        """``count`` device pages, evicting what is used last; ``None`` if they cannot be had now.
+
+        Then pages may be on their way (``saving_pages``). With ``ahead_of``, only what is used
+        later than that gives way.
+        """
+        refused = self.device.num_free < count and not self._make_room(count, ahead_of)
+        if ahead_of is None:
+            self.refused = refused
+        return None if refused else self.device.allocate(count)
+
+    def _make_room(self, count: int, ahead_of: UseTime | None) -> bool:
+        ranking = self.ranking
+        while (missing := count - self.device.num_free) > 0:
+            victim = ranking.farthest_on_device()
+            if victim is None:
+                return False
+            use = ranking.use_of(victim)
+            if ahead_of is not None and not ahead_of.sooner_than(use, ranking.now):
+                return False
+            if self.saving_pages >= missing and use.distance(ranking.now) <= _SOON_STEPS:
+                return False  # enough that is used later is on its way out
+            self._evict(victim, use, missing)
+        return True
+
+    def _evict(self, segment: Segment, use: UseTime, wanted: int) -> None:
+        """Free ``wanted`` pages or so from the tail of ``segment``, or start to save it first.
+
+        A small segment goes whole, even where a part would do: the rest is next in turn anyway, and
+        whole runs of pages are what the next allocation likes. What is above it goes with it where
+        it is next in turn, which for one agent's path it is; else it waits: it may be needed
+        sooner."""
+        if self._is_whole:
+            self._is_whole = False
+            _log.warning(
+                "policy %r should hold all state, and the %d pages that the machine gave are full: "
+                "from here on state is dropped and computed again; free memory or run fewer agents",
+                self.policy.name, self.device.num_usable,
+            )  # fmt: skip
+        if (
+            segment.num_dirty
+            and self.ranking.may_save(segment)
+            and self.costs.is_worth_saving(segment.num_dirty)
+            and self.start_save(segment)
+        ):
+            return
+        keep = max(0, len(segment.device) - max(wanted, self._whole))
+        if segment.num_dirty:
+            keep = max(keep, segment.saved)
+            self._drop_below(segment)
+            self.counters.dropped_pages += len(segment.device) - keep
+        pages, leaving = self._trim_device(segment, keep), [segment]
+        while (above := self._next_above(leaving[-1], use, wanted - len(pages))) is not None:
+            pages = self._trim_device(above, 0) + pages
+            leaving.append(above)
+        self.device.free(pages, self.last_launched)
+        top = leaving[-1].parent
+        for one in leaving:
+            if one.parent is not None:  # not merged meanwhile
+                self.on_eviction(one)
+                self._settle(one)
+        if top is not None and top.parent is not None:  # who merged settled nothing above it
+            self.ranking.refresh(top)
+
+    def _next_above(self, segment: Segment, use: UseTime, wanted: int) -> Segment | None:
+        """The parent of ``segment``, whose pages are gone, if it would be the next to leave for
+        ``wanted`` more: it is used no sooner than ``use``, and can leave whole, at once."""
+        above = segment.parent
+        if (
+            wanted <= 0
+            or segment.device
+            or above is None
+            or above.device_children
+            or not 0 < len(above.device) <= max(wanted, self._whole)
+            or above.pins
+            or above.load is not None
+            or above.save is not None
+            or above.num_dirty
+        ):
+            return None
+        return None if self.ranking.use_of(above).sooner_than(use, self.ranking.now) else above
+
+    def _free_device(self, segment: Segment, keep: int) -> None:
+        self.device.free(self._trim_device(segment, keep), self.last_launched)
+
+    def _trim_device(self, segment: Segment, keep: int) -> list[int]:
+        """The device pages of ``segment`` from block ``keep`` on, which are to be freed."""
+        pages = self.tree.trim_device(segment, keep)
+        wasted = min(segment.prefetched, len(pages))
+        segment.prefetched -= wasted
+        self.counters.prefetch_wasted += wasted
+        self.counters.evicted_pages += len(pages)
+        return pages
+
+    def drop(self, segment: Segment, keep: int = 0) -> None:
+        """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: it
+        can be rebuilt from its tokens. Nothing of it may be pinned or moving."""
+        self._drop_below(segment)
+        self._drop_one(segment, keep, tidy=True)
+
+    def _drop_below(self, segment: Segment) -> None:
+        for child in reversed(list(descendants(segment))):
+            self._drop_one(child, 0, tidy=False)  # merging here could take ``segment`` away
+
+    def _drop_one(self, segment: Segment, keep: int, *, tidy: bool) -> None:
+        assert segment.pins == 0 and segment.load is None and segment.save is None, segment
+        self.counters.dropped_pages += max(0, segment.num_available - keep)
+        self._free_device(segment, keep)
+        self.host.free(self.tree.trim_host(segment, keep))
+        self._settle(segment, tidy=tidy)
+
+    def clear(self) -> None:
+        """Forget everything that nobody holds and no copy touches."""
+        for segment in list(self.tree):
+            if segment.parent is not None:
+                self.drop_if_free(segment)
+
+    def drop_if_free(self, segment: Segment) -> bool:
+        """``drop`` it, unless it, or anything below it, is held or moving; whether it went."""
+        if self._held(segment):
+            return False
+        self.drop(segment)
+        return True
+
+    def _settle(self, segment: Segment, *, tidy: bool = True) -> None:
+        """After pages left ``segment``: cut it to what it still has, and tidy its surroundings."""
+        parent = segment.parent
+        assert parent is not None
+        available = segment.num_available
+        if segment.source is not None:  # known without pages: it is read again when it is needed
+            self.ranking.refresh(segment)
+            self.on_adapter_moved(segment)
+            return
+        if available == 0 and segment.pins == 0:
+            self.ranking.forget(segment)
+            self.tree.remove(segment)
+            if not (tidy and self.tidy(parent)) and not parent.is_root:
+                self.ranking.refresh(parent)
+            return
+        if available < segment.num_blocks and segment.pins == 0:
+            self.tree.shorten(segment, available)
+        self.ranking.refresh(segment)
+        if not parent.is_root:
+            self.ranking.refresh(parent)
+
+    def tidy(self, segment: Segment) -> bool:
+        """Merge ``segment`` with its only child if nothing tells them apart any more."""
+        joined = self.tree.merge(segment)
+        if joined is None:
+            return False
+        self.ranking.forget(segment)
+        self.ranking.refresh(joined)
+        return True
+
+    def _refresh_parent(self, segment: Segment) -> None:
+        parent = segment.parent
+        if parent is not None and not parent.is_root and not parent.pins and not parent.load:
+            self.ranking.refresh(parent)
+
+    # -- copies -------------------------------------------------------------------------------
+
+    def start_load(self, parts: list[tuple[Segment, list[int]]], *, demand: bool) -> Transfer:
+        """Copy the next blocks of each segment into the device pages given for it."""
+        device: list[int] = []
+        host: list[int] = []
+        for segment, pages in parts:
+            start = len(segment.device)
+            assert segment.load is None and start == segment.ready, segment
+            assert start + len(pages) <= segment.saved, (segment, len(pages))
+            device += pages
+            host += segment.host[start : start + len(pages)]
+            self.tree.add_device(segment, pages)
+            if not demand:
+                segment.prefetched += len(pages)
+        counts = [(segment, len(pages)) for segment, pages in parts]
+        transfer = Transfer("in", "demand" if demand else "prefetch", counts)
+        for segment, _ in parts:
+            segment.load = transfer
+        fence = self.device.fence(device)
+        after = Fence("compute", fence) if fence >= 0 else None
+        if demand:
+            self.counters.demand_loads += 1
+            self.demand_waiting += 1
+        else:
+            self.counters.prefetched_pages += len(device)
+        self.counters.loaded_pages += len(device)
+        self._submit(transfer, Copies("in", device, host), after)
+        for segment, _ in parts:
+            self.ranking.refresh(segment)
+            self._refresh_parent(segment)
+        return transfer
+
+    def start_read(self, segment: Segment, pages: list[int], *, demand: bool = True) -> Transfer:
+        """Read the rest of ``segment`` from its source into the device pages given for it."""
+        first = len(segment.device)
+        assert segment.load is None and first == segment.ready and segment.source is not None
+        fence = self.device.fence(pages)
+        after = Fence("compute", fence) if fence >= 0 else None
+        self.tree.add_device(segment, pages)
+        purpose: Literal["demand", "prefetch"] = "demand" if demand else "prefetch"
+        transfer = segment.load = Transfer("in", purpose, [(segment, len(pages))])
+        if demand:
+            self.counters.demand_loads += 1
+            self.demand_waiting += 1
+            self.counters.read_pages += len(pages)
+        else:
+            segment.prefetched += len(pages)
+            self.counters.read_ahead_pages += len(pages)
+        self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
+        self.ranking.refresh(segment)
+        return transfer
+
+    def start_fill(self, segment: Segment, source: PageSource, *, make_room: bool = False) -> bool:
+        """Copy all of ``source`` to host pages for ``segment``; False if too few are free. With
+        ``make_room``, what is used later gives way."""
+        if make_room:
+            if not self._host_room(segment.num_blocks, segment):
+                return False
+            self.counters.read_ahead_pages += segment.num_blocks
+        pages = self.host.allocate(segment.num_blocks)
+        if pages is None:
+            return False
+        self.filling_pages += len(pages)
+        self.tree.add_host(segment, pages)
+        transfer = segment.save = Transfer("out", "fill", [(segment, len(pages))])
+        self._submit(transfer, Copies("out", [], pages, source), None)
+        self.ranking.refresh(segment)
+        return True
+
+    def start_save(self, segment: Segment) -> bool:
+        """Copy the dirty blocks of ``segment`` to the host; False if the host has no room for
+        them."""
+        first, count = segment.saved, segment.num_dirty
+        if not self._host_room(count, segment):
+            self.ranking.refresh(segment)
+            return False
+        pages = self.host.allocate(count)
+        assert pages is not None
+        self.tree.add_host(segment, pages)
+        transfer = Transfer("out", "save", [(segment, count)])
+        segment.save = transfer
+        self.saving_pages += count
+        self.counters.saved_pages += count
+        self._submit(transfer, Copies("out", segment.device[first : first + count], pages), None)
+        self.ranking.refresh(segment)
+        return True
+
+    def _host_room(self, count: int, saved: Segment) -> bool:
+        """Make ``count`` host pages free for ``saved``: copies of what is on the device go first,
+        the soonest used first; then what is used later than ``saved``.
+
+        Of two that are used at the same time, neither takes the other's copy: they would take it
+        from each other in turn, for ever."""
+        ranking = self.ranking
+        if count > self.host.num_usable:
+            return False
+        while self.host.num_free < count:
+            use = ranking.use_of(saved)
+            double = ranking.soonest_doubled(saved)
+            if double is not None and ranking.use_of(double).sooner_than(use, ranking.now):
+                self.host.free(self.tree.trim_host(double, 0))
+                self.ranking.refresh(double)
+                continue
+            farthest = ranking.farthest_on_host()
+            if farthest is None or not use.sooner_than(ranking.use_of(farthest), ranking.now):
+                return False
+            keep = max(0, farthest.saved - (count - self.host.num_free))
+            if farthest.is_adapter:
+                keep = 0  # a part of one is of no use
+            self._drop_below(farthest)
+            self._drop_one(farthest, keep, tidy=False)  # merging here could change ``saved``
+        return True
+
+    def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
+        tickets: list[int] = []
+        with Foreign() as raised:
+            tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
+        if isinstance(raised.error, AssertionError):
+            raise raised.error  # a rule was broken, by us or by the link: that is no refusal
+        if raised.error is not None:  # it has begun nothing; the transfer fails with the next poll
+            self._num_refused += 1
+            tickets = [-self._num_refused]
+            why = f"the link took no copy of {copies.num_pages} pages: {words_of(raised.error)}"
+            refusal = LinkError(why)
+            refusal.__cause__ = raised.error
+            self._refused.append((tickets[0], refusal))
+        transfer.tickets.update(tickets)
+        for ticket in tickets:
+            self.transfers[ticket] = transfer
+
+    def poll(self) -> list[Transfer]:
+        """Take in what the link has ended; returns the transfers that are over."""
+        over = []
+        refused, self._refused = self._refused, []
+        for ticket, error in (*refused, *self.link.poll()):
+            transfer = self.transfers.pop(ticket, None)
+            if transfer is None:
+                self.counters.stale_completions += 1
+                continue
+            transfer.tickets.discard(ticket)
+            transfer.error = transfer.error or error
+            if not transfer.tickets:
+                self._finish(transfer)
+                over.append(transfer)
+        return over
+
+    def cancel(self, transfer: Transfer) -> bool:
+        """Call back what has not started; True if the transfer is over with that."""
+        for ticket in sorted(transfer.tickets):
+            if self.link.cancel(ticket):
+                transfer.cancelled = True
+                transfer.tickets.discard(ticket)
+                del self.transfers[ticket]
+        if transfer.tickets or not transfer.cancelled:
+            return False
+        self._finish(transfer)
+        return True
+
+    def drain(self) -> None:
+        """Call back every copy that has not started, and wait for the others."""
+        for transfer in {id(each): each for each in self.transfers.values()}.values():
+            self.cancel(transfer)
+        while self.transfers and self.link.wait(timeout_s=1.0):
+            self.poll()
+
+    def _finish(self, transfer: Transfer) -> None:
+        if transfer.direction == "out":
+            self._finish_save(transfer)
+        else:
+            self._finish_load(transfer)
+        for segment, _ in transfer.parts:
+            if segment.is_adapter:
+                self.settle_adapter(segment)
+
+    def settle_adapter(self, segment: Segment) -> None:
+        """If it was removed, and nobody holds it any more: let its pages go."""
+        if segment.source is None and segment.parent is not None and not self._held(segment):
+            self.drop(segment)
+
+    def _finish_save(self, transfer: Transfer) -> None:
+        if transfer.purpose == "save":
+            self.saving_pages -= transfer.num_blocks
+        else:
+            self.filling_pages -= transfer.num_blocks
+        failed = transfer.error is not None
+        self.counters.failed_transfers += failed
+        for segment, count in transfer.parts:
+            segment.save = None
+            if failed or transfer.cancelled:
+                segment.failed_saves += failed
+                self.host.free(self.tree.trim_host(segment, segment.saved))
+            else:
+                segment.failed_saves = 0
+                segment.saved += count
+            self.ranking.refresh(segment)
+            if transfer.purpose == "fill":
+                self.on_adapter_moved(segment)
+
+    def _finish_load(self, transfer: Transfer) -> None:
+        self.demand_waiting -= transfer.purpose == "demand"
+        failed = transfer.error is not None
+        self.counters.failed_transfers += failed
+        for segment, count in transfer.parts:
+            segment.load = None
+            if not failed and not transfer.cancelled:
+                segment.ready += count
+        for segment, _ in reversed(transfer.parts):
+            if failed or transfer.cancelled:
+                self._free_device(segment, segment.ready)
+            self.ranking.refresh(segment)
+        if failed or transfer.cancelled:
+            for segment, _ in transfer.parts:
+                self._refresh_parent(segment)
+
+    def lose_host(self, transfer: Transfer) -> None:
+        """A load failed: its source cannot be trusted, so its blocks are to be rebuilt. Called when
+        no lease holds them any more."""
+        for segment, _ in transfer.parts:
+            if segment.parent is not None and not self._held(segment):
+                self.drop(segment, segment.ready)
+
+    def _held(self, segment: Segment) -> bool:
+        """Whether it, or anything below it, is pinned or moving."""
+        return any(
+            node.pins or node.load is not None or node.save is not None
+            for node in (segment, *descendants(segment))
+        )

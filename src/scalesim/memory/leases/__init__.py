@@ -1,0 +1,1 @@
+"""A lease's life: looked up, acquired, waited for, grown, released."""

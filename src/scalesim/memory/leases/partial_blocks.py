@@ -1,0 +1,110 @@
+"""Tails: partial blocks, one an agent, under the paths that they go on from.
+
+Found for a request, taken by its lease, and left behind at its release. Called by admission and
+releases. A tail is on the device or nowhere.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from scalesim.core import AgentId
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.lease import Lease
+from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
+
+_MAX_TRIED = 8
+
+
+class FoundPartialBlock(NamedTuple):
+    """``num_tokens`` of ``segment`` can be used. ``moves``: its page becomes the lease's own; else
+    it is copied before it is written to."""
+
+    segment: Segment
+    num_tokens: int
+    moves: bool
+
+
+class PartialBlocks:
+    """The partial blocks of one tree."""
+
+    def __init__(self, residency: Residency) -> None:
+        self._residency, self._tree = residency, residency.tree
+        self._ranking = residency.ranking
+
+    def find(
+        self,
+        end: Segment,
+        tokens: bytes,
+        num_blocks: int,
+        agent: AgentId | None,
+        branch: Branch | None,
+    ) -> FoundPartialBlock | None:
+        """A partial block under ``end`` that begins as ``tokens`` go on behind their first
+        ``num_blocks`` blocks, their last token left out: the agent's own, else the best of a few
+        others'."""
+        if not end.tails:
+            return None
+        rest = tokens[num_blocks * self._tree.block_bytes : len(tokens) - TOKEN_BYTES]
+        mark = branch.mark if branch is not None and branch.block == num_blocks else b""
+        own = None if agent is None else end.tails.get(agent)
+        candidates = [own] if own is not None else list(end.tails.values())[:_MAX_TRIED]
+        candidates = [tail for tail in candidates if tail.mark == mark]
+        if not candidates:
+            return None
+        best = max(candidates, key=lambda tail: common_tokens(tail.tokens, rest))
+        count = common_tokens(best.tokens, rest)
+        return FoundPartialBlock(best, count, best is own and best.pins == 0) if count else None
+
+    def take(self, lease: Lease, found: FoundPartialBlock) -> None:
+        """``lease`` begins with what was found, which is pinned: with a copy of it, or with its
+        page."""
+        tail = found.segment
+        lease.num_cached = found.num_tokens
+        if not found.moves:
+            lease.borrowed = tail
+            lease.copies.append((tail.device[0], lease.private[0]))
+            self._residency.counters.copied_pages += 1
+            return
+        tail.pins -= 1
+        page = self._tree.trim_device(tail, 0)
+        self._ranking.forget(tail)
+        self._tree.remove(tail)
+        lease.private[:0] = page
+
+    def give_back(self, lease: Lease) -> None:
+        """Let a borrowed tail go once its copy is launched: the fence then guards its page, and a
+        lease that grows to the whole pool needs it."""
+        if lease.borrowed is not None and not lease.copies:
+            self._ranking.unpin(lease.borrowed)
+            lease.borrowed = None
+
+    def leave(self, lease: Lease, rest: bytes) -> None:
+        """``rest`` of the agent's tokens, in the lease's first private page, is its tail from now
+        on, unless somebody still reads the one before."""
+        agent = lease.agent
+        assert agent is not None
+        old = lease.end.tails.get(agent.id)
+        if old is not None:
+            if old.pins:
+                return
+            self._residency.drop(old)
+        page, lease.private = lease.private[0], lease.private[1:]
+        tail = self._tree.insert_tail(lease.end, rest, agent.id, page)
+        if lease.branch is not None and lease.branch.block == lease.num_shared:
+            tail.mark = lease.branch.mark
+        tail.uses = 1  # expected again as long as its owner is
+        tail.owners[agent] = agent.calls
+        self._ranking.touch(tail)
+        self._ranking.refresh(tail)
+
+
+def common_tokens(first: bytes, second: bytes) -> int:
+    """How many leading int32 tokens two byte strings share."""
+    limit = min(len(first), len(second)) // TOKEN_BYTES
+    if first[: limit * TOKEN_BYTES] == second[: limit * TOKEN_BYTES]:
+        return limit
+    count = 0
+    while first[count * 4 : count * 4 + 4] == second[count * 4 : count * 4 + 4]:
+        count += 1
+    return count

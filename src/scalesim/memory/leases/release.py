@@ -1,0 +1,181 @@
+"""Releases: what leases have computed goes into the tree, and what they held goes back.
+
+Called by the manager. Where the tree has a block already, one of the two copies goes: here the
+pages of a lease and of the tree are traded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.lease import Lease
+from scalesim.memory.leases.adapters import AdapterPages
+from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.leavings import Leavings
+from scalesim.memory.leases.partial_blocks import PartialBlocks
+from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.misses import Misses
+from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.tree.prefix_tree import until
+from scalesim.memory.tree.segment import TOKEN_BYTES, Segment, lineage
+
+
+@dataclass(eq=False, slots=True)
+class Releases:
+    """What takes in what leases give."""
+
+    residency: Residency
+    tails: PartialBlocks
+    loads: LoadWaiters
+    adapters: AdapterPages
+    owners: Owners
+    misses: Misses
+    leavings: Leavings
+    table: BlockTable
+
+    # -- into the tree ------------------------------------------------------------------------
+
+    def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
+        """See ``MemoryManager.commit``."""
+        self.tails.give_back(lease)
+        tree, branch = self.residency.tree, lease.branch
+        upto = min(num_tokens // tree.block_size, lease.num_blocks)
+        size = tree.block_bytes
+        while (start := lease.num_shared) < upto:
+            count = until(start, upto, branch)
+            child = lease.end.children.get(tree.key(tokens, start, branch))
+            if child is not None:
+                if not self._join(lease, child, tokens, start + count):
+                    return  # it is being loaded; ours stays private until the next commit
+                continue
+            fresh = tokens[start * size : (start + count) * size]
+            pages, lease.private = lease.private[:count], lease.private[count:]
+            mark = branch.mark if branch is not None and branch.block == start else b""
+            if not mark and _may_extend(lease):
+                tree.extend(lease.end, fresh, pages)
+            else:
+                self._append(lease, fresh, pages, mark)
+            lease.num_shared += count
+
+    def _append(self, lease: Lease, fresh: bytes, pages: list[int], mark: bytes) -> None:
+        """``fresh`` is a segment of its own, where the lease ends from now on."""
+        tree = self.residency.tree
+        child = tree.insert(lease.end, fresh, mark)
+        tree.add_device(child, pages)
+        child.ready = len(pages)
+        child.pins = 1
+        if lease.agent is not None:
+            child.owners[lease.agent] = lease.agent.calls
+        lease.end = child
+
+    def _join(self, lease: Lease, child: Segment, tokens: bytes, upto: int) -> bool:
+        """The tree has these blocks already: use its pages where they are, give it ours where
+        not."""
+        if child.load is not None:
+            return False
+        residency = self.residency
+        tree, ranking = residency.tree, residency.ranking
+        count = tree.common_blocks(child, tokens, lease.num_shared, upto - lease.num_shared)
+        if count < child.num_blocks:
+            child = tree.split(child, count)
+            (lower,) = child.children.values()
+            ranking.refresh(lower)
+        theirs = child.ready
+        mine, lease.private = lease.private[:count], lease.private[count:]
+        residency.device.free(mine[:theirs], residency.last_launched)
+        self.table.write(lease.row, lease.num_shared, child.device[:theirs])
+        tree.add_device(child, mine[theirs:])
+        child.ready = count
+        child.pins += 1
+        ranking.refresh(child)
+        lease.end = child
+        lease.num_shared += count
+        return True
+
+    # -- the end of a lease -------------------------------------------------------------------
+
+    def release(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
+        """See ``MemoryManager.release``."""
+        if not lease.is_ready:
+            self.loads.abandon(lease)
+        if lease.copies:  # never launched: the borrowed tokens are not in the private page
+            num_tokens = min(num_tokens, lease.num_shared * self.residency.tree.block_size)
+        self.commit(lease, tokens, num_tokens)
+        self._leave_tail(lease, tokens, num_tokens)
+        self._give_back(lease)
+        if lease.agent is not None:
+            self._leave_path(lease, num_tokens)
+        chain = lineage(lease.end)
+        self._let_go(lease, chain)
+        self._tidy(lease, chain)
+        if lease.agent is not None and lease.agent.is_gone:
+            self.leavings.add(chain)
+        else:
+            self.leavings.clear_out()
+
+    def _leave_tail(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
+        """What of the sound tokens fills no block stays as the agent's tail."""
+        size = self.residency.tree.block_bytes
+        rest = tokens[lease.num_shared * size : num_tokens * TOKEN_BYTES]
+        agent = lease.agent
+        if agent is None or agent.is_gone:
+            return
+        if 0 < len(rest) < size and not lease.end.is_root:
+            self.tails.leave(lease, rest)
+
+    def _give_back(self, lease: Lease) -> None:
+        """What was the lease's alone: its pages, what it borrowed, its rows."""
+        self.residency.device.free(lease.private, self.residency.last_launched)
+        lease.private = []
+        if lease.borrowed is not None:
+            self.residency.ranking.unpin(lease.borrowed)
+        self.table.free(lease.row)
+        if lease.adapter is not None:
+            self.adapters.leave(lease.adapter)
+
+    def _leave_path(self, lease: Lease, num_tokens: int) -> None:
+        """Its agent owns the path, where any of it is sound, and the agent is there still."""
+        agent = lease.agent
+        assert agent is not None
+        if num_tokens and not lease.end.is_root and not agent.is_gone:
+            self.owners.own(agent, lease.end)
+            self.misses.released(lease)
+        else:  # what it committed on the way is nobody's path
+            self.owners.disown(agent, lease.end)
+
+    def _let_go(self, lease: Lease, chain: list[Segment]) -> None:
+        """What was pinned was used now, and is free to leave."""
+        ranking = self.residency.ranking
+        for segment in reversed(chain):
+            ranking.touch(segment)
+        if lease.adapter is not None:
+            ranking.touch(lease.adapter)
+            ranking.unpin(lease.adapter)
+        for segment in chain:
+            ranking.unpin(segment)
+
+    def _tidy(self, lease: Lease, chain: list[Segment]) -> None:
+        """Now that nobody holds it: forget what could not be read, join what is one."""
+        residency = self.residency
+        if lease.failed is not None and lease.failed.error is not None:
+            residency.lose_host(lease.failed)  # before a merge hides what it was
+        for segment in chain[1:]:
+            residency.tidy(segment)
+        if lease.adapter is not None:
+            residency.settle_adapter(lease.adapter)
+
+
+def _may_extend(lease: Lease) -> bool:
+    """Whether the lease's end is its agent's alone, so that what is computed now belongs to it."""
+    end = lease.end
+    return (
+        not end.is_root
+        and end.pins == 1
+        and not end.children
+        and not end.tails
+        and end.load is None
+        and end.ready == end.num_blocks
+        and end.uses == 0
+        and list(end.owners) == ([] if lease.agent is None else [lease.agent])
+    )

@@ -1,0 +1,82 @@
+"""Loads that leases wait for: begun at admission, over with a poll, called back at a release.
+
+Called by the manager, admission and releases. Which copies there are is the residency's business;
+this knows who waits for them.
+"""
+
+from __future__ import annotations
+
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.lease import Lease
+from scalesim.memory.tree.segment import Segment, Transfer, lineage
+
+
+class LoadWaiters:
+    """``num_pages`` are held by leases that wait: what is loaded for them, and what lies idle
+    meanwhile."""
+
+    def __init__(self, residency: Residency) -> None:
+        self._residency = residency
+        self.num_pages = 0
+
+    def start(self, lease: Lease, chain: list[Segment], pages: list[int]) -> None:
+        """Load what ``chain``, from the root on, lacks into ``pages``; wait for what is coming."""
+        parts = []
+        transfers: dict[int, Transfer] = {}
+        for segment in chain:
+            if segment.load is not None:
+                transfers[id(segment.load)] = segment.load
+            count = segment.num_blocks - len(segment.device)
+            if count:
+                parts.append((segment, pages[:count]))
+                pages = pages[count:]
+        if parts:
+            transfer = self._residency.start_load(parts, demand=True)
+            transfers[id(transfer)] = transfer
+        for transfer in transfers.values():
+            transfer.waiters.append(lease)
+            lease.loads += 1
+
+    def start_adapter(self, lease: Lease, adapter: Segment, pages: list[int]) -> None:
+        """Load what ``adapter`` lacks into ``pages``: from the host if all of it is there, else
+        from its source."""
+        if pages:
+            if adapter.saved == adapter.num_blocks:
+                self._residency.start_load([(adapter, pages)], demand=True)
+            else:
+                self._residency.start_read(adapter, pages)
+        if adapter.load is not None:
+            adapter.load.waiters.append(lease)
+            lease.loads += 1
+        lease.num_host_blocks += len(pages)
+
+    def wait(self, lease: Lease) -> None:
+        """All that ``lease`` lacks is on its way: its pages count until it is there."""
+        if not lease.is_ready:
+            self.num_pages += len(lease.private) + lease.num_host_blocks
+
+    def poll(self) -> list[Lease]:
+        """Take in finished copies; returns the leases that wait no more."""
+        woken = []
+        for transfer in self._residency.poll():
+            for lease in transfer.waiters:
+                lease.loads -= 1
+                if transfer.error is not None or (transfer.cancelled and lease.failed is None):
+                    lease.failed = transfer  # cancelled: an aborted request's, in part, before ours
+                if lease.is_ready:
+                    self.num_pages -= len(lease.private) + lease.num_host_blocks
+                    woken.append(lease)
+        return woken
+
+    def abandon(self, lease: Lease) -> None:
+        """``lease`` waits no more: call back those loads that have not started and serve no other
+        request."""
+        self.num_pages -= len(lease.private) + lease.num_host_blocks
+        lease.loads = 0
+        held = lineage(lease.end)
+        if lease.adapter is not None:
+            held.append(lease.adapter)
+        for transfer in {id(s.load): s.load for s in held if s.load}.values():
+            transfer.waiters = [waiter for waiter in transfer.waiters if waiter is not lease]
+            if not transfer.waiters and transfer.purpose == "demand":
+                self._residency.cancel(transfer)

@@ -1,0 +1,1 @@
+"""Links: what copies pages between tiers."""

@@ -1,0 +1,174 @@
+"""Links: what carries pages between the device pool and the host pool. The seam, and two
+implementations.
+
+``ThreadLink`` copies numpy pools on a thread of its own: truly asynchronous on a CPU.
+``VirtualLink`` moves no time but virtual time, for replay and for tests. Neither decides anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from scalesim.core import Bytes2D, Fence
+from scalesim.errors import ScaleSimError
+from scalesim.memory.pools.page_pool import runs
+
+Direction = Literal["in", "out"]
+MAX_CHUNK_BYTES = 16 << 20  # one ticket: large enough for full rate, small enough to wait behind
+
+
+class LinkError(ScaleSimError):
+    """A copy did not arrive. The page it read from is untouched."""
+
+
+class PageSource(Protocol):
+    """Gives the pages of what is read, not computed. Called on a link's thread, or on any other."""
+
+    def read(self) -> Bytes2D:
+        """``[num_pages, page_bytes]``, the same bytes each time. Raises ``AdapterError``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A source that is in memory already."""
+
+    pages: Bytes2D
+
+    def read(self) -> Bytes2D:
+        return self.pages
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Pages to copy, pairwise: ``"in"`` host to device, ``"out"`` device to host.
+
+    With a ``source``, its pages from ``first`` on are copied instead of the other tier's, whose
+    list is empty: ``"in"`` to the device, ``"out"`` to the host.
+    """
+
+    direction: Direction
+    device_pages: Sequence[int]
+    host_pages: Sequence[int]
+    source: PageSource | None = None
+    first: int = 0
+
+    @property
+    def num_pages(self) -> int:
+        return max(len(self.device_pages), len(self.host_pages))
+
+    def pieces(self) -> list[tuple[int, int, int]]:
+        """(device page, host page, count) of each run that is consecutive on both sides."""
+        found: list[tuple[int, int, int]] = []
+        start = 0
+        for first, end in runs(self.device_pages):
+            done = 0
+            for host_first, host_end in runs(self.host_pages[start : start + end - first]):
+                found.append((first + done, host_first, host_end - host_first))
+                done += host_end - host_first
+            start += end - first
+        return found
+
+
+class Link(Protocol):
+    """Moves pages asynchronously. A ticket ends once, as done or failed, and is then reported by
+    ``poll``; one that was cancelled is not reported.
+
+    ``submit`` cuts the copies into chunks of at most 16 MiB, a ticket each, and starts none before
+    ``after`` is reached. Urgent copies overtake those that have not started. ``cancel`` succeeds
+    only for what has not started. ``wait`` blocks until ``poll`` would report something, or nothing
+    is left.
+    """
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]: ...
+
+    def poll(self) -> list[tuple[int, Exception | None]]: ...
+
+    def cancel(self, ticket: int) -> bool: ...
+
+    def wait(self, timeout_s: float) -> bool: ...
+
+    def queued_bytes(self, direction: Direction) -> int: ...
+
+    def rate(self, direction: Direction) -> float:
+        """Bytes a second, as measured or stated."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LinkAround:
+    """What is put around ``link`` to see, or to change, what goes through it: the rest is the
+    link's own."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        return self.link.submit(copies, after, urgent=urgent)
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        return self.link.poll()
+
+    def cancel(self, ticket: int) -> bool:
+        return self.link.cancel(ticket)
+
+    def wait(self, timeout_s: float) -> bool:
+        return self.link.wait(timeout_s)
+
+    def queued_bytes(self, direction: Direction) -> int:
+        return self.link.queued_bytes(direction)
+
+    def rate(self, direction: Direction) -> float:
+        return self.link.rate(direction)
+
+    def close(self) -> None:
+        self.link.close()
+
+
+class Timeline:
+    """How far a queue of device work has come, for those who wait on its fences from another
+    thread."""
+
+    def __init__(self) -> None:
+        self._reached = -1
+        self._changed = threading.Condition()
+
+    def reach(self, seq: int) -> None:
+        with self._changed:
+            self._reached = max(self._reached, seq)
+            self._changed.notify_all()
+
+    @property
+    def reached(self) -> int:
+        """The last piece of work that is complete; -1 for none."""
+        return self._reached
+
+    def has_reached(self, fence: Fence) -> bool:
+        return self._reached >= fence.seq
+
+    def wait(self, fence: Fence, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self.has_reached(fence), timeout_s)
+
+
+def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
+    """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES`` (at least a page)."""
+    step = max(1, MAX_CHUNK_BYTES // page_bytes)
+    return [
+        Copies(
+            copies.direction,
+            copies.device_pages[start : start + step],
+            copies.host_pages[start : start + step],
+            copies.source,
+            copies.first + start,
+        )
+        for start in range(0, copies.num_pages, step)
+    ]

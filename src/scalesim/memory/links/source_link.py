@@ -1,0 +1,279 @@
+"""A link that also reads sources (adapter files), on a thread of its own, off the engine's.
+
+Wraps the link between the pools, whose copies never wait for a disk. What is read for the device
+goes through a few pages of the host pool's memory that are kept for it, and from there as any copy:
+pinned where the host pool is, behind the same fences. Decides nothing.
+
+    source --reading thread--> bounce pages --the other link--> device pages
+    source --reading thread--> host pages
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from scalesim.core import Bytes2D, Fence
+from scalesim.errors import AdapterError
+from scalesim.foreign import Foreign, words_of
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, Held, Link
+
+BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
+_WAIT_S = 0.002  # between two looks at the other link, while a read is under way
+_WEIGHT = 0.1  # of the newest read in the rate
+_ASSUMED_BYTES_PER_S = 2e8  # until measured: a disk's, with unpacking
+
+Write = Callable[[Sequence[int], Bytes2D], None]
+"""Puts rows of bytes into pages of host memory; returns when they are there."""
+
+
+def num_bounce_pages(page_bytes: int) -> int:
+    """Pages that a host pool has behind its own, for ``SourceLink``."""
+    return max(2, BOUNCE_BYTES // page_bytes)
+
+
+@dataclass(eq=False, slots=True)
+class _Read:
+    """One ticket. ``parts`` are on their way to the device; ``rows`` from ``done`` on are not."""
+
+    ticket: int
+    copies: Copies
+    after: Fence | None
+    urgent: bool
+    rows: Bytes2D | None = None
+    done: int = 0
+    parts: int = 0
+    error: Exception | None = None
+
+    @property
+    def is_forwarded(self) -> bool:
+        return self.error is not None or self.done == self.copies.num_pages
+
+    def rows_of(self, whole: Bytes2D) -> Bytes2D:
+        return whole[self.copies.first : self.copies.first + self.copies.num_pages]
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    """Rows of a read on their way through bounce pages: written, then copied from there."""
+
+    read: _Read
+    rows: Bytes2D
+    copies: Copies
+    tickets: set[int] = field(default_factory=set)
+
+
+class SourceLink:
+    """Copies with a source are read here, the others go to ``link``. Tickets of reads are negative.
+
+    write : puts rows into host pages; called on the reading thread.
+    bounce : host pages that nobody else uses, for what goes on to the device.
+    threaded : without, each ``poll`` does a piece of the reading on its own thread, so that a test
+        repeats exactly.
+    """
+
+    def __init__(
+        self, link: Link, write: Write, bounce: Sequence[int], *, threaded: bool = True
+    ) -> None:
+        self.link = link
+        self.read_rate = _ASSUMED_BYTES_PER_S  # bytes a second, as measured
+        self._write, self._threaded = write, threaded
+        self._changed = threading.Condition()  # guards what the two threads share:
+        self._free = list(bounce)
+        self._queue: deque[_Read] = deque()
+        self._current: _Read | None = None  # being read, or put into bounce pages
+        self._written: list[_Part] = []  # for the other link
+        self._done: list[tuple[int, Exception | None]] = []
+        self._closed = False
+        self._flying: dict[int, _Part] = {}  # the engine's thread alone: by the other's ticket
+        self._ended: list[tuple[int, Exception | None]] = []
+        self._open = 0
+        self._last = 0
+        self._thread: threading.Thread | None = None  # started by the first read
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        if copies.source is None:
+            return self.link.submit(copies, after, urgent=urgent)
+        self._last -= 1
+        read = _Read(self._last, copies, after, urgent)
+        self._open += 1
+        with self._changed:
+            if urgent:
+                self._queue.appendleft(read)
+            else:
+                self._queue.append(read)
+            self._changed.notify_all()
+        if self._threaded and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="scalesim-read", daemon=True)
+            self._thread.start()
+        return [read.ticket]
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        if not self._open and not self._ended:
+            return self.link.poll()
+        if not self._threaded:
+            self.work()
+        self._pump()
+        ended, self._ended = self._ended, []
+        self._open -= sum(ticket < 0 for ticket, _ in ended)
+        return ended
+
+    def cancel(self, ticket: int) -> bool:
+        if ticket > 0:
+            return self.link.cancel(ticket)
+        with self._changed:
+            for read in self._queue:
+                if read.ticket == ticket:
+                    self._queue.remove(read)
+                    self._open -= 1
+                    return True
+        return False
+
+    def wait(self, timeout_s: float) -> bool:
+        end_s = time.monotonic() + timeout_s
+        while self._open:
+            if not self._threaded:
+                self.work()
+            self._pump()
+            if self._ended:
+                return True
+            if time.monotonic() > end_s:
+                return False
+            if not self.link.wait(_WAIT_S) and self._threaded:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._written or self._done, _WAIT_S)
+        return bool(self._ended) or self.link.wait(max(0.0, end_s - time.monotonic()))
+
+    def queued_bytes(self, direction: Direction) -> int:
+        return self.link.queued_bytes(direction)
+
+    def rate(self, direction: Direction) -> float:
+        return self.link.rate(direction)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self.link.close()
+
+    # -- on the engine's thread ---------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hand on what was written; take in what ended."""
+        with self._changed:
+            written, self._written = self._written, []
+            self._ended += self._done
+            self._done = []
+        for part in written:
+            tickets = self.link.submit(part.copies, part.read.after, urgent=part.read.urgent)
+            part.tickets.update(tickets)
+            self._flying.update(dict.fromkeys(tickets, part))
+        for ticket, error in self.link.poll():
+            part_of = self._flying.pop(ticket, None)
+            if part_of is None:
+                self._ended.append((ticket, error))
+            else:
+                self._copied(part_of, ticket, error)
+
+    def _copied(self, part: _Part, ticket: int, error: Exception | None) -> None:
+        part.tickets.discard(ticket)
+        read = part.read
+        with self._changed:
+            read.error = read.error or error
+            if not part.tickets:
+                read.parts -= 1
+                self._free += part.copies.host_pages
+                self._settle(read)
+                self._changed.notify_all()
+            self._ended += self._done
+            self._done = []
+
+    # -- on the reading thread ----------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._has_work)
+                if self._closed:
+                    return
+            self.work()
+
+    @property
+    def _has_work(self) -> bool:
+        if self._current is None:
+            return bool(self._queue)
+        return self._current.rows is None or bool(self._free)
+
+    def work(self) -> None:
+        """The next piece of the reading, if there is one that can be done now."""
+        with self._changed:
+            if not self._has_work:
+                return
+            if self._current is None:
+                self._current = self._queue.popleft()
+            read = self._current
+            part = None if read.rows is None else self._claim(read, read.rows)
+        error: Exception | None = None
+        with Foreign() as raised:
+            if part is None:
+                self._fetch(read)
+            else:
+                self._write(part.copies.host_pages, part.rows)
+        if isinstance(raised.error, AdapterError):
+            error = raised.error
+        elif raised.error is not None:
+            error = AdapterError(f"an adapter could not be read: {words_of(raised.error)}")
+            error.__cause__ = raised.error
+        with self._changed:
+            read.error = read.error or error
+            if part is not None and error is None:
+                self._written.append(part)
+            elif part is not None:
+                read.parts -= 1
+                self._free += part.copies.host_pages
+            self._settle(read)
+            self._changed.notify_all()
+
+    def _claim(self, read: _Read, rows: Bytes2D) -> _Part:
+        """The next part of ``read``, in bounce pages that are free."""
+        most = max(1, MAX_CHUNK_BYTES // rows.shape[1])
+        first, count = read.done, min(len(rows) - read.done, len(self._free), most)
+        pages, self._free = self._free[:count], self._free[count:]
+        read.done += count
+        read.parts += 1
+        device = read.copies.device_pages[first : read.done]
+        return _Part(read, rows[first : read.done], Copies("in", device, pages))
+
+    def _fetch(self, read: _Read) -> None:
+        """Read the source, for all that wait for it."""
+        source = read.copies.source
+        assert source is not None
+        start = time.perf_counter()
+        whole = source.read()
+        seconds = max(time.perf_counter() - start, 1e-9)
+        if not isinstance(source, Held):
+            self.read_rate += _WEIGHT * (whole.nbytes / seconds - self.read_rate)
+        read.rows = read.rows_of(whole)
+        if read.copies.direction == "out":
+            self._write(read.copies.host_pages, read.rows)
+            read.done = read.copies.num_pages
+        with self._changed:
+            for other in self._queue:
+                if other.copies.source is source and other.copies.direction == "in":
+                    other.rows = other.rows_of(whole)
+
+    def _settle(self, read: _Read) -> None:
+        """Under the lock: if ``read`` is over, say so."""
+        if not read.is_forwarded:
+            return
+        if self._current is read:
+            self._current = None
+        if not read.parts:
+            self._done.append((read.ticket, read.error))

@@ -1,0 +1,140 @@
+"""The thread link: copies between the pools on a thread of the host, for engines on a CPU."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from scalesim.core import Bytes2D, Fence
+from scalesim.foreign import Foreign
+from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline, chunked
+
+
+@dataclass(slots=True)
+class _Job:
+    ticket: int
+    copies: Copies
+    after: Fence | None
+    num_bytes: int
+
+
+class ThreadLink:
+    """One thread a direction between two numpy pools ``[num_pages, page_bytes]`` of uint8.
+
+    The copy is numpy's, which lets the interpreter go meanwhile. ``timeline`` answers for the
+    fences of the compute queue.
+    """
+
+    def __init__(self, device: Bytes2D, host: Bytes2D, timeline: Timeline) -> None:
+        assert device.shape[1] == host.shape[1], (device.shape, host.shape)
+        self._device, self._host, self._timeline = device, host, timeline
+        self._page_bytes = device.shape[1]
+        self._changed = threading.Condition()
+        self._queues: dict[Direction, deque[_Job]] = {"in": deque(), "out": deque()}
+        self._queued: dict[Direction, int] = {"in": 0, "out": 0}
+        self._rates: dict[Direction, float] = {"in": 4e9, "out": 4e9}  # until measured
+        self._done: list[tuple[int, Exception | None]] = []
+        self._tickets = itertools.count(1)
+        self._open = 0
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, args=(way,), name=f"scalesim-{way}", daemon=True)
+            for way in self._queues
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        jobs = [
+            _Job(next(self._tickets), chunk, after, chunk.num_pages * self._page_bytes)
+            for chunk in chunked(copies, self._page_bytes)
+        ]
+        with self._changed:
+            queue = self._queues[copies.direction]
+            if urgent:
+                queue.extendleft(reversed(jobs))
+            else:
+                queue.extend(jobs)
+            self._queued[copies.direction] += sum(job.num_bytes for job in jobs)
+            self._open += len(jobs)
+            self._changed.notify_all()
+        return [job.ticket for job in jobs]
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        if not self._done:  # a plain read: nothing to report is the common case
+            return []
+        with self._changed:
+            done, self._done = self._done, []
+            self._open -= len(done)
+        return done
+
+    def cancel(self, ticket: int) -> bool:
+        with self._changed:
+            for way, queue in self._queues.items():
+                for job in queue:
+                    if job.ticket == ticket:
+                        queue.remove(job)
+                        self._queued[way] -= job.num_bytes
+                        self._open -= 1
+                        return True
+        return False
+
+    def wait(self, timeout_s: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._done or not self._open, timeout_s)
+            return bool(self._done)
+
+    def queued_bytes(self, direction: Direction) -> int:
+        return self._queued[direction]
+
+    def rate(self, direction: Direction) -> float:
+        return self._rates[direction]
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, way: Direction) -> None:
+        queue = self._queues[way]
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: queue or self._closed)
+                if self._closed:
+                    return
+                job = queue.popleft()
+            while job.after is not None and not self._timeline.wait(job.after, timeout_s=0.1):
+                if self._closed:
+                    return
+            error: Exception | None = None
+            start = time.perf_counter()
+            with Foreign() as raised:
+                self._copy(job.copies)
+            if raised.error is not None:
+                error = LinkError(f"copy {way} of {len(job.copies.device_pages)} pages failed")
+                error.__cause__ = raised.error
+            seconds = time.perf_counter() - start
+            with self._changed:
+                self._queued[way] -= job.num_bytes
+                if error is None:
+                    self._rates[way] += 0.1 * (
+                        job.num_bytes / max(seconds, 1e-9) - self._rates[way]
+                    )
+                self._done.append((job.ticket, error))
+                self._changed.notify_all()
+
+    def _copy(self, copies: Copies) -> None:
+        for device, host, count in copies.pieces():
+            on_device = self._device[device : device + count]
+            on_host = self._host[host : host + count]
+            if copies.direction == "in":
+                on_device[:] = on_host
+            else:
+                on_host[:] = on_device

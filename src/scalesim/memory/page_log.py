@@ -1,0 +1,133 @@
+"""The flight recorder: what happened to pages last, and which copies are under way.
+
+The manager puts it at memory's own seams: its pools and its link tell what they do. Read when
+something is wrong (``dump``, ``LoggedLink.abandon``). Decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from scalesim.core import Fence
+from scalesim.foreign import Foreign
+from scalesim.memory.links.link import Copies, Link, LinkAround
+from scalesim.memory.pools.page_pool import PagePool, runs
+
+NUM_EVENTS = 4096
+PageEvent = tuple[str, "int | Exception | None", Sequence[int], Sequence[int]]
+"""What happened, its number (a step's, a fence's or a ticket's) or error, device and host pages."""
+
+
+class PageEventLog:
+    """The last ``NUM_EVENTS`` events of an engine's pages: a ring, so that it costs the same for
+    ever. ``note`` is the ring's own append: an event costs one tuple."""
+
+    def __init__(self) -> None:
+        self._events: deque[PageEvent] = deque(maxlen=NUM_EVENTS)
+        self.note: Callable[[PageEvent], None] = self._events.append
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def step(self, number: int) -> None:
+        """What follows was done after step ``number`` was launched."""
+        self.note(("step", number, (), ()))
+
+    def dump(self, last: int = NUM_EVENTS) -> str:
+        """The last events as text, a line each, the newest last."""
+        return "\n".join(map(_line, list(self._events)[-last:]))
+
+    def about(self, page: int, tier: str) -> list[str]:
+        """The lines that name ``page`` of the ``"device"`` or the ``"host"`` pool."""
+        on_device = tier == "device"
+        return [
+            _line(event) for event in self._events if page in (event[2] if on_device else event[3])
+        ]
+
+
+class LoggedPool(PagePool):
+    """A pool of ``tier`` that tells ``flight`` of each page that it hands out or takes back."""
+
+    def __init__(self, num_pages: int, *, first: int = 0, tier: str, flight: PageEventLog) -> None:
+        super().__init__(num_pages, first=first)
+        self._note, self._is_device = flight.note, tier == "device"
+
+    def allocate(self, count: int) -> list[int] | None:
+        pages = super().allocate(count)
+        if pages:
+            self._note(
+                ("taken", None, pages, ()) if self._is_device else ("taken", None, (), pages)
+            )
+        return pages
+
+    def free(self, pages: Sequence[int], fence: int = -1) -> None:
+        super().free(pages, fence)
+        if pages:
+            self._note(
+                ("freed", fence, pages, ()) if self._is_device else ("freed", fence, (), pages)
+            )
+
+
+class LoggedLink(LinkAround):
+    """A link that knows the pages of every copy that has not ended, and tells ``flight``."""
+
+    def __init__(self, link: Link, flight: PageEventLog | None) -> None:
+        super().__init__(link)
+        self._note = _forget if flight is None else flight.note
+        self._open: dict[int, Copies] = {}
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        tickets = self.link.submit(copies, after, urgent=urgent)
+        name = "copy in" if copies.direction == "in" else "copy out"
+        self._note((name, tickets[-1], copies.device_pages, copies.host_pages))
+        for ticket in tickets:
+            self._open[ticket] = copies
+        return tickets
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        ended = self.link.poll()
+        for ticket, error in ended:
+            copies = self._open.pop(ticket, None)
+            if error is not None and copies is not None:
+                self._note(("copy failed", error, copies.device_pages, copies.host_pages))
+            else:
+                self._note(("copy ended", ticket, (), ()))
+        return ended
+
+    def cancel(self, ticket: int) -> bool:
+        cancelled = self.link.cancel(ticket)
+        if cancelled:
+            self._open.pop(ticket, None)
+            self._note(("copy cancelled", ticket, (), ()))
+        return cancelled
+
+    def abandon(self, timeout_s: float) -> tuple[set[int], set[int]]:
+        """Call back every copy or wait for it, whoever asked for it and whatever the link raises:
+        the device and host pages that a copy may still touch after that."""
+        for ticket in list(self._open):
+            with Foreign():
+                self.cancel(ticket)
+        with Foreign():
+            while self._open and self.link.wait(timeout_s):
+                self.poll()
+        left = list(self._open.values())
+        return {page for each in left for page in each.device_pages}, {
+            page for each in left for page in each.host_pages
+        }
+
+
+def _forget(event: PageEvent) -> None:
+    """Nobody records."""
+
+
+def _line(event: PageEvent) -> str:
+    what, number, device, host = event
+    parts = [what if number is None else f"{what} {number}"]
+    for tier, pages in (("device", device), ("host", host)):
+        if pages:
+            named = (f"{a}" if b == a + 1 else f"{a}-{b - 1}" for a, b in runs(list(pages)))
+            parts.append(f"{tier} {' '.join(named)}")
+    return ": ".join([parts[0], ", ".join(parts[1:])]) if len(parts) > 1 else parts[0]

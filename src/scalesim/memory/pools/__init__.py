@@ -1,0 +1,1 @@
+"""Pools of pages and the memory behind them."""

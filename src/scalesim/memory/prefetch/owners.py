@@ -1,0 +1,198 @@
+"""Who owns what, and when they need it: the agents, their paths, and the advice about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scalesim.core import AgentId
+from scalesim.memory.eviction.ranking import EvictionRanking
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.tree.owner import MANY_OWNERS, PERMANENT, AgentState, ReuseStats
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment, lineage
+
+_MANY = 16  # changes that are cheaper put into order together
+
+
+class Owners:
+    """All agents that memory has heard of. Changes owners and next uses, moves no page."""
+
+    def __init__(self, tree: PrefixTree, ranking: EvictionRanking, prefetcher: Prefetcher) -> None:
+        self.agents: dict[AgentId, AgentState] = {}
+        self._habit = ReuseStats()
+        self._tree, self._ranking, self._prefetcher = tree, ranking, prefetcher
+
+    def agent(self, id: AgentId) -> AgentState:
+        state = self.agents.get(id)
+        if state is None:
+            state = self.agents[id] = AgentState(id, self._habit)
+        return state
+
+    def nobody(self) -> AgentState:
+        """Somebody who was forgotten already."""
+        state = AgentState("", self._habit)
+        state.is_gone = True
+        return state
+
+    def set_next_use(self, id: AgentId, next_use: float | None) -> None:
+        """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
+        self.set_next_uses([(id, next_use)])
+
+    def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
+        """``set_next_use`` for many, in this order: of an agent that is named twice, the last one
+        holds. Of an agent that has nothing in an order, which is most of them, only the time is
+        written down."""
+        prefetcher = self._prefetcher
+        seqs = self._ranking.next_seqs(len(advice))
+        awaited: list[AgentState] = []
+        for state, (_, next_use), seq in zip(self._named(advice), advice, seqs, strict=True):
+            if next_use != next_use:
+                next_use = None  # NaN orders nothing
+            if next_use is None and state.next_use is None:
+                continue
+            state.next_use, state.next_seq = next_use, seq
+            if state.placed:
+                self._refresh_paths(state)
+            if next_use is None or len(advice) < _MANY:
+                prefetcher.await_agent(state)
+            else:
+                awaited.append(state)
+        awaited = [state for state in awaited if state.next_use is not None]  # not taken back since
+        if awaited:
+            prefetcher.await_agents(awaited)
+
+    def _named(self, advice: Sequence[tuple[AgentId, float | None]]) -> list[AgentState]:
+        """The agents that ``advice`` names. That they are all looked up first lets the processor
+        wait for several at once: of many agents, few are in its caches."""
+        ids = [id for id, _ in advice]
+        known = list(map(self.agents.get, ids))
+        found = [state for state in known if state is not None]
+        return found if len(found) == len(known) else list(map(self.agent, ids))
+
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
+        source, target = self.agent(parent), self.agent(child)
+        for end, uses in source.paths.items():
+            target.paths[end] = uses
+            for segment in lineage(end):
+                segment.owners[target] = target.calls
+                segment.uses += 1
+        target.adapter = source.adapter
+        self._refresh_paths(target)
+
+    def is_resident(self, id: AgentId | None) -> bool:
+        """Whether what the agent's next request will likely begin with is wholly on the device."""
+        state = None if id is None else self.agents.get(id)
+        if state is None or (end := state.likely_end()) is None:
+            return False
+        adapter = state.adapter
+        if adapter is not None and adapter.ready < adapter.num_blocks:
+            return False
+        return end.ready == end.num_blocks and end.parent is not None
+
+    def use_adapter(self, id: AgentId, adapter: Segment | None) -> None:
+        """``id`` owns ``adapter`` in place of the one before: a path that each of its calls takes.
+        Whatever holds the old one goes on with it."""
+        state = self.agent(id)
+        old = state.adapter
+        if old is adapter:
+            return
+        state.adapter = adapter
+        if old is not None:
+            state.paths.pop(old, None)
+            old.owners.pop(state, None)
+            self._ranking.refresh(old)
+        if adapter is not None:
+            state.paths[adapter] = PERMANENT
+            adapter.owners[state] = state.calls
+            self._ranking.refresh(adapter)
+            self._prefetcher.await_agent(state)
+
+    def drop(self, id: AgentId) -> list[Segment]:
+        """Forget ``id``. Nothing is its any more; returns what now is nobody's, the deepest first.
+        Whoever is made under this id later is another."""
+        state = self.agents.pop(id, None)
+        if state is None:
+            return []
+        state.is_gone, state.next_use = True, None
+        self._prefetcher.await_agent(state)
+        state.adapter = state.newest = state.home = None
+        left: dict[Segment, None] = {}
+        for end in list(state.paths):
+            del state.paths[end]
+            path = lineage(end)
+            tails = [tail for each in path if (tail := each.tails.get(id)) and state in tail.owners]
+            self.disown(state, end)
+            left.update(dict.fromkeys((*tails, *path)))
+        for segment in left:
+            self._inherit(segment)
+        return [segment for segment in left if not segment.owners and not segment.is_adapter]
+
+    def _inherit(self, tail: Segment) -> None:
+        """A tail that nobody owns goes to an owner of the path that has none there: a fork."""
+        path = tail.parent
+        if not tail.is_tail or tail.owners or path is None:
+            return
+        for owner in path.owners:
+            if owner.id not in path.tails:
+                self._tree.hand_tail(tail, owner.id)
+                tail.owners[owner], tail.uses = owner.calls, 1
+                self._ranking.refresh(tail)
+                return
+
+    def own(self, agent: AgentState, end: Segment) -> None:
+        """``agent`` computed the path to ``end``. Its least worth path gives way if it has too
+        many."""
+        for segment in lineage(end):
+            segment.owners[agent] = agent.calls
+        before = agent.newest
+        displaced = agent.remember(end)
+        if before is not None and before is not end and before.parent is not None:
+            for segment in (before, *before.tails.values()):
+                self._ranking.refresh(segment)
+        if displaced is not None:
+            self.disown(agent, displaced)
+
+    def disown(self, agent: AgentState, end: Segment) -> None:
+        """``agent`` lets go of what leads to ``end`` and to none of its paths."""
+        kept = {segment for path in agent.paths for segment in lineage(path)}
+        for segment in lineage(end):
+            if segment not in kept:
+                segment.owners.pop(agent, None)
+                tail = segment.tails.get(agent.id)
+                if tail is not None and agent in tail.owners:
+                    tail.uses = 0
+                    del tail.owners[agent]
+                    self._ranking.refresh(tail)
+                self._ranking.refresh(segment)
+
+    def evicted(self, segment: Segment) -> None:
+        """Pages of ``segment`` left the device: its owners will want them back."""
+        if segment.host and len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
+                self._prefetcher.await_agent(owner)
+                if not segment.device and owner.owns_only(segment):
+                    owner.placed = False
+
+    def adapter_moved(self, adapter: Segment) -> None:
+        """``adapter`` left a tier, or came to the host: its owners will want it loaded, or read."""
+        if len(adapter.owners) <= MANY_OWNERS:
+            for owner in adapter.owners:
+                self._prefetcher.await_agent(owner)
+
+    def _refresh_paths(self, agent: AgentState) -> None:
+        """What ``agent`` owns alone, or almost, has another next use now. An agent of whose
+        segments none is in an order is passed over from then on, until one is again."""
+        ranking = self._ranking
+        agent.placed = False
+        seen: dict[Segment, None] = {}
+        for end in agent.paths:
+            for segment in lineage(end):
+                if segment in seen:
+                    break
+                seen[segment] = None
+                tail = segment.tails.get(agent.id)  # below what it hangs from: it leaves before it
+                if tail is not None and tail.pins == 0:
+                    ranking.refresh(tail)
+                if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
+                    ranking.refresh(segment)

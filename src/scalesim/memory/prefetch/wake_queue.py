@@ -1,0 +1,145 @@
+"""Who is awaited: agents by next use, the soonest first. For many that wait, of whom few are near.
+
+Used by the look-ahead. Agents lie in buckets by time, without an order, the wider the farther off;
+only what may be at the head is in a heap. So another next use costs the same however many wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from scalesim.memory.tree.owner import AgentState
+
+WakeTimes: TypeAlias = npt.NDArray[np.float64]
+
+_Entry: TypeAlias = "tuple[float, int, AgentState]"
+_FINE = 8.0  # a bucket is at most this part of the time until it begins
+_FOREVER = 2.0**52
+_next_use = attrgetter("next_use")
+
+
+class WakeQueue:
+    """``AgentState.awaited`` is the bucket, or the heap, that an agent is in; its entries elsewhere
+    are stale. Ties go by ``next_seq``. ``num_entries`` counts both kinds."""
+
+    def __init__(self) -> None:
+        self._num_live = self.num_entries = 0
+        self._near: list[_Entry] = []  # a heap
+        self._buckets: dict[float, list[AgentState]] = {}
+        self._begins: list[float] = []  # of the buckets, a heap
+
+    def __len__(self) -> int:
+        return self._num_live
+
+    def add(self, agent: AgentState, now: float) -> None:
+        """Add, or move to its next use, which must be known."""
+        at = agent.next_use
+        assert at is not None
+        if agent.awaited is None:
+            self._num_live += 1
+        if at > now:
+            bucket = self._bucket(_begin(at, at - now))
+            if agent.awaited is bucket:
+                return
+            agent.awaited = bucket
+            bucket.append(agent)
+        else:
+            self._put_near(agent, at)
+        self.num_entries += 1
+        if self.num_entries > 2 * self._num_live + 64:
+            self._sweep()
+
+    @property
+    def num_near(self) -> int:
+        """How many are awaited about when the soonest is, at most; as of the last ``peek``."""
+        return len(self._near)
+
+    def add_all(self, agents: Sequence[AgentState], now: float) -> None:
+        """``add`` for each, in this order."""
+        times = np.fromiter(map(_next_use, agents), np.float64, len(agents))
+        buckets = self._buckets
+        for agent, at, begin in zip(agents, times.tolist(), _begins(times, now), strict=True):
+            bucket = buckets.get(begin)
+            if bucket is None or at <= now or agent.awaited is None:
+                self.add(agent, now)
+            elif agent.awaited is not bucket:
+                agent.awaited = bucket
+                bucket.append(agent)
+                self.num_entries += 1
+        if self.num_entries > 2 * self._num_live + 64:
+            self._sweep()
+
+    def discard(self, agent: AgentState) -> None:
+        if agent.awaited is not None:
+            agent.awaited = None
+            self._num_live -= 1
+
+    def peek(self) -> AgentState | None:
+        """The soonest."""
+        near = self._near
+        while True:
+            while near and not self._is_live(near[0]):
+                heapq.heappop(near)
+                self.num_entries -= 1
+            if not self._begins or (near and near[0][0] < self._begins[0]):
+                return near[0][2] if near else None
+            self._open(self._buckets.pop(heapq.heappop(self._begins)))
+
+    def _open(self, bucket: list[AgentState]) -> None:
+        for agent in bucket:
+            if agent.awaited is bucket and agent.next_use is not None:
+                self._put_near(agent, agent.next_use)
+            else:
+                self.num_entries -= 1
+
+    def _put_near(self, agent: AgentState, at: float) -> None:
+        agent.awaited = self._near
+        heapq.heappush(self._near, (at, agent.next_seq, agent))
+
+    def _is_live(self, entry: _Entry) -> bool:
+        _, seq, agent = entry
+        return agent.awaited is self._near and agent.next_seq == seq
+
+    def _bucket(self, begin: float) -> list[AgentState]:
+        bucket = self._buckets.get(begin)
+        if bucket is None:
+            bucket = self._buckets[begin] = []
+            heapq.heappush(self._begins, begin)
+        return bucket
+
+    def _sweep(self) -> None:
+        """Drop the stale entries: they outnumber the others."""
+        self._near[:] = dict.fromkeys(entry for entry in self._near if self._is_live(entry))
+        heapq.heapify(self._near)
+        self.num_entries = len(self._near)
+        for bucket in self._buckets.values():
+            bucket[:] = dict.fromkeys(agent for agent in bucket if agent.awaited is bucket)
+            self.num_entries += len(bucket)
+
+
+def _begin(at: float, ahead: float) -> float:
+    """Where the bucket of time ``at`` begins, seen from ``ahead`` steps before it."""
+    if ahead < 2.0 * _FINE:
+        return float(math.floor(at))
+    if ahead >= _FOREVER:
+        return _FOREVER
+    width = math.ldexp(1.0, math.frexp(ahead / _FINE)[1] - 1)
+    return math.floor(at / width) * width
+
+
+def _begins(at: WakeTimes, now: float) -> list[float]:
+    """``_begin`` for ``[n]`` times, seen from ``now``."""
+    ahead = at - now
+    width = np.exp2(np.frexp(np.maximum(ahead, 1.0) / _FINE)[1] - 1.0)
+    width[ahead < 2.0 * _FINE] = 1.0
+    begins = np.floor(at / width) * width
+    begins[ahead >= _FOREVER] = _FOREVER
+    found: list[float] = begins.tolist()
+    return found

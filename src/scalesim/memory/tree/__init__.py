@@ -1,0 +1,1 @@
+"""The prefix tree: segments, and the agents that own them."""

@@ -1,0 +1,1 @@
+"""Checkpoints: configurations and weights, read and checked."""

@@ -1,0 +1,122 @@
+"""Typed reading of a JSON object that a stranger wrote: each field has a type and a range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from scalesim.checks import shown
+from scalesim.errors import ScaleSimError, UnsupportedModelError
+from scalesim.model.checkpoint.files import Json
+
+MOST_CHARS = 200  # of a name
+MOST_WHOLE = 2**31 - 1  # positions, ids and sizes are int32 somewhere
+_NEEDED: Any = object()
+
+
+class MalformedError(UnsupportedModelError):
+    """A field is not of its type, or out of its range: no path can run this model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of ``raw``, an object that messages call ``where``. Whatever is not of the asked
+    type and range raises ``error``, naming file, key, value and rule.
+
+    ``default`` is what an absent field means; without one the field must be there. ``null`` is a
+    value like any other, refused unless ``null=True`` says that it means the default, as it does
+    for transformers.
+    """
+
+    where: str
+    raw: Json
+    error: type[ScaleSimError] = MalformedError
+
+    def __contains__(self, key: str) -> bool:
+        return self.raw.get(key) is not None
+
+    def whole(
+        self, key: str, default: Any = _NEEDED, *, least: int = 1, most: int = MOST_WHOLE,
+        null: bool = False,
+    ) -> Any:  # fmt: skip
+        """An integer; JSON's ``true`` and ``4.0`` are none."""
+        value = self._given(key, default, null)
+        if value is default:
+            return default
+        if type(value) is not int or not least <= value <= most:
+            kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
+            raise self.wrong(key, value, kind + (f", at most {most}" if most < MOST_WHOLE else ""))
+        return value
+
+    def number(
+        self, key: str, default: Any = _NEEDED, *, above: float = -math.inf, least: float = -1e30,
+        most: float = 1e30, null: bool = False,
+    ) -> Any:  # fmt: skip
+        """A finite float; integers are taken."""
+        value = self._given(key, default, null)
+        if value is default:
+            return default
+        if type(value) not in (int, float) or not (above < value and least <= value <= most):
+            rule = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
+            raise self.wrong(key, value, f"a number {rule}, at most {most:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False, *, null: bool = False) -> bool:
+        value = self._given(key, default, null)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def name(self, key: str, default: Any = _NEEDED, *, null: bool = False) -> Any:
+        """A short string."""
+        value = self._given(key, default, null)
+        if value is not default and not _is_name(value):
+            raise self.wrong(key, value, f"a string of at most {MOST_CHARS} characters")
+        return value
+
+    def names(self, key: str) -> list[str]:
+        """A list of short strings; empty where it is absent or null."""
+        value = self._given(key, [], True)
+        if not isinstance(value, list) or not all(map(_is_name, value)):
+            raise self.wrong(key, value, f"a list of strings of at most {MOST_CHARS} characters")
+        return value
+
+    def numbers(self, key: str, *, above: float) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        value = self._given(key, _NEEDED, False)
+        if not isinstance(value, list):
+            raise self.wrong(key, value, "a list of numbers")
+        parts = Fields(f"{self.where}: {key}", {str(i): n for i, n in enumerate(value)}, self.error)
+        return tuple(parts.number(str(i), above=above) for i in range(len(value)))
+
+    def wholes(self, key: str, *, most: int = MOST_WHOLE) -> tuple[int, ...]:
+        """One integer from 0 on, or a list of them; empty where it is absent or null."""
+        value = self._given(key, [], True)
+        listed = value if isinstance(value, list) else [value]
+        if not all(type(each) is int and 0 <= each <= most for each in listed):
+            raise self.wrong(key, value, f"integers from 0 to {most}")
+        return tuple(listed)
+
+    def table(self, key: str) -> Fields:
+        """A nested object; empty where it is absent or null."""
+        value = self._given(key, {}, True)
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object")
+        return Fields(f"{self.where}: {key}", value, self.error)
+
+    def wrong(self, key: str, value: object, rule: str) -> ScaleSimError:
+        written = "null" if value is None else shown(value)
+        return self.error(f"{self.where}: {key} is {written}; must be {rule}")
+
+    def _given(self, key: str, default: Any, null: bool) -> Any:
+        value = self.raw.get(key)
+        if value is None and (null or key not in self.raw):
+            if default is _NEEDED:
+                raise self.error(f"{self.where}: {key} is missing")
+            return default
+        return value
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MOST_CHARS

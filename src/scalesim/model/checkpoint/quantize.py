@@ -1,0 +1,83 @@
+"""Weight-only quantization by torchao, an optional extra: matrices in 8 bits, all else as it was.
+
+Embeddings, the head and routers keep their precision. Called by the loaders; an engine's kernels
+then need ``with_quantized``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from scalesim_kernels import KernelSet
+from scalesim_kernels.cpu_rows import RowProduct
+from torch import Tensor, nn
+
+from scalesim.errors import ConfigError
+from scalesim.model.checkpoint.weights import ExpertWeights, LayerWeights, Weights
+
+SCHEMES = ("int8", "float8")  # a scale each row; a scale for the matrix
+
+
+def scheme_config(scheme: str) -> Any:
+    """torchao's settings. Raises ``ConfigError`` for an unknown name, or without torchao."""
+    if scheme not in SCHEMES:
+        raise ConfigError(f"quantize={scheme!r}: must be one of {', '.join(SCHEMES)}, or None")
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    except ImportError as error:
+        raise ConfigError(
+            f"quantize={scheme!r} needs torchao: pip install 'scalesim-runtime[quantize]'"
+        ) from error
+    return Int8WeightOnlyConfig() if scheme == "int8" else Float8WeightOnlyConfig()
+
+
+def quantize_modules(model: nn.Module, scheme: str) -> None:
+    """Every linear layer but the head, in place."""
+    from torchao.quantization import quantize_
+
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+
+    def chosen(module: nn.Module, _: str) -> bool:
+        return isinstance(module, nn.Linear) and module is not head
+
+    quantize_(model, scheme_config(scheme), chosen)
+
+
+def quantize_weights(weights: Weights, scheme: str) -> Weights:
+    """The native decoder's."""
+
+    def one(matrix: Tensor) -> Tensor:
+        holder = nn.Linear(1, 1, bias=False)
+        holder.weight = nn.Parameter(matrix, requires_grad=False)
+        whole = nn.Sequential(holder)
+        quantize_modules(whole, scheme)
+        return holder.weight
+
+    def layer(old: LayerWeights) -> LayerWeights:
+        mlp = old.mlp.packed(one)
+        if isinstance(mlp, ExpertWeights) and isinstance(old.mlp, ExpertWeights):
+            mlp = replace(mlp, router=old.mlp.router)
+        return replace(old, qkv=one(old.qkv), o=one(old.o), mlp=mlp)
+
+    return replace(weights, layers=tuple(map(layer, weights.layers)))
+
+
+def with_quantized(kernels: KernelSet) -> KernelSet:
+    """``kernels`` whose ``linear`` gives matrices that torchao holds to torchao. On a CPU its rows
+    stand alone as those of ``kernels`` do."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if type(weight) is Tensor:
+            return kernels.linear(x, weight, bias)
+        if not x.is_cpu:
+            return F.linear(x, weight, bias)
+        kind = (type(weight), weight.shape, bias is None)
+        return RowProduct(lambda rows: F.linear(rows, weight, bias), kind, weight.shape[0])(x)
+
+    def pack_weight(weight: Tensor) -> Tensor:
+        return kernels.pack_weight(weight) if type(weight) is Tensor else weight
+
+    return replace(kernels, linear=linear, pack_weight=pack_weight)

@@ -1,0 +1,1 @@
+"""The layers that compute a model."""

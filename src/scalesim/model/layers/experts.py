@@ -1,0 +1,39 @@
+"""A mixture of experts: each token through the few MLPs that its router likes best.
+
+Called by the decoder. Tokens are grouped by expert on the host, so a step with experts cannot be
+captured in a graph. A token's bits depend on no other token: groups are padded to the kernels' row
+multiple, and what its experts give is added up in the order of their numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from scalesim_kernels import KernelSet
+from torch import Tensor
+
+from scalesim.model.checkpoint.config import ExpertsConfig
+from scalesim.model.checkpoint.weights import ExpertWeights
+
+
+def route(logits: Tensor, config: ExpertsConfig) -> tuple[Tensor, Tensor]:
+    """The experts of each token, ``[num_tokens, per_token]``, and their weights, in fp32."""
+    weights, chosen = torch.softmax(logits.float(), dim=-1).topk(config.per_token)
+    if config.normalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return chosen, weights
+
+
+def mix_experts(
+    x: Tensor, weights: ExpertWeights, config: ExpertsConfig, kernels: KernelSet
+) -> Tensor:
+    """``[num_tokens, hidden]``: of each token, the weighted sum of what its experts give."""
+    chosen, shares = route(kernels.linear(x, weights.router), config)
+    shares, out = shares.to(x.dtype), torch.zeros_like(x)
+    for index in sorted(set(chosen.flatten().tolist())):
+        tokens, place = torch.where(chosen == index)
+        rows = torch.cat((tokens, tokens[:1].expand(-len(tokens) % kernels.row_multiple)))
+        expert = weights.experts[index]
+        wide = kernels.silu_mul(kernels.linear(x.index_select(0, rows), expert.gate_up))
+        given = kernels.linear(wide, expert.down)[: len(tokens)]
+        out.index_add_(0, tokens, given * shares[tokens, place, None])
+    return out

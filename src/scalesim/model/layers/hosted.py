@@ -1,0 +1,227 @@
+"""A causal LM of transformers on our pages: its layers, our attention, KV and block table.
+
+transformers' attention interface lets a model call a function of ours in place of its attention;
+so do the transformers back ends of vLLM and TGI. The model sees one long row of tokens with their
+positions, whichever sequences they are of. Made by ``hosting``, which also checks that a model can
+be run so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from scalesim_kernels import KernelSet, LoraBatch, PagedBatch
+from torch import Tensor, nn
+
+from scalesim.errors import AdapterError, UnsupportedModelError
+from scalesim.model.layers.decoder import ModelShape
+
+INTERFACE = "scalesim"
+# Of the keywords that models give their attention, those that say nothing new.
+WITHOUT_EFFECT = frozenset(
+    [
+        "attention_mask", "cache_position", "dropout", "head_mask", "is_causal", "layer_idx",
+        "num_items_in_batch", "output_attentions", "output_hidden_states", "output_router_logits",
+        "past_key_values", "position_embeddings", "position_ids", "return_dict", "use_cache",
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What one layer asked for: heads, options, and what else it gave that must not be ignored."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    value_dim: int
+    window: int | None
+    unknown: tuple[str, ...]
+
+
+class PagedLayers:
+    """Stands for the attention of all layers of one model; its modules hold it as ``paged``.
+
+    Without a step it only notes the calls: ``calls`` by layer.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[int, AttentionCall] = {}
+        self.step: tuple[Tensor, PagedBatch, Any, KernelSet] | None = None
+        self.no_rotation = torch.zeros(0)
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, options: dict[str, Any]
+    ) -> Tensor:
+        """``[num_tokens, num_heads, head_dim]``, as are q, k and v (with their own heads)."""
+        assert self.step is not None
+        pool, batch, plan, kernels = self.step
+        heads = torch.cat((q, k, v), dim=1).flatten(1)
+        q = kernels.qk_norm_rope_store(
+            heads, pool, layer, batch, plan, self.no_rotation, None, None, 0.0
+        )
+        out = q.new_zeros(q.shape)
+        kernels.paged_decode(q, pool, layer, batch, plan, scale, out, **options)
+        kernels.paged_prefill(q, pool, layer, batch, plan, scale, out, **options)
+        return out
+
+
+def paged_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The function that models call. query : ``[1, num_heads, num_tokens, head_dim]``."""
+    layers: PagedLayers = module.paged
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    if layers.step is None:
+        given = {**more, "attention_mask": attention_mask}
+        layers.calls[module.layer_idx] = note_call(q, k, v, sliding_window, given)
+        return query.new_zeros((1, *q.shape[:2], v.shape[2])), None
+    given = {"window": sliding_window, "soft_cap": softcap}
+    options = {name: option for name, option in given.items() if option is not None}
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    return layers.attend(module.layer_idx, q, k, v, float(scale), options)[None], None
+
+
+def note_call(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, given: Mapping[str, Any]
+) -> AttentionCall:
+    unknown = [name for name, value in given.items() if value is not None]
+    unknown = [name for name in unknown if name not in WITHOUT_EFFECT]
+    if given.get("attention_mask") is not None:
+        unknown.append("attention_mask")
+    if given.get("is_causal") is False:
+        unknown.append("is_causal=False")
+    return AttentionCall(
+        q.shape[1], k.shape[1], k.shape[2], v.shape[2], window, tuple(sorted(unknown))
+    )
+
+
+class Body(nn.Module):
+    """In the place of a model's decoder: gives hidden states that are there already, so that the
+    rest of the model (head, scale, cap) can be run on some rows alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.given: Tensor | None = None
+        self.output: type[Any] | None = None  # the class of what the decoder returned
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.given is not None and self.output is not None:
+            return self.output(last_hidden_state=self.given)
+        result = self.inner(*args, **kwargs)
+        self.output = type(result)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer by the engine's kernels, whose rows stand alone."""
+
+    def __init__(self, linear: nn.Linear, kernels: KernelSet) -> None:
+        super().__init__()
+        self.kernels, self.out = kernels, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias  # some models look at them
+        self.matrix = kernels.pack_weight(linear.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return self.kernels.linear(rows, self.matrix, self.bias).view(*x.shape[:-1], self.out)
+
+
+class HostedModel:
+    """As ``Decoder``. ``model`` is transformers', its attention set to ``INTERFACE``."""
+
+    takes_graphs = False  # what its layers do on the host is not known
+
+    def __init__(self, model: Any, shape: ModelShape | None) -> None:
+        self._model, self._shape = model, shape
+        self.layers = PagedLayers()
+        weights = model.get_input_embeddings().weight
+        self.dtype, self.place = weights.dtype, str(weights.device)
+        for module in model.modules():
+            if hasattr(module, "layer_idx"):
+                module.paged = self.layers
+        self._body = next((part for part in model.modules() if isinstance(part, Body)), None)
+        if self._body is None:
+            inner = model.get_decoder()
+            self._body = Body(inner)
+            name = next(name for name, part in model.named_modules() if part is inner)
+            model.set_submodule(name, self._body)
+
+    @property
+    def config(self) -> ModelShape:
+        assert self._shape is not None
+        return self._shape
+
+    def packed(self, kernels: KernelSet) -> HostedModel:
+        """A model of its own that shares the weights, its linear layers run by ``kernels``."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors_of(self._model)}
+        shared[id(self._model.config)] = self._model.config
+        mine = copy.deepcopy(self._model, shared)
+        for name, part in list(mine.named_modules()):
+            if type(part) is nn.Linear and type(part.weight) is nn.Parameter:
+                mine.set_submodule(name, PackedLinear(part, kernels))
+        return HostedModel(mine, self._shape)
+
+    def reserve(self, num_positions: int) -> None:
+        """K comes rotated: the table that the store wants is cosines of 1 and sines of 0."""
+        half = self.config.head_dim // 2
+        ones = torch.ones((num_positions, half), dtype=self.dtype, device=self.place)
+        self.layers.no_rotation = torch.cat((ones, torch.zeros_like(ones)), dim=1)
+
+    def note_calls(self, token_ids: Tensor) -> dict[int, AttentionCall]:
+        """Which layers call the attention interface, and with what."""
+        self.layers.calls.clear()
+        self.run(token_ids, torch.arange(len(token_ids), device=token_ids.device))
+        return dict(self.layers.calls)
+
+    def forward(
+        self, token_ids: Tensor, pool: Tensor, batch: PagedBatch, plan: Any, kernels: KernelSet,
+        lora: LoraBatch | None = None,
+    ) -> Tensor:  # fmt: skip
+        if lora is not None:
+            raise UnsupportedModelError("adapters are run on native models only")
+        self.layers.step = (pool, batch, plan, kernels)
+        try:
+            return self.run(token_ids, batch.positions)
+        finally:
+            self.layers.step = None
+
+    def run(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        assert self._body is not None
+        ids, at = token_ids.long()[None], positions.long()[None]
+        hidden: Tensor = self._body(input_ids=ids, position_ids=at, use_cache=False)[0][0]
+        return hidden
+
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
+        assert self._body is not None
+        self._body.given = hidden[None]
+        try:
+            ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+        finally:
+            self._body.given = None
+        return logits.float() if out is None else out.copy_(logits)
+
+
+def no_adapters(path: str | Path) -> NoReturn:
+    """Stands for reading an adapter's folder."""
+    raise AdapterError(f"adapter {path}: adapters are run on native models only (docs/models.md)")
+
+
+def tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()

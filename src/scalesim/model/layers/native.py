@@ -1,0 +1,165 @@
+"""The native decoder: one class for all families, told apart by the config's options.
+
+Holds weights and the rotary tables, no KV and no batch; ``ModelRunner`` calls it. Every op comes
+from the kernel set that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from scalesim_kernels import KernelSet, LoraBatch, LoraSite, PagedBatch
+from torch import Tensor
+
+from scalesim.model.adapters.layout import lora_sites
+from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.weights import ExpertWeights, LayerWeights, MlpWeights, Weights
+from scalesim.model.layers.experts import mix_experts
+from scalesim.model.layers.rope import cos_sin_table
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
+
+
+class NativeModel:
+    """A decoder over paged KV, for positions below what ``reserve`` was last called with."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype = weights.embed.dtype
+        self.place = str(weights.embed.device)
+        self._qkv, self._o, self._gate_up, self._down = lora_sites(config)
+        self.reserve(0)
+
+    @property
+    def takes_graphs(self) -> bool:
+        """Whether its steps may be captured: no value of theirs is read by the host."""
+        return self.config.experts is None
+
+    def packed(self, kernels: KernelSet) -> NativeModel:
+        """The same model with its matrices in the form that these kernels are fastest with."""
+        return NativeModel(self.config, self.weights.packed(kernels.pack_weight))
+
+    def reserve(self, num_positions: int) -> None:
+        """Make the rotary tables (a model's full context may need 100 MB, a run much less)
+        beside the weights."""
+        config = self.config
+        tables = {
+            rope: torch.from_numpy(cos_sin_table(rope, config.head_dim, num_positions)).to(
+                device=self.weights.embed.device, dtype=self.dtype
+            )
+            for rope in {config.rope, config.local_rope or config.rope}
+        }
+        self._cos_sin = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        pool: Tensor,
+        batch: PagedBatch,
+        plan: Any,
+        kernels: KernelSet,
+        lora: LoraBatch | None = None,
+    ) -> Tensor:
+        """Final normalized hidden states, ``[num_tokens, hidden]``; writes KV to ``pool``.
+
+        token_ids : ``[num_tokens]`` int32, padding included. pool : as in the kernels' contracts.
+        lora : ``None`` where no token uses an adapter.
+        """
+
+        def linear(x: Tensor, weight: Tensor, bias: Tensor | None, site: LoraSite) -> Tensor:
+            out = kernels.linear(x, weight, bias)
+            if lora is not None:
+                h = kernels.lora_shrink(x, pool, index, site, lora)
+                kernels.lora_expand(h, pool, index, site, lora, out)
+            return out
+
+        def enter(x: Tensor, norm: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+            """What a part of a layer reads, and the residual that its output will be added to."""
+            if norm is not None:
+                return kernels.rms_norm(x, norm, self.config.rms_eps, residual)
+            total = x if residual is None else x + residual
+            return total, total
+
+        def leave(x: Tensor, norm: Tensor | None) -> Tensor:
+            return x if norm is None else kernels.rms_norm(x, norm, self.config.rms_eps)[0]
+
+        x, residual = self._embed(token_ids), None
+        for index, layer in enumerate(self.weights.layers):
+            norms = layer.norms
+            x, residual = enter(x, norms.before_attention, residual)
+            qkv = linear(x, layer.qkv, layer.qkv_bias, self._qkv)
+            mixed = self._attend(qkv, layer, index, pool, batch, plan, kernels)
+            x = leave(linear(mixed, layer.o, layer.o_bias, self._o), norms.after_attention)
+            x, residual = enter(x, norms.before_mlp, residual)
+            x = leave(self._mlp(x, layer.mlp, kernels, linear), norms.after_mlp)
+        return enter(x, self.weights.final_norm, residual)[0]
+
+    def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
+        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
+        logits = kernels.linear(hidden, self.weights.lm_head)
+        if (cap := self.config.logit_soft_cap) is not None:
+            logits = capped(logits, cap)
+        return logits.float() if out is None else out.copy_(logits)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        x = self.weights.embed.index_select(0, token_ids)
+        if not self.config.family.scaled_embedding:
+            return x
+        # Rounded first, as the models were trained.
+        return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype).item()
+
+    def _mlp(
+        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: Linear
+    ) -> Tensor:
+        if isinstance(mlp, ExpertWeights):
+            assert self.config.experts is not None
+            return mix_experts(x, mlp, self.config.experts, kernels)
+        silu = self.config.family.activation == "silu"
+        gated = kernels.silu_mul if silu else kernels.gelu_mul
+        wide = gated(linear(x, mlp.gate_up, mlp.gate_up_bias, self._gate_up))
+        return linear(wide, mlp.down, mlp.down_bias, self._down)
+
+    def _attend(
+        self,
+        qkv: Tensor,
+        layer: LayerWeights,
+        index: int,
+        pool: Tensor,
+        batch: PagedBatch,
+        plan: Any,
+        kernels: KernelSet,
+    ) -> Tensor:
+        config, norms = self.config, (layer.q_norm, layer.k_norm)
+        if config.family.qk_norm == "all":
+            self._norm_heads(qkv, layer, kernels)
+            norms = (None, None)
+        q = kernels.qk_norm_rope_store(
+            qkv, pool, index, batch, plan, self._cos_sin[index], *norms, config.rms_eps
+        )
+        # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
+        mixed = q.new_zeros(q.shape)
+        options = config.attention_options(index)
+        args = (q, pool, index, batch, plan, config.attention_scale, mixed)
+        kernels.paged_decode(*args, **options)
+        kernels.paged_prefill(*args, **options)
+        return mixed.flatten(1)
+
+    def _norm_heads(self, qkv: Tensor, layer: LayerWeights, kernels: KernelSet) -> None:
+        """Normalize all heads of Q together, and all of K, in place (OLMo 2)."""
+        assert layer.q_norm is not None and layer.k_norm is not None
+        q_width, k_width = len(layer.q_norm), len(layer.k_norm)
+        q, k = qkv[:, :q_width], qkv[:, q_width : q_width + k_width]
+        for part, weight in ((q, layer.q_norm), (k, layer.k_norm)):
+            part.copy_(kernels.rms_norm(part.contiguous(), weight, self.config.rms_eps)[0])
+
+
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(logits / cap)``. On a CPU row by row: torch computes the end of each thread's
+    range by another function, whose last bit differs, and the range would be the batch."""
+    scaled = logits / cap
+    for row in scaled if scaled.is_cpu else (scaled,):
+        row.tanh_()
+    return scaled.mul_(cap)

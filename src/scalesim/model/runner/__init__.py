@@ -1,0 +1,1 @@
+"""Runners: what computes a batch on a CPU or a GPU."""

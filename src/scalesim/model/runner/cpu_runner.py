@@ -1,0 +1,258 @@
+"""Runs batches of the engine on a model over the page pool: the ``Runner`` of ``core`` for a CPU.
+
+The engine owns the pages and decides which go where; this keeps the block table, turns a ``Batch``
+into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from scalesim_kernels import Adjustments, KernelSet
+from torch import Tensor
+
+from scalesim.batch import (
+    NO_TOKEN,
+    Batch,
+    LaunchedStep,
+    LogitsBatch,
+    LogprobsBatch,
+    Scores,
+    StepOutput,
+)
+from scalesim.core import Bools, Bytes2D, Fence, Floats, Int32s, Int64s
+from scalesim.errors import ConfigError
+from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.links.link import Timeline
+from scalesim.model.adapters.batch import lora_batch
+from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.layers.decoder import Decoder
+from scalesim.model.runner.arrange import Arranged, arrange, paged_batch
+from scalesim.model.runner.device_logprobs import SCORED_ROWS
+from scalesim.model.runner.token_counts import TokenCounts
+
+
+class ModelRunner:
+    """A ``core.Runner``: one step in flight, complete when ``launch`` returns.
+
+    pages : ``[num_pages, page_bytes]`` uint8, C-contiguous, 64-byte aligned; shared with the link,
+        which may touch other pages while a step runs.
+    model : its matrices in the form of these kernels (``Decoder.packed``).
+    timeline : told of each step that is complete; the link waits on it.
+    layouts : of the adapters that batches name; shared with whoever adds them.
+    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
+    """
+
+    steps_in_flight = 1
+
+    def __init__(
+        self,
+        model: Decoder,
+        kernels: KernelSet,
+        pages: Bytes2D,
+        geometry: PageGeometry,
+        *,
+        max_num_seqs: int,
+        max_num_rows: int,
+        max_blocks_per_row: int,
+        reproducible: bool = True,
+        digests: bool = False,
+        timeline: Timeline | None = None,
+        layouts: LayoutTable | None = None,
+    ) -> None:
+        model.reserve(min(model.config.max_position, max_blocks_per_row * geometry.block_size))
+        self._model = model
+        self._kernels = kernels
+        self._pool = pool_view(pages, geometry, model.dtype)
+        self._reproducible = reproducible
+        self._digests = digests
+        self._timeline = timeline
+        self._layouts = layouts or LayoutTable()
+        self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
+        self._last_token = np.zeros(max_num_seqs, np.int32)
+        self._counts = TokenCounts(max_num_seqs, model.config.vocab_size)
+
+    def launch(self, batch: Batch) -> LaunchedStep:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self._apply_tables(batch)
+            output = self._compute(batch)
+        seconds = time.perf_counter() - start
+        if self._timeline is not None:
+            self._timeline.reach(batch.step)
+        output = replace(output, compute_s=seconds)
+        return LaunchedStep(batch.step, Fence("compute", batch.step), output)
+
+    def collect(self, step: LaunchedStep) -> StepOutput:
+        output = step.handle
+        assert isinstance(output, StepOutput)
+        return output
+
+    def _apply_tables(self, batch: Batch) -> None:
+        self._table[batch.table_rows, batch.table_cols] = batch.table_pages
+        if len(batch.page_copies):
+            src, dst = batch.page_copies.astype(np.int64).T.copy()
+            self._kernels.copy_pages(self._pool, torch.from_numpy(src), torch.from_numpy(dst))
+
+    def _compute(self, batch: Batch) -> StepOutput:
+        num_seqs = batch.num_seqs
+        tokens = np.full(num_seqs, NO_TOKEN, np.int32)
+        digests = np.zeros(num_seqs, np.uint64) if self._digests else None
+        if num_seqs == 0:
+            return StepOutput(batch.step, tokens, np.zeros(0, np.bool_), digests, 0.0)
+        arranged = arrange(batch)
+        token_ids, paged = paged_batch(batch, arranged, self._table, self._last_token, self._padded)
+        model, kernels, pool = self._model, self._kernels, self._pool
+        plan = kernels.plan(paged, pool, model.config.num_heads, self._reproducible)
+        lora = None
+        if batch.adapters is not None:
+            lora = lora_batch(
+                batch.adapters, arranged, paged.block_table, self._layouts, self._padded
+            )
+        hidden = model.forward(torch.from_numpy(token_ids), pool, paged, plan, kernels, lora)
+        bad = np.empty(num_seqs, np.bool_)
+        bad[arranged.order] = not_finite(hidden.index_select(0, torch.from_numpy(arranged.last)))
+        picked = np.flatnonzero(batch.sample[arranged.order])
+        if len(picked):
+            seqs = arranged.order[picked]
+            logits = self._logits(hidden, arranged.last[picked])
+            bad[seqs] |= not_finite(logits)
+            if batch.adjust is None:
+                sampled = self._sample(logits, batch, seqs)
+            else:
+                sampled = self._sample_adjusted(logits, batch, batch.adjust, seqs)
+            tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
+            self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
+            if digests is not None:
+                digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
+        scores = pooled = None
+        if batch.scores is not None:
+            scores = self._score(batch, batch.scores, arranged, hidden, tokens)
+        if batch.pools is not None:
+            pooled = pooled_sums(arranged.spans(batch.pools.spans), hidden)
+        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, pooled)
+
+    def _score(
+        self, batch: Batch, asked: LogprobsBatch, arranged: Arranged, hidden: Tensor, tokens: Int32s
+    ) -> Scores:
+        """Log-probabilities behind query tokens; logits are made anew, a few rows at a time."""
+        rows, targets = arranged.row_of[asked.tokens], resolved(batch, asked, tokens)
+        parts = []
+        for start in range(0, len(rows), SCORED_ROWS):
+            part = slice(start, start + SCORED_ROWS)
+            logits = self._logits(hidden, rows[part])
+            parts.append(
+                self._kernels.log_probs(logits, torch.from_numpy(targets[part]), asked.top_k)
+            )
+        logprobs, ids, top = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+        return Scores(logprobs, ids, top)
+
+    def _padded(self, num_rows: int) -> int:
+        multiple = self._kernels.row_multiple if self._reproducible else 1
+        return -(-num_rows // multiple) * multiple
+
+    def _logits(self, hidden: Tensor, rows: Int64s) -> Tensor:
+        padded = np.zeros(self._padded(len(rows)), np.int64)  # padding repeats row 0
+        padded[: len(rows)] = rows
+        few = hidden.index_select(0, torch.from_numpy(padded))
+        return self._model.logits(few, self._kernels)[: len(rows)]
+
+    def _sample(self, logits: Tensor, batch: Batch, seqs: Int64s) -> Int32s:
+        sampling = batch.sampling
+        positions = batch.positions[batch.query_start[seqs + 1] - 1] + np.int32(1)
+        tokens = self._kernels.sample(
+            logits,
+            torch.from_numpy(sampling.temperatures[seqs]),
+            torch.from_numpy(sampling.top_ks[seqs]),
+            torch.from_numpy(sampling.top_ps[seqs]),
+            torch.from_numpy(sampling.keys[seqs].view(np.int64)),
+            torch.from_numpy(positions),
+        )
+        result: Int32s = tokens.numpy()
+        return result
+
+    def _sample_adjusted(
+        self, logits: Tensor, batch: Batch, adjust: LogitsBatch, seqs: Int64s
+    ) -> Int32s:
+        """As ``_sample``, the logits of some rows changed first."""
+        row_of = np.empty(batch.num_seqs, np.int64)
+        row_of[seqs] = np.arange(len(seqs))
+        rows, slots = row_of[adjust.seqs], batch.slots[adjust.seqs]
+        counts = self._counts.begin(adjust)
+        changed = self._kernels.adjust_logits(logits, adjustments(batch, adjust, rows, counts))
+        tokens = np.empty(len(seqs), np.int32)
+        tokens[rows] = drawn = self._sample(changed, batch, adjust.seqs.astype(np.int64))
+        others = np.ones(len(seqs), np.bool_)
+        others[rows] = False
+        if others.any():
+            tokens[others] = self._sample(logits[others], batch, seqs[others])
+        sound = drawn >= 0
+        self._counts.add(slots[sound], drawn[sound])
+        return tokens
+
+
+COLUMNS = (
+    "min_ps", "repetitions", "presences", "frequencies", "bias_start", "bias_ids", "biases",
+    "mask_rows", "masks",
+)  # fmt: skip
+"""What ``LogitsBatch`` and the kernels' ``Adjustments`` have in common."""
+
+
+def adjustments(
+    batch: Batch, adjust: LogitsBatch, rows: Int64s, counts: npt.NDArray[np.int32]
+) -> Adjustments:
+    """For the kernels: ``rows`` are the adjusted sequences' rows of the logits."""
+
+    def tensor(values: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values))
+
+    return Adjustments(
+        rows=tensor(rows.astype(np.int32)),
+        temperatures=tensor(batch.sampling.temperatures[adjust.seqs]),
+        slots=tensor(batch.slots[adjust.seqs]),
+        counts=torch.from_numpy(counts),
+        **{name: tensor(getattr(adjust, name)) for name in COLUMNS},
+    )
+
+
+def pooled_sums(spans: Iterable[slice], hidden: Tensor) -> Floats:
+    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64."""
+    sums = torch.stack([hidden[span].double().sum(0) for span in spans])
+    result: Floats = sums.float().numpy()
+    return result
+
+
+def resolved(batch: Batch, asked: LogprobsBatch, tokens: Int32s) -> Int32s:
+    """``asked.targets`` with the tokens that the batch's sequences sampled (0 for a bad one)."""
+    seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
+    targets = np.where(asked.targets == NO_TOKEN, tokens[seqs], asked.targets)
+    result: Int32s = np.maximum(targets, 0).astype(np.int32)
+    return result
+
+
+def not_finite(rows: Tensor) -> Bools:
+    """Which rows of ``[n, width]`` hold NaN or Inf: their sum does too, and it is one pass."""
+    finite = torch.isfinite(rows.sum(-1, dtype=torch.float32))
+    result: Bools = finite.logical_not_().numpy()
+    return result
+
+
+def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
+    """The raw pages as the kernels' pool: ``[num_pages, layer, 2, kv_head, block_size, head_dim]``.
+
+    Shares memory. Raises ``ConfigError`` when the pages do not fit the geometry or the dtype.
+    """
+    if dtype.itemsize != geometry.dtype_bytes:
+        raise ConfigError(
+            f"{dtype} has {dtype.itemsize} bytes; the geometry {geometry.dtype_bytes}"
+        )
+    if pages.shape[1] != geometry.page_bytes:
+        raise ConfigError(f"pages of {pages.shape[1]} bytes; the geometry's {geometry.page_bytes}")
+    return torch.from_numpy(pages).view(dtype).view(len(pages), *geometry.shape)

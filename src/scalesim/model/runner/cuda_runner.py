@@ -1,0 +1,386 @@
+"""Runs batches on a device with queues: two steps in flight, decode steps as CUDA graphs.
+
+A ``core.Runner`` made by ``backends``. ``launch`` only gives work to the compute stream: it copies
+a step's inputs through pinned buffers, lets the device fill in tokens that are still in flight
+there, and has the outcome copied back; ``collect`` waits for that copy. Layers, sampling and
+arrangement are shared with the CPU's runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+import xxhash
+from scalesim_kernels import KernelSet
+from torch import Tensor
+
+from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, Scores, StepOutput
+from scalesim.core import Bools, Fence, Floats, Int32s, UInt64s
+from scalesim.device.staging import Staged, StagingRing
+from scalesim.device.streams import Device, Event, Fences
+from scalesim.errors import ConfigError
+from scalesim.foreign import Foreign
+from scalesim.model.adapters.batch import Grouped, grouped
+from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.layers.decoder import Decoder
+from scalesim.model.runner.arrange import Arranged, arrange
+from scalesim.model.runner.device_embedding import DevicePools
+from scalesim.model.runner.device_logits import DeviceLogits
+from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoreShape
+from scalesim.model.runner.device_lora import DeviceLora
+from scalesim.model.runner.device_table import CAPACITY, DeviceTable
+from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
+from scalesim.model.runner.step_inputs import Packed, StepShape, pack, tensors
+
+STEPS_IN_FLIGHT = 2
+_COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    batch: Batch
+    packed: Packed
+    outcome: Staged
+    logits: Staged | None
+    began: Event
+    ended: Event
+    scores: Callable[[], Scores] | None = None
+    pooled: Callable[[], Floats] | None = None
+
+
+class CudaRunner:
+    """Runs ``model``, whose weights lie on ``device`` in the form of these kernels
+    (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
+
+    fences : told of each launched and each collected step.
+    max_num_tokens : most query tokens of a batch.
+    graphs : capture decode steps; without, every step is given to the device op by op.
+    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
+    layouts : of the adapters that batches name; shared with whoever adds them. Steps that use an
+        adapter are captured by the first of them, and again when ``DeviceLora`` moves: that
+        launch takes as long as ``warm_up`` took.
+    """
+
+    steps_in_flight = STEPS_IN_FLIGHT
+
+    def __init__(
+        self,
+        model: Decoder,
+        kernels: KernelSet,
+        pool: Tensor,
+        device: Device,
+        fences: Fences,
+        *,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        max_num_rows: int,
+        max_blocks_per_row: int,
+        reproducible: bool = True,
+        digests: bool = False,
+        graphs: bool = True,
+        table_capacity: int = CAPACITY,
+        layouts: LayoutTable | None = None,
+    ) -> None:
+        block_size = pool.shape[4]
+        model.reserve(min(model.config.max_position, max_blocks_per_row * block_size))
+        self._model, self._kernels, self._pool = model, kernels, pool
+        self._device, self._fences = device, fences
+        self._stream = device.stream("compute")
+        self._multiple = kernels.row_multiple if reproducible else 1
+        self._reproducible, self._digests = reproducible, digests
+        self._max_num_tokens = max(max_num_tokens, max_num_seqs)
+        self._max_num_seqs = max_num_seqs
+        buffers = STEPS_IN_FLIGHT + 1
+        self._table = DeviceTable(
+            device, self._stream, max_num_rows, max_blocks_per_row, buffers, table_capacity
+        )
+        self._directory = DeviceLora(
+            device, self._stream, layouts or LayoutTable(), model.config.num_layers
+        )
+        self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
+        most = self._pad(self._max_num_tokens)
+        seqs = self._pad(max_num_seqs)
+        largest = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
+        # each group is padded by less than a multiple
+        entries = self._max_num_tokens + max_num_seqs * self._multiple
+        words = largest.with_adapters(entries, seqs).num_words
+        self._staging = StagingRing(device, buffers, words)
+        self._outcomes = StagingRing(device, buffers, 2 * seqs)
+        self._inputs = self._int32s(words)
+        self._outcome = self._int32s(2 * seqs)
+        self._last_token = self._int32s(max_num_seqs + 1)  # the last one: where padding writes
+        self._dummy_slot = max_num_seqs
+        vocab = model.config.vocab_size
+        # Of the newest step: kept here, where they are made fp32, for whoever asks for more.
+        self._logits = torch.zeros((seqs, vocab), device=device.place)
+        if digests:
+            self._logits_ring = StagingRing(device, buffers, seqs * vocab)
+
+    @property
+    def num_waits(self) -> int:
+        """How often ``launch`` had to wait for the device to read a buffer: 0, unless very many
+        block table entries change at once."""
+        rings = (self._staging, self._outcomes, self._table.ring)
+        return sum(ring.num_waits for ring in rings)
+
+    def warm_up(self, token_counts: Sequence[int]) -> None:
+        """Run steps of padding alone, so that every kernel is compiled, then capture the graphs.
+        Before the first launch. ``token_counts`` (2 or more each): sizes of prefill steps to
+        try."""
+        decodes = [StepShape.decode(size) for size in self.graphs.sizes]
+        for shape in decodes or [StepShape.decode(1)]:
+            self._run_padding(shape)
+        for count in sorted({min(count, self._max_num_tokens) for count in token_counts}):
+            for num_decodes in (0, 1):
+                seqs = num_decodes + 1
+                samples = self._pad(seqs)
+                tokens = self._pad(count)
+                self._run_padding(StepShape(tokens, seqs, num_decodes, samples, 0))
+        source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
+        self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
+        self._stream.record().synchronize()
+        self._capture(decodes)
+
+    # -- the two halves of a step -------------------------------------------------------------
+
+    def launch(self, batch: Batch) -> LaunchedStep:
+        try:
+            return self._launch(batch)
+        except BaseException:
+            # Part of it may be under way, and no fence knows: its pages are about to be given away.
+            with Foreign():
+                self._stream.record().synchronize()
+            raise
+
+    def _launch(self, batch: Batch) -> LaunchedStep:
+        self._table.apply(batch)
+        arranged = arrange(batch)
+        lora = self._grouped(batch, arranged)
+        shape = self._shape(batch, arranged, lora)
+        packed = self._send(batch, arranged, shape, lora)
+        began = self._stream.record(timed=True)
+        changes = None
+        if batch.adjust is not None:
+            sampling = packed.order[packed.picked]
+            changes = self._adjust.send(batch, batch.adjust, sampling)
+        scored = self._send_scores(batch, arranged)
+        pools = [] if batch.pools is None else arranged.spans(batch.pools.spans)
+        # a graph keeps no hidden states
+        captured = None if scored or pools else self.graphs.replay(shape)
+        if captured is None:
+            self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
+        else:
+            self._stream.submit(captured)
+            if changes is not None:
+                self._stream.submit(partial(self._sample_again, shape, changes))
+        outcome = self._outcomes.fetch(
+            self._stream, self._outcome, shape.num_samples + shape.num_seqs
+        )
+        logits = None
+        if self._digests:
+            count = len(packed.picked) * self._logits.shape[1]
+            logits = self._logits_ring.fetch(self._stream, self._logits, count)
+        scores = self._scores.fetch(scored) if scored else None
+        pooled = self._pools.fetch(len(pools)) if pools else None
+        ended = self._stream.record(timed=True)
+        self._fences.launched(batch.step, ended)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scores, pooled)
+        return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
+
+    def collect(self, step: LaunchedStep) -> StepOutput:
+        flight = step.handle
+        assert isinstance(flight, _Flight)
+        flight.ended.synchronize()
+        self._fences.collected(step.step)
+        tokens, bad = self._read(flight)
+        seconds = flight.ended.elapsed_s(flight.began)
+        scores = None if flight.scores is None else flight.scores()
+        pooled = None if flight.pooled is None else flight.pooled()
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, pooled)
+
+    # -- on the host --------------------------------------------------------------------------
+
+    def _grouped(self, batch: Batch, arranged: Arranged) -> Grouped | None:
+        """The tokens that use adapters, where any does; the device knows their layouts then."""
+        if batch.adapters is None:
+            return None
+        lora = grouped(batch.adapters, arranged, self._pad)
+        if lora is not None and self._directory.update():
+            self._capture_with_adapters()
+        return lora
+
+    def _shape(self, batch: Batch, arranged: Arranged, lora: Grouped | None) -> StepShape:
+        """One that was captured where there is one: one token a sequence, all of them sampled."""
+        decodes = arranged.num_decodes == batch.num_seqs and not len(batch.page_copies)
+        size = self.graphs.size_for(batch.num_seqs) if decodes and batch.sample.all() else None
+        if size is not None:
+            return self._decode_with_adapters(size) if lora else StepShape.decode(size)
+        tokens, samples = self._pad(batch.num_tokens), self._pad(int(batch.sample.sum()))
+        copies = len(batch.page_copies)
+        shape = StepShape(tokens, batch.num_seqs, arranged.num_decodes, samples, copies)
+        return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
+
+    def _decode_with_adapters(self, size: int) -> StepShape:
+        """Room for an adapter a sequence, each of them a padded group."""
+        groups = min(size, self._max_num_seqs)
+        return StepShape.decode(size).with_adapters(groups * self._multiple, groups)
+
+    def _send(
+        self, batch: Batch, arranged: Arranged, shape: StepShape, lora: Grouped | None = None
+    ) -> Packed:
+        assert shape.num_words <= self._staging.capacity, (shape, self._staging.capacity)
+        buffer = self._staging.take()
+        packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array, lora)
+        self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
+        return packed
+
+    @cached_property
+    def _adjust(self) -> DeviceLogits:
+        num_slots, vocab = self._dummy_slot + 1, self._model.config.vocab_size
+        return DeviceLogits(self._device, self._stream, STEPS_IN_FLIGHT + 1, num_slots, vocab)
+
+    @cached_property
+    def _scores(self) -> DeviceLogprobs:
+        most = self._pad(self._max_num_tokens)
+        return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
+
+    @cached_property
+    def _pools(self) -> DevicePools:
+        width = self._model.config.hidden_size
+        return DevicePools(self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width)
+
+    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
+        if batch.scores is None:
+            return None
+        padded = self._pad(len(batch.scores.tokens))
+        return self._scores.send(batch, arranged, batch.scores, padded)
+
+    def _read(self, flight: _Flight) -> tuple[Int32s, Bools]:
+        packed, found = flight.packed, flight.outcome.array
+        num_seqs, first = flight.batch.num_seqs, packed.shape.num_samples
+        bad = np.zeros(num_seqs, np.bool_)
+        bad[packed.order] = found[first : first + num_seqs] != 0
+        tokens = np.full(num_seqs, NO_TOKEN, np.int32)
+        seqs = packed.order[packed.picked]
+        sampled = found[: len(seqs)]
+        bad[seqs] |= sampled < 0
+        tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
+        return tokens, bad
+
+    def _hash(self, flight: _Flight) -> UInt64s | None:
+        if flight.logits is None:
+            return None
+        digests = np.zeros(flight.batch.num_seqs, np.uint64)
+        seqs = flight.packed.order[flight.packed.picked]
+        vocab = self._logits.shape[1]
+        rows = flight.logits.array[: len(seqs) * vocab].reshape(len(seqs), vocab)
+        digests[seqs] = [xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows]
+        return digests
+
+    def _pad(self, count: int) -> int:
+        return -(-count // self._multiple) * self._multiple
+
+    def _int32s(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=self._device.place)
+
+    # -- on the device ------------------------------------------------------------------------
+
+    def _compute(
+        self,
+        shape: StepShape,
+        changes: tuple[Tensor, ...] | None = None,
+        scored: ScoreShape | None = None,
+        pools: Sequence[slice] = (),
+    ) -> None:
+        """A step of ``shape`` over the fixed buffers. No value is read back: it may be
+        captured."""
+        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
+        kernels, model = self._kernels, self._model
+        if shape.num_copies:
+            kernels.copy_pages(self._pool, step.copies[0], step.copies[1])
+        in_flight = self._last_token.index_select(0, step.token_slots)
+        token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
+        plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
+        hidden = model.forward(token_ids, self._pool, step.paged, plan, kernels, step.lora)
+        ends = hidden.index_select(0, step.last)
+        finite = torch.isfinite(ends.sum(-1, dtype=torch.float32))
+        samples = shape.num_samples
+        self._outcome[samples : samples + shape.num_seqs] = (~finite).int()
+        if samples:
+            rows = hidden.index_select(0, step.sample_rows)
+            logits = model.logits(rows, kernels, self._logits[:samples])
+            tokens = kernels.sample(
+                logits, step.temperatures, step.top_ks, step.top_ps, step.keys,
+                step.sample_positions,
+            )  # fmt: skip
+            self._outcome[:samples] = tokens
+            self._last_token.index_copy_(0, step.sample_slots.long(), tokens.clamp(min=0))
+        if changes is not None:
+            self._sample_again(shape, changes)
+        if scored is not None:
+            self._scores.compute(scored, hidden, self._outcome, model, kernels)
+        if pools:
+            self._pools.compute(pools, hidden)
+
+    def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
+        """What the step sampled, replaced where logits are to be changed first."""
+        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
+        logits, outcome = self._logits[: shape.num_samples], self._outcome[: shape.num_samples]
+        self._adjust.compute(changes, step, logits, outcome, self._last_token, self._kernels)
+
+    def _run_padding(self, shape: StepShape) -> None:
+        """A step in which every row is padding: its tokens go nowhere."""
+        batch = padding_batch(shape, self._dummy_slot)
+        self._send(batch, arrange(batch), shape)
+        self._stream.submit(lambda: self._compute(shape))
+        self._stream.record().synchronize()
+
+    def _capture(self, shapes: Sequence[StepShape]) -> None:
+        self.graphs.capture(self._device, self._stream, self._compute, shapes)
+
+    def _capture_with_adapters(self) -> None:
+        """As ``warm_up``, of steps that use adapters."""
+        decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
+        tokens, one = self._pad(2), self._pad(1)
+        prefill = StepShape(tokens, 1, 0, one).with_adapters(tokens, self._max_num_seqs)
+        for shape in (*decodes, prefill):
+            self._run_padding(shape)
+        self._capture(decodes)
+
+
+def padding_batch(shape: StepShape, slot: int) -> Batch:
+    """Sequences in row 0, the dummy: ``num_decodes`` of one token, then one of all the others."""
+    counts = np.ones(shape.num_seqs, np.int32)
+    if shape.num_seqs > shape.num_decodes:
+        counts[-1] = shape.num_tokens - shape.num_decodes
+    count = int(counts.sum())
+    none = np.zeros(0, np.int32)
+    zeros = np.zeros(shape.num_seqs, np.int32)
+    return Batch(
+        step=-1,
+        token_ids=np.zeros(count, np.int32),
+        positions=np.zeros(count, np.int32),
+        query_start=np.concatenate(([0], np.cumsum(counts))).astype(np.int32),
+        rows=zeros,
+        slots=zeros + slot,
+        sample=np.ones(shape.num_seqs, np.bool_),
+        sampling=SamplingBatch(
+            zeros.astype(np.float32), zeros, zeros.astype(np.float32) + 1, zeros.astype(np.uint64)
+        ),
+        table_rows=none,
+        table_cols=none,
+        table_pages=none,
+        page_copies=none.reshape(0, 2),
+    )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ``ConfigError`` for weights that the GPU's kernels do not compute with."""
+    known = (torch.float16, torch.bfloat16, torch.float32)
+    if dtype not in known:
+        names = ", ".join(str(each).removeprefix("torch.") for each in known)
+        raise ConfigError(f"dtype {dtype} on a GPU: supported are {names}")

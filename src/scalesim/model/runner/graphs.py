@@ -1,0 +1,55 @@
+"""Decode steps as graphs: which batch sizes are captured, and which one a batch runs in.
+
+Each is captured once, when the engine starts; a decode batch is padded to the next size. What is
+captured reads everything from fixed buffers. Called by ``CudaRunner``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from scalesim.device.streams import Device, Stream, Work
+from scalesim.model.runner.step_inputs import StepShape
+
+
+def padded_sizes(max_num_seqs: int, multiple: int = 1) -> tuple[int, ...]:
+    """Batch sizes to capture, ascending: all that ``max_num_seqs`` needs, each a multiple of
+    ``multiple``. Above 8, padding adds at most 7 rows up to 64, and an eighth or so beyond."""
+    sizes = [1, 2, 4, 8]
+    while sizes[-1] < max_num_seqs:
+        sizes.append(sizes[-1] + max(8, 1 << max(0, sizes[-1].bit_length() - 4)))
+    rounded = {-(-min(size, max_num_seqs) // multiple) * multiple for size in sizes}
+    return tuple(sorted(rounded))
+
+
+class DecodeGraphs:
+    """Steps by their shape. ``sizes`` are the batch sizes to capture, ascending. ``num_captures``
+    counts."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self.num_captures = 0
+        self._replay: dict[StepShape, Work] = {}
+
+    def capture(
+        self,
+        device: Device,
+        stream: Stream,
+        compute: Callable[[StepShape], object],
+        shapes: Sequence[StepShape],
+    ) -> None:
+        """Capture the work ``compute(shape)`` of each shape, given in ascending order, the largest
+        first: the smaller ones then fit its memory. What was captured for a shape before is
+        replaced."""
+        for shape in reversed(shapes):
+            self._replay[shape] = device.capture(stream, partial(compute, shape))
+            self.num_captures += 1
+
+    def size_for(self, num_seqs: int) -> int | None:
+        """The size that a decode batch of ``num_seqs`` is padded to, if there is one."""
+        return next((size for size in self.sizes if size >= num_seqs), None)
+
+    def replay(self, shape: StepShape) -> Work | None:
+        """What runs a step of this shape, if it was captured."""
+        return self._replay.get(shape)

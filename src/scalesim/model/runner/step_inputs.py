@@ -1,0 +1,185 @@
+"""A step's inputs as one flat array: packed on the host, copied in one piece, and read on the
+device through views at fixed places: a graph captured for a shape finds them where they were.
+
+Index arithmetic in numpy, once a step; called by ``CudaRunner``. Decodes stand before prefills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from scalesim_kernels import LoraBatch, LoraDirectory, PagedBatch
+from torch import Tensor
+
+from scalesim.batch import Batch
+from scalesim.core import Int32s, Int64s
+from scalesim.model.adapters.batch import Grouped
+from scalesim.model.runner.arrange import Arranged
+
+_NONE = np.zeros(0, np.int32)
+_NO_GROUPS = Grouped(_NONE, np.zeros(1, np.int32), _NONE, _NONE, _NONE)
+_PAGED = ("positions", "token_rows", "seq_rows", "query_start", "context_lens")
+_LORA = ("lora_tokens", "lora_starts", "lora_counts", "lora_rows", "lora_layouts")
+_DTYPES = dict.fromkeys(("temperatures", "top_ps"), torch.float32)
+_DTYPES |= dict.fromkeys(("keys", "copies"), torch.int64)
+_ALIGN = 64  # int32s: vector loads and 8-byte fields start where they like to
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """How much of everything, padding included. Equal shapes have equal layouts.
+
+    ``num_groups`` adapters are used by ``num_entries`` entries of tokens; 0: none are.
+    """
+
+    num_tokens: int
+    num_seqs: int
+    num_decodes: int
+    num_samples: int
+    num_copies: int = 0
+    num_entries: int = 0
+    num_groups: int = 0
+
+    @staticmethod
+    def decode(num_seqs: int) -> StepShape:
+        """A pure decode step: everything is one a sequence."""
+        return StepShape(num_seqs, num_seqs, num_seqs, num_seqs)
+
+    def with_adapters(self, num_entries: int, num_groups: int) -> StepShape:
+        return replace(self, num_entries=num_entries, num_groups=num_groups)
+
+    @property
+    def num_words(self) -> int:
+        """int32s that the fields take."""
+        return int(layout(self)["copies"].stop)
+
+
+@lru_cache(maxsize=1024)
+def layout(shape: StepShape) -> Mapping[str, slice]:
+    """Where each field lies, in int32s."""
+    tokens, seqs, samples = shape.num_tokens, shape.num_seqs, shape.num_samples
+    sizes = dict.fromkeys(("token_ids", "token_slots", "positions", "token_rows"), tokens)
+    sizes |= {"seq_rows": seqs, "query_start": seqs + 1, "context_lens": seqs, "last": seqs}
+    names = ("sample_rows", "sample_slots", "sample_positions", "temperatures", "top_ks", "top_ps")
+    sizes |= dict.fromkeys(names, samples)
+    groups = shape.num_groups
+    sizes |= {"lora_tokens": shape.num_entries, "lora_starts": groups + 1 if groups else 0}
+    sizes |= dict.fromkeys(("lora_counts", "lora_rows", "lora_layouts"), groups)
+    sizes |= {"keys": 2 * samples, "copies": 4 * shape.num_copies}  # int64
+    places, start = {}, 0
+    for name, size in sizes.items():
+        places[name] = slice(start, start + size)
+        start += -(-size // _ALIGN) * _ALIGN
+    return places
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What the host keeps of a step: which sequences of the batch the outputs belong to."""
+
+    shape: StepShape
+    order: Int64s  # [num_seqs]: the batch's index of ordered sequence i
+    picked: Int64s  # [num_samples]: those of them that sample, ordered
+
+
+def pack(
+    batch: Batch,
+    arranged: Arranged,
+    shape: StepShape,
+    dummy_slot: int,
+    out: Int32s,
+    lora: Grouped | None = None,
+) -> Packed:
+    """Write ``batch`` into ``out`` in ``shape``'s layout; everything beyond it is padding.
+
+    dummy_slot : where padding puts what it samples. lora : ``None`` where no token uses an adapter;
+    all groups that ``shape`` has are padding then.
+    """
+    place = layout(shape)
+    count, num_seqs = len(arranged.source), batch.num_seqs
+    positions, last = arranged.positions, arranged.last
+    seq_rows = batch.rows[arranged.order]
+    picked = np.flatnonzero(batch.sample[arranged.order])
+    seqs = arranged.order[picked]
+
+    def put(name: str, values: np.ndarray[Any, Any], padding: int = 0) -> None:
+        field = out[place[name]]
+        field[: len(values)] = values
+        field[len(values) :] = padding
+
+    put("token_ids", batch.token_ids[arranged.source])
+    put("token_slots", batch.slots[arranged.seq], dummy_slot)
+    put("positions", positions)
+    put("token_rows", batch.rows[arranged.seq])
+    put("seq_rows", seq_rows)
+    put("query_start", arranged.query_start)
+    # padded sequences are decodes: they own a (padded) token each
+    extra = shape.num_seqs - num_seqs
+    out[place["query_start"]][num_seqs + 1 :] = count + 1 + np.arange(extra)
+    put("context_lens", np.where(seq_rows == 0, 0, positions[last] + 1))
+    put("last", last)
+    put("sample_rows", last[picked], int(last[picked[0]]) if len(picked) else 0)
+    put("sample_slots", batch.slots[seqs], dummy_slot)
+    put("sample_positions", positions[last[picked]] + 1)
+    sampling = batch.sampling
+    put("temperatures", sampling.temperatures[seqs].view(np.int32))
+    put("top_ks", sampling.top_ks[seqs])
+    put("top_ps", sampling.top_ps[seqs].view(np.int32), _bits(1.0))
+    put("keys", sampling.keys[seqs].view(np.int32))
+    put("copies", np.ascontiguousarray(batch.page_copies.T.astype(np.int64)).view(np.int32).ravel())
+    if shape.num_groups:
+        used = lora or _NO_GROUPS
+        put("lora_tokens", used.tokens)
+        put("lora_starts", used.starts, int(used.starts[-1]))
+        put("lora_counts", used.counts)
+        put("lora_rows", used.rows)  # 0: a group of padding
+        put("lora_layouts", used.layouts)
+    return Packed(shape, arranged.order, picked)
+
+
+def _bits(value: float) -> int:
+    return int(np.float32(value).view(np.int32))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTensors:
+    """``pack``'s fields as tensors on the device: views, no copies."""
+
+    token_ids: Tensor  # NO_TOKEN where the slot's newest token goes
+    token_slots: Tensor
+    paged: PagedBatch
+    last: Tensor
+    sample_rows: Tensor
+    sample_slots: Tensor
+    sample_positions: Tensor
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    keys: Tensor
+    copies: Tensor  # [2, num_copies] int64: sources, destinations
+    lora: LoraBatch | None
+
+
+def tensors(
+    shape: StepShape, flat: Tensor, block_table: Tensor, directory: LoraDirectory | None = None
+) -> StepTensors:
+    """Views of ``flat`` (int32, on the device) in ``shape``'s layout. directory : of the layouts
+    that adapters have; needed where ``shape`` has groups."""
+    fields = {
+        name: flat[place].view(_DTYPES.get(name, torch.int32))
+        for name, place in layout(shape).items()
+    }
+    fields["copies"] = fields["copies"].view(2, shape.num_copies)
+    paged = {name: fields.pop(name) for name in _PAGED}
+    groups = [fields.pop(name) for name in _LORA]
+    lora = None
+    if shape.num_groups:
+        assert directory is not None, shape
+        lora = LoraBatch(directory, block_table, *groups)
+    paged_batch = PagedBatch(block_table=block_table, num_decodes=shape.num_decodes, **paged)
+    return StepTensors(paged=paged_batch, lora=lora, **fields)

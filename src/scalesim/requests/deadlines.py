@@ -1,0 +1,48 @@
+"""When calls run out of time: a heap that stays as small as what is open."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+
+from scalesim.requests.call import Call
+
+_SLACK = 32  # ended calls that may stay in the heap before it is cleared
+
+
+class Deadlines:
+    """Of calls that are not done. Those that ended leave when they are half of the heap, so a day's
+    timeout costs nothing once its call is over. On the loop's thread."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Call]] = []
+        self._numbers = itertools.count()
+        self._num_ended = 0  # since those that had ended left last; at least as many as are here
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, call: Call) -> None:
+        """Nothing to do for a call without a deadline, or with one that never comes."""
+        if call.deadline_s is not None and call.deadline_s < math.inf:
+            heapq.heappush(self._heap, (call.deadline_s, next(self._numbers), call))
+
+    def ended(self, call: Call) -> None:
+        """``call`` is done."""
+        if call.deadline_s is None:
+            return
+        self._num_ended += 1
+        if self._num_ended > max(_SLACK, len(self._heap) // 2):
+            self._heap = [each for each in self._heap if not each[2].done]
+            heapq.heapify(self._heap)
+            self._num_ended = 0
+
+    def due(self, now_s: float) -> list[Call]:
+        """Calls whose time is over, the earliest first; they leave."""
+        found = []
+        while self._heap and self._heap[0][0] <= now_s:
+            call = heapq.heappop(self._heap)[2]
+            if not call.done:
+                found.append(call)
+        return found

@@ -1,0 +1,148 @@
+"""Prompts: the forms that a prompt may have, and the text model that turns each into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from scalesim.checks import (
+    reading,
+    refuse,
+    text,
+)
+from scalesim.core import Int32s
+from scalesim.errors import PromptTooLongError, RequestError
+
+if TYPE_CHECKING:
+    from scalesim.model.text.chat import ChatTemplate
+    from scalesim.model.text.tokenizer import Tokenizer
+    from scalesim.sampling.grammar import Structures
+
+
+Message: TypeAlias = Mapping[str, Any]
+
+
+Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message]"
+
+
+Shorten: TypeAlias = Callable[[Prompt, int, int], Prompt]
+"""(prompt, its tokens, the most that fit) to a shorter prompt; asked again while it is too long."""
+
+
+OnOverflow: TypeAlias = 'Literal["error", "drop_oldest"] | Shorten'
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
+    what the device pool holds, ``model_len`` what the model takes. ``has_logits``: its runner can
+    score, adjust and mask them; a stand-in for a model is given no such work. ``defaults``: what
+    its generation_config.json says, as fields of ``SamplingParams``."""
+
+    vocab_size: int
+    eos_ids: frozenset[int]
+    model_len: int
+    pool_len: int
+    tokenizer: Tokenizer | None = None
+    template: ChatTemplate | None = None
+    has_logits: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    structures: Structures | None = None
+
+    @property
+    def max_len(self) -> int:
+        return min(self.model_len, self.pool_len)
+
+    def token_ids(self, prompt: Prompt) -> Int32s:
+        """The ids of ``prompt``, a copy, checked but for their number. Raises ``RequestError``."""
+        if isinstance(prompt, str):
+            plain = text("prompt", prompt)
+            ids: Any = plain and self._known(self._tokenizer("a text prompt").encode(plain))
+        elif not is_listed(prompt):
+            refuse("prompt", prompt, f"is a {type(prompt).__name__}; {_PROMPTS}")
+        else:
+            with reading("prompt"):
+                ids = self._render(prompt) if is_chat(prompt) else np.array(prompt)
+        return self._checked(ids)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids of a text: the tokenizer may have more than the model has embeddings."""
+        if ids and max(ids) >= self.vocab_size:
+            token = self._tokenizer("a text prompt").decode([max(ids)], skip_special_tokens=False)
+            raise RequestError(
+                f"the text has {token!r}, token {max(ids)} of the tokenizer; the model's "
+                f"vocabulary ends at {self.vocab_size - 1}: it has no such token, leave it out"
+            )
+        return ids
+
+    def _render(self, messages: Any) -> list[int]:
+        if self.template is None:
+            raise RequestError(
+                "messages given, but the model has no chat template; "
+                "give a text prompt or token ids"
+            )
+        text = self.template.render(messages, add_generation_prompt=True)
+        return self._known(self._tokenizer("a chat").encode(text, add_special_tokens=False))
+
+    def _tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(f"{what} needs a tokenizer and this model has none; give token ids")
+        return self.tokenizer
+
+    def _checked(self, ids: Any) -> Int32s:
+        array = np.asarray(ids) if len(ids) else _NO_IDS
+        if array.size == 0:
+            raise RequestError("the prompt is empty; it must have at least one token")
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise RequestError(
+                f"token ids must be whole numbers in one dimension, got {array.dtype} of shape "
+                f"{array.shape}"
+            )
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise RequestError(
+                f"token id {bad} is outside the vocabulary, 0 to {self.vocab_size - 1}"
+            )
+        return array.astype(np.int32, copy=False)
+
+    def check_length(self, prompt_len: int, max_tokens: int) -> None:
+        """Raise ``PromptTooLongError`` where prompt and output do not fit."""
+        if prompt_len + max_tokens > self.max_len:
+            raise self._too_long(prompt_len, max_tokens)
+
+    def _too_long(self, prompt_len: int, max_tokens: int) -> PromptTooLongError:
+        total = prompt_len + max_tokens
+        if total > self.model_len:
+            rule = f"the model takes {self.model_len} (max_model_len); shorten the prompt"
+        else:
+            rule = f"the device pool holds {self.pool_len}; raise device_memory"
+        return PromptTooLongError(
+            f"prompt of {prompt_len} tokens and max_tokens={max_tokens} make {total}; {rule} "
+            "or lower max_tokens"
+        )
+
+
+_NO_IDS: Int32s = np.empty(0, np.int32)
+
+
+_PROMPTS = "it must be text, a list of token ids, or a list of messages (dicts)"
+
+
+def is_listed(prompt: object) -> bool:
+    """Whether ``prompt`` has an order and a length: a list, an array, a tensor."""
+    if isinstance(prompt, (list, tuple, np.ndarray)):
+        return not isinstance(prompt, np.ndarray) or prompt.ndim > 0
+    is_sequence = isinstance(prompt, Sequence) or hasattr(type(prompt), "__array__")
+    return is_sequence and hasattr(type(prompt), "__len__") and not isinstance(prompt, _BYTES)
+
+
+def is_chat(prompt: Any) -> bool:
+    """Whether ``prompt``, which is listed, lists messages."""
+    return len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+_BYTES = (bytes, bytearray, memoryview)

@@ -1,0 +1,239 @@
+"""A call's tokens as they come: what ``for`` and ``async for`` read.
+
+The engine's thread puts tokens into a mailbox and goes on; text is made where it is read, so a slow
+reader costs the loop nothing. Whoever stops reading cancels the call; a stream that is dropped
+takes its ticket along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from scalesim.engine.tickets import Ticket
+from scalesim.requests.call import Bell, Call, TextObserver
+from scalesim.requests.reply import Reply
+
+_POLL_S = 1.0  # lets Ctrl-C in
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """What a reply gained since the piece before: its ``text`` never ends within a character nor
+    within what may become a stop string, so it can be empty (and is without a tokenizer).
+    ``reply`` comes with the last piece; all pieces together are its text and its token ids."""
+
+    text: str
+    token_ids: tuple[int, ...]  # generated since the piece before
+    reply: Reply | None = None
+
+
+class TextDeltas(Protocol):
+    """What a stream asks of ``model.token_stream.TokenStream``."""
+
+    def push(self, token_id: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class Mailbox:
+    """Where the engine's thread leaves a call's tokens. Refers to no reader: who drops a stream
+    ends its call.
+
+    ``loop``: where the reader waits; ``None`` for a thread.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        stops: TextObserver | None,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        self.loop = loop
+        self.tokens: deque[int] = deque()
+        self.announce: Callable[[Call], None] = lambda call: None  # the loop's; once a step
+        self._call, self._stops = call, stops
+        self._is_announced = False
+        self._bell = Bell()
+        self._future: asyncio.Future[None] | None = None
+        self._has_reader = False
+
+    # -- on the engine's thread ---------------------------------------------------------------
+
+    def push(self, token_id: int) -> bool:
+        """The scheduler's observer: never the token that ends the text."""
+        self.tokens.append(token_id)
+        if self._has_reader and not self._is_announced:
+            self._is_announced = True
+            self.announce(self._call)
+        return self._stops is not None and self._stops.push(token_id)
+
+    def tell(self, call: Call) -> None:
+        """Wake the reader; in its event loop, if it waits in one."""
+        self._is_announced = False
+        if self.loop is None:
+            self._bell.ring()
+        elif (future := self._future) is not None:
+            with suppress(asyncio.InvalidStateError):  # told already, or cancelled
+                future.set_result(None)
+
+    # -- on the reader's ----------------------------------------------------------------------
+
+    def wait(self) -> None:
+        """Until there is news, or a second has passed."""
+        self._has_reader = True  # from here on a token is announced; those before are there
+        if not self.tokens and not self._call.done:
+            self._bell.wait(_POLL_S)
+        self._has_reader = False
+
+    async def wait_async(self) -> None:
+        assert self.loop is not None
+        self._future = self.loop.create_future()
+        self._has_reader = True
+        try:
+            if not self.tokens and not self._call.done:
+                await self._future
+        finally:
+            self._has_reader = False
+            self._future = None
+
+
+class Reader:
+    """One reader of a call: pieces out of its mailbox. ``check`` raises where none will come any
+    more."""
+
+    def __init__(
+        self, ticket: Ticket, deltas: TextDeltas | None, check: Callable[[], None]
+    ) -> None:
+        [self.call] = ticket.calls
+        self.ticket = ticket
+        self.reply: Reply | None = None
+        self._deltas, self._check = deltas, check
+        self._num_read = 0
+        self.is_over = False
+
+    def take(self) -> TextPiece | None:
+        """What has come since; ``None`` if nothing has. Raises the call's own error."""
+        mailbox = self.call.mailbox
+        assert mailbox is not None
+        done = self.call.done  # before the tokens: none comes after it
+        if not done:
+            self._check()
+        tokens = [mailbox.tokens.popleft() for _ in range(len(mailbox.tokens))]
+        self._num_read += len(tokens)
+        text = "".join(map(self._deltas.push, tokens)) if self._deltas is not None else ""
+        if not done or (tokens and self.call.error is not None):
+            return TextPiece(text, tuple(tokens)) if tokens else None
+        self.is_over = True
+        self.ticket.keep()
+        self.reply = self.call.result()
+        if self._deltas is not None:
+            text += self._deltas.finish()
+        rest = self.reply.token_ids[self._num_read :]  # the token that ended the text
+        return TextPiece(text, (*tokens, *rest), self.reply)
+
+    def close(self) -> None:
+        if not self.is_over:
+            self.ticket.close()
+            self.is_over = True
+
+
+class ReplyStream:
+    """``for piece in stream``: a call's ``TextPiece``s as they come; ``reply`` after the last one.
+
+    Leaving the loop, by ``break`` or an error, cancels the call and frees its pages, and so does
+    dropping the stream; ``close``, or a ``with`` block, does it at once whoever still holds it.
+    Iterating raises the call's own error.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    @property
+    def reply(self) -> Reply | None:
+        """The whole reply, once the last piece was read."""
+        return self._reader.reply
+
+    def __iter__(self) -> ReplyStream:
+        return self
+
+    def __next__(self) -> TextPiece:
+        reader = self._reader
+        mailbox = reader.call.mailbox
+        assert mailbox is not None
+        try:
+            while not reader.is_over:
+                piece = reader.take()
+                if piece is not None:
+                    return piece
+                mailbox.wait()
+        except BaseException:
+            reader.close()
+            raise
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancel the call, unless it has ended."""
+        self._reader.close()
+
+    def __enter__(self) -> ReplyStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class AsyncReplyStream:
+    """``async for piece in stream``: as ``ReplyStream``, in the event loop that reads first.
+
+    The call is checked and handed in by the first read, which raises what is wrong with it.
+    Cancelling the task that reads cancels the call.
+    """
+
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, Reader]]) -> None:
+        self._begin: Callable[[], Coroutine[Any, Any, Reader]] | None = begin
+        self._reader: Reader | None = None
+
+    @property
+    def reply(self) -> Reply | None:
+        """The whole reply, once the last piece was read."""
+        return None if self._reader is None else self._reader.reply
+
+    def __aiter__(self) -> AsyncReplyStream:
+        return self
+
+    async def __anext__(self) -> TextPiece:
+        try:
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                self._reader = await begin()
+            reader = self._reader
+            while reader is not None and not reader.is_over:
+                piece = reader.take()
+                if piece is not None:
+                    return piece
+                assert reader.call.mailbox is not None
+                await reader.call.mailbox.wait_async()
+        except BaseException:
+            self._close()
+            raise
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancel the call, unless it has ended."""
+        self._close()
+
+    async def __aenter__(self) -> AsyncReplyStream:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._begin = None
+        if self._reader is not None:
+            self._reader.close()

@@ -1,0 +1,1 @@
+"""What may be asked of a token: parameters, processors of logits, constraints, log-probabilities."""

@@ -1,0 +1,235 @@
+"""What sequences' logits go through before they are sampled: penalties, biases, bans, masks.
+
+``LogitsProcessor`` is one sequence's part, made from its parameters; ``LogitsProcessors`` keeps those of all slots
+and makes a step's ``LogitsBatch``. Used by the scheduler, and only in steps that hold a sequence
+with any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from scalesim.batch import LogitsBatch
+from scalesim.core import Bools, Floats, Int32s, Int64s
+from scalesim.foreign import Foreign
+from scalesim.sampling.params import SamplingParams
+
+OFF = (0.0, 1.0, 0.0, 0.0)  # min_p and the three penalties
+
+
+class MaskFiller(Protocol):
+    """Fills the masks of several guides at once."""
+
+    def __call__(
+        self, guides: list[Any], tokens: list[Int32s], masks: Int32s
+    ) -> list[Exception | None]:
+        """Set the bits of the tokens that ``guides[i]`` allows behind ``tokens[i]`` (prompt and
+        output so far) in ``masks[i]``, which is 0. Returns what went wrong for each; it ends that
+        sequence."""
+        ...
+
+
+class TokenConstraint(Protocol):
+    """Decides what one sequence may say next. On the engine's thread, token by token.
+
+    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``. Guides of one ``filler`` are
+    asked together.
+    """
+
+    @property
+    def num_words(self) -> int: ...
+
+    @property
+    def filler(self) -> MaskFiller: ...
+
+    def push(self, token: int) -> bool:
+        """``token`` was sampled; True when the text is complete. What it raises ends the
+        sequence."""
+        ...
+
+    def end(self, token: int) -> None:
+        """``token``, an end-of-sequence or stop token, ended the text. What it raises ends the
+        sequence with an error instead."""
+        ...
+
+
+class LogitsProcessor:
+    """One sequence's. ``banned`` tokens do not come before position ``open_at``."""
+
+    def __init__(
+        self, params: SamplingParams, prompt_len: int, stop_ids: Iterable[int],
+        guide: TokenConstraint | None = None,
+    ) -> None:  # fmt: skip
+        self.ratios = ratios_of(params)
+        self.penalizes = self.ratios[1:] != OFF[1:]
+        self.prompt_len = prompt_len
+        self.guide = guide
+        self.open_at = prompt_len + params.min_tokens
+        self.banned = np.array(sorted(stop_ids) if params.min_tokens else [], np.int32)
+        bias = dict(params.logit_bias or {})
+        self._open = _columns(bias)
+        self._shut = _columns({**bias, **dict.fromkeys(self.banned.tolist(), -np.inf)})
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether it has more than numbers."""
+        return self.guide is not None or len(self._shut[0]) > 0
+
+    def biases(self, position: int) -> tuple[Int32s, Floats]:
+        """(ids, biases) for the token at ``position``; the guide's mask holds its own bans."""
+        return self._shut if position < self.open_at and self.guide is None else self._open
+
+    def ban(self, tokens: Int32s, words: Int32s) -> Int32s:
+        """A guide's mask for the token behind ``tokens``, less what ``min_tokens`` bans; unless the
+        guide allows nothing else."""
+        if len(tokens) >= self.open_at or not len(self.banned):
+            return words
+        kept = words.copy()
+        unset(kept, self.banned)
+        return kept if kept.any() else words
+
+
+def logits_processor_of(
+    params: SamplingParams, prompt_len: int, stop_ids: Iterable[int], guide: TokenConstraint | None
+) -> LogitsProcessor | None:
+    """``None`` where the logits are sampled as they are."""
+    if (
+        guide is None
+        and params.logit_bias is None
+        and not params.min_tokens
+        and ratios_of(params) == OFF
+    ):
+        return None
+    return LogitsProcessor(params, prompt_len, stop_ids, guide)
+
+
+def ratios_of(params: SamplingParams) -> tuple[float, float, float, float]:
+    return (
+        params.min_p,
+        params.repetition_penalty,
+        params.presence_penalty,
+        params.frequency_penalty,
+    )
+
+
+def _columns(biases: dict[int, float]) -> tuple[Int32s, Floats]:
+    ids = np.array(list(biases), np.int32)
+    return ids, np.array(list(biases.values()), np.float32)
+
+
+def unset(words: Int32s, ids: Int32s) -> None:
+    """Clear the bits of ``ids``."""
+    np.bitwise_and.at(words.view(np.uint32), ids >> 5, ~(np.uint32(1) << (ids & 31).astype("u4")))
+
+
+def _fill(
+    filler: MaskFiller, guides: list[Any], tokens: list[Int32s], masks: Int32s
+) -> list[Exception | None]:
+    """As ``filler``, whatever it raises: then it was one of them, and each is asked alone."""
+    errors: list[Exception | None] = []
+    with Foreign() as raised:
+        errors = filler(guides, tokens, masks)
+    if raised.error is None:
+        return errors
+    if len(guides) == 1:
+        return [raised.exception]
+    masks[:] = 0
+    return [
+        _fill(filler, [guide], [known], words)[0]
+        for guide, known, words in zip(guides, tokens, np.split(masks, len(masks)), strict=True)
+    ]
+
+
+class LogitsProcessors:
+    """Per slot, what its sequence asked for. ``num_adjusted`` and ``num_guided`` slots do."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_adjusted = self.num_guided = 0
+        self.guided = np.zeros(num_slots, np.bool_)
+        self._adjusted = np.zeros(num_slots, np.bool_)
+        self._ratios = np.tile(np.array(OFF, np.float32), (num_slots, 1))
+        self._listed = np.zeros(num_slots, np.bool_)
+        self._of: dict[int, LogitsProcessor] = {}
+        self._masks: dict[int, Int32s] = {}  # by slot, for the step to come
+
+    def enter(self, slot: int, adjust: LogitsProcessor) -> None:
+        self._of[slot] = adjust
+        self._adjusted[slot] = True
+        self._ratios[slot] = adjust.ratios
+        self._listed[slot] = adjust.is_listed
+        self.guided[slot] = adjust.guide is not None
+        self.num_adjusted += 1
+        self.num_guided += adjust.guide is not None
+
+    def leave(self, slot: int) -> None:
+        adjust = self._of.pop(slot)
+        self._adjusted[slot] = self._listed[slot] = self.guided[slot] = False
+        self._masks.pop(slot, None)
+        self.num_adjusted -= 1
+        self.num_guided -= adjust.guide is not None
+
+    def ask(self, slots: list[int], tokens: list[Int32s]) -> dict[int, Exception]:
+        """Ask the guides of ``slots`` what may follow ``tokens``; by slot, what went wrong."""
+        failed: dict[int, Exception] = {}
+        for filler, members in self._by_filler(slots).items():
+            guides = [self._of[slots[i]].guide for i in members]
+            known = [tokens[i] for i in members]
+            masks = np.zeros((len(members), guides[0].num_words), np.int32)  # type: ignore[union-attr]
+            for i, words, error in zip(
+                members, masks, _fill(filler, guides, known, masks), strict=True
+            ):
+                if error is None:
+                    self._masks[slots[i]] = self._of[slots[i]].ban(tokens[i], words)
+                else:
+                    failed[slots[i]] = error
+        return failed
+
+    def _by_filler(self, slots: list[int]) -> dict[MaskFiller, list[int]]:
+        groups: dict[MaskFiller, list[int]] = {}
+        for i, slot in enumerate(slots):
+            guide = self._of[slot].guide
+            assert guide is not None, slot
+            groups.setdefault(guide.filler, []).append(i)
+        return groups
+
+    def batch(
+        self, at: Int64s, ends: Int64s, sample: Bools, first_chunk: int,
+        tokens: Callable[[int], Int32s],
+    ) -> LogitsBatch | None:  # fmt: skip
+        """For a step of the slots ``at`` whose next tokens come at ``ends``. Those from
+        ``first_chunk`` on sample for the first time since they entered; ``tokens(slot)`` are what
+        they know."""
+        seqs = (self._adjusted[at] & sample).nonzero()[0]
+        if not len(seqs):
+            return None
+        slots = at[seqs]
+        min_ps, repetitions, presences, frequencies = self._ratios[slots].T.copy()
+        bias_start = np.zeros(len(seqs) + 1, np.int32)
+        mask_rows = np.full(len(seqs), -1, np.int32)
+        ids: list[Int32s] = []
+        biases: list[Floats] = []
+        masks: list[Int32s] = []
+        for i in self._listed[slots].nonzero()[0].tolist():
+            slot = int(slots[i])
+            columns = self._of[slot].biases(int(ends[seqs[i]]))
+            bias_start[i + 1] = len(columns[0])
+            ids.append(columns[0])
+            biases.append(columns[1])
+            if slot in self._masks:
+                mask_rows[i] = len(masks)
+                masks.append(self._masks.pop(slot))
+        begins = tuple(
+            (slot, tokens(slot), self._of[slot].prompt_len)
+            for slot in slots[seqs >= first_chunk].tolist()
+            if self._of[slot].penalizes
+        )
+        return LogitsBatch(
+            seqs.astype(np.int32), min_ps, repetitions, presences, frequencies,
+            np.cumsum(bias_start, dtype=np.int32),
+            np.concatenate([*ids, np.zeros(0, np.int32)]),
+            np.concatenate([*biases, np.zeros(0, np.float32)]),
+            mask_rows, np.stack(masks) if masks else np.zeros((0, 1), np.int32), begins,
+        )  # fmt: skip

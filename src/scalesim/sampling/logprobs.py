@@ -1,0 +1,151 @@
+"""Log-probabilities: which query tokens of a step are scored, and whose the results are.
+
+Used by the scheduler, and only in steps that hold a sequence that asks. A token is scored where the
+one before it is computed: the prompt's from its prefill chunks, an output's where it is sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalesim.batch import NO_TOKEN, LogProbs, LogprobsBatch, Scores
+from scalesim.core import Bools, Int32s
+from scalesim.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from scalesim.scheduler.sequence import Sequence
+
+
+class _Rows:
+    """Scores of consecutive tokens, as they come. ``next`` is the position that is due."""
+
+    def __init__(self, start: int, top_k: int) -> None:
+        self.start = self.next = start
+        self.top_k = top_k
+        self._parts: list[Scores] = []
+
+    def extend(self, position: int, part: Scores) -> None:
+        """What came twice (a prefill done again) is taken once."""
+        skip = self.next - position
+        assert skip >= 0, (self.next, position)
+        part = _slice(part, slice(skip, None))
+        if len(part.logprobs):
+            self._parts.append(part)
+            self.next += len(part.logprobs)
+
+    def joined(self, token_ids: Int32s) -> LogProbs:
+        top_k = self.top_k
+        empty = Scores(
+            np.zeros(0, np.float32),
+            np.zeros((0, top_k), np.int32),
+            np.zeros((0, top_k), np.float32),
+        )
+        parts = [empty, *self._parts]
+        count = self.next - self.start
+        return LogProbs(
+            self.start,
+            token_ids[:count],
+            np.concatenate([part.logprobs for part in parts]),
+            np.concatenate([part.top_ids[:, :top_k] for part in parts]),
+            np.concatenate([part.top_logprobs[:, :top_k] for part in parts]),
+        )
+
+
+class LogprobsLog:
+    """What one sequence asked for, and what it has of it."""
+
+    def __init__(self, prompt_len: int, params: SamplingParams) -> None:
+        self._prompt_len = prompt_len
+        self.prompt: _Rows | None = None
+        self.output: _Rows | None = None
+        if params.prompt_logprobs is not None:
+            start = min(params.prompt_logprobs_start, prompt_len)
+            self.prompt = _Rows(start, params.prompt_logprobs)
+        if params.logprobs is not None:
+            self.output = _Rows(prompt_len, params.logprobs)
+
+    def of_prompt(self, tokens: Int32s) -> LogProbs | None:
+        """``tokens``: the prompt's. ``None`` where they were not asked for."""
+        return None if self.prompt is None else self.prompt.joined(tokens[self.prompt.start :])
+
+    def of_output(self, tokens: Int32s) -> LogProbs | None:
+        return None if self.output is None else self.output.joined(tokens)
+
+    def usable(self, num_tokens: int) -> int:
+        """How many of its first tokens a lease may look up: behind them, logits are needed."""
+        if self.prompt is None or self.prompt.next >= self._prompt_len:
+            return num_tokens
+        return self.prompt.next
+
+    def wanted(self, start: int, stop: int, samples: bool) -> tuple[range, int]:
+        """Of query tokens at positions ``start`` to ``stop``: those behind which a token is scored,
+        and ``top_k``."""
+        first, last, top_k = stop, stop, 0
+        prompt_due = self.prompt is not None and self.prompt.next < self._prompt_len
+        if prompt_due and start + 1 < self._prompt_len:
+            assert self.prompt is not None
+            first = max(start, self.prompt.next - 1)
+            last, top_k = min(stop, self._prompt_len - 1), self.prompt.top_k
+        if samples and self.output is not None:
+            first, last, top_k = min(first, stop - 1), stop, max(top_k, self.output.top_k)
+        return range(first, max(first, last)), top_k
+
+    def take(self, positions: range, part: Scores) -> None:
+        """``part`` holds the scores behind the query tokens at ``positions``."""
+        split = min(max(self._prompt_len - 1 - positions.start, 0), len(positions))
+        if self.prompt is not None and split:
+            self.prompt.extend(positions.start + 1, _slice(part, slice(0, split)))
+        if self.output is not None and split < len(positions):
+            at = positions.start + split + 1
+            self.output.extend(at, _slice(part, slice(split, None)))
+
+
+def _slice(scores: Scores, rows: slice) -> Scores:
+    return Scores(scores.logprobs[rows], scores.top_ids[rows], scores.top_logprobs[rows])
+
+
+@dataclass(slots=True)
+class LogprobsPlan:
+    """A step's scored query tokens, by sequence, in the order in which the scores come back."""
+
+    owners: list[tuple[int, Sequence, range]] = field(default_factory=list)  # index in the batch
+    tokens: list[Int32s] = field(default_factory=list)
+    targets: list[Int32s] = field(default_factory=list)
+    top_k: int = 0
+
+    def add(
+        self, index: int, sequence: Sequence, positions: range, first_row: int, known: Int32s,
+        samples: bool,
+    ) -> None:  # fmt: skip
+        """The sequence at ``index`` of the batch computes ``positions``, which stand from
+        ``first_row`` on in it. ``known``: its tokens so far."""
+        assert sequence.score_log is not None
+        wanted, top_k = sequence.score_log.wanted(positions.start, positions.stop, samples)
+        if not len(wanted):
+            return
+        at = np.arange(wanted.start, wanted.stop, dtype=np.int32)
+        targets = np.full(len(at), NO_TOKEN, np.int32)
+        given = known[wanted.start + 1 : wanted.stop + 1]
+        targets[: len(given)] = given
+        self.owners.append((index, sequence, wanted))
+        self.tokens.append(at - np.int32(positions.start - first_row))
+        self.targets.append(targets)
+        self.top_k = max(self.top_k, top_k)
+
+    def batch(self) -> LogprobsBatch | None:
+        if not self.owners:
+            return None
+        return LogprobsBatch(np.concatenate(self.tokens), np.concatenate(self.targets), self.top_k)
+
+    def deliver(self, scores: Scores, is_current: Bools) -> None:
+        """To each owner its own; ``is_current`` (by index in the batch) leaves out who is not in
+        its slot any more."""
+        row = 0
+        for index, sequence, positions in self.owners:
+            rows = slice(row, row + len(positions))
+            if is_current[index] and sequence.score_log is not None:
+                sequence.score_log.take(positions, _slice(scores, rows))
+            row = rows.stop

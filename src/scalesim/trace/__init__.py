@@ -1,0 +1,1 @@
+"""Traces: who called when, with what shared prefixes, recorded and read."""

@@ -1,0 +1,240 @@
+"""Records an engine's calls and hints as a trace: who, when, how much, and which text is the same.
+
+Called by the loop, on its thread. Of the text only names of stretches are kept: a prompt that
+begins like an earlier one of any agent, or goes on from its own agent's last call, names the same
+stretches; the rest gets a name of its own. Sharing between agents is found by whole blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, cast
+
+import numpy as np
+import xxhash
+
+from scalesim.core import AgentId, Int32s
+from scalesim.errors import ConfigError
+from scalesim.foreign import Foreign, report, words_of
+from scalesim.trace.file import TraceWriter
+from scalesim.trace.trace import Hint, TracePiece, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Tokens, and the stretches that they are."""
+
+    tokens: Int32s
+    pieces: tuple[TracePiece, ...]
+
+
+@dataclass(slots=True)
+class _Line:
+    """What will be a line: a tick, a hint, or a call, whose ``turn`` is known when it has ended."""
+
+    step: float
+    turn: Turn | None = None
+    hint: Hint | None = None
+    at_s: float = 0.0
+    is_open: bool = False
+    is_tick: bool = False
+
+
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+
+
+def gives_up(
+    write: Callable[Concatenate[Recorder, _P], None],
+) -> Callable[Concatenate[Recorder, _P], None]:
+    """``write`` as part of a recorder that stops for good where it fails: a full disk costs the
+    trace, not the run."""
+
+    @wraps(write)
+    def tried(self: Recorder, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        if self.error is None:
+            with Foreign() as raised:
+                write(self, *args, **kwargs)
+            if raised.error is not None:
+                self.error = raised.error
+                report(_log, "the trace %s ends here: %s", self.path, words_of(raised.error))
+
+    return cast("Callable[Concatenate[Recorder, _P], None]", tried)
+
+
+def check_new(path: Path) -> None:
+    """Raise ``ConfigError`` for a path that no recorder could make: a trace overwrites nothing."""
+    if os.path.lexists(path):
+        raise ConfigError(f"record={str(path)!r} exists; delete it, or give another name")
+    if not path.parent.is_dir():
+        raise ConfigError(f"record={str(path)!r}: there is no folder {str(path.parent)!r}")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"record={str(path)!r}: nothing may be written to {str(path.parent)!r}")
+
+
+class Recorder:
+    """Writes a trace to ``path``, in the order in which calls and hints came; ``close`` ends it,
+    without the calls that are still open. What was said is kept, to recognise it. ``error`` is what
+    it failed of, if it did: nothing was recorded after that. Raises ``ConfigError``."""
+
+    def __init__(self, path: Path, block_size: int) -> None:
+        self.path = path
+        self.error: BaseException | None = None
+        check_new(path)
+        try:
+            self._file = path.open("x", encoding="utf-8")
+        except OSError as cause:
+            raise ConfigError(f"record={str(path)!r} cannot be written: {cause.strerror}") from None
+        self._writer = TraceWriter(self._file)
+        self._block_size = block_size
+        self._num_contents = 0
+        self._lines: deque[_Line] = deque()
+        self._begun: dict[int, tuple[_Line, _Said, int, AgentId | None]] = {}  # by call
+        self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}  # step, round, open calls
+        self._last: dict[AgentId | None, _Said] = {}
+        self._blocks: dict[int, _Said] = {}  # by the hash of all tokens up to a block's end
+
+    @gives_up
+    def begins(
+        self, call: int, agent: AgentId | None, step: float, at_s: float, tokens: Int32s
+    ) -> None:
+        """A request was accepted; ``call`` names it until ``ends``."""
+        pieces = self._known(agent, tokens)
+        rest = len(tokens) - sum(piece.length for piece in pieces)
+        if rest:
+            pieces = (*pieces, TracePiece(self._name(), rest))
+        line = _Line(step, at_s=at_s, is_open=True)
+        self._lines.append(line)
+        said = _Said(tokens, pieces)
+        self._begun[call] = (line, said, self._round(agent, step), agent)
+        self._remember(said)
+
+    @gives_up
+    def ends(self, call: int, output: Int32s) -> None:
+        """A request has ended with ``output``; without any, it leaves no line."""
+        line, prompt, turn_round, agent = self._begun.pop(call)
+        last = self._rounds.get(agent)  # none of who was forgotten
+        if last is not None and last[0] == line.step:
+            self._rounds[agent] = (last[0], last[1], last[2] - 1)
+        line.is_open = False
+        if len(output):
+            said = TracePiece(self._name(), len(output))
+            whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
+            line.turn = Turn(agent, prompt.pieces, said, turn_round)
+            if last is not None:
+                self._last[agent] = whole
+            self._remember(whole)
+        self._flush()
+
+    @gives_up
+    def forget(self, agents: Iterable[AgentId]) -> None:
+        """``agents`` are gone, which a trace has no line for: who calls under such an id later
+        takes a turn like any other. The texts stay, to recognise them."""
+        for agent in agents:
+            self._rounds.pop(agent, None)
+            self._last.pop(agent, None)
+
+    @gives_up
+    def expects(self, agent: AgentId, step: float, at: float) -> None:
+        self._lines.append(_Line(step, hint=Hint(agent, at)))
+        self._flush()
+
+    @gives_up
+    def ticks(self, step: float) -> None:
+        """The clock moved to ``step``."""
+        self._lines.append(_Line(step, is_tick=True))
+        self._flush()
+
+    def after_fork(self) -> None:
+        """In the child: what stands in the file's buffer is the parent's to write."""
+        if self._file.closed:
+            return
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._file.fileno())
+        os.close(null)
+
+    def close(self) -> None:
+        self._lines = deque(line for line in self._lines if not line.is_open)
+        with Foreign():  # what is in the file's buffer may not fit either
+            if self.error is None:
+                self._flush()
+        with Foreign():
+            self._file.close()
+
+    def _flush(self) -> None:
+        while self._lines and not self._lines[0].is_open:
+            line = self._lines.popleft()
+            if line.turn is not None:
+                self._writer.turn(line.step, line.turn, line.at_s)
+            elif line.hint is not None:
+                self._writer.hint(line.step, line.hint)
+            elif line.is_tick:
+                self._writer.tick(line.step)
+
+    def _round(self, agent: AgentId | None, step: float) -> int:
+        """One more than the last when nothing of that one is open any more."""
+        at, newest, num_open = self._rounds.get(agent, (step, -1, 0))
+        if at != step:
+            newest, num_open = -1, 0
+        if num_open == 0:
+            newest += 1
+        self._rounds[agent] = (step, newest, num_open + 1)
+        return newest
+
+    # -- which text is the same ---------------------------------------------------------------
+
+    def _known(self, agent: AgentId | None, tokens: Int32s) -> tuple[TracePiece, ...]:
+        """The stretches that ``tokens`` begin with, as far as they were said before."""
+        last, length = self._last.get(agent), 0
+        pieces: tuple[TracePiece, ...] = ()
+        if last is not None:
+            length = common_length(last.tokens, tokens)
+            pieces = beginning(last.pieces, length)
+        for end, digest in reversed(self._digests(tokens)):
+            if end <= length:
+                break
+            said = self._blocks.get(digest)
+            if said is not None and np.array_equal(said.tokens[:end], tokens[:end]):
+                return beginning(said.pieces, end)
+        return pieces
+
+    def _remember(self, said: _Said) -> None:
+        for _, digest in self._digests(said.tokens):
+            self._blocks.setdefault(digest, said)
+
+    def _digests(self, tokens: Int32s) -> list[tuple[int, int]]:
+        """(end, hash of everything up to there) of each whole block."""
+        state, size = xxhash.xxh3_64(), self._block_size
+        found = []
+        for end in range(size, len(tokens) + 1, size):
+            state.update(tokens[end - size : end].tobytes())
+            found.append((end, state.intdigest()))
+        return found
+
+    def _name(self) -> int:
+        self._num_contents += 1
+        return self._num_contents
+
+
+def common_length(first: Int32s, second: Int32s) -> int:
+    """How many leading tokens two texts share."""
+    count = min(len(first), len(second))
+    differ = np.flatnonzero(first[:count] != second[:count])
+    return int(differ[0]) if len(differ) else count
+
+
+def beginning(pieces: tuple[TracePiece, ...], length: int) -> tuple[TracePiece, ...]:
+    """The stretches of the first ``length`` tokens."""
+    found = []
+    for piece in pieces:
+        if length <= 0:
+            break
+        found.append(piece._replace(length=min(piece.length, length)))
+        length -= piece.length
+    return tuple(found)
