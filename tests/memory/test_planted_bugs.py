@@ -7,6 +7,7 @@ fail.
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,7 @@ def freed_while_a_save_reads(patch: pytest.MonkeyPatch) -> None:
             self.device.free(pages, self.last_launched)
             taken = self.device.allocate(len(pages))  # someone else's from now on
             assert taken is not None
-            segment.device[:] = taken
+            segment.device[:] = array("i", taken)
         return started
 
     patch.setattr(Residency, "start_save", start_and_free)
@@ -154,11 +155,11 @@ def save_visible_before_done(patch: pytest.MonkeyPatch) -> None:
     def start_and_show(self: Residency, segment: Segment) -> bool:
         count = segment.num_dirty
         started = start_save(self, segment)
-        if started and segment.save is not None:
-            segment.save.parts = []
+        if started and (save := segment.host.transfer) is not None:
+            save.parts = []
             self.saving_pages -= count
-            segment.save = None
-            segment.saved += count
+            segment.host.transfer = None
+            segment.host.valid += count
             self.ranking.refresh(segment)
         return started
 
@@ -167,24 +168,26 @@ def save_visible_before_done(patch: pytest.MonkeyPatch) -> None:
 
 @planted
 def failed_save_visible(patch: pytest.MonkeyPatch) -> None:
-    finish = Residency._finish_save
+    finish = Residency._finish
 
     def ignore(self: Residency, transfer: Transfer) -> None:
-        transfer.error = None
+        if transfer.tier == "host":
+            transfer.error = None
         finish(self, transfer)
 
-    patch.setattr(Residency, "_finish_save", ignore)
+    patch.setattr(Residency, "_finish", ignore)
 
 
 @planted
 def failed_load_taken_for_done(patch: pytest.MonkeyPatch) -> None:
-    finish = Residency._finish_load
+    finish = Residency._finish
 
     def ignore(self: Residency, transfer: Transfer) -> None:
-        transfer.error = None
+        if transfer.tier == "device":
+            transfer.error = None
         finish(self, transfer)
 
-    patch.setattr(Residency, "_finish_load", ignore)
+    patch.setattr(Residency, "_finish", ignore)
 
 
 @planted
@@ -315,7 +318,7 @@ def host_copy_dropped_under_a_load(patch: pytest.MonkeyPatch) -> None:
 
     def loading_counts(self: EvictionRanking, segment: Segment) -> None:
         place(self, segment)
-        if segment.load is not None and segment.host:
+        if segment.device.transfer is not None and segment.host:
             self._doubled.add(segment, self.use_of(segment))
 
     patch.setattr(EvictionRanking, "_place", loading_counts)
@@ -327,7 +330,8 @@ def split_forgets_the_copy(patch: pytest.MonkeyPatch) -> None:
 
     def forget(self: PrefixTree, segment: Segment, count: int) -> Segment:
         upper = split(self, segment, count)
-        upper.load = None
+        if upper.device:
+            upper.device.transfer = None
         return upper
 
     patch.setattr(PrefixTree, "split", forget)

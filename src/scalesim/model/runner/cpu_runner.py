@@ -132,12 +132,12 @@ class ModelRunner:
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
-        scores = pooled = None
+        scores = sums = None
         if batch.scores is not None:
             scores = self._score(batch, batch.scores, arranged, hidden, tokens)
-        if batch.pools is not None:
-            pooled = pooled_sums(arranged.spans(batch.pools.spans), hidden)
-        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, pooled)
+        if batch.embeddings is not None:
+            sums = hidden_sums(arranged.spans(batch.embeddings.spans), hidden)
+        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, sums)
 
     def _score(
         self, batch: Batch, asked: LogprobsBatch, arranged: Arranged, hidden: Tensor, tokens: Int32s
@@ -222,8 +222,8 @@ def adjustments(
     )
 
 
-def pooled_sums(spans: Iterable[slice], hidden: Tensor) -> Floats:
-    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64."""
+def hidden_sums(spans: Iterable[slice], hidden: Tensor) -> Floats:
+    """``[num_spans, hidden]``: final hidden states, summed over each span in fp64."""
     sums = torch.stack([hidden[span].double().sum(0) for span in spans])
     result: Floats = sums.float().numpy()
     return result

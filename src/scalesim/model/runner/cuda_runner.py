@@ -28,7 +28,7 @@ from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.layers.decoder import Decoder
 from scalesim.model.runner.arrange import Arranged, arrange
-from scalesim.model.runner.device_embedding import DevicePools
+from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
 from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoreShape
 from scalesim.model.runner.device_lora import DeviceLora
@@ -49,7 +49,7 @@ class _Flight:
     began: Event
     ended: Event
     scores: Callable[[], Scores] | None = None
-    pooled: Callable[[], Floats] | None = None
+    sums: Callable[[], Floats] | None = None
 
 
 class CudaRunner:
@@ -168,11 +168,11 @@ class CudaRunner:
             sampling = packed.order[packed.picked]
             changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
-        pools = [] if batch.pools is None else arranged.spans(batch.pools.spans)
+        spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
         # a graph keeps no hidden states
-        captured = None if scored or pools else self.graphs.replay(shape)
+        captured = None if scored or spans else self.graphs.replay(shape)
         if captured is None:
-            self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
+            self._stream.submit(lambda: self._compute(shape, changes, scored, spans))
         else:
             self._stream.submit(captured)
             if changes is not None:
@@ -185,10 +185,10 @@ class CudaRunner:
             count = len(packed.picked) * self._logits.shape[1]
             logits = self._logits_ring.fetch(self._stream, self._logits, count)
         scores = self._scores.fetch(scored) if scored else None
-        pooled = self._pools.fetch(len(pools)) if pools else None
+        sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended, scores, pooled)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scores, sums)
         return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
@@ -199,8 +199,8 @@ class CudaRunner:
         tokens, bad = self._read(flight)
         seconds = flight.ended.elapsed_s(flight.began)
         scores = None if flight.scores is None else flight.scores()
-        pooled = None if flight.pooled is None else flight.pooled()
-        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, pooled)
+        sums = None if flight.sums is None else flight.sums()
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, sums)
 
     # -- on the host --------------------------------------------------------------------------
 
@@ -249,9 +249,11 @@ class CudaRunner:
         return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
 
     @cached_property
-    def _pools(self) -> DevicePools:
+    def _embeddings(self) -> DeviceEmbeddings:
         width = self._model.config.hidden_size
-        return DevicePools(self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width)
+        return DeviceEmbeddings(
+            self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width
+        )
 
     def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
         if batch.scores is None:
@@ -294,7 +296,7 @@ class CudaRunner:
         shape: StepShape,
         changes: tuple[Tensor, ...] | None = None,
         scored: ScoreShape | None = None,
-        pools: Sequence[slice] = (),
+        spans: Sequence[slice] = (),
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
@@ -323,8 +325,8 @@ class CudaRunner:
             self._sample_again(shape, changes)
         if scored is not None:
             self._scores.compute(scored, hidden, self._outcome, model, kernels)
-        if pools:
-            self._pools.compute(pools, hidden)
+        if spans:
+            self._embeddings.compute(spans, hidden)
 
     def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
         """What the step sampled, replaced where logits are to be changed first."""

@@ -17,15 +17,15 @@ from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 
 
-class DevicePools:
-    """``max_pools``: the most sums of a step; each of ``width`` fp32."""
+class DeviceEmbeddings:
+    """``max_spans``: the most sums of a step; each of ``width`` fp32."""
 
     def __init__(
-        self, device: Device, stream: Stream, num_buffers: int, max_pools: int, width: int
+        self, device: Device, stream: Stream, num_buffers: int, max_spans: int, width: int
     ) -> None:
         self._stream, self._width = stream, width
-        self._ring = StagingRing(device, num_buffers, max_pools * width)
-        self._sums = torch.zeros((max_pools, width), device=device.place)
+        self._ring = StagingRing(device, num_buffers, max_spans * width)
+        self._sums = torch.zeros((max_spans, width), device=device.place)
 
     def compute(self, spans: Sequence[slice], hidden: Tensor) -> None:
         """On the device, behind the step. hidden : of its query tokens, arranged."""
