@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scalesim.errors import AdapterError
 from scalesim.model.adapters.layout import ALIGN, LayoutTable, LoraLayout, lora_sites
-from scalesim.model.adapters.peft import is_target, read_adapter, tensor_name, unpack
+from scalesim.model.adapters.peft import is_target, read_adapter, tensor_name
 from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model.conftest import TINY
 
@@ -24,6 +24,16 @@ PAGE = 8192
 
 def read(folder: Path, dtype: torch.dtype = torch.float32, page_bytes: int = PAGE) -> Any:
     return read_adapter(folder, TINY, dtype, page_bytes)
+
+
+def unpack(layout: LoraLayout, pages: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors in ``pages`` under their names in the file."""
+    flat = torch.from_numpy(pages).view(-1).view(dtype)
+    tensors = {}
+    for layer, index, side, width, _, offsets in layout.rows():
+        rows = torch.stack([flat[offset : offset + width] for offset in offsets.tolist()])
+        tensors[tensor_name(layer, index, side)] = rows if side == "A" else rows.T.contiguous()
+    return tensors
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 16, 64, 256])

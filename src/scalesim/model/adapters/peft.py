@@ -48,38 +48,19 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
 # Settings without effect on a trained adapter; any other must be unset.
 WITHOUT_EFFECT = frozenset(
     [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "eva_config",
-        "inference_mode",
-        "loftq_config",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
+        "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode",
+        "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
+        "qalora_group_size", "revision", "runtime_config", "task_type",
     ]
-)
+)  # fmt: skip
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SEED = secrets.randbits(64)  # digests live as long as the process: nobody can prepare equal ones
 READ = frozenset(
     [
-        "r",
-        "lora_alpha",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-        "use_rslora",
-        "alora_invocation_tokens",
+        "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform",
+        "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "alora_invocation_tokens",
     ]
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +92,7 @@ def read_adapter(
     path = Path(folder).expanduser()
     try:
         return _read(path, model, dtype, page_bytes)
-    except AdapterError as error:
-        raise AdapterError(f"adapter {path}: {error}") from error
-    except (WeightsError, OSError) as error:
+    except (AdapterError, WeightsError, OSError) as error:
         raise AdapterError(f"adapter {path}: {error}") from error
 
 
@@ -330,16 +309,6 @@ def pack(layout: LoraLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) 
         assert len(offsets) == rank
     result: Bytes2D = flat.view(torch.uint8).view(layout.num_pages, -1).numpy()
     return result
-
-
-def unpack(layout: LoraLayout, pages: Bytes2D, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors in ``pages`` under their names in the file: what ``pack`` was given."""
-    flat = torch.from_numpy(pages).view(-1).view(dtype)
-    tensors = {}
-    for layer, index, side, width, _, offsets in layout.rows():
-        rows = torch.stack([flat[offset : offset + width] for offset in offsets.tolist()])
-        tensors[tensor_name(layer, index, side)] = rows if side == "A" else rows.T.contiguous()
-    return tensors
 
 
 def pieces(offsets: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, int, int, int]]:

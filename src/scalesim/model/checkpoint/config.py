@@ -40,24 +40,31 @@ class ExpertsConfig:
     layers: tuple[int, ...]  # the others have an ordinary MLP
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Everything that the decoder needs to know; one class covers all native families.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What engines and runners need to know of a model, whoever wrote its layers."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int  # of a model that transformers runs, only to size the workspace
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(ModelShape):
+    """Everything that the native decoder needs to know; one class covers all native families.
 
     ``windows``: of each layer, how many positions it sees (``None``: all); empty where none has
     one. ``soft_cap``: of attention scores; ``logit_soft_cap``: of the logits. ``local_rope``: the
     rotation of layers with a window, where they have their own.
     """
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_position: int
     rms_eps: float
     rope: RopeConfig
     qkv_bias: bool = False
@@ -66,7 +73,6 @@ class ModelConfig:
     qk_norm: bool = False
     tie_embeddings: bool = False
     dtype: str = "float32"
-    eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     windows: tuple[int | None, ...] = ()
     soft_cap: float | None = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.checkpoint.config import DTYPES, ModelConfig, stated_dtype
+from scalesim.model.checkpoint.config import DTYPES, ModelConfig, ModelShape, stated_dtype
 from scalesim.model.checkpoint.dummy import dummy_tensors
 from scalesim.model.checkpoint.fields import MalformedError
 from scalesim.model.checkpoint.files import read_json
@@ -29,22 +29,19 @@ from scalesim.model.checkpoint.weights import (
     expected_shapes,
     num_elements,
 )
-from scalesim.model.layers.decoder import Decoder, ModelShape
+from scalesim.model.layers.decoder import Decoder
 from scalesim.model.layers.native import NativeModel
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 MODEL_IMPLS = ("auto", "native", "transformers")
-HARMLESS = (
-    "rotary_emb.inv_freq",
-    "attn.masked_bias",
-)  # saved by old versions; derived, not learned
+HARMLESS = ("rotary_emb.inv_freq", "attn.masked_bias")  # of old versions; derived, not learned
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """``folder`` also holds the tokenizer and chat template, where there are any."""
 
-    config: ModelConfig | ModelShape
+    config: ModelShape
     model: Decoder
     folder: Path
     quantize: str | None = None

@@ -1,35 +1,14 @@
-"""What a runner needs of a model, whoever wrote its layers: the native decoder, or transformers'.
-
-``ModelShape`` is all that engines and runners read of a hosted model's config; a native model's
-``ModelConfig`` has the same names and more.
-"""
+"""What a runner needs of a model: of the native decoder, or of one that transformers runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from scalesim_kernels import KernelSet, LoraBatch, PagedBatch
 from torch import Tensor
 
-from scalesim.model.checkpoint.config import ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Of a model that transformers runs. ``intermediate_size`` only sizes the workspace."""
-
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_position: int
-    eos_token_ids: tuple[int, ...] = ()
+from scalesim.model.checkpoint.config import ModelShape
 
 
 class Decoder(Protocol):
@@ -39,7 +18,7 @@ class Decoder(Protocol):
     place: str
 
     @property
-    def config(self) -> ModelConfig | ModelShape: ...
+    def config(self) -> ModelShape: ...
 
     @property
     def takes_graphs(self) -> bool: ...

@@ -19,7 +19,7 @@ from scalesim_kernels import KernelSet, LoraBatch, PagedBatch
 from torch import Tensor, nn
 
 from scalesim.errors import AdapterError, UnsupportedModelError
-from scalesim.model.layers.decoder import ModelShape
+from scalesim.model.checkpoint.config import ModelShape
 
 INTERFACE = "scalesim"
 # Of the keywords that models give their attention, those that say nothing new.

@@ -22,6 +22,7 @@ from scalesim.model.checkpoint.config import (
     LAYER_KINDS,
     MAX_LAYERS,
     MAX_VOCAB,
+    ModelShape,
     refuse_quantized,
     token_ids,
 )
@@ -30,7 +31,6 @@ from scalesim.model.checkpoint.fields import MOST_WHOLE, Fields
 from scalesim.model.checkpoint.files import Json, read_json, read_json_if_there
 from scalesim.model.checkpoint.loader_files import check_floating, check_memory, open_tensors
 from scalesim.model.checkpoint.quantize import quantize_modules
-from scalesim.model.layers.decoder import ModelShape
 from scalesim.model.layers.hosted import INTERFACE, AttentionCall, HostedModel, paged_attention
 
 PROBE = 23  # tokens of the comparison: more than a page of 16, no multiple of a chunk

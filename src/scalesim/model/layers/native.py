@@ -15,11 +15,17 @@ from torch import Tensor
 
 from scalesim.model.adapters.layout import lora_sites
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.weights import ExpertWeights, LayerWeights, MlpWeights, Weights
+from scalesim.model.checkpoint.weights import (
+    ExpertWeights,
+    LayerWeights,
+    Linear,
+    MlpWeights,
+    Weights,
+)
 from scalesim.model.layers.experts import mix_experts
 from scalesim.model.layers.rope import cos_sin_table
 
-Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
+Apply: TypeAlias = Callable[[Tensor, Linear, LoraSite], Tensor]
 
 
 class NativeModel:
@@ -69,8 +75,8 @@ class NativeModel:
         lora : ``None`` where no token uses an adapter.
         """
 
-        def linear(x: Tensor, weight: Tensor, bias: Tensor | None, site: LoraSite) -> Tensor:
-            out = kernels.linear(x, weight, bias)
+        def linear(x: Tensor, layer: Linear, site: LoraSite) -> Tensor:
+            out = kernels.linear(x, layer.weight, layer.bias)
             if lora is not None:
                 h = kernels.lora_shrink(x, pool, index, site, lora)
                 kernels.lora_expand(h, pool, index, site, lora, out)
@@ -90,9 +96,9 @@ class NativeModel:
         for index, layer in enumerate(self.weights.layers):
             norms = layer.norms
             x, residual = enter(x, norms.before_attention, residual)
-            qkv = linear(x, layer.qkv, layer.qkv_bias, self._qkv)
+            qkv = linear(x, layer.qkv, self._qkv)
             mixed = self._attend(qkv, layer, index, pool, batch, plan, kernels)
-            x = leave(linear(mixed, layer.o, layer.o_bias, self._o), norms.after_attention)
+            x = leave(linear(mixed, layer.o, self._o), norms.after_attention)
             x, residual = enter(x, norms.before_mlp, residual)
             x = leave(self._mlp(x, layer.mlp, kernels, linear), norms.after_mlp)
         return enter(x, self.weights.final_norm, residual)[0]
@@ -112,15 +118,15 @@ class NativeModel:
         return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype).item()
 
     def _mlp(
-        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: Linear
+        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: Apply
     ) -> Tensor:
         if isinstance(mlp, ExpertWeights):
             assert self.config.experts is not None
             return mix_experts(x, mlp, self.config.experts, kernels)
         silu = self.config.family.activation == "silu"
         gated = kernels.silu_mul if silu else kernels.gelu_mul
-        wide = gated(linear(x, mlp.gate_up, mlp.gate_up_bias, self._gate_up))
-        return linear(wide, mlp.down, mlp.down_bias, self._down)
+        wide = gated(linear(x, mlp.gate_up, self._gate_up))
+        return linear(wide, mlp.down, self._down)
 
     def _attend(
         self,

@@ -30,7 +30,7 @@ from scalesim.model.layers.decoder import Decoder
 from scalesim.model.runner.arrange import Arranged, arrange
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
-from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoreShape
+from scalesim.model.runner.device_logprobs import DeviceLogprobs, Scored
 from scalesim.model.runner.device_lora import DeviceLora
 from scalesim.model.runner.device_table import CAPACITY, DeviceTable
 from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
@@ -255,7 +255,7 @@ class CudaRunner:
             self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width
         )
 
-    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
+    def _send_scores(self, batch: Batch, arranged: Arranged) -> Scored | None:
         if batch.scores is None:
             return None
         padded = self._pad(len(batch.scores.tokens))
@@ -295,7 +295,7 @@ class CudaRunner:
         self,
         shape: StepShape,
         changes: tuple[Tensor, ...] | None = None,
-        scored: ScoreShape | None = None,
+        scored: Scored | None = None,
         spans: Sequence[slice] = (),
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
