@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scalesim.errors import AdapterError
 from scalesim.model.adapters.layout import ALIGN, LayoutTable, LoraLayout, lora_sites
-from scalesim.model.adapters.peft import is_target, read_adapter, tensor_name
+from scalesim.model.adapters.peft import ModuleSettings, read_adapter, tensor_name
 from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model.conftest import TINY
 
@@ -240,4 +240,4 @@ def test_targets_are_those_of_peft(settings_: dict[str, Any]) -> None:
             found = check_target_module_exists(config, key)
             excluded = type(found).__name__ == "_ExcludedModule"
             theirs = settings_["target_modules"] == "all-linear" or (bool(found) and not excluded)
-            assert is_target(raw, key) == theirs, key
+            assert ModuleSettings(raw).is_target(key) == theirs, key

@@ -6,6 +6,7 @@ Torch-free. What ScaleSim cannot run is refused here, by name, before any weight
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,12 @@ def refuse_quantized(fields: Fields) -> None:
         )
 
 
+def refuse_layer_kinds(kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        if kind not in LAYER_KINDS:
+            raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+
+
 def _refuse(fields: Fields, family: Family) -> None:
     """Raise for settings that would change the model's output and that we do not run.
 
@@ -220,10 +227,7 @@ def _refuse(fields: Fields, family: Family) -> None:
 def _windows(fields: Fields, family: Family, num_layers: int) -> tuple[int | None, ...]:
     """Of each layer; empty where no layer has one."""
     kinds = _layer_kinds(fields, family, num_layers)
-    if unknown := [kind for kind in kinds if kind not in LAYER_KINDS]:
-        raise UnsupportedModelError(
-            f"layer type {unknown[0]!r}: known are {', '.join(LAYER_KINDS)}"
-        )
+    refuse_layer_kinds(kinds)
     if LAYER_KINDS[1] not in kinds:
         return ()
     if family.windows == "none":

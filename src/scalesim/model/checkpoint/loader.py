@@ -83,8 +83,16 @@ def load_model(
     if quantize is not None:
         scheme_config(quantize)  # before anything is downloaded
     folder = resolve_folder(path_or_id, weights=not dummy_weights)
+
+    def hosted() -> LoadedModel:
+        from scalesim.model.layers.hosting import load_hosted
+
+        stated = _dtype_at(place, dtype, stated_dtype(read_json(folder / "config.json")))
+        model = load_hosted(folder, stated, place, seed if dummy_weights else None, quantize)
+        return LoadedModel(model.config, model, folder, quantize)
+
     if model_impl == "transformers":
-        return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
+        return hosted()
     try:
         config = ModelConfig.from_folder(folder)
     except MalformedError:
@@ -93,7 +101,7 @@ def load_model(
         if model_impl == "native":
             raise
         try:
-            return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
+            return hosted()
         except UnsupportedModelError as other:
             raise UnsupportedModelError(
                 f"neither path runs this model. Native: {error}. Transformers: {other}"
@@ -110,18 +118,6 @@ def load_model(
     if quantize is not None:
         weights = quantize_weights(weights, quantize)
     return LoadedModel(config, NativeModel(config, weights), folder, quantize)
-
-
-def _hosted(
-    folder: Path, dtype: str, dummy_weights: bool, seed: int, place: str, quantize: str | None
-) -> LoadedModel:
-    from scalesim.model.layers.hosting import load_hosted
-
-    stated = stated_dtype(read_json(folder / "config.json"))
-    model = load_hosted(
-        folder, _dtype_at(place, dtype, stated), place, seed if dummy_weights else None, quantize
-    )
-    return LoadedModel(model.config, model, folder, quantize)
 
 
 def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:

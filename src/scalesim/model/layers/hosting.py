@@ -19,10 +19,10 @@ from torch import Tensor
 
 from scalesim.errors import UnsupportedModelError, WeightsError
 from scalesim.model.checkpoint.config import (
-    LAYER_KINDS,
     MAX_LAYERS,
     MAX_VOCAB,
     ModelShape,
+    refuse_layer_kinds,
     refuse_quantized,
     token_ids,
 )
@@ -90,9 +90,7 @@ def refuse(raw: Json) -> None:
             f"installed transformers; {code or 'a newer one may know it'}"
         )
     refuse_quantized(fields)
-    for kind in fields.names("layer_types"):
-        if kind not in LAYER_KINDS:
-            raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+    refuse_layer_kinds(fields.names("layer_types"))
 
 
 def check_sizes(where: str, raw: Json) -> None:
