@@ -23,6 +23,7 @@ from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.runner.device_table import last_of_each
 from scalesim.model.runner.graphs import padded_sizes
+from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
 
@@ -206,10 +207,10 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
 ) -> None:
     config = tiny_model.config
     geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
-    limits = {"max_num_seqs": 4, "max_num_rows": 3, "max_blocks_per_row": 4}
+    settings = RunnerSettings(4, 32, 3, 4, graphs=graphs)
     prompt = list(range(1, 20))
     pages = np.zeros((6, geometry.page_bytes), np.uint8)
-    simple = ModelRunner(tiny_model, select("cpu"), pages, geometry, **limits)  # type: ignore[arg-type]
+    simple = ModelRunner(tiny_model, select("cpu"), pages, geometry, settings)
     expected = []
     for step in range(12):
         tokens, start = ([NO_TOKEN], 18 + step) if step else (prompt, 0)
@@ -218,8 +219,7 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
 
     device, fences = hostile(order=order), Fences()
     runner = CudaRunner(
-        tiny_model, select("cpu"), torch.zeros((6, *geometry.shape)), device, fences,
-        max_num_tokens=32, graphs=graphs, **limits,  # type: ignore[arg-type]
+        tiny_model, select("cpu"), torch.zeros((6, *geometry.shape)), device, fences, settings
     )  # fmt: skip
     runner.warm_up((2, 32))
     captures = runner.graphs.num_captures
@@ -241,8 +241,7 @@ def test_a_bad_sequence_is_marked_and_its_neighbours_are_not(tiny_model: NativeM
     geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
     pool = torch.zeros((6, *geometry.shape))
     runner = CudaRunner(
-        tiny_model, select("cpu"), pool, hostile(order="lazy"), Fences(),
-        max_num_seqs=4, max_num_tokens=8, max_num_rows=3, max_blocks_per_row=2,
+        tiny_model, select("cpu"), pool, hostile(order="lazy"), Fences(), RunnerSettings(4, 8, 3, 2)
     )  # fmt: skip
     runner.warm_up(())
     pool[1] = float("nan")

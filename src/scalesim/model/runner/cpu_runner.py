@@ -33,9 +33,10 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.layers.decoder import Decoder
+from scalesim.model.layers.decoder import Decoder, ForwardContext
 from scalesim.model.runner.arrange import Arranged, arrange, paged_batch
 from scalesim.model.runner.device_logprobs import SCORED_ROWS
+from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.token_counts import TokenCounts
 
 
@@ -47,7 +48,6 @@ class ModelRunner:
     model : its matrices in the form of these kernels (``Decoder.packed``).
     timeline : told of each step that is complete; the link waits on it.
     layouts : of the adapters that batches name; shared with whoever adds them.
-    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
     """
 
     steps_in_flight = 1
@@ -58,26 +58,22 @@ class ModelRunner:
         kernels: KernelSet,
         pages: Bytes2D,
         geometry: PageGeometry,
-        *,
-        max_num_seqs: int,
-        max_num_rows: int,
-        max_blocks_per_row: int,
-        reproducible: bool = True,
-        digests: bool = False,
+        settings: RunnerSettings,
         timeline: Timeline | None = None,
         layouts: LayoutTable | None = None,
     ) -> None:
-        model.reserve(min(model.config.max_position, max_blocks_per_row * geometry.block_size))
+        max_len = settings.max_blocks_per_row * geometry.block_size
+        model.reserve(min(model.config.max_position, max_len))
         self._model = model
         self._kernels = kernels
         self._pool = pool_view(pages, geometry, model.dtype)
-        self._reproducible = reproducible
-        self._digests = digests
+        self._reproducible = settings.reproducible
+        self._digests = settings.digests
         self._timeline = timeline
         self._layouts = layouts or LayoutTable()
-        self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
-        self._last_token = np.zeros(max_num_seqs, np.int32)
-        self._counts = TokenCounts(max_num_seqs, model.config.vocab_size)
+        self._table = np.zeros((settings.max_num_rows, settings.max_blocks_per_row), np.int32)
+        self._last_token = np.zeros(settings.max_num_seqs, np.int32)
+        self._counts = TokenCounts(settings.max_num_seqs, model.config.vocab_size)
 
     def launch(self, batch: Batch) -> LaunchedStep:
         start = time.perf_counter()
@@ -116,7 +112,8 @@ class ModelRunner:
             lora = lora_batch(
                 batch.adapters, arranged, paged.block_table, self._layouts, self._padded
             )
-        hidden = model.forward(torch.from_numpy(token_ids), pool, paged, plan, kernels, lora)
+        context = ForwardContext(pool, paged, plan, kernels, lora)
+        hidden = model.forward(torch.from_numpy(token_ids), context)
         bad = np.empty(num_seqs, np.bool_)
         bad[arranged.order] = not_finite(hidden.index_select(0, torch.from_numpy(arranged.last)))
         picked = np.flatnonzero(batch.sample[arranged.order])

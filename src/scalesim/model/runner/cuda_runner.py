@@ -26,14 +26,15 @@ from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
 from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.layers.decoder import Decoder
+from scalesim.model.layers.decoder import Decoder, ForwardContext
 from scalesim.model.runner.arrange import Arranged, arrange
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
 from scalesim.model.runner.device_logprobs import DeviceLogprobs, Scored
 from scalesim.model.runner.device_lora import DeviceLora
-from scalesim.model.runner.device_table import CAPACITY, DeviceTable
+from scalesim.model.runner.device_table import DeviceTable
 from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
+from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.step_inputs import Packed, StepShape, pack, tensors
 
 STEPS_IN_FLIGHT = 2
@@ -57,9 +58,6 @@ class CudaRunner:
     (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
 
     fences : told of each launched and each collected step.
-    max_num_tokens : most query tokens of a batch.
-    graphs : capture decode steps; without, every step is given to the device op by op.
-    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
     layouts : of the adapters that batches name; shared with whoever adds them. Steps that use an
         adapter are captured by the first of them, and again when ``DeviceLora`` moves: that
         launch takes as long as ``warm_up`` took.
@@ -74,34 +72,29 @@ class CudaRunner:
         pool: Tensor,
         device: Device,
         fences: Fences,
-        *,
-        max_num_seqs: int,
-        max_num_tokens: int,
-        max_num_rows: int,
-        max_blocks_per_row: int,
-        reproducible: bool = True,
-        digests: bool = False,
-        graphs: bool = True,
-        table_capacity: int = CAPACITY,
+        settings: RunnerSettings,
         layouts: LayoutTable | None = None,
     ) -> None:
-        block_size = pool.shape[4]
-        model.reserve(min(model.config.max_position, max_blocks_per_row * block_size))
+        max_num_seqs, block_size = settings.max_num_seqs, pool.shape[4]
+        max_len = settings.max_blocks_per_row * block_size
+        model.reserve(min(model.config.max_position, max_len))
         self._model, self._kernels, self._pool = model, kernels, pool
         self._device, self._fences = device, fences
         self._stream = device.stream("compute")
-        self._multiple = kernels.row_multiple if reproducible else 1
-        self._reproducible, self._digests = reproducible, digests
-        self._max_num_tokens = max(max_num_tokens, max_num_seqs)
+        self._multiple = kernels.row_multiple if settings.reproducible else 1
+        self._reproducible, self._digests = settings.reproducible, settings.digests
+        self._max_num_tokens = max(settings.max_num_tokens, max_num_seqs)
         self._max_num_seqs = max_num_seqs
         buffers = STEPS_IN_FLIGHT + 1
         self._table = DeviceTable(
-            device, self._stream, max_num_rows, max_blocks_per_row, buffers, table_capacity
+            device, self._stream, settings.max_num_rows, settings.max_blocks_per_row, buffers
         )
         self._directory = DeviceLora(
             device, self._stream, layouts or LayoutTable(), model.config.num_layers
         )
-        self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
+        takes_graphs = settings.graphs and model.takes_graphs
+        sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
+        self.graphs = DecodeGraphs(sizes)
         most = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
         largest = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
@@ -117,7 +110,7 @@ class CudaRunner:
         vocab = model.config.vocab_size
         # Of the newest step: kept here, where they are made fp32, for whoever asks for more.
         self._logits = torch.zeros((seqs, vocab), device=device.place)
-        if digests:
+        if self._digests:
             self._logits_ring = StagingRing(device, buffers, seqs * vocab)
 
     @property
@@ -307,7 +300,8 @@ class CudaRunner:
         in_flight = self._last_token.index_select(0, step.token_slots)
         token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
         plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
-        hidden = model.forward(token_ids, self._pool, step.paged, plan, kernels, step.lora)
+        context = ForwardContext(self._pool, step.paged, plan, kernels, step.lora)
+        hidden = model.forward(token_ids, context)
         ends = hidden.index_select(0, step.last)
         finite = torch.isfinite(ends.sum(-1, dtype=torch.float32))
         samples = shape.num_samples
