@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import count
 
 from scalesim.scheduler.sequence import Sequence as Request
-from scalesim.testing.hostile_link import Event
+from scalesim.testing.hostile_link import DeviceEvent
 from scalesim.testing.tags import NUM_FIELDS, TOKEN
 from tests.machines.scheduler_world import SchedulerWorld
 from tests.machines.schedules import Fair
@@ -63,7 +63,7 @@ class _Search:
     depth: int = 0
     done: set[int] = field(default_factory=set)  # actions
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         self.world.check()
         able = [] if self.world.in_turn else self._actions()
         options = len(events) + len(able) + (not must)
@@ -166,6 +166,10 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
             parts += [slots.tokens[at, : slots.known[at]].tobytes(), sequence.skipped]
     parts += [list(scheduler.queue.line), [each.id for each in scheduler.queue.preempted]]
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
-    parts += [memory.prefetcher.margin, memory.residency.refused, memory.table.num_free]
+    parts += [
+        getattr(memory.prefetcher, "margin", None),
+        memory.residency.refused,
+        memory.table.num_free,
+    ]
     digest.update(repr(parts).encode())
     return digest.digest()

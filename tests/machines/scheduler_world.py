@@ -18,14 +18,14 @@ from scalesim.batch import LaunchedStep
 from scalesim.config import SchedulerConfig
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
-from scalesim.memory.links.link import Held
+from scalesim.memory.links.link import InMemorySource
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import adapter_bytes, digest_of
-from scalesim.testing.hostile_link import Event
-from scalesim.testing.tag_runner import Reader
+from scalesim.testing.hostile_link import DeviceEvent
+from scalesim.testing.tag_runner import TagReader
 from scalesim.testing.tags import adapter_layout, expected_text
 from tests.machines.progress import LivenessError, Progress
 from tests.machines.schedules import RandomWalk, Schedule
@@ -137,9 +137,14 @@ class SchedulerWorld:
         pages = adapter_bytes(tag, num_pages, self.bed.device.shape[1])
         layout = adapter_layout(tag, num_pages)
         content = AdapterContent(
-            digest_of(tag), layout, num_pages, None, Held(pages), pages if tag % 2 else None
+            digest_of(tag),
+            layout,
+            num_pages,
+            None,
+            InMemorySource(pages),
+            pages if tag % 2 else None,
         )
-        self.memory.adapters.add(content)
+        self.memory.add_adapter(content)
         return AdapterUse(digest_of(tag), layout)
 
     # -- the loop -----------------------------------------------------------------------------
@@ -159,7 +164,7 @@ class SchedulerWorld:
         elif batch is None and self.scheduler.has_work:
             self._stall()
         self.ended += self.scheduler.take_ended()
-        self.memory.prefetcher.plan(0.0)
+        self.memory.plan(0.0, self.scheduler.forecast)
         self.progress.observe(self._copies_ended())
         self.fidget()
 
@@ -172,12 +177,12 @@ class SchedulerWorld:
                 return
             self.do(events[pick])
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[DeviceEvent]:
         """What may happen without the host."""
-        running = [Event("compute", step) for step in self.bed.tags.waiting[:1]]
+        running = [DeviceEvent("compute", step) for step in self.bed.tags.waiting[:1]]
         return running + (self.bed.hostile.events() if self.bed.hostile is not None else [])
 
-    def do(self, event: Event) -> None:
+    def do(self, event: DeviceEvent) -> None:
         if event.queue == "compute":
             self.bed.tags.run_next()
         elif self.bed.hostile is not None:
@@ -186,7 +191,7 @@ class SchedulerWorld:
     def _stall(self) -> None:
         """Nothing can run until a copy arrives: something has to happen."""
         assert self.schedule is not None
-        if not self.memory.residency.transfers:
+        if not self.memory.is_moving:
             raise LivenessError(
                 f"requests wait, and no copy is under way:\n{self.progress.wait_for()}"
             )
@@ -223,25 +228,24 @@ class SchedulerWorld:
 
     def close(self) -> None:
         """Everything is let go: no page is held and no ticket is alive."""
-        residency = self.memory.residency
         for _ in range(10_000):
-            if not residency.transfers:
+            if not self.memory.is_moving:
                 break
             self.bed.link.wait(1.0)
             assert self.memory.poll() == []
         self.check()
         for adapter in list(self.memory.tree.root("adapters").children):
-            self.memory.adapters.remove(adapter)
+            self.memory.remove_adapter(adapter)
         self.memory.clear()
         self.check()
         self.bed.check_all_free()
         self.bed.link.close()
 
-    def _reader(self, slot: int) -> Reader:
+    def _reader(self, slot: int) -> TagReader:
         sequence, slots = self.scheduler.slots.sequences[slot], self.scheduler.slots
         assert sequence is not None, slot
         known = slots.tokens[slot, : slots.known[slot]].astype(np.int64)
-        return Reader(known, self.root_of(sequence.domain))
+        return TagReader(known, self.root_of(sequence.domain))
 
 
 def expected(sequence: Sequence, prompt: list[int]) -> list[int]:

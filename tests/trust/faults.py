@@ -127,7 +127,7 @@ POINTS: dict[str, Point] = {
     "adapters: leave": Point(AdapterPages, "leave"),
     "adapter source: read": Point(TagFolder, "read", error=AdapterError),
     "planner: plan": Point(Prefetcher, "plan"),
-    "planner: load ahead": Point(Prefetcher, "_load"),
+    "planner: load ahead": Point(Prefetcher, "load"),
     "planner: read an adapter ahead": Point(AdapterReads, "_read"),
     "link: submit": Point(HostileLink, "submit"),
     "link: poll": Point(HostileLink, "poll"),

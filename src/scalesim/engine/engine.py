@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ class Engine(Entrypoints):
         if agent is None:
             with self._intake.lock:
                 agent = self._intake.agents.setdefault(id, Agent(self, id))
+            if self._loop.distances.has_sources:  # one of them may have spoken of it already
+                self._driver.post_if_open(partial(self._loop.distances.meet, id))
         if adapter is not None:
             name = str(path_of("adapter", adapter, AdapterError))
             if name not in self.adapters:
@@ -191,7 +194,7 @@ class Engine(Entrypoints):
             agent = self.agent(child)
             agent.adapter = origin.adapter
             self.adapters.fork(origin.id, child)
-            self._driver.post(lambda: self.parts.memory.owners.fork(origin.id, child))
+            self._driver.post(lambda: self.parts.memory.fork(origin.id, child))
         return agent
 
     def forget(self, agents: AgentId | Iterable[AgentId], *, wait: bool = True) -> None:
@@ -292,7 +295,7 @@ class Engine(Entrypoints):
         said of it was in vain. Raises ``UnknownAgentError``."""
         agent = self._intake.known(agent).id
         distances = self._loop.distances
-        miss, unheard = self.parts.memory.misses.last.get(agent), distances.unheard(agent)
+        miss, unheard = self.parts.memory.last_miss(agent), distances.unheard(agent)
         if miss is None:
             return Miss.without(unheard, self.clock.now) if unheard else None
         if miss.cause == "no hint":

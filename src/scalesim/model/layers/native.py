@@ -26,7 +26,7 @@ from scalesim.model.layers.decoder import ForwardContext
 from scalesim.model.layers.experts import mix_experts
 from scalesim.model.layers.rope import cos_sin_table
 
-Apply: TypeAlias = Callable[[Tensor, Linear, LoraSite], Tensor]
+LoraLinear: TypeAlias = Callable[[Tensor, Linear, LoraSite], Tensor]
 
 
 class NativeModel:
@@ -107,7 +107,7 @@ class NativeModel:
         return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype).item()
 
     def _mlp(
-        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: Apply
+        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: LoraLinear
     ) -> Tensor:
         if isinstance(mlp, ExpertWeights):
             assert self.config.experts is not None

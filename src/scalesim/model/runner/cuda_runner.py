@@ -42,7 +42,7 @@ _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _StepInFlight:
     batch: Batch
     packed: Packed
     outcome: Staged
@@ -181,12 +181,12 @@ class CudaRunner:
         sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended, scores, sums)
+        flight = _StepInFlight(batch, packed, outcome, logits, began, ended, scores, sums)
         return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
         flight = step.handle
-        assert isinstance(flight, _Flight)
+        assert isinstance(flight, _StepInFlight)
         flight.ended.synchronize()
         self._fences.collected(step.step)
         tokens, bad = self._read(flight)
@@ -254,7 +254,7 @@ class CudaRunner:
         padded = self._pad(len(batch.scores.tokens))
         return self._scores.send(batch, arranged, batch.scores, padded)
 
-    def _read(self, flight: _Flight) -> tuple[Int32s, Bools]:
+    def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
         packed, found = flight.packed, flight.outcome.array
         num_seqs, first = flight.batch.num_seqs, packed.shape.num_samples
         bad = np.zeros(num_seqs, np.bool_)
@@ -266,7 +266,7 @@ class CudaRunner:
         tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
         return tokens, bad
 
-    def _hash(self, flight: _Flight) -> UInt64s | None:
+    def _hash(self, flight: _StepInFlight) -> UInt64s | None:
         if flight.logits is None:
             return None
         digests = np.zeros(flight.batch.num_seqs, np.uint64)

@@ -17,7 +17,7 @@ from typing import Any
 from scalesim.errors import UnsupportedModelError
 
 
-class Step(ABC):
+class DecoderStep(ABC):
     """One step of a decoder: what ``feed`` and a last ``flush`` give is what it gives at once."""
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Detokenizer:
     once.
     """
 
-    def __init__(self, piece_of: Callable[[int], str | None], steps: Iterable[Step]) -> None:
+    def __init__(self, piece_of: Callable[[int], str | None], steps: Iterable[DecoderStep]) -> None:
         self._piece_of = piece_of
         self._steps = tuple(steps)
 
@@ -57,7 +57,7 @@ class Detokenizer:
         return "".join(pieces)
 
 
-def _through(step: Step, pieces: Iterable[str]) -> list[str]:
+def _through(step: DecoderStep, pieces: Iterable[str]) -> list[str]:
     return [out for piece in pieces for out in step.feed(piece)]
 
 
@@ -72,7 +72,7 @@ BYTE_ALPHABET = tuple(byte_alphabet())
 _BYTE_OF = {char: byte for byte, char in enumerate(BYTE_ALPHABET)}
 
 
-class ByteLevel(Step):
+class ByteLevel(DecoderStep):
     """Token strings spell bytes; a token that has a character of no byte stands for itself."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class ByteLevel(Step):
         return (self._utf8.decode(b"", final=True),)
 
 
-class ByteFallback(Step):
+class ByteFallback(DecoderStep):
     """A run of ``<0xNN>`` tokens is text if the whole run is UTF-8, else one U+FFFD for each byte.
 
     The run is therefore kept back until it ends.
@@ -115,7 +115,7 @@ class ByteFallback(Step):
             return ("\N{REPLACEMENT CHARACTER}" * len(run),)
 
 
-class Replace(Step):
+class Replace(DecoderStep):
     """A fixed string becomes another, within each token."""
 
     def __init__(self, old: str, new: str) -> None:
@@ -125,7 +125,7 @@ class Replace(Step):
         return (piece.replace(self._old, self._new),)
 
 
-class Metaspace(Step):
+class Metaspace(DecoderStep):
     """The mark becomes a space; in the first token it goes, if the tokenizer put it there."""
 
     def __init__(self, mark: str, keep_first: bool) -> None:
@@ -137,7 +137,7 @@ class Metaspace(Step):
         return (piece.replace(self._mark, space),)
 
 
-class StripStart(Step):
+class StripStart(DecoderStep):
     """At most ``num`` characters ``char`` go from the start of the whole text."""
 
     def __init__(self, char: str, num: int) -> None:
@@ -152,7 +152,7 @@ class StripStart(Step):
         return (piece,)
 
 
-class JoinWords(Step):
+class JoinWords(DecoderStep):
     """A tokenizer without a decoder puts a space between its tokens."""
 
     def __init__(self) -> None:
@@ -163,14 +163,14 @@ class JoinWords(Step):
         return (separator, piece)
 
 
-def compile_steps(decoder: Mapping[str, Any] | None) -> Callable[[], list[Step]]:
+def compile_steps(decoder: Mapping[str, Any] | None) -> Callable[[], list[DecoderStep]]:
     """A maker of fresh steps for the ``decoder`` entry of a tokenizer.json.
 
     Raises UnsupportedModelError for a decoder that has no exact stream.
     """
     if decoder is None:
         return lambda: [JoinWords()]
-    makers: list[Callable[[], Step]] = []
+    makers: list[Callable[[], DecoderStep]] = []
     fused = False  # from here on, a step of the decoder sees the whole text as one token
     for spec in _flat(decoder):
         if fused and spec["type"] not in ("Fuse", "Strip"):
@@ -186,7 +186,7 @@ def _flat(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [spec for inner in decoder["decoders"] for spec in _flat(inner)]
 
 
-def _step_maker(spec: Mapping[str, Any], fused: bool) -> list[Callable[[], Step]]:
+def _step_maker(spec: Mapping[str, Any], fused: bool) -> list[Callable[[], DecoderStep]]:
     match spec:
         case {"type": "ByteLevel"}:
             return [ByteLevel]
