@@ -24,8 +24,8 @@ class ForwardContext:
     lora: LoraBatch | None = None  # where a token uses an adapter
 
     def attend(
-        self, heads: Tensor, layer: int, rotation: Tensor, norms: tuple[Tensor | None, Tensor | None],
-        eps: float, scale: float, options: Mapping[str, Any],
+        self, heads: Tensor, layer: int, rotation: Tensor, scale: float, options: Mapping[str, Any],
+        norms: tuple[Tensor | None, Tensor | None] = (None, None), eps: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """``[num_tokens, num_heads, head_dim]`` of ``heads`` (``[num_tokens, ...]``: Q, K and V),
         whose K and V are stored. options : what plain attention does without."""

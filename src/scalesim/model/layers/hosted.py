@@ -61,8 +61,8 @@ class PagedLayers:
     ) -> Tensor:
         """``[num_tokens, num_heads, head_dim]``, as are q, k and v (with their own heads)."""
         assert self.step is not None
-        heads, no_norms = torch.cat((q, k, v), dim=1).flatten(1), (None, None)
-        return self.step.attend(heads, layer, self.no_rotation, no_norms, 0.0, scale, options)
+        heads = torch.cat((q, k, v), dim=1).flatten(1)
+        return self.step.attend(heads, layer, self.no_rotation, scale, options)
 
 
 def paged_attention(

@@ -127,7 +127,7 @@ class NativeModel:
             norms = (None, None)
         rotation, options = self._cos_sin[index], config.attention_options(index)
         mixed = context.attend(
-            qkv, index, rotation, norms, config.rms_eps, config.attention_scale, options
+            qkv, index, rotation, config.attention_scale, options, norms, config.rms_eps
         )
         return mixed.flatten(1)
 
