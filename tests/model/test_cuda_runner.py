@@ -66,10 +66,10 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         len(batch.page_copies),
     )  # fmt: skip
     flat = np.full(shape.num_words + 7, -77, np.int32)
-    packed = pack(batch, arranged, shape, SLOTS, flat)
+    pack(batch, arranged, shape, SLOTS, flat)
     assert (flat[shape.num_words :] == -77).all()
     step = tensors(shape, torch.from_numpy(flat), torch.zeros((20, 4), dtype=torch.int32))
-    paged, order = step.paged, packed.order
+    paged, order = step.paged, arranged.order
     for i, seq in enumerate(order.tolist()):
         own = slice(int(batch.query_start[seq]), int(batch.query_start[seq + 1]))
         mine = slice(int(paged.query_start[i]), int(paged.query_start[i + 1]))
@@ -81,7 +81,7 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         assert int(paged.context_lens[i]) == int(batch.positions[own][-1]) + 1
     assert (paged.token_rows[batch.num_tokens :] == 0).all()
     assert (torch.diff(paged.query_start)[: paged.num_decodes] == 1).all()
-    for i, seq in enumerate(order[packed.picked].tolist()):
+    for i, seq in enumerate(arranged.sampling.tolist()):
         sampling = batch.sampling
         assert int(step.sample_slots[i]) == int(batch.slots[seq])
         assert float(step.temperatures[i]) == float(sampling.temperatures[seq])
@@ -89,7 +89,7 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         assert int(step.keys[i]) == int(sampling.keys[seq])
         last = int(batch.positions[batch.query_start[seq + 1] - 1])
         assert int(step.sample_positions[i]) == last + 1
-    assert (step.sample_slots[len(packed.picked) :] == SLOTS).all()
+    assert (step.sample_slots[len(arranged.picked) :] == SLOTS).all()
     assert step.copies.T.tolist() == batch.page_copies.tolist()
 
 

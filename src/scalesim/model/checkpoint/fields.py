@@ -90,12 +90,12 @@ class Fields:
         parts = Fields(f"{self.where}: {key}", {str(i): n for i, n in enumerate(value)}, self.error)
         return tuple(parts.number(str(i), above=above) for i in range(len(value)))
 
-    def wholes(self, key: str, *, most: int = MOST_WHOLE) -> tuple[int, ...]:
+    def wholes(self, key: str) -> tuple[int, ...]:
         """One integer from 0 on, or a list of them; empty where it is absent or null."""
         value = self._given(key, [], True)
         listed = value if isinstance(value, list) else [value]
-        if not all(type(each) is int and 0 <= each <= most for each in listed):
-            raise self.wrong(key, value, f"integers from 0 to {most}")
+        if not all(type(each) is int and 0 <= each <= MOST_WHOLE for each in listed):
+            raise self.wrong(key, value, f"integers from 0 to {MOST_WHOLE}")
         return tuple(listed)
 
     def table(self, key: str) -> Fields:

@@ -26,7 +26,13 @@ class Arranged:
     source: Int64s  # [num_tokens], each arranged token's place in the batch
     positions: Int32s  # [num_tokens], absolute, of the arranged tokens
     query_start: Int32s  # [num_seqs + 1], of the arranged sequences
+    picked: Int64s  # [num_samples], the arranged sequences that sample
     num_decodes: int
+
+    @property
+    def sampling(self) -> Int64s:
+        """``[num_samples]``: the batch's index of each sequence that samples, arranged."""
+        return self.order[self.picked]
 
     @cached_property
     def last(self) -> Int64s:
@@ -58,7 +64,8 @@ def arrange(batch: Batch) -> Arranged:
     seq = np.repeat(order, counts)
     source = np.arange(len(seq)) + np.repeat(batch.query_start[order] - query_start[:-1], counts)
     num_decodes = int(np.count_nonzero(counts == 1))
-    return Arranged(order, seq, source, batch.positions[source], query_start, num_decodes)
+    positions, picked = batch.positions[source], np.flatnonzero(batch.sample[order])
+    return Arranged(order, seq, source, positions, query_start, picked, num_decodes)
 
 
 def paged_batch(

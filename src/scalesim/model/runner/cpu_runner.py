@@ -116,10 +116,9 @@ class ModelRunner:
         hidden = model.forward(torch.from_numpy(token_ids), context)
         bad = np.empty(num_seqs, np.bool_)
         bad[arranged.order] = not_finite(hidden.index_select(0, torch.from_numpy(arranged.last)))
-        picked = np.flatnonzero(batch.sample[arranged.order])
-        if len(picked):
-            seqs = arranged.order[picked]
-            logits = self._logits(hidden, arranged.last[picked])
+        seqs = arranged.sampling
+        if len(seqs):
+            logits = self._logits(hidden, arranged.last[arranged.picked])
             bad[seqs] |= not_finite(logits)
             if batch.adjust is None:
                 sampled = self._sample(logits, batch, seqs)

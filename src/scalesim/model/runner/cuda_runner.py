@@ -35,7 +35,7 @@ from scalesim.model.runner.device_lora import DeviceLora
 from scalesim.model.runner.device_table import DeviceTable
 from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
 from scalesim.model.runner.settings import RunnerSettings
-from scalesim.model.runner.step_inputs import Packed, StepShape, pack, tensors
+from scalesim.model.runner.step_inputs import StepShape, pack, tensors
 
 STEPS_IN_FLIGHT = 2
 _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
@@ -44,7 +44,8 @@ _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
 @dataclass(frozen=True, slots=True)
 class _StepInFlight:
     batch: Batch
-    packed: Packed
+    arranged: Arranged
+    shape: StepShape
     outcome: Staged
     logits: Staged | None
     began: Event
@@ -94,7 +95,7 @@ class CudaRunner:
         )
         takes_graphs = settings.graphs and model.takes_graphs
         sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
-        self.graphs = DecodeGraphs(sizes)
+        self.graphs = DecodeGraphs(sizes, partial(device.capture, self._stream), self._compute)
         most = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
         largest = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
@@ -136,7 +137,7 @@ class CudaRunner:
         source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
         self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
         self._stream.record().synchronize()
-        self._capture(decodes)
+        self.graphs.capture(decodes)
 
     # -- the two halves of a step -------------------------------------------------------------
 
@@ -154,12 +155,11 @@ class CudaRunner:
         arranged = arrange(batch)
         lora = self._grouped(batch, arranged)
         shape = self._shape(batch, arranged, lora)
-        packed = self._send(batch, arranged, shape, lora)
+        self._send(batch, arranged, shape, lora)
         began = self._stream.record(timed=True)
         changes = None
         if batch.adjust is not None:
-            sampling = packed.order[packed.picked]
-            changes = self._adjust.send(batch, batch.adjust, sampling)
+            changes = self._adjust.send(batch, batch.adjust, arranged.sampling)
         scored = self._send_scores(batch, arranged)
         spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
         # a graph keeps no hidden states
@@ -175,13 +175,13 @@ class CudaRunner:
         )
         logits = None
         if self._digests:
-            count = len(packed.picked) * self._logits.shape[1]
+            count = len(arranged.picked) * self._logits.shape[1]
             logits = self._logits_ring.fetch(self._stream, self._logits, count)
         scores = self._scores.fetch(scored) if scored else None
         sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _StepInFlight(batch, packed, outcome, logits, began, ended, scores, sums)
+        flight = _StepInFlight(batch, arranged, shape, outcome, logits, began, ended, scores, sums)
         return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
@@ -224,12 +224,11 @@ class CudaRunner:
 
     def _send(
         self, batch: Batch, arranged: Arranged, shape: StepShape, lora: Grouped | None = None
-    ) -> Packed:
+    ) -> None:
         assert shape.num_words <= self._staging.capacity, (shape, self._staging.capacity)
         buffer = self._staging.take()
-        packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array, lora)
+        pack(batch, arranged, shape, self._dummy_slot, buffer.array, lora)
         self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
-        return packed
 
     @cached_property
     def _adjust(self) -> DeviceLogits:
@@ -255,12 +254,12 @@ class CudaRunner:
         return self._scores.send(batch, arranged, batch.scores, padded)
 
     def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
-        packed, found = flight.packed, flight.outcome.array
-        num_seqs, first = flight.batch.num_seqs, packed.shape.num_samples
+        arranged, found = flight.arranged, flight.outcome.array
+        num_seqs, first = flight.batch.num_seqs, flight.shape.num_samples
         bad = np.zeros(num_seqs, np.bool_)
-        bad[packed.order] = found[first : first + num_seqs] != 0
+        bad[arranged.order] = found[first : first + num_seqs] != 0
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
-        seqs = packed.order[packed.picked]
+        seqs = arranged.sampling
         sampled = found[: len(seqs)]
         bad[seqs] |= sampled < 0
         tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
@@ -270,7 +269,7 @@ class CudaRunner:
         if flight.logits is None:
             return None
         digests = np.zeros(flight.batch.num_seqs, np.uint64)
-        seqs = flight.packed.order[flight.packed.picked]
+        seqs = flight.arranged.sampling
         vocab = self._logits.shape[1]
         rows = flight.logits.array[: len(seqs) * vocab].reshape(len(seqs), vocab)
         digests[seqs] = [xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows]
@@ -335,9 +334,6 @@ class CudaRunner:
         self._stream.submit(lambda: self._compute(shape))
         self._stream.record().synchronize()
 
-    def _capture(self, shapes: Sequence[StepShape]) -> None:
-        self.graphs.capture(self._device, self._stream, self._compute, shapes)
-
     def _capture_with_adapters(self) -> None:
         """As ``warm_up``, of steps that use adapters."""
         decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
@@ -345,7 +341,7 @@ class CudaRunner:
         prefill = StepShape(tokens, 1, 0, one).with_adapters(tokens, self._max_num_seqs)
         for shape in (*decodes, prefill):
             self._run_padding(shape)
-        self._capture(decodes)
+        self.graphs.capture(decodes)
 
 
 def padding_batch(shape: StepShape, slot: int) -> Batch:

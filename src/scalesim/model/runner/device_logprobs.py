@@ -61,8 +61,7 @@ class DeviceLogprobs:
     def send(self, batch: Batch, arranged: Arranged, asked: LogprobsBatch, padded: int) -> Scored:
         """Give the device the rows to score."""
         samples_of = np.zeros(batch.num_seqs, np.int32)
-        sampling = arranged.order[batch.sample[arranged.order]]
-        samples_of[sampling] = np.arange(len(sampling))
+        samples_of[arranged.sampling] = np.arange(len(arranged.picked))
         seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
         count = len(asked.tokens)
         fields = np.zeros((3, padded), np.int32)

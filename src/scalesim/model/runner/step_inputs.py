@@ -17,7 +17,7 @@ from scalesim_kernels import LoraBatch, LoraDirectory, PagedBatch
 from torch import Tensor
 
 from scalesim.batch import Batch
-from scalesim.core import Int32s, Int64s
+from scalesim.core import Int32s
 from scalesim.model.adapters.batch import Grouped
 from scalesim.model.runner.arrange import Arranged
 
@@ -78,15 +78,6 @@ def layout(shape: StepShape) -> Mapping[str, slice]:
     return places
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What the host keeps of a step: which sequences of the batch the outputs belong to."""
-
-    shape: StepShape
-    order: Int64s  # [num_seqs]: the batch's index of ordered sequence i
-    picked: Int64s  # [num_samples]: those of them that sample, ordered
-
-
 def pack(
     batch: Batch,
     arranged: Arranged,
@@ -94,7 +85,7 @@ def pack(
     dummy_slot: int,
     out: Int32s,
     lora: Grouped | None = None,
-) -> Packed:
+) -> None:
     """Write ``batch`` into ``out`` in ``shape``'s layout; everything beyond it is padding.
 
     dummy_slot : where padding puts what it samples. lora : ``None`` where no token uses an adapter;
@@ -104,8 +95,7 @@ def pack(
     count, num_seqs = len(arranged.source), batch.num_seqs
     positions, last = arranged.positions, arranged.last
     seq_rows = batch.rows[arranged.order]
-    picked = np.flatnonzero(batch.sample[arranged.order])
-    seqs = arranged.order[picked]
+    picked, seqs = arranged.picked, arranged.sampling
 
     def put(name: str, values: np.ndarray[Any, Any], padding: int = 0) -> None:
         field = out[place[name]]
@@ -139,7 +129,6 @@ def pack(
         put("lora_counts", used.counts)
         put("lora_rows", used.rows)  # 0: a group of padding
         put("lora_layouts", used.layouts)
-    return Packed(shape, arranged.order, picked)
 
 
 def _bits(value: float) -> int:
