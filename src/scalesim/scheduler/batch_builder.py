@@ -142,8 +142,9 @@ class BatchBuilder:
         for index in slots.scored[part.at].nonzero()[0].tolist():
             slot, row = int(part.at[index]), int(query_start[index])
             positions = range(int(part.starts[index]), int(part.ends[index]))
-            known = slots.tokens[slot, : slots.known[slot]]
-            plan.add(index, slots.at(slot), positions, row, known, bool(part.sample[index]))
+            known, log = slots.tokens[slot, : slots.known[slot]], slots.at(slot).score_log
+            assert log is not None
+            plan.add(index, log, positions, row, known, bool(part.sample[index]))
         return plan
 
     def _embedding(
@@ -157,7 +158,8 @@ class BatchBuilder:
             if sequence.embedding_log is not None:
                 start = int(starts[index])
                 positions = range(start, start + count)
-                plan.add(index, sequence, positions, int(query_start[index]))
+                log = sequence.embedding_log
+                plan.add(index, log, positions, int(query_start[index]))
         return plan if plan.owners else None
 
 
