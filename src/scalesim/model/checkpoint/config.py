@@ -108,8 +108,7 @@ class ModelConfig(ModelShape):
         Raises ``WeightsError`` when the file is missing or not JSON, and ``UnsupportedModelError``.
         """
         return parse_config(
-            read_json(folder / "config.json"),
-            read_json_if_there(folder / "generation_config.json"),
+            read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
         )
 
 

@@ -25,15 +25,7 @@ from scalesim.model.checkpoint.fields import Fields
 from scalesim.model.checkpoint.files import Json, read_json_if_there
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE = ("extra_special_tokens", "additional_special_tokens")  # the second is its older name
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
