@@ -27,12 +27,8 @@ class Activation(Source):
         self, agents: Sequence[AgentId], probability: npt.ArrayLike, *, name: str = "activation"
     ) -> None:
         super().__init__(name)
-        agents = agent_ids("agents", agents, ConfigError)
-        self._roster = Roster()
-        self._roster.rows(agents)
+        self._roster = Roster.of(agents)
         count = len(self._roster)
-        if count != len(agents):
-            raise ConfigError(f"{len(agents) - count} of {len(agents)} agents are named twice")
         self._rate = _probabilities(probability, count, ConfigError)
         self._at: Times = np.full(count, np.nan)
         self._due = Calendar()

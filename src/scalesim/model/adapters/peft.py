@@ -64,16 +64,6 @@ READ = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """Ranks and scales by layer and projection (0 where it is the base model's), and the tokens
-    that activate the adapter (``None``: it always is)."""
-
-    ranks: Ranks
-    scales: Scales
-    invocation_tokens: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True)
 class PackedAdapter:
     """``pages`` ``[num_pages, page_bytes]`` hold the weights as ``layout`` says, zeros between.
     ``digest`` names the content: layout, invocation tokens and every byte of the pages."""
@@ -100,12 +90,12 @@ def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -
     if not path.is_dir():
         raise AdapterError("no such folder")
     raw = read_json(safe_path(path, CONFIG), MAX_CONFIG_BYTES, AdapterError)
-    config = parse_adapter_config(raw, model)
-    layout = LoraLayout(
-        lora_sites(model), config.ranks, config.scales, page_bytes // dtype.itemsize
-    )
+    refuse(raw)
+    ranks, scales = ranks_and_scales(raw, model)
+    layout = LoraLayout(lora_sites(model), ranks, scales, page_bytes // dtype.itemsize)
+    invocation = invocation_tokens(raw, model)
     pages = pack(layout, read_tensors(path, layout), dtype)
-    return PackedAdapter(digest_of(layout, config, pages), layout, config.invocation_tokens, pages)
+    return PackedAdapter(digest_of(layout, invocation, pages), layout, invocation, pages)
 
 
 def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:
@@ -136,9 +126,9 @@ def weights_path(folder: Path) -> Path:
 # -- the config -------------------------------------------------------------------------------
 
 
-def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
-    """Ranks and scales from the parsed JSON. Raises ``AdapterError`` naming the setting."""
-    refuse(raw)
+def ranks_and_scales(raw: Json, model: ModelConfig) -> tuple[Ranks, Scales]:
+    """By layer and projection; 0 where it is the base model's. Raises ``AdapterError`` naming the
+    setting."""
     modules = ModuleSettings(raw)
     ranks, scales = [], []
     for layer in range(model.num_layers):
@@ -152,7 +142,7 @@ def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
             f"target_modules {shown(raw.get('target_modules'))} name none of the projections "
             f"{', '.join(name.split('.')[1] for name in PROJECTIONS)}"
         )
-    return AdapterConfig(tuple(ranks), tuple(scales), _invocation(raw, model))
+    return tuple(ranks), tuple(scales)
 
 
 def wrong(what: str) -> AdapterError:
@@ -268,7 +258,8 @@ class ModuleSettings:
             raise wrong(str(error)) from error
 
 
-def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
+def invocation_tokens(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
+    """Those that activate the adapter; ``None``: it always is."""
     tokens = raw.get("alora_invocation_tokens")
     if tokens is None or tokens == []:
         return None
@@ -342,10 +333,10 @@ def tensor_name(layer: int, index: int, side: str) -> str:
     return f"base_model.model.model.layers.{layer}.{PROJECTIONS[index]}.lora_{side}.weight"
 
 
-def digest_of(layout: LoraLayout, config: AdapterConfig, pages: Bytes2D) -> bytes:
+def digest_of(layout: LoraLayout, invocation: tuple[int, ...] | None, pages: Bytes2D) -> bytes:
     """xxh3-128 over what the adapter computes with: equal digests, equal outputs."""
     state = xxhash.xxh3_128(seed=_SEED)
-    header = repr((layout.ranks, layout.scales, layout.page_elems, config.invocation_tokens))
+    header = repr((layout.ranks, layout.scales, layout.page_elems, invocation))
     state.update(len(header).to_bytes(8, "little") + header.encode())
     state.update(np.ascontiguousarray(pages).data)
     return state.digest()

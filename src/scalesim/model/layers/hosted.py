@@ -9,7 +9,8 @@ be run so.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -162,7 +163,8 @@ class HostedModel:
 
     def packed(self, kernels: KernelSet) -> HostedModel:
         """A model of its own that shares the weights, its linear layers run by ``kernels``."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors_of(self._model)}
+        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
         shared[id(self._model.config)] = self._model.config
         mine = copy.deepcopy(self._model, shared)
         for name, part in list(mine.named_modules()):
@@ -211,8 +213,3 @@ class HostedModel:
 def no_adapters(path: str | Path) -> NoReturn:
     """Stands for reading an adapter's folder."""
     raise AdapterError(f"adapter {path}: adapters are run on native models only (docs/models.md)")
-
-
-def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

@@ -86,11 +86,7 @@ class SpecialTokens:
                 table = fields.table(key)
                 self.named |= {name: _added(table, name, special=True) for name in table.raw}
             elif isinstance(value, list):
-                inner = Fields(
-                    f"{fields.where}: {key}",
-                    {str(i): token for i, token in enumerate(value)},
-                    UnsupportedModelError,
-                )
+                inner = fields.items(key, value)
                 tokens = [_added(inner, name, special=True) for name in inner.raw]
                 known = set(map(_text, self.more))
                 self.more += [token for token in tokens if _text(token) not in known]
