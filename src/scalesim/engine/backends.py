@@ -106,15 +106,8 @@ class CpuBackend:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
         device = allocate_pages(plan.device_pages, page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, page_bytes, "host_memory")
-        runner = ModelRunner(
-            loaded.model.packed(kernels),
-            kernels,
-            device,
-            plan.geometry,
-            runner_settings(config, plan),
-            timeline,
-            layouts,
-        )
+        model, settings = loaded.model.packed(kernels), runner_settings(config, plan)
+        runner = ModelRunner(model, kernels, device, plan.geometry, settings, timeline, layouts)
         return runner, SourceLink(ThreadLink(device, host, timeline), writer(host), plan.bounce)
 
 
@@ -178,15 +171,9 @@ class CudaBackend:
 
         geometry, fences = plan.geometry, Fences()
         pages = allocate_device_pages(plan.device_pages, geometry.page_bytes, self._device.place)
-        runner = CudaRunner(
-            loaded.model.packed(kernels),
-            kernels,
-            pages.view(loaded.model.dtype).view(len(pages), *geometry.shape),
-            self._device,
-            fences,
-            runner_settings(config, plan),
-            layouts,
-        )
+        pool = pages.view(loaded.model.dtype).view(len(pages), *geometry.shape)
+        model, settings = loaded.model.packed(kernels), runner_settings(config, plan)
+        runner = CudaRunner(model, kernels, pool, self._device, fences, settings, layouts)
         runner.warm_up((*_WARM_UP_TOKENS, config.scheduler.max_num_batched_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
         link = CudaLink(self._device, pages, host, fences)
