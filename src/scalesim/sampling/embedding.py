@@ -55,7 +55,7 @@ class EmbeddingPlan:
 
     def add(self, index: int, log: EmbeddingLog, positions: range, first_token: int) -> None:
         """The sequence at ``index`` of the batch computes ``positions``, as its query tokens from
-        ``first_token`` on."""
+        ``first_token`` on; ``log`` is the sequence's."""
         wanted = log.wanted(positions)
         if len(wanted):
             shift = first_token - positions.start

@@ -117,16 +117,16 @@ class LogprobsPlan:
         samples: bool,
     ) -> None:  # fmt: skip
         """The sequence at ``index`` of the batch computes ``positions``, which stand from
-        ``first_row`` on in it. ``known``: its tokens so far."""
+        ``first_row`` on in it. ``log`` is the sequence's, ``known`` are its tokens so far."""
         wanted, top_k = log.wanted(positions.start, positions.stop, samples)
         if not len(wanted):
             return
-        rows = np.arange(wanted.start, wanted.stop, dtype=np.int32)
-        targets = np.full(len(rows), NO_TOKEN, np.int32)
+        at = np.arange(wanted.start, wanted.stop, dtype=np.int32)
+        targets = np.full(len(at), NO_TOKEN, np.int32)
         given = known[wanted.start + 1 : wanted.stop + 1]
         targets[: len(given)] = given
         self.owners.append((index, log, wanted))
-        self.tokens.append(rows - np.int32(positions.start - first_row))
+        self.tokens.append(at - np.int32(positions.start - first_row))
         self.targets.append(targets)
         self.top_k = max(self.top_k, top_k)
 

@@ -158,8 +158,7 @@ class BatchBuilder:
             if sequence.embedding_log is not None:
                 start = int(starts[index])
                 positions = range(start, start + count)
-                log = sequence.embedding_log
-                plan.add(index, log, positions, int(query_start[index]))
+                plan.add(index, sequence.embedding_log, positions, int(query_start[index]))
         return plan if plan.owners else None
 
 

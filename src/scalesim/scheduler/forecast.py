@@ -14,7 +14,7 @@ from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.slots import Slots
 
 
-class Forecast:
+class QueueForecast:
     """In steps, if all that run take their full length."""
 
     def __init__(self, slots: Slots, queue: RequestQueue) -> None:
