@@ -126,7 +126,7 @@ class StructureConfig:
     max_checks: int = 100_000
 
     def __post_init__(self) -> None:
-        settle(self, dict.fromkeys((each.name for each in fields(self)), _from_one))
+        settle(self, dict.fromkeys((field.name for field in fields(self)), _from_one))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +194,8 @@ def settle(config: object, rules: Mapping[str, Rule]) -> None:
         object.__setattr__(config, name, rule(name, getattr(config, name)))
 
 
-def _from(least: int, most: int = _INT32) -> Rule:
-    return partial(whole, least=least, most=most, error=ConfigError)
+def _from(minimum: int, maximum: int = _INT32) -> Rule:
+    return partial(whole, minimum=minimum, maximum=maximum, error=ConfigError)
 
 
 def _among(names: tuple[str, ...]) -> Rule:

@@ -320,7 +320,7 @@ class Engine(Entrypoints):
         if to is not None:
             if n != 1:
                 raise RequestError(f"tick({n}, to={to}): give a number of ticks or a time")
-            if (to := number("to", to, most=MAX_TIME)) < self.clock.now:
+            if (to := number("to", to, maximum=MAX_TIME)) < self.clock.now:
                 raise RequestError(
                     f"tick(to={to}): the clock is at {self.clock.now}, and goes forward"
                 )
@@ -413,10 +413,10 @@ def check_unheard(source: Source) -> None:
 def _knows(intake: Intake) -> Callable[[AgentId], bool]:
     """Whether ``intake`` knows an agent. The loop asks, and its thread must not keep the agents'
     handles, and so the engine, from being dropped."""
-    held = weakref.ref(intake)
+    reference = weakref.ref(intake)
 
     def knows(agent: AgentId) -> bool:
-        there = held()
+        there = reference()
         return there is not None and agent in there.agents
 
     return knows

@@ -70,17 +70,17 @@ class Entrypoints:
         keep = flag("return_exceptions", return_exceptions)
         calls: list[list[Call] | Exception] = []
         with reading("requests"):
-            each = iter(requests)
-        for request in each:
+            asked = iter(requests)
+        for request in asked:
             try:
                 calls.append(self._prepare(request))
             except Exception as error:
                 if not keep:
                     raise
                 calls.append(error)
-        opened = [call for each in calls if isinstance(each, list) for call in each]
-        with shown(progress, len(opened)) as show:
-            self._run(opened, show)
+        open_calls = [call for opened in calls if isinstance(opened, list) for call in opened]
+        with shown(progress, len(open_calls)) as show:
+            self._run(open_calls, show)
         return [_outcome(call, keep) for call in calls]
 
     def generate(self, request: Request) -> Reply:
@@ -130,8 +130,8 @@ class Entrypoints:
         are empty.
         """
         options = checked_options(options, by)
-        first, *rest = self._intake.prepare_choice(request, options)
-        replies = [self.generate(first), *cast("list[Reply]", self.run(rest))]
+        first, *others = self._intake.prepare_choice(request, options)
+        replies = [self.generate(first), *cast("list[Reply]", self.run(others))]
         return choice_of(options, replies, by)
 
     async def choose_async(
@@ -139,9 +139,9 @@ class Entrypoints:
     ) -> Choice:
         """``choose`` among ``options`` from any event loop."""
         options = checked_options(options, by)
-        first, *rest = self._intake.prepare_choice(request, options)
+        first, *others = self._intake.prepare_choice(request, options)
         replies = [await self.generate_async(first)]  # the others find the prompt in memory
-        replies += await gather(*(self.generate_async(each) for each in rest))
+        replies += await gather(*(self.generate_async(other) for other in others))
         return choice_of(options, replies, by)
 
     def embed(

@@ -406,7 +406,7 @@ class EngineLoop:
     ) -> None:
         """Hints: times of the clock if ``absolute``, else ticks from now; of agents that were
         forgotten meanwhile, nothing."""
-        times = {each: at for each, at in times.items() if self.distances.is_known(each)}
+        times = {known: time for known, time in times.items() if self.distances.is_known(known)}
         offset = 0.0 if absolute else self.clock.now
         if self.recorder is not None:
             for agent, ticks in times.items():

@@ -102,9 +102,9 @@ class CudaRunner:
             device, self._stream, layouts or LayoutTable(), model.config.num_layers
         )
         self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
-        most = self._pad(self._max_num_tokens)
+        max_tokens = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
-        largest = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
+        largest = StepShape(max_tokens, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
         # each group is padded by less than a multiple
         entries = self._max_num_tokens + max_num_seqs * self._multiple
         words = largest.with_adapters(entries, seqs).num_words
@@ -252,8 +252,8 @@ class CudaRunner:
 
     @cached_property
     def _scores(self) -> DeviceLogprobs:
-        most = self._pad(self._max_num_tokens)
-        return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
+        max_rows = self._pad(self._max_num_tokens)
+        return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, max_rows)
 
     @cached_property
     def _embeddings(self) -> DeviceEmbeddings:
@@ -363,8 +363,8 @@ class CudaRunner:
     def _capture_with_adapters(self) -> None:
         """As ``warm_up``, of steps that use adapters."""
         decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
-        tokens, one = self._pad(2), self._pad(1)
-        prefill = StepShape(tokens, 1, 0, one).with_adapters(tokens, self._max_num_seqs)
+        tokens, row = self._pad(2), self._pad(1)
+        prefill = StepShape(tokens, 1, 0, row).with_adapters(tokens, self._max_num_seqs)
         for shape in (*decodes, prefill):
             self._run_padding(shape)
         self._capture(decodes)
@@ -400,5 +400,5 @@ def check_dtype(dtype: torch.dtype) -> None:
     """Raise ``ConfigError`` for weights that the GPU's kernels do not compute with."""
     known = (torch.float16, torch.bfloat16, torch.float32)
     if dtype not in known:
-        names = ", ".join(str(each).removeprefix("torch.") for each in known)
+        names = ", ".join(str(dtype_).removeprefix("torch.") for dtype_ in known)
         raise ConfigError(f"dtype {dtype} on a GPU: supported are {names}")

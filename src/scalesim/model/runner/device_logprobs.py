@@ -41,11 +41,11 @@ class DeviceLogprobs:
 
     def __init__(self, device: Device, stream: Stream, num_buffers: int, max_rows: int) -> None:
         self._stream = stream
-        most = max_rows * (1 + 2 * MAX_LOGPROBS)
+        capacity = max_rows * (1 + 2 * MAX_LOGPROBS)
         self._inputs_ring = StagingRing(device, num_buffers, 3 * max_rows)
-        self._results_ring = StagingRing(device, num_buffers, most)
+        self._results_ring = StagingRing(device, num_buffers, capacity)
         self._inputs = torch.zeros(3 * max_rows, dtype=torch.int32, device=device.place)
-        self._results = torch.zeros(most, dtype=torch.int32, device=device.place)
+        self._results = torch.zeros(capacity, dtype=torch.int32, device=device.place)
 
     def send(
         self, batch: Batch, arranged: Arranged, asked: LogprobsBatch, padded: int
@@ -90,7 +90,7 @@ class DeviceLogprobs:
     def read(self, shape: ScoreShape, buffer: Staged) -> Scores:
         """When the copy has ended."""
         found = torch.from_numpy(buffer.array[: shape.num_words].copy())
-        chosen, ids, top = (each[: shape.num_rows] for each in self._fields(found, shape))
+        chosen, ids, top = (column[: shape.num_rows] for column in self._fields(found, shape))
         top_ids: Int32s = ids.numpy()
         return Scores(chosen.view(torch.float32).numpy(), top_ids, top.view(torch.float32).numpy())
 
