@@ -50,15 +50,19 @@ class Distances:
     whoever does not is not told of, and no hint about it outlives its time.
     """
 
-    def __init__(self, clock: Clock, combine: Combine = earliest_credible) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Clock,
+        combine: Combine = earliest_credible,
+        is_known: Callable[[AgentId], bool] = lambda agent: True,
+    ) -> None:
+        self.clock, self.is_known = clock, is_known
         self.roster = Roster()
         self.num_expired = 0
         self.early_ticks = 0.0
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
         self._voices = [Voice("declared", self._declared), Voice("wake", self._woken)]
-        self.is_known: Callable[[AgentId], bool] = lambda agent: True
         self._ignored: OrderedDict[AgentId, tuple[str, Ignored]] = OrderedDict()  # the last of each
         self._counting = threading.Lock()  # users' hints are counted on their threads
         self._rows = Columns(

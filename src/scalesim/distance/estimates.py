@@ -35,11 +35,14 @@ class Estimates(NamedTuple):
 NOTHING = Estimates((), ())
 
 
-class Hearer(Protocol):
-    """Who listens to a source, until it is closed."""
+class Listener(Protocol):
+    """Listens to a source, until it is closed."""
 
     @property
     def is_closed(self) -> bool: ...
+
+    def has_news(self) -> None:
+        """The source was told something: ask it for changes. From any thread."""
 
 
 class Source(ABC):
@@ -55,12 +58,11 @@ class Source(ABC):
 
     name: str = "source"
     judges_itself: bool = False
-    heard_by: Hearer | None = None  # set by the engine
+    heard_by: Listener | None = None  # set by the engine
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None:
             self.name = text("name", name, ConfigError, empty=False)
-        self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes
         self._mail: deque[Callable[[float], None]] = deque()
 
     @abstractmethod
@@ -82,7 +84,8 @@ class Source(ABC):
     def _tell(self, note: Callable[[float], None]) -> None:
         """Have ``note(now)`` run before the next ``changes``."""
         self._mail.append(note)
-        self.on_news()
+        if self.heard_by is not None:
+            self.heard_by.has_news()
 
     def _read_mail(self, now: float) -> None:
         while self._mail:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from scalesim.replay.knobs import Knobs
 from scalesim.trace.trace import Hint
-
-if TYPE_CHECKING:
-    from scalesim.replay.workloads import Knobs
-
-HintMode = Literal["exact", "interrupted", "probability", "stale", "inverted", "random", "none"]
 
 
 class WorkloadHints:

@@ -14,8 +14,9 @@ from scalesim.replay.arms import VOCAB_SIZE, Machine
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel
+from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
-from scalesim.replay.workloads import Kind, Knobs, generate
+from scalesim.replay.workloads import Kind, generate
 from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]

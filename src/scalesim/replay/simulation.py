@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
+from scalesim.distance.voice import voice_of
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.virtual_link import VirtualLink
@@ -66,7 +67,9 @@ class Simulation:
         watch: Callable[[Log], None] = lambda log: None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
-        self.loop = EngineLoop(parts, sources)
+        self.loop = EngineLoop(parts)
+        for source in sources:
+            self.loop.advice.listen(voice_of(source))
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
@@ -179,4 +182,4 @@ class Simulation:
             if (time := hint.truth if self._foresight else hint.expect) is not None
         }
         if told:
-            self.loop.expect(told, absolute=True)
+            self.loop.advice.expect(told, absolute=True)

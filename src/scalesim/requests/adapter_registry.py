@@ -185,10 +185,12 @@ class AdapterRegistry:
         start = last_invocation(tokens, content.invocation_tokens)
         return None if start is None else AdapterUse(content.digest, content.layout, start)
 
-    def hold(self, use: AdapterUse, call: Call) -> None:
-        """``call`` uses this, until it is let go."""
-        with self._lock:
-            self._open.setdefault(use.digest, set()).add(call)
+    def hold(self, calls: Iterable[Call]) -> None:
+        """``calls`` use their adapters, until they are let go."""
+        for call in calls:
+            if call.adapter is not None:
+                with self._lock:
+                    self._open.setdefault(call.adapter.digest, set()).add(call)
 
     def let_go(self, calls: Iterable[Call]) -> None:
         """``calls`` have ended, or will never begin. Of those that held nothing, nothing comes."""

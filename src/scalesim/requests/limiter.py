@@ -1,4 +1,4 @@
-"""The gate: bounds the number of open requests. A call without a place waits, or is refused.
+"""The request limiter: bounds the open requests. A call without a place waits, or is refused.
 
 A place is held by a call, not by a number that somebody must remember to give back: the calls with
 places are a set, and leaving twice, or without ever having entered, changes nothing. Those in line

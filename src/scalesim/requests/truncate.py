@@ -1,6 +1,6 @@
 """Prompts that leave no room for their output: shortened as the request asks, never silently.
 
-Pure; called by the intake on the caller's thread.
+Pure; called by ``prepare`` on the caller's thread.
 """
 
 from __future__ import annotations

@@ -146,8 +146,9 @@ class BatchBuilder:
         for index in slots.scored[part.slot_ids].nonzero()[0].tolist():
             slot, row = int(part.slot_ids[index]), int(query_start[index])
             positions = range(int(part.starts[index]), int(part.ends[index]))
-            known = slots.tokens[slot, : slots.known[slot]]
-            plan.add(index, slots.at(slot), positions, row, known, bool(part.sample[index]))
+            known, log = slots.tokens[slot, : slots.known[slot]], slots.at(slot).score_log
+            assert log is not None
+            plan.add(index, log, positions, row, known, bool(part.sample[index]))
         return plan
 
     def _embedding(
@@ -161,7 +162,7 @@ class BatchBuilder:
             if sequence.embedding_log is not None:
                 start = int(starts[index])
                 positions = range(start, start + count)
-                plan.add(index, sequence, positions, int(query_start[index]))
+                plan.add(index, sequence.embedding_log, positions, int(query_start[index]))
         return plan if plan.owners else None
 
 

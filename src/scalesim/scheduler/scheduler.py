@@ -7,7 +7,7 @@ batch gave. Knows memory through leases; knows neither model, clock nor threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,6 @@ class Scheduler:
         self._batching = BatchBuilder(self.slots, memory)
         self._flights: deque[InFlight] = deque()
         self._ended: list[Sequence] = []
-        # told of each end while its pages are still held: they are put in order once, not twice
-        self.before_release: Callable[[Sequence], None] = lambda sequence: None
 
     # -- what the engine asks -----------------------------------------------------------------
 
@@ -340,14 +338,14 @@ class Scheduler:
         sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
         # said first: if memory fails from here on, ``restart`` still ends it like this
         sequence.finish_reason, sequence.error = reason, error
-        self.before_release(sequence)
+        sequence.say_end()
         self._leave(sequence, keep=keep)
         self._end(sequence)
 
     def _end_waiting(self, sequence: Sequence) -> None:
         """``sequence``, which holds nothing, ends with the tokens that it has."""
         sequence.output = sequence.tokens[sequence.prompt_len :]
-        self.before_release(sequence)
+        sequence.say_end()
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:

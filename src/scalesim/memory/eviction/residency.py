@@ -30,7 +30,7 @@ _SOON_TICKS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
-class Listener(Protocol):
+class ResidencyListener(Protocol):
     """Is told of what leaves a tier."""
 
     def evicted(self, segment: Segment) -> None:
@@ -49,7 +49,7 @@ class Residency:
         self,
         tree: PrefixTree,
         ranking: EvictionRanking,
-        listener: Listener,
+        listener: ResidencyListener,
         device: Pool,
         host: Pool,
         link: Link,

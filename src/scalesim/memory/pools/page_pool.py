@@ -82,9 +82,10 @@ class PagePool:
         if count > self.num_free:
             return None
         pages: list[int] = []
-        while len(pages) < count:
-            start, length = self._best_run(count - len(pages))
-            take = min(length, count - len(pages))
+        wanted = count
+        while wanted:
+            start, length = self._best_run(wanted)
+            take = min(length, wanted)
             if take == length:
                 self._remove_run(start, length)
             else:
@@ -92,6 +93,7 @@ class PagePool:
             end = start + length
             pages.extend(range(end - take, end))
             self._is_free[end - take : end] = bytes(take)
+            wanted -= take
         self.num_free -= count
         return pages
 
