@@ -96,8 +96,8 @@ def _instance(kind: Any, name: str, value: object) -> object:
     return value
 
 
-def _from(least: int, most: int = _INT32) -> Rule:
-    return partial(whole, least=least, most=most, error=ConfigError)
+def _from(minimum: int, maximum: int = _INT32) -> Rule:
+    return partial(whole, minimum=minimum, maximum=maximum, error=ConfigError)
 
 
 def _among(names: tuple[str, ...]) -> Rule:

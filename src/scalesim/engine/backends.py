@@ -148,10 +148,10 @@ class CudaBackend:
     def check(self, device_bytes: int, host_bytes: int) -> None:
         from scalesim.memory.pools.pinned import available_host_bytes, check_host_bytes
 
-        most = self._left_bytes()
-        if device_bytes > most:
+        max_bytes = self._left_bytes()
+        if device_bytes > max_bytes:
             raise ConfigError(
-                f"device_memory is {device_bytes} bytes; {self._device.place} has {most} left "
+                f"device_memory is {device_bytes} bytes; {self._device.place} has {max_bytes} left "
                 f"beside the weights and {self._workspace} of workspace: lower device_memory"
             )
         check_host_bytes(host_bytes, available_host_bytes())

@@ -169,7 +169,7 @@ def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
             for call in reversed(tick.calls)
             if call.agent is not None
         }
-        found[0].hints.extend(Hint(agent, at, at) for agent, at in first.items())
+        found[0].hints.extend(Hint(agent, time, time) for agent, time in first.items())
     return found
 
 

@@ -42,12 +42,12 @@ def check_params(
 # -- each alone ---------------------------------------------------------------------------------
 
 
-def _whole(least: int, most: int = INT64 - 1) -> Callable[[str, Any], int]:
-    return partial(whole, least=least, most=most)
+def _whole(minimum: int, maximum: int = INT64 - 1) -> Callable[[str, Any], int]:
+    return partial(whole, minimum=minimum, maximum=maximum)
 
 
-def _number(least: float, most: float) -> Callable[[str, Any], float]:
-    return partial(number, least=least, most=most)
+def _number(minimum: float, maximum: float) -> Callable[[str, Any], float]:
+    return partial(number, minimum=minimum, maximum=maximum)
 
 
 def _or_none(rule: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
@@ -60,11 +60,11 @@ def _top_p(name: str, value: object) -> float:
     return found
 
 
-def _several(name: str, value: object, one: type | tuple[type, ...], of: str) -> list[Any]:
+def _several(name: str, value: object, kind: type | tuple[type, ...], of: str) -> list[Any]:
     """What ``value`` lists, or ``value`` alone; no iterator, which could be read only once."""
     if value is None:
         return []
-    if isinstance(value, one):
+    if isinstance(value, kind):
         return [value]
     if isinstance(value, (bytes, Mapping)) or not isinstance(value, Collection):
         refuse(name, value, f"must be a list of {of}")
@@ -78,14 +78,14 @@ def _several(name: str, value: object, one: type | tuple[type, ...], of: str) ->
 def _stop(name: str, value: object) -> tuple[str, ...]:
     of = "strings that are not empty"
     found = _several(name, value, str, of)
-    if not all(isinstance(each, str) for each in found):
+    if not all(isinstance(string, str) for string in found):
         refuse(name, value, f"must be a list of {of}")
-    return _same(value, tuple(text(name, each, empty=False) for each in found))
+    return _same(value, tuple(text(name, string, empty=False) for string in found))
 
 
 def _stop_token_ids(name: str, value: object) -> tuple[int, ...]:
     found = _several(name, value, (int, np.integer), "token ids")
-    return _same(value, tuple(whole(name, each, 0) for each in found))
+    return _same(value, tuple(whole(name, token, 0) for token in found))
 
 
 def _same(given: object, plain: tuple[Any, ...]) -> tuple[Any, ...]:

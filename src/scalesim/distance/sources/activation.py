@@ -110,13 +110,13 @@ class Predrawn(DatedSource):
         if tick not in self._drawn and tick < self._num_drawn:
             raise RequestError(f"active({tick}): ticks are asked for once each, in order")
         self._draw_until(tick + self._horizon + 1)
-        for past in [each for each in self._drawn if each < tick]:
+        for past in [drawn for drawn in self._drawn if drawn < tick]:
             del self._drawn[past]
         return self._drawn.pop(tick)
 
     def changes(self, now: float) -> Estimates:
         self._read_mail(now)
-        for tick in [each for each in self._after if each < now]:
+        for tick in [drawn for drawn in self._after if drawn < now]:
             for agent, again in self._after.pop(tick).items():
                 self._changed[agent] = float(again)
         changed, self._changed = self._changed, {}

@@ -60,8 +60,8 @@ class Graph(Source):
         front = {agent: 1.0}
         for hop in range(1, self._max_hops + 1):
             found: dict[AgentId, float] = {}
-            for one, likely in front.items():
-                for other, share in self._edges.get(one, {}).items():
+            for follower, likely in front.items():
+                for other, share in self._edges.get(follower, {}).items():
                     if other not in reached:
                         found[other] = max(found.get(other, 0.0), likely * share)
             front = {other: likely for other, likely in found.items() if likely >= self._least}
@@ -97,7 +97,9 @@ class Graph(Source):
             return dict.fromkeys(others, share)
         with reading("successors", ConfigError):
             listed = list(successors.items())
-        return {agent_id(other, ConfigError): _share(agent, other, one) for other, one in listed}
+        return {
+            agent_id(other, ConfigError): _share(agent, other, given) for other, given in listed
+        }
 
 
 def _share(agent: AgentId, other: AgentId, value: object) -> float:

@@ -29,7 +29,7 @@ class Plan(DatedSource):
         end of each. No duration: it has no plan any more. Raises ``RequestError`` for one that is
         no number, or negative."""
         agent = agent_id(agent)
-        planned = [_duration(agent, each) for each in durations]
+        planned = [_duration(agent, duration) for duration in durations]
         self._tell(lambda now: self._begin(agent, planned, now))
 
     def called(self, agent: AgentId, now: float) -> None:

@@ -118,7 +118,7 @@ class Proximity(Source):
     def _renew(self, rows: Int64s, now: float) -> Estimates:
         """Meet again: for ``rows`` the earliest of all, for those near them the earlier one."""
         pairs = list(self._grid.pairs(rows))
-        mine = np.concatenate([one for one, _ in pairs])
+        mine = np.concatenate([pair for pair, _ in pairs])
         others = np.concatenate([other for _, other in pairs])
         touched = np.unique(np.concatenate([rows, others]))
         old = self._at[touched]

@@ -104,8 +104,8 @@ def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    most = layout.num_elements * torch.float64.itemsize + ROOM
-    content = read_bytes(weights_path(folder), most, AdapterError)
+    max_bytes = layout.num_elements * torch.float64.itemsize + ROOM
+    content = read_bytes(weights_path(folder), max_bytes, AdapterError)
     try:
         return load(content)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not have

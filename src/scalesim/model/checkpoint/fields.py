@@ -38,29 +38,31 @@ class Fields:
         return self.raw.get(key) is not None
 
     def whole(
-        self, key: str, default: Any = _NEEDED, *, least: int = 1, most: int = MOST_WHOLE,
+        self, key: str, default: Any = _NEEDED, *, minimum: int = 1, maximum: int = MOST_WHOLE,
         null: bool = False,
     ) -> Any:  # fmt: skip
         """An integer; JSON's ``true`` and ``4.0`` are none."""
         value = self._given(key, default, null)
         if value is default:
             return default
-        if type(value) is not int or not least <= value <= most:
-            kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
-            raise self.wrong(key, value, kind + (f", at most {most}" if most < MOST_WHOLE else ""))
+        if type(value) is not int or not minimum <= value <= maximum:
+            kind = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+            raise self.wrong(
+                key, value, kind + (f", at most {maximum}" if maximum < MOST_WHOLE else "")
+            )
         return value
 
     def number(
-        self, key: str, default: Any = _NEEDED, *, above: float = -math.inf, least: float = -1e30,
-        most: float = 1e30, null: bool = False,
+        self, key: str, default: Any = _NEEDED, *, above: float = -math.inf, minimum: float = -1e30,
+        maximum: float = 1e30, null: bool = False,
     ) -> Any:  # fmt: skip
         """A finite float; integers are taken."""
         value = self._given(key, default, null)
         if value is default:
             return default
-        if type(value) not in (int, float) or not (above < value and least <= value <= most):
-            rule = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
-            raise self.wrong(key, value, f"a number {rule}, at most {most:g}")
+        if type(value) not in (int, float) or not (above < value and minimum <= value <= maximum):
+            rule = f"above {above:g}" if above > -math.inf else f"of at least {minimum:g}"
+            raise self.wrong(key, value, f"a number {rule}, at most {maximum:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False, *, null: bool = False) -> bool:

@@ -195,8 +195,8 @@ class HostedModel:
 
     def run(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         assert self._body is not None
-        ids, at = token_ids.long()[None], positions.long()[None]
-        hidden: Tensor = self._body(input_ids=ids, position_ids=at, use_cache=False)[0][0]
+        ids, position_ids = token_ids.long()[None], positions.long()[None]
+        hidden: Tensor = self._body(input_ids=ids, position_ids=position_ids, use_cache=False)[0][0]
         return hidden
 
     def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:

@@ -101,10 +101,10 @@ def check_sizes(where: str, raw: Json) -> None:
         if isinstance(value, dict):
             check_sizes(f"{where}: {key}", value)
         elif type(value) is int:
-            most = (
+            maximum = (
                 MAX_LAYERS if "layer" in key else MAX_VOCAB if key.endswith(SIZES) else MOST_WHOLE
             )
-            fields.whole(key, least=-MOST_WHOLE, most=most)
+            fields.whole(key, minimum=-MOST_WHOLE, maximum=maximum)
 
 
 @contextlib.contextmanager
@@ -221,7 +221,7 @@ def max_position(config: Any) -> int:
     if not isinstance(stated, int) or stated <= 0:
         raise UnsupportedModelError(f"max_position_embeddings is {stated!r}: must be positive")
     ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in [ropes, *(each for each in ropes.values() if isinstance(each, dict))]:
+    for rope in [ropes, *(part for part in ropes.values() if isinstance(part, dict))]:
         if rope.get("rope_type") == "longrope":
             stated = min(stated, int(rope["original_max_position_embeddings"]))
     return stated

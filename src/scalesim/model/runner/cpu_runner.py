@@ -147,7 +147,7 @@ class ModelRunner:
             parts.append(
                 self._kernels.log_probs(logits, torch.from_numpy(targets[part]), asked.top_k)
             )
-        logprobs, ids, top = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
+        logprobs, ids, top = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
         return Scores(logprobs, ids, top)
 
     def _padded(self, num_rows: int) -> int:

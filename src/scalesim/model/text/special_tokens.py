@@ -95,7 +95,7 @@ class SpecialTokens:
 
     def _take_added(self, fields: Fields) -> None:
         special = {_text(token) for token in [*self.named.values(), *self.more]}
-        ids = {text: fields.whole(text, least=0) for text in fields.raw}
+        ids = {text: fields.whole(text, minimum=0) for text in fields.raw}
         self.listed = [
             AddedToken(text, normalized=text not in special, special=text in special)
             for text in sorted(ids, key=lambda text: int(ids[text]))

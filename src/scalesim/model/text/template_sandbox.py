@@ -174,8 +174,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError(f"a number of more than {MAX_BITS} bits")
         elif operator == "*" and not (isinstance(left, int) and isinstance(right, int)):
             items, times = (right, left) if isinstance(left, int) else (left, right)
-            each = len(items) if isinstance(items, str) else meter.size(items)
-            meter.afford(each * max(times, 0) if isinstance(times, int) else 0)
+            size = len(items) if isinstance(items, str) else meter.size(items)
+            meter.afford(size * max(times, 0) if isinstance(times, int) else 0)
         else:
             meter.afford(sum(sizes))
         return meter.take(super().call_binop(context, operator, left, right))

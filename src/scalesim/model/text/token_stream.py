@@ -47,8 +47,8 @@ class StopFinder:
 
     def flush(self) -> str:
         """What was kept back because a stop string could have begun in it."""
-        held, self._held = self._held, ""
-        return held
+        text, self._held = self._held, ""
+        return text
 
     def _add(self, string: str) -> None:
         state = 0
@@ -109,9 +109,9 @@ class TokenStream:
             return ""
         tail = self._show(self._detokenizer.flush())
         if self._finder and not self.finished:
-            held = self._finder.flush()
-            self._shown.append(held)
-            tail += held
+            text = self._finder.flush()
+            self._shown.append(text)
+            tail += text
         self.finished = True
         return tail
 
