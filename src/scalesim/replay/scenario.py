@@ -13,8 +13,9 @@ from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
 from scalesim.replay.hardware import CostModel, Machine
+from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
-from scalesim.replay.workloads import Kind, Knobs, generate
+from scalesim.replay.workloads import Kind, generate
 from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
@@ -167,7 +168,7 @@ def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
             for call in reversed(tick.calls)
             if call.agent is not None
         }
-        found[0].hints.extend(Hint(agent, at, at) for agent, at in first.items())
+        found[0].hints.extend(Hint(agent, time, time) for agent, time in first.items())
     return found
 
 

@@ -110,5 +110,6 @@ def _compute_s(load: Load, cost: CostModel, running: int, rebuilt: float) -> flo
     flops = cost.flops(StepWork(1, 1, 0)) * prefill
     flops += cost.flops(StepWork(0, 0, int(prefill * context)))
     prefill_s = cost.compute_s(flops)
-    held = running * (context + load.output // 2)
-    return prefill_s + load.output * cost.step_s(StepWork(running, held, held)) / running
+    context_tokens = running * (context + load.output // 2)
+    decode = StepWork(running, context_tokens, context_tokens)
+    return prefill_s + load.output * cost.step_s(decode) / running
