@@ -9,7 +9,6 @@ from typing import Literal
 from scalesim.distance.estimates import Source
 from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
 from scalesim.replay.hardware import CostModel, Machine
