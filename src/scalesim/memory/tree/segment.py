@@ -109,7 +109,6 @@ class Owner(Protocol):
     def path_cut(self, segment: Segment, parent: Segment) -> None: ...
 
 
-
 class Segment:
     """Token ids, pages on each tier, pins and owners of a run of full blocks (or of one partial
     block).
