@@ -27,8 +27,8 @@ class ChooseAndEmbed(Entrypoints):
         are empty.
         """
         options = checked_options(options, by)
-        first, *rest = self._intake.prepare_choice(request, options)
-        replies = [self.generate(first), *cast("list[Reply]", self.run(rest))]
+        first, *others = self._intake.prepare_choice(request, options)
+        replies = [self.generate(first), *cast("list[Reply]", self.run(others))]
         return choice_of(options, replies, by)
 
     async def choose_async(
@@ -36,9 +36,9 @@ class ChooseAndEmbed(Entrypoints):
     ) -> Choice:
         """``choose`` among ``options`` from any event loop."""
         options = checked_options(options, by)
-        first, *rest = self._intake.prepare_choice(request, options)
+        first, *others = self._intake.prepare_choice(request, options)
         replies = [await self.generate_async(first)]  # the others find the prompt in memory
-        replies += await gather(*(self.generate_async(each) for each in rest))
+        replies += await gather(*(self.generate_async(other) for other in others))
         return choice_of(options, replies, by)
 
     def embed(

@@ -227,7 +227,7 @@ class Engine(ChooseAndEmbed):
         if to is not None:
             if n != 1:
                 raise RequestError(f"tick({n}, to={to}): give a number of ticks or a time")
-            if (to := number("to", to, most=MAX_TIME)) < self.clock.now:
+            if (to := number("to", to, maximum=MAX_TIME)) < self.clock.now:
                 raise RequestError(
                     f"tick(to={to}): the clock is at {self.clock.now}, and goes forward"
                 )

@@ -69,17 +69,17 @@ class Entrypoints:
         keep = flag("return_exceptions", return_exceptions)
         calls: list[list[Call] | Exception] = []
         with reading("requests"):
-            each = iter(requests)
-        for request in each:
+            asked = iter(requests)
+        for request in asked:
             try:
                 calls.append(self._prepare(request))
             except Exception as error:
                 if not keep:
                     raise
                 calls.append(error)
-        opened = [call for each in calls if isinstance(each, list) for call in each]
-        with shown(progress, len(opened)) as show:
-            self._run(opened, show)
+        open_calls = [call for opened in calls if isinstance(opened, list) for call in opened]
+        with shown(progress, len(open_calls)) as show:
+            self._run(open_calls, show)
         return [_outcome(call, keep) for call in calls]
 
     def generate(self, request: Request) -> Reply:

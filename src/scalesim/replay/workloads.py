@@ -105,9 +105,9 @@ def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceT
     yield opening
     for time in range(1, knobs.ticks + 1):
         calls: list[TraceCall] = []
-        for at, agent in sorted(due.pop(time, ())):
-            planned = schedule.after(agent, at)
-            expect, truth = hints.about(agent, time, at, planned)
+        for acts_at, agent in sorted(due.pop(time, ())):
+            planned = schedule.after(agent, acts_at)
+            expect, truth = hints.about(agent, time, acts_at, planned)
             due.setdefault(int(truth), []).append((truth, agent))
             calls += texts.calls(agent, time, schedule.rounds(agent, time), expect, truth)
         yield TraceTick(float(time), hints.take_late(time), calls)

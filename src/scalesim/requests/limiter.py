@@ -77,7 +77,7 @@ class RequestLimiter:
             while self._line and self._line[0].done:  # the others leave when it is their turn
                 self._line.popleft()
 
-    def _take(self, least: int, most: int) -> int:
-        """How many of ``least`` to ``most`` places are there to take; 0 if fewer."""
+    def _take(self, least: int, max_free: int) -> int:
+        """How many of ``least`` to ``max_free`` places are there to take; 0 if fewer."""
         free = self.limit - len(self._held)
-        return 0 if free < least else min(free, most)
+        return 0 if free < least else min(free, max_free)

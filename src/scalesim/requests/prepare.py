@@ -58,8 +58,8 @@ class Intake:
         owner = None if request.agent is None else self.agents.known(request.agent)
         name = None if owner is None else owner.adapter
         tokens = model.token_ids(request.prompt)
-        most = self._most_tokens(name) - params.max_tokens
-        tokens, dropped = fit(request.prompt, tokens, most, request.on_overflow, model)
+        max_tokens = self._most_tokens(name) - params.max_tokens
+        tokens, dropped = fit(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
         call = Call(request, model, tokens, self._stops(request) if params.stop else None)
         call.owner, call.dropped = owner, dropped
@@ -140,11 +140,11 @@ class Intake:
         if request.pooling is not None:
             raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
         tokens = model.token_ids(request.prompt)
-        ids = [option_ids(request.prompt, tokens, option, model) for option in options]
+        answers = [option_ids(request.prompt, tokens, option, model) for option in options]
         name = None if request.agent is None else self.agents.known(request.agent).adapter
-        most = self._most_tokens(name) - max(map(len, ids))
-        tokens, _ = fit(request.prompt, tokens, most, request.on_overflow, model)
-        return [scoring_request(request, tokens, each) for each in ids]
+        max_tokens = self._most_tokens(name) - max(map(len, answers))
+        tokens, _ = fit(request.prompt, tokens, max_tokens, request.on_overflow, model)
+        return [scoring_request(request, tokens, answer) for answer in answers]
 
     def _embedding(self) -> SamplingParams:
         """Of a request that generates nothing."""

@@ -121,8 +121,8 @@ class Reader:
         self.reply = call.result()
         if self._deltas is not None:
             text += self._deltas.finish()
-        rest = self.reply.token_ids[self._num_read :]  # the token that ended the text
-        return TextPiece(text, (*tokens, *rest), self.reply)
+        last = self.reply.token_ids[self._num_read :]  # the token that ended the text
+        return TextPiece(text, (*tokens, *last), self.reply)
 
     def close(self) -> None:
         if not self.is_over:

@@ -95,8 +95,8 @@ class LogprobsLog:
         if self.prompt is not None and split:
             self.prompt.extend(positions.start + 1, _slice(part, slice(0, split)))
         if self.output is not None and split < len(positions):
-            at = positions.start + split + 1
-            self.output.extend(at, _slice(part, slice(split, None)))
+            start = positions.start + split + 1
+            self.output.extend(start, _slice(part, slice(split, None)))
 
 
 def _slice(scores: Scores, rows: slice) -> Scores:
@@ -121,12 +121,12 @@ class LogprobsPlan:
         wanted, top_k = log.wanted(positions.start, positions.stop, samples)
         if not len(wanted):
             return
-        at = np.arange(wanted.start, wanted.stop, dtype=np.int32)
-        targets = np.full(len(at), NO_TOKEN, np.int32)
+        scored = np.arange(wanted.start, wanted.stop, dtype=np.int32)
+        targets = np.full(len(scored), NO_TOKEN, np.int32)
         given = known[wanted.start + 1 : wanted.stop + 1]
         targets[: len(given)] = given
         self.owners.append((index, log, wanted))
-        self.tokens.append(at - np.int32(positions.start - first_row))
+        self.tokens.append(scored - np.int32(positions.start - first_row))
         self.targets.append(targets)
         self.top_k = max(self.top_k, top_k)
 

@@ -62,7 +62,11 @@ class Scheduler:
 
     def leases(self) -> list[Lease]:
         """Those that are open."""
-        return [one.lease for one in self.slots.sequences if one is not None and one.lease]
+        return [
+            sequence.lease
+            for sequence in self.slots.sequences
+            if sequence is not None and sequence.lease
+        ]
 
     def check_fits(self, num_tokens: int) -> None:
         """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
@@ -126,18 +130,18 @@ class Scheduler:
         failed, sampled = flight.deliver(slots, output)
         for slot in failed:
             self._fail(int(slot))
-        at, tokens = flight.slots[sampled], output.token_ids[sampled]
-        slots.take_tokens(at, tokens)
+        slot_ids, tokens = flight.slots[sampled], output.token_ids[sampled]
+        slots.take_tokens(slot_ids, tokens)
         if output.digests is not None:
-            for slot, digest in zip(at, output.digests[sampled], strict=True):
+            for slot, digest in zip(slot_ids, output.digests[sampled], strict=True):
                 sequence = slots.at(int(slot))
                 sequence.digest = endings.chain_digests(sequence.digest, int(digest))
         for sequence in flight.prefills:
             self._prefilled(sequence)
-        stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
-        full = slots.known[at] >= slots.limit[at]
-        for index in (stopped | full | slots.watched[at]).nonzero()[0]:
-            self._look_at(int(at[index]), int(tokens[index]))
+        stopped = (slots.stop_ids[slot_ids] == tokens[:, None]).any(axis=1)
+        full = slots.known[slot_ids] >= slots.limit[slot_ids]
+        for index in (stopped | full | slots.watched[slot_ids]).nonzero()[0]:
+            self._look_at(int(slot_ids[index]), int(tokens[index]))
 
     def _prefilled(self, sequence: Sequence) -> None:
         """A chunk of its prompt was collected."""
@@ -172,13 +176,13 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
-        upto = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
+        max_len = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
         share = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
             sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
-            self._blocks(upto),
+            self._blocks(max_len),
             adapter=sequence.adapter,
             max_loading_pages=share,
         )
@@ -265,11 +269,11 @@ class Scheduler:
         step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
-        upto = min(
+        max_len = min(
             int(self.slots.limit[slot]),
             int(self.slots.launched[slot]) + self.config.safe_point_tokens,
         )
-        while not memory.grow(sequence.lease, self._blocks(upto)):
+        while not memory.grow(sequence.lease, self._blocks(max_len)):
             if memory.is_moving:
                 return
             youngest = max(self.slots.entered(), key=rank)

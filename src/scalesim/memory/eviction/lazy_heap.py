@@ -40,8 +40,8 @@ class LazyHeap(Generic[T]):
 
     def add(self, item: T, use: UseTime) -> None:
         """Add, or move to ``use``."""
-        held = self._live.get(item)
-        if held is not None and held[1] == use:
+        entry = self._live.get(item)
+        if entry is not None and entry[1] == use:
             return
         self._entries += 1
         self._live[item] = (self._entries, use)

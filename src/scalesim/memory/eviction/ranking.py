@@ -66,11 +66,11 @@ class EvictionRanking:
             return sole.next_use, 0 if sole.next_use is None else sole.next_seq
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
-                at = owner.next_use
-                if at is not None and (
-                    next_use is None or (at, owner.next_seq) < (next_use, next_seq)
+                time = owner.next_use
+                if time is not None and (
+                    next_use is None or (time, owner.next_seq) < (next_use, next_seq)
                 ):
-                    next_use, next_seq = at, owner.next_seq
+                    next_use, next_seq = time, owner.next_seq
         return next_use, next_seq
 
     def is_over(self, segment: Segment) -> bool:

@@ -93,15 +93,15 @@ class Owners:
             return []
         ends = state.go()
         self._queue.add(state)
-        left: dict[Segment, None] = {}
+        changed: dict[Segment, None] = {}
         for end in ends:
             path = lineage(end)
-            tails = [tail for each in path if (tail := each.tails.get(id)) and state in tail.owners]
+            tails = [tail for part in path if (tail := part.tails.get(id)) and state in tail.owners]
             self.disown(state, end)
-            left.update(dict.fromkeys((*tails, *path)))
-        for segment in left:
+            changed.update(dict.fromkeys((*tails, *path)))
+        for segment in changed:
             self._inherit(segment)
-        return [segment for segment in left if not segment.owners and not segment.is_adapter]
+        return [segment for segment in changed if not segment.owners and not segment.is_adapter]
 
     def _inherit(self, tail: Segment) -> None:
         """A tail that nobody owns goes to an owner of the path that has none there: a fork."""
@@ -146,6 +146,7 @@ class Owners:
         """Pages of ``segment`` left the device: its owners will want them back."""
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
+                assert isinstance(owner, AgentState)
                 self._queue.add(owner)
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
@@ -154,6 +155,7 @@ class Owners:
         """``adapter`` left a tier, or came to the host: its owners will want it loaded, or read."""
         if len(adapter.owners) <= MANY_OWNERS:
             for owner in adapter.owners:
+                assert isinstance(owner, AgentState)
                 self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:

@@ -36,18 +36,18 @@ class WakeQueue:
 
     def add(self, agent: AgentState, now: float) -> None:
         """Add, or move to its next use, which must be known."""
-        at = agent.next_use
-        assert at is not None
+        time = agent.next_use
+        assert time is not None
         if agent.awaited is None:
             self._num_live += 1
-        if at > now:
-            bucket = self._bucket(_begin(at, at - now))
+        if time > now:
+            bucket = self._bucket(_begin(time, time - now))
             if agent.awaited is bucket:
                 return
             agent.awaited = bucket
             bucket.append(agent)
         else:
-            self._put_near(agent, at)
+            self._put_near(agent, time)
         self.num_entries += 1
         if self.num_entries > 2 * self._num_live + 64:
             self._sweep()
@@ -80,9 +80,9 @@ class WakeQueue:
             else:
                 self.num_entries -= 1
 
-    def _put_near(self, agent: AgentState, at: float) -> None:
+    def _put_near(self, agent: AgentState, time: float) -> None:
         agent.awaited = self._near
-        heapq.heappush(self._near, (at, agent.next_seq, agent))
+        heapq.heappush(self._near, (time, agent.next_seq, agent))
 
     def _is_live(self, entry: _WakeEntry) -> bool:
         _, seq, agent = entry
@@ -105,11 +105,11 @@ class WakeQueue:
             self.num_entries += len(bucket)
 
 
-def _begin(at: float, ahead: float) -> float:
-    """Where the bucket of time ``at`` begins, seen from ``ahead`` ticks before it."""
+def _begin(time: float, ahead: float) -> float:
+    """Where the bucket of time ``time`` begins, seen from ``ahead`` ticks before it."""
     if ahead < 2.0 * _FINE:
-        return float(math.floor(at))
+        return float(math.floor(time))
     if ahead >= _FOREVER:
         return _FOREVER
     width = math.ldexp(1.0, math.frexp(ahead / _FINE)[1] - 1)
-    return math.floor(at / width) * width
+    return math.floor(time / width) * width
