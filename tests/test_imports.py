@@ -30,44 +30,27 @@ VALUES = (
     "scalesim.strict_json",
     "scalesim._version",
 )
-ENGINE = tuple(
-    f"scalesim.{name}"
-    for name in (
-        "adapters",
-        "agent",
-        "assembly",
-        "backends",
-        "caller",
-        "calls",
-        "choices",
-        "deadlines",
-        "driver",
-        "embeddings",
-        "engine",
-        "forks",
-        "gate",
-        "given_kernels",
-        "guard",
-        "intake",
-        "interrupts",
-        "json_schema",
-        "loop",
-        "overflow",
-        "progress",
-        "recorder",
-        "requests",
-        "sampling_keys",
-        "sampling_params",
-        "schema_check",
-        "streams",
-        "structure",
-        "tickets",
-    )
+MEMORY = (*VALUES, "scalesim.device", "scalesim.memory.counters", "scalesim.memory.geometry")
+"""What any room of memory may use; the rooms below each are in its row."""
+TREE = (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools", "scalesim.memory.tree")
+SCHEDULING = (
+    *VALUES,
+    "scalesim.batch",
+    "scalesim.config",
+    "scalesim.memory",
+    "scalesim.sampling",
+    "scalesim.scheduler",
 )
-PARTS = tuple(
-    f"scalesim.{name}" for name in ("config", "device", "distance", "memory", "model", "scheduler")
+ENGINE = (
+    *SCHEDULING,
+    "scalesim.device",
+    "scalesim.distance",
+    "scalesim.engine",
+    "scalesim.model",
+    "scalesim.requests",
+    "scalesim.trace",
+    "scalesim_kernels",
 )
-TRACES = ("scalesim.trace.records", "scalesim.trace.trace", "scalesim.trace.file")
 
 # Who may import what, beside itself; the row of the longest matching name counts.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -77,21 +60,53 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.checks": ("scalesim.errors",),
     "scalesim.core": ("scalesim.errors",),
     "scalesim.foreign": ("scalesim.checks", "scalesim.errors"),
+    "scalesim.regular_file": ("scalesim.errors",),
+    "scalesim.strict_json": ("scalesim.errors",),
+    "scalesim.batch": ("scalesim.core",),
     "scalesim.distance": VALUES,
+    "scalesim.distance.sources": (*VALUES, "scalesim.distance"),
+    "scalesim.distance.learned": (*VALUES, "scalesim.distance"),
     "scalesim.device": VALUES,
     "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),
-    "scalesim.memory": (*VALUES, "scalesim.device"),
-    "scalesim.memory.pools.pinned": (*VALUES, "scalesim.device", "scalesim.memory", "torch"),
-    "scalesim.memory.pools.storage": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
-    "scalesim.memory.links.link": (*VALUES, "scalesim.memory", "scalesim_kernels", "torch"),
+    "scalesim.memory.counters": (),
+    "scalesim.memory.geometry": VALUES,
+    "scalesim.memory.pools": MEMORY,
+    "scalesim.memory.pools.pinned": (*MEMORY, "scalesim.memory.pools", "torch"),
+    "scalesim.memory.pools.storage": (*MEMORY, "scalesim_kernels", "torch"),
+    "scalesim.memory.links": (*MEMORY, "scalesim.memory.pools", "scalesim_kernels", "torch"),
+    "scalesim.memory.page_log": (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools"),
+    "scalesim.memory.tree": (*MEMORY, "scalesim.memory.links"),
+    "scalesim.memory.eviction": TREE,
+    "scalesim.memory.prefetch": (*TREE, "scalesim.memory.eviction"),
+    "scalesim.memory.lease": TREE,
+    "scalesim.memory.misses": (*TREE, "scalesim.memory.lease", "scalesim.memory.prefetch"),
+    "scalesim.memory.leases": (
+        *TREE,
+        "scalesim.memory.eviction",
+        "scalesim.memory.lease",
+        "scalesim.memory.misses",
+        "scalesim.memory.prefetch",
+    ),
+    "scalesim.memory.manager": (*MEMORY, "scalesim.memory"),
+    "scalesim.memory.audit": (*MEMORY, "scalesim.memory"),
+    "scalesim.memory": VALUES,
     "scalesim.config": (*VALUES, "scalesim.memory"),
-    "scalesim.scheduler": (*VALUES, "scalesim.config", "scalesim.memory"),
+    "scalesim.sampling": (
+        *VALUES,
+        "scalesim.batch",
+        "scalesim.config",
+        "scalesim.model.checkpoint",
+        "scalesim.model.text",
+        "scalesim.scheduler.sequence",
+    ),
+    "scalesim.scheduler": SCHEDULING,
     "scalesim.model": (
         *VALUES,
+        "scalesim.batch",
         "scalesim.device",
-        "scalesim.memory.leases.adapters",  # what a read adapter is to memory
         "scalesim.memory.geometry",
-        "scalesim.memory.links.link",  # the timeline of fences that a runner and a link share
+        "scalesim.memory.leases.adapters",  # what a read adapter is to memory
+        "scalesim.memory.links",  # the timeline of fences that a runner and a link share
         "scalesim_kernels",
         "torch",
     ),
@@ -99,60 +114,42 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         ("scalesim.model.layers.hosted", "scalesim.model.layers.hosting"),
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
-    "scalesim.testing": (*VALUES, "scalesim.device", "scalesim.memory"),
-    "scalesim.regular_file": ("scalesim.errors",),
-    "scalesim.strict_json": ("scalesim.errors",),
-    "scalesim.trace.records": VALUES,
-    "scalesim.trace.trace": VALUES,
-    "scalesim.trace.file": (*VALUES, "scalesim.trace.records", "scalesim.trace.trace"),
-    "scalesim.replay": (
-        *VALUES,
-        "scalesim.requests.call",
-        "scalesim.config",
-        "scalesim.engine.loop",
+    "scalesim.trace": VALUES,
+    "scalesim.requests": (
+        *SCHEDULING,
         "scalesim.distance",
-        "scalesim.memory",
-        "scalesim.requests.request",
-        "scalesim.scheduler",
+        "scalesim.engine.agent",
+        "scalesim.engine.tickets",
+        "scalesim.model.text",
+    ),
+    "scalesim.engine": ENGINE,
+    "scalesim.testing": (*VALUES, "scalesim.batch", "scalesim.device", "scalesim.memory"),
+    "scalesim.testing.tag_parts": (
+        *SCHEDULING,
+        "scalesim.engine.parts",
+        "scalesim.requests",
         "scalesim.testing",
-        *TRACES,
+    ),
+    "scalesim.replay": (
+        *SCHEDULING,
+        "scalesim.distance",
+        "scalesim.engine.loop",
+        "scalesim.engine.parts",
+        "scalesim.requests",
+        "scalesim.testing",
+        "scalesim.trace",
     ),
     "scalesim.replay.bound": (),  # shares nothing with what it judges
-    "scalesim.profile": (*VALUES, *TRACES, "scalesim.distance"),
-    **dict.fromkeys(
-        tuple(
-            f"scalesim.testing.{name}"
-            for name in (
-                "explore",
-                "progress",
-                "request_walk",
-                "request_world",
-                "scheduler_world",
-                "small_cases",
-            )
-        ),
-        (*VALUES, "scalesim.config", "scalesim.memory", "scalesim.scheduler", "scalesim.testing"),
-    ),
-    "scalesim.testing.tag_parts": (
-        *VALUES,
-        "scalesim.config",
-        "scalesim.engine.loop",
-        "scalesim.memory",
-        "scalesim.requests.request",
-        "scalesim.scheduler",
-        "scalesim.testing",
-    ),
-    **dict.fromkeys(ENGINE, (*VALUES, *PARTS, *ENGINE, *TRACES, "scalesim_kernels")),
-    "scalesim.memory.audit.auditor": (*VALUES, "scalesim.memory"),
+    "scalesim.profile": (*VALUES, "scalesim.distance", "scalesim.trace"),
+    "scalesim.doctor": (*ENGINE, "torch"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
-    "scalesim.doctor": (*VALUES, *PARTS, *ENGINE, "scalesim_kernels", "torch"),
-    "scalesim": (*VALUES, *PARTS, *ENGINE),  # the lazy names
+    "scalesim": ENGINE,  # the lazy names
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
 TORCH_FREE = (
-    "core", "errors", "config", "device", "distance", "memory", "profile", "replay", "scheduler",
-    "testing",
+    "batch", "core", "errors", "config", "device", "distance", "memory", "profile", "replay",
+    "scheduler", "testing", "trace",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",

@@ -34,7 +34,7 @@ _HOME = {
     "EngineConfig": "scalesim.config",
     "Reply": "scalesim.engine.agent",
     "Request": "scalesim.engine.agent",
-    "SamplingParams": "scalesim.core",
+    "SamplingParams": "scalesim.sampling.params",
 }
 
 

@@ -1,8 +1,6 @@
-"""Plain values that travel between the parts: what a request asks, what a step computes, what comes
-back.
+"""Plain values that all parts share: ids of agents, arrays, fences.
 
 Imports nothing but numpy; every other module may import this one.
-Arrays are one-dimensional and C-contiguous unless a shape says otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ UInt64s: TypeAlias = npt.NDArray[np.uint64]
 Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Bytes2D: TypeAlias = npt.NDArray[np.uint8]
-
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 Pooling = Literal["last", "mean"]

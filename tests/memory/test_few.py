@@ -1,5 +1,5 @@
-"""``SmallMap`` is a dictionary in all but size; what segments share while they have nothing is shared
-safely."""
+"""``SmallMap`` is a dictionary in all but size; what segments share while they have nothing is
+shared safely."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.memory.tree.segment import NO_PAGES, Segment
+from scalesim.memory.tree.segment import NOWHERE, Segment
 from scalesim.memory.tree.small_map import SmallMap
 
 KEYS = st.sampled_from("abc")
@@ -49,9 +49,11 @@ def test_one_entry_takes_a_fourth_of_a_dictionary() -> None:
 
 def test_what_empty_segments_share_cannot_be_written() -> None:
     first, second = Segment(None, b"", 0, 1), Segment(None, b"", 0, 2)
-    assert first.device is second.device is NO_PAGES and first.children is second.children
+    assert first.device is second.device is NOWHERE and first.children is second.children
     with pytest.raises(AttributeError):
         first.device.append(1)
+    with pytest.raises(AttributeError):
+        first.device.valid = 1
     with pytest.raises(TypeError):
         first.children[b""] = second
     first.owners[object()] = 1  # type: ignore[index]

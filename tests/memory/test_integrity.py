@@ -10,7 +10,7 @@ import pytest
 from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.tree.segment import Segment, Transfer
+from scalesim.memory.tree.segment import Run, Segment, Transfer
 from tests.memory.test_residency import SIZE, manager, tokens, turn
 
 
@@ -67,11 +67,11 @@ def children_miscounted(books: Books) -> None:
 
 
 def block_not_ready(books: Books) -> None:
-    books.held.ready -= 1
+    books.held.device.valid -= 1
 
 
 def block_saved_nowhere(books: Books) -> None:
-    books.idle.saved += 1
+    books.idle.host = Run([], 1)
 
 
 def pinned_by_nobody(books: Books) -> None:
@@ -103,7 +103,8 @@ def loads_for_nobody(books: Books) -> None:
 
 
 def moves_without_a_ticket(books: Books) -> None:
-    books.idle.save = Transfer("out", "save", [(books.idle, 1)])
+    books.idle.host = Run([])
+    books.idle.host.transfer = Transfer("out", "save", [(books.idle, 1)])
 
 
 def ticket_of_nothing(books: Books) -> None:
@@ -111,7 +112,8 @@ def ticket_of_nothing(books: Books) -> None:
 
 
 def transfer_of_others(books: Books) -> None:
-    transfer = books.idle.save = Transfer("out", "fill", [])
+    books.idle.host = Run([])
+    transfer = books.idle.host.transfer = Transfer("out", "fill", [])
     transfer.tickets.add(99)
     books.memory.residency.transfers[99] = transfer
 
@@ -133,7 +135,7 @@ LIES: dict[Callable[[Books], None], str] = {
     under_anothers_key: "not its key's child",
     children_miscounted: "counts 1 children on the device",
     block_not_ready: "is ready, but|ready .* loading != ",
-    block_saved_nowhere: "1 saved .* 0 saving != 0 host pages",
+    block_saved_nowhere: "1 valid .* 0 coming != 0 host pages",
     pinned_by_nobody: "1 pins, held by 0 of 1 leases",
     row_of_nobody: r"rows \[\d\] of 1 leases \+ \d free != 8",
     shares_more_than_its_path: "row 1: 3 != 2",

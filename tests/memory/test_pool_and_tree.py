@@ -164,8 +164,8 @@ def tree_with(*paths: tuple[int, ...]) -> tuple[PrefixTree, Segment]:
         if found and found[-1][1] < parent.num_blocks:
             parent = tree.split(parent, found[-1][1])
         child = tree.insert(parent, blocks(*path[start:]))
-        tree.add_device(child, list(range(100 * path[-1], 100 * path[-1] + len(path) - start)))
-        child.ready = len(child.device)
+        first = 100 * path[-1]
+        tree.put(child, "device", list(range(first, first + len(path) - start)))
     return tree, root
 
 
@@ -197,23 +197,25 @@ def test_common_blocks_finds_the_first_difference(length: int) -> None:
 def test_split_divides_pages_and_copies_and_merge_undoes_it(cut: int) -> None:
     tree, root = tree_with((1, 2, 3, 4, 5))
     (segment,) = root.children.values()
-    tree.add_host(segment, [10, 11, 12, 13])
-    segment.saved, segment.pins = 3, 1
-    save = segment.save = Transfer("out", "save", [(segment, 1)])
+    tree.put(segment, "host", [10, 11, 12])
+    save = Transfer("out", "save", [(segment, 1)])
+    tree.put(segment, "host", [13], save)
+    segment.pin()
     upper = tree.split(segment, cut)
-    assert upper.device + segment.device == [500, 501, 502, 503, 504]
+    assert [*upper.device, *segment.device] == [500, 501, 502, 503, 504]
     assert [*upper.host, *segment.host] == [10, 11, 12, 13]
-    assert upper.saved + segment.saved == 3 and upper.ready + segment.ready == 5
+    assert upper.host.valid + segment.host.valid == 3
+    assert upper.device.valid + segment.device.valid == 5
     assert upper.pins == segment.pins == 1 and segment.parent is upper
     holder = segment if cut < 4 else upper
-    assert save.parts == [(holder, 1)] and holder.save is save
-    assert (segment if holder is upper else upper).save is None
+    assert save.parts == [(holder, 1)] and holder.host.transfer is save
+    assert (segment if holder is upper else upper).host.transfer is None
     assert tree.merge(upper) is None  # pinned, and under a copy
-    upper.pins = segment.pins = 0
-    upper.save = segment.save = None
-    tree.trim_host(upper, 0)
+    assert upper.unpin() and segment.unpin() and holder.end_transfer("host")
+    assert holder.host.valid == len(holder.host)
+    tree.cut(upper, "host", 0)
     assert tree.merge(upper) is (segment if cut == 4 or not segment.host else None)
-    tree.trim_host(segment, 0)
+    tree.cut(segment, "host", 0)
     if upper.parent is not None:
         assert tree.merge(upper) is segment
     assert segment.tokens == blocks(1, 2, 3, 4, 5) and segment.num_blocks == 5
@@ -225,9 +227,9 @@ def test_a_parent_counts_its_children_by_tier() -> None:
     upper = root.children[blocks(1)]
     assert upper.device_children == upper.content_children == 3
     child = upper.children[blocks(3)]
-    tree.add_host(child, [0])
-    tree.trim_device(child, 0)
+    tree.put(child, "host", [0])
+    tree.cut(child, "device", 0)
     assert (upper.device_children, upper.content_children) == (2, 3)
-    tree.trim_host(child, 0)
+    tree.cut(child, "host", 0)
     assert (upper.device_children, upper.content_children) == (2, 2)
     assert tree.remove(child) is upper and len(upper.children) == 2

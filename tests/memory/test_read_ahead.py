@@ -63,7 +63,8 @@ def test_a_read_starts_when_its_window_opens() -> None:
     assert memory.counters.read_ahead_pages == PAGES and memory.residency.filling_pages == PAGES
     settle(memory)
     segment = memory.adapters.segment(bytes(16))
-    assert segment.saved == PAGES and not segment.device and memory.residency.filling_pages == 0
+    assert segment.host.valid == PAGES and not segment.device
+    assert memory.residency.filling_pages == 0
     at(memory, 4.7)  # and then loaded, in time for its use
     settle(memory)
     assert call(memory, 0)

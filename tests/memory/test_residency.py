@@ -51,7 +51,7 @@ def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
         settle(memory)
     assert lease is not None
     settle(memory)
-    lease.copies = []
+    lease.take_copies()
     memory.release(lease, tokens(agent, count), blocks * SIZE)
     check_integrity(memory)
     return lease
@@ -60,7 +60,7 @@ def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
 def where(memory: MemoryManager, agent: int) -> tuple[int, int]:
     """Blocks of ``agent`` on the device and on the host."""
     path = memory.tree.match(memory.tree.root("m"), tokens(agent, 99), 24)
-    return sum(s.ready for s, _ in path), sum(s.saved for s, _ in path)
+    return sum(s.device.valid for s, _ in path), sum(s.host.valid for s, _ in path)
 
 
 def test_the_farthest_leaves_and_is_saved_first() -> None:
@@ -149,7 +149,7 @@ def test_time_passes_between_two_ticks() -> None:
     memory.owners.set_next_use(1, 1e6)
     memory.owners.set_next_use(0, 10.0)
     memory.ranking.now = 9.0
-    memory.prefetcher.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
+    memory.prefetcher.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
     memory.prefetcher.plan(100.0)
     assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
     opens_in_s = memory.prefetcher.opens_in_s
@@ -233,7 +233,7 @@ def test_a_borrowed_tail_does_not_keep_a_lease_from_growing_to_the_whole_pool() 
     memory.release(lease, tokens(0, 6), 6)
     other = memory.acquire(1, "m", tokens(0, 8), 2)
     assert other is not None and len(other.copies) == 1 and other.num_cached == 6
-    other.copies = []  # launched
+    other.take_copies()  # launched
     assert memory.grow(other, 4)
     check_integrity(memory, [other])
 
@@ -311,7 +311,7 @@ def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:
         lease = memory.acquire(agent, "m", prompt.tobytes(), len(prompt) // SIZE)
         assert lease is not None
         settle(memory)
-        lease.copies = []
+        lease.take_copies()
         memory.release(lease, prompt.tobytes(), len(prompt))
         check_integrity(memory)
 

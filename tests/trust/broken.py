@@ -311,8 +311,8 @@ class EvictsParentsFirst(BrokenAcquire):
         self, domain: Hashable, tokens: bytes, more: dict[str, Any]
     ) -> tuple[Hashable, bytes, dict[str, Any]]:
         for segment in self.tree:
-            if segment.device_children and not segment.pins:
-                self.device.free(self.tree.trim_device(segment, 0))
+            if segment.device and segment.children and not segment.pins:
+                self.device.free(list(segment.device))
         return domain, tokens, more
 
 
@@ -327,7 +327,8 @@ class ForgetsTheCopyOfAPart(BrokenAcquire):
 
     def after(self, domain: Hashable, tokens: bytes, lease: Lease | None) -> None:
         for segment in set(self.tree) - self.whole:
-            segment.load = None
+            if segment.device:
+                segment.device.transfer = None
 
 
 class OneBranch(AdapterUse):
@@ -420,7 +421,7 @@ class RemovesWhatIsInUse(MemoryManager):
     def poll(self) -> list[Lease]:
         for segment in self.tree:
             if segment.is_adapter and segment.source is None and segment.pins:
-                self.device.free(self.tree.trim_device(segment, 0))
+                self.device.free(list(segment.device))
         return super().poll()
 
 

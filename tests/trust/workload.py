@@ -209,7 +209,7 @@ class Workload:
                     self.errors[agent] = AdapterError(f"{adapter!r} could not be added")
 
     def _hint(self, agents: list[str], turn: int) -> None:
-        self.engine.advance()
+        self.engine.tick()
         advise = self.build.advise
         self.engine.expect({agent: advise(index) for index, agent in enumerate(agents)})
         self.engine.wake(agents[turn])

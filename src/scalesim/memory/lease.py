@@ -1,5 +1,5 @@
-"""A lease: one request's hold on memory, from its look-up to its release. Plain state; the
-manager acts."""
+"""A lease: one request's hold on memory, from its look-up to its release. The manager acts; the
+lease keeps its own fields in order, and nobody else writes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Lease:
     private: list[int]
     row: int
     num_cached: int
-    num_host_blocks: int = 0  # of the shared blocks: loaded for this request
+    num_host_blocks: int = 0  # of the shared blocks and the adapter: loaded for this request
     num_waited_blocks: int = 0  # of the shared blocks: those, and those that were on their way
     num_rebuilt_blocks: int = 0  # behind the shared ones: computed again, as far as one can tell
     copies: list[tuple[int, int]] = field(default_factory=list)  # copy-on-write, not yet launched
@@ -38,3 +38,76 @@ class Lease:
     @property
     def is_ready(self) -> bool:
         return self.loads == 0
+
+    # -- pages --------------------------------------------------------------------------------
+
+    def grow(self, pages: list[int]) -> None:
+        """``pages`` are private, behind the others."""
+        self.private += pages
+
+    def share(self, end: Segment, count: int) -> list[int]:
+        """The path to ``end`` holds the next ``count`` blocks too; returns their private pages."""
+        pages = self.take_private(count)
+        self.end = end
+        self.num_shared += count
+        return pages
+
+    def take_private(self, count: int | None = None) -> list[int]:
+        """The first ``count`` private pages are the lease's no more; ``None``: all of them."""
+        assert count is None or count <= len(self.private), (count, self.private)
+        pages, self.private = self.private[:count], self.private[len(self.private[:count]) :]
+        return pages
+
+    def begin_with(self, page: int, num_tokens: int) -> None:
+        """``page``, which holds the next ``num_tokens``, is the first private one."""
+        self.private.insert(0, page)
+        self.num_cached += num_tokens
+
+    def borrow(self, tail: Segment, num_tokens: int) -> None:
+        """The first private page begins as a copy of another's ``tail``, which is pinned."""
+        assert self.borrowed is None and not self.copies and tail.pins, (self, tail)
+        self.borrowed = tail
+        self.copies.append((tail.device[0], self.private[0]))
+        self.num_cached += num_tokens
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """The copies on write, which are launched now."""
+        copies, self.copies = self.copies, []
+        return copies
+
+    def give_back_tail(self) -> Segment | None:
+        """What was borrowed is read no more."""
+        borrowed, self.borrowed = self.borrowed, None
+        return borrowed
+
+    def use_adapter(self, adapter: Segment, row: int) -> None:
+        """``adapter``, which is pinned, is listed in ``row`` of the block table."""
+        assert self.adapter is None and adapter.pins, (self, adapter)
+        self.adapter, self.adapter_row = adapter, row
+
+    def rebuilds(self, num_blocks: int) -> None:
+        """So many blocks behind the shared ones are computed again."""
+        self.num_rebuilt_blocks = num_blocks
+
+    def leave_nothing(self, nobody: AgentState) -> None:
+        """What is computed goes with the lease, which was nobody's."""
+        assert self.agent is None and nobody.is_gone
+        self.agent = nobody
+
+    # -- loads --------------------------------------------------------------------------------
+
+    def wait_for(self, transfer: Transfer) -> None:
+        transfer.waiters.append(self)
+        self.loads += 1
+
+    def loaded(self, transfer: Transfer) -> bool:
+        """``transfer`` is over; whether that was the last. Without an error, it was cancelled in
+        part: an aborted request's, before ours."""
+        assert self.loads > 0, self
+        self.loads -= 1
+        if transfer.error is not None or (transfer.cancelled and self.failed is None):
+            self.failed = transfer
+        return self.is_ready
+
+    def wait_no_more(self) -> None:
+        self.loads = 0

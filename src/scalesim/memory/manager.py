@@ -194,7 +194,7 @@ class MemoryManager:
         if pages is None:
             return False
         self.table.write(lease.row, lease.num_blocks, pages)
-        lease.private += pages
+        lease.grow(pages)
         return True
 
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
@@ -229,8 +229,7 @@ class MemoryManager:
 
     def leave_nothing(self, lease: Lease) -> None:
         """``lease``, fresh and nobody's, goes with all that is computed under it and not shared."""
-        assert lease.agent is None
-        lease.agent = self.owners.nobody()
+        lease.leave_nothing(self.owners.nobody())
 
     def clear(self) -> None:
         """Forget everything that no lease holds and no copy touches: it would be rebuilt from its

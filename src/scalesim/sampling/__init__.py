@@ -1,1 +1,1 @@
-"""What may be asked of a token: parameters, processors of logits, constraints, log-probabilities."""
+"""What may be asked of a token: parameters, logits processors, constraints, logprobs."""

@@ -1,8 +1,8 @@
 """What sequences' logits go through before they are sampled: penalties, biases, bans, masks.
 
-``LogitsProcessor`` is one sequence's part, made from its parameters; ``LogitsProcessors`` keeps those of all slots
-and makes a step's ``LogitsBatch``. Used by the scheduler, and only in steps that hold a sequence
-with any of it.
+``LogitsProcessor`` is one sequence's part, made from its parameters; ``LogitsProcessors`` keeps
+those of all slots and makes a step's ``LogitsBatch``. Used by the scheduler, and only in steps that
+hold a sequence with any of it.
 """
 
 from __future__ import annotations

@@ -53,8 +53,7 @@ def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) ->
     counts = [end - start for _, start, end in work]
     copies = []
     for held, _, _ in work:
-        copies += held.lease.copies
-        held.lease.copies = []
+        copies += held.lease.take_copies()
     rows, cols, pages = table.take_changes()
     num = len(work)
     return Batch(

@@ -166,7 +166,7 @@ class MemoryWorld:
             return DOMAINS[domain == DOMAINS[0]], list(old)
         return domain, old[: 1 + pick % len(old)] + fresh
 
-    def turn(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
+    def request(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         """A request from its look-up to its release; it waits for copies a little, now and then."""
         before = len(self.held)
         self.acquire(agent, kind, pick, length, spare)
@@ -277,9 +277,9 @@ class MemoryWorld:
     def expect_agent(self, agent: int, at: float | None) -> None:
         self.manager.owners.set_next_use(agent, at)
 
-    def advance(self, steps: int) -> None:
-        self.manager.ranking.now += steps
-        self.manager.prefetcher.pace = Pace(0.001 * steps or None)
+    def advance(self, ticks: int) -> None:
+        self.manager.ranking.now += ticks
+        self.manager.prefetcher.pace = Pace(0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.manager.owners.fork(parent, child)
@@ -308,10 +308,7 @@ class MemoryWorld:
         """What nobody owns was nobody's ``before``, or is held, or has something below it that
         is: only then may it stay."""
         for segment in self.manager.tree:
-            held = any(
-                node.pins or node.load is not None or node.save is not None
-                for node in (segment, *descendants(segment))
-            )
+            held = any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
             if not (segment.owners or segment in before or segment.source is not None or held):
                 raise AssertionError(f"{segment} was a forgotten agent's, and stays")
 
@@ -383,8 +380,8 @@ class MemoryWorld:
                 if segment.is_tail and segment.device[0] in copying:
                     continue  # written by a step in flight: right for whoever comes after it
                 tokens, known, start = self.paths.of(segment, domain)
-                device.add(segment, segment.device[: segment.ready], tokens, known, start)
-                host.add(segment, segment.host[: segment.saved], tokens, known, start)
+                device.add(segment, segment.device[: segment.device.valid], tokens, known, start)
+                host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
         for segment in tree.root("adapters").children.values():
             check_adapter(segment, bed.device, bed.host)
         for held in self.held:

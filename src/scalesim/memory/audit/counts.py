@@ -27,15 +27,15 @@ def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
     for lease in leases:
         private += len(lease.private)
     lost = len(manager.device_lost)
-    if device.num_free + tree.num_device_pages + private + lost != device.num_usable:
+    if device.num_free + tree.num_pages["device"] + private + lost != device.num_usable:
         raise AccountError(
-            f"device: {device.num_free} free + {tree.num_device_pages} in the tree + {private} "
+            f"device: {device.num_free} free + {tree.num_pages['device']} in the tree + {private} "
             f"private + {lost} lost != {device.num_usable} usable"
         )
     lost = len(manager.host_lost)
-    if host.num_free + tree.num_host_pages + lost != host.num_usable:
+    if host.num_free + tree.num_pages["host"] + lost != host.num_usable:
         raise AccountError(
-            f"host: {host.num_free} free + {tree.num_host_pages} in the tree + {lost} lost != "
+            f"host: {host.num_free} free + {tree.num_pages['host']} in the tree + {lost} lost != "
             f"{host.num_usable} usable"
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.segment import Segment, Transfer, lineage
+from scalesim.memory.tree.segment import TIERS, Run, Segment, Transfer, lineage
 
 
 class IntegrityError(AssertionError):
@@ -102,24 +102,22 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
 
 def _check_runs(segment: Segment) -> None:
     """The picture in ``segment``'s module, and: only what is held may lack content."""
-    load, save = _blocks_of(segment.load, segment), _blocks_of(segment.save, segment)
-    if not (segment.ready + load == len(segment.device) <= segment.num_blocks):
-        raise IntegrityError(
-            f"{segment}: {segment.ready} ready + {load} loading != {len(segment.device)} device "
-            "pages"
-        )
-    if not (segment.saved + save == len(segment.host) <= segment.num_blocks):
-        raise IntegrityError(
-            f"{segment}: {segment.saved} saved + {save} saving != {len(segment.host)} host pages"
-        )
-    reads = segment.load is not None and segment.is_adapter  # from its source
-    if not (len(segment.device) <= segment.saved or load == 0 or reads):
+    for tier in TIERS:
+        run: Run = getattr(segment, tier)
+        coming = _blocks_of(run.transfer, segment)
+        if not (run.valid + coming == len(run) <= segment.num_blocks):
+            raise IntegrityError(
+                f"{segment}: {run.valid} valid + {coming} coming != {len(run)} {tier} pages"
+            )
+    load = segment.device.transfer
+    reads = segment.is_adapter  # from its source
+    if not (load is None or len(segment.device) <= segment.host.valid or reads):
         raise IntegrityError(f"{segment}: loads blocks that the host does not have")
     if not (
         segment.num_available == segment.num_blocks
         or segment.pins > 0
         or segment.source is not None
-        or (segment.is_adapter and (segment.load or segment.save) is not None)
+        or (segment.is_adapter and segment.is_moving)
     ):
         raise IntegrityError(
             f"{segment}: {segment.num_available} of its blocks are anywhere, and nobody holds it"
@@ -172,7 +170,7 @@ def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[
             raise IntegrityError(f"row {lease.row}: {lease.num_shared} != {shared}")
         if lease.is_ready and lease.failed is None:
             for segment in (*lineage(lease.end), *filter(None, [lease.adapter])):
-                if segment.ready != segment.num_blocks:
+                if not segment.is_ready:
                     raise IntegrityError(f"row {lease.row} is ready, but {segment} is not")
 
 
@@ -180,7 +178,7 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
     residency = manager.residency
     moving: dict[int, Transfer] = {}
     for segment in segments:
-        for transfer in (segment.load, segment.save):
+        for transfer in (segment.device.transfer, segment.host.transfer):
             if transfer is not None:
                 moving[id(transfer)] = transfer
                 if not transfer.tickets:
@@ -209,7 +207,7 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
     """What could leave is known to those who look for room."""
-    idle = segment.pins == 0 and segment.load is None and segment.save is None
+    idle = segment.pins == 0 and not segment.is_moving
     may_leave = idle and bool(segment.device) and segment.device_children == 0
     if manager.ranking.is_evictable(segment) != may_leave:
         raise IntegrityError(

@@ -2,7 +2,7 @@
 
 Keeps, for each segment, which orders it is in; changes nothing but those, and pins. ``refresh`` is
 called after every change of a segment; the orders catch up when somebody reads them, so that a
-segment that changes five times in a step is put in order once, or not at all if it is held by then.
+segment that changes five times in a tick is put in order once, or not at all if it is held by then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FAR = 1e18
 
 
 class EvictionRanking:
-    """``now`` is the simulation's time in steps.
+    """``now`` is the simulation's time in ticks.
 
     What lies on the host is ordered only from the first time that the host runs short.
     """
@@ -50,7 +50,7 @@ class EvictionRanking:
 
     def touch(self, segment: Segment) -> None:
         """``segment`` was used now."""
-        segment.last_use, segment.last_seq = self.now, self.next_seq()
+        segment.touch(self.now, self.next_seq())
 
     # -- uses ---------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class EvictionRanking:
         return next_use, next_seq
 
     def _in_levels(self, segment: Segment) -> UseTime:
-        """Whole steps up to the last class, then far, then unknown; no order inside a class."""
+        """Whole ticks up to the last class, then far, then unknown; no order inside a class."""
         next_use, _ = self._soonest(segment)
         if next_use is None:
             level = float("inf")
@@ -125,15 +125,12 @@ class EvictionRanking:
 
     def pin(self, segment: Segment) -> None:
         """A lease holds ``segment``: what it has on the device stays there."""
-        segment.pins += 1
-        if segment.pins == 1:
+        if segment.pin():
             self.refresh(segment)
 
     def unpin(self, segment: Segment) -> None:
         """A lease lets go of ``segment``."""
-        segment.pins -= 1
-        assert segment.pins >= 0, segment
-        if segment.pins == 0:
+        if segment.unpin():
             self.refresh(segment)
 
     # -- who is next --------------------------------------------------------------------------
@@ -180,14 +177,15 @@ class EvictionRanking:
 
     def _place(self, segment: Segment) -> None:
         """Put ``segment`` into the orders that its state belongs to."""
-        if segment.pins or segment.load is not None or segment.save is not None:
+        device, host = segment.device, segment.host
+        if segment.pins or device.transfer is not None or host.transfer is not None:
             self._evictable.discard(segment)  # it is held, or moving
             self._cleanable.discard(segment)
             if self._host_is_short:
                 self._place_on_host(segment, self.use_of(segment))
             return
-        may_leave = segment.device and not segment.device_children
-        may_clean = segment.ready > segment.saved and self.may_save(segment)
+        may_leave = device and not segment.device_children
+        may_clean = device.valid > host.valid and self.may_save(segment)
         if not (may_leave or may_clean or self._host_is_short):
             self._evictable.discard(segment)
             self._cleanable.discard(segment)
@@ -219,8 +217,8 @@ class EvictionRanking:
                 owner.placed = True
 
     def _place_on_host(self, segment: Segment, use: UseTime) -> None:
-        still = segment.load is None and segment.save is None
-        if still and segment.host and segment.ready >= segment.saved:
+        still = not segment.is_moving
+        if still and segment.host and segment.device.valid >= segment.host.valid:
             self._doubled.add(segment, use)
         else:
             self._doubled.discard(segment)

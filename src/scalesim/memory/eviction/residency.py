@@ -1,7 +1,7 @@
 """Residency: which segments are on which tier, and what moves them: eviction, loads, saves.
 
-Decides by ``UseTime`` alone (who is needed next) and acts through the pools and the link. Called by the
-manager, always on one thread. It does not know requests; pins tell it what may not move.
+Decides by ``UseTime`` alone (who is needed next) and acts through the pools and the link. Called by
+the manager, always on one thread. It does not know requests; pins tell it what may not move.
 
 A device page is given back only when nothing but steps already launched can touch it; the fence of
 the last of those goes with it, and a load into it waits for that fence. Pages under a copy are
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Literal
 
 from scalesim.core import Fence
 from scalesim.foreign import Foreign, words_of
@@ -23,11 +22,11 @@ from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.links.link import Copies, Link, LinkError, PageSource
 from scalesim.memory.pools.page_pool import Pool
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.segment import Segment, Transfer, descendants
+from scalesim.memory.tree.segment import Segment, TierName, Transfer, descendants
 from scalesim.memory.tree.use import UseTime
 
 _log = logging.getLogger(__name__)
-_SOON_STEPS = 1.0
+_SOON_TICKS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
@@ -85,7 +84,7 @@ class Residency:
             use = ranking.use_of(victim)
             if ahead_of is not None and not ahead_of.sooner_than(use, ranking.now):
                 return False
-            if self.saving_pages >= missing and use.distance(ranking.now) <= _SOON_STEPS:
+            if self.saving_pages >= missing and use.distance(ranking.now) <= _SOON_TICKS:
                 return False  # enough that is used later is on its way out
             self._evict(victim, use, missing)
         return True
@@ -113,7 +112,7 @@ class Residency:
             return
         keep = max(0, len(segment.device) - max(wanted, self._whole))
         if segment.num_dirty:
-            keep = max(keep, segment.saved)
+            keep = max(keep, segment.host.valid)
             self._drop_below(segment)
             self.counters.dropped_pages += len(segment.device) - keep
         pages, leaving = self._trim_device(segment, keep), [segment]
@@ -140,8 +139,7 @@ class Residency:
             or above.device_children
             or not 0 < len(above.device) <= max(wanted, self._whole)
             or above.pins
-            or above.load is not None
-            or above.save is not None
+            or above.is_moving
             or above.num_dirty
         ):
             return None
@@ -150,12 +148,14 @@ class Residency:
     def _free_device(self, segment: Segment, keep: int) -> None:
         self.device.free(self._trim_device(segment, keep), self.last_launched)
 
+    def _free_host(self, segment: Segment, keep: int) -> None:
+        self.host.free(self.tree.cut(segment, "host", keep))
+
     def _trim_device(self, segment: Segment, keep: int) -> list[int]:
         """The device pages of ``segment`` from block ``keep`` on, which are to be freed."""
-        pages = self.tree.trim_device(segment, keep)
-        wasted = min(segment.prefetched, len(pages))
-        segment.prefetched -= wasted
-        self.counters.prefetch_wasted += wasted
+        prefetched = segment.prefetched
+        pages = self.tree.cut(segment, "device", keep)
+        self.counters.prefetch_wasted += prefetched - segment.prefetched
         self.counters.evicted_pages += len(pages)
         return pages
 
@@ -170,10 +170,10 @@ class Residency:
             self._drop_one(child, 0, tidy=False)  # merging here could take ``segment`` away
 
     def _drop_one(self, segment: Segment, keep: int, *, tidy: bool) -> None:
-        assert segment.pins == 0 and segment.load is None and segment.save is None, segment
+        assert segment.pins == 0 and not segment.is_moving, segment
         self.counters.dropped_pages += max(0, segment.num_available - keep)
         self._free_device(segment, keep)
-        self.host.free(self.tree.trim_host(segment, keep))
+        self._free_host(segment, keep)
         self._settle(segment, tidy=tidy)
 
     def clear(self) -> None:
@@ -221,8 +221,9 @@ class Residency:
 
     def _refresh_parent(self, segment: Segment) -> None:
         parent = segment.parent
-        if parent is not None and not parent.is_root and not parent.pins and not parent.load:
-            self.ranking.refresh(parent)
+        if parent is None or parent.is_root or parent.pins or parent.device.transfer:
+            return
+        self.ranking.refresh(parent)
 
     # -- copies -------------------------------------------------------------------------------
 
@@ -230,19 +231,14 @@ class Residency:
         """Copy the next blocks of each segment into the device pages given for it."""
         device: list[int] = []
         host: list[int] = []
-        for segment, pages in parts:
-            start = len(segment.device)
-            assert segment.load is None and start == segment.ready, segment
-            assert start + len(pages) <= segment.saved, (segment, len(pages))
-            device += pages
-            host += segment.host[start : start + len(pages)]
-            self.tree.add_device(segment, pages)
-            if not demand:
-                segment.prefetched += len(pages)
         counts = [(segment, len(pages)) for segment, pages in parts]
         transfer = Transfer("in", "demand" if demand else "prefetch", counts)
-        for segment, _ in parts:
-            segment.load = transfer
+        for segment, pages in parts:
+            start = len(segment.device)
+            assert start + len(pages) <= segment.host.valid, (segment, len(pages))
+            device += pages
+            host += segment.host[start : start + len(pages)]
+            self.tree.put(segment, "device", pages, transfer)
         fence = self.device.fence(device)
         after = Fence("compute", fence) if fence >= 0 else None
         if demand:
@@ -260,18 +256,16 @@ class Residency:
     def start_read(self, segment: Segment, pages: list[int], *, demand: bool = True) -> Transfer:
         """Read the rest of ``segment`` from its source into the device pages given for it."""
         first = len(segment.device)
-        assert segment.load is None and first == segment.ready and segment.source is not None
+        assert segment.source is not None, segment
         fence = self.device.fence(pages)
         after = Fence("compute", fence) if fence >= 0 else None
-        self.tree.add_device(segment, pages)
-        purpose: Literal["demand", "prefetch"] = "demand" if demand else "prefetch"
-        transfer = segment.load = Transfer("in", purpose, [(segment, len(pages))])
+        transfer = Transfer("in", "demand" if demand else "prefetch", [(segment, len(pages))])
+        self.tree.put(segment, "device", pages, transfer)
         if demand:
             self.counters.demand_loads += 1
             self.demand_waiting += 1
             self.counters.read_pages += len(pages)
         else:
-            segment.prefetched += len(pages)
             self.counters.read_ahead_pages += len(pages)
         self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
         self.ranking.refresh(segment)
@@ -288,8 +282,8 @@ class Residency:
         if pages is None:
             return False
         self.filling_pages += len(pages)
-        self.tree.add_host(segment, pages)
-        transfer = segment.save = Transfer("out", "fill", [(segment, len(pages))])
+        transfer = Transfer("out", "fill", [(segment, len(pages))])
+        self.tree.put(segment, "host", pages, transfer)
         self._submit(transfer, Copies("out", [], pages, source), None)
         self.ranking.refresh(segment)
         return True
@@ -297,18 +291,18 @@ class Residency:
     def start_save(self, segment: Segment) -> bool:
         """Copy the dirty blocks of ``segment`` to the host; False if the host has no room for
         them."""
-        first, count = segment.saved, segment.num_dirty
+        first, count = segment.host.valid, segment.num_dirty
         if not self._host_room(count, segment):
             self.ranking.refresh(segment)
             return False
         pages = self.host.allocate(count)
         assert pages is not None
-        self.tree.add_host(segment, pages)
         transfer = Transfer("out", "save", [(segment, count)])
-        segment.save = transfer
+        self.tree.put(segment, "host", pages, transfer)
         self.saving_pages += count
         self.counters.saved_pages += count
-        self._submit(transfer, Copies("out", segment.device[first : first + count], pages), None)
+        dirty = segment.device[first : first + count].tolist()
+        self._submit(transfer, Copies("out", dirty, pages), None)
         self.ranking.refresh(segment)
         return True
 
@@ -325,13 +319,13 @@ class Residency:
             use = ranking.use_of(saved)
             double = ranking.soonest_doubled(saved)
             if double is not None and ranking.use_of(double).sooner_than(use, ranking.now):
-                self.host.free(self.tree.trim_host(double, 0))
+                self._free_host(double, 0)
                 self.ranking.refresh(double)
                 continue
             farthest = ranking.farthest_on_host()
             if farthest is None or not use.sooner_than(ranking.use_of(farthest), ranking.now):
                 return False
-            keep = max(0, farthest.saved - (count - self.host.num_free))
+            keep = max(0, farthest.host.valid - (count - self.host.num_free))
             if farthest.is_adapter:
                 keep = 0  # a part of one is of no use
             self._drop_below(farthest)
@@ -391,64 +385,42 @@ class Residency:
             self.poll()
 
     def _finish(self, transfer: Transfer) -> None:
-        if transfer.direction == "out":
-            self._finish_save(transfer)
-        else:
-            self._finish_load(transfer)
+        """What was copied is there, or its pages are free again."""
+        if transfer.purpose == "save":
+            self.saving_pages -= transfer.num_blocks
+        elif transfer.purpose == "fill":
+            self.filling_pages -= transfer.num_blocks
+        self.demand_waiting -= transfer.purpose == "demand"
+        self.counters.failed_transfers += transfer.error is not None
+        for segment, _ in reversed(transfer.parts):
+            if not segment.end_transfer(transfer.tier):
+                self._free_unfilled(segment, transfer.tier)
+                self._refresh_parent(segment)
+            self.ranking.refresh(segment)
+            if transfer.purpose == "fill":
+                self.on_adapter_moved(segment)
         for segment, _ in transfer.parts:
             if segment.is_adapter:
                 self.settle_adapter(segment)
+
+    def _free_unfilled(self, segment: Segment, tier: TierName) -> None:
+        if tier == "device":
+            self._free_device(segment, segment.device.valid)
+        else:
+            self._free_host(segment, segment.host.valid)
 
     def settle_adapter(self, segment: Segment) -> None:
         """If it was removed, and nobody holds it any more: let its pages go."""
         if segment.source is None and segment.parent is not None and not self._held(segment):
             self.drop(segment)
 
-    def _finish_save(self, transfer: Transfer) -> None:
-        if transfer.purpose == "save":
-            self.saving_pages -= transfer.num_blocks
-        else:
-            self.filling_pages -= transfer.num_blocks
-        failed = transfer.error is not None
-        self.counters.failed_transfers += failed
-        for segment, count in transfer.parts:
-            segment.save = None
-            if failed or transfer.cancelled:
-                segment.failed_saves += failed
-                self.host.free(self.tree.trim_host(segment, segment.saved))
-            else:
-                segment.failed_saves = 0
-                segment.saved += count
-            self.ranking.refresh(segment)
-            if transfer.purpose == "fill":
-                self.on_adapter_moved(segment)
-
-    def _finish_load(self, transfer: Transfer) -> None:
-        self.demand_waiting -= transfer.purpose == "demand"
-        failed = transfer.error is not None
-        self.counters.failed_transfers += failed
-        for segment, count in transfer.parts:
-            segment.load = None
-            if not failed and not transfer.cancelled:
-                segment.ready += count
-        for segment, _ in reversed(transfer.parts):
-            if failed or transfer.cancelled:
-                self._free_device(segment, segment.ready)
-            self.ranking.refresh(segment)
-        if failed or transfer.cancelled:
-            for segment, _ in transfer.parts:
-                self._refresh_parent(segment)
-
     def lose_host(self, transfer: Transfer) -> None:
         """A load failed: its source cannot be trusted, so its blocks are to be rebuilt. Called when
         no lease holds them any more."""
         for segment, _ in transfer.parts:
             if segment.parent is not None and not self._held(segment):
-                self.drop(segment, segment.ready)
+                self.drop(segment, segment.device.valid)
 
     def _held(self, segment: Segment) -> bool:
         """Whether it, or anything below it, is pinned or moving."""
-        return any(
-            node.pins or node.load is not None or node.save is not None
-            for node in (segment, *descendants(segment))
-        )
+        return any(node.pins or node.is_moving for node in (segment, *descendants(segment)))

@@ -79,8 +79,7 @@ class AdapterPages:
         if segment is None:
             segment = tree.insert_adapter(self._root, content.digest)
         if segment.source is None:
-            segment.source, segment.num_blocks = content.source, content.num_pages
-            segment.uses = 1
+            segment.read_from(content.source, content.num_pages)
             if content.pages is not None and not segment.device and not segment.host:
                 self._residency.start_fill(segment, Held(content.pages))
             self._residency.ranking.refresh(segment)
@@ -90,8 +89,7 @@ class AdapterPages:
         segment = self._root.children.get(digest)
         if segment is None:
             return
-        segment.source = None
-        segment.uses = 0
+        segment.read_from(None, segment.num_blocks)
         for agent in list(segment.owners):
             self._owners.use_adapter(agent.id, None)
         self._residency.settle_adapter(segment)
@@ -104,9 +102,8 @@ class AdapterPages:
 
     def hold(self, lease: Lease, segment: Segment) -> None:
         """``lease``, which pins ``segment``, uses it: its pages are all assigned."""
-        self._residency.counters.prefetch_used += segment.prefetched
-        segment.prefetched = 0
-        lease.adapter, lease.adapter_row = segment, self.enter(segment)
+        self._residency.counters.prefetch_used += segment.take_prefetched()
+        lease.use_adapter(segment, self.enter(segment))
         self.write(segment)
 
     def enter(self, segment: Segment) -> int:

@@ -99,16 +99,25 @@ class Admission:
         """A lease of what was found and pinned, with ``pages`` for all that was not."""
         unread_pages, pages = pages[: found.unread], pages[found.unread :]
         missing_pages, private = pages[: found.missing], pages[found.missing :]
-        lease = Lease(agent, end, found.num_shared, private, self.table.allocate(), 0)
+        late = found.num_shared - found.missing - sum(each.device.valid for each in chain)
+        lease = Lease(
+            agent,
+            end,
+            found.num_shared,
+            private,
+            self.table.allocate(),
+            num_cached=found.num_shared * self.residency.tree.block_size,
+            num_host_blocks=found.missing + found.unread,
+            num_waited_blocks=found.missing + late,
+            branch=found.branch,
+        )
         if found.tail is not None:
             self.tails.take(lease, found.tail)
-        lease.num_cached += found.num_shared * self.residency.tree.block_size
         self._account(lease, found, chain)
         chain.reverse()  # from the root on
         self.loads.start(lease, chain, missing_pages)
         self._write_row(lease, chain)
         if found.weights is not None:
-            lease.branch = found.branch
             self.loads.start_adapter(lease, found.weights, unread_pages)
             self.adapters.hold(lease, found.weights)
         self.loads.wait(lease)
@@ -117,26 +126,21 @@ class Admission:
     def _account(self, lease: Lease, found: PrefixMatch, chain: list[Segment]) -> None:
         """Write down how the prompt was found, and that the lease uses ``chain``: for the counters,
         for eviction, for the planner."""
-        counters, missing = self.residency.counters, found.missing
-        on_device = sum(segment.ready for segment in chain)
-        late = lease.num_shared - missing - on_device
+        counters, waited = self.residency.counters, lease.num_waited_blocks
         end = found.beyond
         if end is None or end.parent is None:  # making room for the lease took it
             end = lease.end
         matched = lineage(end)
         spared = sum(segment.num_blocks for segment in matched) - lease.num_shared
         for segment in matched:
-            segment.uses += 1
+            segment.use()
         for segment in chain:
-            counters.prefetch_used += segment.prefetched
-            segment.prefetched = 0
-        lease.num_host_blocks = missing
-        lease.num_waited_blocks = missing + late
+            counters.prefetch_used += segment.take_prefetched()
         counters.lookups += 1
-        counters.full_hits += lease.num_shared > 0 and missing + late == 0
-        counters.device_blocks += on_device
-        counters.host_blocks += missing
-        counters.late_blocks += late
+        counters.full_hits += lease.num_shared > 0 and waited == 0
+        counters.device_blocks += lease.num_shared - waited
+        counters.host_blocks += found.missing
+        counters.late_blocks += waited - found.missing
         num_blocks = -(-found.num_tokens // self.residency.tree.block_size)
         counters.computed_blocks += num_blocks - lease.num_shared
         counters.spared_blocks += spared
@@ -150,9 +154,9 @@ class Admission:
         ``spared`` blocks of that are computed again."""
         waited, weights = lease.num_waited_blocks, found.weights
         self.misses.looked_up(lease, end, waited, spared, self.residency.ranking.now)
-        lease.num_rebuilt_blocks = spared + self.misses.num_lost(lease, end, found.num_tokens)
+        lease.rebuilds(spared + self.misses.num_lost(lease, end, found.num_tokens))
         if agent.next_use is not None:
-            on_time = weights is None or weights.ready == weights.num_blocks
+            on_time = weights is None or weights.is_ready
             self.prefetcher.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:

@@ -7,6 +7,8 @@ with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from scalesim.core import Int32s
@@ -40,7 +42,7 @@ class BlockTable:
         self._in_use[row] = 0
         self._free.append(row)
 
-    def write(self, row: int, col: int, pages: list[int]) -> None:
+    def write(self, row: int, col: int, pages: Sequence[int]) -> None:
         """Blocks ``col …`` of ``row`` now lie in ``pages``."""
         count = len(pages)
         self._rows.extend([row] * count)

@@ -60,24 +60,22 @@ class PartialBlocks:
         """``lease`` begins with what was found, which is pinned: with a copy of it, or with its
         page."""
         tail = found.segment
-        lease.num_cached = found.num_tokens
         if not found.moves:
-            lease.borrowed = tail
-            lease.copies.append((tail.device[0], lease.private[0]))
+            lease.borrow(tail, found.num_tokens)
             self._residency.counters.copied_pages += 1
             return
-        tail.pins -= 1
-        page = self._tree.trim_device(tail, 0)
+        tail.unpin()
+        (page,) = self._tree.cut(tail, "device", 0)
         self._ranking.forget(tail)
         self._tree.remove(tail)
-        lease.private[:0] = page
+        lease.begin_with(page, found.num_tokens)
 
     def give_back(self, lease: Lease) -> None:
         """Let a borrowed tail go once its copy is launched: the fence then guards its page, and a
         lease that grows to the whole pool needs it."""
         if lease.borrowed is not None and not lease.copies:
             self._ranking.unpin(lease.borrowed)
-            lease.borrowed = None
+            lease.give_back_tail()
 
     def leave(self, lease: Lease, rest: bytes) -> None:
         """``rest`` of the agent's tokens, in the lease's first private page, is its tail from now
@@ -89,12 +87,12 @@ class PartialBlocks:
             if old.pins:
                 return
             self._residency.drop(old)
-        page, lease.private = lease.private[0], lease.private[1:]
-        tail = self._tree.insert_tail(lease.end, rest, agent.id, page)
-        if lease.branch is not None and lease.branch.block == lease.num_shared:
-            tail.mark = lease.branch.mark
-        tail.uses = 1  # expected again as long as its owner is
-        tail.owners[agent] = agent.calls
+        branch = lease.branch
+        mark = branch.mark if branch is not None and branch.block == lease.num_shared else b""
+        (page,) = lease.take_private(1)
+        tail = self._tree.insert_tail(lease.end, rest, agent.id, page, mark)
+        tail.expect(True)  # as long as its owner is
+        tail.own(agent)
         self._ranking.touch(tail)
         self._ranking.refresh(tail)
 

@@ -66,12 +66,12 @@ class PrefixLookup:
             path, missing = _on_device(beyond), 0
         path = self._apart(path)
         num_shared = sum(count for _, count in path)
-        waits = missing > 0 or any(segment.load for segment, _ in path)
+        waits = missing > 0 or any(segment.device.transfer for segment, _ in path)
         weights, unread = None, 0
         if adapter is not None:
             weights = self._adapters.segment(adapter.digest)
             unread = weights.num_blocks - len(weights.device)
-            waits = waits or unread > 0 or weights.load is not None
+            waits = waits or unread > 0 or weights.device.transfer is not None
         num_pages = num_blocks - num_shared + missing + unread
         return PrefixMatch(
             root, path, beyond, branch, num_tokens, num_shared, missing, weights, unread,
@@ -92,7 +92,7 @@ class PrefixLookup:
         apart = []
         for segment, count in path:
             coming = len(segment.device)
-            if segment.load is not None and coming < count:
+            if segment.device.transfer is not None and coming < count:
                 apart.append((self._split(segment, coming), coming))
                 count -= coming
             apart.append((segment, count))

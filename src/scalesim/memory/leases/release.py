@@ -50,29 +50,26 @@ class Releases:
                     return  # it is being loaded; ours stays private until the next commit
                 continue
             fresh = tokens[start * size : (start + count) * size]
-            pages, lease.private = lease.private[:count], lease.private[count:]
             mark = branch.mark if branch is not None and branch.block == start else b""
             if not mark and _may_extend(lease):
-                tree.extend(lease.end, fresh, pages)
+                tree.extend(lease.end, fresh, lease.share(lease.end, count))
             else:
-                self._append(lease, fresh, pages, mark)
-            lease.num_shared += count
+                self._append(lease, fresh, count, mark)
 
-    def _append(self, lease: Lease, fresh: bytes, pages: list[int], mark: bytes) -> None:
-        """``fresh`` is a segment of its own, where the lease ends from now on."""
+    def _append(self, lease: Lease, fresh: bytes, count: int, mark: bytes) -> None:
+        """``fresh``, ``count`` blocks, is a segment of its own, where the lease ends from now
+        on."""
         tree = self.residency.tree
         child = tree.insert(lease.end, fresh, mark)
-        tree.add_device(child, pages)
-        child.ready = len(pages)
-        child.pins = 1
+        tree.put(child, "device", lease.share(child, count))
+        child.pin()
         if lease.agent is not None:
-            child.owners[lease.agent] = lease.agent.calls
-        lease.end = child
+            child.own(lease.agent)
 
     def _join(self, lease: Lease, child: Segment, tokens: bytes, upto: int) -> bool:
         """The tree has these blocks already: use its pages where they are, give it ours where
         not."""
-        if child.load is not None:
+        if child.device.transfer is not None:
             return False
         residency = self.residency
         tree, ranking = residency.tree, residency.ranking
@@ -81,16 +78,13 @@ class Releases:
             child = tree.split(child, count)
             (lower,) = child.children.values()
             ranking.refresh(lower)
-        theirs = child.ready
-        mine, lease.private = lease.private[:count], lease.private[count:]
+        theirs = child.device.valid
+        self.table.write(lease.row, lease.num_shared, child.device)
+        mine = lease.share(child, count)
         residency.device.free(mine[:theirs], residency.last_launched)
-        self.table.write(lease.row, lease.num_shared, child.device[:theirs])
-        tree.add_device(child, mine[theirs:])
-        child.ready = count
-        child.pins += 1
+        tree.put(child, "device", mine[theirs:])
+        child.pin()
         ranking.refresh(child)
-        lease.end = child
-        lease.num_shared += count
         return True
 
     # -- the end of a lease -------------------------------------------------------------------
@@ -126,10 +120,9 @@ class Releases:
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""
-        self.residency.device.free(lease.private, self.residency.last_launched)
-        lease.private = []
-        if lease.borrowed is not None:
-            self.residency.ranking.unpin(lease.borrowed)
+        self.residency.device.free(lease.take_private(), self.residency.last_launched)
+        if (tail := lease.give_back_tail()) is not None:
+            self.residency.ranking.unpin(tail)
         self.table.free(lease.row)
         if lease.adapter is not None:
             self.adapters.leave(lease.adapter)
@@ -174,8 +167,7 @@ def _may_extend(lease: Lease) -> bool:
         and end.pins == 1
         and not end.children
         and not end.tails
-        and end.load is None
-        and end.ready == end.num_blocks
+        and end.is_ready
         and end.uses == 0
         and list(end.owners) == ([] if lease.agent is None else [lease.agent])
     )

@@ -24,8 +24,8 @@ class LoadWaiters:
         parts = []
         transfers: dict[int, Transfer] = {}
         for segment in chain:
-            if segment.load is not None:
-                transfers[id(segment.load)] = segment.load
+            if (load := segment.device.transfer) is not None:
+                transfers[id(load)] = load
             count = segment.num_blocks - len(segment.device)
             if count:
                 parts.append((segment, pages[:count]))
@@ -34,21 +34,18 @@ class LoadWaiters:
             transfer = self._residency.start_load(parts, demand=True)
             transfers[id(transfer)] = transfer
         for transfer in transfers.values():
-            transfer.waiters.append(lease)
-            lease.loads += 1
+            lease.wait_for(transfer)
 
     def start_adapter(self, lease: Lease, adapter: Segment, pages: list[int]) -> None:
         """Load what ``adapter`` lacks into ``pages``: from the host if all of it is there, else
         from its source."""
         if pages:
-            if adapter.saved == adapter.num_blocks:
+            if adapter.host.valid == adapter.num_blocks:
                 self._residency.start_load([(adapter, pages)], demand=True)
             else:
                 self._residency.start_read(adapter, pages)
-        if adapter.load is not None:
-            adapter.load.waiters.append(lease)
-            lease.loads += 1
-        lease.num_host_blocks += len(pages)
+        if adapter.device.transfer is not None:
+            lease.wait_for(adapter.device.transfer)
 
     def wait(self, lease: Lease) -> None:
         """All that ``lease`` lacks is on its way: its pages count until it is there."""
@@ -60,10 +57,7 @@ class LoadWaiters:
         woken = []
         for transfer in self._residency.poll():
             for lease in transfer.waiters:
-                lease.loads -= 1
-                if transfer.error is not None or (transfer.cancelled and lease.failed is None):
-                    lease.failed = transfer  # cancelled: an aborted request's, in part, before ours
-                if lease.is_ready:
+                if lease.loaded(transfer):
                     self.num_pages -= len(lease.private) + lease.num_host_blocks
                     woken.append(lease)
         return woken
@@ -72,11 +66,12 @@ class LoadWaiters:
         """``lease`` waits no more: call back those loads that have not started and serve no other
         request."""
         self.num_pages -= len(lease.private) + lease.num_host_blocks
-        lease.loads = 0
+        lease.wait_no_more()
         held = lineage(lease.end)
         if lease.adapter is not None:
             held.append(lease.adapter)
-        for transfer in {id(s.load): s.load for s in held if s.load}.values():
+        loads = [load for segment in held if (load := segment.device.transfer)]
+        for transfer in {id(load): load for load in loads}.values():
             transfer.waiters = [waiter for waiter in transfer.waiters if waiter is not lease]
             if not transfer.waiters and transfer.purpose == "demand":
                 self._residency.cancel(transfer)

@@ -65,6 +65,6 @@ def is_away(adapter: Segment) -> bool:
         adapter.source is not None
         and len(adapter.device) < adapter.num_blocks
         and not adapter.host
-        and adapter.load is None
+        and adapter.device.transfer is None
         and adapter.failed_saves < MAX_SAVE_FAILURES
     )

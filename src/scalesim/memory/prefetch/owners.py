@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from scalesim.core import AgentId
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.prefetcher import Prefetcher
-from scalesim.memory.tree.owner import MANY_OWNERS, PERMANENT, AgentState, ReuseStats
+from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment, lineage
 
@@ -31,11 +31,11 @@ class Owners:
     def nobody(self) -> AgentState:
         """Somebody who was forgotten already."""
         state = AgentState("", self._habit)
-        state.is_gone = True
+        state.go()
         return state
 
     def set_next_use(self, id: AgentId, next_use: float | None) -> None:
-        """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
+        """Advice on when ``id`` is needed next, in ticks of the clock; ``None`` = unknown."""
         self.set_next_uses([(id, next_use)])
 
     def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
@@ -50,7 +50,7 @@ class Owners:
                 next_use = None  # NaN orders nothing
             if next_use is None and state.next_use is None:
                 continue
-            state.next_use, state.next_seq = next_use, seq
+            state.expect(next_use, seq)
             if state.placed:
                 self._refresh_paths(state)
             if next_use is None or len(advice) < _MANY:
@@ -72,12 +72,11 @@ class Owners:
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
         source, target = self.agent(parent), self.agent(child)
-        for end, uses in source.paths.items():
-            target.paths[end] = uses
+        source.fork(target)
+        for end in source.paths:
             for segment in lineage(end):
-                segment.owners[target] = target.calls
-                segment.uses += 1
-        target.adapter = source.adapter
+                segment.own(target)
+                segment.use()
         self._refresh_paths(target)
 
     def is_resident(self, id: AgentId | None) -> bool:
@@ -86,9 +85,9 @@ class Owners:
         if state is None or (end := state.likely_end()) is None:
             return False
         adapter = state.adapter
-        if adapter is not None and adapter.ready < adapter.num_blocks:
+        if adapter is not None and not adapter.is_ready:
             return False
-        return end.ready == end.num_blocks and end.parent is not None
+        return end.is_ready and end.parent is not None
 
     def use_adapter(self, id: AgentId, adapter: Segment | None) -> None:
         """``id`` owns ``adapter`` in place of the one before: a path that each of its calls takes.
@@ -97,14 +96,12 @@ class Owners:
         old = state.adapter
         if old is adapter:
             return
-        state.adapter = adapter
+        state.use_adapter(adapter)
         if old is not None:
-            state.paths.pop(old, None)
-            old.owners.pop(state, None)
+            old.disown(state)
             self._ranking.refresh(old)
         if adapter is not None:
-            state.paths[adapter] = PERMANENT
-            adapter.owners[state] = state.calls
+            adapter.own(state)
             self._ranking.refresh(adapter)
             self._prefetcher.await_agent(state)
 
@@ -114,12 +111,10 @@ class Owners:
         state = self.agents.pop(id, None)
         if state is None:
             return []
-        state.is_gone, state.next_use = True, None
+        ends = state.go()
         self._prefetcher.await_agent(state)
-        state.adapter = state.newest = state.home = None
         left: dict[Segment, None] = {}
-        for end in list(state.paths):
-            del state.paths[end]
+        for end in ends:
             path = lineage(end)
             tails = [tail for each in path if (tail := each.tails.get(id)) and state in tail.owners]
             self.disown(state, end)
@@ -135,8 +130,9 @@ class Owners:
             return
         for owner in path.owners:
             if owner.id not in path.tails:
-                self._tree.hand_tail(tail, owner.id)
-                tail.owners[owner], tail.uses = owner.calls, 1
+                path.adopt_tail(tail, owner.id)
+                tail.own(owner)
+                tail.expect(True)
                 self._ranking.refresh(tail)
                 return
 
@@ -144,7 +140,7 @@ class Owners:
         """``agent`` computed the path to ``end``. Its least worth path gives way if it has too
         many."""
         for segment in lineage(end):
-            segment.owners[agent] = agent.calls
+            segment.own(agent)
         before = agent.newest
         displaced = agent.remember(end)
         if before is not None and before is not end and before.parent is not None:
@@ -158,11 +154,11 @@ class Owners:
         kept = {segment for path in agent.paths for segment in lineage(path)}
         for segment in lineage(end):
             if segment not in kept:
-                segment.owners.pop(agent, None)
+                segment.disown(agent)
                 tail = segment.tails.get(agent.id)
                 if tail is not None and agent in tail.owners:
-                    tail.uses = 0
-                    del tail.owners[agent]
+                    tail.expect(False)
+                    tail.disown(agent)
                     self._ranking.refresh(tail)
                 self._ranking.refresh(segment)
 

@@ -48,7 +48,7 @@ class ReuseStats:
 class AgentState:
     """An owner of segments.
 
-    ``next_use`` is in steps of the simulation's clock, ``None`` where unknown. ``paths`` maps the
+    ``next_use`` is in ticks of the simulation's clock, ``None`` where unknown. ``paths`` maps the
     end of each path that the agent has computed to how often it was used again: bounded, the least
     worth (bytes × reuse) goes first.
     """
@@ -88,6 +88,10 @@ class AgentState:
         self.awaited: list[Any] | None = None  # the look-ahead's: see ``Awaited``
         self.is_gone = False  # forgotten; leases that still have it leave nothing to it
         self.placed = False  # whether segments of its own may be in an order: see ``Standing``
+
+    def expect(self, next_use: float | None, seq: int) -> None:
+        """Its next use, as event ``seq`` tells it; ``None`` = unknown."""
+        self.next_use, self.next_seq = next_use, seq
 
     def use(self) -> UseTime:
         """Its next use, which must be known: where it is not, what counts is when a segment was
@@ -175,7 +179,7 @@ class AgentState:
         self.habit.observe_return(returned, passed_over)
         for segment in matched:
             if self in segment.owners:
-                segment.owners[self] = self.calls
+                segment.own(self)
 
     def remember(self, end: Segment) -> Segment | None:
         """Own the path to ``end``; returns the end of the path that had to give way, if one did.
@@ -194,6 +198,50 @@ class AgentState:
         if self.paths.pop(worst) == 0:
             self.fresh_reuse -= _FORGET * self.fresh_reuse
         return worst
+
+    def fork(self, child: AgentState) -> None:
+        """``child`` has the paths and the adapter that this agent has."""
+        for end, uses in self.paths.items():
+            child.paths[end] = uses
+        child.adapter = self.adapter
+
+    def use_adapter(self, adapter: Segment | None) -> None:
+        """``adapter`` is a path that each call takes, in place of the one before."""
+        if self.adapter is not None:
+            self.paths.pop(self.adapter, None)
+        self.adapter = adapter
+        if adapter is not None:
+            self.paths[adapter] = PERMANENT
+
+    def leave(self, num_blocks: int) -> None:
+        """The last request left a path of ``num_blocks``."""
+        self.num_left = num_blocks
+
+    def path_joined(self, upper: Segment, lower: Segment) -> None:
+        """``lower`` took over the blocks of ``upper``."""
+        if self.home is upper:
+            self.home = lower
+        if upper in self.paths:
+            uses = self.paths.pop(upper)
+            self.paths[lower] = max(uses, self.paths.get(lower, 0))
+
+    def path_cut(self, segment: Segment, parent: Segment) -> None:
+        """``segment`` left the tree. A path that ended there ends at ``parent``, and was used more
+        than once: another branches off there."""
+        above = None if parent.is_root else parent
+        if self.home is segment:
+            self.home = above
+        uses = self.paths.pop(segment, None)
+        if uses is not None and above is not None:
+            self.paths[above] = max(uses, self.paths.get(above, 0), 1)
+
+    def go(self) -> list[Segment]:
+        """The agent is forgotten; returns the ends of the paths that were its own."""
+        self.is_gone, self.next_use = True, None
+        self.adapter = self.newest = self.home = None
+        ends = list(self.paths)
+        self.paths.clear()
+        return ends
 
     def __repr__(self) -> str:
         return f"AgentState({self.id!r}, next_use={self.next_use}, paths={len(self.paths)})"

@@ -1,23 +1,23 @@
 """A segment: a run of blocks with one owner set, and where each block lives. A node of the prefix
 tree.
 
-                 0        saved        len(host)
+                 0        valid       len(host)
     host      |--copy valid--|--saving--|
     device    |---ready---|--loading--|                 blocks 0 … num_blocks - 1
-                 0        ready       len(device)
+                 0        valid       len(device)
 
 Both runs start at block 0 and end anywhere: loaded from the front, evicted from the tail. A block
-below both ``ready`` and ``saved`` is clean; one on the device only is dirty; one on neither is not
-in the tree at all.
+that is valid in both is clean; one on the device only is dirty; one on neither is not in the tree
+at all. Only the classes of this file write their fields.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.small_map import SmallMap
@@ -26,10 +26,16 @@ if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
     from scalesim.memory.tree.owner import AgentState
 
+    _Pages = array[int]
+else:
+    _Pages = array
+
+TierName: TypeAlias = Literal["device", "host"]
+TIERS: tuple[TierName, ...] = ("device", "host")
+"""The nearest to the compute first; each is an attribute of ``Segment``."""
+TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 # of those that have none, which are many; writing to one raises
 _NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
-NO_PAGES: list[int] = cast("list[int]", ())
-TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 
 
 class Branch(NamedTuple):
@@ -40,8 +46,49 @@ class Branch(NamedTuple):
     mark: bytes
 
 
+class Run(_Pages):
+    """The pages of a segment's first blocks on one tier, four bytes each. The first ``valid`` pages
+    hold their block's content; ``transfer`` is filling the others."""
+
+    __slots__ = ("transfer", "valid")
+
+    def __new__(cls, pages: Iterable[int] = (), valid: int = 0) -> Run:
+        return cast(Run, super().__new__(cls, "i", pages))
+
+    def __init__(self, pages: Iterable[int] = (), valid: int = 0) -> None:
+        self.valid = valid
+        self.transfer: Transfer | None = None
+
+    def divide(self, count: int, segment: Segment, upper: Segment) -> tuple[Run, Run]:
+        """The runs of ``upper``, which is the first ``count`` blocks of ``segment``, and of the
+        others; a transfer goes on with both."""
+        above = Run(self[:count], min(self.valid, count))
+        below = Run(self[count:], max(0, self.valid - count))
+        if self.transfer is not None:
+            parts = [(upper, len(above) - above.valid), (segment, len(below) - below.valid)]
+            parts = [(part, blocks) for part, blocks in parts if blocks]
+            self.transfer.divide(segment, parts)
+            above.transfer = self.transfer if len(above) > above.valid else None
+            below.transfer = self.transfer if len(below) > below.valid else None
+        return above or NOWHERE, below or NOWHERE
+
+
+class _Nowhere(tuple[int, ...]):
+    """The run of every segment that has no page on a tier; nobody can write to it."""
+
+    __slots__ = ()
+    valid = 0
+    transfer = None
+
+    def divide(self, count: int, segment: Segment, upper: Segment) -> tuple[Run, Run]:
+        return NOWHERE, NOWHERE
+
+
+NOWHERE = cast(Run, _Nowhere())
+
+
 class Segment:
-    """Token ids, pages on both tiers, pins and owners of a run of full blocks (or of one partial
+    """Token ids, pages on each tier, pins and owners of a run of full blocks (or of one partial
     block).
 
     ``tokens`` is the token log. ``pins`` counts the leases that hold the segment; a pinned
@@ -60,16 +107,12 @@ class Segment:
         "host",
         "last_seq",
         "last_use",
-        "load",
         "mark",
         "num_blocks",
         "owners",
         "parent",
         "pins",
         "prefetched",
-        "ready",
-        "save",
-        "saved",
         "seq",
         "source",
         "tail_of",
@@ -78,24 +121,28 @@ class Segment:
         "uses",
     )
 
-    def __init__(self, parent: Segment | None, tokens: bytes, num_blocks: int, seq: int) -> None:
+    def __init__(
+        self,
+        parent: Segment | None,
+        tokens: bytes,
+        num_blocks: int,
+        seq: int,
+        *,
+        mark: bytes = b"",
+    ) -> None:
         self.parent = parent
         self.tokens = tokens
         self.num_blocks = num_blocks
         self.seq = seq
-        self.mark = b""
+        self.mark = mark
+        self.tail_of: AgentId | None = None
         self.source: PageSource | None = None
         # by the tokens of the child's first block, and its mark; the leaves of a million agents
         # have no dictionaries of their own: see ``adopt``
         self.children: dict[bytes, Segment] = _NOBODY
         self.tails: dict[AgentId, Segment] = _NOBODY
-        self.tail_of: AgentId | None = None
-        self.device = NO_PAGES
-        self.ready = 0
-        self.host = array("i")  # four bytes a page: those of idle agents are many
-        self.saved = 0
-        self.load: Transfer | None = None
-        self.save: Transfer | None = None
+        self.device = NOWHERE
+        self.host = NOWHERE
         self.pins = 0
         self.owners: SmallMap[AgentState] = SmallMap()  # by which of its calls each took it last
         self.uses = 0
@@ -105,17 +152,6 @@ class Segment:
         self.content_children = 0  # children and tails with pages anywhere
         self.failed_saves = 0
         self.prefetched = 0  # blocks loaded ahead and not yet asked for
-
-    def adopt(self, child: Segment, key: bytes) -> None:
-        """``child`` is found by ``key`` from now on."""
-        if not self.children:
-            self.children = {}
-        self.children[key] = child
-
-    def adopt_tail(self, tail: Segment, agent: AgentId) -> None:
-        if not self.tails:
-            self.tails = {}
-        self.tails[agent] = tail
 
     @property
     def is_root(self) -> bool:
@@ -131,19 +167,218 @@ class Segment:
         return self.mark != b"" and not self.tokens
 
     @property
+    def is_ready(self) -> bool:
+        """Whether all of it can be used."""
+        return self.device.valid == self.num_blocks
+
+    @property
+    def is_moving(self) -> bool:
+        return self.device.transfer is not None or self.host.transfer is not None
+
+    @property
     def num_available(self) -> int:
         """Blocks, from the front, whose content is on a tier or on its way to the device."""
-        return max(len(self.device), self.saved)
+        return max(len(self.device), self.host.valid)
 
     @property
     def num_dirty(self) -> int:
         """Blocks whose only copy is on the device."""
-        return max(0, self.ready - self.saved)
+        return max(0, self.device.valid - self.host.valid)
+
+    # -- pages --------------------------------------------------------------------------------
+
+    def put(self, tier: TierName, pages: Sequence[int], transfer: Transfer | None = None) -> None:
+        """The next blocks lie in ``pages`` of ``tier``: their content is there, or comes with
+        ``transfer``."""
+        run: Run = getattr(self, tier)
+        assert run.transfer is None and run.valid == len(run), self
+        assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
+        if not pages:
+            return
+        before = self._on_device_and_anywhere()
+        if run is NOWHERE:
+            run = Run()
+            setattr(self, tier, run)
+        run.extend(pages)
+        if transfer is None:
+            run.valid = len(run)
+        else:
+            run.transfer = transfer
+            self.prefetched += len(pages) * (transfer.purpose == "prefetch")
+        self._tell_parent(*before)
+
+    def end_transfer(self, tier: TierName) -> bool:
+        """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
+        be cut off."""
+        run: Run = getattr(self, tier)
+        transfer, run.transfer = run.transfer, None
+        assert transfer is not None and transfer.is_over, self
+        if transfer.succeeded:
+            run.valid = len(run)
+        if tier == "host":
+            failed = transfer.error is not None
+            self.failed_saves = 0 if transfer.succeeded else self.failed_saves + failed
+        return transfer.succeeded
+
+    def cut(self, tier: TierName, keep: int) -> list[int]:
+        """Take back the pages of ``tier`` from block ``keep`` on."""
+        run: Run = getattr(self, tier)
+        pages = run[keep:].tolist() if keep < len(run) else []
+        if not pages:
+            return pages
+        assert run.transfer is None, self
+        assert not (self.pins and tier == "device" and keep < run.valid), self
+        before = self._on_device_and_anywhere()
+        if keep:
+            del run[keep:]
+            run.valid = min(run.valid, keep)
+        else:
+            setattr(self, tier, NOWHERE)
+        if tier == "device":
+            self.prefetched = max(0, self.prefetched - len(pages))
+        self._tell_parent(*before)
+        return pages
+
+    def _on_device_and_anywhere(self) -> tuple[bool, bool]:
+        return bool(self.device), bool(self.device or self.host)
+
+    def _tell_parent(self, was_on_device: bool, was_anywhere: bool) -> None:
+        """The parent counts its children on the device, and anywhere."""
+        parent = self.parent
+        assert parent is not None, self
+        is_on_device, is_anywhere = self._on_device_and_anywhere()
+        parent.device_children += is_on_device - was_on_device
+        parent.content_children += is_anywhere - was_anywhere
+        assert 0 <= parent.device_children <= parent.content_children, parent
+
+    # -- blocks -------------------------------------------------------------------------------
+
+    def extend(self, tokens: bytes, num_blocks: int) -> None:
+        """Append whole blocks, which are yet to be put, to a leaf that is wholly on the device."""
+        assert not self.children and not self.tails and self.is_ready, self
+        self.tokens += tokens
+        self.num_blocks += num_blocks
+
+    def shorten(self, count: int, block_bytes: int) -> None:
+        """Forget the blocks from ``count`` on, which hold no pages and have nothing below them."""
+        assert not self.content_children and not self.children and not self.tails, self
+        assert max(len(self.device), len(self.host)) <= count, self
+        self.num_blocks = count
+        self.tokens = self.tokens[: count * block_bytes]
+
+    def divide(self, count: int, block_bytes: int, seq: int) -> Segment:
+        """Give the first ``count`` blocks to a new parent, which is returned; neither is in a tree
+        then. Pins and owners are copied, pages and copies in flight are divided."""
+        assert 0 < count < self.num_blocks and self.parent is not None, (self, count)
+        cut = count * block_bytes
+        upper = Segment(self.parent, self.tokens[:cut], count, seq, mark=self.mark)
+        upper.pins, upper.uses = self.pins, self.uses
+        upper.last_use, upper.last_seq = self.last_use, self.last_seq
+        upper.owners = SmallMap(self.owners)
+        upper.device, self.device = self.device.divide(count, self, upper)
+        upper.host, self.host = self.host.divide(count, self, upper)
+        upper.prefetched = min(self.prefetched, len(upper.device))
+        self.prefetched -= upper.prefetched
+        self.parent, self.tokens, self.mark = upper, self.tokens[cut:], b""
+        self.num_blocks -= count
+        upper.device_children, upper.content_children = map(int, self._on_device_and_anywhere())
+        return upper
+
+    def join(self, upper: Segment) -> None:
+        """Take over the blocks of ``upper``, the parent, and its place; it is in no tree then."""
+        assert self.parent is upper and not (self.pins or upper.pins or self.mark), (upper, self)
+        self.parent, upper.parent = upper.parent, None
+        self.tokens, self.mark = upper.tokens + self.tokens, upper.mark
+        self.num_blocks += upper.num_blocks
+        self.prefetched += upper.prefetched
+        for tier in TIERS:
+            above: Run = getattr(upper, tier)
+            below: Run = getattr(self, tier)
+            assert above.transfer is None and below.transfer is None, (upper, self)
+            if above:
+                assert not below or above.valid == upper.num_blocks, (upper, self)
+                setattr(self, tier, Run([*above, *below], above.valid + below.valid))
+        for owner in self.owners:
+            self.owners[owner] = max(self.owners[owner], upper.owners[owner])
+
+    # -- the tree -----------------------------------------------------------------------------
+
+    def adopt(self, child: Segment, key: bytes) -> None:
+        """``child`` is found by ``key`` from now on."""
+        if not self.children:
+            self.children = {}
+        self.children[key] = child
+
+    def adopt_tail(self, tail: Segment, agent: AgentId) -> None:
+        """``tail`` is ``agent``'s from now on."""
+        assert agent not in self.tails and tail.parent is self, (self, agent)
+        if tail.tail_of is not None:
+            del self.tails[tail.tail_of]
+        if not self.tails:
+            self.tails = {}
+        self.tails[agent] = tail
+        tail.tail_of = agent
+
+    def leave(self, key: bytes) -> Segment:
+        """Leave the parent, which is returned, as a segment without pages and children."""
+        parent = self.parent
+        assert parent is not None and not self.children and not self.tails, self
+        assert not self.device and not self.host and not self.pins, self
+        if self.tail_of is not None:
+            del parent.tails[self.tail_of]
+        else:
+            del parent.children[key]
+        self.parent = None
+        return parent
+
+    # -- who uses it --------------------------------------------------------------------------
+
+    def pin(self) -> bool:
+        """A lease holds the segment; whether it is the first."""
+        self.pins += 1
+        return self.pins == 1
+
+    def unpin(self) -> bool:
+        """A lease lets go of the segment; whether it was the last."""
+        assert self.pins > 0, self
+        self.pins -= 1
+        return self.pins == 0
+
+    def touch(self, now: float, seq: int) -> None:
+        """It was used at ``now``, as event ``seq``."""
+        self.last_use, self.last_seq = now, seq
+
+    def use(self) -> None:
+        """A look-up went through to the end."""
+        self.uses += 1
+
+    def take_prefetched(self) -> int:
+        """How many blocks were loaded ahead; they are asked for now."""
+        prefetched, self.prefetched = self.prefetched, 0
+        return prefetched
+
+    def expect(self, again: bool) -> None:
+        """Whether it counts as used again, whatever look-ups said."""
+        self.uses = int(again)
+
+    def own(self, agent: AgentState) -> None:
+        """``agent``'s newest call took the segment."""
+        self.owners[agent] = agent.calls
+
+    def disown(self, agent: AgentState) -> None:
+        self.owners.pop(agent, None)
+
+    def read_from(self, source: PageSource | None, num_blocks: int) -> None:
+        """``source`` gives the content of an adapter's ``num_blocks``; ``None``: it was removed."""
+        assert self.is_adapter and num_blocks >= self.num_available, self
+        self.source, self.num_blocks = source, num_blocks
+        self.expect(source is not None)
 
     def __repr__(self) -> str:
         return (
-            f"Segment#{self.seq}({self.num_blocks} blocks, device {self.ready}/{len(self.device)}, "
-            f"host {self.saved}/{len(self.host)}, pins {self.pins})"
+            f"Segment#{self.seq}({self.num_blocks} blocks, "
+            f"device {self.device.valid}/{len(self.device)}, "
+            f"host {self.host.valid}/{len(self.host)}, pins {self.pins})"
         )
 
 
@@ -167,6 +402,25 @@ class Transfer:
     @property
     def num_blocks(self) -> int:
         return sum(count for _, count in self.parts)
+
+    @property
+    def tier(self) -> TierName:
+        """Where the copies go."""
+        return "device" if self.direction == "in" else "host"
+
+    @property
+    def is_over(self) -> bool:
+        return not self.tickets
+
+    @property
+    def succeeded(self) -> bool:
+        return self.error is None and not self.cancelled
+
+    def divide(self, segment: Segment, parts: list[tuple[Segment, int]]) -> None:
+        """``parts`` stand for that of ``segment``."""
+        index = next(i for i, (part, _) in enumerate(self.parts) if part is segment)
+        assert self.parts[index][1] == sum(count for _, count in parts), (segment, parts)
+        self.parts[index : index + 1] = parts
 
 
 def lineage(segment: Segment) -> list[Segment]:

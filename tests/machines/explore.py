@@ -15,9 +15,10 @@ from hashlib import blake2b
 from itertools import count
 
 from scalesim.scheduler.sequence import Sequence as Request
-from scalesim.testing.scheduler_world import SchedulerWorld
-from scalesim.testing.schedules import Event, Fair
+from scalesim.testing.hostile_link import Event
 from scalesim.testing.tags import NUM_FIELDS, TOKEN
+from tests.machines.scheduler_world import SchedulerWorld
+from tests.machines.schedules import Fair
 
 
 class SeenBeforeError(Exception):
@@ -28,7 +29,7 @@ class SeenBeforeError(Exception):
 class Case:
     """``world()`` makes it anew each time; ``prelude`` brings it, fairly, to where exploring
     begins; ``asks`` are made then. ``actions`` of the host may each happen once, between any two
-    turns. ``judge`` compares what the requests said."""
+    iterations. ``judge`` compares what the requests said."""
 
     name: str
     world: Callable[[], SchedulerWorld]
@@ -141,9 +142,10 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
     moves = {id(each): index for index, each in enumerate(memory.residency.transfers.values())}
     for segment in memory.tree:
         owners = sorted(str(owner.id) for owner in segment.owners)
-        moving = [moves.get(id(each)) for each in (segment.load, segment.save) if each]
-        parts += [segment.tokens, segment.mark, segment.device, segment.ready, segment.host]
-        parts += [segment.saved, segment.pins, segment.uses, owners, moving, segment.is_tail]
+        for run in (segment.device, segment.host):
+            parts += [list(run), run.valid, run.transfer and moves.get(id(run.transfer))]
+        parts += [segment.tokens, segment.mark, segment.pins, segment.uses, owners]
+        parts += [segment.is_tail]
         parts += [segment.last_use, seqs.index(segment.last_seq), segment.failed_saves]
         parts += [names.get(id(segment.parent)), segment.prefetched]
     reached = bed.timeline.reached
