@@ -28,10 +28,14 @@ from typing import Any
 
 from scalesim.config import CallLimits
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.tickets import Desk
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import tiny_engine
+from tests.inside import part
 from tests.trust.workload import make_parts
 
 PLACES = 4
@@ -134,11 +138,11 @@ def stream_async(engine: Engine) -> object:
 
 def refused(engine: Engine) -> object:
     """Calls that take their places before they are handed in."""
-    engine._gate.refuses = True
+    part(engine, RequestLimiter).refuses = True
     try:
         return engine.run(requests(engine, PLACES))
     finally:
-        engine._gate.refuses = False
+        part(engine, RequestLimiter).refuses = False
 
 
 def submit(engine: Engine) -> object:
@@ -207,15 +211,15 @@ def settle(engine: Engine, driven: bool) -> None:
         for _ in range(2):
             engine.generate(request)
     found = {
-        "places": engine._gate.limit - engine._gate.num_free,
-        "calls at the gate": len(engine._gate.calls()),
-        "open calls": len(engine._loop._open),
+        "places": part(engine, RequestLimiter).limit - part(engine, RequestLimiter).num_free,
+        "calls at the gate": len(part(engine, RequestLimiter).calls()),
+        "open calls": len(part(engine, EngineLoop)._open),
         "calls of an adapter": sum(info.open_calls for info in engine.adapters.list()),
-        "deadlines": sum(not call.done for _, _, call in engine._loop._deadlines._heap),
+        "deadlines": sum(not call.done for _, _, call in part(engine, EngineLoop)._deadlines._heap),
         "running": engine.parts.scheduler.num_running,
         "waiting": engine.parts.scheduler.num_waiting,
         "restarts": engine.stats.restarts,
-        "tickets": len(engine._desk.ties),
+        "tickets": len(part(engine, Desk).ties),
     }
     if left := {what: count for what, count in found.items() if count}:
         raise Lost(f"left behind: {left}")

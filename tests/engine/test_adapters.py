@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from scalesim.engine.engine import Engine
+from scalesim.engine.thread import EngineThread
 from scalesim.errors import AdapterError, PromptTooLongError, RequestError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.requests.reply import Reply
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, SHAPE, said, tiny_engine
+from tests.inside import part
 from tests.model.adapter_folders import write_adapter
 from tests.trust.workload import make_parts
 
@@ -144,7 +146,7 @@ def test_a_damaged_adapter_fails_its_agents_calls_only(tmp_path: Path) -> None:
             (lambda: weights.unlink(), "adapter_model.safetensors is missing"),
         ):
             change()
-            engine._driver.post(engine.parts.memory.clear)
+            part(engine, EngineThread).post(engine.parts.memory.clear)
             outcomes = engine.run(requests, return_exceptions=True)
             assert isinstance(outcomes[0], AdapterError) and reason in str(outcomes[0])
             assert texts_of(outcomes[1:]) == texts_of(before[1:])
@@ -189,7 +191,7 @@ def test_removal_waits_for_open_calls() -> None:
             agent.request(list(range(20 + i)), max_tokens=30, ignore_eos=True) for i in range(3)
         ]
         calls = [engine._prepare_one(request) for request in requests]
-        engine._driver.start_thread()
+        part(engine, EngineThread).start_thread()
         engine._enter(calls)
         engine.adapters.remove(name, timeout=60.0)
         assert all(call.done for call in calls)
@@ -285,4 +287,4 @@ def test_who_was_bound_is_bound_when_everything_began_anew() -> None:
             agents = engine.parts.memory.owners.agents
             bound = {id for id, agent in agents.items() if agent.adapter is not None}
             assert bound == {"ada", "fork", "fork of a fork"}
-            engine._driver.post(lambda: 1 / 0)
+            part(engine, EngineThread).post(lambda: 1 / 0)

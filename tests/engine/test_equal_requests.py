@@ -12,6 +12,7 @@ import pytest
 
 from scalesim.core import AgentId
 from scalesim.engine.engine import Engine
+from scalesim.engine.thread import EngineThread
 from scalesim.errors import EngineFullError, RequestError, RequestTimeoutError, ScaleSimError
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
@@ -19,6 +20,7 @@ from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import tiny_engine
+from tests.inside import part
 
 Texts = list[tuple[int, ...]]
 NUM = 6
@@ -137,7 +139,7 @@ def test_seeds_and_greedy_texts_are_not_numbered() -> None:
         for asked in (request(seed=3), request(temperature=0.0)):
             assert len(set(one_by_one(made, asked))) == 1
         first = made.generate(request()).token_ids
-        assert not made._loop._keys._completed.keys() - {"ada"}
+        assert not part(made, SamplingKeys)._completed.keys() - {"ada"}
     with engine() as other:
         assert other.generate(request()).token_ids == first
 
@@ -242,7 +244,7 @@ def test_a_restart_numbers_nothing_anew() -> None:
         said = [drive(broken, request())]
         call = broken.submit(request())
         broken.step()
-        broken._driver.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        part(broken, EngineThread).post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
         while not call.done:
             broken.step()
         assert broken.stats.restarts == 1

@@ -21,9 +21,12 @@ import pytest
 import scalesim
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.thread import EngineThread
 from scalesim.errors import AdapterError, EngineModeError, InternalError, ScaleSimError
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.requests.call import TextObserver
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -31,6 +34,7 @@ from scalesim.testing.tag_parts import tag_parts
 from scalesim.trace.file import TraceWriter
 from tests.engine.test_adapters import folders
 from tests.engine.world import tiny_engine
+from tests.inside import part
 
 
 class Own(BaseException):
@@ -68,8 +72,8 @@ def healthy(engine: Engine, restarts: int = 0) -> None:
     """Neighbours are answered, before and after; nothing was made anew, or as often as said."""
     replies = engine.run(neighbours(engine))
     assert all(isinstance(reply, Reply) and len(reply.token_ids) == 8 for reply in replies)
-    assert engine.stats.restarts == restarts and not engine._driver.is_closed
-    assert engine._gate.num_free == engine._gate.limit
+    assert engine.stats.restarts == restarts and not part(engine, EngineThread).is_closed
+    assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
 
 
 def plain(**options: Any) -> Engine:
@@ -250,7 +254,10 @@ def test_a_trace_that_cannot_be_written(
     monkeypatch.setattr(TraceWriter, "call", call)
     with plain(record=tmp_path / "trace.jsonl") as engine:
         healthy(engine)
-        assert engine._loop.recorder is not None and engine._loop.recorder.error is kind
+        assert (
+            part(engine, EngineLoop).recorder is not None
+            and part(engine, EngineLoop).recorder.error is kind
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -332,7 +339,7 @@ def test_a_callback_may_call_the_engine() -> None:
     with suppress(ScaleSimError):
         engine.generate(request)
     engine.close()
-    assert engine._driver.is_closed
+    assert part(engine, EngineThread).is_closed
 
 
 def test_foreign_code_is_run_in_one_way() -> None:

@@ -19,11 +19,15 @@ from scalesim.core import AgentId
 from scalesim.distance import Activation, Graph, Learned, Plan, Predrawn, Proximity, Source, Turns
 from scalesim.engine.agent import Agent
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import RequestError, UnknownAgentError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import POLICIES
+from scalesim.requests.prepare import Intake
+from scalesim.sampling.keys import SamplingKeys
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import tiny_engine
+from tests.inside import part
 
 VOCAB = 512
 
@@ -101,7 +105,7 @@ def parts_of(one: Any) -> list[tuple[str, Any]]:
 def reachable(made: Engine) -> Iterator[tuple[str, Any]]:
     """All that hangs from the engine and its sources, with the path to it."""
     seen: set[int] = set()
-    sources = [(voice.name, voice.source) for voice in made._loop.distances._voices]
+    sources = [(voice.name, voice.source) for voice in part(made, EngineLoop).distances._voices]
     stack: list[tuple[str, Any]] = [("engine", made), *sources]
     while stack:
         path, one = stack.pop()
@@ -144,7 +148,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
     kept = ("_draw", "_known", "_unknown", "_entering", "_near", "_buckets")
     left = [path for path in holders(made, gone) if not any(name in path for name in kept)]
     assert not left, left
-    assert not any(voice.failed for voice in made._loop.distances._voices)
+    assert not any(voice.failed for voice in part(made, EngineLoop).distances._voices)
     made.forget(["ada", "bob"])
     drive(made)
     check_empty(made)
@@ -190,7 +194,7 @@ def test_the_handle_of_the_forgotten_is_of_no_use(use: str, made_again: bool) ->
             made.agent("ada")
         with pytest.raises(UnknownAgentError, match=r"'ada' was forgotten; engine\.agent"):
             USES[use](ada)
-        assert ("ada" in made._intake.agents) == made_again
+        assert ("ada" in part(made, Intake).agents) == made_again
 
 
 @pytest.mark.parametrize("wrong", [None, 1.5, True, [None], [["ada"]], [b"ada"], object()])
@@ -279,9 +283,9 @@ def test_waits_until_it_is_done_where_the_thread_drives() -> None:
             ids = [f"{round_} {n}" for n in range(4)]
             made.run([made.agent(id).request(prompt(n), max_tokens=2) for n, id in enumerate(ids)])
             made.forget(ids)
-            memory, loop = made.parts.memory, made._loop
+            memory, loop = made.parts.memory, part(made, EngineLoop)
             assert not memory.owners.agents and not memory.misses._expected
-            assert not loop._keys._completed and not made._intake.agents
+            assert not loop._keys._completed and not part(made, Intake).agents
             assert memory.device.num_free == memory.device.num_usable
             assert len(loop.distances.roster) <= 4  # rows are given again
 
@@ -355,10 +359,10 @@ def test_threads_that_call_and_one_that_forgets() -> None:
         except UnknownAgentError:
             threads[0].join(0.001)
     assert not errors, errors
-    made.forget(list(made._intake.agents))
+    made.forget(list(part(made, Intake).agents))
     assert made.stats.restarts == 0
     memory = made.parts.memory
-    assert not memory.owners.agents and not made._loop._keys._completed
+    assert not memory.owners.agents and not part(made, SamplingKeys)._completed
     assert (
         memory.device.num_free + sum(len(segment.device) for segment in memory.tree)
         == memory.device.num_usable

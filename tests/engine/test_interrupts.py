@@ -12,8 +12,10 @@ import pytest
 
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
+from scalesim.engine.thread import EngineThread
 from scalesim.engine.tickets import Ticket
 from tests.engine import interrupts
+from tests.inside import part
 
 SAMPLE = 12
 
@@ -68,8 +70,8 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         return [engine.generate(asked).token_ids for _ in range(2)]
 
     fresh = texts("ada")
-    for within in (engine.adapters, engine._loop.keys, engine._driver):
-        act = "post" if within is engine._driver else "forget"
+    for within in (engine.adapters, part(engine, EngineLoop).keys, part(engine, EngineThread)):
+        act = "post" if within is part(engine, EngineThread) else "forget"
         act = "unbind" if within is engine.adapters else act
         whole = getattr(within, act)
 
@@ -83,7 +85,7 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
                 engine.forget("ada")
         assert texts("ada") == fresh
     with monkeypatch.context() as patch:
-        patch.setattr(engine._driver, "post", pressed)
+        patch.setattr(part(engine, EngineThread), "post", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.fork("ada", "child")
     engine.generate(engine.agent("child").request([1, 2, 3], max_tokens=1))

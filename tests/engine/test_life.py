@@ -20,6 +20,8 @@ import pytest
 from scalesim.config import CallLimits
 from scalesim.engine import forks
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.thread import EngineThread
 from scalesim.errors import (
     EngineClosedError,
     EngineFullError,
@@ -29,10 +31,12 @@ from scalesim.errors import (
 )
 from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.requests.call import Call
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import SHAPE
+from tests.inside import part
 from tests.text.tokenizers_made_here import byte_level
 
 SHORT = Request([1, 2, 3], params=SamplingParams(max_tokens=2))
@@ -71,11 +75,11 @@ def threads(*acts: Callable[[], object]) -> Iterator[list[Any]]:
 def test_closing_beside_a_step(rounds: int) -> None:
     """Whoever steps is let finish; afterwards every call has ended, those in the inbox too."""
     engine, calls = new(), []
-    inside, accept = threading.Event(), engine._loop.accept
+    inside, accept = threading.Event(), part(engine, EngineLoop).accept
 
     def slow(batch: list[Call]) -> None:
         inside.set()
-        while not engine._driver.is_closed:
+        while not part(engine, EngineThread).is_closed:
             pass
         accept(batch)
 
@@ -85,7 +89,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
 
     for number in range(3):
         if number == rounds:
-            engine._loop.accept = slow  # type: ignore[method-assign]
+            part(engine, EngineLoop).accept = slow  # type: ignore[method-assign]
         calls.append(engine.submit(LONG))
         if number < rounds:
             engine.step()
@@ -93,7 +97,10 @@ def test_closing_beside_a_step(rounds: int) -> None:
         pass
     assert isinstance(got[0], EngineClosedError)
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
-    assert engine._gate.num_free == engine._gate.limit and not engine._loop._open
+    assert (
+        part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
+        and not part(engine, EngineLoop)._open
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -125,7 +132,10 @@ def test_closing_while_calls_are_made(seed: int) -> None:
         pass
     assert [type(each) for each in got[:6]] == [EngineClosedError] * 6, got
     assert got[6:] == [None] * 3
-    assert engine._gate.num_free == engine._gate.limit and not engine._gate.calls()
+    assert (
+        part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
+        and not part(engine, RequestLimiter).calls()
+    )
 
 
 def suppressed(kind: type[Exception], act: Callable[..., object], *args: object) -> None:
@@ -136,7 +146,7 @@ def suppressed(kind: type[Exception], act: Callable[..., object], *args: object)
 def test_steps_take_turns() -> None:
     """Two threads that step never do it at the same time; a callback may not step."""
     engine, inside, worst = new(), [0], [0]
-    turn = engine._loop._turn
+    turn = part(engine, EngineLoop)._turn
 
     def counted() -> bool:
         inside[0] += 1
@@ -147,7 +157,7 @@ def test_steps_take_turns() -> None:
         inside[0] -= 1
         return is_busy
 
-    engine._loop._turn = counted  # type: ignore[method-assign]
+    part(engine, EngineLoop)._turn = counted  # type: ignore[method-assign]
     calls = [engine.submit(SHORT) for _ in range(20)]
 
     def drive() -> None:
@@ -238,7 +248,12 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         own.close()
         return "; ".join(wrong)
 
-    with engine._gate._lock, engine.adapters._lock, engine._driver._choice, taken:
+    with (
+        part(engine, RequestLimiter)._lock,
+        engine.adapters._lock,
+        part(engine, EngineThread)._choice,
+        taken,
+    ):
         said = forked(child)  # as if other threads were just within these
     assert said == ""
     stream.close()
@@ -315,7 +330,7 @@ def test_far_deadlines_cost_nothing(timeout: float) -> None:
 
     assert asyncio.run(gathered()) == 50
     assert list(engine.stream(replace(SHORT, timeout=timeout)))
-    assert len(engine._loop._deadlines) < 60
+    assert len(part(engine, EngineLoop)._deadlines) < 60
     engine.close()
 
 
@@ -339,9 +354,9 @@ def test_time_in_line_is_the_loops() -> None:
         with pytest.raises(RequestTimeoutError, match="max_open_requests=1"):
             calls[index].result()
     engine.cancel(calls[0])
-    while not calls[0].done or not engine._loop._open:
+    while not calls[0].done or not part(engine, EngineLoop)._open:
         engine.step()
-    assert list(engine._loop._open.values()) == [calls[3]]
+    assert list(part(engine, EngineLoop)._open.values()) == [calls[3]]
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
 

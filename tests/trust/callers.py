@@ -20,9 +20,11 @@ from warnings import catch_warnings, simplefilter
 from scalesim.engine.engine import Engine
 from scalesim.errors import HintWarning, ScaleSimError
 from scalesim.requests.call import Call
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
+from tests.inside import part
 from tests.trust.workload import Lost, Text, Workload
 
 LEAST_CALLS = 8  # of the workload
@@ -159,7 +161,7 @@ def run(
         if bad := [(name, why) for name, why in failed if not isinstance(why, ScaleSimError)]:
             raise Lost(f"{bad[0][0]}: {bad[0][1]!r} is no typed error")
         workload.settle()
-        gate = workload.engine._gate
+        gate = part(workload.engine, RequestLimiter)
         if gate.num_free != gate.limit:
             raise Lost(f"{names}: {gate.limit - gate.num_free} places are lost")
     return workload.refused, Counter(name for name, _ in failed)

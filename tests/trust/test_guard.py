@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import EngineClosedError, InternalError
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.memory.audit.counts import AccountError, check_accounts, find_suspects
@@ -16,6 +17,7 @@ from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests.call import Call
+from tests.inside import part
 from tests.trust.workload import PAGES, Workload
 
 Lie = Callable[[MemoryManager, list[Lease]], None]
@@ -113,7 +115,7 @@ def test_what_the_counts_cannot_see_is_seen_when_idle(workload: Workload) -> Non
     end(engine, calls)
     while engine.step():
         pass
-    guard = engine._loop.guard
+    guard = part(engine, EngineLoop).guard
     if not engine.stats.restarts:  # a sweep is not due more often than its share of the time
         guard._next_sweep_s = 0.0
         guard._swept_at = -1
