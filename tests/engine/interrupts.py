@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dis
+import math
 import random
 import signal
 import sys
@@ -30,6 +31,7 @@ from scalesim.config import CallLimits
 from scalesim.engine.engine import Engine
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.tickets import Desk
+from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -213,9 +215,9 @@ def settle(engine: Engine, driven: bool) -> None:
     found = {
         "places": part(engine, RequestLimiter).limit - part(engine, RequestLimiter).num_free,
         "calls at the gate": len(part(engine, RequestLimiter).calls()),
-        "open calls": len(part(engine, EngineLoop)._open),
+        "open calls": part(engine, EngineLoop).num_open,
         "calls of an adapter": sum(info.open_calls for info in engine.adapters.list()),
-        "deadlines": sum(not call.done for _, _, call in part(engine, EngineLoop)._deadlines._heap),
+        "deadlines": len(part(engine, Deadlines).due(math.inf)),
         "running": engine.parts.scheduler.num_running,
         "waiting": engine.parts.scheduler.num_waiting,
         "restarts": engine.stats.restarts,

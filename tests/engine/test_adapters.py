@@ -190,11 +190,10 @@ def test_removal_waits_for_open_calls() -> None:
         requests = [
             agent.request(list(range(20 + i)), max_tokens=30, ignore_eos=True) for i in range(3)
         ]
-        calls = [engine._prepare_one(request) for request in requests]
-        part(engine, EngineThread).start_thread()
-        engine._enter(calls)
+        streams = [engine.stream(request) for request in requests]
         engine.adapters.remove(name, timeout=60.0)
-        assert all(call.done for call in calls)
+        assert all(info.open_calls == 0 for info in engine.adapters.list())
+        assert all(len(list(stream)) > 1 for stream in streams)
 
 
 def test_what_does_not_fit_is_refused_at_once() -> None:

@@ -265,13 +265,13 @@ def test_an_adapters_file(kind: BaseException, monkeypatch: pytest.MonkeyPatch) 
     """Read while it is needed, on the link's thread or the engine's."""
     with tiny_engine(host_pages=0, integrity="quarantine") as engine:
         agent = engine.agent("ada", adapter=folders()[0])
-        [(entry, _)] = engine.adapters._by_name.values()
+        [source] = {segment.source for segment in engine.parts.memory.tree if segment.source}
 
         def read(self: object) -> Any:
             raise kind
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(entry.content.source), "read", read)
+            patch.setattr(type(source), "read", read)
             with pytest.raises(AdapterError, match="could not be read"):
                 agent.generate([1, 2, 3], max_tokens=4)
         healthy(engine)
@@ -283,7 +283,7 @@ def test_a_copy_of_the_link(kind: BaseException, monkeypatch: pytest.MonkeyPatch
     def copy(self: ThreadLink, copies: Any) -> None:
         raise kind
 
-    monkeypatch.setattr(ThreadLink, "_copy", copy)
+    monkeypatch.setattr(ThreadLink, "copy", copy)
     with tiny_engine(device_pages=24, host_pages=60, integrity="quarantine") as engine:
         rng = np.random.default_rng(0)
         for _ in range(2):

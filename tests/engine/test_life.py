@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,14 @@ from scalesim.errors import (
 )
 from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.requests.call import Call
+from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.prepare import Intake
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import SHAPE
-from tests.inside import part
+from tests.inside import part, reachable
 from tests.text.tokenizers_made_here import byte_level
 
 SHORT = Request([1, 2, 3], params=SamplingParams(max_tokens=2))
@@ -99,7 +101,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
     assert (
         part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
-        and not part(engine, EngineLoop)._open
+        and not part(engine, EngineLoop).num_open
     )
 
 
@@ -146,18 +148,19 @@ def suppressed(kind: type[Exception], act: Callable[..., object], *args: object)
 def test_steps_take_turns() -> None:
     """Two threads that step never do it at the same time; a callback may not step."""
     engine, inside, worst = new(), [0], [0]
-    turn = part(engine, EngineLoop)._turn
+    loop = part(engine, EngineLoop)
+    step = loop.step
 
     def counted() -> bool:
         inside[0] += 1
         worst[0] = max(worst[0], inside[0])
-        is_busy = turn()
+        is_busy = step()
         with pytest.raises(EngineModeError, match="within a step"):
             engine.step()
         inside[0] -= 1
         return is_busy
 
-    part(engine, EngineLoop)._turn = counted  # type: ignore[method-assign]
+    loop.step = counted  # type: ignore[method-assign]
     calls = [engine.submit(SHORT) for _ in range(20)]
 
     def drive() -> None:
@@ -248,12 +251,11 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         own.close()
         return "; ".join(wrong)
 
-    with (
-        part(engine, RequestLimiter)._lock,
-        engine.adapters._lock,
-        part(engine, EngineThread)._choice,
-        taken,
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(taken)
+        for _, found in reachable(engine):
+            if isinstance(found, type(threading.Lock())):
+                stack.enter_context(found)
         said = forked(child)  # as if other threads were just within these
     assert said == ""
     stream.close()
@@ -330,7 +332,7 @@ def test_far_deadlines_cost_nothing(timeout: float) -> None:
 
     assert asyncio.run(gathered()) == 50
     assert list(engine.stream(replace(SHORT, timeout=timeout)))
-    assert len(part(engine, EngineLoop)._deadlines) < 60
+    assert len(part(engine, Deadlines)) < 60
     engine.close()
 
 
@@ -341,10 +343,13 @@ def test_time_in_line_is_the_loops() -> None:
     parts = replace(parts, limits=CallLimits(1), time_s=lambda: now[0])
     engine, ended = Engine(parts), []
     calls = [
-        engine._prepare_one(replace(LONG, timeout=timeout))
+        part(engine, Intake).prepare(replace(LONG, timeout=timeout))
         for timeout in (1000.0, 30.0, 10.0, math.inf, 20.0)
     ]
-    engine._enter(calls)
+    for call in calls:
+        call.begins(0.0)
+        call.digest = call.number = 0
+    part(engine, EngineLoop).accept(calls)
     for now[0] in (5.0, 10.0, 20.0, 30.0):
         engine.step()
         ended.append([call.done for call in calls])
@@ -354,9 +359,9 @@ def test_time_in_line_is_the_loops() -> None:
         with pytest.raises(RequestTimeoutError, match="max_open_requests=1"):
             calls[index].result()
     engine.cancel(calls[0])
-    while not calls[0].done or not part(engine, EngineLoop)._open:
+    while not calls[0].done or not part(engine, EngineLoop).num_open:
         engine.step()
-    assert list(part(engine, EngineLoop)._open.values()) == [calls[3]]
+    assert part(engine, EngineLoop).num_open == 1 and not calls[3].done
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
 

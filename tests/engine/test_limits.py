@@ -17,6 +17,7 @@ from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.build import with_settings
 from scalesim.engine.engine import Engine
 from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Dropped, Reply
 from scalesim.requests.request import Request
@@ -249,7 +250,7 @@ def test_closing_wakes_those_in_line() -> None:
 
 def test_the_gate_is_first_come_first_served() -> None:
     engine = tiny_engine(max_open_requests=2)
-    call = partial(engine._prepare_one, Request("a"))
+    call = partial(part(engine, Intake).prepare, Request("a"))
     gate, calls = part(engine, RequestLimiter), [call() for _ in range(8)]
     assert gate.enter(calls[:5]) == calls[:2] and gate.num_free == 0
     assert gate.enter(calls[5:]) == []

@@ -228,4 +228,4 @@ def test_a_stream_keeps_its_engine() -> None:
     stream = start()
     gc.collect()
     assert joined(list(stream))[1]
-    stream._reader._check.__self__.close()  # type: ignore[attr-defined]
+    part(stream, Engine).close()

@@ -97,7 +97,7 @@ def test_a_busy_link_and_a_pool_without_room() -> None:
         world.engine.expect("ada", 50)
         world.call("bob")
         world.engine.tick(to=50.0)
-        misses = world.engine.parts.memory.misses
         world.engine.parts.memory.prefetcher.blocked_by = blocked  # type: ignore[assignment]
-        assert misses._late(50.0, 50.0) == cause
+        world.call("ada")
+        assert world.cause("ada") == cause
         world.engine.close()

@@ -551,7 +551,7 @@ class World:
         assert found is None, found
         gate = part(engine, RequestLimiter)
         assert gate.num_free == gate.limit, f"{gate.limit - gate.num_free} places are lost"
-        assert not part(engine, EngineLoop)._open, part(engine, EngineLoop)._open
+        assert not part(engine, EngineLoop).num_open
         assert not len(engine.adapters), engine.adapters.list()
         assert engine.stats.restarts == 0, f"{engine.stats.restarts} restarts"
         assert engine.stats.lost_pages == 0, engine.stats
@@ -573,7 +573,7 @@ class World:
             if self.driven:
                 if not self.engine.step():
                     return
-            elif self._on_its_thread(lambda: not part(self.engine, EngineLoop)._open):
+            elif self._on_its_thread(lambda: not part(self.engine, EngineLoop).num_open):
                 return
         raise AssertionError("the engine does not come to rest")
 

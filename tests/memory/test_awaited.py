@@ -15,6 +15,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.wake_queue import WakeQueue
 from scalesim.memory.tree.owner import AgentState, ReuseStats
 from scalesim.memory.tree.segment import Segment
+from tests.inside import reachable
 from tests.memory.test_residency import manager, settle, turn
 
 TIMES = [-math.inf, -3.0, 0.0, 0.5, 3.0, 3.25, 17.0, 40.0, 41.0, 1e6, 2.0**60, math.inf]
@@ -183,6 +184,6 @@ def test_what_is_to_enter_the_classes_does_not_pile_up() -> None:
     turn(memory, 0, 2)
     for at in range(5000):
         memory.owners.set_next_use(0, 1000.0 + at)
-    assert len(memory.prefetcher._entering) < 200  # type: ignore[attr-defined]
+    assert sum(1 for _ in reachable(memory.prefetcher)) < 2000
     memory.owners.set_next_use(0, None)
     check_integrity(memory)

@@ -21,6 +21,7 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import HintWarning, ScaleSimError
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -93,6 +94,17 @@ CASES = [(name, checked) for name in THROUGH for checked in (True, False)] + [
 ]
 
 
+_prepare = Intake.prepare
+
+
+def numbered(intake: Intake, request: Request) -> Call:
+    """Numbering reads values on the caller's thread; those of a call that has a number are read on
+    the engine's."""
+    call = _prepare(intake, request)
+    call.number = 0
+    return call
+
+
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Callers' values go through as they are."""
@@ -102,8 +114,7 @@ def unchecked() -> Iterator[None]:
             ("scalesim.requests.prepare.check_params", lambda params, *_: params),
             ("scalesim.requests.prepare.agent_id", lambda agent: agent),
             ("scalesim.engine.engine.agent_id", lambda agent: agent),
-            # it reads them on the caller's thread; unnumbered, they are read on the engine's
-            ("scalesim.engine.entrypoints.Entrypoints._number", lambda caller, calls: None),
+            ("scalesim.requests.prepare.Intake.prepare", numbered),
         ):
             stack.enter_context(patch(name, instead))
         yield
@@ -121,13 +132,13 @@ class Beset(Workload):
     """How often an act was refused; without checks: raised on its own caller's thread."""
     thrown: list[tuple[str, Call]] = field(default_factory=list)
 
-    def _submit(
+    def submit(
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
         for _ in range(-(-len(self.names) // LEAST_CALLS)):
             self._act(self.names[self.turn % len(self.names)])
             self.turn += 1
-        return super()._submit(agent, prompt, stop, failed)
+        return super().submit(agent, prompt, stop, failed)
 
     def _act(self, name: str) -> None:
         try:
@@ -156,7 +167,7 @@ def run(
             raise Lost(f"{names}: {workload.engine.stats.restarts} restarts, {workload.dead!r}")
         if workload.errors or said != texts:
             raise Lost(f"{names}: neighbours say {said}, {workload.errors}")
-        workload._run([call for _, call in workload.thrown])
+        workload.run([call for _, call in workload.thrown])
         failed = [(name, call.error) for name, call in workload.thrown if call.error is not None]
         if bad := [(name, why) for name, why in failed if not isinstance(why, ScaleSimError)]:
             raise Lost(f"{bad[0][0]}: {bad[0][1]!r} is no typed error")

@@ -28,7 +28,7 @@ from scalesim.memory.links.link import Link
 from scalesim.requests.call import TextObserver
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
-from tests.inside import parts
+from tests.inside import reachable
 from tests.trust.workload import Lost, TagFolder, Text, Workload
 
 Mode = str
@@ -72,7 +72,7 @@ def points() -> dict[str, Point]:
     what only fails in ways that its contract names: a link and a runner, which leave nothing behind
     when they raise, an adapter's source, a request's own callback."""
     with Workload() as workload:
-        made_of = {made for part in parts(workload.engine) for made in type(part).__mro__}
+        made_of = {made for _, part in reachable(workload.engine) for made in type(part).__mro__}
     rooms = tuple(f"scalesim.{room}." for room in ROOMS)
     ours = {made for made in made_of if made.__module__.startswith(rooms)}
     found = {

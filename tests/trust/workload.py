@@ -233,9 +233,9 @@ class Workload:
         failed: dict[str, Exception] = {}
         for _ in range((TRIES + 1) * bool(asked)):
             self._cancel_one(asked, turn)
-            calls = {agent: self._submit(agent, prompt, stop, failed)
+            calls = {agent: self.submit(agent, prompt, stop, failed)
                      for agent, prompt in asked.items()}  # fmt: skip
-            self._run([call for call in calls.values() if call is not None])
+            self.run([call for call in calls.values() if call is not None])
             for agent, call in calls.items():
                 if call is not None and self._collect(agent, call, failed):
                     del asked[agent]
@@ -244,7 +244,7 @@ class Workload:
         for agent in asked:
             self.errors[agent] = failed.get(agent) or self.dead or Lost(f"{agent} has no answer")
 
-    def _submit(
+    def submit(
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
         params = SamplingParams(
@@ -272,11 +272,11 @@ class Workload:
         for _ in range(1 + 2 * (turn == 0)):
             self._step(land=turn == 0)
         self._let(self.engine.cancel, call)
-        self._run([call])
+        self.run([call])
         if not isinstance(call.error, ScaleSimError):
             raise Lost(f"a cancelled call ended with {call.error!r}")
 
-    def _run(self, calls: list[Call]) -> None:
+    def run(self, calls: list[Call]) -> None:
         for _ in range(MAX_STEPS):
             if all(call.done for call in calls):
                 return

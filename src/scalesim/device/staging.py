@@ -29,7 +29,7 @@ class StagingRing:
     def __init__(self, device: Device, num_buffers: int, capacity: int) -> None:
         self.capacity = capacity
         self.num_waits = 0
-        self._buffers = [self._new(device.pinned(4 * capacity)) for _ in range(num_buffers)]
+        self.buffers = [self._new(device.pinned(4 * capacity)) for _ in range(num_buffers)]
         self._next = 0
 
     @staticmethod
@@ -39,8 +39,8 @@ class StagingRing:
 
     def take(self) -> Staged:
         """The next buffer, to be written by the host."""
-        buffer = self._buffers[self._next]
-        self._next = (self._next + 1) % len(self._buffers)
+        buffer = self.buffers[self._next]
+        self._next = (self._next + 1) % len(self.buffers)
         if buffer.fence is not None:
             if not buffer.fence.query():
                 self.num_waits += 1

@@ -116,6 +116,11 @@ class EngineLoop:
         """What numbers equal requests; from any thread."""
         return self._keys
 
+    @property
+    def num_open(self) -> int:
+        """Calls that were accepted and have not ended."""
+        return len(self._open)
+
     def step(self) -> bool:
         """Plan, move, run, commit; False when there is nothing to do. Raises only what cannot be
         mended."""
