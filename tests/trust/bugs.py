@@ -11,20 +11,20 @@ from functools import cache, partial
 
 from scalesim.memory.links.link import Copies, Link
 from scalesim.testing.memory_walk import MemoryWalk
-from scalesim.testing.memory_world import Shape
+from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import Failure, failure_of, shrink
 from tests.trust import broken
 from tests.trust.workload import SOUND, Build, Workload, oracle
 
 STEPS, MAX_WALKS = 200, 40
 SHAPES = [
-    Shape(pages, host, block_size, policy)
+    WorldShape(pages, host, block_size, policy)
     for pages, block_size in [(6, 4), (12, 2), (16, 4), (8, 1), (24, 2)]
     for policy in ("deadline", "lru-swap")
     for host in (2.0, 1.0)
 ]
 WITH_ADAPTERS = [
-    Shape(pages, host, block_size, adapters=3)
+    WorldShape(pages, host, block_size, adapters=3)
     for pages, host, block_size in [
         (16, 1.0, 4), (9, 0.0, 2), (24, 1.0, 2), (16, 0.0, 4), (9, 1.0, 2), (24, 0.0, 2)
     ]
@@ -41,7 +41,7 @@ class Machine:
     attempts: Callable[[], Iterator[Attempt]]
 
 
-def walks(shapes: list[Shape]) -> Iterator[Attempt]:
+def walks(shapes: list[WorldShape]) -> Iterator[Attempt]:
     for seed in range(MAX_WALKS):
         shape = replace(shapes[seed % len(shapes)], seed=seed)
         yield partial(failure_of, MemoryWalk(shape, seed, STEPS))

@@ -19,7 +19,7 @@ from scalesim.trace import records
 from scalesim.trace.file import read_trace
 from scalesim.trace.trace import TracePiece
 
-Reader = Callable[[Path, "float | None"], "list[LoggedCall]"]
+ReadLog = Callable[[Path, "float | None"], "list[LoggedCall]"]
 MAX_TOKENS = 1 << 29
 """Of all prompts of a trace, which are written out: 4 GiB."""
 _NO_TOKENS = np.empty(0, np.int64)
@@ -216,7 +216,7 @@ def _seconds(value: Any, where: str) -> float:
         raise TraceError(f"{where}: {shown(value)} is neither a date nor a finite number") from None
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, ReadLog] = {
     "trace": _trace,
     "oasis": _oasis,
     "generative-agents": _generative_agents,

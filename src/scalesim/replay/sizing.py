@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalesim.errors import ConfigError
-from scalesim.replay.hardware import CostModel, Hardware, ModelShape, Work
+from scalesim.replay.hardware import CostModel, Hardware, ModelCosts, StepWork
 
 Binds = Literal["compute", "link", "host memory"]
 _RESERVED = 0.1  # of device memory: activations, workspace, the allocator
@@ -64,7 +64,7 @@ class Fit:
     binds: Binds
 
 
-def fit(load: Load, model: ModelShape, hardware: Hardware, host_bytes: int) -> Fit:
+def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> Fit:
     """Raises ``ConfigError`` where the model, or one agent beside it, does not fit the device."""
     cost = CostModel(hardware, model)
     token_bytes = model.geometry().token_bytes
@@ -117,8 +117,8 @@ def _compute_s(load: Load, cost: CostModel, running: int, rebuilt: float) -> flo
     device = cost.hardware
     context = load.shared + load.prefix + load.new
     prefill = load.new + rebuilt * load.prefix
-    flops = cost.flops(Work(1, 1, 0)) * prefill
-    flops += cost.flops(Work(0, 0, int(prefill * context)))
+    flops = cost.flops(StepWork(1, 1, 0)) * prefill
+    flops += cost.flops(StepWork(0, 0, int(prefill * context)))
     prefill_s = flops / (device.peak_flops * device.gemm_share)
     held = running * (context + load.output // 2)
-    return prefill_s + load.output * cost.step_s(Work(running, held, held)) / running
+    return prefill_s + load.output * cost.step_s(StepWork(running, held, held)) / running

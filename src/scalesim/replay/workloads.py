@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scalesim.errors import ConfigError
-from scalesim.replay.hints import HintMode, Hints
+from scalesim.replay.hints import HintMode, WorkloadHints
 from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, TurnTaking
 from scalesim.replay.texts import Texts
 from scalesim.trace.trace import Hint, TraceCall, TraceTick
@@ -154,7 +154,7 @@ def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceT
     """The workload, tick by tick, from tick 1 on; tick 0 is the opening. Each prompt begins with
     ``first_tokens`` of the agent's own: an adapter's pages."""
     schedule, texts = kind.schedule(knobs), Texts(knobs.seed, knobs, first_tokens)
-    hints = Hints(knobs, schedule.mean_gap)
+    hints = WorkloadHints(knobs, schedule.mean_gap)
     due: dict[int, list[tuple[float, int]]] = {}
     opening = TraceTick(0.0)
     for agent in range(knobs.agents):

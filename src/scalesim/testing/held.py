@@ -29,7 +29,7 @@ class FlakySource:
 
 
 @dataclass(eq=False)
-class Held:
+class OpenLease:
     """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
     soundly."""
 
@@ -47,7 +47,7 @@ class Held:
         return np.array(self.tokens, np.int32).tobytes()
 
 
-def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) -> Batch:
+def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTable) -> Batch:
     """Step number ``step``: tokens ``start`` to ``end`` of each, greedy, with what changed of the
     ``table`` and the copies on write that were not launched yet."""
     counts = [end - start for _, start, end in work]
@@ -78,7 +78,7 @@ def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) ->
     )
 
 
-def _adapters(work: list[Held]) -> AdapterBatch | None:
+def _adapters(work: list[OpenLease]) -> AdapterBatch | None:
     columns = np.array(
         [
             (held.lease.adapter_row, held.use.layout, held.use.start) if held.use else (0, 0, 0)

@@ -15,8 +15,8 @@ from scalesim.replay.formats.rows import MAX_SECONDS, Row, in_rounds, lines
 from scalesim.trace.file import TraceWriter, read_trace
 from scalesim.trace.trace import TraceTick
 
-Read = Callable[[Path, "int | None"], "list[TraceTick]"]
-Write = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
+ReadTrace = Callable[[Path, "int | None"], "list[TraceTick]"]
+WriteTrace = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Format:
     blocks of a size that ``--block-size`` may name."""
 
     name: str
-    read: Read
-    write: Write | None
+    read: ReadTrace
+    write: WriteTrace | None
     in_seconds: bool = True
     blocks: bool = False
 
