@@ -183,12 +183,6 @@ class RecordingModel:
         return getattr(self._model, name)
 
 
-@pytest.fixture
-def one_thread() -> None:
-    """Tiny products gain nothing from a second thread, and lose much on a busy machine."""
-    torch.set_num_threads(1)
-
-
 MakeDriver = Callable[..., Driver]
 
 

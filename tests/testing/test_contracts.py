@@ -26,7 +26,7 @@ from scalesim.testing.contracts import (
     try_policy,
     try_pool,
 )
-from scalesim.testing.hostile_link import Event, HostileLink
+from scalesim.testing.hostile_link import DeviceEvent, HostileLink
 
 # -- allocators -----------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class Early(HostileLink):
 class Elsewhere(HostileLink):
     """A page too far, which is nobody's."""
 
-    def do(self, event: Event) -> None:
+    def do(self, event: DeviceEvent) -> None:
         super().do(event)
         self.host[-1] += 1
 
