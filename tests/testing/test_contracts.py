@@ -351,8 +351,14 @@ class Twice(HostileLink):
 class Never(HostileLink):
     """Every fifth ticket is not reported."""
 
-    def poll(self) -> list[tuple[int, Exception | None]]:
-        return [end for end in super().poll() if end[0] % 5]
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        tickets = super().submit(copies, after, urgent=urgent)
+        for ticket in tickets:
+            if ticket % 5 == 0:
+                self.cancel(ticket)
+        return tickets
 
 
 class Impatient(HostileLink):
@@ -366,7 +372,21 @@ class CancelsWhatRuns(HostileLink):
     """Says that it called back what it copies all the same."""
 
     def cancel(self, ticket: int) -> bool:
-        return any(event.number == ticket for event in self.events() if event.queue != "seen")
+        return ticket in self.given
+
+    given: frozenset[int] = frozenset()
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        tickets = super().submit(copies, after, urgent=urgent)
+        self.given |= set(tickets)
+        return tickets
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        ended = super().poll()
+        self.given -= {ticket for ticket, _ in ended}
+        return ended
 
 
 class CancelsTheDead(HostileLink):
@@ -470,8 +490,6 @@ BAD: list[tuple[str, Any]] = [
     ("order", replace(SOUND, order="random")),  # type: ignore[arg-type]
     ("flags", replace(SOUND, host=1)),  # type: ignore[arg-type]
     ("flags", replace(SOUND, prefetcher=None)),  # type: ignore[arg-type]
-    ("levels", replace(SOUND, num_levels=-1)),
-    ("levels", replace(SOUND, num_levels=2.5)),  # type: ignore[arg-type]
     ("name", replace(SOUND, name="")),
 ]
 

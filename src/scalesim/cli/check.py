@@ -103,8 +103,6 @@ def report(
 
 def factories_for(options: CheckOptions) -> Factories:
     """What the worlds are made with: the user's object for one part, ours for the rest."""
-    if options.walks < 1 or options.steps < 1:
-        raise ConfigError(f"--walks {options.walks} --steps {options.steps}; at least 1 of each")
     found = load(options.object)
     if options.kind == "allocator":
         return Factories(pool=_maker(found, options))

@@ -39,6 +39,16 @@ class Lease:
     def is_ready(self) -> bool:
         return self.loads == 0
 
+    @property
+    def error(self) -> Exception | None:
+        """Of the load that failed; ``None`` also where a load was only called back."""
+        return None if self.failed is None else self.failed.error
+
+    @property
+    def could_not_read(self) -> bool:
+        """Whether what failed was a read: what is read cannot be computed instead."""
+        return self.error is not None and self.failed is not None and self.failed.is_read
+
     # -- pages --------------------------------------------------------------------------------
 
     def grow(self, pages: list[int]) -> None:

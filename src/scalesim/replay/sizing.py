@@ -22,7 +22,7 @@ _RESERVED = 0.1  # of device memory: activations, workspace, the allocator
 class Load:
     """``agents``, of which a share ``active`` calls once in a tick. Each call's prompt is
     ``shared`` tokens that all have in common, ``prefix`` that the agent has had before, and ``new``
-    ones; the answer has ``output`` tokens. Raises ``ConfigError``."""
+    ones; the answer has ``output`` tokens."""
 
     agents: int
     active: float = 0.2
@@ -31,15 +31,6 @@ class Load:
     new: int = 256
     output: int = 100
     adapter_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("agents", 1), ("prefix", 1), ("new", 1), ("output", 1), ("shared", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least {least}")
-        if not 0.0 < self.active <= 1.0:
-            raise ConfigError(f"active={self.active}; it is a share of the agents, above 0, to 1")
-        if self.adapter_bytes < 0:
-            raise ConfigError(f"adapter_bytes={self.adapter_bytes}; it cannot be negative")
 
 
 @dataclass(frozen=True, slots=True)

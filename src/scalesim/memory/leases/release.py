@@ -81,7 +81,7 @@ class Releases:
         theirs = child.device.valid
         self.table.write(lease.row, lease.num_shared, child.device)
         mine = lease.share(child, count)
-        residency.device.free(mine[:theirs], residency.last_launched)
+        residency.device.free(mine[:theirs], residency.timing.last_launched)
         tree.put(child, "device", mine[theirs:])
         child.pin()
         ranking.refresh(child)
@@ -120,7 +120,7 @@ class Releases:
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""
-        self.residency.device.free(lease.take_private(), self.residency.last_launched)
+        self.residency.device.free(lease.take_private(), self.residency.timing.last_launched)
         if (tail := lease.give_back_tail()) is not None:
             self.residency.ranking.unpin(tail)
         self.table.free(lease.row)

@@ -9,38 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
-from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES
 from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.prefetch.queue import is_away
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment
 
-_ASSUMED_BYTES_PER_S = 2e8
+ASSUMED_BYTES_PER_S = 2e8
 
 
 class AdapterReads:
-    """The awaited agents whose adapters are to be read. ``rate``: bytes a second of reading; told
-    by who reads."""
+    """Takes the agents in ``awaited``, whose adapters are to be read. ``rate``: bytes a second of
+    reading."""
 
-    def __init__(self, residency: Residency) -> None:
-        self.rate: Callable[[], float] = lambda: _ASSUMED_BYTES_PER_S
-        self._residency = residency
-        self._awaited: LazyHeap[AgentState] = LazyHeap(soonest=True)
-
-    def await_agent(self, agent: AgentState) -> None:
-        if agent.next_use is not None and agent.adapter is not None and is_away(agent.adapter):
-            self._awaited.add(agent, agent.use())
-        else:
-            self._awaited.discard(agent)
+    def __init__(
+        self, residency: Residency, awaited: LazyHeap[AgentState], rate: Callable[[], float]
+    ) -> None:
+        self._residency, self._awaited, self._rate = residency, awaited, rate
 
     def plan(self, opens_in_s: Callable[[AgentState, int], float], margin: float) -> None:
         """Start the reads that must begin now, soonest first. ``opens_in_s(agent, pages)``: seconds
         until a load of so many pages to the device must start."""
         residency = self._residency
-        while (agent := self._awaited.peek(residency.ranking.now)) is not None:
+        while (agent := self._awaited.peek(residency.timing.now)) is not None:
             adapter = agent.adapter
             if adapter is not None and is_away(adapter):
                 pages = residency.filling_pages + adapter.num_blocks
-                read_s = pages * residency.page_bytes / self.rate()
+                read_s = pages * residency.page_bytes / self._rate()
                 if opens_in_s(agent, adapter.num_blocks) > (1.0 + margin) * read_s:
                     return
                 self._read(adapter, agent)
@@ -57,14 +51,3 @@ class AdapterReads:
         pages = residency.take(count, ahead_of=agent.use())
         if pages is not None:
             residency.start_read(adapter, pages, demand=False)
-
-
-def is_away(adapter: Segment) -> bool:
-    """Whether it can only be read from its source, and nothing is under way yet."""
-    return (
-        adapter.source is not None
-        and len(adapter.device) < adapter.num_blocks
-        and not adapter.host
-        and adapter.device.transfer is None
-        and adapter.failed_saves < MAX_SAVE_FAILURES
-    )

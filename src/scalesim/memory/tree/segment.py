@@ -404,6 +404,11 @@ class Transfer:
         return sum(count for _, count in self.parts)
 
     @property
+    def is_read(self) -> bool:
+        """Whether its content comes from a source (an adapter's), not from tokens."""
+        return self.parts[0][0].is_adapter
+
+    @property
     def tier(self) -> TierName:
         """Where the copies go."""
         return "device" if self.direction == "in" else "host"
