@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from benchmarks.report import Report, table
 from scalesim.replay.arms import Outcome, play
+from scalesim.replay.knobs import Knobs
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
-from scalesim.replay.workloads import Knobs, workload
+from scalesim.replay.workloads import workload
 
 RIVALS = ("deadline", "lru-swap", "levels", "lru-recompute")
 RESIDENCIES = (0.25, 0.5, 0.9, 1.0)
@@ -79,10 +80,10 @@ def study(report: Report, case: Case, options: argparse.Namespace) -> None:
     ticks = list(scenario.ticks())
     whole = scenario.machine(replace(sizes, residency=1.0))
     resident, _ = play(whole, "resident", ticks, warmup=case.warmup, witness=True)
-    rows = [row("resident", 1.0, resident, roof(whole.limits, ticks, case.warmup))]
+    rows = [row("resident", 1.0, resident, roof(whole, ticks, case.warmup))]
     for residency in options.residency or case.residencies:
         machine = scenario.machine(replace(sizes, residency=residency))
-        limits = roof(machine.limits, ticks, case.warmup)
+        limits = roof(machine, ticks, case.warmup)
         outcomes = {
             name: play(machine, name, ticks, warmup=case.warmup, witness=True)[0]
             for name in case.policies

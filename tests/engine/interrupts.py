@@ -30,10 +30,10 @@ from typing import Any
 from scalesim.config import CallLimits
 from scalesim.engine.engine import Engine
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.tickets import Desk
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.request import Request
+from scalesim.requests.tickets import Desk
 from scalesim.sampling.params import SamplingParams
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import tiny_engine
@@ -215,7 +215,7 @@ def settle(engine: Engine, driven: bool) -> None:
     found = {
         "places": part(engine, RequestLimiter).limit - part(engine, RequestLimiter).num_free,
         "calls at the gate": len(part(engine, RequestLimiter).calls()),
-        "open calls": part(engine, EngineLoop).num_open,
+        "open calls": len(part(engine, EngineLoop).calls),
         "calls of an adapter": sum(info.open_calls for info in engine.adapters.list()),
         "deadlines": len(part(engine, Deadlines).due(math.inf)),
         "running": engine.parts.scheduler.num_running,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scalesim.engine.engine import Engine
-from scalesim.engine.thread import EngineThread
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import AdapterError, PromptTooLongError, RequestError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.requests.reply import Reply
@@ -146,7 +146,7 @@ def test_a_damaged_adapter_fails_its_agents_calls_only(tmp_path: Path) -> None:
             (lambda: weights.unlink(), "adapter_model.safetensors is missing"),
         ):
             change()
-            part(engine, EngineThread).post(engine.parts.memory.clear)
+            part(engine, Inbox).post(engine.parts.memory.clear)
             outcomes = engine.run(requests, return_exceptions=True)
             assert isinstance(outcomes[0], AdapterError) and reason in str(outcomes[0])
             assert texts_of(outcomes[1:]) == texts_of(before[1:])
@@ -286,4 +286,4 @@ def test_who_was_bound_is_bound_when_everything_began_anew() -> None:
             agents = engine.parts.memory.owners.agents
             bound = {id for id, agent in agents.items() if agent.adapter is not None}
             assert bound == {"ada", "fork", "fork of a fork"}
-            part(engine, EngineThread).post(lambda: 1 / 0)
+            part(engine, Inbox).post(lambda: 1 / 0)

@@ -33,7 +33,7 @@ from scalesim.distance import (
     Turns,
 )
 from scalesim.distance.estimates import NOTHING, Estimates, Source
-from scalesim.engine.thread import EngineThread
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import ScaleSimError
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.model.checkpoint.dummy import write_dummy_model
@@ -483,7 +483,7 @@ def test_a_hostile_value_is_taken_or_refused(
         else:
             reply = engine.agent("neighbour").generate([7, 8, 9], max_tokens=6, seed=5)
             assert reply.token_ids == said
-        assert engine.stats.restarts == 0 and not part(engine, EngineThread).is_closed
+        assert engine.stats.restarts == 0 and not part(engine, Inbox).is_closed
         assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
 
 

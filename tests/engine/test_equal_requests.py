@@ -12,7 +12,7 @@ import pytest
 
 from scalesim.core import AgentId
 from scalesim.engine.engine import Engine
-from scalesim.engine.thread import EngineThread
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import EngineFullError, RequestError, RequestTimeoutError, ScaleSimError
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
@@ -244,7 +244,7 @@ def test_a_restart_numbers_nothing_anew() -> None:
         said = [drive(broken, request())]
         call = broken.submit(request())
         broken.step()
-        part(broken, EngineThread).post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        part(broken, Inbox).post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
         while not call.done:
             broken.step()
         assert broken.stats.restarts == 1

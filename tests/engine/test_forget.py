@@ -100,8 +100,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
     assert len(holders(made, gone)) > 10
     made.forget([gone])
     drive(made)
-    for source in sources:
-        source.on_news()
+    made._listener.has_news()
     made.tick()
     drive(made)
     # what the simulation drew, and ``active`` will tell, is its own; an order's heaps drop what
@@ -248,7 +247,7 @@ def test_waits_until_it_is_done_where_the_thread_drives() -> None:
             assert not memory.owners.agents
             assert not len(loop.keys) and not part(made, Intake).agents
             assert memory.device.num_free == memory.device.num_usable
-            assert len(loop.distances.roster) <= 4  # rows are given again
+            assert len(loop.advice.distances.roster) <= 4  # rows are given again
 
 
 def test_thousands_come_and_go() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.thread import EngineThread
-from scalesim.engine.tickets import Ticket
+from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts
 from tests.inside import part
 
@@ -70,8 +70,8 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         return [engine.generate(asked).token_ids for _ in range(2)]
 
     fresh = texts("ada")
-    for within in (engine.adapters, part(engine, EngineLoop).keys, part(engine, EngineThread)):
-        act = "post" if within is part(engine, EngineThread) else "forget"
+    for within in (engine.adapters, part(engine, EngineLoop).keys, part(engine, Inbox)):
+        act = "post" if within is part(engine, Inbox) else "forget"
         act = "unbind" if within is engine.adapters else act
         whole = getattr(within, act)
 
@@ -85,7 +85,7 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
                 engine.forget("ada")
         assert texts("ada") == fresh
     with monkeypatch.context() as patch:
-        patch.setattr(part(engine, EngineThread), "post", pressed)
+        patch.setattr(part(engine, Inbox), "post", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.fork("ada", "child")
     engine.generate(engine.agent("child").request([1, 2, 3], max_tokens=1))

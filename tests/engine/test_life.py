@@ -20,8 +20,8 @@ import pytest
 from scalesim.config import CallLimits
 from scalesim.engine import forks
 from scalesim.engine.engine import Engine
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.thread import EngineThread
 from scalesim.errors import (
     EngineClosedError,
     EngineFullError,
@@ -81,7 +81,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
 
     def slow(batch: list[Call]) -> None:
         inside.set()
-        while not part(engine, EngineThread).is_closed:
+        while not part(engine, Inbox).is_closed:
             pass
         accept(batch)
 
@@ -99,9 +99,8 @@ def test_closing_beside_a_step(rounds: int) -> None:
         pass
     assert isinstance(got[0], EngineClosedError)
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
-    assert (
-        part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
-        and not part(engine, EngineLoop).num_open
+    assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit and not len(
+        part(engine, EngineLoop).calls
     )
 
 
@@ -359,9 +358,9 @@ def test_time_in_line_is_the_loops() -> None:
         with pytest.raises(RequestTimeoutError, match="max_open_requests=1"):
             calls[index].result()
     engine.cancel(calls[0])
-    while not calls[0].done or not part(engine, EngineLoop).num_open:
+    while not calls[0].done or not len(part(engine, EngineLoop).calls):
         engine.step()
-    assert part(engine, EngineLoop).num_open == 1 and not calls[3].done
+    assert list(part(engine, EngineLoop).calls) == [calls[3]]
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
 

@@ -388,7 +388,7 @@ def test_the_engines_own_thread_may_not_wait_for_itself() -> None:
     source = Curious()
     with tiny_engine(sources=[source]) as engine:
         engine.agent("ada").generate("hi", max_tokens=2)
-        source.on_news()
+        engine._listener.has_news()
         engine.agent("ada").generate("hi", max_tokens=2)
     assert {type(error) for error in caught} == {errors.EngineModeError}
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from scalesim.distance.estimates import NOTHING, Estimates, Source
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.thread import EngineThread
 from scalesim.errors import (
     EngineClosedError,
     RequestCancelledError,
@@ -551,7 +551,7 @@ class World:
         assert found is None, found
         gate = part(engine, RequestLimiter)
         assert gate.num_free == gate.limit, f"{gate.limit - gate.num_free} places are lost"
-        assert not part(engine, EngineLoop).num_open
+        assert not len(part(engine, EngineLoop).calls)
         assert not len(engine.adapters), engine.adapters.list()
         assert engine.stats.restarts == 0, f"{engine.stats.restarts} restarts"
         assert engine.stats.lost_pages == 0, engine.stats
@@ -573,7 +573,7 @@ class World:
             if self.driven:
                 if not self.engine.step():
                     return
-            elif self._on_its_thread(lambda: not part(self.engine, EngineLoop).num_open):
+            elif self._on_its_thread(lambda: not len(part(self.engine, EngineLoop).calls)):
                 return
         raise AssertionError("the engine does not come to rest")
 
@@ -602,7 +602,7 @@ class World:
                 answers.append(error)
             done.set()
 
-        part(self.engine, EngineThread).post(command)
+        part(self.engine, Inbox).post(command)
         if self.driven:
             self.engine.step()
         assert done.wait(WAIT_S), "the engine's thread does not answer"

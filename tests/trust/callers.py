@@ -21,7 +21,6 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import HintWarning, ScaleSimError
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
-from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -94,17 +93,6 @@ CASES = [(name, checked) for name in THROUGH for checked in (True, False)] + [
 ]
 
 
-_prepare = Intake.prepare
-
-
-def numbered(intake: Intake, request: Request) -> Call:
-    """Numbering reads values on the caller's thread; those of a call that has a number are read on
-    the engine's."""
-    call = _prepare(intake, request)
-    call.number = 0
-    return call
-
-
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Callers' values go through as they are."""
@@ -112,9 +100,10 @@ def unchecked() -> Iterator[None]:
         for name, instead in (
             ("scalesim.requests.prepare.checked_call", lambda request: request),
             ("scalesim.requests.prepare.check_params", lambda params, *_: params),
-            ("scalesim.requests.prepare.agent_id", lambda agent: agent),
-            ("scalesim.engine.engine.agent_id", lambda agent: agent),
-            ("scalesim.requests.prepare.Intake.prepare", numbered),
+            ("scalesim.requests.agent_registry.agent_id", lambda agent: agent),
+            ("scalesim.engine.agent.agent_id", lambda agent: agent),
+            # it reads them on the caller's thread; unnumbered, they are read on the engine's
+            ("scalesim.requests.prepare.Intake.number", lambda intake, calls: None),
         ):
             stack.enter_context(patch(name, instead))
         yield

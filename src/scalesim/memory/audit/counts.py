@@ -51,12 +51,17 @@ class Suspects:
 
 def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
     """Look at every page of both pools. O(pages + segments); trusts no count."""
-    held = list(leases)
+    open_leases = list(leases)
     segments = list(manager.tree)
-    on_device = [*(one.device for one in segments), *(one.private for one in held)]
+    on_device = [
+        *(holder.device for holder in segments),
+        *(holder.private for holder in open_leases),
+    ]
     device = _odd(manager.device, [*on_device, sorted(manager.device_lost)])
-    host = _odd(manager.host, [*(one.host for one in segments), sorted(manager.host_lost)])
-    return Suspects(device, host, [one for one in held if device.intersection(_pages_of(one))])
+    host = _odd(manager.host, [*(holder.host for holder in segments), sorted(manager.host_lost)])
+    return Suspects(
+        device, host, [holder for holder in open_leases if device.intersection(_pages_of(holder))]
+    )
 
 
 def _odd(pool: Pool, holders: Iterable[Sequence[int]]) -> set[int]:
