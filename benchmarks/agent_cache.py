@@ -15,11 +15,11 @@ from scalesim.memory.tree.use import UseTime
 from scalesim.profile.caches import belady_misses
 from scalesim.replay.workloads import workload
 
-Steps = list[list[int]]  # by step, who calls, in order
+Ticks = list[list[int]]  # by tick, who calls, in order
 
 
 def misses(
-    steps: Steps, capacity: int, sources: Sequence[Source] = (), *, hints: bool = False
+    ticks: Ticks, capacity: int, sources: Sequence[Source] = (), *, hints: bool = False
 ) -> int:
     """Calls that find their agent gone. Without sources: LRU; ``hints`` declare the truth."""
     distances = Distances(Clock())
@@ -28,7 +28,7 @@ def misses(
     resident: set[int] = set()
     next_use: dict[int, tuple[float | None, int]] = {}
     count = seq = 0
-    truth = following(steps)
+    truth = following(ticks)
 
     def apply(changes: list[tuple[object, float | None]]) -> None:
         nonlocal seq
@@ -43,59 +43,59 @@ def misses(
 
     for source in sources:
         apply(distances.add(source))
-    for step, agents in enumerate(steps):
-        apply(distances.advance(float(step), to=float(step)))
-        for place_in_step, agent in enumerate(agents):
+    for tick, agents in enumerate(ticks):
+        apply(distances.tick(float(tick), to=float(tick)))
+        for place_in_tick, agent in enumerate(agents):
             apply(distances.called(agent))
             count += agent not in resident
             if agent not in resident and len(resident) >= capacity:
-                victim = order.peek(float(step))
+                victim = order.peek(float(tick))
                 assert victim is not None
                 order.discard(victim)
                 resident.discard(victim)
             resident.add(agent)
             seq += 1
-            last[agent] = (float(step), seq)
+            last[agent] = (float(tick), seq)
             place(agent)
             apply(distances.ended(agent))
             if hints:
-                at = truth.get((step, place_in_step))
+                at = truth.get((tick, place_in_tick))
                 if at is not None:
                     apply(distances.expect(agent, at))
     return count
 
 
-def following(steps: Steps) -> dict[tuple[int, int], float]:
-    """When the agent of each call calls again: step, and the place in it as a fraction."""
+def following(ticks: Ticks) -> dict[tuple[int, int], float]:
+    """When the agent of each call calls again: tick, and the place in it as a fraction."""
     found: dict[tuple[int, int], float] = {}
     later: dict[int, float] = {}
-    for step in range(len(steps) - 1, -1, -1):
-        for place in range(len(steps[step]) - 1, -1, -1):
-            agent = steps[step][place]
+    for tick in range(len(ticks) - 1, -1, -1):
+        for place in range(len(ticks[tick]) - 1, -1, -1):
+            agent = ticks[tick][place]
             if agent in later:
-                found[step, place] = later[agent]
-            later[agent] = step + place / len(steps[step])
+                found[tick, place] = later[agent]
+            later[agent] = tick + place / len(ticks[tick])
     return found
 
 
-def belady(steps: Steps, capacity: int) -> int:
+def belady(ticks: Ticks, capacity: int) -> int:
     """The fewest misses that are possible."""
-    return belady_misses([agent for agents in steps for agent in agents], capacity)
+    return belady_misses([agent for agents in ticks for agent in agents], capacity)
 
 
-def acts(kind: str, agents: int, steps: int, seed: int) -> Steps:
+def acts(kind: str, agents: int, ticks: int, seed: int) -> Ticks:
     """When the agents of a replay's workload act: its schedule, without texts."""
-    family, knobs = workload(kind, agents=agents, steps=steps, seed=seed)
+    family, knobs = workload(kind, agents=agents, ticks=ticks, seed=seed)
     schedule = family.schedule(knobs)
-    due: list[list[tuple[float, int]]] = [[] for _ in range(steps + 1)]
+    due: list[list[tuple[float, int]]] = [[] for _ in range(ticks + 1)]
 
     def plan(who: int, at: float) -> None:
-        if at < steps + 1:
+        if at < ticks + 1:
             due[int(at)].append((at, who))
 
     for who in range(agents):
         plan(who, schedule.first(who))
-    for now in range(steps + 1):
+    for now in range(ticks + 1):
         for at, who in sorted(due[now]):
             plan(who, schedule.after(who, at))
     return [[who for _, who in sorted(each)] for each in due]

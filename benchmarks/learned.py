@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.agent_cache import Steps, acts, belady, misses
+from benchmarks.agent_cache import Ticks, acts, belady, misses
 from benchmarks.report import Report, table
 from scalesim.distance import Estimates, Learned, Source
 from scalesim.replay.arms import Outcome, play
@@ -22,27 +22,27 @@ from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
-LONGEST = 400  # steps; longer pauses are alike
+LONGEST = 400  # ticks; longer pauses are alike
 
 
 @dataclass(frozen=True)
 class Case:
-    """``agents`` and ``steps``: of the cache; ``replayed``: knobs of the replay."""
+    """``agents`` and ``ticks``: of the cache; ``replayed``: knobs of the replay."""
 
     name: str
     agents: int
-    steps: int
+    ticks: int
     replayed: dict[str, Any]
     warmup: int
 
 
 CASES = (
-    Case("w1", 400, 400, {"agents": 200, "steps": 200, "burst": 2}, 100),
-    Case("w2", 300, 240, {"agents": 100, "steps": 80, "new": 300, "output": 40}, 40),
-    Case("w3", 300, 1600, {"agents": 150, "steps": 900, "burst": 2}, 450),
-    Case("w4", 100, 60, {"agents": 100, "steps": 14}, 4),
+    Case("w1", 400, 400, {"agents": 200, "ticks": 200, "burst": 2}, 100),
+    Case("w2", 300, 240, {"agents": 100, "ticks": 80, "new": 300, "output": 40}, 40),
+    Case("w3", 300, 1600, {"agents": 150, "ticks": 900, "burst": 2}, 450),
+    Case("w4", 100, 60, {"agents": 100, "ticks": 14}, 4),
 )
-QUICK = (Case("w4", 40, 12, {"agents": 20, "steps": 5}, 2),)
+QUICK = (Case("w4", 40, 12, {"agents": 20, "ticks": 5}, 2),)
 ARMS = {
     "lru-swap": ("lru-swap", "none"),
     "deadline, nothing known": ("deadline", "none"),
@@ -52,7 +52,7 @@ ARMS = {
 
 
 class Law(Source):
-    """Says after each step what the law says: where an agent that has waited so long comes in the
+    """Says after each tick what the law says: where an agent that has waited so long comes in the
     order. ``distance`` is ``[kinds, LONGEST + 1]``, by the last pause's octave and the age."""
 
     name = "law"
@@ -71,13 +71,13 @@ class Law(Source):
         self._last[agent] = now
 
     def changes(self, now: float) -> Estimates:
-        if now > self._told:  # a step began: who waits has waited one step more
+        if now > self._told:  # a tick began: who waits has waited one tick more
             self._told, rows = now, np.flatnonzero(~np.isnan(self._last))
         else:
             rows = np.flatnonzero(self._last == now)
         age = np.minimum(now - self._last[rows], LONGEST).astype(np.int64)
         at = now + self._distance[self._kind[rows], age]
-        at[age == 0] += 1.0  # it cannot call again in this step
+        at[age == 0] += 1.0  # it cannot call again in this tick
         return Estimates(rows.tolist(), at, 0.5)
 
 
@@ -85,13 +85,13 @@ def octave(pause: float) -> int:
     return min(int(np.frexp(pause)[1]), 10)
 
 
-def law(steps: Steps) -> Any:
-    """For each kind and age, the steps that waiting costs for each call that it brings, at best
-    over all times at which to give up; whole steps, and an agent of age ``a`` may call in this
+def law(ticks: Ticks) -> Any:
+    """For each kind and age, the ticks that waiting costs for each call that it brings, at best
+    over all times at which to give up; whole ticks, and an agent of age ``a`` may call in this
     one."""
     counts = np.zeros((11, LONGEST + 2))
     last: dict[int, tuple[int, int]] = {}
-    for now, agents in enumerate(steps):
+    for now, agents in enumerate(ticks):
         for agent in agents:
             if agent in last:
                 before, kind = last[agent]
@@ -134,18 +134,18 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def cached(report: Report, case: Case, options: argparse.Namespace) -> list[list[str]]:
-    steps = acts(case.name, case.agents, case.steps, options.seed)
-    calls = sum(map(len, steps))
-    known = law(acts(case.name, case.agents, 10 * case.steps, options.seed + 1))
+    ticks = acts(case.name, case.agents, case.ticks, options.seed)
+    calls = sum(map(len, ticks))
+    known = law(acts(case.name, case.agents, 10 * case.ticks, options.seed + 1))
     rows = []
     for share in options.shares:
         size = int(share * case.agents)
         found = (
-            misses(steps, size),
-            misses(steps, size, [Learned(seed=options.seed)]),
-            misses(steps, size, [Law(case.agents, known)]),
-            misses(steps, size, hints=True),
-            belady(steps, size),
+            misses(ticks, size),
+            misses(ticks, size, [Learned(seed=options.seed)]),
+            misses(ticks, size, [Law(case.agents, known)]),
+            misses(ticks, size, hints=True),
+            belady(ticks, size),
         )
         report.figures[f"{case.name}, {share:g}"] = [count / calls for count in found]
         report.verdict(f"{case.name}, {share:.0%}: learned over last use", found[1] / found[0],
@@ -165,7 +165,7 @@ def replayed(report: Report, case: Case, options: argparse.Namespace) -> list[li
                                    **case.replayed)  # fmt: skip
             scenario = of_workload(kind, knobs, sizes)
             sources = [Learned(seed=options.seed)] if arm == "deadline, learned" else []
-            one = found[arm] = play(scenario.machine(sizes), policy, scenario.steps(),
+            one = found[arm] = play(scenario.machine(sizes), policy, scenario.ticks(),
                                     sources=sources, warmup=case.warmup)[0]  # fmt: skip
             rows.append([case.name, f"{residency:.0%}", arm, f"{one.turns_per_s:.2f}",
                          f"{one.hits:.1%}", f"{one.loaded_bytes / 1e9:.1f}",

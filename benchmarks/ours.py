@@ -95,7 +95,7 @@ class Ours:
 
     def play(self, dialogues: Dialogues, arm: Arm) -> Played:
         """All agents call in order, turn by turn. A hint says when an agent's next turn comes: a
-        step of the clock for each turn, the agents evenly spread over it."""
+        tick of the clock for each turn, the agents evenly spread over it."""
         engine, runner = self._engine(arm, dialogues)
         transcript = Transcript(dialogues)
         agents = range(dialogues.num_agents)
@@ -109,7 +109,7 @@ class Ours:
                 prompts = transcript.prompts(turn)
                 requests = [Request(prompts[agent], agent, params) for agent in agents]
                 if arm.hints:
-                    engine.advance()
+                    engine.tick()
                     engine.expect({agent: 1 + agent / len(agents) for agent in agents})
                 for agent, reply in enumerate(engine.run(requests)):
                     assert not isinstance(reply, Exception)

@@ -194,7 +194,7 @@ class Simulation:
             requests.append(Request(self.history[agent, : self.length[agent]], agent, params))
         start = self.clock()
         if self.hints:
-            self.engine.advance(to=float(self.num_called))
+            self.engine.tick(to=float(self.num_called))
         for request in requests:
             agent = request.agent
             assert isinstance(agent, int)
@@ -212,7 +212,7 @@ class Simulation:
     def _step(self) -> StepRecord:
         counters, stats = self.memory.counters, self.engine.stats
         transfers = self.memory.residency.transfers
-        turns, lookups = stats.turns, counters.lookups
+        turns, lookups = stats.calls, counters.lookups
         moved, flying = counters.loaded_pages + counters.saved_pages, len(transfers)
         start = self.clock()
         self.engine.step()
@@ -221,7 +221,7 @@ class Simulation:
         return StepRecord(
             seconds,
             self.watch.take(),
-            finished=stats.turns - turns,
+            finished=stats.calls - turns,
             admitted=counters.lookups - lookups,
             copies=moved + abs(len(transfers) - flying),
         )

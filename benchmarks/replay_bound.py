@@ -41,20 +41,20 @@ SPREAD = 0.5
 # Pools are kept large beside what runs at once: a running request's pages cannot be given away, and
 # the bound knows that too.
 CASES = (
-    Case("W1 city", "w1", {"agents": 1200, "steps": 16}),
-    Case("W2 feed, drawn ahead", "w2", {"agents": 400, "steps": 16, "max_context": 6144}),
-    Case("W3 town", "w3", {"agents": 800, "steps": 40}),
-    Case("W4 rounds, 2 K prefixes", "w4", {"agents": 600, "steps": 7}),
-    Case("W5 turns", "w5", {"agents": 50, "steps": 120}, residencies=(0.25, 0.5), warmup=51),
+    Case("W1 city", "w1", {"agents": 1200, "ticks": 16}),
+    Case("W2 feed, drawn ahead", "w2", {"agents": 400, "ticks": 16, "max_context": 6144}),
+    Case("W3 town", "w3", {"agents": 800, "ticks": 40}),
+    Case("W4 rounds, 2 K prefixes", "w4", {"agents": 600, "ticks": 7}),
+    Case("W5 turns", "w5", {"agents": 50, "ticks": 120}, residencies=(0.25, 0.5), warmup=51),
     Case("W4 rounds, 8 K prefixes, 20 out", "w4",
-         {"agents": 300, "steps": 5, "private": 8192, "output": 20}, residencies=(0.25, 0.5)),
+         {"agents": 300, "ticks": 5, "private": 8192, "output": 20}, residencies=(0.25, 0.5)),
     Case("W4 rounds, 2 K prefixes, 128 running", "w4",
-         {"agents": 1500, "steps": 4, "new": 64, "output": 40}, 128, (0.25,),
+         {"agents": 1500, "ticks": 4, "new": 64, "output": 40}, 128, (0.25,),
          ("deadline", "lru-swap", "lru-recompute"), 2, "rebuilding"),
-    Case("W4 burst of 10 × the pool", "w4", {"agents": 200, "steps": 4}, 4, (0.1,),
+    Case("W4 burst of 10 × the pool", "w4", {"agents": 200, "ticks": 4}, 4, (0.1,),
          ("deadline", "lru-swap"), 2, "burst"),
 )  # fmt: skip
-QUICK = (Case("W1 city", "w1", {"agents": 60, "steps": 6}, 4, (0.5,), warmup=2),)
+QUICK = (Case("W1 city", "w1", {"agents": 60, "ticks": 6}, 4, (0.5,), warmup=2),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,15 +76,15 @@ def study(report: Report, case: Case, options: argparse.Namespace) -> None:
     sizes = Sizes(options.hardware, options.model, running=case.running)
     kind, knobs = workload(case.workload, **{"spread": SPREAD, **case.knobs, "seed": options.seed})
     scenario = of_workload(kind, knobs, sizes)
-    steps = list(scenario.steps())
+    ticks = list(scenario.ticks())
     whole = scenario.machine(replace(sizes, residency=1.0))
-    resident, _ = play(whole, "resident", steps, warmup=case.warmup, witness=True)
-    rows = [row("resident", 1.0, resident, roof(whole.limits, steps, case.warmup))]
+    resident, _ = play(whole, "resident", ticks, warmup=case.warmup, witness=True)
+    rows = [row("resident", 1.0, resident, roof(whole.limits, ticks, case.warmup))]
     for residency in options.residency or case.residencies:
         machine = scenario.machine(replace(sizes, residency=residency))
-        limits = roof(machine.limits, steps, case.warmup)
+        limits = roof(machine.limits, ticks, case.warmup)
         outcomes = {
-            name: play(machine, name, steps, warmup=case.warmup, witness=True)[0]
+            name: play(machine, name, ticks, warmup=case.warmup, witness=True)[0]
             for name in case.policies
         }
         rows += [row(name, residency, one, limits) for name, one in outcomes.items()]
@@ -95,7 +95,7 @@ def study(report: Report, case: Case, options: argparse.Namespace) -> None:
             share = best.turns_per_s / outcomes["lru-recompute"].turns_per_s
             report.verdict(f"{what}: × lru-recompute", share, least=4.0)
         elif case.judged == "burst":  # with everything resident, every order is the best one
-            makespan = best.step_s[0] / resident.step_s[0]
+            makespan = best.tick_s[0] / resident.tick_s[0]
             report.verdict(f"{what}: makespan over all-resident's", makespan, most=1.05)
         else:
             judge(report, what, outcomes, limits, resident)
@@ -104,7 +104,7 @@ def study(report: Report, case: Case, options: argparse.Namespace) -> None:
 
 COLUMNS = [
     "policy", "resident", "turns/s", "of roof", "× Belady", "GB in", "GB rebuilt", "hits",
-    "demand", "s/step p50", "p95", "TTFT p50", "p95",
+    "demand", "s/tick p50", "p95", "TTFT p50", "p95",
 ]  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def row(name: str, residency: float, one: Outcome, limits: Roof) -> list[str]:
         f"{one.rebuilt_bytes / 1e9:.1f}",
         f"{one.hits:.1%}",
         f"{one.waited:.1%}",
-        *(f"{seconds:.2f}" for seconds in (*one.step_s, *one.first_token_s)),
+        *(f"{seconds:.2f}" for seconds in (*one.tick_s, *one.first_token_s)),
     ]
 
 

@@ -19,9 +19,9 @@ from scalesim.replay.workloads import workload
 POLICIES = ("deadline", "lru-swap", "levels", "lru-recompute")
 SIZES = Sizes(running=16)
 BASE: dict[str, Any] = {
-    "agents": 400, "steps": 8, "private": 2048, "new": 128, "output": 32, "spread": 0.5,
+    "agents": 400, "ticks": 8, "private": 2048, "new": 128, "output": 32, "spread": 0.5,
 }  # fmt: skip
-QUICK: dict[str, Any] = {"agents": 40, "steps": 4, "private": 256, "new": 64, "output": 16}
+QUICK: dict[str, Any] = {"agents": 40, "ticks": 4, "private": 256, "new": 64, "output": 16}
 WARMUP = 3
 Point = tuple[dict[str, Any], dict[str, Any]]  # changes of the workload, changes of the sizes
 CURVES: dict[str, tuple[str, dict[Any, Point]]] = {
@@ -36,10 +36,10 @@ CURVES: dict[str, tuple[str, dict[Any, Point]]] = {
     "residency": (
         "w1", {share: ({}, {"residency": share}) for share in (0.05, 0.1, 0.25, 0.5, 1.0)},
     ),
-    # of the most, one step after the warm-up: 22 000 turns, and all of their texts before it
+    # of the most, one tick after the warm-up: 22 000 turns, and all of their texts before it
     "agents": (
-        "w1", {count: ({"agents": count, "steps": steps}, {})
-               for count, steps in ((100, 8), (1_000, 8), (10_000, 8), (100_000, 4))},
+        "w1", {count: ({"agents": count, "ticks": ticks}, {})
+               for count, ticks in ((100, 8), (1_000, 8), (10_000, 8), (100_000, 4))},
     ),
     "link rate": (
         "w1", {share: ({}, {"link_share": share}) for share in (0.01, 0.03, 0.1, 0.3, 1.0)},
@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> Report:
 def point(kind_name: str, settings: dict[str, Any], sizes: Sizes) -> dict[str, Outcome]:
     kind, knobs = workload(kind_name, **settings)
     scenario = of_workload(kind, knobs, sizes)
-    steps, machine = list(scenario.steps()), scenario.machine(sizes)
-    return {name: play(machine, name, steps, warmup=WARMUP)[0] for name in POLICIES}
+    ticks, machine = list(scenario.ticks()), scenario.machine(sizes)
+    return {name: play(machine, name, ticks, warmup=WARMUP)[0] for name in POLICIES}
 
 
 MEASURES: dict[str, Callable[[Outcome], float]] = {

@@ -19,9 +19,9 @@ SAID: tuple[tuple[str, dict[str, Any], str, str, str, float, float], ...] = (
     ("w2", {"agents": 300}, "active", "10 %", "OASIS, activate_prob", 0.08, 0.12),
     ("w2", {"agents": 300}, "first in", "3 356", "OASIS, README", 3200.0, 3500.0),
     ("w2", {"agents": 300}, "out", "168", "OASIS, README", 160.0, 176.0),
-    ("w3", {"agents": 100, "steps": 2000}, "active", "1.5-2 %",
+    ("w3", {"agents": 100, "ticks": 2000}, "active", "1.5-2 %",
      "Generative Agents, issue 156: 0.15 by 8-10 calls", 0.013, 0.022),
-    ("w3", {"agents": 100, "steps": 2000}, "requests", "0.15",
+    ("w3", {"agents": 100, "ticks": 2000}, "requests", "0.15",
      "Generative Agents, issue 156", 0.12, 0.18),
     ("w4", {}, "active", "100 %", "EconAgent, TinyTroupe: rounds", 1.0, 1.0),
 )  # fmt: skip
@@ -35,32 +35,32 @@ def run(options: argparse.Namespace) -> Report:
     report, rows = Report("replay-figures"), []
     for name, changes, measure, said, source, least, most in SAID:
         if options.quick:
-            changes = {**changes, "steps": 60}
+            changes = {**changes, "ticks": 60}
         value = measured(name, {**changes, "seed": options.seed})[measure]
         report.figures[f"{name} {measure}"] = value
         within = least <= value <= most
         rows.append([name, measure, said, f"{value:.4g}", "yes" if within else "NO", source])
     heads = ["workload", "measure", "source", "generator", "near", "whose figure"]
-    report.tables.append(table("Per agent and step, and tokens a call", heads, rows))
+    report.tables.append(table("Per agent and tick, and tokens a call", heads, rows))
     return report
 
 
 def measured(name: str, changes: dict[str, Any]) -> dict[str, float]:
-    """After the opening: the share of agents that act in a step, requests an agent-step, and tokens
+    """After the opening: the share of agents that act in a tick, requests an agent-tick, and tokens
     of an agent's first prompt and of an answer."""
     kind, knobs = workload(name, **changes)
-    turns = acts = num_steps = output = 0
+    turns = acts = num_ticks = output = 0
     first: dict[Any, int] = {}
-    for step in islice(generate(kind, knobs), 1, None):
-        num_steps += 1
-        turns += len(step.turns)
-        acts += len({turn.agent for turn in step.turns})
-        for turn in step.turns:
+    for tick in islice(generate(kind, knobs), 1, None):
+        num_ticks += 1
+        turns += len(tick.calls)
+        acts += len({turn.agent for turn in tick.calls})
+        for turn in tick.calls:
             first.setdefault(turn.agent, turn.prompt_len)
             output += turn.output.length
     return {
-        "active": acts / num_steps / knobs.agents,
-        "requests": turns / num_steps / knobs.agents,
+        "active": acts / num_ticks / knobs.agents,
+        "requests": turns / num_ticks / knobs.agents,
         "first in": sum(first.values()) / len(first),
         "out": output / turns,
     }

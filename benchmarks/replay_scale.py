@@ -45,17 +45,17 @@ MAX_TOKENS = 4096
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--agents", type=int, default=1_000_000, help="of the replay; 0 leaves it out")
-    add("--steps", type=int, default=100)
+    add("--ticks", type=int, default=100)
     add("--active", type=float, default=0.02)
-    add("--ticks", type=int, nargs="*", default=[1_000, 10_000, 100_000, 1_000_000])
+    add("--counts", type=int, nargs="*", default=[1_000, 10_000, 100_000, 1_000_000])
 
 
 def run(options: argparse.Namespace) -> Report:
     report = Report("replay-scale")
     if options.quick:
-        options.agents, options.steps, options.ticks = 500, 5, [500]
+        options.agents, options.ticks, options.counts = 500, 5, [500]
     rows = []
-    for count in options.ticks:
+    for count in options.counts:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
             one = fresh.submit(ticks, count).result()  # with no memory left over of the one before
         report.figures[f"{count} agents"] = one
@@ -67,9 +67,9 @@ def run(options: argparse.Namespace) -> Report:
     if rows:
         for name in ("tick µs", EXPIRE):
             first, last = (report.figures[f"{count} agents"][name] for count in
-                           (options.ticks[0], options.ticks[-1]))  # fmt: skip
+                           (options.counts[0], options.counts[-1]))  # fmt: skip
             report.verdict(f"a {name}: most agents over fewest", last / first, most=1.5)
-        kib = report.figures[f"{options.ticks[-1]} agents"]["B an idle agent"]
+        kib = report.figures[f"{options.counts[-1]} agents"]["B an idle agent"]
         report.verdict("an idle agent, without its tokens", kib, most=1024, unit=" B")
         report.tables.append(table("A tick and a plan, by the number of agents", ["agents", *TICKS],
                                    rows))  # fmt: skip
@@ -112,7 +112,7 @@ def ticks(count: int) -> dict[str, float]:
         return [ids[row] for row in rng.choice(count, min(number, count), replace=False)]
 
     def tick() -> None:
-        loop.advance(loop.clock.now + 1.0, None)
+        loop.tick(loop.clock.now + 1.0)
 
     def update() -> Callable[[], None]:
         tick()
@@ -186,18 +186,18 @@ def decrement_s(count: int) -> float:
 def replayed(report: Report, options: argparse.Namespace) -> None:
     sizes = Sizes(model="llama-3.2-1b", residency=0.05, host=1.5, running=256)
     kind, knobs = workload(
-        "w2", agents=options.agents, steps=options.steps, active=options.active, sigma=0.0,
+        "w2", agents=options.agents, ticks=options.ticks, active=options.active, sigma=0.0,
         shared=256, private=128, new=64, output=16, growth=0.0, opening=False, seed=options.seed,
     )  # fmt: skip
     scenario = of_workload(kind, knobs, sizes)
     machine = replace(scenario.machine(sizes), max_num_batched_tokens=MAX_TOKENS)
     start, start_cpu = time.perf_counter(), time.thread_time()
-    outcome, _ = play(machine, "deadline", scenario.steps(), warmup=0)
+    outcome, _ = play(machine, "deadline", scenario.ticks(), warmup=0)
     minutes = (time.perf_counter() - start) / 60
     cpu_minutes = (time.thread_time() - start_cpu) / 60
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures: dict[str, Any] = {
-        "agents": options.agents, "steps": options.steps, "turns": outcome.turns,
+        "agents": options.agents, "ticks": options.ticks, "turns": outcome.turns,
         "minutes": minutes, "of processor time": cpu_minutes,
         "µs of it a turn": cpu_minutes * 60e6 / max(1, outcome.turns),
         "peak GB": peak / 1e9, "virtual s": outcome.seconds,

@@ -1,6 +1,6 @@
 """What knowing who speaks next costs: sources, combination, and handing changes to the order.
 
-Idle agents, all with a predicted next use, half of them from two sources. In each step 1 % of the
+Idle agents, all with a predicted next use, half of them from two sources. In each tick 1 % of the
 estimates change. Beside it, in the same run, the alternative: counting every agent's distance down
 by one, in numpy and, as the published reference keeps them, in a dict.
 """
@@ -24,13 +24,13 @@ from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 
-QUICK = {"agents": [1_000, 10_000], "steps": 5}
+QUICK = {"agents": [1_000, 10_000], "ticks": 5}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agents", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
-    parser.add_argument("--steps", type=int, default=21, help="updates that are timed, each")
-    parser.add_argument("--changed", type=float, default=0.01, help="share that changes in a step")
+    parser.add_argument("--ticks", type=int, default=21, help="updates that are timed, each")
+    parser.add_argument("--changed", type=float, default=0.01, help="share that changes in a tick")
 
 
 class Given(Source):
@@ -81,7 +81,7 @@ class World:
         return lambda: self.update(rows, source) and None
 
     def tick(self) -> Callable[[], None]:
-        return lambda: self.distances.advance(0.0) and None
+        return lambda: self.distances.tick(0.0) and None
 
 
 def timed(make: Callable[[], Callable[[], None]], times: int) -> float:
@@ -116,10 +116,10 @@ def measure(num: int, options: argparse.Namespace) -> dict[str, float]:
     figures = {
         "agents": num,
         "changed": changed,
-        "tick": timed(world.tick, options.steps),
-        "update": timed(partial(world.change, changed), options.steps),
-        "countdown_numpy": timed(lambda: count_down_numpy, options.steps),
-        "countdown_dict": timed(lambda: count_down, min(options.steps, 5)),
+        "tick": timed(world.tick, options.ticks),
+        "update": timed(partial(world.change, changed), options.ticks),
+        "countdown_numpy": timed(lambda: count_down_numpy, options.ticks),
+        "countdown_dict": timed(lambda: count_down, min(options.ticks, 5)),
         "bytes": held / num,
     }
     del world
@@ -149,14 +149,14 @@ def kinds(num: int, options: argparse.Namespace) -> dict[str, float]:
                 source.set(rows.tolist(), rng.random(count) * 0.0005)
             return lambda: distances.poll() and None
 
-        found[source.name] = timed(change, options.steps)
+        found[source.name] = timed(change, options.ticks)
     distances = Distances(Clock())
     distances.add(learned)
-    for step in range(3):  # so that it has something to say
+    for tick in range(3):  # so that it has something to say
         for agent in range(min(num, 2000)):
             distances.called(agent)
             distances.ended(agent)
-        distances.advance(float(step))
+        distances.tick(float(tick))
     start = time.thread_time()
     for agent in range(min(num, 2000)):
         distances.called(agent)

@@ -123,11 +123,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.model.text",
     ),
     "scalesim.engine": ENGINE,
-    "scalesim.testing": (
+    "scalesim.testing": (*VALUES, "scalesim.batch", "scalesim.device", "scalesim.memory"),
+    "scalesim.testing.tag_parts": (
         *SCHEDULING,
-        "scalesim.device",
         "scalesim.engine.parts",
         "scalesim.requests",
+        "scalesim.testing",
     ),
     "scalesim.replay": (
         *SCHEDULING,

@@ -279,7 +279,7 @@ def game(engine: Engine) -> Texts:
             text += reply.token_ids
             said.append((reply.token_ids, reply.digest))
         engine.expect({agent: 1 + agent / AGENTS for agent in range(AGENTS)})
-        engine.advance()
+        engine.tick()
     return said
 
 

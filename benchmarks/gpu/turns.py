@@ -266,7 +266,7 @@ def one_turn(
         engine.agent(agent)
         text += rng.integers(0, engine.model.vocab_size, setting.new).tolist()
     start = time.perf_counter()
-    engine.advance()
+    engine.tick()
     engine.expect({agent: 1 + agent / setting.agents for agent in range(setting.agents)})
     calls: list[Call] = []
     waiting: dict[int, Call] = {}

@@ -84,11 +84,11 @@ class AdapterBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolBatch:
+class EmbeddingBatch:
     """Query tokens of a step whose final hidden states are summed: half-open ranges of the batch's
     query tokens, each within one sequence."""
 
-    spans: Int32s  # [num_pools, 2]
+    spans: Int32s  # [num_spans, 2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Batch:
     adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
     scores: LogprobsBatch | None = None
     adjust: LogitsBatch | None = None
-    pools: PoolBatch | None = None
+    embeddings: EmbeddingBatch | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -167,7 +167,7 @@ class StepOutput:
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
     scores: Scores | None = None  # in the order of the batch's
-    pooled: Floats | None = None  # [num_pools, hidden]: a sum a span of the batch's
+    hidden_sums: Floats | None = None  # [num_spans, hidden]: a sum a span of the batch's
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def test_help_shows_the_defaults(name: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_sources_table_has_every_size_and_kind() -> None:
-    report = quick("sources", "--steps", "2")
+    report = quick("sources", "--ticks", "2")
     by_size, by_kind = report.tables
     assert rows_of(by_size) == ["1000", "10000"]
     assert set(rows_of(by_kind)) == {"proximity", "activation", "learned, a call"}

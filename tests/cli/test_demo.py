@@ -18,10 +18,10 @@ from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
 from scalesim.cli.play import Said
 from scalesim.cli.table import amount
-from scalesim.cli.world import Turn
+from scalesim.cli.world import Utterance
 from scalesim.requests.reply import Reply
 
-SMALL = "demo --agents 12 --resident 3 --steps 4 --model tiny".split()  # noqa: SIM905
+SMALL = "demo --agents 12 --resident 3 --ticks 4 --model tiny".split()  # noqa: SIM905
 TWO = (*SMALL, "--policies", "deadline", "lru-swap")
 
 
@@ -74,7 +74,7 @@ def test_it_is_read_at_80_columns_and_in_a_pipe(
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown and "\x1b" not in shown
-    for word in ("prefilled", "CPU ms", "demand", "warm-up", "step 4 of 4", "Shown:"):
+    for word in ("prefilled", "CPU ms", "demand", "warm-up", "tick 4 of 4", "Shown:"):
         assert word in shown
 
 
@@ -94,8 +94,8 @@ def test_planted_difference_is_found(
 ) -> None:
     original = play.Play._ask
 
-    def ask(self: play.Play, turns: list[Turn], max_tokens: int) -> list[Reply]:
-        replies = original(self, turns, max_tokens)
+    def ask(self: play.Play, utterances: list[Utterance], max_tokens: int) -> list[Reply]:
+        replies = original(self, utterances, max_tokens)
         if self.policy == "lru-swap" and self.world.now == 2:
             changed = {"digest": 7} if what == "logits" else {"token_ids": (72, 105)}
             replies[0] = replace(replies[0], **changed)
@@ -105,7 +105,7 @@ def test_planted_difference_is_found(
     assert main(TWO) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(
-        r"DIFFERENT TEXTS: deadline \(\w+\) and lru-swap \(\w+\) part at step 2,", shown
+        r"DIFFERENT TEXTS: deadline \(\w+\) and lru-swap \(\w+\) part at tick 2,", shown
     )
     assert ("'Hi'" in shown) == (what == "text")
     assert "same texts" not in shown
@@ -116,14 +116,14 @@ def test_a_missing_end_is_a_difference() -> None:
     assert first_difference({"a": [one, two], "b": [one, two]}) is None
     found = first_difference({"a": [one, two], "b": [one]})
     assert found is not None and found.endswith(
-        "step 1, Bob: 'B' (logits 0000000000000002) and the end"
+        "tick 1, Bob: 'B' (logits 0000000000000002) and the end"
     )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--steps 0", "--steps: 0 must be a whole number, at least 1"),
+        ("--ticks 0", "--ticks: 0 must be a whole number, at least 1"),
         ("--resident 13", "--resident 13 is more than --agents 12"),
         ("--policies deadline best", "unknown policy 'best'; policy must be one of: deadline"),
         ("--policies deadline deadline", "--policies names deadline twice"),
@@ -142,7 +142,7 @@ def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[s
 
 def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
     code = (
-        f"import sys; from scalesim.cli import main; sys.exit(main({[*SMALL, '--steps', '9999']}))"
+        f"import sys; from scalesim.cli import main; sys.exit(main({[*SMALL, '--ticks', '9999']}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

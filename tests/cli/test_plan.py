@@ -45,10 +45,10 @@ def test_more_never_makes_it_faster_and_a_better_machine_never_slower(
     agents: int, prefix: int, output: int, host: float
 ) -> None:
     base = planned(host, agents=agents, prefix=prefix, output=output)
-    assert planned(host, agents=agents, prefix=prefix, output=output + 10).step_s >= base.step_s
+    assert planned(host, agents=agents, prefix=prefix, output=output + 10).tick_s >= base.tick_s
     better = planned(host + 1e11, agents=agents, prefix=prefix, output=output)
-    assert better.step_s <= base.step_s * (1 + 1e-9) or better.binds == "link"
-    assert base.turns_per_s * base.step_s == pytest.approx(0.2 * agents)
+    assert better.tick_s <= base.tick_s * (1 + 1e-9) or better.binds == "link"
+    assert base.turns_per_s * base.tick_s == pytest.approx(0.2 * agents)
     assert base.turns_per_s == pytest.approx(1 / max(base.compute_s, base.link_s))
 
 

@@ -10,30 +10,29 @@ import pytest
 
 from scalesim.cli import main
 from scalesim.cli.options import ReplayOptions, parse
-from scalesim.cli.replay import Watching, scenarios, sizes_of
+from scalesim.cli.replay import scenarios, sizes_of, watching
 from scalesim.errors import ConfigError
 from scalesim.replay.formats import FORMATS, read
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Log
 from scalesim.replay.workloads import WORKLOADS, workload
 from scalesim.trace.file import write_trace
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 Out = pytest.CaptureFixture[str]
-SMALL = ["--agents", "12", "--steps", "4", "--private", "96", "--output", "8", "--running", "4",
+SMALL = ["--agents", "12", "--ticks", "4", "--private", "96", "--output", "8", "--running", "4",
          "--model", "llama-3.2-1b"]  # fmt: skip
 
 
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
-    steps = [
-        TraceStep(float(at), [], [
-            Turn(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)), TracePiece("o", 5))
-            for who in ("ada", "bob", "cy") if (at + len(who)) % 2
-        ])
+    ticks = [
+        TraceTick(float(at), [], [TraceCall(who, (TracePiece(who, 64), TracePiece(f"n{at}", 9)),
+                                            TracePiece("o", 5))
+                                  for who in ("ada", "bob", "cy") if (at + len(who)) % 2])
         for at in range(6)
     ]  # fmt: skip
-    write_trace(tmp_path / "t.jsonl", steps)
+    write_trace(tmp_path / "t.jsonl", ticks)
     return str(tmp_path / "t.jsonl")
 
 
@@ -64,7 +63,7 @@ def refused(capsys: Out, *words: str) -> str:
         (["w1", "--hints", "recorded"], "applies to traces"),
         (["w1", "--hints", "none", "--wrong", "0.5"], "gives none to replace"),
         (["w1", "--format", "mooncake"], "--format mooncake applies to trace files"),
-        (["w1", "--step", "3"], "--step 3.0 applies to trace files"),
+        (["w1", "--tick", "3"], "--tick 3.0 applies to trace files"),
         (["paper", "--block-size", "16"], "--block-size 16 applies to trace files"),
         (["w1", "--residency", "25"], "--residency: 25 must be a share above 0"),
         (["w1", "--residency", "0"], "--residency: 0 must be"),
@@ -99,8 +98,9 @@ def test_a_trace_takes_no_option_of_a_workload(capsys: Out, trace: str, option: 
 
 def test_a_trace_takes_its_own_options(capsys: Out, trace: str, arrivals: str) -> None:
     assert "--hints stale applies to workloads" in refused(capsys, trace, "--hints", "stale")
-    assert "steps of its own" in refused(capsys, trace, "--step", "3")
-    assert "--step: 0 must be" in refused(capsys, arrivals, "--step", "0")
+    assert "ticks of its own" in refused(capsys, trace, "--tick", "3")
+    assert "ticks of its own" in refused(capsys, trace, "--step", "3")  # its old name
+    assert "--tick: 0 must be" in refused(capsys, arrivals, "--tick", "0")
     assert "unknown format 'csv'" in refused(capsys, trace, "--format", "csv")
     assert "have no blocks" in refused(capsys, trace, "--block-size", "16")
     assert "hash_ids has 2 ids" in refused(capsys, arrivals, "--block-size", "16")
@@ -108,17 +108,17 @@ def test_a_trace_takes_its_own_options(capsys: Out, trace: str, arrivals: str) -
 
 def test_every_knob_changes_something() -> None:
     """So that no option of a workload is taken and ignored: each changes the calls or the hints."""
-    base = {"agents": 12, "steps": 8, "seed": 3, "spread": 0.2}
-    knobs = {"agents": 13, "steps": 9, "seed": 4, "shared": 7, "private": 8, "new": 9, "output": 10,
+    base = {"agents": 12, "ticks": 8, "seed": 3, "spread": 0.2}
+    knobs = {"agents": 13, "ticks": 9, "seed": 4, "shared": 7, "private": 8, "new": 9, "output": 10,
              "spread": 0.3, "burst": 2, "growth": 0.5, "hints": "none", "wrong": 0.5}  # fmt: skip
     alone = {"active": ("w2", 0.7), "shuffled": ("w4", True)}
     for name in WORKLOADS:
 
-        def told(name: str = name, **more: object) -> list[TraceStep]:
+        def told(name: str = name, **more: object) -> list[TraceTick]:
             words = ReplayOptions(name, **{**base, **more})  # type: ignore[arg-type]
             words.check()
             (scenario,) = scenarios(words, sizes_of(words))
-            return list(scenario.steps())
+            return list(scenario.ticks())
 
         for knob, value in knobs.items():
             if name == "w2" and knob == "growth":
@@ -150,7 +150,7 @@ def test_the_table_fits_80_columns_and_progress_comes_first(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["replay", "w1", *SMALL, "--residency", "50%"]) == 0
     out, error = capsys.readouterr()
-    assert error.startswith("w1, 12 agents, 4 steps: 6 policies")
+    assert error.startswith("w1, 12 agents, 4 ticks: 6 policies")
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
     rows = [line.split() for line in lines if line.split()[:1] == ["lru-recompute"]]
@@ -162,16 +162,16 @@ def test_the_table_fits_80_columns_and_progress_comes_first(
 
 def test_a_line_every_few_seconds(capsys: Out) -> None:
     now = [0.0]
-    kind, knobs = workload("w1", agents=2, steps=9)
+    kind, knobs = workload("w1", agents=2, ticks=9)
     scenario = of_workload(kind, knobs, Sizes())
-    with Watching(scenario, ["deadline"], lambda: now[0]) as watching:
+    with watching(scenario, ["deadline"], lambda: now[0]) as begin:
         assert capsys.readouterr().err  # at once
-        watch = watching("deadline")
+        watch = begin("deadline")
         for second in range(12):
             now[0] = float(second)
-            watch(Log(step_s=[0.0] * (second // 2), turns=second))
+            watch(Log(tick_s=[0.0] * (second // 2), turns=second))
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["deadline: 2 of 10 steps, 5 calls", "deadline: 5 of 10 steps, 10 calls"]
+    assert lines == ["deadline: 2 of 10 ticks, 5 calls", "deadline: 5 of 10 ticks, 10 calls"]
 
 
 def test_a_workload_without_sizes_is_small_and_says_so(
@@ -180,7 +180,7 @@ def test_a_workload_without_sizes_is_small_and_says_so(
     monkeypatch.setitem(sizes_table(), "w4", (6, 2))
     assert main(["replay", "w4", "--policy", "resident", "--private", "64"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "--agents 200 --steps 12 --running 32 is the whole of w4" in printed
+    assert "--agents 200 --ticks 12 --running 32 is the whole of w4" in printed
     assert "of all state), 8 running" in printed
 
 

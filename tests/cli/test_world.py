@@ -8,16 +8,18 @@ from itertools import pairwise
 from scalesim.cli.world import LONGEST_PLAN, World, WorldConfig
 
 
-def play(world: World, steps: int, salt: str = "") -> list[tuple[int, int, bytes]]:
-    """Texts are made from who and when. Everything said: (step, who, prompt)."""
+def play(world: World, ticks: int, salt: str = "") -> list[tuple[int, int, bytes]]:
+    """Texts are made from who and when. Everything said: (tick, who, prompt)."""
     said = []
-    for _ in range(steps):
-        while turns := world.round():
-            texts = [f"{turn.who} {world.now}{salt}".encode() for turn in turns]
-            said += [(world.now, turn.who, bytes(turn.prompt)) for turn in turns]
-            world.hear(turns, texts)
+    for _ in range(ticks):
+        while utterances := world.round():
+            texts = [f"{utterance.who} {world.now}{salt}".encode() for utterance in utterances]
+            said += [
+                (world.now, utterance.who, bytes(utterance.prompt)) for utterance in utterances
+            ]
+            world.hear(utterances, texts)
             world.expected()
-        world.end_step()
+        world.end_tick()
     return said
 
 
@@ -32,7 +34,7 @@ def test_the_world_repeats_and_texts_decide() -> None:
 def test_a_fifth_speaks_and_prompts_fit() -> None:
     config = WorldConfig()
     said = play(World(config), 50)
-    speakers = Counter(step for step, _ in {(step, who) for step, who, _ in said})
+    speakers = Counter(tick for tick, _ in {(tick, who) for tick, who, _ in said})
     assert 0.15 < sum(speakers.values()) / (50 * config.agents) < 0.27
     assert max(len(prompt) for _, _, prompt in said) + config.reply_len <= config.max_len
     assert len({prompt[:24] for _, _, prompt in said}) == config.agents  # private from the start
@@ -53,20 +55,20 @@ def test_hints_come_true_but_for_those_who_are_talked_to() -> None:
     world = World(WorldConfig())
     due: dict[int, int] = {}
     true = 0
-    for step in range(40):
+    for tick in range(40):
         number = 0
-        while turns := world.round():
+        while utterances := world.round():
             number += 1
-            for turn in turns:
-                if step:
-                    assert due[turn.who] == step  # it was always said, if only a round before
+            for utterance in utterances:
+                if tick:
+                    assert due[utterance.who] == tick  # it was always said, if only a round before
                 true += number == 1
-            world.hear(turns, [b"x%d" % turn.who for turn in turns])
+            world.hear(utterances, [b"x%d" % utterance.who for utterance in utterances])
             hints = world.expected()
             assert all(0 <= hint <= LONGEST_PLAN for hint in hints.values())
-            due |= {who: step + hint for who, hint in hints.items()}
-        world.end_step()
-        assert all(at > step for at in due.values()), "a promise was not kept"
+            due |= {who: tick + hint for who, hint in hints.items()}
+        world.end_tick()
+        assert all(at > tick for at in due.values()), "a promise was not kept"
     assert true > 300
 
 

@@ -17,21 +17,21 @@ def make() -> tuple[Clock, Distances]:
     return clock, Distances(clock)
 
 
-def test_the_clock_goes_forward_only_and_learns_the_length_of_a_step() -> None:
+def test_the_clock_goes_forward_only_and_learns_the_length_of_a_tick() -> None:
     clock = Clock()
-    clock.advance(10.0)
-    assert clock.seconds_per_step is None
-    clock.advance(12.0)
-    assert (clock.now, clock.seconds_per_step) == (2.0, 2.0)
-    clock.advance(13.0, to=2.5)
-    assert clock.seconds_per_step == pytest.approx(2.0)
-    clock.advance(14.0, to=2.5)  # no virtual time went by
-    assert clock.seconds_per_step == pytest.approx(2.0)
+    clock.tick(10.0)
+    assert clock.seconds_per_tick is None
+    clock.tick(12.0)
+    assert (clock.now, clock.seconds_per_tick) == (2.0, 2.0)
+    clock.tick(13.0, to=2.5)
+    assert clock.seconds_per_tick == pytest.approx(2.0)
+    clock.tick(14.0, to=2.5)  # no virtual time went by
+    assert clock.seconds_per_tick == pytest.approx(2.0)
     for bad in (1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="forward"):
-            clock.advance(15.0, to=bad)
-    clock.advance(3.0)  # wall time that jumps back says nothing
-    assert clock.seconds_per_step == pytest.approx(2.0)
+            clock.tick(15.0, to=bad)
+    clock.tick(3.0)  # wall time that jumps back says nothing
+    assert clock.seconds_per_tick == pytest.approx(2.0)
 
 
 def test_a_declared_use_is_absolute_and_a_tick_changes_nothing() -> None:
@@ -39,14 +39,14 @@ def test_a_declared_use_is_absolute_and_a_tick_changes_nothing() -> None:
     assert distances.expect("ada", 5.0) == [("ada", 5.0)]
     assert distances.expect("ada", 5.0) == []
     for tick in range(4):
-        assert distances.advance(float(tick)) == []
+        assert distances.tick(float(tick)) == []
     assert distances.next_use("ada") == 5.0
 
 
 def test_calling_is_now_and_consumes_the_hint() -> None:
     clock, distances = make()
     distances.expect("ada", 3.0)
-    distances.advance(0.0, to=3.0)
+    distances.tick(0.0, to=3.0)
     assert distances.called("ada") == [("ada", 3.0)]
     assert distances.next_use("ada") == clock.now
     assert distances.ended("ada") == [("ada", None)]
@@ -59,14 +59,14 @@ def test_an_early_call_keeps_a_later_hint() -> None:
     assert distances.ended("ada") == [("ada", 9.0)]
 
 
-def test_a_hint_expires_after_its_own_distance_or_two_steps() -> None:
+def test_a_hint_expires_after_its_own_distance_or_two_ticks() -> None:
     _, distances = make()
     distances.expect("near", 1.0)
     distances.expect("far", 10.0)
-    assert distances.advance(0.0, to=3.0) == []
-    assert distances.advance(0.0, to=3.5) == [("near", None)]
-    assert distances.advance(0.0, to=20.0) == []
-    assert distances.advance(0.0, to=20.5) == [("far", None)]
+    assert distances.tick(0.0, to=3.0) == []
+    assert distances.tick(0.0, to=3.5) == [("near", None)]
+    assert distances.tick(0.0, to=20.0) == []
+    assert distances.tick(0.0, to=20.5) == [("far", None)]
     assert distances.num_expired == 2
 
 
@@ -74,23 +74,23 @@ def test_a_renewed_hint_does_not_expire_with_the_old_one() -> None:
     _, distances = make()
     distances.expect("ada", 1.0)
     distances.expect("ada", 30.0)
-    assert distances.advance(0.0, to=5.0) == []
+    assert distances.tick(0.0, to=5.0) == []
     assert distances.next_use("ada") == 30.0
 
 
 def test_wake_overrides() -> None:
     _, distances = make()
     distances.expect("ada", 50.0)
-    distances.advance(0.0, to=4.0)
+    distances.tick(0.0, to=4.0)
     assert distances.wake("ada") == [("ada", 4.0)]
 
 
 def test_a_burst_stays_now_until_its_usual_number_of_calls() -> None:
     clock, distances = make()
-    for _ in range(3):  # learns: three calls a step
+    for _ in range(3):  # learns: three calls a tick
         distances.called("ada")
         distances.ended("ada")
-    distances.advance(0.0)
+    distances.tick(0.0)
     distances.expect("ada", 8.0)
     distances.called("ada")
     assert distances.ended("ada") == []
@@ -106,23 +106,23 @@ def test_a_burst_ends_where_its_agent_says_so() -> None:
     for _ in range(3):
         distances.called("ada")
         distances.ended("ada")
-    distances.advance(0.0)
+    distances.tick(0.0)
     distances.called("ada")
     distances.ended("ada")
     assert distances.next_use("ada") == clock.now
     assert distances.expect("ada", 8.0) == [("ada", 8.0)]
 
 
-def test_a_burst_ends_with_the_step() -> None:
+def test_a_burst_ends_with_the_tick() -> None:
     _, distances = make()
     for _ in range(2):
         distances.called("ada")
         distances.ended("ada")
-    distances.advance(0.0)
+    distances.tick(0.0)
     distances.called("ada")
     distances.ended("ada")
     assert distances.next_use("ada") == 1.0
-    assert distances.advance(0.0) == [("ada", None)]
+    assert distances.tick(0.0) == [("ada", None)]
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf, "soon", None, 10**400])
@@ -161,7 +161,7 @@ def test_what_was_told_is_always_what_is(acts: list[tuple[str, str, float]]) -> 
             open_calls[agent] -= 1
             changes = distances.ended(agent)
         elif name == "advance":
-            changes = distances.advance(0.0, to=clock.now + number)
+            changes = distances.tick(0.0, to=clock.now + number)
         else:
             continue
         told.update(changes)
@@ -197,12 +197,12 @@ def test_hints_for_many_and_one_by_one_say_the_same(acts: list[tuple[str, object
             hints: dict[object, float] = given_  # type: ignore[assignment]
             changes = many.expect_all(hints, 0.8, offset=clock.now)
             expected: list[Change] = []
-            for agent, steps in hints.items():
-                expected += singly.expect_all({agent: steps}, 0.8, offset=clock.now)
+            for agent, ticks in hints.items():
+                expected += singly.expect_all({agent: ticks}, 0.8, offset=clock.now)
             assert changes == expected
         elif name == "advance":
             to = clock.now + float(given_)  # type: ignore[arg-type]
-            assert many.advance(0.0, to=to) == singly.advance(0.0, to=to)
+            assert many.tick(0.0, to=to) == singly.tick(0.0, to=to)
         elif name == "called" or open_calls[given_]:  # type: ignore[index]
             open_calls[given_] += 1 if name == "called" else -1  # type: ignore[index]
             act = many.called if name == "called" else many.ended

@@ -17,7 +17,7 @@ from scalesim.distance import NOTHING, Estimates, Learned, Source
 from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
 from scalesim.engine.engine import Engine
-from scalesim.errors import ConfigError, HintWarning
+from scalesim.errors import ConfigError, HintWarning, RequestError
 from scalesim.testing.tag_parts import tag_parts
 
 
@@ -64,7 +64,7 @@ def test_estimates_at_once_are_estimates_one_by_one(
         warnings.simplefilter("ignore", HintWarning)
         for source, distances in zip(sources, both, strict=True):
             distances.add(source)
-        for batch, steps, caller in rounds:
+        for batch, ticks, caller in rounds:
             sources[0].batches = [Estimates(*zip(*batch, strict=True))]
             sources[1].batches = [Estimates((a,), (at,), (sure,)) for a, at, sure in batch]
             for index, distances in enumerate(both):
@@ -72,7 +72,7 @@ def test_estimates_at_once_are_estimates_one_by_one(
                     told[index].update(distances.poll())
                 told[index].update(distances.called(caller))
                 told[index].update(distances.ended(caller))
-                told[index].update(distances.advance(0.0, to=distances.clock.now + steps))
+                told[index].update(distances.tick(0.0, to=distances.clock.now + ticks))
             uses = [[distances.next_use(a) for a in range(10)] for distances in both]
             assert uses[0] == uses[1]
             assert [told[0].get(a) for a in range(10)] == [told[1].get(a) for a in range(10)]
@@ -152,14 +152,14 @@ def test_no_source_breaks_anything(kind: str) -> None:
         with engine(MISBEHAVING[kind](), Learned()) as made:  # ``integrity`` is "raise"
             for _ in range(12):
                 call(made, "ada", "bob")
-                made.advance()
+                made.tick()
             made.forget("bob")
             call(made, "ada", "eve")
             made.source_scores()
             made.why("ada")
             made.parts.memory.owners.set_next_use("ada", 3.0)
             call(made, "ada")
-            assert made.stats.restarts == 0 and made.stats.turns == 27
+            assert made.stats.restarts == 0 and made.stats.calls == 27
             assert set(made.parts.memory.owners.agents) == {"ada", "eve"}
 
 
@@ -250,31 +250,63 @@ def test_a_name_that_nobody_has() -> None:
         why = made.why("ada")
         assert why is not None and "'says' speaks of 'adda'" in str(why)
         call(made, "eve")
-        made.advance(to=3.0)
+        made.tick(to=3.0)
         made.step()
         assert made.source_scores()["says"].ignored == {}
-        with pytest.warns(HintWarning, match="agent 'adda': nobody had this name by step 3"):
-            made.advance(to=5.0)
+        with pytest.warns(HintWarning, match="agent 'adda': nobody had this name by tick 3"):
+            made.tick(to=5.0)
             made.step()
         score = made.source_scores()["says"]
         assert score.ignored == {"nobody has this name": 1}
         assert score.unknown == ("later", "adda") and made.why("eve") is None
         assert set(made.parts.memory.owners.agents) == {"ada", "eve"}
         made.agent("later")
-        made.advance()
+        made.tick()
         made.step()
         assert made.parts.memory.owners.agents["later"].next_use == 50.0
 
 
+def test_the_clock_moves_by_ticks_or_to_a_time() -> None:
+    with engine() as made:
+        made.tick()
+        made.tick(2.5)
+        made.step()
+        assert made.clock.now == 3.5
+        made.tick(to=8.0)
+        made.step()
+        assert made.clock.now == 8.0
+        with pytest.raises(RequestError, match=r"tick\(2, to=9\.0\): give a number of ticks or a"):
+            made.tick(2, to=9.0)
+        with pytest.raises(RequestError, match=r"tick\(to=7\.0\): the clock is at 8\.0"):
+            made.tick(to=7.0)
+
+
+def test_the_old_names_of_ticks_are_deprecated_and_work() -> None:
+    with engine() as made:
+        ada = made.agent("ada")
+        with pytest.warns(DeprecationWarning, match=r"named tick\(\)") as told:
+            made.advance()
+        with pytest.warns(DeprecationWarning, match="named ticks=") as again:
+            made.expect("ada", steps=3)
+            made.step()
+            assert made._loop.distances.next_use("ada") == 4.0
+            ada.expect(steps=7)
+            made.step()
+            assert made._loop.distances.next_use("ada") == 8.0
+            with pytest.raises(RequestError, match="ticks or steps"):
+                ada.expect(7, steps=7)
+        assert {warning.filename for warning in [*told, *again]} == {__file__}
+
+
 def test_nobodys_names_take_no_room_once_their_time_is_over() -> None:
     batches = [
-        Estimates([f"x{step} {n}" for n in range(20)], [step + 1.0] * 20) for step in range(200)
+        Estimates([f"x{tick} {n}" for n in range(20)], [tick + 1.0] * 20) for tick in range(200)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HintWarning)
         with engine(Says(*batches)) as made:
             for _ in range(220):
-                made.advance()
+                made.tick()
                 made.step()
             assert len(made._loop.distances.roster) < 100
             assert made.source_scores()["says"].ignored["nobody has this name"] == 4000
@@ -288,7 +320,7 @@ def test_learned_says_why_it_is_silent() -> None:
         assert "has seen 0 pauses" in first and "needs 64" in first
         for _ in range(30):
             call(made, *names)
-            made.advance()
+            made.tick()
         assert made.source_scores()["learned"].silent != first
 
 

@@ -86,7 +86,7 @@ def test_a_hub_does_not_cost_more_than_it_may() -> None:
         Graph({}, delay=0.0)
 
 
-def test_turns_are_exact_within_the_step_too() -> None:
+def test_turns_are_exact_within_the_tick_too() -> None:
     turns = Turns("abcd")
     assert said(turns) == {"a": 0.0, "b": 0.25, "c": 0.5, "d": 0.75}
     turns.called("b", 0.0)
@@ -133,22 +133,22 @@ def test_the_confidence_of_an_activation_is_how_often_it_comes_true() -> None:
 def test_draws_made_ahead_are_the_same_draws_and_exact_distances() -> None:
     def drawing(seed: int) -> object:
         rng = np.random.default_rng(seed)
-        return lambda step: np.flatnonzero(rng.random(30) < 0.1).tolist()
+        return lambda tick: np.flatnonzero(rng.random(30) < 0.1).tolist()
 
     plain = drawing(8)
-    truth = [plain(step) for step in range(120)]  # type: ignore[operator]
+    truth = [plain(tick) for tick in range(120)]  # type: ignore[operator]
     source = Predrawn(drawing(8), horizon=40)  # type: ignore[arg-type]
     distances = Distances(Clock())
     distances.add(source)
     right = wrong = 0
-    for step in range(80):
-        active = source.active(step)
-        assert list(active) == truth[step]
-        distances.advance(0.0, to=float(step))
+    for tick in range(80):
+        active = source.active(tick)
+        assert list(active) == truth[tick]
+        distances.tick(0.0, to=float(tick))
         for agent in active:
             distances.called(agent)
             distances.ended(agent)
-            comes = next((s for s in range(step + 1, step + 41) if agent in truth[s]), None)
+            comes = next((s for s in range(tick + 1, tick + 41) if agent in truth[s]), None)
             if distances.next_use(agent) == comes:
                 right += 1
             else:
@@ -159,7 +159,7 @@ def test_draws_made_ahead_are_the_same_draws_and_exact_distances() -> None:
     with pytest.raises(RequestError, match=r"active\(3\)"):
         source.active(3)
     with pytest.raises(ConfigError, match="horizon=0"):
-        Predrawn(lambda step: (), horizon=0)
+        Predrawn(lambda tick: (), horizon=0)
 
 
 # -- learned -----------------------------------------------------------------------------------
@@ -167,14 +167,14 @@ def test_draws_made_ahead_are_the_same_draws_and_exact_distances() -> None:
 
 def test_learned_says_nothing_before_it_knows_anything() -> None:
     source = Learned()
-    for step in range(2):
+    for tick in range(2):
         for agent in range(50):
-            source.called(agent, float(step))
-            assert source.changes(float(step)) == Estimates((), ())
+            source.called(agent, float(tick))
+            assert source.changes(float(tick)) == Estimates((), ())
 
 
 @pytest.mark.parametrize(
-    ("steps", "capacity", "share"),
+    ("ticks", "capacity", "share"),
     [
         (rounds(60, 60), 15, 0.9),
         (rounds(60, 60), 45, 0.9),
@@ -186,29 +186,29 @@ def test_learned_says_nothing_before_it_knows_anything() -> None:
     ids=["rounds-25%", "rounds-75%", "city-20%", "city-50%", "town-20%", "town-10%"],
 )
 def test_learned_alone_is_better_than_lru(
-    steps: list[list[int]], capacity: int, share: float
+    ticks: list[list[int]], capacity: int, share: float
 ) -> None:
     """``share``: of the misses that exact hints save over LRU."""
-    lru, exact = misses(steps, capacity), misses(steps, capacity, hints=True)
-    learned = misses(steps, capacity, [Learned()])
-    assert belady(steps, capacity) <= exact < lru
+    lru, exact = misses(ticks, capacity), misses(ticks, capacity, hints=True)
+    learned = misses(ticks, capacity, [Learned()])
+    assert belady(ticks, capacity) <= exact < lru
     assert lru - learned >= share * (lru - exact)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("capacity", [10, 40])
 def test_learned_is_not_worse_where_there_is_nothing_to_learn(seed: int, capacity: int) -> None:
-    for steps in (memoryless(100, 200, seed), recent(100, 600, seed)):
-        lru = misses(steps, capacity)
-        assert misses(steps, capacity, [Learned()]) <= 1.02 * lru + 6
+    for ticks in (memoryless(100, 200, seed), recent(100, 600, seed)):
+        lru = misses(ticks, capacity)
+        assert misses(ticks, capacity, [Learned()]) <= 1.02 * lru + 6
 
 
 def test_a_pause_is_measured_in_the_time_in_which_people_are_awake() -> None:
     day = Day(240.0)
-    for step in range(240 * 5):
-        day.pass_to(float(step))
-        if 80 <= step % 240 < 200:  # awake for half of the day
-            day.observe(float(step))
+    for tick in range(240 * 5):
+        day.pass_to(float(tick))
+        if 80 <= tick % 240 < 200:  # awake for half of the day
+            day.observe(float(tick))
     assert day.busy(240.0) == 240.0
     evening, morning = day.busy(4 * 240 + 199.0), day.busy(5 * 240 + 81.0)
     assert morning - evening < 0.15 * (122.0)  # the night hardly counts
@@ -219,7 +219,7 @@ def test_a_pause_is_measured_in_the_time_in_which_people_are_awake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "agents", "steps", "share", "most"),
+    ("kind", "agents", "ticks", "share", "most"),
     [
         ("w1", 200, 400, 0.25, 1.02),  # nothing can be gained: see docs/distance.md
         ("w1", 200, 400, 0.75, 0.9),
@@ -230,22 +230,22 @@ def test_a_pause_is_measured_in_the_time_in_which_people_are_awake() -> None:
     ],
 )
 def test_learned_misses_less_than_lru_on_the_workloads(
-    kind: str, agents: int, steps: int, share: float, most: float
+    kind: str, agents: int, ticks: int, share: float, most: float
 ) -> None:
-    calls = acts(kind, agents, steps, seed=0)
+    calls = acts(kind, agents, ticks, seed=0)
     capacity = int(share * agents)
     assert misses(calls, capacity, [Learned()]) <= most * misses(calls, capacity)
 
 
 def test_a_curve_finds_the_law_of_the_pauses() -> None:
-    """Half of the pauses last 2 steps, half 20: at once, it is the short one that is worth waiting
+    """Half of the pauses last 2 ticks, half 20: at once, it is the short one that is worth waiting
     for; after it did not come, the long one is certain."""
     survival, rng = Survival(1), np.random.default_rng(3)
     for pause in rng.choice([2.0, 20.0], 2000):
         survival.observe(0, float(pause))
     survival.fit(np.zeros(0, np.int64), np.zeros(0))
     distance = survival.distance[0]
-    assert distance[0] == pytest.approx(5.0, abs=0.3)  # two to three steps for half a call
+    assert distance[0] == pytest.approx(5.0, abs=0.3)  # two to three ticks for half a call
     assert distance[1] == pytest.approx(3.0, abs=0.3)
     assert distance[3] == pytest.approx(17.0, abs=2.0)  # what is beyond 16 is known by a quarter
     assert 2.0 <= survival.until[0, 0] <= 3.0  # from then on, another time is to be said

@@ -105,19 +105,19 @@ def call(distances: Distances, agent: str) -> None:
 def test_calls_are_scored_early_on_time_late_and_never() -> None:
     distances = listening(Says(Estimates("eolnx", (20.0, 10.0, 2.0, 3.0, 30.0))))
     score = distances.scores()["says"]
-    distances.advance(0.0, to=5.0)
+    distances.tick(0.0, to=5.0)
     call(distances, "e")
     call(distances, "e")  # the burst goes on: scored once
-    distances.called("l")  # said 2, came at 5: past the tolerance of one step
+    distances.called("l")  # said 2, came at 5: past the tolerance of one tick
     assert (score.early, score.on_time, score.late, score.never) == (1, 0, 0, 1)
-    distances.advance(0.0, to=8.0)
+    distances.tick(0.0, to=8.0)
     call(distances, "o")
     assert (score.early, score.on_time, score.never) == (1, 1, 2)
 
 
 def test_a_late_call_within_patience_is_late() -> None:
     distances = listening(Says(Estimates("a", (8.0,))))
-    distances.advance(0.0, to=12.0)
+    distances.tick(0.0, to=12.0)
     distances.called("a")
     assert distances.scores()["says"].late == 1
 
@@ -127,11 +127,11 @@ def wrong_for(rounds: int, confidence: float, right: float) -> Distances:
     rng = np.random.default_rng(5)
     source = Says()
     distances = listening(source)
-    for step in range(rounds):
+    for tick in range(rounds):
         comes = 1.0 if rng.random() < right else 40.0
-        source.batches.append(Estimates("a", (step + comes,), confidence))
+        source.batches.append(Estimates("a", (tick + comes,), confidence))
         distances.poll()
-        distances.advance(0.0, to=step + 1.0)
+        distances.tick(0.0, to=tick + 1.0)
         distances.called("a")
         distances.ended("a")
     return distances
@@ -149,7 +149,7 @@ def test_a_source_that_does_not_deserve_its_confidence_is_muted_and_can_come_bac
         now = distances.clock.now
         source.batches.append(Estimates("a", (now + 1.0,)))
         distances.poll()
-        distances.advance(0.0)
+        distances.tick(0.0)
         distances.called("a")
         distances.ended("a")
     assert not distances.scores()["says"].muted
@@ -163,10 +163,10 @@ def test_modest_claims_that_come_true_as_often_are_trusted() -> None:
 def test_crying_now_at_each_tick_does_not_escape_scoring() -> None:
     source = Says()
     distances = listening(source)
-    for step in range(600):
-        source.batches.append(Estimates("a", (float(step),)))
+    for tick in range(600):
+        source.batches.append(Estimates("a", (float(tick),)))
         distances.poll()
-        distances.advance(0.0)
+        distances.tick(0.0)
     assert distances.scores()["says"].muted
     assert distances.next_use("a") is None
 
@@ -175,11 +175,11 @@ def test_calls_that_come_before_their_time_widen_the_window() -> None:
     distances = Distances(Clock())
     for turn in range(60):
         distances.expect("a", 20.0 * turn + 12.0)
-        distances.advance(0.0, to=20.0 * turn + 10.0)
+        distances.tick(0.0, to=20.0 * turn + 10.0)
         distances.called("a")
         distances.ended("a")
-        distances.advance(0.0, to=20.0 * (turn + 1))
-    assert 1.5 < distances.early_steps <= 2.0
+        distances.tick(0.0, to=20.0 * (turn + 1))
+    assert 1.5 < distances.early_ticks <= 2.0
 
 
 # -- hostile -----------------------------------------------------------------------------------
@@ -208,8 +208,8 @@ class Raises(Source):
 def test_nonsense_ends_the_source_and_nothing_else(nonsense: Estimates) -> None:
     distances = listening(Says(Estimates((), ()), nonsense))
     distances.expect("a", 3.0)
-    distances.advance(0.0)
-    distances.advance(0.0)
+    distances.tick(0.0)
+    distances.tick(0.0)
     assert distances.next_use("a") == 3.0
     assert distances.poll() == []
 
@@ -218,9 +218,9 @@ def test_a_source_that_raises_is_not_asked_again() -> None:
     distances = listening(Raises())
     assert distances.next_use("a") == 5.0
     for _ in range(3):
-        distances.advance(0.0)
+        distances.tick(0.0)
     assert distances.next_use("a") == 5.0  # what it said before stands until it expires
-    distances.advance(0.0, to=30.0)
+    distances.tick(0.0, to=30.0)
     assert distances.next_use("a") is None
 
 

@@ -21,11 +21,6 @@ from scalesim.errors import ConfigError
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, inline_code, name_of
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language == "sh"]
-COMMANDS = {
-    kind.__name__.removesuffix("Options").lower(): kind
-    for kind in vars(options).values()
-    if isinstance(kind, type) and kind.__name__.endswith("Options")
-}
 NOXFILE = (ROOT / "noxfile.py").read_text(encoding="utf-8")
 SESSIONS = re.findall(r"^@nox\.session\n(?:@.*\n)*def (\w+)", NOXFILE, re.M)
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -136,8 +131,9 @@ def check_names(code: str) -> None:
         return
     if words[0] == "COMMAND":
         return
-    assert words[0] in COMMANDS, f"{code}: there are {', '.join(COMMANDS)}"
-    known = {field.name.replace("_", "-") for field in fields(COMMANDS[words[0]])} | {"help"}
+    assert words[0] in options.COMMANDS, f"{code}: there are {', '.join(options.COMMANDS)}"
+    kind = options.COMMANDS[words[0]]
+    known = {field.name.replace("_", "-") for field in fields(kind)} | {"help"}
     for word in words[1:]:
         if word.startswith("--"):
             assert word[2:].removeprefix("no-").split("=")[0] in known, f"{code}: no {word}"

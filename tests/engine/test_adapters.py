@@ -56,7 +56,7 @@ def play(engine: Engine, *, num_agents: int = AGENTS, hints: bool = True) -> lis
                 replies.append(reply)
                 if hints and turn + 1 < ROUNDS:
                     agent.expect(3)
-            engine.advance()
+            engine.tick()
     return replies
 
 

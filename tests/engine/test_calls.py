@@ -299,7 +299,7 @@ def test_a_closed_engine_says_so() -> None:
     for act in (
         lambda: agent.generate("hi"),
         lambda: engine.expect("ada", 1),
-        engine.advance,
+        engine.tick,
         lambda: engine.submit(agent.request("hi")),
         engine.step,
     ):

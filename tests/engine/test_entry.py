@@ -269,12 +269,14 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Agent.forget": Entry(
             lambda wait: engine.agent(f"gone {next(others)}").forget(wait=wait), {"wait": True}),
         "Engine.expect": Entry(
-            lambda agents="ada", steps=None, at=None, confidence=1.0: engine.expect(
-                agents, steps, at=at, confidence=confidence),
-            {"agents": {"ada": 1.0}, "steps": None, "at": None, "confidence": 1.0}),
+            lambda agents="ada", ticks=None, at=None, confidence=1.0, steps=None: engine.expect(
+                agents, ticks, at=at, confidence=confidence, steps=steps),
+            {"agents": {"ada": 1.0}, "ticks": None, "at": None, "confidence": 1.0,
+             "steps": None}),
         "Engine.add_source": Entry(engine.add_source, {"source": Own()}),
         "Engine.why": Entry(engine.why, {"agent": "ada"}),
         "Engine.wake": Entry(engine.wake, {"agent": "ada"}),
+        "Engine.tick": Entry(engine.tick, {"n": 1, "to": None}),
         "Engine.advance": Entry(engine.advance, {"to": None}),
         "AdapterRegistry.add": Entry(
             engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False}),
@@ -295,7 +297,7 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Agent.stream_async": prompting(read_async(ada.stream_async)),
         "Agent.choose": chosen_by(ada.choose),
         "Agent.choose_async": chosen_by(waited(ada.choose_async)),
-        "Agent.expect": Entry(ada.expect, {"steps": 1.0, "at": None}),
+        "Agent.expect": Entry(ada.expect, {"ticks": 1.0, "at": None, "steps": None}),
         "Agent.fork": Entry(
             lambda id=None: ada.fork(f"fork {next(others)}" if id is None else id), {"id": None}),
         "distance.Plan": Entry(source_made(Plan), _arguments(Plan)),
@@ -315,10 +317,10 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
             fresh(lambda: Activation(["a", "b"], 0.1), "set"),
             {"agents": ["a"], "probability": 0.2}),
         "distance.Predrawn": Entry(
-            source_made(Predrawn), _arguments(Predrawn) | {"draw": lambda step: ["a"]},
+            source_made(Predrawn), _arguments(Predrawn) | {"draw": lambda tick: ["a"]},
             {"draw": CALLABLE}),
         "distance.Predrawn.active": Entry(
-            fresh(lambda: Predrawn(lambda step: ["a"]), "active"), {"step": 0}),
+            fresh(lambda: Predrawn(lambda tick: ["a"]), "active"), {"tick": 0}),
         "distance.Proximity": Entry(
             source_made(Proximity),
             _arguments(Proximity) | {"agents": ["a", "b"], "positions": POSITIONS,
@@ -461,6 +463,7 @@ def said() -> tuple[int, ...]:
 
 
 @pytest.mark.filterwarnings("ignore::scalesim.errors.HintWarning")  # such a hint says nothing
+@pytest.mark.filterwarnings("ignore:.* is named:DeprecationWarning")
 @pytest.mark.parametrize("path", entry_names())
 def test_a_hostile_value_is_taken_or_refused(
     path: str, folder: Path, said: tuple[int, ...]

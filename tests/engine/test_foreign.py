@@ -155,7 +155,7 @@ def test_a_source(kind: BaseException, where: str) -> None:
 
     with plain(sources=[Broken()]) as engine:
         healthy(engine)
-        engine.advance()
+        engine.tick()
         healthy(engine)
 
 
@@ -174,7 +174,7 @@ def test_what_combines_sources(kind: BaseException) -> None:
 
     with plain(sources=[Says("one"), Says("two")], combine=combine) as engine:
         healthy(engine)
-        engine.advance()
+        engine.tick()
         healthy(engine)
 
 
@@ -244,10 +244,10 @@ def test_a_waiters_event_loop(engine: Engine, kind: BaseException) -> None:
 def test_a_trace_that_cannot_be_written(
     kind: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def turn(self: TraceWriter, *args: Any) -> None:
+    def call(self: TraceWriter, *args: Any) -> None:
         raise kind
 
-    monkeypatch.setattr(TraceWriter, "turn", turn)
+    monkeypatch.setattr(TraceWriter, "call", call)
     with plain(record=tmp_path / "trace.jsonl") as engine:
         healthy(engine)
         assert engine._loop.recorder is not None and engine._loop.recorder.error is kind
@@ -321,14 +321,14 @@ def test_a_callback_may_call_the_engine() -> None:
         "step": engine.step,
     }
     healthy(engine)
-    engine.advance()
+    engine.tick()
     healthy(engine)
     waits = {"generate", "run", "stream", "step"}
     assert {name for name, got in done.items() if isinstance(got, Exception)} == waits
     assert all(isinstance(done[name], EngineModeError) for name in waits)
     call: Any = done["submit"]
     assert call.result().token_ids
-    engine.advance()
+    engine.tick()
     with suppress(ScaleSimError):
         engine.generate(request)
     engine.close()

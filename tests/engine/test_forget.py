@@ -129,7 +129,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
         for agent in agents:
             agent.expect(1.0 + step % 2)
             ask(made, agent, prompt(step, 60))
-        made.advance()
+        made.tick()
     made.agent(gone).expect(9.0)
     drive(made)
     assert len(holders(made, gone)) > 10
@@ -137,7 +137,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
     drive(made)
     for source in sources:
         source.on_news()
-    made.advance()
+    made.tick()
     drive(made)
     # what the simulation drew, and ``active`` will tell, is its own; an order's heaps drop what
     # left it when that is much, and a few entries are let be
@@ -300,7 +300,7 @@ def test_thousands_come_and_go() -> None:
             for agent in agents:
                 agent.expect(3.0)
             forks = [agent.fork(f"{agent.id} again") for agent in agents]
-            made.advance()
+            made.tick()
             made.forget([each.id for each in (*agents, *forks)])
         drive(made)
 

@@ -214,7 +214,7 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         "async": lambda: asyncio.run(awaited()),
         "submit": lambda: engine.submit(SHORT),
         "step": engine.step,
-        "advance": engine.advance,
+        "tick": engine.tick,
         "agent": lambda: engine.agent("bob"),
         "expect": lambda: engine.expect("ada", 1),
         "adapter": lambda: engine.adapters.add("a", "b"),

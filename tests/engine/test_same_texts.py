@@ -151,7 +151,7 @@ def test_eight_templates_in_turn_hit_from_the_second_round() -> None:
                 reply = agent.generate(template + content, max_tokens=8, ignore_eos=True)
                 if round_:
                     assert reply.usage.cached_tokens >= len(template) // BLOCK * BLOCK
-            engine.advance()
+            engine.tick()
     check_empty(engine)
 
 

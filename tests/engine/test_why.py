@@ -62,10 +62,10 @@ def test_a_hint_for_later_than_the_call() -> None:
     world.call("ada")
     world.engine.expect("ada", 50)
     world.call("bob")
-    world.engine.advance()
+    world.engine.tick()
     world.call("ada")
     miss = world.engine.why("ada")
-    assert miss is not None and (miss.cause, miss.expected, miss.step) == ("hint late", 50.0, 1.0)
+    assert miss is not None and (miss.cause, miss.expected, miss.tick) == ("hint late", 50.0, 1.0)
     world.engine.close()
 
 
@@ -96,7 +96,7 @@ def test_a_busy_link_and_a_pool_without_room() -> None:
         world.call("ada")
         world.engine.expect("ada", 50)
         world.call("bob")
-        world.engine.advance(to=50.0)
+        world.engine.tick(to=50.0)
         misses = world.engine.parts.memory.misses
         world.engine.parts.memory.prefetcher.blocked_by = blocked  # type: ignore[assignment]
         assert misses._late(50.0, 50.0) == cause

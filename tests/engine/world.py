@@ -113,7 +113,7 @@ class Turns:
                 replies.append(reply)
                 if hint is not None:
                     agent.expect(hint(int(agent.id), turn))
-            engine.advance()
+            engine.tick()
         return replies
 
 

@@ -89,7 +89,7 @@ def play(engine: Engine, orders: Sequence[Sequence[int]], num_threads: int) -> S
             histories[agent] += reply.token_ids
             engine.agent(agent).expect(agent % 3)
         found += said([replies[agent] for agent in range(AGENTS)])
-        engine.advance()
+        engine.tick()
     return found
 
 

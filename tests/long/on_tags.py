@@ -6,13 +6,13 @@ import random
 from collections import Counter
 
 from scalesim.memory.eviction.policies import POLICIES
-from scalesim.testing.explore import explore
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
-from scalesim.testing.request_walk import RequestWalk
-from scalesim.testing.schedules import SCHEDULES
-from scalesim.testing.small_cases import small_cases
 from scalesim.testing.walks import run
+from tests.machines.explore import explore
+from tests.machines.request_walk import RequestWalk
+from tests.machines.schedules import SCHEDULES
+from tests.machines.small_cases import small_cases
 
 OPERATIONS, REQUEST_STEPS, ABORT_STEPS = 400, 120, 400
 

@@ -310,7 +310,7 @@ class World:
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            self.engine.advance()
+            self.engine.tick()
 
     def fork(self, parent: int, child: int) -> None:
         """Into an id that nobody has, or that somebody has."""
@@ -449,7 +449,7 @@ class World:
             lambda: engine.agent(True),
             lambda: engine.expect("nobody", 3),
             lambda: engine.wake("nobody"),
-            lambda: engine.advance(to=-1.0),
+            lambda: engine.tick(to=-1.0),
             lambda: engine.fork("nobody", "somebody"),
             lambda: engine.adapters.add("broken", truth.folder() / "nowhere"),
             lambda: engine.adapters.remove("nobody's"),

@@ -26,8 +26,8 @@ def costs(
     made = LoadOrRecompute(link, PAGE, BLOCK, weighs=weighs)
     for _ in range(3 if token_s is not None else 0):
         made.prefills(512)
-        made.observe_turn(None)
-        made.observe_turn(512 * (token_s or 0.0))
+        made.observe_iteration(None)
+        made.observe_iteration(512 * (token_s or 0.0))
     return made
 
 
@@ -64,8 +64,8 @@ def test_a_token_takes_what_it_takes_in_full_steps() -> None:
     made = costs(1.0, 1e-3)
     for _ in range(3):
         made.prefills(2)
-        made.observe_turn(None)
-        made.observe_turn(0.25)
+        made.observe_iteration(None)
+        made.observe_iteration(0.25)
     assert made.rebuild_s(1) < 1.1 * BLOCK * 1e-3
 
 
@@ -95,5 +95,5 @@ def test_a_load_within_a_turn_of_the_loop_is_not_weighed() -> None:
     made = costs(1e5, 1e-6, queued=1)  # 20 ms for a page and the queue; 16 µs to compute
     assert made.worth_loading(1) == 0 and not made.is_worth_saving(1)
     for _ in range(20):
-        made.observe_turn(0.1)
+        made.observe_iteration(0.1)
     assert made.worth_loading(1) == 1 and made.is_worth_saving(1)

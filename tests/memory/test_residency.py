@@ -149,7 +149,7 @@ def test_time_passes_between_two_ticks() -> None:
     memory.owners.set_next_use(1, 1e6)
     memory.owners.set_next_use(0, 10.0)
     memory.ranking.now = 9.0
-    memory.prefetcher.pace = Pace(seconds_per_step=0.5, jitter_s=0.0, tick_s=100.0)
+    memory.prefetcher.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
     memory.prefetcher.plan(100.0)
     assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
     opens_in_s = memory.prefetcher.opens_in_s

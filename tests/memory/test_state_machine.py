@@ -58,7 +58,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(agent=agents, kind=st.sampled_from(KINDS), pick=st.integers(0, 99), n=small, spare=small)
     def turn(self, agent: int, kind: str, pick: int, n: int, spare: int) -> None:
-        self.world.turn(agent, kind, pick, n, spare)
+        self.world.request(agent, kind, pick, n, spare)
 
     @rule(name=st.integers(0, 2), num_pages=st.integers(0, 20))
     def load_adapter(self, name: int, num_pages: int) -> None:

@@ -21,7 +21,7 @@ from scalesim.profile.readers import read_log
 from scalesim.profile.report import page
 from scalesim.profile.statistics import characterise
 from scalesim.trace.file import write_trace
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 ORDERS = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 
@@ -76,7 +76,7 @@ def call(agent: str, time: float, tokens: list[int], template: str = "t") -> Log
 
 def test_where_prompts_part_and_what_moving_would_gain() -> None:
     head, tail = list(range(50)), list(range(100, 180))
-    calls = [call("ada", step, [*head, 1000 + step, *tail]) for step in range(5)]
+    calls = [call("ada", tick, [*head, 1000 + tick, *tail]) for tick in range(5)]
     calls.append(call("bob", 5, [*head[:20], 7, 8, 9]))
     (row,) = breaks(calls)
     assert (row.template, row.pairs, row.part_at) == ("t", 4, 50.0)
@@ -85,7 +85,7 @@ def test_where_prompts_part_and_what_moving_would_gain() -> None:
 
 
 def test_a_prompt_that_only_grows_has_nothing_to_gain() -> None:
-    (row,) = breaks([call("ada", step, list(range(20 + step))) for step in range(4)])
+    (row,) = breaks([call("ada", tick, list(range(20 + tick))) for tick in range(4)])
     assert (row.prefill, row.gain) == (1.0, 0.0)
 
 
@@ -98,45 +98,45 @@ def test_words_become_tokens_that_are_equal_where_the_words_are() -> None:
 
 
 def logs(folder: Path) -> dict[str, Path]:
-    """Three agents that take turns for ten steps, in every format."""
+    """Three agents that take turns for ten ticks, in every format."""
     paths = {name: folder / f"{name}.log" for name in ("trace", "oasis", "generative-agents",
                                                        "openai")}  # fmt: skip
-    turns = [(step, agent) for step in range(10) for agent in range(3)]
+    turns = [(tick, agent) for tick in range(10) for agent in range(3)]
     write_trace(
         paths["trace"],
         [
-            TraceStep(float(step), [], [
-                Turn(agent, (TracePiece("head", 20), TracePiece(f"a{agent}", 9 + step)),
-                     TracePiece(f"o{agent}.{step}", 5), expect=step + 1.0)
+            TraceTick(float(tick), [], [
+                TraceCall(agent, (TracePiece("head", 20), TracePiece(f"a{agent}", 9 + tick)),
+                     TracePiece(f"o{agent}.{tick}", 5), expect=tick + 1.0)
                 for agent in range(3)
             ])
-            for step in range(10)
+            for tick in range(10)
         ],
     )  # fmt: skip
     with sqlite3.connect(paths["oasis"]) as database:
         database.execute("CREATE TABLE trace (user_id, created_at, action, info)")
         database.executemany(
             "INSERT INTO trace VALUES (?, ?, ?, '')",
-            [(agent, str(step), "create_post") for step, agent in turns] + [(0, "0", "sign_up")],
+            [(agent, str(tick), "create_post") for tick, agent in turns] + [(0, "0", "sign_up")],
         )
     database.close()
     paths["generative-agents"].write_text(
         json.dumps({
-            f"{agent}:{step}": {
-                "persona_name": f"P{agent}", "step": str(step), "start_time": str(step + agent),
-                "function_name": "plan", "input": f"You are P{agent}. Step {step}. Rules apply.",
+            f"{agent}:{tick}": {
+                "persona_name": f"P{agent}", "step": str(tick), "start_time": str(tick + agent),
+                "function_name": "plan", "input": f"You are P{agent}. Tick {tick}. Rules apply.",
                 "output": "walks on",
-            } for step, agent in turns
+            } for tick, agent in turns
         }, indent=1)
     )  # fmt: skip
     paths["openai"].write_text(
         "\n".join(
             json.dumps({
-                "timestamp": f"2026-01-01T00:{step:02d}:0{agent}", "user": f"u{agent}",
+                "timestamp": f"2026-01-01T00:{tick:02d}:0{agent}", "user": f"u{agent}",
                 "messages": [{"role": "system", "content": f"You are u{agent}"},
-                             {"role": "user", "content": f"It is {step}"}],
+                             {"role": "user", "content": f"It is {tick}"}],
                 "usage": {"completion_tokens": 7},
-            }) for step, agent in turns
+            }) for tick, agent in turns
         )
     )  # fmt: skip
     return paths
@@ -149,8 +149,8 @@ def test_every_format_is_told_and_gives_the_same_simulation(tmp_path: Path) -> N
         assert len(calls) == 30
         found = characterise(calls, path.name, form)
         totals = found.totals
-        assert (totals["agents"], totals["steps"], totals["activations"]) == (3, 10, 30)
-        assert totals["active share of a step"] == 1.0
+        assert (totals["agents"], totals["ticks"], totals["activations"]) == (3, 10, 30)
+        assert totals["active share of a tick"] == 1.0
         assert found.gaps["p50"] == 1.0 and found.reuse["p50"] == 2.0
         assert bool(found.breaks) == (form != "oasis")
         assert "<svg" in page(found) and json.dumps(found.totals)

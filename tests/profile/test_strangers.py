@@ -30,14 +30,14 @@ HOSTILE: tuple[Any, ...] = (
 DEEP = "[" * 100_000
 
 
-def read(path: Path, form: str, step_s: float | None = None) -> None:
+def read(path: Path, form: str, tick_s: float | None = None) -> None:
     """Raises whatever is no ``TraceError`` that names the file and fits on a screen."""
     try:
-        _, calls = read_log(path, form, step_s)
+        _, calls = read_log(path, form, tick_s)
     except TraceError as error:
         assert str(path) in str(error) and len(str(error)) < 600 + len(str(path)), str(error)[:900]
     except ConfigError as error:
-        assert step_s is not None, error
+        assert tick_s is not None, error
     else:
         if sum(len(call.tokens) for call in calls) < 100_000:
             characterise(calls, path.name, form)
@@ -193,14 +193,14 @@ def test_a_pipe_is_no_trace_for_replay(tmp_path: Path, capsys: pytest.CaptureFix
     assert "pipe" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("step", "day"), [(1e-300, 1.0), (1e300, 1e300), (1.0, 1e-300)])
-def test_any_step_and_any_day(step: float, day: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tick", "day"), [(1e-300, 1.0), (1e300, 1e300), (1.0, 1e-300)])
+def test_any_tick_and_any_day(tick: float, day: float, tmp_path: Path) -> None:
     path = logs(tmp_path)["openai"]
     try:
-        _, calls = read_log(path, "auto", step)
+        _, calls = read_log(path, "auto", tick)
         characterise(calls, "log", "openai", day)
     except ConfigError as error:
-        assert "--step" in str(error) or "day" in str(error)
+        assert "--tick" in str(error) or "day" in str(error)
 
 
 def test_what_a_log_says_reaches_no_terminal(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.content import tokens_of
 from scalesim.replay.formats import FORMATS, detect, gathered, read, write
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 ORIGIN = {"schema": "dynamo.agentic_mooncake", "version": 2, "block_size": 16,
           "hash_id_scope": "local", "source": {"format": "own", "digest": "none"}}  # fmt: skip
@@ -110,12 +110,12 @@ def sample(name: str, folder: Path) -> Path:
     return path
 
 
-def calls(steps: list[TraceStep]) -> list[Any]:
+def calls(ticks: list[TraceTick]) -> list[Any]:
     """Of each call, in order: when, by whom, how long, and how much it has in common with each call
     before it. Names of contents are no part of it."""
     found, tokens = [], []
-    for step in steps:
-        for turn in step.turns:
+    for tick in ticks:
+        for turn in tick.calls:
             own = tokens_of(turn.prompt, 1 << 30)
             common = [
                 int((own[: min(len(own), len(other))] == other[: min(len(own), len(other))])
@@ -123,7 +123,7 @@ def calls(steps: list[TraceStep]) -> list[Any]:
                 for other in tokens
             ]  # fmt: skip
             tokens.append(own)
-            found.append((step.time, turn.agent, turn.prompt_len, turn.output.length, common))
+            found.append((tick.time, turn.agent, turn.prompt_len, turn.output.length, common))
     return found
 
 
@@ -143,12 +143,12 @@ def test_a_format_is_told_by_its_content(name: str, tmp_path: Path) -> None:
 def test_what_is_written_is_read_again(first: str, name: str, tmp_path: Path) -> None:
     """From any format to any other: the same calls, as far as the format can say, and from then on
     exactly the same."""
-    steps = read(sample(first, tmp_path), FORMATS[first])
-    write(tmp_path / "once", steps, FORMATS[name], 16 if FORMATS[name].blocks else None)
+    ticks = read(sample(first, tmp_path), FORMATS[first])
+    write(tmp_path / "once", ticks, FORMATS[name], 16 if FORMATS[name].blocks else None)
     once = read(tmp_path / "once", FORMATS[name], 16 if name == "mooncake" else None)
     if name != "azure" and first != "azure":
-        starts = steps[0].time if name == "dynamo" else 0.0  # which counts from its first call
-        shift = [(time - starts, who, *rest) for time, who, *rest in map(list, calls(steps))]
+        starts = ticks[0].time if name == "dynamo" else 0.0  # which counts from its first call
+        shift = [(time - starts, who, *rest) for time, who, *rest in map(list, calls(ticks))]
         told = [(time, *rest) for time, *rest in map(list, calls(once))]
         assert [who for _, who, *_ in told] == [str(who) if name != "scalesim" else who
                                                 for _, who, *_ in shift]  # fmt: skip
@@ -164,42 +164,42 @@ def test_what_is_written_is_read_again(first: str, name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_its_own_format_brings_everything_back(name: str, tmp_path: Path) -> None:
-    steps = read(sample(name, tmp_path), FORMATS[name])
+    ticks = read(sample(name, tmp_path), FORMATS[name])
     size = {"mooncake": 512}.get(name, 16) if FORMATS[name].blocks else None
-    write(tmp_path / "out", steps, FORMATS[name], size)
+    write(tmp_path / "out", ticks, FORMATS[name], size)
     again = read(tmp_path / "out", FORMATS[name])
-    assert calls(again) == calls(steps)
+    assert calls(again) == calls(ticks)
     if name in ("mooncake", "azure", "scalesim"):
-        assert again == steps  # names of contents too: they were in order
+        assert again == ticks  # names of contents too: they were in order
 
 
 def test_what_the_samples_mean(tmp_path: Path) -> None:
-    def told(name: str) -> list[TraceStep]:
+    def told(name: str) -> list[TraceTick]:
         return read(sample(name, tmp_path), FORMATS[name])
 
     first, third, fourth = told("mooncake")
-    assert [turn.agent for turn in first.turns] == ["session 0", "session 1"]
-    assert third.turns[0].agent == "session 0"  # it begins with all whole blocks of the first
-    assert (fourth.time, fourth.turns[0].agent) == (3.0005, "s")
+    assert [turn.agent for turn in first.calls] == ["session 0", "session 1"]
+    assert third.calls[0].agent == "session 0"  # it begins with all whole blocks of the first
+    assert (fourth.time, fourth.calls[0].agent) == (3.0005, "s")
 
     (one, two) = told("mooncake-delta")
     assert two.time == 0.01
-    assert two.turns[0].prompt == (*one.turns[0].prompt, one.turns[0].output, TracePiece(2, 8))
+    assert two.calls[0].prompt == (*one.calls[0].prompt, one.calls[0].output, TracePiece(2, 8))
 
-    steps = told("agentic-mooncake")
-    assert [(step.time, step.turns[0].agent) for step in steps] == [
+    ticks = told("agentic-mooncake")
+    assert [(tick.time, tick.calls[0].agent) for tick in ticks] == [
         (0.0, "main"), (0.005, "child"), (0.01, "main")]  # fmt: skip
 
-    turns = [turn for step in told("applied-compute") for turn in step.turns]
+    turns = [turn for tick in told("applied-compute") for turn in tick.calls]
     assert [(turn.prompt_len, turn.output.length, turn.round) for turn in turns] == [
         (16, 4, 0), (28, 5, 0), (33, 6, 1)]  # fmt: skip
 
     start, later = told("azure")
-    assert start.time == 0.0 and later.time == 0.052 and start.turns[0].agent is None
+    assert start.time == 0.0 and later.time == 0.052 and start.calls[0].agent is None
 
     act, chat = told("town")
-    assert [turn.agent for turn in act.turns] == ["0", "1"]
-    assert [(turn.agent, turn.output.length, turn.round) for turn in chat.turns] == [
+    assert [turn.agent for turn in act.calls] == ["0", "1"]
+    assert [(turn.agent, turn.output.length, turn.round) for turn in chat.calls] == [
         ("0", 23, 0), ("1", 49, 0), ("0", 1, 1)]  # fmt: skip
 
 
@@ -207,26 +207,26 @@ def test_plays_share_nothing(tmp_path: Path) -> None:
     rows = [ORIGIN, *(agentic(f"{play}0", "main", [1, 2], play=play) for play in "pq")]
     path = tmp_path / "two"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (step,) = read(path, detect(path))
-    assert [turn.agent for turn in step.turns] == ["p/main", "q/main"]
-    assert calls([step])[1][-1] == [0]
+    (tick,) = read(path, detect(path))
+    assert [turn.agent for turn in tick.calls] == ["p/main", "q/main"]
+    assert calls([tick])[1][-1] == [0]
 
 
-def test_seconds_become_steps(tmp_path: Path) -> None:
-    def call(agent: str | None, round: int = 0) -> Turn:
-        return Turn(agent, (TracePiece("p", 1),), TracePiece("o", 1), round)
+def test_seconds_become_ticks(tmp_path: Path) -> None:
+    def call(agent: str | None, round: int = 0) -> TraceCall:
+        return TraceCall(agent, (TracePiece("p", 1),), TracePiece("o", 1), round)
 
-    steps = [
-        TraceStep(0.5, [], [call("a"), call("a", 1), call(None)]),
-        TraceStep(9.9, [], [call("b"), call("a"), call("a"), call(None)]),
-        TraceStep(35.0, [], [call("a")]),
+    ticks = [
+        TraceTick(0.5, [], [call("a"), call("a", 1), call(None)]),
+        TraceTick(9.9, [], [call("b"), call("a"), call("a"), call(None)]),
+        TraceTick(35.0, [], [call("a")]),
     ]
-    first, last = gathered(steps, 10.0)
-    assert [(turn.agent, turn.round) for turn in first.turns] == [
+    first, last = gathered(ticks, 10.0)
+    assert [(turn.agent, turn.round) for turn in first.calls] == [
         ("a", 0), ("a", 1), (None, 0), ("b", 0), ("a", 2), ("a", 2), (None, 0)]  # fmt: skip
     assert (first.time, last.time) == (0.0, 3.0)
-    with pytest.raises(ConfigError, match="--step 0"):
-        gathered(steps, 0.0)
+    with pytest.raises(ConfigError, match="--tick 0"):
+        gathered(ticks, 0.0)
 
 
 def changed(name: str, at: int, **fields: Any) -> list[Any]:
@@ -324,15 +324,18 @@ def test_a_line_without_end_is_not_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_there_is_kept_and_half_a_file_is_not(tmp_path: Path) -> None:
-    steps = read(sample("mooncake", tmp_path), FORMATS["mooncake"])
+    ticks = read(sample("mooncake", tmp_path), FORMATS["mooncake"])
     there = tmp_path / "there"
     there.write_text("mine")
     with pytest.raises(ConfigError, match="is there already"):
-        write(there, steps, FORMATS["azure"])
+        write(there, ticks, FORMATS["azure"])
     assert there.read_text() == "mine"
     with pytest.raises(ConfigError, match="no format that can be written"):
-        write(tmp_path / "new", steps, FORMATS["town"])
-    mixed = [*steps, TraceStep(9.0, [], [Turn(None, (TracePiece("p", 1),), TracePiece("o", 1))])]
+        write(tmp_path / "new", ticks, FORMATS["town"])
+    mixed = [
+        *ticks,
+        TraceTick(9.0, [], [TraceCall(None, (TracePiece("p", 1),), TracePiece("o", 1))]),
+    ]
     with pytest.raises(TraceError, match="all calls, or for none"):
         write(tmp_path / "new", mixed, FORMATS["dynamo"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mooncake.txt", "there"]
@@ -385,21 +388,21 @@ def test_any_change_of_a_good_line_is_refused_or_is_a_trace(
     path = folder / "t"
     path.write_bytes("\n".join(texts).encode("utf-8", "surrogatepass"))
     try:
-        steps = read(path, FORMATS[name])
+        ticks = read(path, FORMATS[name])
     except TraceError as error:
         assert str(path) in str(error) and len(str(error)) < 1000
         return
-    assert all(step.turns for step in steps)
-    assert [step.time for step in steps] == sorted({step.time for step in steps})
-    total = sum(turn.prompt_len for step in steps for turn in step.turns)
-    for turn in (turn for step in steps for turn in step.turns):
+    assert all(tick.calls for tick in ticks)
+    assert [tick.time for tick in ticks] == sorted({tick.time for tick in ticks})
+    total = sum(turn.prompt_len for tick in ticks for turn in tick.calls)
+    for turn in (turn for tick in ticks for turn in tick.calls):
         assert 1 <= turn.prompt_len <= 1 << 25 and 1 <= turn.output.length <= 1 << 24
     if total < 100_000:
         for to in ("scalesim", "mooncake", "agentic-mooncake"):
             writing: Callable[..., None] | None = FORMATS[to].write
             assert writing is not None
             out = io.StringIO()
-            writing(out, steps, 16 if FORMATS[to].blocks else None)
+            writing(out, ticks, 16 if FORMATS[to].blocks else None)
             (folder / "again").write_text(out.getvalue())
             again = read(folder / "again", FORMATS[to], 16 if to == "mooncake" else None)
-            assert len(calls(again)) == len(calls(steps))
+            assert len(calls(again)) == len(calls(ticks))

@@ -32,11 +32,11 @@ from scalesim.trace.file import read_trace, write_trace
 
 COST = CostModel(HARDWARE["h100"], MODELS["llama-3.2-1b"])
 SMALL: dict[str, dict[str, Any]] = {
-    "w1": {"agents": 24, "steps": 6, "private": 96, "shared": 32, "new": 24, "output": 20},
-    "w2": {"agents": 20, "steps": 6, "private": 64, "shared": 32, "new": 40, "output": 24,
+    "w1": {"agents": 24, "ticks": 6, "private": 96, "shared": 32, "new": 24, "output": 20},
+    "w2": {"agents": 20, "ticks": 6, "private": 64, "shared": 32, "new": 40, "output": 24,
            "active": 0.3, "max_context": 400},
-    "w4": {"agents": 16, "steps": 4, "private": 128, "new": 32, "output": 24, "spread": 0.5},
-    "w5": {"agents": 8, "steps": 8, "private": 96, "shared": 16, "new": 24, "output": 30},
+    "w4": {"agents": 16, "ticks": 4, "private": 128, "new": 32, "output": 24, "spread": 0.5},
+    "w5": {"agents": 8, "ticks": 8, "private": 96, "shared": 16, "new": 24, "output": 30},
 }  # fmt: skip
 SIZES = Sizes(model="llama-3.2-1b", residency=0.6, running=4)
 
@@ -44,15 +44,15 @@ SIZES = Sizes(model="llama-3.2-1b", residency=0.6, running=4)
 def small(name: str, **changes: Any) -> tuple[Machine, Callable[[], Any]]:
     kind, knobs = workload(name, **{**SMALL[name], **changes})
     scenario = of_workload(kind, knobs, SIZES)
-    return scenario.machine(SIZES), scenario.steps
+    return scenario.machine(SIZES), scenario.ticks
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", SMALL)
 def test_taking_quiet_steps_in_one_go_changes_nothing(name: str, policy: str) -> None:
-    machine, steps = small(name)
-    leaping, simulation = play(machine, policy, steps())
-    stepping, other = play(machine, policy, steps(), leap=False)
+    machine, ticks = small(name)
+    leaping, simulation = play(machine, policy, ticks())
+    stepping, other = play(machine, policy, ticks(), leap=False)
     assert leaping == stepping
     assert simulation.log == other.log
     assert simulation.loop.stats.steps == other.loop.stats.steps
@@ -60,16 +60,16 @@ def test_taking_quiet_steps_in_one_go_changes_nothing(name: str, policy: str) ->
 
 
 def test_the_same_seed_gives_the_same_outcome_and_another_does_not() -> None:
-    machine, steps = small("w2")
-    assert play(machine, "deadline", steps())[0] == play(machine, "deadline", steps())[0]
+    machine, ticks = small("w2")
+    assert play(machine, "deadline", ticks())[0] == play(machine, "deadline", ticks())[0]
     _, other = small("w2", seed=1)
-    assert play(machine, "deadline", other())[0] != play(machine, "deadline", steps())[0]
+    assert play(machine, "deadline", other())[0] != play(machine, "deadline", ticks())[0]
 
 
 def test_oracle_is_deadline_where_hints_are_exact_and_better_informed_where_not() -> None:
     def outcome(policy: str, **changes: Any) -> Outcome:
-        machine, steps = small("w1", agents=60, steps=12, **changes)
-        return play(machine, policy, steps())[0]
+        machine, ticks = small("w1", agents=60, ticks=12, **changes)
+        return play(machine, policy, ticks())[0]
 
     exact = outcome("deadline")
     assert replace(outcome("oracle"), policy="deadline") == exact
@@ -78,8 +78,8 @@ def test_oracle_is_deadline_where_hints_are_exact_and_better_informed_where_not(
 
 
 def test_all_resident_loads_nothing_and_belady_needs_nothing() -> None:
-    machine, steps = small("w1")
-    outcome, simulation = play(machine, "resident", steps(), witness=True)
+    machine, ticks = small("w1")
+    outcome, simulation = play(machine, "resident", ticks(), witness=True)
     assert outcome.loaded_bytes == 0.0
     assert outcome.least_pages == 0 and outcome.over_belady is None
     limited = bounded(replace(machine, device_pages=40), replace(outcome, policy="deadline"),
@@ -88,9 +88,9 @@ def test_all_resident_loads_nothing_and_belady_needs_nothing() -> None:
 
 
 def test_a_workload_written_as_a_trace_replays_the_same(tmp_path: Path) -> None:
-    machine, steps = small("w2")
-    write_trace(tmp_path / "w2.jsonl", steps())
-    direct, _ = play(machine, "deadline", steps())
+    machine, ticks = small("w2")
+    write_trace(tmp_path / "w2.jsonl", ticks())
+    direct, _ = play(machine, "deadline", ticks())
     again, _ = play(machine, "deadline", read_trace(tmp_path / "w2.jsonl"))
     assert direct == again
 
@@ -142,10 +142,10 @@ def drive(engine: Engine) -> None:
     rng = np.random.default_rng(5)
     said: dict[str, Int32s] = {f"a{n}": rng.integers(0, 512, 70, np.int32) for n in range(12)}
     due = {name: n % 3 for n, name in enumerate(said)}
-    for step in range(14):
-        engine.advance(to=float(step))
+    for tick in range(14):
+        engine.tick(to=float(tick))
         calls = {}
-        for name in [name for name, at in due.items() if at == step]:
+        for name in [name for name, at in due.items() if at == tick]:
             new = rng.integers(0, 512, int(rng.integers(5, 20)), np.int32)
             said[name] = np.concatenate([said[name], new])
             request = engine.agent(name).request(
@@ -158,7 +158,7 @@ def drive(engine: Engine) -> None:
             for name in [name for name, call in calls.items() if call.done]:
                 reply = calls.pop(name).result()
                 said[name] = np.concatenate([said[name], np.array(reply.token_ids, np.int32)])
-                due[name] = step + gaps[name]
+                due[name] = tick + gaps[name]
                 engine.expect(name, at=due[name])
 
 

@@ -14,14 +14,14 @@ from scalesim.errors import TraceError
 from scalesim.replay.content import tokens_of
 from scalesim.trace.file import read_trace, write_trace
 from scalesim.trace.recorder import Recorder
-from scalesim.trace.trace import Hint, TracePiece, TraceStep, Turn, with_truth
+from scalesim.trace.trace import Hint, TraceCall, TracePiece, TraceTick, with_truth
 
 contents = st.one_of(st.integers(0, 1 << 60), st.text(min_size=1, max_size=5))
 pieces = st.builds(TracePiece, contents, st.integers(1, 50), st.integers(0, 9))
 agents = st.one_of(st.integers(0, 5), st.text("abc", min_size=1, max_size=2))
 times = st.floats(0, 1e6)
 turns = st.builds(
-    Turn, st.none() | agents, st.lists(pieces, min_size=1, max_size=3).map(tuple), pieces,
+    TraceCall, st.none() | agents, st.lists(pieces, min_size=1, max_size=3).map(tuple), pieces,
     st.integers(0, 3), st.none() | st.just("lora"), st.none() | times.filter(bool),
 )  # fmt: skip
 
@@ -30,12 +30,12 @@ turns = st.builds(
                           st.lists(turns, min_size=1, max_size=3)), max_size=4))  # fmt: skip
 @settings(max_examples=50, deadline=None)
 def test_a_trace_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[list[Hint], list[Turn]]]
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[list[Hint], list[TraceCall]]]
 ) -> None:
-    steps = [TraceStep(float(time), hints, turns) for time, (hints, turns) in enumerate(found)]
+    ticks = [TraceTick(float(time), hints, turns) for time, (hints, turns) in enumerate(found)]
     path = tmp_path_factory.mktemp("trace") / "t.jsonl"
-    write_trace(path, steps)
-    assert list(read_trace(path)) == steps
+    write_trace(path, ticks)
+    assert list(read_trace(path)) == ticks
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     assert says in str(error.value)
 
 
-def test_steps_do_not_go_back_and_other_files_are_refused(tmp_path: Path) -> None:
+def test_ticks_do_not_go_back_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(
         '{"scalesim_trace": 1}\n{"step": 2, "agent": "a", "expect": 3}\n'
@@ -85,30 +85,30 @@ def test_a_hint_after_a_call_is_that_calls(tmp_path: Path) -> None:
         '{"step": 1, "agent": "a", "expect": 7}\n'
     )
     first, second = read_trace(path)
-    assert first.hints == [Hint("a", 1.0)] and not first.turns
-    assert second.turns[0].expect == 7.0 and not second.hints
+    assert first.hints == [Hint("a", 1.0)] and not first.calls
+    assert second.calls[0].expect == 7.0 and not second.hints
 
 
 def test_the_truth_is_the_next_call() -> None:
-    def call(agent: str) -> Turn:
-        return Turn(agent, (TracePiece("p", 1),), TracePiece("o", 1))
+    def call(agent: str) -> TraceCall:
+        return TraceCall(agent, (TracePiece("p", 1),), TracePiece("o", 1))
 
-    steps = with_truth(
-        [TraceStep(0.0, [Hint("b", 9.0)], [call("a")]), TraceStep(3.0, [], [call("b"), call("a")])]
+    ticks = with_truth(
+        [TraceTick(0.0, [Hint("b", 9.0)], [call("a")]), TraceTick(3.0, [], [call("b"), call("a")])]
     )
-    assert steps[0].hints[0].truth == 3.0
-    told = steps[0].turns[0].truth
+    assert ticks[0].hints[0].truth == 3.0
+    told = ticks[0].calls[0].truth
     assert told is not None and 3.0 < told < 3.001
-    assert steps[1].turns[1].truth is None
+    assert ticks[1].calls[1].truth is None
 
 
-def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[Turn]:
+def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[TraceCall]:
     recorder = Recorder(path, block_size=16)
     for number, (agent, prompt, output) in enumerate(prompts):
         recorder.begins(number, agent, float(number), 0.0, prompt)
         recorder.ends(number, output)
     recorder.close()
-    return [turn for step in read_trace(path) for turn in step.turns]
+    return [turn for tick in read_trace(path) for turn in tick.calls]
 
 
 def shared(first: Int32s, second: Int32s) -> int:
@@ -153,8 +153,8 @@ def test_calls_still_open_at_the_end_leave_no_line(tmp_path: Path) -> None:
     recorder.expects("b", 0.0, 4.0)
     recorder.ends(2, tokens[:3])
     recorder.close()
-    (step,) = read_trace(tmp_path / "t.jsonl")
-    assert [turn.agent for turn in step.turns] == ["b"] and step.turns[0].expect == 4.0
+    (tick,) = read_trace(tmp_path / "t.jsonl")
+    assert [turn.agent for turn in tick.calls] == ["b"] and tick.calls[0].expect == 4.0
 
 
 def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
@@ -167,5 +167,5 @@ def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
     recorder.begins(3, "a", 0.0, 0.0, tokens)
     recorder.ends(3, tokens[:3])
     recorder.close()
-    (step,) = read_trace(tmp_path / "t.jsonl")
-    assert [turn.round for turn in step.turns] == [0, 0, 1]
+    (tick,) = read_trace(tmp_path / "t.jsonl")
+    assert [turn.round for turn in tick.calls] == [0, 0, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scalesim.config import SchedulerConfig
-from scalesim.testing.scheduler_world import SchedulerWorld, Setting
+from tests.machines.scheduler_world import SchedulerWorld, Setting
 
 
 def test_a_queue_that_nobody_runs_ahead_of() -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from scalesim.config import SchedulerConfig
 from scalesim.memory.eviction.policies import POLICIES
-from scalesim.testing.request_walk import RequestWalk
-from scalesim.testing.request_world import AGENTS, KINDS
-from scalesim.testing.scheduler_world import SchedulerWorld, Setting
-from scalesim.testing.schedules import SCHEDULES
 from scalesim.testing.walks import play, run
+from tests.machines.request_walk import RequestWalk
+from tests.machines.request_world import AGENTS, KINDS
+from tests.machines.scheduler_world import SchedulerWorld, Setting
+from tests.machines.schedules import SCHEDULES
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -31,7 +31,7 @@ small, agents = st.integers(0, 9), st.integers(0, AGENTS - 1)
 picks = st.integers(0, 999)
 OPERATIONS = st.one_of(
     st.tuples(st.just("ask"), st.tuples(agents, st.sampled_from(KINDS), picks, small, small)),
-    st.tuples(st.just("turn"), st.tuples(st.integers(1, 4))),
+    st.tuples(st.just("iterate"), st.tuples(st.integers(1, 4))),
     st.tuples(st.just("happen"), st.tuples(small)),
     st.tuples(st.just("cancel"), st.tuples(picks)),
     st.tuples(st.just("fail_copy"), st.tuples()),
@@ -85,7 +85,7 @@ def texts(
         for _ in range(shuffled.randrange(3) if noise else 0):
             stranger = 100 + shuffled.randrange(noise)
             world.add(stranger, [stranger % 97] * shuffled.randint(1, 12), 5)
-        world.turn()
+        world.iterate()
     world.run(20_000, check_every=5)
     world.close()
     return {n: asked[n].output.tolist() for n in range(ASKED)}

@@ -12,14 +12,14 @@ from scalesim.memory.eviction.policies import POLICIES
 from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
 from scalesim.memory.links.link import Held
 from scalesim.scheduler.sequence import Sequence
-from scalesim.testing.scheduler_world import (
+from scalesim.testing.tag_runner import page_bytes_for
+from scalesim.testing.tags import adapter_layout, adapter_pages
+from tests.machines.scheduler_world import (
     VOCAB,
     SchedulerWorld,
     Setting,
     assert_as_expected,
 )
-from scalesim.testing.tag_runner import page_bytes_for
-from scalesim.testing.tags import adapter_layout, adapter_pages
 
 AGENTS, TURNS, PREFIX, FRESH, OUTPUT = 10, 3, 24, 5, 7
 WEIGHTS = (1, 2, 3, 5)  # pages of the adapters
@@ -48,7 +48,7 @@ def add_adapters(loop: SchedulerWorld) -> None:
 
 
 def dialogues(
-    loop: SchedulerWorld, seed: int, *, activated: bool, max_turns: int = 9000
+    loop: SchedulerWorld, seed: int, *, activated: bool, max_iterations: int = 9000
 ) -> list[Sequence]:
     """Each agent's answers become part of its next prompt. Activated adapters begin anew in each
     turn, where its own tokens do."""
@@ -68,7 +68,7 @@ def dialogues(
             with_it = None if agent == 0 else use(agent, start)  # agent 0 is the base model's
             sequence = loop.add(agent, history[agent], rng.randint(1, OUTPUT), adapter=with_it)
             asked.append((agent, sequence))
-        loop.run(max_turns, check_every=7)
+        loop.run(max_iterations, check_every=7)
         for agent, sequence in asked:
             assert_as_expected(sequence, history[agent])
             history[agent] = history[agent] + sequence.output.tolist()

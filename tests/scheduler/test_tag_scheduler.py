@@ -15,7 +15,7 @@ from scalesim.memory.eviction.policies import POLICIES
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import Factories
-from scalesim.testing.scheduler_world import (
+from tests.machines.scheduler_world import (
     VOCAB,
     SchedulerWorld,
     Setting,
@@ -30,7 +30,7 @@ SMALLEST = -(-(PREFIX + TURNS * (FRESH + OUTPUT)) // 4)  # pages for the longest
 
 
 def dialogues(
-    loop: SchedulerWorld, seed: int, *, turns: int = TURNS, max_turns: int = 4000
+    loop: SchedulerWorld, seed: int, *, turns: int = TURNS, max_iterations: int = 4000
 ) -> list[Sequence]:
     """Agents with private prefixes take turns; each answer becomes part of the next prompt."""
     rng = random.Random(seed)
@@ -47,7 +47,7 @@ def dialogues(
             count = rng.randint(1, OUTPUT)
             warmth = rng.choice([0.0, 1.0])
             asked.append((agent, loop.add(agent, list(history[agent]), count, temperature=warmth)))
-        loop.run(max_turns, check_every=7)
+        loop.run(max_iterations, check_every=7)
         for agent, sequence in asked:
             assert_as_expected(sequence, history[agent])
             history[agent] += sequence.output.tolist()
@@ -72,7 +72,7 @@ def test_same_texts(policy: str, pages: int, host: float, steps_in_flight: int) 
 def test_same_texts_with_a_link_on_threads(policy: str, steps_in_flight: int) -> None:
     loop = SchedulerWorld(Setting(FULL // 4, 1.0, policy, steps_in_flight=steps_in_flight), THREADS)
     loop.memory.residency.costs.weighs = False  # tags are computed sooner than anything is loaded
-    dialogues(loop, seed=3, max_turns=100_000)
+    dialogues(loop, seed=3, max_iterations=100_000)
     assert loop.memory.counters.loaded_pages > 0
     loop.close()
 
@@ -94,7 +94,7 @@ def test_failing_copies_cost_time_only(seed: int) -> None:
         FULL // 4, 1.0, policy, failure_rate=0.1, seed=seed, steps_in_flight=1 + seed // 4
     )
     loop = SchedulerWorld(setting)
-    dialogues(loop, seed, max_turns=8000)
+    dialogues(loop, seed, max_iterations=8000)
     assert loop.memory.counters.failed_transfers > 0
     loop.close()
 
@@ -128,7 +128,7 @@ def test_cancelled_at_any_phase(seed: int) -> None:
             phases.add(victim.phase)
             loop.scheduler.cancel(victim, "cancelled", None)
             loop.check()
-        loop.turn()
+        loop.iterate()
     loop.run(4000, check_every=5)
     assert len(loop.ended) == len(sequences) == len({each.id for each in loop.ended})
     reasons: set[FinishReason | None] = set()
@@ -246,7 +246,7 @@ def test_swapped_pages_change_the_text() -> None:
     prompt = list(range(20))
     sequence = loop.add(0, prompt, 8)
     while sequence.phase is not Phase.DECODE or len(loop.flights):
-        loop.turn()
+        loop.iterate()
     pages = loop.bed.device
     first, second = loop.bed.tags.table[1, 0], loop.bed.tags.table[1, 1]
     pages[[first, second]] = pages[[second, first]]

@@ -7,8 +7,8 @@ import pytest
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.pools.page_pool import PagePool
 from scalesim.memory.tree.segment import Segment
-from scalesim.testing.explore import explore
-from scalesim.testing.small_cases import small_cases
+from tests.machines.explore import explore
+from tests.machines.small_cases import small_cases
 
 CASES = {case.name: case for case in small_cases()}
 QUICK = ("two loads that fill the pool", "evictions and a host that is short of pages")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalesim.memory.manager import MemoryManager
-from scalesim.testing.progress import LivenessError
-from scalesim.testing.scheduler_world import SchedulerWorld, Setting
+from tests.machines.progress import LivenessError
+from tests.machines.scheduler_world import SchedulerWorld, Setting
 
 
 def test_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_a_copy_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_turns_in_which_nothing_is_known_to_go_on() -> None:
     world = SchedulerWorld(Setting(8))
     world.add(0, [1, 2, 3], 2)
-    world.turn()
+    world.iterate()
     world.progress.patience = 10
     for _ in range(10):
         world.progress.observe()

@@ -79,8 +79,8 @@ BEFORE: dict[str, Callable[[Engine], object]] = {
     "expect of 5000 digits": lambda engine: engine.expect({DIGITS: 1.0}),
     "expect for ever": lambda engine: engine.expect({"a": math.inf}, confidence=math.nan),
     "wake a list": lambda engine: engine.wake([]),  # type: ignore[arg-type]
-    "advance to no number": lambda engine: engine.advance(to=math.nan),
-    "advance for ever": lambda engine: engine.advance(to=1e300),
+    "a tick to no number": lambda engine: engine.tick(to=math.nan),
+    "a tick for ever": lambda engine: engine.tick(to=1e300),
     "fork into half a pair": lambda engine: engine.fork("a", SURROGATE),
     "listen to a text": lambda engine: engine.add_source("Learned"),  # type: ignore[arg-type]
 }

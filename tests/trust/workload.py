@@ -191,7 +191,7 @@ class Workload:
                     self.errors[agent] = AdapterError(f"{adapter!r} could not be added")
 
     def _hint(self, agents: list[str], turn: int) -> None:
-        self.engine.advance()
+        self.engine.tick()
         self.engine.expect({agent: float(index) for index, agent in enumerate(agents)})
         self.engine.wake(agents[turn])
 

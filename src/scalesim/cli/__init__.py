@@ -12,8 +12,9 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 
 from scalesim._version import __version__
 from scalesim.errors import ScaleSimError
@@ -73,46 +74,8 @@ def _run(args: list[str]) -> int:
     if args == ["--version"]:
         print(f"scalesim {__version__}")
         return DONE
-    from scalesim.cli.options import (
-        CheckOptions,
-        ConvertOptions,
-        DemoOptions,
-        DoctorOptions,
-        PlanOptions,
-        ProfileOptions,
-        ReplayOptions,
-        parse,
-    )
+    from scalesim.cli.options import parse
 
-    options = parse(args)
-    if isinstance(options, DemoOptions):
-        from scalesim.cli.demo import demo
-
-        return demo(options)
-    if isinstance(options, DoctorOptions):
-        from scalesim.cli.doctor import doctor
-
-        return doctor(options)
-    if isinstance(options, PlanOptions):
-        from scalesim.cli.plan import plan
-
-        return plan(options)
-    if isinstance(options, ProfileOptions):
-        from scalesim.cli.profile import profile
-
-        return profile(options)
-    if isinstance(options, ReplayOptions):
-        from scalesim.cli.replay import replay
-
-        return replay(options)
-    if isinstance(options, ConvertOptions):
-        from scalesim.cli.convert import convert
-
-        return convert(options)
-    if isinstance(options, CheckOptions):
-        from scalesim.cli.check import check
-
-        return check(options)
-    from scalesim.cli.generate import generate
-
-    return generate(options)
+    options, command = parse(args), args[0]
+    run: Callable[[object], int] = getattr(import_module(f"scalesim.cli.{command}"), command)
+    return run(options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -20,7 +20,7 @@ from scalesim.testing.bed import Factories
 from scalesim.testing.contracts import BrokenRuleError, try_link, try_policy, try_pool
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import Shape
-from scalesim.testing.walks import Failure, failure_of, shrink
+from scalesim.testing.walks import failure_of, shrink
 
 SHAPES = (
     (6, 2.0, 4), (12, 1.0, 2), (16, 0.5, 4), (8, 1.0, 1), (24, 2.0, 2), (4, 0.0, 4),
@@ -38,7 +38,9 @@ def check(options: CheckOptions) -> int:
     for number, walk in enumerate(walks(options), 1):
         failure = failure_of(walk, factories)
         if failure is not None:
-            print(report(options, shrink(failure, factories), number))
+            failure = shrink(failure, factories)
+            asked = [f"{name}{arguments}" for name, arguments in failure.operations]
+            print(report(options, number, "failed", failure.error, asked, f", on {walk.shape}"))
             return 1
     count = options.walks * (options.steps + 1)
     print(
@@ -66,16 +68,7 @@ def broken_rule(options: CheckOptions, factories: Factories) -> str | None:
     if not found:
         return None
     number, broken = min(found, key=lambda each: len(each[1].operations))
-    seed = options.seed + number - 1
-    lines = [
-        f"{options.kind} {options.object}: walk {number} (seed {seed}) over it alone failed:",
-        f"  {type(broken).__name__}: {broken}",
-        *(["after these operations:"] if broken.operations else []),
-        *(f"  {index:3} {asked}" for index, asked in enumerate(broken.operations, 1)),
-        f"again: scalesim check {options.kind} {options.object} --seed {seed} --walks 1 "
-        f"--steps {options.steps}",
-    ]
-    return "\n".join(lines)
+    return report(options, number, "over it alone failed", broken, broken.operations)
 
 
 def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
@@ -87,20 +80,24 @@ def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
         yield MemoryWalk(shape, seed, options.steps)
 
 
-def report(options: CheckOptions, failure: Failure, number: int) -> str:
-    """What went wrong, the operations that it takes, and how to see it again."""
-    walk = failure.walk
-    assert isinstance(walk, MemoryWalk)
-    seed = walk.seed
+def report(
+    options: CheckOptions,
+    number: int,
+    how: str,
+    error: BaseException,
+    operations: Sequence[str],
+    place: str = "",
+) -> str:
+    """What went wrong in the walk of this number, the operations that it takes, and how to see it
+    again."""
+    what, seed = f"{options.kind} {options.object}", options.seed + number - 1
     lines = [
-        f"{options.kind} {options.object}: walk {number} (seed {seed}) failed:",
-        f"  {type(failure.error).__name__}: {failure.error}",
-        f"after these operations, on {walk.shape}:",
-        *(f"  {index:3} {name}{arguments}"
-          for index, (name, arguments) in enumerate(failure.operations, 1)),
-        f"again: scalesim check {options.kind} {options.object} --seed {seed} --walks 1 "
-        f"--steps {options.steps}",
-    ]  # fmt: skip
+        f"{what}: walk {number} (seed {seed}) {how}:",
+        f"  {type(error).__name__}: {error}",
+        *([f"after these operations{place}:"] if operations else []),
+        *(f"  {index:3} {asked}" for index, asked in enumerate(operations, 1)),
+        f"again: scalesim check {what} --seed {seed} --walks 1 --steps {options.steps}",
+    ]
     return "\n".join(lines)
 
 

@@ -15,10 +15,10 @@ def convert(options: ConvertOptions) -> int:
     path, out = Path(options.trace), Path(options.out)
     to = formats.format_to_write(options.to, options.out_block_size)
     form = formats.format_named(options.format, path)
-    steps = formats.read(path, form, options.block_size)
-    formats.write(out, steps, to, options.out_block_size)
-    calls = sum(len(step.turns) for step in steps)
-    agents = len({turn.agent for step in steps for turn in step.turns} - {None})
+    ticks = formats.read(path, form, options.block_size)
+    formats.write(out, ticks, to, options.out_block_size)
+    calls = sum(len(tick.calls) for tick in ticks)
+    agents = len({call.agent for tick in ticks for call in tick.calls} - {None})
     line = f"{options.out}: {calls} calls by {agents} agents, {form.name} to {to.name}"
     Output().print(line, markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -14,7 +14,7 @@ import xxhash
 
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.output import Output
-from scalesim.cli.play import Said, Score
+from scalesim.cli.play import PlayScore, Said
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount, caption, shows, table
@@ -46,7 +46,7 @@ def demo(options: DemoOptions) -> int:
 
 def play_all(
     stage: Stage, options: DemoOptions, console: Output
-) -> tuple[list[Score], dict[str, list[Said]]]:
+) -> tuple[list[PlayScore], dict[str, list[Said]]]:
     """Every policy on an engine of its own, side by side: the scores, and by policy all that was
     said.
 
@@ -55,11 +55,11 @@ def play_all(
     """
     with ExitStack() as stack:
         plays = [stack.enter_context(stage.play(policy)) for policy in options.policies]
-        screen = stack.enter_context(Screen(console, options.policies, options.steps))
+        screen = stack.enter_context(Screen(console, options.policies, options.ticks))
         for play in plays:
             screen.warms_up(play.policy)
             play.warm_up()
-        for _ in range(options.steps):
+        for _ in range(options.ticks):
             going = plays
             while going:
                 going = [play for play in reversed(going) if play.round()]
@@ -74,17 +74,17 @@ def introduction(stage: Stage, options: DemoOptions) -> str:
         f"[bold]{options.agents} agents in a small world.[/] Each owns about "
         f"{amount(stage.state_bytes / options.agents)} of KV, {amount(stage.state_bytes)} in all; "
         f"the device pool holds {amount(pool)}, the state of {options.resident} agents. An agent "
-        "speaks when a step of its plan ends; the engine is told how far off that is.\n"
+        "speaks when an action of its plan ends; the engine is told how far off that is.\n"
         f"The model is random ({stage.num_params / 1e6:.1f} M parameters, over bytes): what it "
         "says is noise, but the work is real, and what an agent says decides what it does next.\n"
     )
 
 
-def speakers(score: Score, options: DemoOptions) -> str:
-    share = score.speakers / (options.steps * options.agents)
+def speakers(score: PlayScore, options: DemoOptions) -> str:
+    share = score.speakers / (options.ticks * options.agents)
     return (
-        f"{score.engine.turns} turns in {options.steps} steps, each policy; "
-        f"{share:.0%} of the agents spoke in a step."
+        f"{score.engine.calls} calls in {options.ticks} ticks, each policy; "
+        f"{share:.0%} of the agents spoke in a tick."
     )
 
 
@@ -112,13 +112,13 @@ def first_difference(texts: Mapping[str, Sequence[Said]]) -> str | None:
 def describe(said: Said | None) -> str:
     if said is None:
         return "the end"
-    return f"step {said.step}, {said.who}: {said.text!r} (logits {said.logits:016x})"
+    return f"tick {said.tick}, {said.who}: {said.text!r} (logits {said.logits:016x})"
 
 
 def digest(said: Sequence[Said]) -> str:
     """xxh3-64 over everything said, in order."""
     state = xxhash.xxh3_64()
     for each in said:
-        fields = f"{each.step} {each.who} {each.token_ids} {each.logits}\n"
+        fields = f"{each.tick} {each.who} {each.token_ids} {each.logits}\n"
         state.update(fields.encode())
     return state.hexdigest()

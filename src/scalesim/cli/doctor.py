@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich import box
 from rich.console import Console
@@ -41,9 +42,9 @@ def report(sections: Sequence[Section]) -> dict[str, object]:
         "ok": not count(sections, "error"),
         "facts": {section.name: section.facts for section in sections},
         "findings": [
-            {"section": section.name, "level": each.level, "text": each.text, "knob": each.knob}
+            {"section": section.name, **asdict(finding)}
             for section in sections
-            for each in section.findings
+            for finding in section.findings
         ],
     }
 

@@ -7,11 +7,12 @@ and raise ``ConfigError`` or ``RequestError``. Loads no torch.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -53,7 +54,7 @@ ModelSize = Literal["tiny", "small", "large"]
 class DemoOptions:
     """64 agents take turns on a pool for 16, under every policy; all must say the same.
 
-    A small world runs once for each policy, step by step side by side, from the same seed, on a
+    A small world runs once for each policy, tick by tick side by side, from the same seed, on a
     random model that is made on the fly. Exits with 1 if two policies gave different texts.
     """
 
@@ -61,8 +62,8 @@ class DemoOptions:
     """Agents in the world."""
     resident: Annotated[int, COUNT] = 16
     """Agents whose state fits into the device pool."""
-    steps: Annotated[int, COUNT] = 16
-    """Steps of the simulation, for each policy."""
+    ticks: Annotated[int, COUNT] = 16
+    """Ticks of the simulation, for each policy."""
     policies: tuple[str, ...] = ("deadline", "lru-swap", "lru-recompute", "resident")
     """Policies to run, each on an engine of its own."""
     seed: Annotated[int, SEED] = 0
@@ -196,7 +197,7 @@ class PlanOptions:
     host_memory: Annotated[str, MEMORY] = "200GB"
     """Host memory for agents' state."""
     active: Annotated[float, SHARE] = 0.2
-    """Share of the agents that call in a step."""
+    """Share of the agents that call in a tick."""
     shared: Annotated[int, WHOLE] = 0
     """Tokens of prompt that all agents have in common."""
     prefix: Annotated[int, COUNT] = 2048
@@ -225,11 +226,11 @@ class ProfileOptions:
     """What it is; `auto` looks."""
     out: Path = Path("profile.html")
     """The page; the figures go beside it, as JSON."""
-    step: Annotated[float | None, POSITIVE] = None
-    """Seconds of one step, for logs that have times and no steps; a hundredth of the log if not
+    tick: Annotated[float | None, POSITIVE] = None
+    """Seconds of one tick, for logs that have times and no steps; a hundredth of the log if not
     given."""
     day: Annotated[float | None, POSITIVE] = None
-    """Steps of a day, for the learned predictor."""
+    """Ticks of a day, for the learned predictor."""
 
     @property
     def figures(self) -> Path:
@@ -250,7 +251,7 @@ class ProfileOptions:
 
 ReplayHints = Literal[HintMode, "learned", "recorded"]
 _TRACE_HINTS: tuple[TraceHints, ...] = ("recorded", "exact", "learned", "none")
-_OF_TRACES = ("format", "step", "block_size")
+_OF_TRACES = ("format", "tick", "block_size")
 _ONLY = {"active": ("w2",), "shuffled": ("w4", "w5")}
 _WITH_HINTS = {"interrupts": "interrupted", "stale": "stale"}
 
@@ -282,19 +283,19 @@ class ReplayOptions:
     link: Annotated[float, SHARE] = 1.0
     """Share of the link's rate."""
     warmup: Annotated[int, WHOLE] = 2
-    """Steps that do not count, the opening included."""
+    """Ticks that do not count, the opening included."""
     format: str = "auto"
     """Of a trace: scalesim, mooncake, mooncake-delta, dynamo, agentic-mooncake, applied-compute,
     azure or town; `auto` looks."""
-    step: Annotated[float | None, POSITIVE] = None
+    tick: Annotated[float | None, POSITIVE] = None
     """Of a trace in seconds: calls that come within so many are made together; 10 if not given."""
     block_size: Annotated[int | None, COUNT] = None
     """Of a mooncake trace: tokens that one of its ids stands for; 512 if not given."""
     hints: ReplayHints | None = None
     """What is known of an agent's next call. On a trace: recorded (what it says itself, the
     default), exact, learned or none."""
-    steps: Annotated[int | None, COUNT] = None
-    """Steps of the simulation; of a trace, the first so many."""
+    ticks: Annotated[int | None, COUNT] = None
+    """Ticks of the simulation; of a trace, the first so many."""
     agents: Annotated[int | None, COUNT] = None
     """Agents of a workload; its own number if not given. So with all below."""
     seed: Annotated[int | None, SEED] = None
@@ -314,20 +315,20 @@ class ReplayOptions:
     growth: Annotated[float | None, SHARE_OR_0] = None
     """Share of what is said that stays in the prompt."""
     active: Annotated[float | None, SHARE] = None
-    """Mean share of agents that act in a step (w2)."""
+    """Mean share of agents that act in a tick (w2)."""
     shuffled: bool | None = None
-    """Another order in each step (w4), or in each cycle (w5)."""
+    """Another order in each tick (w4), or in each cycle (w5)."""
     interrupts: Annotated[float | None, SHARE_OR_0] = None
     """Share of calls that come before their time, for hints interrupted."""
     stale: Annotated[int | None, WHOLE] = None
-    """Steps by which a hint is late, for hints stale."""
+    """Ticks by which a hint is late, for hints stale."""
     wrong: Annotated[float | None, SHARE_OR_0] = None
     """Share of hints that are replaced by another draw."""
 
     @property
     def is_small(self) -> bool:
         """A workload whose size is not given is made smaller, to be quick."""
-        return self.what in WORKLOADS and self.agents is None and self.steps is None
+        return self.what in WORKLOADS and self.agents is None and self.ticks is None
 
     def check(self) -> None:
         """Raise ``ConfigError`` for an option that has no effect on ``what``."""
@@ -336,7 +337,7 @@ class ReplayOptions:
             option = f"--{name.replace('_', '-')} {value}"
             if is_workload and name in _OF_TRACES:
                 raise ConfigError(f"{option} applies to trace files; {self.what} is a workload")
-            if not is_workload and name not in (*_OF_TRACES, "steps", "hints"):
+            if not is_workload and name not in (*_OF_TRACES, "ticks", "hints"):
                 raise ConfigError(
                     f"{option} applies to workloads ({', '.join(WORKLOADS)}); {self.what} is a "
                     "trace, whose calls are what they are"
@@ -434,41 +435,32 @@ class CheckOptions:
     """Of the first walk; each has the next one."""
 
 
-Options = (
-    Annotated[DemoOptions, tyro.conf.subcommand("demo")]
-    | Annotated[DoctorOptions, tyro.conf.subcommand("doctor")]
-    | Annotated[GenerateOptions, tyro.conf.subcommand("generate")]
-    | Annotated[ReplayOptions, tyro.conf.subcommand("replay")]
-    | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
-    | Annotated[PlanOptions, tyro.conf.subcommand("plan")]
-    | Annotated[ProfileOptions, tyro.conf.subcommand("profile")]
-    | Annotated[CheckOptions, tyro.conf.subcommand("check")]
-)
-AnyOptions: TypeAlias = (
-    DemoOptions
-    | DoctorOptions
-    | GenerateOptions
-    | ReplayOptions
-    | ConvertOptions
-    | PlanOptions
-    | ProfileOptions
-    | CheckOptions
-)
-COMMANDS = tuple(kind.__name__.removesuffix("Options").lower() for kind in get_args(AnyOptions))
+COMMANDS: dict[str, type] = {
+    "demo": DemoOptions,
+    "doctor": DoctorOptions,
+    "generate": GenerateOptions,
+    "replay": ReplayOptions,
+    "convert": ConvertOptions,
+    "plan": PlanOptions,
+    "profile": ProfileOptions,
+    "check": CheckOptions,
+}
+"""By name, the options of each. ``scalesim.cli.NAME`` has the function that runs it, ``NAME``."""
+
+_OLD_NAME = re.compile(r"^--step(?=s?(=|$))")
+"""``--steps`` and ``--step``, which ``--ticks`` and ``--tick`` were called; both are taken."""
 
 
-def parse(args: Sequence[str]) -> AnyOptions:
-    """The options of the command in ``args``. Raises ``ConfigError`` with one line where they do
-    not parse, ``SystemExit`` with 0 after ``--help``."""
+def parse(args: Sequence[str]) -> Any:
+    """The options of the command that ``args`` begin with. Raises ``ConfigError`` with one line
+    where they do not parse, ``SystemExit`` with 0 after ``--help``."""
+    if args and args[0] in ("demo", "replay", "profile"):
+        args = [_OLD_NAME.sub("--tick", word) for word in args]
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            parsed: AnyOptions = tyro.cli(
-                Options,
-                prog="scalesim",
-                description=_ABOUT,
-                args=args,
-                config=(tyro.conf.OmitSubcommandPrefixes,),
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="scalesim", description=_ABOUT, args=args
             )
     except SystemExit as end:
         if not end.code:
@@ -476,4 +468,3 @@ def parse(args: Sequence[str]) -> AnyOptions:
         command = args[0] if args and args[0] in COMMANDS else "COMMAND"
         help_ = f"(see scalesim {command} --help)"
         raise ConfigError(f"{in_one_line(said.getvalue())} {help_}") from None
-    return parsed

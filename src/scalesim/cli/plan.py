@@ -48,7 +48,7 @@ def verdict(options: PlanOptions, fit: Fit) -> str:
     fits = "fit" if fit.fits else "do not all fit"
     return (
         f"{options.agents} agents {fits}. [bold]{fit.turns_per_s:.1f} turns/s, "
-        f"{fit.step_s:.1f} s a step[/] ({options.active:.0%} active). What binds: "
+        f"{fit.tick_s:.1f} s a tick[/] ({options.active:.0%} active). What binds: "
         f"[bold]{fit.binds}[/]; {_CURE[fit.binds]}."
     )
 

@@ -1,6 +1,6 @@
 """One run of the demo's world on one engine, driven as a simulation would drive it, and its score.
 
-Knows nothing of screens, nor of other plays: who holds several moves each by a round in turn.
+Knows nothing of screens, nor of other plays: who holds several moves each by a round in utterance.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import TypeVar
 
-from scalesim.cli.world import Turn, World
+from scalesim.cli.world import Utterance, World
 from scalesim.engine.engine import Engine
 from scalesim.engine.loop import EngineStats
 from scalesim.memory.counters import Counters
@@ -24,9 +24,9 @@ Counts = TypeVar("Counts", EngineStats, Counters)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One utterance: in which step, by whom, its tokens, and a hash over the logits behind them."""
+    """One utterance: in which tick, by whom, its tokens, and a hash over the logits behind them."""
 
-    step: int
+    tick: int
     who: str
     token_ids: tuple[int, ...]
     logits: int
@@ -38,20 +38,20 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class PlayScore:
     """What one policy did, the warm-up not counted: the engine's own counts, and ours of time.
 
-    ``turn_cpu_s``: processor time a turn, all threads together, in the median round: what else the
-    machine does makes a round last longer, and few of them cost more.
+    ``call_cpu_s``: processor time an utterance, all threads together, in the median round: what
+    else the machine does makes a round last longer, and few of them cost more.
     """
 
     policy: str
-    steps: int
-    turn_cpu_s: float
+    ticks: int
+    call_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
-    speakers: int = 0  # agents who spoke, summed over the steps
+    speakers: int = 0  # agents who spoke, summed over the ticks
 
     @property
     def hits(self) -> float:
@@ -71,7 +71,7 @@ class Score:
 
 
 class Play:
-    """``warm_up`` gives everyone a turn, once; then each ``round`` plays one of the world's.
+    """``warm_up`` gives everyone an utterance, once; then each ``round`` plays one of the world's.
     ``said`` is the record, ``score`` what it took."""
 
     def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
@@ -79,9 +79,9 @@ class Play:
         self.policy, self.page_bytes = policy, page_bytes
         self.said: list[Said] = []
         self._agents = [engine.agent(person.name) for person in world.people]
-        self._steps, self._speakers = 0, 0
-        self._turn_cpu_s: list[float] = []  # by round
-        self._in_step: set[int] = set()  # who has spoken
+        self._ticks, self._speakers = 0, 0
+        self._call_cpu_s: list[float] = []  # by round
+        self._in_tick: set[int] = set()  # who has spoken
         self._before = self._counts()
 
     def warm_up(self) -> None:
@@ -90,23 +90,23 @@ class Play:
         self._before = self._counts()
 
     def round(self) -> bool:
-        """Play the next round of the world's step; after the last, end the step: ``False``."""
+        """Play the next round of the world's tick; after the last, end the tick: ``False``."""
         start = time.process_time()
-        turns = self.world.round()
-        if not turns:
-            self._end_step()
+        utterances = self.world.round()
+        if not utterances:
+            self._end_tick()
             return False
-        self._play(turns)
-        self._turn_cpu_s.append((time.process_time() - start) / len(turns))
+        self._play(utterances)
+        self._call_cpu_s.append((time.process_time() - start) / len(utterances))
         return True
 
     @property
-    def score(self) -> Score:
+    def score(self) -> PlayScore:
         stats, memory = self._before
-        return Score(
+        return PlayScore(
             self.policy,
-            self._steps,
-            median(self._turn_cpu_s or [0.0]),
+            self._ticks,
+            median(self._call_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
             self.page_bytes,
@@ -116,32 +116,35 @@ class Play:
     def _counts(self) -> tuple[EngineStats, Counters]:
         return replace(self.engine.stats), replace(self.engine.parts.memory.counters)
 
-    def _play(self, turns: Sequence[Turn]) -> None:
+    def _play(self, utterances: Sequence[Utterance]) -> None:
         world = self.world
-        replies = self._ask(turns, world.config.reply_len)
+        replies = self._ask(utterances, world.config.reply_len)
         self.said += [
-            Said(world.now, world.people[turn.who].name, reply.token_ids, reply.digest)
-            for turn, reply in zip(turns, replies, strict=True)
+            Said(world.now, world.people[utterance.who].name, reply.token_ids, reply.digest)
+            for utterance, reply in zip(utterances, replies, strict=True)
         ]
-        world.hear(turns, [spoken(reply) for reply in replies])
+        world.hear(utterances, [spoken(reply) for reply in replies])
         self._tell()
-        self._in_step |= {turn.who for turn in turns}
+        self._in_tick |= {utterance.who for utterance in utterances}
 
-    def _end_step(self) -> None:
-        self._steps += 1
-        self._speakers += len(self._in_step)
-        self._in_step.clear()
-        self.world.end_step()
-        self.engine.advance()
+    def _end_tick(self) -> None:
+        self._ticks += 1
+        self._speakers += len(self._in_tick)
+        self._in_tick.clear()
+        self.world.end_tick()
+        self.engine.tick()
 
     def _tell(self) -> None:
         """Plans are known as soon as they are made: whoever speaks late can give way at once."""
         distances = self.world.expected()
-        self.engine.expect({self._agents[who].id: steps for who, steps in distances.items()})
+        self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
 
-    def _ask(self, turns: Sequence[Turn], max_tokens: int) -> list[Reply]:
+    def _ask(self, utterances: Sequence[Utterance], max_tokens: int) -> list[Reply]:
         params = SamplingParams(max_tokens=max_tokens)
-        requests = [Request(turn.prompt, self._agents[turn.who].id, params) for turn in turns]
+        requests = [
+            Request(utterance.prompt, self._agents[utterance.who].id, params)
+            for utterance in utterances
+        ]
         return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
 
 

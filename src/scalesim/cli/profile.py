@@ -19,7 +19,7 @@ def profile(options: ProfileOptions) -> int:
     options.check()
     if options.out != options.figures:
         check_plots()
-    form, calls = read_log(options.log, options.format, options.step)
+    form, calls = read_log(options.log, options.format, options.tick)
     found = characterise(calls, options.log.name, form, options.day)
     figures = options.figures
     if options.out != figures:
@@ -38,8 +38,8 @@ def lines(found: Profile) -> list[str]:
     quarter = next(row for row in found.misses if row["share"] == 0.25)
     rows = [
         f"{shown(found.source)} ({found.form}): {totals['calls']} calls of {totals['agents']} "
-        f"agents in {totals['steps']:.0f} steps; "
-        f"{totals['active share of a step']:.1%} active in a step",
+        f"agents in {totals['ticks']:.0f} ticks; "
+        f"{totals['active share of a tick']:.1%} active in a tick",
         f"with a quarter of the agents resident, LRU misses {quarter['lru']:.0%} and Belady "
         f"{quarter['belady']:.0%} of the activations that could hit",
     ]

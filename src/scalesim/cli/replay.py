@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ COLUMNS = (
 )  # fmt: skip
 PAPER_AGENTS = (25, 100, 250, 500, 1000)
 SMALL = {"w1": (120, 24), "w2": (120, 16), "w3": (100, 60), "w4": (80, 6), "w5": (50, 40)}
-"""Agents and steps where neither is given: a minute or so for all policies."""
+"""Agents and ticks where neither is given: a minute or so for all policies."""
 CAPTION = (
     "Virtual time. Roof: the least arithmetic, reading and loading that these calls need, ideally "
     "batched; nobody exceeds it. Hits: share of the blocks asked for that were on the device. "
@@ -49,10 +50,10 @@ def replay(options: ReplayOptions) -> int:
     console = Console(highlight=False)
     for scenario in scenarios(options, sizes):
         machine = scenario.machine(sizes)
-        with Watching(scenario, policies) as watching:
+        with watching(scenario, policies) as watch:
             outcomes, limit = compare(
-                machine, policies, scenario.steps, sources=scenario.sources,
-                warmup=options.warmup, watch=watching,
+                machine, policies, scenario.ticks, sources=scenario.sources,
+                warmup=options.warmup, watch=watch,
             )  # fmt: skip
         console.print(table(title(scenario, machine, sizes), outcomes, limit))
         for note in notes(scenario, machine, outcomes, limit):
@@ -82,23 +83,23 @@ def scenarios(options: ReplayOptions, sizes: Sizes) -> Iterator[Scenario]:
         counts = PAPER_AGENTS if options.agents is None else (options.agents,)
         for cls in PAPER_CLASSES:
             for agents in counts:
-                kind, own = paper(cls, agents, options.steps or 20, options.seed or 0)
+                kind, own = paper(cls, agents, options.ticks or 20, options.seed or 0)
                 own = replace(own, **{name: value for name, value in knobs.items()
-                                      if name not in ("agents", "steps", "seed")})  # fmt: skip
+                                      if name not in ("agents", "ticks", "seed")})  # fmt: skip
                 found = of_workload(kind, own, sizes, learned=learned)
                 yield replace(found, name=f"{cls}, {agents} agents")
     elif options.what in WORKLOADS:
         kind, own = workload(options.what, **knobs)
         note = ""
         if options.is_small:
-            agents, steps = SMALL[kind.name]
+            agents, ticks = SMALL[kind.name]
             note = (
-                f"Small, to be quick; --agents {own.agents} --steps {own.steps} --running 32 "
+                f"Small, to be quick; --agents {own.agents} --ticks {own.ticks} --running 32 "
                 f"is the whole of {kind.name}."
             )
-            own = replace(own, agents=agents, steps=steps)
+            own = replace(own, agents=agents, ticks=ticks)
         found = of_workload(kind, own, sizes, learned=learned)
-        name = f"{kind.name}, {own.agents} agents, {own.steps} steps"
+        name = f"{kind.name}, {own.agents} agents, {own.ticks} ticks"
         yield replace(found, name=name, note=note)
     else:
         yield trace_scenario(options, sizes)
@@ -111,59 +112,52 @@ def trace_scenario(options: ReplayOptions, sizes: Sizes) -> Scenario:
             f"{path} is neither a workload ({', '.join((*WORKLOADS, 'paper'))}) nor a file"
         )
     form = formats.format_named(options.format, path)
-    if options.step is not None and not form.in_seconds:
+    if options.tick is not None and not form.in_seconds:
         raise ConfigError(
-            f"--step {options.step}: {path} has steps of its own, as all in {form.name}"
+            f"--tick {options.tick}: {path} has ticks of its own, as all in {form.name}"
         )
-    steps = formats.read(path, form, options.block_size)
+    ticks = formats.read(path, form, options.block_size)
     if form.in_seconds:
-        steps = formats.gathered(steps, 10.0 if options.step is None else options.step)
+        ticks = formats.gathered(ticks, 10.0 if options.tick is None else options.tick)
     hints = options.trace_hints()
-    found = of_trace(f"{path.name} ({form.name})", steps[: options.steps], sizes, hints)
-    turns = [turn for step in found.steps() for turn in step.turns]
-    told = sum(turn.expect is not None for turn in turns)
-    agents = len({turn.agent for turn in turns} - {None})
+    found = of_trace(f"{path.name} ({form.name})", ticks[: options.ticks], sizes, hints)
+    calls = [call for tick in found.ticks() for call in tick.calls]
+    told = sum(call.expect is not None for call in calls)
+    agents = len({call.agent for call in calls} - {None})
     kind = "hints learned" if hints == "learned" else f"{told} with hints"
-    name = f"{found.name}: {len(turns)} calls, {kind}, {agents} agents, {found.num_steps} steps"
+    name = f"{found.name}: {len(calls)} calls, {kind}, {agents} agents, {found.num_ticks} ticks"
     return replace(found, name=name)
 
 
-class Watching:
-    """Progress on stderr: a bar a policy on a terminal, else a line at once and every few
-    seconds. Called with a policy's name when it begins."""
+@contextmanager
+def watching(
+    scenario: Scenario, policies: Sequence[str], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[str], Watch]]:
+    """Progress on stderr: a bar a policy on a terminal, else a line at once and every few seconds.
+    What it gives is called with a policy's name when that begins."""
+    console, total, said_s = Console(stderr=True, highlight=False), scenario.num_ticks, clock()
+    bars = Progress(
+        TextColumn("{task.description:<13}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+        TextColumn("ticks  {task.fields[state]}"), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
-    def __init__(self, scenario: Scenario, policies: Sequence[str],
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        self._scenario, self._policies, self._clock = scenario, policies, clock
-        self._console = Console(stderr=True, highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description:<13}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-            TextColumn("steps  {task.fields[state]}"), console=self._console, transient=True,
-            disable=not self._console.is_terminal,
-        )  # fmt: skip
-        self._said = clock()
-
-    def __enter__(self) -> Watching:
-        self._console.print(f"{self._scenario.name}: {len(self._policies)} policies …")
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, policy: str) -> Watch:
-        total = self._scenario.num_steps
-        task = self._bars.add_task(policy, total=total, state="")
+    def begin(policy: str) -> Watch:
+        task = bars.add_task(policy, total=total, state="")
 
         def watch(log: Log) -> None:
-            done, calls = len(log.step_s), f"{log.turns} calls"
-            if not self._bars.disable:
-                self._bars.update(task, completed=done, state=calls)
-            elif self._clock() - self._said >= EVERY_S:
-                self._said = self._clock()
-                print(f"{policy}: {done} of {total} steps, {calls}", file=sys.stderr, flush=True)
+            nonlocal said_s
+            done, calls = len(log.tick_s), f"{log.turns} calls"
+            bars.update(task, completed=done, state=calls)
+            if bars.disable and clock() - said_s >= EVERY_S:
+                said_s = clock()
+                print(f"{policy}: {done} of {total} ticks, {calls}", file=sys.stderr, flush=True)
 
         return watch
+
+    console.print(f"{scenario.name}: {len(policies)} policies …")
+    with bars:
+        yield begin
 
 
 def title(scenario: Scenario, machine: Machine, sizes: Sizes) -> str:
@@ -226,7 +220,7 @@ def notes(
             roof += f"; resident, with a pool for everything, gives {reached:.0%} of that"
     yield f"{roof}."
     if not outcomes[0].turns:
-        yield "No call came after the warm-up; lower --warmup or give more --steps."
+        yield "No call came after the warm-up; lower --warmup or give more --ticks."
     running = max(one.running_pages for one in outcomes)
     if running >= CROWDED * machine.device_pages:
         yield (

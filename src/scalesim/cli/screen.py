@@ -2,65 +2,60 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from scalesim.cli.play import Score
+from scalesim.cli.play import PlayScore
 
 _LINES = 4  # where there are no bars
 
 
-class Screen:
-    """A context manager that gives the terminal back however it is left. ``warms_up`` and
-    ``played`` tell it how far a policy is."""
+class Screen(Progress):
+    """A bar a policy, and below them the news of the world. A context manager that gives the
+    terminal back however it is left. ``warms_up`` and ``played`` tell it how far a policy is."""
 
-    def __init__(self, console: Console, policies: tuple[str, ...], steps: int) -> None:
-        self._console, self._steps = console, steps
-        self._bars = Progress(
+    def __init__(self, console: Console, policies: tuple[str, ...], ticks: int) -> None:
+        self._news, self._ticks = "", ticks
+        super().__init__(
             TextColumn("{task.description:<14}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             console=console,
+            disable=not console.is_terminal,
+            refresh_per_second=4,  # slow: each refresh takes the interpreter away from the engine
         )
-        self._tasks: dict[str, TaskID] = {
-            name: self._bars.add_task(name, total=steps, state="[dim]waits") for name in policies
+        self._bars = {
+            name: self.add_task(name, total=ticks, state="[dim]waits") for name in policies
         }
-        self._played, self._lines = 0, 0
-        self._live: Live | None = None
-        if console.is_terminal:
-            # slow: each refresh takes the interpreter away from the engine
-            self._live = Live(self._view(""), console=console, refresh_per_second=4)
+        self._num_played, self._num_lines = 0, 0
 
-    def __enter__(self) -> Screen:
-        if self._live is not None:
-            self._live.start()
-        return self
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self._news:
+            yield Text(self._news, style="dim", no_wrap=True, overflow="ellipsis")
 
-    def __exit__(self, *error: object) -> None:
-        if self._live is not None:
-            self._live.update(self._bars)  # the last view stays: bars without news
-            self._live.stop()
+    def stop(self) -> None:
+        """The last view stays: bars without news."""
+        self._news = ""
+        super().stop()
 
     def warms_up(self, policy: str) -> None:
-        self._bars.update(self._tasks[policy], state="everyone speaks once, to warm up")
-        if self._live is None:
-            self._console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
+        self.update(self._bars[policy], state="everyone speaks once, to warm up")
+        if self.disable:
+            self.console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
-    def played(self, score: Score, news: str) -> None:
-        """A step more under one policy: its score so far, and what happened in the world."""
-        rates = f"hits {score.hits:4.0%}   {score.turn_cpu_s * 1e3:.0f} CPU ms a turn"
-        self._bars.update(self._tasks[score.policy], completed=score.steps, state=rates)
-        self._played += 1
-        due = score.steps * _LINES // self._steps
-        if self._live is not None:
-            self._live.update(self._view(f"step {score.steps}: {news}"))
-        elif self._played % len(self._tasks) == 0 and due > self._lines:
-            self._lines = due
-            line = f"step {score.steps} of {self._steps}: {news}"
-            self._console.print(line, highlight=False, markup=False)
-
-    def _view(self, news: str) -> Group:
-        return Group(self._bars, Text(news, style="dim", no_wrap=True, overflow="ellipsis"))
+    def played(self, score: PlayScore, news: str) -> None:
+        """A tick more under one policy: its score so far, and what happened in the world."""
+        rates = f"hits {score.hits:4.0%}   {score.call_cpu_s * 1e3:.0f} CPU ms a call"
+        self.update(self._bars[score.policy], completed=score.ticks, state=rates)
+        self._news = f"tick {score.ticks}: {news}"
+        self._num_played += 1
+        due = score.ticks * _LINES // self._ticks
+        if self.disable and self._num_played % len(self._bars) == 0 and due > self._num_lines:
+            self._num_lines = due
+            line = f"tick {score.ticks} of {self._ticks}: {news}"
+            self.console.print(line, highlight=False, markup=False)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from scalesim.cli.play import Score
+from scalesim.cli.play import PlayScore
 
-COLUMNS = ("policy", "hits", "demand\nloads", "moved", "tokens\nprefilled", "CPU ms\na turn")
+COLUMNS = ("policy", "hits", "demand\nloads", "moved", "tokens\nprefilled", "CPU ms\na call")
 
 
-def table(scores: Sequence[Score]) -> Table:
+def table(scores: Sequence[PlayScore]) -> Table:
     """A row a policy, in the order in which they were given."""
     found = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for name in COLUMNS:
@@ -24,12 +24,12 @@ def table(scores: Sequence[Score]) -> Table:
             f"{score.memory.demand_loads}",
             amount(score.moved_bytes),
             f"{score.prefilled_tokens}",
-            f"{score.turn_cpu_s * 1e3:.1f}",
+            f"{score.call_cpu_s * 1e3:.1f}",
         )
     return found
 
 
-def caption(scores: Sequence[Score]) -> str:
+def caption(scores: Sequence[PlayScore]) -> str:
     """How to read the columns."""
     lines = [
         "Hits: share of the blocks asked for that were on the device; what resident misses is new",
@@ -44,7 +44,7 @@ def caption(scores: Sequence[Score]) -> str:
     return " ".join(lines)
 
 
-def shows(scores: Sequence[Score]) -> str:
+def shows(scores: Sequence[PlayScore]) -> str:
     """What the run has shown, and what a CPU cannot show."""
     bound = [score for score in scores if score.policy == "resident"]
     best, *others = sorted(

@@ -42,16 +42,28 @@ def _whole(least: int, most: int = _MOST) -> PrimitiveConstructorSpec[Any]:
     return _value("INT", read)
 
 
-def _real(word: str) -> float:
+def _number(word: str) -> float:
     try:
         return float(word)
     except ValueError:
         raise ValueError(f"{_cut(word)} is no number") from None
 
 
+def _real(
+    rule: str, is_right: Callable[[float], bool] = lambda found: True
+) -> PrimitiveConstructorSpec[Any]:
+    def read(word: str) -> float:
+        found = _number(word)
+        if not is_right(found):
+            raise ValueError(f"{_cut(word)} must be {rule}")
+        return found
+
+    return _value("FLOAT", read)
+
+
 def _share(*, zero: bool) -> PrimitiveConstructorSpec[Any]:
     def read(word: str) -> float:
-        found = _real(word.removesuffix("%"))
+        found = _number(word.removesuffix("%"))
         if word.endswith("%"):
             found /= 100.0
         if not (0.0 <= found <= 1.0 and (zero or found)):
@@ -62,28 +74,14 @@ def _share(*, zero: bool) -> PrimitiveConstructorSpec[Any]:
     return _value("SHARE", read)
 
 
-def _positive(word: str) -> float:
-    found = _real(word)
-    if not 0.0 < found < math.inf:
-        raise ValueError(f"{_cut(word)} must be a number above 0")
-    return found
-
-
-def _sigma(word: str) -> float:
-    found = _real(word)
-    if not 0.0 <= found <= 4.0:
-        raise ValueError(f"{_cut(word)} must be a number from 0 to 4")
-    return found
-
-
-def _memory(parse: Callable[[str, str], int | None]) -> Callable[[str], str]:
-    """Reads the word itself, for settings take it as it is."""
+def _memory(metavar: str, parse: Callable[[str, str], int | None]) -> PrimitiveConstructorSpec[Any]:
+    """The word itself, if it can be parsed: settings take it as it is."""
 
     def read(word: str) -> str:
         parse(word, "size")
         return word
 
-    return read
+    return _value(metavar, read)
 
 
 def _cut(word: str) -> str:
@@ -96,13 +94,13 @@ MANY = _whole(1, 10**6)
 MANY_OR_0 = _whole(0, 10**6)
 WHOLE = _whole(0)
 SEED = _whole(0, 2**63 - 1)
-REAL = _value("FLOAT", _real)
-SIGMA = _value("FLOAT", _sigma)
+REAL = _real("a number")
+SIGMA = _real("a number from 0 to 4", lambda found: 0.0 <= found <= 4.0)
 """Of a lognormal distribution."""
-POSITIVE = _value("FLOAT", _positive)
+POSITIVE = _real("a number above 0", lambda found: 0.0 < found < math.inf)
 SHARE = _share(zero=False)
 """Above 0, to 1: ``0.25`` or ``25%``."""
 SHARE_OR_0 = _share(zero=True)
-MEMORY = _value("SIZE", _memory(parse_bytes))
+MEMORY = _memory("SIZE", parse_bytes)
 """An amount of memory, like ``20GB`` or ``512MiB``."""
-MEMORY_OR_AUTO = _value("SIZE|auto", _memory(memory_bytes))
+MEMORY_OR_AUTO = _memory("SIZE|auto", memory_bytes)

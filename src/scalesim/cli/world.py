@@ -1,9 +1,9 @@
-"""The demo's world: agents with plans of different length, who speak when a plan step ends.
+"""The demo's world: agents with plans of different length, who speak when an action ends.
 
 Pure and torch-free: it hands out prompts and takes texts back. What an agent says decides what it
 does next and for how long, so two runs stay the same only as long as every text is the same.
 
-A step goes in rounds. In the first, everyone whose plan step ended speaks; some of them then call
+A tick goes in rounds. In the first, everyone whose action ended speaks; some of them then call
 out to somebody at the same place, and the two talk in turn for the rounds that follow.
 """
 
@@ -18,7 +18,7 @@ from scalesim.cli.names import FIRST, LAST, PLACES, PLANS, TRADES, TRAITS
 
 LONGEST_PLAN = 12
 TALK_ROUNDS = 2
-_TALKS_ONE_IN = 3  # of those who have just ended a plan step
+_TALKS_ONE_IN = 3  # of those who have just ended an action
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Person:
     persona: bytes
     place: str
     plan: str
-    free_at: int  # the step in which the plan step ends
+    free_at: int  # the tick in which the action ends
     events: list[bytes] = field(default_factory=list)
 
     @property
@@ -58,7 +58,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Utterance:
     """One utterance to be generated; ``prompt`` are token ids, a byte each."""
 
     who: int
@@ -67,8 +67,8 @@ class Turn:
 
 
 class World:
-    """``round`` gives the turns of the next round, ``hear`` takes their texts and ``expected`` says
-    what is known by then of who speaks when; after an empty round, ``end_step`` moves on."""
+    """``round`` gives the utterances of the next round, ``hear`` takes their texts and ``expected``
+    says what is known by then of who speaks when; after an empty round, ``end_tick`` moves on."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -80,39 +80,40 @@ class World:
         self._talks: list[tuple[int, int]] = []  # (who speaks in the next round, to whom)
         self._changed: set[int] = set(range(config.agents))
 
-    def opening(self) -> list[Turn]:
-        """A turn of everyone, as they stand: to warm the engine up before the clock starts."""
-        return [self._turn(who, b"") for who in range(len(self.people))]
+    def opening(self) -> list[Utterance]:
+        """An utterance of everyone, as they stand: warms the engine up before the clock starts."""
+        return [self._utterance(who, b"") for who in range(len(self.people))]
 
-    def round(self) -> list[Turn]:
-        """The turns of the next round, independent of one another; empty when the step is over."""
+    def round(self) -> list[Utterance]:
+        """The utterances of the next round, each independent; empty when the tick is over."""
         self._round += 1
         if self._round == 1:
             due = [i for i, person in enumerate(self.people) if person.free_at <= self.now]
-            return [self._turn(who, self._cue(who)) for who in due]
+            return [self._utterance(who, self._cue(who)) for who in due]
         if self._round > 1 + TALK_ROUNDS:
             return []
         return [
-            self._turn(who, f" To {self.people[to].name}: ".encode()) for who, to in self._talks
+            self._utterance(who, f" To {self.people[to].name}: ".encode())
+            for who, to in self._talks
         ]
 
-    def hear(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:
-        """What the turns of this round gave."""
-        for turn, text in zip(turns, texts, strict=True):
-            self.people[turn.who].events.append(turn.cue + text)
+    def hear(self, utterances: Sequence[Utterance], texts: Sequence[bytes]) -> None:
+        """What the utterances of this round gave."""
+        for utterance, text in zip(utterances, texts, strict=True):
+            self.people[utterance.who].events.append(utterance.cue + text)
         if self._round == 1:
-            for turn, text in zip(turns, texts, strict=True):
-                self._plan(turn.who, text)
-            self._meet(turns, texts)
+            for utterance, text in zip(utterances, texts, strict=True):
+                self._plan(utterance.who, text)
+            self._meet(utterances, texts)
             return
         for (who, to), text in zip(self._talks, texts, strict=True):
             line = f" {self.people[who].name}: ".encode() + text
             self.people[to].events.append(line)
         self._talks = [(to, who) for who, to in self._talks]
-        self._changed |= {turn.who for turn in turns}
+        self._changed |= {utterance.who for utterance in utterances}
 
     def expected(self) -> dict[int, int]:
-        """Where it is news: in how many steps an agent speaks, 0 for who is being talked to."""
+        """Where it is news: in how many ticks an agent speaks, 0 for who is being talked to."""
         left = 1 + TALK_ROUNDS - self._round
         talking = {who for pair in self._talks for who in pair[: max(left, 0)]}
         changed, self._changed = sorted(self._changed), set()
@@ -120,7 +121,7 @@ class World:
             who: 0 if who in talking else self.people[who].free_at - self.now for who in changed
         }
 
-    def end_step(self) -> None:
+    def end_tick(self) -> None:
         self.now += 1
         self._round, self._talks = 0, []
 
@@ -149,13 +150,13 @@ class World:
         person = self.people[who]
         return f" {self.now}. Done: {person.plan}. You: ".encode()
 
-    def _turn(self, who: int, cue: bytes) -> Turn:
+    def _utterance(self, who: int, cue: bytes) -> Utterance:
         person = self.people[who]
         room = self.config.memory_len - len(cue) - self.config.reply_len
         if person.memory_len > room:
             while person.events and person.memory_len > room // 2:
                 del person.events[0]
-        return Turn(who, cue, list(person.persona + b"".join(person.events) + cue))
+        return Utterance(who, cue, list(person.persona + b"".join(person.events) + cue))
 
     def _plan(self, who: int, text: bytes) -> None:
         """The text decides, mixed with who and when: some texts are empty."""
@@ -168,23 +169,23 @@ class World:
         self._changed.add(who)
         self.news = (
             f"{person.name} has done: {before}; goes to the {person.place} to {person.plan} "
-            f"for {length} steps"
+            f"for {length} ticks"
         )
 
-    def _meet(self, turns: Sequence[Turn], texts: Sequence[bytes]) -> None:
+    def _meet(self, utterances: Sequence[Utterance], texts: Sequence[bytes]) -> None:
         taken: set[int] = set()
-        for turn, text in zip(turns, texts, strict=True):
-            dice = self._dice(turn.who, text) >> 16
-            near = [i for i in self._neighbours(turn.who) if i not in taken]
-            if turn.who in taken or not near or dice % _TALKS_ONE_IN:
+        for utterance, text in zip(utterances, texts, strict=True):
+            dice = self._dice(utterance.who, text) >> 16
+            near = [i for i in self._neighbours(utterance.who) if i not in taken]
+            if utterance.who in taken or not near or dice % _TALKS_ONE_IN:
                 continue
             other = near[dice // _TALKS_ONE_IN % len(near)]
-            taken |= {turn.who, other}
-            self._changed |= {turn.who, other}
-            self._talks.append((turn.who, other))
+            taken |= {utterance.who, other}
+            self._changed |= {utterance.who, other}
+            self._talks.append((utterance.who, other))
             self.news = (
-                f"{self.people[turn.who].name} meets {self.people[other].name} "
-                f"at the {self.people[turn.who].place}; they talk"
+                f"{self.people[utterance.who].name} meets {self.people[other].name} "
+                f"at the {self.people[utterance.who].place}; they talk"
             )
 
     def _neighbours(self, who: int) -> list[int]:

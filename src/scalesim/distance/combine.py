@@ -21,7 +21,7 @@ Combine: TypeAlias = Callable[[Times, npt.NDArray[np.float64]], Times]
 
 def earliest_credible(at: Times, confidence: npt.NDArray[np.float64]) -> Times:
     """The earliest of the predictions that are more likely right than not; where there is none, the
-    likeliest. ``at``, in steps of the clock, and ``confidence`` are ``[num_sources, n]``."""
+    likeliest. ``at``, in ticks of the clock, and ``confidence`` are ``[num_sources, n]``."""
     credible = np.where(confidence >= CREDIBLE, at, np.inf).min(axis=0)
     likeliest = at[confidence.argmax(axis=0), np.arange(at.shape[1])]
     earliest: Times = np.where(np.isinf(credible), likeliest, credible)

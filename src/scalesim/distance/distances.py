@@ -33,7 +33,7 @@ from scalesim.errors import ConfigError, HintWarning
 from scalesim.foreign import Foreign, report
 
 Change = tuple[AgentId, float | None]
-"""An agent and its new next use, in steps of the clock; ``None`` = unknown."""
+"""An agent and its new next use, in ticks of the clock; ``None`` = unknown."""
 
 _MAX_KEPT = 1024  # agents whose last ignored hint is kept
 _MAX_NAMES = 8  # of nobody, that a score shows
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 class Distances:
     """The next use of every agent that was ever heard of.
 
-    ``early_steps`` is how many steps before their time those calls come that count as on time: the
+    ``early_ticks`` is how many ticks before their time those calls come that count as on time: the
     mean, learned; the start window allows for it. ``is_known`` tells whether an agent exists:
     whoever does not is not told of, and no hint about it outlives its time.
     """
@@ -54,7 +54,7 @@ class Distances:
         self.clock = clock
         self.roster = Roster()
         self.num_expired = 0
-        self.early_steps = 0.0
+        self.early_ticks = 0.0
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
         self._voices = [Voice("declared", self._declared), Voice("wake", self._woken)]
@@ -64,12 +64,12 @@ class Distances:
         self._rows = Columns(
             known=(np.bool_, False, ()),
             open_calls=(np.int32, 0, ()),
-            calls=(np.int32, 0, ()),  # in this step
-            usual_calls=(np.int32, 0, ()),  # in the last step in which it called
+            calls=(np.int32, 0, ()),  # in this tick
+            usual_calls=(np.int32, 0, ()),  # in the last tick in which it called
             combined=(np.float64, np.nan, ()),
             told=(np.float64, _NOT_TOLD, ()),  # the next use that was last returned
         )
-        self._called: dict[int, None] = {}  # rows, in this step, in order
+        self._called: dict[int, None] = {}  # rows, in this tick, in order
 
     @property
     def num_ignored(self) -> int:
@@ -135,7 +135,7 @@ class Distances:
     # -- what users say -----------------------------------------------------------------------
 
     def expect(self, agent: AgentId, at: float, confidence: float = 1.0) -> list[Change]:
-        """``agent`` will call at time ``at`` (steps). A time in the past means now. What is no
+        """``agent`` will call at time ``at`` (ticks). A time in the past means now. What is no
         number, or not finite, is ignored and counted: ``inf`` and NaN say nothing about a time."""
         return self.expect_all({agent: at}, confidence)
 
@@ -231,7 +231,7 @@ class Distances:
     # -- what happens -------------------------------------------------------------------------
 
     def called(self, agent: AgentId) -> list[Change]:
-        """A request of ``agent`` arrived. A hint for this step or before has come true."""
+        """A request of ``agent`` arrived. A hint for this tick or before has come true."""
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
         rows.known[row] = True
@@ -242,7 +242,7 @@ class Distances:
         leads = [voice.ledger.called(row, now, first=first) for voice in self._voices]
         if first and any(lead is not None for lead in leads):
             lead = max(lead for lead in leads if lead is not None)
-            self.early_steps += _LEAD_WEIGHT * (lead - self.early_steps)
+            self.early_ticks += _LEAD_WEIGHT * (lead - self.early_ticks)
         self._combine_one(row)
         rows.told[row] = _NOT_TOLD  # each call is news: the newest is served last
         changes = self._changes([row])
@@ -256,10 +256,10 @@ class Distances:
         self._rows.open_calls[row] -= 1
         return self._changes([row])
 
-    def advance(self, wall_s: float, *, to: float | None = None) -> list[Change]:
-        """Move the clock. Costs what spoke in the step, what expired and what sources say anew, not
+    def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> list[Change]:
+        """Move the clock. Costs what spoke in the tick, what expired and what sources say anew, not
         what exists."""
-        self.clock.advance(wall_s, to=to)
+        self.clock.tick(wall_s, n, to=to)
         spoke = np.fromiter(self._called, np.int64, len(self._called))
         self._called = {}
         rows = self._rows

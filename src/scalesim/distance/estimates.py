@@ -20,10 +20,10 @@ Times: TypeAlias = npt.NDArray[np.float64]
 class Estimates(NamedTuple):
     """Next uses of ``n`` agents.
 
-    ``at`` is absolute, in steps of the clock: a time in the past means now, NaN takes back what was
+    ``at`` is absolute, in ticks of the clock: a time in the past means now, NaN takes back what was
     said, what is infinite or no number is ignored and counted. ``confidence``, one for all or
     ``[n]``, is the probability that the agent's next call comes about then: within a quarter of the
-    distance, or one step. Of an agent that is named twice, the last estimate holds. One that does
+    distance, or one tick. Of an agent that is named twice, the last estimate holds. One that does
     not exist may be spoken of ahead; a hint for who is not there when its time comes is ignored.
     """
 
@@ -50,7 +50,7 @@ class Source(ABC):
     its own on an engine: scores and errors call it so. Where a source is made with a
     ``confidence``, that is how often its predictions come true. One that ``judges_itself`` is
     silent unless its predictions are worth something: they are scored all the same, and not
-    discounted, for what orders agents well need not name the step in which they call.
+    discounted, for what orders agents well need not name the tick in which they call.
     """
 
     name: str = "source"
@@ -66,10 +66,10 @@ class Source(ABC):
     @abstractmethod
     def changes(self, now: float) -> Estimates:
         """What is new since the last time, at time ``now`` of the clock. Asked at each tick, after
-        the first call of an agent in a step, and when the source was told something."""
+        the first call of an agent in a tick, and when the source was told something."""
 
     def called(self, agent: AgentId, now: float) -> None:  # noqa: B027 - optional
-        """``agent`` called at ``now``; told once a step, however many calls its burst has."""
+        """``agent`` called at ``now``; told once a tick, however many calls its burst has."""
 
     def forget(self, agents: Sequence[AgentId]) -> None:  # noqa: B027 - optional
         """``agents`` are gone: drop what is known of each. Who is made under one of these ids later

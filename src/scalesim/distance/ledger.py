@@ -1,6 +1,6 @@
 """One source's standing predictions: an array row an agent, until they come true or expire.
 
-A prediction that is overdue by more than its own distance (at least two steps) expires. Saying
+A prediction that is overdue by more than its own distance (at least two ticks) expires. Saying
 *now* of an agent again and again does not renew it, so a source that cries wolf is scored for it.
 """
 
@@ -16,8 +16,8 @@ from scalesim.distance.estimates import Times
 from scalesim.distance.roster import Columns
 from scalesim.distance.scores import Score
 
-MIN_PATIENCE_STEPS = 2.0
-LATEST = 2.0**52  # steps; what is said to be later is as good as never
+MIN_PATIENCE_TICKS = 2.0
+LATEST = 2.0**52  # ticks; what is said to be later is as good as never
 
 
 class Ledger:
@@ -59,7 +59,7 @@ class Ledger:
             return False
         columns.at[row], columns.made[row] = at, now
         columns.confidence[row] = min(max(confidence, 0.0), 1.0)
-        self._deadlines.put_one(row, at + max(MIN_PATIENCE_STEPS, at - now), now)
+        self._deadlines.put_one(row, at + max(MIN_PATIENCE_TICKS, at - now), now)
         self._sweep(now)
         return True
 
@@ -76,7 +76,7 @@ class Ledger:
         columns.made[rows[given]] = now
         columns.confidence[rows[given]] = np.clip(confidence[given], 0.0, 1.0)
         rows_given, at = rows[given], at[given]
-        self._deadlines.put(rows_given, at + np.maximum(MIN_PATIENCE_STEPS, at - now), now)
+        self._deadlines.put(rows_given, at + np.maximum(MIN_PATIENCE_TICKS, at - now), now)
         self._sweep(now)
         return rows
 
@@ -85,10 +85,10 @@ class Ledger:
         self.columns.clear(row)
 
     def called(self, row: int, now: float, *, first: bool) -> float | None:
-        """The agent called: score what was said, if this is its ``first`` call of the step. What
-        was said for this step or before has come true and is forgotten; what lies later stands.
+        """The agent called: score what was said, if this is its ``first`` call of the tick. What
+        was said for this tick or before has come true and is forgotten; what lies later stands.
 
-        Returns by how many steps an on-time call came before its time, ``None`` if it was not."""
+        Returns by how many ticks an on-time call came before its time, ``None`` if it was not."""
         at = self.says(row)
         if math.isnan(at):
             return None
@@ -116,7 +116,7 @@ class Ledger:
 
     def _deadline(self, rows: Int64s) -> Times:
         at, made = self.columns.at[rows], self.columns.made[rows]
-        deadline: Times = at + np.maximum(MIN_PATIENCE_STEPS, at - made)
+        deadline: Times = at + np.maximum(MIN_PATIENCE_TICKS, at - made)
         return deadline
 
     def _sweep(self, now: float) -> None:

@@ -14,13 +14,13 @@ was not there when its time came."""
 WEIGHT = 1.0 / 64.0  # of the newest outcome; the first ones count as if all before had come true
 MUTED_BELOW = 0.25
 TOLERANCE = 0.25  # of the predicted distance
-MIN_TOLERANCE_STEPS = 1.0
+MIN_TOLERANCE_TICKS = 1.0
 
 
 @dataclass(slots=True)
 class Score:
     """Counts of outcomes. A call is ``on_time`` within a quarter of the distance that was
-    predicted, or one step; ``early`` and ``late`` say how the *call* came; ``never`` is a
+    predicted, or one tick; ``early`` and ``late`` say how the *call* came; ``never`` is a
     prediction that expired.
 
     ``trust`` is what came true over what was claimed, at most 1, with the past decaying: a source
@@ -58,7 +58,7 @@ class Score:
     def called(self, made: float, at: float, now: float, confidence: float) -> bool:
         """A call came at ``now``, predicted for ``at`` at time ``made`` with ``confidence``:
         whether it was on time."""
-        tolerance = max(MIN_TOLERANCE_STEPS, TOLERANCE * (at - made))
+        tolerance = max(MIN_TOLERANCE_TICKS, TOLERANCE * (at - made))
         on_time = abs(now - at) <= tolerance
         if on_time:
             self.on_time += 1

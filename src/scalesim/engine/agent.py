@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalesim.core import AgentId
-from scalesim.errors import UnknownAgentError
+from scalesim.errors import RequestError, UnknownAgentError
 from scalesim.requests.choose import By, Choice, Option
 from scalesim.requests.prompt import Message, OnOverflow, Prompt
 from scalesim.requests.reply import Reply
@@ -97,10 +98,13 @@ class Agent:
         """``choose`` among ``options`` from any event loop."""
         return await self.engine.choose_async(self.request(prompt, **call), options, by=by)
 
-    def expect(self, steps: float | None = None, *, at: float | None = None) -> None:
-        """This agent's next call: in ``steps``, or ``at`` a time of the clock."""
+    def expect(
+        self, ticks: float | None = None, *, at: float | None = None, steps: float | None = None
+    ) -> None:
+        """This agent's next call: in ``ticks``, or ``at`` a time of the clock. ``steps`` is the
+        deprecated name of ``ticks``."""
         self._check()
-        self.engine.expect(self.id, steps, at=at)
+        self.engine.expect(self.id, renamed_ticks(ticks, steps), at=at)
 
     def fork(self, id: AgentId) -> Agent:
         """A new agent ``id`` with this one's memory, shared until one of them goes its own way.
@@ -127,3 +131,13 @@ class Agent:
 def as_messages(messages: list[Message] | str) -> list[Message]:
     """What ``chat`` was given, as messages."""
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
+def renamed_ticks(ticks: float | None, steps: float | None) -> float | None:
+    """``ticks``, or ``steps`` where a caller of ``expect`` still says so."""
+    if steps is None:
+        return ticks
+    warnings.warn("expect(steps=) is named ticks= now", DeprecationWarning, stacklevel=3)
+    if ticks is not None:
+        raise RequestError("expect() takes ticks or steps, which are the same; give ticks")
+    return steps

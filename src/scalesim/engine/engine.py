@@ -33,14 +33,14 @@ from scalesim.checks import (
 )
 from scalesim.config import EngineConfig
 from scalesim.core import AgentId
-from scalesim.distance.clock import Clock
+from scalesim.distance.clock import MAX_TIME, Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.estimates import Source
 from scalesim.distance.hints import read
 from scalesim.distance.scores import Score
 from scalesim.distance.voice import voice_of
 from scalesim.engine import forks
-from scalesim.engine.agent import Agent
+from scalesim.engine.agent import Agent, renamed_ticks
 from scalesim.engine.entrypoints import Entrypoints
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop, EngineStats
@@ -57,8 +57,6 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.trace.recorder import Recorder, check_new
 
-MAX_TIME = 2.0**52
-"""Of the clock, in steps: from there on, a step more would be lost in rounding."""
 _PARAMS = frozenset(field.name for field in fields(SamplingParams))
 _OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agent", "params"}
 
@@ -132,7 +130,7 @@ class Engine(Entrypoints):
 
     @property
     def clock(self) -> Clock:
-        """The simulation's clock, to read; ``advance`` moves it."""
+        """The simulation's clock, to read; ``tick`` moves it."""
         return self._loop.clock
 
     @property
@@ -233,28 +231,31 @@ class Engine(Entrypoints):
     def expect(
         self,
         agents: AgentId | Mapping[AgentId, float],
-        steps: float | None = None,
+        ticks: float | None = None,
         *,
         at: float | None = None,
         confidence: float = 1.0,
+        steps: float | None = None,
     ) -> None:
-        """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in steps from now,
+        """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in ticks from now,
         ``expect("ada", 3)``, or ``expect("ada", at=17.5)`` on the clock.
 
         ``confidence`` is the probability that this is about right. Advice only: a wrong distance
         costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
         call that gives no time or two. What is no finite time, or no confidence, is ignored:
         counted in ``source_scores()["declared"]``, and told once with a ``HintWarning``.
+        ``steps`` is the deprecated name of ``ticks``.
         """
+        ticks = renamed_ticks(ticks, steps)
         if isinstance(agents, Mapping):
-            if steps is not None or at is not None:
+            if ticks is not None or at is not None:
                 raise RequestError("expect() takes a mapping of distances, or one agent and a time")
             with reading("agents"):
                 distances = dict(agents)
-        elif (steps is None) == (at is None):
-            raise RequestError(f"expect({shown(agents)}) needs either steps or at=")
+        elif (ticks is None) == (at is None):
+            raise RequestError(f"expect({shown(agents)}) needs either ticks or at=")
         else:
-            distances = {self._intake.known(agents).id: steps if steps is not None else at}  # type: ignore[dict-item]
+            distances = {self._intake.known(agents).id: ticks if ticks is not None else at}  # type: ignore[dict-item]
         ids = [self._intake.known(agent).id for agent in distances]
         hints, ignored = read(ids, list(distances.values()), confidence, of_users=True)
         if hints.agents:
@@ -308,15 +309,24 @@ class Engine(Entrypoints):
         agent = self._intake.known(agent).id
         self._driver.post(lambda: self._loop.wake(agent))
 
-    def advance(self, *, to: float | None = None) -> None:
-        """Move the simulation's clock one step on, or ``to`` a time, at most 2**52. Raises
-        ``RequestError`` for one that is past."""
+    def tick(self, n: float = 1, *, to: float | None = None) -> None:
+        """Move the simulation's clock ``n`` ticks on, or ``to`` a time, at most 2**52. Raises
+        ``RequestError`` for a time that is past, or where both are given."""
         wall_s = self.parts.time_s()
-        if to is not None and (to := number("to", to, most=MAX_TIME)) < self.clock.now:
-            raise RequestError(
-                f"advance(to={to}): the clock is at {self.clock.now}, and goes forward"
-            )
-        self._driver.post(lambda: self._loop.advance(wall_s, to))
+        ticks = number("n", n, 0.0, MAX_TIME, above=True)
+        if to is not None:
+            if n != 1:
+                raise RequestError(f"tick({n}, to={to}): give a number of ticks or a time")
+            if (to := number("to", to, most=MAX_TIME)) < self.clock.now:
+                raise RequestError(
+                    f"tick(to={to}): the clock is at {self.clock.now}, and goes forward"
+                )
+        self._driver.post(lambda: self._loop.tick(wall_s, ticks, to=to))
+
+    def advance(self, *, to: float | None = None) -> None:
+        """The deprecated name of ``tick``."""
+        warnings.warn("advance() is named tick() now", DeprecationWarning, stacklevel=2)
+        self.tick(to=to)
 
     # -- its life -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -39,7 +40,7 @@ from scalesim.memory.prefetch.prefetcher import Pace
 from scalesim.requests.call import Call, deliver
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
-from scalesim.sampling.embedding import PoolLog
+from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.logits import logits_processor_of
 from scalesim.sampling.logprobs import LogprobsLog
@@ -55,7 +56,7 @@ class EngineStats:
     """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
 
     steps: int = 0
-    turns: int = 0  # calls that gave a reply
+    calls: int = 0  # that gave a reply
     failed: int = 0  # calls that ended with an error
     prompt_tokens: int = 0  # of the calls that have ended
     cached_tokens: int = 0  # of the prompts, found in memory
@@ -63,6 +64,12 @@ class EngineStats:
     compute_s: float = 0.0
     restarts: int = 0  # something broke inside, and all state was made anew
     lost_pages: int = 0  # that left circulation for it, of both pools
+
+    @property
+    def turns(self) -> int:
+        """The deprecated name of ``calls``."""
+        warnings.warn("stats.turns is named calls now", DeprecationWarning, stacklevel=2)
+        return self.calls
 
 
 class EngineLoop:
@@ -114,7 +121,7 @@ class EngineLoop:
         mended."""
         is_busy = True
         with Foreign() as broke:
-            is_busy = self._turn()
+            is_busy = self._iterate()
             self.guard.after_step()
             if not is_busy:
                 self.guard.when_idle()
@@ -160,7 +167,7 @@ class EngineLoop:
         self.restored()
         self._settle(self.scheduler.take_ended())
 
-    def _turn(self) -> bool:
+    def _iterate(self) -> bool:
         self._expire()
         if self.gate.opens:
             self.accept([])
@@ -255,7 +262,7 @@ class EngineLoop:
         if call.mailbox is not None:
             call.mailbox.announce = self._news.append
         if request.pooling is not None:
-            sequence.pool_log = PoolLog(len(call.tokens), request.pooling)
+            sequence.embedding_log = EmbeddingLog(len(call.tokens), request.pooling)
         if params.logprobs is not None or params.prompt_logprobs is not None:
             sequence.score_log = LogprobsLog(len(call.tokens), params)
         return sequence
@@ -264,8 +271,8 @@ class EngineLoop:
         """``call``, which counts as open, is known to all from now on."""
         agent = sequence.agent
         if self.recorder is not None:
-            step, at_s = self.clock.now, call.submitted_s
-            self.recorder.begins(sequence.id, agent, step, at_s, call.tokens)
+            tick, at_s = self.clock.now, call.submitted_s
+            self.recorder.begins(sequence.id, agent, tick, at_s, call.tokens)
         if agent is not None:
             self.memory.misses.calls(agent, self.distances.next_use(agent))
             self._speaking.add(sequence.id)
@@ -326,7 +333,7 @@ class EngineLoop:
         if self.recorder is not None:
             self.recorder.ends(sequence.id, sequence.output)
         if sequence.error is None:
-            self.stats.turns += 1
+            self.stats.calls += 1
         else:
             self.stats.failed += 1
         self.stats.prompt_tokens += sequence.prompt_len
@@ -399,14 +406,14 @@ class EngineLoop:
     def expect(
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
     ) -> None:
-        """Hints: times of the clock if ``absolute``, else steps from now; of agents that were
+        """Hints: times of the clock if ``absolute``, else ticks from now; of agents that were
         forgotten meanwhile, nothing."""
         times = {each: at for each, at in times.items() if self.distances.is_known(each)}
         offset = 0.0 if absolute else self.clock.now
         if self.recorder is not None:
-            for agent, steps in times.items():
-                if math.isfinite(steps):
-                    self.recorder.expects(agent, self.clock.now, offset + steps)
+            for agent, ticks in times.items():
+                if math.isfinite(ticks):
+                    self.recorder.expects(agent, self.clock.now, offset + ticks)
         self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
@@ -416,17 +423,17 @@ class EngineLoop:
             self.recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))
 
-    def advance(self, wall_s: float, to: float | None) -> None:
+    def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
         """Move the clock; ``wall_s`` is when that was asked for."""
         if to is not None and to < self.clock.now:
             return  # another caller moved the clock past it meanwhile
-        changes = self.distances.advance(wall_s, to=to)
+        changes = self.distances.tick(wall_s, n, to=to)
         clock = self.clock
         self.memory.ranking.now = clock.now
         if self.recorder is not None:
             self.recorder.ticks(clock.now)
-        hint_jitter_s = self.distances.early_steps * (clock.seconds_per_step or 0.0)
-        pace = Pace(clock.seconds_per_step, clock.jitter_s + hint_jitter_s, wall_s)
+        hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
+        pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
         self.memory.prefetcher.observe_tick(pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 

@@ -43,8 +43,10 @@ class EngineThread:
         # collector may use it within any lock, and where a second Ctrl-C strikes
         self.post_quietly: Put = self._inbox.put
         self._choice = threading.Lock()  # held to choose who drives
-        self._turn = threading.Lock()  # whose it is may touch the loop: the thread, for its life;
-        self._turn_of: int | None = None  # who calls step, for a step; close, in the end
+        self._driving = (
+            threading.Lock()
+        )  # whose it is may touch the loop: the thread, for its life;
+        self._driver_id: int | None = None  # who calls step, for a step; close, in the end
         self._ending = threading.Lock()  # held to end what is open
         self._mode: Literal["none", "thread", "user"] = "none"
         self._thread: threading.Thread | None = None
@@ -103,7 +105,7 @@ class EngineThread:
         """For a caller that is about to wait. Raises ``EngineModeError`` if ``step`` drives, or if
         the caller is the engine's own thread, which would wait for itself."""
         self.check_open()
-        if self._turn_of == threading.get_ident():
+        if self._driver_id == threading.get_ident():
             raise EngineModeError(
                 "a call that waits was made on the engine's own thread, by a source of distances "
                 "or another callback: it would wait for itself; hand it in from another thread"
@@ -119,18 +121,18 @@ class EngineThread:
         engine died of, if it does. Ctrl-C is raised when the step is over (``InterruptsWait``).
         """
         self._drive("user")
-        if self._turn_of == threading.get_ident():
+        if self._driver_id == threading.get_ident():
             raise EngineModeError("step() was called within a step, by a callback: return from it")
-        with self._turn, InterruptsWait():
+        with self._driving, InterruptsWait():
             self.check_open()  # it may have closed since
-            self._turn_of = threading.get_ident()
+            self._driver_id = threading.get_ident()
             try:
                 is_busy = self._step()
             except BaseException as error:
                 self._death, self._closed = error, True
                 raise
             finally:
-                self._turn_of = None
+                self._driver_id = None
                 if self._closed:
                     self._shut()
             interrupt, self._loop.interrupt = self._loop.interrupt, None
@@ -142,13 +144,13 @@ class EngineThread:
         """End all open calls with ``EngineClosedError``, stop the thread and the link. Waits for a
         step that is running, but the one that calls it: that closes as it ends. Idempotent."""
         self._closed = True
-        if self._in_child or self._turn_of == threading.get_ident():
+        if self._in_child or self._driver_id == threading.get_ident():
             return
         self._inbox.put(_nothing)  # wakes the thread
         thread = self._thread
         if thread is not None:
             thread.join()
-        with self._turn, InterruptsWait():
+        with self._driving, InterruptsWait():
             self._shut()
             error, self._unsaid = self._unsaid, None
         if error is not None:
@@ -183,10 +185,10 @@ class EngineThread:
     # -- on the loop's thread -----------------------------------------------------------------
 
     def _run(self) -> None:
-        if not self._turn.acquire(blocking=False):
+        if not self._driving.acquire(blocking=False):
             return  # another was started meanwhile, or everything is being closed
         try:
-            self._turn_of, self._thread = threading.get_ident(), threading.current_thread()
+            self._driver_id, self._thread = threading.get_ident(), threading.current_thread()
             try:
                 while not self._closed:
                     if not self._step() and self._inbox.empty():
@@ -195,8 +197,8 @@ class EngineThread:
                 self._death, self._closed = error, True
             self._shut()
         finally:
-            self._turn_of = None
-            self._turn.release()
+            self._driver_id = None
+            self._driving.release()
 
     def _step(self) -> bool:
         while not self._inbox.empty():

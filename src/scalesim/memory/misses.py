@@ -34,14 +34,14 @@ _ADVICE: dict[str, str] = {
 
 
 class Miss(NamedTuple):
-    """``step``: when, on the simulation's clock. ``token``: up to which token of the prompt the
+    """``tick``: when, on the simulation's clock. ``token``: up to which token of the prompt the
     state was found anywhere. ``expected``: the next use that was known, ``None`` = unknown.
     ``load_tokens``, ``lost_tokens``: what had to be waited for, what must be computed again.
     ``unheard``: what was said of the agent and did not count, and who says nothing; without any
     miss, the cause is "hint ignored"."""
 
     cause: Cause
-    step: float
+    tick: float
     token: int
     expected: float | None
     load_tokens: int
@@ -50,7 +50,7 @@ class Miss(NamedTuple):
 
     @classmethod
     def without(cls, unheard: Sequence[str], now: float) -> Miss:
-        """No miss, but ``unheard`` hints in vain, as of step ``now``."""
+        """No miss, but ``unheard`` hints in vain, as of tick ``now``."""
         return cls("hint ignored", now, 0, None, 0, 0, tuple(unheard))
 
     def __str__(self) -> str:
@@ -59,10 +59,10 @@ class Miss(NamedTuple):
     def _what(self) -> str:
         at = f" at token {self.token}" if self.cause == "prompt changed" else ""
         if self.cause == "hint ignored":
-            return f"step {self.step:g}: {self.cause}: {_ADVICE[self.cause]}"
-        known = "unknown" if self.expected is None else f"step {self.expected:g}"
+            return f"tick {self.tick:g}: {self.cause}: {_ADVICE[self.cause]}"
+        known = "unknown" if self.expected is None else f"tick {self.expected:g}"
         return (
-            f"step {self.step:g}: {self.cause}{at} ({self.load_tokens} tokens loaded on demand, "
+            f"tick {self.tick:g}: {self.cause}{at} ({self.load_tokens} tokens loaded on demand, "
             f"{self.lost_tokens} computed again; expected: {known}): {_ADVICE[self.cause]}"
         )
 

@@ -17,7 +17,7 @@ _PIECES = re.compile(r"\s?\w{1,4}|\s?[^\w\s]|\s")
 
 @dataclass(frozen=True, slots=True)
 class LoggedCall:
-    """``time`` in steps. ``tokens`` are numbers that stand for tokens: equal where the text is
+    """``time`` in ticks. ``tokens`` are numbers that stand for tokens: equal where the text is
     equal; empty where the log has no prompts. ``template`` names the kind of call. ``expect`` is
     the next use that was declared after it."""
 
@@ -36,16 +36,16 @@ def pseudo_tokens(text: str) -> Int64s:
     return np.fromiter((hash(piece) for piece in pieces), np.int64, len(pieces))
 
 
-def in_steps(calls: Iterable[tuple[float, LoggedCall]], step_s: float | None) -> list[LoggedCall]:
-    """Calls with times in seconds as calls in steps of ``step_s``, in order; a hundredth of the log
-    a step if ``None``. Raises ``ConfigError`` for more steps than can be told apart."""
+def in_ticks(calls: Iterable[tuple[float, LoggedCall]], tick_s: float | None) -> list[LoggedCall]:
+    """Calls with times in seconds as calls in ticks of ``tick_s``, in order; a hundredth of the log
+    a tick if ``None``. Raises ``ConfigError`` for more ticks than can be told apart."""
     timed = sorted(calls, key=lambda each: each[0])
     if not timed:
         return []
     start, end = timed[0][0], timed[-1][0]
-    length = step_s or max((end - start) / 100.0, 1e-9)
+    length = tick_s or max((end - start) / 100.0, 1e-9)
     if end - start > length * MAX_NUMBER:
-        raise ConfigError(f"--step {length}; the log lasts {end - start} s, too many such steps")
+        raise ConfigError(f"--tick {length}; the log lasts {end - start} s, too many such ticks")
     return [
         LoggedCall(
             call.agent, float(int((at - start) / length)), call.tokens, call.output_len,

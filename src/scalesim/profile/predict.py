@@ -69,7 +69,7 @@ def _listen(
     activations = 0
     for time, group in groupby(calls, key=lambda call: call.time):
         if time > distances.clock.now:
-            distances.advance(time, to=time)
+            distances.tick(time, to=time)
         seen: dict[AgentId, None] = {}
         for call in group:
             activations += call.agent not in seen

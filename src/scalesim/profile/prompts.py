@@ -10,6 +10,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Int64s
 from scalesim.profile.calls import LoggedCall
+from scalesim.trace.trace import common_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +43,17 @@ def breaks(calls: Sequence[LoggedCall]) -> list[Breaks]:
             continue
         other = latest.get(call.template)
         if other is not None and other[0] != call.agent:
-            shared[call.template].append(common(other[1], call.tokens))
+            shared[call.template].append(common_length(other[1], call.tokens))
         latest[call.template] = (call.agent, call.tokens)
         key = (call.agent, call.template)
         before = last.get(key)
         if before is not None:
-            at = common(before, call.tokens)
-            again = common(before[at:][::-1], call.tokens[at:][::-1])
+            at = common_length(before, call.tokens)
+            again = common_length(before[at:][::-1], call.tokens[at:][::-1])
             found[call.template].append((len(call.tokens), at, again))
         last[key] = call.tokens
     rows = [_summary(name, pairs, shared[name]) for name, pairs in found.items()]
     return sorted(rows, key=lambda row: -row.prefill * row.pairs)
-
-
-def common(first: Int64s, second: Int64s) -> int:
-    """How many leading tokens two prompts share."""
-    limit = min(len(first), len(second))
-    different = np.flatnonzero(first[:limit] != second[:limit])
-    return int(different[0]) if len(different) else limit
 
 
 def _summary(name: str, pairs: list[tuple[int, int, int]], shared: list[int]) -> Breaks:

@@ -12,7 +12,7 @@ import numpy as np
 from scalesim.checks import shown
 from scalesim.core import Int64s
 from scalesim.errors import ConfigError, TraceError
-from scalesim.profile.calls import LoggedCall, in_steps, pseudo_tokens
+from scalesim.profile.calls import LoggedCall, in_ticks, pseudo_tokens
 from scalesim.profile.database import rows_of
 from scalesim.regular_file import open_regular
 from scalesim.trace import records
@@ -25,11 +25,11 @@ MAX_TOKENS = 1 << 29
 _NO_TOKENS = np.empty(0, np.int64)
 
 
-def read_log(path: Path, form: str, step_s: float | None = None) -> tuple[str, list[LoggedCall]]:
-    """The calls of ``path``, in order, and the format that it has. ``step_s`` is the length of a
-    step in logs that have times only. Raises ``TraceError``, ``ConfigError``."""
-    if step_s is not None and not 0.0 < step_s < float("inf"):
-        raise ConfigError(f"--step {step_s}; a step must last above 0 seconds")
+def read_log(path: Path, form: str, tick_s: float | None = None) -> tuple[str, list[LoggedCall]]:
+    """The calls of ``path``, in order, and the format that it has. ``tick_s`` is the length of a
+    tick in logs that have times only. Raises ``TraceError``, ``ConfigError``."""
+    if tick_s is not None and not 0.0 < tick_s < float("inf"):
+        raise ConfigError(f"--tick {tick_s}; a tick must last above 0 seconds")
     found = detect(path)  # also where the format is given: opens nothing but a regular file
     name = found if form == "auto" else form
     if name is None:
@@ -37,7 +37,7 @@ def read_log(path: Path, form: str, step_s: float | None = None) -> tuple[str, l
         raise TraceError(f"{path} is in no known format; --format can name one of {known}")
     if name not in READERS:
         raise ConfigError(f"format={form!r}; it is auto or one of {', '.join(READERS)}")
-    calls = READERS[name](path, step_s)
+    calls = READERS[name](path, tick_s)
     if not calls:
         raise TraceError(f"{path} has no calls, read as {name}; --format names another format")
     return name, calls
@@ -59,25 +59,24 @@ def detect(path: Path) -> str | None:
     return None
 
 
-def _trace(path: Path, step_s: float | None) -> list[LoggedCall]:
+def _trace(path: Path, tick_s: float | None) -> list[LoggedCall]:
     """ScaleSim's own; see docs/traces.md."""
     calls, num_tokens = [], 0
-    for step in read_trace(path):
-        for turn in step.turns:
-            if turn.agent is None:
+    for tick in read_trace(path):
+        for call in tick.calls:
+            if call.agent is None:
                 continue
-            num_tokens += turn.prompt_len
+            num_tokens += call.prompt_len
             if num_tokens > MAX_TOKENS:
                 raise TraceError(
-                    f"{path}: the prompts up to step {step.time} have more than {MAX_TOKENS} "
+                    f"{path}: the prompts up to tick {tick.time} have more than {MAX_TOKENS} "
                     "tokens; give a part of the trace"
                 )
-            tokens = np.concatenate([_tokens(piece) for piece in turn.prompt])
-            call = LoggedCall(
-                turn.agent, step.time, tokens, turn.output.length, str(turn.prompt[0].content),
-                turn.expect,
-            )  # fmt: skip
-            calls.append(call)
+            tokens = np.concatenate([_tokens(piece) for piece in call.prompt])
+            calls.append(LoggedCall(
+                call.agent, tick.time, tokens, call.output.length, str(call.prompt[0].content),
+                call.expect,
+            ))  # fmt: skip
     return calls
 
 
@@ -87,23 +86,23 @@ def _tokens(piece: TracePiece) -> Int64s:
     return numbers
 
 
-def _oasis(path: Path, step_s: float | None) -> list[LoggedCall]:
+def _oasis(path: Path, tick_s: float | None) -> list[LoggedCall]:
     """OASIS's table ``trace``: user_id, created_at, action, info. It has actions, no prompts. Times
-    are steps where they are small whole numbers, else dates."""
-    timed, are_steps = [], True
+    are ticks where they are small whole numbers, else dates."""
+    timed, are_ticks = [], True
     for number, row in enumerate(rows_of(path, "trace", ("user_id", "created_at", "action")), 1):
         where = f"{path}: row {number} of trace"
         agent, at, action = records.agent(row[0], where), row[1], row[2]
         action = records.name(action, f"{where}: action")
         if action in ("sign_up", "refresh"):
             continue
-        are_steps = are_steps and (isinstance(at, int) or str(at).isdigit())
+        are_ticks = are_ticks and (isinstance(at, int) or str(at).isdigit())
         seconds = _seconds(at, f"{where}: created_at")
         timed.append((seconds, LoggedCall(agent, 0.0, _NO_TOKENS, 0, action)))
-    return in_steps(timed, step_s or 1.0 if are_steps else step_s)
+    return in_ticks(timed, tick_s or 1.0 if are_ticks else tick_s)
 
 
-def _generative_agents(path: Path, step_s: float | None) -> list[LoggedCall]:
+def _generative_agents(path: Path, tick_s: float | None) -> list[LoggedCall]:
     """Generative Agents' call log: a JSON object of records, a list of them, or one a line, each
     with persona_name (or persona), step, start_time, function_name, input and output."""
     calls = []
@@ -111,26 +110,26 @@ def _generative_agents(path: Path, step_s: float | None) -> list[LoggedCall]:
         agent = _first(record, "persona_name", "persona")
         if agent is None:
             raise TraceError(f"{where}: no persona_name; is this a Generative Agents log?")
-        step = records.number_of(record.get("step", 0), f"{where}: step")
+        tick = records.number_of(record.get("step", 0), f"{where}: step")
         start = records.number_of(record.get("start_time") or 0, f"{where}: start_time")
         call = LoggedCall(
             records.name(agent, f"{where}: persona_name"),
-            step,
+            tick,
             pseudo_tokens(_words(_first(record, "input", "prompt"))),
             len(pseudo_tokens(_words(record.get("output")))),
             _template(_first(record, "function_name", "func_name"), where),
         )
-        calls.append((step * 1e9 + start, call))
+        calls.append((tick * 1e9 + start, call))
     calls.sort(key=lambda each: each[0])
     if len({call.time for _, call in calls}) > 1:
         return [call for _, call in calls]
-    return in_steps(calls, step_s)  # all in one step: by wall time
+    return in_ticks(calls, tick_s)  # all in one tick: by wall time
 
 
-def _openai(path: Path, step_s: float | None) -> list[LoggedCall]:
+def _openai(path: Path, tick_s: float | None) -> list[LoggedCall]:
     """OpenAI-style requests, one JSON object a line: messages or prompt, and of agent_id,
     session_id, user or model what there is; ``step``, or a time (timestamp, created, time)."""
-    calls, has_steps = [], True
+    calls, has_ticks = [], True
     for where, record in _records(path):
         body = record.get("body", record.get("request", record))
         merged = {**record, **body} if isinstance(body, dict) else record
@@ -139,7 +138,7 @@ def _openai(path: Path, step_s: float | None) -> list[LoggedCall]:
             raise TraceError(f"{where}: no agent_id, session_id, user or model to tell callers by")
         time = merged.get("step")
         if time is None:
-            has_steps = False
+            has_ticks = False
             time = _first(merged, "timestamp", "created", "time")
         if time is None:
             raise TraceError(f"{where}: no step and no timestamp, created or time")
@@ -154,7 +153,7 @@ def _openai(path: Path, step_s: float | None) -> list[LoggedCall]:
             _template(merged.get("template"), where),
         )  # fmt: skip
         calls.append((_seconds(time, where), call))
-    return in_steps(calls, 1.0 if has_steps else step_s)
+    return in_ticks(calls, 1.0 if has_ticks else tick_s)
 
 
 def _first(record: dict[str, Any], *names: str) -> Any:

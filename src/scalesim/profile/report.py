@@ -24,19 +24,19 @@ _PAGE = """<!doctype html>
 </style>
 <h1>Profile of {{ profile.source }}</h1>
 <p class="note">Read as {{ profile.form }}. {{ profile.totals["calls"] | int }} calls of
-{{ profile.totals["agents"] | int }} agents in {{ profile.totals["steps"] | int }} steps.</p>
+{{ profile.totals["agents"] | int }} agents in {{ profile.totals["ticks"] | int }} ticks.</p>
 {% macro table(rows, columns) %}<div class="wide"><table><tr>{% for name in columns %}
 <th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr>{% for name in columns %}<td>{{ show(row[name]) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>{% endmacro %}
 <h2>Who is active</h2>
-<p>In a step, {{ "%.1f" | format(100 * profile.totals["active share of a step"]) }} % of the agents
+<p>In a tick, {{ "%.1f" | format(100 * profile.totals["active share of a tick"]) }} % of the agents
 call; the busiest tenth of them make
 {{ "%.0f" | format(100 * profile.totals["share of the busiest tenth"]) }} % of all activations.</p>
 <figure>{{ plots.activity | safe }}</figure>
 {{ table(summary, ["of", "mean", "p10", "p50", "p90", "p99"]) }}
 <h2>When they come back</h2>
-<p>Left: steps between an agent's activations. Right: how many other agents were active in
+<p>Left: ticks between an agent's activations. Right: how many other agents were active in
 between.</p>
 <figure>{{ plots.gaps | safe }}</figure>
 <h2>What a cache of agents would miss</h2>
@@ -74,7 +74,7 @@ def page(profile: Profile) -> str:
     summary = [
         {"of": name, **dict.fromkeys(("mean", "p10", "p50", "p90", "p99")), **values}
         for name, values in (
-            ("steps between activations", profile.gaps),
+            ("ticks between activations", profile.gaps),
             ("agents active in between", profile.reuse),
             ("calls of an activation", profile.burst),
             ("tokens of a prompt", profile.prompts),
@@ -145,7 +145,7 @@ def _activity(axes: Any, series: dict[str, list[float]]) -> None:
 
 def _distributions(axes: Any, series: dict[str, list[float]]) -> None:
     for axis, name, label in (
-        (axes[0], "gap", "steps between activations"),
+        (axes[0], "gap", "ticks between activations"),
         (axes[1], "reuse", "other agents in between"),
     ):
         if series[name]:

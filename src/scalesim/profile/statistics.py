@@ -40,13 +40,13 @@ class Profile:
 def characterise(
     calls: Sequence[LoggedCall], source: str, form: str, day: float | None = None
 ) -> Profile:
-    """All figures. An *activation* is an agent's calls of one step: gaps and caches go by these,
+    """All figures. An *activation* is an agent's calls of one tick: gaps and caches go by these,
     for within a burst everybody's state is there anyway."""
     acts = activations(calls)
     order = [agent for _, agent in acts]
     agents = set(order)
     times = np.array([time for time, _ in acts])
-    per_step = Counter(time for time, _ in acts)
+    per_tick = Counter(time for time, _ in acts)
     span = max(1.0, times[-1] - times[0] + 1.0)
     gaps = _gaps(acts)
     reuse = reuse_distances(order)
@@ -63,9 +63,9 @@ def characterise(
             "calls": len(calls),
             "activations": len(acts),
             "agents": len(agents),
-            "steps": span,
-            "steps with calls": len(per_step),
-            "active share of a step": len(acts) / span / len(agents),
+            "ticks": span,
+            "ticks with calls": len(per_tick),
+            "active share of a tick": len(acts) / span / len(agents),
             "share of the busiest tenth": float(top.sum() / by_agent.sum()),
         },
         gaps=_quantiles(gaps) | {"cv": float(gaps.std() / gaps.mean()) if len(gaps) else 0.0},
@@ -80,7 +80,7 @@ def characterise(
 
 
 def activations(calls: Sequence[LoggedCall]) -> list[tuple[float, AgentId]]:
-    """(time, agent), each agent once a step, in order."""
+    """(time, agent), each agent once a tick, in order."""
     found = []
     for time, group in groupby(calls, key=lambda call: call.time):
         found += [(time, agent) for agent in dict.fromkeys(call.agent for call in group)]

@@ -23,7 +23,7 @@ from scalesim.replay.simulation import Log, Simulation
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
-from scalesim.trace.trace import TraceStep
+from scalesim.trace.trace import TraceTick
 
 VOCAB_SIZE = 32_000
 RESIDENT_PAGES = 1 << 22
@@ -92,7 +92,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy gave, after the warm-up; ``total`` counts from the start. Seconds are virtual.
+    """What a policy gave, after the warm-up. Seconds are virtual.
 
     ``new_pages``: what prompts had of whole pages that nobody had computed before. ``least_pages``:
     the fewest that had to be brought back in the order in which this policy served, or ``None``
@@ -102,13 +102,10 @@ class Outcome:
     policy: str
     seconds: float
     turns: int
-    step_s: tuple[float, float]  # p50, p95 of a step of the simulation
+    tick_s: tuple[float, float]  # p50, p95 of a tick of the simulation
     first_token_s: tuple[float, float]
     page_bytes: int
     counters: dict[str, float]
-    total: dict[str, float]
-    total_seconds: float
-    total_turns: int
     new_pages: int = 0
     least_pages: int | None = None
     running_pages: int = 0
@@ -130,10 +127,6 @@ class Outcome:
     @property
     def loaded_bytes(self) -> float:
         return self.counters["loaded_pages"] * self.page_bytes
-
-    @property
-    def saved_bytes(self) -> float:
-        return self.counters["saved_pages"] * self.page_bytes
 
     @property
     def rebuilt_bytes(self) -> float:
@@ -162,7 +155,7 @@ Watch = Callable[[Log], None]
 def play(
     machine: Machine,
     policy: str,
-    steps: Iterable[TraceStep],
+    ticks: Iterable[TraceTick],
     *,
     sources: Iterable[Source] = (),
     warmup: int = 1,
@@ -170,8 +163,8 @@ def play(
     witness: bool = False,
     watch: Watch = lambda log: None,
 ) -> tuple[Outcome, Simulation]:
-    """Replay ``steps`` under ``policy``, with ``sources`` beside what the steps say. The first
-    ``warmup`` steps do not count, where there are more. ``witness``: find the bounds too."""
+    """Replay ``ticks`` under ``policy``, with ``sources`` beside what the ticks say. The first
+    ``warmup`` ticks do not count, where there are more. ``witness``: find the bounds too."""
     foresight = policy_named(policy).foresight
     simulation = Simulation(
         machine.parts(policy),
@@ -183,13 +176,13 @@ def play(
     )
     before: dict[str, float] = {}
     start_s, turns, index = 0.0, 0, 0
-    for index, step in enumerate(steps):
+    for index, tick in enumerate(ticks):
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
             turns = simulation.log.turns
-        simulation.step(step)
-    log, total = simulation.log, counted(simulation)
-    measured = log.step_s[warmup:] if index >= warmup else log.step_s
+        simulation.tick(tick)
+    log = simulation.log
+    measured = log.tick_s[warmup:] if index >= warmup else log.tick_s
     busy = [seconds for seconds in measured if seconds > 0.0] or [0.0]
     found = Outcome(
         policy,
@@ -198,10 +191,7 @@ def play(
         percentiles(busy),
         percentiles(log.first_token_s[turns:] or [0.0]),
         machine.cost.model.geometry(machine.block_size).page_bytes,
-        {name: value - before.get(name, 0.0) for name, value in total.items()},
-        total,
-        simulation.link.now_s,
-        log.turns,
+        {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
     )
     return (bounded(machine, found, log) if witness else found), simulation
 
@@ -241,28 +231,25 @@ def most_held(accesses: Sequence[Access]) -> int:
 def compare(
     machine: Machine,
     policies: Sequence[str],
-    steps: Callable[[], Iterable[TraceStep]],
+    ticks: Callable[[], Iterable[TraceTick]],
     *,
     sources: Callable[[], Iterable[Source]] = tuple,
     warmup: int = 1,
     watch: Callable[[str], Watch] = lambda policy: lambda log: None,
 ) -> tuple[list[Outcome], Roof]:
-    """An outcome for each policy, on the same steps, and the roof over all of them."""
+    """An outcome for each policy, on the same ticks, and the roof over all of them."""
     outcomes = [
-        play(machine, policy, steps(), sources=sources(), warmup=warmup, witness=True,
+        play(machine, policy, ticks(), sources=sources(), warmup=warmup, witness=True,
              watch=watch(policy))[0]
         for policy in policies
     ]  # fmt: skip
-    return outcomes, roof(machine.limits, steps(), warmup)
+    return outcomes, roof(machine.limits, ticks(), warmup)
 
 
 def counted(simulation: Simulation) -> dict[str, float]:
     """Every counter there is, by name."""
-    spent = asdict(simulation.runner.spent)
-    return {
-        **asdict(simulation.loop.memory.counters),
-        **{f"spent_{k}": v for k, v in spent.items()},
-    }
+    spent = {f"spent_{name}": value for name, value in asdict(simulation.runner.spent).items()}
+    return asdict(simulation.loop.memory.counters) | spent
 
 
 def percentiles(values: list[float]) -> tuple[float, float]:

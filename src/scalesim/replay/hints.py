@@ -20,7 +20,7 @@ class Hints:
 
     ``exact``: the truth. ``interrupted``: a plan, which a share of calls does not wait for.
     ``probability``: one over the agent's rate, however long ago it spoke. ``stale``: the truth,
-    some steps late. ``inverted``: the sooner, the later. ``random``: any time within two mean gaps.
+    some ticks late. ``inverted``: the sooner, the later. ``random``: any time within two mean gaps.
     """
 
     def __init__(self, knobs: Knobs, mean_gap: Callable[[int], float]) -> None:
@@ -32,7 +32,7 @@ class Hints:
         return self._blurred(agent, 0, first, first)
 
     def about(self, agent: int, time: int, at: float, planned: float) -> tuple[float | None, float]:
-        """What ``agent``, acting at ``at`` in step ``time``, says of its next act, and when that
+        """What ``agent``, acting at ``at`` in tick ``time``, says of its next act, and when that
         comes."""
         truth = planned
         if self._knobs.hints == "interrupted" and self._rng.random() < self._knobs.interrupts:
@@ -49,7 +49,7 @@ class Hints:
         if knobs.wrong and self._rng.random() < knobs.wrong:
             return self._anyhow(agent, time)
         if knobs.hints in ("exact", "interrupted"):
-            return float(int(planned)) if knobs.whole_steps else planned
+            return float(int(planned)) if knobs.whole_ticks else planned
         if knobs.hints == "stale":
             told = time + knobs.stale
             if told < truth:

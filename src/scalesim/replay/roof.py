@@ -1,6 +1,6 @@
 """The roof: turns a second that nobody exceeds on a machine, whatever the policy and the order.
 
-For each step of the simulation, whose calls all end before the next step begins, the least time
+For each tick of the simulation, whose calls all end before the next tick begins, the least time
 that the hardware model allows:
 
 - arithmetic: each prefix is computed once in a run, however many share it and whatever was evicted;
@@ -8,7 +8,7 @@ that the hardware model allows:
 - reading: each token of an answer reads its whole context once, and the weights are read once in
   each step of the engine, of which there are as few as the longest chain of an agent's calls, the
   slots and the token budget allow: everybody is batched ideally;
-- the link: of what a step reads and an earlier one computed, no more than the pool holds is there
+- the link: of what a tick reads and an earlier one computed, no more than the pool holds is there
   when it begins; the rest comes over the link or is computed again, whichever split is faster.
 
 Reading, arithmetic and the link go on side by side. Shares nothing with the scheduler, the planner
@@ -27,7 +27,7 @@ import numpy as np
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel, Work
-from scalesim.trace.trace import TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TraceTick, common_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,39 +63,39 @@ class Roof:
         return self.turns / self.pool_s if self.turns else 0.0
 
 
-def roof(limits: Limits, steps: Iterable[TraceStep], warmup: int = 0) -> Roof:
-    """Over the steps after the first ``warmup``; over all where there are not more."""
+def roof(limits: Limits, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
+    """Over the ticks after the first ``warmup``; over all where there are not more."""
     floors = _Floors(limits)
-    found = [(len(step.turns), *floors.step(step.turns)) for step in steps]
+    found = [(len(tick.calls), *floors.tick(tick.calls)) for tick in ticks]
     counted = found[warmup:] or found
     turns, resident_s, pool_s = (sum(column) for column in zip(*counted, strict=True))
     return Roof(int(turns), float(resident_s), float(pool_s))
 
 
 class _Floors:
-    """Least seconds of one step after the other."""
+    """Least seconds of one tick after the other."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._computed = limits, Computed(limits.block_size)
 
-    def step(self, turns: list[Turn]) -> tuple[float, float]:
+    def tick(self, calls: list[TraceCall]) -> tuple[float, float]:
         """(with a pool for everything, with the machine's)."""
         limits, computed, cost = self._limits, self._computed, self._limits.cost
-        if not turns:
+        if not calls:
             return 0.0, 0.0
-        computed.begin_step()
+        computed.begin_tick()
         tokens = pairs = context = 0
-        for turn in turns:
-            prompt, output = turn.prompt_len, turn.output.length
-            new, twice = computed.add(_computed_tokens(turn, limits.vocab_size), prompt)
+        for call in calls:
+            prompt, output = call.prompt_len, call.output.length
+            new, twice = computed.add(_computed_tokens(call, limits.vocab_size), prompt)
             for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
                 count, seen = _attended(first, last, limits.first_tokens)
                 tokens, pairs = tokens + sign * count, pairs + sign * seen
             context += output * prompt + output * (output - 1) // 2
-        answers = sum(turn.output.length for turn in turns)
+        answers = sum(call.output.length for call in calls)
         tokens = max(tokens, answers)
         steps = max(
-            _longest_chain(turns),
+            _longest_chain(calls),
             -(-answers // limits.max_num_seqs),
             -(-tokens // limits.max_num_batched_tokens),
         )
@@ -120,9 +120,9 @@ class _Floors:
         return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
 
 
-def _computed_tokens(turn: Turn, vocab_size: int) -> Int32s:
+def _computed_tokens(call: TraceCall, vocab_size: int) -> Int32s:
     """The tokens whose KV a call needs or computes; the last one it says is never fed back."""
-    return tokens_of((*turn.prompt, turn.output), vocab_size)[:-1]
+    return tokens_of((*call.prompt, call.output), vocab_size)[:-1]
 
 
 def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
@@ -134,24 +134,24 @@ def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
     return last - first, (last * (last + 1) - first * (first + 1)) // 2
 
 
-def _longest_chain(turns: Iterable[Turn]) -> int:
+def _longest_chain(calls: Iterable[TraceCall]) -> int:
     """Steps of the engine that the busiest agent's calls take one after the other: its rounds wait
     for each other, and each token of an answer for the one before."""
-    by_agent: dict[AgentId | None, list[Turn]] = defaultdict(list)
-    for turn in turns:
-        by_agent[turn.agent].append(turn)
+    by_agent: dict[AgentId | None, list[TraceCall]] = defaultdict(list)
+    for call in calls:
+        by_agent[call.agent].append(call)
     return max(
         sum(
-            max(turn.output.length for turn in together)
-            for _, together in groupby(own, key=lambda turn: turn.round)
+            max(call.output.length for call in together)
+            for _, together in groupby(own, key=lambda call: call.round)
         )
         for own in by_agent.values()
     )
 
 
 class _Edge:
-    """Tokens behind a node of the tree. ``born``: the step that first had them. ``read_to``: how
-    far prompts of step ``read_in`` have read."""
+    """Tokens behind a node of the tree. ``born``: the tick that first had them. ``read_to``: how
+    far prompts of tick ``read_in`` have read."""
 
     __slots__ = ("born", "children", "read_in", "read_to", "tokens")
 
@@ -171,21 +171,21 @@ class _Edge:
 
 class Computed:
     """All that was ever computed, as a radix tree of tokens. ``pages_read``: whole pages of earlier
-    steps that this step's prompts read, each once."""
+    ticks that this tick's prompts read, each once."""
 
     def __init__(self, block_size: int) -> None:
-        self._block_size, self._step = block_size, -1
+        self._block_size, self._tick = block_size, -1
         self._root = _Edge(np.empty(0, np.int32), -1)
         self.pages_read = 0
 
-    def begin_step(self) -> None:
-        self._step += 1
+    def begin_tick(self) -> None:
+        self._tick += 1
         self.pages_read = 0
 
     def add(self, tokens: Int32s, prompt_len: int) -> tuple[int, tuple[int, int]]:
         """A call computes ``tokens``, of which ``prompt_len`` are its prompt's. Returns the place
         from which on it must compute, at the last token of its prompt at the latest; and the
-        stretch behind that which another call of the same step has counted: whoever comes first,
+        stretch behind that which another call of the same tick has counted: whoever comes first,
         one of the two may find it there."""
         whole = (prompt_len - 1) // self._block_size * self._block_size
         node, depth, twice = self._root, 0, 0
@@ -193,8 +193,8 @@ class Computed:
             edge = node.children.get(int(tokens[depth]))
             if edge is None:
                 break
-            count = _common(edge.tokens, tokens[depth:])
-            if edge.born < self._step:
+            count = common_length(edge.tokens, tokens[depth:])
+            if edge.born < self._tick:
                 self._read(edge, depth, min(count, whole - depth))
             elif depth + count >= prompt_len:
                 twice += depth + count - max(depth, prompt_len - 1)
@@ -204,22 +204,15 @@ class Computed:
                     edge.split(count)
                 break
         if depth < len(tokens):
-            node.children[int(tokens[depth])] = _Edge(tokens[depth:].copy(), self._step)
+            node.children[int(tokens[depth])] = _Edge(tokens[depth:].copy(), self._tick)
         return min(depth, prompt_len - 1), (depth - twice, depth)
 
     def _read(self, edge: _Edge, start: int, count: int) -> None:
         """Count the pages that end in the first ``count`` tokens of ``edge``, which begins at
-        ``start``, as far as this step has not read them."""
-        if edge.read_in != self._step:
-            edge.read_in, edge.read_to = self._step, 0
+        ``start``, as far as this tick has not read them."""
+        if edge.read_in != self._tick:
+            edge.read_in, edge.read_to = self._tick, 0
         if count > edge.read_to:
             before = (start + edge.read_to) // self._block_size
             self.pages_read += (start + count) // self._block_size - before
             edge.read_to = count
-
-
-def _common(first: Int32s, second: Int32s) -> int:
-    """How many leading tokens the two share."""
-    count = min(len(first), len(second))
-    differ = first[:count] != second[:count]
-    return int(differ.argmax()) if differ.any() else count

@@ -16,7 +16,7 @@ from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, Knobs, generate
-from scalesim.trace.trace import Hint, TraceStep, Turn, with_truth
+from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 
@@ -56,15 +56,15 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``pages``: all agents' state between calls. ``steps`` gives the same steps each time, and
+    """``pages``: all agents' state between calls. ``ticks`` gives the same ticks each time, and
     ``sources`` what tells of the next calls beside them. ``note``: what a reader should know."""
 
     name: str
-    steps: Callable[[], Iterable[TraceStep]]
+    ticks: Callable[[], Iterable[TraceTick]]
     pages: int
     max_len: int
     first_tokens: int = 0
-    num_steps: int = 0
+    num_ticks: int = 0
     sources: Callable[[], Sequence[Source]] = tuple
     note: str = ""
 
@@ -113,23 +113,23 @@ def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False
         pages,
         knobs.max_len + first,
         first,
-        knobs.steps + 1,
+        knobs.ticks + 1,
         _learned if learned else tuple,
     )
 
 
 def of_trace(
-    name: str, steps: Iterable[TraceStep], sizes: Sizes, hints: TraceHints = "recorded"
+    name: str, ticks: Iterable[TraceTick], sizes: Sizes, hints: TraceHints = "recorded"
 ) -> Scenario:
     """A trace, read whole: what is to come must be known to ``oracle``. Calls by nobody leave no
     state; where all are, the pool is one for what runs."""
-    found = informed(with_truth(steps), hints)
-    turns = [turn for step in found for turn in step.turns]
-    if not turns:
+    found = informed(with_truth(ticks), hints)
+    calls = [call for tick in found for call in tick.calls]
+    if not calls:
         raise TraceError(f"{name} has no calls")
     size = cost_of(sizes).model.geometry().block_size
-    longest = max(turn.prompt_len + turn.output.length for turn in turns)
-    last = {turn.agent: turn for turn in turns if turn.agent is not None}
+    longest = max(call.prompt_len + call.output.length for call in calls)
+    last = {call.agent: call for call in calls if call.agent is not None}
     pages, note = state_pages(last.values(), size), ""
     if not last:
         pages = int(sizes.running * (longest // size + 1) / sizes.residency)
@@ -143,37 +143,37 @@ def of_trace(
     )  # fmt: skip
 
 
-def state_pages(turns: Iterable[Turn], block_size: int) -> int:
-    """What ``turns``, one an agent, hold between calls: whole blocks of their prompts, what is
+def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
+    """What ``calls``, one an agent, hold between calls: whole blocks of their prompts, what is
     shared once, and for each a partial one."""
     known: dict[int, int] = {}
     count = 0
-    for turn in turns:
-        page_ids(tokens_of(turn.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
+    for call in calls:
+        page_ids(tokens_of(call.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
         count += 1
     return len(known) + count
 
 
-def informed(steps: Sequence[TraceStep], hints: TraceHints) -> list[TraceStep]:
-    """``steps``, whose truth is known, with other hints: ``exact`` tells what really comes, when
+def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
+    """``ticks``, whose truth is known, with other hints: ``exact`` tells what really comes, when
     each call has ended and at the start; ``learned`` and ``none`` tell nothing."""
     if hints == "recorded":
-        return list(steps)
+        return list(ticks)
     exact = hints == "exact"
     found = [
-        TraceStep(
-            step.time,
+        TraceTick(
+            tick.time,
             [],
-            [replace(turn, expect=turn.truth if exact else None) for turn in step.turns],
+            [replace(call, expect=call.truth if exact else None) for call in tick.calls],
         )
-        for step in steps
+        for tick in ticks
     ]
     if exact and found:
         first = {
-            turn.agent: step.time
-            for step in reversed(found)
-            for turn in reversed(step.turns)
-            if turn.agent is not None
+            call.agent: tick.time
+            for tick in reversed(found)
+            for call in reversed(tick.calls)
+            if call.agent is not None
         }
         found[0].hints.extend(Hint(agent, at, at) for agent, at in first.items())
     return found

@@ -1,6 +1,6 @@
-"""When agents act: five schedules. Times are steps; the fraction is the place in the step's queue.
+"""When agents act: five schedules. Times are ticks; the fraction is the place in the tick's queue.
 
-A step's calls all come when it begins, so the fraction is kept below a thousandth: it tells the
+A tick's calls all come when it begins, so the fraction is kept below a thousandth: it tells the
 order, and takes no time.
 
 ``after`` is asked once for each act, in order of time, and may draw; so a schedule is a function of
@@ -14,22 +14,21 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-DAY_W1 = 288  # steps of 300 s
-DAY_W2 = 24  # steps of an hour
-DAY_W3 = 8640  # steps of 10 s
+DAY_W1 = 288  # ticks of 300 s
+DAY_W2 = 24  # ticks of an hour
 _BUFFER = 4096
 ORDER = 1e-3
 
 
 class Schedule(Protocol):
-    """``mean_gap``: steps between two acts of the agent, on average."""
+    """``mean_gap``: ticks between two acts of the agent, on average."""
 
     def mean_gap(self, agent: int) -> float: ...
 
     def first(self, agent: int) -> float: ...
 
     def after(self, agent: int, at: float) -> float:
-        """When ``agent`` acts next, having acted at ``at``; at least one step later."""
+        """When ``agent`` acts next, having acted at ``at``; at least one tick later."""
         ...
 
     def rounds(self, agent: int, time: int) -> int:
@@ -51,7 +50,7 @@ class _Draws:
 
 
 class _Spaced:
-    """Agents at fixed places in the step, and gaps that a subclass draws."""
+    """Agents at fixed places in the tick, and gaps that a subclass draws."""
 
     def __init__(self, num_agents: int, seed: int, mean: float) -> None:
         self._mean, self._num_agents = mean, num_agents
@@ -77,8 +76,8 @@ class _Spaced:
 
 
 class Plans(_Spaced):
-    """W1: a plan step takes 1-3 steps (going somewhere near), 4 (shopping), 9 (a way across town),
-    12-36 (work) or 12-96 (sleep, the commonest at night). Some 6 % of agents act in a step by
+    """W1: an action takes 1-3 ticks (going somewhere near), 4 (shopping), 9 (a way across town),
+    12-36 (work) or 12-96 (sleep, the commonest at night). Some 6 % of agents act in a tick by
     day."""
 
     def __init__(self, num_agents: int, seed: int) -> None:
@@ -99,7 +98,7 @@ class Plans(_Spaced):
 
 
 class Feed:
-    """W2: each step an agent acts with its own probability, higher at busy hours (a sevenfold
+    """W2: each tick an agent acts with its own probability, higher at busy hours (a sevenfold
     swing over the day). The coins are tossed ahead, so the next act is known when this one ends."""
 
     def __init__(self, rates: npt.NDArray[np.float64], seed: int) -> None:
@@ -117,7 +116,7 @@ class Feed:
         return self.after(agent, 0.0)
 
     def after(self, agent: int, at: float) -> float:
-        """Where the sum of hazards from the next step on passes an exponential draw."""
+        """Where the sum of hazards from the next tick on passes an exponential draw."""
         needed = -np.log1p(-self._draws()) / self._rates[agent]
         day, hour = divmod(int(at) + 1, DAY_W2)
         days, rest = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
@@ -129,8 +128,8 @@ class Feed:
 
 
 class Town(_Spaced):
-    """W3: actions of 5 to 60 minutes (30-360 steps); some acts open a conversation, in which the
-    agent speaks every other step, at most eight times and in 15 % of cases less."""
+    """W3: actions of 5 to 60 minutes (30-360 ticks); some acts open a conversation, in which the
+    agent speaks every other tick, at most eight times and in 15 % of cases less."""
 
     def __init__(self, num_agents: int, seed: int) -> None:
         super().__init__(num_agents, seed, 60.0)
@@ -147,9 +146,9 @@ class Town(_Spaced):
 
 
 class Shares(_Spaced):
-    """The paper's: a fifth of the agents acts in each step. ``independent``: an action's remaining
-    time, one to nine steps. ``interaction``: that, or an encounter before it. ``path``: an order
-    that was fixed before, every fifth step."""
+    """The paper's: a fifth of the agents acts in each tick. ``independent``: an action's remaining
+    time, one to nine ticks. ``interaction``: that, or an encounter before it. ``path``: an order
+    that was fixed before, every fifth tick."""
 
     def __init__(self, num_agents: int, seed: int, kind: str) -> None:
         super().__init__(num_agents, seed, 5.0)
@@ -164,7 +163,7 @@ class Shares(_Spaced):
 
 
 class Rounds:
-    """W4: everybody acts in each step, in a fixed order or a shuffled one; each third step has one
+    """W4: everybody acts in each tick, in a fixed order or a shuffled one; each third tick has one
     more call, to reflect."""
 
     def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:
@@ -185,8 +184,8 @@ class Rounds:
         return int(time % 3 == 0)
 
 
-class Turns:
-    """W5: agent 0 is the game master and acts in each step; the others take turns, one a step, in
+class TurnTaking:
+    """W5: agent 0 is the game master and acts in each tick; the others take turns, one a tick, in
     a fixed order or in a new permutation for each cycle, drawn ahead."""
 
     def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:

@@ -1,6 +1,6 @@
-"""A simulation on the loop: each step's calls go in, the next step begins when all have ended.
+"""A simulation on the loop: each tick's calls go in, the next tick begins when all have ended.
 
-Agents wait for their own earlier rounds and for nobody else; time is the link's. What a step took,
+Agents wait for their own earlier rounds and for nobody else; time is the link's. What a tick took,
 and when first tokens came, is kept by ``Log``.
 """
 
@@ -26,15 +26,15 @@ from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tags import mix
-from scalesim.trace.trace import Hint, TraceStep, Turn
+from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 
 @dataclass(slots=True)
 class Log:
-    """Virtual seconds: of each step of the simulation, and from each call to its first token.
+    """Virtual seconds: of each tick of the simulation, and from each call to its first token.
     ``accesses`` by order of admission, where they are asked for."""
 
-    step_s: list[float] = field(default_factory=list)
+    tick_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
     turns: int = 0
     accesses: dict[int, Access] = field(default_factory=dict)
@@ -43,8 +43,8 @@ class Log:
 class _Open:
     """A call under way; its end puts it into ``ended``."""
 
-    def __init__(self, turn: Turn, call: Call, ended: list[_Open]) -> None:
-        self.turn, self.call, self._ended = turn, call, ended
+    def __init__(self, traced: TraceCall, call: Call, ended: list[_Open]) -> None:
+        self.traced, self.call, self._ended = traced, call, ended
         self.loop: asyncio.AbstractEventLoop | None = None
         call.waiter = self
 
@@ -53,7 +53,7 @@ class _Open:
 
 
 class Simulation:
-    """Plays steps on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
+    """Plays ticks on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
     replaced by what really comes. ``leap``: uninterrupted decoding is one event. ``witness``: keep
     what every call touched. ``watch``: told the log whenever calls ended."""
 
@@ -76,36 +76,36 @@ class Simulation:
         self._pages: dict[int, int] = {}
         self._ended: list[_Open] = []
         self._open: dict[AgentId | None, int] = {}  # calls under way
-        self._later: dict[AgentId | None, deque[Turn]] = {}  # rounds to come
+        self._later: dict[AgentId | None, deque[TraceCall]] = {}  # rounds to come
 
-    def play(self, steps: Iterable[TraceStep]) -> Log:
-        for step in steps:
-            self.step(step)
+    def play(self, ticks: Iterable[TraceTick]) -> Log:
+        for tick in ticks:
+            self.tick(tick)
         return self.log
 
-    def step(self, step: TraceStep) -> None:
-        """One step of the simulation, to the end of its last call."""
+    def tick(self, tick: TraceTick) -> None:
+        """One tick of the simulation, to the end of its last call."""
         loop = self.loop
         start_s = self.link.now_s
-        loop.advance(start_s, step.time)
-        self._tell(step.hints)
-        first: list[Turn] = []
+        loop.tick(start_s, to=tick.time)
+        self._tell(tick.hints)
+        first: list[TraceCall] = []
         begun: dict[AgentId | None, int] = {}  # the round that comes first, whatever its number
-        for turn in step.turns:
-            waiting = self._later.get(turn.agent)
-            if waiting is None and begun.setdefault(turn.agent, turn.round) == turn.round:
-                first.append(turn)
+        for traced in tick.calls:
+            waiting = self._later.get(traced.agent)
+            if waiting is None and begun.setdefault(traced.agent, traced.round) == traced.round:
+                first.append(traced)
             else:
-                self._later.setdefault(turn.agent, deque()).append(turn)
+                self._later.setdefault(traced.agent, deque()).append(traced)
         self._call(first)
         while self._open:
-            self._turn()
-        self.log.step_s.append(self.link.now_s - start_s)
+            self._iterate()
+        self.log.tick_s.append(self.link.now_s - start_s)
         self.runner.ended_s.clear()
 
-    # -- inside a step ------------------------------------------------------------------------
+    # -- inside a tick ------------------------------------------------------------------------
 
-    def _turn(self) -> None:
+    def _iterate(self) -> None:
         alive = self.loop.step()
         assert alive or self._ended, f"{len(self._open)} agents wait and nothing is under way"
         if self._leap and not self._ended:
@@ -116,43 +116,43 @@ class Simulation:
         if ended:
             self._watch(self.log)
 
-    def _call(self, turns: list[Turn]) -> None:
+    def _call(self, together: list[TraceCall]) -> None:
         loop, model = self.loop, self.loop.parts.model
         calls = []
-        for turn in turns:
-            tokens = tokens_of(turn.prompt, model.vocab_size)
-            params = SamplingParams(max_tokens=turn.output.length, seed=0, ignore_eos=True)
-            call = Call(Request(tokens, turn.agent, params), model, tokens, None)
+        for traced in together:
+            tokens = tokens_of(traced.prompt, model.vocab_size)
+            params = SamplingParams(max_tokens=traced.output.length, seed=0, ignore_eos=True)
+            call = Call(Request(tokens, traced.agent, params), model, tokens, None)
             call.submitted_s = self.link.now_s
-            _Open(turn, call, self._ended)
+            _Open(traced, call, self._ended)
             calls.append(call)
-            self._open[turn.agent] = self._open.get(turn.agent, 0) + 1
+            self._open[traced.agent] = self._open.get(traced.agent, 0) + 1
         loop.accept(calls)
-        for turn, call in zip(turns, calls, strict=True):
+        for traced, call in zip(together, calls, strict=True):
             assert call.sequence is not None
-            call.sequence.key = sampling_key(turn.output, call.sequence.prompt_len)
+            call.sequence.key = sampling_key(traced.output, call.sequence.prompt_len)
 
     def _take(self, one: _Open) -> None:
         """A call ended: account for it, say what is known now, and call again."""
-        turn, call, log = one.turn, one.call, self.log
+        traced, call, log = one.traced, one.call, self.log
         sequence = call.sequence
         assert sequence is not None and call.error is None and sequence.first_step is not None
         log.turns += 1
         log.first_token_s.append(self.runner.ended_s[sequence.first_step] - call.submitted_s)
         if self._witness:
             self._see(call)
-        self._open[turn.agent] -= 1
-        if self._open[turn.agent]:
+        self._open[traced.agent] -= 1
+        if self._open[traced.agent]:
             return
-        del self._open[turn.agent]
-        again = self._next_round(turn.agent)
+        del self._open[traced.agent]
+        again = self._next_round(traced.agent)
         if again:
             self._call(again)
-        elif turn.agent is not None:
-            self._tell([Hint(turn.agent, turn.expect, turn.truth)])
+        elif traced.agent is not None:
+            self._tell([Hint(traced.agent, traced.expect, traced.truth)])
 
-    def _next_round(self, agent: AgentId | None) -> list[Turn]:
-        """The calls of ``agent`` that come together now; empty where none is left in this step."""
+    def _next_round(self, agent: AgentId | None) -> list[TraceCall]:
+        """The calls of ``agent`` that come together now; empty where none is left in this tick."""
         waiting = self._later.get(agent)
         if not waiting:
             return []
@@ -192,7 +192,7 @@ class Simulation:
             return
         slots, vocab_size = loop.scheduler.slots, np.uint64(loop.parts.model.vocab_size)
         contexts, done = int(slots.known[at].sum()), 0
-        while done < most and not link.has_news:  # news is for a turn of the loop to take in
+        while done < most and not link.has_news:  # news is for an iteration of the loop to take in
             loop.memory.residency.refused = False
             loop.memory.prefetcher.plan(link.now_s)
             self.runner.pass_time(self.runner.decode_work(len(at), contexts + done * len(at)))

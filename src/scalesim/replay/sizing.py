@@ -20,7 +20,7 @@ _RESERVED = 0.1  # of device memory: activations, workspace, the allocator
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``agents``, of which a share ``active`` calls once in a step. Each call's prompt is
+    """``agents``, of which a share ``active`` calls once in a tick. Each call's prompt is
     ``shared`` tokens that all have in common, ``prefix`` that the agent has had before, and ``new``
     ones; the answer has ``output`` tokens. Raises ``ConfigError``."""
 
@@ -60,7 +60,7 @@ class Fit:
     compute_s: float
     link_s: float
     turns_per_s: float
-    step_s: float
+    tick_s: float
     binds: Binds
 
 
@@ -106,7 +106,7 @@ def fit(load: Load, model: ModelShape, hardware: Hardware, host_bytes: int) -> F
         compute_s=compute_s,
         link_s=link_s,
         turns_per_s=1.0 / turn_s,
-        step_s=turns * turn_s,
+        tick_s=turns * turn_s,
         binds=binds,
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalesim.trace.trace import TracePiece, Turn
+from scalesim.trace.trace import TraceCall, TracePiece
 
 if TYPE_CHECKING:
     from scalesim.replay.workloads import Knobs
@@ -27,27 +27,27 @@ class Texts:
         self._numbers: dict[int, int] = {}
         self._history: dict[int, list[TracePiece]] = {}
 
-    def opening(self, agent: int, expect: float | None, truth: float) -> Turn:
+    def opening(self, agent: int, expect: float | None, truth: float) -> TraceCall:
         """The agent's fixed text and one token of answer: what a simulation does to plan a day."""
         prompt = (*self._fixed(agent), TracePiece(agent << 32 | 1, 1))
         self._numbers[agent] = 2
-        return Turn(agent, prompt, TracePiece(agent << 32 | 2, 1), expect=expect, truth=truth)
+        return TraceCall(agent, prompt, TracePiece(agent << 32 | 2, 1), expect=expect, truth=truth)
 
     def calls(
         self, agent: int, time: int, extra: int, expect: float | None, truth: float
-    ) -> list[Turn]:
+    ) -> list[TraceCall]:
         knobs = self._knobs
         fixed = self._fixed(agent)
-        turns = []
+        calls = []
         for index in range(knobs.burst + extra):
             history = self._history.get(agent, [])
             new = TracePiece(self._name(agent), self._size(knobs.new))
             output = TracePiece(self._name(agent), self._size(knobs.output))
             prompt = (*fixed, *history, new)
-            turns.append(Turn(agent, prompt, output, index, expect=expect, truth=truth))
+            calls.append(TraceCall(agent, prompt, output, index, expect=expect, truth=truth))
             if knobs.growth:
                 self._keep(agent, new, output)
-        return turns
+        return calls
 
     def _keep(self, agent: int, new: TracePiece, output: TracePiece) -> None:
         """The share that stays; all is forgotten when the context is full."""

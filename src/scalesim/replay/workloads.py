@@ -14,9 +14,9 @@ import numpy as np
 
 from scalesim.errors import ConfigError
 from scalesim.replay.hints import HintMode, Hints
-from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, Turns
+from scalesim.replay.schedules import Feed, Plans, Rounds, Schedule, Shares, Town, TurnTaking
 from scalesim.replay.texts import Texts
-from scalesim.trace.trace import Hint, TraceStep, Turn
+from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +25,17 @@ class Knobs:
     agents, an agent's own, fresh in each call, and generated; ``spread``: lognormal sigma of the
     last two. ``burst``: calls in a row when an agent acts. ``growth``: share of what is said that
     stays in the agent's prompt, up to ``max_context``. ``active``: mean share of agents that act
-    in a step, where the workload leaves that open; ``sigma``: lognormal spread of the agents'
-    rates. ``shuffled``: a new order in each step. ``opening``: everybody speaks one token first.
+    in a tick, where the workload leaves that open; ``sigma``: lognormal spread of the agents'
+    rates. ``shuffled``: a new order in each tick. ``opening``: everybody speaks one token first.
 
     ``hints``: what is known of the next call. ``interrupts``: share of calls that come before
-    their time (hints ``interrupted``). ``stale``: steps by which a hint is late (``stale``).
-    ``wrong``: share of hints replaced by another draw. ``whole_steps``: hints do not know the order
-    within a step.
+    their time (hints ``interrupted``). ``stale``: ticks by which a hint is late (``stale``).
+    ``wrong``: share of hints replaced by another draw. ``whole_ticks``: hints do not know the order
+    within a tick.
     """
 
     agents: int = 200
-    steps: int = 48
+    ticks: int = 48
     seed: int = 0
     shared: int = 256
     private: int = 640
@@ -53,10 +53,10 @@ class Knobs:
     interrupts: float = 0.03
     stale: int = 2
     wrong: float = 0.0
-    whole_steps: bool = False
+    whole_ticks: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("agents", "steps", "new", "output", "burst"):
+        for name in ("agents", "ticks", "new", "output", "burst"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
         for name in ("growth", "active", "interrupts", "wrong"):
@@ -98,46 +98,46 @@ def _rates(knobs: Knobs) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 WORKLOADS = {
     kind.name: kind
     for kind in (
-        # city of plans (AgentSociety): 300 s a step, a plan step lasts 5 to 480 minutes
+        # city of plans (AgentSociety): 300 s a tick, an action lasts 5 to 480 minutes
         Kind(
             "w1",
             lambda knobs: Plans(knobs.agents, knobs.seed),
-            Knobs(agents=1000, steps=96, shared=256, private=640, new=256, output=128, burst=3),
+            Knobs(agents=1000, ticks=96, shared=256, private=640, new=256, output=128, burst=3),
         ),
         # social feed (OASIS): activity is a coin toss with the user's own rate; history grows
         Kind(
             "w2",
             lambda knobs: Feed(_rates(knobs), knobs.seed),
-            Knobs(agents=1000, steps=60, shared=2048, private=96, new=1152, output=168,
+            Knobs(agents=1000, ticks=60, shared=2048, private=96, new=1152, output=168,
                   sigma=1.3, growth=1.0, max_context=8192, active=0.1),
         ),
-        # game town (Generative Agents): 10 s a step, bursts of short calls, conversations
+        # game town (Generative Agents): 10 s a tick, bursts of short calls, conversations
         Kind(
             "w3",
             lambda knobs: Town(knobs.agents, knobs.seed),
-            Knobs(agents=500, steps=360, shared=304, private=400, new=240, output=24, burst=9),
+            Knobs(agents=500, ticks=360, shared=304, private=400, new=240, output=24, burst=9),
         ),
-        # rounds (EconAgent, TinyTroupe): everybody in each step, in order
+        # rounds (EconAgent, TinyTroupe): everybody in each tick, in order
         Kind(
             "w4",
             lambda knobs: Rounds(knobs.agents, knobs.seed, knobs.shuffled),
-            Knobs(agents=200, steps=12, shared=0, private=2048, new=192, output=100),
+            Knobs(agents=200, ticks=12, shared=0, private=2048, new=192, output=100),
         ),
-        # turn taking (Concordia): one entity a step and a game master who is always needed
+        # turn taking (Concordia): one entity a tick and a game master who is always needed
         Kind(
             "w5",
-            lambda knobs: Turns(knobs.agents, knobs.seed, knobs.shuffled),
-            Knobs(agents=50, steps=200, shared=512, private=3072, new=256, output=200, burst=5),
+            lambda knobs: TurnTaking(knobs.agents, knobs.seed, knobs.shuffled),
+            Knobs(agents=50, ticks=200, shared=512, private=3072, new=256, output=200, burst=5),
         ),
     )
 }  # fmt: skip
 PAPER_CLASSES = ("independent", "interaction", "path")
 
 
-def paper(cls: str, agents: int, steps: int = 20, seed: int = 0) -> tuple[Kind, Knobs]:
+def paper(cls: str, agents: int, ticks: int = 20, seed: int = 0) -> tuple[Kind, Knobs]:
     """The published evaluation's set-up, as far as it was disclosed (arXiv 2601.21473): a fifth of
-    the agents acts in each step. Lengths were not; these are ours."""
-    knobs = Knobs(agents=agents, steps=steps, seed=seed, private=1024, new=128, output=64)
+    the agents acts in each tick. Lengths were not; these are ours."""
+    knobs = Knobs(agents=agents, ticks=ticks, seed=seed, private=1024, new=128, output=64)
     return Kind(cls, lambda knobs: Shares(knobs.agents, knobs.seed, cls), knobs), knobs
 
 
@@ -150,27 +150,27 @@ def workload(name: str, **changes: object) -> tuple[Kind, Knobs]:
     return kind, replace(kind.knobs, **given)  # type: ignore[arg-type]
 
 
-def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceStep]:
-    """The workload, step by step, from step 1 on; step 0 is the opening. Each prompt begins with
+def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceTick]:
+    """The workload, tick by tick, from tick 1 on; tick 0 is the opening. Each prompt begins with
     ``first_tokens`` of the agent's own: an adapter's pages."""
     schedule, texts = kind.schedule(knobs), Texts(knobs.seed, knobs, first_tokens)
     hints = Hints(knobs, schedule.mean_gap)
     due: dict[int, list[tuple[float, int]]] = {}
-    opening = TraceStep(0.0)
+    opening = TraceTick(0.0)
     for agent in range(knobs.agents):
         first = schedule.first(agent)
         due.setdefault(int(first), []).append((first, agent))
         told = hints.at_first(agent, first)
         if knobs.opening:
-            opening.turns.append(texts.opening(agent, told, first))
+            opening.calls.append(texts.opening(agent, told, first))
         else:
             opening.hints.append(Hint(agent, told, first))
     yield opening
-    for time in range(1, knobs.steps + 1):
-        turns: list[Turn] = []
+    for time in range(1, knobs.ticks + 1):
+        calls: list[TraceCall] = []
         for at, agent in sorted(due.pop(time, ())):
             planned = schedule.after(agent, at)
             expect, truth = hints.about(agent, time, at, planned)
             due.setdefault(int(truth), []).append((truth, agent))
-            turns += texts.calls(agent, time, schedule.rounds(agent, time), expect, truth)
-        yield TraceStep(float(time), hints.take_late(time), turns)
+            calls += texts.calls(agent, time, schedule.rounds(agent, time), expect, truth)
+        yield TraceTick(float(time), hints.take_late(time), calls)

@@ -184,7 +184,7 @@ class Call:
             latency_s=self.ended_s - self.submitted_s,
             digest=sequence.digest,
             dropped=self.dropped,
-            embedding=None if sequence.pool_log is None else sequence.pool_log.result(),
+            embedding=None if sequence.embedding_log is None else sequence.embedding_log.result(),
             logprobs=None if log is None else log.of_output(sequence.output),
             prompt_logprobs=None if log is None else log.of_prompt(self.tokens),
         )

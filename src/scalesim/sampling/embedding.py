@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalesim.batch import PoolBatch
+from scalesim.batch import EmbeddingBatch
 from scalesim.core import Bools, Floats, Pooling
 
 if TYPE_CHECKING:
     from scalesim.scheduler.sequence import Sequence
 
 
-class PoolLog:
+class EmbeddingLog:
     """One sequence's sum of hidden states so far; ``next`` is the position that is due."""
 
     def __init__(self, prompt_len: int, pooling: Pooling) -> None:
@@ -49,7 +49,7 @@ class PoolLog:
 
 
 @dataclass(slots=True)
-class PoolPlan:
+class EmbeddingPlan:
     """A step's sums, by sequence, in the order in which they come back."""
 
     owners: list[tuple[int, Sequence, range]] = field(default_factory=list)  # index in the batch
@@ -58,18 +58,18 @@ class PoolPlan:
     def add(self, index: int, sequence: Sequence, positions: range, first_token: int) -> None:
         """The sequence at ``index`` of the batch computes ``positions``, as its query tokens from
         ``first_token`` on."""
-        assert sequence.pool_log is not None
-        wanted = sequence.pool_log.wanted(positions)
+        assert sequence.embedding_log is not None
+        wanted = sequence.embedding_log.wanted(positions)
         if len(wanted):
             shift = first_token - positions.start
             self.owners.append((index, sequence, wanted))
             self.spans.append((wanted.start + shift, wanted.stop + shift))
 
-    def batch(self) -> PoolBatch:
-        return PoolBatch(np.array(self.spans, np.int32))
+    def batch(self) -> EmbeddingBatch:
+        return EmbeddingBatch(np.array(self.spans, np.int32))
 
     def deliver(self, sums: Floats, is_current: Bools) -> None:
         """To each owner its own, but for those who are not in their slot any more."""
         for (index, sequence, positions), total in zip(self.owners, sums, strict=True):
-            if is_current[index] and sequence.pool_log is not None:
-                sequence.pool_log.take(positions, total)
+            if is_current[index] and sequence.embedding_log is not None:
+                sequence.embedding_log.take(positions, total)

@@ -13,7 +13,7 @@ import numpy as np
 from scalesim.batch import Batch, SamplingBatch, StepOutput
 from scalesim.core import Bools, Int32s, Int64s
 from scalesim.memory.manager import MemoryManager
-from scalesim.sampling.embedding import PoolPlan
+from scalesim.sampling.embedding import EmbeddingPlan
 from scalesim.sampling.logprobs import LogprobsPlan
 from scalesim.scheduler.sequence import Chunk, Sequence
 from scalesim.scheduler.slots import Slots
@@ -30,7 +30,7 @@ class InFlight:
     sample: Bools
     prefills: list[Sequence]
     scoring: LogprobsPlan | None = None
-    pooling: PoolPlan | None = None
+    embedding: EmbeddingPlan | None = None
 
     def deliver(self, slots: Slots, output: StepOutput) -> tuple[Int64s, Int64s]:
         """Note what was computed soundly, for those who are still in their slots. Returns the slots
@@ -38,8 +38,8 @@ class InFlight:
         current = slots.epoch[self.slots] == self.epochs
         if self.scoring is not None and output.scores is not None:
             self.scoring.deliver(output.scores, current)
-        if self.pooling is not None and output.pooled is not None:
-            self.pooling.deliver(output.pooled, current)
+        if self.embedding is not None and output.hidden_sums is not None:
+            self.embedding.deliver(output.hidden_sums, current)
         sound = current & ~output.bad
         slots.done[self.slots[sound]] = self.ends[sound]
         return self.slots[current & output.bad], (self.sample & sound).nonzero()[0]
@@ -80,7 +80,7 @@ class BatchBuilder:
         if slots.adjusting.num_adjusted:
             adjust = slots.adjusting.batch(at, part.ends, sample, len(decodes), slots.known_tokens)
         scoring = self._scoring(part, query_start) if slots.num_scored else None
-        pooling = self._pooling(chunks, part.starts, query_start)
+        embedding = self._embedding(chunks, part.starts, query_start)
         prefills = [sequence for sequence, _ in chunks]
         rows, cols, pages = self._memory.table.take_changes()
         batch = Batch(
@@ -104,9 +104,9 @@ class BatchBuilder:
             adapters=slots.adapters(at),
             adjust=adjust,
             scores=None if scoring is None else scoring.batch(),
-            pools=None if pooling is None else pooling.batch(),
+            embeddings=None if embedding is None else embedding.batch(),
         )
-        flight = InFlight(at, slots.epoch[at], part.ends, sample, prefills, scoring, pooling)
+        flight = InFlight(at, slots.epoch[at], part.ends, sample, prefills, scoring, embedding)
         return batch, flight
 
     def _decodes(self, at: Int64s) -> _Part:
@@ -147,13 +147,15 @@ class BatchBuilder:
             plan.add(index, slots.at(slot), positions, row, known, bool(part.sample[index]))
         return plan
 
-    def _pooling(self, chunks: list[Chunk], starts: Int64s, query_start: Int32s) -> PoolPlan | None:
+    def _embedding(
+        self, chunks: list[Chunk], starts: Int64s, query_start: Int32s
+    ) -> EmbeddingPlan | None:
         """The hidden states of a step that are asked for: the prefills stand at its end."""
-        if all(sequence.pool_log is None for sequence, _ in chunks):
+        if all(sequence.embedding_log is None for sequence, _ in chunks):
             return None
-        plan, first = PoolPlan(), len(starts) - len(chunks)
+        plan, first = EmbeddingPlan(), len(starts) - len(chunks)
         for index, (sequence, count) in enumerate(chunks, start=first):
-            if sequence.pool_log is not None:
+            if sequence.embedding_log is not None:
                 start = int(starts[index])
                 positions = range(start, start + count)
                 plan.add(index, sequence, positions, int(query_start[index]))

@@ -131,7 +131,7 @@ class Scheduler:
     def schedule(self) -> Batch | None:
         """Admit what fits, then the next batch; ``None`` if nothing can run now."""
         self._wake(self.memory.poll())
-        self.memory.residency.refused = False  # until somebody is, in this turn
+        self.memory.residency.refused = False  # until somebody is, in this iteration
         if self.num_waiting and self.slots.num_free:
             self._admit()
         decodes = self._ready_decodes()

@@ -12,7 +12,7 @@ import numpy as np
 from scalesim.core import AgentId, FinishReason, Int32s
 from scalesim.memory.lease import Lease
 from scalesim.memory.leases.adapters import AdapterUse
-from scalesim.sampling.embedding import PoolLog
+from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.logits import LogitsProcessor
 from scalesim.sampling.logprobs import LogprobsLog
 from scalesim.sampling.params import SamplingParams
@@ -54,7 +54,7 @@ class Sequence:
     priority: float = 0
     leaves_nothing: bool = False  # its agent was forgotten: what it computes goes with it
     followers: list[Sequence] = field(default_factory=list)  # wait until its prompt is computed
-    pool_log: PoolLog | None = None  # where it is to be embedded
+    embedding_log: EmbeddingLog | None = None  # where it is to be embedded
     score_log: LogprobsLog | None = None  # where log-probabilities are asked for
     phase: Phase = Phase.WAITING
     slot: int = 0
@@ -76,8 +76,8 @@ class Sequence:
     @property
     def usable(self) -> int:
         """How many of its first tokens a lease may look up."""
-        if self.pool_log is not None:
-            return self.pool_log.usable()
+        if self.embedding_log is not None:
+            return self.embedding_log.usable()
         count = len(self.tokens)
         return count if self.score_log is None else self.score_log.usable(count)
 

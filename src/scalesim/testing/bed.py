@@ -17,7 +17,7 @@ from scalesim.memory.pools.page_pool import MakePool, PagePool
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.page_watch import PageWatch
-from scalesim.testing.tag_runner import BadHook, Reader, TagRunner
+from scalesim.testing.tag_runner import BadHook, Reader, TagRunner, Verify
 from scalesim.testing.tags import page_bytes_for
 
 MakeLink = Callable[[Bytes2D, Bytes2D, Timeline, int], Link]
@@ -62,8 +62,9 @@ class Bed:
         max_num_seqs: int,
         max_blocks: int,
         steps_in_flight: int,
-        seed: int,
+        seed: int = 0,
         vocab_size: int = 512,
+        verify: Verify = "all",
         bad: BadHook | None = None,
         reader: Callable[[int], Reader] | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class Bed:
             steps_in_flight=steps_in_flight,
             timeline=self.timeline,
             vocab_size=vocab_size,
+            verify=verify,
             bad=bad,
             reader=reader,
         )

@@ -39,7 +39,7 @@ class HostileEvent:
 
     def synchronize(self) -> None:
         self._device.fidget()
-        self._device.reach(self)
+        self.run_up_to()
         self._device.host_saw(self)
 
     def elapsed_s(self, earlier: Event) -> float:
@@ -215,9 +215,6 @@ class HostileDevice:
     def run_all(self) -> None:
         while self._run_some(64):
             pass
-
-    def reach(self, event: HostileEvent) -> None:
-        event.run_up_to()
 
     def host_saw(self, event: HostileEvent) -> None:
         join(self.host_clock, event.clock)

@@ -11,16 +11,25 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline
-from scalesim.testing.schedules import Event
 
 SCRIBBLE = 0xA5
 Choose = Callable[[int], int]
+Queue = Literal["in", "out", "seen", "compute"]
+
+
+class Event(NamedTuple):
+    """What may happen: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
+    host), its end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
+
+    queue: Queue
+    number: int
 
 
 @dataclass(eq=False, slots=True)

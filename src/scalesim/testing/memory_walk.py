@@ -17,7 +17,7 @@ def _request(rng: random.Random) -> tuple[Any, ...]:
 
 ACTS: list[Act] = [
     (18, "acquire", _request),
-    (30, "turn", _request),
+    (30, "request", _request),
     (9, "abort", lambda rng: (rng.randrange(3) > 0,)),
     (14, "launch", lambda rng: (1 + rng.randrange(12), rng.randrange(64))),
     (5, "run_device", some()),

@@ -166,7 +166,7 @@ class MemoryWorld:
             return DOMAINS[domain == DOMAINS[0]], list(old)
         return domain, old[: 1 + pick % len(old)] + fresh
 
-    def turn(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
+    def request(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         """A request from its look-up to its release; it waits for copies a little, now and then."""
         before = len(self.held)
         self.acquire(agent, kind, pick, length, spare)
@@ -277,9 +277,9 @@ class MemoryWorld:
     def expect_agent(self, agent: int, at: float | None) -> None:
         self.manager.owners.set_next_use(agent, at)
 
-    def advance(self, steps: int) -> None:
-        self.manager.ranking.now += steps
-        self.manager.prefetcher.pace = Pace(0.001 * steps or None)
+    def advance(self, ticks: int) -> None:
+        self.manager.ranking.now += ticks
+        self.manager.prefetcher.pace = Pace(0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.manager.owners.fork(parent, child)

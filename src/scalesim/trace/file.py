@@ -14,13 +14,13 @@ from scalesim.checks import shown
 from scalesim.core import AgentId
 from scalesim.errors import TraceError
 from scalesim.trace import records
-from scalesim.trace.trace import Content, Hint, TracePiece, TraceStep, Turn
+from scalesim.trace.trace import Content, Hint, TraceCall, TracePiece, TraceTick
 
 VERSION = 1
 MAX_PROMPT = 1 << 24
 """Tokens of a prompt, and of an output."""
 _MAX_START = 1 << 31
-_TURN_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
+_CALL_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
 _HINT_KEYS = {"step", "agent", "expect"}
 
 
@@ -31,62 +31,62 @@ class TraceWriter:
         self._file = file
         self._write({"scalesim_trace": VERSION})
 
-    def turn(self, step: float, turn: Turn, at_s: float | None = None) -> None:
-        line: dict[str, Any] = {"step": step, "agent": turn.agent}
-        line["prompt"] = [_plain(piece) for piece in turn.prompt]
-        line["output"] = _plain(turn.output)
+    def call(self, tick: float, call: TraceCall, at_s: float | None = None) -> None:
+        line: dict[str, Any] = {"step": tick, "agent": call.agent}
+        line["prompt"] = [_plain(piece) for piece in call.prompt]
+        line["output"] = _plain(call.output)
         for name in ("round", "adapter", "expect"):
-            if getattr(turn, name):
-                line[name] = getattr(turn, name)
+            if getattr(call, name):
+                line[name] = getattr(call, name)
         if at_s is not None:
             line["at_s"] = round(at_s, 6)
         self._write(line)
 
-    def hint(self, step: float, hint: Hint) -> None:
-        self._write({"step": step, "agent": hint.agent, "expect": hint.expect})
+    def hint(self, tick: float, hint: Hint) -> None:
+        self._write({"step": tick, "agent": hint.agent, "expect": hint.expect})
 
-    def tick(self, step: float) -> None:
+    def tick(self, tick: float) -> None:
         """The clock moved, whoever speaks then."""
-        self._write({"step": step})
+        self._write({"step": tick})
 
-    def steps(self, steps: Iterable[TraceStep]) -> None:
-        for step in steps:
-            if not step.hints and not step.turns:
-                self.tick(step.time)
-            for hint in step.hints:
-                self.hint(step.time, hint)
-            for turn in step.turns:
-                self.turn(step.time, turn)
+    def ticks(self, ticks: Iterable[TraceTick]) -> None:
+        for tick in ticks:
+            if not tick.hints and not tick.calls:
+                self.tick(tick.time)
+            for hint in tick.hints:
+                self.hint(tick.time, hint)
+            for call in tick.calls:
+                self.call(tick.time, call)
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
-def write_trace(path: Path, steps: Iterable[TraceStep]) -> None:
+def write_trace(path: Path, ticks: Iterable[TraceTick]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        TraceWriter(file).steps(steps)
+        TraceWriter(file).ticks(ticks)
 
 
-def read_trace(path: Path) -> Iterator[TraceStep]:
-    """The steps of the trace in ``path``. A hint that follows a call of its agent in the same step
+def read_trace(path: Path) -> Iterator[TraceTick]:
+    """The ticks of the trace in ``path``. A hint that follows a call of its agent in the same tick
     belongs to that call: it is said when the call has ended."""
-    step: TraceStep | None = None
+    tick: TraceTick | None = None
     for where, line in _lines(path):
         time = records.number(line.get("step"), f"{where}: step")
-        if step is None or time > step.time:
-            if step is not None:
-                yield step
-            step = TraceStep(time)
-        elif time < step.time:
-            raise TraceError(f"{where}: step {time} after step {step.time}; steps do not go back")
+        if tick is None or time > tick.time:
+            if tick is not None:
+                yield tick
+            tick = TraceTick(time)
+        elif time < tick.time:
+            raise TraceError(f"{where}: step {time} after step {tick.time}; steps do not go back")
         if line.keys() == {"step"}:
             continue  # a tick
         if "prompt" in line:
-            step.turns.append(_turn(line, where))
+            tick.calls.append(_call(line, where))
         else:
-            _add_hint(step, line, where)
-    if step is not None:
-        yield step
+            _add_hint(tick, line, where)
+    if tick is not None:
+        yield tick
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -105,8 +105,8 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise TraceError(f'{path} is empty; a trace begins with {{"scalesim_trace": {VERSION}}}')
 
 
-def _turn(line: dict[str, Any], where: str) -> Turn:
-    _only(line, _TURN_KEYS, where)
+def _call(line: dict[str, Any], where: str) -> TraceCall:
+    _only(line, _CALL_KEYS, where)
     pieces = line["prompt"]
     if not isinstance(pieces, list) or not pieces:
         raise TraceError(f"{where}: prompt must be a list of [content, length] with one at least")
@@ -114,7 +114,7 @@ def _turn(line: dict[str, Any], where: str) -> Turn:
     prompt = tuple(_piece(piece, f"{where}: prompt") for piece in pieces)
     if sum(piece.length for piece in prompt) > MAX_PROMPT:
         raise TraceError(f"{where}: the prompt has more than {MAX_PROMPT} tokens")
-    return Turn(
+    return TraceCall(
         _agent(line, where, optional=True),
         prompt,
         _piece(line.get("output"), f"{where}: output"),
@@ -124,20 +124,20 @@ def _turn(line: dict[str, Any], where: str) -> Turn:
     )
 
 
-def _add_hint(step: TraceStep, line: dict[str, Any], where: str) -> None:
+def _add_hint(tick: TraceTick, line: dict[str, Any], where: str) -> None:
     _only(line, _HINT_KEYS, where)
     agent = _agent(line, where, optional=False)
     assert agent is not None
     expect = line.get("expect")
     at = None if expect is None else records.number(expect, f"{where}: expect")
-    for index in range(len(step.turns) - 1, -1, -1):
-        turn = step.turns[index]
-        if turn.agent == agent:
-            step.turns[index] = Turn(
-                agent, turn.prompt, turn.output, turn.round, turn.adapter, at, turn.truth
+    for index in range(len(tick.calls) - 1, -1, -1):
+        call = tick.calls[index]
+        if call.agent == agent:
+            tick.calls[index] = TraceCall(
+                agent, call.prompt, call.output, call.round, call.adapter, at, call.truth
             )
             return
-    step.hints.append(Hint(agent, at))
+    tick.hints.append(Hint(agent, at))
 
 
 def _only(line: dict[str, Any], keys: set[str], where: str) -> None:

@@ -23,7 +23,7 @@ from scalesim.core import AgentId, Int32s
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign, report, words_of
 from scalesim.trace.file import TraceWriter
-from scalesim.trace.trace import Hint, TracePiece, Turn
+from scalesim.trace.trace import Hint, TraceCall, TracePiece, common_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class _Said:
 
 @dataclass(slots=True)
 class _Line:
-    """What will be a line: a tick, a hint, or a call, whose ``turn`` is known when it has ended."""
+    """What will be a line: a tick, a hint, or a call, whose ``call`` is known when it has ended."""
 
-    step: float
-    turn: Turn | None = None
+    tick: float
+    call: TraceCall | None = None
     hint: Hint | None = None
     at_s: float = 0.0
     is_open: bool = False
@@ -96,37 +96,37 @@ class Recorder:
         self._num_contents = 0
         self._lines: deque[_Line] = deque()
         self._begun: dict[int, tuple[_Line, _Said, int, AgentId | None]] = {}  # by call
-        self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}  # step, round, open calls
+        self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}  # tick, round, open calls
         self._last: dict[AgentId | None, _Said] = {}
         self._blocks: dict[int, _Said] = {}  # by the hash of all tokens up to a block's end
 
     @gives_up
     def begins(
-        self, call: int, agent: AgentId | None, step: float, at_s: float, tokens: Int32s
+        self, call: int, agent: AgentId | None, tick: float, at_s: float, tokens: Int32s
     ) -> None:
         """A request was accepted; ``call`` names it until ``ends``."""
         pieces = self._known(agent, tokens)
         rest = len(tokens) - sum(piece.length for piece in pieces)
         if rest:
             pieces = (*pieces, TracePiece(self._name(), rest))
-        line = _Line(step, at_s=at_s, is_open=True)
+        line = _Line(tick, at_s=at_s, is_open=True)
         self._lines.append(line)
         said = _Said(tokens, pieces)
-        self._begun[call] = (line, said, self._round(agent, step), agent)
+        self._begun[call] = (line, said, self._round(agent, tick), agent)
         self._remember(said)
 
     @gives_up
     def ends(self, call: int, output: Int32s) -> None:
         """A request has ended with ``output``; without any, it leaves no line."""
-        line, prompt, turn_round, agent = self._begun.pop(call)
+        line, prompt, call_round, agent = self._begun.pop(call)
         last = self._rounds.get(agent)  # none of who was forgotten
-        if last is not None and last[0] == line.step:
+        if last is not None and last[0] == line.tick:
             self._rounds[agent] = (last[0], last[1], last[2] - 1)
         line.is_open = False
         if len(output):
             said = TracePiece(self._name(), len(output))
             whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
-            line.turn = Turn(agent, prompt.pieces, said, turn_round)
+            line.call = TraceCall(agent, prompt.pieces, said, call_round)
             if last is not None:
                 self._last[agent] = whole
             self._remember(whole)
@@ -135,20 +135,20 @@ class Recorder:
     @gives_up
     def forget(self, agents: Iterable[AgentId]) -> None:
         """``agents`` are gone, which a trace has no line for: who calls under such an id later
-        takes a turn like any other. The texts stay, to recognise them."""
+        is an agent like any other. The texts stay, to recognise them."""
         for agent in agents:
             self._rounds.pop(agent, None)
             self._last.pop(agent, None)
 
     @gives_up
-    def expects(self, agent: AgentId, step: float, at: float) -> None:
-        self._lines.append(_Line(step, hint=Hint(agent, at)))
+    def expects(self, agent: AgentId, tick: float, at: float) -> None:
+        self._lines.append(_Line(tick, hint=Hint(agent, at)))
         self._flush()
 
     @gives_up
-    def ticks(self, step: float) -> None:
-        """The clock moved to ``step``."""
-        self._lines.append(_Line(step, is_tick=True))
+    def ticks(self, tick: float) -> None:
+        """The clock moved to ``tick``."""
+        self._lines.append(_Line(tick, is_tick=True))
         self._flush()
 
     def after_fork(self) -> None:
@@ -170,21 +170,21 @@ class Recorder:
     def _flush(self) -> None:
         while self._lines and not self._lines[0].is_open:
             line = self._lines.popleft()
-            if line.turn is not None:
-                self._writer.turn(line.step, line.turn, line.at_s)
+            if line.call is not None:
+                self._writer.call(line.tick, line.call, line.at_s)
             elif line.hint is not None:
-                self._writer.hint(line.step, line.hint)
+                self._writer.hint(line.tick, line.hint)
             elif line.is_tick:
-                self._writer.tick(line.step)
+                self._writer.tick(line.tick)
 
-    def _round(self, agent: AgentId | None, step: float) -> int:
+    def _round(self, agent: AgentId | None, tick: float) -> int:
         """One more than the last when nothing of that one is open any more."""
-        at, newest, num_open = self._rounds.get(agent, (step, -1, 0))
-        if at != step:
+        at, newest, num_open = self._rounds.get(agent, (tick, -1, 0))
+        if at != tick:
             newest, num_open = -1, 0
         if num_open == 0:
             newest += 1
-        self._rounds[agent] = (step, newest, num_open + 1)
+        self._rounds[agent] = (tick, newest, num_open + 1)
         return newest
 
     # -- which text is the same ---------------------------------------------------------------
@@ -220,13 +220,6 @@ class Recorder:
     def _name(self) -> int:
         self._num_contents += 1
         return self._num_contents
-
-
-def common_length(first: Int32s, second: Int32s) -> int:
-    """How many leading tokens two texts share."""
-    count = min(len(first), len(second))
-    differ = np.flatnonzero(first[:count] != second[:count])
-    return int(differ[0]) if len(differ) else count
 
 
 def beginning(pieces: tuple[TracePiece, ...], length: int) -> tuple[TracePiece, ...]:

@@ -25,7 +25,7 @@ MAX_LINE_BYTES = 1 << 26
 MAX_TEXT = 1 << 16
 """Characters of a name: of an agent, a template, an adapter, a stretch of tokens."""
 MAX_NUMBER = 1 << 53
-"""Above it, a float no longer tells one step from the next."""
+"""Above it, a float no longer tells one tick from the next."""
 _INT64 = 1 << 63
 
 

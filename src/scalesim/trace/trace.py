@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from scalesim.core import AgentId
+from scalesim.core import AgentId, Int32s, Int64s
 
-_ORDER = 1e-3  # of a step: enough to tell the order of its calls, too little to take time
+_ORDER = 1e-3  # of a tick: enough to tell the order of its calls, too little to take time
 
 Content: TypeAlias = "str | int"
 
@@ -26,9 +26,9 @@ class TracePiece(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TraceCall:
     """One call. ``expect``: what its agent, after it, says of its next call, as a time of the
-    simulation's clock; ``truth``: when that really is, where it is known. Within a step, an
+    simulation's clock; ``truth``: when that really is, where it is known. Within a tick, an
     agent's calls of one ``round`` run together, those of the next round after them."""
 
     agent: AgentId | None
@@ -46,7 +46,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """Said before the step's calls: ``agent`` will call at ``expect``; really at ``truth``."""
+    """Said before the tick's calls: ``agent`` will call at ``expect``; really at ``truth``."""
 
     agent: AgentId
     expect: float | None
@@ -54,23 +54,30 @@ class Hint:
 
 
 @dataclass(slots=True)
-class TraceStep:
-    """What happens in one step of the simulation: hints, then calls, in order."""
+class TraceTick:
+    """What happens in one tick of the simulation: hints, then calls, in order."""
 
     time: float
     hints: list[Hint] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
+    calls: list[TraceCall] = field(default_factory=list)
 
 
-def with_truth(steps: Iterable[TraceStep]) -> list[TraceStep]:
-    """``steps`` with every ``truth`` set from what follows: the next step in which the agent
-    calls, and its place among that step's calls."""
-    found: list[TraceStep] = []
+def common_length(first: Int32s | Int64s, second: Int32s | Int64s) -> int:
+    """How many leading tokens two texts share."""
+    count = min(len(first), len(second))
+    differ = first[:count] != second[:count]
+    return int(differ.argmax()) if differ.any() else count
+
+
+def with_truth(ticks: Iterable[TraceTick]) -> list[TraceTick]:
+    """``ticks`` with every ``truth`` set from what follows: the next tick in which the agent
+    calls, and its place among that tick's calls."""
+    found: list[TraceTick] = []
     ahead: dict[AgentId | None, float] = {}
-    for step in reversed(list(steps)):
-        turns = [replace(turn, truth=ahead.get(turn.agent)) for turn in step.turns]
-        for place, turn in reversed(list(enumerate(turns))):
-            ahead[turn.agent] = step.time + _ORDER * place / len(turns)
-        hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in step.hints]
-        found.append(TraceStep(step.time, hints, turns))
+    for tick in reversed(list(ticks)):
+        calls = [replace(call, truth=ahead.get(call.agent)) for call in tick.calls]
+        for place, call in reversed(list(enumerate(calls))):
+            ahead[call.agent] = tick.time + _ORDER * place / len(calls)
+        hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in tick.hints]
+        found.append(TraceTick(tick.time, hints, calls))
     return found[::-1]

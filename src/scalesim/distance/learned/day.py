@@ -15,13 +15,13 @@ _PRIOR_DAYS = 0.25  # of an even day, so that a quiet hour is never quite still
 
 
 class Day:
-    """``length`` of a day in steps. ``busy`` time passes fast while many call and slowly at night;
+    """``length`` of a day in ticks. ``busy`` time passes fast while many call and slowly at night;
     over a day it equals the clock's. A pause measured in it does not depend on when it began."""
 
     def __init__(self, length: float) -> None:
         self.length = length
         self._calls = [0.0] * NUM_HOURS
-        self._spent = [0.0] * NUM_HOURS  # steps seen of each hour
+        self._spent = [0.0] * NUM_HOURS  # ticks seen of each hour
         self._now = 0.0
         self._hours = [length * hour / NUM_HOURS for hour in range(NUM_HOURS + 1)]
         self._until = self._hours  # busy time at each

@@ -10,7 +10,7 @@ import numpy as np
 
 NUM_FOLLOWERS = 4
 _RECENT = 8  # callers that a call may have followed
-_WITHIN_STEPS = 4.0
+_WITHIN_TICKS = 4.0
 _DECAY = 0.9  # of all counts of an agent, at each of its calls
 _FADE = 0.5  # what a stranger takes off the rarest follower before it takes its place
 _NEWEST = 0.25  # weight of the newest delay
@@ -38,7 +38,7 @@ class Followers:
             self._who.extend([-1] * (missing * NUM_FOLLOWERS))
             self._count.extend([0.0] * (missing * NUM_FOLLOWERS))
             self._delay.extend([0.0] * (missing * NUM_FOLLOWERS))
-        for one, at in {one: at for one, at in self._recent if now - at <= _WITHIN_STEPS}.items():
+        for one, at in {one: at for one, at in self._recent if now - at <= _WITHIN_TICKS}.items():
             if one != row:
                 self._followed(one, row, now - at)
         self._calls[row] = self._calls[row] * _DECAY + 1.0
@@ -62,7 +62,7 @@ class Followers:
         who[away], count[away] = -1, 0.0
 
     def after(self, row: int, least: float) -> list[tuple[int, float, float]]:
-        """(who, steps until then, probability) of those that follow at least so likely."""
+        """(who, ticks until then, probability) of those that follow at least so likely."""
         calls = self._calls[row]
         if calls < 2.0:  # it has called once or twice
             return []

@@ -10,7 +10,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 
-from scalesim.distance.scores import MIN_TOLERANCE_STEPS, TOLERANCE
+from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
 
 NUM_GAPS = 8
 _OCTAVES = 12  # of gaps that are told apart; longer ones are alike
@@ -20,7 +20,7 @@ NUM_KINDS = (_OCTAVES + 1) ** 2
 
 
 class Gaps:
-    """Per agent the last eight gaps between its calls, in steps: 36 bytes each."""
+    """Per agent the last eight gaps between its calls, in ticks: 36 bytes each."""
 
     def __init__(self) -> None:
         self._num = array("i")
@@ -50,7 +50,7 @@ class Gaps:
         gaps = sorted(self._gaps[row * NUM_GAPS : row * NUM_GAPS + num])
         best, hits = gaps[0], 0
         for gap in gaps:
-            slack = max(MIN_TOLERANCE_STEPS, TOLERANCE * gap)
+            slack = max(MIN_TOLERANCE_TICKS, TOLERANCE * gap)
             near = bisect_right(gaps, gap + slack) - bisect_left(gaps, gap - slack)
             if near > hits:
                 best, hits = gap, near

@@ -31,10 +31,10 @@ _MAX_WAITING = 1 << 16  # agents whose pauses that are not over yet enter a fit
 
 
 class Learned(Source):
-    """``day``: steps of a day, where the simulation has day and night. ``seed``: of the sample of
+    """``day``: ticks of a day, where the simulation has day and night. ``seed``: of the sample of
     agents on which it tests itself. Costs microseconds a call and some 180 bytes an agent.
 
-    Alone, without an engine: ``called(agent, now)`` at an agent's first call of a step,
+    Alone, without an engine: ``called(agent, now)`` at an agent's first call of a tick,
     ``changes(now)`` for what is new. Raises ``ConfigError``.
     """
 

@@ -2,7 +2,7 @@
 
 Agents of a kind share a curve, which leans on that of all agents while it knows little. Pauses that
 are not over yet count as well: they lasted at least so long (Kaplan and Meier, 1958). From a curve
-comes a *distance*: the best rate at which an agent of that age gives calls for the steps that it is
+comes a *distance*: the best rate at which an agent of that age gives calls for the ticks that it is
 waited for, inverted (the index of Gittins, 1979; as an order of eviction: least hit density,
 Beckmann, Chen and Cidon, NSDI 2018). It is not the mean: who often calls again at once, or
 else much later, is worth keeping for a moment only.
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
-from scalesim.distance.scores import MIN_TOLERANCE_STEPS, TOLERANCE
+from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
 
 _FINE = 16  # ages up to this have a bin each; from there on, four bins an octave
 _OCTAVES = 17
@@ -36,7 +36,7 @@ _Table: TypeAlias = npt.NDArray[np.float64]  # [num_kinds, NUM_BINS]
 
 
 def bin_of(age: float) -> int:
-    """The bin that ``age`` steps lie in."""
+    """The bin that ``age`` ticks lie in."""
     if age < _FINE:
         return int(age) if age > 0.0 else 0
     return min(int(np.searchsorted(_BEGINS, age, side="right")) - 1, NUM_BINS - 1)
@@ -51,8 +51,8 @@ def bins_of(ages: Times) -> Int64s:
 class Survival:
     """Curves of ``num_kinds`` kinds of agents.
 
-    After ``fit``, by kind and bin of age: ``distance`` in steps; ``likely``, how often the call
-    then comes within a quarter of that or a step; ``until``, the age at which something else is to
+    After ``fit``, by kind and bin of age: ``distance`` in ticks; ``likely``, how often the call
+    then comes within a quarter of that or a tick; ``until``, the age at which something else is to
     be said, if the agent has not called.
     """
 
@@ -64,7 +64,7 @@ class Survival:
         self.distance, self.likely, self.until = np.zeros(shape), np.zeros(shape), np.zeros(shape)
 
     def observe(self, kind: int, pause: float) -> None:
-        """An agent that was of ``kind`` called after ``pause`` steps."""
+        """An agent that was of ``kind`` called after ``pause`` ticks."""
         self._ended[kind, bin_of(pause)] += 1.0
         self.num_new += 1
         self.num_seen += 1
@@ -76,7 +76,7 @@ class Survival:
         known = np.flatnonzero(self._ended.any(axis=1))
         distance, over = _distances(_hazards(self._ended, waiting, known))
         likely = _on_time(distance, over)
-        sure = likely >= _SURE  # then it is a date, and those of one step go in their order
+        sure = likely >= _SURE  # then it is a date, and those of one tick go in their order
         distance[sure] = distance[sure].round()
         drawn = np.zeros(len(self._ended), np.int64)  # what is not known is as all are
         drawn[known] = 1 + np.arange(len(known))
@@ -109,20 +109,20 @@ def _distances(hazards: _Table) -> tuple[_Table, _Table]:
     """``distance``, and the share of pauses that are over, ``[num_kinds, NUM_BINS + 1]``."""
     lasts: _Table = np.ones((len(hazards), NUM_BINS + 1))
     lasts[:, 1:] = np.cumprod(1.0 - hazards, axis=1)
-    # a pause that ends in a bin ends in the middle of it, one of a whole step at its beginning
+    # a pause that ends in a bin ends in the middle of it, one of a whole tick at its beginning
     spent = lasts[:, :-1] * (_WIDTHS * (1.0 - hazards) + hazards * (_WIDTHS - 1.0) / 2.0)
-    steps = np.concatenate([np.zeros((len(hazards), 1)), spent.cumsum(axis=1)], axis=1)
+    ticks = np.concatenate([np.zeros((len(hazards), 1)), spent.cumsum(axis=1)], axis=1)
     distance = np.empty_like(hazards)
     for begin in range(NUM_BINS):
         calls = lasts[:, begin, None] - lasts[:, begin + 1 :]
-        waits = steps[:, begin + 1 :] - steps[:, begin, None]
+        waits = ticks[:, begin + 1 :] - ticks[:, begin, None]
         distance[:, begin] = (waits / np.maximum(calls, 1e-300)).min(axis=1)
     return distance, 1.0 - lasts
 
 
 def _on_time(distance: _Table, over: _Table) -> _Table:
     """How likely a call comes about ``distance`` after the beginning of a bin."""
-    slack = np.maximum(MIN_TOLERANCE_STEPS, TOLERANCE * distance)
+    slack = np.maximum(MIN_TOLERANCE_TICKS, TOLERANCE * distance)
     middle = _BEGINS[:-1] + distance
     likely = np.empty_like(distance)
     for kind, row in enumerate(over):
@@ -138,7 +138,7 @@ def _revisions(distance: _Table) -> _Table:
     until = np.array(comes)
     for begin in range(NUM_BINS):
         moved = np.abs(comes[:, begin:] - comes[:, begin, None])
-        other = moved > np.maximum(MIN_TOLERANCE_STEPS, TOLERANCE * distance[:, begin:])
+        other = moved > np.maximum(MIN_TOLERANCE_TICKS, TOLERANCE * distance[:, begin:])
         first = np.where(other.any(axis=1), other.argmax(axis=1), NUM_BINS - begin)
         until[:, begin] = np.minimum(until[:, begin], _BEGINS[begin + first])
     return until

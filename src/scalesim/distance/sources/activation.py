@@ -1,4 +1,4 @@
-"""Sources for agents that act with a probability in each step (OASIS, other social simulations)."""
+"""Sources for agents that act with a probability in each tick (OASIS, other social simulations)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scalesim.core import AgentId, Int64s
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
 from scalesim.distance.roster import Roster
-from scalesim.distance.scores import MIN_TOLERANCE_STEPS, TOLERANCE
+from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
 from scalesim.errors import ConfigError, RequestError
 
 
 class Activation(Source):
-    """``agents`` that act in each step with a ``probability``, one for all or ``[n]``: expected
-    after 1/p steps, with the probability that this is about right, which is low (0.25 for p = 0.1).
+    """``agents`` that act in each tick with a ``probability``, one for all or ``[n]``: expected
+    after 1/p ticks, with the probability that this is about right, which is low (0.25 for p = 0.1).
     If the draws can be made ahead, ``Predrawn`` is exact. Raises ``ConfigError``.
     """
 
@@ -63,7 +63,7 @@ class Activation(Source):
 
     def changes(self, now: float) -> Estimates:
         """Who called, whose probability changed, and who did not act by its time: the past says
-        nothing about the next step, so it is expected 1/p from now again."""
+        nothing about the next tick, so it is expected 1/p from now again."""
         self._read_mail(now)
         due, times = self._due.take(now)
         rows = np.unique(np.concatenate([*self._stale, due[self._at[due] == times]]))
@@ -83,8 +83,8 @@ class Activation(Source):
 class Predrawn(Source):
     """Agents whose draws are made ahead, by the simulation's own seeded generator: exact.
 
-    ``draw(step)`` gives the agents that act in ``step``. It is called once a step, in order, from
-    0 on, ``horizon`` steps ahead; the simulation takes its draws from ``active`` instead of drawing
+    ``draw(tick)`` gives the agents that act in ``tick``. It is called once a tick, in order, from
+    0 on, ``horizon`` ticks ahead; the simulation takes its draws from ``active`` instead of drawing
     itself, and so has the same statistics, and with one generator the same draws. Call both from
     the simulation's thread. Raises ``ConfigError``.
     """
@@ -98,32 +98,32 @@ class Predrawn(Source):
         confidence: float = 1.0,
     ) -> None:
         super().__init__(name)
-        function("draw", draw, "a step's number", ConfigError)
+        function("draw", draw, "a tick's number", ConfigError)
         self._draw, self._horizon = draw, whole("horizon", horizon, 1, 10**6, ConfigError)
         self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
         self._drawn: dict[int, tuple[AgentId, ...]] = {}
         self._num_drawn = 0
-        self._last: dict[AgentId, int] = {}  # the last step drawn for it
-        self._after: dict[int, dict[AgentId, int]] = {}  # by step: who acts again, and when
+        self._last: dict[AgentId, int] = {}  # the last tick drawn for it
+        self._after: dict[int, dict[AgentId, int]] = {}  # by tick: who acts again, and when
         self._told = -1
         self._changed: dict[AgentId, float] = {}
         self._draw_until(self._horizon)
 
-    def active(self, step: int) -> tuple[AgentId, ...]:
-        """Who acts in ``step``; asked once for each step, in order. Draws one more ahead. Raises
-        ``RequestError`` for a step that is past."""
-        step = whole("step", step, 0, self._num_drawn + 10**6)
-        if step not in self._drawn and step < self._num_drawn:
-            raise RequestError(f"active({step}): steps are asked for once each, in order")
-        self._draw_until(step + self._horizon + 1)
-        for past in [each for each in self._drawn if each < step]:
+    def active(self, tick: int) -> tuple[AgentId, ...]:
+        """Who acts in ``tick``; asked once for each tick, in order. Draws one more ahead. Raises
+        ``RequestError`` for a tick that is past."""
+        tick = whole("tick", tick, 0, self._num_drawn + 10**6)
+        if tick not in self._drawn and tick < self._num_drawn:
+            raise RequestError(f"active({tick}): ticks are asked for once each, in order")
+        self._draw_until(tick + self._horizon + 1)
+        for past in [each for each in self._drawn if each < tick]:
             del self._drawn[past]
-        return self._drawn.pop(step)
+        return self._drawn.pop(tick)
 
     def changes(self, now: float) -> Estimates:
         self._read_mail(now)
-        for step in [each for each in self._after if each < now]:
-            for agent, again in self._after.pop(step).items():
+        for tick in [each for each in self._after if each < now]:
+            for agent, again in self._after.pop(tick).items():
                 self._changed[agent] = float(again)
         changed, self._changed = self._changed, {}
         return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
@@ -142,25 +142,25 @@ class Predrawn(Source):
                 drawn.pop(agent, None)
 
     def _draw_until(self, end: int) -> None:
-        for step in range(self._num_drawn, end):
-            agents = tuple(dict.fromkeys(agent_ids("what draw() gave", self._draw(step))))
-            self._drawn[step] = agents
-            self._tell(lambda now, step=step, agents=agents: self._take(step, agents, now))  # type: ignore[misc]
+        for tick in range(self._num_drawn, end):
+            agents = tuple(dict.fromkeys(agent_ids("what draw() gave", self._draw(tick))))
+            self._drawn[tick] = agents
+            self._tell(lambda now, tick=tick, agents=agents: self._take(tick, agents, now))  # type: ignore[misc]
         self._num_drawn = max(self._num_drawn, end)
 
-    def _take(self, step: int, agents: Sequence[AgentId], now: float) -> None:
+    def _take(self, tick: int, agents: Sequence[AgentId], now: float) -> None:
         for agent in agents:
             before = self._last.get(agent)
-            self._last[agent] = step
+            self._last[agent] = tick
             if before is None or before < now:
-                self._changed[agent] = float(step)
+                self._changed[agent] = float(tick)
             else:
-                self._after.setdefault(before, {})[agent] = step
+                self._after.setdefault(before, {})[agent] = tick
 
 
 def _on_time(rate: Times, wait: Times) -> Times:
     """The probability that a geometric wait ends within the tolerance around its mean."""
-    slack = np.maximum(MIN_TOLERANCE_STEPS, TOLERANCE * wait)
+    slack = np.maximum(MIN_TOLERANCE_TICKS, TOLERANCE * wait)
     with np.errstate(invalid="ignore"):
         first = np.maximum(1.0, np.ceil(wait - slack))
         likely: Times = (1.0 - rate) ** (first - 1.0) - (1.0 - rate) ** np.floor(wait + slack)

@@ -12,7 +12,7 @@ from scalesim.errors import ConfigError
 
 
 class Graph(Source):
-    """When an agent calls, its successors will, ``delay`` steps a hop: a workflow, an event bus,
+    """When an agent calls, its successors will, ``delay`` ticks a hop: a workflow, an event bus,
     the spread of a message (the ScaleSim paper's breadth-first distance).
 
     ``edges`` maps an agent to its successors, or to {successor: probability}. Without
@@ -106,8 +106,8 @@ def _share(agent: AgentId, other: AgentId, value: object) -> float:
 
 
 class Turns(Source):
-    """Everybody in a fixed ``order``, once in ``period`` steps, for ever (round-robin); or once, in
-    an order that is drawn anew (``announce``). Exact, within the step as well: the i-th of n is
+    """Everybody in a fixed ``order``, once in ``period`` ticks, for ever (round-robin); or once, in
+    an order that is drawn anew (``announce``). Exact, within the tick as well: the i-th of n is
     expected i/n into the period. Raises ``ConfigError``."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Turns(Source):
         self._tell(lambda now: self._set(order, now))
 
     def announce(self, order: Sequence[AgentId], at: float) -> None:
-        """In the step that begins at time ``at``, agents call in this order. Raises
+        """In the tick that begins at time ``at``, agents call in this order. Raises
         ``RequestError`` for a time that is none."""
         at, order = number("at", at), agent_ids("order", order)
         self._tell(lambda now: self._set(order, at))

@@ -1,4 +1,4 @@
-"""A source for agents that follow plans: an action lasts so many steps, then the agent calls."""
+"""A source for agents that follow plans: an action lasts so many ticks, then the agent calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Plan(Source):
         self._changed: dict[AgentId, float] = {}
 
     def follow(self, agent: AgentId, *durations: float) -> None:
-        """``agent`` begins actions of so many steps each, one after the other, now: it calls at the
+        """``agent`` begins actions of so many ticks each, one after the other, now: it calls at the
         end of each. No duration: it has no plan any more. Raises ``RequestError`` for one that is
         no number, or negative."""
         agent = agent_id(agent)
@@ -65,4 +65,4 @@ def _duration(agent: AgentId, value: float) -> float:
     try:
         return number("duration", value, 0.0)
     except RequestError as error:
-        raise RequestError(f"agent {shown(agent)}: {error}: steps, which must end") from None
+        raise RequestError(f"agent {shown(agent)}: {error}: ticks, which must end") from None

@@ -26,8 +26,8 @@ _SAME = 0.1  # of the distance: a change by less is not passed on
 
 class Proximity(Source):
     """``agents`` at ``positions`` ``[n, 2]``; these and ``radius`` in one unit of length,
-    ``horizon`` and ``cooldown`` in steps, ``max_speed`` and ``speeds`` (one for all or ``[n]``; the
-    most if ``None``) in units a step. Who can meet nobody within ``horizon`` is not spoken of.
+    ``horizon`` and ``cooldown`` in ticks, ``max_speed`` and ``speeds`` (one for all or ``[n]``; the
+    most if ``None``) in units a tick. Who can meet nobody within ``horizon`` is not spoken of.
 
     ``confidence`` is how often who can meet does meet. Costs what moved and who is near it.
     Raises ``ConfigError``.
@@ -154,12 +154,12 @@ class Proximity(Source):
         gap = np.hypot(*(self._grid.points[mine] - self._grid.points[others]).T) - self._radius
         parted = gap > 0.0
         speed = self._speeds[mine] + self._speeds[others]
-        steps = np.divide(gap, speed, out=np.full(len(gap), np.inf), where=parted & (speed > 0.0))
+        ticks = np.divide(gap, speed, out=np.full(len(gap), np.inf), where=parted & (speed > 0.0))
         had = (self._met[mine] == others) | (self._met[others] == mine)
         over = parted & had
         self._met[mine[over]] = self._met[others[over]] = -1
         ready = np.maximum(self._ready[mine], self._ready[others])
-        meet: Times = np.maximum(now + np.where(parted, steps, 0.0), ready)
+        meet: Times = np.maximum(now + np.where(parted, ticks, 0.0), ready)
         meet[had & ~parted] = np.inf
         return meet
 

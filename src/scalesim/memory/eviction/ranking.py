@@ -2,7 +2,7 @@
 
 Keeps, for each segment, which orders it is in; changes nothing but those, and pins. ``refresh`` is
 called after every change of a segment; the orders catch up when somebody reads them, so that a
-segment that changes five times in a step is put in order once, or not at all if it is held by then.
+segment that changes five times in a tick is put in order once, or not at all if it is held by then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FAR = 1e18
 
 
 class EvictionRanking:
-    """``now`` is the simulation's time in steps.
+    """``now`` is the simulation's time in ticks.
 
     What lies on the host is ordered only from the first time that the host runs short.
     """
@@ -81,7 +81,7 @@ class EvictionRanking:
         return next_use, next_seq
 
     def _in_levels(self, segment: Segment) -> UseTime:
-        """Whole steps up to the last class, then far, then unknown; no order inside a class."""
+        """Whole ticks up to the last class, then far, then unknown; no order inside a class."""
         next_use, _ = self._soonest(segment)
         if next_use is None:
             level = float("inf")

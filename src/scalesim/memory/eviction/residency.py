@@ -26,7 +26,7 @@ from scalesim.memory.tree.segment import Segment, TierName, Transfer, descendant
 from scalesim.memory.tree.use import UseTime
 
 _log = logging.getLogger(__name__)
-_SOON_STEPS = 1.0
+_SOON_TICKS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
@@ -84,7 +84,7 @@ class Residency:
             use = ranking.use_of(victim)
             if ahead_of is not None and not ahead_of.sooner_than(use, ranking.now):
                 return False
-            if self.saving_pages >= missing and use.distance(ranking.now) <= _SOON_STEPS:
+            if self.saving_pages >= missing and use.distance(ranking.now) <= _SOON_TICKS:
                 return False  # enough that is used later is on its way out
             self._evict(victim, use, missing)
         return True

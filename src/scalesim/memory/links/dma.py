@@ -54,23 +54,25 @@ class DmaChunk:
 class Depth:
     """How many bytes to have in flight: what the link carries until it is looked at again.
 
-    Less would leave it idle between two turns of the engine's loop; more would only make urgent
-    copies wait. Never less than four chunks.
+    Less would leave it idle between two iterations of the engine's loop; more would only make
+    urgent copies wait. Never less than four chunks.
     """
 
     def __init__(self) -> None:
-        self._turn_s = 0.0
+        self._iteration_s = 0.0
         self._last_s: float | None = None
 
     def looked(self, now_s: float) -> None:
         """The link was looked at; a gap longer than those before counts at once."""
         if self._last_s is not None:
             gap_s = min(now_s - self._last_s, 0.1)
-            self._turn_s += max(_WEIGHT * (gap_s - self._turn_s), gap_s - self._turn_s)
+            self._iteration_s += max(
+                _WEIGHT * (gap_s - self._iteration_s), gap_s - self._iteration_s
+            )
         self._last_s = now_s
 
     def num_bytes(self, bytes_per_s: float) -> int:
-        return max(MIN_DEPTH_BYTES, int(1.5 * self._turn_s * bytes_per_s))
+        return max(MIN_DEPTH_BYTES, int(1.5 * self._iteration_s * bytes_per_s))
 
 
 class ChunkQueue:

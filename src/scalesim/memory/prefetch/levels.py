@@ -2,7 +2,7 @@
 
 Made from its description and code (PanZaifeng/KVFlow, March 2026): distances are clipped to
 ``NUM_LEVELS`` classes without an order inside one; at each tick, whoever is needed within
-``AHEAD_STEPS`` is loaded at once, and a load may evict what is needed sooner. What is better here
+``AHEAD_TICKS`` is loaded at once, and a load may evict what is needed sooner. What is better here
 than there: the same link, copies and host tier as our own policies have.
 """
 
@@ -17,7 +17,7 @@ from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import lineage
 
-AHEAD_STEPS = 2.0  # its load_ahead_step
+AHEAD_TICKS = 2.0  # its load_ahead_step
 
 
 class LevelsAhead(Prefetcher):
@@ -56,7 +56,7 @@ class LevelsAhead(Prefetcher):
         while self._entering and self._entering[0][0] <= now:
             self._reorder(heapq.heappop(self._entering)[2])
         while (agent := self._awaited.peek()) is not None:
-            if agent.next_use is None or agent.next_use - now > AHEAD_STEPS:
+            if agent.next_use is None or agent.next_use - now > AHEAD_TICKS:
                 return
             missing = self._missing(agent)
             count = sum(blocks for _, blocks in missing)

@@ -35,7 +35,7 @@ class Owners:
         return state
 
     def set_next_use(self, id: AgentId, next_use: float | None) -> None:
-        """Advice on when ``id`` is needed next, in steps of the clock; ``None`` = unknown."""
+        """Advice on when ``id`` is needed next, in ticks of the clock; ``None`` = unknown."""
         self.set_next_uses([(id, next_use)])
 
     def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:

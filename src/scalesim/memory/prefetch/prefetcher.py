@@ -1,7 +1,7 @@
 """Looking ahead: loads start when their start window opens; an idle link cleans.
 
-Called once a turn of the engine's loop. Which state is worth loading, and when, is decided from
-next uses, the link's rate and queue, and how steps and turns of the loop were spaced so far;
+Called once an iteration of the engine's loop. Which state is worth loading, and when, is decided
+from next uses, the link's rate and queue, and how ticks and iterations were spaced so far;
 residency does the moving.
 """
 
@@ -21,20 +21,20 @@ from scalesim.memory.prefetch.wake_queue import WakeQueue
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 
-_WEIGHT = 0.1  # of the newest turn of the loop in its running length
+_WEIGHT = 0.1  # of the newest iteration of the loop in its running length
 _OF_TICKS = 0.5  # weight of the newest tick in whether ticks wait for all calls
 _SURE = 0.7
-_PAUSE_S = 1.0  # a longer gap between two turns is a pause, not a turn
+_PAUSE_S = 1.0  # a longer gap between two iterations is a pause, not one
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How the simulation's clock runs: seconds a step (``None`` = not known yet), how much that
+    """How the simulation's clock runs: seconds a tick (``None`` = not known yet), how much that
     varies, and the wall time of the last tick."""
 
-    seconds_per_step: float | None = None
+    seconds_per_tick: float | None = None
     jitter_s: float = 0.0
-    tick_s: float = 0.0
+    last_tick_s: float = 0.0
 
 
 def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
@@ -52,7 +52,7 @@ class Prefetcher:
         self.margin = config.margin
         self.opens_in_s: float | None = None
         self.blocked_by: Literal["link", "pool"] | None = None  # what keeps an open window waiting
-        # loop turns until a waiting request of the agent can start; told by who knows the queue
+        # iterations until a waiting request of the agent can start; told by who knows the queue
         self.starts_in: Callable[[AgentId], float] = lambda agent: 0.0
         self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
         self.begin_at_once = 1  # requests that can start when the clock moves; told likewise
@@ -60,7 +60,7 @@ class Prefetcher:
         self._policy, self._link = residency.policy, residency.link
         self._awaited = WakeQueue()
         self.reads = AdapterReads(residency)
-        self._turn_s = 0.0
+        self._iteration_s = 0.0
         self._waits_for_all = 0.0
         self._last_s: float | None = None
 
@@ -107,7 +107,7 @@ class Prefetcher:
         Nothing is loaded ahead while a request waits for pages: the two would take them from each
         other in turn, for ever.
         """
-        self._observe_turn(wall_s)
+        self._observe_iteration(wall_s)
         self.opens_in_s = None
         self.blocked_by = None
         if self._policy.prefetcher and not self._residency.refused:
@@ -119,13 +119,13 @@ class Prefetcher:
         if self._policy.host:
             self._clean()
 
-    def _observe_turn(self, wall_s: float) -> None:
+    def _observe_iteration(self, wall_s: float) -> None:
         took_s = None if self._last_s is None else wall_s - self._last_s
         if took_s is not None and not 0.0 <= took_s < _PAUSE_S:
             took_s = None
         if took_s is not None:
-            self._turn_s += _WEIGHT * (took_s - self._turn_s)
-        self._residency.costs.observe_turn(took_s)
+            self._iteration_s += _WEIGHT * (took_s - self._iteration_s)
+        self._residency.costs.observe_iteration(took_s)
         self._last_s = wall_s
 
     def _load(self, wall_s: float) -> None:
@@ -179,7 +179,7 @@ class Prefetcher:
     def _link_is_busy(self, direction: Direction) -> bool:
         """Whether it has work for longer than until it is looked at again: more can wait as well,
         and what waits here can still be put behind something more urgent."""
-        ahead_s = 2.0 * self._turn_s + self._config.jitter_s
+        ahead_s = 2.0 * self._iteration_s + self._config.jitter_s
         return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
 
     def _missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
@@ -202,13 +202,13 @@ class Prefetcher:
 
     def _opens_in_s(self, needed_s: float, count: int) -> float:
         """Seconds until the window opens of ``count`` blocks that are needed in ``needed_s``. That
-        a load is started and found finished only at a turn of the loop widens it."""
+        a load is started and found finished only at an iteration of the loop widens it."""
         if math.isinf(needed_s):
             return needed_s
         num_bytes = count * self._residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        return needed_s - window_s - self._config.jitter_s - 2.0 * self._turn_s
+        return needed_s - window_s - self._config.jitter_s - 2.0 * self._iteration_s
 
     def _num_beside(self, agent: AgentState) -> int:
         """How many need about as much when ``agent`` does, itself among them. When the clock moves,
@@ -222,20 +222,20 @@ class Prefetcher:
         """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass
         evenly; the next tick may come early."""
         assert agent.next_use is not None
-        steps = agent.next_use - self._residency.ranking.now
-        step_s = self.pace.seconds_per_step
-        if step_s is None:  # no idea of time yet: one step ahead
-            return 0.0 if steps <= 1.0 else float("inf")
-        if steps <= 0.0:  # it has called already, and waits its turn
-            return self.starts_in(agent.id) * self._turn_s
-        return self._until_tick_s(step_s, wall_s) + (steps - 1.0) * step_s
+        ticks = agent.next_use - self._residency.ranking.now
+        tick_s = self.pace.seconds_per_tick
+        if tick_s is None:  # no idea of time yet: one tick ahead
+            return 0.0 if ticks <= 1.0 else float("inf")
+        if ticks <= 0.0:  # it has called already, and waits its turn
+            return self.starts_in(agent.id) * self._iteration_s
+        return self._until_tick_s(tick_s, wall_s) + (ticks - 1.0) * tick_s
 
-    def _until_tick_s(self, step_s: float, wall_s: float) -> float:
+    def _until_tick_s(self, tick_s: float, wall_s: float) -> float:
         """Seconds until the clock moves. A simulation that waits for all its calls moves on when
-        they have ended; of another, only the usual length of a step is known."""
+        they have ended; of another, only the usual length of a tick is known."""
         if self._waits_for_all > _SURE:
-            return self.drains_in() * self._turn_s
-        return step_s - (wall_s - self.pace.tick_s) - 2.0 * self.pace.jitter_s
+            return self.drains_in() * self._iteration_s
+        return tick_s - (wall_s - self.pace.last_tick_s) - 2.0 * self.pace.jitter_s
 
     def _clean(self) -> None:
         """Save what leaves soonest while the pool is short of free pages and the link has time, so

@@ -125,7 +125,7 @@ class WakeQueue:
 
 
 def _begin(at: float, ahead: float) -> float:
-    """Where the bucket of time ``at`` begins, seen from ``ahead`` steps before it."""
+    """Where the bucket of time ``at`` begins, seen from ``ahead`` ticks before it."""
     if ahead < 2.0 * _FINE:
         return float(math.floor(at))
     if ahead >= _FOREVER:

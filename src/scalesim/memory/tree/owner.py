@@ -48,7 +48,7 @@ class ReuseStats:
 class AgentState:
     """An owner of segments.
 
-    ``next_use`` is in steps of the simulation's clock, ``None`` where unknown. ``paths`` maps the
+    ``next_use`` is in ticks of the simulation's clock, ``None`` where unknown. ``paths`` maps the
     end of each path that the agent has computed to how often it was used again: bounded, the least
     worth (bytes × reuse) goes first.
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class UseTime(NamedTuple):
-    """When something is used. Times in steps of the simulation's clock.
+    """When something is used. Times in ticks of the simulation's clock.
 
     ``next_use`` is ``None`` where unknown, ``inf`` where nothing speaks for another use.
     ``last_seq`` and ``next_seq`` are engine sequence numbers that break ties: of the last use, and
@@ -19,7 +19,7 @@ class UseTime(NamedTuple):
     last_seq: int
 
     def distance(self, now: float) -> float:
-        """Steps until the next use, as far as it can be told."""
+        """Ticks until the next use, as far as it can be told."""
         return now - self.last_use if self.next_use is None else self.next_use - now
 
     def sooner_than(self, other: UseTime, now: float) -> bool:

@@ -20,10 +20,10 @@ from torch import Tensor
 from scalesim.batch import (
     NO_TOKEN,
     Batch,
+    EmbeddingBatch,
     LaunchedStep,
     LogitsBatch,
     LogprobsBatch,
-    PoolBatch,
     Scores,
     StepOutput,
 )
@@ -140,8 +140,12 @@ class ModelRunner:
         scores = None
         if batch.scores is not None:
             scores = self._score(batch, batch.scores, ordered, hidden, tokens)
-        pooled = None if batch.pools is None else pooled_sums(batch, batch.pools, ordered, hidden)
-        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, pooled)
+        sums = (
+            None
+            if batch.embeddings is None
+            else hidden_sums(batch, batch.embeddings, ordered, hidden)
+        )
+        return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, sums)
 
     def _score(
         self, batch: Batch, asked: LogprobsBatch, ordered: Ordered, hidden: Tensor, tokens: Int32s
@@ -229,8 +233,8 @@ def adjustments(
     )
 
 
-def pooled_sums(batch: Batch, asked: PoolBatch, ordered: Ordered, hidden: Tensor) -> Floats:
-    """``[num_pools, hidden]``: final hidden states, summed over each span in fp64. A sequence's
+def hidden_sums(batch: Batch, asked: EmbeddingBatch, ordered: Ordered, hidden: Tensor) -> Floats:
+    """``[num_spans, hidden]``: final hidden states, summed over each span in fp64. A sequence's
     query tokens stay together when they are ordered."""
     row_of = np.empty(batch.num_tokens, np.int64)
     row_of[ordered.source] = np.arange(batch.num_tokens)

@@ -27,7 +27,7 @@ from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.layers.decoder import Decoder
 from scalesim.model.runner.arrange import Arranged, arrange
-from scalesim.model.runner.device_embedding import DevicePools
+from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
 from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoreShape
 from scalesim.model.runner.device_lora import DeviceLora
@@ -49,7 +49,7 @@ class _Flight:
     ended: Event
     scored: ScoreShape | None = None
     scores: Staged | None = None
-    pooled: Staged | None = None
+    sums: Staged | None = None
 
 
 class CudaRunner:
@@ -168,12 +168,16 @@ class CudaRunner:
             sampling = packed.order[packed.picked]
             changes = self._adjust.send(batch, batch.adjust, sampling)
         scored = self._send_scores(batch, arranged)
-        pools = [] if batch.pools is None else self._pools.rows(batch, arranged, batch.pools)
+        spans = (
+            []
+            if batch.embeddings is None
+            else self._embeddings.rows(batch, arranged, batch.embeddings)
+        )
         captured = None
-        if scored is None and not pools:  # a graph keeps no hidden states
+        if scored is None and not spans:  # a graph keeps no hidden states
             captured = self.graphs.replay(shape)
         if captured is None:
-            self._stream.submit(lambda: self._compute(shape, changes, scored, pools))
+            self._stream.submit(lambda: self._compute(shape, changes, scored, spans))
         else:
             self._stream.submit(captured)
             if changes is not None:
@@ -184,10 +188,10 @@ class CudaRunner:
         self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
         logits = self._fetch_logits(len(packed.picked)) if self._digests else None
         scores = None if scored is None else self._scores.fetch(scored)
-        pooled = self._pools.fetch(len(pools)) if pools else None
+        sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores, pooled)
+        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores, sums)
         return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
@@ -200,10 +204,10 @@ class CudaRunner:
         scores = None
         if flight.scored is not None and flight.scores is not None:
             scores = self._scores.read(flight.scored, flight.scores)
-        pooled = None
-        if flight.batch.pools is not None and flight.pooled is not None:
-            pooled = self._pools.read(len(flight.batch.pools.spans), flight.pooled)
-        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, pooled)
+        sums = None
+        if flight.batch.embeddings is not None and flight.sums is not None:
+            sums = self._embeddings.read(len(flight.batch.embeddings.spans), flight.sums)
+        return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, sums)
 
     # -- on the host --------------------------------------------------------------------------
 
@@ -252,9 +256,11 @@ class CudaRunner:
         return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
 
     @cached_property
-    def _pools(self) -> DevicePools:
+    def _embeddings(self) -> DeviceEmbeddings:
         width = self._model.config.hidden_size
-        return DevicePools(self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width)
+        return DeviceEmbeddings(
+            self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width
+        )
 
     def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
         if batch.scores is None:
@@ -306,7 +312,7 @@ class CudaRunner:
         shape: StepShape,
         changes: tuple[Tensor, ...] | None = None,
         scored: ScoreShape | None = None,
-        pools: Sequence[slice] = (),
+        spans: Sequence[slice] = (),
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
         captured."""
@@ -335,8 +341,8 @@ class CudaRunner:
             self._sample_again(shape, changes)
         if scored is not None:
             self._scores.compute(scored, hidden, self._outcome, model, kernels)
-        if pools:
-            self._pools.compute(pools, hidden)
+        if spans:
+            self._embeddings.compute(spans, hidden)
 
     def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
         """What the step sampled, replaced where logits are to be changed first."""

@@ -12,25 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalesim.batch import Batch, PoolBatch
+from scalesim.batch import Batch, EmbeddingBatch
 from scalesim.core import Floats
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Stream
 from scalesim.model.runner.arrange import Arranged
 
 
-class DevicePools:
-    """``max_pools``: the most sums of a step; each of ``width`` fp32."""
+class DeviceEmbeddings:
+    """``max_spans``: the most sums of a step; each of ``width`` fp32."""
 
     def __init__(
-        self, device: Device, stream: Stream, num_buffers: int, max_pools: int, width: int
+        self, device: Device, stream: Stream, num_buffers: int, max_spans: int, width: int
     ) -> None:
         self._stream, self._width = stream, width
-        self._ring = StagingRing(device, num_buffers, max_pools * width)
-        self._sums = torch.zeros((max_pools, width), device=device.place)
+        self._ring = StagingRing(device, num_buffers, max_spans * width)
+        self._sums = torch.zeros((max_spans, width), device=device.place)
 
     @staticmethod
-    def rows(batch: Batch, arranged: Arranged, asked: PoolBatch) -> list[slice]:
+    def rows(batch: Batch, arranged: Arranged, asked: EmbeddingBatch) -> list[slice]:
         """Where each span stands among the arranged query tokens: a sequence's stay together."""
         row_of = np.empty(batch.num_tokens, np.int64)
         row_of[arranged.source] = np.arange(batch.num_tokens)

@@ -13,15 +13,15 @@ from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.formats import agentic, applied_compute, azure, dynamo, mooncake, town
 from scalesim.replay.formats.rows import MAX_SECONDS, Row, in_rounds, lines
 from scalesim.trace.file import TraceWriter, read_trace
-from scalesim.trace.trace import TraceStep
+from scalesim.trace.trace import TraceTick
 
-Read = Callable[[Path, "int | None"], "list[TraceStep]"]
-Write = Callable[[IO[str], Iterable[TraceStep], "int | None"], None]
+Read = Callable[[Path, "int | None"], "list[TraceTick]"]
+Write = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """``in_seconds``: times are seconds, not steps of a simulation. ``blocks``: prompts are told by
+    """``in_seconds``: times are seconds, not ticks of a simulation. ``blocks``: prompts are told by
     blocks of a size that ``--block-size`` may name."""
 
     name: str
@@ -31,12 +31,12 @@ class Format:
     blocks: bool = False
 
 
-def _read_own(path: Path, block_size: int | None) -> list[TraceStep]:
+def _read_own(path: Path, block_size: int | None) -> list[TraceTick]:
     return list(read_trace(path))
 
 
-def _write_own(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
-    TraceWriter(file).steps(steps)
+def _write_own(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
+    TraceWriter(file).ticks(ticks)
 
 
 FORMATS = {
@@ -100,22 +100,22 @@ def format_to_write(name: str, block_size: int | None = None) -> Format:
     return form
 
 
-def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceStep]:
-    """All steps of ``path``, one for each time; raises ``TraceError``, ``ConfigError``."""
+def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceTick]:
+    """All ticks of ``path``, one for each time; raises ``TraceError``, ``ConfigError``."""
     if block_size is not None and not form.blocks:
         raise ConfigError(f"--block-size {block_size}: traces in {form.name} have no blocks")
     if block_size is not None and not 1 <= block_size <= dynamo.MAX_BLOCK:
         raise ConfigError(f"--block-size {block_size}; it must be 1 to {dynamo.MAX_BLOCK} tokens")
     if next(lines(path), None) is None:
         raise TraceError(f"{path} is empty; give a trace")
-    steps = form.read(path, block_size)
-    if not any(step.turns for step in steps):
+    ticks = form.read(path, block_size)
+    if not any(tick.calls for tick in ticks):
         raise TraceError(f"{path} has no calls, read as {form.name}; --format names another format")
-    return steps
+    return ticks
 
 
 def write(
-    path: Path, steps: Iterable[TraceStep], form: Format, block_size: int | None = None
+    path: Path, ticks: Iterable[TraceTick], form: Format, block_size: int | None = None
 ) -> None:
     """Write ``path``, which must not be there yet: all of it, or nothing. Raises ``TraceError``,
     ``ConfigError``."""
@@ -126,7 +126,7 @@ def write(
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
-            form.write(file, steps, block_size)
+            form.write(file, ticks, block_size)
         os.replace(part, path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from None
@@ -139,19 +139,19 @@ def _not_written(name: str) -> ConfigError:
     return ConfigError(f"{shown(name)} is no format that can be written; there are: {written}")
 
 
-def gathered(steps: Iterable[TraceStep], seconds: float) -> list[TraceStep]:
-    """Steps of a simulation from times in seconds: what comes within ``seconds`` is made together,
-    in steps 0, 1, 2 …; an agent's calls of different times still follow each other."""
+def gathered(ticks: Iterable[TraceTick], seconds: float) -> list[TraceTick]:
+    """Ticks of a simulation from times in seconds: what comes within ``seconds`` is made together,
+    in ticks 0, 1, 2 …; an agent's calls of different times still follow each other."""
     if not 0.0 < seconds <= MAX_SECONDS:
-        raise ConfigError(f"--step {seconds}; a step must last above 0 seconds")
-    found: dict[int, list[TraceStep]] = {}
-    for step in steps:
-        found.setdefault(int(step.time // seconds), []).append(step)
+        raise ConfigError(f"--tick {seconds}; a tick must last above 0 seconds")
+    found: dict[int, list[TraceTick]] = {}
+    for tick in ticks:
+        found.setdefault(int(tick.time // seconds), []).append(tick)
     return [
-        TraceStep(
+        TraceTick(
             float(at),
-            [hint for step in together for hint in step.hints],
-            in_rounds([step.turns for step in together]),
+            [hint for tick in together for hint in tick.hints],
+            in_rounds([tick.calls for tick in together]),
         )
         for at, together in sorted(found.items())
     ]

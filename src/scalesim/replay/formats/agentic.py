@@ -16,14 +16,14 @@ from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.dynamo import BLOCK_SIZE, MAX_BLOCK
 from scalesim.replay.formats.mooncake import milliseconds
-from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, ticks_of
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 SCHEMA, VERSION = "dynamo.agentic_mooncake", 2
 _AT_LEAST = 0.001  # seconds after the end of another session's call: the format's clock tells them
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """The trace states its own block size. Raises ``TraceError``."""
     found = lines(path)
     size = _header(Row.of(next(found)), block_size)
@@ -44,9 +44,9 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
         length = row.whole(row.either("output_length", "output_tokens"), 1)
         agent = scope + row.name("session_id")
         calls.append(
-            Timed(times[name], Turn(agent, prompt, TracePiece(f"answer {number}", length)))
+            Timed(times[name], TraceCall(agent, prompt, TracePiece(f"answer {number}", length)))
         )
-    return steps_of(calls)
+    return ticks_of(calls)
 
 
 def _header(row: Row, block_size: int | None) -> int:
@@ -101,7 +101,7 @@ def _wait(other: Row, row: Row, rows: dict[str, Row]) -> tuple[str, float]:
     return before, delay if is_own or trigger == "dispatch" else max(delay, _AT_LEAST)
 
 
-def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
     """One play, so that agents share what they share; its first call is the root that everybody
     else's first call comes after. A call by nobody is a session of its own."""
     size = block_size or BLOCK_SIZE
@@ -112,9 +112,9 @@ def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> 
     file.write(json.dumps(header) + "\n")
     latest: dict[str, str] = {}
     start = 0.0
-    for number, (time, turn) in enumerate(in_order(steps)):
+    for number, (time, call) in enumerate(in_order(ticks)):
         name = f"call-{number}"
-        session = str(turn.agent) if turn.agent is not None else f"nobody {number}"
+        session = str(call.agent) if call.agent is not None else f"nobody {number}"
         waits = []
         if session in latest:
             waits = [_dependency(latest[session], "completion", 0, "sequence")]
@@ -128,9 +128,9 @@ def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> 
             "play_id": "trace",
             "session_id": session,
             "model": "any",
-            "input_length": turn.prompt_len,
-            "output_length": turn.output.length,
-            "hash_ids": ids.of(turn.prompt),
+            "input_length": call.prompt_len,
+            "output_length": call.output.length,
+            "hash_ids": ids.of(call.prompt),
             "not_before_ms": milliseconds(time),
             "dependencies": waits,
         }

@@ -16,26 +16,26 @@ from scalesim.replay.formats.rows import (
     Row,
     Timed,
     lines,
-    steps_of,
+    ticks_of,
 )
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 _LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Raises ``TraceError``."""
     calls: list[Timed] = []
     for number, line in enumerate(lines(path)):
         calls += _session(Row.of(line), f"session {number}")
-    return steps_of(calls)
+    return ticks_of(calls)
 
 
 def _session(row: Row, agent: str) -> list[Timed]:
-    turns = row.whole("num_turns", 0, MAX_TURNS)
+    num_turns = row.whole("num_turns", 0, MAX_TURNS)
     for name in _LISTS:
-        if len(row.items(name)) != turns:
-            raise row.wrong(name, f"a list of {turns}, as num_turns says")
+        if len(row.items(name)) != num_turns:
+            raise row.wrong(name, f"a list of {num_turns}, as num_turns says")
     said = [*row.wholes(_LISTS[0], 1), row.whole("final_assistant_response_length", 1)]
     tools = row.wholes(_LISTS[1])
     waits = [Row(row.where, {_LISTS[2]: wait}).number(_LISTS[2], MAX_SECONDS)
@@ -47,8 +47,8 @@ def _session(row: Row, agent: str) -> list[Timed]:
     time, calls = 0.0, []
     for index, length in enumerate(said):
         answer = TracePiece(f"{agent} answer {index}", length)
-        calls.append(Timed(time, Turn(agent, prompt, answer)))
-        if index < turns:
+        calls.append(Timed(time, TraceCall(agent, prompt, answer)))
+        if index < num_turns:
             given = (TracePiece(f"{agent} tool {index}", tools[index]),) if tools[index] else ()
             prompt = (*prompt, answer, *given)
             time = min(round(time + waits[index], 6), MAX_SECONDS)

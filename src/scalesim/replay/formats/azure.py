@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import IO
 
 from scalesim.errors import TraceError
-from scalesim.replay.formats.rows import Row, Timed, in_order, lines, steps_of
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.replay.formats.rows import Row, Timed, in_order, lines, ticks_of
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
-_TICKS = 10**7  # a second, as in the traces' times
+_UNITS_A_SECOND = 10**7  # a second, as in the traces' times
 _ORIGIN = datetime(2000, 1, 1)
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Seconds since the first call. Raises ``TraceError``."""
     found = lines(path)
     header = tuple(name.strip() for name in next(found).text.split(","))
@@ -37,12 +37,12 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
         row = Row(line.where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
         prompt = TracePiece(f"prompt {number}", row.whole("ContextTokens", 1))
         output = TracePiece(f"answer {number}", row.whole("GeneratedTokens", 1))
-        calls.append((_ticks(row), Turn(None, (prompt,), output)))
-    start = min((ticks for ticks, _ in calls), default=0)
-    return steps_of(Timed((ticks - start) / _TICKS, turn) for ticks, turn in calls)
+        calls.append((_units(row), TraceCall(None, (prompt,), output)))
+    start = min((units for units, _ in calls), default=0)
+    return ticks_of(Timed((units - start) / _UNITS_A_SECOND, call) for units, call in calls)
 
 
-def _ticks(row: Row) -> int:
+def _units(row: Row) -> int:
     match = _TIME.fullmatch(row.fields["TIMESTAMP"])
     try:
         assert match is not None
@@ -50,19 +50,19 @@ def _ticks(row: Row) -> int:
     except (AssertionError, ValueError):
         raise row.wrong("TIMESTAMP", "a time like 2023-11-16 18:15:46.6805900") from None
     fraction = (match[3] or "").ljust(9, "0")
-    return (date - _ORIGIN) // timedelta(seconds=1) * _TICKS + int(fraction) // 100
+    return (date - _ORIGIN) // timedelta(seconds=1) * _UNITS_A_SECOND + int(fraction) // 100
 
 
-def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
     """Who called and what prompts share is not written. Raises ``TraceError`` for times that no
     calendar has."""
     file.write(",".join(COLUMNS) + "\n")
-    for time, turn in in_order(steps):
-        seconds, ticks = divmod(round(time * _TICKS), _TICKS)
+    for time, call in in_order(ticks):
+        seconds, units = divmod(round(time * _UNITS_A_SECOND), _UNITS_A_SECOND)
         try:
             date = _ORIGIN + timedelta(seconds=seconds)
         except OverflowError:
             raise TraceError(
                 f"time {time:g} s is past the year 9999; this format ends there"
             ) from None
-        file.write(f"{date:%Y-%m-%d %H:%M:%S}.{ticks:07d},{turn.prompt_len},{turn.output.length}\n")
+        file.write(f"{date:%Y-%m-%d %H:%M:%S}.{units:07d},{call.prompt_len},{call.output.length}\n")

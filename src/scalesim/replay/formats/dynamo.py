@@ -14,15 +14,15 @@ from typing import IO
 from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.mooncake import milliseconds
-from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, steps_of
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, ticks_of
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 SCHEMA = "dynamo.request.trace.v1"
 BLOCK_SIZE = 64
 MAX_BLOCK = 1 << 20
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """The trace states its own block size. Raises ``TraceError``."""
     calls: list[Timed] = []
     size = block_size
@@ -43,11 +43,11 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
         prompt = pieces_of(replay, "input_length", "input_sequence_hashes", size)
         agent = row.row("agent_context").name("session_id") if row.has("agent_context") else None
         output = TracePiece(f"answer {len(calls)}", request.whole("output_tokens", 1))
-        calls.append(Timed(_received(row, request), Turn(agent, prompt, output)))
-    if len({call.turn.agent is None for call in calls}) > 1:
+        calls.append(Timed(_received(row, request), TraceCall(agent, prompt, output)))
+    if len({timed.call.agent is None for timed in calls}) > 1:
         raise TraceError(f"{path}: some calls have an agent_context and others none; all or none")
     start = min((call.time for call in calls), default=0.0)
-    return steps_of(Timed(round(call.time - start, 6), call.turn) for call in calls)
+    return ticks_of(Timed(round(timed.time - start, 6), timed.call) for timed in calls)
 
 
 def _received(row: Row, request: Row) -> float:
@@ -60,13 +60,13 @@ def _received(row: Row, request: Row) -> float:
     return ended - took
 
 
-def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
     """Times begin with 0; a call ends when it began. Raises ``TraceError`` where some calls have an
     agent and others none."""
     size = block_size or BLOCK_SIZE
     ids, has_agents = Ids(size), set()
-    for number, (time, turn) in enumerate(in_order(steps)):
-        has_agents.add(turn.agent is not None)
+    for number, (time, call) in enumerate(in_order(ticks)):
+        has_agents.add(call.agent is not None)
         if len(has_agents) > 1:
             raise TraceError(f"call {number}: {SCHEMA} has agents for all calls, or for none")
         at = milliseconds(min(time, MAX_SECONDS))
@@ -75,17 +75,17 @@ def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> 
             "event_type": "request_end",
             "event_time_unix_ms": at,
         }
-        if turn.agent is not None:
-            line["agent_context"] = {"session_id": str(turn.agent)}
+        if call.agent is not None:
+            line["agent_context"] = {"session_id": str(call.agent)}
         line["request"] = {
             "request_id": f"call-{number}",
-            "output_tokens": turn.output.length,
+            "output_tokens": call.output.length,
             "request_received_ms": at,
             "total_time_ms": 0,
             "replay": {
                 "trace_block_size": size,
-                "input_length": turn.prompt_len,
-                "input_sequence_hashes": ids.of(turn.prompt),
+                "input_length": call.prompt_len,
+                "input_sequence_hashes": ids.of(call.prompt),
             },
         }
         file.write(json.dumps(line) + "\n")

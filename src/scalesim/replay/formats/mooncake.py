@@ -20,14 +20,14 @@ from scalesim.replay.formats.rows import (
     Timed,
     in_order,
     lines,
-    steps_of,
+    ticks_of,
 )
-from scalesim.trace.trace import Content, TracePiece, TraceStep, Turn
+from scalesim.trace.trace import Content, TraceCall, TracePiece, TraceTick
 
 BLOCK_SIZE = 512  # of the public traces
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Each prompt whole. Raises ``TraceError``."""
     size = block_size or BLOCK_SIZE
     sessions = _Sessions(size)
@@ -36,11 +36,11 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
     for number, row in enumerate(_rows(path)):
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
         agent = row.name("session_id") if row.has("session_id") else sessions.of(prompt)
-        calls.append(Timed(_time(row, agent, last_s), _turn(row, number, agent, prompt)))
-    return steps_of(calls)
+        calls.append(Timed(_time(row, agent, last_s), _call(row, number, agent, prompt)))
+    return ticks_of(calls)
 
 
-def read_delta(path: Path, block_size: int | None) -> list[TraceStep]:
+def read_delta(path: Path, block_size: int | None) -> list[TraceTick]:
     """Each row of a session has only what is new: before it comes all that was said. Raises
     ``TraceError``."""
     size = block_size or BLOCK_SIZE
@@ -50,27 +50,27 @@ def read_delta(path: Path, block_size: int | None) -> list[TraceStep]:
     for number, row in enumerate(_rows(path)):
         agent = row.name("session_id") if row.has("session_id") else f"call {number}"
         new = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
-        turn = _turn(row, number, agent, (*said.get(agent, ()), *new))
-        if turn.prompt_len > MAX_TOKENS or len(turn.prompt) > MAX_TURNS * 2 + len(new):
+        call = _call(row, number, agent, (*said.get(agent, ()), *new))
+        if call.prompt_len > MAX_TOKENS or len(call.prompt) > MAX_TURNS * 2 + len(new):
             raise TraceError(
-                f"{row.where}: session {agent!r} has grown to {turn.prompt_len} tokens in "
-                f"{len(turn.prompt)} pieces; it may have {MAX_TOKENS} in {MAX_TURNS} rows"
+                f"{row.where}: session {agent!r} has grown to {call.prompt_len} tokens in "
+                f"{len(call.prompt)} pieces; it may have {MAX_TOKENS} in {MAX_TURNS} rows"
             )
-        said[agent] = (*turn.prompt, turn.output)
-        calls.append(Timed(_time(row, agent, last_s), turn))
-    return steps_of(calls)
+        said[agent] = (*call.prompt, call.output)
+        calls.append(Timed(_time(row, agent, last_s), call))
+    return ticks_of(calls)
 
 
-def write(file: IO[str], steps: Iterable[TraceStep], block_size: int | None) -> None:
+def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
     size = block_size or BLOCK_SIZE
     ids = Ids(size)
-    for time, turn in in_order(steps):
+    for time, call in in_order(ticks):
         line = {
-            **({} if turn.agent is None else {"session_id": str(turn.agent)}),
+            **({} if call.agent is None else {"session_id": str(call.agent)}),
             "timestamp": milliseconds(time),
-            "input_length": turn.prompt_len,
-            "output_length": turn.output.length,
-            "hash_ids": ids.of(turn.prompt),
+            "input_length": call.prompt_len,
+            "output_length": call.output.length,
+            "hash_ids": ids.of(call.prompt),
         }
         file.write(json.dumps(line) + "\n")
 
@@ -85,9 +85,9 @@ def _rows(path: Path) -> Iterator[Row]:
         yield Row.of(line)
 
 
-def _turn(row: Row, number: int, agent: str | None, prompt: tuple[TracePiece, ...]) -> Turn:
+def _call(row: Row, number: int, agent: str | None, prompt: tuple[TracePiece, ...]) -> TraceCall:
     length = row.whole(row.either("output_length", "output_tokens"), 1)
-    return Turn(agent, prompt, TracePiece(f"answer {number}", length))
+    return TraceCall(agent, prompt, TracePiece(f"answer {number}", length))
 
 
 def _time(row: Row, agent: str | None, last_s: dict[str, float]) -> float:

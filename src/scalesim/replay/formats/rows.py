@@ -19,7 +19,7 @@ from scalesim.errors import ScaleSimError, TraceError
 from scalesim.regular_file import open_regular
 from scalesim.strict_json import parse_json
 from scalesim.trace.records import lines_of
-from scalesim.trace.trace import TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TraceTick
 
 MAX_TOKENS = 1 << 24
 MAX_LINE = 16 << 20
@@ -147,46 +147,48 @@ def _encodes(text: str) -> bool:
 
 
 class Timed(NamedTuple):
-    """A call, and when it came, in seconds or in steps."""
+    """A call, and when it came, in seconds or in ticks."""
 
     time: float
-    turn: Turn
+    call: TraceCall
 
 
-def steps_of(calls: Iterable[Timed]) -> list[TraceStep]:
-    """One step for each time. An agent's calls of one time follow each other: rounds."""
-    ordered = sorted(calls, key=lambda call: call.time)
+def ticks_of(calls: Iterable[Timed]) -> list[TraceTick]:
+    """One tick for each time. An agent's calls of one time follow each other: rounds."""
+    ordered = sorted(calls, key=lambda timed: timed.time)
     return [
-        TraceStep(time, [], in_rounds([[call.turn] for call in together]))
-        for time, together in groupby(ordered, key=lambda call: call.time)
+        TraceTick(time, [], in_rounds([[timed.call] for timed in together]))
+        for time, together in groupby(ordered, key=lambda timed: timed.time)
     ]
 
 
-def in_rounds(groups: Iterable[Sequence[Turn]]) -> list[Turn]:
+def in_rounds(groups: Iterable[Sequence[TraceCall]]) -> list[TraceCall]:
     """The calls of ``groups``, each group as it is, and of each agent one after the other. Calls by
     nobody wait for nobody."""
     first: dict[AgentId, int] = {}
     found = []
     for group in groups:
         next_round = dict(first)
-        for turn in group:
-            if turn.agent is not None:
-                at = first.get(turn.agent, 0) + turn.round
-                next_round[turn.agent] = max(next_round.get(turn.agent, 0), at + 1)
-                turn = _in_round(turn, at)
-            found.append(turn)
+        for call in group:
+            if call.agent is not None:
+                at = first.get(call.agent, 0) + call.round
+                next_round[call.agent] = max(next_round.get(call.agent, 0), at + 1)
+                call = _in_round(call, at)
+            found.append(call)
         first = next_round
     return found
 
 
-def _in_round(turn: Turn, at: int) -> Turn:
-    if turn.round == at:
-        return turn
-    return Turn(turn.agent, turn.prompt, turn.output, at, turn.adapter, turn.expect, turn.truth)
+def _in_round(call: TraceCall, at: int) -> TraceCall:
+    if call.round == at:
+        return call
+    return TraceCall(
+        call.agent, call.prompt, call.output, at, call.adapter, call.expect, call.truth
+    )
 
 
-def in_order(steps: Iterable[TraceStep]) -> Iterator[Timed]:
-    """The calls of ``steps``, as they come."""
-    for step in steps:
-        for turn in sorted(step.turns, key=lambda turn: turn.round):
-            yield Timed(step.time, turn)
+def in_order(ticks: Iterable[TraceTick]) -> Iterator[Timed]:
+    """The calls of ``ticks``, as they come."""
+    for tick in ticks:
+        for call in sorted(tick.calls, key=lambda call: call.round):
+            yield Timed(tick.time, call)

@@ -1,6 +1,6 @@
 """A town's day: who did what and who talked to whom, one action or chat a line.
 
-The log says who acts in which step; it has no prompts. So an action is one call, a chat one call a
+The log says who acts in which tick; it has no prompts. So an action is one call, a chat one call a
 turn by whoever speaks, and lengths are those of workload W3; only what is said in a chat has its
 own: a token a character.
 """
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scalesim.replay.formats.rows import Row, Timed, lines, steps_of
+from scalesim.replay.formats.rows import Row, Timed, lines, ticks_of
 from scalesim.replay.workloads import WORKLOADS
-from scalesim.trace.trace import TracePiece, TraceStep, Turn
+from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
-MAX_STEPS = 10**9
+MAX_TICKS = 10**9
 _SIZES = WORKLOADS["w3"].knobs
 
 
-def read(path: Path, block_size: int | None) -> list[TraceStep]:
-    """Times are steps. Raises ``TraceError``."""
+def read(path: Path, block_size: int | None) -> list[TraceTick]:
+    """Times are ticks. Raises ``TraceError``."""
     calls: list[Timed] = []
 
     def call(time: int, agent: str, said: int) -> None:
@@ -28,11 +28,13 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
             TracePiece(f"{agent} self", _SIZES.private),
             TracePiece(f"news {number}", _SIZES.new),
         )
-        calls.append(Timed(float(time), Turn(agent, prompt, TracePiece(f"answer {number}", said))))
+        calls.append(
+            Timed(float(time), TraceCall(agent, prompt, TracePiece(f"answer {number}", said)))
+        )
 
     for line in lines(path):
         row = Row.of(line)
-        time = row.whole("step", 0, MAX_STEPS)
+        time = row.whole("step", 0, MAX_TICKS)
         kind = row.fields.get("kind")
         if kind == "action":
             call(time, row.name("agent"), _SIZES.output)
@@ -44,4 +46,4 @@ def read(path: Path, block_size: int | None) -> list[TraceStep]:
                 call(time, said.name("speaker"), max(1, said.whole("characters")))
         else:
             raise row.wrong("kind", "'action' or 'chat'")
-    return steps_of(calls)
+    return ticks_of(calls)

@@ -15,9 +15,10 @@ from hashlib import blake2b
 from itertools import count
 
 from scalesim.scheduler.sequence import Sequence as Request
-from scalesim.testing.scheduler_world import SchedulerWorld
-from scalesim.testing.schedules import Event, Fair
+from scalesim.testing.hostile_link import Event
 from scalesim.testing.tags import NUM_FIELDS, TOKEN
+from tests.machines.scheduler_world import SchedulerWorld
+from tests.machines.schedules import Fair
 
 
 class SeenBeforeError(Exception):
@@ -28,7 +29,7 @@ class SeenBeforeError(Exception):
 class Case:
     """``world()`` makes it anew each time; ``prelude`` brings it, fairly, to where exploring
     begins; ``asks`` are made then. ``actions`` of the host may each happen once, between any two
-    turns. ``judge`` compares what the requests said."""
+    iterations. ``judge`` compares what the requests said."""
 
     name: str
     world: Callable[[], SchedulerWorld]

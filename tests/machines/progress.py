@@ -2,7 +2,7 @@
 
 A request goes on when it has more tokens than ever: what a preemption takes back and what is then
 computed again do not count, so that two requests that take pages from each other in turn are seen
-as what they are. Told of each turn by the scheduler's world.
+as what they are. Told of each iteration by the scheduler's world.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class _Open:
 
     sequence: Sequence
     best: tuple[int, int] = (-1, -1)  # tokens known, tokens computed
-    at: int = 0  # the count of copies and turns then
+    at: int = 0  # the count of copies and iterations then
     crowd: int = 1  # the most requests that were open since
 
 
 class Progress:
-    """``patience`` is how many copies may end, or turns pass, without *any* request going on; a
-    request may wait for that long for each of those that were open meanwhile."""
+    """``patience`` is how many copies may end, or iterations pass, without *any* request going on;
+    a request may wait for that long for each of those that were open meanwhile."""
 
     def __init__(self, scheduler: Scheduler, patience: int | None = None) -> None:
         self._scheduler = scheduler
@@ -46,8 +46,8 @@ class Progress:
         self._last = max(self._last, self._now)
 
     def observe(self, num_ended: int = 0) -> None:
-        """A turn passed, in which so many copies ended. Raises ``LivenessError`` with the wait-for
-        graph."""
+        """An iteration passed, in which so many copies ended. Raises ``LivenessError`` with the
+        wait-for graph."""
         self._now += 1 + num_ended
         self._open = [each for each in self._open if each.sequence.phase is not Phase.FINISHED]
         if not self._open:
@@ -75,7 +75,7 @@ class Progress:
 
     def _fail(self, what: str, count: int) -> None:
         raise LivenessError(
-            f"{what} {count} turns and copies, {self.patience} for each open request are the "
+            f"{what} {count} iterations and copies, {self.patience} for each open request are the "
             f"bound:\n{self.wait_for()}"
         )
 

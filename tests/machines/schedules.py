@@ -9,17 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Protocol
 
-Queue = Literal["in", "out", "seen", "compute"]
-
-
-class Event(NamedTuple):
-    """What may happen: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
-    host), its end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
-
-    queue: Queue
-    number: int
+from scalesim.testing.hostile_link import Event, Queue
 
 
 class Schedule(Protocol):
@@ -75,7 +67,7 @@ class Starve:
 
 
 class Burst:
-    """Nothing for up to ``quiet`` turns of the host, then everything at once."""
+    """Nothing for up to ``quiet`` iterations of the host, then everything at once."""
 
     def __init__(self, seed: int, quiet: int = 12) -> None:
         self._random, self._quiet = random.Random(seed), quiet

@@ -17,8 +17,8 @@ from scalesim.memory.prefetch.prefetcher import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
-from scalesim.testing.schedules import Fair, Schedule
+from tests.machines.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
+from tests.machines.schedules import Fair, Schedule
 
 AGENTS = 6
 MAX_OPEN = 24
@@ -92,9 +92,9 @@ class RequestWorld:
                 self.world.scheduler.cancel(sequence, "cancelled", None)
             self._settle()
 
-    def turn(self, count: int) -> None:
+    def iterate(self, count: int) -> None:
         for _ in range(count):
-            self.world.turn()
+            self.world.iterate()
         self._settle()
 
     def happen(self, pick: int) -> None:
@@ -111,9 +111,9 @@ class RequestWorld:
     def expect_agent(self, agent: int, at: float | None) -> None:
         self.world.memory.owners.set_next_use(agent, at)
 
-    def advance(self, steps: int) -> None:
-        self.world.memory.ranking.now += steps
-        self.world.memory.prefetcher.pace = Pace(0.001 * steps or None)
+    def advance(self, ticks: int) -> None:
+        self.world.memory.ranking.now += ticks
+        self.world.memory.prefetcher.pace = Pace(0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.world.memory.owners.fork(parent, child)

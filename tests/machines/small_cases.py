@@ -11,9 +11,9 @@ from scalesim.config import SchedulerConfig
 from scalesim.memory.leases.adapters import AdapterUse
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.explore import Case
 from scalesim.testing.hostile_link import HostileLink
-from scalesim.testing.scheduler_world import SchedulerWorld, Setting, assert_as_expected, expected
+from tests.machines.explore import Case
+from tests.machines.scheduler_world import SchedulerWorld, Setting, assert_as_expected, expected
 
 _CONFIG = SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=8, safe_point_tokens=2)
 _BASE = Setting(pages=5, host=2.0, policy="lru-swap", block_size=2, scheduler=_CONFIG)

@@ -9,10 +9,10 @@ from typing import Any
 from scalesim.config import SchedulerConfig
 from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.request_world import AGENTS, KINDS, RequestWorld
-from scalesim.testing.scheduler_world import Setting
-from scalesim.testing.schedules import SCHEDULES
 from scalesim.testing.walks import Act, Operation, drawn, some
+from tests.machines.request_world import AGENTS, KINDS, RequestWorld
+from tests.machines.scheduler_world import Setting
+from tests.machines.schedules import SCHEDULES
 
 
 def _request(rng: random.Random) -> tuple[Any, ...]:
@@ -23,7 +23,7 @@ _TIMES: list[float | None] = [None, -5.0, 0.0, 1.0, 2.0, 7.0, 1e9, float("inf")]
 
 ACTS: list[Act] = [
     (30, "ask", _request),
-    (60, "turn", lambda rng: (1 + rng.randrange(4),)),
+    (60, "iterate", lambda rng: (1 + rng.randrange(4),)),
     (10, "happen", some(16)),
     (2, "fail_copy", some()),
     (6, "expect_agent", lambda rng: (rng.randrange(AGENTS), rng.choice(_TIMES))),

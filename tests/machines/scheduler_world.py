@@ -24,10 +24,11 @@ from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import adapter_bytes, digest_of
-from scalesim.testing.progress import LivenessError, Progress
-from scalesim.testing.schedules import Event, RandomWalk, Schedule
+from scalesim.testing.hostile_link import Event
 from scalesim.testing.tag_runner import Reader
 from scalesim.testing.tags import adapter_layout, expected_text
+from tests.machines.progress import LivenessError, Progress
+from tests.machines.schedules import RandomWalk, Schedule
 
 VOCAB = 97
 SMALL = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24, safe_point_tokens=6, max_skips=4)
@@ -64,7 +65,7 @@ class SchedulerWorld:
     schedule: Schedule | None = None
     bad_tokens: frozenset[int] = frozenset()
     ended: list[Sequence] = field(default_factory=list)
-    num_turns: int = 0
+    num_iterations: int = 0
     in_turn: bool = False  # the host is between launch and collect: it takes no calls
     asks_always: bool = False  # the schedule, also when nothing may happen
     root_of: Callable[[Hashable], int] = root_of
@@ -143,9 +144,9 @@ class SchedulerWorld:
 
     # -- the loop -----------------------------------------------------------------------------
 
-    def turn(self) -> None:
-        """One turn of the loop: launch if something can run, collect if enough is in flight."""
-        self.num_turns += 1
+    def iterate(self) -> None:
+        """One iteration: launch if something can run, collect if enough is in flight."""
+        self.num_iterations += 1
         batch = self.scheduler.schedule()
         if batch is not None:
             self.flights.append(self.bed.runner.launch(batch))
@@ -203,14 +204,14 @@ class SchedulerWorld:
         before, self.num_copies_ended = self.num_copies_ended, self.bed.hostile.num_ended
         return self.num_copies_ended - before
 
-    def run(self, max_turns: int, *, check_every: int = 0) -> None:
-        """Until nothing is left to do; raises if that takes more than ``max_turns``."""
-        start = self.num_turns
+    def run(self, max_iterations: int, *, check_every: int = 0) -> None:
+        """Until nothing is left to do; raises if that takes more than ``max_iterations``."""
+        start = self.num_iterations
         while self.scheduler.has_work or self.flights:
-            spent = self.num_turns - start
-            assert spent < max_turns, f"after {spent} turns:\n{self.progress.wait_for()}"
-            self.turn()
-            if check_every and self.num_turns % check_every == 0:
+            spent = self.num_iterations - start
+            assert spent < max_iterations, f"after {spent} iterations:\n{self.progress.wait_for()}"
+            self.iterate()
+            if check_every and self.num_iterations % check_every == 0:
                 self.check()
         self.ended += self.scheduler.take_ended()
 
