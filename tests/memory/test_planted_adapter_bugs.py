@@ -9,7 +9,8 @@ import pytest
 from scalesim.core import Fence
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.eviction.residency import Residency
-from scalesim.memory.leases.adapters import AdapterPages, AdapterUse
+from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.links.link import Copies
 from scalesim.memory.tree.segment import Branch, Segment, Transfer
 from scalesim.testing.memory_walk import MemoryWalk
@@ -38,53 +39,53 @@ def planted(patch: Patch) -> Patch:
 
 @planted
 def one_key_for_all_adapters(patch: pytest.MonkeyPatch) -> None:
-    def same(self: AdapterUse, block_size: int) -> Branch:
+    def same(self: AttachmentUse, block_size: int) -> Branch:
         block, offset = divmod(self.start, block_size)
         return Branch(block, bytes(16) + offset.to_bytes(2, "little"))
 
-    patch.setattr(AdapterUse, "branch", same)
+    patch.setattr(AttachmentUse, "branch", same)
 
 
 @planted
 def place_in_the_block_left_out_of_the_key(patch: pytest.MonkeyPatch) -> None:
-    def rough(self: AdapterUse, block_size: int) -> Branch:
+    def rough(self: AttachmentUse, block_size: int) -> Branch:
         return Branch(self.start // block_size, self.digest + bytes(2))
 
-    patch.setattr(AdapterUse, "branch", rough)
+    patch.setattr(AttachmentUse, "branch", rough)
 
 
 @planted
 def activated_kv_kept_as_the_bases(patch: pytest.MonkeyPatch) -> None:
-    branch = AdapterUse.branch
+    branch = AttachmentUse.branch
 
-    def late(self: AdapterUse, block_size: int) -> Branch:
+    def late(self: AttachmentUse, block_size: int) -> Branch:
         found = branch(self, block_size)
         return found if self.start == 0 else Branch(1 << 20, found.mark)
 
-    patch.setattr(AdapterUse, "branch", late)
+    patch.setattr(AttachmentUse, "branch", late)
 
 
 @planted
 def in_use_and_still_evictable(patch: pytest.MonkeyPatch) -> None:
     pin = EvictionRanking.pin
     patch.setattr(
-        EvictionRanking, "pin", lambda self, segment: segment.is_adapter or pin(self, segment)
+        EvictionRanking, "pin", lambda self, segment: segment.is_attachment or pin(self, segment)
     )
 
 
 @planted
 def row_freed_by_the_first_to_leave(patch: pytest.MonkeyPatch) -> None:
-    def leave(self: AdapterPages, segment: Segment) -> None:
+    def let_go(self: Attachments, segment: Segment) -> None:
         row, count = self._rows.pop(segment)
         self._rows[segment] = (row, count - 1)
         self._table.free(row)
 
-    patch.setattr(AdapterPages, "leave", leave)
+    patch.setattr(Attachments, "let_go", let_go)
 
 
 @planted
 def removed_while_in_use(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Residency, "_held", lambda self, segment: segment.is_adapter and False)
+    patch.setattr(Residency, "_held", lambda self, segment: segment.is_attachment and False)
 
 
 @planted
@@ -106,7 +107,7 @@ def failed_read_taken_for_done(patch: pytest.MonkeyPatch) -> None:
     finish = Residency._finish
 
     def done(self: Residency, transfer: Transfer) -> None:
-        if transfer.tier == "device" and transfer.parts[0][0].is_adapter:
+        if transfer.tier == "device" and transfer.parts[0][0].is_attachment:
             transfer.error = None
         finish(self, transfer)
 

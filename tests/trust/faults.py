@@ -28,13 +28,14 @@ from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.leases.adapters import AdapterPages
 from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.release import Releases
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.misses import Misses
 from scalesim.memory.page_log import LoggedPool
-from scalesim.memory.prefetch.adapter_reads import AdapterReads
+from scalesim.memory.prefetch.attachment_reads import AttachmentReads
 from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.tree.prefix_tree import PrefixTree
@@ -90,7 +91,7 @@ POINTS: dict[str, Point] = {
     "tree: insert": Point(PrefixTree, "insert"),
     "tree: insert, done": Point(PrefixTree, "insert", late=True),
     "tree: insert a tail": Point(PrefixTree, "insert_tail"),
-    "tree: insert an adapter": Point(PrefixTree, "insert_adapter"),
+    "tree: insert an attachment": Point(PrefixTree, "insert_attachment"),
     "tree: extend": Point(PrefixTree, "extend"),
     "tree: split": Point(PrefixTree, "split"),
     "tree: split, done": Point(PrefixTree, "split", late=True),
@@ -123,12 +124,13 @@ POINTS: dict[str, Point] = {
     "standing: refresh": Point(EvictionRanking, "refresh"),
     "misses: look-up": Point(Misses, "looked_up"),
     "adapters: add": Point(AdapterPages, "add"),
-    "adapters: enter": Point(AdapterPages, "enter"),
-    "adapters: leave": Point(AdapterPages, "leave"),
+    "attachments: find": Point(Attachments, "find"),
+    "attachments: hold": Point(Attachments, "hold"),
+    "attachments: let go": Point(Attachments, "let_go"),
     "adapter source: read": Point(TagFolder, "read", error=AdapterError),
     "planner: plan": Point(Prefetcher, "plan"),
     "planner: load ahead": Point(Prefetcher, "_load"),
-    "planner: read an adapter ahead": Point(AdapterReads, "_read"),
+    "planner: read an attachment ahead": Point(AttachmentReads, "_read"),
     "link: submit": Point(HostileLink, "submit"),
     "link: poll": Point(HostileLink, "poll"),
     "link: cancel": Point(HostileLink, "cancel"),

@@ -270,8 +270,7 @@ class Entrypoints:
             self._gate.take(calls)
         self._number(calls)
         for call in calls:
-            if call.adapter is not None:
-                self.adapters.hold(call.adapter, call)
+            self.adapters.hold(call)
         try:
             self._driver.post(lambda: self._loop.accept(calls))
         except EngineClosedError:

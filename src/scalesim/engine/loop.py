@@ -247,7 +247,7 @@ class EngineLoop:
             prompt_len=len(call.tokens),
             limit=len(call.tokens) + params.max_tokens,
             params=params,
-            adapter=call.adapter,
+            attachments=call.attachments,
             key=self._keys.key(
                 request.agent, digest, params, request.sample_index, call.number or 0
             ),

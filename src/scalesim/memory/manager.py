@@ -10,15 +10,16 @@ begin with, and owns the private pages behind it; its row of the block table lis
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 from scalesim.core import AgentId
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.residency import Residency
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterPages, AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
 from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.leavings import Leavings
 from scalesim.memory.leases.partial_blocks import PartialBlocks
@@ -95,16 +96,18 @@ class MemoryManager:
         self.owners = Owners(self.tree, self.ranking, self.prefetcher)
         self.leavings = Leavings(self.residency)
         self.residency.on_eviction = self.owners.evicted
-        self.residency.on_adapter_moved = self.owners.adapter_moved
-        self.adapters = AdapterPages(self.residency, self.owners, self.table)
+        self.residency.on_attachment_moved = self.owners.attachment_moved
+        self.adapters = AdapterPages(self.residency, self.owners)
+        kinds = {ADAPTER: self.adapters}
+        self.attachments = Attachments(self.residency, self.table, kinds)
         self.misses = Misses(self.prefetcher, block_size)
         self.loads, self.tails = LoadWaiters(self.residency), PartialBlocks(self.residency)
         self.admission = Admission(
             self.residency,
-            PrefixLookup(self.residency, self.adapters),
+            PrefixLookup(self.residency, self.attachments),
             self.tails,
             self.loads,
-            self.adapters,
+            self.attachments,
             self.owners,
             self.misses,
             self.prefetcher,
@@ -114,7 +117,7 @@ class MemoryManager:
             self.residency,
             self.tails,
             self.loads,
-            self.adapters,
+            self.attachments,
             self.owners,
             self.misses,
             self.leavings,
@@ -133,7 +136,7 @@ class MemoryManager:
         return pool
 
     def reset(self, device_lost: Iterable[int] = (), host_lost: Iterable[int] = ()) -> None:
-        """Begin anew, whatever state this is in: all leases, segments and adapters are forgotten,
+        """Begin anew, whatever state this is in: all leases and segments are forgotten,
         as if they had never been; what agents said of their next use stays. Nothing of the old
         state is trusted, so nothing of it is mended.
 
@@ -169,7 +172,7 @@ class MemoryManager:
         tokens: bytes,
         num_blocks: int,
         *,
-        adapter: AdapterUse | None = None,
+        attachments: Sequence[AttachmentUse] = (),
         max_loading_pages: int | None = None,
     ) -> Lease | None:
         """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
@@ -180,10 +183,12 @@ class MemoryManager:
         last token is left to compute. With ``max_loading_pages``, a lease that would have to load
         is refused when all waiting leases would then hold more.
 
-        An ``adapter`` is reserved, pinned and loaded with the rest. Raises ``AdapterError`` for one
-        that was not added.
+        ``attachments`` are reserved, pinned and loaded with the rest. Raises ``AttachmentError``
+        for one that there is not.
         """
-        return self.admission.acquire(agent, domain, tokens, num_blocks, adapter, max_loading_pages)
+        return self.admission.acquire(
+            agent, domain, tokens, num_blocks, attachments, max_loading_pages
+        )
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks``; False, and no change, if they

@@ -18,7 +18,7 @@ from scalesim.requests.request import Request
 
 if TYPE_CHECKING:
     from scalesim.engine.agent import Agent
-    from scalesim.memory.leases.adapters import AdapterUse
+    from scalesim.memory.lease import AttachmentUse
     from scalesim.model.text.token_stream import TokenStream
     from scalesim.requests.stream import Mailbox
     from scalesim.sampling.logits import TokenConstraint
@@ -107,7 +107,7 @@ class Call:
     """
 
     __slots__ = (
-        "adapter",
+        "attachments",
         "deadline_s",
         "digest",
         "done",
@@ -132,7 +132,7 @@ class Call:
         self, request: Request, model: TextModel, tokens: Int32s, observer: TextObserver | None
     ) -> None:
         self.request, self.model, self.tokens, self.observer = request, model, tokens, observer
-        self.adapter: AdapterUse | None = None
+        self.attachments: tuple[AttachmentUse, ...] = ()
         self.dropped: Dropped | None = None
         self.make_guide: Callable[[], TokenConstraint] | None = (
             None  # where a rule masks its tokens

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalesim.batch import AdapterBatch, Batch, SamplingBatch
+from scalesim.batch import AttachmentBatch, Batch, SamplingBatch
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.leases.block_table import BlockTable
 
 
@@ -40,7 +39,7 @@ class Held:
     slot: int
     done: int
     launched: int
-    use: AdapterUse | None = None
+    use: AttachmentUse | None = None
 
     @property
     def token_bytes(self) -> bytes:
@@ -78,12 +77,13 @@ def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) ->
     )
 
 
-def _adapters(work: list[Held]) -> AdapterBatch | None:
+def _adapters(work: list[Held]) -> AttachmentBatch | None:
     columns = np.array(
         [
-            (held.lease.adapter_row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
+            (attached[0].row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
             for held in work
+            for attached in [held.lease.attachments]
         ],
         np.int32,
     )
-    return AdapterBatch(*columns.T) if columns[:, 0].any() else None
+    return AttachmentBatch(*columns.T) if columns[:, 0].any() else None

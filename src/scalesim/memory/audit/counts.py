@@ -73,5 +73,5 @@ def _pages_of(lease: Lease) -> Iterable[int]:
     while node.parent is not None:
         yield from node.device
         node = node.parent
-    if lease.adapter is not None:
-        yield from lease.adapter.device
+    for attachment in lease.attachments:
+        yield from attachment.segment.device

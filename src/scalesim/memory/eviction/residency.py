@@ -53,12 +53,12 @@ class Residency:
         self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
         self._num_refused = 0
         self.saving_pages = 0
-        self.filling_pages = 0  # of adapters, on their way from sources to the host
+        self.filling_pages = 0  # of attachments, on their way from sources to the host
         self.demand_waiting = 0  # open demand transfers
         self.refused = False  # the last request for pages had to go away without
         self.on_eviction: Callable[[Segment], None] = lambda segment: None
-        # an adapter came to the host, or left a tier
-        self.on_adapter_moved: Callable[[Segment], None] = lambda segment: None
+        # an attachment came to the host, or left a tier
+        self.on_attachment_moved: Callable[[Segment], None] = lambda segment: None
         self._whole = device.num_usable // _WHOLE
         self._is_whole = not policy.limited  # nothing left a pool that should hold everything
 
@@ -196,7 +196,7 @@ class Residency:
         available = segment.num_available
         if segment.source is not None:  # known without pages: it is read again when it is needed
             self.ranking.refresh(segment)
-            self.on_adapter_moved(segment)
+            self.on_attachment_moved(segment)
             return
         if available == 0 and segment.pins == 0:
             self.ranking.forget(segment)
@@ -326,7 +326,7 @@ class Residency:
             if farthest is None or not use.sooner_than(ranking.use_of(farthest), ranking.now):
                 return False
             keep = max(0, farthest.host.valid - (count - self.host.num_free))
-            if farthest.is_adapter:
+            if farthest.is_attachment:
                 keep = 0  # a part of one is of no use
             self._drop_below(farthest)
             self._drop_one(farthest, keep, tidy=False)  # merging here could change ``saved``
@@ -398,10 +398,10 @@ class Residency:
                 self._refresh_parent(segment)
             self.ranking.refresh(segment)
             if transfer.purpose == "fill":
-                self.on_adapter_moved(segment)
+                self.on_attachment_moved(segment)
         for segment, _ in transfer.parts:
-            if segment.is_adapter:
-                self.settle_adapter(segment)
+            if segment.is_attachment:
+                self.settle_attachment(segment)
 
     def _free_unfilled(self, segment: Segment, tier: TierName) -> None:
         if tier == "device":
@@ -409,7 +409,7 @@ class Residency:
         else:
             self._free_host(segment, segment.host.valid)
 
-    def settle_adapter(self, segment: Segment) -> None:
+    def settle_attachment(self, segment: Segment) -> None:
         """If it was removed, and nobody holds it any more: let its pages go."""
         if segment.source is None and segment.parent is not None and not self._held(segment):
             self.drop(segment)

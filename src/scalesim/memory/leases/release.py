@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterPages
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.leavings import Leavings
 from scalesim.memory.leases.partial_blocks import PartialBlocks
@@ -28,7 +28,7 @@ class Releases:
     residency: Residency
     tails: PartialBlocks
     loads: LoadWaiters
-    adapters: AdapterPages
+    attachments: Attachments
     owners: Owners
     misses: Misses
     leavings: Leavings
@@ -124,8 +124,8 @@ class Releases:
         if (tail := lease.give_back_tail()) is not None:
             self.residency.ranking.unpin(tail)
         self.table.free(lease.row)
-        if lease.adapter is not None:
-            self.adapters.leave(lease.adapter)
+        for attachment in lease.attachments:
+            self.attachments.let_go(attachment.segment)
 
     def _leave_path(self, lease: Lease, num_tokens: int) -> None:
         """Its agent owns the path, where any of it is sound, and the agent is there still."""
@@ -142,9 +142,9 @@ class Releases:
         ranking = self.residency.ranking
         for segment in reversed(chain):
             ranking.touch(segment)
-        if lease.adapter is not None:
-            ranking.touch(lease.adapter)
-            ranking.unpin(lease.adapter)
+        for attachment in lease.attachments:
+            ranking.touch(attachment.segment)
+            ranking.unpin(attachment.segment)
         for segment in chain:
             ranking.unpin(segment)
 
@@ -155,8 +155,8 @@ class Releases:
             residency.lose_host(lease.failed)  # before a merge hides what it was
         for segment in chain[1:]:
             residency.tidy(segment)
-        if lease.adapter is not None:
-            residency.settle_adapter(lease.adapter)
+        for attachment in lease.attachments:
+            residency.settle_attachment(attachment.segment)
 
 
 def _may_extend(lease: Lease) -> bool:

@@ -15,7 +15,7 @@ from typing import Literal
 from scalesim.core import AgentId
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.links.link import Direction
-from scalesim.memory.prefetch.adapter_reads import AdapterReads
+from scalesim.memory.prefetch.attachment_reads import AttachmentReads
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.wake_queue import WakeQueue
 from scalesim.memory.tree.owner import AgentState
@@ -59,7 +59,7 @@ class Prefetcher:
         self._residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._awaited = WakeQueue()
-        self.reads = AdapterReads(residency)
+        self.reads = AttachmentReads(residency)
         self._iteration_s = 0.0
         self._waits_for_all = 0.0
         self._last_s: float | None = None
@@ -72,7 +72,7 @@ class Prefetcher:
             self._awaited.discard(agent)
         else:
             self._awaited.add(agent, self._residency.ranking.now)
-        if agent.adapter is not None:
+        if agent.attached:
             self.reads.await_agent(agent)
 
     def give_up(self, agent: AgentState) -> None:
@@ -85,7 +85,7 @@ class Prefetcher:
             return
         self._awaited.add_all(agents, self._residency.ranking.now)
         for agent in agents:
-            if agent.adapter is not None:
+            if agent.attached:
                 self.reads.await_agent(agent)
 
     def observe_tick(self, pace: Pace, *, idle: bool) -> None:
@@ -192,7 +192,7 @@ class Prefetcher:
                 if segment.device.transfer is not None or ranking.is_over(segment):
                     break
                 if segment.source is not None and segment.host.valid < segment.num_blocks:
-                    break  # an adapter comes from the host as a whole, or from its source
+                    break  # an attachment comes from the host as a whole, or from its source
                 blocks = segment.host.valid - len(segment.device)
                 if blocks > 0:
                     parts[segment] = blocks

@@ -2,7 +2,7 @@
 removing.
 
 A child is found by the exact tokens of its first block, so a hit never rests on a hash. Roots
-separate what must not be shared (model, adapter content, sharing domain). Which pages move is the
+separate what must not be shared (model, attached content, sharing domain). Which pages move is the
 residency's business; they come and go through the methods below, which count them.
 """
 
@@ -50,7 +50,7 @@ class PrefixTree:
         match.
 
         At most ``max_blocks`` in all; only the last segment may match in part. Changes nothing.
-        From the block of ``branch`` on, only what was computed with its adapter matches.
+        From the block of ``branch`` on, only what was computed with its attachment matches.
         """
         path: list[tuple[Segment, int]] = []
         node, start = root, 0
@@ -101,7 +101,7 @@ class PrefixTree:
         self.num_segments += 1
         return child
 
-    def insert_adapter(self, root: Segment, digest: bytes) -> Segment:
+    def insert_attachment(self, root: Segment, digest: bytes) -> Segment:
         """A child of ``root`` without tokens, found by ``digest``."""
         child = Segment(root, b"", 0, self._next_seq(), mark=digest)
         assert digest not in root.children

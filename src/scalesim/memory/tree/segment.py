@@ -39,8 +39,8 @@ _NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
 
 
 class Branch(NamedTuple):
-    """The block of a sequence in which an adapter comes into force, and what tells its KV from
-    other KV of the same tokens: the adapter's digest and the place in the block."""
+    """The block of a sequence in which an attachment comes into force, and what tells its KV from
+    other KV of the same tokens: the attachment's digest and the place in the block."""
 
     block: int
     mark: bytes
@@ -95,7 +95,8 @@ class Segment:
     segment's device pages do not move. ``uses`` counts the look-ups that went through it to its
     end. A *tail* is a partial block: it hangs under its parent by agent, has no children and is
     never saved. ``mark`` is the branch's, where one begins here. ``source`` gives the content of
-    what is not made from tokens (an adapter, which has none): it stays in the tree without pages.
+    what is not made from tokens (an attachment, which has none): it stays in the tree without
+    pages.
     """
 
     __slots__ = (
@@ -162,7 +163,7 @@ class Segment:
         return self.tail_of is not None
 
     @property
-    def is_adapter(self) -> bool:
+    def is_attachment(self) -> bool:
         """Whether it holds what is read from a source; one that was removed has none any more."""
         return self.mark != b"" and not self.tokens
 
@@ -179,6 +180,11 @@ class Segment:
     def num_available(self) -> int:
         """Blocks, from the front, whose content is on a tier or on its way to the device."""
         return max(len(self.device), self.host.valid)
+
+    @property
+    def num_missing(self) -> int:
+        """Blocks that are not on the device, nor on their way there."""
+        return self.num_blocks - len(self.device)
 
     @property
     def num_dirty(self) -> int:
@@ -369,8 +375,8 @@ class Segment:
         self.owners.pop(agent, None)
 
     def read_from(self, source: PageSource | None, num_blocks: int) -> None:
-        """``source`` gives the content of an adapter's ``num_blocks``; ``None``: it was removed."""
-        assert self.is_adapter and num_blocks >= self.num_available, self
+        """``source`` gives the content of an attachment; ``None``: the attachment was removed."""
+        assert self.is_attachment and num_blocks >= self.num_available, self
         self.source, self.num_blocks = source, num_blocks
         self.expect(source is not None)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scalesim_kernels import LoraBatch
 
-from scalesim.batch import AdapterBatch
+from scalesim.batch import AttachmentBatch
 from scalesim.core import Int32s, Int64s
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.runner.arrange import Ordered
@@ -30,7 +30,7 @@ class Grouped:
 
 
 def grouped(
-    adapters: AdapterBatch, seq: Int64s, positions: Int32s, padded: Callable[[int], int]
+    adapters: AttachmentBatch, seq: Int64s, positions: Int32s, padded: Callable[[int], int]
 ) -> Grouped | None:
     """The tokens at or past their sequence's ``starts``; ``None`` where there is none.
 
@@ -61,7 +61,7 @@ def grouped(
 
 
 def lora_batch(
-    adapters: AdapterBatch, ordered: Ordered, layouts: LayoutTable, padded: Callable[[int], int]
+    adapters: AttachmentBatch, ordered: Ordered, layouts: LayoutTable, padded: Callable[[int], int]
 ) -> LoraBatch | None:
     """``grouped`` as the kernels take it, on a CPU."""
     paged = ordered.paged
