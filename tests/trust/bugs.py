@@ -178,7 +178,7 @@ def host_copy_forgotten_with_its_pages(patch: pytest.MonkeyPatch) -> None:
     drop = Residency._drop_one
 
     def forget(self: Residency, segment: Segment, keep: int, *, tidy: bool) -> None:
-        self.tree.cut(segment, "host", keep)  # nobody takes the pages
+        self.tiers.host.cut(segment, keep)  # nobody takes the pages
         drop(self, segment, keep, tidy=tidy)
 
     patch.setattr(Residency, "_drop_one", forget)

@@ -38,7 +38,9 @@ from scalesim.memory.page_log import LoggedPool
 from scalesim.memory.prefetch.attachment_reads import AttachmentReads
 from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.tiers import Tier
 from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import Segment
 from scalesim.model.text.chat import ChatTemplate
 from scalesim.model.text.tokenizer import ByteTokenizer
 from scalesim.requests.call import TextObserver
@@ -92,14 +94,14 @@ POINTS: dict[str, Point] = {
     "tree: insert, done": Point(PrefixTree, "insert", late=True),
     "tree: insert a tail": Point(PrefixTree, "insert_tail"),
     "tree: insert an attachment": Point(PrefixTree, "insert_attachment"),
-    "tree: extend": Point(PrefixTree, "extend"),
+    "segment: lengthen": Point(Segment, "lengthen"),
     "tree: split": Point(PrefixTree, "split"),
     "tree: split, done": Point(PrefixTree, "split", late=True),
     "tree: merge": Point(PrefixTree, "merge"),
     "tree: remove": Point(PrefixTree, "remove"),
     "tree: shorten": Point(PrefixTree, "shorten"),
-    "tree: put pages": Point(PrefixTree, "put"),
-    "tree: cut pages": Point(PrefixTree, "cut"),
+    "tier: put pages": Point(Tier, "put"),
+    "tier: cut pages": Point(Tier, "cut"),
     "block table: allocate a row": Point(BlockTable, "allocate"),
     "block table: write": Point(BlockTable, "write"),
     "block table: free a row": Point(BlockTable, "free"),

@@ -157,11 +157,11 @@ class EngineLoop:
         while self._flights:
             with Foreign():  # also a step that failed is over
                 self.parts.runner.collect(self._flights.popleft())
-        self.memory.reset(suspects.device, suspects.host)
+        self.memory.reset(suspects.pages)
         for agent in self._leaving:  # it broke in the middle of that
             self.memory.forget(agent)
         self._leaving = set()
-        self.stats.lost_pages = len(self.memory.device_lost) + len(self.memory.host_lost)
+        self.stats.lost_pages = sum(len(tier.lost) for tier in self.memory.tiers)
         sequences = [call.sequence for call in self._open.values() if call.sequence is not None]
         self.scheduler.restart(sequences, {id(lease) for lease in suspects.leases})
         self.restored()

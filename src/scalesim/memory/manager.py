@@ -10,7 +10,8 @@ begin with, and owns the private pages behind it; its row of the block table lis
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from types import MappingProxyType
 
 from scalesim.core import AgentId
 from scalesim.memory.counters import Counters
@@ -34,7 +35,9 @@ from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.levels import LevelsAhead
 from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import TierName
 
 _PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
 NULL_PAGE = 0
@@ -68,25 +71,25 @@ class MemoryManager:
         self.flight = PageEventLog() if record else None
         self._link = LoggedLink(link, self.flight)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
-        self.device_lost: frozenset[int] = frozenset()  # out of circulation: see ``reset``
-        self.host_lost: frozenset[int] = frozenset()
         self._num_rows, self._planner = num_rows, planner or PlannerConfig()
         self.counters = Counters()
-        self._build()
+        self._build({})
 
-    def _build(self) -> None:
+    def _build(self, lost: Mapping[TierName, Collection[int]]) -> None:
         """Everything but the counters, as it is when nothing was ever computed."""
         policy, block_size = self.policy, self.block_size
-        self.device = self._pool(self._device_pages, NULL_PAGE + 1, "device", self.device_lost)
-        self.host = self._pool(self._host_pages, 0, "host", self.host_lost)
+        device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
+        host = self._pool("host", self._host_pages, first=0)
+        self.tiers = Tiers(
+            Tier("device", device, lost=lost.get("device", ())),
+            Tier("host", host, self._link, lost.get("host", ())),
+        )
         self.tree = PrefixTree(block_size)
         self.table = BlockTable(self._num_rows)
         self.residency = Residency(
             self.tree,
             policy,
-            self.device,
-            self.host,
-            self._link,
+            self.tiers,
             self.page_bytes,
             self.counters,
         )
@@ -124,18 +127,12 @@ class MemoryManager:
             self.table,
         )
 
-    def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> Pool:
-        """A pool of which all pages but ``lost`` are free."""
+    def _pool(self, tier: TierName, num_pages: int, *, first: int) -> Pool:
         if self.flight is not None and self._make_pool is PagePool:
-            pool: Pool = LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
-        else:
-            pool = self._make_pool(num_pages, first=first)
-        if lost:
-            pages = pool.allocate(pool.num_free) or []
-            pool.free([page for page in pages if page not in lost])
-        return pool
+            return LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
+        return self._make_pool(num_pages, first=first)
 
-    def reset(self, device_lost: Iterable[int] = (), host_lost: Iterable[int] = ()) -> None:
+    def reset(self, lost: Mapping[TierName, Collection[int]] = MappingProxyType({})) -> None:
         """Begin anew, whatever state this is in: all leases and segments are forgotten,
         as if they had never been; what agents said of their next use stays. Nothing of the old
         state is trusted, so nothing of it is mended.
@@ -143,12 +140,14 @@ class MemoryManager:
         No step is in flight. Pages given as lost, and those that a copy may still touch, leave
         circulation for good.
         """
-        on_device, on_host = self._link.abandon(timeout_s=_PATIENCE_S)
-        self.device_lost |= on_device.union(device_lost)
-        self.host_lost |= on_host.union(host_lost)
+        touched = self._link.abandon(timeout_s=_PATIENCE_S)
+        all_lost = {
+            tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
+            for tier, pages in zip(self.tiers, touched, strict=True)
+        }
         ranking, ahead, owners, misses = self.ranking, self.prefetcher, self.owners, self.misses
         last_launched, costs = self.residency.last_launched, self.residency.costs
-        self._build()
+        self._build(all_lost)
         self.ranking.now, self.residency.last_launched = ranking.now, last_launched
         self.prefetcher.pace, self.misses.last = ahead.pace, misses.last
         self.prefetcher.starts_in, self.prefetcher.drains_in = ahead.starts_in, ahead.drains_in
@@ -157,6 +156,14 @@ class MemoryManager:
         self.residency.costs.keep_rates(costs)
         for id, agent in owners.agents.items():
             self.owners.set_next_use(id, agent.next_use)
+
+    @property
+    def device(self) -> Pool:
+        return self.tiers.device.pool
+
+    @property
+    def host(self) -> Pool:
+        return self.tiers.host.pool
 
     @property
     def loading_pages(self) -> int:

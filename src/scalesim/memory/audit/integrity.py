@@ -36,13 +36,12 @@ def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> Non
 
 
 def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
-    holders: list[tuple[object, Sequence[int]]] = [(each, each.device) for each in segments]
-    holders += [(f"private of row {lease.row}", lease.private) for lease in leases]
-    holders += [("nobody, for good", sorted(manager.device_lost))]
-    _check_conservation("device", manager.device, holders)
-    holders = [(each, each.host) for each in segments]
-    holders += [("nobody, for good", sorted(manager.host_lost))]
-    _check_conservation("host", manager.host, holders)
+    private = [(f"private of row {lease.row}", lease.private) for lease in leases]
+    for tier in manager.tiers:
+        holders: list[tuple[object, Sequence[int]]] = [(each, tier.run(each)) for each in segments]
+        holders += [*private, ("nobody, for good", sorted(tier.lost))]
+        _check_conservation(tier.name, tier.pool, holders)
+        private = []  # they are on the first tier
 
 
 def _check_conservation(

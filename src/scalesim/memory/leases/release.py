@@ -52,16 +52,17 @@ class Releases:
             fresh = tokens[start * size : (start + count) * size]
             mark = branch.mark if branch is not None and branch.block == start else b""
             if not mark and _may_extend(lease):
-                tree.extend(lease.end, fresh, lease.share(lease.end, count))
+                lease.end.lengthen(fresh, count)
+                self.residency.tiers.device.put(lease.end, lease.share(lease.end, count))
             else:
                 self._append(lease, fresh, count, mark)
 
     def _append(self, lease: Lease, fresh: bytes, count: int, mark: bytes) -> None:
         """``fresh``, ``count`` blocks, is a segment of its own, where the lease ends from now
         on."""
-        tree = self.residency.tree
-        child = tree.insert(lease.end, fresh, mark)
-        tree.put(child, "device", lease.share(child, count))
+        residency = self.residency
+        child = residency.tree.insert(lease.end, fresh, mark)
+        residency.tiers.device.put(child, lease.share(child, count))
         child.pin()
         if lease.agent is not None:
             child.own(lease.agent)
@@ -81,8 +82,8 @@ class Releases:
         theirs = child.device.valid
         self.table.write(lease.row, lease.num_shared, child.device)
         mine = lease.share(child, count)
-        residency.device.free(mine[:theirs], residency.last_launched)
-        tree.put(child, "device", mine[theirs:])
+        residency.free(residency.tiers.device, mine[:theirs])
+        residency.tiers.device.put(child, mine[theirs:])
         child.pin()
         ranking.refresh(child)
         return True
@@ -120,7 +121,7 @@ class Releases:
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""
-        self.residency.device.free(lease.take_private(), self.residency.last_launched)
+        self.residency.free(self.residency.tiers.device, lease.take_private())
         if (tail := lease.give_back_tail()) is not None:
             self.residency.ranking.unpin(tail)
         self.table.free(lease.row)

@@ -259,7 +259,7 @@ class Segment:
 
     # -- blocks -------------------------------------------------------------------------------
 
-    def extend(self, tokens: bytes, num_blocks: int) -> None:
+    def lengthen(self, tokens: bytes, num_blocks: int) -> None:
         """Append whole blocks, which are yet to be put, to a leaf that is wholly on the device."""
         assert not self.children and not self.tails and self.is_ready, self
         self.tokens += tokens
