@@ -129,9 +129,9 @@ def kv_pages(kind: str, agents: int, num_tokens: int) -> int:
     common = rng.integers(0, 1000, num_tokens).astype(np.int32)
     for agent in range(agents):
         digest = agent.to_bytes(16, "little")
-        memory.adapters.add(AdapterContent(digest, 0, 1, None, Held(np.zeros((1, 1), np.uint8))))
+        memory.add_adapter(AdapterContent(digest, 0, 1, None, Held(np.zeros((1, 1), np.uint8))))
         use = adapter_use(digest, 0, num_tokens + 8 if kind == "activated" else 0)
-        memory.adapters.bind(agent, digest)
+        memory.bind_adapter(agent, digest)
         own = rng.integers(0, 1000, 64).astype(np.int32)
         tokens = np.concatenate([common, own]).tobytes()
         lease = memory.acquire(agent, None, tokens, blocks, attachments=[use])

@@ -120,7 +120,7 @@ def ticks(count: int) -> dict[str, float]:
 
         def act() -> None:
             loop.expect(hints, absolute=False)
-            loop.memory.prefetcher.plan(loop.clock.now)
+            loop.memory.plan(loop.clock.now)
 
         return act
 

@@ -72,7 +72,7 @@ class World:
         now = self.distances.clock.now
         source.next = Estimates(names, now + 500.0 + self.rng.random(len(rows)) * 1e4, 0.9)
         changes = self.distances.poll()
-        self.memory.owners.set_next_uses(changes)  # as the engine's loop does
+        self.memory.hint(changes)  # as the engine's loop does
         return len(changes)
 
     def change(self, count: int) -> Callable[[], None]:

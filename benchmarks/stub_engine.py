@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.config import SchedulerConfig
@@ -18,6 +20,7 @@ from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
 from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
@@ -95,16 +98,17 @@ class TimedScheduler(Scheduler):
         self._watch.phases.update_s += self._watch.clock() - start
 
 
-def time_planner(planner: Prefetcher, watch: Stopwatch) -> None:
-    """Time ``plan`` of this very object: agents' owners hold it too."""
-    plan = planner.plan
+class TimedPlanner(Prefetcher):
+    """The planner, timed."""
 
-    def timed(wall_s: float) -> None:
-        start = watch.clock()
-        plan(wall_s)
-        watch.phases.plan_s += watch.clock() - start
+    def __init__(self, watch: Stopwatch, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._watch = watch
 
-    planner.plan = timed  # type: ignore[method-assign]
+    def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
+        start = self._watch.clock()
+        super().plan(wall_s, forecast)
+        self._watch.phases.plan_s += self._watch.clock() - start
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,7 @@ def stub_parts(
         policy=policy,
         link=link,
         planner=settings.planner,
+        make_planner=Prefetcher if watch is None else partial(TimedPlanner, watch),
         record=settings.guarded,
     )
     config = SchedulerConfig(
@@ -148,7 +153,6 @@ def stub_parts(
     runner: Runner = StubRunner(VOCAB_SIZE)
     scheduler = Scheduler(memory, config, settings.max_len)
     if watch is not None:
-        time_planner(memory.prefetcher, watch)
         runner = VirtualTimeRunner(runner, link, settings.step_s, watch)
         scheduler = TimedScheduler(memory, config, settings.max_len, watch)
     model = TextModel(VOCAB_SIZE, frozenset(), settings.max_len, settings.device_pages * BLOCK_SIZE)

@@ -157,7 +157,7 @@ def test_no_source_breaks_anything(kind: str) -> None:
             call(made, "ada", "eve")
             made.source_scores()
             made.why("ada")
-            made.parts.memory.owners.set_next_use("ada", 3.0)
+            made.parts.memory.hint([("ada", 3.0)])
             call(made, "ada")
             assert made.stats.restarts == 0 and made.stats.calls == 27
             assert set(made.parts.memory.owners.agents) == {"ada", "eve"}

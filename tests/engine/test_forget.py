@@ -50,7 +50,7 @@ def ask(made: Engine, agent: Agent, tokens: list[int], count: int = 3) -> tuple[
 
 def check_empty(made: Engine) -> None:
     memory = made.parts.memory
-    memory.residency.drain()
+    memory.drain()
     memory.poll()
     check_integrity(memory)
     assert memory.device.num_free == memory.device.num_usable

@@ -9,6 +9,7 @@ import pytest
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import UnknownAgentError
+from scalesim.memory.prefetch.planner import BlockedBy
 from scalesim.testing.tag_parts import tag_parts
 
 
@@ -91,13 +92,14 @@ def test_a_prompt_that_changed_and_where() -> None:
 
 
 def test_a_busy_link_and_a_pool_without_room() -> None:
-    for blocked, cause in (("link", "link full"), ("pool", "pool small")):
+    cases: list[tuple[BlockedBy, str]] = [("link", "link full"), ("pool", "pool small")]
+    for blocked, cause in cases:
         world = World()
         world.call("ada")
         world.engine.expect("ada", 50)
         world.call("bob")
         world.engine.tick(to=50.0)
+        world.engine.step()
         misses = world.engine.parts.memory.misses
-        world.engine.parts.memory.prefetcher.blocked_by = blocked  # type: ignore[assignment]
-        assert misses._late(50.0, 50.0) == cause
+        assert misses._late(50.0, blocked) == cause
         world.engine.close()

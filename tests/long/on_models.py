@@ -46,7 +46,7 @@ def swaps(seed: int) -> Counter[str]:
     jitter = rng.choice([1, 3, 1000])
     with hostile_engine(
         device,
-        policy=rng.choice(["deadline", "lru-swap", "levels"]),
+        policy=rng.choice(["deadline", "lru-swap"]),
         device_pages=rng.randint(pages, SWAPPED.num_agents * pages // 2),
         host_pages=rng.randint(pages, SWAPPED.num_agents * pages),
         graphs=rng.random() < 0.5,

@@ -574,7 +574,7 @@ class World:
 
     def _left_over(self) -> str | None:
         memory = self.engine.parts.memory
-        memory.residency.drain()
+        memory.drain()
         check_integrity(memory)
         memory.clear()
         check_integrity(memory)

@@ -166,6 +166,10 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
             parts += [slots.tokens[at, : slots.known[at]].tobytes(), sequence.skipped]
     parts += [list(scheduler.queue.line), [each.id for each in scheduler.queue.preempted]]
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
-    parts += [memory.prefetcher.margin, memory.residency.refused, memory.table.num_free]
+    parts += [
+        getattr(memory.prefetcher, "margin", None),
+        memory.residency.refused,
+        memory.table.num_free,
+    ]
     digest.update(repr(parts).encode())
     return digest.digest()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from scalesim.errors import AdapterError, NumericalError
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.links.link import LinkError
-from scalesim.memory.prefetch.prefetcher import Pace
+from scalesim.memory.timing import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
@@ -63,7 +63,7 @@ class RequestWorld:
         if self.loaded and pick % 4:
             names = sorted(self.loaded)
             use = self.loaded[names[agent % len(names)]]
-            self.world.memory.adapters.bind(agent, use.digest)
+            self.world.memory.bind_adapter(agent, use.digest)
             if pick % 3 == 0:
                 use = use._replace(start=pick % len(prompt))
         sequence = self.world.add(
@@ -109,14 +109,14 @@ class RequestWorld:
     # -- agents and adapters ------------------------------------------------------------------
 
     def expect_agent(self, agent: int, at: float | None) -> None:
-        self.world.memory.owners.set_next_use(agent, at)
+        self.world.memory.hint([(agent, at)])
 
     def advance(self, ticks: int) -> None:
-        self.world.memory.ranking.now += ticks
-        self.world.memory.prefetcher.pace = Pace(0.001 * ticks or None)
+        now = self.world.memory.timing.now + ticks
+        self.world.memory.tick(now, Pace(0.001 * ticks or None), idle=False)
 
     def fork(self, parent: int, child: int) -> None:
-        self.world.memory.owners.fork(parent, child)
+        self.world.memory.fork(parent, child)
 
     def forget(self, agent: int) -> None:
         """Also one that has requests open: they go on as nobody's, and leave nothing."""
@@ -136,7 +136,7 @@ class RequestWorld:
         """Also in use: who holds it goes on with it, who waits for it ends with an error."""
         if self.adapters and (use := self.loaded.pop(name % self.adapters, None)):
             self.removed.add(use.digest)
-            self.world.memory.adapters.remove(use.digest)
+            self.world.memory.remove_adapter(use.digest)
 
     # -- what must hold -----------------------------------------------------------------------
 

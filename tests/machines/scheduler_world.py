@@ -140,7 +140,7 @@ class SchedulerWorld:
         content = AdapterContent(
             digest_of(tag), layout, num_pages, None, Held(pages), pages if tag % 2 else None
         )
-        self.memory.adapters.add(content)
+        self.memory.add_adapter(content)
         return adapter_use(digest_of(tag), layout)
 
     # -- the loop -----------------------------------------------------------------------------
@@ -160,7 +160,7 @@ class SchedulerWorld:
         elif batch is None and self.scheduler.has_work:
             self._stall()
         self.ended += self.scheduler.take_ended()
-        self.memory.prefetcher.plan(0.0)
+        self.memory.plan(0.0, self.scheduler.forecast)
         self.progress.observe(self._copies_ended())
         self.fidget()
 
@@ -187,7 +187,7 @@ class SchedulerWorld:
     def _stall(self) -> None:
         """Nothing can run until a copy arrives: something has to happen."""
         assert self.schedule is not None
-        if not self.memory.residency.transfers:
+        if not self.memory.is_moving:
             raise LivenessError(
                 f"requests wait, and no copy is under way:\n{self.progress.wait_for()}"
             )
@@ -224,15 +224,14 @@ class SchedulerWorld:
 
     def close(self) -> None:
         """Everything is let go: no page is held and no ticket is alive."""
-        residency = self.memory.residency
         for _ in range(10_000):
-            if not residency.transfers:
+            if not self.memory.is_moving:
                 break
             self.bed.link.wait(1.0)
             assert self.memory.poll() == []
         self.check()
         for adapter in list(self.memory.tree.root("adapters").children):
-            self.memory.adapters.remove(adapter)
+            self.memory.remove_adapter(adapter)
         self.memory.clear()
         self.check()
         self.bed.check_all_free()

@@ -121,13 +121,13 @@ def _ask_both(world: SchedulerWorld) -> list[Sequence]:
 
 
 def _ask_twins(world: SchedulerWorld) -> list[Sequence]:
-    world.memory.owners.fork(0, 1)
+    world.memory.fork(0, 1)
     return [_ask(world, agent, PROMPTS[0] + [9] * agent, 2) for agent in (0, 1)]
 
 
 def _ask_with_adapter(world: SchedulerWorld) -> list[Sequence]:
     use = world.add_adapter(2)
-    world.memory.adapters.bind(1, use.digest)
+    world.memory.bind_adapter(1, use.digest)
     return [_ask(world, 0, PROMPTS[0] + [7], 1), _ask(world, 1, PROMPTS[1], 2, use)]
 
 
@@ -142,7 +142,7 @@ def _fail_next(world: SchedulerWorld, asked: list[Sequence]) -> None:
 
 def _remove_adapter(world: SchedulerWorld, asked: list[Sequence]) -> None:
     (use,) = asked[1].attachments
-    world.memory.adapters.remove(use.digest)
+    world.memory.remove_adapter(use.digest)
 
 
 def _all_said(world: SchedulerWorld, asked: list[Sequence]) -> None:

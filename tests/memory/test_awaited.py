@@ -66,7 +66,7 @@ def test_stale_entries_do_not_pile_up() -> None:
         assert awaited.num_entries <= 2 * len(awaited) + 64
 
 
-@pytest.mark.parametrize("policy", ["deadline", "levels", "lru-swap"])
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 @pytest.mark.parametrize("host", [12, 60])
 def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> None:
     """Beside a manager whose agents are never passed over: the same victims throughout."""
@@ -78,19 +78,19 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
         at = rng.choice([None, step + 1.0, step + rng.uniform(0.0, 40.0)])
         other = rng.randrange(8)
         for memory in (ours, naive):
-            memory.ranking.now = float(step)
+            memory.timing.now = float(step)
             if memory is naive:
                 for state in memory.owners.agents.values():
                     state.placed = True
             if act < 0.4:
                 turn(memory, agent, 1 + agent % 3)
             elif act < 0.9:
-                memory.owners.set_next_use(agent, at)
+                memory.hint([(agent, at)])
             elif act < 0.95:
-                memory.owners.fork(agent, other)
+                memory.fork(agent, other)
             else:
                 memory.owners.drop(agent)
-            memory.prefetcher.plan(float(step))
+            memory.plan(float(step))
             settle(memory)
             check_integrity(memory)
         assert heads(ours) == heads(naive), step
@@ -145,9 +145,7 @@ ADVICE = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from(["deadline", "levels", "lru-swap"]), st.lists(ADVICE, min_size=1, max_size=6)
-)
+@given(st.sampled_from(["deadline", "lru-swap"]), st.lists(ADVICE, min_size=1, max_size=6))
 def test_advice_at_once_is_advice_one_by_one(
     policy: str, rounds: list[list[tuple[int, float | None]]]
 ) -> None:
@@ -159,16 +157,16 @@ def test_advice_at_once_is_advice_one_by_one(
             turn(memory, agent, 1 + agent % 3)
     for step, advice in enumerate(rounds):
         for memory in (at_once, one_by_one):
-            memory.ranking.now = float(step)
-        at_once.owners.set_next_uses(advice)
+            memory.timing.now = float(step)
+        at_once.hint(advice)
         for agent, at in advice:
-            one_by_one.owners.set_next_use(agent, at)
+            one_by_one.hint([(agent, at)])
         for memory in (at_once, one_by_one):
             check_integrity(memory)
         assert uses(at_once) == uses(one_by_one)
         assert heads(at_once) == heads(one_by_one)
         for memory in (at_once, one_by_one):
-            memory.prefetcher.plan(float(step))
+            memory.plan(float(step))
             settle(memory)
             turn(memory, step % 8, 2)
 
@@ -176,13 +174,3 @@ def test_advice_at_once_is_advice_one_by_one(
 def uses(memory: MemoryManager) -> list[tuple[object, float | None, bool]]:
     states = memory.owners.agents.values()
     return sorted((state.id, state.next_use, state.awaited is not None) for state in states)  # type: ignore[type-var]
-
-
-def test_what_is_to_enter_the_classes_does_not_pile_up() -> None:
-    memory = manager(14, 12, "levels")
-    turn(memory, 0, 2)
-    for at in range(5000):
-        memory.owners.set_next_use(0, 1000.0 + at)
-    assert len(memory.prefetcher._entering) < 200  # type: ignore[attr-defined]
-    memory.owners.set_next_use(0, None)
-    check_integrity(memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import given
@@ -10,25 +11,46 @@ from hypothesis import strategies as st
 from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
 from scalesim.memory.links.link import Copies
 from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.memory.timing import Timing
 
 PAGE, BLOCK = 1000, 16
 
 
+def num_tokens(token_s: float) -> int:
+    """Of a prefill that is no pause."""
+    return min(512, max(1, int(0.6 / token_s)))
+
+
+def prefill(timing: Timing, count: int, seconds: float) -> None:
+    """A step of ``count`` tokens that took ``seconds``, after a pause."""
+    timing.launched(0, count)
+    begin_s = 100.0 * next(numbers)
+    timing.begin_iteration(begin_s)
+    timing.begin_iteration(begin_s + seconds)
+
+
+numbers = itertools.count(1)
+
+
 def costs(
-    rate: float, token_s: float | None, *, queued: int = 0, weighs: bool = True
+    rate: float,
+    token_s: float | None,
+    *,
+    queued: int = 0,
+    weighs: bool = True,
+    timing: Timing | None = None,
 ) -> LoadOrRecompute:
     """On a link of ``rate`` with ``queued`` pages before anything new, after prefills of
     ``token_s`` a token."""
+    timing = timing or Timing()
     link = VirtualLink(PAGE, rate)
     if queued:
         link.submit(Copies("in", range(queued), range(queued)))
         link.submit(Copies("out", range(queued), range(queued)))
-    made = LoadOrRecompute(link, PAGE, BLOCK, weighs=weighs)
-    for _ in range(3 if token_s is not None else 0):
-        made.prefills(512)
-        made.observe_iteration(None)
-        made.observe_iteration(512 * (token_s or 0.0))
-    return made
+    for _ in range(3):
+        if token_s is not None:
+            prefill(timing, num_tokens(token_s), num_tokens(token_s) * token_s)
+    return LoadOrRecompute(link, timing, PAGE, BLOCK, weighs=weighs)
 
 
 def test_until_a_prefill_was_seen_everything_is_loaded() -> None:
@@ -61,17 +83,16 @@ def test_a_queue_on_the_link_makes_computing_the_sooner() -> None:
 
 def test_a_token_takes_what_it_takes_in_full_steps() -> None:
     """A few tokens ride along with a decode step: they say nothing of a long prefill."""
-    made = costs(1.0, 1e-3)
+    timing = Timing()
+    made = costs(1.0, 1e-3, timing=timing)
     for _ in range(3):
-        made.prefills(2)
-        made.observe_iteration(None)
-        made.observe_iteration(0.25)
+        prefill(timing, 2, 0.25)
     assert made.rebuild_s(1) < 1.1 * BLOCK * 1e-3
 
 
 @given(
     rate=st.floats(1.0, 1e9),
-    token_s=st.floats(1e-7, 1.0),
+    token_s=st.floats(1e-7, 0.5),
     queued=st.integers(0, 50),
     blocks=st.integers(1, 200),
     needed_s=st.floats(0.0, 100.0),
@@ -86,14 +107,17 @@ def test_no_other_count_would_be_there_sooner(
         return max(needed_s, loaded_s) + made.rebuild_s(blocks - count)
 
     best = min(ready_s(count) for count in range(blocks + 1))
-    turn_s = 512 * token_s
+    turn_s = num_tokens(token_s) * token_s
     assert ready_s(made.worth_loading(blocks, needed_s)) <= best * (1 + 1e-9) + PAGE / rate + turn_s
 
 
 def test_a_load_within_a_turn_of_the_loop_is_not_weighed() -> None:
     """Whether it has ended is only seen at the next turn anyway."""
-    made = costs(1e5, 1e-6, queued=1)  # 20 ms for a page and the queue; 16 µs to compute
+    timing = Timing()
+    made = costs(
+        1e5, 1e-6, queued=1, timing=timing
+    )  # 20 ms for a page and the queue; 16 µs to compute
     assert made.worth_loading(1) == 0 and not made.is_worth_saving(1)
-    for _ in range(20):
-        made.observe_iteration(0.1)
+    for iteration in range(20):
+        timing.begin_iteration(iteration / 10)
     assert made.worth_loading(1) == 1 and made.is_worth_saving(1)

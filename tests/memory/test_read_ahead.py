@@ -11,8 +11,8 @@ from scalesim.errors import AdapterError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.prefetch.prefetcher import Pace
-from tests.memory.test_residency import PAGE, RATE, SIZE, manager, settle, tokens, turn
+from scalesim.memory.timing import Pace
+from tests.memory.test_residency import PAGE, SIZE, manager, settle, tokens, turn
 
 PAGES = 4
 
@@ -26,17 +26,16 @@ def with_adapter(memory: MemoryManager, agent: int) -> None:
     """``agent`` has an adapter of its own, which is on no tier. Reading takes twice as long as
     copying."""
     digest = bytes([agent]) * 16
-    memory.adapters.add(AdapterContent(digest, 0, PAGES, None, Folder()))
-    memory.adapters.bind(agent, digest)
-    memory.prefetcher.reads.rate = lambda: RATE / 2
+    memory.add_adapter(AdapterContent(digest, 0, PAGES, None, Folder()))
+    memory.bind_adapter(agent, digest)
 
 
 def at(memory: MemoryManager, time_s: float) -> None:
     """A step takes a second."""
     tick = float(int(time_s))
-    memory.ranking.now = tick
-    memory.prefetcher.pace = Pace(1.0, 0.0, tick)
-    memory.prefetcher.plan(time_s)
+    memory.timing.now = tick
+    memory.timing.pace = Pace(1.0, 0.0, tick)
+    memory.plan(time_s)
     check_integrity(memory)
 
 
@@ -56,7 +55,7 @@ def call(memory: MemoryManager, agent: int) -> bool:
 def test_a_read_starts_when_its_window_opens() -> None:
     memory = manager(8, 8)
     with_adapter(memory, 0)
-    memory.owners.set_next_use(0, 5.0)
+    memory.hint([(0, 5.0)])
     at(memory, 3.3)  # 0.8 s of reading, 0.4 of copying, a quarter of slack: 1.5 s before its use
     assert memory.counters.read_ahead_pages == 0
     at(memory, 3.6)
@@ -84,7 +83,7 @@ def test_nobody_reads_ahead_for_who_is_not_expected() -> None:
 def test_without_room_on_the_host_it_is_read_to_the_device() -> None:
     memory = manager(8, 0)
     with_adapter(memory, 0)
-    memory.owners.set_next_use(0, 5.0)
+    memory.hint([(0, 5.0)])
     at(memory, 4.5)
     settle(memory)
     assert memory.counters.read_ahead_pages == PAGES and memory.residency.host.num_usable == 0
@@ -97,11 +96,11 @@ def test_only_what_is_used_later_gives_way(theirs: float, read: int) -> None:
     used soon."""
     memory = manager(6, 5)
     turn(memory, 1, 5)
-    memory.owners.set_next_use(1, theirs)
+    memory.hint([(1, theirs)])
     turn(memory, 2, 5)  # sends it to the host
-    memory.owners.set_next_use(2, 4.1)
+    memory.hint([(2, 4.1)])
     with_adapter(memory, 0)
-    memory.owners.set_next_use(0, 5.0)
+    memory.hint([(0, 5.0)])
     at(memory, 4.0)
     settle(memory)
     assert memory.counters.read_ahead_pages == read
@@ -112,7 +111,7 @@ def test_several_reads_are_started_early_enough_for_the_last() -> None:
     memory = manager(20, 20)
     for agent in range(3):
         with_adapter(memory, agent)
-        memory.owners.set_next_use(agent, 6.0)
+        memory.hint([(agent, 6.0)])
     at(memory, 3.9)  # alone, each would start 1.5 s before its use
     assert memory.counters.read_ahead_pages == 0
     at(memory, 4.6)
@@ -124,7 +123,7 @@ def test_a_folder_that_is_gone_is_tried_a_few_times_only() -> None:
     with_adapter(memory, 0)
     segment = memory.adapters.segment(bytes(16))
     for step in range(1, 9):
-        memory.owners.set_next_use(0, step + 1.0)
+        memory.hint([(0, step + 1.0)])
         at(memory, step + 0.9)
         for transfer in list(memory.residency.transfers.values()):
             transfer.error = AdapterError("the folder is gone")
@@ -137,7 +136,7 @@ def test_a_folder_that_is_gone_is_tried_a_few_times_only() -> None:
 def test_what_was_read_and_evicted_from_both_tiers_is_read_again() -> None:
     memory = manager(8, 8)
     with_adapter(memory, 0)
-    memory.owners.set_next_use(0, 3.0)
+    memory.hint([(0, 3.0)])
     at(memory, 2.9)
     settle(memory)
     memory.clear()

@@ -12,13 +12,16 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.prefetcher import Pace, start_window_s
+from scalesim.memory.prefetch.prefetcher import start_window_s
+from scalesim.memory.timing import Pace
 
 SIZE, PAGE = 4, 64
 RATE = PAGE * 10.0  # ten pages a second
 
 
-def manager(pages: int, host: int, policy: str = "deadline") -> MemoryManager:
+def manager(
+    pages: int, host: int, policy: str = "deadline", read_rate: float = RATE / 2
+) -> MemoryManager:
     return MemoryManager(
         block_size=SIZE,
         page_bytes=PAGE,
@@ -28,6 +31,7 @@ def manager(pages: int, host: int, policy: str = "deadline") -> MemoryManager:
         policy=policy_named(policy),
         link=VirtualLink(PAGE, RATE),
         planner=PlannerConfig(jitter_s=0.0, clean_fraction=0.0),
+        read_rate=lambda: read_rate,
     )
 
 
@@ -67,7 +71,7 @@ def test_the_farthest_leaves_and_is_saved_first() -> None:
     memory = manager(9, 9)
     for agent, at in ((0, 5.0), (1, 9.0), (2, 7.0)):
         turn(memory, agent, 2)
-        memory.owners.set_next_use(agent, at)
+        memory.hint([(agent, at)])
     turn(memory, 3, 2)
     turn(memory, 4, 3)
     assert where(memory, 1) == (0, 2) and where(memory, 0)[0] == 2
@@ -94,7 +98,7 @@ def test_lru_goes_by_last_use_whatever_is_expected() -> None:
     memory = manager(7, 8, "lru-swap")
     for agent, at in ((0, 1.0), (1, 99.0)):
         turn(memory, agent, 2)
-        memory.owners.set_next_use(agent, at)
+        memory.hint([(agent, at)])
     turn(memory, 2, 4)
     assert where(memory, 0) == (0, 2) and where(memory, 1)[0] == 2
 
@@ -124,15 +128,15 @@ def test_a_load_starts_when_its_window_opens() -> None:
     turn(memory, 1, 3)
     settle(memory)
     assert where(memory, 0) == (0, 2)
-    prefetcher, ranking = memory.prefetcher, memory.ranking
-    prefetcher.pace = Pace(0.1)
-    memory.owners.set_next_use(1, 1e6)
-    memory.owners.set_next_use(0, 10.0)
+    prefetcher, timing = memory.prefetcher, memory.timing
+    timing.pace = Pace(0.1)
+    memory.hint([(1, 1e6)])
+    memory.hint([(0, 10.0)])
     window = start_window_s(2 * PAGE, 0, RATE, prefetcher.margin) / 0.1
-    ranking.now = 10.0 - window - 0.01
+    timing.now = 10.0 - window - 0.01
     prefetcher.plan(0.0)
     assert memory.counters.prefetched_pages == 0
-    ranking.now = 10.0 - window + 0.01
+    timing.now = 10.0 - window + 0.01
     for _ in range(3):  # the victim is saved first
         prefetcher.plan(0.0)
         settle(memory)
@@ -146,16 +150,16 @@ def test_time_passes_between_two_ticks() -> None:
     turn(memory, 0, 2)
     turn(memory, 1, 3)
     settle(memory)
-    memory.owners.set_next_use(1, 1e6)
-    memory.owners.set_next_use(0, 10.0)
-    memory.ranking.now = 9.0
-    memory.prefetcher.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
-    memory.prefetcher.plan(100.0)
+    memory.hint([(1, 1e6)])
+    memory.hint([(0, 10.0)])
+    memory.timing.now = 9.0
+    memory.timing.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
+    memory.plan(100.0)
     assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
     opens_in_s = memory.prefetcher.opens_in_s
     assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
     for _ in range(3):
-        memory.prefetcher.plan(100.0 + opens_in_s + 1e-6)
+        memory.plan(100.0 + opens_in_s + 1e-6)
         settle(memory)
     assert memory.counters.prefetched_pages == 2
 
@@ -164,9 +168,9 @@ def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
-    memory.owners.set_next_use(1, 0.5)
-    memory.owners.set_next_use(0, 1.0)
-    memory.prefetcher.plan(0.0)
+    memory.hint([(1, 0.5)])
+    memory.hint([(0, 1.0)])
+    memory.plan(0.0)
     assert memory.counters.prefetched_pages == 0
 
 
@@ -179,8 +183,8 @@ def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
     held = held or memory.acquire(2, "m", tokens(2, 5), 2)
     assert memory.acquire(3, "m", tokens(3, 13), 4) is None
     settle(memory)
-    memory.owners.set_next_use(0, 0.0)
-    memory.prefetcher.plan(0.0)
+    memory.hint([(0, 0.0)])
+    memory.plan(0.0)
     assert memory.counters.prefetched_pages == 0
     assert held is not None
     memory.release(held)
@@ -264,9 +268,9 @@ def test_hostile_advice_is_harmless() -> None:
     memory = manager(5, 8)
     for at in (float("nan"), float("inf"), -float("inf"), 1e308, -1.0):
         for agent in range(3):
-            memory.owners.set_next_use(agent, at)
+            memory.hint([(agent, at)])
             turn(memory, agent, 3)
-            memory.prefetcher.plan(0.0)
+            memory.plan(0.0)
             settle(memory)
             check_integrity(memory)
 
@@ -299,7 +303,7 @@ def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> N
         lease = memory.acquire(agent, "m", tokens(agent, 2 * SIZE + 2), 3)
         assert lease is not None
         memory.release(lease, tokens(agent, 2 * SIZE + 2), 2 * SIZE + 2)
-        memory.owners.set_next_use(agent, at)
+        memory.hint([(agent, at)])
     first = memory.ranking.farthest_on_device()
     assert first is not None and first.tail_of == 1
 

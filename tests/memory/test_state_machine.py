@@ -213,5 +213,5 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
 def test_making_room_for_a_copy_does_not_join_what_is_copied_with_what_is_above_it() -> None:
     """A walk that once failed: a host copy was dropped for room, its siblings' parent had one child
     left and became one segment with it, and blocks were counted from the wrong end."""
-    shape = Shape(8, 1.0, 2, "levels", 415, adapters=3)
-    run(MemoryWalk(shape, 415, 400))
+    shape = Shape(8, 1.0, 2, "deadline", 31, adapters=3)
+    run(MemoryWalk(shape, 31, 400))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalesim.memory.eviction.policies import POLICIES
 from scalesim.replay.arms import Machine, Outcome, play
 from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.levels import REPLAY_POLICIES
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
@@ -24,7 +24,7 @@ def check(machine: Machine, ticks: list[TraceTick], warmup: int) -> tuple[Roof, 
     """Every policy against both bounds."""
     limit = roof(machine.limits, ticks, warmup)
     outcomes = []
-    for name, policy in POLICIES.items():
+    for name, policy in REPLAY_POLICIES.items():
         one, simulation = play(machine, name, ticks, warmup=warmup, witness=True)
         assert simulation.log.turns == sum(len(tick.calls) for tick in ticks)  # none is left out
         outcomes.append(one)

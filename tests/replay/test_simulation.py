@@ -13,13 +13,14 @@ import pytest
 from scalesim.core import Int32s
 from scalesim.engine.engine import Engine
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.eviction.policies import POLICIES, policy_named
+from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.link import Copies
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.replay.arms import Machine, Outcome, bounded, play
 from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.levels import REPLAY_POLICIES
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Simulation
@@ -47,7 +48,7 @@ def small(name: str, **changes: Any) -> tuple[Machine, Callable[[], Any]]:
     return scenario.machine(SIZES), scenario.ticks
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", REPLAY_POLICIES)
 @pytest.mark.parametrize("name", SMALL)
 def test_taking_quiet_steps_in_one_go_changes_nothing(name: str, policy: str) -> None:
     machine, ticks = small(name)

@@ -79,7 +79,7 @@ def texts(
     asked = {}
     for n in numbers:
         agent = n % 5
-        world.memory.owners.set_next_use(agent, hint(agent))
+        world.memory.hint([(agent, hint(agent))])
         domain = "model" if share else f"agent {agent}"
         asked[n] = world.add(agent, prompts[n], 4 + n % 3, key=n + 1, domain=domain)
         for _ in range(shuffled.randrange(3) if noise else 0):

@@ -44,8 +44,8 @@ def add_adapters(loop: SchedulerWorld) -> None:
         content = AdapterContent(
             digest(agent), use(agent).layout, count, None, Held(pages), pages if agent % 2 else None
         )
-        loop.memory.adapters.add(content)
-        loop.memory.adapters.bind(agent, digest(agent))
+        loop.memory.add_adapter(content)
+        loop.memory.bind_adapter(agent, digest(agent))
 
 
 def dialogues(
@@ -62,7 +62,7 @@ def dialogues(
         asked = []
         order = rng.sample(range(AGENTS), AGENTS)
         for place, agent in enumerate(order):
-            loop.memory.owners.set_next_use(agent, rng.choice([None, place, place * 3, 1e9]))
+            loop.memory.hint([(agent, rng.choice([None, place, place * 3, 1e9]))])
         for agent in order:
             start = len(history[agent]) if activated else 0
             history[agent] = history[agent] + [rng.randrange(VOCAB) for _ in range(FRESH)]
@@ -74,13 +74,13 @@ def dialogues(
             assert_as_expected(sequence, history[agent])
             history[agent] = history[agent] + sequence.output.tolist()
             done.append(sequence)
-        loop.memory.ranking.now += 1
+        loop.memory.timing.now += 1
     return done
 
 
 def close(loop: SchedulerWorld) -> None:
     for agent in range(AGENTS):
-        loop.memory.adapters.remove(digest(agent))
+        loop.memory.remove_adapter(digest(agent))
     loop.close()
 
 
@@ -135,9 +135,9 @@ def test_a_source_that_fails_ends_its_own_requests_only() -> None:
 
     loop = SchedulerWorld(Setting(FULL // 4, 0.0, seed=1, max_len=LONGEST * 4))
     add_adapters(loop)
-    loop.memory.adapters.remove(digest(3))
+    loop.memory.remove_adapter(digest(3))
     content = AdapterContent(digest(3), use(3).layout, WEIGHTS[3], None, Gone())  # type: ignore[arg-type]
-    loop.memory.adapters.add(content)
+    loop.memory.add_adapter(content)
     prompt = list(range(20))
     sequences = [loop.add(agent, prompt, 5, adapter=use(agent)) for agent in (2, 3, 4, 3)]
     unknown = loop.add(9, prompt, 5, adapter=adapter_use(b"?" * 16, 0))

@@ -41,7 +41,7 @@ def dialogues(
         rng.shuffle(order)
         asked = []
         for place, agent in enumerate(order):
-            loop.memory.owners.set_next_use(agent, rng.choice([None, place, place * 3, -4.0, 1e9]))
+            loop.memory.hint([(agent, rng.choice([None, place, place * 3, -4.0, 1e9]))])
         for agent in order:
             history[agent] += [rng.randrange(VOCAB) for _ in range(rng.randint(1, FRESH))]
             count = rng.randint(1, OUTPUT)
@@ -52,7 +52,7 @@ def dialogues(
             assert_as_expected(sequence, history[agent])
             history[agent] += sequence.output.tolist()
             done.append(sequence)
-        loop.memory.ranking.now += 1
+        loop.memory.timing.now += 1
     return done
 
 

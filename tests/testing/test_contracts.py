@@ -466,8 +466,6 @@ BAD: list[tuple[str, Any]] = [
     ("order", replace(SOUND, order="random")),  # type: ignore[arg-type]
     ("flags", replace(SOUND, host=1)),  # type: ignore[arg-type]
     ("flags", replace(SOUND, prefetcher=None)),  # type: ignore[arg-type]
-    ("levels", replace(SOUND, num_levels=-1)),
-    ("levels", replace(SOUND, num_levels=2.5)),  # type: ignore[arg-type]
     ("name", replace(SOUND, name="")),
 ]
 

@@ -131,7 +131,7 @@ POINTS: dict[str, Point] = {
     "attachments: let go": Point(Attachments, "let_go"),
     "adapter source: read": Point(TagFolder, "read", error=AdapterError),
     "planner: plan": Point(Prefetcher, "plan"),
-    "planner: load ahead": Point(Prefetcher, "_load"),
+    "planner: load ahead": Point(Prefetcher, "load"),
     "planner: read an attachment ahead": Point(AttachmentReads, "_read"),
     "link: submit": Point(HostileLink, "submit"),
     "link: poll": Point(HostileLink, "poll"),

@@ -132,14 +132,14 @@ def test_sweeps_take_their_share_of_the_time_and_no_more(workload: Workload) -> 
 
     guard = Auditor(memory, list, "quarantine", time_s)
     for step in range(400):
-        memory.residency.last_launched = step
+        memory.timing.last_launched = step
         guard.when_idle()
     assert guard.num_sweeps == pytest.approx(0.01 * clock[0] / 0.5, abs=2)
     off = Auditor(memory, list, "off")
     off.when_idle()
     off.after_step()
     assert off.num_sweeps == 0
-    memory.residency.last_launched = -1
+    memory.timing.last_launched = -1
 
 
 def test_copies_that_never_end_cost_their_pages_only(workload: Workload) -> None:

@@ -301,7 +301,7 @@ class Workload:
         for info in list_of(engine):
             engine.adapters.remove(info.name)
         engine.step()
-        memory.residency.drain()
+        memory.drain()
         check_integrity(memory)
         memory.clear()
         check_integrity(memory)

@@ -35,8 +35,9 @@ from scalesim.cli.values import (
 )
 from scalesim.config import EngineConfig
 from scalesim.errors import ConfigError
-from scalesim.memory.eviction.policies import ENGINE_POLICIES, POLICIES, policy_named
+from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.replay.hints import HintMode
+from scalesim.replay.levels import REPLAY_POLICIES, replay_policy
 from scalesim.replay.scenario import TraceHints
 from scalesim.replay.workloads import WORKLOADS, Knobs
 from scalesim.sampling.params import SamplingParams
@@ -372,9 +373,9 @@ class ReplayOptions:
 
     def policies(self) -> tuple[str, ...]:
         """Raises ``ConfigError``."""
-        names = tuple(POLICIES) if self.policy == "all" else tuple(self.policy.split(","))
+        names = tuple(REPLAY_POLICIES) if self.policy == "all" else tuple(self.policy.split(","))
         for index, name in enumerate(names):
-            policy_named(name)
+            replay_policy(name)
             if name in names[:index]:
                 raise ConfigError(f"--policy names {name} twice; once is enough")
         return names

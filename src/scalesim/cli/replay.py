@@ -17,9 +17,9 @@ from rich.table import Table
 from scalesim.cli.options import ReplayOptions
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError, TraceError
-from scalesim.memory.eviction.policies import policy_named
 from scalesim.replay import formats
 from scalesim.replay.arms import Machine, Outcome, Watch, compare
+from scalesim.replay.levels import replay_policy
 from scalesim.replay.roof import Roof
 from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload
 from scalesim.replay.simulation import Log
@@ -183,7 +183,7 @@ def table(title: str, outcomes: Sequence[Outcome], limit: Roof) -> Table:
 
 def roof_of(policy: str, limit: Roof) -> float:
     """Turns a second: a policy without a limited pool is held against what needs none."""
-    limited = policy_named(policy).limited
+    limited = replay_policy(policy).limited
     return limit.turns_per_s if limited else limit.resident_turns_per_s
 
 

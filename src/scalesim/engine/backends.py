@@ -17,7 +17,7 @@ from scalesim.config import EngineConfig
 from scalesim.device.streams import Device, Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links.link import Link, Timeline
+from scalesim.memory.links.link import Timeline
 from scalesim.memory.links.source_link import SourceLink, num_bounce_pages
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.pools.storage import allocate_pages, writer
@@ -74,7 +74,7 @@ class Backend(Protocol):
         config: EngineConfig,
         plan: Capacity,
         layouts: LayoutTable,
-    ) -> tuple[Runner, Link]: ...
+    ) -> tuple[Runner, SourceLink]: ...
 
 
 class CpuBackend:
@@ -101,7 +101,7 @@ class CpuBackend:
         config: EngineConfig,
         plan: Capacity,
         layouts: LayoutTable,
-    ) -> tuple[Runner, Link]:
+    ) -> tuple[Runner, SourceLink]:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
         device = allocate_pages(plan.device_pages, page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, page_bytes, "host_memory")
@@ -173,7 +173,7 @@ class CudaBackend:
         config: EngineConfig,
         plan: Capacity,
         layouts: LayoutTable,
-    ) -> tuple[Runner, Link]:
+    ) -> tuple[Runner, SourceLink]:
         from scalesim.memory.links.cuda_link import CudaLink
         from scalesim.memory.pools.pinned import PinnedPages
         from scalesim.memory.pools.storage import allocate_device_pages

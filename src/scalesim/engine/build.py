@@ -20,7 +20,6 @@ from scalesim.engine.parts import EngineParts
 from scalesim.errors import ConfigError, RequestError
 from scalesim.memory.eviction.policies import Policy, policy_named
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.links.source_link import SourceLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
@@ -130,9 +129,8 @@ def parts_for(
         policy=policy,
         link=link,
         planner=config.planner,
+        read_rate=lambda: link.read_rate,
     )
-    if isinstance(link, SourceLink):
-        memory.prefetcher.reads.rate = lambda: link.read_rate
     return EngineParts(
         runner=runner,
         memory=memory,

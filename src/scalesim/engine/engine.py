@@ -191,7 +191,7 @@ class Engine(Entrypoints):
             agent = self.agent(child)
             agent.adapter = origin.adapter
             self.adapters.fork(origin.id, child)
-            self._driver.post(lambda: self.parts.memory.owners.fork(origin.id, child))
+            self._driver.post(lambda: self.parts.memory.fork(origin.id, child))
         return agent
 
     def forget(self, agents: AgentId | Iterable[AgentId], *, wait: bool = True) -> None:
@@ -292,7 +292,7 @@ class Engine(Entrypoints):
         said of it was in vain. Raises ``UnknownAgentError``."""
         agent = self._intake.known(agent).id
         distances = self._loop.distances
-        miss, unheard = self.parts.memory.misses.last.get(agent), distances.unheard(agent)
+        miss, unheard = self.parts.memory.last_miss(agent), distances.unheard(agent)
         if miss is None:
             return Miss.without(unheard, self.clock.now) if unheard else None
         if miss.cause == "no hint":

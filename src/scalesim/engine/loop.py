@@ -36,7 +36,7 @@ from scalesim.errors import (
 )
 from scalesim.foreign import Foreign, words_of
 from scalesim.memory.audit.auditor import Auditor
-from scalesim.memory.prefetch.prefetcher import Pace
+from scalesim.memory.timing import Pace
 from scalesim.requests.call import Call, deliver
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
@@ -174,13 +174,12 @@ class EngineLoop:
         batch = self.scheduler.schedule()
         in_background = self.parts.runner.steps_in_flight > 1
         if not in_background:
-            self.memory.prefetcher.plan(self.parts.time_s())
+            self.memory.plan(self.parts.time_s(), self.scheduler.forecast)
         if batch is not None:
             self._flights.append(self.parts.runner.launch(batch))
-            self.guard.launched(batch.step)
             self.stats.steps += 1
         if in_background:  # the planner's time passes behind the step
-            self.memory.prefetcher.plan(self.parts.time_s())
+            self.memory.plan(self.parts.time_s(), self.scheduler.forecast)
         if self._flights and (
             batch is None or len(self._flights) >= self.parts.runner.steps_in_flight
         ):
@@ -197,11 +196,10 @@ class EngineLoop:
 
     def _stall(self) -> None:
         """Nothing can run until a copy arrives."""
-        residency = self.memory.residency
-        assert residency.transfers, "requests wait, nothing runs, and no copy is under way"
+        assert self.memory.is_moving, "requests wait, nothing runs, and no copy is under way"
         start = self.parts.time_s()
         self.parts.link.wait(MAX_STALL_S)
-        residency.counters.stall_s += self.parts.time_s() - start
+        self.memory.stalled(self.parts.time_s() - start)
 
     def accept(self, calls: list[Call]) -> None:
         """Take in checked calls, and those in line before them, as far as there are places; the
@@ -274,7 +272,7 @@ class EngineLoop:
             tick, at_s = self.clock.now, call.submitted_s
             self.recorder.begins(sequence.id, agent, tick, at_s, call.tokens)
         if agent is not None:
-            self.memory.misses.calls(agent, self.distances.next_use(agent))
+            self.memory.called(agent, self.distances.next_use(agent))
             self._speaking.add(sequence.id)
             self._apply(self.distances.called(agent))
         leader = None if call.leader is None else call.leader.sequence
@@ -429,16 +427,15 @@ class EngineLoop:
             return  # another caller moved the clock past it meanwhile
         changes = self.distances.tick(wall_s, n, to=to)
         clock = self.clock
-        self.memory.ranking.now = clock.now
         if self.recorder is not None:
             self.recorder.ticks(clock.now)
         hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
         pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
-        self.memory.prefetcher.observe_tick(pace, idle=not self.scheduler.has_work)
+        self.memory.tick(clock.now, pace, idle=not self.scheduler.has_work)
         self._apply(changes)
 
     def _apply(self, changes: list[Change]) -> None:
-        self.memory.owners.set_next_uses(changes)
+        self.memory.hint(changes)
 
     def end_all(self, cause: BaseException | None) -> None:
         """Nothing runs any more: every call that is open, in line, or yet to come ends with
@@ -464,4 +461,4 @@ class EngineLoop:
         """Let the steps and the copies under way end; call back what has not started."""
         while self._flights:  # a copy may wait for a step that was launched
             self.parts.runner.collect(self._flights.popleft())
-        self.memory.residency.drain()
+        self.memory.drain()

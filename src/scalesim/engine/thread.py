@@ -207,13 +207,13 @@ class EngineThread:
 
     def _idle(self) -> None:
         """Wait for the inbox, for a copy that is under way, or for the next start window."""
-        prefetcher = self._parts.memory.prefetcher
+        memory = self._parts.memory
         if self._closed:
             return
-        if self._parts.memory.residency.transfers:
+        if memory.is_moving:
             self._loop.obey(partial(self._parts.link.wait, _POLL_S))
             return
-        wait_s = prefetcher.opens_in_s
+        wait_s = memory.opens_in_s
         if wait_s is not None:
             wait_s = min(max(wait_s, 1e-3), _MAX_WAIT_S)
         with suppress(Empty):

@@ -64,10 +64,14 @@ class Lease:
         return self.loads == 0
 
     @property
-    def lost_attachment(self) -> bool:
-        """Whether the load that failed, with an error, was an attachment's."""
-        failed = self.failed
-        return failed is not None and failed.error is not None and failed.parts[0][0].is_attachment
+    def error(self) -> Exception | None:
+        """Of the load that failed; ``None`` also where a load was only called back."""
+        return None if self.failed is None else self.failed.error
+
+    @property
+    def could_not_read(self) -> bool:
+        """Whether what failed was a read: what is read cannot be computed instead."""
+        return self.error is not None and self.failed is not None and self.failed.is_read
 
     # -- pages --------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-"""The memory manager: leases. What a request may use of the pools, from its look-up to its release.
+"""The memory manager: the door to memory. Requests' leases on the pools, and what is told of time.
 
-Called by the scheduler and the engine, on the engine's thread. This builds the parts that do the
-work, and is the door to them. A lease pins the path of shared segments that the request's tokens
-begin with, and owns the private pages behind it; its row of the block table lists both:
+Called by the scheduler and the engine, on the engine's thread. It builds the parts that do the work
+and decides nothing itself: each method hands on to one of them. A lease pins the path of shared
+segments that the request's tokens begin with, and owns the private pages behind it; its row of the
+block table lists both:
 
     row     | shared: pinned segments of the tree | private: this lease alone |
     block   0                          num_shared                      num_blocks
@@ -10,15 +11,16 @@ begin with, and owns the private pages behind it; its row of the block table lis
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from types import MappingProxyType
 
-from scalesim.core import AgentId
+from scalesim.core import AgentId, Int32s
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse, Lease
-from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
+from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, AdapterPages
 from scalesim.memory.leases.admission import Admission
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
@@ -28,14 +30,17 @@ from scalesim.memory.leases.prefix_lookup import PrefixLookup
 from scalesim.memory.leases.release import Releases
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.links.link import Link
-from scalesim.memory.misses import Misses
+from scalesim.memory.misses import Miss, Misses
 from scalesim.memory.page_log import LoggedLink, LoggedPool, PageEventLog
 from scalesim.memory.pools.page_pool import MakePool, PagePool, Pool
+from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.levels import LevelsAhead
 from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.prefetch.planner import UNKNOWN, Forecast, MakePlanner, Planner
 from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tiers import Tier, Tiers
+from scalesim.memory.timing import Pace, Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import TierName
 
@@ -48,8 +53,13 @@ class MemoryManager:
     """One fixed device pool and one fixed host pool, shared by all agents.
 
     Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
-    dummy. ``record``: keep the last page events in ``flight``, to be read when something is wrong
-    (those of the pools where ``make_pool`` is the default).
+    dummy. ``read_rate``: bytes a second at which sources are read. ``make_ranking`` and
+    ``make_planner`` bring another order of eviction and another planner. ``record``: keep the last
+    page events in ``flight``, to be read when something is wrong (those of the pools where
+    ``make_pool`` is the default).
+
+    Callers use the methods, ``counters`` and the sizes; the parts are memory's own, and only its
+    audit and ``scalesim.testing`` look at them from outside.
     """
 
     def __init__(
@@ -63,47 +73,55 @@ class MemoryManager:
         policy: Policy,
         link: Link,
         planner: PlannerConfig | None = None,
+        read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
         make_pool: MakePool = PagePool,
+        make_ranking: MakeRanking = EvictionRanking,
+        make_planner: MakePlanner = Prefetcher,
         record: bool = True,
     ) -> None:
-        self._make_pool = make_pool
+        self._make_pool, self._make_ranking = make_pool, make_ranking
+        self._make_planner, self._planner = make_planner, planner or PlannerConfig()
+        self._read_rate = read_rate
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
         self.flight = PageEventLog() if record else None
         self._link = LoggedLink(link, self.flight)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
-        self._num_rows, self._planner = num_rows, planner or PlannerConfig()
-        self.counters = Counters()
+        self._num_rows = num_rows
+        self.counters, self.timing = Counters(), Timing()
+        self.misses = Misses(self.timing, block_size)
         self._build({})
 
     def _build(self, lost: Mapping[TierName, Collection[int]]) -> None:
-        """Everything but the counters, as it is when nothing was ever computed."""
-        policy, block_size = self.policy, self.block_size
+        """What is made of pages and agents, as it is when nothing was ever computed; pages that
+        are ``lost`` stay out of circulation."""
+        policy = self.policy
         device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
         host = self._pool("host", self._host_pages, first=0)
         self.tiers = Tiers(
             Tier("device", device, lost=lost.get("device", ())),
             Tier("host", host, self._link, lost.get("host", ())),
         )
-        self.tree = PrefixTree(block_size)
+        self.tree = PrefixTree(self.block_size)
         self.table = BlockTable(self._num_rows)
+        self.ranking = self._make_ranking(self.tree, policy, self.timing)
+        queue = PrefetchQueue(self.timing, is_used=policy.prefetcher)
+        self.owners = Owners(self.tree, self.ranking, queue)
         self.residency = Residency(
             self.tree,
-            policy,
+            self.ranking,
+            self.owners,
             self.tiers,
             self.page_bytes,
             self.counters,
+            self.timing,
         )
-        ahead = LevelsAhead if policy.num_levels else Prefetcher
-        self.prefetcher: Prefetcher = ahead(self.residency, self._planner)
-        self.ranking = self.residency.ranking
-        self.owners = Owners(self.tree, self.ranking, self.prefetcher)
+        self.prefetcher: Planner = self._make_planner(
+            self.residency, queue, self._planner, self._read_rate
+        )
         self.leavings = Leavings(self.residency)
-        self.residency.on_eviction = self.owners.evicted
-        self.residency.on_attachment_moved = self.owners.attachment_moved
         self.adapters = AdapterPages(self.residency, self.owners)
         kinds = {ADAPTER: self.adapters}
         self.attachments = Attachments(self.residency, self.table, kinds)
-        self.misses = Misses(self.prefetcher, block_size)
         self.loads, self.tails = LoadWaiters(self.residency), PartialBlocks(self.residency)
         self.admission = Admission(
             self.residency,
@@ -113,6 +131,7 @@ class MemoryManager:
             self.attachments,
             self.owners,
             self.misses,
+            queue,
             self.prefetcher,
             self.table,
         )
@@ -145,17 +164,18 @@ class MemoryManager:
             tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
             for tier, pages in zip(self.tiers, touched, strict=True)
         }
-        ranking, ahead, owners, misses = self.ranking, self.prefetcher, self.owners, self.misses
-        last_launched, costs = self.residency.last_launched, self.residency.costs
+        hints = self.owners.hints()
         self._build(all_lost)
-        self.ranking.now, self.residency.last_launched = ranking.now, last_launched
-        self.prefetcher.pace, self.misses.last = ahead.pace, misses.last
-        self.prefetcher.starts_in, self.prefetcher.drains_in = ahead.starts_in, ahead.drains_in
-        self.prefetcher.begin_at_once = ahead.begin_at_once
-        self.prefetcher.reads.rate = ahead.reads.rate
-        self.residency.costs.keep_rates(costs)
-        for id, agent in owners.agents.items():
-            self.owners.set_next_use(id, agent.next_use)
+        self.hint(hints)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the device pool that requests may use."""
+        return self.device.num_usable
+
+    @property
+    def num_free_pages(self) -> int:
+        return self.device.num_free
 
     @property
     def device(self) -> Pool:
@@ -226,8 +246,9 @@ class MemoryManager:
         self.release(lease)
 
     def poll(self) -> list[Lease]:
-        """Take in finished copies; returns the leases that became ready, or failed
-        (``lease.failed``)."""
+        """A step begins, and nobody went away without pages in it so far: take in finished copies.
+        Returns the leases that became ready, or failed (``lease.failed``)."""
+        self.residency.refused = False
         leases = self.loads.poll()
         self.leavings.clear_out()
         return leases
@@ -248,3 +269,85 @@ class MemoryManager:
         tokens. Once every lease is released and ``poll`` has taken in every copy, all pages are
         free."""
         self.residency.clear()
+
+    # -- agents -------------------------------------------------------------------------------
+
+    def hint(self, next_uses: Sequence[tuple[AgentId, float | None]]) -> None:
+        """When agents are needed next, in steps of the clock; ``None`` = unknown. Of an agent that
+        is named twice, the last one holds."""
+        self.owners.set_next_uses(next_uses)
+
+    def called(self, agent: AgentId, expected: float | None) -> None:
+        """``agent`` called; ``expected`` is the next use that was known before."""
+        self.misses.calls(agent, expected)
+
+    def last_miss(self, agent: AgentId) -> Miss | None:
+        """Why ``agent``'s state was not there the last time that it was not."""
+        return self.misses.last.get(agent)
+
+    def is_resident(self, agent: AgentId | None) -> bool:
+        """Whether what ``agent``'s next request will likely begin with is on the device."""
+        return self.owners.is_resident(agent)
+
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
+        self.owners.fork(parent, child)
+
+    # -- adapters -----------------------------------------------------------------------------
+
+    def add_adapter(self, content: AdapterContent) -> None:
+        """Know of an adapter from now on. Adding equal content again changes nothing."""
+        self.adapters.add(content)
+
+    def remove_adapter(self, digest: bytes) -> None:
+        """Forget an adapter: its pages leave at once, or when the last lease lets go of it."""
+        self.adapters.remove(digest)
+
+    def bind_adapter(self, agent: AgentId, digest: bytes) -> None:
+        """``agent`` uses this adapter now, and no other; no effect where it was removed."""
+        if self.adapters.has(digest):
+            self.adapters.bind(agent, digest)
+
+    # -- time, steps and copies ---------------------------------------------------------------
+
+    def tick(self, now: float, pace: Pace, *, idle: bool) -> None:
+        """The simulation's clock moved to ``now``; ``idle``: no request was open."""
+        self.timing.tick(now, pace, idle=idle)
+
+    def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
+        """Once an iteration of the engine's loop: start the loads whose time has come, as far as
+        ``forecast`` tells it."""
+        self.prefetcher.plan(wall_s, forecast)
+
+    @property
+    def opens_in_s(self) -> float | None:
+        """Seconds from the last ``plan`` to the next load ahead; ``None`` where none is due."""
+        return self.prefetcher.opens_in_s
+
+    def take_table_changes(self) -> tuple[Int32s, Int32s, Int32s]:
+        """Rows, columns and pages of the block table written since the last call, in order."""
+        return self.table.take_changes()
+
+    def launched(self, step: int, prefill_tokens: int) -> None:
+        """``step`` is the newest of the compute queue: pages that are freed now may be used until
+        it is over."""
+        self.timing.launched(step, prefill_tokens)
+        if self.flight is not None:
+            self.flight.step(step)
+
+    def preempted(self) -> None:
+        """A running request had to give its pages to another."""
+        self.counters.preemptions += 1
+
+    def stalled(self, seconds: float) -> None:
+        """For so long, nothing could run because of loads."""
+        self.counters.stall_s += seconds
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether copies are under way."""
+        return bool(self.residency.transfers)
+
+    def drain(self) -> None:
+        """Call back every copy that has not started, and wait for the others."""
+        self.residency.drain()

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
 from scalesim.memory.lease import Lease
-from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.planner import BlockedBy
+from scalesim.memory.timing import Timing
 from scalesim.memory.tree.segment import Segment, lineage
 
 Cause: TypeAlias = Literal[
@@ -70,10 +71,10 @@ class Miss(NamedTuple):
 class Misses:
     """The last miss of each agent that had one."""
 
-    def __init__(self, prefetcher: Prefetcher, block_size: int) -> None:
+    def __init__(self, timing: Timing, block_size: int) -> None:
         self.last: dict[AgentId, Miss] = {}
         self._expected: dict[AgentId, float | None] = {}
-        self._prefetcher, self._block_size = prefetcher, block_size
+        self._timing, self._block_size = timing, block_size
 
     def calls(self, agent: AgentId, expected: float | None) -> None:
         """``agent`` called; this is what was known before."""
@@ -89,11 +90,11 @@ class Misses:
             lease.agent.leave(lease.num_shared)
 
     def looked_up(
-        self, lease: Lease, found: Segment, waiting: int, spared: int, now: float
+        self, lease: Lease, found: Segment, waiting: int, spared: int, blocked_by: BlockedBy
     ) -> None:
         """The prompt was found up to ``found``. Of its blocks, ``waiting`` are not on the device
-        yet, and the last ``spared`` are computed again instead of loaded. Called before the
-        agent's path is replaced by this one."""
+        yet, and the last ``spared`` are computed again instead of loaded; ``blocked_by`` is what
+        kept the planner from loads. Called before the agent's path is replaced by this one."""
         agent = lease.agent
         if agent is None:
             return
@@ -109,7 +110,7 @@ class Misses:
             return
         cause: Cause
         if waiting or spared:
-            cause = self._late(expected, now)
+            cause = self._late(expected, blocked_by)
         elif not kept or (goes_on and dropped > 0):
             cause = "pool small"
         elif _root(before) is not _root(found):
@@ -119,6 +120,7 @@ class Misses:
         lost = max(0, dropped) + (0 if goes_on else self._blocks_behind(before, found)) + spared
         token = lease.num_cached + spared * self._block_size
         size = self._block_size
+        now = self._timing.now
         self.last[agent.id] = Miss(cause, now, token, expected, waiting * size, lost * size)
 
     def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
@@ -134,12 +136,12 @@ class Misses:
         left = min(agent.num_left, num_tokens // self._block_size)
         return max(0, left - sum(segment.num_blocks for segment in there))
 
-    def _late(self, expected: float | None, now: float) -> Cause:
+    def _late(self, expected: float | None, blocked_by: BlockedBy) -> Cause:
         if expected is None:
             return "no hint"
-        if expected >= now + 1.0 or self._prefetcher.blocked_by is None:
+        if expected >= self._timing.now + 1.0 or blocked_by is None:
             return "hint late"
-        return "link full" if self._prefetcher.blocked_by == "link" else "pool small"
+        return "link full" if blocked_by == "link" else "pool small"
 
     @staticmethod
     def _blocks_behind(before: Segment, end: Segment) -> int:

@@ -11,12 +11,12 @@ import numpy as np
 from scalesim.config import SchedulerConfig
 from scalesim.distance.estimates import Source
 from scalesim.engine.parts import EngineParts
-from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.hardware import CostModel
+from scalesim.replay.levels import planning_of, replay_policy
 from scalesim.replay.roof import Limits, Roof, roof
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.simulation import Log, Simulation
@@ -65,11 +65,12 @@ class Machine:
 
     def parts(self, policy_name: str) -> EngineParts:
         """Virtual parts for ``Loop``."""
-        policy = policy_named(policy_name)
+        policy = replay_policy(policy_name)
         geometry = self.cost.model.geometry(self.block_size)
         link = VirtualLink(
             geometry.page_bytes, self.cost.hardware.link_bytes_per_s * self.link_share
         )
+        planning = planning_of(policy)
         pages = self.device_pages if policy.limited else max(RESIDENT_PAGES, self.host_pages)
         memory = MemoryManager(
             block_size=geometry.block_size,
@@ -80,6 +81,8 @@ class Machine:
             policy=policy,
             link=link,
             planner=self.planner,
+            make_ranking=planning.make_ranking,
+            make_planner=planning.make_planner,
         )
         config = SchedulerConfig(
             max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens
@@ -165,7 +168,7 @@ def play(
 ) -> tuple[Outcome, Simulation]:
     """Replay ``ticks`` under ``policy``, with ``sources`` beside what the ticks say. The first
     ``warmup`` ticks do not count, where there are more. ``witness``: find the bounds too."""
-    foresight = policy_named(policy).foresight
+    foresight = replay_policy(policy).foresight
     simulation = Simulation(
         machine.parts(policy),
         sources=sources,
@@ -200,7 +203,7 @@ def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
     """``outcome`` with what the order in which its calls were admitted asks for."""
     accesses = [access for _, access in sorted(log.accesses.items())]
     start = len(accesses) - outcome.turns
-    limited = policy_named(outcome.policy).limited
+    limited = replay_policy(outcome.policy).limited
     capacity = machine.device_pages if limited else RESIDENT_PAGES
     again = reads_again(accesses)
     return replace(

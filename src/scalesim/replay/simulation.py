@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
 from scalesim.engine.loop import EngineLoop
@@ -21,11 +19,11 @@ from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
+from scalesim.replay.leap import take_quiet_steps
 from scalesim.replay.runner import VirtualRunner
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
-from scalesim.testing.tags import mix
 from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 
@@ -109,7 +107,7 @@ class Simulation:
         alive = self.loop.step()
         assert alive or self._ended, f"{len(self._open)} agents wait and nothing is under way"
         if self._leap and not self._ended:
-            self._leap_ahead()
+            take_quiet_steps(self.loop, self.runner, self.link)
         ended, self._ended[:] = list(self._ended), []
         for one in ended:
             self._take(one)
@@ -182,21 +180,3 @@ class Simulation:
         }
         if told:
             self.loop.expect(told, absolute=True)
-
-    def _leap_ahead(self) -> None:
-        """Take the steps in which nothing but decoding can happen as one: the same times, plans
-        and tokens as one by one."""
-        loop, link = self.loop, self.link
-        at, most = loop.scheduler.quiet_decodes()
-        if most < 2:
-            return
-        slots, vocab_size = loop.scheduler.slots, np.uint64(loop.parts.model.vocab_size)
-        contexts, done = int(slots.known[at].sum()), 0
-        while done < most and not link.has_news:  # news is for an iteration of the loop to take in
-            loop.memory.residency.refused = False
-            loop.memory.prefetcher.plan(link.now_s)
-            self.runner.pass_time(self.runner.decode_work(len(at), contexts + done * len(at)))
-            drawn = mix(slots.key[at] + (slots.known[at] - 1).astype(np.uint64)) % vocab_size
-            loop.scheduler.take_decodes(at, drawn.astype(np.int32))
-            done += 1
-        loop.stats.steps += done

@@ -94,7 +94,7 @@ class AdapterRegistry:
             entry = self._by_digest.setdefault(content.digest, _Entry(unread))
             entry.names.add(name)
             self._by_name[name] = (entry, str(path))
-            self._post(lambda: self._memory.adapters.add(content))
+            self._post(lambda: self._memory.add_adapter(content))
 
     def remove(self, name: str, *, timeout: float | None = None) -> None:
         """Forget ``name``; its pages go with its last name. Agents that call themselves by it are
@@ -148,7 +148,7 @@ class AdapterRegistry:
         """``agent`` calls with ``name``: its pages move with the agent's next use from now on."""
         with self._lock:
             digest = self._bound[agent] = self._entry(name).content.digest
-            self._post(lambda: _bind(self._memory, agent, digest))
+            self._post(lambda: self._memory.bind_adapter(agent, digest))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` is bound as ``parent`` is. Memory's own fork says so too, until everything
@@ -168,9 +168,9 @@ class AdapterRegistry:
         """Memory has forgotten everything: tell it again, on the engine's thread."""
         with self._lock:
             for entry in self._by_digest.values():
-                self._memory.adapters.add(entry.content)
+                self._memory.add_adapter(entry.content)
             for agent, digest in self._bound.items():
-                _bind(self._memory, agent, digest)
+                self._memory.bind_adapter(agent, digest)
 
     def num_pages(self, name: str) -> int:
         with self._lock:
@@ -223,16 +223,11 @@ class AdapterRegistry:
         digest = entry.content.digest
         if not entry.names and digest not in self._open:
             del self._by_digest[digest]
-            self._post(lambda: self._memory.adapters.remove(digest))
+            self._post(lambda: self._memory.remove_adapter(digest))
 
 
 def _digests(call: Call) -> list[bytes]:
     return [use.digest for use in call.attachments if use.kind == ADAPTER]
-
-
-def _bind(memory: MemoryManager, agent: AgentId, digest: bytes) -> None:
-    if memory.adapters.has(digest):  # it may have been removed since
-        memory.adapters.bind(agent, digest)
 
 
 def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:

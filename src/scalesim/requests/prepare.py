@@ -139,17 +139,17 @@ class Intake:
         if adapter is None:
             return self._model.max_len
         memory = self._memory
-        num_pages = memory.device.num_usable - self._adapters.num_pages(adapter)
+        num_pages = memory.num_pages - self._adapters.num_pages(adapter)
         return min(self._model.max_len, num_pages * memory.block_size)
 
     def _check_room(self, adapter: str, num_tokens: int) -> None:
         """The device pool must hold a request and its adapter."""
         memory, num_pages = self._memory, self._adapters.num_pages(adapter)
         needed = -(-num_tokens // memory.block_size) + num_pages
-        if needed > memory.device.num_usable:
+        if needed > memory.num_pages:
             raise PromptTooLongError(
                 f"{num_tokens} tokens and adapter {adapter!r} of {num_pages} pages need {needed} "
-                f"pages; the device pool has {memory.device.num_usable}; raise device_memory"
+                f"pages; the device pool has {memory.num_pages}; raise device_memory"
             )
 
     def text_stream(self, request: Request) -> TokenStream | None:

@@ -70,7 +70,6 @@ class BatchBuilder:
         slots = self._slots
         part = self._decodes(decodes)
         if chunks:
-            self._memory.residency.costs.prefills(sum(count for _, count in chunks))
             part = self._with_chunks(part, chunks)
         at, sample = part.at, part.sample
         slots.launched[at] = part.ends
@@ -82,7 +81,7 @@ class BatchBuilder:
         scoring = self._scoring(part, query_start) if slots.num_scored else None
         embedding = self._embedding(chunks, part.starts, query_start)
         prefills = [sequence for sequence, _ in chunks]
-        rows, cols, pages = self._memory.table.take_changes()
+        rows, cols, pages = self._memory.take_table_changes()
         batch = Batch(
             step=step,
             token_ids=part.token_ids,

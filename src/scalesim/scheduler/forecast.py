@@ -1,8 +1,7 @@
 """What is known of the steps to come: from what the running sequences have left to generate, and
 who waits.
 
-Used by the look-ahead, which asks when a waiting request can start, and by simulations that take
-many steps in one go.
+Memory's planner asks: how soon can a waiting request start, and how many start at once?
 """
 
 from __future__ import annotations
@@ -12,15 +11,15 @@ import numpy.typing as npt
 
 from scalesim.core import AgentId
 from scalesim.scheduler.queue import RequestQueue
-from scalesim.scheduler.running import Running
 from scalesim.scheduler.slots import Slots
 
 
 class Forecast:
     """In steps, if all that run take their full length."""
 
-    def __init__(self, slots: Slots, running: Running, queue: RequestQueue) -> None:
-        self._slots, self._running, self._queue = slots, running, queue
+    def __init__(self, slots: Slots, queue: RequestQueue) -> None:
+        self._slots, self._queue = slots, queue
+        self.begin_at_once = len(slots.sequences)
 
     def starts_in(self, agent: AgentId) -> float:
         """Until the oldest waiting request of ``agent`` can start; 0 if it has none."""
@@ -48,14 +47,3 @@ class Forecast:
         at = [sequence.slot for sequence in self._slots.entered()]
         left: npt.NDArray[np.int64] = self._slots.limit[at] - self._slots.known[at]
         return left
-
-    def num_quiet_steps(self) -> int:
-        """For how many steps nobody who decodes can grow, stop or end."""
-        slots, at = self._slots, self._running.decoding
-        if not len(at) or self._running.prefilling:
-            return 0
-        if slots.watched[at].any() or (slots.stop_ids[at] >= 0).any():
-            return 0
-        known = slots.known[at]
-        steps = np.minimum(slots.limit[at] - known - 1, slots.capacity[at] - known + 1)
-        return max(0, int(steps.min()))

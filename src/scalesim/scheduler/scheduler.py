@@ -41,10 +41,7 @@ class Scheduler:
         self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
         self.queue, self.running = RequestQueue(config), Running(self.slots)
-        self.forecast = Forecast(self.slots, self.running, self.queue)
-        memory.prefetcher.starts_in = self.forecast.starts_in
-        memory.prefetcher.drains_in = self.forecast.drains_in
-        memory.prefetcher.begin_at_once = config.max_num_seqs
+        self.forecast = Forecast(self.slots, self.queue)
         self._batching = BatchBuilder(self.slots, memory)
         self._flights: deque[InFlight] = deque()
         self._ended: list[Sequence] = []
@@ -109,29 +106,11 @@ class Scheduler:
         ended, self._ended = self._ended, []
         return ended
 
-    def quiet_decodes(self) -> tuple[npt.NDArray[np.int64], int]:
-        """The slots that decode, and for how many steps nobody can enter, grow, stop or end, as
-        long as no copy arrives: what a simulation may take in one go."""
-        may_enter = self.num_waiting and self.slots.num_free
-        quiet = not may_enter and not self._flights
-        return self.running.decoding, self.forecast.num_quiet_steps() if quiet else 0
-
-    def take_decodes(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
-        """As if a step of ``at`` had been launched and had given ``tokens``; at most as often as
-        ``quiet_decodes`` allows."""
-        slots = self.slots
-        slots.take_tokens(at, tokens)
-        slots.launched[at] += 1
-        slots.done[at] += 1
-        self.num_steps += 1
-        self.memory.residency.last_launched += 1
-
     # -- a step -------------------------------------------------------------------------------
 
     def schedule(self) -> Batch | None:
         """Admit what fits, then the next batch; ``None`` if nothing can run now."""
         self._wake(self.memory.poll())
-        self.memory.residency.refused = False  # until somebody is, in this iteration
         if self.num_waiting and self.slots.num_free:
             self._admit()
         decodes = self._ready_decodes()
@@ -180,7 +159,7 @@ class Scheduler:
         while self.slots.num_free and self.num_waiting:
             if backlog >= self.config.max_num_batched_tokens:
                 return  # they could not start in this step; pages held for nothing
-            sequence = self.queue.next(self.memory.owners.is_resident)
+            sequence = self.queue.next(self.memory.is_resident)
             try:
                 lease = self._reserve(sequence)
             except AttachmentError as error:  # removed since the request was made
@@ -196,7 +175,7 @@ class Scheduler:
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
         upto = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
-        share = self.memory.device.num_usable // 2 if self.num_running else None
+        share = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
             sequence.domain,
@@ -229,8 +208,8 @@ class Scheduler:
             sequence.lease = None
             self.slots.leave(sequence)
             self._requeue(sequence)
-            error = lease.failed.error
-            sequence.failed_reads += lease.lost_attachment
+            error = lease.error
+            sequence.failed_reads += lease.could_not_read
             if isinstance(error, AttachmentError) or sequence.failed_reads > MAX_FAILED_READS:
                 self.cancel(sequence, "error", error)
 
@@ -275,7 +254,7 @@ class Scheduler:
         batch, flight = self._batching.launch(step, decodes, chunks)
         self._flights.append(flight)
         self.num_steps += 1
-        self.memory.residency.last_launched = step
+        self.memory.launched(step, sum(count for _, count in chunks))
         whole = [sequence for sequence in flight.prefills if self.slots.left(sequence) <= 0]
         self.running.decode(whole, step)
         return batch
@@ -293,14 +272,14 @@ class Scheduler:
             int(self.slots.launched[slot]) + self.config.safe_point_tokens,
         )
         while not memory.grow(sequence.lease, self._blocks(upto)):
-            if memory.residency.saving_pages or memory.residency.transfers:
+            if memory.is_moving:
                 return
             youngest = max(self.slots.entered(), key=rank)
             oldest = min(self.slots.entered(), key=rank)
             if youngest is oldest:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "
-                    f"{memory.device.num_usable} pages of {memory.block_size} tokens"
+                    f"{memory.num_pages} pages of {memory.block_size} tokens"
                 )
             self._preempt(youngest)
             if youngest is sequence:
@@ -311,7 +290,7 @@ class Scheduler:
         """Take its pages; full blocks stay in the tree as long as nobody needs theirs."""
         sequence.tokens = self.slots.known_tokens(sequence.slot)
         sequence.num_preemptions += 1
-        self.memory.counters.preemptions += 1
+        self.memory.preempted()
         self._leave(sequence)
         self._requeue(sequence)
 
@@ -419,7 +398,7 @@ class Scheduler:
                 self._take_back(sequence)
 
     def _take_back(self, sequence: Sequence) -> None:
-        blocks, usable = self._blocks(sequence.limit), self.memory.device.num_free
+        blocks, usable = self._blocks(sequence.limit), self.memory.num_free_pages
         if blocks > usable:
             self.cancel(sequence, "error", endings.pages_were_lost(sequence, blocks, usable))
         elif sequence.admission:

@@ -51,7 +51,6 @@ LINK_RULES = {
 POLICY_RULES = {
     "order": "`order` is 'next_use' or 'last_use'",
     "flags": "`host`, `look_ahead`, `weighs`, `limited` and `foresight` are booleans",
-    "levels": "`num_levels` is a whole number, 0 or more",
     "name": "`name` is a text",
 }
 
@@ -433,6 +432,3 @@ def try_policy(policy: Policy) -> None:
     for flag in ("host", "prefetcher", "weighs", "limited", "foresight"):
         value = getattr(policy, flag)
         must("flags", isinstance(value, bool), f"{flag}={value!r}")
-    levels = policy.num_levels
-    whole = isinstance(levels, int) and not isinstance(levels, bool) and levels >= 0
-    must("levels", whole, f"num_levels={levels!r}")

@@ -18,7 +18,7 @@ from scalesim.batch import LaunchedStep
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
-from scalesim.memory.prefetch.prefetcher import Pace
+from scalesim.memory.timing import Pace
 from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
@@ -130,14 +130,14 @@ class MemoryWorld:
         source = FlakySource(tag, pages, self.broken)
         self.adapters[name] = (tag, count)
         layout = adapter_layout(tag, count)
-        self.manager.adapters.add(
+        self.manager.add_adapter(
             AdapterContent(digest_of(tag), layout, count, None, source, pages if tag % 2 else None)
         )
 
     def unload_adapter(self, name: int) -> None:
         """Also in use: leases go on with what they hold."""
         if self.shape.adapters and (found := self.adapters.pop(name % self.shape.adapters, None)):
-            self.manager.adapters.remove(digest_of(found[0]))
+            self.manager.remove_adapter(digest_of(found[0]))
 
     def break_source(self, name: int) -> None:
         """The adapter cannot be read any more, or can be again."""
@@ -151,7 +151,7 @@ class MemoryWorld:
         names = sorted(self.adapters)
         tag, count = self.adapters[names[agent % len(names)]]
         start = 0 if pick % 3 else pick % num_tokens
-        self.manager.adapters.bind(agent, digest_of(tag))
+        self.manager.bind_adapter(agent, digest_of(tag))
         return adapter_use(digest_of(tag), adapter_layout(tag, count), start)
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
@@ -215,7 +215,7 @@ class MemoryWorld:
             return
         step = self.num_launched
         self.num_launched += 1
-        self.manager.residency.last_launched = step
+        self.manager.launched(step, 0)
         batch = batch_of(step, work, self.manager.table)
         copied = enumerate(batch.page_copies[:, 1].tolist())
         self.copying |= {(step, index): page for index, page in copied}
@@ -281,14 +281,14 @@ class MemoryWorld:
     # -- the simulation and the link ----------------------------------------------------------
 
     def expect_agent(self, agent: int, at: float | None) -> None:
-        self.manager.owners.set_next_use(agent, at)
+        self.manager.hint([(agent, at)])
 
     def advance(self, ticks: int) -> None:
-        self.manager.ranking.now += ticks
-        self.manager.prefetcher.pace = Pace(0.001 * ticks or None)
+        now = self.manager.timing.now + ticks
+        self.manager.tick(now, Pace(0.001 * ticks or None), idle=False)
 
     def fork(self, parent: int, child: int) -> None:
-        self.manager.owners.fork(parent, child)
+        self.manager.fork(parent, child)
 
     def drop_agent(self, agent: int) -> None:
         if all(held.agent != agent for held in self.held):
@@ -319,7 +319,7 @@ class MemoryWorld:
                 raise AssertionError(f"{segment} was a forgotten agent's, and stays")
 
     def plan(self) -> None:
-        self.manager.prefetcher.plan(0.0)
+        self.manager.plan(0.0)
 
     def land(self, count: int) -> None:
         self.bed.move(count)

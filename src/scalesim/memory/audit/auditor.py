@@ -40,10 +40,6 @@ class Auditor:
         self._next_sweep_s = 0.0
         self._swept_at = -1
 
-    def launched(self, step: int) -> None:
-        if self.memory.flight is not None:
-            self.memory.flight.step(step)
-
     def after_step(self) -> None:
         """Do the counts add up? O(running requests). Raises ``AccountError``."""
         if self.mode != "off":
@@ -52,7 +48,7 @@ class Auditor:
     def when_idle(self) -> None:
         """Compare everything with everything, if a step was launched since the last time and this
         has not taken more than its share of the time. Raises ``IntegrityError``."""
-        launched = self.memory.residency.last_launched
+        launched = self.memory.timing.last_launched
         if self.mode == "off" or launched == self._swept_at:
             return
         start_s = self._time_s()

@@ -3,6 +3,7 @@ ahead only."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,6 @@ class Policy:
     ``look_ahead``: state is loaded before it is asked for, when its start window opens.
     ``weighs``: what would be there sooner if it were computed again is not loaded.
     ``limited``: the device pool has the configured size, else all that the machine can give.
-    ``num_levels``: classes that distances are clipped to, as the published ScaleSim does.
     ``foresight``: is told what really comes, which only a replay can do.
     """
 
@@ -28,7 +28,6 @@ class Policy:
     weighs: bool = False
     limited: bool = True
     foresight: bool = False
-    num_levels: int = 0
 
 
 POLICIES = {
@@ -37,7 +36,6 @@ POLICIES = {
         Policy("deadline", order="next_use", host=True, prefetcher=True, weighs=True),
         Policy("lru-swap", order="last_use", host=True, prefetcher=False),
         Policy("lru-recompute", order="last_use", host=False, prefetcher=False),
-        Policy("levels", order="next_use", host=True, prefetcher=True, num_levels=4),
         Policy("oracle", order="next_use", host=True, prefetcher=True, weighs=True, foresight=True),
         Policy("resident", order="last_use", host=False, prefetcher=False, limited=False),
     )
@@ -46,9 +44,9 @@ POLICIES = {
 ENGINE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.foresight)
 
 
-def policy_named(name: str) -> Policy:
+def policy_named(name: str, policies: Mapping[str, Policy] = POLICIES) -> Policy:
     """The policy called ``name``; raises ``ConfigError`` with the names there are."""
-    if (policy := POLICIES.get(text("policy", name, ConfigError))) is None:
-        known = ", ".join(POLICIES)
+    if (policy := policies.get(text("policy", name, ConfigError))) is None:
+        known = ", ".join(policies)
         raise ConfigError(f"unknown policy {shown(name)}; policy must be one of: {known}")
     return policy

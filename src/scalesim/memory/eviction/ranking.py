@@ -7,8 +7,12 @@ segment that changes five times in a tick is put in order once, or not at all if
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.timing import Timing
 from scalesim.memory.tree.owner import MANY_OWNERS
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment
@@ -16,19 +20,13 @@ from scalesim.memory.tree.use import UseTime
 
 MAX_SAVE_FAILURES = 3
 MAX_CHANGED = 256  # how many segments the orders may be behind by
-_FAR = 1e18
 
 
 class EvictionRanking:
-    """``now`` is the simulation's time in ticks.
+    """What lies on the host is ordered only from the first time that the host runs short."""
 
-    What lies on the host is ordered only from the first time that the host runs short.
-    """
-
-    def __init__(self, tree: PrefixTree, policy: Policy) -> None:
-        self.now = 0.0
-        self.num_levels = policy.num_levels
-        self._tree, self._policy = tree, policy
+    def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
+        self._tree, self.policy, self.timing = tree, policy, timing
         self._evictable: LazyHeap[Segment] = LazyHeap()
         self._cleanable: LazyHeap[Segment] = LazyHeap()
         self._host_only: LazyHeap[Segment] = LazyHeap()
@@ -50,21 +48,19 @@ class EvictionRanking:
 
     def touch(self, segment: Segment) -> None:
         """``segment`` was used now."""
-        segment.touch(self.now, self.next_seq())
+        segment.touch(self.timing.now, self.next_seq())
 
     # -- uses ---------------------------------------------------------------------------------
 
     def use_of(self, segment: Segment) -> UseTime:
-        if self._policy.order == "last_use":
+        if self.policy.order == "last_use":
             return UseTime(None, 0, segment.last_use, segment.last_seq)
-        if self.num_levels:
-            return self._in_levels(segment)
         if self.is_over(segment):
             return UseTime(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
-        next_use, next_seq = self._soonest(segment)
+        next_use, next_seq = self.next_use_of(segment)
         return UseTime(next_use, next_seq, segment.last_use, segment.last_seq)
 
-    def _soonest(self, segment: Segment) -> tuple[float | None, int]:
+    def next_use_of(self, segment: Segment) -> tuple[float | None, int]:
         """The next use of the owner who comes first."""
         next_use: float | None = None
         next_seq = 0
@@ -79,17 +75,6 @@ class EvictionRanking:
                 ):
                     next_use, next_seq = at, owner.next_seq
         return next_use, next_seq
-
-    def _in_levels(self, segment: Segment) -> UseTime:
-        """Whole ticks up to the last class, then far, then unknown; no order inside a class."""
-        next_use, _ = self._soonest(segment)
-        if next_use is None:
-            level = float("inf")
-        elif next_use - self.now >= self.num_levels:
-            level = _FAR
-        else:
-            level = float(int(max(next_use, -_FAR)))
-        return UseTime(level, segment.seq, segment.last_use, segment.last_seq)
 
     def is_over(self, segment: Segment) -> bool:
         """Whether no owner's next calls will likely begin with it. It leaves first, and comes back
@@ -115,7 +100,7 @@ class EvictionRanking:
 
     def may_save(self, segment: Segment) -> bool:
         return (
-            self._policy.host
+            self.policy.host
             and not segment.is_tail
             and segment.failed_saves < MAX_SAVE_FAILURES
             and not self.is_leftover(segment)
@@ -138,25 +123,25 @@ class EvictionRanking:
     def farthest_on_device(self) -> Segment | None:
         """What leaves the device first."""
         self._catch_up()
-        return self._evictable.peek(self.now)
+        return self._evictable.peek(self.timing.now)
 
     def farthest_dirty(self) -> Segment | None:
         """What is cleaned first: it leaves soonest among what has no copy."""
         self._catch_up()
-        return self._cleanable.peek(self.now)
+        return self._cleanable.peek(self.timing.now)
 
     def farthest_on_host(self) -> Segment | None:
         """What leaves the host first, of what is nowhere else."""
         self._catch_up()
         self._watch_host()
-        return self._host_only.peek(self.now)
+        return self._host_only.peek(self.timing.now)
 
     def soonest_doubled(self, but: Segment) -> Segment | None:
         """Whose host copy is needed last: it is on the device, and leaves that last of all."""
         self._catch_up()
         self._watch_host()
         self._doubled.discard(but)
-        return self._doubled.peek(self.now)
+        return self._doubled.peek(self.timing.now)
 
     def is_evictable(self, segment: Segment) -> bool:
         self._catch_up()
@@ -235,3 +220,6 @@ class EvictionRanking:
             self._host_is_short = True
             for segment in self._tree:
                 self._place_on_host(segment, self.use_of(segment))
+
+
+MakeRanking: TypeAlias = Callable[[PrefixTree, Policy, Timing], EvictionRanking]

@@ -11,16 +11,16 @@ never given back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
 from scalesim.core import Fence
 from scalesim.foreign import Foreign, words_of
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
-from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.links.link import Copies, LinkError, PageSource
 from scalesim.memory.tiers import Tier, Tiers
+from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment, Transfer, descendants
 from scalesim.memory.tree.use import UseTime
@@ -30,26 +30,41 @@ _SOON_TICKS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
+class Listener(Protocol):
+    """Is told of what leaves a tier."""
+
+    def evicted(self, segment: Segment) -> None:
+        """Pages of ``segment`` left the device."""
+        ...
+
+    def attachment_moved(self, segment: Segment) -> None:
+        """``segment`` left a tier, or came to the host."""
+        ...
+
+
 class Residency:
-    """The contents of the tiers. ``last_launched`` is the newest step of the compute queue."""
+    """The contents of the tiers. ``listener`` wants back what leaves them."""
 
     def __init__(
         self,
         tree: PrefixTree,
-        policy: Policy,
+        ranking: EvictionRanking,
+        listener: Listener,
         tiers: Tiers,
         page_bytes: int,
         counters: Counters,
+        timing: Timing,
     ) -> None:
         link = tiers.host.link
         assert link is not None
-        self.tree, self.policy, self.tiers, self.link = tree, policy, tiers, link
+        self.tree, self.ranking, self._listener = tree, ranking, listener
+        self.tiers, self.link, self.page_bytes = tiers, link, page_bytes
         self.device, self.host = tiers.device.pool, tiers.host.pool
-        self.page_bytes = page_bytes
-        self.ranking = EvictionRanking(tree, policy)
-        self.costs = LoadOrRecompute(link, page_bytes, tree.block_size, weighs=policy.weighs)
-        self.counters = counters
-        self.last_launched = -1
+        self.counters, self.timing = counters, timing
+        self.policy = policy = ranking.policy
+        self.costs = LoadOrRecompute(
+            link, timing, page_bytes, tree.block_size, weighs=policy.weighs
+        )
         self.transfers: dict[int, Transfer] = {}  # by ticket
         self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
         self._num_refused = 0
@@ -57,9 +72,6 @@ class Residency:
         self.filling_pages = 0  # of attachments, on their way from sources to the host
         self.demand_waiting = 0  # open demand transfers
         self.refused = False  # the last request for pages had to go away without
-        self.on_eviction: Callable[[Segment], None] = lambda segment: None
-        # an attachment came to the host, or left a tier
-        self.on_attachment_moved: Callable[[Segment], None] = lambda segment: None
         self._whole = self.device.num_usable // _WHOLE
         self._is_whole = not policy.limited  # nothing left a pool that should hold everything
 
@@ -83,9 +95,9 @@ class Residency:
             if victim is None:
                 return False
             use = ranking.use_of(victim)
-            if ahead_of is not None and not ahead_of.sooner_than(use, ranking.now):
+            if ahead_of is not None and not ahead_of.sooner_than(use, self.timing.now):
                 return False
-            if self.saving_pages >= missing and use.distance(ranking.now) <= _SOON_TICKS:
+            if self.saving_pages >= missing and use.distance(self.timing.now) <= _SOON_TICKS:
                 return False  # enough that is used later is on its way out
             self._evict(victim, use, missing)
         return True
@@ -125,7 +137,7 @@ class Residency:
         top = leaving[-1].parent
         for one in leaving:
             if one.parent is not None:  # not merged meanwhile
-                self.on_eviction(one)
+                self._listener.evicted(one)
                 self._settle(one)
         if top is not None and top.parent is not None:  # who merged settled nothing above it
             self.ranking.refresh(top)
@@ -145,12 +157,12 @@ class Residency:
             or above.num_dirty
         ):
             return None
-        return None if self.ranking.use_of(above).sooner_than(use, self.ranking.now) else above
+        return None if self.ranking.use_of(above).sooner_than(use, self.timing.now) else above
 
     def free(self, tier: Tier, pages: list[int]) -> None:
         """Nobody holds ``pages`` any more; steps that were launched may still touch those of the
         first tier."""
-        tier.pool.free(pages, self.last_launched if tier is self.tiers.device else -1)
+        tier.pool.free(pages, self.timing.last_launched if tier is self.tiers.device else -1)
 
     def _cut(self, tier: Tier, segment: Segment, keep: int) -> list[int]:
         """The pages of ``segment`` on ``tier`` from block ``keep`` on, which are to be freed."""
@@ -198,7 +210,7 @@ class Residency:
         available = segment.num_available
         if segment.source is not None:  # known without pages: it is read again when it is needed
             self.ranking.refresh(segment)
-            self.on_attachment_moved(segment)
+            self._listener.attachment_moved(segment)
             return
         if available == 0 and segment.pins == 0:
             self.ranking.forget(segment)
@@ -320,12 +332,12 @@ class Residency:
         while self.host.num_free < count:
             use = ranking.use_of(saved)
             double = ranking.soonest_doubled(saved)
-            if double is not None and ranking.use_of(double).sooner_than(use, ranking.now):
+            if double is not None and ranking.use_of(double).sooner_than(use, self.timing.now):
                 self.free(self.tiers.host, self.tiers.host.cut(double, 0))
                 self.ranking.refresh(double)
                 continue
             farthest = ranking.farthest_on_host()
-            if farthest is None or not use.sooner_than(ranking.use_of(farthest), ranking.now):
+            if farthest is None or not use.sooner_than(ranking.use_of(farthest), self.timing.now):
                 return False
             keep = max(0, farthest.host.valid - (count - self.host.num_free))
             if farthest.is_attachment:
@@ -401,7 +413,7 @@ class Residency:
                 self._refresh_parent(segment)
             self.ranking.refresh(segment)
             if transfer.purpose == "fill":
-                self.on_attachment_moved(segment)
+                self._listener.attachment_moved(segment)
         for segment, _ in transfer.parts:
             if segment.is_attachment:
                 self.settle_attachment(segment)

@@ -19,7 +19,8 @@ from scalesim.memory.leases.prefix_lookup import PrefixLookup, PrefixMatch
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.misses import Misses
 from scalesim.memory.prefetch.owners import Owners
-from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.planner import Planner
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 
@@ -35,7 +36,8 @@ class Admission:
     attachments: Attachments
     owners: Owners
     misses: Misses
-    prefetcher: Prefetcher
+    queue: PrefetchQueue
+    planner: Planner
     table: BlockTable
 
     def acquire(
@@ -155,14 +157,14 @@ class Admission:
         """The same for the agent that called: its prompt was found up to ``end``, and the last
         ``spared`` blocks of that are computed again."""
         waited = lease.num_waited_blocks
-        self.misses.looked_up(lease, end, waited, spared, self.residency.ranking.now)
+        self.misses.looked_up(lease, end, waited, spared, self.planner.blocked_by)
         lease.rebuilds(spared + self.misses.num_lost(lease, end, found.num_tokens))
         if agent.next_use is not None:
             on_time = all(segment.is_ready for segment in found.attached)
-            self.prefetcher.observe_arrival(late=waited > 0 or not on_time)
+            self.planner.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:
-            self.prefetcher.give_up(agent)
+            self.queue.give_up(agent)
 
     def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
         pages: list[int] = []

@@ -9,38 +9,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
-from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES
 from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.prefetch.queue import is_away
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment
 
-_ASSUMED_BYTES_PER_S = 2e8
+ASSUMED_BYTES_PER_S = 2e8
 
 
 class AttachmentReads:
-    """The awaited agents whose attachments are to be read. ``rate``: bytes a second of reading;
-    told by who reads."""
+    """Takes the agents in ``awaited``, whose attachments are to be read. ``rate``: bytes a second
+    of reading."""
 
-    def __init__(self, residency: Residency) -> None:
-        self.rate: Callable[[], float] = lambda: _ASSUMED_BYTES_PER_S
-        self._residency = residency
-        self._awaited: LazyHeap[AgentState] = LazyHeap(soonest=True)
-
-    def await_agent(self, agent: AgentState) -> None:
-        if agent.next_use is not None and any(map(is_away, agent.attached)):
-            self._awaited.add(agent, agent.use())
-        else:
-            self._awaited.discard(agent)
+    def __init__(
+        self, residency: Residency, awaited: LazyHeap[AgentState], rate: Callable[[], float]
+    ) -> None:
+        self._residency, self._awaited, self._rate = residency, awaited, rate
 
     def plan(self, opens_in_s: Callable[[AgentState, int], float], margin: float) -> None:
         """Start the reads that must begin now, soonest first. ``opens_in_s(agent, pages)``: seconds
         until a load of so many pages to the device must start."""
         residency = self._residency
-        while (agent := self._awaited.peek(residency.ranking.now)) is not None:
+        while (agent := self._awaited.peek(residency.timing.now)) is not None:
             away = [segment for segment in agent.attached if is_away(segment)]
             if away:
                 count = sum(segment.num_blocks for segment in away)
-                read_s = (residency.filling_pages + count) * residency.page_bytes / self.rate()
+                read_s = (residency.filling_pages + count) * residency.page_bytes / self._rate()
                 if opens_in_s(agent, count) > (1.0 + margin) * read_s:
                     return
                 for segment in away:
@@ -58,14 +52,3 @@ class AttachmentReads:
         pages = residency.take(count, ahead_of=agent.use())
         if pages is not None:
             residency.start_read(segment, pages, demand=False)
-
-
-def is_away(segment: Segment) -> bool:
-    """Whether it can only be read from its source, and nothing is under way yet."""
-    return (
-        segment.source is not None
-        and segment.num_missing > 0
-        and not segment.host
-        and segment.device.transfer is None
-        and segment.failed_saves < MAX_SAVE_FAILURES
-    )

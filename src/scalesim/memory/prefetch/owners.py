@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.ranking import EvictionRanking
-from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment, lineage
@@ -17,10 +17,10 @@ _MANY = 16  # changes that are cheaper put into order together
 class Owners:
     """All agents that memory has heard of. Changes owners and next uses, moves no page."""
 
-    def __init__(self, tree: PrefixTree, ranking: EvictionRanking, prefetcher: Prefetcher) -> None:
+    def __init__(self, tree: PrefixTree, ranking: EvictionRanking, queue: PrefetchQueue) -> None:
         self.agents: dict[AgentId, AgentState] = {}
         self._habit = ReuseStats()
-        self._tree, self._ranking, self._prefetcher = tree, ranking, prefetcher
+        self._tree, self._ranking, self._queue = tree, ranking, queue
 
     def agent(self, id: AgentId) -> AgentState:
         state = self.agents.get(id)
@@ -34,15 +34,11 @@ class Owners:
         state.go()
         return state
 
-    def set_next_use(self, id: AgentId, next_use: float | None) -> None:
-        """Advice on when ``id`` is needed next, in ticks of the clock; ``None`` = unknown."""
-        self.set_next_uses([(id, next_use)])
-
     def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
-        """``set_next_use`` for many, in this order: of an agent that is named twice, the last one
-        holds. Of an agent that has nothing in an order, which is most of them, only the time is
-        written down."""
-        prefetcher = self._prefetcher
+        """When agents are needed next, in ticks of the clock; ``None`` = unknown. Of an agent that
+        is named twice, the last one holds. Of an agent that has nothing in an order, which is most
+        of them, only the time is written down."""
+        queue = self._queue
         seqs = self._ranking.next_seqs(len(advice))
         awaited: list[AgentState] = []
         for state, (_, next_use), seq in zip(self._named(advice), advice, seqs, strict=True):
@@ -54,12 +50,16 @@ class Owners:
             if state.placed:
                 self._refresh_paths(state)
             if next_use is None or len(advice) < _MANY:
-                prefetcher.await_agent(state)
+                queue.add(state)
             else:
                 awaited.append(state)
         awaited = [state for state in awaited if state.next_use is not None]  # not taken back since
         if awaited:
-            prefetcher.await_agents(awaited)
+            queue.add_all(awaited)
+
+    def hints(self) -> list[tuple[AgentId, float | None]]:
+        """What was said of each agent's next use."""
+        return [(id, agent.next_use) for id, agent in self.agents.items()]
 
     def _named(self, advice: Sequence[tuple[AgentId, float | None]]) -> list[AgentState]:
         """The agents that ``advice`` names. That they are all looked up first lets the processor
@@ -100,7 +100,7 @@ class Owners:
         state.attach(segment)
         segment.own(state)
         self._ranking.refresh(segment)
-        self._prefetcher.await_agent(state)
+        self._queue.add(state)
 
     def detach(self, agent: AgentState, segment: Segment) -> None:
         """``agent`` uses ``segment`` no more."""
@@ -115,7 +115,7 @@ class Owners:
         if state is None:
             return []
         ends = state.go()
-        self._prefetcher.await_agent(state)
+        self._queue.add(state)
         left: dict[Segment, None] = {}
         for end in ends:
             path = lineage(end)
@@ -169,7 +169,7 @@ class Owners:
         """Pages of ``segment`` left the device: its owners will want them back."""
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
-                self._prefetcher.await_agent(owner)
+                self._queue.add(owner)
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
 
@@ -177,7 +177,7 @@ class Owners:
         """``segment`` left a tier, or came to the host: its owners will want it loaded, or read."""
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
-                self._prefetcher.await_agent(owner)
+                self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
         """What ``agent`` owns alone, or almost, has another next use now. An agent of whose

@@ -8,33 +8,18 @@ residency does the moving.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
-from scalesim.core import AgentId
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.links.link import Direction
-from scalesim.memory.prefetch.attachment_reads import AttachmentReads
+from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.wake_queue import WakeQueue
+from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
+from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 
-_WEIGHT = 0.1  # of the newest iteration of the loop in its running length
-_OF_TICKS = 0.5  # weight of the newest tick in whether ticks wait for all calls
 _SURE = 0.7
-_PAUSE_S = 1.0  # a longer gap between two iterations is a pause, not one
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How the simulation's clock runs: seconds a tick (``None`` = not known yet), how much that
-    varies, and the wall time of the last tick."""
-
-    seconds_per_tick: float | None = None
-    jitter_s: float = 0.0
-    last_tick_s: float = 0.0
 
 
 def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
@@ -44,100 +29,64 @@ def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float
 
 
 class Prefetcher:
-    """The agents that are awaited, and the loop's own pace. ``opens_in_s`` is the time to the next
-    start window, ``None`` if no agent is awaited, as of the last ``plan``."""
+    """The planner of the engine. ``margin`` is the slack of the start window as it is now;
+    ``read_rate`` gives the bytes a second at which adapters are read."""
 
-    def __init__(self, residency: Residency, config: PlannerConfig) -> None:
-        self.pace = Pace()
+    def __init__(
+        self,
+        residency: Residency,
+        queue: PrefetchQueue,
+        config: PlannerConfig,
+        read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
+    ) -> None:
         self.margin = config.margin
         self.opens_in_s: float | None = None
-        self.blocked_by: Literal["link", "pool"] | None = None  # what keeps an open window waiting
-        # iterations until a waiting request of the agent can start; told by who knows the queue
-        self.starts_in: Callable[[AgentId], float] = lambda agent: 0.0
-        self.drains_in: Callable[[], float] = lambda: float("inf")  # until all requests have ended
-        self.begin_at_once = 1  # requests that can start when the clock moves; told likewise
-        self._residency, self._config = residency, config
+        self.blocked_by: BlockedBy = None
+        self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
-        self._awaited = WakeQueue()
-        self.reads = AttachmentReads(residency)
-        self._iteration_s = 0.0
-        self._waits_for_all = 0.0
-        self._last_s: float | None = None
-
-    def await_agent(self, agent: AgentState) -> None:
-        """Watch for the moment when ``agent``'s start window opens."""
-        if not self._policy.prefetcher:
-            return
-        if agent.next_use is None:
-            self._awaited.discard(agent)
-        else:
-            self._awaited.add(agent, self._residency.ranking.now)
-        if agent.attached:
-            self.reads.await_agent(agent)
-
-    def give_up(self, agent: AgentState) -> None:
-        """``agent`` computes what it lacks: that need not come any more."""
-        self._awaited.discard(agent)
-
-    def await_agents(self, agents: Sequence[AgentState]) -> None:
-        """``await_agent`` for each; of all of them the next use is known."""
-        if not self._policy.prefetcher:
-            return
-        self._awaited.add_all(agents, self._residency.ranking.now)
-        for agent in agents:
-            if agent.attached:
-                self.reads.await_agent(agent)
-
-    def observe_tick(self, pace: Pace, *, idle: bool) -> None:
-        """The clock moved; ``idle``: no request was open."""
-        self.pace = pace
-        self._waits_for_all += _OF_TICKS * (idle - self._waits_for_all)
+        self._timing = residency.timing
+        self.awaited = queue.loads
+        self._reads = AttachmentReads(residency, queue.reads, read_rate)
 
     def observe_arrival(self, *, late: bool) -> None:
-        """An agent with a known next use called: was its state there? The window grows when it was
-        not, and shrinks back slowly when it was."""
+        """The window grows when state was not there in time, and shrinks back slowly when it
+        was."""
         if late:
             self.margin = min(self._config.max_margin, self.margin * 1.25 + 0.05)
         else:
             self.margin = max(self._config.margin, self.margin * 0.99)
 
-    def plan(self, wall_s: float) -> None:
+    def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
         """Start the loads whose window is open, soonest first; then, on an idle link, clean.
 
         Nothing is loaded ahead while a request waits for pages: the two would take them from each
         other in turn, for ever.
         """
-        self._observe_iteration(wall_s)
+        self._timing.begin_iteration(wall_s)
         self.opens_in_s = None
         self.blocked_by = None
-        if self._policy.prefetcher and not self._residency.refused:
-            self._load(wall_s)
-            self.reads.plan(
-                lambda agent, count: self._opens_in_s(self._needed_s(agent, wall_s), count),
+        if self._policy.prefetcher and not self.residency.refused:
+            self.load(wall_s, forecast)
+            self._reads.plan(
+                lambda agent, count: self._opens_in_s(
+                    self._needed_s(agent, wall_s, forecast), count
+                ),
                 self.margin,
             )
         if self._policy.host:
             self._clean()
 
-    def _observe_iteration(self, wall_s: float) -> None:
-        took_s = None if self._last_s is None else wall_s - self._last_s
-        if took_s is not None and not 0.0 <= took_s < _PAUSE_S:
-            took_s = None
-        if took_s is not None:
-            self._iteration_s += _WEIGHT * (took_s - self._iteration_s)
-        self._residency.costs.observe_iteration(took_s)
-        self._last_s = wall_s
-
-    def _load(self, wall_s: float) -> None:
-        residency = self._residency
-        while (agent := self._awaited.peek()) is not None:
-            missing = self._missing(agent)
+    def load(self, wall_s: float, forecast: Forecast) -> None:
+        """Start the loads whose window is open."""
+        residency = self.residency
+        while (agent := self.awaited.peek()) is not None:
+            missing = self.missing(agent)
             count = sum(blocks for _, blocks in missing)
             if count == 0:
-                self._awaited.discard(agent)
+                self.awaited.discard(agent)
                 continue
-            needed_s = self._needed_s(agent, wall_s)
-            self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent))
+            needed_s = self._needed_s(agent, wall_s, forecast)
+            self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent, forecast))
             if self.opens_in_s > 0.0:
                 return
             if self._link_is_busy("in"):
@@ -147,27 +96,27 @@ class Prefetcher:
             if worth < count:
                 self.blocked_by = "link"
             if worth == 0:  # it will be computed again
-                self._awaited.discard(agent)
+                self.awaited.discard(agent)
                 continue
             pages = residency.take(worth, ahead_of=agent.use())
-            if not self._start(agent, missing, pages):
+            if not self.start(agent, missing, pages):
                 self.blocked_by = "pool"
                 return
 
-    def _start(
+    def start(
         self, agent: AgentState, missing: list[tuple[Segment, int]], pages: list[int] | None
     ) -> bool:
         """Load ``missing`` into ``pages``, as far as they go; False if there are none, or not for
         what is missing now: making room may have merged or dropped segments."""
-        residency = self._residency
+        residency = self.residency
         if pages is None:
             return False
-        if self._missing(agent) != missing:
-            missing = self._missing(agent)
+        if self.missing(agent) != missing:
+            missing = self.missing(agent)
             if sum(blocks for _, blocks in missing) < len(pages):
                 residency.device.free(pages)
                 return False
-        self._awaited.discard(agent)
+        self.awaited.discard(agent)
         parts = []
         for segment, blocks in missing:
             if pages:
@@ -179,14 +128,14 @@ class Prefetcher:
     def _link_is_busy(self, direction: Direction) -> bool:
         """Whether it has work for longer than until it is looked at again: more can wait as well,
         and what waits here can still be put behind something more urgent."""
-        ahead_s = 2.0 * self._iteration_s + self._config.jitter_s
+        ahead_s = 2.0 * self._timing.iteration_s + self._config.jitter_s
         return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
 
-    def _missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
+    def missing(self, agent: AgentState) -> list[tuple[Segment, int]]:
         """What of ``agent``'s paths is on the host only, parents first, the most used path
         first."""
         parts: dict[Segment, int] = {}
-        ranking = self._residency.ranking
+        ranking = self.residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
                 if segment.device.transfer is not None or ranking.is_over(segment):
@@ -202,45 +151,45 @@ class Prefetcher:
 
     def _opens_in_s(self, needed_s: float, count: int) -> float:
         """Seconds until the window opens of ``count`` blocks that are needed in ``needed_s``. That
-        a load is started and found finished only at an iteration of the loop widens it."""
+        a load is started and found finished only once an iteration widens it."""
         if math.isinf(needed_s):
             return needed_s
-        num_bytes = count * self._residency.page_bytes
+        num_bytes = count * self.residency.page_bytes
         queued = self._link.queued_bytes("in")
         window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        return needed_s - window_s - self._config.jitter_s - 2.0 * self._iteration_s
+        return needed_s - window_s - self._config.jitter_s - 2.0 * self._timing.iteration_s
 
-    def _num_beside(self, agent: AgentState) -> int:
+    def _num_beside(self, agent: AgentState, forecast: Forecast) -> int:
         """How many need about as much when ``agent`` does, itself among them. When the clock moves,
         as many as can run begin at once; of a queue, each has its own time."""
         assert agent.next_use is not None
-        if agent.next_use <= self._residency.ranking.now:
+        if agent.next_use <= self._timing.now:
             return 1
-        return min(self.begin_at_once, self._awaited.num_near)
+        return min(forecast.begin_at_once, self.awaited.num_near)
 
-    def _needed_s(self, agent: AgentState, wall_s: float) -> float:
+    def _needed_s(self, agent: AgentState, wall_s: float, forecast: Forecast) -> float:
         """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass
         evenly; the next tick may come early."""
         assert agent.next_use is not None
-        ticks = agent.next_use - self._residency.ranking.now
-        tick_s = self.pace.seconds_per_tick
+        ticks = agent.next_use - self._timing.now
+        tick_s = self._timing.pace.seconds_per_tick
         if tick_s is None:  # no idea of time yet: one tick ahead
             return 0.0 if ticks <= 1.0 else float("inf")
         if ticks <= 0.0:  # it has called already, and waits its turn
-            return self.starts_in(agent.id) * self._iteration_s
-        return self._until_tick_s(tick_s, wall_s) + (ticks - 1.0) * tick_s
+            return forecast.starts_in(agent.id) * self._timing.iteration_s
+        return self._until_tick_s(tick_s, wall_s, forecast) + (ticks - 1.0) * tick_s
 
-    def _until_tick_s(self, tick_s: float, wall_s: float) -> float:
+    def _until_tick_s(self, tick_s: float, wall_s: float, forecast: Forecast) -> float:
         """Seconds until the clock moves. A simulation that waits for all its calls moves on when
         they have ended; of another, only the usual length of a tick is known."""
-        if self._waits_for_all > _SURE:
-            return self.drains_in() * self._iteration_s
-        return tick_s - (wall_s - self.pace.last_tick_s) - 2.0 * self.pace.jitter_s
+        if self._timing.waits_for_all > _SURE:
+            return forecast.drains_in() * self._timing.iteration_s
+        return tick_s - (wall_s - self._timing.pace.last_tick_s) - 2.0 * self._timing.pace.jitter_s
 
     def _clean(self) -> None:
         """Save what leaves soonest while the pool is short of free pages and the link has time, so
         that it can leave at once. Only into free host pages: a copy is not worth another copy."""
-        residency, ranking = self._residency, self._residency.ranking
+        residency, ranking = self.residency, self.residency.ranking
         target = int(self._config.clean_fraction * residency.device.num_usable)
         while (
             residency.device.num_free < target

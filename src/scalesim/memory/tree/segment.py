@@ -410,6 +410,11 @@ class Transfer:
         return sum(count for _, count in self.parts)
 
     @property
+    def is_read(self) -> bool:
+        """Whether its content comes from a source, not from tokens."""
+        return self.parts[0][0].is_attachment
+
+    @property
     def tier(self) -> TierName:
         """Where the copies go."""
         return "device" if self.direction == "in" else "host"

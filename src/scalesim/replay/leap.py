@@ -1,0 +1,63 @@
+"""Leaps: the steps in which nothing but decoding can happen, taken in one go.
+
+The same times, plans and tokens as one step after the other, for a small part of the work: what a
+replay of days of a simulation needs. It knows the scheduler's slots, and the scheduler knows
+nothing of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scalesim.core import Int32s, Int64s
+from scalesim.engine.loop import EngineLoop
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.replay.runner import VirtualRunner
+from scalesim.scheduler.scheduler import Scheduler
+from scalesim.testing.tags import mix
+
+
+def take_quiet_steps(loop: EngineLoop, runner: VirtualRunner, link: VirtualLink) -> None:
+    """Between two iterations of ``loop``, with no step in flight: all decodes until somebody can
+    enter, grow, stop or end, or a copy has arrived."""
+    scheduler, slots = loop.scheduler, loop.scheduler.slots
+    decoding = scheduler.running.decoding
+    num_quiet = num_quiet_steps(scheduler)
+    if num_quiet < 2:
+        return
+    vocab_size = np.uint64(loop.parts.model.vocab_size)
+    contexts, done = int(slots.known[decoding].sum()), 0
+    while done < num_quiet and not link.has_news:  # news is for an iteration to take in
+        woken = loop.memory.poll()
+        assert not woken, "a copy ended, and the link said nothing"
+        loop.memory.plan(link.now_s, scheduler.forecast)
+        runner.pass_time(runner.decode_work(len(decoding), contexts + done * len(decoding)))
+        drawn = mix(slots.key[decoding] + (slots.known[decoding] - 1).astype(np.uint64))
+        take_decodes(scheduler, decoding, (drawn % vocab_size).astype(np.int32))
+        done += 1
+    loop.stats.steps += done
+
+
+def num_quiet_steps(scheduler: Scheduler) -> int:
+    """For how many steps nobody can enter, grow, stop or end, as long as no copy arrives."""
+    slots, running = scheduler.slots, scheduler.running
+    decoding = running.decoding
+    if scheduler.num_waiting and slots.num_free:
+        return 0  # somebody may enter
+    if not len(decoding) or running.prefilling:
+        return 0
+    if slots.watched[decoding].any() or (slots.stop_ids[decoding] >= 0).any():
+        return 0
+    known = slots.known[decoding]
+    steps = np.minimum(slots.limit[decoding] - known - 1, slots.capacity[decoding] - known + 1)
+    return max(0, int(steps.min()))
+
+
+def take_decodes(scheduler: Scheduler, decoding: Int64s, tokens: Int32s) -> None:
+    """As if a step of the slots ``decoding`` had been launched and had given ``tokens``."""
+    slots = scheduler.slots
+    slots.take_tokens(decoding, tokens)
+    slots.launched[decoding] += 1
+    slots.done[decoding] += 1
+    scheduler.memory.launched(scheduler.num_steps, prefill_tokens=0)
+    scheduler.num_steps += 1
