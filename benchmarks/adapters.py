@@ -15,7 +15,7 @@ from benchmarks.report import Report, table
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
-from scalesim.memory.links.link import Held
+from scalesim.memory.links.link import InMemorySource
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.model.adapters.layout import NUM_SLICES, LoraLayout, lora_sites
@@ -129,7 +129,9 @@ def kv_pages(kind: str, agents: int, num_tokens: int) -> int:
     common = rng.integers(0, 1000, num_tokens).astype(np.int32)
     for agent in range(agents):
         digest = agent.to_bytes(16, "little")
-        memory.add_adapter(AdapterContent(digest, 0, 1, None, Held(np.zeros((1, 1), np.uint8))))
+        memory.add_adapter(
+            AdapterContent(digest, 0, 1, None, InMemorySource(np.zeros((1, 1), np.uint8)))
+        )
         use = adapter_use(digest, 0, num_tokens + 8 if kind == "activated" else 0)
         memory.bind_adapter(agent, digest)
         own = rng.integers(0, 1000, 64).astype(np.int32)

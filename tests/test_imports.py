@@ -30,7 +30,13 @@ VALUES = (
     "scalesim.strict_json",
     "scalesim._version",
 )
-MEMORY = (*VALUES, "scalesim.device", "scalesim.memory.counters", "scalesim.memory.geometry")
+MEMORY = (
+    *VALUES,
+    "scalesim.device",
+    "scalesim.memory.counters",
+    "scalesim.memory.geometry",
+    "scalesim.memory.timing",
+)
 """What any room of memory may use; the rooms below each are in its row."""
 TREE = (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools", "scalesim.memory.tree")
 SCHEDULING = (
@@ -70,6 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.device.cuda": (*VALUES, "scalesim.device", "torch"),
     "scalesim.memory.counters": (),
     "scalesim.memory.geometry": VALUES,
+    "scalesim.memory.timing": VALUES,
     "scalesim.memory.pools": MEMORY,
     "scalesim.memory.pools.pinned": (*MEMORY, "scalesim.memory.pools", "torch"),
     "scalesim.memory.pools.storage": (*MEMORY, "scalesim_kernels", "torch"),

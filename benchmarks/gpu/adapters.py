@@ -22,7 +22,7 @@ from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.leases.adapters import AdapterContent
-from scalesim.memory.links.link import Held
+from scalesim.memory.links.link import InMemorySource
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LoraLayout, lora_sites
 from scalesim.model.checkpoint.loader import LoadedModel
@@ -158,4 +158,4 @@ class RandomAdapters:
     def __call__(self, path: str | Path) -> AdapterContent:
         digest = hashlib.sha256(str(path).encode()).digest()[:16]
         pages = self._pages
-        return AdapterContent(digest, self._number, len(pages), None, Held(pages), pages)
+        return AdapterContent(digest, self._number, len(pages), None, InMemorySource(pages), pages)

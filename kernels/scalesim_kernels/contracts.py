@@ -116,7 +116,7 @@ class PagedAttention(Protocol):
         """
 
 
-class Plan(Protocol):
+class PlanAttention(Protocol):
     def __call__(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> Any:
         """Work done once per step for all layers and ``num_heads`` query heads; handed unread to
         the ops that take a ``plan``.
@@ -324,7 +324,7 @@ class AdjustLogits(Protocol):
         """
 
 
-class LogProbs(Protocol):
+class ComputeLogProbs(Protocol):
     def __call__(
         self, logits: Tensor, targets: Tensor, top_k: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,7 +348,7 @@ class KernelSet:
     row_multiple: int  # rows of ``linear`` stand alone where their number is a multiple of it
     rms_norm: RmsNorm
     qk_norm_rope_store: QkNormRopeStore
-    plan: Plan
+    plan: PlanAttention
     paged_decode: PagedAttention
     paged_prefill: PagedAttention
     pack_weight: PackWeight
@@ -360,5 +360,5 @@ class KernelSet:
     copy_pages: CopyPages
     zero_pages: ZeroPages
     sample: Sample
-    log_probs: LogProbs
+    log_probs: ComputeLogProbs
     adjust_logits: AdjustLogits

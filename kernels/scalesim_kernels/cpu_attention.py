@@ -206,7 +206,7 @@ def ask(heads: Heads) -> Form:
     """What holds on this machine, in calls of the shapes that ``plan`` makes. (Seen to hold in fp32
     from 4 rows up, and not with 1 to 3.)"""
     trials = [
-        Trial(heads, buckets * BUCKET, soft_cap)
+        FormTrial(heads, buckets * BUCKET, soft_cap)
         for buckets in ASKED_BUCKETS
         for soft_cap in ASKED_CAPS
     ]
@@ -214,7 +214,7 @@ def ask(heads: Heads) -> Form:
     return Form(small, together=all(trial.tiles_agree(small) for trial in trials))
 
 
-class Trial:
+class FormTrial:
     """Calls of one KV length over random Q, K and V. KV is laid out as ``_gather`` leaves it."""
 
     def __init__(self, heads: Heads, kv_len: int, soft_cap: float | None) -> None:

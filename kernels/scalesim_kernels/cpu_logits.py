@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .contracts import RULED_OUT, Adjustments
 
-Row: TypeAlias = npt.NDArray[Any]
+RowArray: TypeAlias = npt.NDArray[Any]
 
 
 def adjust_logits(logits: Tensor, changes: Adjustments) -> Tensor:
@@ -48,7 +48,11 @@ def adjust_logits(logits: Tensor, changes: Adjustments) -> Tensor:
 
 
 def penalize(
-    row: Row, counts: Row, repetition: np.float32, frequency: np.float32, presence: np.float32
+    row: RowArray,
+    counts: RowArray,
+    repetition: np.float32,
+    frequency: np.float32,
+    presence: np.float32,
 ) -> None:
     """Steps 2 and 3 of the contract, on the tokens that occur. In place."""
     seen = np.flatnonzero(counts)
@@ -76,11 +80,11 @@ def log_probs(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tens
     return torch.from_numpy(chosen), torch.from_numpy(ids), torch.from_numpy(top)
 
 
-def likeliest(row: Row, top_k: int) -> Row:
+def likeliest(row: RowArray, top_k: int) -> RowArray:
     """The ids of the ``top_k`` largest, largest first; ties to the lowest id."""
     if top_k == 0:
         return np.zeros(0, np.int64)
     smallest = np.partition(row, -top_k)[-top_k]
     among = np.flatnonzero(row >= smallest)
-    order: Row = among[np.argsort(-row[among], kind="stable")[:top_k]]
+    order: RowArray = among[np.argsort(-row[among], kind="stable")[:top_k]]
     return order

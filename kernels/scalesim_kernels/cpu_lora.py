@@ -26,7 +26,7 @@ Products: TypeAlias = tuple[RowProduct, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RankRows:
     """``count`` rank rows of ``width`` elements, ``stride`` apart, from ``offset`` of a page on."""
 
     block: int
@@ -43,7 +43,7 @@ class Slice:
     index: int
     first_rank: int
     rank: int
-    b_runs: tuple[Run, ...]
+    b_runs: tuple[RankRows, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SiteLayout:
     """One site of one layer in one layout. ``slices`` are those with a rank, ``rank`` that of all
     of the site's where they have the same; ``scales``, one a rank row of A."""
 
-    a_runs: tuple[Run, ...]
+    a_runs: tuple[RankRows, ...]
     slices: tuple[Slice, ...]
     rank: int | None
     scales: Tensor
@@ -68,19 +68,19 @@ class Group:
     rows: int
     first: int
     layout: int
-    weights: Weights
+    weights: AdapterProducts
     token: int | None
     tokens: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LoraStep:
     lora: LoraBatch
     inputs: Tensor  # int64: the tokens of all groups' rows
     groups: list[Group]
 
 
-class Weights:
+class AdapterProducts:
     """Products with one adapter's rank rows, by site: with A transposed, and with each slice's B.
     They are views, and show whatever its pages hold."""
 
@@ -96,7 +96,7 @@ class Weights:
             found = self._sites[key] = (a, b)
         return found
 
-    def _views(self, runs: tuple[Run, ...]) -> tuple[Tensor, ...]:
+    def _views(self, runs: tuple[RankRows, ...]) -> tuple[Tensor, ...]:
         flat = self._flat
         return tuple(
             flat.as_strided(
@@ -113,11 +113,11 @@ class CpuLora:
     every site's runs."""
 
     def __init__(self) -> None:
-        self._step: Step | None = None
+        self._step: LoraStep | None = None
         self._directory: LoraDirectory | None = None
         self._pool = (0, torch.Size())
         self._sites: dict[tuple[int, int, int], SiteLayout] = {}
-        self._weights: dict[tuple[int, tuple[int, ...]], Weights] = {}
+        self._weights: dict[tuple[int, tuple[int, ...]], AdapterProducts] = {}
 
     def shrink(
         self, x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch
@@ -153,7 +153,7 @@ class CpuLora:
                 mine = rows_of(ranks[part.index], group.start, group.rows, part.rank)
                 add_rows(columns[part.index], group, grown(mine, part.b_runs, runs))
 
-    def _plan(self, lora: LoraBatch, pool: Tensor) -> Step:
+    def _plan(self, lora: LoraBatch, pool: Tensor) -> LoraStep:
         if self._step is None or self._step.lora is not lora:
             self._forget_others(lora.directory, pool)
             self._step = self._make_step(lora, pool.view(len(pool), -1))
@@ -169,7 +169,7 @@ class CpuLora:
         self._pool = (pool.data_ptr(), pool.shape)
         self._weights.clear()
 
-    def _make_step(self, lora: LoraBatch, flat: Tensor) -> Step:
+    def _make_step(self, lora: LoraBatch, flat: Tensor) -> LoraStep:
         groups: list[Group] = []
         inputs: list[int] = []
         kept = {}
@@ -182,7 +182,7 @@ class CpuLora:
             rows = room if count >= BASE else min(room, -(-count // _FEW) * _FEW)
             pages = tuple(lora.block_table[row].tolist())
             key = (layout, pages)
-            weights = kept[key] = self._weights.get(key) or Weights(flat, pages)
+            weights = kept[key] = self._weights.get(key) or AdapterProducts(flat, pages)
             mine = tokens[start : start + count]
             together = mine == list(range(mine[0], mine[0] + count))
             groups.append(
@@ -193,10 +193,10 @@ class CpuLora:
             )  # fmt: skip
             inputs += tokens[start : start + rows]
         self._weights = kept
-        return Step(lora, torch.tensor(inputs, dtype=torch.int64), groups)
+        return LoraStep(lora, torch.tensor(inputs, dtype=torch.int64), groups)
 
     def _used(
-        self, step: Step, layer: int, site: LoraSite, pool: Tensor
+        self, step: LoraStep, layer: int, site: LoraSite, pool: Tensor
     ) -> Iterator[tuple[Group, SiteLayout, tuple[Products, list[Products]]]]:
         """The groups whose adapters have weights here, and the views of those."""
         page_elems = pool[0].numel()
@@ -229,7 +229,7 @@ def product(matrix: Tensor) -> RowProduct:
     return RowProduct(lambda h: torch.mm(h, matrix.to(h.dtype)), kind, matrix.shape[1], few=True)
 
 
-def grown(h: Tensor, runs: tuple[Run, ...], b: Products) -> Tensor:
+def grown(h: Tensor, runs: tuple[RankRows, ...], b: Products) -> Tensor:
     """``h @ B``, rank rows in the order of their runs: the layout's, so always the same."""
     if len(b) == 1:
         return b[0](h)
@@ -270,15 +270,15 @@ def site_layout(
     return SiteLayout(runs, tuple(slices), rank_of_all, torch.cat(scales or [torch.ones(0)]))
 
 
-def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[Run, ...]:
+def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[RankRows, ...]:
     """Rows at ``offsets``, as few runs as pages allow."""
     stride = -(-width // _ALIGN) * _ALIGN
-    runs: list[Run] = []
+    runs: list[RankRows] = []
     for offset in offsets:
         block, start = divmod(offset, page_elems)
         last = runs[-1] if runs else None
         if last and last.block == block and start == last.offset + last.count * stride:
-            runs[-1] = Run(block, last.offset, last.count + 1, width, stride)
+            runs[-1] = RankRows(block, last.offset, last.count + 1, width, stride)
         else:
-            runs.append(Run(block, start, 1, width, stride))
+            runs.append(RankRows(block, start, 1, width, stride))
     return tuple(runs)

@@ -22,18 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
-Sizes: TypeAlias = tuple[int, ...]
+RowSizes: TypeAlias = tuple[int, ...]
 
 BASE = 16  # rows that every other size has to agree with; a set's ``row_multiple``
 FEW = (4, 8, 12)  # asked too where calls of few rows are common
 MORE = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # 512 rows a call are as fast as any more
 AT_LEAST = 64  # sizes up to this are asked about whatever it costs
-ALONE: Sizes = (1,)
+ALONE: RowSizes = (1,)
 MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second
 ALIGNMENT = 64  # bytes: of what torch allocates, and of every call here
 SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
 
-answers: dict[Hashable, Sizes] = {}  # of this process
+answers: dict[Hashable, RowSizes] = {}  # of this process
 
 
 class RowProduct:
@@ -67,7 +67,7 @@ class RowProduct:
             begin += size
         return torch.cat(parts)[:num_rows]
 
-    def sizes(self, width: int, dtype: torch.dtype) -> Sizes:
+    def sizes(self, width: int, dtype: torch.dtype) -> RowSizes:
         """The row counts that agree, with torch's present number of threads; asked about if they
         were not yet."""
         threads = torch.get_num_threads()
@@ -86,8 +86,8 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def agreeing_sizes(
-    product: Product, width: int, dtype: torch.dtype, asked: Sizes, most_rows: int
-) -> Sizes:
+    product: Product, width: int, dtype: torch.dtype, asked: RowSizes, most_rows: int
+) -> RowSizes:
     """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked in
     their order until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows
     do not by themselves.
@@ -114,7 +114,7 @@ def agreeing_sizes(
 
 
 @lru_cache(maxsize=4096)
-def cover(sizes: Sizes, num_rows: int) -> Sizes:
+def cover(sizes: RowSizes, num_rows: int) -> RowSizes:
     """Which of ``sizes`` to call, one after another, for so many rows; the largest first, so that
     each part begins at a multiple of 16 rows. The last may be larger than what is left."""
     parts: list[int] = []

@@ -7,16 +7,12 @@ batch.)
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .cpu_logits import RowArray
 from .philox import uniform
-
-Row: TypeAlias = npt.NDArray[Any]
 
 
 def sample(
@@ -50,7 +46,7 @@ def sample(
     return torch.from_numpy(tokens)
 
 
-def cut(weights: Row, top_k: int, top_p: float) -> None:
+def cut(weights: RowArray, top_k: int, top_p: float) -> None:
     """Zero the weights (``[vocab]`` fp32) that ``top_k``, then ``top_p``, drop. In place."""
     if 0 < top_k < len(weights):
         smallest = np.partition(weights, -top_k)[-top_k]

@@ -55,7 +55,7 @@ class TileShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class SdpaCall:
     """One SDPA: tiles ``begin:end`` over the first ``kv_len`` positions of the gathered KV."""
 
     begin: int
@@ -83,7 +83,7 @@ class Gather:
     kv_len: int
     index: Tensor
     clear: Tensor
-    calls: tuple[Call, ...]
+    calls: tuple[SdpaCall, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,9 @@ def out_index(shape: TileShape, token_tile: Ints, positions: Ints, num_kv_heads:
     return torch.from_numpy(index.reshape(-1))
 
 
-def gather(seqs: Sequences, kv_len: int, pool_shape: torch.Size, calls: tuple[Call, ...]) -> Gather:
+def gather(
+    seqs: Sequences, kv_len: int, pool_shape: torch.Size, calls: tuple[SdpaCall, ...]
+) -> Gather:
     _, num_layers, _, num_kv_heads, block_size, _ = pool_shape
     block = np.arange(kv_len // block_size)
     needed = -(-seqs.context_len // block_size)
@@ -199,7 +201,7 @@ def decode_tiles(
         chosen = order[begin:end]
         hidden = torch.from_numpy(np.arange(length) > positions[chosen, None])
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        call = Call(begin, end, length, mask[:, None, None], positions[chosen, None])
+        call = SdpaCall(begin, end, length, mask[:, None, None], positions[chosen, None])
         gathers.append(gather(seqs.take(chosen), length, pool_shape, (call,)))
         begin = end
     return TilePlan(
@@ -241,7 +243,7 @@ def prefill_tiles(
             length = (low // per_bucket + 1) * BUCKET
             part = mask[a - low : b - low, :, :, mask.shape[3] - length :]
             of_rows = np.arange(a, b)[:, None] * shape.tokens + row_token
-            calls.append(Call(begin + a - first, begin + b - first, length, part, of_rows))
+            calls.append(SdpaCall(begin + a - first, begin + b - first, length, part, of_rows))
         gathers.append(gather(seqs.take(slice(i, i + 1)), length, pool_shape, tuple(calls)))
         token = np.arange(start, stop)
         tile_seq.append(np.full(last - first, i))

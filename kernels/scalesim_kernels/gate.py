@@ -22,7 +22,7 @@ import triton
 from .compile_only import Compiled, Target, compiled
 from .contracts import KernelSet
 from .triton_set import triton_kernels
-from .warm_up import ModelShape, calls
+from .warm_up import WarmUpShape, calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +30,17 @@ class Variant:
     """A model's shape and a mode. ``ops``: which to compile; all of them where empty."""
 
     name: str
-    shape: ModelShape
+    shape: WarmUpShape
     reproducible: bool
     ops: tuple[str, ...] = ()
 
 
 ATTENTION = ("paged_decode", "paged_prefill")
-LLAMA = ModelShape(
+LLAMA = WarmUpShape(
     32, 8, 128, 16, 4096, 14336, 128256, torch.bfloat16, linears=((4096, 6144, False),)
 )
 QWEN3 = replace(LLAMA, num_heads=16, hidden=1024, intermediate=3072, vocab=151936, qk_norm=True)
-QWEN = ModelShape(
+QWEN = WarmUpShape(
     14, 2, 64, 32, 896, 4864, 151936, torch.float16, linears=((896, 1152, True), (4864, 896, False))
 )
 GEMMA2 = replace(

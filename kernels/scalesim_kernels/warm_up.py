@@ -19,7 +19,7 @@ MAX_RANK = 64  # of the adapters that the example has
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
+class WarmUpShape:
     """What a kernel's compiled form depends on. ``linears``: (in, out, has a bias) of each kind."""
 
     num_heads: int
@@ -38,7 +38,7 @@ class ModelShape:
 
 
 def warm_up(
-    kernels: KernelSet, shape: ModelShape, *, device: str = "cuda", reproducible: bool = True
+    kernels: KernelSet, shape: WarmUpShape, *, device: str = "cuda", reproducible: bool = True
 ) -> None:
     """Run every op of ``kernels`` once on small tensors of its own; what compiles, compiles now."""
     for _, call in calls(kernels, shape, device, reproducible):
@@ -46,7 +46,7 @@ def warm_up(
 
 
 def calls(
-    kernels: KernelSet, shape: ModelShape, device: str, reproducible: bool
+    kernels: KernelSet, shape: WarmUpShape, device: str, reproducible: bool
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(op, a call of it) in an order in which each call finds its inputs made."""
     dtype, tokens = shape.dtype, 20
@@ -101,7 +101,7 @@ def calls(
     yield "log_probs", lambda: kernels.log_probs(logits, ints, 2)
 
 
-def lora_sites(shape: ModelShape) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:
+def lora_sites(shape: WarmUpShape) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:
     """q, k, v; o; gate, up; down."""
     q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     wide = shape.intermediate

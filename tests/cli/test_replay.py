@@ -140,8 +140,6 @@ def test_shares(text: str, value: float) -> None:
 def test_what_is_no_share(text: str) -> None:
     with pytest.raises(ConfigError, match="--residency"):
         parse(["replay", "w1", f"--residency={text}"])
-    with pytest.raises(ConfigError, match="residency=25"):
-        Sizes(residency=25)
 
 
 def test_the_table_fits_80_columns_and_progress_comes_first(

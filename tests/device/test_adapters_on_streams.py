@@ -14,7 +14,7 @@ from scalesim_kernels import KernelSet, select
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError
-from scalesim.memory.links.source_link import SourceLink, _Part
+from scalesim.memory.links.source_link import SourceLink, _BouncePart
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites, make_directory
 from scalesim.model.runner.device_lora import FIRST_CAPACITY, DeviceLora
 from scalesim.requests.reply import Reply
@@ -110,7 +110,7 @@ def early(link: SourceLink) -> None:
     link.link.submit = submitting  # type: ignore[method-assign]
     copied = link._copied
 
-    def ended(part: _Part, *args: Any) -> None:
+    def ended(part: _BouncePart, *args: Any) -> None:
         part.copies = replace(part.copies, host_pages=[])
         copied(part, *args)
 

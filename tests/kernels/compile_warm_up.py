@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 import torch
 from scalesim_kernels import Adjustments, PagedBatch, select
 from scalesim_kernels.compile_only import TARGETS, compiled
-from scalesim_kernels.warm_up import ModelShape, example_batch, example_lora, lora_sites, warm_up
+from scalesim_kernels.warm_up import WarmUpShape, example_batch, example_lora, lora_sites, warm_up
 
-SHAPE = ModelShape(14, 2, 64, 32, 896, 4864, 1000, torch.float16, linears=((896, 1152, True),))
+SHAPE = WarmUpShape(14, 2, 64, 32, 896, 4864, 1000, torch.float16, linears=((896, 1152, True),))
 kernels = select("triton")
 
 

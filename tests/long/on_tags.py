@@ -7,7 +7,7 @@ from collections import Counter
 
 from scalesim.memory.eviction.policies import POLICIES
 from scalesim.testing.memory_walk import MemoryWalk
-from scalesim.testing.memory_world import Shape
+from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import run
 from tests.machines.explore import explore
 from tests.machines.request_walk import RequestWalk
@@ -20,7 +20,7 @@ OPERATIONS, REQUEST_STEPS, ABORT_STEPS = 400, 120, 400
 def operations(seed: int) -> Counter[str]:
     """A walk over the memory layer; mostly tiny pools, which find the most."""
     rng = random.Random(seed)
-    shape = Shape(
+    shape = WorldShape(
         pages=rng.randint(1, rng.choice([4, 8, 16, 64])),
         host=rng.choice([0.0, 0.5, 1.0, 2.0]),
         block_size=rng.choice([1, 2, 4, 16]),

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import count
 
 from scalesim.scheduler.sequence import Sequence as Request
-from scalesim.testing.hostile_link import Event
+from scalesim.testing.hostile_link import DeviceEvent
 from scalesim.testing.tags import NUM_FIELDS, TOKEN
 from tests.machines.scheduler_world import SchedulerWorld
 from tests.machines.schedules import Fair
@@ -63,7 +63,7 @@ class _Search:
     depth: int = 0
     done: set[int] = field(default_factory=set)  # actions
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         self.world.check()
         able = [] if self.world.in_turn else self._actions()
         options = len(events) + len(able) + (not must)

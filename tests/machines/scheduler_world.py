@@ -19,14 +19,14 @@ from scalesim.config import SchedulerConfig
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
-from scalesim.memory.links.link import Held
+from scalesim.memory.links.link import InMemorySource
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import adapter_bytes, digest_of
-from scalesim.testing.hostile_link import Event
-from scalesim.testing.tag_runner import Reader
+from scalesim.testing.hostile_link import DeviceEvent
+from scalesim.testing.tag_runner import TagReader
 from scalesim.testing.tags import adapter_layout, expected_text
 from tests.machines.progress import LivenessError, Progress
 from tests.machines.schedules import RandomWalk, Schedule
@@ -138,7 +138,12 @@ class SchedulerWorld:
         pages = adapter_bytes(tag, num_pages, self.bed.device.shape[1])
         layout = adapter_layout(tag, num_pages)
         content = AdapterContent(
-            digest_of(tag), layout, num_pages, None, Held(pages), pages if tag % 2 else None
+            digest_of(tag),
+            layout,
+            num_pages,
+            None,
+            InMemorySource(pages),
+            pages if tag % 2 else None,
         )
         self.memory.add_adapter(content)
         return adapter_use(digest_of(tag), layout)
@@ -173,12 +178,12 @@ class SchedulerWorld:
                 return
             self.do(events[pick])
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[DeviceEvent]:
         """What may happen without the host."""
-        running = [Event("compute", step) for step in self.bed.tags.waiting[:1]]
+        running = [DeviceEvent("compute", step) for step in self.bed.tags.waiting[:1]]
         return running + (self.bed.hostile.events() if self.bed.hostile is not None else [])
 
-    def do(self, event: Event) -> None:
+    def do(self, event: DeviceEvent) -> None:
         if event.queue == "compute":
             self.bed.tags.run_next()
         elif self.bed.hostile is not None:
@@ -237,11 +242,11 @@ class SchedulerWorld:
         self.bed.check_all_free()
         self.bed.link.close()
 
-    def _reader(self, slot: int) -> Reader:
+    def _reader(self, slot: int) -> TagReader:
         sequence, slots = self.scheduler.slots.sequences[slot], self.scheduler.slots
         assert sequence is not None, slot
         known = slots.tokens[slot, : slots.known[slot]].astype(np.int64)
-        return Reader(known, self.root_of(sequence.domain))
+        return TagReader(known, self.root_of(sequence.domain))
 
 
 def expected(sequence: Sequence, prompt: list[int]) -> list[int]:

@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from scalesim.testing.hostile_link import Event, Queue
+from scalesim.testing.hostile_link import DeviceEvent, Queue
 
 
 class Schedule(Protocol):
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         """The index of what happens next; ``None``: the host goes on first. With ``must`` the host
         waits, and something has to happen. ``events`` is not empty."""
         ...
@@ -24,7 +24,7 @@ class Schedule(Protocol):
 class Fair:
     """Everything that may happen does, the oldest first: no faults, no delays."""
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         return min(range(len(events)), key=lambda index: events[index].number)
 
 
@@ -34,7 +34,7 @@ class RandomWalk:
     def __init__(self, seed: int, pace: float = 0.5) -> None:
         self._random, self._pace = random.Random(seed), pace
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         if not must and self._random.random() > self._pace:
             return None
         return self._random.randrange(len(events))
@@ -46,7 +46,7 @@ class Ordered:
     def __init__(self, seed: int, *, newest: bool, pace: float = 0.5) -> None:
         self._random, self._newest, self._pace = random.Random(seed), newest, pace
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         if not must and self._random.random() > self._pace:
             return None
         sign = -1 if self._newest else 1
@@ -59,7 +59,7 @@ class Starve:
     def __init__(self, seed: int, queue: Queue) -> None:
         self._random, self._queue = random.Random(seed), queue
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         others = [i for i, event in enumerate(events) if event.queue != self._queue]
         if others and (must or self._random.random() < 0.7):
             return self._random.choice(others)
@@ -73,7 +73,7 @@ class Burst:
         self._random, self._quiet = random.Random(seed), quiet
         self._left = 0
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         if self._left > 0 and not must:
             self._left -= 1
             if self._left:
@@ -94,7 +94,7 @@ class Priorities:
         self._changes = {self._random.randrange(length) for _ in range(changes)}
         self._picks = 0
 
-    def pick(self, events: Sequence[Event], *, must: bool) -> int | None:
+    def pick(self, events: Sequence[DeviceEvent], *, must: bool) -> int | None:
         self._picks += 1
         runners: list[object] = [self._thread(event) for event in events]
         if not must:
@@ -111,7 +111,7 @@ class Priorities:
         return None
 
     @staticmethod
-    def _thread(event: Event) -> object:
+    def _thread(event: DeviceEvent) -> object:
         return "compute" if event.queue == "compute" else event.number
 
 

@@ -14,7 +14,7 @@ from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.links.link import Copies
 from scalesim.memory.tree.segment import Branch, Segment, Transfer
 from scalesim.testing.memory_walk import MemoryWalk
-from scalesim.testing.memory_world import Shape
+from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import failure_of
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -26,7 +26,7 @@ def walks_until_found() -> int | None:
     for seed in range(MAX_WALKS):
         pages, block_size = ((16, 4), (9, 2), (24, 2))[seed % 3]
         host = (1.0, 0.0)[seed % 2]
-        shape = Shape(pages, host, block_size, "deadline", seed, adapters=3)
+        shape = WorldShape(pages, host, block_size, "deadline", seed, adapters=3)
         if failure_of(MemoryWalk(shape, seed, STEPS)) is not None:
             return seed + 1
     return None

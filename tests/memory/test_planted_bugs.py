@@ -27,7 +27,7 @@ from scalesim.memory.pools.page_pool import PagePool
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment, Transfer
 from scalesim.testing.memory_walk import MemoryWalk
-from scalesim.testing.memory_world import MemoryWorld, Shape
+from scalesim.testing.memory_world import MemoryWorld, WorldShape
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.walks import failure_of
 
@@ -45,7 +45,7 @@ def steps_until_found() -> int | None:
     """Walks until one fails: how many there were, at most ``MAX_WALKS``; ``None`` if none did."""
     for seed in range(MAX_WALKS):
         pages, host, block_size, policy = SHAPES[seed % len(SHAPES)]
-        shape = Shape(pages, host, block_size, policy, seed)
+        shape = WorldShape(pages, host, block_size, policy, seed)
         if failure_of(MemoryWalk(shape, seed, STEPS)) is not None:
             return seed + 1
     return None

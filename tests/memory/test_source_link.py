@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links.link import Copies, Held, LinkError, Timeline
+from scalesim.memory.links.link import Copies, InMemorySource, LinkError, Timeline
 from scalesim.memory.links.source_link import SourceLink
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.links.virtual_link import VirtualLink
@@ -73,7 +73,7 @@ def test_reads_go_to_either_pool_and_copies_do_not_wait_for_them() -> None:
     gate.open.set()
     assert drain(link, 1) == {read: None}  # type: ignore[arg-type]
     assert (device[5] == 11).all() and (device[2] == 12).all()
-    (fill,) = link.submit(Copies("out", [], [3, 4], Held(rows(2, 9))))
+    (fill,) = link.submit(Copies("out", [], [3, 4], InMemorySource(rows(2, 9))))
     assert drain(link, 1) == {fill: None}  # type: ignore[arg-type]
     assert (host[3:5] == 9).all()
     link.close()
@@ -100,7 +100,7 @@ def test_errors_end_their_ticket_only(error: Exception) -> None:
     device, host = pools()
     link = source_link(device, host)
     bad = link.submit(Copies("in", [1], [], Broken(error)))
-    good = link.submit(Copies("in", [2], [], Held(rows(1, 5))))
+    good = link.submit(Copies("in", [2], [], InMemorySource(rows(1, 5))))
     ended = drain(link, 2)  # type: ignore[arg-type]
     assert isinstance(ended[bad[0]], AdapterError) and ended[good[0]] is None
     assert (device[2] == 5).all()
@@ -116,7 +116,7 @@ def test_what_has_not_started_can_be_called_back_and_urgent_reads_overtake() -> 
     late, soon = Gate(rows(1, 2)), Gate(rows(1, 3))
     (second,) = link.submit(Copies("in", [2], [], late))
     (third,) = link.submit(Copies("in", [3], [], soon), urgent=True)
-    (fourth,) = link.submit(Copies("in", [4], [], Held(rows(1, 4))))
+    (fourth,) = link.submit(Copies("in", [4], [], InMemorySource(rows(1, 4))))
     assert link.cancel(fourth) and not link.cancel(fourth) and not link.cancel(first)
     gate.open.set()
     assert soon.asked.wait(10.0) and not late.asked.is_set()
@@ -131,8 +131,8 @@ def test_a_read_larger_than_the_bounce_pages_goes_through_them_in_parts() -> Non
     device, host = pools()
     link = source_link(device, host)
     whole = np.stack([np.full(PAGE, 100 + i, np.uint8) for i in range(10)])
-    (read,) = link.submit(Copies("in", [9, 0, 3, 1, 7, 6, 11], [], Held(whole), first=2))
-    (other,) = link.submit(Copies("in", [2, 4, 5], [], Held(whole)))
+    (read,) = link.submit(Copies("in", [9, 0, 3, 1, 7, 6, 11], [], InMemorySource(whole), first=2))
+    (other,) = link.submit(Copies("in", [2, 4, 5], [], InMemorySource(whole)))
     assert drain(link, 2) == {read: None, other: None}  # type: ignore[arg-type]
     assert device[[9, 0, 3, 1, 7, 6, 11], 0].tolist() == list(range(102, 109))
     assert device[[2, 4, 5], 0].tolist() == [100, 101, 102]
@@ -172,8 +172,8 @@ def test_a_part_that_is_not_copied_fails_its_read_and_gives_its_pages_back() -> 
     inner = Flaky(device, host, Timeline())
     link = SourceLink(inner, writer(host), range(HOST, HOST + 2))
     inner.bad = 4
-    (bad,) = link.submit(Copies("in", [0, 1, 2, 3, 4, 5, 6], [], Held(rows(7, 1))))
-    (good,) = link.submit(Copies("in", [7, 8, 9, 10], [], Held(rows(4, 2))))
+    (bad,) = link.submit(Copies("in", [0, 1, 2, 3, 4, 5, 6], [], InMemorySource(rows(7, 1))))
+    (good,) = link.submit(Copies("in", [7, 8, 9, 10], [], InMemorySource(rows(4, 2))))
     ended = drain(link, 2)  # type: ignore[arg-type]
     assert isinstance(ended[bad], LinkError) and ended[good] is None
     assert (device[7:11] == 2).all() and sorted(link._free) == [HOST, HOST + 1]
@@ -194,7 +194,7 @@ def test_any_order_of_completions_gives_the_bytes(
     for index, (inward, count, urgent) in enumerate(jobs):
         pages = list(range(used, used + count))
         used += count
-        source = Held(np.full((count, PAGE), index + 1, np.uint8))
+        source = InMemorySource(np.full((count, PAGE), index + 1, np.uint8))
         copies = Copies("in", pages, [], source) if inward else Copies("out", [], pages, source)
         tickets |= set(link.submit(copies, urgent=urgent))
         expected[index] = (device if inward else host, pages)
@@ -222,8 +222,8 @@ def test_closing_does_not_wait_for_a_fence_that_never_comes() -> None:
 def test_virtual_link_takes_sources_too() -> None:
     device, host = pools()
     link = VirtualLink(PAGE, bytes_per_s=PAGE, pools=(device, host))
-    link.submit(Copies("in", [1, 2], [], Held(rows(3, 8)), first=1))
-    link.submit(Copies("out", [], [0], Held(rows(1, 6))))
+    link.submit(Copies("in", [1, 2], [], InMemorySource(rows(3, 8)), first=1))
+    link.submit(Copies("out", [], [0], InMemorySource(rows(1, 6))))
     assert link.wait(10.0) and link.now_s == 1.0
     assert link.wait(10.0)
     link.advance_to(2.0)

@@ -24,7 +24,7 @@ from scalesim.testing.memory_world import (
     KINDS,
     MAX_LEASES,
     MemoryWorld,
-    Shape,
+    WorldShape,
 )
 from scalesim.testing.walks import run
 
@@ -50,7 +50,7 @@ class MemoryMachine(RuleBasedStateMachine):
         adapters=st.sampled_from([0, 1, 3]),
     )
     def begin(self, **shape: Any) -> None:
-        self.world = MemoryWorld(Shape(**shape))
+        self.world = MemoryWorld(WorldShape(**shape))
 
     @rule(agent=agents, kind=st.sampled_from(KINDS), pick=st.integers(0, 99), n=small, spare=small)
     def acquire(self, agent: int, kind: str, pick: int, n: int, spare: int) -> None:
@@ -188,14 +188,14 @@ def test_state_machine() -> None:
 @pytest.mark.parametrize("num_pages", range(1, 9))
 def test_tiny_pools(num_pages: int, policy: str) -> None:
     for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
-        shape = Shape(num_pages, host, block_size, policy, seed)
+        shape = WorldShape(num_pages, host, block_size, policy, seed)
         run(MemoryWalk(shape, seed, 60))
 
 
 @pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 def test_larger_pools_with_everything_on_the_host(policy: str) -> None:
     for seed in range(6):
-        shape = Shape(24, 1.0, 2, policy, seed)
+        shape = WorldShape(24, 1.0, 2, policy, seed)
         run(MemoryWalk(shape, seed, 250))
 
 
@@ -205,7 +205,7 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
     """KV and adapters in one pool: loaded, used, activated, unloaded in use, names reused."""
     reads = 0
     for seed, (host, block_size) in enumerate([(1.0, 4), (0.5, 2), (0.0, 1)]):
-        shape = Shape(num_pages, host, block_size, policy, seed, adapters=3)
+        shape = WorldShape(num_pages, host, block_size, policy, seed, adapters=3)
         reads += run(MemoryWalk(shape, seed, 150)).manager.counters.read_pages
     assert reads > 0
 
@@ -213,5 +213,5 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
 def test_making_room_for_a_copy_does_not_join_what_is_copied_with_what_is_above_it() -> None:
     """A walk that once failed: a host copy was dropped for room, its siblings' parent had one child
     left and became one segment with it, and blocks were counted from the wrong end."""
-    shape = Shape(8, 1.0, 2, "deadline", 31, adapters=3)
+    shape = WorldShape(8, 1.0, 2, "deadline", 31, adapters=3)
     run(MemoryWalk(shape, 31, 400))

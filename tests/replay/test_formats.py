@@ -225,8 +225,9 @@ def test_seconds_become_ticks(tmp_path: Path) -> None:
     assert [(turn.agent, turn.round) for turn in first.calls] == [
         ("a", 0), ("a", 1), (None, 0), ("b", 0), ("a", 2), ("a", 2), (None, 0)]  # fmt: skip
     assert (first.time, last.time) == (0.0, 3.0)
-    with pytest.raises(ConfigError, match="--tick 0"):
-        gathered(ticks, 0.0)
+    with pytest.raises(ConfigError, match="--tick 1e-305"):
+        gathered(ticks, 1e-305)
+    assert [tick.time for tick in gathered(ticks, 1e30)] == [0.0]
 
 
 def changed(name: str, at: int, **fields: Any) -> list[Any]:

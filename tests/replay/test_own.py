@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scalesim.errors import ConfigError
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Work
+from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, StepWork
 from scalesim.replay.own import hardware_of, model_of
 
 QWEN = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
@@ -44,8 +44,8 @@ def test_experts_are_all_read_and_few_computed(tmp_path: Path) -> None:
     """Qwen3-30B-A3B: 30 billion parameters, 3 of them a token."""
     own = model_of(model(tmp_path, **MIXED))
     cost = CostModel(HARDWARE["h100"], own)
-    assert cost.read_bytes(Work(1, 0, 0)) == pytest.approx(60.4e9, rel=0.01)
-    assert cost.flops(Work(1, 0, 0)) == pytest.approx(6.06e9, rel=0.01)
+    assert cost.read_bytes(StepWork(1, 0, 0)) == pytest.approx(60.4e9, rel=0.01)
+    assert cost.flops(StepWork(1, 0, 0)) == pytest.approx(6.06e9, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scalesim.errors import AdapterError
 from scalesim.memory.eviction.policies import POLICIES
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
-from scalesim.memory.links.link import Held
+from scalesim.memory.links.link import InMemorySource
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.tag_runner import page_bytes_for
 from scalesim.testing.tags import adapter_layout, adapter_pages
@@ -42,7 +42,12 @@ def add_adapters(loop: SchedulerWorld) -> None:
         count = WEIGHTS[agent % 4]
         pages = adapter_pages(agent + 1, count, page_bytes_for(loop.setting.block_size))
         content = AdapterContent(
-            digest(agent), use(agent).layout, count, None, Held(pages), pages if agent % 2 else None
+            digest(agent),
+            use(agent).layout,
+            count,
+            None,
+            InMemorySource(pages),
+            pages if agent % 2 else None,
         )
         loop.memory.add_adapter(content)
         loop.memory.bind_adapter(agent, digest(agent))

@@ -28,7 +28,7 @@ from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Sequence
 from scalesim.scheduler.slots import Slots
 from scalesim.testing.memory_walk import MemoryWalk
-from scalesim.testing.memory_world import Shape
+from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import Failure, failure_of, shrink
 from tests.memory import test_planted_adapter_bugs as of_adapters
 from tests.memory import test_planted_bugs as of_memory
@@ -59,14 +59,14 @@ class Machine:
 def memory_walks() -> Iterator[Callable[[], Failure | str | None]]:
     for seed in range(of_memory.MAX_WALKS):
         pages, host, block_size, policy = of_memory.SHAPES[seed % len(of_memory.SHAPES)]
-        walk = MemoryWalk(Shape(pages, host, block_size, policy, seed), seed, of_memory.STEPS)
+        walk = MemoryWalk(WorldShape(pages, host, block_size, policy, seed), seed, of_memory.STEPS)
         yield lambda walk=walk: failure_of(walk)
 
 
 def adapter_walks() -> Iterator[Callable[[], Failure | str | None]]:
     for seed in range(of_adapters.MAX_WALKS):
         pages, block_size = ((16, 4), (9, 2), (24, 2))[seed % 3]
-        shape = Shape(pages, (1.0, 0.0)[seed % 2], block_size, "deadline", seed, adapters=3)
+        shape = WorldShape(pages, (1.0, 0.0)[seed % 2], block_size, "deadline", seed, adapters=3)
         yield lambda shape=shape, seed=seed: failure_of(MemoryWalk(shape, seed, of_adapters.STEPS))
 
 

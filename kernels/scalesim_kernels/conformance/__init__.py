@@ -19,7 +19,7 @@ from ..contracts import KernelSet
 from ..reference import reference_kernels
 from ..signatures import OPTIONS, signature_fault
 from .paged import same_bits
-from .pairwise import Case, pairwise, product
+from .pairwise import Combination, pairwise, product
 from .problems import PROBLEMS, Problem, Tensors
 from .steady import steady_interpreter
 
@@ -35,13 +35,13 @@ class Verdict:
     is wrong, in words, none where it passed; ``seconds``: one call."""
 
     op: str
-    case: Case
+    case: Combination
     error: float
     faults: tuple[str, ...]
     seconds: float
 
 
-def cases_of(op: str, dtypes: tuple[torch.dtype, ...], long: bool = False) -> list[Case]:
+def cases_of(op: str, dtypes: tuple[torch.dtype, ...], long: bool = False) -> list[Combination]:
     """Cases of ``op``: every pair of values of its factors, ``dtypes`` among them, at least once;
     with ``long``, every combination."""
     factors = {**PROBLEMS[op].factors, "dtype": dtypes}
@@ -66,7 +66,12 @@ def check_op(
 
 
 def check_case(
-    kernels: KernelSet, op: str, case: Case, seed: int, device: str = "cpu", timed: bool = False
+    kernels: KernelSet,
+    op: str,
+    case: Combination,
+    seed: int,
+    device: str = "cpu",
+    timed: bool = False,
 ) -> Verdict:
     """Judge one ``case`` of ``cases_of(op, ...)`` as ``check_op`` does, its tensors made from
     ``seed`` and moved to ``device``; ``timed``: the quickest of five calls. What the op raises is a

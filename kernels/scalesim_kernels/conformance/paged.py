@@ -21,7 +21,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class Shape:
+class PagedShape:
     """``lens`` are (context_len, query_len) of the sequences; decodes (query_len 1) come first."""
 
     group: int
@@ -38,8 +38,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Case:
-    shape: Shape
+class PagedCase:
+    shape: PagedShape
     batch: PagedBatch
     pool: Tensor
     num_valid: int  # query tokens that are not padding
@@ -83,7 +83,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))
 
 
-def make_case(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float32) -> Case:
+def make_case(shape: PagedShape, seed: int = 0, dtype: torch.dtype = torch.float32) -> PagedCase:
     """Scattered pages, stale table entries, valid KV random, every other byte garbage."""
     rng = np.random.default_rng(seed)
     needed = [-(-context // shape.block_size) for context, _ in shape.lens]
@@ -115,7 +115,7 @@ def make_case(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float32) -
         int32(query_start), int32([c for c, _ in lens]), num_decodes,
     )  # fmt: skip
     pool_shape = (num_pages, NUM_LAYERS, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
-    case = Case(shape, batch, garbage(pool_shape, seed, dtype), sum(n for _, n in shape.lens))
+    case = PagedCase(shape, batch, garbage(pool_shape, seed, dtype), sum(n for _, n in shape.lens))
     random = torch.randn(pool_shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     torch.where(case.valid_slots(), random, case.pool, out=case.pool)
     return case

@@ -12,15 +12,15 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-Case = dict[str, Any]
+Combination = dict[str, Any]
 
 
-def product(factors: Mapping[str, Sequence[Any]]) -> Iterator[Case]:
+def product(factors: Mapping[str, Sequence[Any]]) -> Iterator[Combination]:
     for values in itertools.product(*factors.values()):
         yield dict(zip(factors, values, strict=True))
 
 
-def pairwise(factors: Mapping[str, Sequence[Any]], tries: int = 40) -> list[Case]:
+def pairwise(factors: Mapping[str, Sequence[Any]], tries: int = 40) -> list[Combination]:
     """A small list in which every pair of values occurs. The same one every time.
 
     Greedy: of ``tries`` random completions of a pair that is still missing, the one with most

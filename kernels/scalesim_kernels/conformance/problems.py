@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..contracts import Adjustments, KernelSet, LoraSite, PagedBatch
 from .lora import lora_on, make_lora_case
-from .paged import Case, Shape, far_pages, garbage, make_case, same_bits, spread
+from .paged import PagedCase, PagedShape, far_pages, garbage, make_case, same_bits, spread
 
 Tensors = dict[str, Tensor]
 SCALE, EPS = 0.3, 1e-5
@@ -95,9 +95,9 @@ PREFILL_LENS = (
 )
 
 
-def paged_case(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Case:
+def paged_case(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> PagedCase:
     padding = choice["padding"]
-    shape = Shape(
+    shape = PagedShape(
         choice["group"], choice["num_kv_heads"], choice["head_dim"], choice["block_size"],
         choice["lens"], padded_seqs=padding, padded_tokens=padding,
     )  # fmt: skip
@@ -105,7 +105,7 @@ def paged_case(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Case
 
 
 def in_pool(
-    case: Case, far: bool, tensors: Tensors, run: Callable[[PagedBatch, Tensor], Any]
+    case: PagedCase, far: bool, tensors: Tensors, run: Callable[[PagedBatch, Tensor], Any]
 ) -> Any:
     """``run`` on the case's batch and pool, the pool far apart if asked; writes come back."""
     pool = tensors["pool"]
@@ -124,7 +124,7 @@ def on_device(batch: PagedBatch, device: torch.device) -> PagedBatch:
     return replace(batch, **{name: getattr(batch, name).to(device) for name in names})
 
 
-def others_poisoned(case: Case, seq: int, q: Tensor) -> Tensors:
+def others_poisoned(case: PagedCase, seq: int, q: Tensor) -> Tensors:
     """Inputs in which only sequence ``seq`` is as before; all other KV and rows are garbage."""
     row = case.batch.seq_rows[seq]
     tokens = case.batch.token_rows == row
@@ -203,7 +203,7 @@ def rope_store(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Prob
     )  # fmt: skip
 
 
-def written_slots(case: Case) -> tuple[Tensor, Tensor]:
+def written_slots(case: PagedCase) -> tuple[Tensor, Tensor]:
     """(page, slot in it) of every token that is not padding."""
     valid = case.batch.token_rows != 0
     rows, positions = case.batch.token_rows[valid].long(), case.batch.positions[valid].long()
@@ -213,7 +213,7 @@ def written_slots(case: Case) -> tuple[Tensor, Tensor]:
 
 def move_pages(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Problem:
     pool = garbage((9, 2, 2, 1, 16, choice["head_dim"]), seed, dtype)
-    case = make_case(Shape(1, 1, choice["head_dim"], 16, ((1, 1),)), seed, dtype)
+    case = make_case(PagedShape(1, 1, choice["head_dim"], 16, ((1, 1),)), seed, dtype)
     src, dst = torch.tensor([7, 1, 7])[: choice["n"]], torch.tensor([2, 4, 8])[: choice["n"]]
 
     def call(kernels: KernelSet, tensors: Tensors) -> Tensors:

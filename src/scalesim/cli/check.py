@@ -19,7 +19,7 @@ from scalesim.memory.eviction.policies import Policy, policy_named
 from scalesim.testing.bed import Factories
 from scalesim.testing.contracts import BrokenRuleError, try_link, try_policy, try_pool
 from scalesim.testing.memory_walk import MemoryWalk
-from scalesim.testing.memory_world import Shape
+from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import failure_of, shrink
 
 SHAPES = (
@@ -76,7 +76,7 @@ def walks(options: CheckOptions) -> Iterator[MemoryWalk]:
         pages, host, block_size = SHAPES[seed % len(SHAPES)]
         policy = ("deadline", "lru-swap")[seed // len(SHAPES) % 2]
         adapters = 3 * (seed % 4 == 3)
-        shape = Shape(pages, host, block_size, policy, seed, adapters)
+        shape = WorldShape(pages, host, block_size, policy, seed, adapters)
         yield MemoryWalk(shape, seed, options.steps)
 
 
@@ -103,8 +103,6 @@ def report(
 
 def factories_for(options: CheckOptions) -> Factories:
     """What the worlds are made with: the user's object for one part, ours for the rest."""
-    if options.walks < 1 or options.steps < 1:
-        raise ConfigError(f"--walks {options.walks} --steps {options.steps}; at least 1 of each")
     found = load(options.object)
     if options.kind == "allocator":
         return Factories(pool=_maker(found, options))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -436,7 +436,7 @@ class CheckOptions:
     """Of the first walk; each has the next one."""
 
 
-COMMANDS: dict[str, type] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": DemoOptions,
     "doctor": DoctorOptions,
     "generate": GenerateOptions,

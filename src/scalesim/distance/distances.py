@@ -70,6 +70,7 @@ class Distances:
             told=(np.float64, _NOT_TOLD, ()),  # the next use that was last returned
         )
         self._called: dict[int, None] = {}  # rows, in this tick, in order
+        self._met: list[int] = []  # rows of those who were strangers until this tick
 
     @property
     def num_ignored(self) -> int:
@@ -80,6 +81,11 @@ class Distances:
     def names(self) -> list[str]:
         """Of all sources, and of what users say."""
         return [voice.name for voice in self._voices]
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether anybody but users speaks; from any thread."""
+        return len(self._voices) > 2
 
     def scores(self) -> dict[str, Score]:
         """By source, how its predictions came out; from any thread."""
@@ -268,26 +274,37 @@ class Distances:
         over = np.concatenate(expired)
         self.num_expired += len(over)
         self._combine_many(over)
-        changes = self._all_changes(np.concatenate([spoke, over, self._meet_strangers()]))
+        met, self._met = np.array(self._met, np.int64), []
+        self._expire_strangers()
+        changes = self._all_changes(np.concatenate([spoke, over, met]))
         return changes + self.poll()
 
-    def _meet_strangers(self) -> Int64s:
-        """Who of those that only sources spoke of is there by now, as rows. Who is not when its
-        time has come is misspelt, most likely, and forgotten."""
-        met: list[int] = []
+    def meet(self, agent: AgentId) -> None:
+        """``agent`` is there from now on: what sources said of it before counts from the next
+        tick."""
         for voice in self._voices[2:]:
-            for agent, at in list(voice.strangers.items()):
-                if self.is_known(agent):
-                    met.append(self._row(agent))
-                    self._rows.known[met[-1]] = True
-                    del voice.strangers[agent]
-                elif at < self.clock.now:
-                    self._ignore(voice, [Ignored("nobody has this name", agent, at)])
-                    voice.misnamed[agent] = None
-                    if len(voice.misnamed) > _MAX_NAMES:
-                        del voice.misnamed[next(iter(voice.misnamed))]
-                    self._unsay(voice, agent)
-        return np.array(met, np.int64)
+            if voice.strangers.pop(agent, None) is not None:
+                row = self._row(agent)
+                self._rows.known[row] = True
+                self._met.append(row)
+
+    def _expire_strangers(self) -> None:
+        """Who is not there when its time has come is misspelt, most likely, and forgotten."""
+        for voice in self._voices[2:]:
+            rows, times = voice.strangers_due.take(self.clock.now)
+            for row, at in zip(rows.tolist(), times.tolist(), strict=True):
+                agent = self.roster.ids[row]
+                said = voice.strangers.get(agent)
+                if said is None or self.is_known(agent):
+                    continue
+                if said > at:  # it was spoken of again
+                    voice.strangers_due.put_one(row, said, self.clock.now)
+                    continue
+                self._ignore(voice, [Ignored("nobody has this name", agent, at)])
+                voice.misnamed[agent] = None
+                if len(voice.misnamed) > _MAX_NAMES:
+                    del voice.misnamed[next(iter(voice.misnamed))]
+                self._unsay(voice, agent)
 
     def _unsay(self, voice: Voice, agent: AgentId) -> None:
         """``voice`` has nothing more to say of a stranger; when nobody has, it needs no row."""
@@ -354,6 +371,8 @@ class Distances:
         if self.is_known(agent):
             self._rows.known[self._row(agent)] = True
         elif at == at:
+            if at < voice.strangers.get(agent, math.inf):
+                voice.strangers_due.put_one(self._row(agent), at, self.clock.now)
             voice.strangers[agent] = at
         else:
             self._unsay(voice, agent)

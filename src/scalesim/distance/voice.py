@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from scalesim.checks import reading, shown
 from scalesim.core import AgentId
+from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import Source
 from scalesim.distance.ledger import Ledger
 from scalesim.errors import ConfigError
@@ -22,6 +23,7 @@ class Voice:
     failed: str = ""  # what it raised, or said that are no estimates: it is not asked any more
     # whom it speaks of and nobody is so far, and when each is to call
     strangers: dict[AgentId, float] = field(default_factory=dict)
+    strangers_due: Calendar = field(default_factory=Calendar)
     misnamed: dict[AgentId, None] = field(default_factory=dict)  # who never came; the last few
 
 

@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ class Engine(Entrypoints):
         if agent is None:
             with self._intake.lock:
                 agent = self._intake.agents.setdefault(id, Agent(self, id))
+            if self._loop.distances.has_sources:  # one of them may have spoken of it already
+                self._driver.post_if_open(partial(self._loop.distances.meet, id))
         if adapter is not None:
             name = str(path_of("adapter", adapter, AdapterError))
             if name not in self.adapters:

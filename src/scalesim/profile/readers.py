@@ -11,7 +11,7 @@ import numpy as np
 
 from scalesim.checks import shown
 from scalesim.core import Int64s
-from scalesim.errors import ConfigError, TraceError
+from scalesim.errors import TraceError
 from scalesim.profile.calls import LoggedCall, in_ticks, pseudo_tokens
 from scalesim.profile.database import rows_of
 from scalesim.regular_file import open_regular
@@ -19,7 +19,7 @@ from scalesim.trace import records
 from scalesim.trace.file import read_trace
 from scalesim.trace.trace import TracePiece
 
-Reader = Callable[[Path, "float | None"], "list[LoggedCall]"]
+ReadLog = Callable[[Path, "float | None"], "list[LoggedCall]"]
 MAX_TOKENS = 1 << 29
 """Of all prompts of a trace, which are written out: 4 GiB."""
 _NO_TOKENS = np.empty(0, np.int64)
@@ -28,15 +28,11 @@ _NO_TOKENS = np.empty(0, np.int64)
 def read_log(path: Path, form: str, tick_s: float | None = None) -> tuple[str, list[LoggedCall]]:
     """The calls of ``path``, in order, and the format that it has. ``tick_s`` is the length of a
     tick in logs that have times only. Raises ``TraceError``, ``ConfigError``."""
-    if tick_s is not None and not 0.0 < tick_s < float("inf"):
-        raise ConfigError(f"--tick {tick_s}; a tick must last above 0 seconds")
     found = detect(path)  # also where the format is given: opens nothing but a regular file
     name = found if form == "auto" else form
     if name is None:
         known = ", ".join(READERS)
         raise TraceError(f"{path} is in no known format; --format can name one of {known}")
-    if name not in READERS:
-        raise ConfigError(f"format={form!r}; it is auto or one of {', '.join(READERS)}")
     calls = READERS[name](path, tick_s)
     if not calls:
         raise TraceError(f"{path} has no calls, read as {name}; --format names another format")
@@ -216,7 +212,7 @@ def _seconds(value: Any, where: str) -> float:
         raise TraceError(f"{where}: {shown(value)} is neither a date nor a finite number") from None
 
 
-READERS: dict[str, Reader] = {
+READERS: dict[str, ReadLog] = {
     "trace": _trace,
     "oasis": _oasis,
     "generative-agents": _generative_agents,

@@ -49,7 +49,7 @@ HARDWARE = {
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
+class ModelCosts:
     """What of a model costs time: ``num_params`` are read in a step and multiplied for each token
     (without the input embedding), or of them ``active_params`` where each token takes a few of many
     experts; K and V are bf16."""
@@ -75,15 +75,15 @@ class ModelShape:
 MODELS = {
     model.name: model
     for model in (
-        ModelShape("qwen2.5-7b", 7.07e9, 28, 28, 4, 128),
-        ModelShape("llama-3.1-8b", 7.50e9, 32, 32, 8, 128),
-        ModelShape("llama-3.2-1b", 1.24e9, 16, 32, 8, 64),
+        ModelCosts("qwen2.5-7b", 7.07e9, 28, 28, 4, 128),
+        ModelCosts("llama-3.1-8b", 7.50e9, 32, 32, 8, 128),
+        ModelCosts("llama-3.2-1b", 1.24e9, 16, 32, 8, 64),
     )
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StepWork:
     """A step's work: query tokens; the tokens of context that its sequences read, each once; and
     (query token, context token) pairs that attention multiplies."""
 
@@ -97,29 +97,29 @@ class CostModel:
     """Seconds of a step of ``model`` on ``hardware``."""
 
     hardware: Hardware
-    model: ModelShape
+    model: ModelCosts
 
-    def flops(self, work: Work) -> float:
+    def flops(self, work: StepWork) -> float:
         model = self.model
         attention = 4.0 * model.num_layers * model.num_heads * model.head_dim * work.pairs
         params = model.num_params if model.active_params is None else model.active_params
         return 2.0 * params * work.num_tokens + attention
 
-    def read_bytes(self, work: Work) -> float:
+    def read_bytes(self, work: StepWork) -> float:
         """Weights and the KV that is attended to."""
         return 2.0 * self.model.num_params + self.kv_bytes(work.context_tokens)
 
     def kv_bytes(self, num_tokens: int) -> float:
         return float(self.model.token_bytes) * num_tokens
 
-    def step_s(self, work: Work) -> float:
+    def step_s(self, work: StepWork) -> float:
         device = self.hardware
         compute_s = self.flops(work) / (device.peak_flops * device.gemm_share)
         memory_s = self.read_bytes(work) / (device.memory_bytes_per_s * device.memory_share)
         return max(compute_s, memory_s) + device.step_overhead_s
 
 
-_Named = TypeVar("_Named", Hardware, ModelShape)
+_Named = TypeVar("_Named", Hardware, ModelCosts)
 
 
 def named(table: dict[str, _Named], name: str, what: str) -> _Named:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HintMode = Literal["exact", "interrupted", "probability", "stale", "inverted", "random", "none"]
 
 
-class Hints:
+class WorkloadHints:
     """One mode for all agents.
 
     ``exact``: the truth. ``interrupted``: a plan, which a share of calls does not wait for.

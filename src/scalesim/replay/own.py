@@ -13,7 +13,7 @@ from scalesim.checks import shown
 from scalesim.errors import ConfigError
 from scalesim.regular_file import open_regular
 from scalesim.replay.formats.rows import Row
-from scalesim.replay.hardware import HARDWARE, MODELS, Hardware, ModelShape, named
+from scalesim.replay.hardware import HARDWARE, MODELS, Hardware, ModelCosts, named
 from scalesim.strict_json import decode_utf8
 
 _MAX_FILE = 16 << 20
@@ -42,7 +42,7 @@ def hardware_of(name: str) -> Hardware:
     return Hardware(**values)
 
 
-def model_of(name: str) -> ModelShape:
+def model_of(name: str) -> ModelCosts:
     """The model of this name, or that of the ``config.json`` at this path or in this folder.
     Raises ``ConfigError``."""
     path = Path(name)
@@ -60,7 +60,7 @@ def model_of(name: str) -> ModelShape:
     return _shape(named_by.resolve().name, row)
 
 
-def _shape(name: str, config: Row) -> ModelShape:
+def _shape(name: str, config: Row) -> ModelCosts:
     hidden, heads = _part(config, "hidden_size"), _part(config, "num_attention_heads")
     kv_heads = _part(config, "num_key_value_heads", heads)
     head_dim = _part(config, "head_dim", max(1, hidden // heads))
@@ -87,7 +87,7 @@ def _shape(name: str, config: Row) -> ModelShape:
         params, active = float(fixed + experts * each), float(fixed + taken * each)
     else:
         params = float(head + layers * (attention + mlp))
-    return ModelShape(name, params, layers, heads, kv_heads, head_dim, active)
+    return ModelCosts(name, params, layers, heads, kv_heads, head_dim, active)
 
 
 def _part(config: Row, key: str, default: int | None = None) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Int32s
 from scalesim.replay.content import tokens_of
-from scalesim.replay.hardware import CostModel, Work
+from scalesim.replay.hardware import CostModel, StepWork
 from scalesim.trace.trace import TraceCall, TraceTick, common_length
 
 
@@ -100,9 +100,9 @@ class _Floors:
             -(-tokens // limits.max_num_batched_tokens),
         )
         device = cost.hardware
-        flops = cost.flops(Work(tokens, 0, max(pairs, 0)))
+        flops = cost.flops(StepWork(tokens, 0, max(pairs, 0)))
         compute_s = flops / (device.peak_flops * device.gemm_share)
-        read_bytes = steps * cost.read_bytes(Work(0, 0, 0)) + cost.kv_bytes(context)
+        read_bytes = steps * cost.read_bytes(StepWork(0, 0, 0)) + cost.kv_bytes(context)
         read_s = read_bytes / (device.memory_bytes_per_s * device.memory_share)
         overhead_s = steps * device.step_overhead_s
         least_s = overhead_s + max(compute_s, read_s)
@@ -113,7 +113,7 @@ class _Floors:
         """Least seconds in which ``missing`` pages come over the link or are computed again, beside
         arithmetic that takes ``compute_s``."""
         limits, device = self._limits, self._limits.cost.hardware
-        again = limits.cost.flops(Work(limits.block_size, 0, 0))
+        again = limits.cost.flops(StepWork(limits.block_size, 0, 0))
         again_s = again / (device.peak_flops * device.gemm_share)
         load_s = limits.cost.kv_bytes(limits.block_size) / limits.link_rate
         computed = (missing * load_s - compute_s) / (load_s + again_s)  # where both take as long

@@ -8,7 +8,7 @@ import numpy as np
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.memory.links.virtual_link import VirtualLink
-from scalesim.replay.hardware import CostModel, Work
+from scalesim.replay.hardware import CostModel, StepWork
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class VirtualRunner:
     def collect(self, step: LaunchedStep) -> StepOutput:
         return self._inner.collect(step)
 
-    def pass_time(self, work: Work, fetched_bytes: float = 0.0) -> None:
+    def pass_time(self, work: StepWork, fetched_bytes: float = 0.0) -> None:
         """A step of ``work`` goes by; ``fetched_bytes`` come over the link before it can start."""
         seconds = self._cost.step_s(work) + fetched_bytes / self._link.rate("in")
         spent = self.spent
@@ -61,12 +61,12 @@ class VirtualRunner:
         spent.read_bytes += self._cost.read_bytes(work)
         self._link.advance_to(self._link.now_s + seconds)
 
-    def decode_work(self, num_seqs: int, context_tokens: int) -> Work:
+    def decode_work(self, num_seqs: int, context_tokens: int) -> StepWork:
         """The work of one token for each of ``num_seqs`` sequences, their contexts in sum."""
         seen = context_tokens - num_seqs * self._first_tokens
-        return Work(num_seqs, context_tokens, seen)
+        return StepWork(num_seqs, context_tokens, seen)
 
-    def _work(self, batch: Batch) -> tuple[Work, float]:
+    def _work(self, batch: Batch) -> tuple[StepWork, float]:
         counts = np.diff(batch.query_start).astype(np.int64)
         ends = batch.positions[batch.query_start[1:] - 1].astype(np.int64) + 1
         if not self._first_tokens and batch.num_tokens == batch.num_seqs:
@@ -76,4 +76,4 @@ class VirtualRunner:
         real = held - np.maximum(ends - counts - first, 0)  # query tokens that are no adapter's
         pairs = int((real * held - real * (real - 1) // 2).sum())
         fetched = float((counts - real).sum()) * self._token_bytes
-        return Work(int(real.sum()), int(ends.sum()), pairs), fetched
+        return StepWork(int(real.sum()), int(ends.sum()), pairs), fetched

@@ -43,13 +43,6 @@ class Sizes:
     host_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("residency", "link_share"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is a share; give above 0, up to 1 (or 100%)"
-                )
-        if not 0.0 < self.host < float("inf"):
-            raise ConfigError(f"host={self.host}; it must be above 0")
         if not 1 <= self.running <= MAX_RUNNING:
             raise ConfigError(f"running={self.running}; it must be 1 to {MAX_RUNNING} requests")
 

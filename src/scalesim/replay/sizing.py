@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scalesim.errors import ConfigError
-from scalesim.replay.hardware import CostModel, Hardware, ModelShape, Work
+from scalesim.replay.hardware import CostModel, Hardware, ModelCosts, StepWork
 
 Binds = Literal["compute", "link", "host memory"]
 _RESERVED = 0.1  # of device memory: activations, workspace, the allocator
@@ -22,7 +22,7 @@ _RESERVED = 0.1  # of device memory: activations, workspace, the allocator
 class Load:
     """``agents``, of which a share ``active`` calls once in a tick. Each call's prompt is
     ``shared`` tokens that all have in common, ``prefix`` that the agent has had before, and ``new``
-    ones; the answer has ``output`` tokens. Raises ``ConfigError``."""
+    ones; the answer has ``output`` tokens."""
 
     agents: int
     active: float = 0.2
@@ -31,15 +31,6 @@ class Load:
     new: int = 256
     output: int = 100
     adapter_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("agents", 1), ("prefix", 1), ("new", 1), ("output", 1), ("shared", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least {least}")
-        if not 0.0 < self.active <= 1.0:
-            raise ConfigError(f"active={self.active}; it is a share of the agents, above 0, to 1")
-        if self.adapter_bytes < 0:
-            raise ConfigError(f"adapter_bytes={self.adapter_bytes}; it cannot be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +55,7 @@ class Fit:
     binds: Binds
 
 
-def fit(load: Load, model: ModelShape, hardware: Hardware, host_bytes: int) -> Fit:
+def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> Fit:
     """Raises ``ConfigError`` where the model, or one agent beside it, does not fit the device."""
     cost = CostModel(hardware, model)
     token_bytes = model.geometry().token_bytes
@@ -117,8 +108,8 @@ def _compute_s(load: Load, cost: CostModel, running: int, rebuilt: float) -> flo
     device = cost.hardware
     context = load.shared + load.prefix + load.new
     prefill = load.new + rebuilt * load.prefix
-    flops = cost.flops(Work(1, 1, 0)) * prefill
-    flops += cost.flops(Work(0, 0, int(prefill * context)))
+    flops = cost.flops(StepWork(1, 1, 0)) * prefill
+    flops += cost.flops(StepWork(0, 0, int(prefill * context)))
     prefill_s = flops / (device.peak_flops * device.gemm_share)
     held = running * (context + load.output // 2)
-    return prefill_s + load.output * cost.step_s(Work(running, held, held)) / running
+    return prefill_s + load.output * cost.step_s(StepWork(running, held, held)) / running

@@ -49,7 +49,7 @@ class SchemaCheck:
 
     def error(self, text: str) -> str | None:
         """What is wrong with ``text``."""
-        run = _Run(self._schema, self._max_checks)
+        run = _SchemaCheck(self._schema, self._max_checks)
         try:
             run.keep(self._schema, read(text), "$", 0)
         except (_Unkept, ValueError) as error:
@@ -139,7 +139,7 @@ FORMATS: dict[str, Callable[[str], object]] = {
 MEASURED = {"Length": str, "Items": list, "Properties": dict}
 
 
-class _Run:
+class _SchemaCheck:
     """One text."""
 
     def __init__(self, root: Mapping[str, Any], most: int) -> None:

@@ -46,7 +46,7 @@ class InFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _QueryTokens:
     """What a step computes: of each sequence (``at``: its slot) the tokens from ``starts`` to
     ``ends``; all tokens and positions one behind the other. Those with ``sample`` go on."""
 
@@ -108,15 +108,15 @@ class BatchBuilder:
         flight = InFlight(at, slots.epoch[at], part.ends, sample, prefills, scoring, embedding)
         return batch, flight
 
-    def _decodes(self, at: Int64s) -> _Part:
+    def _decodes(self, at: Int64s) -> _QueryTokens:
         slots = self._slots
         starts = slots.launched[at]
         token_ids = slots.tokens[at, starts]
         token_ids[starts >= slots.known[at]] = -1  # in flight
         ends, sample = starts + 1, np.ones(len(at), np.bool_)
-        return _Part(at, starts, ends, sample, token_ids, starts.astype(np.int32))
+        return _QueryTokens(at, starts, ends, sample, token_ids, starts.astype(np.int32))
 
-    def _with_chunks(self, part: _Part, chunks: list[Chunk]) -> _Part:
+    def _with_chunks(self, part: _QueryTokens, chunks: list[Chunk]) -> _QueryTokens:
         slots = self._slots
         at = np.array([sequence.slot for sequence, _ in chunks], np.int64)
         starts = slots.launched[at]
@@ -127,7 +127,7 @@ class BatchBuilder:
         for slot, start, end in zip(at.tolist(), starts.tolist(), ends.tolist(), strict=True):
             pieces.append(slots.tokens[slot, start:end])
             places.append(np.arange(start, end, dtype=np.int32))
-        return _Part(
+        return _QueryTokens(
             np.concatenate([part.at, at]),
             np.concatenate([part.starts, starts]),
             np.concatenate([part.ends, ends]),
@@ -136,7 +136,7 @@ class BatchBuilder:
             np.concatenate(places),
         )
 
-    def _scoring(self, part: _Part, query_start: Int32s) -> LogprobsPlan:
+    def _scoring(self, part: _QueryTokens, query_start: Int32s) -> LogprobsPlan:
         """The query tokens of a step behind which log-probabilities are asked for."""
         plan, slots = LogprobsPlan(), self._slots
         for index in slots.scored[part.at].nonzero()[0].tolist():

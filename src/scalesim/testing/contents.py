@@ -64,8 +64,8 @@ class PageReader:
 def check_adapter(segment: Segment, device: Bytes2D, host: Bytes2D) -> None:
     """The pages of an adapter's segment hold it, on both tiers, and nothing but it."""
     want = adapter_bytes(tag_of(segment.mark), segment.num_blocks, device.shape[1])
-    on_device = segment.device[: segment.device.valid]
-    on_host = segment.host[: segment.host.valid]
+    on_device = list(segment.device[: segment.device.valid])
+    on_host = list(segment.host[: segment.host.valid])
     assert (device[on_device] == want[: len(on_device)]).all(), f"{segment} on the device"
     assert (host[on_host] == want[: len(on_host)]).all(), f"{segment} on the host"
 

@@ -19,7 +19,7 @@ import numpy as np
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.memory.eviction.policies import Policy
-from scalesim.memory.links.link import Copies, Direction, Held, Link, Timeline
+from scalesim.memory.links.link import Copies, Direction, InMemorySource, Link, Timeline
 from scalesim.memory.pools.page_pool import MakePool
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.bed import MakeLink
@@ -242,7 +242,7 @@ class _Unreadable:
 
 
 @dataclass
-class _Job:
+class _TrialCopy:
     """One submission: its open tickets, what it does to which pages, what was called back."""
 
     copies: Copies
@@ -295,7 +295,7 @@ class LinkTrial:
 
     def _submit(
         self, rng: random.Random, fence: Fence | None, device: list[int], host: list[int]
-    ) -> _Job:
+    ) -> _TrialCopy:
         way: Direction = rng.choice(["in", "out"])
         kind = rng.choice(["copy", "copy", "copy", "source", "unreadable"])
         count, first = rng.randint(1, 5), rng.randint(0, 2)
@@ -306,7 +306,7 @@ class LinkTrial:
             copies, rows = Copies(way, *pages), other[there].copy()
         else:
             held = self._noise.integers(0, 256, (count + first, self.BYTES), np.uint8)
-            source: Any = Held(held) if kind == "source" else _Unreadable()
+            source: Any = InMemorySource(held) if kind == "source" else _Unreadable()
             ends = (here, []) if way == "in" else ([], here)
             copies, rows = Copies(way, *ends, source, first), held[first:]
         asked = f"{kind} of {count} pages {way!r}, after {fence}"
@@ -317,9 +317,9 @@ class LinkTrial:
         self._used.update(tickets)
         before = self._known[way][here].copy()
         self._known[way][here] = rows
-        return _Job(copies, kind == "unreadable", asked, set(tickets), before, rows)
+        return _TrialCopy(copies, kind == "unreadable", asked, set(tickets), before, rows)
 
-    def _nothing_moves(self, jobs: list[_Job]) -> None:
+    def _nothing_moves(self, jobs: list[_TrialCopy]) -> None:
         """Before its fence, however long one waits."""
         for _ in range(3):
             is_told = self.link.wait(1e-3)
@@ -335,7 +335,7 @@ class LinkTrial:
             if self.link.queued_bytes(job.copies.direction) <= 0:
                 self._broken("queue", f"queued_bytes, {job.asked}, not reached", "it gave 0")
 
-    def _call_back(self, job: _Job) -> None:
+    def _call_back(self, job: _TrialCopy) -> None:
         for ticket in sorted(job.tickets):
             self.asked.append(f"cancel({ticket})")
             if self.link.cancel(ticket):
@@ -345,7 +345,7 @@ class LinkTrial:
                     self._broken("cancel", f"cancel({ticket}) twice: {job.asked}", "True twice")
         job.all_cancelled = not job.tickets
 
-    def _end(self, jobs: list[_Job]) -> None:
+    def _end(self, jobs: list[_TrialCopy]) -> None:
         """Everything that is open ends; each is looked at when its last ticket is reported."""
         for job in jobs:
             if not job.tickets:
@@ -377,7 +377,7 @@ class LinkTrial:
         if self.link.cancel(ticket):
             self._broken("cancel", f"cancel({ticket}), which has ended", "True")
 
-    def _report(self, jobs: list[_Job], ticket: int, error: Exception | None) -> None:
+    def _report(self, jobs: list[_TrialCopy], ticket: int, error: Exception | None) -> None:
         job = next((job for job in jobs if ticket in job.tickets), None)
         if job is None:
             rule = "cancel" if any(job.cancelled for job in jobs) else "once"
@@ -389,7 +389,7 @@ class LinkTrial:
         if not job.tickets:
             self._see(job)
 
-    def _see(self, job: _Job) -> None:
+    def _see(self, job: _TrialCopy) -> None:
         """Its pages, now that nothing of it is open."""
         pages, way = self._pages(job), job.copies.direction
         new = (pages == job.after).all(axis=1)
@@ -408,11 +408,11 @@ class LinkTrial:
                 place = "device" if way == "in" else "host"
                 self._broken(rule, asked, f"{place} pages {changed} changed, which are nobody's")
 
-    def _here(self, job: _Job) -> list[int]:
+    def _here(self, job: _TrialCopy) -> list[int]:
         copies = job.copies
         return list(copies.device_pages if copies.direction == "in" else copies.host_pages)
 
-    def _pages(self, job: _Job) -> Bytes2D:
+    def _pages(self, job: _TrialCopy) -> Bytes2D:
         pages: Bytes2D = self._pools[job.copies.direction][self._here(job)]
         return pages
 

@@ -28,7 +28,7 @@ class FlakySource:
 
 
 @dataclass(eq=False)
-class Held:
+class OpenLease:
     """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
     soundly."""
 
@@ -46,7 +46,7 @@ class Held:
         return np.array(self.tokens, np.int32).tobytes()
 
 
-def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) -> Batch:
+def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTable) -> Batch:
     """Step number ``step``: tokens ``start`` to ``end`` of each, greedy, with what changed of the
     ``table`` and the copies on write that were not launched yet."""
     counts = [end - start for _, start, end in work]
@@ -77,7 +77,7 @@ def batch_of(step: int, work: list[tuple[Held, int, int]], table: BlockTable) ->
     )
 
 
-def _adapters(work: list[Held]) -> AttachmentBatch | None:
+def _adapters(work: list[OpenLease]) -> AttachmentBatch | None:
     columns = np.array(
         [
             (attached[0].row, held.use.layout, held.use.start) if held.use else (0, 0, 0)

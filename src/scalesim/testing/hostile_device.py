@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scalesim.device.streams import Event, Stream, Work
-from scalesim.testing.races import Clock, RaceError, Races, join
+from scalesim.testing.races import RaceError, Races, VectorClock, join
 
 __all__ = ["HostileDevice", "HostileEvent", "HostileStream", "RaceError"]
 
@@ -26,7 +26,7 @@ Order = Literal["eager", "lazy", "random"]
 
 
 class HostileEvent:
-    def __init__(self, device: HostileDevice, stream: HostileStream, clock: Clock) -> None:
+    def __init__(self, device: HostileDevice, stream: HostileStream, clock: VectorClock) -> None:
         self._device, self._stream, self.clock = device, stream, clock
         self.reached = False
         self.at_s = 0.0
@@ -56,7 +56,7 @@ class _Op:
 
     work: Work | None = None
     event: HostileEvent | None = None
-    clock: Clock = field(default_factory=dict)
+    clock: VectorClock = field(default_factory=dict)
     is_wait: bool = False
 
 
@@ -97,7 +97,7 @@ class HostileStream:
         join(self.clock, event.clock)
         self._give(_Op(event=event, is_wait=True))
 
-    def _tick(self) -> Clock:
+    def _tick(self) -> VectorClock:
         join(self.clock, self._device.host_clock)
         self.clock[self.name] += 1
         return dict(self.clock)
@@ -159,7 +159,7 @@ class HostileDevice:
         """``pinned`` makes a flat uint8 tensor of so many bytes, for those who ask for one."""
         self.place = "cpu"
         self.now_s = 0.0
-        self.host_clock: Clock = {}
+        self.host_clock: VectorClock = {}
         self.num_ops = 0
         self._order, self._second = order, second
         self._favoured, self._starved = favoured, starved
@@ -167,7 +167,7 @@ class HostileDevice:
         self._streams: dict[str, HostileStream] = {}
         self._regions: list[_Region] = []
         self._races = Races()
-        self._running: tuple[str, Clock] | None = None
+        self._running: tuple[str, VectorClock] | None = None
         self._pinned = pinned
 
     # -- the seam -----------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class HostileDevice:
     def host_saw(self, event: HostileEvent) -> None:
         join(self.host_clock, event.clock)
 
-    def run(self, stream: str, clock: Clock, work: Work) -> None:
+    def run(self, stream: str, clock: VectorClock, work: Work) -> None:
         self._running, self.num_ops = (stream, clock), self.num_ops + 1
         try:
             work()
@@ -255,7 +255,7 @@ class HostileDevice:
                 pieces = range(first // region.grain, -(-end // region.grain))
                 self.touch(region.name, pieces, is_write)
 
-    def _host_acts(self) -> Clock:
+    def _host_acts(self) -> VectorClock:
         """A new number for what the host does now: work given before knows nothing of it."""
         self.host_clock[HOST] = self.host_clock.get(HOST, 0) + 1
         return self.host_clock

@@ -24,7 +24,7 @@ Choose = Callable[[int], int]
 Queue = Literal["in", "out", "seen", "compute"]
 
 
-class Event(NamedTuple):
+class DeviceEvent(NamedTuple):
     """What may happen: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
     host), its end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
 
@@ -113,11 +113,11 @@ class HostileLink:
         self.do(events[self._choose(len(events))])
         return True
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[DeviceEvent]:
         """What may happen now: a piece of a copy lands, or the end of one becomes visible."""
         able = (copy for copy in self._open if copy.started or self._may_start(copy))
-        landing = [Event(copy.copies.direction, copy.ticket) for copy in able]
-        return landing + [Event("seen", ticket) for ticket, _ in self._late]
+        landing = [DeviceEvent(copy.copies.direction, copy.ticket) for copy in able]
+        return landing + [DeviceEvent("seen", ticket) for ticket, _ in self._late]
 
     def state(self) -> list[object]:
         """What decides what can happen here next; tickets by their order."""
@@ -127,7 +127,7 @@ class HostileLink:
         ends = [[str(error) for _, error in ended] for ended in (self._late, self._seen)]
         return [copies, ends, self.failures]
 
-    def do(self, event: Event) -> None:
+    def do(self, event: DeviceEvent) -> None:
         """Let ``event``, one of ``events()``, happen."""
         if event.queue == "seen":
             late = next(late for late in self._late if late[0] == event.number)

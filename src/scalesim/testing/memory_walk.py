@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalesim.testing.bed import OURS, Factories
-from scalesim.testing.memory_world import AGENTS, FAR, KINDS, MemoryWorld, Shape
+from scalesim.testing.memory_world import AGENTS, FAR, KINDS, MemoryWorld, WorldShape
 from scalesim.testing.walks import Act, Operation, drawn, some
 
 
@@ -54,7 +54,7 @@ OF_ADAPTERS: list[Act] = [
 class MemoryWalk:
     """``steps`` operations on a world of ``shape``, drawn from ``seed``; then all is let go."""
 
-    shape: Shape
+    shape: WorldShape
     seed: int
     steps: int
 

@@ -22,8 +22,8 @@ from scalesim.memory.timing import Pace
 from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
-from scalesim.testing.held import FlakySource, Held, batch_of
-from scalesim.testing.tag_runner import Reader
+from scalesim.testing.held import FlakySource, OpenLease, batch_of
+from scalesim.testing.tag_runner import TagReader
 from scalesim.testing.tags import adapter_layout
 
 AGENTS = 5
@@ -35,7 +35,7 @@ KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "f
 
 
 @dataclass(frozen=True)
-class Shape:
+class WorldShape:
     """``host`` is the host pool's size as a share of the device pool's. With ``adapters``, so many
     names of adapters come and go, and requests use them."""
 
@@ -51,9 +51,9 @@ class Shape:
 class MemoryWorld:
     """``factories`` say what is under test, where it is not ScaleSim's own."""
 
-    shape: Shape
+    shape: WorldShape
     factories: Factories = OURS
-    held: list[Held] = field(default_factory=list)
+    held: list[OpenLease] = field(default_factory=list)
     history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
     adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
     broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
@@ -78,7 +78,7 @@ class MemoryWorld:
         self.paths = Paths(shape.block_size, root_of)
         self.poisoned: set[int] = set()
         self.sound: dict[str, set[int]] = {domain: set() for domain in DOMAINS}
-        self.flights: list[tuple[LaunchedStep, list[tuple[Held, int]]]] = []
+        self.flights: list[tuple[LaunchedStep, list[tuple[OpenLease, int]]]] = []
         self.copying: dict[tuple[int, int], int] = {}  # (step, index) -> page to be written
         self.num_launched = 0
         self.rng = random.Random(shape.seed)
@@ -114,7 +114,7 @@ class MemoryWorld:
             f"{cached} cached tokens of {tokens} were never computed soundly in {domain}"
         )
         slot = next(s for s in range(MAX_LEASES) if s not in {held.slot for held in self.held})
-        self.held.append(Held(lease, agent, domain, tokens, slot, cached, cached, use))
+        self.held.append(OpenLease(lease, agent, domain, tokens, slot, cached, cached, use))
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -400,7 +400,7 @@ class MemoryWorld:
         device.check("device")
         host.check("host")
 
-    def _written(self, held: Held) -> int:
+    def _written(self, held: OpenLease) -> int:
         """Tokens whose KV lies in the pages of ``held`` now."""
         lease = held.lease
         taken = not set(self.copying.values()).isdisjoint(lease.private[:1])  # a tail, as above
@@ -408,16 +408,16 @@ class MemoryWorld:
             return min(held.done, held.lease.num_shared * self.shape.block_size)
         return held.done
 
-    def _reader(self, slot: int) -> Reader:
+    def _reader(self, slot: int) -> TagReader:
         held = next(held for held in self.held if held.slot == slot)
-        return Reader(np.array(held.tokens, np.int64), root_of(held.domain))
+        return TagReader(np.array(held.tokens, np.int64), root_of(held.domain))
 
     # -- parts --------------------------------------------------------------------------------
 
-    def _pick(self, pick: int) -> Held | None:
+    def _pick(self, pick: int) -> OpenLease | None:
         return self.held[pick % len(self.held)] if self.held else None
 
-    def _close(self, held: Held, *, sound: int) -> None:
+    def _close(self, held: OpenLease, *, sound: int) -> None:
         self.held.remove(held)
         self.poisoned.discard(held.slot)
         self.history = [*self.history[-11:], (held.domain, held.tokens)]

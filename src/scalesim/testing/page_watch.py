@@ -20,7 +20,7 @@ from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.core import Fence, Int64s
 from scalesim.memory.links.link import Copies, Link, LinkAround
 from scalesim.memory.pools.page_pool import MakePool, Pool
-from scalesim.testing.races import Clock, Races, join
+from scalesim.testing.races import Races, VectorClock, join
 
 HOST, COMPUTE = "host", "compute"
 
@@ -35,7 +35,7 @@ class _Submission:
     """One ``submit``. It has a lane of its own, a queue of one, until its last ticket ended."""
 
     lane: str
-    clock: Clock
+    clock: VectorClock
     copies: Copies
     open: set[int]
     spoiled: bool = False  # failed or called back: its destination holds nothing
@@ -56,9 +56,9 @@ class PageWatch:
             "host": np.zeros((host_pages, 1), np.bool_),
         }
         self._table = np.zeros((num_rows, max_blocks), np.int64)
-        self._host: Clock = {HOST: 0}
-        self._compute: Clock = {}
-        self._steps: dict[int, Clock] = {}  # launched, not collected
+        self._host: VectorClock = {HOST: 0}
+        self._compute: VectorClock = {}
+        self._steps: dict[int, VectorClock] = {}  # launched, not collected
         self._submissions: dict[int, _Submission] = {}  # by ticket
         self._free_lanes: list[str] = []
         self._numbers = count(1)
@@ -181,7 +181,14 @@ class PageWatch:
             self._written[tier][list(pages)] = False
 
     def _touch(
-        self, tier: str, pages: Sequence[int], who: str, clock: Clock, label: str, *, is_write: bool
+        self,
+        tier: str,
+        pages: Sequence[int],
+        who: str,
+        clock: VectorClock,
+        label: str,
+        *,
+        is_write: bool,
     ) -> None:
         self.num_accesses += len(pages)
         for page in pages:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-Clock = dict[str, int]
+VectorClock = dict[str, int]
 """How much of each queue's work something is ordered after: queue -> number of its work."""
 
 
@@ -18,7 +18,7 @@ class RaceError(AssertionError):
     """Two accesses to one place, one of them a write, and nothing that orders them."""
 
 
-def join(clock: Clock, other: Clock) -> None:
+def join(clock: VectorClock, other: VectorClock) -> None:
     """``clock`` now also knows what ``other`` knew."""
     for name, count in other.items():
         if clock.get(name, 0) < count:
@@ -41,7 +41,14 @@ class Races:
         self._places: dict[tuple[str, Hashable], _Place] = {}
 
     def touch(
-        self, region: str, piece: Hashable, who: str, clock: Clock, label: str, *, is_write: bool
+        self,
+        region: str,
+        piece: Hashable,
+        who: str,
+        clock: VectorClock,
+        label: str,
+        *,
+        is_write: bool,
     ) -> None:
         """Queue ``who`` reads or writes ``piece`` of ``region``, ordered after what ``clock`` says;
         ``label`` names this access. Raises ``RaceError`` with both accesses."""
@@ -58,7 +65,14 @@ class Races:
         (place.written if is_write else place.read)[who] = clock.get(who, 0), label
 
     def _report(
-        self, what: str, label: str, is_write: bool, theirs: str, verb: str, clock: Clock, them: str
+        self,
+        what: str,
+        label: str,
+        is_write: bool,
+        theirs: str,
+        verb: str,
+        clock: VectorClock,
+        them: str,
     ) -> None:
         if self.has_raced:
             return

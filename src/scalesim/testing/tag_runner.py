@@ -45,7 +45,7 @@ Verify = Literal["all", "new", "off"]
 BadHook = Callable[[int, int], bool]
 
 
-class Reader(NamedTuple):
+class TagReader(NamedTuple):
     """Whom a slot computes for: the ``tokens`` of its sequence, as far as they are known, and the
     ``root`` of its sharing domain's lineages."""
 
@@ -56,7 +56,7 @@ class Reader(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _Launched:
     batch: Batch
-    readers: list[Reader]  # as they were then: a slot may be another's when the batch runs
+    readers: list[TagReader]  # as they were then: a slot may be another's when the batch runs
 
 
 class TagRunner:
@@ -84,7 +84,7 @@ class TagRunner:
         vocab_size: int = 512,
         verify: Verify = "all",
         bad: BadHook | None = None,
-        reader: Callable[[int], Reader] | None = None,
+        reader: Callable[[int], TagReader] | None = None,
     ) -> None:
         self.steps_in_flight = steps_in_flight
         self.bad = bad
@@ -180,7 +180,7 @@ class TagRunner:
             )
 
     def _new_tags(
-        self, batch: Batch, readers: list[Reader], counts: Int64s, positions: Int64s
+        self, batch: Batch, readers: list[TagReader], counts: Int64s, positions: Int64s
     ) -> Tags:
         """``[num_tokens, NUM_FIELDS]``: chained to the tag before, which is read from its page."""
         first = batch.query_start[:-1]
@@ -224,7 +224,7 @@ class TagRunner:
         in_force = positions >= batch.adapters.starts[owner]
         return tokens + np.where(in_force, tags[owner] << 32, 0)
 
-    def _roots(self, batch: Batch, readers: list[Reader]) -> UInt64s:
+    def _roots(self, batch: Batch, readers: list[TagReader]) -> UInt64s:
         """``[num_seqs]``: where each sequence's lineage begins."""
         roots = [reader.root for reader in readers] or [0] * batch.num_seqs
         return np.array(roots, np.uint64)
@@ -244,7 +244,7 @@ class TagRunner:
                     )
 
     def _attend(
-        self, batch: Batch, readers: list[Reader], contexts: Int64s
+        self, batch: Batch, readers: list[TagReader], contexts: Int64s
     ) -> tuple[UInt64s, Bools]:
         """Read each sequence's context; its lineage, plus whatever is wrong, and who read a
         poisoned slot."""
@@ -284,7 +284,7 @@ class TagRunner:
         return result, bad
 
     def _own_tokens(
-        self, batch: Batch, readers: list[Reader], first: Int64s, starts: Int64s, found: UInt64s
+        self, batch: Batch, readers: list[TagReader], first: Int64s, starts: Int64s, found: UInt64s
     ) -> UInt64s:
         """``[n]``: what the readers' slots hold, where that is known, else what was ``found``. The
         context of each begins at position ``first``, and at ``starts`` of ``found``."""

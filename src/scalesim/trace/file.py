@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,9 +134,7 @@ def _add_hint(tick: TraceTick, line: dict[str, Any], where: str) -> None:
     for index in range(len(tick.calls) - 1, -1, -1):
         call = tick.calls[index]
         if call.agent == agent:
-            tick.calls[index] = TraceCall(
-                agent, call.prompt, call.output, call.round, call.adapter, at, call.truth
-            )
+            tick.calls[index] = replace(call, expect=at)
             return
     tick.hints.append(Hint(agent, at))
 

@@ -13,7 +13,7 @@ from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse
-from scalesim.memory.links.link import Held, PageSource
+from scalesim.memory.links.link import InMemorySource, PageSource
 from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.tree.segment import Segment
 
@@ -69,7 +69,7 @@ class AdapterPages:
         if segment.source is None:
             segment.read_from(content.source, content.num_pages)
             if content.pages is not None and not segment.device and not segment.host:
-                self._residency.start_fill(segment, Held(content.pages))
+                self._residency.start_fill(segment, InMemorySource(content.pages))
             self._residency.ranking.refresh(segment)
 
     def remove(self, digest: bytes) -> None:

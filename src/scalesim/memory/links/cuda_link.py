@@ -40,7 +40,7 @@ class HostPages(Protocol):
 
 
 @dataclass(slots=True)
-class _Flight:
+class _CopyInFlight:
     chunk: DmaChunk
     began: Event
     ended: Event
@@ -51,7 +51,7 @@ class _Way:
 
     def __init__(self, stream: Stream) -> None:
         self.stream, self.queue = stream, ChunkQueue()
-        self.flights: deque[_Flight] = deque()
+        self.flights: deque[_CopyInFlight] = deque()
         self.rate = _ASSUMED_BYTES_PER_S
 
     def observe(self, num_bytes: int, seconds: float) -> None:
@@ -157,7 +157,7 @@ class CudaLink:
                 failed.__cause__ = error
                 self._ended.append((chunk.ticket, failed))
                 continue
-            way.flights.append(_Flight(chunk, began, way.stream.record(timed=True)))
+            way.flights.append(_CopyInFlight(chunk, began, way.stream.record(timed=True)))
 
     def _copy(self, stream: Stream, chunk: DmaChunk) -> None:
         inward = chunk.copies.direction == "in"

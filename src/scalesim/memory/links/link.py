@@ -33,7 +33,7 @@ class PageSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class InMemorySource:
     """A source that is in memory already."""
 
     pages: Bytes2D

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
 from scalesim.foreign import Foreign, words_of
-from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, Held, Link
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, InMemorySource, Link
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
 _WAIT_S = 0.002  # between two looks at the other link, while a read is under way
 _WEIGHT = 0.1  # of the newest read in the rate
 _ASSUMED_BYTES_PER_S = 2e8  # until measured: a disk's, with unpacking
 
-Write = Callable[[Sequence[int], Bytes2D], None]
+WritePages = Callable[[Sequence[int], Bytes2D], None]
 """Puts rows of bytes into pages of host memory; returns when they are there."""
 
 
@@ -57,7 +57,7 @@ class _Read:
 
 
 @dataclass(eq=False, slots=True)
-class _Part:
+class _BouncePart:
     """Rows of a read on their way through bounce pages: written, then copied from there."""
 
     read: _Read
@@ -76,7 +76,7 @@ class SourceLink:
     """
 
     def __init__(
-        self, link: Link, write: Write, bounce: Sequence[int], *, threaded: bool = True
+        self, link: Link, write: WritePages, bounce: Sequence[int], *, threaded: bool = True
     ) -> None:
         self.link = link
         self.read_rate = _ASSUMED_BYTES_PER_S  # bytes a second, as measured
@@ -85,10 +85,12 @@ class SourceLink:
         self._free = list(bounce)
         self._queue: deque[_Read] = deque()
         self._current: _Read | None = None  # being read, or put into bounce pages
-        self._written: list[_Part] = []  # for the other link
+        self._written: list[_BouncePart] = []  # for the other link
         self._done: list[tuple[int, Exception | None]] = []
         self._closed = False
-        self._flying: dict[int, _Part] = {}  # the engine's thread alone: by the other's ticket
+        self._flying: dict[
+            int, _BouncePart
+        ] = {}  # the engine's thread alone: by the other's ticket
         self._ended: list[tuple[int, Exception | None]] = []
         self._open = 0
         self._last = 0
@@ -182,7 +184,7 @@ class SourceLink:
             else:
                 self._copied(part_of, ticket, error)
 
-    def _copied(self, part: _Part, ticket: int, error: Exception | None) -> None:
+    def _copied(self, part: _BouncePart, ticket: int, error: Exception | None) -> None:
         part.tickets.discard(ticket)
         read = part.read
         with self._changed:
@@ -241,7 +243,7 @@ class SourceLink:
             self._settle(read)
             self._changed.notify_all()
 
-    def _claim(self, read: _Read, rows: Bytes2D) -> _Part:
+    def _claim(self, read: _Read, rows: Bytes2D) -> _BouncePart:
         """The next part of ``read``, in bounce pages that are free."""
         most = max(1, MAX_CHUNK_BYTES // rows.shape[1])
         first, count = read.done, min(len(rows) - read.done, len(self._free), most)
@@ -249,7 +251,7 @@ class SourceLink:
         read.done += count
         read.parts += 1
         device = read.copies.device_pages[first : read.done]
-        return _Part(read, rows[first : read.done], Copies("in", device, pages))
+        return _BouncePart(read, rows[first : read.done], Copies("in", device, pages))
 
     def _fetch(self, read: _Read) -> None:
         """Read the source, for all that wait for it."""
@@ -258,7 +260,7 @@ class SourceLink:
         start = time.perf_counter()
         whole = source.read()
         seconds = max(time.perf_counter() - start, 1e-9)
-        if not isinstance(source, Held):
+        if not isinstance(source, InMemorySource):
             self.read_rate += _WEIGHT * (whole.nbytes / seconds - self.read_rate)
         read.rows = read.rows_of(whole)
         if read.copies.direction == "out":

@@ -19,7 +19,7 @@ from scalesim.memory.tree.owner import AgentState
 
 WakeTimes: TypeAlias = npt.NDArray[np.float64]
 
-_Entry: TypeAlias = "tuple[float, int, AgentState]"
+_WakeEntry: TypeAlias = "tuple[float, int, AgentState]"
 _FINE = 8.0  # a bucket is at most this part of the time until it begins
 _FOREVER = 2.0**52
 _next_use = attrgetter("next_use")
@@ -31,7 +31,7 @@ class WakeQueue:
 
     def __init__(self) -> None:
         self._num_live = self.num_entries = 0
-        self._near: list[_Entry] = []  # a heap
+        self._near: list[_WakeEntry] = []  # a heap
         self._buckets: dict[float, list[AgentState]] = {}
         self._begins: list[float] = []  # of the buckets, a heap
 
@@ -103,7 +103,7 @@ class WakeQueue:
         agent.awaited = self._near
         heapq.heappush(self._near, (at, agent.next_seq, agent))
 
-    def _is_live(self, entry: _Entry) -> bool:
+    def _is_live(self, entry: _WakeEntry) -> bool:
         _, seq, agent = entry
         return agent.awaited is self._near and agent.next_seq == seq
 

@@ -41,7 +41,7 @@ class Patterns:
 
     def match(self, pattern: str, name: str) -> bool:
         """Whether ``pattern`` matches at the beginning of ``name``: ``re.match(pattern, name)``."""
-        run = _Run(name, self._left)
+        run = _PatternMatch(name, self._left)
         try:
             items, run.ignore_case = _parsed(pattern)
             return run.ends(items, 0) != 0
@@ -70,7 +70,7 @@ def _parsed(pattern: str) -> tuple[Any, bool]:
     return tree, bool(tree.state.flags & re.IGNORECASE)
 
 
-class _Run:
+class _PatternMatch:
     """One match. Sets of positions are bits of an integer."""
 
     def __init__(self, text: str, left: int) -> None:

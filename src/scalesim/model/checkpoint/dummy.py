@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from scalesim.model.checkpoint.config import ACTIVATIONS, LAYER_KINDS, ExpertsConfig, ModelConfig
-from scalesim.model.checkpoint.weights import Shape, expected_shapes
+from scalesim.model.checkpoint.weights import TensorShape, expected_shapes
 from scalesim.model.layers.rope import RopeConfig
 
 LOGIT_STD = 2.0
 
 
 def dummy_tensor(
-    name: str, shape: Shape, seed: int, dtype: torch.dtype, place: str = "cpu"
+    name: str, shape: TensorShape, seed: int, dtype: torch.dtype, place: str = "cpu"
 ) -> Tensor:
     """The same values for the same (name, shape, seed) and kind of ``place``, whatever else was
     made before."""

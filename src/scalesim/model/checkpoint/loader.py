@@ -24,7 +24,7 @@ from scalesim.model.checkpoint.quantize import quantize_weights, scheme_config
 from scalesim.model.checkpoint.weights import (
     EMBED,
     HEAD,
-    Shape,
+    TensorShape,
     assemble,
     expected_shapes,
     num_elements,
@@ -224,7 +224,7 @@ def open_checkpoint(
         yield StoredTensors(where, config, dtype, place)
 
 
-def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+def check_shapes(found: Mapping[str, TensorShape], expected: Mapping[str, TensorShape]) -> None:
     """Raise ``WeightsError`` naming the first tensor that is missing, misshaped or unknown."""
     for name, shape in expected.items():
         if name not in found:

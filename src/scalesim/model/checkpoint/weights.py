@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scalesim.model.checkpoint.config import ModelConfig
 
-Shape: TypeAlias = tuple[int, ...]
+TensorShape: TypeAlias = tuple[int, ...]
 Take: TypeAlias = Callable[[str], Tensor]
 """Gives a checkpoint's tensor by name, in the wanted dtype; each name is asked for once."""
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -83,9 +83,9 @@ class Weights:
         return replace(self, layers=layers, lm_head=pack(self.lm_head))
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """Name and shape of every tensor of a checkpoint of this config, in the layout of its files."""
-    shapes: dict[str, Shape] = {EMBED: (config.vocab_size, config.hidden_size)}
+    shapes: dict[str, TensorShape] = {EMBED: (config.vocab_size, config.hidden_size)}
     for layer in range(config.num_layers):
         for name, shape in _layer_shapes(config, layer).items():
             shapes[f"model.layers.{layer}.{name}"] = shape
@@ -100,10 +100,10 @@ def num_elements(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
-def _layer_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
+def _layer_shapes(config: ModelConfig, layer: int) -> dict[str, TensorShape]:
     hidden, family = config.hidden_size, config.family
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, TensorShape] = {}
     for name in astuple(family.norms):
         if name is not None:
             shapes[f"{name}.weight"] = (hidden,)
@@ -122,9 +122,9 @@ def _layer_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
     return shapes | _mlp_shapes(config, layer)
 
 
-def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
+def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, TensorShape]:
     hidden, wide, prefixes = config.hidden_size, config.intermediate_size, ["mlp."]
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, TensorShape] = {}
     experts = config.experts
     if experts is not None and layer in experts.layers:
         wide = experts.width
@@ -140,8 +140,8 @@ def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
     return shapes
 
 
-def _linear(name: str, out: int, width: int, bias: bool) -> dict[str, Shape]:
-    weight: dict[str, Shape] = {f"{name}.weight": (out, width)}
+def _linear(name: str, out: int, width: int, bias: bool) -> dict[str, TensorShape]:
+    weight: dict[str, TensorShape] = {f"{name}.weight": (out, width)}
     return weight | ({f"{name}.bias": (out,)} if bias else {})
 
 

@@ -19,7 +19,7 @@ from scalesim.model.checkpoint.weights import ExpertWeights, LayerWeights, MlpWe
 from scalesim.model.layers.experts import mix_experts
 from scalesim.model.layers.rope import cos_sin_table
 
-Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
+LoraLinear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
 
 
 class NativeModel:
@@ -112,7 +112,7 @@ class NativeModel:
         return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype).item()
 
     def _mlp(
-        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: Linear
+        self, x: Tensor, mlp: MlpWeights | ExpertWeights, kernels: KernelSet, linear: LoraLinear
     ) -> Tensor:
         if isinstance(mlp, ExpertWeights):
             assert self.config.experts is not None

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
+from scalesim.core import Floats
 from scalesim.errors import UnsupportedModelError
 from scalesim.model.checkpoint.fields import MOST_WHOLE, Fields
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),

@@ -40,7 +40,7 @@ _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _StepInFlight:
     batch: Batch
     packed: Packed
     outcome: Staged
@@ -191,12 +191,12 @@ class CudaRunner:
         sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _Flight(batch, packed, outcome, logits, began, ended, scored, scores, sums)
+        flight = _StepInFlight(batch, packed, outcome, logits, began, ended, scored, scores, sums)
         return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
         flight = step.handle
-        assert isinstance(flight, _Flight)
+        assert isinstance(flight, _StepInFlight)
         flight.ended.synchronize()
         self._fences.collected(step.step)
         tokens, bad = self._read(flight)
@@ -268,7 +268,7 @@ class CudaRunner:
         padded = self._pad(len(batch.scores.tokens))
         return self._scores.send(batch, arranged, batch.scores, padded)
 
-    def _read(self, flight: _Flight) -> tuple[Int32s, Bools]:
+    def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
         packed, found = flight.packed, flight.outcome.array
         num_seqs, first = flight.batch.num_seqs, packed.shape.num_samples
         bad = np.zeros(num_seqs, np.bool_)
@@ -287,7 +287,7 @@ class CudaRunner:
         self._stream.copy(out, self._logits.view(-1)[:words])
         return buffer
 
-    def _hash(self, flight: _Flight) -> UInt64s | None:
+    def _hash(self, flight: _StepInFlight) -> UInt64s | None:
         if flight.logits is None:
             return None
         import xxhash

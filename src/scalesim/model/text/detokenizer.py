@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from scalesim.errors import UnsupportedModelError
 
 
-class Step(Protocol):
+class DecoderStep(Protocol):
     """One step of a decoder: what ``feed`` and a last ``flush`` give is what it gives at once."""
 
     def feed(self, piece: str) -> Iterable[str]: ...
@@ -32,7 +32,7 @@ class Detokenizer:
     once.
     """
 
-    def __init__(self, piece_of: Callable[[int], str | None], steps: Iterable[Step]) -> None:
+    def __init__(self, piece_of: Callable[[int], str | None], steps: Iterable[DecoderStep]) -> None:
         self._piece_of = piece_of
         self._steps = tuple(steps)
 
@@ -54,7 +54,7 @@ class Detokenizer:
         return "".join(pieces)
 
 
-def _through(step: Step, pieces: Iterable[str]) -> list[str]:
+def _through(step: DecoderStep, pieces: Iterable[str]) -> list[str]:
     return [out for piece in pieces for out in step.feed(piece)]
 
 
@@ -172,14 +172,14 @@ class JoinWords:
         return ()
 
 
-def compile_steps(decoder: Mapping[str, Any] | None) -> Callable[[], list[Step]]:
+def compile_steps(decoder: Mapping[str, Any] | None) -> Callable[[], list[DecoderStep]]:
     """A maker of fresh steps for the ``decoder`` entry of a tokenizer.json.
 
     Raises UnsupportedModelError for a decoder that has no exact stream.
     """
     if decoder is None:
         return lambda: [JoinWords()]
-    makers: list[Callable[[], Step]] = []
+    makers: list[Callable[[], DecoderStep]] = []
     fused = False  # from here on, a step of the decoder sees the whole text as one token
     for spec in _flat(decoder):
         if fused and spec["type"] not in ("Fuse", "Strip"):
@@ -195,7 +195,7 @@ def _flat(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [spec for inner in decoder["decoders"] for spec in _flat(inner)]
 
 
-def _step_maker(spec: Mapping[str, Any], fused: bool) -> list[Callable[[], Step]]:
+def _step_maker(spec: Mapping[str, Any], fused: bool) -> list[Callable[[], DecoderStep]]:
     match spec:
         case {"type": "ByteLevel"}:
             return [ByteLevel]

@@ -11,12 +11,13 @@ from typing import IO
 from scalesim.checks import shown
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.formats import agentic, applied_compute, azure, dynamo, mooncake, town
-from scalesim.replay.formats.rows import MAX_SECONDS, Row, in_rounds, lines
+from scalesim.replay.formats.rows import Row, in_rounds, lines
 from scalesim.trace.file import TraceWriter, read_trace
+from scalesim.trace.records import MAX_NUMBER
 from scalesim.trace.trace import TraceTick
 
-Read = Callable[[Path, "int | None"], "list[TraceTick]"]
-Write = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
+ReadTrace = Callable[[Path, "int | None"], "list[TraceTick]"]
+WriteTrace = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class Format:
     blocks of a size that ``--block-size`` may name."""
 
     name: str
-    read: Read
-    write: Write | None
+    read: ReadTrace
+    write: WriteTrace | None
     in_seconds: bool = True
     blocks: bool = False
 
@@ -141,11 +142,12 @@ def _not_written(name: str) -> ConfigError:
 
 def gathered(ticks: Iterable[TraceTick], seconds: float) -> list[TraceTick]:
     """Ticks of a simulation from times in seconds: what comes within ``seconds`` is made together,
-    in ticks 0, 1, 2 …; an agent's calls of different times still follow each other."""
-    if not 0.0 < seconds <= MAX_SECONDS:
-        raise ConfigError(f"--tick {seconds}; a tick must last above 0 seconds")
+    in ticks 0, 1, 2 …; an agent's calls of different times still follow each other. Raises
+    ``ConfigError`` for more ticks than can be told apart."""
     found: dict[int, list[TraceTick]] = {}
     for tick in ticks:
+        if tick.time > seconds * MAX_NUMBER:
+            raise ConfigError(f"--tick {seconds}; the trace lasts {tick.time:g} s, too many ticks")
         found.setdefault(int(tick.time // seconds), []).append(tick)
     return [
         TraceTick(

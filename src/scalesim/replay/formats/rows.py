@@ -8,7 +8,7 @@ import gzip
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,18 +173,10 @@ def in_rounds(groups: Iterable[Sequence[TraceCall]]) -> list[TraceCall]:
             if call.agent is not None:
                 at = first.get(call.agent, 0) + call.round
                 next_round[call.agent] = max(next_round.get(call.agent, 0), at + 1)
-                call = _in_round(call, at)
+                call = call if call.round == at else replace(call, round=at)
             found.append(call)
         first = next_round
     return found
-
-
-def _in_round(call: TraceCall, at: int) -> TraceCall:
-    if call.round == at:
-        return call
-    return TraceCall(
-        call.agent, call.prompt, call.output, at, call.adapter, call.expect, call.truth
-    )
 
 
 def in_order(ticks: Iterable[TraceTick]) -> Iterator[Timed]:
