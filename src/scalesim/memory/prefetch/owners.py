@@ -35,9 +35,9 @@ class Owners:
         return state
 
     def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
-        """When agents are needed next, in ticks of the clock; ``None`` = unknown. Of an agent that
-        is named twice, the last one holds. Of an agent that has nothing in an order, which is most
-        of them, only the time is written down."""
+        """Set when agents are needed next, in ticks of the clock; ``None`` = unknown. Of an agent
+        that is named twice, the last time holds. Most agents own nothing that is ranked: for these,
+        only the time is written down."""
         queue = self._queue
         seqs = self._ranking.next_seqs(len(advice))
         awaited: list[AgentState] = []
