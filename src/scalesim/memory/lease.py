@@ -81,15 +81,15 @@ class Lease:
 
     def share(self, end: Segment, count: int) -> list[int]:
         """The path to ``end`` holds the next ``count`` blocks too; returns their private pages."""
-        pages = self.take_private(count)
         self.end = end
         self.num_shared += count
-        return pages
+        return self.take_private(count)
 
-    def take_private(self, count: int | None = None) -> list[int]:
-        """The first ``count`` private pages are the lease's no more; ``None``: all of them."""
-        assert count is None or count <= len(self.private), (count, self.private)
-        pages, self.private = self.private[:count], self.private[len(self.private[:count]) :]
+    def take_private(self, count: int) -> list[int]:
+        """The first ``count`` private pages are the lease's no more."""
+        pages = self.private[:count]
+        assert len(pages) == count, (count, self.private)
+        del self.private[:count]
         return pages
 
     def begin_with(self, page: int, num_tokens: int) -> None:

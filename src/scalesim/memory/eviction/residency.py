@@ -187,7 +187,8 @@ class Residency:
         assert segment.pins == 0 and not segment.is_moving, segment
         self.counters.dropped_pages += max(0, segment.num_available - keep)
         for tier in self.tiers:
-            self.free(tier, self._cut(tier, segment, keep))
+            if len(tier.run(segment)) > keep:
+                self.free(tier, self._cut(tier, segment, keep))
         self._settle(segment, tidy=tidy)
 
     def clear(self) -> None:

@@ -63,6 +63,7 @@ class Attachments:
 
 def branch_of(uses: Sequence[AttachmentUse], block_size: int) -> Branch | None:
     """Where the path of a request with these attachments leaves that of its tokens alone."""
-    branches = [use.branch(block_size) for use in uses]
-    assert len(branches) <= 1, uses  # the tree tells KV apart by one mark a block
-    return branches[0] if branches else None
+    if not uses:
+        return None
+    (use,) = uses  # the tree tells KV apart by one mark a block
+    return use.branch(block_size)

@@ -73,9 +73,10 @@ class PrefixLookup:
         path = self._apart(path)
         num_shared = sum(count for _, count in path)
         waits = missing > 0 or any(segment.device.transfer for segment, _ in path)
-        attached = self._attachments.find(uses)
-        unread = sum(segment.num_missing for segment in attached)
-        waits = waits or unread > 0 or any(segment.device.transfer for segment in attached)
+        attached, unread = self._attachments.find(uses), 0
+        for segment in attached:
+            unread += segment.num_missing
+            waits = waits or segment.num_missing > 0 or segment.device.transfer is not None
         num_pages = num_blocks - num_shared + missing + unread
         return PrefixMatch(
             root, path, beyond, branch, num_tokens, num_shared, missing, uses, attached,

@@ -121,7 +121,8 @@ class Releases:
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""
-        self.residency.free(self.residency.tiers.device, lease.take_private())
+        residency = self.residency
+        residency.free(residency.tiers.device, lease.take_private(len(lease.private)))
         if (tail := lease.give_back_tail()) is not None:
             self.residency.ranking.unpin(tail)
         self.table.free(lease.row)

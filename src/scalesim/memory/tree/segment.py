@@ -52,12 +52,13 @@ class Run(_Pages):
 
     __slots__ = ("transfer", "valid")
 
-    def __new__(cls, pages: Iterable[int] = (), valid: int = 0) -> Run:
-        return cast(Run, super().__new__(cls, "i", pages))
+    valid: int
+    transfer: Transfer | None
 
-    def __init__(self, pages: Iterable[int] = (), valid: int = 0) -> None:
-        self.valid = valid
-        self.transfer: Transfer | None = None
+    def __new__(cls, pages: Iterable[int] = (), valid: int = 0) -> Run:
+        run = cast(Run, super().__new__(cls, "i", pages))
+        run.valid, run.transfer = valid, None
+        return run
 
     def divide(self, count: int, segment: Segment, upper: Segment) -> tuple[Run, Run]:
         """The runs of ``upper``, which is the first ``count`` blocks of ``segment``, and of the
@@ -201,17 +202,18 @@ class Segment:
         assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
         if not pages:
             return
-        before = self._on_device_and_anywhere()
-        if run is NOWHERE:
-            run = Run()
+        if run:
+            run.extend(pages)
+        else:
+            self._tell_parent(tier, 1)
+            run = Run(pages)
             setattr(self, tier, run)
-        run.extend(pages)
         if transfer is None:
             run.valid = len(run)
         else:
             run.transfer = transfer
-            self.prefetched += len(pages) * (transfer.purpose == "prefetch")
-        self._tell_parent(*before)
+            if transfer.purpose == "prefetch":
+                self.prefetched += len(pages)
 
     def end_transfer(self, tier: TierName) -> bool:
         """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
@@ -229,32 +231,30 @@ class Segment:
     def cut(self, tier: TierName, keep: int) -> list[int]:
         """Take back the pages of ``tier`` from block ``keep`` on."""
         run: Run = getattr(self, tier)
-        pages = run[keep:].tolist() if keep < len(run) else []
-        if not pages:
-            return pages
+        if keep >= len(run):
+            return []
+        pages = run[keep:].tolist()
         assert run.transfer is None, self
         assert not (self.pins and tier == "device" and keep < run.valid), self
-        before = self._on_device_and_anywhere()
         if keep:
             del run[keep:]
             run.valid = min(run.valid, keep)
         else:
             setattr(self, tier, NOWHERE)
-        if tier == "device":
+            self._tell_parent(tier, -1)
+        if tier == "device" and self.prefetched:
             self.prefetched = max(0, self.prefetched - len(pages))
-        self._tell_parent(*before)
         return pages
 
-    def _on_device_and_anywhere(self) -> tuple[bool, bool]:
-        return bool(self.device), bool(self.device or self.host)
-
-    def _tell_parent(self, was_on_device: bool, was_anywhere: bool) -> None:
-        """The parent counts its children on the device, and anywhere."""
+    def _tell_parent(self, tier: TierName, change: int) -> None:
+        """The first page comes to ``tier``, or the last one went: the parent counts its children on
+        the device, and anywhere."""
         parent = self.parent
         assert parent is not None, self
-        is_on_device, is_anywhere = self._on_device_and_anywhere()
-        parent.device_children += is_on_device - was_on_device
-        parent.content_children += is_anywhere - was_anywhere
+        if tier == "device":
+            parent.device_children += change
+        if not self.device and not self.host:
+            parent.content_children += change
         assert 0 <= parent.device_children <= parent.content_children, parent
 
     # -- blocks -------------------------------------------------------------------------------
@@ -287,7 +287,8 @@ class Segment:
         self.prefetched -= upper.prefetched
         self.parent, self.tokens, self.mark = upper, self.tokens[cut:], b""
         self.num_blocks -= count
-        upper.device_children, upper.content_children = map(int, self._on_device_and_anywhere())
+        upper.device_children = int(bool(self.device))
+        upper.content_children = int(bool(self.device or self.host))
         return upper
 
     def join(self, upper: Segment) -> None:
