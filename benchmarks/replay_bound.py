@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from benchmarks.report import Report, table
 from scalesim.replay.arms import Outcome, play
+from scalesim.replay.knobs import Knobs
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
-from scalesim.replay.workloads import Knobs, workload
+from scalesim.replay.workloads import workload
 
 RIVALS = ("deadline", "lru-swap", "levels", "lru-recompute")
 RESIDENCIES = (0.25, 0.5, 0.9, 1.0)

@@ -21,6 +21,7 @@ from benchmarks.report import Report, table
 from benchmarks.sources import timed
 from scalesim.config import SchedulerConfig
 from scalesim.distance import Estimates, Source
+from scalesim.distance.voice import voice_of
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.eviction.policies import policy_named
@@ -119,7 +120,7 @@ def ticks(count: int) -> dict[str, float]:
         hints = {agent: 50.0 + 90.0 * (agent % 97) / 97 for agent in some(int(count * CHANGED))}
 
         def act() -> None:
-            loop.expect(hints, absolute=False)
+            loop.advice.expect(hints, absolute=False)
             loop.memory.plan(loop.clock.now)
 
         return act
@@ -127,11 +128,11 @@ def ticks(count: int) -> dict[str, float]:
     def expiring() -> Callable[[], None]:
         names, now = some(EXPIRING), loop.clock.now
         given.next = Estimates(names, np.full(len(names), now + 1.0))
-        loop.poll_sources()
+        loop.advice.poll()
         return tick
 
     quiet_s, update_s = timed(lambda: tick, TIMES), timed(update, TIMES)
-    loop.listen(given)
+    loop.advice.listen(voice_of(given))
     for _ in range(5):  # until the first ones expire
         expiring()()
     values = (
@@ -168,7 +169,7 @@ def filled(count: int) -> EngineLoop:
             lease = memory.acquire(agent, None, tokens, BLOCKS)
         memory.release(lease, tokens, BLOCKS * BLOCK_SIZE)
         memory.table.take_changes()  # as a launch would
-        loop.expect({agent: 500.0 + 90.0 * (agent % 97) / 97}, absolute=True)
+        loop.advice.expect({agent: 500.0 + 90.0 * (agent % 97) / 97}, absolute=True)
     return loop
 
 

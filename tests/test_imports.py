@@ -39,11 +39,26 @@ MEMORY = (
 )
 """What any room of memory may use; the rooms below each are in its row."""
 TREE = (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools", "scalesim.memory.tree")
+DOOR = (
+    "scalesim.memory.audit.auditor",
+    "scalesim.memory.counters",
+    "scalesim.memory.eviction.policies",
+    "scalesim.memory.geometry",
+    "scalesim.memory.lease",
+    "scalesim.memory.leases.adapters",
+    "scalesim.memory.links",
+    "scalesim.memory.manager",
+    "scalesim.memory.misses",
+    "scalesim.memory.pools",
+    "scalesim.memory.prefetch.config",
+    "scalesim.memory.timing",
+)
+"""Memory for its callers: the manager, values, and what is made outside and handed to it."""
 SCHEDULING = (
     *VALUES,
     "scalesim.batch",
     "scalesim.config",
-    "scalesim.memory",
+    *DOOR,
     "scalesim.sampling",
     "scalesim.scheduler",
 )
@@ -98,14 +113,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.manager": (*MEMORY, "scalesim.memory"),
     "scalesim.memory.audit": (*MEMORY, "scalesim.memory"),
     "scalesim.memory": VALUES,
-    "scalesim.config": (*VALUES, "scalesim.memory"),
+    "scalesim.config": (*VALUES, *DOOR),
     "scalesim.sampling": (
         *VALUES,
         "scalesim.batch",
         "scalesim.config",
         "scalesim.model.checkpoint",
         "scalesim.model.text",
-        "scalesim.scheduler.sequence",
     ),
     "scalesim.scheduler": SCHEDULING,
     "scalesim.model": (
@@ -126,8 +140,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.requests": (
         *SCHEDULING,
         "scalesim.distance",
-        "scalesim.engine.agent",
-        "scalesim.engine.tickets",
         "scalesim.model.text",
     ),
     "scalesim.engine": ENGINE,
@@ -147,6 +159,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.testing",
         "scalesim.trace",
     ),
+    "scalesim.replay.levels": (*VALUES, "scalesim.memory"),  # another planner, and another order
     "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.profile": (*VALUES, "scalesim.distance", "scalesim.trace"),
     "scalesim.doctor": (*ENGINE, "torch"),
@@ -211,6 +224,68 @@ def test_imports_go_one_way(module: str) -> None:
         if name.split(".")[0] in WATCHED and not any(is_in(name, other) for other in may)
     ]
     assert not wrong, f"{module} may import {', '.join(may)} only"
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, by whatever way: what can be taken away neither from above
+    nor from below."""
+    while True:
+        imported = set().union(*graph.values())
+        ends = {name for name, uses in graph.items() if not uses or name not in imported}
+        if not ends:
+            return [[name, *sorted(uses)] for name, uses in graph.items()]
+        graph = {name: uses - ends for name, uses in graph.items() if name not in ends}
+
+
+def test_no_circles() -> None:
+    graph = {
+        module: {name for _, name in imports(module, path) if name in MODULES} - {module}
+        for module, path in MODULES.items()
+    }
+    assert not circles(graph), "of each module, what it imports within a circle"
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"c"}}) == [["b", "c"], ["c", "b"]]
+
+
+def parts_of_memory() -> set[str]:
+    """What the manager is made of: all that it keeps, but values."""
+    path = MODULES["scalesim.memory.manager"]
+    manager = next(
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "MemoryManager"
+    )
+    kept = {
+        node.attr
+        for node in ast.walk(manager)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and ast.unparse(node.value) == "self"
+    }
+    return kept - {"block_size", "counters", "page_bytes", "policy"}
+
+
+def behind_the_door(module: str) -> list[str]:
+    """Where ``module`` goes through the manager into one of its parts."""
+    parts = parts_of_memory()
+    return [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and node.attr in parts
+        and ast.unparse(node.value).split(".")[-1].lstrip("_") in ("memory", "manager")
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_memory_is_reached_through_its_door(module: str) -> None:
+    """Only memory itself, with its audit, and ``scalesim.testing`` look at the manager's parts."""
+    if not any(is_in(module, name) for name in ("scalesim.memory", "scalesim.testing")):
+        assert not behind_the_door(module)
+
+
+def test_what_is_behind_the_door_is_seen() -> None:
+    assert {"residency", "ranking", "owners", "prefetcher", "timing"} <= parts_of_memory()
+    assert behind_the_door("scalesim.memory.audit.integrity")
 
 
 def test_the_graph_is_really_read() -> None:

@@ -80,7 +80,7 @@ def check_command(options: argparse.Namespace) -> int:
         verdicts = list(
             check_op(
                 kernels, op, device=options.device, long=options.long, dtypes=dtypes,
-                timed=options.time, most=options.cases,
+                timed=options.time, max_cases=options.cases,
             )
         )  # fmt: skip
         bad = [verdict for verdict in verdicts if verdict.faults]

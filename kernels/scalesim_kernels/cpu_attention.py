@@ -187,8 +187,8 @@ def parts(
         yield q, k, v, mask
         return
     for i in range(len(q)):
-        one = slice(i, i + 1)
-        yield q[one], k[one], v[one], mask[one] if len(mask) > 1 else mask
+        tile = slice(i, i + 1)
+        yield q[tile], k[tile], v[tile], mask[tile] if len(mask) > 1 else mask
 
 
 def decode_shape(group: int, form: Form) -> TileShape:

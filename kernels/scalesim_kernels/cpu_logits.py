@@ -21,11 +21,11 @@ def adjust_logits(logits: Tensor, changes: Adjustments) -> Tensor:
     rows = out.numpy()
     counts, masks = changes.counts.numpy(), changes.masks.numpy()
     starts, slots, mask_rows = (
-        each.tolist() for each in (changes.bias_start, changes.slots, changes.mask_rows)
+        column.tolist() for column in (changes.bias_start, changes.slots, changes.mask_rows)
     )
     ids, biases = changes.bias_ids.numpy(), changes.biases.numpy()
     ratios = [
-        each.numpy() for each in (changes.repetitions, changes.frequencies, changes.presences)
+        column.numpy() for column in (changes.repetitions, changes.frequencies, changes.presences)
     ]
     temperatures, min_ps = changes.temperatures.numpy(), changes.min_ps.numpy()
     scratch = np.empty(logits.shape[1], np.float32)

@@ -88,11 +88,11 @@ class AdapterProducts:
         self._flat, self._pages = flat, pages
         self._sites: dict[tuple[int, int], tuple[Products, list[Products]]] = {}
 
-    def site(self, key: tuple[int, int], at: SiteLayout) -> tuple[Products, list[Products]]:
+    def site(self, key: tuple[int, int], layout: SiteLayout) -> tuple[Products, list[Products]]:
         found = self._sites.get(key)
         if found is None:
-            a = tuple(product(view.t()) for view in self._views(at.a_runs))
-            b = [tuple(map(product, self._views(part.b_runs))) for part in at.slices]
+            a = tuple(product(view.t()) for view in self._views(layout.a_runs))
+            b = [tuple(map(product, self._views(part.b_runs))) for part in layout.slices]
             found = self._sites[key] = (a, b)
         return found
 
@@ -127,17 +127,19 @@ class CpuLora:
         h = torch.empty((len(lora.tokens), site.num_slices, max_rank))
         used = list(self._used(step, layer, site, pool))
         inputs = x.index_select(0, step.inputs).to(h.dtype) if used else x
-        for group, at, (a, _) in used:
+        for group, layout, (a, _) in used:
             rows = rows_of(inputs, group.first, group.rows, site.in_width)
             parts = [multiply(rows) for multiply in a]
             shrunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             mine = h[group.start : group.start + group.rows]
-            if at.rank is not None:
-                shape = (group.rows, site.num_slices, at.rank)
-                torch.mul(shrunk.view(shape), at.scales.view(shape[1:]), out=mine[..., : at.rank])
+            if layout.rank is not None:
+                shape = (group.rows, site.num_slices, layout.rank)
+                torch.mul(
+                    shrunk.view(shape), layout.scales.view(shape[1:]), out=mine[..., : layout.rank]
+                )
                 continue
-            shrunk.mul_(at.scales)
-            for part in at.slices:
+            shrunk.mul_(layout.scales)
+            for part in layout.slices:
                 chosen = shrunk[:, part.first_rank : part.first_rank + part.rank]
                 mine[:, part.index, : part.rank].copy_(chosen)
         return h
@@ -148,8 +150,8 @@ class CpuLora:
         step = self._plan(lora, pool)
         columns = torch.split(out, list(site.out_widths), dim=1)
         ranks = h.unbind(1)
-        for group, at, (_, b) in self._used(step, layer, site, pool):
-            for part, runs in zip(at.slices, b, strict=True):
+        for group, layout, (_, b) in self._used(step, layer, site, pool):
+            for part, runs in zip(layout.slices, b, strict=True):
                 mine = rows_of(ranks[part.index], group.start, group.rows, part.rank)
                 add_rows(columns[part.index], group, grown(mine, part.b_runs, runs))
 
@@ -201,9 +203,9 @@ class CpuLora:
         """The groups whose adapters have weights here, and the views of those."""
         page_elems = pool[0].numel()
         for group in step.groups:
-            at = self._site(step.lora.directory, group.layout, layer, site, page_elems)
-            if at.slices:
-                yield group, at, group.weights.site((layer, site.first_slice), at)
+            site_layout = self._site(step.lora.directory, group.layout, layer, site, page_elems)
+            if site_layout.slices:
+                yield group, site_layout, group.weights.site((layer, site.first_slice), site_layout)
 
     def _site(
         self, directory: LoraDirectory, layout: int, layer: int, site: LoraSite, page_elems: int

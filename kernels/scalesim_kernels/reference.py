@@ -145,9 +145,9 @@ def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraB
             for j, offset in enumerate(directory.a_offsets[where][: directory.ranks[where]]):
                 a = rank_row(pool, lora.block_table[row], int(offset), site.in_width)
                 start = int(lora.starts[group])
-                for at in range(start, start + int(lora.counts[group])):
-                    token = widen(x[int(lora.tokens[at])])
-                    h[at, i, j] = directory.scales[where] * (a @ token)
+                for entry in range(start, start + int(lora.counts[group])):
+                    token = widen(x[int(lora.tokens[entry])])
+                    h[entry, i, j] = directory.scales[where] * (a @ token)
     return h
 
 
@@ -164,9 +164,9 @@ def lora_expand(
             offsets = directory.b_offsets[where][: directory.ranks[where]].tolist()
             b = [rank_row(pool, lora.block_table[row], offset, width) for offset in offsets]
             start = int(lora.starts[group])
-            for at in range(start, start + int(lora.counts[group]) if b else start):
-                token = out[int(lora.tokens[at]), first : first + width]
-                token.copy_(widen(token) + h[at, i, : len(b)].to(b[0].dtype) @ torch.stack(b))
+            for entry in range(start, start + int(lora.counts[group]) if b else start):
+                token = out[int(lora.tokens[entry]), first : first + width]
+                token.copy_(widen(token) + h[entry, i, : len(b)].to(b[0].dtype) @ torch.stack(b))
             first += width
 
 

@@ -20,7 +20,7 @@ OPTIONS = {"paged_decode": ("window", "soft_cap"), "paged_prefill": ("window", "
 
 def ops() -> list[str]:
     """The names of a set's functions."""
-    return [each.name for each in fields(KernelSet) if each.name not in ("name", "row_multiple")]
+    return [op.name for op in fields(KernelSet) if op.name not in ("name", "row_multiple")]
 
 
 def signature_fault(op: str, function: Any, needed: Iterable[str] = ()) -> str | None:
@@ -30,19 +30,25 @@ def signature_fault(op: str, function: Any, needed: Iterable[str] = ()) -> str |
         return f"{op} is {type(function).__name__}, not a function"
     contract = inspect.signature(get_type_hints(KernelSet)[op].__call__)
     options = OPTIONS.get(op, ())
-    given = [each for each in contract.parameters.values() if each.name not in ("self", *options)]
-    calls = [given, [each for each in given if each.default is each.empty]]
+    given = [
+        parameter
+        for parameter in contract.parameters.values()
+        if parameter.name not in ("self", *options)
+    ]
+    calls = [given, [parameter for parameter in given if parameter.default is parameter.empty]]
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # not written in Python
         return None
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    for wanted in ([each.name for each in call] for call in calls):
+    for wanted in ([parameter.name for parameter in call] for call in calls):
         try:
             signature.bind(*wanted)
         except TypeError as error:
             return f"{op}: {name}{signature} cannot be called with ({', '.join(wanted)}): {error}"
-    if lacking := [each for each in needed if each in options and lacks(signature, each)]:
+    if lacking := [
+        parameter for parameter in needed if parameter in options and lacks(signature, parameter)
+    ]:
         return (
             f"{op}: {name} takes no {lacking[0]!r}: it serves models without, and this one has it"
         )
@@ -53,6 +59,7 @@ def lacks(signature: inspect.Signature, name: str) -> bool:
     parameters = signature.parameters.values()
     by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return not any(
-        each.kind is inspect.Parameter.VAR_KEYWORD or (each.name == name and each.kind in by_name)
-        for each in parameters
+        parameter.kind is inspect.Parameter.VAR_KEYWORD
+        or (parameter.name == name and parameter.kind in by_name)
+        for parameter in parameters
     )

@@ -132,12 +132,12 @@ def example_lora(device: str, num_tokens: int) -> LoraBatch:
 def example_changes(device: str, vocab: int) -> Adjustments:
     """Of one row: every change at once, each of them changing nothing."""
     ints = torch.zeros(2, dtype=torch.int32, device=device)
-    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    ones, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     counts = torch.zeros((1, vocab), dtype=torch.int32, device=device)
     masks = torch.full((1, -(-vocab // 32)), -1, dtype=torch.int32, device=device)
     first = ints[:1]
     return Adjustments(
-        first, one, zero, one, zero, zero, first, counts, ints, first, zero, first, masks
+        first, ones, zero, ones, zero, zero, first, counts, ints, first, zero, first, masks
     )
 
 

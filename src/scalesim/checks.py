@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -34,58 +34,58 @@ Error: TypeAlias = type[ScaleSimError]
 def whole(
     name: str,
     value: object,
-    least: int | None = None,
-    most: int = INT64 - 1,
+    minimum: int | None = None,
+    maximum: int = INT64 - 1,
     error: Error = RequestError,
 ) -> int:
-    """A whole number from ``least`` to ``most``."""
+    """A whole number from ``minimum`` to ``maximum``."""
     if type(value) is int:
         found = value
     elif isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         found = _as_int(value)
     else:
-        refuse(name, value, f"must be a whole number{_range(least, most)}", error)
-    if (least is not None and found < least) or found > most:
-        refuse(name, value, f"must be a whole number{_range(least, most)}", error)
+        refuse(name, value, f"must be a whole number{_range(minimum, maximum)}", error)
+    if (minimum is not None and found < minimum) or found > maximum:
+        refuse(name, value, f"must be a whole number{_range(minimum, maximum)}", error)
     return found
 
 
 def number(
     name: str,
     value: object,
-    least: float = -math.inf,
-    most: float = math.inf,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
     error: Error = RequestError,
     *,
     above: bool = False,
 ) -> float:
-    """A finite number from ``least`` (``above`` it, if so) to ``most``."""
+    """A finite number from ``minimum`` (``above`` it, if so) to ``maximum``."""
     if type(value) is float:
         found = value
     elif isinstance(value, _NUMBERS) and not isinstance(value, bool):
         found = _as_float(value)
     else:
         refuse(name, value, "must be a number", error)
-    if not math.isfinite(found) or not least <= found <= most or (above and found == least):
-        lower = "" if least == -math.inf else f"{'above' if above else 'at least'} {least}"
-        upper = "" if most == math.inf else f"at most {most}"
+    if not math.isfinite(found) or not minimum <= found <= maximum or (above and found == minimum):
+        lower = "" if minimum == -math.inf else f"{'above' if above else 'at minimum'} {minimum}"
+        upper = "" if maximum == math.inf else f"at most {maximum}"
         rule = " and ".join(filter(None, (lower, upper)))
         refuse(name, value, f"must be finite{', ' if rule else ''}{rule}", error)
     return found
 
 
 def numbers(
-    name: str, values: Any, count: int, least: float, most: float, error: Error = RequestError
+    name: str, values: Any, count: int, minimum: float, maximum: float, error: Error = RequestError
 ) -> npt.NDArray[np.float64]:
-    """``[count]`` numbers from ``least`` to ``most``, a copy; one stands for all."""
+    """``[count]`` numbers from ``minimum`` to ``maximum``, a copy; one stands for all."""
     with reading(name, error):
         given = np.asarray(values)
         found = np.broadcast_to(given.astype(np.float64), (count,)).copy()
     if given.dtype.kind not in "iuf":
         refuse(name, values, "must be numbers", error)
-    wrong = ~((found >= least) & (found <= most))
+    wrong = ~((found >= minimum) & (found <= maximum))
     if wrong.any():
-        refuse(name, float(found[wrong][0]), f"must lie between {least} and {most}", error)
+        refuse(name, float(found[wrong][0]), f"must lie between {minimum} and {maximum}", error)
     return found
 
 
@@ -121,11 +121,6 @@ def one_of(name: str, value: object, choices: Collection[str], error: Error = Re
     return plain
 
 
-def optional(check: Callable[..., Any], name: str, value: object, *rule: Any, **more: Any) -> Any:
-    """``check``, or ``None``."""
-    return None if value is None else check(name, value, *rule, **more)
-
-
 def agent_id(value: object, error: Error = RequestError) -> str | int:
     """What may name an agent: a string, or a whole number of at most 256 bits."""
     if isinstance(value, str):
@@ -152,7 +147,7 @@ def agent_ids(name: str, values: object, error: Error = RequestError) -> list[st
         return ids  # many at once, as most are
     if kinds == {int} and max(max(ids), -min(ids)).bit_length() <= MAX_ID_BITS:
         return ids
-    return [agent_id(each, error) for each in ids]
+    return [agent_id(id, error) for id in ids]
 
 
 def instance(name: str, value: object, kind: type, hint: str, error: Error = RequestError) -> None:
@@ -250,12 +245,12 @@ def _as_float(value: Any) -> float:
         return math.inf
 
 
-def _range(least: int | None, most: int) -> str:
-    if least is None:
-        return "" if most == INT64 - 1 else f", at most {most}"
-    if most == INT64 - 1:
-        return f", at least {least} and below 2**63"
-    return f" from {least} to {most}"
+def _range(minimum: int | None, maximum: int) -> str:
+    if minimum is None:
+        return "" if maximum == INT64 - 1 else f", at most {maximum}"
+    if maximum == INT64 - 1:
+        return f", at least {minimum} and below 2**63"
+    return f" from {minimum} to {maximum}"
 
 
 def _hint(value: str | None, choices: Iterable[str]) -> str:

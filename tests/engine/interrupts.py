@@ -134,11 +134,11 @@ def stream_async(engine: Engine) -> object:
 
 def refused(engine: Engine) -> object:
     """Calls that take their places before they are handed in."""
-    engine._gate.refuses = True
+    engine._limiter.refuses = True
     try:
         return engine.run(requests(engine, PLACES))
     finally:
-        engine._gate.refuses = False
+        engine._limiter.refuses = False
 
 
 def submit(engine: Engine) -> object:
@@ -207,11 +207,11 @@ def settle(engine: Engine, driven: bool) -> None:
         for _ in range(2):
             engine.generate(request)
     found = {
-        "places": engine._gate.limit - engine._gate.num_free,
-        "calls at the gate": len(engine._gate.calls()),
-        "open calls": len(engine._loop._open),
+        "places": engine._limiter.limit - engine._limiter.num_free,
+        "calls at the gate": len(engine._limiter.calls()),
+        "open calls": len(engine._loop.calls),
         "calls of an adapter": sum(info.open_calls for info in engine.adapters.list()),
-        "deadlines": sum(not call.done for _, _, call in engine._loop._deadlines._heap),
+        "deadlines": sum(not call.done for _, _, call in engine._loop.calls._deadlines._heap),
         "running": engine.parts.scheduler.num_running,
         "waiting": engine.parts.scheduler.num_waiting,
         "restarts": engine.stats.restarts,

@@ -79,7 +79,7 @@ class Storm:
             for _ in range(3):  # what was cancelled last has left when these have their replies
                 engine.agent(0).generate([1, 2, 3], max_tokens=3)
             assert engine.parts.scheduler.num_running == engine.parts.scheduler.num_waiting == 0
-            assert engine._gate.num_free == engine._gate.limit
+            assert engine._limiter.num_free == engine._limiter.limit
         return engine
 
     def orders(self) -> Iterator[Order]:

@@ -144,7 +144,7 @@ def test_a_damaged_adapter_fails_its_agents_calls_only(tmp_path: Path) -> None:
             (lambda: weights.unlink(), "adapter_model.safetensors is missing"),
         ):
             change()
-            engine._driver.post(engine.parts.memory.clear)
+            engine._inbox.post(engine.parts.memory.clear)
             outcomes = engine.run(requests, return_exceptions=True)
             assert isinstance(outcomes[0], AdapterError) and reason in str(outcomes[0])
             assert texts_of(outcomes[1:]) == texts_of(before[1:])
@@ -189,7 +189,7 @@ def test_removal_waits_for_open_calls() -> None:
             agent.request(list(range(20 + i)), max_tokens=30, ignore_eos=True) for i in range(3)
         ]
         calls = [engine._prepare_one(request) for request in requests]
-        engine._driver.start_thread()
+        engine._thread.start_thread()
         engine._enter(calls)
         engine.adapters.remove(name, timeout=60.0)
         assert all(call.done for call in calls)
@@ -285,4 +285,4 @@ def test_who_was_bound_is_bound_when_everything_began_anew() -> None:
             agents = engine.parts.memory.owners.agents
             bound = {id for id, agent in agents.items() if agent.attached}
             assert bound == {"ada", "fork", "fork of a fork"}
-            engine._driver.post(lambda: 1 / 0)
+            engine._inbox.post(lambda: 1 / 0)

@@ -480,8 +480,8 @@ def test_a_hostile_value_is_taken_or_refused(
         else:
             reply = engine.agent("neighbour").generate([7, 8, 9], max_tokens=6, seed=5)
             assert reply.token_ids == said
-        assert engine.stats.restarts == 0 and not engine._driver.is_closed
-        assert engine._gate.num_free == engine._gate.limit
+        assert engine.stats.restarts == 0 and not engine._inbox.is_closed
+        assert engine._limiter.num_free == engine._limiter.limit
 
 
 def by_hand(engine: Engine, folder: Path, path: str) -> Iterator[Entry]:
@@ -641,4 +641,4 @@ def test_a_request_that_cannot_be_taken_in_ends_alone(monkeypatch: pytest.Monkey
         assert {type(reply) for reply in replies[1:-1]} == {errors.InternalError}
         assert isinstance(replies[0], Reply) and isinstance(replies[-1], Reply)
         assert engine.stats.restarts == 0 and engine.stats.failed == 20
-        assert engine._gate.num_free == engine._gate.limit
+        assert engine._limiter.num_free == engine._limiter.limit

@@ -137,7 +137,7 @@ def test_seeds_and_greedy_texts_are_not_numbered() -> None:
         for asked in (request(seed=3), request(temperature=0.0)):
             assert len(set(one_by_one(made, asked))) == 1
         first = made.generate(request()).token_ids
-        assert not made._loop._keys._completed.keys() - {"ada"}
+        assert not made._loop.keys._completed.keys() - {"ada"}
     with engine() as other:
         assert other.generate(request()).token_ids == first
 
@@ -242,7 +242,7 @@ def test_a_restart_numbers_nothing_anew() -> None:
         said = [drive(broken, request())]
         call = broken.submit(request())
         broken.step()
-        broken._driver.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+        broken._inbox.post(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
         while not call.done:
             broken.step()
         assert broken.stats.restarts == 1

@@ -68,8 +68,8 @@ def healthy(engine: Engine, restarts: int = 0) -> None:
     """Neighbours are answered, before and after; nothing was made anew, or as often as said."""
     replies = engine.run(neighbours(engine))
     assert all(isinstance(reply, Reply) and len(reply.token_ids) == 8 for reply in replies)
-    assert engine.stats.restarts == restarts and not engine._driver.is_closed
-    assert engine._gate.num_free == engine._gate.limit
+    assert engine.stats.restarts == restarts and not engine._inbox.is_closed
+    assert engine._limiter.num_free == engine._limiter.limit
 
 
 def plain(**options: Any) -> Engine:
@@ -332,7 +332,7 @@ def test_a_callback_may_call_the_engine() -> None:
     with suppress(ScaleSimError):
         engine.generate(request)
     engine.close()
-    assert engine._driver.is_closed
+    assert engine._inbox.is_closed
 
 
 def test_foreign_code_is_run_in_one_way() -> None:
@@ -340,8 +340,10 @@ def test_foreign_code_is_run_in_one_way() -> None:
     bare ``except Exception`` lets ``SystemExit`` through; and ``shown`` writes them out, for an
     error's own ``repr`` is foreign code too."""
     root = Path(scalesim.__file__).parent
-    threads = ["loop", "driver", "guard", "recorder", "deadlines", "gate", "tickets", "calls"]
-    paths = [root / f"{name}.py" for name in threads]
+    files = ["engine/advice", "engine/inbox", "engine/loop", "engine/open_calls", "engine/recovery"]
+    files += ["engine/thread", "requests/call", "requests/deadlines", "requests/limiter"]
+    files += ["requests/tickets", "trace/recorder"]
+    paths = [root / f"{name}.py" for name in files]
     paths += [path for name in ("memory", "scheduler", "distance")
               for path in sorted((root / name).rglob("*.py"))]  # fmt: skip
     wide = [

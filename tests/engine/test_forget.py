@@ -101,7 +101,7 @@ def parts_of(one: Any) -> list[tuple[str, Any]]:
 def reachable(made: Engine) -> Iterator[tuple[str, Any]]:
     """All that hangs from the engine and its sources, with the path to it."""
     seen: set[int] = set()
-    sources = [(voice.name, voice.source) for voice in made._loop.distances._voices]
+    sources = [(voice.name, voice.source) for voice in made._loop.advice.distances._voices]
     stack: list[tuple[str, Any]] = [("engine", made), *sources]
     while stack:
         path, one = stack.pop()
@@ -135,8 +135,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
     assert len(holders(made, gone)) > 10
     made.forget([gone])
     drive(made)
-    for source in sources:
-        source.on_news()
+    made._listener.has_news()
     made.tick()
     drive(made)
     # what the simulation drew, and ``active`` will tell, is its own; an order's heaps drop what
@@ -144,7 +143,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
     kept = ("_draw", "_known", "_unknown", "_entering", "_near", "_buckets")
     left = [path for path in holders(made, gone) if not any(name in path for name in kept)]
     assert not left, left
-    assert not any(voice.failed for voice in made._loop.distances._voices)
+    assert not any(voice.failed for voice in made._loop.advice.distances._voices)
     made.forget(["ada", "bob"])
     drive(made)
     check_empty(made)
@@ -281,9 +280,9 @@ def test_waits_until_it_is_done_where_the_thread_drives() -> None:
             made.forget(ids)
             memory, loop = made.parts.memory, made._loop
             assert not memory.owners.agents and not memory.misses._expected
-            assert not loop._keys._completed and not made._intake.agents
+            assert not loop.keys._completed and not made._intake.agents
             assert memory.device.num_free == memory.device.num_usable
-            assert len(loop.distances.roster) <= 4  # rows are given again
+            assert len(loop.advice.distances.roster) <= 4  # rows are given again
 
 
 def test_thousands_come_and_go() -> None:
@@ -358,7 +357,7 @@ def test_threads_that_call_and_one_that_forgets() -> None:
     made.forget(list(made._intake.agents))
     assert made.stats.restarts == 0
     memory = made.parts.memory
-    assert not memory.owners.agents and not made._loop._keys._completed
+    assert not memory.owners.agents and not made._loop.keys._completed
     assert (
         memory.device.num_free + sum(len(segment.device) for segment in memory.tree)
         == memory.device.num_usable

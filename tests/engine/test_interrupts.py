@@ -12,7 +12,7 @@ import pytest
 
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
-from scalesim.engine.tickets import Ticket
+from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts
 
 SAMPLE = 12
@@ -68,8 +68,8 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         return [engine.generate(asked).token_ids for _ in range(2)]
 
     fresh = texts("ada")
-    for within in (engine.adapters, engine._loop.keys, engine._driver):
-        act = "post" if within is engine._driver else "forget"
+    for within in (engine.adapters, engine._loop.keys, engine._inbox):
+        act = "post" if within is engine._inbox else "forget"
         act = "unbind" if within is engine.adapters else act
         whole = getattr(within, act)
 
@@ -83,7 +83,7 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
                 engine.forget("ada")
         assert texts("ada") == fresh
     with monkeypatch.context() as patch:
-        patch.setattr(engine._driver, "post", pressed)
+        patch.setattr(engine._inbox, "post", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.fork("ada", "child")
     engine.generate(engine.agent("child").request([1, 2, 3], max_tokens=1))
@@ -94,15 +94,15 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_waits_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = interrupts.make_engine("step")
     call = engine.submit(interrupts.requests(engine, 1)[0])
-    turn, seen = EngineLoop._turn, []
+    iterate, seen = EngineLoop._iterate, []
 
     def pressed(loop: EngineLoop) -> bool:
         signal.raise_signal(signal.SIGINT)
-        seen.append(turn(loop))  # it is not left halfway
+        seen.append(iterate(loop))  # it is not left halfway
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(EngineLoop, "_turn", pressed)
+        patch.setattr(EngineLoop, "_iterate", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert seen == [True] and engine.stats.restarts == 0

@@ -75,7 +75,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
 
     def slow(batch: list[Call]) -> None:
         inside.set()
-        while not engine._driver.is_closed:
+        while not engine._inbox.is_closed:
             pass
         accept(batch)
 
@@ -93,7 +93,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
         pass
     assert isinstance(got[0], EngineClosedError)
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
-    assert engine._gate.num_free == engine._gate.limit and not engine._loop._open
+    assert engine._limiter.num_free == engine._limiter.limit and not len(engine._loop.calls)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -125,7 +125,7 @@ def test_closing_while_calls_are_made(seed: int) -> None:
         pass
     assert [type(each) for each in got[:6]] == [EngineClosedError] * 6, got
     assert got[6:] == [None] * 3
-    assert engine._gate.num_free == engine._gate.limit and not engine._gate.calls()
+    assert engine._limiter.num_free == engine._limiter.limit and not engine._limiter.calls()
 
 
 def suppressed(kind: type[Exception], act: Callable[..., object], *args: object) -> None:
@@ -136,18 +136,18 @@ def suppressed(kind: type[Exception], act: Callable[..., object], *args: object)
 def test_steps_take_turns() -> None:
     """Two threads that step never do it at the same time; a callback may not step."""
     engine, inside, worst = new(), [0], [0]
-    turn = engine._loop._turn
+    iterate = engine._loop._iterate
 
     def counted() -> bool:
         inside[0] += 1
         worst[0] = max(worst[0], inside[0])
-        is_busy = turn()
+        is_busy = iterate()
         with pytest.raises(EngineModeError, match="within a step"):
             engine.step()
         inside[0] -= 1
         return is_busy
 
-    engine._loop._turn = counted  # type: ignore[method-assign]
+    engine._loop._iterate = counted  # type: ignore[method-assign]
     calls = [engine.submit(SHORT) for _ in range(20)]
 
     def drive() -> None:
@@ -238,7 +238,7 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         own.close()
         return "; ".join(wrong)
 
-    with engine._gate._lock, engine.adapters._lock, engine._driver._choice, taken:
+    with engine._limiter._lock, engine.adapters._lock, engine._thread._choice, taken:
         said = forked(child)  # as if other threads were just within these
     assert said == ""
     stream.close()
@@ -315,7 +315,7 @@ def test_far_deadlines_cost_nothing(timeout: float) -> None:
 
     assert asyncio.run(gathered()) == 50
     assert list(engine.stream(replace(SHORT, timeout=timeout)))
-    assert len(engine._loop._deadlines) < 60
+    assert len(engine._loop.calls._deadlines) < 60
     engine.close()
 
 
@@ -339,9 +339,9 @@ def test_time_in_line_is_the_loops() -> None:
         with pytest.raises(RequestTimeoutError, match="max_open_requests=1"):
             calls[index].result()
     engine.cancel(calls[0])
-    while not calls[0].done or not engine._loop._open:
+    while not calls[0].done or not len(engine._loop.calls):
         engine.step()
-    assert list(engine._loop._open.values()) == [calls[3]]
+    assert list(engine._loop.calls) == [calls[3]]
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
 

@@ -166,7 +166,7 @@ def test_callers_wait_for_places_and_all_are_served() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert engine._gate.num_free == 3
+        assert engine._limiter.num_free == 3
     assert free == run == waited
     assert [threaded[i] for i in range(20)] == free[:20]
 
@@ -203,7 +203,7 @@ def test_time_in_line_counts() -> None:
             outcomes = engine.run(late, return_exceptions=True)
             assert all(isinstance(each, errors.RequestTimeoutError) for each in outcomes)
         assert ada.generate("b", max_tokens=2).token_ids
-        assert engine._gate.num_free == 1
+        assert engine._limiter.num_free == 1
 
 
 def test_a_cancelled_caller_leaves_the_line() -> None:
@@ -218,7 +218,7 @@ def test_a_cancelled_caller_leaves_the_line() -> None:
             done = await asyncio.gather(*tasks, return_exceptions=True)
             assert isinstance(done[0], asyncio.CancelledError)
             assert all(isinstance(each, Reply) for each in done[1:])
-            assert engine._gate.num_free == 1
+            assert engine._limiter.num_free == 1
 
     asyncio.run(main())
 
@@ -237,7 +237,7 @@ def test_closing_wakes_those_in_line() -> None:
     threads = [threading.Thread(target=wait) for _ in range(5)]
     for thread in threads:
         thread.start()
-    while len(engine._gate.calls()) < 6:
+    while len(engine._limiter.calls()) < 6:
         next(stream)
     engine.close()
     for thread in threads:
@@ -248,7 +248,7 @@ def test_closing_wakes_those_in_line() -> None:
 def test_the_gate_is_first_come_first_served() -> None:
     engine = tiny_engine(max_open_requests=2)
     call = partial(engine._prepare_one, Request("a"))
-    gate, calls = engine._gate, [call() for _ in range(8)]
+    gate, calls = engine._limiter, [call() for _ in range(8)]
     assert gate.enter(calls[:5]) == calls[:2] and gate.num_free == 0
     assert gate.enter(calls[5:]) == []
     with pytest.raises(errors.EngineFullError):  # nobody overtakes the line
@@ -385,7 +385,7 @@ def test_the_engines_own_thread_may_not_wait_for_itself() -> None:
     source = Curious()
     with tiny_engine(sources=[source]) as engine:
         engine.agent("ada").generate("hi", max_tokens=2)
-        source.on_news()
+        engine._listener.has_news()
         engine.agent("ada").generate("hi", max_tokens=2)
     assert {type(error) for error in caught} == {errors.EngineModeError}
 

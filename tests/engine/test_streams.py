@@ -34,7 +34,7 @@ def settle(engine: Engine) -> None:
         engine.agent("last").generate([1, 2, 3], max_tokens=2)
     assert engine.parts.scheduler.num_running == 0
     assert engine.parts.scheduler.num_waiting == 0
-    assert engine._gate.num_free == engine._gate.limit
+    assert engine._limiter.num_free == engine._limiter.limit
 
 
 def joined(pieces: list[TextPiece]) -> tuple[str, tuple[int, ...]]:

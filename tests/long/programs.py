@@ -544,9 +544,9 @@ class World:
         self._idle()
         found = self._on_its_thread(self._left_over)
         assert found is None, found
-        gate = engine._gate
+        gate = engine._limiter
         assert gate.num_free == gate.limit, f"{gate.limit - gate.num_free} places are lost"
-        assert not engine._loop._open, engine._loop._open
+        assert not engine._loop.calls, engine._loop.calls
         assert not len(engine.adapters), engine.adapters.list()
         assert engine.stats.restarts == 0, f"{engine.stats.restarts} restarts"
         assert engine.stats.lost_pages == 0, engine.stats
@@ -568,7 +568,7 @@ class World:
             if self.driven:
                 if not self.engine.step():
                     return
-            elif self._on_its_thread(lambda: not self.engine._loop._open):
+            elif self._on_its_thread(lambda: not self.engine._loop.calls):
                 return
         raise AssertionError("the engine does not come to rest")
 
@@ -597,7 +597,7 @@ class World:
                 answers.append(error)
             done.set()
 
-        self.engine._driver.post(command)
+        self.engine._inbox.post(command)
         if self.driven:
             self.engine.step()
         assert done.wait(WAIT_S), "the engine's thread does not answer"

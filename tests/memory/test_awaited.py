@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scalesim.memory.audit.integrity import check_integrity
@@ -103,74 +103,3 @@ def heads(memory: MemoryManager) -> list[int | None]:
     ranking = memory.ranking
     first: list[Segment | None] = [ranking.farthest_on_device(), ranking.farthest_dirty()]
     return [None if segment is None else segment.seq for segment in first]
-
-
-@given(
-    st.lists(st.sampled_from(TIMES) | st.floats(0.0, 300.0), min_size=1, max_size=60),
-    st.floats(0.0, 50.0),
-    st.randoms(use_true_random=False),
-)
-def test_many_at_once_are_put_where_each_would_be(
-    times: list[float], now: float, rng: random.Random
-) -> None:
-    ones, many = (
-        [AgentState(number, ReuseStats()) for number in range(len(times))] for _ in range(2)
-    )
-    one_by_one, at_once = WakeQueue(), WakeQueue()
-    for again in range(3):  # others are there already, and some are moved
-        rng.shuffle(times)
-        for agents in (ones, many):
-            for agent, time in zip(agents, times, strict=True):
-                agent.next_use, agent.next_seq = time, again * len(times) + agent.id
-        for agent in ones:
-            one_by_one.add(agent, now)
-        at_once.add_all(many, now)
-    assert len(at_once) == len(one_by_one) == len(times)
-    for awaited in (one_by_one, at_once):
-        order = []
-        while (agent := awaited.peek()) is not None:
-            order.append(agent.id)
-            awaited.discard(agent)
-        assert order == sorted(range(len(times)), key=lambda number: (times[number], number))
-
-
-ADVICE = st.lists(
-    st.tuples(
-        st.integers(0, 7),
-        st.none() | st.just(math.nan) | st.sampled_from(TIMES) | st.floats(-5.0, 60.0),
-    ),
-    min_size=1,
-    max_size=64,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(["deadline", "lru-swap"]), st.lists(ADVICE, min_size=1, max_size=6))
-def test_advice_at_once_is_advice_one_by_one(
-    policy: str, rounds: list[list[tuple[int, float | None]]]
-) -> None:
-    """Also what takes back, or names an agent again, in one breath: the same uses, orders and
-    agents that are awaited, whatever the number of changes."""
-    at_once, one_by_one = manager(14, 12, policy), manager(14, 12, policy)
-    for memory in (at_once, one_by_one):
-        for agent in range(6):
-            turn(memory, agent, 1 + agent % 3)
-    for step, advice in enumerate(rounds):
-        for memory in (at_once, one_by_one):
-            memory.timing.now = float(step)
-        at_once.hint(advice)
-        for agent, at in advice:
-            one_by_one.hint([(agent, at)])
-        for memory in (at_once, one_by_one):
-            check_integrity(memory)
-        assert uses(at_once) == uses(one_by_one)
-        assert heads(at_once) == heads(one_by_one)
-        for memory in (at_once, one_by_one):
-            memory.plan(float(step))
-            settle(memory)
-            turn(memory, step % 8, 2)
-
-
-def uses(memory: MemoryManager) -> list[tuple[object, float | None, bool]]:
-    states = memory.owners.agents.values()
-    return sorted((state.id, state.next_use, state.awaited is not None) for state in states)  # type: ignore[type-var]

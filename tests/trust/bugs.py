@@ -221,13 +221,13 @@ def predictor_gives_nan(patch: pytest.MonkeyPatch) -> None:
     """Advice may be anything: it must *not* be caught."""
     from scalesim.memory.prefetch.owners import Owners
 
-    set_next_use = Owners.set_next_use
+    set_next_uses = Owners.set_next_uses
 
-    def hostile(self: Owners, id: AgentId, next_use: float | None) -> None:
-        rng = random.Random(str(id))
-        set_next_use(self, id, rng.choice([float("nan"), float("inf"), -1e18, 0.0, None]))
+    def hostile(self: Owners, advice: list[tuple[AgentId, float | None]]) -> None:
+        wild = [float("nan"), float("inf"), -1e18, 0.0, None]
+        set_next_uses(self, [(id, random.Random(str(id)).choice(wild)) for id, _ in advice])
 
-    patch.setattr(Owners, "set_next_use", hostile)
+    patch.setattr(Owners, "set_next_uses", hostile)
 
 
 # -- the table ------------------------------------------------------------------------------------

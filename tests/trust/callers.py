@@ -98,10 +98,10 @@ def unchecked() -> Iterator[None]:
         for name, instead in (
             ("scalesim.requests.prepare.checked_call", lambda request: request),
             ("scalesim.requests.prepare.check_params", lambda params, *_: params),
-            ("scalesim.requests.prepare.agent_id", lambda agent: agent),
-            ("scalesim.engine.engine.agent_id", lambda agent: agent),
+            ("scalesim.requests.agent_registry.agent_id", lambda agent: agent),
+            ("scalesim.engine.agent.agent_id", lambda agent: agent),
             # it reads them on the caller's thread; unnumbered, they are read on the engine's
-            ("scalesim.engine.entrypoints.Entrypoints._number", lambda caller, calls: None),
+            ("scalesim.requests.prepare.Intake.number", lambda intake, calls: None),
         ):
             stack.enter_context(patch(name, instead))
         yield
@@ -159,7 +159,7 @@ def run(
         if bad := [(name, why) for name, why in failed if not isinstance(why, ScaleSimError)]:
             raise Lost(f"{bad[0][0]}: {bad[0][1]!r} is no typed error")
         workload.settle()
-        gate = workload.engine._gate
+        gate = workload.engine._limiter
         if gate.num_free != gate.limit:
             raise Lost(f"{names}: {gate.limit - gate.num_free} places are lost")
     return workload.refused, Counter(name for name, _ in failed)

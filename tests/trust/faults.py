@@ -21,7 +21,9 @@ from typing import Any
 from unittest.mock import patch
 
 from scalesim.distance.distances import Distances
+from scalesim.engine.advice import Advice
 from scalesim.engine.loop import EngineLoop
+from scalesim.engine.open_calls import OpenCalls
 from scalesim.errors import AdapterError
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.memory.eviction.ranking import EvictionRanking
@@ -170,8 +172,8 @@ POINTS: dict[str, Point] = {
     "distances: expect": Point(Distances, "expect_all"),
     "distances: tick": Point(Distances, "tick"),
     "inbox: accept": Point(EngineLoop, "_accept"),
-    "inbox: expect": Point(EngineLoop, "expect"),
-    "loop: settle": Point(EngineLoop, "_count"),
+    "inbox: expect": Point(Advice, "expect"),
+    "loop: settle": Point(OpenCalls, "_count"),
     "guard: the counts": Point(Auditor, "after_step"),
     "recorder: a call": Point(TraceWriter, "call"),
     "recorder: a tick": Point(TraceWriter, "tick"),

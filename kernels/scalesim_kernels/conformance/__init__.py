@@ -51,17 +51,17 @@ def cases_of(op: str, dtypes: tuple[torch.dtype, ...], long: bool = False) -> li
 def check_op(
     kernels: KernelSet, op: str, *, device: str = "cpu", long: bool = False,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16), timed: bool = False,
-    most: int | None = None,
+    max_cases: int | None = None,
 ) -> Iterator[Verdict]:  # fmt: skip
     """Judge ``getattr(kernels, op)`` on ``device`` in ``cases_of(op, dtypes, long)``; its ``plan``
     comes from ``kernels`` too.
 
-    ``most``: only the first so many cases. ``timed``: the quickest of five calls. Raises
+    ``max_cases``: only the first so many cases. ``timed``: the quickest of five calls. Raises
     ``ValueError`` for an unknown op. What the op itself raises is a fault of the case.
     """
     if op not in PROBLEMS:
         raise ValueError(f"op {op!r}: known are {', '.join(PROBLEMS)}")
-    for number, case in enumerate(cases_of(op, dtypes, long)[:most]):
+    for number, case in enumerate(cases_of(op, dtypes, long)[:max_cases]):
         yield check_case(kernels, op, case, number, device, timed)
 
 

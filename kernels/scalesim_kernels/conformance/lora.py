@@ -78,12 +78,12 @@ def scatter(pool: Tensor, site: LoraSite, rng: np.random.Generator) -> tuple[Lor
         for i, width_out in enumerate(site.out_widths):
             where = site.first_slice + i
             ranks[layout, 1, where] = of_slices[i]
-            for at, width in ((a_at, site.in_width), (b_at, width_out)):
+            for starts, width in ((a_at, site.in_width), (b_at, width_out)):
                 for j in range(of_slices[i]):
                     stride = -(-width // ALIGN) * ALIGN
                     if end % page_elems + stride > page_elems:
                         end += page_elems - end % page_elems
-                    at[layout, 1, where, j] = end
+                    starts[layout, 1, where, j] = end
                     block, offset = divmod(end, page_elems)
                     if table[layout + 1, block] == STALE:
                         table[layout + 1, block] = free.pop()

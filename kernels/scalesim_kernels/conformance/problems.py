@@ -191,14 +191,14 @@ def rope_store(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Prob
         kv = given["pool"][pages, choice["layer"], :, :, slots]
         given["pool"][pages, choice["layer"], :, :, slots] = 0
         before[pages, choice["layer"], :, :, slots] = 0
-        rest = torch.tensor([0 if same_bits(given["pool"], before) else 1])
-        return {"q": q[valid], "k": kv[:, 0], "v": kv[:, 1], "other slots written": rest}
+        differs = torch.tensor([0 if same_bits(given["pool"], before) else 1])
+        return {"q": q[valid], "k": kv[:, 0], "v": kv[:, 1], "other slots written": differs}
 
-    one = torch.zeros(case.num_tokens, dtype=torch.bool)
-    one[case.num_valid - 1] = True
+    unused = torch.zeros(case.num_tokens, dtype=torch.bool)
+    unused[case.num_valid - 1] = True
     return Problem(
         tensors, call, frozenset({"other slots written"}),
-        disturbed={**tensors, "qkv": poison(qkv, one, 8)},
+        disturbed={**tensors, "qkv": poison(qkv, unused, 8)},
         alone=lambda results: [results[name][-1] for name in ("q", "k", "v")],
     )  # fmt: skip
 

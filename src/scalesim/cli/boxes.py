@@ -18,12 +18,12 @@ def in_one_line(box: str) -> str:
     is_framed = any(line.startswith(_TOP) for line in lines)
     text = "\n".join(line for line in lines if not line.startswith((_TOP, _BOTTOM)))
     title, *parts = _RULE.split(text)
-    first, *rest = [title, *parts] if is_framed or not parts else parts
+    first, *others = [title, *parts] if is_framed or not parts else parts
     sentence = " ".join(first.split()).removeprefix("Error parsing ").rstrip(".")
-    offered = list(dict.fromkeys(_OFFERED.findall("\n".join(rest))))
+    offered = list(dict.fromkeys(_OFFERED.findall("\n".join(others))))
     if sentence.startswith("Unrecognized") and offered:
         sentence += f"; did you mean {' or '.join(offered[:3])}?"
-    for part in rest:
+    for part in others:
         if part.strip().startswith("Available subcommands"):
             sentence += f"; {' '.join(part.split()).replace('Available subcommands', 'there are')}"
     return sentence

@@ -67,7 +67,7 @@ def broken_rule(options: CheckOptions, factories: Factories) -> str | None:
             found.append((number, error))
     if not found:
         return None
-    number, broken = min(found, key=lambda each: len(each[1].operations))
+    number, broken = min(found, key=lambda pair: len(pair[1].operations))
     return report(options, number, "over it alone failed", broken, broken.operations)
 
 

@@ -118,7 +118,7 @@ def describe(said: Said | None) -> str:
 def digest(said: Sequence[Said]) -> str:
     """xxh3-64 over everything said, in order."""
     state = xxhash.xxh3_64()
-    for each in said:
-        fields = f"{each.tick} {each.who} {each.token_ids} {each.logits}\n"
+    for utterance in said:
+        fields = f"{utterance.tick} {utterance.who} {utterance.token_ids} {utterance.logits}\n"
         state.update(fields.encode())
     return state.hexdigest()

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from scalesim.cli.world import Utterance, World
 from scalesim.engine.engine import Engine
-from scalesim.engine.loop import EngineStats
+from scalesim.engine.stats import EngineStats
 from scalesim.memory.counters import Counters
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request

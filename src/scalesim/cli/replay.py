@@ -176,8 +176,8 @@ def table(title: str, outcomes: Sequence[Outcome], limit: Roof) -> Table:
                  padding=(0, 1, 0, 0))  # fmt: skip
     for name in COLUMNS:
         made.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    for one in outcomes:
-        made.add_row(*cells(one, limit))
+    for outcome in outcomes:
+        made.add_row(*cells(outcome, limit))
     return made
 
 
@@ -187,19 +187,19 @@ def roof_of(policy: str, limit: Roof) -> float:
     return limit.turns_per_s if limited else limit.resident_turns_per_s
 
 
-def cells(one: Outcome, limit: Roof) -> list[str]:
+def cells(outcome: Outcome, limit: Roof) -> list[str]:
     """A policy's row; ``-`` where nothing had to be brought back."""
-    over = one.over_belady
+    over = outcome.over_belady
     return [
-        one.policy,
-        f"{one.turns_per_s:.2f}",
-        f"{one.turns_per_s / roof_of(one.policy, limit):.3f}" if one.turns else "-",
-        f"{one.hits:.0%}",
-        f"{one.waited:.0%}",
-        amount(one.loaded_bytes),
-        amount(one.rebuilt_bytes),
+        outcome.policy,
+        f"{outcome.turns_per_s:.2f}",
+        f"{outcome.turns_per_s / roof_of(outcome.policy, limit):.3f}" if outcome.turns else "-",
+        f"{outcome.hits:.0%}",
+        f"{outcome.waited:.0%}",
+        amount(outcome.loaded_bytes),
+        amount(outcome.rebuilt_bytes),
         "-" if over is None else f"{over:.2f}",
-        f"{one.first_token_s[1]:.2f}",
+        f"{outcome.first_token_s[1]:.2f}",
     ]
 
 
@@ -214,14 +214,14 @@ def notes(
     roof = f"Roof: {limit.turns_per_s:.2f} turns/s"
     if limit.turns_per_s < 0.9995 * limit.resident_turns_per_s:
         roof += f" with this pool and link, {limit.resident_turns_per_s:.2f} with all resident"
-    for one in outcomes:
-        if one.policy == "resident" and one.turns:
-            reached = one.turns_per_s / limit.resident_turns_per_s
+    for outcome in outcomes:
+        if outcome.policy == "resident" and outcome.turns:
+            reached = outcome.turns_per_s / limit.resident_turns_per_s
             roof += f"; resident, with a pool for everything, gives {reached:.0%} of that"
     yield f"{roof}."
     if not outcomes[0].turns:
         yield "No call came after the warm-up; lower --warmup or give more --ticks."
-    running = max(one.running_pages for one in outcomes)
+    running = max(outcome.running_pages for outcome in outcomes)
     if running >= CROWDED * machine.device_pages:
         yield (
             f"What ran at once held up to {running / machine.device_pages:.0%} of what the pool "

@@ -29,14 +29,16 @@ def _value(metavar: str, read: Callable[[str], Any]) -> PrimitiveConstructorSpec
     )
 
 
-def _whole(least: int, most: int = _MOST) -> PrimitiveConstructorSpec[Any]:
+def _whole(minimum: int, maximum: int = _MOST) -> PrimitiveConstructorSpec[Any]:
     def read(word: str) -> int:
         try:
             found = int(word)
         except ValueError:  # also of a word of thousands of digits
-            found = least - 1
-        if not least <= found <= most:
-            raise ValueError(f"{_cut(word)} must be a whole number, at least {least}, to {most}")
+            found = minimum - 1
+        if not minimum <= found <= maximum:
+            raise ValueError(
+                f"{_cut(word)} must be a whole number, at least {minimum}, to {maximum}"
+            )
         return found
 
     return _value("INT", read)

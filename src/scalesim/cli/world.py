@@ -114,8 +114,8 @@ class World:
 
     def expected(self) -> dict[int, int]:
         """Where it is news: in how many ticks an agent speaks, 0 for who is being talked to."""
-        left = 1 + TALK_ROUNDS - self._round
-        talking = {who for pair in self._talks for who in pair[: max(left, 0)]}
+        rounds_left = 1 + TALK_ROUNDS - self._round
+        talking = {who for pair in self._talks for who in pair[: max(rounds_left, 0)]}
         changed, self._changed = sorted(self._changed), set()
         return {
             who: 0 if who in talking else self.people[who].free_at - self.now for who in changed
@@ -190,7 +190,7 @@ class World:
 
     def _neighbours(self, who: int) -> list[int]:
         place = self.people[who].place
-        return [i for i, each in enumerate(self.people) if i != who and each.place == place]
+        return [i for i, person in enumerate(self.people) if i != who and person.place == place]
 
     def _dice(self, who: int, text: bytes) -> int:
         return crc32(b"%d %d %d " % (self.config.seed, self.now, who) + text)

@@ -100,8 +100,8 @@ class Fences:
 
     def collected(self, step: int) -> None:
         """The host has waited for ``step``: nothing needs to wait for it any more."""
-        for each in [each for each in self._events if each <= step]:
-            del self._events[each]
+        for seq in [seq for seq in self._events if seq <= step]:
+            del self._events[seq]
 
     def is_launched(self, fence: Fence | None) -> bool:
         """Whether ``event`` can answer: a step that is yet to be launched has none."""

@@ -4,6 +4,9 @@ An agent is needed *now* while it calls, and while its burst of calls may go on;
 sources say, as combined; else nobody knows. Every estimate is advice: it moves state earlier or
 later and never changes a result. Knows nothing of memory: changes are returned, for the engine to
 pass on.
+
+One agent is dealt with in plain numbers, many in arrays (``FEW``): arrays of one entry would cost a
+call 0.15 ms more, and a thousand agents one by one take eight times as long as in arrays.
 """
 
 from __future__ import annotations
@@ -50,15 +53,19 @@ class Distances:
     whoever does not is not told of, and no hint about it outlives its time.
     """
 
-    def __init__(self, clock: Clock, combine: Combine = earliest_credible) -> None:
-        self.clock = clock
+    def __init__(
+        self,
+        clock: Clock,
+        combine: Combine = earliest_credible,
+        is_known: Callable[[AgentId], bool] = lambda agent: True,
+    ) -> None:
+        self.clock, self.is_known = clock, is_known
         self.roster = Roster()
         self.num_expired = 0
         self.early_ticks = 0.0
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
         self._voices = [Voice("declared", self._declared), Voice("wake", self._woken)]
-        self.is_known: Callable[[AgentId], bool] = lambda agent: True
         self._ignored: OrderedDict[AgentId, tuple[str, Ignored]] = OrderedDict()  # the last of each
         self._counting = threading.Lock()  # users' hints are counted on their threads
         self._rows = Columns(
@@ -91,7 +98,9 @@ class Distances:
         """By source, how its predictions came out; from any thread."""
         for voice in self._voices:
             score = voice.ledger.score
-            strangers = [each for each in list(voice.strangers) if not self.is_known(each)]
+            strangers = [
+                stranger for stranger in list(voice.strangers) if not self.is_known(stranger)
+            ]
             score.unknown = tuple([*strangers, *list(voice.misnamed)][:_MAX_NAMES])
             score.silent = silence_of(voice)
         return {voice.name: voice.ledger.score for voice in self._voices}
@@ -134,16 +143,16 @@ class Distances:
 
     def next_use(self, agent: AgentId) -> float | None:
         row = self.roster.get(agent)
-        if row is None or math.isnan(at := self._effective(row)):
+        if row is None or math.isnan(time := self._effective(row)):
             return None
-        return at
+        return time
 
     # -- what users say -----------------------------------------------------------------------
 
-    def expect(self, agent: AgentId, at: float, confidence: float = 1.0) -> list[Change]:
-        """``agent`` will call at time ``at`` (ticks). A time in the past means now. What is no
+    def expect(self, agent: AgentId, time: float, confidence: float = 1.0) -> list[Change]:
+        """``agent`` will call at time ``time`` (ticks). A time in the past means now. What is no
         number, or not finite, is ignored and counted: ``inf`` and NaN say nothing about a time."""
-        return self.expect_all({agent: at}, confidence)
+        return self.expect_all({agent: time}, confidence)
 
     def expect_all(
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, offset: float = 0.0
@@ -171,15 +180,15 @@ class Distances:
     def ignore(self, name: str, ignored: Sequence[Ignored]) -> str:
         """Count hints of source ``name`` that say nothing; from any thread. What is to be said
         about it: once a source, else nothing."""
-        [voice] = [each for each in self._voices if each.name == name]
+        [voice] = [hint for hint in self._voices if hint.name == name]
         score, is_first = voice.ledger.score, False
         with self._counting:
-            for each in ignored:
+            for hint in ignored:
                 is_first = is_first or not score.ignored
-                score.ignored[each.reason] = score.ignored.get(each.reason, 0) + 1
-                score.last_ignored = str(each)
-                self._ignored[each.agent] = name, each
-                self._ignored.move_to_end(each.agent)
+                score.ignored[hint.reason] = score.ignored.get(hint.reason, 0) + 1
+                score.last_ignored = str(hint)
+                self._ignored[hint.agent] = name, hint
+                self._ignored.move_to_end(hint.agent)
                 if len(self._ignored) > _MAX_KEPT:
                     self._ignored.popitem(last=False)
         if not is_first:
@@ -217,21 +226,21 @@ class Distances:
         silent = [(voice.name, silence_of(voice)) for voice in self._voices]
         return [f"{name!r} is silent: {why}" for name, why in silent if why]
 
-    def _end_burst(self, agent: AgentId, at: float) -> None:
+    def _end_burst(self, agent: AgentId, time: float) -> None:
         """Who says that it calls later says that its burst of calls is over."""
         row = self.roster.get(agent)
-        if row in self._called and self.clock.now < at < math.inf:
+        if row in self._called and self.clock.now < time < math.inf:
             rows = self._rows
             if not rows.open_calls[row]:
                 rows.usual_calls[row] = rows.calls[row]
 
-    def _end_bursts(self, rows: Int64s, at: Times) -> None:
+    def _end_bursts(self, rows: Int64s, times: Times) -> None:
         """``_end_burst`` for ``[n]`` agents."""
         if self._called:
             columns = self._rows
             calls = columns.calls[rows]
             over = (calls > 0) & (columns.open_calls[rows] == 0)
-            over &= (self.clock.now < at) & (at < math.inf)
+            over &= (self.clock.now < times) & (times < math.inf)
             columns.usual_calls[rows[over]] = calls[over]
 
     # -- what happens -------------------------------------------------------------------------
@@ -292,15 +301,15 @@ class Distances:
         """Who is not there when its time has come is misspelt, most likely, and forgotten."""
         for voice in self._voices[2:]:
             rows, times = voice.strangers_due.take(self.clock.now)
-            for row, at in zip(rows.tolist(), times.tolist(), strict=True):
+            for row, time in zip(rows.tolist(), times.tolist(), strict=True):
                 agent = self.roster.ids[row]
                 said = voice.strangers.get(agent)
                 if said is None or self.is_known(agent):
                     continue
-                if said > at:  # it was spoken of again
+                if said > time:  # it was spoken of again
                     voice.strangers_due.put_one(row, said, self.clock.now)
                     continue
-                self._ignore(voice, [Ignored("nobody has this name", agent, at)])
+                self._ignore(voice, [Ignored("nobody has this name", agent, time)])
                 voice.misnamed[agent] = None
                 if len(voice.misnamed) > _MAX_NAMES:
                     del voice.misnamed[next(iter(voice.misnamed))]
@@ -311,7 +320,7 @@ class Distances:
         voice.strangers.pop(agent, None)
         row = self._row(agent)
         voice.ledger.forget(row)
-        if not any(agent in each.strangers for each in self._voices):
+        if not any(agent in other.strangers for other in self._voices):
             self._rows.clear(row)
             self.roster.remove(agent)
 
@@ -366,14 +375,14 @@ class Distances:
                 touched.append(row)
         return self._changes(touched)
 
-    def _introduce(self, voice: Voice, agent: AgentId, at: float) -> None:
+    def _introduce(self, voice: Voice, agent: AgentId, time: float) -> None:
         """``voice`` speaks of ``agent``, whom nobody was told of yet: it may be a stranger."""
         if self.is_known(agent):
             self._rows.known[self._row(agent)] = True
-        elif at == at:
-            if at < voice.strangers.get(agent, math.inf):
-                voice.strangers_due.put_one(self._row(agent), at, self.clock.now)
-            voice.strangers[agent] = at
+        elif time == time:
+            if time < voice.strangers.get(agent, math.inf):
+                voice.strangers_due.put_one(self._row(agent), time, self.clock.now)
+            voice.strangers[agent] = time
         else:
             self._unsay(voice, agent)
 

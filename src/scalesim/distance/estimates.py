@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.checks import text
+from scalesim.checks import number, text
 from scalesim.core import AgentId
 from scalesim.errors import ConfigError
 
@@ -35,11 +35,14 @@ class Estimates(NamedTuple):
 NOTHING = Estimates((), ())
 
 
-class Hearer(Protocol):
-    """Who listens to a source, until it is closed."""
+class Listener(Protocol):
+    """Listens to a source, until it is closed."""
 
     @property
     def is_closed(self) -> bool: ...
+
+    def has_news(self) -> None:
+        """The source was told something: ask it for changes. From any thread."""
 
 
 class Source(ABC):
@@ -55,12 +58,11 @@ class Source(ABC):
 
     name: str = "source"
     judges_itself: bool = False
-    heard_by: Hearer | None = None  # set by the engine
+    heard_by: Listener | None = None  # set by the engine
 
     def __init__(self, name: str | None = None) -> None:
         if name is not None:
             self.name = text("name", name, ConfigError, empty=False)
-        self.on_news: Callable[[], None] = lambda: None  # set by the engine: it asks for changes
         self._mail: deque[Callable[[float], None]] = deque()
 
     @abstractmethod
@@ -82,8 +84,28 @@ class Source(ABC):
     def _tell(self, note: Callable[[float], None]) -> None:
         """Have ``note(now)`` run before the next ``changes``."""
         self._mail.append(note)
-        self.on_news()
+        if self.heard_by is not None:
+            self.heard_by.has_news()
 
     def _read_mail(self, now: float) -> None:
         while self._mail:
             self._mail.popleft()(now)
+
+
+class DatedSource(Source):
+    """A source that knows, of one agent after another, when that agent calls next: ``_changed``
+    holds what is new. ``confidence``: how often that comes true."""
+
+    def __init__(self, name: str, confidence: float) -> None:
+        super().__init__(name)
+        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
+        self._changed: dict[AgentId, float] = {}
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        for agent in agents:
+            self._changed.pop(agent, None)
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        changed, self._changed = self._changed, {}
+        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)

@@ -69,13 +69,15 @@ def read(
         raise ValueError(f"times of shape {times.shape} for {count} agents; give one for each")
     if of_users:
         times[np.isnan(times)] = np.inf
-    each = not (of_users or isinstance(confidence, str)) and np.ndim(confidence) > 0
-    sure = np.broadcast_to(_numbers(confidence if each else [confidence]), (count,))
+    per_agent = not (of_users or isinstance(confidence, str)) and np.ndim(confidence) > 0
+    sure = np.broadcast_to(_numbers(confidence if per_agent else [confidence]), (count,))
     no_time = np.isinf(times)
     no_sure = ~(np.isfinite(sure) | np.isnan(times) | no_time)
     ignored = [Ignored("no time", agents[i], at[i]) for i in np.flatnonzero(no_time).tolist()]
     for i in np.flatnonzero(no_sure).tolist():
-        ignored.append(Ignored("no confidence", agents[i], confidence[i] if each else confidence))
+        ignored.append(
+            Ignored("no confidence", agents[i], confidence[i] if per_agent else confidence)
+        )
     if ignored:
         heard = ~(no_time | no_sure)
         agents = [agents[i] for i in np.flatnonzero(heard).tolist()]

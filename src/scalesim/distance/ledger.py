@@ -46,20 +46,20 @@ class Ledger:
         trust = 0.0 if self.score.muted else self.score.trust
         return float(self.columns.confidence[row]) * trust
 
-    def post_one(self, row: int, at: float, confidence: float, now: float) -> bool:
+    def post_one(self, row: int, time: float, confidence: float, now: float) -> bool:
         """Take in a prediction, NaN to take one back; whether it changes anything."""
         columns = self.columns
         columns.grow(row + 1)
         old = columns.at[row]
-        if math.isnan(at):
+        if math.isnan(time):
             columns.at[row] = math.nan
             return not math.isnan(old)
-        at = min(max(at, now), LATEST)
-        if at == now and old <= now:
+        time = min(max(time, now), LATEST)
+        if time == now and old <= now:
             return False
-        columns.at[row], columns.made[row] = at, now
+        columns.at[row], columns.made[row] = time, now
         columns.confidence[row] = min(max(confidence, 0.0), 1.0)
-        self._deadlines.put_one(row, at + max(MIN_PATIENCE_TICKS, at - now), now)
+        self._deadlines.put_one(row, time + max(MIN_PATIENCE_TICKS, time - now), now)
         self._sweep(now)
         return True
 

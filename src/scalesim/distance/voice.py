@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scalesim.checks import reading, shown
+from scalesim.checks import instance, reading, shown, text
 from scalesim.core import AgentId
 from scalesim.distance.calendar import Calendar
-from scalesim.distance.estimates import Source
+from scalesim.distance.estimates import Listener, Source
 from scalesim.distance.ledger import Ledger
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
@@ -26,19 +26,25 @@ class Voice:
     strangers_due: Calendar = field(default_factory=Calendar)
     misnamed: dict[AgentId, None] = field(default_factory=dict)  # who never came; the last few
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether an engine that is open listens to the source."""
+        listener = None if self.source is None else self.source.heard_by
+        return listener is not None and not listener.is_closed
 
-def voice_of(source: Source) -> Voice:
+    def heard_by(self, listener: Listener) -> None:
+        """The source tells ``listener`` its news from now on."""
+        if self.source is not None:
+            self.source.heard_by = listener
+
+
+def voice_of(source: object) -> Voice:
     """Raises ``ConfigError`` for what is no source, or has no name."""
-    if not isinstance(source, Source):
-        raise ConfigError(
-            f"{shown(source)} is no source; give objects of classes that inherit from "
-            "scalesim.distance.Source, as in sources=[Learned()]"
-        )
+    instance("source", source, Source, "Learned(), or a class of your own", ConfigError)
+    assert isinstance(source, Source)
     with reading("a source's name", ConfigError):
-        name, ledger = source.name, Ledger(judges_itself=bool(source.judges_itself))
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"a source is named {shown(name)}; give it a string as name=")
-    return Voice(name, ledger, source)
+        name = text("a source's name", source.name, ConfigError, empty=False)
+        return Voice(name, Ledger(judges_itself=bool(source.judges_itself)), source)
 
 
 def silence_of(voice: Voice) -> str:

@@ -35,15 +35,15 @@ def examine(
     settings: Settings, names: Sequence[str] = PROBES, spawn: Spawn | None = None
 ) -> list[Section]:
     """A section for each of ``names``, in order. Raises nothing but ``KeyboardInterrupt``."""
-    left, found = list(names), list[Section]()
-    if settings.model is None and "model" in left:
-        left.remove("model")
-    while left:
-        ran = (spawn or spawn_child)(left, settings)
+    pending, found = list(names), list[Section]()
+    if settings.model is None and "model" in pending:
+        pending.remove("model")
+    while pending:
+        ran = (spawn or spawn_child)(pending, settings)
         found += ran.sections
-        left = left[len(ran.sections) :]
-        if left:
-            found.append(failed(left.pop(0), ran.reason))
+        pending = pending[len(ran.sections) :]
+        if pending:
+            found.append(failed(pending.pop(0), ran.reason))
     return found
 
 

@@ -133,8 +133,8 @@ def meminfo(path: Path) -> dict[str, int]:
     """Bytes by name."""
     found: dict[str, int] = {}
     for line in (read(path) or "").splitlines():
-        name, _, rest = line.partition(":")
-        value = number(rest.split()[0] if rest.split() else None)
+        name, _, amount = line.partition(":")
+        value = number(amount.split()[0] if amount.split() else None)
         if value is not None:
             found[name] = value * 1024
     return found
@@ -151,9 +151,9 @@ def cgroup_memory(root: Path) -> tuple[int | None, int | None]:
             for folder in groups(root, "memory")
         ),
     ):
-        most = number(read(group / limit))
-        if most is not None and most < UNLIMITED_BYTES:
-            found.append((most, number(read(group / used))))
+        max_bytes = number(read(group / limit))
+        if max_bytes is not None and max_bytes < UNLIMITED_BYTES:
+            found.append((max_bytes, number(read(group / used))))
     return min(found, key=lambda pair: pair[0]) if found else (None, None)
 
 

@@ -34,7 +34,7 @@ def probe(settings: Settings) -> Section:
 
 def ops_of(kernels: KernelSet) -> list[str]:
     """The ops of a set; what else it holds (its name, its row multiple) is no function."""
-    return [each.name for each in fields(kernels) if callable(getattr(kernels, each.name))]
+    return [field.name for field in fields(kernels) if callable(getattr(kernels, field.name))]
 
 
 def judge(section: Section, kernels: KernelSet, op: str, place: str, dtype: torch.dtype) -> int:
@@ -43,7 +43,7 @@ def judge(section: Section, kernels: KernelSet, op: str, place: str, dtype: torc
     section.facts[op] = origin(getattr(kernels, op))
     if op not in PROBLEMS:
         return 0
-    verdicts = list(check_op(kernels, op, device=place, dtypes=(dtype,), most=CASES))
+    verdicts = list(check_op(kernels, op, device=place, dtypes=(dtype,), max_cases=CASES))
     faults = [fault for verdict in verdicts for fault in faults_of(verdict)]
     if faults:
         section.find(

@@ -1,21 +1,31 @@
-"""The handle of one agent: a name on an engine, and its calls."""
+"""Agents: the handle of each, which is a name on an engine and its calls, and how they are made,
+forked, forgotten and spoken of."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+from scalesim.checks import agent_id, flag, path_of, reading, shown
 from scalesim.core import AgentId
-from scalesim.errors import RequestError, UnknownAgentError
+from scalesim.distance.hints import read
+from scalesim.engine.choose_and_embed import ChooseAndEmbed
+from scalesim.engine.inbox import Inbox
+from scalesim.engine.interrupts import InterruptsWait
+from scalesim.engine.loop import EngineLoop
+from scalesim.engine.thread import EngineThread
+from scalesim.errors import AdapterError, HintWarning, RequestError, UnknownAgentError
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.agent_registry import AgentEntry, AgentRegistry, listed_ids
 from scalesim.requests.choose import By, Choice, Option
 from scalesim.requests.prompt import Message, OnOverflow, Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream, ReplyStream
-
-if TYPE_CHECKING:
-    from scalesim.engine.engine import Engine
+from scalesim.requests.tickets import Bell
 
 __all__ = ["Agent", "Reply", "Request"]
 
@@ -27,11 +37,25 @@ class Agent:
     name.
     """
 
-    def __init__(self, engine: Engine, id: AgentId) -> None:
-        self.engine = engine
-        self.id = id
-        self.adapter: str | None = None  # the name its calls use; ``Engine.agent`` sets it
-        self.is_forgotten = False  # for good; the id may be another's by now
+    __slots__ = ("_agents", "_entry", "engine")
+
+    def __init__(self, engine: ChooseAndEmbed, agents: Agents, entry: AgentEntry) -> None:
+        self.engine, self._agents, self._entry = engine, agents, entry
+
+    @property
+    def id(self) -> AgentId:
+        """Its name on the engine."""
+        return self._entry.id
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of the adapter that its calls use; ``Engine.agent`` sets it."""
+        return self._entry.adapter
+
+    @property
+    def is_forgotten(self) -> bool:
+        """For good; the id may be another agent's by now."""
+        return self._entry.is_forgotten
 
     def request(
         self,
@@ -104,19 +128,19 @@ class Agent:
         """This agent's next call: in ``ticks``, or ``at`` a time of the clock. ``steps`` is the
         deprecated name of ``ticks``."""
         self._check()
-        self.engine.expect(self.id, renamed_ticks(ticks, steps), at=at)
+        self._agents.expect(self.id, ticks, at=at, steps=steps)
 
     def fork(self, id: AgentId) -> Agent:
         """A new agent ``id`` with this one's memory, shared until one of them goes its own way.
         Raises ``RequestError`` for an id that is taken."""
         self._check()
-        return self.engine.fork(self.id, id)
+        return self._agents.fork(self.engine, self.id, id)
 
     def forget(self, *, wait: bool = True) -> None:
         """``Engine.forget`` of this agent, done on return unless ``wait`` is false; every further
         use of the handle raises ``UnknownAgentError``."""
         self._check()
-        self.engine.forget(self.id, wait=wait)
+        self._agents.forget(self.id, wait)
 
     def _check(self) -> None:
         if self.is_forgotten:
@@ -128,16 +152,123 @@ class Agent:
         return f"Agent({self.id!r})"
 
 
+class Agents:
+    """The agents of an engine. Each method says its part to the registry of ids, to the registry of
+    adapters and, through the inbox, to the loop, so that a thread's calls and hints mean the agents
+    that there were when they were given."""
+
+    def __init__(
+        self,
+        registry: AgentRegistry,
+        adapters: AdapterRegistry,
+        loop: EngineLoop,
+        inbox: Inbox,
+        thread: EngineThread,
+    ) -> None:
+        self.registry = registry
+        self._adapters, self._loop, self._inbox, self._thread = adapters, loop, inbox, thread
+        self._handles: dict[AgentId, Agent] = {}
+
+    def handle(
+        self, engine: ChooseAndEmbed, id: AgentId, adapter: str | Path | None = None
+    ) -> Agent:
+        """``Engine.agent``."""
+        id = agent_id(id)
+        self._inbox.check_open()
+        agent = self._handles.get(id)
+        if agent is None:
+            with self.registry.lock:
+                entry = self.registry.add(id)
+                agent = self._handles.setdefault(id, Agent(engine, self, entry))
+            if self._loop.advice.distances.has_sources:  # one may have spoken of it already
+                self._inbox.post_if_open(partial(self._loop.advice.distances.meet, id))
+        if adapter is not None:
+            name = str(path_of("adapter", adapter, AdapterError))
+            if name not in self._adapters:
+                self._adapters.add(name, adapter)
+            with self.registry.lock:
+                entry = self.registry.known(id)  # it may have been forgotten since
+                self._adapters.bind(id, name)
+                entry.adapter = name
+        return agent
+
+    def fork(self, engine: ChooseAndEmbed, parent: AgentId, child: AgentId) -> Agent:
+        """``Engine.fork``."""
+        child = agent_id(child)
+        with self.registry.lock, InterruptsWait():
+            origin = self.registry.known(parent)
+            if child in self.registry:
+                raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
+            agent = self.handle(engine, child)
+            self.registry.known(child).adapter = origin.adapter
+            self._adapters.fork(origin.id, child)
+            self._inbox.post(lambda: self._loop.memory.fork(origin.id, child))
+        return agent
+
+    def forget(self, agents: AgentId | Iterable[AgentId], wait: bool) -> None:
+        """``Engine.forget``."""
+        ids = listed_ids(agents)
+        flag("wait", wait)
+        self._inbox.check_open()
+        done = Bell()
+
+        def forget() -> None:
+            try:
+                self._loop.forget(ids)
+            finally:
+                done.ring()
+
+        with self.registry.lock, InterruptsWait():  # of what is halfway there is no second try
+            self.registry.remove(ids)
+            for id in ids:
+                del self._handles[id]
+            self._adapters.unbind(ids)
+            self._loop.keys.forget(ids)
+            self._inbox.post(forget)
+        if wait:
+            self._thread.wait_for(done)
+
+    def expect(
+        self,
+        agents: AgentId | Mapping[AgentId, float],
+        ticks: float | None = None,
+        *,
+        at: float | None = None,
+        confidence: float = 1.0,
+        steps: float | None = None,
+    ) -> None:
+        """``Engine.expect`` and ``Agent.expect``."""
+        ticks = _renamed_ticks(ticks, steps)
+        known, advice = self.registry.known, self._loop.advice
+        if isinstance(agents, Mapping):
+            if ticks is not None or at is not None:
+                raise RequestError("expect() takes a mapping of distances, or one agent and a time")
+            with reading("agents"):
+                distances = dict(agents)
+        elif (ticks is None) == (at is None):
+            raise RequestError(f"expect({shown(agents)}) needs either ticks or at=")
+        else:
+            distances = {known(agents).id: ticks if ticks is not None else at}  # type: ignore[dict-item]
+        ids = [known(agent).id for agent in distances]
+        hints, ignored = read(ids, list(distances.values()), confidence, of_users=True)
+        if hints.agents:
+            times = dict(zip(hints.agents, map(float, hints.at), strict=True))
+            sure, absolute = hints.confidence[0], at is not None
+            self._inbox.post(lambda: advice.expect(times, sure, absolute=absolute))
+        if ignored and (told := advice.distances.ignore("declared", ignored)):
+            warnings.warn(told, HintWarning, stacklevel=3)
+
+
 def as_messages(messages: list[Message] | str) -> list[Message]:
     """What ``chat`` was given, as messages."""
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
 
-def renamed_ticks(ticks: float | None, steps: float | None) -> float | None:
+def _renamed_ticks(ticks: float | None, steps: float | None) -> float | None:
     """``ticks``, or ``steps`` where a caller of ``expect`` still says so."""
     if steps is None:
         return ticks
-    warnings.warn("expect(steps=) is named ticks= now", DeprecationWarning, stacklevel=3)
+    warnings.warn("expect(steps=) is named ticks= now", DeprecationWarning, stacklevel=4)
     if ticks is not None:
         raise RequestError("expect() takes ticks or steps, which are the same; give ticks")
     return steps

@@ -23,18 +23,18 @@ class Forked(Protocol):
 _told: dict[int, weakref.ref[Forked]] = {}
 
 
-def tell(each: Forked) -> None:
-    """Have ``each``, while it lives, told of every fork."""
-    key = id(each)
-    _told[key] = weakref.ref(each, partial(_told.pop, key))  # no Python runs where it dies
+def tell(engine: Forked) -> None:
+    """Have ``engine``, while it lives, told of every fork."""
+    key = id(engine)
+    _told[key] = weakref.ref(engine, partial(_told.pop, key))  # no Python runs where it dies
 
 
 def _in_child() -> None:
     for reference in list(_told.values()):
-        each = reference()
-        if each is not None:
+        engine = reference()
+        if engine is not None:
             with Foreign():  # whoever fails must not keep the others from being told
-                each.after_fork()
+                engine.after_fork()
     _told.clear()
 
 

@@ -95,11 +95,11 @@ class MemoryManager:
         """What is made of pages and agents, as it is when nothing was ever computed; pages that
         are ``lost`` stay out of circulation."""
         policy = self.policy
-        device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
-        host = self._pool("host", self._host_pages, first=0)
+        self.device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
+        self.host = self._pool("host", self._host_pages, first=0)
         self.tiers = Tiers(
-            Tier("device", device, lost=lost.get("device", ())),
-            Tier("host", host, self._link, lost.get("host", ())),
+            Tier("device", self.device, lost=lost.get("device", ())),
+            Tier("host", self.host, self._link, lost.get("host", ())),
         )
         self.tree = PrefixTree(self.block_size)
         self.table = BlockTable(self._num_rows)
@@ -178,12 +178,9 @@ class MemoryManager:
         return self.device.num_free
 
     @property
-    def device(self) -> Pool:
-        return self.tiers.device.pool
-
-    @property
-    def host(self) -> Pool:
-        return self.tiers.host.pool
+    def num_lost_pages(self) -> int:
+        """Pages of both pools that are out of circulation for good."""
+        return sum(len(tier.lost) for tier in self.tiers)
 
     @property
     def loading_pages(self) -> int:

@@ -58,12 +58,12 @@ class Miss(NamedTuple):
         return "; ".join([self._what(), *self.unheard])
 
     def _what(self) -> str:
-        at = f" at token {self.token}" if self.cause == "prompt changed" else ""
+        where = f" at token {self.token}" if self.cause == "prompt changed" else ""
         if self.cause == "hint ignored":
             return f"tick {self.tick:g}: {self.cause}: {_ADVICE[self.cause]}"
         known = "unknown" if self.expected is None else f"tick {self.expected:g}"
         return (
-            f"tick {self.tick:g}: {self.cause}{at} ({self.load_tokens} tokens loaded on demand, "
+            f"tick {self.tick:g}: {self.cause}{where} ({self.load_tokens} tokens loaded on demand, "
             f"{self.lost_tokens} computed again; expected: {known}): {_ADVICE[self.cause]}"
         )
 
@@ -103,7 +103,7 @@ class Misses:
             return
         before = agent.newest
         kept = before.parent is not None
-        there = sum(one.num_blocks for one in lineage(before)) if kept else 0
+        there = sum(segment.num_blocks for segment in lineage(before)) if kept else 0
         dropped = agent.num_left - there
         goes_on = kept and before in lineage(found)
         if goes_on and not waiting and not spared and dropped <= 0:
@@ -133,8 +133,8 @@ class Misses:
         there = lineage(found)
         if agent.newest.parent is not None and agent.newest not in there:
             return 0
-        left = min(agent.num_left, num_tokens // self._block_size)
-        return max(0, left - sum(segment.num_blocks for segment in there))
+        num_left = min(agent.num_left, num_tokens // self._block_size)
+        return max(0, num_left - sum(segment.num_blocks for segment in there))
 
     def _late(self, expected: float | None, blocked_by: BlockedBy) -> Cause:
         if expected is None:
@@ -147,7 +147,7 @@ class Misses:
     def _blocks_behind(before: Segment, end: Segment) -> int:
         """Blocks of the path to ``before`` that the path to ``end`` does not share."""
         shared = set(lineage(end))
-        return sum(one.num_blocks for one in lineage(before) if one not in shared)
+        return sum(segment.num_blocks for segment in lineage(before) if segment not in shared)
 
 
 def _root(segment: Segment) -> Segment:

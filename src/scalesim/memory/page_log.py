@@ -113,9 +113,9 @@ class LoggedLink(LinkAround):
         with Foreign():
             while self._open and self.link.wait(timeout_s):
                 self.poll()
-        left = list(self._open.values())
-        return {page for each in left for page in each.device_pages}, {
-            page for each in left for page in each.host_pages
+        abandoned = list(self._open.values())
+        return {page for copies in abandoned for page in copies.device_pages}, {
+            page for copies in abandoned for page in copies.host_pages
         }
 
 

@@ -23,17 +23,17 @@ def reuse_distances(calls: Sequence[Hashable]) -> Int64s:
     last: dict[Hashable, int] = {}
     distances = np.full(size, COLD, np.int64)
 
-    def add(at: int, value: int) -> None:
-        at += 1
-        while at <= size:
-            tree[at] += value
-            at += at & -at
+    def add(index: int, value: int) -> None:
+        index += 1
+        while index <= size:
+            tree[index] += value
+            index += index & -index
 
-    def before(at: int) -> int:
+    def before(index: int) -> int:
         total = 0
-        while at > 0:
-            total += tree[at]
-            at -= at & -at
+        while index > 0:
+            total += tree[index]
+            index -= index & -index
         return total
 
     for index, agent in enumerate(calls):
@@ -65,8 +65,8 @@ def belady_misses(calls: Sequence[Hashable], capacity: int) -> int:
         if agent not in resident:
             misses += 1
             while len(resident) >= capacity:
-                at, position = heapq.heappop(heap)
-                if resident.get(calls[position]) == -at:
+                next_use, position = heapq.heappop(heap)
+                if resident.get(calls[position]) == -next_use:
                     del resident[calls[position]]
         resident[agent] = upcoming[index]
         heapq.heappush(heap, (-upcoming[index], index))

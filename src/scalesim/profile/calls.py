@@ -39,7 +39,7 @@ def pseudo_tokens(text: str) -> Int64s:
 def in_ticks(calls: Iterable[tuple[float, LoggedCall]], tick_s: float | None) -> list[LoggedCall]:
     """Calls with times in seconds as calls in ticks of ``tick_s``, in order; a hundredth of the log
     a tick if ``None``. Raises ``ConfigError`` for more ticks than can be told apart."""
-    timed = sorted(calls, key=lambda each: each[0])
+    timed = sorted(calls, key=lambda pair: pair[0])
     if not timed:
         return []
     start, end = timed[0][0], timed[-1][0]
@@ -48,8 +48,8 @@ def in_ticks(calls: Iterable[tuple[float, LoggedCall]], tick_s: float | None) ->
         raise ConfigError(f"--tick {length}; the log lasts {end - start} s, too many such ticks")
     return [
         LoggedCall(
-            call.agent, float(int((at - start) / length)), call.tokens, call.output_len,
+            call.agent, float(int((time - start) / length)), call.tokens, call.output_len,
             call.template, call.expect,
         )
-        for at, call in timed
+        for time, call in timed
     ]  # fmt: skip

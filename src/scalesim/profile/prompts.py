@@ -48,22 +48,22 @@ def breaks(calls: Sequence[LoggedCall]) -> list[Breaks]:
         key = (call.agent, call.template)
         before = last.get(key)
         if before is not None:
-            at = common_length(before, call.tokens)
-            again = common_length(before[at:][::-1], call.tokens[at:][::-1])
-            found[call.template].append((len(call.tokens), at, again))
+            length = common_length(before, call.tokens)
+            again = common_length(before[length:][::-1], call.tokens[length:][::-1])
+            found[call.template].append((len(call.tokens), length, again))
         last[key] = call.tokens
     rows = [_summary(name, pairs, shared[name]) for name, pairs in found.items()]
     return sorted(rows, key=lambda row: -row.prefill * row.pairs)
 
 
 def _summary(name: str, pairs: list[tuple[int, int, int]], shared: list[int]) -> Breaks:
-    length, at, again = np.array(pairs).T
+    length, where, again = np.array(pairs).T
     return Breaks(
         name,
         len(pairs),
         float(length.mean()),
-        float(np.median(at)),
-        float((length - at).mean()),
+        float(np.median(where)),
+        float((length - where).mean()),
         float(again.mean()),
         float(np.median(shared)) if shared else 0.0,
     )

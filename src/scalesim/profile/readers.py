@@ -77,8 +77,8 @@ def _trace(path: Path, tick_s: float | None) -> list[LoggedCall]:
 
 
 def _tokens(piece: TracePiece) -> Int64s:
-    at = np.arange(piece.start, piece.start + piece.length, dtype=np.int64)
-    numbers: Int64s = at * 0x9E3779B1 + hash(piece.content)
+    offsets = np.arange(piece.start, piece.start + piece.length, dtype=np.int64)
+    numbers: Int64s = offsets * 0x9E3779B1 + hash(piece.content)
     return numbers
 
 
@@ -88,12 +88,12 @@ def _oasis(path: Path, tick_s: float | None) -> list[LoggedCall]:
     timed, are_ticks = [], True
     for number, row in enumerate(rows_of(path, "trace", ("user_id", "created_at", "action")), 1):
         where = f"{path}: row {number} of trace"
-        agent, at, action = records.agent(row[0], where), row[1], row[2]
+        agent, when, action = records.agent(row[0], where), row[1], row[2]
         action = records.name(action, f"{where}: action")
         if action in ("sign_up", "refresh"):
             continue
-        are_ticks = are_ticks and (isinstance(at, int) or str(at).isdigit())
-        seconds = _seconds(at, f"{where}: created_at")
+        are_ticks = are_ticks and (isinstance(when, int) or str(when).isdigit())
+        seconds = _seconds(when, f"{where}: created_at")
         timed.append((seconds, LoggedCall(agent, 0.0, _NO_TOKENS, 0, action)))
     return in_ticks(timed, tick_s or 1.0 if are_ticks else tick_s)
 
@@ -116,7 +116,7 @@ def _generative_agents(path: Path, tick_s: float | None) -> list[LoggedCall]:
             _template(_first(record, "function_name", "func_name"), where),
         )
         calls.append((tick * 1e9 + start, call))
-    calls.sort(key=lambda each: each[0])
+    calls.sort(key=lambda pair: pair[0])
     if len({call.time for _, call in calls}) > 1:
         return [call for _, call in calls]
     return in_ticks(calls, tick_s)  # all in one tick: by wall time

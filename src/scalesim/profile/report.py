@@ -129,8 +129,8 @@ def _svg(draw: Callable[[Any], None], num: int) -> str:
         figure = Figure(figsize=(8.6, 2.8), layout="constrained")
         axes = figure.subplots(1, num, squeeze=False)[0]
         draw(axes)
-        for each in axes:
-            each.spines[["top", "right"]].set_visible(False)
+        for axis in axes:
+            axis.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

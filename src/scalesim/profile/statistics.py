@@ -118,12 +118,12 @@ def _series(
     sets: dict[int, set[AgentId]] = defaultdict(set)
     for index, (_, agent) in zip(window.tolist(), acts, strict=True):
         sets[index].add(agent)
-    at = np.linspace(0.0, 1.0, 101)
+    quantiles = np.linspace(0.0, 1.0, 101)
     return {
         "window": edges[:-1].tolist(),
         "activations": np.bincount(window, minlength=_WINDOWS).astype(float).tolist(),
         "working set": [len(sets[index]) / num_agents for index in range(_WINDOWS)],
-        "share": at.tolist(),
-        "gap": np.quantile(gaps, at).tolist() if len(gaps) else [],
-        "reuse": np.quantile(reuse, at).tolist() if len(reuse) else [],
+        "share": quantiles.tolist(),
+        "gap": np.quantile(gaps, quantiles).tolist() if len(gaps) else [],
+        "reuse": np.quantile(reuse, quantiles).tolist() if len(reuse) else [],
     }

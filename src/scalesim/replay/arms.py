@@ -208,7 +208,9 @@ def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
     again = reads_again(accesses)
     return replace(
         outcome,
-        new_pages=sum(accesses[at].num_read - len(again[at]) for at in range(start, len(accesses))),
+        new_pages=sum(
+            accesses[index].num_read - len(again[index]) for index in range(start, len(accesses))
+        ),
         least_pages=sum(belady_loads(accesses, capacity, start)),
         running_pages=most_held(accesses),
     )
@@ -218,7 +220,7 @@ def most_held(accesses: Sequence[Access]) -> int:
     """The most pages, shared ones once, that calls held at once; of each as many as at its end."""
     holders: Counter[int] = Counter()
     ends: dict[int, list[int]] = defaultdict(list)
-    most = 0
+    max_held = 0
     for index, access in enumerate(accesses):
         for ended in ends.pop(index, ()):
             for page in accesses[ended].pages:
@@ -227,8 +229,8 @@ def most_held(accesses: Sequence[Access]) -> int:
                     del holders[page]
         holders.update(access.pages)
         ends[max(access.until, index + 1)].append(index)
-        most = max(most, len(holders))
-    return most
+        max_held = max(max_held, len(holders))
+    return max_held
 
 
 def compare(

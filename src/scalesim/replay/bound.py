@@ -123,10 +123,10 @@ class _Cache:
 
     def make_room(self) -> None:
         while len(self._held) > self._capacity and self._heap:
-            at, page = heapq.heappop(self._heap)
-            if self._held.get(page) == -at and not self._pins[page]:
+            next_read, page = heapq.heappop(self._heap)
+            if self._held.get(page) == -next_read and not self._pins[page]:
                 del self._held[page]
 
     def _hold(self, page: int, now: int) -> None:
-        self._held[page] = at = self.next_read(page, now)
-        heapq.heappush(self._heap, (-at, page))
+        self._held[page] = next_read = self.next_read(page, now)
+        heapq.heappush(self._heap, (-next_read, page))

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from scalesim.replay.knobs import Knobs
 from scalesim.trace.trace import Hint
-
-if TYPE_CHECKING:
-    from scalesim.replay.workloads import Knobs
-
-HintMode = Literal["exact", "interrupted", "probability", "stale", "inverted", "random", "none"]
 
 
 class WorkloadHints:
@@ -31,9 +26,11 @@ class WorkloadHints:
     def at_first(self, agent: int, first: float) -> float | None:
         return self._blurred(agent, 0, first, first)
 
-    def about(self, agent: int, time: int, at: float, planned: float) -> tuple[float | None, float]:
-        """What ``agent``, acting at ``at`` in tick ``time``, says of its next act, and when that
-        comes."""
+    def about(
+        self, agent: int, time: int, acts_at: float, planned: float
+    ) -> tuple[float | None, float]:
+        """What ``agent``, acting at ``acts_at`` in tick ``time``, says of its next act, and when
+        that comes."""
         truth = planned
         if self._knobs.hints == "interrupted" and self._rng.random() < self._knobs.interrupts:
             gap = max(1, int(planned) - time)

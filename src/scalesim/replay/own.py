@@ -37,8 +37,8 @@ def hardware_of(name: str) -> Hardware:
     for field in known.values():
         if field.name == "name" or (field.name not in row.fields and field.default is not MISSING):
             continue
-        most = 1.0 if field.name in _SHARES else 1e24
-        values[field.name] = row.number(field.name, most, above=field.name != "step_overhead_s")
+        maximum = 1.0 if field.name in _SHARES else 1e24
+        values[field.name] = row.number(field.name, maximum, above=field.name != "step_overhead_s")
     return Hardware(**values)
 
 
@@ -83,8 +83,8 @@ def _shape(name: str, config: Row) -> ModelCosts:
         shared = width * _part(config, "n_shared_experts", 0)
         shared += _part(config, "shared_expert_intermediate_size", 0)
         fixed = head + layers * attention + dense * mlp + (layers - dense) * 3 * hidden * shared
-        each = (layers - dense) * 3 * hidden * width
-        params, active = float(fixed + experts * each), float(fixed + taken * each)
+        per_expert = (layers - dense) * 3 * hidden * width
+        params, active = float(fixed + experts * per_expert), float(fixed + taken * per_expert)
     else:
         params = float(head + layers * (attention + mlp))
     return ModelCosts(name, params, layers, heads, kv_heads, head_dim, active)

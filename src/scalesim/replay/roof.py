@@ -160,13 +160,13 @@ class _Edge:
         self.children: dict[int, _Edge] = {}
         self.read_in, self.read_to = -1, 0
 
-    def split(self, at: int) -> None:
-        """Into the first ``at`` tokens, and the rest as a child."""
-        rest = _Edge(self.tokens[at:], self.born)
-        rest.children, rest.read_in = self.children, self.read_in
-        rest.read_to = max(0, self.read_to - at)
-        self.tokens, self.children = self.tokens[:at], {int(rest.tokens[0]): rest}
-        self.read_to = min(self.read_to, at)
+    def split(self, length: int) -> None:
+        """Into the first ``length`` tokens, and the rest as a child."""
+        lower = _Edge(self.tokens[length:], self.born)
+        lower.children, lower.read_in = self.children, self.read_in
+        lower.read_to = max(0, self.read_to - length)
+        self.tokens, self.children = self.tokens[:length], {int(lower.tokens[0]): lower}
+        self.read_to = min(self.read_to, length)
 
 
 class Computed:

@@ -72,8 +72,8 @@ class VirtualRunner:
         if not self._first_tokens and batch.num_tokens == batch.num_seqs:
             return self.decode_work(batch.num_seqs, int(ends.sum())), 0.0
         first = self._first_tokens
-        held = np.maximum(ends - first, 0)
-        real = held - np.maximum(ends - counts - first, 0)  # query tokens that are no adapter's
-        pairs = int((real * held - real * (real - 1) // 2).sum())
+        contexts = np.maximum(ends - first, 0)
+        real = contexts - np.maximum(ends - counts - first, 0)  # query tokens that are no adapter's
+        pairs = int((real * contexts - real * (real - 1) // 2).sum())
         fetched = float((counts - real).sum()) * self._token_bytes
         return StepWork(int(real.sum()), int(ends.sum()), pairs), fetched

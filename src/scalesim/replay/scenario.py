@@ -9,13 +9,13 @@ from typing import Literal
 from scalesim.distance.estimates import Source
 from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.arms import VOCAB_SIZE, Machine
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import tokens_of
 from scalesim.replay.hardware import CostModel
+from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
-from scalesim.replay.workloads import Kind, Knobs, generate
+from scalesim.replay.workloads import Kind, generate
 from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
@@ -142,7 +142,8 @@ def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
     known: dict[int, int] = {}
     count = 0
     for call in calls:
-        page_ids(tokens_of(call.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
+        tokens = tokens_of(call.prompt, VOCAB_SIZE)
+        page_ids(tokens.tobytes(), block_size * tokens.itemsize, known)
         count += 1
     return len(known) + count
 
@@ -168,7 +169,7 @@ def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
             for call in reversed(tick.calls)
             if call.agent is not None
         }
-        found[0].hints.extend(Hint(agent, at, at) for agent, at in first.items())
+        found[0].hints.extend(Hint(agent, time, time) for agent, time in first.items())
     return found
 
 

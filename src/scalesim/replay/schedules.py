@@ -27,8 +27,8 @@ class Schedule(Protocol):
 
     def first(self, agent: int) -> float: ...
 
-    def after(self, agent: int, at: float) -> float:
-        """When ``agent`` acts next, having acted at ``at``; at least one tick later."""
+    def after(self, agent: int, now: float) -> float:
+        """When ``agent`` acts next, having acted at ``now``; at least one tick later."""
         ...
 
     def rounds(self, agent: int, time: int) -> int:
@@ -65,8 +65,8 @@ class _Spaced:
     def first(self, agent: int) -> float:
         return 1 + int(self._draw() * self._mean) + self.place(agent)
 
-    def after(self, agent: int, at: float) -> float:
-        return int(at) + self.gap(agent, int(at)) + self.place(agent)
+    def after(self, agent: int, now: float) -> float:
+        return int(now) + self.gap(agent, int(now)) + self.place(agent)
 
     def gap(self, agent: int, time: int) -> int:
         raise NotImplementedError
@@ -115,12 +115,12 @@ class Feed:
     def first(self, agent: int) -> float:
         return self.after(agent, 0.0)
 
-    def after(self, agent: int, at: float) -> float:
+    def after(self, agent: int, now: float) -> float:
         """Where the sum of hazards from the next tick on passes an exponential draw."""
         needed = -np.log1p(-self._draws()) / self._rates[agent]
-        day, hour = divmod(int(at) + 1, DAY_W2)
-        days, rest = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
-        hours = int(np.searchsorted(self._hazard[: DAY_W2 + 1], rest, side="right")) - 1
+        day, hour = divmod(int(now) + 1, DAY_W2)
+        days, in_day = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
+        hours = int(np.searchsorted(self._hazard[: DAY_W2 + 1], in_day, side="right")) - 1
         return (day + int(days)) * DAY_W2 + hours + ORDER * agent / len(self._rates)
 
     def rounds(self, agent: int, time: int) -> int:
@@ -136,9 +136,9 @@ class Town(_Spaced):
         self._to_say: dict[int, int] = {}
 
     def gap(self, agent: int, time: int) -> int:
-        left = self._to_say.get(agent, 0)
-        if left:
-            self._to_say[agent] = 0 if self._draw() < 0.15 / 8 else left - 1
+        num_left = self._to_say.get(agent, 0)
+        if num_left:
+            self._to_say[agent] = 0 if self._draw() < 0.15 / 8 else num_left - 1
             return 2
         if self._draw() < 0.15:
             self._to_say[agent] = 7
@@ -176,9 +176,9 @@ class Rounds:
     def first(self, agent: int) -> float:
         return self.after(agent, 0.0)
 
-    def after(self, agent: int, at: float) -> float:
+    def after(self, agent: int, now: float) -> float:
         place = self._draw() if self._shuffled else agent / self._num_agents
-        return int(at) + 1 + ORDER * place
+        return int(now) + 1 + ORDER * place
 
     def rounds(self, agent: int, time: int) -> int:
         return int(time % 3 == 0)
@@ -198,10 +198,10 @@ class TurnTaking:
     def first(self, agent: int) -> float:
         return 1.0 if agent == 0 else 1.0 + ORDER + self._place(agent, 0)
 
-    def after(self, agent: int, at: float) -> float:
+    def after(self, agent: int, now: float) -> float:
         if agent == 0:
-            return at + 1.0
-        cycle = (int(at) - 1) // self._entities + 1
+            return now + 1.0
+        cycle = (int(now) - 1) // self._entities + 1
         return 1.0 + ORDER + cycle * self._entities + self._place(agent, cycle)
 
     def rounds(self, agent: int, time: int) -> int:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
+from scalesim.distance.voice import voice_of
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.virtual_link import VirtualLink
-from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.leap import take_quiet_steps
@@ -66,7 +66,9 @@ class Simulation:
         watch: Callable[[Log], None] = lambda log: None,
     ) -> None:
         assert isinstance(parts.runner, VirtualRunner) and isinstance(parts.link, VirtualLink)
-        self.loop = EngineLoop(parts, sources)
+        self.loop = EngineLoop(parts)
+        for source in sources:
+            self.loop.advice.listen(voice_of(source))
         self.log = Log()
         self.runner, self.link = parts.runner, parts.link
         self._foresight, self._leap, self._witness = foresight, leap, witness
@@ -109,8 +111,8 @@ class Simulation:
         if self._leap and not self._ended:
             take_quiet_steps(self.loop, self.runner, self.link)
         ended, self._ended[:] = list(self._ended), []
-        for one in ended:
-            self._take(one)
+        for ended_call in ended:
+            self._take(ended_call)
         if ended:
             self._watch(self.log)
 
@@ -130,9 +132,9 @@ class Simulation:
             assert call.sequence is not None
             call.sequence.key = sampling_key(traced.output, call.sequence.prompt_len)
 
-    def _take(self, one: _Open) -> None:
+    def _take(self, ended_call: _Open) -> None:
         """A call ended: account for it, say what is known now, and call again."""
-        traced, call, log = one.traced, one.call, self.log
+        traced, call, log = ended_call.traced, ended_call.call, self.log
         sequence = call.sequence
         assert sequence is not None and call.error is None and sequence.first_step is not None
         log.turns += 1
@@ -166,7 +168,7 @@ class Simulation:
         assert sequence is not None
         size = self.loop.memory.block_size
         tokens = call.tokens.tobytes() + sequence.output[:-1].tobytes()  # the last was not computed
-        pages = page_ids(tokens, size * TOKEN_BYTES, self._pages)
+        pages = page_ids(tokens, size * call.tokens.itemsize, self._pages)
         read = (sequence.prompt_len - 1) // size
         until = self.loop.scheduler.num_admissions
         preempted = sequence.num_preemptions > 0
@@ -174,9 +176,9 @@ class Simulation:
 
     def _tell(self, hints: Iterable[Hint]) -> None:
         told = {
-            hint.agent: at
+            hint.agent: time
             for hint in hints
-            if (at := hint.truth if self._foresight else hint.expect) is not None
+            if (time := hint.truth if self._foresight else hint.expect) is not None
         }
         if told:
-            self.loop.expect(told, absolute=True)
+            self.loop.advice.expect(told, absolute=True)

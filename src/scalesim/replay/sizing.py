@@ -111,5 +111,8 @@ def _compute_s(load: Load, cost: CostModel, running: int, rebuilt: float) -> flo
     flops = cost.flops(StepWork(1, 1, 0)) * prefill
     flops += cost.flops(StepWork(0, 0, int(prefill * context)))
     prefill_s = flops / (device.peak_flops * device.gemm_share)
-    held = running * (context + load.output // 2)
-    return prefill_s + load.output * cost.step_s(StepWork(running, held, held)) / running
+    context_tokens = running * (context + load.output // 2)
+    return (
+        prefill_s
+        + load.output * cost.step_s(StepWork(running, context_tokens, context_tokens)) / running
+    )

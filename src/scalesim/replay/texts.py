@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from scalesim.replay.knobs import Knobs
 from scalesim.trace.trace import TraceCall, TracePiece
-
-if TYPE_CHECKING:
-    from scalesim.replay.workloads import Knobs
 
 _BUFFER = 4096
 

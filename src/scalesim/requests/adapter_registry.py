@@ -82,12 +82,12 @@ class AdapterRegistry:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
         content = self._read(path)
         with self._lock:
-            held = self._by_name.get(name)
-            if held is not None and held[0].content.digest != content.digest:
+            previous = self._by_name.get(name)
+            if previous is not None and previous[0].content.digest != content.digest:
                 if not replace:
                     raise AdapterError(
-                        f"adapter name {name!r} has other content, from {held[1]}; remove it, or "
-                        "give replace=True"
+                        f"adapter name {name!r} has other content, from {previous[1]}; remove it, "
+                        "or give replace=True"
                     )
                 self._let_go(name)
             unread = replace_fields(content, pages=None)  # the pools keep them, or nobody does
@@ -104,8 +104,8 @@ class AdapterRegistry:
         for them to end first.
         """
         self._check()
-        left = 0.0 if timeout is None else number("timeout", timeout, 0.0, error=AdapterError)
-        end_s = time.monotonic() + left
+        timeout_s = 0.0 if timeout is None else number("timeout", timeout, 0.0, error=AdapterError)
+        end_s = time.monotonic() + timeout_s
         with self._lock:
             entry = self._entry(name)
             digest = entry.content.digest
@@ -186,11 +186,12 @@ class AdapterRegistry:
         start = last_invocation(tokens, content.invocation_tokens)
         return () if start is None else (adapter_use(content.digest, content.layout, start),)
 
-    def hold(self, call: Call) -> None:
-        """``call`` uses its adapter, if it has one, until it is let go."""
-        for digest in _digests(call):
-            with self._lock:
-                self._open.setdefault(digest, set()).add(call)
+    def hold(self, calls: Iterable[Call]) -> None:
+        """``calls`` use their adapters, until they are let go."""
+        for call in calls:
+            for digest in _digests(call):
+                with self._lock:
+                    self._open.setdefault(digest, set()).add(call)
 
     def let_go(self, calls: Iterable[Call]) -> None:
         """``calls`` have ended, or will never begin. Of those that held nothing, nothing comes."""

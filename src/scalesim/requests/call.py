@@ -4,9 +4,8 @@ loops."""
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
@@ -17,73 +16,20 @@ from scalesim.requests.reply import Dropped, Reply, Usage
 from scalesim.requests.request import Request
 
 if TYPE_CHECKING:
-    from scalesim.engine.agent import Agent
     from scalesim.memory.lease import AttachmentUse
     from scalesim.model.text.token_stream import TokenStream
-    from scalesim.requests.stream import Mailbox
+    from scalesim.requests.agent_registry import AgentEntry
     from scalesim.sampling.logits import TokenConstraint
-    from scalesim.scheduler.sequence import Sequence
+    from scalesim.scheduler.sequence import Observer, Sequence
 
 
 class Waiter(Protocol):
-    """Who is told of a call's end: in its event loop, or on the engine's thread where ``loop`` is
+    """Told of a call's end: in its event loop, or on the engine's thread where ``loop`` is
     ``None``."""
 
     loop: asyncio.AbstractEventLoop | None
 
     def tell(self, call: Call) -> None: ...
-
-
-class Bell:
-    """One waits until another rings. A bare lock, which waiting takes and ringing gives back: to
-    wait is one instruction, so nobody can be interrupted holding what the engine's thread needs,
-    as within an ``Event``. And it costs a caller's thread less, which has the interpreter while
-    the engine's waits for it."""
-
-    __slots__ = ("_shut",)
-
-    def __init__(self) -> None:
-        self._shut = threading.Lock()
-        self._shut.acquire()
-
-    def ring(self) -> None:
-        """Rung again before somebody came to wait, it has been rung once. One thread at a time."""
-        if self._shut.locked():
-            self._shut.release()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it was rung since the last time, or is within ``timeout_s`` seconds."""
-        return self._shut.acquire(timeout=timeout_s)
-
-
-class Latch:
-    """Opens when ``count`` calls have ended."""
-
-    def __init__(self, count: int) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.left = count
-        self._bell = Bell()
-
-    def tell(self, call: Call) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self._bell.ring()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it is open, within ``timeout_s`` seconds."""
-        return self.left <= 0 or self._bell.wait(timeout_s)
-
-
-class Ended:
-    """A future of ``loop`` that is done when the call has ended, well or not."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = loop
-        self.future: asyncio.Future[None] = loop.create_future()
-
-    def tell(self, call: Call) -> None:
-        with suppress(asyncio.InvalidStateError):  # cancelled, also just now by a signal
-            self.future.set_result(None)
 
 
 class TextObserver:
@@ -101,9 +47,9 @@ class Call:
     """What ``Engine.submit`` returns. ``done`` turns true once; then ``result`` gives the reply, or
     raises.
 
-    ``waiter`` is told of the end; there is none for who polls ``done``. ``mailbox`` takes the
-    tokens as they come, where somebody reads them. ``owner`` is its agent's handle. ``number``: how
-    many equal requests were handed in before it.
+    ``waiter`` is told of the end; a caller that polls ``done`` has none. ``sink`` is given the
+    tokens as they come, by default to ``stops``, which looks for stop strings. ``owner`` is the
+    agent that was meant. ``number``: how many equal requests were handed in before it.
     """
 
     __slots__ = (
@@ -115,30 +61,31 @@ class Call:
         "ended_s",
         "error",
         "leader",
-        "mailbox",
         "make_guide",
         "model",
         "number",
-        "observer",
         "owner",
         "request",
         "sequence",
+        "sink",
+        "stops",
         "submitted_s",
         "tokens",
         "waiter",
     )
 
     def __init__(
-        self, request: Request, model: TextModel, tokens: Int32s, observer: TextObserver | None
+        self, request: Request, model: TextModel, tokens: Int32s, stops: TextObserver | None
     ) -> None:
-        self.request, self.model, self.tokens, self.observer = request, model, tokens, observer
+        self.request, self.model, self.tokens, self.stops = request, model, tokens, stops
+        self.sink: Observer | None = stops
         self.attachments: tuple[AttachmentUse, ...] = ()
         self.dropped: Dropped | None = None
         self.make_guide: Callable[[], TokenConstraint] | None = (
             None  # where a rule masks its tokens
         )
         self.leader: Call | None = None  # the first sample of the same prompt, if it is another
-        self.owner: Agent | None = None
+        self.owner: AgentEntry | None = None
         self.digest: int | None = None  # of what is asked, once that is known
         self.number: int | None = None
         self.done = False
@@ -147,7 +94,6 @@ class Call:
         self.submitted_s = self.ended_s = 0.0
         self.deadline_s: float | None = None
         self.waiter: Waiter | None = None
-        self.mailbox: Mailbox | None = None
 
     def begins(self, now_s: float) -> None:
         """It is handed in; its timeout counts from ``now_s``."""
@@ -190,15 +136,21 @@ class Call:
         )
 
     def _text(self, ids: tuple[int, ...], reason: FinishReason) -> str | None:
-        if self.observer is not None:
-            self.observer.stream.finish()
-            return self.observer.stream.text
+        if self.stops is not None:
+            self.stops.stream.finish()
+            return self.stops.stream.text
         if self.model.tokenizer is None:
             return None
         assert self.sequence is not None
         if reason == "stop" and ids[-1] in self.sequence.stop_ids:
             ids = ids[:-1]  # the token that ended it is not text
         return self.model.tokenizer.decode(ids)
+
+
+def reply_of(calls: list[Call]) -> Reply:
+    """The reply of a request's samples. Raises the first error among them."""
+    replies = [call.result() for call in calls]
+    return replies[0] if len(calls) == 1 else replace(replies[0], others=tuple(replies[1:]))
 
 
 def deliver(calls: list[Call]) -> None:

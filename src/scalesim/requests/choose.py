@@ -94,6 +94,6 @@ def choice_of(options: Sequence[Option], replies: Sequence[Reply], by: By) -> Ch
         total = float(found.logprobs.sum(dtype=np.float64))
         ids = tuple(found.token_ids.tolist())
         scores.append(Scored(option, total, total / len(ids), ids))
-    worth = [each.logprob if by == "sum" else each.mean_logprob for each in scores]
+    worth = [score.logprob if by == "sum" else score.mean_logprob for score in scores]
     index = max(range(len(worth)), key=worth.__getitem__)
     return Choice(options[index], index, tuple(scores), tuple(replies))

@@ -34,7 +34,7 @@ class Deadlines:
             return
         self._num_ended += 1
         if self._num_ended > max(_SLACK, len(self._heap) // 2):
-            self._heap = [each for each in self._heap if not each[2].done]
+            self._heap = [entry for entry in self._heap if not entry[2].done]
             heapq.heapify(self._heap)
             self._num_ended = 0
 

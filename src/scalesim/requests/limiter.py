@@ -1,4 +1,4 @@
-"""The gate: bounds the number of open requests. A call without a place waits, or is refused.
+"""The request limiter: bounds the open requests. A call without a place waits, or is refused.
 
 A place is held by a call, not by a number that somebody must remember to give back: the calls with
 places are a set, and leaving twice, or without ever having entered, changes nothing. Those in line
@@ -77,7 +77,7 @@ class RequestLimiter:
             while self._line and self._line[0].done:  # the others leave when it is their turn
                 self._line.popleft()
 
-    def _take(self, least: int, most: int) -> int:
-        """How many of ``least`` to ``most`` places are there to take; 0 if fewer."""
+    def _take(self, least: int, max_free: int) -> int:
+        """How many of ``least`` to ``max_free`` places are there to take; 0 if fewer."""
         free = self.limit - len(self._held)
-        return 0 if free < least else min(free, most)
+        return 0 if free < least else min(free, max_free)

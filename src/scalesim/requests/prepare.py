@@ -5,25 +5,23 @@ On the caller's thread; a request that is refused here has cost nobody anything.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from scalesim.checks import INT64, agent_id, reading, shown
-from scalesim.core import AgentId
-from scalesim.distance.hints import nearest
-from scalesim.engine.agent import Agent
-from scalesim.errors import PromptTooLongError, RequestError, UnknownAgentError
+from scalesim.checks import INT64, reading
+from scalesim.errors import PromptTooLongError, RequestError
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.call import Call, TextObserver
 from scalesim.requests.choose import Option, option_ids, scoring_request
 from scalesim.requests.prompt import TextModel
 from scalesim.requests.request import Request, checked_call
 from scalesim.requests.truncate import fit
 from scalesim.sampling.check_params import check_params
+from scalesim.sampling.keys import SamplingKeys
 from scalesim.sampling.logits import TokenConstraint
 from scalesim.sampling.mask_hook import MaskHook
 from scalesim.sampling.params import SamplingParams
@@ -33,24 +31,18 @@ if TYPE_CHECKING:
 
 
 class Intake:
-    """The agents of an engine, and what their requests must satisfy."""
+    """What the requests of an engine's agents must satisfy."""
 
-    def __init__(self, model: TextModel, memory: MemoryManager, adapters: AdapterRegistry) -> None:
-        self.agents: dict[AgentId, Agent] = {}
-        # held while one is made or forgotten, and what that means for the loop is posted
-        self.lock = threading.RLock()
-        self._model, self._memory, self._adapters = model, memory, adapters
-
-    def known(self, agent: AgentId) -> Agent:
-        """Raises ``UnknownAgentError``, or ``RequestError`` for what can name no agent."""
-        found = self.agents.get(agent_id(agent))
-        if found is None:
-            name, near = shown(agent), nearest(agent, list(self.agents))
-            meant = "" if near is None else f" (is {near!r} meant?)"
-            raise UnknownAgentError(
-                f"agent {name} is unknown to this engine{meant}; make it with engine.agent({name})"
-            )
-        return found
+    def __init__(
+        self,
+        model: TextModel,
+        memory: MemoryManager,
+        agents: AgentRegistry,
+        adapters: AdapterRegistry,
+        keys: SamplingKeys,
+    ) -> None:
+        self.agents = agents
+        self._model, self._memory, self._adapters, self._keys = model, memory, adapters, keys
 
     def prepare(self, request: Request) -> Call:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
@@ -63,18 +55,27 @@ class Intake:
             params = check_params(request.params, model.vocab_size, model.has_logits)
         if params is not request.params:
             request = replace(request, params=params)
-        owner = None if request.agent is None else self.known(request.agent)
+        owner = None if request.agent is None else self.agents.known(request.agent)
         name = None if owner is None else owner.adapter
         tokens = model.token_ids(request.prompt)
-        most = self._most_tokens(name) - params.max_tokens
-        tokens, dropped = fit(request.prompt, tokens, most, request.on_overflow, model)
+        max_tokens = self._most_tokens(name) - params.max_tokens
+        tokens, dropped = fit(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
-        observer = self._observer(request) if params.stop else None
-        call = Call(request, model, tokens, observer)
+        call = Call(request, model, tokens, self._stops(request) if params.stop else None)
         call.owner, call.dropped = owner, dropped
         if name is not None:
             self._check_room(name, len(tokens) + params.max_tokens)
             call.attachments = self._adapters.uses(name, tokens)
+        return call
+
+    def prepare_one(self, request: Request) -> Call:
+        """``prepare``, for calls of one sample. Raises ``RequestError`` for more as well."""
+        call = self.prepare(request)
+        if (n := call.request.params.n) != 1:
+            raise RequestError(
+                f"n={n}: one sample at a time is submitted or streamed; send "
+                "requests with sample_index 0 to n - 1, or use a call that waits"
+            )
         return call
 
     def prepare_samples(self, request: Request) -> list[Call]:
@@ -101,6 +102,23 @@ class Intake:
             call.make_guide = self._guide(call.request.params, len(call.tokens))
         return list(calls)
 
+    def number(self, calls: Iterable[Call]) -> None:
+        """Tell equal requests apart, each once: in the order in which they are handed in, whatever
+        becomes of them then. What is refused before that does not count."""
+        for call in calls:
+            if call.number is not None:
+                continue
+            request, params, first = call.request, call.request.params, call.leader
+            if first is not None:
+                call.digest, call.number = first.digest, first.number
+                continue
+            call.digest, call.number = self._keys.prompt_digest(call.tokens, params), 0
+            draws = params.temperature > 0.0 and params.max_tokens > 0
+            if draws and params.seed is None:
+                call.number = self._keys.number(
+                    request.agent, call.digest, request.sample_index, call.owner
+                )
+
     def _guide(
         self, params: SamplingParams, prompt_len: int
     ) -> Callable[[], TokenConstraint] | None:
@@ -122,11 +140,11 @@ class Intake:
         if request.pooling is not None:
             raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
         tokens = model.token_ids(request.prompt)
-        ids = [option_ids(request.prompt, tokens, option, model) for option in options]
-        name = None if request.agent is None else self.known(request.agent).adapter
-        most = self._most_tokens(name) - max(map(len, ids))
-        tokens, _ = fit(request.prompt, tokens, most, request.on_overflow, model)
-        return [scoring_request(request, tokens, each) for each in ids]
+        answers = [option_ids(request.prompt, tokens, option, model) for option in options]
+        name = None if request.agent is None else self.agents.known(request.agent).adapter
+        max_tokens = self._most_tokens(name) - max(map(len, answers))
+        tokens, _ = fit(request.prompt, tokens, max_tokens, request.on_overflow, model)
+        return [scoring_request(request, tokens, answer) for answer in answers]
 
     def _embedding(self) -> SamplingParams:
         """Of a request that generates nothing."""
@@ -160,7 +178,7 @@ class Intake:
 
         return TokenStream(self._model.tokenizer, request.params.stop)
 
-    def _observer(self, request: Request) -> TextObserver:
+    def _stops(self, request: Request) -> TextObserver:
         stream = self.text_stream(request)
         if stream is None:
             raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")

@@ -7,18 +7,14 @@ takes its ticket along.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scalesim.engine.tickets import Ticket
-from scalesim.requests.call import Bell, Call, TextObserver
+from scalesim.requests.call import Call
 from scalesim.requests.reply import Reply
-
-_POLL_S = 1.0  # lets Ctrl-C in
+from scalesim.requests.tickets import Bell, LoopBell, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +37,20 @@ class TextDeltas(Protocol):
 
 
 class Mailbox:
-    """Where the engine's thread leaves a call's tokens. Refers to no reader: who drops a stream
-    ends its call.
+    """Where the engine's thread leaves a call's tokens. Refers to no reader, so that a stream can
+    be dropped, and its call with it.
 
-    ``loop``: where the reader waits; ``None`` for a thread.
+    ``bell`` wakes the reader, on its thread or in its event loop; ``announce`` has the engine's
+    loop ring it, once a step.
     """
 
-    def __init__(
-        self,
-        call: Call,
-        stops: TextObserver | None,
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> None:
-        self.loop = loop
+    def __init__(self, call: Call, bell: Bell | LoopBell, announce: Callable[[Call], None]) -> None:
+        self.loop = bell.loop
         self.tokens: deque[int] = deque()
-        self.announce: Callable[[Call], None] = lambda call: None  # the loop's; once a step
-        self._call, self._stops = call, stops
+        self._call, self._bell, self._announce = call, bell, announce
         self._is_announced = False
-        self._bell = Bell()
-        self._future: asyncio.Future[None] | None = None
         self._has_reader = False
+        call.waiter = call.sink = self
 
     # -- on the engine's thread ---------------------------------------------------------------
 
@@ -69,37 +59,32 @@ class Mailbox:
         self.tokens.append(token_id)
         if self._has_reader and not self._is_announced:
             self._is_announced = True
-            self.announce(self._call)
-        return self._stops is not None and self._stops.push(token_id)
+            self._announce(self._call)
+        return self._call.stops is not None and self._call.stops.push(token_id)
 
     def tell(self, call: Call) -> None:
         """Wake the reader; in its event loop, if it waits in one."""
         self._is_announced = False
-        if self.loop is None:
-            self._bell.ring()
-        elif (future := self._future) is not None:
-            with suppress(asyncio.InvalidStateError):  # told already, or cancelled
-                future.set_result(None)
+        self._bell.ring()
 
     # -- on the reader's ----------------------------------------------------------------------
 
     def wait(self) -> None:
         """Until there is news, or a second has passed."""
+        assert isinstance(self._bell, Bell)
         self._has_reader = True  # from here on a token is announced; those before are there
         if not self.tokens and not self._call.done:
-            self._bell.wait(_POLL_S)
+            self._bell.wait()
         self._has_reader = False
 
     async def wait_async(self) -> None:
-        assert self.loop is not None
-        self._future = self.loop.create_future()
+        assert isinstance(self._bell, LoopBell)
         self._has_reader = True
         try:
             if not self.tokens and not self._call.done:
-                await self._future
+                await self._bell.wait()
         finally:
             self._has_reader = False
-            self._future = None
 
 
 class Reader:
@@ -107,10 +92,14 @@ class Reader:
     more."""
 
     def __init__(
-        self, ticket: Ticket, deltas: TextDeltas | None, check: Callable[[], None]
+        self,
+        ticket: Ticket,
+        mailbox: Mailbox,
+        deltas: TextDeltas | None,
+        check: Callable[[], None],
     ) -> None:
-        [self.call] = ticket.calls
-        self.ticket = ticket
+        [self._call] = ticket.calls
+        self.ticket, self.mailbox = ticket, mailbox
         self.reply: Reply | None = None
         self._deltas, self._check = deltas, check
         self._num_read = 0
@@ -118,23 +107,22 @@ class Reader:
 
     def take(self) -> TextPiece | None:
         """What has come since; ``None`` if nothing has. Raises the call's own error."""
-        mailbox = self.call.mailbox
-        assert mailbox is not None
-        done = self.call.done  # before the tokens: none comes after it
+        mailbox, call = self.mailbox, self._call
+        done = call.done  # before the tokens: none comes after it
         if not done:
             self._check()
         tokens = [mailbox.tokens.popleft() for _ in range(len(mailbox.tokens))]
         self._num_read += len(tokens)
         text = "".join(map(self._deltas.push, tokens)) if self._deltas is not None else ""
-        if not done or (tokens and self.call.error is not None):
+        if not done or (tokens and call.error is not None):
             return TextPiece(text, tuple(tokens)) if tokens else None
         self.is_over = True
         self.ticket.keep()
-        self.reply = self.call.result()
+        self.reply = call.result()
         if self._deltas is not None:
             text += self._deltas.finish()
-        rest = self.reply.token_ids[self._num_read :]  # the token that ended the text
-        return TextPiece(text, (*tokens, *rest), self.reply)
+        last = self.reply.token_ids[self._num_read :]  # the token that ended the text
+        return TextPiece(text, (*tokens, *last), self.reply)
 
     def close(self) -> None:
         if not self.is_over:
@@ -163,14 +151,12 @@ class ReplyStream:
 
     def __next__(self) -> TextPiece:
         reader = self._reader
-        mailbox = reader.call.mailbox
-        assert mailbox is not None
         try:
             while not reader.is_over:
                 piece = reader.take()
                 if piece is not None:
                     return piece
-                mailbox.wait()
+                reader.mailbox.wait()
         except BaseException:
             reader.close()
             raise
@@ -216,8 +202,7 @@ class AsyncReplyStream:
                 piece = reader.take()
                 if piece is not None:
                     return piece
-                assert reader.call.mailbox is not None
-                await reader.call.mailbox.wait_async()
+                await reader.mailbox.wait_async()
         except BaseException:
             self._close()
             raise

@@ -7,15 +7,11 @@ so none of them may be looked up; the last token is computed in any case.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scalesim.batch import EmbeddingBatch
 from scalesim.core import Bools, Floats, Pooling
-
-if TYPE_CHECKING:
-    from scalesim.scheduler.sequence import Sequence
 
 
 class EmbeddingLog:
@@ -52,17 +48,18 @@ class EmbeddingLog:
 class EmbeddingPlan:
     """A step's sums, by sequence, in the order in which they come back."""
 
-    owners: list[tuple[int, Sequence, range]] = field(default_factory=list)  # index in the batch
+    owners: list[tuple[int, EmbeddingLog, range]] = field(
+        default_factory=list
+    )  # index in the batch
     spans: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, index: int, sequence: Sequence, positions: range, first_token: int) -> None:
+    def add(self, index: int, log: EmbeddingLog, positions: range, first_token: int) -> None:
         """The sequence at ``index`` of the batch computes ``positions``, as its query tokens from
-        ``first_token`` on."""
-        assert sequence.embedding_log is not None
-        wanted = sequence.embedding_log.wanted(positions)
+        ``first_token`` on; ``log`` is the sequence's."""
+        wanted = log.wanted(positions)
         if len(wanted):
             shift = first_token - positions.start
-            self.owners.append((index, sequence, wanted))
+            self.owners.append((index, log, wanted))
             self.spans.append((wanted.start + shift, wanted.stop + shift))
 
     def batch(self) -> EmbeddingBatch:
@@ -70,6 +67,6 @@ class EmbeddingPlan:
 
     def deliver(self, sums: Floats, is_current: Bools) -> None:
         """To each owner its own, but for those who are not in their slot any more."""
-        for (index, sequence, positions), total in zip(self.owners, sums, strict=True):
-            if is_current[index] and sequence.embedding_log is not None:
-                sequence.embedding_log.take(positions, total)
+        for (index, log, positions), total in zip(self.owners, sums, strict=True):
+            if is_current[index]:
+                log.take(positions, total)

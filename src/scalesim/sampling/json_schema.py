@@ -80,14 +80,14 @@ def _check_plain(value: object, place: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         _refuse(place[:80], "...", f"is nested deeper than {MAX_DEPTH}; make it flatter with $ref")
     if isinstance(value, Mapping):
-        for name, each in value.items():
+        for name, part in value.items():
             if not isinstance(name, str):
                 _refuse(place, name, "is a name; names must be strings")
             _check_plain(name, place, depth)
-            _check_plain(each, f"{place}/{name}", depth + 1)
+            _check_plain(part, f"{place}/{name}", depth + 1)
     elif isinstance(value, (list, tuple)):
-        for index, each in enumerate(value):
-            _check_plain(each, f"{place}/{index}", depth + 1)
+        for index, part in enumerate(value):
+            _check_plain(part, f"{place}/{index}", depth + 1)
     elif isinstance(value, str):
         try:
             value.encode()
@@ -150,11 +150,13 @@ class _Narrowing:
 
     def _keyword(self, name: str, value: Any, place: str, below_id: bool) -> Any:
         if name in SCHEMAS and isinstance(value, (list, tuple)):
-            return [self._schema(each, f"{place}/{i}", below_id) for i, each in enumerate(value)]
+            return [
+                self._schema(schema, f"{place}/{i}", below_id) for i, schema in enumerate(value)
+            ]
         if name in NAMED and isinstance(value, Mapping):
             return {
-                key: self._schema(each, f"{place}/{_escape(key)}", below_id)
-                for key, each in value.items()
+                key: self._schema(schema, f"{place}/{_escape(key)}", below_id)
+                for key, schema in value.items()
             }
         match name:
             case _ if name in SCHEMAS:
@@ -197,9 +199,9 @@ def follow(root: Any, path: list[str]) -> Any:
 def _exact(value: Any, place: str) -> Any:
     """A literal that every reader of JSON reads alike."""
     if isinstance(value, Mapping):
-        return {name: _exact(each, f"{place}/{name}") for name, each in value.items()}
+        return {name: _exact(part, f"{place}/{name}") for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_exact(each, f"{place}/{index}") for index, each in enumerate(value)]
+        return [_exact(part, f"{place}/{index}") for index, part in enumerate(value)]
     if isinstance(value, (int, float)) and abs(value) > MAX_WHOLE:
         _refuse(place, value, "is past 2**53: numbers beyond are rounded; give a string")
     if isinstance(value, float) and value.is_integer():
@@ -237,7 +239,7 @@ def _narrow_bounds(kept: dict[str, Any], place: str) -> None:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 _refuse(f"{place}/{exclusive}", value, "must be a number")
             bounds.append(_beside(value, up))
-        if bounds and all(isinstance(each, (int, float)) for each in bounds):
+        if bounds and all(isinstance(bound, (int, float)) for bound in bounds):
             kept[plain] = max(bounds) if up else min(bounds)
         if isinstance(kept.get(plain), float):
             kept[plain] = float((UP if up else DOWN).plus(Decimal(repr(kept[plain]))))
@@ -266,7 +268,7 @@ def _narrow_names(kept: dict[str, Any], place: str) -> None:
             "is read in several ways (. \\d \\w \\s beyond ASCII); write its characters out, or "
             "set additionalProperties: false",
         )  # fmt: skip
-    kept["patternProperties"] = {narrow[name]: each for name, each in named.items()}
+    kept["patternProperties"] = {narrow[name]: schema for name, schema in named.items()}
 
 
 # -- patterns -------------------------------------------------------------------------------------
@@ -288,13 +290,13 @@ def narrow_pattern(pattern: str, place: str) -> str:
     """``pattern`` in what ECMA, Python and llguidance read alike: ``\\d``, ``\\W`` and others are
     ASCII, ``.`` is no line break. Raises ``StructureError`` for what only one of them knows."""
     out: list[str] = []
-    at, in_class, negated = 0, False, False
+    index, in_class, negated = 0, False, False
 
     def refuse(what: str) -> NoReturn:
         _refuse(place, pattern, f"has {what}, which validators read differently; write it out")
 
-    while at < len(pattern):
-        char, two = pattern[at], pattern[at : at + 2]
+    while index < len(pattern):
+        char, two = pattern[index], pattern[index : index + 2]
         if char == "\\":
             letter = two[1:]
             if letter in CLASSES and not in_class:
@@ -309,7 +311,7 @@ def narrow_pattern(pattern: str, place: str) -> str:
                 refuse(two)
             else:
                 out.append(two)
-            at += 2
+            index += 2
             continue
         if in_class:
             if char == "[" or two in ("&&", "--", "~~", "||"):
@@ -319,24 +321,29 @@ def narrow_pattern(pattern: str, place: str) -> str:
         elif char == "[":
             in_class, negated = True, two == "[^"
             out.append("[^" if negated else "[")
-            at += negated
-            if pattern[at + 1 : at + 2] == "]":
+            index += negated
+            if pattern[index + 1 : index + 2] == "]":
                 refuse("] first in a class")
         elif char == ".":
             out.append(ANY)
         elif char == "(" and two == "(?":
-            group = re.match(r"\(\?(:|P?<[A-Za-z_]\w*>|[=!]|<[=!])", pattern[at:])
-            if group is None and (at or not pattern.startswith("(?i)")):
+            group = re.match(r"\(\?(:|P?<[A-Za-z_]\w*>|[=!]|<[=!])", pattern[index:])
+            if group is None and (index or not pattern.startswith("(?i)")):
                 refuse("flags")
             out.append(char)
-        elif char == "+" and at and pattern[at - 1] in "*+?}" and not _escaped(pattern, at - 1):
+        elif (
+            char == "+"
+            and index
+            and pattern[index - 1] in "*+?}"
+            and not _escaped(pattern, index - 1)
+        ):
             refuse("a possessive repetition")
         else:
             out.append(char)
-        at += 1
+        index += 1
     return "".join(out)
 
 
-def _escaped(pattern: str, at: int) -> bool:
-    before = pattern[:at]
+def _escaped(pattern: str, index: int) -> bool:
+    before = pattern[:index]
     return (len(before) - len(before.rstrip("\\"))) % 2 == 1

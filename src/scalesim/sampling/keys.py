@@ -52,14 +52,14 @@ class SamplingKeys:
         now on. A forgotten agent's late request counts for nobody."""
         if sample_index:  # with another, it is another request
             digest = xxhash.xxh3_64_intdigest(struct.pack("<Qq", digest, sample_index))
-        most = _REMEMBERED_OF_NOBODY if agent is None else _REMEMBERED
+        max_remembered = _REMEMBERED_OF_NOBODY if agent is None else _REMEMBERED
         with self._lock:
             if handle is not None and handle.is_forgotten:
                 return 0
             counts = self._completed.setdefault(agent, {})
             number = counts.pop(digest, 0)
             counts[digest] = number + 1  # the newest stands last
-            if len(counts) > most:
+            if len(counts) > max_remembered:
                 del counts[next(iter(counts))]
         return number
 

@@ -196,16 +196,16 @@ class LogitsProcessors:
         return groups
 
     def batch(
-        self, at: Int64s, ends: Int64s, sample: Bools, first_chunk: int,
+        self, slot_ids: Int64s, ends: Int64s, sample: Bools, first_chunk: int,
         tokens: Callable[[int], Int32s],
     ) -> LogitsBatch | None:  # fmt: skip
-        """For a step of the slots ``at`` whose next tokens come at ``ends``. Those from
+        """For a step of the slots ``slot_ids`` whose next tokens come at ``ends``. Those from
         ``first_chunk`` on sample for the first time since they entered; ``tokens(slot)`` are what
         they know."""
-        seqs = (self._adjusted[at] & sample).nonzero()[0]
+        seqs = (self._adjusted[slot_ids] & sample).nonzero()[0]
         if not len(seqs):
             return None
-        slots = at[seqs]
+        slots = slot_ids[seqs]
         min_ps, repetitions, presences, frequencies = self._ratios[slots].T.copy()
         bias_start = np.zeros(len(seqs) + 1, np.int32)
         mask_rows = np.full(len(seqs), -1, np.int32)

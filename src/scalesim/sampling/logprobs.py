@@ -7,16 +7,12 @@ one before it is computed: the prompt's from its prefill chunks, an output's whe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scalesim.batch import NO_TOKEN, LogProbs, LogprobsBatch, Scores
 from scalesim.core import Bools, Int32s
 from scalesim.sampling.params import SamplingParams
-
-if TYPE_CHECKING:
-    from scalesim.scheduler.sequence import Sequence
 
 
 class _Rows:
@@ -99,8 +95,8 @@ class LogprobsLog:
         if self.prompt is not None and split:
             self.prompt.extend(positions.start + 1, _slice(part, slice(0, split)))
         if self.output is not None and split < len(positions):
-            at = positions.start + split + 1
-            self.output.extend(at, _slice(part, slice(split, None)))
+            start = positions.start + split + 1
+            self.output.extend(start, _slice(part, slice(split, None)))
 
 
 def _slice(scores: Scores, rows: slice) -> Scores:
@@ -111,27 +107,26 @@ def _slice(scores: Scores, rows: slice) -> Scores:
 class LogprobsPlan:
     """A step's scored query tokens, by sequence, in the order in which the scores come back."""
 
-    owners: list[tuple[int, Sequence, range]] = field(default_factory=list)  # index in the batch
+    owners: list[tuple[int, LogprobsLog, range]] = field(default_factory=list)  # index in the batch
     tokens: list[Int32s] = field(default_factory=list)
     targets: list[Int32s] = field(default_factory=list)
     top_k: int = 0
 
     def add(
-        self, index: int, sequence: Sequence, positions: range, first_row: int, known: Int32s,
+        self, index: int, log: LogprobsLog, positions: range, first_row: int, known: Int32s,
         samples: bool,
     ) -> None:  # fmt: skip
         """The sequence at ``index`` of the batch computes ``positions``, which stand from
-        ``first_row`` on in it. ``known``: its tokens so far."""
-        assert sequence.score_log is not None
-        wanted, top_k = sequence.score_log.wanted(positions.start, positions.stop, samples)
+        ``first_row`` on in it. ``log`` is the sequence's, ``known`` are its tokens so far."""
+        wanted, top_k = log.wanted(positions.start, positions.stop, samples)
         if not len(wanted):
             return
-        at = np.arange(wanted.start, wanted.stop, dtype=np.int32)
-        targets = np.full(len(at), NO_TOKEN, np.int32)
+        scored = np.arange(wanted.start, wanted.stop, dtype=np.int32)
+        targets = np.full(len(scored), NO_TOKEN, np.int32)
         given = known[wanted.start + 1 : wanted.stop + 1]
         targets[: len(given)] = given
-        self.owners.append((index, sequence, wanted))
-        self.tokens.append(at - np.int32(positions.start - first_row))
+        self.owners.append((index, log, wanted))
+        self.tokens.append(scored - np.int32(positions.start - first_row))
         self.targets.append(targets)
         self.top_k = max(self.top_k, top_k)
 
@@ -144,8 +139,8 @@ class LogprobsPlan:
         """To each owner its own; ``is_current`` (by index in the batch) leaves out who is not in
         its slot any more."""
         row = 0
-        for index, sequence, positions in self.owners:
+        for index, log, positions in self.owners:
             rows = slice(row, row + len(positions))
-            if is_current[index] and sequence.score_log is not None:
-                sequence.score_log.take(positions, _slice(scores, rows))
+            if is_current[index]:
+                log.take(positions, _slice(scores, rows))
             row = rows.stop

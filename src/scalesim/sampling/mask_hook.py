@@ -16,7 +16,7 @@ from scalesim.sampling.logits import MaskFiller
 
 def ask_each(guides: list[MaskHook], tokens: list[Int32s], masks: Int32s) -> list[Exception | None]:
     """The filler of hooks: one after the other."""
-    return [_ask(*each) for each in zip(guides, tokens, masks, strict=True)]
+    return [_ask(*asked) for asked in zip(guides, tokens, masks, strict=True)]
 
 
 def _ask(guide: MaskHook, tokens: Int32s, words: Int32s) -> Exception | None:

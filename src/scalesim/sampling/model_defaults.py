@@ -24,5 +24,5 @@ def sampling_defaults(folder: Path) -> dict[str, Any]:
     name = "generation_config.json"
     fields = Fields(name, read_json_if_there(folder / name), ConfigError)
     found = {name: fields.number(name, None, null=True) for name in NUMBERS}
-    found["top_k"] = fields.whole("top_k", None, least=-1, null=True)
+    found["top_k"] = fields.whole("top_k", None, minimum=-1, null=True)
     return {name: value for name, value in found.items() if value is not None}

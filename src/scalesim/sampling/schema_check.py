@@ -94,7 +94,7 @@ def _same(value: Any, literal: Any) -> bool:
         return (
             isinstance(literal, Mapping)
             and value.keys() == literal.keys()
-            and all(_same(each, literal[name]) for name, each in value.items())
+            and all(_same(part, literal[name]) for name, part in value.items())
         )
     if isinstance(value, list):
         return (
@@ -142,8 +142,8 @@ MEASURED = {"Length": str, "Items": list, "Properties": dict}
 class _SchemaCheck:
     """One text."""
 
-    def __init__(self, root: Mapping[str, Any], most: int) -> None:
-        self._root, self._left = root, most
+    def __init__(self, root: Mapping[str, Any], max_checks: int) -> None:
+        self._root, self._left = root, max_checks
 
     def keep(self, schema: Any, value: Any, place: str, depth: int) -> None:
         """Raises ``_Unkept``."""
@@ -166,17 +166,19 @@ class _SchemaCheck:
         match name:
             case "type":
                 types = [rule] if isinstance(rule, str) else rule
-                return None if any(TYPES[each](value) for each in types) else f"no {rule}"
+                return None if any(TYPES[kind](value) for kind in types) else f"no {rule}"
             case "const":
                 return None if _same(value, rule) else "another value"
             case "enum":
                 self._left -= len(rule)
-                return None if any(_same(value, each) for each in rule) else "none of its values"
+                return (
+                    None if any(_same(value, literal) for literal in rule) else "none of its values"
+                )
             case "$ref":
                 self.keep(follow(self._root, steps(rule)), value, place, depth)
             case "allOf":
-                for each in rule:
-                    self.keep(each, value, place, depth)
+                for part in rule:
+                    self.keep(part, value, place, depth)
             case "anyOf" | "oneOf":
                 count = self._count(rule, value, place, depth, 1 if name == "anyOf" else 2)
                 return None if count == 1 else f"{count or 'none'} of its schemas fit"
@@ -185,7 +187,7 @@ class _SchemaCheck:
             case "format" if isinstance(value, str) and rule in FORMATS:
                 FORMATS[rule](value)  # raises ValueError
             case "required" if isinstance(value, dict):
-                missing = [each for each in rule if each not in value]
+                missing = [key for key in rule if key not in value]
                 return f"{missing[0]!r} is missing" if missing else None
             case _ if name in COUNTS:
                 return _miscounted(name, rule, value)
@@ -193,16 +195,16 @@ class _SchemaCheck:
             self.keep(child, within, where, depth)
         return None
 
-    def _count(self, schemas: Any, value: Any, place: str, depth: int, most: int) -> int:
-        """How many of ``schemas`` ``value`` keeps; stops at ``most``."""
+    def _count(self, schemas: Any, value: Any, place: str, depth: int, maximum: int) -> int:
+        """How many of ``schemas`` ``value`` keeps; stops at ``maximum``."""
         count = 0
-        for each in schemas:
+        for schema in schemas:
             try:
-                self.keep(each, value, place, depth)
+                self.keep(schema, value, place, depth)
                 count += 1
             except (_Unkept, ValueError):
                 continue
-            if count == most:
+            if count == maximum:
                 break
         return count
 
@@ -223,8 +225,8 @@ class _SchemaCheck:
                 first = schema["items"]
             start = len(first or ())
             if name == "prefixItems" or (name == "items" and isinstance(rule, list)):
-                for index, (each, part) in enumerate(zip(rule, value, strict=False)):
-                    yield each, part, f"{place}[{index}]"
+                for index, (child, part) in enumerate(zip(rule, value, strict=False)):
+                    yield child, part, f"{place}[{index}]"
             elif name == "items" or (
                 name == "additionalItems" and isinstance(schema.get("items"), list)
             ):

@@ -47,10 +47,10 @@ class InFlight:
 
 @dataclass(frozen=True, slots=True)
 class _QueryTokens:
-    """What a step computes: of each sequence (``at``: its slot) the tokens from ``starts`` to
+    """What a step computes: of each sequence (``slot_ids``: its slot) the tokens from ``starts`` to
     ``ends``; all tokens and positions one behind the other. Those with ``sample`` go on."""
 
-    at: Int64s
+    slot_ids: Int64s
     starts: Int64s
     ends: Int64s
     sample: Bools
@@ -71,13 +71,15 @@ class BatchBuilder:
         part = self._decodes(decodes)
         if chunks:
             part = self._with_chunks(part, chunks)
-        at, sample = part.at, part.sample
-        slots.launched[at] = part.ends
-        query_start = np.zeros(len(at) + 1, np.int32)
+        slot_ids, sample = part.slot_ids, part.sample
+        slots.launched[slot_ids] = part.ends
+        query_start = np.zeros(len(slot_ids) + 1, np.int32)
         np.cumsum(part.ends - part.starts, out=query_start[1:])
         adjust = None
         if slots.adjusting.num_adjusted:
-            adjust = slots.adjusting.batch(at, part.ends, sample, len(decodes), slots.known_tokens)
+            adjust = slots.adjusting.batch(
+                slot_ids, part.ends, sample, len(decodes), slots.known_tokens
+            )
         scoring = self._scoring(part, query_start) if slots.num_scored else None
         embedding = self._embedding(chunks, part.starts, query_start)
         prefills = [sequence for sequence, _ in chunks]
@@ -87,48 +89,50 @@ class BatchBuilder:
             token_ids=part.token_ids,
             positions=part.positions,
             query_start=query_start,
-            rows=slots.row[at].astype(np.int32),
-            slots=at.astype(np.int32),
+            rows=slots.row[slot_ids].astype(np.int32),
+            slots=slot_ids.astype(np.int32),
             sample=sample,
             sampling=SamplingBatch(
-                slots.temperature[at],
-                slots.top_k[at].astype(np.int32),
-                slots.top_p[at],
-                slots.key[at],
+                slots.temperature[slot_ids],
+                slots.top_k[slot_ids].astype(np.int32),
+                slots.top_p[slot_ids],
+                slots.key[slot_ids],
             ),
             table_rows=rows,
             table_cols=cols,
             table_pages=pages,
             page_copies=_take_copies(prefills),
-            adapters=slots.attached("adapter", at),
+            adapters=slots.attached("adapter", slot_ids),
             adjust=adjust,
             scores=None if scoring is None else scoring.batch(),
             embeddings=None if embedding is None else embedding.batch(),
         )
-        flight = InFlight(at, slots.epoch[at], part.ends, sample, prefills, scoring, embedding)
+        flight = InFlight(
+            slot_ids, slots.epoch[slot_ids], part.ends, sample, prefills, scoring, embedding
+        )
         return batch, flight
 
-    def _decodes(self, at: Int64s) -> _QueryTokens:
+    def _decodes(self, slot_ids: Int64s) -> _QueryTokens:
         slots = self._slots
-        starts = slots.launched[at]
-        token_ids = slots.tokens[at, starts]
-        token_ids[starts >= slots.known[at]] = -1  # in flight
-        ends, sample = starts + 1, np.ones(len(at), np.bool_)
-        return _QueryTokens(at, starts, ends, sample, token_ids, starts.astype(np.int32))
+        starts = slots.launched[slot_ids]
+        token_ids = slots.tokens[slot_ids, starts]
+        token_ids[starts >= slots.known[slot_ids]] = -1  # in flight
+        ends, sample = starts + 1, np.ones(len(slot_ids), np.bool_)
+        return _QueryTokens(slot_ids, starts, ends, sample, token_ids, starts.astype(np.int32))
 
     def _with_chunks(self, part: _QueryTokens, chunks: list[Chunk]) -> _QueryTokens:
         slots = self._slots
-        at = np.array([sequence.slot for sequence, _ in chunks], np.int64)
-        starts = slots.launched[at]
+        slot_ids = np.array([sequence.slot for sequence, _ in chunks], np.int64)
+        starts = slots.launched[slot_ids]
         ends = starts + np.array([count for _, count in chunks], np.int64)
-        known = slots.known[at]
-        sample = (ends >= known) & (slots.limit[at] > known)
+        known = slots.known[slot_ids]
+        sample = (ends >= known) & (slots.limit[slot_ids] > known)
         pieces, places = [part.token_ids], [part.positions]
-        for slot, start, end in zip(at.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        for slot, start, end in zip(slot_ids.tolist(), starts.tolist(), ends.tolist(), strict=True):
             pieces.append(slots.tokens[slot, start:end])
             places.append(np.arange(start, end, dtype=np.int32))
         return _QueryTokens(
-            np.concatenate([part.at, at]),
+            np.concatenate([part.slot_ids, slot_ids]),
             np.concatenate([part.starts, starts]),
             np.concatenate([part.ends, ends]),
             np.concatenate([part.sample, sample]),
@@ -139,11 +143,12 @@ class BatchBuilder:
     def _scoring(self, part: _QueryTokens, query_start: Int32s) -> LogprobsPlan:
         """The query tokens of a step behind which log-probabilities are asked for."""
         plan, slots = LogprobsPlan(), self._slots
-        for index in slots.scored[part.at].nonzero()[0].tolist():
-            slot, row = int(part.at[index]), int(query_start[index])
+        for index in slots.scored[part.slot_ids].nonzero()[0].tolist():
+            slot, row = int(part.slot_ids[index]), int(query_start[index])
             positions = range(int(part.starts[index]), int(part.ends[index]))
-            known = slots.tokens[slot, : slots.known[slot]]
-            plan.add(index, slots.at(slot), positions, row, known, bool(part.sample[index]))
+            known, log = slots.tokens[slot, : slots.known[slot]], slots.at(slot).score_log
+            assert log is not None
+            plan.add(index, log, positions, row, known, bool(part.sample[index]))
         return plan
 
     def _embedding(
@@ -157,7 +162,7 @@ class BatchBuilder:
             if sequence.embedding_log is not None:
                 start = int(starts[index])
                 positions = range(start, start + count)
-                plan.add(index, sequence, positions, int(query_start[index]))
+                plan.add(index, sequence.embedding_log, positions, int(query_start[index]))
         return plan if plan.owners else None
 
 

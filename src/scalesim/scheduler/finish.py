@@ -54,10 +54,10 @@ def as_own(sequence: Sequence, cause: BaseException) -> ScaleSimError:
     return error
 
 
-def not_finite(sequence: Sequence, at: int) -> NumericalError:
+def not_finite(sequence: Sequence, position: int) -> NumericalError:
     return NumericalError(
-        f"request {sequence.id} of agent {sequence.agent!r}: logits at token {at} are not finite; "
-        "check the weights and the dtype"
+        f"request {sequence.id} of agent {sequence.agent!r}: logits at token {position} are not "
+        "finite; check the weights and the dtype"
     )
 
 

@@ -14,7 +14,7 @@ from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.slots import Slots
 
 
-class Forecast:
+class QueueForecast:
     """In steps, if all that run take their full length."""
 
     def __init__(self, slots: Slots, queue: RequestQueue) -> None:
@@ -28,22 +28,22 @@ class Forecast:
 
     def drains_in(self) -> float:
         """Until the last request has ended, if none is added."""
-        left = self._left()
-        if not len(left):
+        num_left = self._left()
+        if not len(num_left):
             return 0.0
-        return float(left.max() + left.mean() * (len(self._queue) // len(left)))
+        return float(num_left.max() + num_left.mean() * (len(self._queue) // len(num_left)))
 
     def _frees_in(self, position: int) -> float:
         """Until there is a slot for who has ``position`` others before it."""
         index = position - self._slots.num_free
-        left = np.sort(self._left())
-        if index < 0 or not len(left):  # nobody runs: pages are waited for, not slots
+        num_left = np.sort(self._left())
+        if index < 0 or not len(num_left):  # nobody runs: pages are waited for, not slots
             return 0.0
-        rounds, index = divmod(index, len(left))
-        return float(left[index] + rounds * left.mean())
+        rounds, index = divmod(index, len(num_left))
+        return float(num_left[index] + rounds * num_left.mean())
 
     def _left(self) -> npt.NDArray[np.int64]:
         """Tokens that each running sequence may still generate."""
-        at = [sequence.slot for sequence in self._slots.entered()]
-        left: npt.NDArray[np.int64] = self._slots.limit[at] - self._slots.known[at]
-        return left
+        slot_ids = [sequence.slot for sequence in self._slots.entered()]
+        num_left: npt.NDArray[np.int64] = self._slots.limit[slot_ids] - self._slots.known[slot_ids]
+        return num_left

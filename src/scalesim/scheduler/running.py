@@ -37,7 +37,7 @@ class Running:
     def prefill(self, sequence: Sequence) -> None:
         sequence.phase = Phase.PREFILL
         self.prefilling.append(sequence)
-        self.prefilling.sort(key=lambda each: each.admission)
+        self.prefilling.sort(key=lambda queued: queued.admission)
 
     def decode(self, sequences: list[Sequence], step: int) -> None:
         """The prompts of ``sequences`` are launched whole before ``step``."""
@@ -53,12 +53,12 @@ class Running:
 
     def wanted_decodes(self) -> Int64s:
         """The decoding slots that have a token to compute."""
-        at, slots = self.decoding, self._slots
-        unfinished: Bools = slots.launched[at] < slots.limit[at] - 1
+        slot_ids, slots = self.decoding, self._slots
+        unfinished: Bools = slots.launched[slot_ids] < slots.limit[slot_ids] - 1
         if slots.adjusting.num_guided:  # a guide must have seen the token in flight
-            known: Bools = slots.launched[at] < slots.known[at]
-            unfinished &= known | ~slots.adjusting.guided[at]
-        return at[unfinished]
+            known: Bools = slots.launched[slot_ids] < slots.known[slot_ids]
+            unfinished &= known | ~slots.adjusting.guided[slot_ids]
+        return slot_ids[unfinished]
 
     def chunks(self, budget: int) -> list[Chunk]:
         """What is prefilled next: up to ``budget`` tokens, the oldest first."""

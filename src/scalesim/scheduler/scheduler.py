@@ -7,7 +7,7 @@ batch gave. Knows memory through leases; knows neither model, clock nor threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler import finish as endings
 from scalesim.scheduler.batch_builder import BatchBuilder, InFlight
-from scalesim.scheduler.forecast import Forecast
+from scalesim.scheduler.forecast import QueueForecast
 from scalesim.scheduler.queue import RequestQueue, rank
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Chunk, Phase, Sequence
@@ -41,12 +41,10 @@ class Scheduler:
         self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
         self.queue, self.running = RequestQueue(config), Running(self.slots)
-        self.forecast = Forecast(self.slots, self.queue)
+        self.forecast = QueueForecast(self.slots, self.queue)
         self._batching = BatchBuilder(self.slots, memory)
         self._flights: deque[InFlight] = deque()
         self._ended: list[Sequence] = []
-        # told of each end while its pages are still held: they are put in order once, not twice
-        self.before_release: Callable[[Sequence], None] = lambda sequence: None
 
     # -- what the engine asks -----------------------------------------------------------------
 
@@ -64,7 +62,11 @@ class Scheduler:
 
     def leases(self) -> list[Lease]:
         """Those that are open."""
-        return [one.lease for one in self.slots.sequences if one is not None and one.lease]
+        return [
+            sequence.lease
+            for sequence in self.slots.sequences
+            if sequence is not None and sequence.lease
+        ]
 
     def check_fits(self, num_tokens: int) -> None:
         """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
@@ -128,18 +130,18 @@ class Scheduler:
         failed, sampled = flight.deliver(slots, output)
         for slot in failed:
             self._fail(int(slot))
-        at, tokens = flight.slots[sampled], output.token_ids[sampled]
-        slots.take_tokens(at, tokens)
+        slot_ids, tokens = flight.slots[sampled], output.token_ids[sampled]
+        slots.take_tokens(slot_ids, tokens)
         if output.digests is not None:
-            for slot, digest in zip(at, output.digests[sampled], strict=True):
+            for slot, digest in zip(slot_ids, output.digests[sampled], strict=True):
                 sequence = slots.at(int(slot))
                 sequence.digest = endings.chain_digests(sequence.digest, int(digest))
         for sequence in flight.prefills:
             self._prefilled(sequence)
-        stopped = (slots.stop_ids[at] == tokens[:, None]).any(axis=1)
-        full = slots.known[at] >= slots.limit[at]
-        for index in (stopped | full | slots.watched[at]).nonzero()[0]:
-            self._look_at(int(at[index]), int(tokens[index]))
+        stopped = (slots.stop_ids[slot_ids] == tokens[:, None]).any(axis=1)
+        full = slots.known[slot_ids] >= slots.limit[slot_ids]
+        for index in (stopped | full | slots.watched[slot_ids]).nonzero()[0]:
+            self._look_at(int(slot_ids[index]), int(tokens[index]))
 
     def _prefilled(self, sequence: Sequence) -> None:
         """A chunk of its prompt was collected."""
@@ -174,13 +176,13 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> Lease | None:
         """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
-        upto = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
+        max_len = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
         share = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
             sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
-            self._blocks(upto),
+            self._blocks(max_len),
             attachments=sequence.attachments,
             max_loading_pages=share,
         )
@@ -267,11 +269,11 @@ class Scheduler:
         step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
-        upto = min(
+        max_len = min(
             int(self.slots.limit[slot]),
             int(self.slots.launched[slot]) + self.config.safe_point_tokens,
         )
-        while not memory.grow(sequence.lease, self._blocks(upto)):
+        while not memory.grow(sequence.lease, self._blocks(max_len)):
             if memory.is_moving:
                 return
             youngest = max(self.slots.entered(), key=rank)
@@ -336,14 +338,14 @@ class Scheduler:
         sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
         # said first: if memory fails from here on, ``restart`` still ends it like this
         sequence.finish_reason, sequence.error = reason, error
-        self.before_release(sequence)
+        sequence.say_end()
         self._leave(sequence, keep=keep)
         self._end(sequence)
 
     def _end_waiting(self, sequence: Sequence) -> None:
         """``sequence``, which holds nothing, ends with the tokens that it has."""
         sequence.output = sequence.tokens[sequence.prompt_len :]
-        self.before_release(sequence)
+        sequence.say_end()
         self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -36,7 +36,8 @@ class Sequence:
     """``tokens`` are the prompt and, after a preemption, what was generated before it. ``key`` is
     the Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens.
     ``priority``: lower goes first; it becomes the lowest when the sequence was overtaken too
-    often."""
+    often. ``on_end`` is called once, while the pages are still held: what the end says of the
+    agent's next call then orders them once, not twice."""
 
     id: int
     agent: AgentId | None
@@ -49,6 +50,7 @@ class Sequence:
     attachments: tuple[AttachmentUse, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
+    on_end: Callable[[AgentId], None] | None = None
     adjust: LogitsProcessor | None = None  # where its logits are changed before they are sampled
     priority: float = 0
     leaves_nothing: bool = False  # its agent was forgotten: what it computes goes with it
@@ -79,6 +81,11 @@ class Sequence:
             return self.embedding_log.usable()
         count = len(self.tokens)
         return count if self.score_log is None else self.score_log.usable(count)
+
+    def say_end(self) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None and self.agent is not None:
+            on_end(self.agent)
 
     def admitted(self, lease: Lease, admission: int, block_size: int) -> None:
         """It holds ``lease``, and what the look-up found is noted. ``admission`` is its place in

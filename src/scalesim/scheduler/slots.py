@@ -113,11 +113,11 @@ class Slots:
         self.adjusting = LogitsProcessors(len(self.sequences))
         self.epoch += 1
 
-    def attached(self, kind: str, at: npt.NDArray[np.int64]) -> AttachmentBatch | None:
-        """The attachments of this kind that the slots ``at`` have."""
+    def attached(self, kind: str, slot_ids: npt.NDArray[np.int64]) -> AttachmentBatch | None:
+        """The attachments of this kind that the slots ``slot_ids`` have."""
         if not self._num_attached or kind not in self._attached:
             return None
-        rows, layouts, starts = self._attached[kind][at].T.copy()
+        rows, layouts, starts = self._attached[kind][slot_ids].T.copy()
         return AttachmentBatch(rows, layouts, starts) if rows.any() else None
 
     def at(self, slot: int) -> Sequence:
@@ -129,10 +129,10 @@ class Slots:
     def entered(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence is not None]
 
-    def take_tokens(self, at: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
-        """Each of the slots ``at`` has come to know one more token."""
-        self.tokens[at, self.known[at]] = tokens
-        self.known[at] += 1
+    def take_tokens(self, slot_ids: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
+        """Each of the slots ``slot_ids`` has come to know one more token."""
+        self.tokens[slot_ids, self.known[slot_ids]] = tokens
+        self.known[slot_ids] += 1
 
     def left(self, sequence: Sequence) -> int:
         """Known tokens of ``sequence`` that are not launched yet."""

@@ -305,10 +305,10 @@ class LinkTrial:
         if kind == "copy":
             copies, rows = Copies(way, *pages), other[there].copy()
         else:
-            held = self._noise.integers(0, 256, (count + first, self.BYTES), np.uint8)
-            source: Any = InMemorySource(held) if kind == "source" else _Unreadable()
+            content = self._noise.integers(0, 256, (count + first, self.BYTES), np.uint8)
+            source: Any = InMemorySource(content) if kind == "source" else _Unreadable()
             ends = (here, []) if way == "in" else ([], here)
-            copies, rows = Copies(way, *ends, source, first), held[first:]
+            copies, rows = Copies(way, *ends, source, first), content[first:]
         asked = f"{kind} of {count} pages {way!r}, after {fence}"
         self.asked.append(asked)
         tickets = list(self.link.submit(copies, fence, urgent=rng.random() < 0.3))
@@ -366,9 +366,9 @@ class LinkTrial:
         if said := [*(self.link.poll() if self.link.wait(1e-4) else ()), *self.link.poll()]:
             self._report(jobs, *said[0])
         for way in self._pools:
-            if left := self.link.queued_bytes(way):  # type: ignore[arg-type]
+            if queued_bytes := self.link.queued_bytes(way):  # type: ignore[arg-type]
                 self._broken(
-                    "queue", f"queued_bytes({way!r}) when all has ended", f"it gave {left}"
+                    "queue", f"queued_bytes({way!r}) when all has ended", f"it gave {queued_bytes}"
                 )
             rate = self.link.rate(way)  # type: ignore[arg-type]
             if not 0 < rate < math.inf:

@@ -51,8 +51,8 @@ def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTabl
     ``table`` and the copies on write that were not launched yet."""
     counts = [end - start for _, start, end in work]
     copies = []
-    for held, _, _ in work:
-        copies += held.lease.take_copies()
+    for lease, _, _ in work:
+        copies += lease.lease.take_copies()
     rows, cols, pages = table.take_changes()
     num = len(work)
     return Batch(
@@ -60,8 +60,8 @@ def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTabl
         token_ids=np.concatenate([np.array(h.tokens[a:b], np.int32) for h, a, b in work]),
         positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in work]),
         query_start=np.cumsum([0, *counts]).astype(np.int32),
-        rows=np.array([held.lease.row for held, _, _ in work], np.int32),
-        slots=np.array([held.slot for held, _, _ in work], np.int32),
+        rows=np.array([lease.lease.row for lease, _, _ in work], np.int32),
+        slots=np.array([lease.slot for lease, _, _ in work], np.int32),
         sample=np.ones(num, np.bool_),
         sampling=SamplingBatch(
             np.zeros(num, np.float32),
@@ -73,16 +73,16 @@ def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTabl
         table_cols=cols,
         table_pages=pages,
         page_copies=np.array(copies, np.int32).reshape(-1, 2),
-        adapters=_adapters([held for held, _, _ in work]),
+        adapters=_adapters([lease for lease, _, _ in work]),
     )
 
 
 def _adapters(work: list[OpenLease]) -> AttachmentBatch | None:
     columns = np.array(
         [
-            (attached[0].row, held.use.layout, held.use.start) if held.use else (0, 0, 0)
-            for held in work
-            for attached in [held.lease.attachments]
+            (attached[0].row, lease.use.layout, lease.use.start) if lease.use else (0, 0, 0)
+            for lease in work
+            for attached in [lease.lease.attachments]
         ],
         np.int32,
     )

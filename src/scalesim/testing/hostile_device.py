@@ -230,8 +230,8 @@ class HostileDevice:
     def _run_some(self, count: int, starved: str = "") -> int:
         done = 0
         while done < count:
-            able = [each for each in self._streams.values() if each.can_run]
-            able = [each for each in able if each.name != starved]
+            able = [stream for stream in self._streams.values() if stream.can_run]
+            able = [stream for stream in able if stream.name != starved]
             first = [stream for stream in able if stream.name == self._favoured]
             if not able:
                 break

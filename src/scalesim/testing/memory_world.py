@@ -53,7 +53,7 @@ class MemoryWorld:
 
     shape: WorldShape
     factories: Factories = OURS
-    held: list[OpenLease] = field(default_factory=list)
+    open_leases: list[OpenLease] = field(default_factory=list)
     history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
     adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
     broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
@@ -89,13 +89,13 @@ class MemoryWorld:
     # -- requests -----------------------------------------------------------------------------
 
     def acquire(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
-        if len(self.held) == MAX_LEASES:
+        if len(self.open_leases) == MAX_LEASES:
             return
         domain, tokens = self.prompt(agent, kind, pick, length)
         tokens = tokens[: self.shape.pages * self.shape.block_size]
         use = self.adapter_use(agent, pick, len(tokens))
         blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
-        share = self.shape.pages // 2 if self.held and pick % 2 else None
+        share = self.shape.pages // 2 if self.open_leases and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
         lease = self.manager.acquire(
             agent,
@@ -113,8 +113,10 @@ class MemoryWorld:
         assert not cached or int(known[cached - 1]) in self.sound[domain], (
             f"{cached} cached tokens of {tokens} were never computed soundly in {domain}"
         )
-        slot = next(s for s in range(MAX_LEASES) if s not in {held.slot for held in self.held})
-        self.held.append(OpenLease(lease, agent, domain, tokens, slot, cached, cached, use))
+        slot = next(
+            s for s in range(MAX_LEASES) if s not in {opened.slot for opened in self.open_leases}
+        )
+        self.open_leases.append(OpenLease(lease, agent, domain, tokens, slot, cached, cached, use))
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -174,25 +176,25 @@ class MemoryWorld:
 
     def request(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         """A request from its look-up to its release; it waits for copies a little, now and then."""
-        before = len(self.held)
+        before = len(self.open_leases)
         self.acquire(agent, kind, pick, length, spare)
         for _ in range(pick % 4):
-            if len(self.held) > before and self.held[-1].lease.is_ready:
+            if len(self.open_leases) > before and self.open_leases[-1].lease.is_ready:
                 break
             self.land(20)
             self.poll()
-            if len(self.held) == before:
+            if len(self.open_leases) == before:
                 self.acquire(agent, kind, pick, length, spare)
-        if len(self.held) <= before or not self.held[-1].lease.is_ready:
+        if len(self.open_leases) <= before or not self.open_leases[-1].lease.is_ready:
             return
-        held = self.held[-1]
-        while held in self.held and held.launched < len(held.tokens):
-            self.launch(1 + pick % 20, 1 << held.slot)
+        opened = self.open_leases[-1]
+        while opened in self.open_leases and opened.launched < len(opened.tokens):
+            self.launch(1 + pick % 20, 1 << opened.slot)
             self.collect()
         while self.flights:
             self.collect()
-        if held in self.held:
-            self.release(self.held.index(held), True)
+        if opened in self.open_leases:
+            self.release(self.open_leases.index(opened), True)
 
     def launch(self, count: int, mask: int) -> None:
         """One step: the next ``count`` tokens of the ready leases that ``mask`` names; at its end a
@@ -201,16 +203,16 @@ class MemoryWorld:
             self.collect()
         size = self.shape.block_size
         work = []
-        for held in self.held:
-            if not held.lease.is_ready or not mask >> held.slot & 1:
+        for opened in self.open_leases:
+            if not opened.lease.is_ready or not mask >> opened.slot & 1:
                 continue
-            room = held.lease.num_blocks * size - held.launched
+            room = opened.lease.num_blocks * size - opened.launched
             take = min(count, room)
-            while len(held.tokens) < held.launched + min(take, 1):
-                held.tokens += self._random_tokens(1)
-            take = min(take, len(held.tokens) - held.launched)
+            while len(opened.tokens) < opened.launched + min(take, 1):
+                opened.tokens += self._random_tokens(1)
+            take = min(take, len(opened.tokens) - opened.launched)
             if take > 0:
-                work.append((held, held.launched, held.launched + take))
+                work.append((opened, opened.launched, opened.launched + take))
         if not work:
             return
         step = self.num_launched
@@ -219,9 +221,9 @@ class MemoryWorld:
         batch = batch_of(step, work, self.manager.table)
         copied = enumerate(batch.page_copies[:, 1].tolist())
         self.copying |= {(step, index): page for index, page in copied}
-        for held, _, end in work:
-            held.launched = end
-        ends = [(held, end) for held, _, end in work]
+        for opened, _, end in work:
+            opened.launched = end
+        ends = [(opened, end) for opened, _, end in work]
         self.flights.append((self.bed.runner.launch(batch), ends))
 
     def run_device(self) -> None:
@@ -234,48 +236,50 @@ class MemoryWorld:
         step, ends = self.flights.pop(0)
         output = self.bed.runner.collect(step)
         self.copying = {key: page for key, page in self.copying.items() if key[0] > step.step}
-        for (held, end), bad in zip(ends, output.bad.tolist(), strict=True):
-            if held not in self.held:
+        for (opened, end), bad in zip(ends, output.bad.tolist(), strict=True):
+            if opened not in self.open_leases:
                 continue
             if bad:
-                assert held.slot in self.poisoned, f"slot {held.slot} read somebody's bad values"
-                self._close(held, sound=0)
+                assert opened.slot in self.poisoned, (
+                    f"slot {opened.slot} read somebody's bad values"
+                )
+                self._close(opened, sound=0)
             else:
-                held.done = end
-                _, known = self.paths.known(held.tokens[:end], held.use, held.domain)
-                self.sound[held.domain].update(known.tolist())
+                opened.done = end
+                _, known = self.paths.known(opened.tokens[:end], opened.use, opened.domain)
+                self.sound[opened.domain].update(known.tolist())
 
     def poison(self, pick: int) -> None:
         """The next step of one lease gives values that are not finite."""
-        if self.held:
-            self.poisoned.add(self.held[pick % len(self.held)].slot)
+        if self.open_leases:
+            self.poisoned.add(self.open_leases[pick % len(self.open_leases)].slot)
 
     def grow(self, pick: int, more: int) -> None:
-        held = self._pick(pick)
-        if held is not None and held.lease.is_ready:
-            room = self.shape.pages - held.lease.num_blocks
-            self.manager.grow(held.lease, held.lease.num_blocks + min(more, room))
+        opened = self._pick(pick)
+        if opened is not None and opened.lease.is_ready:
+            room = self.shape.pages - opened.lease.num_blocks
+            self.manager.grow(opened.lease, opened.lease.num_blocks + min(more, room))
 
     def commit(self, pick: int) -> None:
-        held = self._pick(pick)
-        if held is not None and held.lease.is_ready:
-            self.manager.commit(held.lease, held.token_bytes, held.done)
+        opened = self._pick(pick)
+        if opened is not None and opened.lease.is_ready:
+            self.manager.commit(opened.lease, opened.token_bytes, opened.done)
 
     def release(self, pick: int, keep: bool) -> None:
         """Keep what is sound, or (as after bad values) nothing; a loading lease is aborted."""
-        held = self._pick(pick)
-        if held is not None:
-            ready = held.lease.is_ready
-            self._close(held, sound=held.done if keep and ready else 0)
+        opened = self._pick(pick)
+        if opened is not None:
+            ready = opened.lease.is_ready
+            self._close(opened, sound=opened.done if keep and ready else 0)
 
     def abort(self, again: bool) -> None:
         """Abort a lease whose loads have begun; ask for the same at once, where told."""
-        for held in self.held:
-            if not held.lease.is_ready:
+        for opened in self.open_leases:
+            if not opened.lease.is_ready:
                 self.land(1)
-                self._close(held, sound=0)
+                self._close(opened, sound=0)
                 if again:
-                    self.acquire(held.agent, "repeat", len(self.history) - 1, 1, 0)
+                    self.acquire(opened.agent, "repeat", len(self.history) - 1, 1, 0)
                 return
 
     # -- the simulation and the link ----------------------------------------------------------
@@ -291,7 +295,7 @@ class MemoryWorld:
         self.manager.fork(parent, child)
 
     def drop_agent(self, agent: int) -> None:
-        if all(held.agent != agent for held in self.held):
+        if all(opened.agent != agent for opened in self.open_leases):
             self.manager.owners.drop(agent)
 
     def forget_agent(self, agent: int) -> None:
@@ -314,8 +318,8 @@ class MemoryWorld:
         """What nobody owns was nobody's ``before``, or is held, or has something below it that
         is: only then may it stay."""
         for segment in self.manager.tree:
-            held = any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
-            if not (segment.owners or segment in before or segment.source is not None or held):
+            is_held = any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
+            if not (segment.owners or segment in before or segment.source is not None or is_held):
                 raise AssertionError(f"{segment} was a forgotten agent's, and stays")
 
     def plan(self) -> None:
@@ -330,10 +334,10 @@ class MemoryWorld:
 
     def poll(self) -> None:
         for lease in self.manager.poll():
-            held = next(held for held in self.held if held.lease is lease)
+            opened = next(opened for opened in self.open_leases if opened.lease is lease)
             if lease.failed is not None:
-                self.held.remove(held)
-                self.poisoned.discard(held.slot)
+                self.open_leases.remove(opened)
+                self.poisoned.discard(opened.slot)
                 self.manager.fail(lease)
 
     def exhaust(self) -> None:
@@ -348,7 +352,7 @@ class MemoryWorld:
         self.broken.clear()
         while self.flights:
             self.collect()
-        while self.held:
+        while self.open_leases:
             self.release(0, True)
         self.drain()
         self.check()
@@ -371,7 +375,7 @@ class MemoryWorld:
     # -- what must hold -----------------------------------------------------------------------
 
     def check(self) -> None:
-        check_integrity(self.manager, [held.lease for held in self.held])
+        check_integrity(self.manager, [opened.lease for opened in self.open_leases])
         self._check_contents()
 
     def _check_contents(self) -> None:
@@ -390,38 +394,38 @@ class MemoryWorld:
                 host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
         for segment in tree.root("adapters").children.values():
             check_adapter(segment, bed.device, bed.host)
-        for held in self.held:
-            if held.lease.is_ready:
-                pages = [p for s in reversed(lineage(held.lease.end)) for p in s.device]
+        for opened in self.open_leases:
+            if opened.lease.is_ready:
+                pages = [p for s in reversed(lineage(opened.lease.end)) for p in s.device]
                 tokens, known = self.paths.known(
-                    held.tokens[: self._written(held)], held.use, held.domain
+                    opened.tokens[: self._written(opened)], opened.use, opened.domain
                 )
-                device.add(held.lease, pages + held.lease.private, tokens, known, 0)
+                device.add(opened.lease, pages + opened.lease.private, tokens, known, 0)
         device.check("device")
         host.check("host")
 
-    def _written(self, held: OpenLease) -> int:
-        """Tokens whose KV lies in the pages of ``held`` now."""
-        lease = held.lease
+    def _written(self, opened: OpenLease) -> int:
+        """Tokens whose KV lies in the pages of ``opened`` now."""
+        lease = opened.lease
         taken = not set(self.copying.values()).isdisjoint(lease.private[:1])  # a tail, as above
-        if lease.copies or taken or any(h is held for _, ends in self.flights for h, _ in ends):
-            return min(held.done, held.lease.num_shared * self.shape.block_size)
-        return held.done
+        if lease.copies or taken or any(h is opened for _, ends in self.flights for h, _ in ends):
+            return min(opened.done, opened.lease.num_shared * self.shape.block_size)
+        return opened.done
 
     def _reader(self, slot: int) -> TagReader:
-        held = next(held for held in self.held if held.slot == slot)
-        return TagReader(np.array(held.tokens, np.int64), root_of(held.domain))
+        opened = next(opened for opened in self.open_leases if opened.slot == slot)
+        return TagReader(np.array(opened.tokens, np.int64), root_of(opened.domain))
 
     # -- parts --------------------------------------------------------------------------------
 
     def _pick(self, pick: int) -> OpenLease | None:
-        return self.held[pick % len(self.held)] if self.held else None
+        return self.open_leases[pick % len(self.open_leases)] if self.open_leases else None
 
-    def _close(self, held: OpenLease, *, sound: int) -> None:
-        self.held.remove(held)
-        self.poisoned.discard(held.slot)
-        self.history = [*self.history[-11:], (held.domain, held.tokens)]
-        self.manager.release(held.lease, held.token_bytes[: 4 * sound], sound)
+    def _close(self, opened: OpenLease, *, sound: int) -> None:
+        self.open_leases.remove(opened)
+        self.poisoned.discard(opened.slot)
+        self.history = [*self.history[-11:], (opened.domain, opened.tokens)]
+        self.manager.release(opened.lease, opened.token_bytes[: 4 * sound], sound)
 
     def _random_tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(3) for _ in range(max(1, count))]

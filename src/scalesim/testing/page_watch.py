@@ -127,9 +127,9 @@ class PageWatch:
     def _expect_written(self, label: str, row: int, pages: Int64s, end: int) -> None:
         places = self._written["device"][pages].reshape(-1)[:end]
         if not places.all():
-            at = int((~places).argmax())
+            index = int((~places).argmax())
             raise UnwrittenError(
-                f"{label}: row {row}, position {at}: page {pages[at // self._size]} was not "
+                f"{label}: row {row}, position {index}: page {pages[index // self._size]} was not "
                 "written there since it was handed out"
             )
 

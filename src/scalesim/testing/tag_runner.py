@@ -168,15 +168,15 @@ class TagRunner:
     def _check_writes(self, rows: Int64s, positions: Int64s, written: Int64s) -> None:
         unset = (rows != 0) & (written < self._block_size)
         if unset.any():
-            at = int(unset.nonzero()[0][0])
+            index = int(unset.nonzero()[0][0])
             raise TagError(
-                f"row {rows[at]} has no page at position {positions[at]}: it points to 0"
+                f"row {rows[index]} has no page at position {positions[index]}: it points to 0"
             )
         places, counts = np.unique(written[rows != 0], return_counts=True)
         if (counts > 1).any():
-            at = int(places[counts > 1][0])
+            index = int(places[counts > 1][0])
             raise TagError(
-                f"slot {at % self._block_size} of page {at // self._block_size}: 2 writers"
+                f"slot {index % self._block_size} of page {index // self._block_size}: 2 writers"
             )
 
     def _new_tags(
@@ -206,10 +206,10 @@ class TagRunner:
             slots = np.repeat(batch.slots, counts)[pending]
             tokens[pending] = self._sampled[slots]
             if (self._sampled_at[slots] != batch.positions[pending]).any():
-                at = self._sampled_at[slots].tolist()
+                positions = self._sampled_at[slots].tolist()
                 raise TagError(
-                    f"step {batch.step}: slots {slots.tolist()} sampled tokens of positions {at}; "
-                    f"placeholders stand at {batch.positions[pending].tolist()}"
+                    f"step {batch.step}: slots {slots.tolist()} sampled tokens of positions "
+                    f"{positions}; placeholders stand at {batch.positions[pending].tolist()}"
                 )
         owner = np.repeat(np.arange(len(counts)), counts)
         return self._under_adapters(batch, tokens, owner, batch.positions)
@@ -277,9 +277,9 @@ class TagRunner:
             bad[owner[tags[CHECK] == POISON]] = True
             wrong = (broken != 0) & ~bad[owner] & (batch.rows[owner] != 0)
             if wrong.any() and self._verify != "off":
-                at = int(wrong.nonzero()[0][0])
-                place = int(owner[at]), int(positions[at]), int(places[at])
-                self._report(batch, *place, tags[:, at], int(before[at]), int(tokens[at]))
+                index = int(wrong.nonzero()[0][0])
+                place = int(owner[index]), int(positions[index]), int(places[index])
+                self._report(batch, *place, tags[:, index], int(before[index]), int(tokens[index]))
             result = result + mix(np.add.reduceat(mix(broken) * (broken != 0), starts))
         return result, bad
 

@@ -90,8 +90,8 @@ def shrink(failure: Failure, factories: Factories = OURS, *, max_runs: int = 200
         start, shorter = 0, False
         while start < len(failure.operations) and runs < max_runs:
             runs += 1
-            rest = failure.operations[:start] + failure.operations[start + size :]
-            found = failure_of(failure.walk, factories, rest)
+            kept = failure.operations[:start] + failure.operations[start + size :]
+            found = failure_of(failure.walk, factories, kept)
             if found is None:
                 start += size
             else:

@@ -130,13 +130,13 @@ def _add_hint(tick: TraceTick, line: dict[str, Any], where: str) -> None:
     agent = _agent(line, where, optional=False)
     assert agent is not None
     expect = line.get("expect")
-    at = None if expect is None else records.number(expect, f"{where}: expect")
+    time = None if expect is None else records.number(expect, f"{where}: expect")
     for index in range(len(tick.calls) - 1, -1, -1):
         call = tick.calls[index]
         if call.agent == agent:
-            tick.calls[index] = replace(call, expect=at)
+            tick.calls[index] = replace(call, expect=time)
             return
-    tick.hints.append(Hint(agent, at))
+    tick.hints.append(Hint(agent, time))
 
 
 def _only(line: dict[str, Any], keys: set[str], where: str) -> None:

@@ -106,9 +106,9 @@ class Recorder:
     ) -> None:
         """A request was accepted; ``call`` names it until ``ends``."""
         pieces = self._known(agent, tokens)
-        rest = len(tokens) - sum(piece.length for piece in pieces)
-        if rest:
-            pieces = (*pieces, TracePiece(self._name(), rest))
+        num_new = len(tokens) - sum(piece.length for piece in pieces)
+        if num_new:
+            pieces = (*pieces, TracePiece(self._name(), num_new))
         line = _Line(tick, at_s=at_s, is_open=True)
         self._lines.append(line)
         said = _Said(tokens, pieces)
@@ -141,8 +141,8 @@ class Recorder:
             self._last.pop(agent, None)
 
     @gives_up
-    def expects(self, agent: AgentId, tick: float, at: float) -> None:
-        self._lines.append(_Line(tick, hint=Hint(agent, at)))
+    def expects(self, agent: AgentId, tick: float, time: float) -> None:
+        self._lines.append(_Line(tick, hint=Hint(agent, time)))
         self._flush()
 
     @gives_up
@@ -179,8 +179,8 @@ class Recorder:
 
     def _round(self, agent: AgentId | None, tick: float) -> int:
         """One more than the last when nothing of that one is open any more."""
-        at, newest, num_open = self._rounds.get(agent, (tick, -1, 0))
-        if at != tick:
+        newest_tick, newest, num_open = self._rounds.get(agent, (tick, -1, 0))
+        if newest_tick != tick:
             newest, num_open = -1, 0
         if num_open == 0:
             newest += 1

@@ -38,14 +38,16 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         yield from lines_of(file.readline, path, MAX_LINE_BYTES)
 
 
-def lines_of(readline: Callable[[int], bytes], path: Path, most: int) -> Iterator[tuple[str, str]]:
-    """``lines`` of the open file that ``readline`` reads, each of at most ``most`` bytes."""
+def lines_of(
+    readline: Callable[[int], bytes], path: Path, max_bytes: int
+) -> Iterator[tuple[str, str]]:
+    """``lines`` of the open file that ``readline`` reads, each of at most ``max_bytes`` bytes."""
     number = 0
-    while raw := readline(most + 1):
+    while raw := readline(max_bytes + 1):
         number += 1
         where = f"{path} line {number}"
-        if len(raw) > most:
-            raise TraceError(f"{where} is longer than the {most >> 20} MiB it may be")
+        if len(raw) > max_bytes:
+            raise TraceError(f"{where} is longer than the {max_bytes >> 20} MiB it may be")
         if text := _text_of(raw, where).strip():
             yield where, text
 
@@ -99,10 +101,14 @@ def number_of(value: Any, what: str) -> float:
     return number(value, what)
 
 
-def whole(value: Any, what: str, least: int = 0, most: int = MAX_NUMBER) -> int:
+def whole(value: Any, what: str, minimum: int = 0, maximum: int = MAX_NUMBER) -> int:
     is_whole = not isinstance(value, bool) and isinstance(value, int)
-    if not is_whole or not least <= value <= most:
-        rule = f"at least {least}" if value is None or most == MAX_NUMBER else f"{least} to {most}"
+    if not is_whole or not minimum <= value <= maximum:
+        rule = (
+            f"at least {minimum}"
+            if value is None or maximum == MAX_NUMBER
+            else f"{minimum} to {maximum}"
+        )
         raise TraceError(f"{what} {shown(value)} must be a whole number, {rule}")
     return int(value)
 

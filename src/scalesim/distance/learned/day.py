@@ -40,14 +40,14 @@ class Day:
 
     def busy(self, time: T) -> T:
         """Busy time at ``time`` of the clock, a number or ``[n]``."""
-        days, rest = np.divmod(time, self.length)
-        found = days * self.length + np.interp(rest, self._hours, self._until)
+        days, in_day = np.divmod(time, self.length)
+        found = days * self.length + np.interp(in_day, self._hours, self._until)
         return cast(T, found)  # type: ignore[redundant-cast]  # of arrays, not of numbers
 
     def clock(self, busy: T) -> T:
         """The time of the clock at which it is ``busy``."""
-        days, rest = np.divmod(busy, self.length)
-        found = days * self.length + np.interp(rest, self._until, self._hours)
+        days, in_day = np.divmod(busy, self.length)
+        found = days * self.length + np.interp(in_day, self._until, self._hours)
         return cast(T, found)  # type: ignore[redundant-cast]  # of arrays, not of numbers
 
     def _redraw(self) -> None:

@@ -38,9 +38,11 @@ class Followers:
             self._who.extend([-1] * (missing * NUM_FOLLOWERS))
             self._count.extend([0.0] * (missing * NUM_FOLLOWERS))
             self._delay.extend([0.0] * (missing * NUM_FOLLOWERS))
-        for one, at in {one: at for one, at in self._recent if now - at <= _WITHIN_TICKS}.items():
-            if one != row:
-                self._followed(one, row, now - at)
+        for caller, time in {
+            caller: time for caller, time in self._recent if now - time <= _WITHIN_TICKS
+        }.items():
+            if caller != row:
+                self._followed(caller, row, now - time)
         self._calls[row] = self._calls[row] * _DECAY + 1.0
         for slot in self._slots(row):
             self._count[slot] *= _DECAY
@@ -49,7 +51,7 @@ class Followers:
     def forget(self, rows: Collection[int]) -> None:
         """Nobody follows ``rows``, and they follow nobody: others will have them. Looks at all."""
         gone = set(rows)
-        recent = [(row, at) for row, at in self._recent if row not in gone]
+        recent = [(row, time) for row, time in self._recent if row not in gone]
         self._recent = deque(recent, maxlen=_RECENT)
         known = [row for row in rows if row < len(self._calls)]
         if not known:
@@ -73,12 +75,12 @@ class Followers:
             if self._count[slot] >= needed
         ]
 
-    def _followed(self, one: int, row: int, delay: float) -> None:
-        slots = self._slots(one)
+    def _followed(self, caller: int, row: int, delay: float) -> None:
+        slots = self._slots(caller)
         who, count = self._who, self._count
         for slot in slots:
             if who[slot] == row:
-                count[slot] = min(count[slot] + 1.0, self._calls[one])  # once a call
+                count[slot] = min(count[slot] + 1.0, self._calls[caller])  # once a call
                 self._delay[slot] += _NEWEST * (delay - self._delay[slot])
                 return
         rarest = min(slots, key=count.__getitem__)

@@ -155,13 +155,13 @@ class Learned(Source):
             return
         place = self._said.kind[row], bin_of(0.0)
         busy = self._busy(now)
-        at = self._clock(busy + float(survival.distance[place]))
-        due = min(at, self._clock(busy + float(survival.until[place]) - 0.5))
-        self._say(row, at, float(survival.likely[place]), due, now)
+        time = self._clock(busy + float(survival.distance[place]))
+        due = min(time, self._clock(busy + float(survival.until[place]) - 0.5))
+        self._say(row, time, float(survival.likely[place]), due, now)
 
-    def _say(self, row: int, at: float, likely: float, due: float, now: float) -> None:
+    def _say(self, row: int, time: float, likely: float, due: float, now: float) -> None:
         said = self._said
-        said.at[row], said.likely[row], said.due[row] = at, max(likely, _LEAST_LIKELY), due
+        said.at[row], said.likely[row], said.due[row] = time, max(likely, _LEAST_LIKELY), due
         self._changed[row] = None
         if self.trial.is_won or self.trial.samples(row):
             self._calendar.put_one(row, due, now)

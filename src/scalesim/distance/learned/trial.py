@@ -97,14 +97,14 @@ class Trial:
             expected = np.where(np.isnan(at), 2.0 * now - last, at)
             expected[place] = -np.inf  # it is being used
             orders = (-self._seq[:count], expected + 1e-9 * self._seq[:count])
-            for order, held in zip(orders, self._held[:, :, :count], strict=True):
-                self._make_room(order, held, count)
+            for order, resident in zip(orders, self._held[:, :, :count], strict=True):
+                self._make_room(order, resident, count)
         self._judge()
 
-    def _make_room(self, order: Times, held: npt.NDArray[np.bool_], count: int) -> None:
+    def _make_room(self, order: Times, resident: npt.NDArray[np.bool_], count: int) -> None:
         for size, share in enumerate(SHARES):
-            if held[size].sum() > max(1, int(share * count)):
-                held[size, np.where(held[size], order, -np.inf).argmax()] = False
+            if resident[size].sum() > max(1, int(share * count)):
+                resident[size, np.where(resident[size], order, -np.inf).argmax()] = False
 
     def _judge(self) -> None:
         last_use, predicted = self.misses

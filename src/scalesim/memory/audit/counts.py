@@ -46,15 +46,15 @@ class Suspects:
 
 def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
     """Look at every page of every pool. O(pages + segments); trusts no count."""
-    held = list(leases)
-    private = [lease.private for lease in held]
+    open_leases = list(leases)
+    private = [lease.private for lease in open_leases]
     suspects = Suspects()
     for tier in manager.tiers:
         runs = [tier.run(segment) for segment in manager.tree]
         suspects.pages[tier.name] = _odd(tier.pool, [*runs, *private, sorted(tier.lost)])
         private = []  # they are on the first tier
     odd = suspects.pages["device"]
-    suspects.leases.extend(lease for lease in held if not odd.isdisjoint(_pages_of(lease)))
+    suspects.leases.extend(lease for lease in open_leases if not odd.isdisjoint(_pages_of(lease)))
     return suspects
 
 

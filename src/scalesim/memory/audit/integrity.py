@@ -23,22 +23,24 @@ class IntegrityError(AssertionError):
 def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> None:
     """Check all invariants of ``manager``, given all ``leases`` that are open. O(pages + segments).
     Raises ``IntegrityError`` with the terms that differ."""
-    held = list(leases)
+    open_leases = list(leases)
     segments = list(manager.tree)
-    _check_pools(manager, segments, held)
+    _check_pools(manager, segments, open_leases)
     _check_tree(manager, segments)
-    _check_leases(manager, segments, held)
-    _check_transfers(manager, segments, held)
+    _check_leases(manager, segments, open_leases)
+    _check_transfers(manager, segments, open_leases)
     for segment in segments:
         _check_runs(segment)
         _check_orders(manager, segment)
-        _check_owners(manager, segment, held)
+        _check_owners(manager, segment, open_leases)
 
 
 def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     private = [(f"private of row {lease.row}", lease.private) for lease in leases]
     for tier in manager.tiers:
-        holders: list[tuple[object, Sequence[int]]] = [(each, tier.run(each)) for each in segments]
+        holders: list[tuple[object, Sequence[int]]] = [
+            (segment, tier.run(segment)) for segment in segments
+        ]
         holders += [*private, ("nobody, for good", sorted(tier.lost))]
         _check_conservation(tier.name, tier.pool, holders)
         private = []  # they are on the first tier
@@ -187,13 +189,13 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
     by_ticket = {id(transfer) for transfer in residency.transfers.values()}
     if by_ticket != moving.keys():
         raise IntegrityError(f"{len(by_ticket)} transfers by ticket, {len(moving)} move")
-    saving = sum(each.num_blocks for each in moving.values() if each.purpose == "save")
+    saving = sum(moved.num_blocks for moved in moving.values() if moved.purpose == "save")
     if saving != residency.saving_pages:
         raise IntegrityError(f"{residency.saving_pages} saving, {saving} found")
-    demand = sum(each.purpose == "demand" for each in moving.values())
+    demand = sum(moved.purpose == "demand" for moved in moving.values())
     if demand != residency.demand_waiting:
         raise IntegrityError(f"{residency.demand_waiting} != {demand} demands")
-    waits = Counter(id(waiter) for each in moving.values() for waiter in each.waiters)
+    waits = Counter(id(waiter) for moved in moving.values() for waiter in moved.waiters)
     for lease in leases:
         if lease.loads != waits[id(lease)]:
             raise IntegrityError(

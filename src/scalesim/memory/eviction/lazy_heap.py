@@ -1,8 +1,8 @@
-"""Who is used next: segments ordered by estimated next use, without a sort and without re-keying on
-a tick.
+"""A lazy heap: items by estimated next use, without a sort and without new keys on a tick.
 
-Known next uses are absolute times, so the passing of time changes nothing. Unknown ones are ordered
-by last use. The heads of the two orders are compared: unknown counts as ``now + (now - last use)``.
+Known next uses are absolute times, so the passing of time changes nothing. Unknown next uses are
+ordered by last use, and count as ``now + (now - last use)``: a known and an unknown one change
+places as time passes, so there are two heaps, and only their heads are compared.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ class LazyHeap(Generic[T]):
     """A set of items with their ``UseTime``; ``peek(now)`` is the farthest one (the soonest, if
     ``soonest``).
 
-    Two heaps with lazy deletion: an entry counts only while it is its item's newest. ``add`` and
-    ``discard`` cost O(log n) and O(1); stale entries are swept when they outnumber the live ones.
+    An entry of a heap counts only while it is its item's newest: a heap cannot delete from its
+    middle. ``add`` and ``discard`` cost O(log n) and O(1); stale entries are swept when they
+    outnumber the live ones.
     """
 
     def __init__(self, *, soonest: bool = False) -> None:
@@ -39,8 +40,8 @@ class LazyHeap(Generic[T]):
 
     def add(self, item: T, use: UseTime) -> None:
         """Add, or move to ``use``."""
-        held = self._live.get(item)
-        if held is not None and held[1] == use:
+        entry = self._live.get(item)
+        if entry is not None and entry[1] == use:
             return
         self._entries += 1
         self._live[item] = (self._entries, use)

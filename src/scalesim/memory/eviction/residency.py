@@ -30,7 +30,7 @@ _SOON_TICKS = 1.0
 _WHOLE = 32  # a segment up to this fraction of the pool leaves in one go
 
 
-class Listener(Protocol):
+class ResidencyListener(Protocol):
     """Is told of what leaves a tier."""
 
     def evicted(self, segment: Segment) -> None:
@@ -49,7 +49,7 @@ class Residency:
         self,
         tree: PrefixTree,
         ranking: EvictionRanking,
-        listener: Listener,
+        listener: ResidencyListener,
         tiers: Tiers,
         page_bytes: int,
         counters: Counters,
@@ -135,10 +135,10 @@ class Residency:
             leaving.append(above)
         self.free(device, pages)
         top = leaving[-1].parent
-        for one in leaving:
-            if one.parent is not None:  # not merged meanwhile
-                self._listener.evicted(one)
-                self._settle(one)
+        for victim in leaving:
+            if victim.parent is not None:  # not merged meanwhile
+                self._listener.evicted(victim)
+                self._settle(victim)
         if top is not None and top.parent is not None:  # who merged settled nothing above it
             self.ranking.refresh(top)
 
@@ -394,7 +394,7 @@ class Residency:
 
     def drain(self) -> None:
         """Call back every copy that has not started, and wait for the others."""
-        for transfer in {id(each): each for each in self.transfers.values()}.values():
+        for transfer in {id(moved): moved for moved in self.transfers.values()}.values():
             self.cancel(transfer)
         while self.transfers and self.link.wait(timeout_s=1.0):
             self.poll()

@@ -73,8 +73,8 @@ class Admission:
         """Pin ``chain`` and what was found beside it, and take the pages that are needed besides;
         ``None``, and nothing is pinned, if they cannot be had now."""
         ranking, tail = self.residency.ranking, found.tail
-        held = [*chain, *found.attached]
-        for segment in held:
+        pinned = [*chain, *found.attached]
+        for segment in pinned:
             ranking.pin(segment)
         if tail is not None:
             ranking.pin(tail.segment)
@@ -86,7 +86,7 @@ class Admission:
                 found.tail = None
                 pages = self.residency.take(found.num_pages)
         if pages is None:
-            for segment in held:
+            for segment in pinned:
                 ranking.unpin(segment)
         return pages
 
@@ -101,7 +101,7 @@ class Admission:
         """A lease of what was found and pinned, with ``pages`` for all that was not."""
         unread_pages, pages = pages[: found.unread], pages[found.unread :]
         missing_pages, private = pages[: found.missing], pages[found.missing :]
-        late = found.num_shared - found.missing - sum(each.device.valid for each in chain)
+        late = found.num_shared - found.missing - sum(segment.device.valid for segment in chain)
         lease = Lease(
             agent,
             end,

@@ -46,15 +46,15 @@ class PartialBlocks:
         others'."""
         if not end.tails:
             return None
-        rest = tokens[num_blocks * self._tree.block_bytes : len(tokens) - TOKEN_BYTES]
+        last_tokens = tokens[num_blocks * self._tree.block_bytes : len(tokens) - TOKEN_BYTES]
         mark = branch.mark if branch is not None and branch.block == num_blocks else b""
         own = None if agent is None else end.tails.get(agent)
         candidates = [own] if own is not None else list(end.tails.values())[:_MAX_TRIED]
         candidates = [tail for tail in candidates if tail.mark == mark]
         if not candidates:
             return None
-        best = max(candidates, key=lambda tail: common_tokens(tail.tokens, rest))
-        count = common_tokens(best.tokens, rest)
+        best = max(candidates, key=lambda tail: common_tokens(tail.tokens, last_tokens))
+        count = common_tokens(best.tokens, last_tokens)
         return FoundPartialBlock(best, count, best is own and best.pins == 0) if count else None
 
     def take(self, lease: Lease, found: FoundPartialBlock) -> None:
@@ -78,8 +78,8 @@ class PartialBlocks:
             self._ranking.unpin(lease.borrowed)
             lease.give_back_tail()
 
-    def leave(self, lease: Lease, rest: bytes) -> None:
-        """``rest`` of the agent's tokens, in the lease's first private page, is its tail from now
+    def leave(self, lease: Lease, last_tokens: bytes) -> None:
+        """``last_tokens`` of the agent, in the lease's first private page, are its tail from now
         on, unless somebody still reads the one before."""
         agent = lease.agent
         assert agent is not None
@@ -90,7 +90,7 @@ class PartialBlocks:
             self._residency.drop(old)
         branch = lease.branch
         mark = branch.mark if branch is not None and branch.block == lease.num_shared else b""
-        tail = self._tree.insert_tail(lease.end, rest, agent.id, mark)
+        tail = self._tree.insert_tail(lease.end, last_tokens, agent.id, mark)
         self._device.put(tail, lease.take_private(1))
         tail.expect(True)  # as long as its owner is
         tail.own(agent)

@@ -40,10 +40,10 @@ class Releases:
         """See ``MemoryManager.commit``."""
         self.tails.give_back(lease)
         tree, branch = self.residency.tree, lease.branch
-        upto = min(num_tokens // tree.block_size, lease.num_blocks)
+        stop = min(num_tokens // tree.block_size, lease.num_blocks)
         size = tree.block_bytes
-        while (start := lease.num_shared) < upto:
-            count = until(start, upto, branch)
+        while (start := lease.num_shared) < stop:
+            count = until(start, stop, branch)
             child = lease.end.children.get(tree.key(tokens, start, branch))
             if child is not None:
                 if not self._join(lease, child, tokens, start + count):
@@ -67,14 +67,14 @@ class Releases:
         if lease.agent is not None:
             child.own(lease.agent)
 
-    def _join(self, lease: Lease, child: Segment, tokens: bytes, upto: int) -> bool:
+    def _join(self, lease: Lease, child: Segment, tokens: bytes, stop: int) -> bool:
         """The tree has these blocks already: use its pages where they are, give it ours where
         not."""
         if child.device.transfer is not None:
             return False
         residency = self.residency
         tree, ranking = residency.tree, residency.ranking
-        count = tree.common_blocks(child, tokens, lease.num_shared, upto - lease.num_shared)
+        count = tree.common_blocks(child, tokens, lease.num_shared, stop - lease.num_shared)
         if count < child.num_blocks:
             child = tree.split(child, count)
             (lower,) = child.children.values()
@@ -112,12 +112,12 @@ class Releases:
     def _leave_tail(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """What of the sound tokens fills no block stays as the agent's tail."""
         size = self.residency.tree.block_bytes
-        rest = tokens[lease.num_shared * size : num_tokens * TOKEN_BYTES]
+        last_tokens = tokens[lease.num_shared * size : num_tokens * TOKEN_BYTES]
         agent = lease.agent
         if agent is None or agent.is_gone:
             return
-        if 0 < len(rest) < size and not lease.end.is_root:
-            self.tails.leave(lease, rest)
+        if 0 < len(last_tokens) < size and not lease.end.is_root:
+            self.tails.leave(lease, last_tokens)
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""

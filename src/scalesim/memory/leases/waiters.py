@@ -67,8 +67,8 @@ class LoadWaiters:
         request."""
         self.num_pages -= len(lease.private) + lease.num_host_blocks
         lease.wait_no_more()
-        held = [*lineage(lease.end), *(attachment.segment for attachment in lease.attachments)]
-        loads = [load for segment in held if (load := segment.device.transfer)]
+        pinned = [*lineage(lease.end), *(attachment.segment for attachment in lease.attachments)]
+        loads = [load for segment in pinned if (load := segment.device.transfer)]
         for transfer in {id(load): load for load in loads}.values():
             transfer.waiters = [waiter for waiter in transfer.waiters if waiter is not lease]
             if not transfer.waiters and transfer.purpose == "demand":

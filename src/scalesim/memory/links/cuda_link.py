@@ -142,7 +142,7 @@ class CudaLink:
     def _start(self, way: _Way) -> None:
         depth_bytes = self._depth.num_bytes(way.rate)
         for chunk in way.queue.start(
-            depth_bytes, lambda each: self._fences.is_launched(each.after)
+            depth_bytes, lambda copy: self._fences.is_launched(copy.after)
         ):
             event = self._fences.event(chunk.after)
             if event is not None:

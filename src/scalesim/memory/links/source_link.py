@@ -245,8 +245,8 @@ class SourceLink:
 
     def _claim(self, read: _Read, rows: Bytes2D) -> _BouncePart:
         """The next part of ``read``, in bounce pages that are free."""
-        most = max(1, MAX_CHUNK_BYTES // rows.shape[1])
-        first, count = read.done, min(len(rows) - read.done, len(self._free), most)
+        max_pages = max(1, MAX_CHUNK_BYTES // rows.shape[1])
+        first, count = read.done, min(len(rows) - read.done, len(self._free), max_pages)
         pages, self._free = self._free[:count], self._free[count:]
         read.done += count
         read.parts += 1

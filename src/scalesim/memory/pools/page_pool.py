@@ -82,9 +82,10 @@ class PagePool:
         if count > self.num_free:
             return None
         pages: list[int] = []
-        while len(pages) < count:
-            start, length = self._best_run(count - len(pages))
-            take = min(length, count - len(pages))
+        wanted = count
+        while wanted:
+            start, length = self._best_run(wanted)
+            take = min(length, wanted)
             if take == length:
                 self._remove_run(start, length)
             else:
@@ -92,6 +93,7 @@ class PagePool:
             end = start + length
             pages.extend(range(end - take, end))
             self._is_free[end - take : end] = bytes(take)
+            wanted -= take
         self.num_free -= count
         return pages
 
@@ -169,16 +171,16 @@ class PagePool:
         self._bins[size][start] = None
         self._kinds |= 1 << size
 
-    def _shorten_run(self, start: int, length: int, left: int) -> None:
-        """Keep the first ``left`` pages: the run stays where it is found, unless it is of another
-        kind now."""
-        if left.bit_length() != length.bit_length():
+    def _shorten_run(self, start: int, length: int, num_left: int) -> None:
+        """Keep the first ``num_left`` pages: the run stays where it is found, unless it is of
+        another kind now."""
+        if num_left.bit_length() != length.bit_length():
             self._remove_run(start, length)
-            self._add_run(start, left)
+            self._add_run(start, num_left)
             return
         del self._start_before[start + length]
-        self._start_before[start + left] = start
-        self._length_at[start] = left
+        self._start_before[start + num_left] = start
+        self._length_at[start] = num_left
 
     def _remove_run(self, start: int, length: int) -> None:
         del self._length_at[start]

@@ -101,8 +101,8 @@ def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -
     free = int(found["MemAvailable"].split()[0]) * 1024
     for group in _own_groups(proc / "self" / "cgroup", cgroups):
         limit, used = group / "memory.max", group / "memory.current"
-        if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-            free = min(free, int(most) - int(used.read_text()) + _cached_bytes(group))
+        if limit.exists() and used.exists() and (max_bytes := limit.read_text().strip()) != "max":
+            free = min(free, int(max_bytes) - int(used.read_text()) + _cached_bytes(group))
     return max(0, free)
 
 

@@ -22,9 +22,9 @@ class PlannerConfig:
     clean_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, most in (
+        for name, maximum in (
             ("margin", 1e6), ("max_margin", 1e6), ("jitter_s", 1e6), ("clean_fraction", 1.0),
         ):  # fmt: skip
             object.__setattr__(
-                self, name, number(name, getattr(self, name), 0.0, most, ConfigError)
+                self, name, number(name, getattr(self, name), 0.0, maximum, ConfigError)
             )

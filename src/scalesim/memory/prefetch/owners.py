@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.segment import Segment, lineage
-
-_MANY = 16  # changes that are cheaper put into order together
+from scalesim.memory.tree.segment import Owner, Segment, lineage
 
 
 class Owners:
@@ -34,40 +32,22 @@ class Owners:
         state.go()
         return state
 
-    def set_next_uses(self, advice: Sequence[tuple[AgentId, float | None]]) -> None:
-        """Set when agents are needed next, in ticks of the clock; ``None`` = unknown. Of an agent
-        that is named twice, the last time holds. Most agents own nothing that is ranked: for these,
-        only the time is written down."""
-        queue = self._queue
-        seqs = self._ranking.next_seqs(len(advice))
-        awaited: list[AgentState] = []
-        for state, (_, next_use), seq in zip(self._named(advice), advice, seqs, strict=True):
+    def set_next_uses(self, advice: Iterable[tuple[AgentId, float | None]]) -> None:
+        """When agents are needed next, in ticks of the clock, in this order; ``None`` = unknown."""
+        for id, next_use in advice:
+            state = self.agent(id)
             if next_use != next_use:
                 next_use = None  # NaN orders nothing
             if next_use is None and state.next_use is None:
                 continue
-            state.expect(next_use, seq)
+            state.expect(next_use, self._ranking.next_seq())
             if state.placed:
                 self._refresh_paths(state)
-            if next_use is None or len(advice) < _MANY:
-                queue.add(state)
-            else:
-                awaited.append(state)
-        awaited = [state for state in awaited if state.next_use is not None]  # not taken back since
-        if awaited:
-            queue.add_all(awaited)
+            self._queue.add(state)
 
     def hints(self) -> list[tuple[AgentId, float | None]]:
         """What was said of each agent's next use."""
         return [(id, agent.next_use) for id, agent in self.agents.items()]
-
-    def _named(self, advice: Sequence[tuple[AgentId, float | None]]) -> list[AgentState]:
-        """The agents that ``advice`` names. That they are all looked up first lets the processor
-        wait for several at once: of many agents, few are in its caches."""
-        ids = [id for id, _ in advice]
-        known = list(map(self.agents.get, ids))
-        found = [state for state in known if state is not None]
-        return found if len(found) == len(known) else list(map(self.agent, ids))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
@@ -102,7 +82,7 @@ class Owners:
         self._ranking.refresh(segment)
         self._queue.add(state)
 
-    def detach(self, agent: AgentState, segment: Segment) -> None:
+    def detach(self, agent: Owner, segment: Segment) -> None:
         """``agent`` uses ``segment`` no more."""
         agent.detach(segment)
         segment.disown(agent)
@@ -116,15 +96,15 @@ class Owners:
             return []
         ends = state.go()
         self._queue.add(state)
-        left: dict[Segment, None] = {}
+        changed: dict[Segment, None] = {}
         for end in ends:
             path = lineage(end)
-            tails = [tail for each in path if (tail := each.tails.get(id)) and state in tail.owners]
+            tails = [tail for part in path if (tail := part.tails.get(id)) and state in tail.owners]
             self.disown(state, end)
-            left.update(dict.fromkeys((*tails, *path)))
-        for segment in left:
+            changed.update(dict.fromkeys((*tails, *path)))
+        for segment in changed:
             self._inherit(segment)
-        return [segment for segment in left if not segment.owners and not segment.is_attachment]
+        return [segment for segment in changed if not segment.owners and not segment.is_attachment]
 
     def _inherit(self, tail: Segment) -> None:
         """A tail that nobody owns goes to an owner of the path that has none there: a fork."""
@@ -169,6 +149,7 @@ class Owners:
         """Pages of ``segment`` left the device: its owners will want them back."""
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
+                assert isinstance(owner, AgentState)
                 self._queue.add(owner)
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
@@ -177,11 +158,15 @@ class Owners:
         """``segment`` left a tier, or came to the host: its owners will want it loaded, or read."""
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
+                assert isinstance(owner, AgentState)
                 self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
-        """What ``agent`` owns alone, or almost, has another next use now. An agent of whose
-        segments none is in an order is passed over from then on, until one is again."""
+        """The ranking of what ``agent`` owns alone, or almost, hangs on another next use now.
+
+        ``placed`` spares agents of whose segments none is ranked, which of many agents are nearly
+        all, until one is ranked again: without ``placed``, new next uses of 20 000 agents that lie
+        on the host take 122 ms instead of 70 ms."""
         ranking = self._ranking
         agent.placed = False
         seen: dict[Segment, None] = {}

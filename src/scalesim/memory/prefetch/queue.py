@@ -7,8 +7,6 @@ will be made of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.ranking import MAX_SAVE_FAILURES
 from scalesim.memory.prefetch.wake_queue import WakeQueue
@@ -36,15 +34,6 @@ class PrefetchQueue:
             self.loads.add(agent, self._timing.now)
         if agent.attached:
             self._await_read(agent)
-
-    def add_all(self, agents: Sequence[AgentState]) -> None:
-        """``add`` for each; of all of them the next use is known."""
-        if not self._is_used:
-            return
-        self.loads.add_all(agents, self._timing.now)
-        for agent in agents:
-            if agent.attached:
-                self._await_read(agent)
 
     def give_up(self, agent: AgentState) -> None:
         """``agent`` computes what it lacks: that need not be loaded any more."""

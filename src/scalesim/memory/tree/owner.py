@@ -85,9 +85,9 @@ class AgentState:
         self.num_left = 0  # blocks of the path that its last request left
         self.home: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
-        self.awaited: list[Any] | None = None  # the look-ahead's: see ``Awaited``
+        self.awaited: list[Any] | None = None  # where it waits: see ``WakeQueue``
         self.is_gone = False  # forgotten; leases that still have it leave nothing to it
-        self.placed = False  # whether segments of its own may be in an order: see ``Standing``
+        self.placed = False  # whether segments of its own may be ranked: see ``Owners``
 
     def expect(self, next_use: float | None, seq: int) -> None:
         """Its next use, as event ``seq`` tells it; ``None`` = unknown."""

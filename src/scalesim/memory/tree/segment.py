@@ -17,14 +17,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
-    from scalesim.memory.tree.owner import AgentState
 
     _Pages = array[int]
 else:
@@ -88,6 +87,31 @@ class _Nowhere(tuple[int, ...]):
 NOWHERE = cast(Run, _Nowhere())
 
 
+class Owner(Protocol):
+    """An agent, as its segments know it; ``AgentState`` has the meaning of each member."""
+
+    id: AgentId
+    calls: int
+    next_use: float | None
+    next_seq: int
+    paths: SmallMap[Segment]
+    is_gone: bool
+    placed: bool
+
+    @property
+    def leaves_tails(self) -> bool: ...
+
+    def is_over(self, segment: Segment) -> bool: ...
+
+    def owns_only(self, segment: Segment) -> bool: ...
+
+    def detach(self, segment: Segment) -> None: ...
+
+    def path_joined(self, upper: Segment, lower: Segment) -> None: ...
+
+    def path_cut(self, segment: Segment, parent: Segment) -> None: ...
+
+
 class Segment:
     """Token ids, pages on each tier, pins and owners of a run of full blocks (or of one partial
     block).
@@ -146,7 +170,7 @@ class Segment:
         self.device = NOWHERE
         self.host = NOWHERE
         self.pins = 0
-        self.owners: SmallMap[AgentState] = SmallMap()  # by which of its calls each took it last
+        self.owners: SmallMap[Owner] = SmallMap()  # by which of its calls each took it last
         self.uses = 0
         self.last_use = 0.0
         self.last_seq = 0
@@ -368,11 +392,11 @@ class Segment:
         """Whether it counts as used again, whatever look-ups said."""
         self.uses = int(again)
 
-    def own(self, agent: AgentState) -> None:
+    def own(self, agent: Owner) -> None:
         """``agent``'s newest call took the segment."""
         self.owners[agent] = agent.calls
 
-    def disown(self, agent: AgentState) -> None:
+    def disown(self, agent: Owner) -> None:
         self.owners.pop(agent, None)
 
     def read_from(self, source: PageSource | None, num_blocks: int) -> None:

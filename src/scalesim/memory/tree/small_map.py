@@ -1,6 +1,8 @@
-"""Numbers by key, where nearly everybody has one key: who owns a segment, which paths an agent has.
+"""A small map: numbers by key, where nearly every map has one key: the owners of a segment, the
+paths of an agent.
 
-A dictionary of one entry takes 230 bytes, this takes 48; a million agents have two each.
+A dictionary of one entry takes 230 bytes, a small map 48, and an idle agent has two. Dictionaries
+would make a call 2 to 4 % cheaper (``benchmarks overhead``).
 """
 
 from __future__ import annotations

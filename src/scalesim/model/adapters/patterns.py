@@ -73,8 +73,8 @@ def _parsed(pattern: str) -> tuple[Any, bool]:
 class _PatternMatch:
     """One match. Sets of positions are bits of an integer."""
 
-    def __init__(self, text: str, left: int) -> None:
-        self.text, self.left, self.ignore_case = text, left, False
+    def __init__(self, text: str, max_steps: int) -> None:
+        self.text, self.left, self.ignore_case = text, max_steps, False
         self._known: dict[tuple[int, int], int] = {}
 
     def ends(self, items: Any, start: int) -> int:
@@ -84,69 +84,69 @@ class _PatternMatch:
             places = 1 << start
             for op, argument in items:
                 begin, places = places, 0
-                for at in bits(begin):
-                    places |= self._one(str(op), argument, at)
+                for position in bits(begin):
+                    places |= self._one(str(op), argument, position)
             self._known[key] = places
         return self._known[key]
 
-    def _one(self, op: str, argument: Any, at: int) -> int:
+    def _one(self, op: str, argument: Any, position: int) -> int:
         self.left -= 1
         if self.left < 0:
             raise _TooLong
         if op in ("LITERAL", "NOT_LITERAL", "ANY", "IN"):
-            fits = at < len(self.text) and self._fits(op, argument, self.text[at])
-            return 2 << at if fits else 0
+            fits = position < len(self.text) and self._fits(op, argument, self.text[position])
+            return 2 << position if fits else 0
         if op == "AT":
-            return 1 << at if self._is_at(str(argument), at) else 0
-        key = (id(argument), at)  # the parse tree keeps its parts, so no id means two of them
+            return 1 << position if self._is_at(str(argument), position) else 0
+        key = (id(argument), position)  # the parse tree keeps its parts, so no id means two of them
         if key not in self._known:
-            self._known[key] = self._whole(op, argument, at)
+            self._known[key] = self._whole(op, argument, position)
         return self._known[key]
 
-    def _whole(self, op: str, argument: Any, at: int) -> int:
+    def _whole(self, op: str, argument: Any, position: int) -> int:
         """Of an item that is made of others."""
         if op == "BRANCH":
             ends = 0
             for items in argument[1]:
-                ends |= self.ends(items, at)
+                ends |= self.ends(items, position)
             return ends
         if op == "SUBPATTERN":
             _, add_flags, del_flags, items = argument
             if add_flags or del_flags:
                 raise AdapterError("a pattern with flags inside a group is not run")
-            return self.ends(items, at)
+            return self.ends(items, position)
         if op in ("MAX_REPEAT", "MIN_REPEAT"):
-            least, most, repeated = argument
-            return self._repeat(least, most, repeated, at)
+            least, maximum, repeated = argument
+            return self._repeat(least, maximum, repeated, position)
         if op in ("ASSERT", "ASSERT_NOT"):
             direction, items = argument
             if direction > 0:
-                found = self.ends(items, at) != 0
+                found = self.ends(items, position) != 0
             else:
                 shortest, longest = items.getwidth()
                 if shortest != longest:
                     raise AdapterError("a pattern that looks behind must do so by a fixed width")
-                start = at - shortest
-                found = start >= 0 and bool(self.ends(items, start) & 1 << at)
-            return 1 << at if found == (op == "ASSERT") else 0
+                start = position - shortest
+                found = start >= 0 and bool(self.ends(items, start) & 1 << position)
+            return 1 << position if found == (op == "ASSERT") else 0
         raise AdapterError(f"a pattern with {op.lower().replace('_', ' ')} is not run")
 
-    def _repeat(self, least: int, most: int, items: Any, at: int) -> int:
-        frontier = 1 << at
+    def _repeat(self, least: int, maximum: int, items: Any, position: int) -> int:
+        frontier = 1 << position
         # More rounds than characters: one of them is empty, and one more or less changes nothing.
         for _ in range(min(int(least), len(self.text) + 1)):
             frontier = self._round(items, frontier)
         ends, rounds = frontier, int(least)
-        while frontier and rounds < int(most):
+        while frontier and rounds < int(maximum):
             frontier = self._round(items, frontier) & ~ends
             ends, rounds = ends | frontier, rounds + 1
         return ends
 
     def _round(self, items: Any, starts: int) -> int:
         ends = 0
-        for at in bits(starts):
+        for position in bits(starts):
             self.left -= 1
-            ends |= self.ends(items, at)
+            ends |= self.ends(items, position)
         return ends
 
     def _fits(self, op: str, argument: Any, char: str) -> bool:
@@ -159,14 +159,17 @@ class _PatternMatch:
             return found != negated
         return (argument in map(ord, variants)) == (op == "LITERAL")
 
-    def _is_at(self, place: str, at: int) -> bool:
+    def _is_at(self, place: str, position: int) -> bool:
         text = self.text
         if place in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
-            return at == 0
+            return position == 0
         if place in ("AT_END", "AT_END_STRING"):
-            return at == len(text)
+            return position == len(text)
         is_word = _CATEGORIES["CATEGORY_WORD"]
-        before, after = at > 0 and is_word(text[at - 1]), at < len(text) and is_word(text[at])
+        before, after = (
+            position > 0 and is_word(text[position - 1]),
+            position < len(text) and is_word(text[position]),
+        )
         return (before != after) == (place == "AT_BOUNDARY")
 
 

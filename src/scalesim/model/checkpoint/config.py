@@ -6,6 +6,7 @@ Torch-free. What ScaleSim cannot run is refused here, by name, before any weight
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,24 +41,31 @@ class ExpertsConfig:
     layers: tuple[int, ...]  # the others have an ordinary MLP
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Everything that the decoder needs to know; one class covers all native families.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What engines and runners need to know of a model, whoever wrote its layers."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int  # of a model that transformers runs, only to size the workspace
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(ModelShape):
+    """Everything that the native decoder needs to know; one class covers all native families.
 
     ``windows``: of each layer, how many positions it sees (``None``: all); empty where none has
     one. ``soft_cap``: of attention scores; ``logit_soft_cap``: of the logits. ``local_rope``: the
     rotation of layers with a window, where they have their own.
     """
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_position: int
     rms_eps: float
     rope: RopeConfig
     qkv_bias: bool = False
@@ -66,7 +74,6 @@ class ModelConfig:
     qk_norm: bool = False
     tie_embeddings: bool = False
     dtype: str = "float32"
-    eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     windows: tuple[int | None, ...] = ()
     soft_cap: float | None = None
@@ -101,8 +108,7 @@ class ModelConfig:
         Raises ``WeightsError`` when the file is missing or not JSON, and ``UnsupportedModelError``.
         """
         return parse_config(
-            read_json(folder / "config.json"),
-            read_json_if_there(folder / "generation_config.json"),
+            read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
         )
 
 
@@ -113,10 +119,10 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
     architecture = _architecture(fields)
     family = FAMILIES[architecture]
     _refuse(fields, family)
-    hidden = fields.whole("hidden_size", most=MAX_WIDTH)
-    num_heads = fields.whole("num_attention_heads", most=MAX_HEADS)
-    num_kv_heads = fields.whole("num_key_value_heads", num_heads, most=MAX_HEADS, null=True)
-    head_dim = fields.whole("head_dim", hidden // num_heads, most=MAX_HEAD_DIM, null=True)
+    hidden = fields.whole("hidden_size", maximum=MAX_WIDTH)
+    num_heads = fields.whole("num_attention_heads", maximum=MAX_HEADS)
+    num_kv_heads = fields.whole("num_key_value_heads", num_heads, maximum=MAX_HEADS, null=True)
+    head_dim = fields.whole("head_dim", hidden // num_heads, maximum=MAX_HEAD_DIM, null=True)
     if num_heads % num_kv_heads:
         raise UnsupportedModelError(
             f"num_attention_heads {num_heads} is not a multiple of "
@@ -126,21 +132,21 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
         raise UnsupportedModelError(f"head_dim {head_dim} is odd or 0: rotary needs pairs")
     rope, local_rope = _ropes(fields, family)
     inverse_frequencies(rope, head_dim)  # raises where its factors are too few
-    num_layers = fields.whole("num_hidden_layers", most=MAX_LAYERS)
+    num_layers = fields.whole("num_hidden_layers", maximum=MAX_LAYERS)
     bias = fields.flag("attention_bias", null=True)
-    vocab_size = fields.whole("vocab_size", most=MAX_VOCAB)
+    vocab_size = fields.whole("vocab_size", maximum=MAX_VOCAB)
     caps = family.soft_caps
     return ModelConfig(
         architecture=architecture,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        intermediate_size=fields.whole("intermediate_size", most=MAX_WIDTH),
+        intermediate_size=fields.whole("intermediate_size", maximum=MAX_WIDTH),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_position=rope.max_position(fields.whole("max_position_embeddings")),
-        rms_eps=fields.number("rms_norm_eps", family.rms_eps, least=0, most=1),
+        rms_eps=fields.number("rms_norm_eps", family.rms_eps, minimum=0, maximum=1),
         rope=rope,
         qkv_bias=family.bias or bias,
         o_bias=not family.bias and bias,
@@ -149,7 +155,7 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
         tie_embeddings=fields.flag("tie_word_embeddings", family.tied),
         dtype=stated_dtype(raw),
         eos_token_ids=token_ids(raw, generation or {}),
-        bos_token_id=fields.whole("bos_token_id", None, least=0, null=True),
+        bos_token_id=fields.whole("bos_token_id", None, minimum=0, null=True),
         windows=_windows(fields, family, num_layers),
         soft_cap=_soft_cap(fields, "attn_logit_softcapping", caps[0]),
         logit_soft_cap=_soft_cap(fields, "final_logit_softcapping", caps[1]),
@@ -190,6 +196,12 @@ def refuse_quantized(fields: Fields) -> None:
         )
 
 
+def refuse_layer_kinds(kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        if kind not in LAYER_KINDS:
+            raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+
+
 def _refuse(fields: Fields, family: Family) -> None:
     """Raise for settings that would change the model's output and that we do not run.
 
@@ -214,10 +226,7 @@ def _refuse(fields: Fields, family: Family) -> None:
 def _windows(fields: Fields, family: Family, num_layers: int) -> tuple[int | None, ...]:
     """Of each layer; empty where no layer has one."""
     kinds = _layer_kinds(fields, family, num_layers)
-    if unknown := [kind for kind in kinds if kind not in LAYER_KINDS]:
-        raise UnsupportedModelError(
-            f"layer type {unknown[0]!r}: known are {', '.join(LAYER_KINDS)}"
-        )
+    refuse_layer_kinds(kinds)
     if LAYER_KINDS[1] not in kinds:
         return ()
     if family.windows == "none":
@@ -253,7 +262,7 @@ def _layer_kinds(fields: Fields, family: Family, num_layers: int) -> list[str]:
     in_use = fields.flag("use_sliding_window", null=family.windows == "none")
     if off or not in_use:
         return [full] * num_layers
-    first = 0 if family.experts else fields.whole("max_window_layers", 28, least=0)
+    first = 0 if family.experts else fields.whole("max_window_layers", 28, minimum=0)
     return [sliding if layer >= first else full for layer in every]
 
 
@@ -276,8 +285,8 @@ def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig | Non
 
 
 def _experts(fields: Fields, num_layers: int) -> ExpertsConfig:
-    other = fields.whole("num_local_experts", 128, most=MAX_EXPERTS, null=True)
-    count = fields.whole("num_experts", other, most=MAX_EXPERTS)
+    other = fields.whole("num_local_experts", 128, maximum=MAX_EXPERTS, null=True)
+    count = fields.whole("num_experts", other, maximum=MAX_EXPERTS)
     if count * num_layers > MAX_EXPERTS_IN_ALL:
         raise UnsupportedModelError(
             f"config.json: num_experts {count} in num_hidden_layers {num_layers}; run are "
@@ -292,7 +301,7 @@ def _experts(fields: Fields, num_layers: int) -> ExpertsConfig:
     return ExpertsConfig(
         count,
         per_token,
-        fields.whole("moe_intermediate_size", 768, most=MAX_WIDTH),
+        fields.whole("moe_intermediate_size", 768, maximum=MAX_WIDTH),
         fields.flag("norm_topk_prob"),
         tuple(layers),
     )

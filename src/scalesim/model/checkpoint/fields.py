@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,29 +38,31 @@ class Fields:
         return self.raw.get(key) is not None
 
     def whole(
-        self, key: str, default: Any = _NEEDED, *, least: int = 1, most: int = MOST_WHOLE,
+        self, key: str, default: Any = _NEEDED, *, minimum: int = 1, maximum: int = MOST_WHOLE,
         null: bool = False,
     ) -> Any:  # fmt: skip
         """An integer; JSON's ``true`` and ``4.0`` are none."""
         value = self._given(key, default, null)
         if value is default:
             return default
-        if type(value) is not int or not least <= value <= most:
-            kind = "a positive integer" if least == 1 else f"an integer of at least {least}"
-            raise self.wrong(key, value, kind + (f", at most {most}" if most < MOST_WHOLE else ""))
+        if type(value) is not int or not minimum <= value <= maximum:
+            kind = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+            raise self.wrong(
+                key, value, kind + (f", at most {maximum}" if maximum < MOST_WHOLE else "")
+            )
         return value
 
     def number(
-        self, key: str, default: Any = _NEEDED, *, above: float = -math.inf, least: float = -1e30,
-        most: float = 1e30, null: bool = False,
+        self, key: str, default: Any = _NEEDED, *, above: float = -math.inf, minimum: float = -1e30,
+        maximum: float = 1e30, null: bool = False,
     ) -> Any:  # fmt: skip
         """A finite float; integers are taken."""
         value = self._given(key, default, null)
         if value is default:
             return default
-        if type(value) not in (int, float) or not (above < value and least <= value <= most):
-            rule = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
-            raise self.wrong(key, value, f"a number {rule}, at most {most:g}")
+        if type(value) not in (int, float) or not (above < value and minimum <= value <= maximum):
+            rule = f"above {above:g}" if above > -math.inf else f"of at least {minimum:g}"
+            raise self.wrong(key, value, f"a number {rule}, at most {maximum:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False, *, null: bool = False) -> bool:
@@ -87,15 +90,15 @@ class Fields:
         value = self._given(key, _NEEDED, False)
         if not isinstance(value, list):
             raise self.wrong(key, value, "a list of numbers")
-        parts = Fields(f"{self.where}: {key}", {str(i): n for i, n in enumerate(value)}, self.error)
-        return tuple(parts.number(str(i), above=above) for i in range(len(value)))
+        parts = self.items(key, value)
+        return tuple(parts.number(name, above=above) for name in parts.raw)
 
-    def wholes(self, key: str, *, most: int = MOST_WHOLE) -> tuple[int, ...]:
+    def wholes(self, key: str) -> tuple[int, ...]:
         """One integer from 0 on, or a list of them; empty where it is absent or null."""
         value = self._given(key, [], True)
         listed = value if isinstance(value, list) else [value]
-        if not all(type(each) is int and 0 <= each <= most for each in listed):
-            raise self.wrong(key, value, f"integers from 0 to {most}")
+        if not all(type(each) is int and 0 <= each <= MOST_WHOLE for each in listed):
+            raise self.wrong(key, value, f"integers from 0 to {MOST_WHOLE}")
         return tuple(listed)
 
     def table(self, key: str) -> Fields:
@@ -104,6 +107,11 @@ class Fields:
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object")
         return Fields(f"{self.where}: {key}", value, self.error)
+
+    def items(self, key: str, values: Sequence[Any]) -> Fields:
+        """Those of the list at ``key``, by their places."""
+        places = {str(i): value for i, value in enumerate(values)}
+        return Fields(f"{self.where}: {key}", places, self.error)
 
     def wrong(self, key: str, value: object, rule: str) -> ScaleSimError:
         written = "null" if value is None else shown(value)

@@ -75,8 +75,8 @@ class RopeConfig:
         if kind in ("linear", "dynamic"):
             return replace(rope, factor=settings.number("factor", above=0))
         key = "original_max_position_embeddings"
-        original = settings.whole(key, max_position, least=2, null=True)
-        original = fields.whole(key, original, least=2, null=True)
+        original = settings.whole(key, max_position, minimum=2, null=True)
+        original = fields.whole(key, original, minimum=2, null=True)
         factor = settings.number("factor", max_position / original, above=0, null=True)
         rope = replace(rope, factor=factor, original_max_position=original)
         return _DETAILS[rope.type](rope, settings)
@@ -102,8 +102,8 @@ def _yarn_details(rope: RopeConfig, settings: Fields) -> RopeConfig:
     return replace(
         rope,
         attention_factor=_yarn_attention(rope.factor, settings),
-        beta_fast=settings.number("beta_fast", 0.0, least=0, null=True) or 32.0,
-        beta_slow=settings.number("beta_slow", 0.0, least=0, null=True) or 1.0,
+        beta_fast=settings.number("beta_fast", 0.0, minimum=0, null=True) or 32.0,
+        beta_slow=settings.number("beta_slow", 0.0, minimum=0, null=True) or 1.0,
         truncate=settings.flag("truncate", True),
     )
 
@@ -117,8 +117,8 @@ def _yarn_attention(factor: float, settings: Fields) -> float:
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    above = settings.number("mscale", 0.0, least=0, null=True)
-    below = settings.number("mscale_all_dim", 0.0, least=0, null=True)
+    above = settings.number("mscale", 0.0, minimum=0, null=True)
+    below = settings.number("mscale_all_dim", 0.0, minimum=0, null=True)
     return scale(above) / scale(below) if above and below else scale(1.0)
 
 

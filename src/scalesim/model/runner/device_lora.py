@@ -48,7 +48,7 @@ class DeviceLora:
     def _grow(self, count: int, rank: int) -> None:
         self._stream.record().synchronize()  # steps in flight read the old ones
         self._capacity = max(FIRST_CAPACITY, 1 << (count - 1).bit_length())
-        self._rank = next(each for each in RANKS if each >= max(rank, self._rank))
+        self._rank = next(rank_ for rank_ in RANKS if rank_ >= max(rank, self._rank))
         self._count = 0
         slices = (self._capacity, self._num_layers, NUM_SLICES)
 
@@ -67,10 +67,10 @@ class DeviceLora:
 
     def _send(self, index: int) -> None:
         assert self._ring is not None and self.tensors is not None
-        one = make_directory(self._layouts.layouts[index : index + 1], self._rank)
+        directory = make_directory(self._layouts.layouts[index : index + 1], self._rank)
         buffer, end = self._ring.take(), 0
         for field in fields(LoraDirectory):
-            source = getattr(one, field.name)[0]
+            source = getattr(directory, field.name)[0]
             staged = buffer.tensor[end : end + source.nbytes].view(source.dtype).view(source.shape)
             staged.copy_(source)
             self._stream.copy(getattr(self.tensors, field.name)[index], staged)

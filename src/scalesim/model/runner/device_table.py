@@ -42,8 +42,8 @@ class DeviceTable:
         places = batch.table_rows.astype(np.int64) * self.entries.shape[1] + batch.table_cols
         places, pages = last_of_each(places, batch.table_pages)
         for start in range(0, len(places), self._capacity):
-            upto = start + self._capacity
-            self._scatter(places[start:upto].astype(np.int32), pages[start:upto])
+            stop = start + self._capacity
+            self._scatter(places[start:stop].astype(np.int32), pages[start:stop])
 
     def _scatter(self, places: Int32s, pages: Int32s) -> None:
         count = len(places)

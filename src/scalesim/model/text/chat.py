@@ -117,7 +117,9 @@ class ChatTemplate:
     def _strings(self, source: str) -> frozenset[str]:
         """Those that the template itself writes or compares with."""
         constants = self._sandbox.parse(source).find_all(nodes.Const)
-        return frozenset(each.value for each in constants if isinstance(each.value, str))
+        return frozenset(
+            constant.value for constant in constants if isinstance(constant.value, str)
+        )
 
     def _choose(self, with_tools: bool) -> str:
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"

@@ -174,8 +174,8 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 raise SecurityError(f"a number of more than {MAX_BITS} bits")
         elif operator == "*" and not (isinstance(left, int) and isinstance(right, int)):
             items, times = (right, left) if isinstance(left, int) else (left, right)
-            each = len(items) if isinstance(items, str) else meter.size(items)
-            meter.afford(each * max(times, 0) if isinstance(times, int) else 0)
+            size = len(items) if isinstance(items, str) else meter.size(items)
+            meter.afford(size * max(times, 0) if isinstance(times, int) else 0)
         else:
             meter.afford(sum(sizes))
         return meter.take(super().call_binop(context, operator, left, right))
@@ -201,11 +201,10 @@ class _Metered(NodeTransformer):
         parts = nodes.List(node.nodes).set_lineno(node.lineno)
         return _filtered(parts, "_concat")
 
-    def visit_List(self, node: nodes.List) -> nodes.Expr:
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Expr:
         return self._built(node, node.items)
 
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
-        return self._built(node, node.items)
+    visit_Dict = visit_List
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
         if node.ctx != "load":

@@ -41,8 +41,8 @@ def _write_own(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None
 
 
 FORMATS = {
-    one.name: one
-    for one in (
+    form.name: form
+    for form in (
         Format("scalesim", _read_own, _write_own, in_seconds=False),
         Format("mooncake", mooncake.read, mooncake.write, blocks=True),
         Format("mooncake-delta", mooncake.read_delta, None, blocks=True),
@@ -136,7 +136,7 @@ def write(
 
 
 def _not_written(name: str) -> ConfigError:
-    written = ", ".join(each for each, form in FORMATS.items() if form.write is not None)
+    written = ", ".join(name_ for name_, form in FORMATS.items() if form.write is not None)
     return ConfigError(f"{shown(name)} is no format that can be written; there are: {written}")
 
 
@@ -151,11 +151,11 @@ def gathered(ticks: Iterable[TraceTick], seconds: float) -> list[TraceTick]:
         found.setdefault(int(tick.time // seconds), []).append(tick)
     return [
         TraceTick(
-            float(at),
+            float(number),
             [hint for tick in together for hint in tick.hints],
             in_rounds([tick.calls for tick in together]),
         )
-        for at, together in sorted(found.items())
+        for number, together in sorted(found.items())
     ]
 
 

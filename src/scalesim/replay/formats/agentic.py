@@ -70,8 +70,10 @@ def _times(rows: dict[str, Row]) -> dict[str, float]:
             followers[before].append(name)
     names = list(rows)
     places = {name: place for place, name in enumerate(names)}
-    left = {name: len(before) for name, before in waits.items()}
-    ready = [places[name] for name, count in left.items() if not count]  # a heap: it is in order
+    num_awaited = {name: len(before) for name, before in waits.items()}
+    ready = [
+        places[name] for name, count in num_awaited.items() if not count
+    ]  # a heap: it is in order
     times: dict[str, float] = {}
     while ready:
         name = names[heapq.heappop(ready)]
@@ -79,8 +81,8 @@ def _times(rows: dict[str, Row]) -> dict[str, float]:
         found = max([start, *(times[before] + delay for before, delay in waits[name])])
         times[name] = round(min(found, MAX_SECONDS), 6)
         for follower in followers[name]:
-            left[follower] -= 1
-            if not left[follower]:
+            num_awaited[follower] -= 1
+            if not num_awaited[follower]:
                 heapq.heappush(ready, places[follower])
     if len(times) < len(rows):
         name = next(name for name in rows if name not in times)

@@ -32,9 +32,9 @@ def pieces_of(
             f"{row.where}: {ids_name} has {len(ids)} ids for {length_name} {length}; blocks of "
             f"{block_size} tokens make it {blocks} (--block-size names another size)"
         )
-    rest = length - (blocks - 1) * block_size
-    lengths = [block_size] * (blocks - 1) + [rest]
-    names: list[Content] = [f"{scope}{one}" if scope else one for one in ids]
+    last_length = length - (blocks - 1) * block_size
+    lengths = [block_size] * (blocks - 1) + [last_length]
+    names: list[Content] = [f"{scope}{id}" if scope else id for id in ids]
     return tuple(TracePiece(name, length) for name, length in zip(names, lengths, strict=True))
 
 

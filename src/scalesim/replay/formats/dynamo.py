@@ -69,18 +69,18 @@ def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> 
         has_agents.add(call.agent is not None)
         if len(has_agents) > 1:
             raise TraceError(f"call {number}: {SCHEMA} has agents for all calls, or for none")
-        at = milliseconds(min(time, MAX_SECONDS))
+        received_ms = milliseconds(min(time, MAX_SECONDS))
         line: dict[str, object] = {
             "schema": SCHEMA,
             "event_type": "request_end",
-            "event_time_unix_ms": at,
+            "event_time_unix_ms": received_ms,
         }
         if call.agent is not None:
             line["agent_context"] = {"session_id": str(call.agent)}
         line["request"] = {
             "request_id": f"call-{number}",
             "output_tokens": call.output.length,
-            "request_received_ms": at,
+            "request_received_ms": received_ms,
             "total_time_ms": 0,
             "replay": {
                 "trace_block_size": size,

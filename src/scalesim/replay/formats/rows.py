@@ -83,19 +83,21 @@ class Row:
         """The first of ``names`` that is there, else the first."""
         return next((name for name in names if self.has(name)), names[0])
 
-    def whole(self, name: str, least: int = 0, most: int = MAX_TOKENS) -> int:
+    def whole(self, name: str, minimum: int = 0, maximum: int = MAX_TOKENS) -> int:
         value = self.fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.wrong(name, f"a whole number, {least} to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise self.wrong(name, f"a whole number, {minimum} to {maximum}")
         return value
 
-    def number(self, name: str, most: float = math.inf, *, above: bool = False) -> float:
+    def number(self, name: str, maximum: float = math.inf, *, above: bool = False) -> float:
         """From 0, or ``above`` it."""
         value = self.fields.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-            0 <= value <= most and (value or not above)
+            0 <= value <= maximum and (value or not above)
         ):  # fmt: skip
-            raise self.wrong(name, f"a number {'above 0, up' if above else 'from 0'} to {most:g}")
+            raise self.wrong(
+                name, f"a number {'above 0, up' if above else 'from 0'} to {maximum:g}"
+            )
         return float(value)
 
     def seconds(self, name: str) -> float:
@@ -116,20 +118,24 @@ class Row:
             raise self.wrong(name, "a list")
         return value
 
-    def wholes(self, name: str, least: int = 0, most: int = MAX_TOKENS) -> list[int]:
+    def wholes(self, name: str, minimum: int = 0, maximum: int = MAX_TOKENS) -> list[int]:
         """A list of whole numbers."""
         found = self.items(name)
         for value in found:
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise self.wrong(name, f"a list of whole numbers, {least} to {most}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int)
+                or not minimum <= value <= maximum
+            ):
+                raise self.wrong(name, f"a list of whole numbers, {minimum} to {maximum}")
         return found
 
     def rows(self, name: str) -> list[Row]:
         """A list of objects; absent: an empty one."""
         found = self.items(name) if self.has(name) else []
-        if not all(isinstance(one, dict) for one in found):
+        if not all(isinstance(item, dict) for item in found):
             raise self.wrong(name, "a list of objects")
-        return [Row(f"{self.where}: {name}", one, self.error) for one in found]
+        return [Row(f"{self.where}: {name}", item, self.error) for item in found]
 
     def row(self, name: str) -> Row:
         value = self.fields.get(name)
@@ -171,9 +177,9 @@ def in_rounds(groups: Iterable[Sequence[TraceCall]]) -> list[TraceCall]:
         next_round = dict(first)
         for call in group:
             if call.agent is not None:
-                at = first.get(call.agent, 0) + call.round
-                next_round[call.agent] = max(next_round.get(call.agent, 0), at + 1)
-                call = call if call.round == at else replace(call, round=at)
+                round = first.get(call.agent, 0) + call.round
+                next_round[call.agent] = max(next_round.get(call.agent, 0), round + 1)
+                call = call if call.round == round else replace(call, round=round)
             found.append(call)
         first = next_round
     return found

@@ -1,0 +1,95 @@
+"""Advice: the simulation's clock, and what users and sources say of agents' next calls.
+
+On the loop's thread. Distances make one next use of all that is said; memory, which evicts and
+prefetches by next uses, is told of each that changes. A recorder is told what users said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from scalesim.core import AgentId
+from scalesim.distance.clock import Clock
+from scalesim.distance.combine import Combine
+from scalesim.distance.distances import Change, Distances
+from scalesim.distance.voice import Voice
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.timing import Pace
+from scalesim.trace.recorder import Recorder
+
+
+class Advice:
+    """``is_known`` tells whether an agent exists: nothing is heard of one that was forgotten
+    between a hint and its turn in the inbox."""
+
+    def __init__(
+        self,
+        memory: MemoryManager,
+        combine: Combine,
+        is_known: Callable[[AgentId], bool],
+        recorder: Recorder | None,
+    ) -> None:
+        self.clock = Clock()
+        self.distances = Distances(self.clock, combine, is_known)
+        self._memory, self._is_known, self._recorder = memory, is_known, recorder
+
+    def listen(self, voice: Voice) -> None:
+        """Take the advice of a source from now on."""
+        self._apply(self.distances.listen(voice))
+
+    def poll(self) -> None:
+        """A source was told something."""
+        self._apply(self.distances.poll())
+
+    def expect(
+        self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
+    ) -> None:
+        """Hints: times of the clock if ``absolute``, else ticks from now."""
+        times = {agent: time for agent, time in times.items() if self._is_known(agent)}
+        offset = 0.0 if absolute else self.clock.now
+        if self._recorder is not None:
+            for agent, time in times.items():
+                if math.isfinite(time):
+                    self._recorder.expects(agent, self.clock.now, offset + time)
+        self._apply(self.distances.expect_all(times, confidence, offset=offset))
+
+    def wake(self, agent: AgentId) -> None:
+        """``agent`` calls at once, whatever was said before."""
+        if not self._is_known(agent):
+            return
+        if self._recorder is not None:
+            self._recorder.expects(agent, self.clock.now, self.clock.now)
+        self._apply(self.distances.wake(agent))
+
+    def tick(self, wall_s: float, n: float, *, to: float | None, idle: bool) -> None:
+        """Move the clock; ``wall_s`` is when that was asked for, ``idle`` whether no call is
+        open."""
+        clock = self.clock
+        if to is not None and to < clock.now:
+            return  # another caller moved the clock past it meanwhile
+        changes = self.distances.tick(wall_s, n, to=to)
+        if self._recorder is not None:
+            self._recorder.ticks(clock.now)
+        hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
+        pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
+        self._memory.tick(clock.now, pace, idle=idle)
+        self._apply(changes)
+
+    def called(self, agent: AgentId) -> None:
+        """A call of ``agent`` is open."""
+        self._memory.called(agent, self.distances.next_use(agent))
+        self._apply(self.distances.called(agent))
+
+    def ended(self, agent: AgentId) -> None:
+        """A call of ``agent`` is not open any more."""
+        self._apply(self.distances.ended(agent))
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        """``agents``, which have no open call, are gone."""
+        if self._recorder is not None:
+            self._recorder.forget(agents)
+        self._apply(self.distances.forget(agents))
+
+    def _apply(self, changes: list[Change]) -> None:
+        self._memory.hint(changes)

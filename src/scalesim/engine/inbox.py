@@ -1,0 +1,106 @@
+"""The inbox: through it everything reaches the loop's thread, in the order in which it was posted.
+
+Callers may be interrupted anywhere, in a lock's own Python as well, so what they share with the
+loop's thread is a ``SimpleQueue``, which is one instruction to them; and locks of the interpreter
+(never a ``Condition`` or an ``Event``), which ``with`` takes and gives back whatever strikes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+
+from scalesim.errors import EngineClosedError
+from scalesim.foreign import Foreign
+
+Command = Callable[[], object]
+
+
+class Inbox:
+    """Commands for the loop's thread, until the engine is closed.
+
+    ``close`` is said first: nothing more may be posted. When what was open has ended, ``shut``
+    runs what was posted meanwhile, whose callers are told that it is over.
+    """
+
+    def __init__(self) -> None:
+        self._commands: SimpleQueue[Command] = SimpleQueue()
+        # ``post`` for a caller that leaves, to which a closed engine owes nothing: one instruction,
+        # so that the collector may use it within any lock, and where a second Ctrl-C strikes
+        self.post_quietly = self._commands.put
+        self.is_closed = self.is_shut = False
+        self.death: BaseException | None = None  # what the engine died of, if it did
+        self.in_child = False  # of the process that the engine belongs to
+        self._ending = threading.Lock()  # held to run what was posted while the engine closed
+
+    def post(self, command: Command) -> None:
+        """Have ``command`` run on the loop's thread, after all that was posted before. Raises
+        ``EngineClosedError``."""
+        self.check_open()
+        self._commands.put(command)
+        if self.is_shut:  # it closed since the check above
+            self._run_rest()
+
+    def post_if_open(self, command: Command) -> None:
+        with suppress(EngineClosedError):
+            self.post(command)
+
+    def check_open(self) -> None:
+        """Raise ``EngineClosedError`` if the engine was closed, or died, or is another process's"""
+        if self.is_closed:
+            error = EngineClosedError(
+                "this engine belongs to the process that made it, and this is a fork of that: make "
+                "one here, or start processes by 'spawn'"
+                if self.in_child
+                else "the engine is closed; make a new one"
+            )
+            error.__cause__ = self.death
+            raise error
+
+    def check_process(self) -> None:
+        """For a caller that waits already: raise ``EngineClosedError`` in a fork of the engine's
+        process, where nobody will tell the caller."""
+        if self.in_child:
+            self.check_open()
+
+    def close(self, death: BaseException | None = None) -> None:
+        """Nothing is posted from now on; what the loop's thread waits for has come."""
+        self.death, self.is_closed = self.death or death, True
+        if not self.in_child:
+            self._commands.put(_nothing)
+
+    def after_fork(self) -> None:
+        """In the child: nothing of this engine runs here, and nothing of it is the child's to
+        end."""
+        self.in_child = self.is_closed = self.is_shut = True
+
+    # -- on the loop's thread -----------------------------------------------------------------
+
+    @property
+    def is_empty(self) -> bool:
+        return self._commands.empty()
+
+    def take(self, timeout_s: float | None = None) -> Command:
+        """The oldest command; waits for one. Raises ``queue.Empty``."""
+        return self._commands.get(timeout=timeout_s)
+
+    def shut(self) -> None:
+        """Run what is left, here and, from now on, where it is posted."""
+        self.is_shut = True
+        self._run_rest()
+
+    def _run_rest(self) -> None:
+        """Waits for nobody: who holds the lock looks again when it has given the lock back."""
+        while not self._commands.empty() and self._ending.acquire(blocking=False):
+            try:
+                while not self._commands.empty():
+                    with Foreign():  # calls that come now are told that it is over
+                        self._commands.get_nowait()()
+            finally:
+                self._ending.release()
+
+
+def _nothing() -> None:
+    pass

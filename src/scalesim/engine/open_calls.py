@@ -1,0 +1,202 @@
+"""The open calls: each from when it was handed in to when its caller is told of its end.
+
+On the loop's thread. A call waits for a place, then it has a sequence. When it ends, by whatever
+way, what it used is given back first, and whoever waits for it is told last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Literal
+
+from scalesim.checks import shown
+from scalesim.core import AgentId
+from scalesim.engine.parts import EngineParts
+from scalesim.engine.stats import EngineStats
+from scalesim.errors import (
+    EngineClosedError,
+    InternalError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    ScaleSimError,
+)
+from scalesim.foreign import words_of
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.call import Call, deliver
+from scalesim.requests.deadlines import Deadlines
+from scalesim.requests.limiter import RequestLimiter
+from scalesim.scheduler.sequence import Sequence
+from scalesim.trace.recorder import Recorder
+
+
+class OpenCalls:
+    """Iterates over the calls that have a sequence. Counts in ``stats`` how calls end, and has
+    ``recorder`` write down what each said."""
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        stats: EngineStats,
+        limiter: RequestLimiter,
+        adapters: AdapterRegistry | None,
+        recorder: Recorder | None,
+    ) -> None:
+        self._scheduler, self._time_s = parts.scheduler, parts.time_s
+        self._stats, self._limiter = stats, limiter
+        self._adapters, self._recorder = adapters, recorder
+        self._by_sequence: dict[int, Call] = {}
+        self._news: list[Call] = []  # gave tokens in this step to a reader that waits for some
+        self.announce = self._news.append
+        self._deadlines = Deadlines()
+        self._over: str | None = None  # what calls are told that come too late
+        self._death: BaseException | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_sequence)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._by_sequence.values())
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [call.sequence for call in self if call.sequence is not None]
+
+    @property
+    def can_enter(self) -> bool:
+        """Whether a call in line has a place now."""
+        return self._limiter.opens
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def enter(self, calls: list[Call]) -> list[Call]:
+        """Those of ``calls``, and of the ones in line before them, that have places; the others
+        wait in line."""
+        if self._over is not None:
+            for call in calls:
+                self.refuse([call], self._closed_error(self._over))
+            return []
+        for call in calls:
+            self._deadlines.add(call)
+        return self._limiter.enter(calls)
+
+    def add(self, call: Call, sequence: Sequence) -> None:
+        """``call`` has a place and, from now on, a sequence."""
+        call.sequence, self._by_sequence[sequence.id] = sequence, call
+
+    def disown(self, agents: Collection[AgentId]) -> None:
+        """The calls of ``agents`` go on as nobody's."""
+        for sequence in self.sequences:
+            if sequence.agent in agents:
+                sequence.agent, sequence.leaves_nothing, sequence.on_end = None, True, None
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def settle(self, ended: list[Sequence]) -> None:
+        """Tell the callers of what ended, and readers that wait for tokens that there are some."""
+        if not ended and not self._news:
+            return
+        now_s = self._time_s()
+        calls = [self._by_sequence.pop(sequence.id) for sequence in ended]
+        for sequence, call in zip(ended, calls, strict=True):
+            call.error, call.ended_s, call.done = sequence.error, now_s, True
+        news = [call for call in self._news if not call.done]
+        self._news.clear()
+        with ExitStack() as last:
+            last.callback(self._let_go, calls, news)
+            for sequence in ended:
+                self._count(sequence)
+
+    def _count(self, sequence: Sequence) -> None:
+        if self._recorder is not None:
+            self._recorder.ends(sequence.id, sequence.output)
+        stats = self._stats
+        if sequence.error is None:
+            stats.calls += 1
+        else:
+            stats.failed += 1
+        stats.prompt_tokens += sequence.prompt_len
+        stats.cached_tokens += sequence.cached_tokens
+        stats.output_tokens += len(sequence.output)
+
+    def refuse(self, calls: list[Call], error: Exception) -> None:
+        """End calls that never had a sequence."""
+        calls = [call for call in calls if not call.done]
+        now_s = self._time_s()
+        for call in calls:
+            call.error, call.done, call.ended_s = error, True, now_s
+        self._stats.failed += len(calls)
+        self._let_go(calls)
+
+    def turn_away(self, call: Call, cause: BaseException) -> None:
+        """``refuse``, for what was raised while the sequence of ``call`` was made."""
+        error: Exception
+        if isinstance(cause, ScaleSimError):
+            error = cause
+        else:
+            error = InternalError(
+                f"the request could not be taken in: {words_of(cause)}; ask again"
+            )
+            error.__cause__ = cause
+        self.refuse([call], error)
+
+    def _let_go(self, calls: list[Call], news: Iterable[Call] = ()) -> None:
+        """``calls`` are done: what they held is free, and then, whatever fails, who waits is
+        told."""
+        with ExitStack() as last:  # from below
+            last.callback(deliver, [*calls, *news])
+            if calls and self._adapters is not None:
+                last.callback(self._adapters.let_go, calls)
+            if calls:
+                last.callback(self._limiter.leave, calls)
+            for call in calls:
+                self._deadlines.ended(call)
+
+    def abandon(self, calls: list[Call]) -> None:
+        """Nobody waits for ``calls``: they end, wherever they are; also if they never came in."""
+        error = RequestCancelledError("the request was cancelled")
+        for call in calls:
+            self._end(call, "cancelled", error)
+
+    def expire(self) -> None:
+        """End the calls whose time is over."""
+        if not len(self._deadlines):
+            return
+        for call in self._deadlines.due(self._time_s()):
+            request = call.request
+            what = (
+                f"request of agent {shown(request.agent)} did not end within "
+                f"timeout={request.timeout} s, or by deadline={request.deadline}"
+            )
+            if call.sequence is None:
+                what += f": it waited for one of max_open_requests={self._limiter.limit} places"
+            self._end(call, "timeout", RequestTimeoutError(what))
+
+    def _end(self, call: Call, reason: Literal["cancelled", "timeout"], error: Exception) -> None:
+        """No effect on a call that has ended."""
+        if call.done:
+            return
+        if (sequence := call.sequence) is None:
+            self.refuse([call], error)
+        else:
+            sequence.finish_reason, sequence.error = reason, error  # whatever breaks from here on
+            self._scheduler.cancel(sequence, reason, error)
+
+    def end_all(self, cause: BaseException | None) -> None:
+        """Nothing runs any more: every call that is open, in line, or yet to come ends with
+        ``EngineClosedError``, chained to ``cause`` if the engine died of something."""
+        self._death = cause
+        self._over = (
+            "the engine was closed" if cause is None else f"the engine died: {words_of(cause)}"
+        )
+        calls = [*self, *self._limiter.calls()]
+        self._by_sequence.clear()
+        ended = [call for call in dict.fromkeys(calls) if not call.done]
+        for call in ended:
+            call.error, call.done = self._closed_error(self._over), True
+        self._let_go(ended)
+
+    def _closed_error(self, message: str) -> EngineClosedError:
+        error = EngineClosedError(message)  # one for each call: raising it marks it
+        error.__cause__ = self._death
+        return error

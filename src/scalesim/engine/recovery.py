@@ -1,0 +1,87 @@
+"""Recovery: what the loop does when something broke inside.
+
+State is made anew, not mended: prompts and the tokens that came of them are all that is needed to
+compute everything else again, so open calls go on from there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from scalesim.batch import LaunchedStep
+from scalesim.core import AgentId
+from scalesim.engine.parts import EngineParts
+from scalesim.engine.stats import EngineStats
+from scalesim.errors import KernelError
+from scalesim.foreign import Foreign
+from scalesim.memory.audit.auditor import Auditor
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.scheduler.sequence import Sequence
+
+MAX_FRUITLESS = 8
+
+
+class Recovery:
+    """Begins anew, until that has brought no token ``MAX_FRUITLESS`` times.
+
+    ``interrupt`` is a Ctrl-C that struck inside all the same: state was made anew, and whoever
+    drives the loop is to raise it.
+    """
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        guard: Auditor,
+        stats: EngineStats,
+        adapters: AdapterRegistry | None,
+    ) -> None:
+        self.interrupt: KeyboardInterrupt | None = None
+        self._parts, self._guard, self._stats, self._adapters = parts, guard, stats, adapters
+        self._fruitless = 0  # restarts since a token was collected last
+        self._kernel_error: str | None = None  # what a kernel raised last
+
+    @property
+    def is_fruitless(self) -> bool:
+        """Whether no token was collected since the last restart."""
+        return self._fruitless > 0
+
+    def bore_fruit(self) -> None:
+        self._fruitless = 0
+
+    def begin_anew(
+        self,
+        error: BaseException,
+        launched: deque[LaunchedStep],
+        sequences: Iterable[Sequence],
+        leaving: Iterable[AgentId],
+    ) -> None:
+        """Forget the steps that were ``launched`` and all of memory; ``sequences`` go on, and
+        ``leaving``, agents that were just being forgotten, stay so. Raises ``error`` where that
+        brings nothing, or is not wanted."""
+        self._check_hope(error)
+        memory, scheduler = self._parts.memory, self._parts.scheduler
+        suspects = self._guard.examine(error)
+        self._stats.restarts += 1
+        while launched:
+            with Foreign():  # also a step that failed is over
+                self._parts.runner.collect(launched.popleft())
+        memory.reset(suspects.pages)
+        for agent in leaving:
+            memory.forget(agent)
+        self._stats.lost_pages = memory.num_lost_pages
+        scheduler.restart(sequences, {id(lease) for lease in suspects.leases})
+        if self._adapters is not None:
+            self._adapters.restore()
+
+    def _check_hope(self, error: BaseException) -> None:
+        self._fruitless += 1
+        is_wanted = self._parts.integrity == "quarantine"
+        if isinstance(error, KeyboardInterrupt):
+            self.interrupt, is_wanted = error, True  # it says nothing of the books
+        if not is_wanted or self._fruitless > MAX_FRUITLESS:
+            raise error
+        if isinstance(error, KernelError):  # a function of its inputs: what it raised, it will
+            if str(error) == self._kernel_error and self._fruitless > 1:
+                raise error
+            self._kernel_error = str(error)
