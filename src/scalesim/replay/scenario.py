@@ -9,10 +9,9 @@ from typing import Literal
 from scalesim.distance.estimates import Source
 from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.replay.arms import VOCAB_SIZE, Machine
 from scalesim.replay.bound import page_ids
-from scalesim.replay.content import tokens_of
-from scalesim.replay.hardware import CostModel
+from scalesim.replay.content import VOCAB_SIZE, tokens_of
+from scalesim.replay.hardware import CostModel, Machine
 from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, generate
