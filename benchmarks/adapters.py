@@ -18,7 +18,7 @@ from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
 from scalesim.memory.links.link import InMemorySource
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.model.adapters.layout import NUM_SLICES, LoraLayout, lora_sites
+from scalesim.model.adapters.layout import ALIGN, NUM_SLICES, LoraLayout, lora_sites
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.layers.rope import RopeConfig
 
@@ -70,6 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", type=int, default=4096, help="tokens of that prefix")
 
 
+def empty_share(layout: LoraLayout) -> float:
+    """Of all pages but the last."""
+    full = (layout.num_pages - 1) * layout.page_elems
+    if full <= 0:
+        return 0.0
+    *_, width, _, offsets = layout.rows()[-1]
+    last = int(offsets[-1]) + -(-width // ALIGN) * ALIGN - full
+    return 1.0 - (layout.num_elements - last) / full
+
+
 def run(options: argparse.Namespace) -> Report:
     report = Report("adapters")
     rows, worst = [], 0.0
@@ -79,15 +89,16 @@ def run(options: argparse.Namespace) -> Report:
         for rank in RANKS:
             layout = shape.layout(rank)
             weights, taken = layout.num_elements * DTYPE_BYTES, layout.num_pages * page_bytes
-            worst = max(worst, layout.waste)
+            waste = empty_share(layout)
+            worst = max(worst, waste)
             rows.append([
                 f"{shape.name}, rank {rank}", f"{page_bytes / 1024:.0f}", f"{weights / MIB:.1f}",
-                str(layout.num_pages), f"{100 * layout.waste:.2f}",
+                str(layout.num_pages), f"{100 * waste:.2f}",
                 f"{100 * (1 - weights / taken):.2f}", f"{padded / MIB:.1f}",
                 f"{padded / taken:.2f}",
             ])  # fmt: skip
             report.figures[f"{shape.name}/{rank}"] = {
-                "pages": layout.num_pages, "waste": layout.waste, "weights_bytes": weights,
+                "pages": layout.num_pages, "waste": waste, "weights_bytes": weights,
                 "slot_bytes": padded,
             }  # fmt: skip
     columns = ["adapter on all projections", "page KiB", "weights MiB", "pages",

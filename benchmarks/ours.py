@@ -192,7 +192,7 @@ class Ours:
         total = 0.0
         for rows in {rows for rows, _ in padded}:
             count = sum(n for (r, _), n in padded.items() if r == rows)
-            matrices = [each for layer in body for each in layer]
+            matrices = [part.weight for layer in body for part in layer]
             total += count * products_s(self.kernels, rows, matrices)
         for rows in {sampled for _, sampled in padded if sampled}:
             count = sum(n for (_, s), n in padded.items() if s == rows)

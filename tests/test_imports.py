@@ -104,7 +104,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.config",
         "scalesim.model.checkpoint",
         "scalesim.model.text",
-        "scalesim.scheduler.sequence",
     ),
     "scalesim.scheduler": SCHEDULING,
     "scalesim.model": (

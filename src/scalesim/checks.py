@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -119,11 +119,6 @@ def one_of(name: str, value: object, choices: Collection[str], error: Error = Re
         listed = ", ".join(map(repr, choices))
         refuse(name, value, f"must be one of: {listed}{_hint(plain, choices)}", error)
     return plain
-
-
-def optional(check: Callable[..., Any], name: str, value: object, *rule: Any, **more: Any) -> Any:
-    """``check``, or ``None``."""
-    return None if value is None else check(name, value, *rule, **more)
 
 
 def agent_id(value: object, error: Error = RequestError) -> str | int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import BLOCK_SIZES
 from scalesim.memory.prefetch.config import PlannerConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
 
 INTEGRITY = ("quarantine", "raise", "off")
 WHEN_FULL = ("wait", "error")
@@ -68,130 +73,27 @@ def memory_bytes(text: str | int | float, name: str) -> int | None:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """``max_num_seqs``: requests that run at once. ``max_num_batched_tokens``: query tokens of a
-    step, prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a
-    time. ``lookahead_window``: how many waiting requests are looked through for one whose state is
-    on the device. ``max_skips``: how often a request is overtaken before it goes first.
-    Raises ``ConfigError``.
-    """
-
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 1024
-    safe_point_tokens: int = 64
-    lookahead_window: int = 32
-    max_skips: int = 256
-
-    def __post_init__(self) -> None:
-        settle(self, _SCHEDULER)
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigError(
-                f"max_num_batched_tokens={self.max_num_batched_tokens} is less than "
-                f"max_num_seqs={self.max_num_seqs}; every running sequence decodes a token a step"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class CallLimits:
-    """``max_open_requests``: handed in and not ended. ``when_full``: calls that find so many open
-    wait for their turn, or raise ``EngineFullError``. Raises ``ConfigError``."""
-
-    max_open_requests: int = 16384
-    when_full: Literal["wait", "error"] = "wait"
-
-    def __post_init__(self) -> None:
-        settle(self, _LIMITS)
-
-
-@dataclass(frozen=True, slots=True)
-class StructureConfig:
-    """Limits of structured output; a structure that passes one is refused, or ends its request.
-
-    ``max_chars``: of a schema, expression or grammar. ``compile_fuel``, ``step_fuel`` and
-    ``step_items`` bound time in llguidance's units of work, the same on any machine (it gives
-    about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
-    ``max_symbols`` bound a structure's memory. ``max_cached``: structures kept compiled.
-    ``max_checks``: pairs of (schema, value) that are looked at when a finished text is checked.
-    Raises ``ConfigError``.
-    """
-
-    max_chars: int = 1 << 17
-    compile_fuel: int = 1_000_000
-    step_fuel: int = 200_000
-    step_items: int = 50_000
-    max_states: int = 50_000
-    max_symbols: int = 500_000
-    max_cached: int = 256
-    max_checks: int = 100_000
-
-    def __post_init__(self) -> None:
-        settle(self, dict.fromkeys((field.name for field in fields(self)), _from_one))
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
-    ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
-    ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
-    and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
-    available. ``policy``: how the planner orders and looks ahead. ``block_size``: tokens a page;
-    chosen for the model if ``None``. ``max_model_len``: tokens of prompt and output; the model's
-    own limit if ``None``.
-    ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
-    all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
-    ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
-    default of calls that do not say it. ``chat_template``: jinja2 source, the path of a file of it,
-    or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
-    ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
-    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
-    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
-    ``"int8"`` or ``"float8"`` (needs torchao).
-    ``integrity``: what follows when memory's books do not add up, or something breaks inside:
-    ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
-    ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
-    ``"off"`` does not look, and ends the engine at what breaks.
-    Raises ``ConfigError``.
-    """
-
-    device: str = "auto"
-    device_memory: str | int = "auto"
-    host_memory: str | int = "auto"
-    policy: str = "deadline"
-    block_size: int | None = None
-    max_model_len: int | None = None
-    reproducible: bool = True
-    digests: bool = False  # replies carry a hash over their logits
-    graphs: bool = True
-    generation_config: bool = True
-    chat_template: str | None = None
-    dtype: str = "auto"
-    model_impl: str = "auto"
-    quantize: str | None = None
-    seed: int = 0
-    integrity: Literal["quarantine", "raise", "off"] = "quarantine"
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too
-    planner: PlannerConfig = field(default_factory=PlannerConfig)  # when loads start
-    limits: CallLimits = field(default_factory=CallLimits)
-    structure: StructureConfig = field(default_factory=StructureConfig)
-
-    def __post_init__(self) -> None:
-        settle(self, _ENGINE)
-        if policy_named(self.policy).foresight:
-            raise ConfigError(
-                f"policy={self.policy!r} must know what comes; an engine does not: use it in "
-                "scalesim replay, or another policy"
-            )
-
-
 Rule = Callable[[str, Any], Any]
 """(name, value) to the value as a plain one. Raises ``ConfigError``."""
 
 
-def settle(config: object, rules: Mapping[str, Rule]) -> None:
-    """Check the fields of a frozen dataclass that is being made, and keep them as plain values."""
-    for name, rule in rules.items():
-        object.__setattr__(config, name, rule(name, getattr(config, name)))
+def setting(default: T, rule: Rule) -> T:
+    """A field of a frozen dataclass that ``settle`` checks; ``default`` where nothing is given."""
+    found: T = field(default=default, metadata={"rule": rule})
+    return found
+
+
+def settle(config: DataclassInstance) -> None:
+    """Check the settings of a dataclass that is being made, and keep them as plain values. A field
+    without a rule holds settings of their own."""
+    for each in fields(config):
+        rule = each.metadata.get("rule") or partial(_instance, each.default_factory)
+        object.__setattr__(config, each.name, rule(each.name, getattr(config, each.name)))
+
+
+def _instance(kind: Any, name: str, value: object) -> object:
+    instance(name, value, kind, f"{name}={kind.__name__}(...)", ConfigError)
+    return value
 
 
 def _from(minimum: int, maximum: int = _INT32) -> Rule:
@@ -204,14 +106,6 @@ def _among(names: tuple[str, ...]) -> Rule:
 
 def _or_none(rule: Rule) -> Rule:
     return lambda name, value: None if value is None else rule(name, value)
-
-
-def _part(kind: type) -> Rule:
-    def rule(name: str, value: object) -> object:
-        instance(name, value, kind, f"{name}={kind.__name__}(...)", ConfigError)
-        return value
-
-    return rule
 
 
 def _policy(name: str, value: Any) -> str:
@@ -248,30 +142,119 @@ def _block_size(name: str, value: object) -> int:
 
 _from_one = _from(1)
 _flag = partial(flag, error=ConfigError)
-_SCHEDULER: dict[str, Rule] = {
-    "max_num_seqs": _from(1, MAX_NUM_SEQS),
-    "max_num_batched_tokens": _from_one,
-    "safe_point_tokens": _from_one,
-    "lookahead_window": _from(0),
-    "max_skips": _from(0),
-}
-_LIMITS: dict[str, Rule] = {"max_open_requests": _from_one, "when_full": _among(WHEN_FULL)}
-_ENGINE: dict[str, Rule] = {
-    "device": _device,
-    "device_memory": _memory,
-    "host_memory": _memory,
-    "policy": _policy,
-    "block_size": _or_none(_block_size),
-    "max_model_len": _or_none(_from_one),
-    "chat_template": _or_none(_chat_template),
-    "dtype": _among(DTYPES),
-    "model_impl": _among(MODEL_IMPLS),
-    "quantize": _or_none(_among(SCHEMES)),
-    "seed": _from(-(2**63), 2**63 - 1),
-    "integrity": _among(INTEGRITY),
-    "scheduler": _part(SchedulerConfig),
-    "planner": _part(PlannerConfig),
-    "limits": _part(CallLimits),
-    "structure": _part(StructureConfig),
-    **dict.fromkeys(("reproducible", "digests", "graphs", "generation_config"), _flag),
-}
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """``max_num_seqs``: requests that run at once. ``max_num_batched_tokens``: query tokens of a
+    step, prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a
+    time. ``lookahead_window``: how many waiting requests are looked through for one whose state is
+    on the device. ``max_skips``: how often a request is overtaken before it goes first.
+    Raises ``ConfigError``.
+    """
+
+    max_num_seqs: int = setting(64, _from(1, MAX_NUM_SEQS))
+    max_num_batched_tokens: int = setting(1024, _from_one)
+    safe_point_tokens: int = setting(64, _from_one)
+    lookahead_window: int = setting(32, _from(0))
+    max_skips: int = setting(256, _from(0))
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is less than "
+                f"max_num_seqs={self.max_num_seqs}; every running sequence decodes a token a step"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """``max_open_requests``: handed in and not ended. ``when_full``: calls that find so many open
+    wait for their turn, or raise ``EngineFullError``. Raises ``ConfigError``."""
+
+    max_open_requests: int = setting(16384, _from_one)
+    when_full: Literal["wait", "error"] = setting("wait", _among(WHEN_FULL))
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+@dataclass(frozen=True, slots=True)
+class StructureConfig:
+    """Limits of structured output; a structure that passes one is refused, or ends its request.
+
+    ``max_chars``: of a schema, expression or grammar. ``compile_fuel``, ``step_fuel`` and
+    ``step_items`` bound time in llguidance's units of work, the same on any machine (it gives
+    about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
+    ``max_symbols`` bound a structure's memory. ``max_cached``: structures kept compiled.
+    ``max_checks``: pairs of (schema, value) that are looked at when a finished text is checked.
+    Raises ``ConfigError``.
+    """
+
+    max_chars: int = setting(1 << 17, _from_one)
+    compile_fuel: int = setting(1_000_000, _from_one)
+    step_fuel: int = setting(200_000, _from_one)
+    step_items: int = setting(50_000, _from_one)
+    max_states: int = setting(50_000, _from_one)
+    max_symbols: int = setting(500_000, _from_one)
+    max_cached: int = setting(256, _from_one)
+    max_checks: int = setting(100_000, _from_one)
+
+    def __post_init__(self) -> None:
+        settle(self)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
+    ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
+    ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
+    and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
+    available. ``policy``: how the planner orders and looks ahead. ``block_size``: tokens a page;
+    chosen for the model if ``None``. ``max_model_len``: tokens of prompt and output; the model's
+    own limit if ``None``.
+    ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
+    all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
+    ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
+    default of calls that do not say it. ``chat_template``: jinja2 source, the path of a file of it,
+    or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
+    ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
+    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
+    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
+    ``"int8"`` or ``"float8"`` (needs torchao).
+    ``integrity``: what follows when memory's books do not add up, or something breaks inside:
+    ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
+    ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
+    ``"off"`` does not look, and ends the engine at what breaks.
+    Raises ``ConfigError``.
+    """
+
+    device: str = setting("auto", _device)
+    device_memory: str | int = setting("auto", _memory)
+    host_memory: str | int = setting("auto", _memory)
+    policy: str = setting("deadline", _policy)
+    block_size: int | None = setting(None, _or_none(_block_size))
+    max_model_len: int | None = setting(None, _or_none(_from_one))
+    reproducible: bool = setting(True, _flag)
+    digests: bool = setting(False, _flag)  # replies carry a hash over their logits
+    graphs: bool = setting(True, _flag)
+    generation_config: bool = setting(True, _flag)
+    chat_template: str | None = setting(None, _or_none(_chat_template))
+    dtype: str = setting("auto", _among(DTYPES))
+    model_impl: str = setting("auto", _among(MODEL_IMPLS))
+    quantize: str | None = setting(None, _or_none(_among(SCHEMES)))
+    seed: int = setting(0, _from(-(2**63), 2**63 - 1))
+    integrity: Literal["quarantine", "raise", "off"] = setting("quarantine", _among(INTEGRITY))
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)  # fields by name, too
+    planner: PlannerConfig = field(default_factory=PlannerConfig)  # when loads start
+    limits: CallLimits = field(default_factory=CallLimits)
+    structure: StructureConfig = field(default_factory=StructureConfig)
+
+    def __post_init__(self) -> None:
+        settle(self)
+        if policy_named(self.policy).foresight:
+            raise ConfigError(
+                f"policy={self.policy!r} must know what comes; an engine does not: use it in "
+                "scalesim replay, or another policy"
+            )

@@ -94,15 +94,15 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_waits_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = interrupts.make_engine("step")
     call = engine.submit(interrupts.requests(engine, 1)[0])
-    turn, seen = EngineLoop._turn, []
+    iterate, seen = EngineLoop._iterate, []
 
     def pressed(loop: EngineLoop) -> bool:
         signal.raise_signal(signal.SIGINT)
-        seen.append(turn(loop))  # it is not left halfway
+        seen.append(iterate(loop))  # it is not left halfway
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(EngineLoop, "_turn", pressed)
+        patch.setattr(EngineLoop, "_iterate", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert seen == [True] and engine.stats.restarts == 0

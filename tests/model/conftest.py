@@ -22,6 +22,7 @@ from scalesim.model.layers.decoder import Decoder
 from scalesim.model.layers.native import NativeModel
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.runner.cpu_runner import ModelRunner
+from scalesim.model.runner.settings import RunnerSettings
 from scalesim.sampling.params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -219,8 +220,8 @@ def make_driver() -> MakeDriver:
         base, layouts = kernels.sample, LayoutTable()
         runner = ModelRunner(
             recording, replace(kernels, sample=sample), pages, geometry,
-            max_num_seqs=48, max_num_rows=MAX_ROWS, max_blocks_per_row=512,
-            reproducible=reproducible, digests=True, layouts=layouts,
+            RunnerSettings(48, 512, MAX_ROWS, 512, reproducible=reproducible, digests=True),
+            layouts=layouts,
         )  # fmt: skip
         free = [int(p) for p in np.random.default_rng(0).permutation(np.arange(1, num_pages))]
         return Driver(runner, pages, geometry, logits, recording.seen, free, layouts)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scalesim.errors import AdapterError
 from scalesim.model.adapters.layout import ALIGN, LayoutTable, LoraLayout, lora_sites
-from scalesim.model.adapters.peft import is_target, read_adapter, tensor_name, unpack
+from scalesim.model.adapters.peft import ModuleSettings, read_adapter, tensor_name
 from tests.model.adapter_folders import adapter_tensors, write_adapter
 from tests.model.conftest import TINY
 
@@ -24,6 +24,16 @@ PAGE = 8192
 
 def read(folder: Path, dtype: torch.dtype = torch.float32, page_bytes: int = PAGE) -> Any:
     return read_adapter(folder, TINY, dtype, page_bytes)
+
+
+def unpack(layout: LoraLayout, pages: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors in ``pages`` under their names in the file."""
+    flat = torch.from_numpy(pages).view(-1).view(dtype)
+    tensors = {}
+    for layer, index, side, width, _, offsets in layout.rows():
+        rows = torch.stack([flat[offset : offset + width] for offset in offsets.tolist()])
+        tensors[tensor_name(layer, index, side)] = rows if side == "A" else rows.T.contiguous()
+    return tensors
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 5, 8, 16, 64, 256])
@@ -230,4 +240,4 @@ def test_targets_are_those_of_peft(settings_: dict[str, Any]) -> None:
             found = check_target_module_exists(config, key)
             excluded = type(found).__name__ == "_ExcludedModule"
             theirs = settings_["target_modules"] == "all-linear" or (bool(found) and not excluded)
-            assert is_target(raw, key) == theirs, key
+            assert ModuleSettings(raw).is_target(key) == theirs, key

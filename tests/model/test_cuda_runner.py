@@ -23,7 +23,8 @@ from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.runner.device_table import last_of_each
 from scalesim.model.runner.graphs import padded_sizes
-from scalesim.model.runner.step_inputs import StepShape, layout, pack, shape_of, tensors
+from scalesim.model.runner.settings import RunnerSettings
+from scalesim.model.runner.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
 
 SLOTS = 12
@@ -60,12 +61,15 @@ def batches(draw: st.DrawFn) -> Batch:
 def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int) -> None:
     arranged = arrange(batch)
     num_samples = int(batch.sample.sum()) + (samples if batch.sample.any() else 0)
-    shape = shape_of(batch, arranged, batch.num_tokens + tokens, num_samples)
+    shape = StepShape(
+        batch.num_tokens + tokens, batch.num_seqs, arranged.num_decodes, num_samples,
+        len(batch.page_copies),
+    )  # fmt: skip
     flat = np.full(shape.num_words + 7, -77, np.int32)
-    packed = pack(batch, arranged, shape, SLOTS, flat)
+    pack(batch, arranged, shape, SLOTS, flat)
     assert (flat[shape.num_words :] == -77).all()
     step = tensors(shape, torch.from_numpy(flat), torch.zeros((20, 4), dtype=torch.int32))
-    paged, order = step.paged, packed.order
+    paged, order = step.paged, arranged.order
     for i, seq in enumerate(order.tolist()):
         own = slice(int(batch.query_start[seq]), int(batch.query_start[seq + 1]))
         mine = slice(int(paged.query_start[i]), int(paged.query_start[i + 1]))
@@ -77,7 +81,7 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         assert int(paged.context_lens[i]) == int(batch.positions[own][-1]) + 1
     assert (paged.token_rows[batch.num_tokens :] == 0).all()
     assert (torch.diff(paged.query_start)[: paged.num_decodes] == 1).all()
-    for i, seq in enumerate(order[packed.picked].tolist()):
+    for i, seq in enumerate(arranged.sampling.tolist()):
         sampling = batch.sampling
         assert int(step.sample_slots[i]) == int(batch.slots[seq])
         assert float(step.temperatures[i]) == float(sampling.temperatures[seq])
@@ -85,7 +89,7 @@ def test_the_device_sees_what_was_packed(batch: Batch, tokens: int, samples: int
         assert int(step.keys[i]) == int(sampling.keys[seq])
         last = int(batch.positions[batch.query_start[seq + 1] - 1])
         assert int(step.sample_positions[i]) == last + 1
-    assert (step.sample_slots[len(packed.picked) :] == SLOTS).all()
+    assert (step.sample_slots[len(arranged.picked) :] == SLOTS).all()
     assert step.copies.T.tolist() == batch.page_copies.tolist()
 
 
@@ -98,17 +102,17 @@ def test_groups_of_adapters_arrive_with_their_padding(
     n, arranged = batch.num_seqs, arrange(batch)
     rows = rng.choice([0, 21, 22, 23], n).astype(np.int32)
     adapters = AdapterBatch(rows, rows % 7, rng.integers(0, 95, n).astype(np.int32))
-    positions = batch.positions[arranged.source]
-    found = grouped(adapters, arranged.seq, positions, lambda c: -(-c // multiple) * multiple)
+    found = grouped(adapters, arranged, lambda c: -(-c // multiple) * multiple)
     wanted = {
         int(token): int(rows[seq])
         for token, seq in enumerate(arranged.seq)
-        if rows[seq] and positions[token] >= adapters.starts[seq]
+        if rows[seq] and arranged.positions[token] >= adapters.starts[seq]
     }
     assert (found is None) == (not wanted)
     entries = multiple * SLOTS + batch.num_tokens
-    shape = shape_of(batch, arranged, batch.num_tokens, int(batch.sample.sum()))
-    shape = shape.with_adapters(entries, 3 + extra)
+    shape = StepShape(
+        batch.num_tokens, n, arranged.num_decodes, int(batch.sample.sum()), len(batch.page_copies)
+    ).with_adapters(entries, 3 + extra)
     flat = np.full(shape.num_words, -77, np.int32)
     pack(batch, arranged, shape, SLOTS, flat, found)
     directory = LoraDirectory(*(torch.zeros(1) for _ in range(4)))
@@ -203,10 +207,10 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
 ) -> None:
     config = tiny_model.config
     geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
-    limits = {"max_num_seqs": 4, "max_num_rows": 3, "max_blocks_per_row": 4}
+    settings = RunnerSettings(4, 32, 3, 4, graphs=graphs)
     prompt = list(range(1, 20))
     pages = np.zeros((6, geometry.page_bytes), np.uint8)
-    simple = ModelRunner(tiny_model, select("cpu"), pages, geometry, **limits)  # type: ignore[arg-type]
+    simple = ModelRunner(tiny_model, select("cpu"), pages, geometry, settings)
     expected = []
     for step in range(12):
         tokens, start = ([NO_TOKEN], 18 + step) if step else (prompt, 0)
@@ -215,8 +219,7 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
 
     device, fences = hostile(order=order), Fences()
     runner = CudaRunner(
-        tiny_model, select("cpu"), torch.zeros((6, *geometry.shape)), device, fences,
-        max_num_tokens=32, graphs=graphs, **limits,  # type: ignore[arg-type]
+        tiny_model, select("cpu"), torch.zeros((6, *geometry.shape)), device, fences, settings
     )  # fmt: skip
     runner.warm_up((2, 32))
     captures = runner.graphs.num_captures
@@ -238,8 +241,7 @@ def test_a_bad_sequence_is_marked_and_its_neighbours_are_not(tiny_model: NativeM
     geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
     pool = torch.zeros((6, *geometry.shape))
     runner = CudaRunner(
-        tiny_model, select("cpu"), pool, hostile(order="lazy"), Fences(),
-        max_num_seqs=4, max_num_tokens=8, max_num_rows=3, max_blocks_per_row=2,
+        tiny_model, select("cpu"), pool, hostile(order="lazy"), Fences(), RunnerSettings(4, 8, 3, 2)
     )  # fmt: skip
     runner.warm_up(())
     pool[1] = float("nan")

@@ -376,7 +376,7 @@ def test_floats_of_any_width_may_be_mixed(folder: Path) -> None:
     save_file(mixed, folder / "model.safetensors")
     weights = load_model(folder).model.weights
     assert torch.equal(weights.lm_head, mixed[HEAD].float())
-    assert weights.layers[0].qkv.dtype == torch.float32
+    assert weights.layers[0].qkv.weight.dtype == torch.float32
 
 
 def test_a_folder_with_a_tokenizer_is_good(folder: Path) -> None:

@@ -29,13 +29,9 @@ class StagingRing:
     def __init__(self, device: Device, num_buffers: int, capacity: int) -> None:
         self.capacity = capacity
         self.num_waits = 0
-        self._buffers = [self._new(device.pinned(4 * capacity)) for _ in range(num_buffers)]
+        memory = [device.pinned(4 * capacity) for _ in range(num_buffers)]
+        self._buffers = [Staged(raw, raw.numpy().view("int32")) for raw in memory]
         self._next = 0
-
-    @staticmethod
-    def _new(raw: Any) -> Staged:
-        array: Int32s = raw.numpy().view("int32")
-        return Staged(raw, array)
 
     def take(self) -> Staged:
         """The next buffer, to be written by the host."""
@@ -53,3 +49,10 @@ class StagingRing:
         long). The buffer is the device's until then."""
         stream.copy(to[:count], buffer.tensor.view(to.dtype)[:count])
         buffer.fence = stream.record()
+
+    def fetch(self, stream: Stream, source: Any, count: int) -> Staged:
+        """The next buffer, to which the first ``count`` elements (of 4 bytes) of the tensor
+        ``source`` are copied; to be read when the stream has come so far."""
+        buffer = self.take()
+        stream.copy(buffer.tensor.view(source.dtype)[:count], source.view(-1)[:count])
+        return buffer

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.checks import text
+from scalesim.checks import number, text
 from scalesim.core import AgentId
 from scalesim.errors import ConfigError
 
@@ -90,3 +90,22 @@ class Source(ABC):
     def _read_mail(self, now: float) -> None:
         while self._mail:
             self._mail.popleft()(now)
+
+
+class DatedSource(Source):
+    """A source that knows, of one agent after another, when that agent calls next: ``_changed``
+    holds what is new. ``confidence``: how often that comes true."""
+
+    def __init__(self, name: str, confidence: float) -> None:
+        super().__init__(name)
+        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
+        self._changed: dict[AgentId, float] = {}
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        for agent in agents:
+            self._changed.pop(agent, None)
+
+    def changes(self, now: float) -> Estimates:
+        self._read_mail(now)
+        changed, self._changed = self._changed, {}
+        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.checks import reading, shown
+from scalesim.checks import agent_ids, reading, shown
 from scalesim.core import AgentId, Int64s
-from scalesim.errors import RequestError
+from scalesim.errors import ConfigError, RequestError
 
 
 class Roster:
@@ -22,6 +22,15 @@ class Roster:
         self.ids: list[AgentId] = []
         self._rows: dict[AgentId, int] = {}
         self._free: list[int] = []
+
+    @staticmethod
+    def of(agents: Sequence[AgentId]) -> Roster:
+        """Of ``agents``, in this order. Raises ``ConfigError`` where one is named twice."""
+        agents, roster = agent_ids("agents", agents, ConfigError), Roster()
+        roster.rows(agents)
+        if twice := len(agents) - len(roster):
+            raise ConfigError(f"{twice} of {len(agents)} agents are named twice")
+        return roster
 
     def __len__(self) -> int:
         return len(self.ids)

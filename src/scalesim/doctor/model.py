@@ -5,7 +5,6 @@ Reads configs, the headers of weight files, the tokenizer and the template; no w
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from scalesim.model.checkpoint.fields import MalformedError
 from scalesim.model.checkpoint.files import read_json
 from scalesim.model.checkpoint.loader import open_checkpoint
 from scalesim.model.checkpoint.loader_files import weight_files
-from scalesim.model.checkpoint.weights import expected_shapes
+from scalesim.model.checkpoint.weights import num_elements
 from scalesim.model.text.chat import load_chat_template
 
 COMPLETE = "a complete checkpoint; dummy_weights=True does without"
@@ -89,7 +88,7 @@ def geometry_of(folder: Path, place: str) -> PageGeometry:
 
 
 def shape(section: Section, config: ModelConfig, geometry: PageGeometry, place: str) -> None:
-    count = sum(math.prod(size) for size in expected_shapes(config).values())
+    count = num_elements(config)
     dtype_bytes = geometry.dtype_bytes
     section.facts |= {
         "parameters": count,

@@ -24,6 +24,7 @@ from scalesim.memory.pools.storage import allocate_pages, writer
 from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
 from scalesim.model.checkpoint.loader import LoadedModel
 from scalesim.model.runner.cpu_runner import ModelRunner
+from scalesim.model.runner.settings import RunnerSettings
 
 _RESIDENT_SHARE = 0.7  # of a CPU's memory that is available
 _GPU_SHARE = 0.95  # of a GPU's memory that is left beside weights and workspace
@@ -105,19 +106,8 @@ class CpuBackend:
         page_bytes, timeline = plan.geometry.page_bytes, Timeline()
         device = allocate_pages(plan.device_pages, page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, page_bytes, "host_memory")
-        runner = ModelRunner(
-            loaded.model.packed(kernels),
-            kernels,
-            device,
-            plan.geometry,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            max_num_rows=plan.num_rows,
-            max_blocks_per_row=plan.max_blocks_per_row,
-            reproducible=config.reproducible,
-            digests=config.digests,
-            timeline=timeline,
-            layouts=layouts,
-        )
+        model, settings = loaded.model.packed(kernels), runner_settings(config, plan)
+        runner = ModelRunner(model, kernels, device, plan.geometry, settings, timeline, layouts)
         return runner, SourceLink(ThreadLink(device, host, timeline), writer(host), plan.bounce)
 
 
@@ -179,27 +169,27 @@ class CudaBackend:
         from scalesim.memory.pools.storage import allocate_device_pages
         from scalesim.model.runner.cuda_runner import CudaRunner
 
-        geometry, scheduling, fences = plan.geometry, config.scheduler, Fences()
+        geometry, fences = plan.geometry, Fences()
         pages = allocate_device_pages(plan.device_pages, geometry.page_bytes, self._device.place)
-        runner = CudaRunner(
-            loaded.model.packed(kernels),
-            kernels,
-            pages.view(loaded.model.dtype).view(len(pages), *geometry.shape),
-            self._device,
-            fences,
-            max_num_seqs=scheduling.max_num_seqs,
-            max_num_tokens=scheduling.max_num_batched_tokens,
-            max_num_rows=plan.num_rows,
-            max_blocks_per_row=plan.max_blocks_per_row,
-            reproducible=config.reproducible,
-            digests=config.digests,
-            graphs=config.graphs and loaded.model.takes_graphs,
-            layouts=layouts,
-        )
-        runner.warm_up((*_WARM_UP_TOKENS, scheduling.max_num_batched_tokens))
+        pool = pages.view(loaded.model.dtype).view(len(pages), *geometry.shape)
+        model, settings = loaded.model.packed(kernels), runner_settings(config, plan)
+        runner = CudaRunner(model, kernels, pool, self._device, fences, settings, layouts)
+        runner.warm_up((*_WARM_UP_TOKENS, config.scheduler.max_num_batched_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
         link = CudaLink(self._device, pages, host, fences)
         return runner, SourceLink(link, writer(host.pages.numpy()), plan.bounce)
+
+
+def runner_settings(config: EngineConfig, plan: Capacity) -> RunnerSettings:
+    return RunnerSettings(
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_tokens=config.scheduler.max_num_batched_tokens,
+        max_num_rows=plan.num_rows,
+        max_blocks_per_row=plan.max_blocks_per_row,
+        reproducible=config.reproducible,
+        digests=config.digests,
+        graphs=config.graphs,
+    )
 
 
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:

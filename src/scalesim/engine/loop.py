@@ -38,9 +38,8 @@ MAX_STALL_S = 0.05
 class EngineLoop:
     """Everything between an accepted call and its reply. ``step`` is the whole of it.
 
-    ``limiter`` bounds the calls that may be open; ``adapters`` is told of calls that ended, and
-    when memory was emptied; ``is_known`` says whether an agent exists. A simulation needs none of
-    them.
+    ``limiter`` bounds the open calls; ``adapters`` is told of calls that ended, and when memory was
+    emptied; ``is_known`` says whether an agent exists. A simulation needs none of them.
     """
 
     def __init__(

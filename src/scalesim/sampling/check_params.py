@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from operator import attrgetter, is_
+from operator import attrgetter, is_, is_not
 from typing import Any
 
 import numpy as np
@@ -23,26 +23,6 @@ MAX_SAMPLES = 1024
 MAX_STOPS = 4096
 _INT32 = 2**31 - 1
 _LEAST_TOP_P = float(np.finfo(np.float32).tiny)  # what is less is 0 to the kernels
-_NUMBERS = (float, int)
-_RARER = (
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "min_tokens",
-    "n",
-    "logprobs",
-    "prompt_logprobs",
-    "prompt_logprobs_start",
-    "mask",
-    "json_schema",
-    "regex",
-    "grammar",
-)
-_rarer = attrgetter(*_RARER)
-_DEFAULTS = SamplingParams()
-_USUAL = _rarer(_DEFAULTS)
 
 
 def check_params(
@@ -50,38 +30,13 @@ def check_params(
 ) -> SamplingParams:
     """``params`` with plain values: itself where it has them already. Raises ``RequestError`` for
     the first one that breaks its rule, or needs logits where the runner has none."""
-    if _is_usual(params):
-        return params
-    given = zip(_RULES.items(), _all(params), _DEFAULT_VALUES, strict=True)
-    values = {name: (rule(name, value), value) for (name, rule), value, usual in given
-              if value is not usual}  # fmt: skip
-    if type(params) is not SamplingParams or any(new is not old for new, old in values.values()):
-        params = SamplingParams(**{name: new for name, (new, _) in values.items()})
+    given = {name: value for name, value, default in zip(_RULES, _all(params), _ALL, strict=True)
+             if value is not default}  # fmt: skip
+    plain = {name: _RULES[name](name, value) for name, value in given.items()}
+    if type(params) is not SamplingParams or any(map(is_not, plain.values(), given.values())):
+        params = SamplingParams(**plain)
     _check_together(params, vocab_size, has_logits)
     return params
-
-
-def _is_usual(params: SamplingParams) -> bool:
-    """Whether only those parameters are set that most requests set, all of them in range: the
-    others are compared in one go. By type and identity: an object's own ``==`` proves nothing."""
-    return (
-        type(params) is SamplingParams
-        and type(params.max_tokens) is int
-        and 0 < params.max_tokens < INT64
-        and type(params.temperature) in _NUMBERS
-        and 0 <= params.temperature <= MAX_TEMPERATURE
-        and type(params.top_k) is int
-        and 0 <= params.top_k <= _INT32
-        and type(params.top_p) in _NUMBERS
-        and _LEAST_TOP_P <= params.top_p <= 1
-        and (params.seed is None or (type(params.seed) is int and -INT64 <= params.seed < INT64))
-        and type(params.stop) is tuple
-        and not params.stop
-        and type(params.stop_token_ids) is tuple
-        and not params.stop_token_ids
-        and type(params.ignore_eos) is bool
-        and all(map(is_, _rarer(params), _USUAL))
-    )
 
 
 # -- each alone ---------------------------------------------------------------------------------
@@ -208,7 +163,12 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "grammar": _or_none(text),
 }
 _all = attrgetter(*_RULES)
-_DEFAULT_VALUES = _all(_DEFAULTS)
+_ALL = _all(SamplingParams())
+_GUIDES = ("mask", "json_schema", "regex", "grammar")
+_of_logits = attrgetter(
+    "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
+    "min_tokens", "logprobs", "prompt_logprobs",
+)  # fmt: skip
 
 
 # -- together -----------------------------------------------------------------------------------
@@ -230,11 +190,10 @@ def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -
             _check_token("logit_bias token", token, vocab_size)
         if sum(bias == -math.inf for bias in biases.values()) >= vocab_size:
             raise RequestError("logit_bias rules out every token; leave one")
-    guides = ("mask", "json_schema", "regex", "grammar")
-    given = [name for name in guides if getattr(params, name) is not None]
+    given = [name for name in _GUIDES if getattr(params, name) is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} are both given; a text follows one of them")
-    if not has_logits and (given or _needs_logits(params)):
+    if not has_logits and (given or _of_logits(params) != _of_logits(SamplingParams())):
         raise RequestError(
             "penalties, biases, masks, structure, min_p, min_tokens and log-probabilities need a "
             "model; this engine's runner has no logits"
@@ -244,12 +203,3 @@ def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -
 def _check_token(what: str, token: int, vocab_size: int) -> None:
     if token >= vocab_size:
         raise RequestError(f"{what} {token} is outside the vocabulary, 0 to {vocab_size - 1}")
-
-
-def _needs_logits(params: SamplingParams) -> bool:
-    """Guides aside."""
-    return any(
-        getattr(params, name) != getattr(_DEFAULTS, name)
-        for name in _RARER
-        if name not in ("n", "prompt_logprobs_start", "mask", "json_schema", "regex", "grammar")
-    )

@@ -80,10 +80,8 @@ class Survival:
         distance[sure] = distance[sure].round()
         drawn = np.zeros(len(self._ended), np.int64)  # what is not known is as all are
         drawn[known] = 1 + np.arange(len(known))
-        for name, curves in (
-            ("distance", distance), ("likely", likely), ("until", _revisions(distance)),
-        ):  # fmt: skip
-            setattr(self, name, curves[drawn])
+        self.distance, self.likely = distance[drawn], likely[drawn]
+        self.until = _revisions(distance)[drawn]
         self._ended *= _FADE
         self._ended[self._ended < _FORGOTTEN] = 0.0
         self.num_new = 0

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.checks import Error, agent_ids, function, number, numbers, whole
+from scalesim.checks import Error, agent_ids, function, numbers, whole
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.calendar import Calendar
-from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
+from scalesim.distance.estimates import NOTHING, DatedSource, Estimates, Source, Times
 from scalesim.distance.roster import Roster
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
 from scalesim.errors import ConfigError, RequestError
@@ -27,12 +27,8 @@ class Activation(Source):
         self, agents: Sequence[AgentId], probability: npt.ArrayLike, *, name: str = "activation"
     ) -> None:
         super().__init__(name)
-        agents = agent_ids("agents", agents, ConfigError)
-        self._roster = Roster()
-        self._roster.rows(agents)
+        self._roster = Roster.of(agents)
         count = len(self._roster)
-        if count != len(agents):
-            raise ConfigError(f"{len(agents) - count} of {len(agents)} agents are named twice")
         self._rate = _probabilities(probability, count, ConfigError)
         self._at: Times = np.full(count, np.nan)
         self._due = Calendar()
@@ -80,7 +76,7 @@ class Activation(Source):
         return Estimates(self._roster.names(rows.tolist()), at, _on_time(rate, wait))
 
 
-class Predrawn(Source):
+class Predrawn(DatedSource):
     """Agents whose draws are made ahead, by the simulation's own seeded generator: exact.
 
     ``draw(tick)`` gives the agents that act in ``tick``. It is called once a tick, in order, from
@@ -97,16 +93,14 @@ class Predrawn(Source):
         name: str = "predrawn",
         confidence: float = 1.0,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, confidence)
         function("draw", draw, "a tick's number", ConfigError)
         self._draw, self._horizon = draw, whole("horizon", horizon, 1, 10**6, ConfigError)
-        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
         self._drawn: dict[int, tuple[AgentId, ...]] = {}
         self._num_drawn = 0
         self._last: dict[AgentId, int] = {}  # the last tick drawn for it
         self._after: dict[int, dict[AgentId, int]] = {}  # by tick: who acts again, and when
         self._told = -1
-        self._changed: dict[AgentId, float] = {}
         self._draw_until(self._horizon)
 
     def active(self, tick: int) -> tuple[AgentId, ...]:
@@ -135,9 +129,9 @@ class Predrawn(Source):
 
     def forget(self, agents: Sequence[AgentId]) -> None:
         """Draws that were made stand, for ``active``; nothing more is said of them."""
+        super().forget(agents)
         for agent in agents:
             self._last.pop(agent, None)
-            self._changed.pop(agent, None)
             for drawn in self._after.values():
                 drawn.pop(agent, None)
 

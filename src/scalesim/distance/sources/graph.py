@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from scalesim.checks import agent_id, agent_ids, flag, number, reading, refuse, shown, whole
 from scalesim.core import AgentId
-from scalesim.distance.estimates import Estimates, Source
+from scalesim.distance.estimates import DatedSource, Estimates, Source
 from scalesim.errors import ConfigError
 
 
@@ -107,7 +107,7 @@ def _share(agent: AgentId, other: AgentId, value: object) -> float:
     return number(edge, value, 0.0, 1.0, ConfigError)
 
 
-class Turns(Source):
+class Turns(DatedSource):
     """Everybody in a fixed ``order``, once in ``period`` ticks, for ever (round-robin); or once, in
     an order that is drawn anew (``announce``). Exact, within the tick as well: the i-th of n is
     expected i/n into the period. Raises ``ConfigError``."""
@@ -120,12 +120,10 @@ class Turns(Source):
         name: str = "turns",
         confidence: float = 1.0,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, confidence)
         self._period = number("period", period, 0.0, error=ConfigError, above=True)
-        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
         order = agent_ids("order", order, ConfigError)
         self._place = {agent: index / len(order) for index, agent in enumerate(order)}
-        self._changed: dict[AgentId, float] = {}
         if len(self._place) < len(order):
             raise ConfigError("an agent has two places in the order; announce() orders instead")
         self._tell(lambda now: self._set(order, now))
@@ -143,14 +141,9 @@ class Turns(Source):
             self._changed[agent] = begin + (1.0 + place) * self._period
 
     def forget(self, agents: Sequence[AgentId]) -> None:
+        super().forget(agents)
         for agent in agents:  # the others keep their places
             self._place.pop(agent, None)
-            self._changed.pop(agent, None)
-
-    def changes(self, now: float) -> Estimates:
-        self._read_mail(now)
-        changed, self._changed = self._changed, {}
-        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
 
     def _set(self, order: Sequence[AgentId], begin: float) -> None:
         for index, agent in enumerate(order):

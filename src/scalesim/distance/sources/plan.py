@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from scalesim.checks import agent_id, number, shown
 from scalesim.core import AgentId
-from scalesim.distance.estimates import Estimates, Source
-from scalesim.errors import ConfigError, RequestError
+from scalesim.distance.estimates import DatedSource
+from scalesim.errors import RequestError
 
 
-class Plan(Source):
+class Plan(DatedSource):
     """Knows how long actions last. ``confidence`` is how often a plan is carried out as planned.
 
     A call before an action's end is an interruption: the plan stands. A call at its end, or later,
@@ -20,11 +20,9 @@ class Plan(Source):
     """
 
     def __init__(self, *, name: str = "plan", confidence: float = 0.9) -> None:
-        super().__init__(name)
-        self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
+        super().__init__(name, confidence)
         self._ends: dict[AgentId, float] = {}
         self._next: dict[AgentId, deque[float]] = {}
-        self._changed: dict[AgentId, float] = {}
 
     def follow(self, agent: AgentId, *durations: float) -> None:
         """``agent`` begins actions of so many ticks each, one after the other, now: it calls at the
@@ -40,14 +38,10 @@ class Plan(Source):
             self._begin(agent, self._next.pop(agent, ()), now)
 
     def forget(self, agents: Sequence[AgentId]) -> None:
+        super().forget(agents)
         for agent in agents:
-            for known in (self._ends, self._next, self._changed):
-                known.pop(agent, None)
-
-    def changes(self, now: float) -> Estimates:
-        self._read_mail(now)
-        changed, self._changed = self._changed, {}
-        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
+            self._ends.pop(agent, None)
+            self._next.pop(agent, None)
 
     def _begin(self, agent: AgentId, durations: Iterable[float], now: float) -> None:
         planned = deque(durations)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.checks import Error, agent_ids, number, numbers, reading
+from scalesim.checks import Error, number, numbers, reading
 from scalesim.core import AgentId, Int64s
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import NOTHING, Estimates, Source, Times
@@ -53,12 +53,8 @@ class Proximity(Source):
         self._confidence = number("confidence", confidence, 0.0, 1.0, ConfigError)
         self._cooldown = number("cooldown", cooldown, 0.0, error=ConfigError)
         self._radius, self._max_speed, self._horizon = radius, max_speed, horizon
-        agents = agent_ids("agents", agents, ConfigError)
-        self._roster = Roster()
-        self._roster.rows(agents)
+        self._roster = Roster.of(agents)
         count = len(self._roster)
-        if count != len(agents):
-            raise ConfigError(f"{len(agents) - count} of {len(agents)} agents are named twice")
         points = _points(positions, count, ConfigError)
         fastest = max_speed if speeds is None else speeds
         self._speeds = self._checked_speeds(fastest, count, ConfigError)

@@ -1,5 +1,4 @@
-"""The eviction ranking: the orders in which segments leave the device, are saved, and leave the
-host.
+"""The eviction ranking: in which order segments leave the device, are saved, and leave the host.
 
 A segment is in an order exactly while its state allows that move. ``refresh`` is called after each
 change of a segment and only notes the change; the orders catch up before they are read.
@@ -23,7 +22,7 @@ from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.use import UseTime
 
 MAX_SAVE_FAILURES = 3
-MAX_CHANGED = 256  # noted at most: a pool that is never full is never read
+MAX_CHANGED = 256  # changes noted at most, for pools that seldom run short
 
 
 class EvictionRanking:

@@ -11,11 +11,12 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import torch
 from scalesim_kernels import LoraBatch
+from torch import Tensor
 
 from scalesim.batch import AdapterBatch
-from scalesim.core import Int32s, Int64s
+from scalesim.core import Int32s
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.runner.arrange import Ordered
+from scalesim.model.runner.arrange import Arranged
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +31,14 @@ class Grouped:
 
 
 def grouped(
-    adapters: AdapterBatch, seq: Int64s, positions: Int32s, padded: Callable[[int], int]
+    adapters: AdapterBatch, arranged: Arranged, padded: Callable[[int], int]
 ) -> Grouped | None:
     """The tokens at or past their sequence's ``starts``; ``None`` where there is none.
 
-    seq, positions : each token's sequence of the batch, and its absolute position.
     padded : the row count that a group's token count is padded to.
     """
-    in_force = (adapters.rows[seq] != 0) & (positions >= adapters.starts[seq])
+    seq = arranged.seq
+    in_force = (adapters.rows[seq] != 0) & (arranged.positions >= adapters.starts[seq])
     tokens = np.flatnonzero(in_force)
     if not len(tokens):
         return None
@@ -61,13 +62,11 @@ def grouped(
 
 
 def lora_batch(
-    adapters: AdapterBatch, ordered: Ordered, layouts: LayoutTable, padded: Callable[[int], int]
-) -> LoraBatch | None:
+    adapters: AdapterBatch, arranged: Arranged, block_table: Tensor, layouts: LayoutTable,
+    padded: Callable[[int], int],
+) -> LoraBatch | None:  # fmt: skip
     """``grouped`` as the kernels take it, on a CPU."""
-    paged = ordered.paged
-    seq = np.repeat(ordered.order, np.diff(paged.query_start.numpy()))
-    found = grouped(adapters, seq, paged.positions.numpy()[: len(seq)], padded)
+    found = grouped(adapters, arranged, padded)
     if found is None:
         return None
-    arrays = (torch.from_numpy(array) for array in astuple(found))
-    return LoraBatch(layouts.directory(), paged.block_table, *arrays)
+    return LoraBatch(layouts.directory(), block_table, *map(torch.from_numpy, astuple(found)))

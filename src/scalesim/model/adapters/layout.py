@@ -9,6 +9,7 @@ alone, so adapters of one shape share a layout. No weights here, and no pages of
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -57,14 +58,19 @@ class LoraLayout:
         shape = (len(self.ranks), NUM_SLICES, max_rank)
         a, b = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         end = 0
-        for layer, ranks in enumerate(self.ranks):
+        for layer, index, side, width in self._matrices():
+            offsets = (a if side == "A" else b)[layer, index]
+            end = self._place(offsets, self.ranks[layer][index], width, end)
+        return a, b, end
+
+    def _matrices(self) -> Iterator[tuple[int, int, str, int]]:
+        """(layer, slice, "A" or "B", width of a rank row), in packing order."""
+        for layer in range(len(self.ranks)):
             for site in self.sites:
                 slices = range(site.first_slice, site.first_slice + site.num_slices)
-                for index in slices:
-                    end = self._place(a[layer, index], ranks[index], site.in_width, end)
+                yield from ((layer, index, "A", site.in_width) for index in slices)
                 for index, width in zip(slices, site.out_widths, strict=True):
-                    end = self._place(b[layer, index], ranks[index], width, end)
-        return a, b, end
+                    yield layer, index, "B", width
 
     def _place(self, offsets: Int64s, rank: int, width: int, end: int) -> int:
         """Put ``rank`` rows behind ``end``; returns the new end."""
@@ -102,37 +108,16 @@ class LoraLayout:
     @cached_property
     def num_elements(self) -> int:
         """Of the weights themselves."""
-        return sum(
-            rank * (site.in_width + width)
-            for ranks in self.ranks
-            for site in self.sites
-            for rank, width in zip(ranks[site.first_slice :], site.out_widths, strict=False)
-        )
-
-    @property
-    def waste(self) -> float:
-        """Empty share of all pages but the last."""
-        full = (self.num_pages - 1) * self.page_elems
-        if full <= 0:
-            return 0.0
-        last = self._packed[2] - full
-        return 1.0 - (self.num_elements - last) / full
+        return sum(self.ranks[layer][index] * width for layer, index, _, width in self._matrices())
 
     def rows(self) -> list[tuple[int, int, str, int, int, Int64s]]:
         """(layer, slice, "A" or "B", width, rank, offsets) of every matrix, in packing order."""
-        found = []
-        for layer, ranks in enumerate(self.ranks):
-            for site in self.sites:
-                slices = range(site.first_slice, site.first_slice + site.num_slices)
-                found += [
-                    (layer, i, "A", site.in_width, ranks[i], self.a_offsets[layer, i, : ranks[i]])
-                    for i in slices
-                ]
-                found += [
-                    (layer, i, "B", width, ranks[i], self.b_offsets[layer, i, : ranks[i]])
-                    for i, width in zip(slices, site.out_widths, strict=True)
-                ]
-        return [row for row in found if row[4]]
+        sides = {"A": self.a_offsets, "B": self.b_offsets}
+        return [
+            (layer, index, side, width, rank, sides[side][layer, index, :rank])
+            for layer, index, side, width in self._matrices()
+            if (rank := self.ranks[layer][index])
+        ]
 
 
 def max_adapter_pages(config: ModelConfig, page_bytes: int, dtype_bytes: int) -> int:

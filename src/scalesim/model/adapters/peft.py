@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,48 +48,19 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
 # Settings without effect on a trained adapter; any other must be unset.
 WITHOUT_EFFECT = frozenset(
     [
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "eva_config",
-        "inference_mode",
-        "loftq_config",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "task_type",
+        "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode",
+        "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version",
+        "qalora_group_size", "revision", "runtime_config", "task_type",
     ]
-)
+)  # fmt: skip
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SEED = secrets.randbits(64)  # digests live as long as the process: nobody can prepare equal ones
 READ = frozenset(
     [
-        "r",
-        "lora_alpha",
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-        "rank_pattern",
-        "alpha_pattern",
-        "use_rslora",
-        "alora_invocation_tokens",
+        "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform",
+        "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "alora_invocation_tokens",
     ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """Ranks and scales by layer and projection (0 where it is the base model's), and the tokens
-    that activate the adapter (``None``: it always is)."""
-
-    ranks: Ranks
-    scales: Scales
-    invocation_tokens: tuple[int, ...] | None
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +82,7 @@ def read_adapter(
     path = Path(folder).expanduser()
     try:
         return _read(path, model, dtype, page_bytes)
-    except AdapterError as error:
-        raise AdapterError(f"adapter {path}: {error}") from error
-    except (WeightsError, OSError) as error:
+    except (AdapterError, WeightsError, OSError) as error:
         raise AdapterError(f"adapter {path}: {error}") from error
 
 
@@ -121,12 +90,12 @@ def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -
     if not path.is_dir():
         raise AdapterError("no such folder")
     raw = read_json(safe_path(path, CONFIG), MAX_CONFIG_BYTES, AdapterError)
-    config = parse_adapter_config(raw, model)
-    layout = LoraLayout(
-        lora_sites(model), config.ranks, config.scales, page_bytes // dtype.itemsize
-    )
+    refuse(raw)
+    ranks, scales = ranks_and_scales(raw, model)
+    layout = LoraLayout(lora_sites(model), ranks, scales, page_bytes // dtype.itemsize)
+    invocation = invocation_tokens(raw, model)
     pages = pack(layout, read_tensors(path, layout), dtype)
-    return PackedAdapter(digest_of(layout, config, pages), layout, config.invocation_tokens, pages)
+    return PackedAdapter(digest_of(layout, invocation, pages), layout, invocation, pages)
 
 
 def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:
@@ -157,33 +126,27 @@ def weights_path(folder: Path) -> Path:
 # -- the config -------------------------------------------------------------------------------
 
 
-def parse_adapter_config(raw: Json, model: ModelConfig) -> AdapterConfig:
-    """Ranks and scales from the parsed JSON. Raises ``AdapterError`` naming the setting."""
-    refuse(raw)
-    patterns = Patterns()
-    rslora = Fields(CONFIG, raw, AdapterError).flag("use_rslora", null=True)
+def ranks_and_scales(raw: Json, model: ModelConfig) -> tuple[Ranks, Scales]:
+    """By layer and projection; 0 where it is the base model's. Raises ``AdapterError`` naming the
+    setting."""
+    modules = ModuleSettings(raw)
     ranks, scales = [], []
     for layer in range(model.num_layers):
         keys = [f"model.layers.{layer}.{name}" for name in PROJECTIONS]
-        targets = [is_target(raw, key, patterns) for key in keys]
-        here = [
-            _rank(raw, key, patterns) if target else 0
-            for key, target in zip(keys, targets, strict=True)
-        ]
-        refuse_layer(raw, model, layer, here, patterns)
-        ranks.append(tuple(here))
-        scales.append(
-            tuple(
-                _scale(raw, key, rank, rslora, patterns) if rank else 0.0
-                for key, rank in zip(keys, here, strict=True)
-            )
-        )
+        found = tuple(modules.rank(key) if modules.is_target(key) else 0 for key in keys)
+        refuse_layer(modules, model, layer, found)
+        ranks.append(found)
+        scales.append(tuple(modules.scale(*of) for of in zip(keys, found, strict=True)))
     if not any(map(any, ranks)):
         raise AdapterError(
             f"target_modules {shown(raw.get('target_modules'))} name none of the projections "
             f"{', '.join(name.split('.')[1] for name in PROJECTIONS)}"
         )
-    return AdapterConfig(tuple(ranks), tuple(scales), _invocation(raw, model))
+    return tuple(ranks), tuple(scales)
+
+
+def wrong(what: str) -> AdapterError:
+    return AdapterError(f"{CONFIG}: {what}")
 
 
 def refuse(raw: Json) -> None:
@@ -192,117 +155,119 @@ def refuse(raw: Json) -> None:
         if name in PLAIN:
             if value not in PLAIN[name]:
                 accepted = ", ".join(map(repr, PLAIN[name]))
-                raise AdapterError(f"{CONFIG}: {name} is {shown(value)}; run is only {accepted}")
+                raise wrong(f"{name} is {shown(value)}; run is only {accepted}")
         elif name not in WITHOUT_EFFECT | READ and value not in (None, False, [], {}, ""):
-            raise AdapterError(f"{CONFIG}: {name} is {shown(value)}: not run")
+            raise wrong(f"{name} is {shown(value)}: not run")
 
 
 def refuse_layer(
-    raw: Json, model: ModelConfig, layer: int, ranks: list[int], patterns: Patterns
+    modules: ModuleSettings, model: ModelConfig, layer: int, ranks: Sequence[int]
 ) -> None:
     """Raise where a target is a projection that this base model keeps in another form."""
     fused = [f"model.layers.{layer}.{name}" for name in FUSED]
     split = any(ranks[index] for index in (0, 1, 2, 4, 5))
-    if model.family.fused and (split or any(is_target(raw, key, patterns) for key in fused)):
-        raise AdapterError(
-            f"{CONFIG}: {model.family.model_type} keeps q, k, v and gate, up in one matrix each "
+    if model.family.fused and (split or any(map(modules.is_target, fused))):
+        raise wrong(
+            f"{model.family.model_type} keeps q, k, v and gate, up in one matrix each "
             "(qkv_proj, gate_up_proj), whose adapters are not run; o_proj and down_proj are"
         )
     experts = model.experts
     if experts is not None and layer in experts.layers and any(ranks[4:]):
-        raise AdapterError(
-            f"{CONFIG}: target_modules include the MLP of layer {layer}, which is a mixture of "
-            "experts; adapters are run on its attention only"
+        raise wrong(
+            f"target_modules include the MLP of layer {layer}, which is a mixture of experts; "
+            "adapters are run on its attention only"
         )
 
 
-def is_target(raw: Json, key: str, patterns: Patterns | None = None) -> bool:
-    """Whether the module ``key`` has weights in the adapter: PEFT's rules, in its order."""
-    patterns = patterns or Patterns()
-    if _names(raw.get("exclude_modules"), key, patterns):
+@dataclass(frozen=True)
+class ModuleSettings:
+    """What an ``adapter_config.json`` says of one module, which ``key`` names, after another."""
+
+    raw: Json
+    patterns: Patterns = field(default_factory=Patterns)
+
+    @property
+    def fields(self) -> Fields:
+        return Fields(CONFIG, self.raw, AdapterError)
+
+    def is_target(self, key: str) -> bool:
+        """Whether the module has weights in the adapter: PEFT's rules, in its order."""
+        if self._names(self.raw.get("exclude_modules"), key):
+            return False
+        targets = self.raw.get("target_modules")
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            return True
+        if not self._names(targets, key):
+            return False
+        layers = self.raw.get("layers_to_transform")
+        if isinstance(targets, str) or layers is None or layers == []:
+            return True
+        chosen = self.fields.wholes("layers_to_transform")
+        # A name has one number between dots, its layer's: where a pattern matches, it is that.
+        number = next(int(part) for part in key.split(".") if part.isdecimal())
+        before = self.raw.get("layers_pattern") or [r"[^.]*"]
+        for pattern in before if isinstance(before, list) else [before]:
+            if self._match(pattern, r"(?:^|.*?\.)(?:{})\.\d+\.", key):
+                return number in chosen
         return False
-    targets = raw.get("target_modules")
-    if isinstance(targets, str) and targets.lower() == "all-linear":
-        return True
-    if not _names(targets, key, patterns):
-        return False
-    layers = raw.get("layers_to_transform")
-    if isinstance(targets, str) or layers is None or layers == []:
-        return True
-    chosen = Fields(CONFIG, raw, AdapterError).wholes("layers_to_transform")
-    # A name has one number between dots, its layer's: where a pattern matches, it is that.
-    number = next(int(part) for part in key.split(".") if part.isdecimal())
-    before = raw.get("layers_pattern") or [r"[^.]*"]
-    for pattern in before if isinstance(before, list) else [before]:
-        if _match(patterns, pattern, r"(?:^|.*?\.)(?:{})\.\d+\.", key):
-            return number in chosen
-    return False
+
+    def rank(self, key: str) -> int:
+        rank = self._by_pattern("rank_pattern", key, self.raw.get("r", 8))
+        if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+            raise wrong(f"rank {shown(rank)} of {key}; must be 1 to {MAX_RANK}")
+        return rank
+
+    def scale(self, key: str, rank: int) -> float:
+        if not rank:
+            return 0.0
+        alpha: Any = self._by_pattern("alpha_pattern", key, self.raw.get("lora_alpha", 8))
+        if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
+            rule = f"must be a finite number, at most {MAX_ALPHA:g}"
+            raise wrong(f"lora_alpha {shown(alpha)} of {key}; {rule}")
+        rslora = self.fields.flag("use_rslora", null=True)
+        return float(alpha) / (math.sqrt(rank) if rslora else rank)
+
+    def _names(self, targets: object, key: str) -> bool:
+        """A string is a pattern for the whole key; a list holds keys, or ends of them."""
+        if isinstance(targets, str):
+            return bool(targets) and self._match(targets, r"(?:{})\Z", key)
+        if targets is None:
+            return False
+        if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+            raise wrong(f"module names {shown(targets)} must be a list or a pattern")
+        parts = key.split(".")
+        ends = {".".join(parts[start:]) for start in range(len(parts))}
+        return not ends.isdisjoint(targets)
+
+    def _by_pattern(self, name: str, key: str, default: object) -> object:
+        """The value of the first pattern that the end of ``key`` matches, as PEFT picks it."""
+        for pattern, value in self.fields.table(name).raw.items():
+            if self._match(pattern, r"(.*\.)?({})$", key):
+                return value
+        return default
+
+    def _match(self, pattern: object, around: str, key: str) -> bool:
+        """Whether ``pattern``, put into ``around``, matches ``key``."""
+        if not isinstance(pattern, str):
+            raise wrong(f"pattern {shown(pattern)} must be a string")
+        if len(pattern) > MAX_PATTERN:
+            raise wrong(f"a pattern of {len(pattern)} characters; {MAX_PATTERN} are run")
+        try:
+            return self.patterns.match(around.replace("{}", pattern), key)
+        except AdapterError as error:
+            raise wrong(str(error)) from error
 
 
-def _names(targets: object, key: str, patterns: Patterns) -> bool:
-    """A string is a pattern for the whole key; a list holds keys, or ends of them."""
-    if isinstance(targets, str):
-        return bool(targets) and _match(patterns, targets, r"(?:{})\Z", key)
-    if targets is None:
-        return False
-    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise AdapterError(f"{CONFIG}: module names {shown(targets)} must be a list or a pattern")
-    parts = key.split(".")
-    ends = {".".join(parts[start:]) for start in range(len(parts))}
-    return not ends.isdisjoint(targets)
-
-
-def _match(patterns: Patterns, pattern: object, around: str, key: str) -> bool:
-    """Whether ``pattern``, put into ``around``, matches ``key``."""
-    if not isinstance(pattern, str):
-        raise AdapterError(f"{CONFIG}: pattern {shown(pattern)} must be a string")
-    if len(pattern) > MAX_PATTERN:
-        raise AdapterError(
-            f"{CONFIG}: a pattern of {len(pattern)} characters; {MAX_PATTERN} are run"
-        )
-    try:
-        return patterns.match(around.replace("{}", pattern), key)
-    except AdapterError as error:
-        raise AdapterError(f"{CONFIG}: {error}") from error
-
-
-def _by_pattern(raw: Json, name: str, key: str, default: object, patterns: Patterns) -> object:
-    """The value of the first pattern that the end of ``key`` matches, as PEFT picks it."""
-    table = Fields(CONFIG, raw, AdapterError).table(name).raw
-    for pattern, value in table.items():
-        if _match(patterns, pattern, r"(.*\.)?({})$", key):
-            return value
-    return default
-
-
-def _rank(raw: Json, key: str, patterns: Patterns) -> int:
-    rank = _by_pattern(raw, "rank_pattern", key, raw.get("r", 8), patterns)
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise AdapterError(f"{CONFIG}: rank {shown(rank)} of {key}; must be 1 to {MAX_RANK}")
-    return rank
-
-
-def _scale(raw: Json, key: str, rank: int, rslora: bool, patterns: Patterns) -> float:
-    alpha: Any = _by_pattern(raw, "alpha_pattern", key, raw.get("lora_alpha", 8), patterns)
-    if type(alpha) not in (int, float) or not abs(alpha) <= MAX_ALPHA:
-        raise AdapterError(
-            f"{CONFIG}: lora_alpha {shown(alpha)} of {key}; must be a finite number, at most "
-            f"{MAX_ALPHA:g}"
-        )
-    return float(alpha) / (math.sqrt(rank) if rslora else rank)
-
-
-def _invocation(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
+def invocation_tokens(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
+    """Those that activate the adapter; ``None``: it always is."""
     tokens = raw.get("alora_invocation_tokens")
     if tokens is None or tokens == []:
         return None
+    named = f"alora_invocation_tokens {shown(tokens)}"
     if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-        raise AdapterError(f"{CONFIG}: alora_invocation_tokens {shown(tokens)} must be token ids")
+        raise wrong(f"{named} must be token ids")
     if min(tokens) < 0 or max(tokens) >= model.vocab_size:
-        raise AdapterError(
-            f"{CONFIG}: alora_invocation_tokens {shown(tokens)} leave the vocabulary, 0 to "
-            f"{model.vocab_size - 1}"
-        )
+        raise wrong(f"{named} leave the vocabulary, 0 to {model.vocab_size - 1}")
     return tuple(tokens)
 
 
@@ -330,16 +295,6 @@ def pack(layout: LoraLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) 
         assert len(offsets) == rank
     result: Bytes2D = flat.view(torch.uint8).view(layout.num_pages, -1).numpy()
     return result
-
-
-def unpack(layout: LoraLayout, pages: Bytes2D, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors in ``pages`` under their names in the file: what ``pack`` was given."""
-    flat = torch.from_numpy(pages).view(-1).view(dtype)
-    tensors = {}
-    for layer, index, side, width, _, offsets in layout.rows():
-        rows = torch.stack([flat[offset : offset + width] for offset in offsets.tolist()])
-        tensors[tensor_name(layer, index, side)] = rows if side == "A" else rows.T.contiguous()
-    return tensors
 
 
 def pieces(offsets: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, int, int, int]]:
@@ -378,10 +333,10 @@ def tensor_name(layer: int, index: int, side: str) -> str:
     return f"base_model.model.model.layers.{layer}.{PROJECTIONS[index]}.lora_{side}.weight"
 
 
-def digest_of(layout: LoraLayout, config: AdapterConfig, pages: Bytes2D) -> bytes:
+def digest_of(layout: LoraLayout, invocation: tuple[int, ...] | None, pages: Bytes2D) -> bytes:
     """xxh3-128 over what the adapter computes with: equal digests, equal outputs."""
     state = xxhash.xxh3_128(seed=_SEED)
-    header = repr((layout.ranks, layout.scales, layout.page_elems, config.invocation_tokens))
+    header = repr((layout.ranks, layout.scales, layout.page_elems, invocation))
     state.update(len(header).to_bytes(8, "little") + header.encode())
     state.update(np.ascontiguousarray(pages).data)
     return state.digest()

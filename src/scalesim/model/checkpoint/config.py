@@ -6,6 +6,7 @@ Torch-free. What ScaleSim cannot run is refused here, by name, before any weight
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,24 +41,31 @@ class ExpertsConfig:
     layers: tuple[int, ...]  # the others have an ordinary MLP
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Everything that the decoder needs to know; one class covers all native families.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What engines and runners need to know of a model, whoever wrote its layers."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int  # of a model that transformers runs, only to size the workspace
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(ModelShape):
+    """Everything that the native decoder needs to know; one class covers all native families.
 
     ``windows``: of each layer, how many positions it sees (``None``: all); empty where none has
     one. ``soft_cap``: of attention scores; ``logit_soft_cap``: of the logits. ``local_rope``: the
     rotation of layers with a window, where they have their own.
     """
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_position: int
     rms_eps: float
     rope: RopeConfig
     qkv_bias: bool = False
@@ -66,7 +74,6 @@ class ModelConfig:
     qk_norm: bool = False
     tie_embeddings: bool = False
     dtype: str = "float32"
-    eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     windows: tuple[int | None, ...] = ()
     soft_cap: float | None = None
@@ -101,8 +108,7 @@ class ModelConfig:
         Raises ``WeightsError`` when the file is missing or not JSON, and ``UnsupportedModelError``.
         """
         return parse_config(
-            read_json(folder / "config.json"),
-            read_json_if_there(folder / "generation_config.json"),
+            read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
         )
 
 
@@ -190,6 +196,12 @@ def refuse_quantized(fields: Fields) -> None:
         )
 
 
+def refuse_layer_kinds(kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        if kind not in LAYER_KINDS:
+            raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+
+
 def _refuse(fields: Fields, family: Family) -> None:
     """Raise for settings that would change the model's output and that we do not run.
 
@@ -214,10 +226,7 @@ def _refuse(fields: Fields, family: Family) -> None:
 def _windows(fields: Fields, family: Family, num_layers: int) -> tuple[int | None, ...]:
     """Of each layer; empty where no layer has one."""
     kinds = _layer_kinds(fields, family, num_layers)
-    if unknown := [kind for kind in kinds if kind not in LAYER_KINDS]:
-        raise UnsupportedModelError(
-            f"layer type {unknown[0]!r}: known are {', '.join(LAYER_KINDS)}"
-        )
+    refuse_layer_kinds(kinds)
     if LAYER_KINDS[1] not in kinds:
         return ()
     if family.windows == "none":

@@ -6,7 +6,7 @@ by the config's parser, the loader and the decoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -60,6 +60,11 @@ class Family:
     soft_caps: tuple[float | None, float | None] = (None, None)  # of scores, of logits
 
 
+GEMMA = Family(
+    "gemma2", norms=SANDWICH, activation="gelu_tanh", shifted_norms=True, scaled_embedding=True,
+    tied=True, query_scalar=256,
+)  # fmt: skip
+
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("llama"),
     "MistralForCausalLM": Family("mistral", windows="all"),
@@ -68,27 +73,8 @@ FAMILIES: dict[str, Family] = {
     "Qwen3MoeForCausalLM": Family("qwen3_moe", qk_norm="head", windows="late", experts=True),
     "Phi3ForCausalLM": Family("phi3", fused=True, windows="all", rms_eps=1e-5),
     "Olmo2ForCausalLM": Family("olmo2", norms=AFTER, qk_norm="all", rms_eps=1e-5),
-    "Gemma2ForCausalLM": Family(
-        "gemma2",
-        norms=SANDWICH,
-        windows="even",
-        activation="gelu_tanh",
-        shifted_norms=True,
-        scaled_embedding=True,
-        tied=True,
-        query_scalar=256,
-        soft_caps=(50.0, 30.0),
-    ),
-    "Gemma3ForCausalLM": Family(
-        "gemma3_text",
-        norms=SANDWICH,
-        qk_norm="head",
-        windows="most",
-        activation="gelu_tanh",
-        shifted_norms=True,
-        scaled_embedding=True,
-        local_rope=True,
-        tied=True,
-        query_scalar=256,
+    "Gemma2ForCausalLM": replace(GEMMA, windows="even", soft_caps=(50.0, 30.0)),
+    "Gemma3ForCausalLM": replace(
+        GEMMA, model_type="gemma3_text", qk_norm="head", windows="most", local_rope=True
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,15 +90,15 @@ class Fields:
         value = self._given(key, _NEEDED, False)
         if not isinstance(value, list):
             raise self.wrong(key, value, "a list of numbers")
-        parts = Fields(f"{self.where}: {key}", {str(i): n for i, n in enumerate(value)}, self.error)
-        return tuple(parts.number(str(i), above=above) for i in range(len(value)))
+        parts = self.items(key, value)
+        return tuple(parts.number(name, above=above) for name in parts.raw)
 
-    def wholes(self, key: str, *, maximum: int = MOST_WHOLE) -> tuple[int, ...]:
+    def wholes(self, key: str) -> tuple[int, ...]:
         """One integer from 0 on, or a list of them; empty where it is absent or null."""
         value = self._given(key, [], True)
         listed = value if isinstance(value, list) else [value]
-        if not all(type(item) is int and 0 <= item <= maximum for item in listed):
-            raise self.wrong(key, value, f"integers from 0 to {maximum}")
+        if not all(type(item) is int and 0 <= item <= MOST_WHOLE for item in listed):
+            raise self.wrong(key, value, f"integers from 0 to {MOST_WHOLE}")
         return tuple(listed)
 
     def table(self, key: str) -> Fields:
@@ -106,6 +107,11 @@ class Fields:
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object")
         return Fields(f"{self.where}: {key}", value, self.error)
+
+    def items(self, key: str, values: Sequence[Any]) -> Fields:
+        """Those of the list at ``key``, by their places."""
+        places = {str(i): value for i, value in enumerate(values)}
+        return Fields(f"{self.where}: {key}", places, self.error)
 
     def wrong(self, key: str, value: object, rule: str) -> ScaleSimError:
         written = "null" if value is None else shown(value)

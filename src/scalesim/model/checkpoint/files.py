@@ -55,8 +55,6 @@ def read_json(
     return parsed
 
 
-def read_json_if_there(
-    path: Path, max_bytes: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
-) -> Json:
+def read_json_if_there(path: Path, error: type[ScaleSimError] = WeightsError) -> Json:
     """``read_json``; empty where there is no such file."""
-    return read_json(path, max_bytes, error) if os.path.lexists(path) else {}
+    return read_json(path, error=error) if os.path.lexists(path) else {}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.checkpoint.config import DTYPES, ModelConfig, stated_dtype
+from scalesim.model.checkpoint.config import DTYPES, ModelConfig, ModelShape, stated_dtype
 from scalesim.model.checkpoint.dummy import dummy_tensors
 from scalesim.model.checkpoint.fields import MalformedError
 from scalesim.model.checkpoint.files import read_json
@@ -29,22 +29,19 @@ from scalesim.model.checkpoint.weights import (
     expected_shapes,
     num_elements,
 )
-from scalesim.model.layers.decoder import Decoder, ModelShape
+from scalesim.model.layers.decoder import Decoder
 from scalesim.model.layers.native import NativeModel
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 MODEL_IMPLS = ("auto", "native", "transformers")
-HARMLESS = (
-    "rotary_emb.inv_freq",
-    "attn.masked_bias",
-)  # saved by old versions; derived, not learned
+HARMLESS = ("rotary_emb.inv_freq", "attn.masked_bias")  # of old versions; derived, not learned
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """``folder`` also holds the tokenizer and chat template, where there are any."""
 
-    config: ModelConfig | ModelShape
+    config: ModelShape
     model: Decoder
     folder: Path
     quantize: str | None = None
@@ -86,8 +83,16 @@ def load_model(
     if quantize is not None:
         scheme_config(quantize)  # before anything is downloaded
     folder = resolve_folder(path_or_id, weights=not dummy_weights)
+
+    def hosted() -> LoadedModel:
+        from scalesim.model.layers.hosting import load_hosted
+
+        stated = _dtype_at(place, dtype, stated_dtype(read_json(folder / "config.json")))
+        model = load_hosted(folder, stated, place, seed if dummy_weights else None, quantize)
+        return LoadedModel(model.config, model, folder, quantize)
+
     if model_impl == "transformers":
-        return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
+        return hosted()
     try:
         config = ModelConfig.from_folder(folder)
     except MalformedError:
@@ -96,7 +101,7 @@ def load_model(
         if model_impl == "native":
             raise
         try:
-            return _hosted(folder, dtype, dummy_weights, seed, place, quantize)
+            return hosted()
         except UnsupportedModelError as other:
             raise UnsupportedModelError(
                 f"neither path runs this model. Native: {error}. Transformers: {other}"
@@ -113,18 +118,6 @@ def load_model(
     if quantize is not None:
         weights = quantize_weights(weights, quantize)
     return LoadedModel(config, NativeModel(config, weights), folder, quantize)
-
-
-def _hosted(
-    folder: Path, dtype: str, dummy_weights: bool, seed: int, place: str, quantize: str | None
-) -> LoadedModel:
-    from scalesim.model.layers.hosting import load_hosted
-
-    stated = stated_dtype(read_json(folder / "config.json"))
-    model = load_hosted(
-        folder, _dtype_at(place, dtype, stated), place, seed if dummy_weights else None, quantize
-    )
-    return LoadedModel(model.config, model, folder, quantize)
 
 
 def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:

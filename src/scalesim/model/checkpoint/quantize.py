@@ -57,10 +57,10 @@ def quantize_weights(weights: Weights, scheme: str) -> Weights:
         return holder.weight
 
     def layer(old: LayerWeights) -> LayerWeights:
-        mlp = old.mlp.packed(one)
-        if isinstance(mlp, ExpertWeights) and isinstance(old.mlp, ExpertWeights):
-            mlp = replace(mlp, router=old.mlp.router)
-        return replace(old, qkv=one(old.qkv), o=one(old.o), mlp=mlp)
+        new = old.packed(one)
+        if isinstance(new.mlp, ExpertWeights) and isinstance(old.mlp, ExpertWeights):
+            new = replace(new, mlp=replace(new.mlp, router=old.mlp.router))
+        return new
 
     return replace(weights, layers=tuple(map(layer, weights.layers)))
 

@@ -33,14 +33,23 @@ class LayerNorms:
 
 
 @dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer: ``x @ weight.T + bias``."""
+
+    weight: Tensor  # [out, in], C-contiguous
+    bias: Tensor | None = None
+
+    def packed(self, pack: Pack) -> Linear:
+        return replace(self, weight=pack(self.weight))
+
+
+@dataclass(frozen=True, slots=True)
 class MlpWeights:
-    gate_up: Tensor  # [2 * intermediate, hidden]
-    gate_up_bias: Tensor | None
-    down: Tensor  # [hidden, intermediate]
-    down_bias: Tensor | None
+    gate_up: Linear  # [2 * intermediate, hidden]
+    down: Linear  # [hidden, intermediate]
 
     def packed(self, pack: Pack) -> MlpWeights:
-        return replace(self, gate_up=pack(self.gate_up), down=pack(self.down))
+        return MlpWeights(self.gate_up.packed(pack), self.down.packed(pack))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +64,18 @@ class ExpertWeights:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. Matrices are ``[out, in]``, C-contiguous."""
+    """One decoder layer."""
 
     norms: LayerNorms
-    qkv: Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
-    qkv_bias: Tensor | None
+    qkv: Linear  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
     q_norm: Tensor | None  # [head_dim], or [num_heads * head_dim]
     k_norm: Tensor | None  # [head_dim], or [num_kv_heads * head_dim]
-    o: Tensor  # [hidden, num_heads * head_dim]
-    o_bias: Tensor | None
+    o: Linear  # [hidden, num_heads * head_dim]
     mlp: MlpWeights | ExpertWeights
+
+    def packed(self, pack: Pack) -> LayerWeights:
+        qkv, o, mlp = self.qkv.packed(pack), self.o.packed(pack), self.mlp.packed(pack)
+        return replace(self, qkv=qkv, o=o, mlp=mlp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +87,7 @@ class Weights:
 
     def packed(self, pack: Pack) -> Weights:
         """With every matrix that a linear layer multiplies by in another form."""
-        layers = tuple(
-            replace(layer, qkv=pack(layer.qkv), o=pack(layer.o), mlp=layer.mlp.packed(pack))
-            for layer in self.layers
-        )
+        layers = tuple(layer.packed(pack) for layer in self.layers)
         return replace(self, layers=layers, lm_head=pack(self.lm_head))
 
 
@@ -171,30 +179,28 @@ class Assembler:
             mlp = self.experts
         return LayerWeights(
             norms=LayerNorms(*(name and self.norm(prefix + name) for name in astuple(norms))),
-            qkv=self.join(attention, qkv, "weight"),
-            qkv_bias=self.join(attention, qkv, "bias") if config.qkv_bias else None,
+            qkv=self.linear(attention, qkv, config.qkv_bias),
             q_norm=self.norm(f"{attention}q_norm") if config.qk_norm else None,
             k_norm=self.norm(f"{attention}k_norm") if config.qk_norm else None,
-            o=self.join(attention, ("o",), "weight"),
-            o_bias=self.join(attention, ("o",), "bias") if config.o_bias else None,
+            o=self.linear(attention, ("o",), config.o_bias),
             mlp=mlp(f"{prefix}mlp."),
         )
 
     def mlp(self, prefix: str) -> MlpWeights:
         gate_up = ("gate_up",) if self.config.family.fused else ("gate", "up")
         bias = self.config.mlp_bias
-        return MlpWeights(
-            gate_up=self.join(prefix, gate_up, "weight"),
-            gate_up_bias=self.join(prefix, gate_up, "bias") if bias else None,
-            down=self.join(prefix, ("down",), "weight"),
-            down_bias=self.join(prefix, ("down",), "bias") if bias else None,
-        )
+        return MlpWeights(self.linear(prefix, gate_up, bias), self.linear(prefix, ("down",), bias))
 
     def experts(self, prefix: str) -> ExpertWeights:
         assert self.config.experts is not None
         every = range(self.config.experts.count)
         experts = tuple(self.mlp(f"{prefix}experts.{index}.") for index in every)
         return ExpertWeights(self.take(f"{prefix}gate.weight"), experts)
+
+    def linear(self, prefix: str, names: tuple[str, ...], bias: bool) -> Linear:
+        """Several projections of one input, as one."""
+        weight = self.join(prefix, names, "weight")
+        return Linear(weight, self.join(prefix, names, "bias") if bias else None)
 
     def join(self, prefix: str, names: tuple[str, ...], kind: str) -> Tensor:
         parts = [self.take(f"{prefix}{name}_proj.{kind}") for name in names]

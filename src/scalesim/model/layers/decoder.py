@@ -1,11 +1,8 @@
-"""What a runner needs of a model, whoever wrote its layers: the native decoder, or transformers'.
-
-``ModelShape`` is all that engines and runners read of a hosted model's config; a native model's
-``ModelConfig`` has the same names and more.
-"""
+"""What a runner needs of a model: of the native decoder, or of one that transformers runs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,23 +10,32 @@ import torch
 from scalesim_kernels import KernelSet, LoraBatch, PagedBatch
 from torch import Tensor
 
-from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.config import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Of a model that transformers runs. ``intermediate_size`` only sizes the workspace."""
+class ForwardContext:
+    """What the layers of one step work with besides hidden states, as in the kernels' contracts."""
 
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_position: int
-    eos_token_ids: tuple[int, ...] = ()
+    pool: Tensor  # KV is written there
+    batch: PagedBatch
+    plan: Any  # what ``kernels.plan`` made of the batch
+    kernels: KernelSet
+    lora: LoraBatch | None = None  # where a token uses an adapter
+
+    def attend(
+        self, heads: Tensor, layer: int, rotation: Tensor, scale: float, options: Mapping[str, Any],
+        norms: tuple[Tensor | None, Tensor | None] = (None, None), eps: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """``[num_tokens, num_heads, head_dim]`` of ``heads`` (``[num_tokens, ...]``: Q, K and V),
+        whose K and V are stored. options : what plain attention does without."""
+        kernels, step = self.kernels, (self.pool, layer, self.batch, self.plan)
+        q = kernels.qk_norm_rope_store(heads, *step, rotation, *norms, eps)
+        # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
+        out = q.new_zeros(q.shape)
+        kernels.paged_decode(q, *step, scale, out, **options)
+        kernels.paged_prefill(q, *step, scale, out, **options)
+        return out
 
 
 class Decoder(Protocol):
@@ -39,7 +45,7 @@ class Decoder(Protocol):
     place: str
 
     @property
-    def config(self) -> ModelConfig | ModelShape: ...
+    def config(self) -> ModelShape: ...
 
     @property
     def takes_graphs(self) -> bool: ...
@@ -50,17 +56,9 @@ class Decoder(Protocol):
     def reserve(self, num_positions: int) -> None:
         """Prepare for positions below this one. Before the first ``forward``."""
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        pool: Tensor,
-        batch: PagedBatch,
-        plan: Any,
-        kernels: KernelSet,
-        lora: LoraBatch | None = None,
-    ) -> Tensor:
-        """Final hidden states ``[num_tokens, hidden]`` of ``token_ids`` ``[num_tokens]`` int32;
-        writes KV to ``pool``. ``lora``: ``None`` where no token uses an adapter."""
+    def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
+        """Final normalized hidden states ``[num_tokens, hidden]`` of ``token_ids`` ``[num_tokens]``
+        int32, padding included; writes KV to the pool."""
 
     def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
         """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""

@@ -33,7 +33,7 @@ def mix_experts(
         tokens, place = torch.where(chosen == index)
         rows = torch.cat((tokens, tokens[:1].expand(-len(tokens) % kernels.row_multiple)))
         expert = weights.experts[index]
-        wide = kernels.silu_mul(kernels.linear(x.index_select(0, rows), expert.gate_up))
-        given = kernels.linear(wide, expert.down)[: len(tokens)]
+        wide = kernels.silu_mul(kernels.linear(x.index_select(0, rows), expert.gate_up.weight))
+        given = kernels.linear(wide, expert.down.weight)[: len(tokens)]
         out.index_add_(0, tokens, given * shares[tokens, place, None])
     return out

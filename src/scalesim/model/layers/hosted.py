@@ -9,17 +9,19 @@ be run so.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from scalesim_kernels import KernelSet, LoraBatch, PagedBatch
+from scalesim_kernels import KernelSet
 from torch import Tensor, nn
 
 from scalesim.errors import AdapterError, UnsupportedModelError
-from scalesim.model.layers.decoder import ModelShape
+from scalesim.model.checkpoint.config import ModelShape
+from scalesim.model.layers.decoder import ForwardContext
 
 INTERFACE = "scalesim"
 # Of the keywords that models give their attention, those that say nothing new.
@@ -52,7 +54,7 @@ class PagedLayers:
 
     def __init__(self) -> None:
         self.calls: dict[int, AttentionCall] = {}
-        self.step: tuple[Tensor, PagedBatch, Any, KernelSet] | None = None
+        self.step: ForwardContext | None = None
         self.no_rotation = torch.zeros(0)
 
     def attend(
@@ -60,15 +62,8 @@ class PagedLayers:
     ) -> Tensor:
         """``[num_tokens, num_heads, head_dim]``, as are q, k and v (with their own heads)."""
         assert self.step is not None
-        pool, batch, plan, kernels = self.step
         heads = torch.cat((q, k, v), dim=1).flatten(1)
-        q = kernels.qk_norm_rope_store(
-            heads, pool, layer, batch, plan, self.no_rotation, None, None, 0.0
-        )
-        out = q.new_zeros(q.shape)
-        kernels.paged_decode(q, pool, layer, batch, plan, scale, out, **options)
-        kernels.paged_prefill(q, pool, layer, batch, plan, scale, out, **options)
-        return out
+        return self.step.attend(heads, layer, self.no_rotation, scale, options)
 
 
 def paged_attention(
@@ -168,7 +163,8 @@ class HostedModel:
 
     def packed(self, kernels: KernelSet) -> HostedModel:
         """A model of its own that shares the weights, its linear layers run by ``kernels``."""
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors_of(self._model)}
+        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
         shared[id(self._model.config)] = self._model.config
         mine = copy.deepcopy(self._model, shared)
         for name, part in list(mine.named_modules()):
@@ -188,15 +184,12 @@ class HostedModel:
         self.run(token_ids, torch.arange(len(token_ids), device=token_ids.device))
         return dict(self.layers.calls)
 
-    def forward(
-        self, token_ids: Tensor, pool: Tensor, batch: PagedBatch, plan: Any, kernels: KernelSet,
-        lora: LoraBatch | None = None,
-    ) -> Tensor:  # fmt: skip
-        if lora is not None:
+    def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
+        if context.lora is not None:
             raise UnsupportedModelError("adapters are run on native models only")
-        self.layers.step = (pool, batch, plan, kernels)
+        self.layers.step = context
         try:
-            return self.run(token_ids, batch.positions)
+            return self.run(token_ids, context.batch.positions)
         finally:
             self.layers.step = None
 
@@ -220,8 +213,3 @@ class HostedModel:
 def no_adapters(path: str | Path) -> NoReturn:
     """Stands for reading an adapter's folder."""
     raise AdapterError(f"adapter {path}: adapters are run on native models only (docs/models.md)")
-
-
-def tensors_of(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

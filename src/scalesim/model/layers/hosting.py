@@ -19,9 +19,10 @@ from torch import Tensor
 
 from scalesim.errors import UnsupportedModelError, WeightsError
 from scalesim.model.checkpoint.config import (
-    LAYER_KINDS,
     MAX_LAYERS,
     MAX_VOCAB,
+    ModelShape,
+    refuse_layer_kinds,
     refuse_quantized,
     token_ids,
 )
@@ -30,7 +31,7 @@ from scalesim.model.checkpoint.fields import MOST_WHOLE, Fields
 from scalesim.model.checkpoint.files import Json, read_json, read_json_if_there
 from scalesim.model.checkpoint.loader_files import check_floating, check_memory, open_tensors
 from scalesim.model.checkpoint.quantize import quantize_modules
-from scalesim.model.layers.decoder import ModelShape
+from scalesim.model.layers.decoder import ForwardContext
 from scalesim.model.layers.hosted import INTERFACE, AttentionCall, HostedModel, paged_attention
 
 PROBE = 23  # tokens of the comparison: more than a page of 16, no multiple of a chunk
@@ -90,9 +91,7 @@ def refuse(raw: Json) -> None:
             f"installed transformers; {code or 'a newer one may know it'}"
         )
     refuse_quantized(fields)
-    for kind in fields.names("layer_types"):
-        if kind not in LAYER_KINDS:
-            raise UnsupportedModelError(f"layer type {kind!r}: known are {', '.join(LAYER_KINDS)}")
+    refuse_layer_kinds(fields.names("layer_types"))
 
 
 def check_sizes(where: str, raw: Json) -> None:
@@ -257,7 +256,8 @@ def compare(hosted: HostedModel, want: Tensor) -> None:
             end = min(PROBE, start + CHUNK)
             batch = chunk_of(table, start, end, place)
             plan = kernels.plan(batch, pool, shape.num_heads, True)
-            hidden = hosted.forward(tokens[start:end], pool, batch, plan, kernels)
+            context = ForwardContext(pool, batch, plan, kernels)
+            hidden = hosted.forward(tokens[start:end], context)
             parts.append(hosted.logits(hidden, kernels))
     error = float((torch.cat(parts) - want).abs().max() / want.std())
     if not error <= LIMITS[hosted.dtype]:

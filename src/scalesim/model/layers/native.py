@@ -7,19 +7,26 @@ from the kernel set that is passed in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from scalesim_kernels import KernelSet, LoraBatch, LoraSite, PagedBatch
+from scalesim_kernels import KernelSet, LoraSite
 from torch import Tensor
 
 from scalesim.model.adapters.layout import lora_sites
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.weights import ExpertWeights, LayerWeights, MlpWeights, Weights
+from scalesim.model.checkpoint.weights import (
+    ExpertWeights,
+    LayerWeights,
+    Linear,
+    MlpWeights,
+    Weights,
+)
+from scalesim.model.layers.decoder import ForwardContext
 from scalesim.model.layers.experts import mix_experts
 from scalesim.model.layers.rope import cos_sin_table
 
-LoraLinear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, LoraSite], Tensor]
+LoraLinear: TypeAlias = Callable[[Tensor, Linear, LoraSite], Tensor]
 
 
 class NativeModel:
@@ -54,23 +61,11 @@ class NativeModel:
         }
         self._cos_sin = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        pool: Tensor,
-        batch: PagedBatch,
-        plan: Any,
-        kernels: KernelSet,
-        lora: LoraBatch | None = None,
-    ) -> Tensor:
-        """Final normalized hidden states, ``[num_tokens, hidden]``; writes KV to ``pool``.
+    def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
+        pool, kernels, lora = context.pool, context.kernels, context.lora
 
-        token_ids : ``[num_tokens]`` int32, padding included. pool : as in the kernels' contracts.
-        lora : ``None`` where no token uses an adapter.
-        """
-
-        def linear(x: Tensor, weight: Tensor, bias: Tensor | None, site: LoraSite) -> Tensor:
-            out = kernels.linear(x, weight, bias)
+        def linear(x: Tensor, layer: Linear, site: LoraSite) -> Tensor:
+            out = kernels.linear(x, layer.weight, layer.bias)
             if lora is not None:
                 h = kernels.lora_shrink(x, pool, index, site, lora)
                 kernels.lora_expand(h, pool, index, site, lora, out)
@@ -90,9 +85,9 @@ class NativeModel:
         for index, layer in enumerate(self.weights.layers):
             norms = layer.norms
             x, residual = enter(x, norms.before_attention, residual)
-            qkv = linear(x, layer.qkv, layer.qkv_bias, self._qkv)
-            mixed = self._attend(qkv, layer, index, pool, batch, plan, kernels)
-            x = leave(linear(mixed, layer.o, layer.o_bias, self._o), norms.after_attention)
+            qkv = linear(x, layer.qkv, self._qkv)
+            mixed = self._attend(qkv, layer, index, context)
+            x = leave(linear(mixed, layer.o, self._o), norms.after_attention)
             x, residual = enter(x, norms.before_mlp, residual)
             x = leave(self._mlp(x, layer.mlp, kernels, linear), norms.after_mlp)
         return enter(x, self.weights.final_norm, residual)[0]
@@ -119,32 +114,21 @@ class NativeModel:
             return mix_experts(x, mlp, self.config.experts, kernels)
         silu = self.config.family.activation == "silu"
         gated = kernels.silu_mul if silu else kernels.gelu_mul
-        wide = gated(linear(x, mlp.gate_up, mlp.gate_up_bias, self._gate_up))
-        return linear(wide, mlp.down, mlp.down_bias, self._down)
+        wide = gated(linear(x, mlp.gate_up, self._gate_up))
+        return linear(wide, mlp.down, self._down)
 
     def _attend(
-        self,
-        qkv: Tensor,
-        layer: LayerWeights,
-        index: int,
-        pool: Tensor,
-        batch: PagedBatch,
-        plan: Any,
-        kernels: KernelSet,
+        self, qkv: Tensor, layer: LayerWeights, index: int, context: ForwardContext
     ) -> Tensor:
-        config, norms = self.config, (layer.q_norm, layer.k_norm)
+        config = self.config
+        norms: tuple[Tensor | None, Tensor | None] = (layer.q_norm, layer.k_norm)
         if config.family.qk_norm == "all":
-            self._norm_heads(qkv, layer, kernels)
+            self._norm_heads(qkv, layer, context.kernels)
             norms = (None, None)
-        q = kernels.qk_norm_rope_store(
-            qkv, pool, index, batch, plan, self._cos_sin[index], *norms, config.rms_eps
+        rotation, options = self._cos_sin[index], config.attention_options(index)
+        mixed = context.attend(
+            qkv, index, rotation, config.attention_scale, options, norms, config.rms_eps
         )
-        # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
-        mixed = q.new_zeros(q.shape)
-        options = config.attention_options(index)
-        args = (q, pool, index, batch, plan, config.attention_scale, mixed)
-        kernels.paged_decode(*args, **options)
-        kernels.paged_prefill(*args, **options)
         return mixed.flatten(1)
 
     def _norm_heads(self, qkv: Tensor, layer: LayerWeights, kernels: KernelSet) -> None:

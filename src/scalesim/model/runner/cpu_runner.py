@@ -7,6 +7,7 @@ into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,6 @@ from torch import Tensor
 from scalesim.batch import (
     NO_TOKEN,
     Batch,
-    EmbeddingBatch,
     LaunchedStep,
     LogitsBatch,
     LogprobsBatch,
@@ -33,9 +33,10 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.layers.decoder import Decoder
-from scalesim.model.runner.arrange import Ordered, decodes_first
+from scalesim.model.layers.decoder import Decoder, ForwardContext
+from scalesim.model.runner.arrange import Arranged, arrange, paged_batch
 from scalesim.model.runner.device_logprobs import SCORED_ROWS
+from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.token_counts import TokenCounts
 
 
@@ -47,7 +48,6 @@ class ModelRunner:
     model : its matrices in the form of these kernels (``Decoder.packed``).
     timeline : told of each step that is complete; the link waits on it.
     layouts : of the adapters that batches name; shared with whoever adds them.
-    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes).
     """
 
     steps_in_flight = 1
@@ -58,26 +58,22 @@ class ModelRunner:
         kernels: KernelSet,
         pages: Bytes2D,
         geometry: PageGeometry,
-        *,
-        max_num_seqs: int,
-        max_num_rows: int,
-        max_blocks_per_row: int,
-        reproducible: bool = True,
-        digests: bool = False,
+        settings: RunnerSettings,
         timeline: Timeline | None = None,
         layouts: LayoutTable | None = None,
     ) -> None:
-        model.reserve(min(model.config.max_position, max_blocks_per_row * geometry.block_size))
+        max_len = settings.max_blocks_per_row * geometry.block_size
+        model.reserve(min(model.config.max_position, max_len))
         self._model = model
         self._kernels = kernels
         self._pool = pool_view(pages, geometry, model.dtype)
-        self._reproducible = reproducible
-        self._digests = digests
+        self._reproducible = settings.reproducible
+        self._digests = settings.digests
         self._timeline = timeline
         self._layouts = layouts or LayoutTable()
-        self._table = np.zeros((max_num_rows, max_blocks_per_row), np.int32)
-        self._last_token = np.zeros(max_num_seqs, np.int32)
-        self._counts = TokenCounts(max_num_seqs, model.config.vocab_size)
+        self._table = np.zeros((settings.max_num_rows, settings.max_blocks_per_row), np.int32)
+        self._last_token = np.zeros(settings.max_num_seqs, np.int32)
+        self._counts = TokenCounts(settings.max_num_seqs, model.config.vocab_size)
 
     def launch(self, batch: Batch) -> LaunchedStep:
         start = time.perf_counter()
@@ -107,27 +103,22 @@ class ModelRunner:
         digests = np.zeros(num_seqs, np.uint64) if self._digests else None
         if num_seqs == 0:
             return StepOutput(batch.step, tokens, np.zeros(0, np.bool_), digests, 0.0)
-        ordered = decodes_first(batch, self._table, self._last_token, self._padded)
-        plan = self._kernels.plan(
-            ordered.paged, self._pool, self._model.config.num_heads, self._reproducible
-        )
+        arranged = arrange(batch)
+        token_ids, paged = paged_batch(batch, arranged, self._table, self._last_token, self._padded)
+        model, kernels, pool = self._model, self._kernels, self._pool
+        plan = kernels.plan(paged, pool, model.config.num_heads, self._reproducible)
         lora = None
         if batch.adapters is not None:
-            lora = lora_batch(batch.adapters, ordered, self._layouts, self._padded)
-        hidden = self._model.forward(
-            torch.from_numpy(ordered.token_ids),
-            self._pool,
-            ordered.paged,
-            plan,
-            self._kernels,
-            lora,
-        )
+            lora = lora_batch(
+                batch.adapters, arranged, paged.block_table, self._layouts, self._padded
+            )
+        context = ForwardContext(pool, paged, plan, kernels, lora)
+        hidden = model.forward(torch.from_numpy(token_ids), context)
         bad = np.empty(num_seqs, np.bool_)
-        bad[ordered.order] = not_finite(hidden.index_select(0, torch.from_numpy(ordered.last)))
-        picked = np.flatnonzero(batch.sample[ordered.order])
-        if len(picked):
-            seqs = ordered.order[picked]
-            logits = self._logits(hidden, ordered.last[picked])
+        bad[arranged.order] = not_finite(hidden.index_select(0, torch.from_numpy(arranged.last)))
+        seqs = arranged.sampling
+        if len(seqs):
+            logits = self._logits(hidden, arranged.last[arranged.picked])
             bad[seqs] |= not_finite(logits)
             if batch.adjust is None:
                 sampled = self._sample(logits, batch, seqs)
@@ -137,23 +128,18 @@ class ModelRunner:
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
-        scores = None
+        scores = sums = None
         if batch.scores is not None:
-            scores = self._score(batch, batch.scores, ordered, hidden, tokens)
-        sums = (
-            None
-            if batch.embeddings is None
-            else hidden_sums(batch, batch.embeddings, ordered, hidden)
-        )
+            scores = self._score(batch, batch.scores, arranged, hidden, tokens)
+        if batch.embeddings is not None:
+            sums = hidden_sums(arranged.spans(batch.embeddings.spans), hidden)
         return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, sums)
 
     def _score(
-        self, batch: Batch, asked: LogprobsBatch, ordered: Ordered, hidden: Tensor, tokens: Int32s
+        self, batch: Batch, asked: LogprobsBatch, arranged: Arranged, hidden: Tensor, tokens: Int32s
     ) -> Scores:
         """Log-probabilities behind query tokens; logits are made anew, a few rows at a time."""
-        row_of = np.empty(batch.num_tokens, np.int64)
-        row_of[ordered.source] = np.arange(batch.num_tokens)
-        rows, targets = row_of[asked.tokens], resolved(batch, asked, tokens)
+        rows, targets = arranged.row_of[asked.tokens], resolved(batch, asked, tokens)
         parts = []
         for start in range(0, len(rows), SCORED_ROWS):
             part = slice(start, start + SCORED_ROWS)
@@ -208,6 +194,13 @@ class ModelRunner:
         return tokens
 
 
+COLUMNS = (
+    "min_ps", "repetitions", "presences", "frequencies", "bias_start", "bias_ids", "biases",
+    "mask_rows", "masks",
+)  # fmt: skip
+"""What ``LogitsBatch`` and the kernels' ``Adjustments`` have in common."""
+
+
 def adjustments(
     batch: Batch, adjust: LogitsBatch, rows: Int64s, counts: npt.NDArray[np.int32]
 ) -> Adjustments:
@@ -219,28 +212,17 @@ def adjustments(
     return Adjustments(
         rows=tensor(rows.astype(np.int32)),
         temperatures=tensor(batch.sampling.temperatures[adjust.seqs]),
-        min_ps=tensor(adjust.min_ps),
-        repetitions=tensor(adjust.repetitions),
-        presences=tensor(adjust.presences),
-        frequencies=tensor(adjust.frequencies),
         slots=tensor(batch.slots[adjust.seqs]),
         counts=torch.from_numpy(counts),
-        bias_start=tensor(adjust.bias_start),
-        bias_ids=tensor(adjust.bias_ids),
-        biases=tensor(adjust.biases),
-        mask_rows=tensor(adjust.mask_rows),
-        masks=tensor(adjust.masks),
+        **{name: tensor(getattr(adjust, name)) for name in COLUMNS},
     )
 
 
-def hidden_sums(batch: Batch, asked: EmbeddingBatch, ordered: Ordered, hidden: Tensor) -> Floats:
-    """``[num_spans, hidden]``: final hidden states, summed over each span in fp64. A sequence's
-    query tokens stay together when they are ordered."""
-    row_of = np.empty(batch.num_tokens, np.int64)
-    row_of[ordered.source] = np.arange(batch.num_tokens)
-    rows = (slice(row := int(row_of[start]), row + stop - start) for start, stop in asked.spans)
-    sums: Floats = torch.stack([hidden[row].double().sum(0) for row in rows]).float().numpy()
-    return sums
+def hidden_sums(spans: Iterable[slice], hidden: Tensor) -> Floats:
+    """``[num_spans, hidden]``: final hidden states, summed over each span in fp64."""
+    sums = torch.stack([hidden[span].double().sum(0) for span in spans])
+    result: Floats = sums.float().numpy()
+    return result
 
 
 def resolved(batch: Batch, asked: LogprobsBatch, tokens: Int32s) -> Int32s:

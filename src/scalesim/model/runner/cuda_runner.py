@@ -8,32 +8,34 @@ arrangement are shared with the CPU's runner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
+import xxhash
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, StepOutput
-from scalesim.core import Bools, Fence, Int32s, UInt64s
+from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, Scores, StepOutput
+from scalesim.core import Bools, Fence, Floats, Int32s, UInt64s
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
 from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.layers.decoder import Decoder
+from scalesim.model.layers.decoder import Decoder, ForwardContext
 from scalesim.model.runner.arrange import Arranged, arrange
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
-from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoreShape
+from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoredRows
 from scalesim.model.runner.device_lora import DeviceLora
-from scalesim.model.runner.device_table import CAPACITY, DeviceTable
+from scalesim.model.runner.device_table import DeviceTable
 from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
-from scalesim.model.runner.step_inputs import Packed, StepShape, pack, shape_of, tensors
+from scalesim.model.runner.settings import RunnerSettings
+from scalesim.model.runner.step_inputs import StepShape, pack, tensors
 
 STEPS_IN_FLIGHT = 2
 _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
@@ -42,14 +44,14 @@ _COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
 @dataclass(frozen=True, slots=True)
 class _StepInFlight:
     batch: Batch
-    packed: Packed
+    arranged: Arranged
+    shape: StepShape
     outcome: Staged
     logits: Staged | None
     began: Event
     ended: Event
-    scored: ScoreShape | None = None
-    scores: Staged | None = None
-    sums: Staged | None = None
+    scores: Callable[[], Scores] | None = None
+    sums: Callable[[], Floats] | None = None
 
 
 class CudaRunner:
@@ -57,9 +59,6 @@ class CudaRunner:
     (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
 
     fences : told of each launched and each collected step.
-    max_num_tokens : most query tokens of a batch.
-    graphs : capture decode steps; without, every step is given to the device op by op.
-    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
     layouts : of the adapters that batches name; shared with whoever adds them. Steps that use an
         adapter are captured by the first of them, and again when ``DeviceLora`` moves: that
         launch takes as long as ``warm_up`` took.
@@ -74,34 +73,29 @@ class CudaRunner:
         pool: Tensor,
         device: Device,
         fences: Fences,
-        *,
-        max_num_seqs: int,
-        max_num_tokens: int,
-        max_num_rows: int,
-        max_blocks_per_row: int,
-        reproducible: bool = True,
-        digests: bool = False,
-        graphs: bool = True,
-        table_capacity: int = CAPACITY,
+        settings: RunnerSettings,
         layouts: LayoutTable | None = None,
     ) -> None:
-        block_size = pool.shape[4]
-        model.reserve(min(model.config.max_position, max_blocks_per_row * block_size))
+        max_num_seqs, block_size = settings.max_num_seqs, pool.shape[4]
+        max_len = settings.max_blocks_per_row * block_size
+        model.reserve(min(model.config.max_position, max_len))
         self._model, self._kernels, self._pool = model, kernels, pool
         self._device, self._fences = device, fences
         self._stream = device.stream("compute")
-        self._multiple = kernels.row_multiple if reproducible else 1
-        self._reproducible, self._digests = reproducible, digests
-        self._max_num_tokens = max(max_num_tokens, max_num_seqs)
+        self._multiple = kernels.row_multiple if settings.reproducible else 1
+        self._reproducible, self._digests = settings.reproducible, settings.digests
+        self._max_num_tokens = max(settings.max_num_tokens, max_num_seqs)
         self._max_num_seqs = max_num_seqs
         buffers = STEPS_IN_FLIGHT + 1
         self._table = DeviceTable(
-            device, self._stream, max_num_rows, max_blocks_per_row, buffers, table_capacity
+            device, self._stream, settings.max_num_rows, settings.max_blocks_per_row, buffers
         )
         self._directory = DeviceLora(
             device, self._stream, layouts or LayoutTable(), model.config.num_layers
         )
-        self.graphs = DecodeGraphs(padded_sizes(max_num_seqs, self._multiple) if graphs else ())
+        takes_graphs = settings.graphs and model.takes_graphs
+        sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
+        self.graphs = DecodeGraphs(sizes, partial(device.capture, self._stream), self._compute)
         max_tokens = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
         largest = StepShape(max_tokens, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
@@ -117,7 +111,7 @@ class CudaRunner:
         vocab = model.config.vocab_size
         # Of the newest step: kept here, where they are made fp32, for whoever asks for more.
         self._logits = torch.zeros((seqs, vocab), device=device.place)
-        if digests:
+        if self._digests:
             self._logits_ring = StagingRing(device, buffers, seqs * vocab)
 
     @property
@@ -143,7 +137,7 @@ class CudaRunner:
         source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
         self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
         self._stream.record().synchronize()
-        self._capture(decodes)
+        self.graphs.capture(decodes)
 
     # -- the two halves of a step -------------------------------------------------------------
 
@@ -161,37 +155,33 @@ class CudaRunner:
         arranged = arrange(batch)
         lora = self._grouped(batch, arranged)
         shape = self._shape(batch, arranged, lora)
-        packed = self._send(batch, arranged, shape, lora)
+        self._send(batch, arranged, shape, lora)
         began = self._stream.record(timed=True)
         changes = None
         if batch.adjust is not None:
-            sampling = packed.order[packed.picked]
-            changes = self._adjust.send(batch, batch.adjust, sampling)
+            changes = self._adjust.send(batch, batch.adjust, arranged.sampling)
         scored = self._send_scores(batch, arranged)
-        spans = (
-            []
-            if batch.embeddings is None
-            else self._embeddings.rows(batch, arranged, batch.embeddings)
-        )
-        captured = None
-        if scored is None and not spans:  # a graph keeps no hidden states
-            captured = self.graphs.replay(shape)
+        spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
+        # a graph keeps no hidden states
+        captured = None if scored or spans else self.graphs.replay(shape)
         if captured is None:
             self._stream.submit(lambda: self._compute(shape, changes, scored, spans))
         else:
             self._stream.submit(captured)
             if changes is not None:
-                given = changes
-                self._stream.submit(lambda: self._sample_again(shape, given))
-        outcome = self._outcomes.take()
-        count = shape.num_samples + shape.num_seqs
-        self._stream.copy(outcome.tensor.view(torch.int32)[:count], self._outcome[:count])
-        logits = self._fetch_logits(len(packed.picked)) if self._digests else None
-        scores = None if scored is None else self._scores.fetch(scored)
+                self._stream.submit(partial(self._sample_again, shape, changes))
+        outcome = self._outcomes.fetch(
+            self._stream, self._outcome, shape.num_samples + shape.num_seqs
+        )
+        logits = None
+        if self._digests:
+            count = len(arranged.picked) * self._logits.shape[1]
+            logits = self._logits_ring.fetch(self._stream, self._logits, count)
+        scores = self._scores.fetch(scored) if scored else None
         sums = self._embeddings.fetch(len(spans)) if spans else None
         ended = self._stream.record(timed=True)
         self._fences.launched(batch.step, ended)
-        flight = _StepInFlight(batch, packed, outcome, logits, began, ended, scored, scores, sums)
+        flight = _StepInFlight(batch, arranged, shape, outcome, logits, began, ended, scores, sums)
         return LaunchedStep(batch.step, Fence("compute", batch.step), flight)
 
     def collect(self, step: LaunchedStep) -> StepOutput:
@@ -201,12 +191,8 @@ class CudaRunner:
         self._fences.collected(step.step)
         tokens, bad = self._read(flight)
         seconds = flight.ended.elapsed_s(flight.began)
-        scores = None
-        if flight.scored is not None and flight.scores is not None:
-            scores = self._scores.read(flight.scored, flight.scores)
-        sums = None
-        if flight.batch.embeddings is not None and flight.sums is not None:
-            sums = self._embeddings.read(len(flight.batch.embeddings.spans), flight.sums)
+        scores = None if flight.scores is None else flight.scores()
+        sums = None if flight.sums is None else flight.sums()
         return StepOutput(step.step, tokens, bad, self._hash(flight), seconds, scores, sums)
 
     # -- on the host --------------------------------------------------------------------------
@@ -215,8 +201,7 @@ class CudaRunner:
         """The tokens that use adapters, where any does; the device knows their layouts then."""
         if batch.adapters is None:
             return None
-        positions = batch.positions[arranged.source]
-        lora = grouped(batch.adapters, arranged.seq, positions, self._pad)
+        lora = grouped(batch.adapters, arranged, self._pad)
         if lora is not None and self._directory.update():
             self._capture_with_adapters()
         return lora
@@ -227,8 +212,9 @@ class CudaRunner:
         size = self.graphs.size_for(batch.num_seqs) if decodes and batch.sample.all() else None
         if size is not None:
             return self._decode_with_adapters(size) if lora else StepShape.decode(size)
-        samples = self._pad(int(batch.sample.sum()))
-        shape = shape_of(batch, arranged, self._pad(batch.num_tokens), samples)
+        tokens, samples = self._pad(batch.num_tokens), self._pad(int(batch.sample.sum()))
+        copies = len(batch.page_copies)
+        shape = StepShape(tokens, batch.num_seqs, arranged.num_decodes, samples, copies)
         return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
 
     def _decode_with_adapters(self, size: int) -> StepShape:
@@ -238,12 +224,11 @@ class CudaRunner:
 
     def _send(
         self, batch: Batch, arranged: Arranged, shape: StepShape, lora: Grouped | None = None
-    ) -> Packed:
+    ) -> None:
         assert shape.num_words <= self._staging.capacity, (shape, self._staging.capacity)
         buffer = self._staging.take()
-        packed = pack(batch, arranged, shape, self._dummy_slot, buffer.array, lora)
+        pack(batch, arranged, shape, self._dummy_slot, buffer.array, lora)
         self._staging.send(self._stream, buffer, self._inputs, shape.num_words)
-        return packed
 
     @cached_property
     def _adjust(self) -> DeviceLogits:
@@ -262,38 +247,29 @@ class CudaRunner:
             self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width
         )
 
-    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoreShape | None:
+    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoredRows | None:
         if batch.scores is None:
             return None
         padded = self._pad(len(batch.scores.tokens))
         return self._scores.send(batch, arranged, batch.scores, padded)
 
     def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
-        packed, found = flight.packed, flight.outcome.array
-        num_seqs, first = flight.batch.num_seqs, packed.shape.num_samples
+        arranged, found = flight.arranged, flight.outcome.array
+        num_seqs, first = flight.batch.num_seqs, flight.shape.num_samples
         bad = np.zeros(num_seqs, np.bool_)
-        bad[packed.order] = found[first : first + num_seqs] != 0
+        bad[arranged.order] = found[first : first + num_seqs] != 0
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
-        seqs = packed.order[packed.picked]
+        seqs = arranged.sampling
         sampled = found[: len(seqs)]
         bad[seqs] |= sampled < 0
         tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
         return tokens, bad
 
-    def _fetch_logits(self, count: int) -> Staged:
-        buffer = self._logits_ring.take()
-        words = count * self._logits.shape[1]
-        out = buffer.tensor.view(torch.float32)[:words]
-        self._stream.copy(out, self._logits.view(-1)[:words])
-        return buffer
-
     def _hash(self, flight: _StepInFlight) -> UInt64s | None:
         if flight.logits is None:
             return None
-        import xxhash
-
         digests = np.zeros(flight.batch.num_seqs, np.uint64)
-        seqs = flight.packed.order[flight.packed.picked]
+        seqs = flight.arranged.sampling
         vocab = self._logits.shape[1]
         rows = flight.logits.array[: len(seqs) * vocab].reshape(len(seqs), vocab)
         digests[seqs] = [xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows]
@@ -311,7 +287,7 @@ class CudaRunner:
         self,
         shape: StepShape,
         changes: tuple[Tensor, ...] | None = None,
-        scored: ScoreShape | None = None,
+        scored: ScoredRows | None = None,
         spans: Sequence[slice] = (),
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
@@ -323,7 +299,8 @@ class CudaRunner:
         in_flight = self._last_token.index_select(0, step.token_slots)
         token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
         plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
-        hidden = model.forward(token_ids, self._pool, step.paged, plan, kernels, step.lora)
+        context = ForwardContext(self._pool, step.paged, plan, kernels, step.lora)
+        hidden = model.forward(token_ids, context)
         ends = hidden.index_select(0, step.last)
         finite = torch.isfinite(ends.sum(-1, dtype=torch.float32))
         samples = shape.num_samples
@@ -357,9 +334,6 @@ class CudaRunner:
         self._stream.submit(lambda: self._compute(shape))
         self._stream.record().synchronize()
 
-    def _capture(self, shapes: Sequence[StepShape]) -> None:
-        self.graphs.capture(self._device, self._stream, self._compute, shapes)
-
     def _capture_with_adapters(self) -> None:
         """As ``warm_up``, of steps that use adapters."""
         decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
@@ -367,7 +341,7 @@ class CudaRunner:
         prefill = StepShape(tokens, 1, 0, row).with_adapters(tokens, self._max_num_seqs)
         for shape in (*decodes, prefill):
             self._run_padding(shape)
-        self._capture(decodes)
+        self.graphs.capture(decodes)
 
 
 def padding_batch(shape: StepShape, slot: int) -> Batch:

@@ -15,6 +15,7 @@ from torch import Tensor
 from scalesim.batch import Batch, LogitsBatch
 from scalesim.core import Int64s
 from scalesim.device.streams import Device, Stream
+from scalesim.model.runner.cpu_runner import COLUMNS
 from scalesim.model.runner.extra_inputs import PackedInputs
 from scalesim.model.runner.step_inputs import StepTensors
 from scalesim.model.runner.token_counts import first_counts
@@ -42,14 +43,15 @@ class DeviceLogits:
         slots = np.array([slot for slot, _, _ in adjust.begins], np.int32)
         none = np.zeros(0, np.int32)
         arrays = [
-            row_of[adjust.seqs], batch.slots[adjust.seqs], adjust.min_ps, adjust.repetitions,
-            adjust.presences, adjust.frequencies, adjust.bias_start, adjust.bias_ids,
-            adjust.biases, adjust.mask_rows, adjust.masks.ravel(), slots,
+            row_of[adjust.seqs],
+            batch.slots[adjust.seqs],
+            slots,
             np.repeat(slots, [len(ids) for ids, _ in first]),
             np.concatenate([none, *(ids for ids, _ in first)]),
             np.concatenate([none, *(counts for _, counts in first)]),
-        ]  # fmt: skip
-        return tuple(self._inputs.send([np.ascontiguousarray(array) for array in arrays]))
+            *(getattr(adjust, name) for name in COLUMNS),
+        ]
+        return tuple(self._inputs.send(arrays))
 
     def compute(
         self, inputs: tuple[Tensor, ...], step: StepTensors, logits: Tensor, outcome: Tensor,
@@ -57,23 +59,19 @@ class DeviceLogits:
     ) -> None:  # fmt: skip
         """On the device. logits : the step's, unchanged. outcome, last_token : where the step put
         its samples, by row of the logits and by slot."""
-        begin_slots, *begins = inputs[11:]
+        rows, slots, begin_slots, count_slots, ids, values, *columns = inputs
         counts = self._counts
         if len(begin_slots):
             counts.index_fill_(0, begin_slots.long(), 0)
-            slots, ids, values = begins
-            counts.view(-1).index_copy_(0, self._places(slots, ids), values)
-        rows, slots = inputs[:2]
-        changes = self._changes(inputs, step)
+            counts.view(-1).index_copy_(0, self._places(count_slots, ids), values)
+        sampling = (step.temperatures, step.top_ks, step.top_ps, step.keys, step.sample_positions)
+        temperatures, *others = (column.index_select(0, rows) for column in sampling)
+        given = dict(zip(COLUMNS, columns, strict=True))
+        changes = Adjustments(
+            rows=rows, temperatures=temperatures, slots=slots, counts=counts, **given
+        )
         changed = kernels.adjust_logits(logits, changes)
-        tokens = kernels.sample(
-            changed,
-            *(
-                column.index_select(0, rows)
-                for column in (step.temperatures, step.top_ks, step.top_ps, step.keys,
-                               step.sample_positions)
-            ),
-        )  # fmt: skip
+        tokens = kernels.sample(changed, temperatures, *others)
         tokens = torch.where(outcome.index_select(0, rows) < 0, -1, tokens)  # not finite
         outcome.index_copy_(0, rows.long(), tokens)
         sound = tokens.clamp(min=0)
@@ -83,15 +81,3 @@ class DeviceLogits:
 
     def _places(self, slots: Tensor, ids: Tensor) -> Tensor:
         return slots.long() * self._shape[1] + ids
-
-    def _changes(self, inputs: tuple[Tensor, ...], step: StepTensors) -> Adjustments:
-        rows, slots, min_ps, repetitions, presences, frequencies = inputs[:6]
-        bias_start, bias_ids, biases, mask_rows, masks = inputs[6:11]
-        floats = torch.float32
-        words = -(-self._shape[1] // 32)
-        return Adjustments(
-            rows, step.temperatures.index_select(0, rows), min_ps.view(floats),
-            repetitions.view(floats), presences.view(floats), frequencies.view(floats), slots,
-            self._counts, bias_start, bias_ids, biases.view(floats), mask_rows,
-            masks.view(len(masks) // words, words),
-        )  # fmt: skip

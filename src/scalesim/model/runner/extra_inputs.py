@@ -18,6 +18,7 @@ from scalesim.device.streams import Device, Stream
 
 _ALIGN = 64  # int32s, as the fixed inputs are
 _FIRST_WORDS = 1 << 14
+_KINDS = {"int32": torch.int32, "float32": torch.float32}
 
 
 class PackedInputs:
@@ -35,16 +36,18 @@ class PackedInputs:
         self._old.append((self._ring, self._there))
 
     def send(self, arrays: Sequence[npt.NDArray[Any]]) -> list[Tensor]:
-        """Each array (one-dimensional, of 4-byte elements) as an int32 tensor on the device."""
-        starts = np.cumsum([0] + [-(-len(array) // _ALIGN) * _ALIGN for array in arrays])
-        total = int(starts[-1])
+        """Each array (of int32 or float32) as a tensor of its kind on the device."""
+        starts = np.cumsum([0] + [-(-array.size // _ALIGN) * _ALIGN for array in arrays]).tolist()
+        total = starts[-1]
         if total > self._ring.capacity:
             self._grow(1 << total.bit_length())
         buffer = self._ring.take()
         for start, array in zip(starts, arrays, strict=False):
-            buffer.array[start : start + len(array)] = array.view(np.int32)
+            buffer.array[start : start + array.size] = (
+                np.ascontiguousarray(array).view(np.int32).ravel()
+            )
         self._ring.send(self._stream, buffer, self._there, total)
         return [
-            self._there[start : start + len(array)]
-            for start, array in zip(starts.tolist(), arrays, strict=False)
+            self._there[start : start + array.size].view(_KINDS[array.dtype.name]).view(array.shape)
+            for start, array in zip(starts, arrays, strict=False)
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from scalesim.device.streams import Device, Stream, Work
+from scalesim.device.streams import Work
 from scalesim.model.runner.step_inputs import StepShape
 
 
@@ -27,23 +27,23 @@ class DecodeGraphs:
     """Steps by their shape. ``sizes`` are the batch sizes to capture, ascending. ``num_captures``
     counts."""
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        record: Callable[[Work], Work],
+        compute: Callable[[StepShape], object],
+    ) -> None:  # fmt: skip
         self.sizes = tuple(sizes)
         self.num_captures = 0
+        self._record, self._compute = record, compute
         self._replay: dict[StepShape, Work] = {}
 
-    def capture(
-        self,
-        device: Device,
-        stream: Stream,
-        compute: Callable[[StepShape], object],
-        shapes: Sequence[StepShape],
-    ) -> None:
+    def capture(self, shapes: Sequence[StepShape]) -> None:
         """Capture the work ``compute(shape)`` of each shape, given in ascending order, the largest
         first: the smaller ones then fit its memory. What was captured for a shape before is
         replaced."""
         for shape in reversed(shapes):
-            self._replay[shape] = device.capture(stream, partial(compute, shape))
+            self._replay[shape] = self._record(partial(self._compute, shape))
             self.num_captures += 1
 
     def size_for(self, num_seqs: int) -> int | None:

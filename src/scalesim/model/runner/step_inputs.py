@@ -17,12 +17,16 @@ from scalesim_kernels import LoraBatch, LoraDirectory, PagedBatch
 from torch import Tensor
 
 from scalesim.batch import Batch
-from scalesim.core import Int32s, Int64s
+from scalesim.core import Int32s
 from scalesim.model.adapters.batch import Grouped
 from scalesim.model.runner.arrange import Arranged
 
 _NONE = np.zeros(0, np.int32)
 _NO_GROUPS = Grouped(_NONE, np.zeros(1, np.int32), _NONE, _NONE, _NONE)
+_PAGED = ("positions", "token_rows", "seq_rows", "query_start", "context_lens")
+_LORA = ("lora_tokens", "lora_starts", "lora_counts", "lora_rows", "lora_layouts")
+_DTYPES = dict.fromkeys(("temperatures", "top_ps"), torch.float32)
+_DTYPES |= dict.fromkeys(("keys", "copies"), torch.int64)
 _ALIGN = 64  # int32s: vector loads and 8-byte fields start where they like to
 
 
@@ -74,27 +78,6 @@ def layout(shape: StepShape) -> Mapping[str, slice]:
     return places
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What the host keeps of a step: which sequences of the batch the outputs belong to."""
-
-    shape: StepShape
-    order: Int64s  # [num_seqs]: the batch's index of ordered sequence i
-    picked: Int64s  # [num_samples]: those of them that sample, ordered
-
-
-def shape_of(
-    batch: Batch, arranged: Arranged, padded_tokens: int, padded_samples: int
-) -> StepShape:
-    return StepShape(
-        padded_tokens,
-        batch.num_seqs,
-        arranged.num_decodes,
-        padded_samples,
-        len(batch.page_copies),
-    )
-
-
 def pack(
     batch: Batch,
     arranged: Arranged,
@@ -102,7 +85,7 @@ def pack(
     dummy_slot: int,
     out: Int32s,
     lora: Grouped | None = None,
-) -> Packed:
+) -> None:
     """Write ``batch`` into ``out`` in ``shape``'s layout; everything beyond it is padding.
 
     dummy_slot : where padding puts what it samples. lora : ``None`` where no token uses an adapter;
@@ -110,11 +93,9 @@ def pack(
     """
     place = layout(shape)
     count, num_seqs = len(arranged.source), batch.num_seqs
-    positions = batch.positions[arranged.source]
+    positions, last = arranged.positions, arranged.last
     seq_rows = batch.rows[arranged.order]
-    last = arranged.query_start[1:].astype(np.int64) - 1
-    picked = np.flatnonzero(batch.sample[arranged.order])
-    seqs = arranged.order[picked]
+    picked, seqs = arranged.picked, arranged.sampling
 
     def put(name: str, values: np.ndarray[Any, Any], padding: int = 0) -> None:
         field = out[place[name]]
@@ -148,7 +129,6 @@ def pack(
         put("lora_counts", used.counts)
         put("lora_rows", used.rows)  # 0: a group of padding
         put("lora_layouts", used.layouts)
-    return Packed(shape, arranged.order, picked)
 
 
 def _bits(value: float) -> int:
@@ -179,32 +159,16 @@ def tensors(
 ) -> StepTensors:
     """Views of ``flat`` (int32, on the device) in ``shape``'s layout. directory : of the layouts
     that adapters have; needed where ``shape`` has groups."""
-    field = {name: flat[place] for name, place in layout(shape).items()}
+    fields = {
+        name: flat[place].view(_DTYPES.get(name, torch.int32))
+        for name, place in layout(shape).items()
+    }
+    fields["copies"] = fields["copies"].view(2, shape.num_copies)
+    paged = {name: fields.pop(name) for name in _PAGED}
+    groups = [fields.pop(name) for name in _LORA]
     lora = None
     if shape.num_groups:
         assert directory is not None, shape
-        names = ("tokens", "starts", "counts", "rows", "layouts")
-        lora = LoraBatch(directory, block_table, *(field[f"lora_{name}"] for name in names))
-    return StepTensors(
-        token_ids=field["token_ids"],
-        token_slots=field["token_slots"],
-        paged=PagedBatch(
-            block_table=block_table,
-            positions=field["positions"],
-            token_rows=field["token_rows"],
-            seq_rows=field["seq_rows"],
-            query_start=field["query_start"],
-            context_lens=field["context_lens"],
-            num_decodes=shape.num_decodes,
-        ),
-        last=field["last"],
-        sample_rows=field["sample_rows"],
-        sample_slots=field["sample_slots"],
-        sample_positions=field["sample_positions"],
-        temperatures=field["temperatures"].view(torch.float32),
-        top_ks=field["top_ks"],
-        top_ps=field["top_ps"].view(torch.float32),
-        keys=field["keys"].view(torch.int64),
-        copies=field["copies"].view(torch.int64).view(2, shape.num_copies),
-        lora=lora,
-    )
+        lora = LoraBatch(directory, block_table, *groups)
+    paged_batch = PagedBatch(block_table=block_table, num_decodes=shape.num_decodes, **paged)
+    return StepTensors(paged=paged_batch, lora=lora, **fields)

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import codecs
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from scalesim.errors import UnsupportedModelError
 
 
-class DecoderStep(Protocol):
+class DecoderStep(ABC):
     """One step of a decoder: what ``feed`` and a last ``flush`` give is what it gives at once."""
 
+    @abstractmethod
     def feed(self, piece: str) -> Iterable[str]: ...
 
-    def flush(self) -> Iterable[str]: ...
+    def flush(self) -> Iterable[str]:
+        return ()
 
 
 class Detokenizer:
@@ -69,7 +72,7 @@ BYTE_ALPHABET = tuple(byte_alphabet())
 _BYTE_OF = {char: byte for byte, char in enumerate(BYTE_ALPHABET)}
 
 
-class ByteLevel:
+class ByteLevel(DecoderStep):
     """Token strings spell bytes; a token that has a character of no byte stands for itself."""
 
     def __init__(self) -> None:
@@ -86,7 +89,7 @@ class ByteLevel:
         return (self._utf8.decode(b"", final=True),)
 
 
-class ByteFallback:
+class ByteFallback(DecoderStep):
     """A run of ``<0xNN>`` tokens is text if the whole run is UTF-8, else one U+FFFD for each byte.
 
     The run is therefore kept back until it ends.
@@ -112,7 +115,7 @@ class ByteFallback:
             return ("\N{REPLACEMENT CHARACTER}" * len(run),)
 
 
-class Replace:
+class Replace(DecoderStep):
     """A fixed string becomes another, within each token."""
 
     def __init__(self, old: str, new: str) -> None:
@@ -121,11 +124,8 @@ class Replace:
     def feed(self, piece: str) -> Iterable[str]:
         return (piece.replace(self._old, self._new),)
 
-    def flush(self) -> Iterable[str]:
-        return ()
 
-
-class Metaspace:
+class Metaspace(DecoderStep):
     """The mark becomes a space; in the first token it goes, if the tokenizer put it there."""
 
     def __init__(self, mark: str, keep_first: bool) -> None:
@@ -136,11 +136,8 @@ class Metaspace:
         space, self._space = self._space, " "
         return (piece.replace(self._mark, space),)
 
-    def flush(self) -> Iterable[str]:
-        return ()
 
-
-class StripStart:
+class StripStart(DecoderStep):
     """At most ``num`` characters ``char`` go from the start of the whole text."""
 
     def __init__(self, char: str, num: int) -> None:
@@ -154,11 +151,8 @@ class StripStart:
             piece, self._num = piece[1:], self._num - 1
         return (piece,)
 
-    def flush(self) -> Iterable[str]:
-        return ()
 
-
-class JoinWords:
+class JoinWords(DecoderStep):
     """A tokenizer without a decoder puts a space between its tokens."""
 
     def __init__(self) -> None:
@@ -167,9 +161,6 @@ class JoinWords:
     def feed(self, piece: str) -> Iterable[str]:
         separator, self._separator = self._separator, " "
         return (separator, piece)
-
-    def flush(self) -> Iterable[str]:
-        return ()
 
 
 def compile_steps(decoder: Mapping[str, Any] | None) -> Callable[[], list[DecoderStep]]:

@@ -25,15 +25,7 @@ from scalesim.model.checkpoint.fields import Fields
 from scalesim.model.checkpoint.files import Json, read_json_if_there
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MORE = ("extra_special_tokens", "additional_special_tokens")  # the second is its older name
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -94,11 +86,7 @@ class SpecialTokens:
                 table = fields.table(key)
                 self.named |= {name: _added(table, name, special=True) for name in table.raw}
             elif isinstance(value, list):
-                inner = Fields(
-                    f"{fields.where}: {key}",
-                    {str(i): token for i, token in enumerate(value)},
-                    UnsupportedModelError,
-                )
+                inner = fields.items(key, value)
                 tokens = [_added(inner, name, special=True) for name in inner.raw]
                 known = set(map(_text, self.more))
                 self.more += [token for token in tokens if _text(token) not in known]

@@ -153,12 +153,8 @@ def checked_width(value: object) -> int:
     return max(size, 0)
 
 
-def _center(value: Any, width: Any = 80, *_: Any) -> int:
+def _padded(value: Any, width: Any = 80, *_: Any) -> int:
     return len(str(value)) + checked_width(width)
-
-
-def _zfill(text: Any, size: Any, *_: Any) -> int:
-    return len(str(text)) + checked_width(size)
 
 
 def _expandtabs(text: Any, tabsize: Any = 8) -> int:
@@ -220,15 +216,15 @@ def format_size(meter: Meter, template: str, values: Any) -> int:
 
 GROWTH: dict[str, Callable[..., int]] = {
     "batch": _batch,
-    "center": _center,
+    "center": _padded,
     "expandtabs": _expandtabs,
     "indent": _indent,
-    "ljust": _zfill,
+    "ljust": _padded,
     "replace": _replace,
-    "rjust": _zfill,
+    "rjust": _padded,
     "round": _round,
     "slice": _slice,
-    "zfill": _zfill,
+    "zfill": _padded,
 }
 """Of filters and of methods of strings: the largest that the result may be."""
 _OF_TEXT = _LINEAR_OF_TEXT | (GROWTH.keys() - {"batch", "indent", "round", "slice"}) | {"join"}

@@ -201,11 +201,10 @@ class _Metered(NodeTransformer):
         parts = nodes.List(node.nodes).set_lineno(node.lineno)
         return _filtered(parts, "_concat")
 
-    def visit_List(self, node: nodes.List) -> nodes.Expr:
+    def visit_List(self, node: nodes.List | nodes.Dict) -> nodes.Expr:
         return self._built(node, node.items)
 
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Expr:
-        return self._built(node, node.items)
+    visit_Dict = visit_List
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:
         if node.ctx != "load":

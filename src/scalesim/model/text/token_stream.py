@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from scalesim.errors import RequestError
 from scalesim.model.text.tokenizer import Tokenizer
 
 
@@ -86,23 +85,14 @@ class TokenStream:
     Text is shown as soon as it is certain: never half a character, never the beginning of what may
     become a stop string. At the end ``text`` equals ``tokenizer.decode`` of all ids, cut before the
     stop string that was complete first (the longest, of several that end together).
-
-    ``context`` are the ids just before the reply. With it, a sentencepiece tokenizer keeps the
-    space between prompt and reply; without, the reply is decoded as a text of its own, as
-    transformers does.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()
-    ) -> None:
-        _check_stop(stop)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._detokenizer = tokenizer.detokenizer()
         self._finder = StopFinder(stop) if stop else None
         self._shown: list[str] = []
         self.stop_string: str | None = None
         self.finished = False
-        for token_id in context:
-            self._detokenizer.push(token_id)
 
     @property
     def text(self) -> str:
@@ -132,10 +122,3 @@ class TokenStream:
         if text:
             self._shown.append(text)
         return text
-
-
-def _check_stop(stop: Sequence[str]) -> None:
-    if isinstance(stop, str) or not all(isinstance(string, str) and string for string in stop):
-        raise RequestError(
-            f"stop is {stop!r}; it must be a sequence of non-empty strings, such as ('END',)"
-        )
