@@ -80,10 +80,10 @@ def study(report: Report, case: Case, options: argparse.Namespace) -> None:
     ticks = list(scenario.ticks())
     whole = scenario.machine(replace(sizes, residency=1.0))
     resident, _ = play(whole, "resident", ticks, warmup=case.warmup, witness=True)
-    rows = [row("resident", 1.0, resident, roof(whole.limits, ticks, case.warmup))]
+    rows = [row("resident", 1.0, resident, roof(whole, ticks, case.warmup))]
     for residency in options.residency or case.residencies:
         machine = scenario.machine(replace(sizes, residency=residency))
-        limits = roof(machine.limits, ticks, case.warmup)
+        limits = roof(machine, ticks, case.warmup)
         outcomes = {
             name: play(machine, name, ticks, warmup=case.warmup, witness=True)[0]
             for name in case.policies

@@ -27,7 +27,8 @@ from scalesim.engine.parts import EngineParts
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.replay.arms import VOCAB_SIZE, play
+from scalesim.replay.arms import play
+from scalesim.replay.content import VOCAB_SIZE
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
 from scalesim.requests.prompt import TextModel

@@ -131,4 +131,4 @@ def arm(scenario: Scenario, policy: str, sizes: Sizes) -> tuple[Outcome, Roof]:
     machine = scenario.machine(sizes)
     ticks = list(scenario.ticks())
     one, _ = play(machine, policy, ticks, sources=scenario.sources(), warmup=WARMUP, witness=True)
-    return one, roof(machine.limits, ticks, WARMUP)
+    return one, roof(machine, ticks, WARMUP)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalesim.replay.arms import Machine, Outcome, play
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.arms import Outcome, play
+from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Machine
 from scalesim.replay.levels import REPLAY_POLICIES
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
@@ -22,7 +22,7 @@ COST = CostModel(HARDWARE["rtx4090"], MODELS["llama-3.2-1b"])
 
 def check(machine: Machine, ticks: list[TraceTick], warmup: int) -> tuple[Roof, list[Outcome]]:
     """Every policy against both bounds."""
-    limit = roof(machine.limits, ticks, warmup)
+    limit = roof(machine, ticks, warmup)
     outcomes = []
     for name, policy in REPLAY_POLICIES.items():
         one, simulation = play(machine, name, ticks, warmup=warmup, witness=True)
@@ -103,7 +103,7 @@ def test_slots_full_of_equal_calls_come_near_the_roof() -> None:
     machine = Machine(COST, 400, 400, 500, 4, 512, 16)
     ticks = [TraceTick(0.0, [], calls)]
     best, _ = play(machine, "resident", ticks, warmup=0)
-    limit = roof(machine.limits, ticks)
+    limit = roof(machine, ticks)
     assert 0.99 * limit.turns_per_s < best.turns_per_s <= limit.turns_per_s
 
 
@@ -114,9 +114,9 @@ def test_the_link_lowers_the_roof_where_a_tick_reads_more_than_the_pool_holds() 
     ]
     ticks = [TraceTick(float(at), [], calls) for at in range(3)]
     machine = Machine(COST, 200, 2000, 700, 8, 512, 16)
-    whole = roof(machine.limits, ticks, 1)
-    slow = roof(replace(machine, link_share=0.01).limits, ticks, 1)
-    large = roof(replace(machine, link_share=0.01, device_pages=800).limits, ticks, 1)
+    whole = roof(machine, ticks, 1)
+    slow = roof(replace(machine, link_share=0.01), ticks, 1)
+    large = roof(replace(machine, link_share=0.01, device_pages=800), ticks, 1)
     assert slow.resident_turns_per_s == whole.resident_turns_per_s == large.turns_per_s
     # 800 pages are read in a tick, 600 of them brought back, or their 9 600 tokens computed
     per_tick = 20 / slow.turns_per_s

@@ -18,8 +18,8 @@ from scalesim.memory.links.link import Copies
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.storage import allocate_pages
-from scalesim.replay.arms import Machine, Outcome, bounded, play
-from scalesim.replay.hardware import HARDWARE, MODELS, CostModel
+from scalesim.replay.arms import Outcome, bounded, parts_for, play
+from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Machine
 from scalesim.replay.levels import REPLAY_POLICIES
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.scenario import Sizes, of_workload
@@ -114,7 +114,7 @@ BLOCK, DEVICE, HOST, RUNNING = 16, 60, 400, 4
 def parts(tags: bool) -> Any:
     """The same machine twice: with tags in real pages, or with nothing in none."""
     machine = Machine(COST, DEVICE, HOST, DEVICE * BLOCK, RUNNING, 64, BLOCK)
-    made = machine.parts("deadline")
+    made = parts_for(machine, "deadline")
     page_bytes = page_bytes_for(BLOCK)
     device, host = allocate_pages(DEVICE + 1, page_bytes), allocate_pages(HOST, page_bytes)
     link = Watched(page_bytes, 2e6, (device, host) if tags else None)
@@ -124,7 +124,7 @@ def parts(tags: bool) -> Any:
     )  # fmt: skip
     scheduler = Scheduler(memory, made.scheduler.config, DEVICE * BLOCK)
     assert isinstance(made.runner, VirtualRunner)
-    inner = made.runner._inner
+    inner = made.runner.inner
     if tags:
         inner = TagRunner(
             device, BLOCK, max_num_seqs=RUNNING, max_num_rows=2 * RUNNING + 1,

@@ -18,7 +18,8 @@ from scalesim.cli.options import ReplayOptions
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay import formats
-from scalesim.replay.arms import Machine, Outcome, Watch, compare
+from scalesim.replay.arms import Outcome, Watch, compare
+from scalesim.replay.hardware import Machine
 from scalesim.replay.levels import replay_policy
 from scalesim.replay.roof import Roof
 from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload
@@ -162,8 +163,7 @@ def watching(
 
 def title(scenario: Scenario, machine: Machine, sizes: Sizes) -> str:
     cost = machine.cost
-    page_bytes = cost.model.geometry(machine.block_size).page_bytes
-    pool = machine.device_pages * page_bytes / 1e9
+    pool = machine.device_pages * machine.geometry.page_bytes / 1e9
     share_of = machine.device_pages / max(1, scenario.pages)
     return (
         f"{scenario.name}\n{cost.model.name} on {cost.hardware.name}, a pool of {pool:.3g} GB "

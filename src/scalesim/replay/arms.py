@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from scalesim.distance.estimates import Source
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.replay.bound import Access, belady_loads, reads_again
-from scalesim.replay.hardware import CostModel
+from scalesim.replay.content import VOCAB_SIZE
+from scalesim.replay.hardware import Machine
 from scalesim.replay.levels import planning_of, replay_policy
-from scalesim.replay.roof import Limits, Roof, roof
+from scalesim.replay.roof import Roof, roof
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.simulation import Log, Simulation
 from scalesim.requests.prompt import TextModel
@@ -25,72 +25,35 @@ from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import StubRunner
 from scalesim.trace.trace import TraceTick
 
-VOCAB_SIZE = 32_000
 RESIDENT_PAGES = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """``device_pages``, ``host_pages``: of the model's page size. ``link_share``: of the link's
-    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages.
-
-    ``max_num_batched_tokens`` is about where a step's arithmetic begins to take longer than reading
-    the weights: more prefill in one step makes those that decode wait (Sarathi-Serve, OSDI 2024).
-    """
-
-    cost: CostModel
-    device_pages: int
-    host_pages: int
-    max_len: int
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    block_size: int | None = None
-    link_share: float = 1.0
-    first_tokens: int = 0
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-
-    @property
-    def limits(self) -> Limits:
-        """What the roof knows of this machine."""
-        return Limits(
-            self.cost,
-            self.cost.model.geometry(self.block_size).block_size,
-            self.device_pages,
-            self.cost.hardware.link_bytes_per_s * self.link_share,
-            self.max_num_seqs,
-            self.max_num_batched_tokens,
-            VOCAB_SIZE,
-            self.first_tokens,
-        )
-
-    def parts(self, policy_name: str) -> EngineParts:
-        """Virtual parts for ``Loop``."""
-        policy = replay_policy(policy_name)
-        geometry = self.cost.model.geometry(self.block_size)
-        link = VirtualLink(
-            geometry.page_bytes, self.cost.hardware.link_bytes_per_s * self.link_share
-        )
-        planning = planning_of(policy)
-        pages = self.device_pages if policy.limited else max(RESIDENT_PAGES, self.host_pages)
-        memory = MemoryManager(
-            block_size=geometry.block_size,
-            page_bytes=geometry.page_bytes,
-            device_pages=pages + 1,
-            host_pages=self.host_pages,
-            num_rows=2 * self.max_num_seqs + 1,
-            policy=policy,
-            link=link,
-            planner=self.planner,
-            make_ranking=planning.make_ranking,
-            make_planner=planning.make_planner,
-        )
-        config = SchedulerConfig(
-            max_num_seqs=self.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens
-        )
-        runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, self.cost, self.first_tokens)
-        model = TextModel(VOCAB_SIZE, frozenset(), self.max_len, pages * geometry.block_size)
-        scheduler = Scheduler(memory, config, min(self.max_len, model.pool_len))
-        return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
+def parts_for(machine: Machine, policy_name: str) -> EngineParts:
+    """Virtual parts for ``Loop``."""
+    policy = replay_policy(policy_name)
+    geometry = machine.geometry
+    link = VirtualLink(geometry.page_bytes, machine.link_bytes_per_s)
+    planning = planning_of(policy)
+    pages = machine.device_pages if policy.limited else max(RESIDENT_PAGES, machine.host_pages)
+    memory = MemoryManager(
+        block_size=geometry.block_size,
+        page_bytes=geometry.page_bytes,
+        device_pages=pages + 1,
+        host_pages=machine.host_pages,
+        num_rows=2 * machine.max_num_seqs + 1,
+        policy=policy,
+        link=link,
+        planner=machine.planner,
+        make_ranking=planning.make_ranking,
+        make_planner=planning.make_planner,
+    )
+    config = SchedulerConfig(
+        max_num_seqs=machine.max_num_seqs, max_num_batched_tokens=machine.max_num_batched_tokens
+    )
+    runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, machine.cost, machine.first_tokens)
+    model = TextModel(VOCAB_SIZE, frozenset(), machine.max_len, pages * geometry.block_size)
+    scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len))
+    return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +133,7 @@ def play(
     ``warmup`` ticks do not count, where there are more. ``witness``: find the bounds too."""
     foresight = replay_policy(policy).foresight
     simulation = Simulation(
-        machine.parts(policy),
+        parts_for(machine, policy),
         sources=sources,
         foresight=foresight,
         leap=leap,
@@ -193,7 +156,7 @@ def play(
         log.turns - turns,
         percentiles(busy),
         percentiles(log.first_token_s[turns:] or [0.0]),
-        machine.cost.model.geometry(machine.block_size).page_bytes,
+        machine.geometry.page_bytes,
         {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
     )
     return (bounded(machine, found, log) if witness else found), simulation
@@ -248,7 +211,7 @@ def compare(
              watch=watch(policy))[0]
         for policy in policies
     ]  # fmt: skip
-    return outcomes, roof(machine.limits, ticks(), warmup)
+    return outcomes, roof(machine, ticks(), warmup)
 
 
 def counted(simulation: Simulation) -> dict[str, float]:

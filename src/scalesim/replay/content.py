@@ -11,6 +11,7 @@ from scalesim.core import Int32s
 from scalesim.testing.tags import mix
 from scalesim.trace.trace import Content, TracePiece
 
+VOCAB_SIZE = 32_000
 _MASK = (1 << 64) - 1
 
 

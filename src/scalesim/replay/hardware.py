@@ -7,11 +7,12 @@ rates are the makers' data sheets'; the shares of them that are reached are assu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.prefetch.config import PlannerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,44 @@ class CostModel:
     def kv_bytes(self, num_tokens: int) -> float:
         return float(self.model.token_bytes) * num_tokens
 
+    def compute_s(self, flops: float) -> float:
+        return flops / (self.hardware.peak_flops * self.hardware.gemm_share)
+
+    def read_s(self, num_bytes: float) -> float:
+        return num_bytes / (self.hardware.memory_bytes_per_s * self.hardware.memory_share)
+
     def step_s(self, work: StepWork) -> float:
-        device = self.hardware
-        compute_s = self.flops(work) / (device.peak_flops * device.gemm_share)
-        memory_s = self.read_bytes(work) / (device.memory_bytes_per_s * device.memory_share)
-        return max(compute_s, memory_s) + device.step_overhead_s
+        least_s = max(self.compute_s(self.flops(work)), self.read_s(self.read_bytes(work)))
+        return least_s + self.hardware.step_overhead_s
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """``device_pages``, ``host_pages``: of the model's page size. ``link_share``: of the link's
+    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages.
+
+    ``max_num_batched_tokens`` is about where a step's arithmetic begins to take longer than reading
+    the weights: more prefill in one step makes those that decode wait (Sarathi-Serve, OSDI 2024).
+    """
+
+    cost: CostModel
+    device_pages: int
+    host_pages: int
+    max_len: int
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    block_size: int | None = None
+    link_share: float = 1.0
+    first_tokens: int = 0
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+    @property
+    def geometry(self) -> PageGeometry:
+        return self.cost.model.geometry(self.block_size)
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        return self.cost.hardware.link_bytes_per_s * self.link_share
 
 
 _Named = TypeVar("_Named", Hardware, ModelCosts)

@@ -25,25 +25,9 @@ from itertools import groupby
 import numpy as np
 
 from scalesim.core import AgentId, Int32s
-from scalesim.replay.content import tokens_of
-from scalesim.replay.hardware import CostModel, StepWork
+from scalesim.replay.content import VOCAB_SIZE, tokens_of
+from scalesim.replay.hardware import Machine, StepWork
 from scalesim.trace.trace import TraceCall, TraceTick, common_length
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the roof knows of a machine. ``pool_pages`` of ``block_size`` tokens; ``link_rate``:
-    bytes a second into the device; ``first_tokens`` of each prompt stand for an adapter's pages:
-    they are read and not computed."""
-
-    cost: CostModel
-    block_size: int
-    pool_pages: int
-    link_rate: float
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    vocab_size: int
-    first_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +47,9 @@ class Roof:
         return self.turns / self.pool_s if self.turns else 0.0
 
 
-def roof(limits: Limits, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
+def roof(machine: Machine, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
     """Over the ticks after the first ``warmup``; over all where there are not more."""
-    floors = _Floors(limits)
+    floors = _Floors(machine)
     found = [(len(tick.calls), *floors.tick(tick.calls)) for tick in ticks]
     counted = found[warmup:] or found
     turns, resident_s, pool_s = (sum(column) for column in zip(*counted, strict=True))
@@ -75,54 +59,50 @@ def roof(limits: Limits, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
 class _Floors:
     """Least seconds of one tick after the other."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits, self._computed = limits, Computed(limits.block_size)
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._computed = machine, Computed(machine.geometry.block_size)
 
     def tick(self, calls: list[TraceCall]) -> tuple[float, float]:
         """(with a pool for everything, with the machine's)."""
-        limits, computed, cost = self._limits, self._computed, self._limits.cost
+        machine, computed, cost = self._machine, self._computed, self._machine.cost
         if not calls:
             return 0.0, 0.0
         computed.begin_tick()
         tokens = pairs = context = 0
         for call in calls:
             prompt, output = call.prompt_len, call.output.length
-            new, twice = computed.add(_computed_tokens(call, limits.vocab_size), prompt)
+            new, twice = computed.add(_computed_tokens(call), prompt)
             for first, last, sign in ((new, prompt + output - 1, 1), (*twice, -1)):
-                count, seen = _attended(first, last, limits.first_tokens)
+                count, seen = _attended(first, last, machine.first_tokens)
                 tokens, pairs = tokens + sign * count, pairs + sign * seen
             context += output * prompt + output * (output - 1) // 2
         answers = sum(call.output.length for call in calls)
         tokens = max(tokens, answers)
         steps = max(
             _longest_chain(calls),
-            -(-answers // limits.max_num_seqs),
-            -(-tokens // limits.max_num_batched_tokens),
+            -(-answers // machine.max_num_seqs),
+            -(-tokens // machine.max_num_batched_tokens),
         )
-        device = cost.hardware
-        flops = cost.flops(StepWork(tokens, 0, max(pairs, 0)))
-        compute_s = flops / (device.peak_flops * device.gemm_share)
-        read_bytes = steps * cost.read_bytes(StepWork(0, 0, 0)) + cost.kv_bytes(context)
-        read_s = read_bytes / (device.memory_bytes_per_s * device.memory_share)
-        overhead_s = steps * device.step_overhead_s
+        compute_s = cost.compute_s(cost.flops(StepWork(tokens, 0, max(pairs, 0))))
+        read_s = cost.read_s(steps * cost.read_bytes(StepWork(0, 0, 0)) + cost.kv_bytes(context))
+        overhead_s = steps * cost.hardware.step_overhead_s
         least_s = overhead_s + max(compute_s, read_s)
-        missing = max(0, computed.pages_read - limits.pool_pages)
+        missing = max(0, computed.pages_read - machine.device_pages)
         return least_s, max(least_s, self._brought_s(missing, overhead_s + compute_s))
 
     def _brought_s(self, missing: int, compute_s: float) -> float:
         """Least seconds in which ``missing`` pages come over the link or are computed again, beside
         arithmetic that takes ``compute_s``."""
-        limits, device = self._limits, self._limits.cost.hardware
-        again = limits.cost.flops(StepWork(limits.block_size, 0, 0))
-        again_s = again / (device.peak_flops * device.gemm_share)
-        load_s = limits.cost.kv_bytes(limits.block_size) / limits.link_rate
+        cost, block_size = self._machine.cost, self._machine.geometry.block_size
+        again_s = cost.compute_s(cost.flops(StepWork(block_size, 0, 0)))
+        load_s = cost.kv_bytes(block_size) / self._machine.link_bytes_per_s
         computed = (missing * load_s - compute_s) / (load_s + again_s)  # where both take as long
         return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
 
 
-def _computed_tokens(call: TraceCall, vocab_size: int) -> Int32s:
+def _computed_tokens(call: TraceCall) -> Int32s:
     """The tokens whose KV a call needs or computes; the last one it says is never fed back."""
-    return tokens_of((*call.prompt, call.output), vocab_size)[:-1]
+    return tokens_of((*call.prompt, call.output), VOCAB_SIZE)[:-1]
 
 
 def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:

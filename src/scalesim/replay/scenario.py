@@ -9,11 +9,9 @@ from typing import Literal
 from scalesim.distance.estimates import Source
 from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
-from scalesim.memory.tree.segment import TOKEN_BYTES
-from scalesim.replay.arms import VOCAB_SIZE, Machine
 from scalesim.replay.bound import page_ids
-from scalesim.replay.content import tokens_of
-from scalesim.replay.hardware import CostModel
+from scalesim.replay.content import VOCAB_SIZE, tokens_of
+from scalesim.replay.hardware import CostModel, Machine
 from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, generate
@@ -143,7 +141,8 @@ def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
     known: dict[int, int] = {}
     count = 0
     for call in calls:
-        page_ids(tokens_of(call.prompt, VOCAB_SIZE).tobytes(), block_size * TOKEN_BYTES, known)
+        tokens = tokens_of(call.prompt, VOCAB_SIZE)
+        page_ids(tokens.tobytes(), block_size * tokens.itemsize, known)
         count += 1
     return len(known) + count
 

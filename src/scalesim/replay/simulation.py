@@ -17,7 +17,6 @@ from scalesim.distance.voice import voice_of
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.virtual_link import VirtualLink
-from scalesim.memory.tree.segment import TOKEN_BYTES
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.leap import take_quiet_steps
@@ -169,7 +168,7 @@ class Simulation:
         assert sequence is not None
         size = self.loop.memory.block_size
         tokens = call.tokens.tobytes() + sequence.output[:-1].tobytes()  # the last was not computed
-        pages = page_ids(tokens, size * TOKEN_BYTES, self._pages)
+        pages = page_ids(tokens, size * call.tokens.itemsize, self._pages)
         read = (sequence.prompt_len - 1) // size
         until = self.loop.scheduler.num_admissions
         preempted = sequence.num_preemptions > 0

@@ -105,14 +105,11 @@ def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> F
 def _compute_s(load: Load, cost: CostModel, running: int, rebuilt: float) -> float:
     """Seconds of compute a turn: its prefill, and its share of decode steps of ``running``
     agents."""
-    device = cost.hardware
     context = load.shared + load.prefix + load.new
     prefill = load.new + rebuilt * load.prefix
     flops = cost.flops(StepWork(1, 1, 0)) * prefill
     flops += cost.flops(StepWork(0, 0, int(prefill * context)))
-    prefill_s = flops / (device.peak_flops * device.gemm_share)
+    prefill_s = cost.compute_s(flops)
     context_tokens = running * (context + load.output // 2)
-    return (
-        prefill_s
-        + load.output * cost.step_s(StepWork(running, context_tokens, context_tokens)) / running
-    )
+    decode = StepWork(running, context_tokens, context_tokens)
+    return prefill_s + load.output * cost.step_s(decode) / running

@@ -146,6 +146,7 @@ class Owners:
         """Pages of ``segment`` left the device: its owners will want them back."""
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
+                assert isinstance(owner, AgentState)
                 self._queue.add(owner)
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
@@ -154,6 +155,7 @@ class Owners:
         """``adapter`` left a tier, or came to the host: its owners will want it loaded, or read."""
         if len(adapter.owners) <= MANY_OWNERS:
             for owner in adapter.owners:
+                assert isinstance(owner, AgentState)
                 self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:

@@ -17,14 +17,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
-    from scalesim.memory.tree.owner import AgentState
 
     _Pages = array[int]
 else:
@@ -87,6 +86,29 @@ class _Nowhere(tuple[int, ...]):
 NOWHERE = cast(Run, _Nowhere())
 
 
+class Owner(Protocol):
+    """An agent, as its segments know it; ``AgentState`` has the meaning of each member."""
+
+    id: AgentId
+    calls: int
+    next_use: float | None
+    next_seq: int
+    paths: SmallMap[Segment]
+    is_gone: bool
+    placed: bool
+
+    @property
+    def leaves_tails(self) -> bool: ...
+
+    def is_over(self, segment: Segment) -> bool: ...
+
+    def owns_only(self, segment: Segment) -> bool: ...
+
+    def path_joined(self, upper: Segment, lower: Segment) -> None: ...
+
+    def path_cut(self, segment: Segment, parent: Segment) -> None: ...
+
+
 class Segment:
     """Token ids, pages on each tier, pins and owners of a run of full blocks (or of one partial
     block).
@@ -144,7 +166,7 @@ class Segment:
         self.device = NOWHERE
         self.host = NOWHERE
         self.pins = 0
-        self.owners: SmallMap[AgentState] = SmallMap()  # by which of its calls each took it last
+        self.owners: SmallMap[Owner] = SmallMap()  # by which of its calls each took it last
         self.uses = 0
         self.last_use = 0.0
         self.last_seq = 0
@@ -195,17 +217,16 @@ class Segment:
         assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
         if not pages:
             return
-        before = self._on_device_and_anywhere()
         if run is NOWHERE:
-            run = Run()
-            setattr(self, tier, run)
-        run.extend(pages)
+            run = Run(pages)
+            self._place(tier, run)
+        else:
+            run.extend(pages)
         if transfer is None:
             run.valid = len(run)
         else:
             run.transfer = transfer
             self.prefetched += len(pages) * (transfer.purpose == "prefetch")
-        self._tell_parent(*before)
 
     def end_transfer(self, tier: TierName) -> bool:
         """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
@@ -228,24 +249,25 @@ class Segment:
             return pages
         assert run.transfer is None, self
         assert not (self.pins and tier == "device" and keep < run.valid), self
-        before = self._on_device_and_anywhere()
         if keep:
             del run[keep:]
             run.valid = min(run.valid, keep)
         else:
-            setattr(self, tier, NOWHERE)
+            self._place(tier, NOWHERE)
         if tier == "device":
             self.prefetched = max(0, self.prefetched - len(pages))
-        self._tell_parent(*before)
         return pages
 
     def _on_device_and_anywhere(self) -> tuple[bool, bool]:
         return bool(self.device), bool(self.device or self.host)
 
-    def _tell_parent(self, was_on_device: bool, was_anywhere: bool) -> None:
-        """The parent counts its children on the device, and anywhere."""
+    def _place(self, tier: TierName, run: Run) -> None:
+        """``run`` is on ``tier``, which held nothing before or holds nothing now: the parent counts
+        its children on the device, and anywhere."""
         parent = self.parent
         assert parent is not None, self
+        was_on_device, was_anywhere = self._on_device_and_anywhere()
+        setattr(self, tier, run)
         is_on_device, is_anywhere = self._on_device_and_anywhere()
         parent.device_children += is_on_device - was_on_device
         parent.content_children += is_anywhere - was_anywhere
@@ -361,11 +383,11 @@ class Segment:
         """Whether it counts as used again, whatever look-ups said."""
         self.uses = int(again)
 
-    def own(self, agent: AgentState) -> None:
+    def own(self, agent: Owner) -> None:
         """``agent``'s newest call took the segment."""
         self.owners[agent] = agent.calls
 
-    def disown(self, agent: AgentState) -> None:
+    def disown(self, agent: Owner) -> None:
         self.owners.pop(agent, None)
 
     def read_from(self, source: PageSource | None, num_blocks: int) -> None:
@@ -431,10 +453,9 @@ class Transfer:
 def lineage(segment: Segment) -> list[Segment]:
     """``segment`` and its ancestors up to, not including, the root; the deepest first."""
     found = []
-    node: Segment | None = segment
-    while node is not None and node.parent is not None:
-        found.append(node)
-        node = node.parent
+    while (parent := segment.parent) is not None:
+        found.append(segment)
+        segment = parent
     return found
 
 

@@ -96,9 +96,9 @@ class CudaRunner:
         takes_graphs = settings.graphs and model.takes_graphs
         sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
         self.graphs = DecodeGraphs(sizes, partial(device.capture, self._stream), self._compute)
-        max_tokens = self._pad(self._max_num_tokens)
+        num_tokens = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
-        largest = StepShape(max_tokens, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
+        largest = StepShape(num_tokens, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
         # each group is padded by less than a multiple
         entries = self._max_num_tokens + max_num_seqs * self._multiple
         words = largest.with_adapters(entries, seqs).num_words
@@ -374,5 +374,5 @@ def check_dtype(dtype: torch.dtype) -> None:
     """Raise ``ConfigError`` for weights that the GPU's kernels do not compute with."""
     known = (torch.float16, torch.bfloat16, torch.float32)
     if dtype not in known:
-        names = ", ".join(str(dtype_).removeprefix("torch.") for dtype_ in known)
+        names = ", ".join(str(choice).removeprefix("torch.") for choice in known)
         raise ConfigError(f"dtype {dtype} on a GPU: supported are {names}")
