@@ -43,8 +43,10 @@ class Shape:
 
     def config(self) -> ModelConfig:
         return ModelConfig(
-            "LlamaForCausalLM", 1, self.hidden, self.wide, self.layers, self.heads,
-            self.kv_heads, self.head_dim, 1, 1e-6, RopeConfig(),
+            architecture="LlamaForCausalLM", vocab_size=1, hidden_size=self.hidden,
+            intermediate_size=self.wide, num_layers=self.layers, num_heads=self.heads,
+            num_kv_heads=self.kv_heads, head_dim=self.head_dim, max_position=1, rms_eps=1e-6,
+            rope=RopeConfig(),
         )  # fmt: skip
 
     def geometry(self) -> PageGeometry:
