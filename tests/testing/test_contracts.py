@@ -489,7 +489,7 @@ SOUND = POLICIES["deadline"]
 BAD: list[tuple[str, Any]] = [
     ("order", replace(SOUND, order="random")),  # type: ignore[arg-type]
     ("flags", replace(SOUND, host=1)),  # type: ignore[arg-type]
-    ("flags", replace(SOUND, prefetcher=None)),  # type: ignore[arg-type]
+    ("flags", replace(SOUND, look_ahead=None)),  # type: ignore[arg-type]
     ("name", replace(SOUND, name="")),
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
@@ -23,9 +24,7 @@ def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
     """Compare the counts, given every open lease. O(leases); raises ``AccountError`` with each term
     of the equation that does not hold."""
     device, host, tree = manager.device, manager.host, manager.tree
-    private = 0
-    for lease in leases:
-        private += len(lease.private)
+    private = sum(map(len, map(attrgetter("private"), leases)))
     lost = len(manager.device_lost)
     if device.num_free + tree.num_pages["device"] + private + lost != device.num_usable:
         raise AccountError(

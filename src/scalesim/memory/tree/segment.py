@@ -217,17 +217,16 @@ class Segment:
         assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
         if not pages:
             return
-        before = self._on_device_and_anywhere()
         if run is NOWHERE:
-            run = Run()
-            setattr(self, tier, run)
-        run.extend(pages)
+            run = Run(pages)
+            self._place(tier, run)
+        else:
+            run.extend(pages)
         if transfer is None:
             run.valid = len(run)
         else:
             run.transfer = transfer
             self.prefetched += len(pages) * (transfer.purpose == "prefetch")
-        self._tell_parent(*before)
 
     def end_transfer(self, tier: TierName) -> bool:
         """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
@@ -250,24 +249,25 @@ class Segment:
             return pages
         assert run.transfer is None, self
         assert not (self.pins and tier == "device" and keep < run.valid), self
-        before = self._on_device_and_anywhere()
         if keep:
             del run[keep:]
             run.valid = min(run.valid, keep)
         else:
-            setattr(self, tier, NOWHERE)
+            self._place(tier, NOWHERE)
         if tier == "device":
             self.prefetched = max(0, self.prefetched - len(pages))
-        self._tell_parent(*before)
         return pages
 
     def _on_device_and_anywhere(self) -> tuple[bool, bool]:
         return bool(self.device), bool(self.device or self.host)
 
-    def _tell_parent(self, was_on_device: bool, was_anywhere: bool) -> None:
-        """The parent counts its children on the device, and anywhere."""
+    def _place(self, tier: TierName, run: Run) -> None:
+        """``run`` is on ``tier``, which held nothing before or holds nothing now: the parent counts
+        its children on the device, and anywhere."""
         parent = self.parent
         assert parent is not None, self
+        was_on_device, was_anywhere = self._on_device_and_anywhere()
+        setattr(self, tier, run)
         is_on_device, is_anywhere = self._on_device_and_anywhere()
         parent.device_children += is_on_device - was_on_device
         parent.content_children += is_anywhere - was_anywhere
@@ -453,10 +453,9 @@ class Transfer:
 def lineage(segment: Segment) -> list[Segment]:
     """``segment`` and its ancestors up to, not including, the root; the deepest first."""
     found = []
-    node: Segment | None = segment
-    while node is not None and node.parent is not None:
-        found.append(node)
-        node = node.parent
+    while (parent := segment.parent) is not None:
+        found.append(segment)
+        segment = parent
     return found
 
 
