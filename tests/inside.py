@@ -32,8 +32,9 @@ def below(thing: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(thing, name)) for name in names]
 
 
-def reachable(thing: object) -> Iterator[tuple[str, Any]]:
-    """All that hangs from ``thing``, the nearest first, with the path to it."""
+def reachable(thing: object, but: tuple[type, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """All that hangs from ``thing``, the nearest first, with the path to it; not what hangs from an
+    object of a kind in ``but``."""
     seen: set[int] = set()
     line = deque([(type(thing).__name__, thing)])
     while line:
@@ -43,7 +44,8 @@ def reachable(thing: object) -> Iterator[tuple[str, Any]]:
                 continue
             seen.add(id(found))
         yield path, found
-        line += [(f"{path}.{name}", item) for name, item in below(found)]
+        if not isinstance(found, but):
+            line += [(f"{path}.{name}", item) for name, item in below(found)]
 
 
 def part(thing: object, kind: type[T]) -> T:

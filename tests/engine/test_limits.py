@@ -16,6 +16,7 @@ from scalesim import errors
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.build import with_settings
 from scalesim.engine.engine import Engine
+from scalesim.engine.sources import EngineListener
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import Prompt
@@ -388,7 +389,7 @@ def test_the_engines_own_thread_may_not_wait_for_itself() -> None:
     source = Curious()
     with tiny_engine(sources=[source]) as engine:
         engine.agent("ada").generate("hi", max_tokens=2)
-        engine._listener.has_news()
+        part(engine, EngineListener).has_news()
         engine.agent("ada").generate("hi", max_tokens=2)
     assert {type(error) for error in caught} == {errors.EngineModeError}
 
