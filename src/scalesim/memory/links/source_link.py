@@ -1,4 +1,4 @@
-"""A link that also reads sources (files of adapters, say), on a thread of its own, off the engine's.
+"""A link that also reads sources (adapter files, say), on a thread of its own, off the engine's.
 
 Wraps the link between the pools, whose copies never wait for a disk. What is read for the device
 goes through a few pages of the host pool's memory that are kept for it, and from there as any copy:
