@@ -38,8 +38,6 @@ QUICK = [
     "tests/scheduler",
     # These take longer than all others together; the session tests has them.
     "--deselect=tests/memory/test_state_machine.py::test_state_machine",
-    "--ignore=tests/memory/test_planted_bugs.py",
-    "--ignore=tests/memory/test_planted_adapter_bugs.py",
 ]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")

@@ -36,11 +36,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread() -> None:
+    """Tiny products gain nothing from a second thread, and lose much on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _as_it_was_found() -> Iterator[None]:
     """What belongs to the process is left as it was found: a log level that one test leaves behind
-    silences another, on the same worker, on some days. Threads are put back: a command that is
-    called in place sets its process's."""
+    silences another, on the same worker, on some days. Threads are put back."""
     log, threads = logging.getLogger("scalesim"), torch.get_num_threads()
     level = log.level
     yield

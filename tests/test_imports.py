@@ -291,7 +291,6 @@ def test_what_is_behind_the_door_is_seen() -> None:
 def test_the_graph_is_really_read() -> None:
     found = {name for module, path in MODULES.items() for _, name in imports(module, path)}
     assert {"scalesim.core", "scalesim.memory.geometry", "scalesim_kernels", "torch"} <= found
-    assert len(MODULES) > 20
 
 
 def python(code: str) -> str:

@@ -246,7 +246,7 @@ def play(bench: Bench, loaded: LoadedModel, hunt: Hunt, reports: int) -> Texts |
     assert isinstance(inner, SourceLink) and isinstance(inner.link, CudaLink)
     link = SteadyLink(inner, reports, lie=hunt.plant == PLANTS[1])
     memory, clock = parts.memory, itertools.count()
-    memory.residency.link = memory.prefetcher._link = link
+    memory.residency.link.link = link  # type: ignore[attr-defined]
     runner = PoisoningRunner(
         parts.runner, device.stream("compute"), inner.link.device_pages, memory.device, hunt.seed
     ) if hunt.delayed else Watch(parts.runner)  # fmt: skip

@@ -33,7 +33,7 @@ def patient(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) -> Ho
     return HostileLink(device, host, timeline, seed=seed, max_ticket_pages=3)
 
 
-OLDEST_FIRST = Policy("oldest-first", order="last_use", host=True, prefetcher=True)
+OLDEST_FIRST = Policy("oldest-first", order="last_use", host=True, look_ahead=True)
 
 
 def test_the_example_that_is_right(

@@ -92,7 +92,7 @@ def test_seed_changes_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_planted_difference_is_found(
     what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = play.Play._ask
+    original = play.Play.ask
 
     def ask(self: play.Play, utterances: list[Utterance], max_tokens: int) -> list[Reply]:
         replies = original(self, utterances, max_tokens)
@@ -101,7 +101,7 @@ def test_planted_difference_is_found(
             replies[0] = replace(replies[0], **changed)
         return replies
 
-    monkeypatch.setattr(play.Play, "_ask", ask)
+    monkeypatch.setattr(play.Play, "ask", ask)
     assert main(TWO) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(

@@ -224,7 +224,7 @@ def test_how_a_command_ends(
         raise error
 
     monkeypatch.setattr(f"scalesim.cli.{command}.{command}", fails)
-    monkeypatch.setattr(cli, "_let_go_of_stdout", lambda: None)
+    monkeypatch.setattr(cli, "let_go_of_stdout", lambda: None)
     words = [word for part in good(command, model).values() for word in part]
     assert main([command, *words]) == code
     assert capfd.readouterr().err == said

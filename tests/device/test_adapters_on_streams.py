@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from scalesim_kernels import KernelSet, select
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError
-from scalesim.memory.links.source_link import SourceLink, _BouncePart
+from scalesim.memory.links.source_link import SourceLink
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites, make_directory
 from scalesim.model.runner.device_lora import FIRST_CAPACITY, DeviceLora
 from scalesim.requests.reply import Reply
@@ -103,23 +102,16 @@ def early(link: SourceLink) -> None:
     def submitting(copies: Any, *args: Any, **options: Any) -> list[int]:
         tickets: list[int] = submit(copies, *args, **options)
         if copies.host_pages and copies.host_pages[0] in bounce:
-            link._free += copies.host_pages
+            link.bounce += copies.host_pages
         return tickets
 
-    bounce = set(link._free)
+    bounce = set(link.bounce)
     link.link.submit = submitting  # type: ignore[method-assign]
-    copied = link._copied
-
-    def ended(part: _BouncePart, *args: Any) -> None:
-        part.copies = replace(part.copies, host_pages=[])
-        copied(part, *args)
-
-    link._copied = ended  # type: ignore[method-assign]
 
 
 def few_bounce_pages(engine: Engine) -> SourceLink:
     link = reads_of(engine.parts)
-    del link._free[8:]
+    del link.bounce[8:]
     return link
 
 

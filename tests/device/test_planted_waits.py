@@ -13,13 +13,16 @@ import pytest
 import torch
 
 from scalesim.device.staging import StagingRing
+from scalesim.device.streams import Fences
 from scalesim.engine.engine import Engine
+from scalesim.memory.pools.pinned import PinnedPages
 from scalesim.model.runner.device_table import DeviceTable
 from scalesim.requests.call import Call
 from scalesim.testing.hostile_device import HostileDevice, HostileEvent, HostileStream, RaceError
 from tests.device.test_engine_on_streams import FULL, QUARTER, TURNS, unlimited
 from tests.device.world import hostile, hostile_engine, prompts
 from tests.engine.world import BLOCK, said
+from tests.inside import part
 
 Plant = Callable[[HostileDevice], None]
 
@@ -164,7 +167,7 @@ def test_a_staging_buffer_is_not_written_before_it_was_read(
     assert torch.equal(entries_after(None, monkeypatch), expected)
 
     def take(ring: StagingRing) -> Any:
-        for buffer in ring._buffers:
+        for buffer in ring.buffers:
             buffer.fence = None
         return whole(ring)
 
@@ -181,13 +184,13 @@ def test_a_launch_that_fails_leaves_nothing_running(monkeypatch: pytest.MonkeyPa
         assert not event.reached
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(engine.parts.runner._fences, "launched", broken)  # type: ignore[attr-defined]
+    monkeypatch.setattr(part(engine, Fences), "launched", broken)  # type: ignore[attr-defined]
     engine.submit(engine.agent("ada").request([1, 2, 3], max_tokens=2))
     with pytest.raises(RuntimeError, match="broken"):
         for _ in range(5):
             engine.step()
     assert not device.stream("compute").can_run
-    assert not device.stream("compute")._queue
+    assert device.stream("compute").is_idle
 
 
 def test_closing_waits_for_the_copies() -> None:
@@ -198,14 +201,15 @@ def test_closing_waits_for_the_copies() -> None:
     device = hostile(order="lazy")
     engine = hostile_engine(device, watch=False)
     link = link_of(engine.parts)
+    host = part(link, PinnedPages)
     at_close: list[bool] = []
-    close = link._host.close
+    close = host.close
 
     def note() -> None:
-        at_close.append(bool((link._host.pages[3] == 7).all()))
+        at_close.append(bool((host.pages[3] == 7).all()))
         close()
 
-    link._host.close = note  # type: ignore[method-assign]
+    host.close = note  # type: ignore[method-assign]
     link.device_pages[1] = 7
     link.submit(Copies("out", [1], [3]))
     engine.close()

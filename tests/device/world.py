@@ -15,9 +15,11 @@ from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.memory.links.cuda_link import CudaLink
 from scalesim.memory.links.source_link import SourceLink
+from scalesim.memory.pools.pinned import PinnedPages
 from scalesim.model.runner.cuda_runner import CudaRunner
 from scalesim.testing.hostile_device import HostileDevice
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
+from tests.inside import part
 
 DEVICE, HOST_POOL = "device page", "host page"
 
@@ -112,18 +114,18 @@ def hostile_engine(
         kernels = watching(kernels, device)
     parts = parts_for(tiny_model(), config, kernels, TOKENIZER, device)
     reads = reads_of(parts)
-    reads._threaded = False
+    reads.threaded = False
     if watch:
         link = link_of(parts)
         device.watch(DEVICE, link.device_pages, PAGE_BYTES)
-        device.watch(HOST_POOL, link._host.pages, PAGE_BYTES)
-        write = reads._write
+        device.watch(HOST_POOL, part(link, PinnedPages).pages, PAGE_BYTES)
+        write = reads.write
 
         def watched(pages: Sequence[int], rows: Bytes2D) -> None:
             device.touch(HOST_POOL, pages, is_write=True)
             write(pages, rows)
 
-        reads._write = watched
+        reads.write = watched
     return Engine(parts)
 
 

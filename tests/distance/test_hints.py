@@ -19,6 +19,7 @@ from scalesim.distance.distances import Distances
 from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError, HintWarning, RequestError
 from scalesim.testing.tag_parts import tag_parts
+from tests.inside import part
 
 
 class Says(Source):
@@ -232,7 +233,7 @@ def test_a_hint_in_vain_is_counted_told_once_and_shown(
         assert score.ignored == {reason: num_bad}
         assert reason == "no confidence" or shown in score.last_ignored
         made.step()
-        assert made._loop.advice.distances.next_use("ada") == 7.0  # what was said before stands
+        assert part(made, Distances).next_use("ada") == 7.0  # what was said before stands
         why = made.why("ada")
         assert why is not None and why.cause == "hint ignored" and shown in str(why)
         made.forget("ada")
@@ -289,10 +290,10 @@ def test_the_old_names_of_ticks_are_deprecated_and_work() -> None:
         with pytest.warns(DeprecationWarning, match="named ticks=") as again:
             made.expect("ada", steps=3)
             made.step()
-            assert made._loop.advice.distances.next_use("ada") == 4.0
+            assert part(made, Distances).next_use("ada") == 4.0
             ada.expect(steps=7)
             made.step()
-            assert made._loop.advice.distances.next_use("ada") == 8.0
+            assert part(made, Distances).next_use("ada") == 8.0
             with pytest.raises(RequestError, match="ticks or steps"):
                 ada.expect(7, steps=7)
         assert {warning.filename for warning in [*told, *again]} == {__file__}
@@ -308,7 +309,7 @@ def test_nobodys_names_take_no_room_once_their_time_is_over() -> None:
             for _ in range(220):
                 made.tick()
                 made.step()
-            assert len(made._loop.advice.distances.roster) < 100
+            assert len(part(made, Distances).roster) < 100
             assert made.source_scores()["says"].ignored["nobody has this name"] == 4000
 
 

@@ -12,6 +12,7 @@ from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
 from scalesim.distance.estimates import Estimates, Source
 from scalesim.errors import ConfigError
+from tests.inside import part
 
 
 class Says(Source):
@@ -140,7 +141,7 @@ def wrong_for(rounds: int, confidence: float, right: float) -> Distances:
 def test_a_source_that_does_not_deserve_its_confidence_is_muted_and_can_come_back() -> None:
     distances = wrong_for(300, confidence=1.0, right=0.1)
     assert distances.scores()["says"].muted
-    source = distances._voices[-1].source
+    source = part(distances, Says)
     assert isinstance(source, Says)
     source.batches.append(Estimates("b", (distances.clock.now + 3.0,)))
     distances.poll()

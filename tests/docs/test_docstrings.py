@@ -159,4 +159,4 @@ def test_the_checks_see_what_is_missing() -> None:
     assert parameters(Record) == ["told", "below", "silent"]
     assert commented(Record) == {"told", "below"}
     assert doc_of(Record) == ""
-    assert len(shown()) > 100 and "scalesim.Engine.run" in shown()
+    assert "scalesim.Engine.run" in shown()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from scalesim.engine.engine import Engine
 from tests.docs.folders import write_folders, write_model
@@ -31,9 +30,7 @@ BY_PAGE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -129,5 +126,4 @@ def test_every_block_says_what_it_is() -> None:
 def test_the_pages_are_really_read() -> None:
     run = {name_of(block.page) for block in PYTHON if block.is_run}
     assert {"README.md", "docs/start.md", "docs/embedding.md", "docs/distance.md"} <= run
-    assert len(PYTHON) > 20
     assert (ROOT / "docs" / "examples" / "my_kernel.py").exists()

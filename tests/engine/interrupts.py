@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import dis
+import math
 import random
 import signal
 import sys
@@ -28,10 +29,15 @@ from typing import Any
 
 from scalesim.config import CallLimits
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
+from scalesim.requests.deadlines import Deadlines
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.request import Request
+from scalesim.requests.tickets import Desk
 from scalesim.sampling.params import SamplingParams
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import tiny_engine
+from tests.inside import part
 from tests.trust.workload import make_parts
 
 PLACES = 4
@@ -134,11 +140,11 @@ def stream_async(engine: Engine) -> object:
 
 def refused(engine: Engine) -> object:
     """Calls that take their places before they are handed in."""
-    engine._limiter.refuses = True
+    part(engine, RequestLimiter).refuses = True
     try:
         return engine.run(requests(engine, PLACES))
     finally:
-        engine._limiter.refuses = False
+        part(engine, RequestLimiter).refuses = False
 
 
 def submit(engine: Engine) -> object:
@@ -207,15 +213,15 @@ def settle(engine: Engine, driven: bool) -> None:
         for _ in range(2):
             engine.generate(request)
     found = {
-        "places": engine._limiter.limit - engine._limiter.num_free,
-        "calls at the gate": len(engine._limiter.calls()),
-        "open calls": len(engine._loop.calls),
+        "places": part(engine, RequestLimiter).limit - part(engine, RequestLimiter).num_free,
+        "calls at the gate": len(part(engine, RequestLimiter).calls()),
+        "open calls": len(part(engine, EngineLoop).calls),
         "calls of an adapter": sum(info.open_calls for info in engine.adapters.list()),
-        "deadlines": sum(not call.done for _, _, call in engine._loop.calls._deadlines._heap),
+        "deadlines": len(part(engine, Deadlines).due(math.inf)),
         "running": engine.parts.scheduler.num_running,
         "waiting": engine.parts.scheduler.num_waiting,
         "restarts": engine.stats.restarts,
-        "tickets": len(engine._desk.ties),
+        "tickets": len(part(engine, Desk).ties),
     }
     if left := {what: count for what, count in found.items() if count}:
         raise Lost(f"left behind: {left}")

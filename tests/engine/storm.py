@@ -22,12 +22,14 @@ import numpy as np
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import RequestTimeoutError
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from scalesim.testing.tags import expected_text
 from tests.engine.test_same_texts import check_empty
+from tests.inside import part
 
 VOCAB = 512
 NUM_AGENTS = 150
@@ -79,7 +81,7 @@ class Storm:
             for _ in range(3):  # what was cancelled last has left when these have their replies
                 engine.agent(0).generate([1, 2, 3], max_tokens=3)
             assert engine.parts.scheduler.num_running == engine.parts.scheduler.num_waiting == 0
-            assert engine._limiter.num_free == engine._limiter.limit
+            assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
         return engine
 
     def orders(self) -> Iterator[Order]:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from scalesim.engine.engine import Engine
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import AdapterError, PromptTooLongError, RequestError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.requests.reply import Reply
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import BLOCK, SHAPE, said, tiny_engine
+from tests.inside import part
 from tests.model.adapter_folders import write_adapter
 from tests.trust.workload import make_parts
 
@@ -144,7 +146,7 @@ def test_a_damaged_adapter_fails_its_agents_calls_only(tmp_path: Path) -> None:
             (lambda: weights.unlink(), "adapter_model.safetensors is missing"),
         ):
             change()
-            engine._inbox.post(engine.parts.memory.clear)
+            part(engine, Inbox).post(engine.parts.memory.clear)
             outcomes = engine.run(requests, return_exceptions=True)
             assert isinstance(outcomes[0], AdapterError) and reason in str(outcomes[0])
             assert texts_of(outcomes[1:]) == texts_of(before[1:])
@@ -188,11 +190,10 @@ def test_removal_waits_for_open_calls() -> None:
         requests = [
             agent.request(list(range(20 + i)), max_tokens=30, ignore_eos=True) for i in range(3)
         ]
-        calls = [engine._prepare_one(request) for request in requests]
-        engine._thread.start_thread()
-        engine._enter(calls)
+        streams = [engine.stream(request) for request in requests]
         engine.adapters.remove(name, timeout=60.0)
-        assert all(call.done for call in calls)
+        assert all(info.open_calls == 0 for info in engine.adapters.list())
+        assert all(len(list(stream)) > 1 for stream in streams)
 
 
 def test_what_does_not_fit_is_refused_at_once() -> None:
@@ -285,4 +286,4 @@ def test_who_was_bound_is_bound_when_everything_began_anew() -> None:
             agents = engine.parts.memory.owners.agents
             bound = {id for id, agent in agents.items() if agent.attached}
             assert bound == {"ada", "fork", "fork of a fork"}
-            engine._inbox.post(lambda: 1 / 0)
+            part(engine, Inbox).post(lambda: 1 / 0)

@@ -20,7 +20,7 @@ def test_the_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) >= 8
+    assert blocks
     tokenizer = byte_level()
     (tmp_path / MODEL).mkdir(parents=True)
     shape = replace(SHAPE, vocab_size=tokenizer.get_vocab_size())

@@ -33,13 +33,16 @@ from scalesim.distance import (
     Turns,
 )
 from scalesim.distance.estimates import NOTHING, Estimates, Source
+from scalesim.engine.inbox import Inbox
 from scalesim.errors import ScaleSimError
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.call import Call
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.reply import Reply
 from tests.engine.world import SHAPE, tiny_engine
+from tests.inside import part
 
 LONGEST = 700  # characters of a message
 
@@ -480,8 +483,8 @@ def test_a_hostile_value_is_taken_or_refused(
         else:
             reply = engine.agent("neighbour").generate([7, 8, 9], max_tokens=6, seed=5)
             assert reply.token_ids == said
-        assert engine.stats.restarts == 0 and not engine._inbox.is_closed
-        assert engine._limiter.num_free == engine._limiter.limit
+        assert engine.stats.restarts == 0 and not part(engine, Inbox).is_closed
+        assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
 
 
 def by_hand(engine: Engine, folder: Path, path: str) -> Iterator[Entry]:
@@ -641,4 +644,4 @@ def test_a_request_that_cannot_be_taken_in_ends_alone(monkeypatch: pytest.Monkey
         assert {type(reply) for reply in replies[1:-1]} == {errors.InternalError}
         assert isinstance(replies[0], Reply) and isinstance(replies[-1], Reply)
         assert engine.stats.restarts == 0 and engine.stats.failed == 20
-        assert engine._limiter.num_free == engine._limiter.limit
+        assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit

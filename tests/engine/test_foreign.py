@@ -21,9 +21,12 @@ import pytest
 import scalesim
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.engine import Engine
+from scalesim.engine.inbox import Inbox
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import AdapterError, EngineModeError, InternalError, ScaleSimError
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.requests.call import TextObserver
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -31,6 +34,7 @@ from scalesim.testing.tag_parts import tag_parts
 from scalesim.trace.file import TraceWriter
 from tests.engine.test_adapters import folders
 from tests.engine.world import tiny_engine
+from tests.inside import part
 
 
 class Own(BaseException):
@@ -68,8 +72,8 @@ def healthy(engine: Engine, restarts: int = 0) -> None:
     """Neighbours are answered, before and after; nothing was made anew, or as often as said."""
     replies = engine.run(neighbours(engine))
     assert all(isinstance(reply, Reply) and len(reply.token_ids) == 8 for reply in replies)
-    assert engine.stats.restarts == restarts and not engine._inbox.is_closed
-    assert engine._limiter.num_free == engine._limiter.limit
+    assert engine.stats.restarts == restarts and not part(engine, Inbox).is_closed
+    assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
 
 
 def plain(**options: Any) -> Engine:
@@ -250,7 +254,10 @@ def test_a_trace_that_cannot_be_written(
     monkeypatch.setattr(TraceWriter, "call", call)
     with plain(record=tmp_path / "trace.jsonl") as engine:
         healthy(engine)
-        assert engine._loop.recorder is not None and engine._loop.recorder.error is kind
+        assert (
+            part(engine, EngineLoop).recorder is not None
+            and part(engine, EngineLoop).recorder.error is kind
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -258,13 +265,13 @@ def test_an_adapters_file(kind: BaseException, monkeypatch: pytest.MonkeyPatch) 
     """Read while it is needed, on the link's thread or the engine's."""
     with tiny_engine(host_pages=0, integrity="quarantine") as engine:
         agent = engine.agent("ada", adapter=folders()[0])
-        [(entry, _)] = engine.adapters._by_name.values()
+        [source] = {segment.source for segment in engine.parts.memory.tree if segment.source}
 
         def read(self: object) -> Any:
             raise kind
 
         with monkeypatch.context() as patch:
-            patch.setattr(type(entry.content.source), "read", read)
+            patch.setattr(type(source), "read", read)
             with pytest.raises(AdapterError, match="could not be read"):
                 agent.generate([1, 2, 3], max_tokens=4)
         healthy(engine)
@@ -276,7 +283,7 @@ def test_a_copy_of_the_link(kind: BaseException, monkeypatch: pytest.MonkeyPatch
     def copy(self: ThreadLink, copies: Any) -> None:
         raise kind
 
-    monkeypatch.setattr(ThreadLink, "_copy", copy)
+    monkeypatch.setattr(ThreadLink, "copy", copy)
     with tiny_engine(device_pages=24, host_pages=60, integrity="quarantine") as engine:
         rng = np.random.default_rng(0)
         for _ in range(2):
@@ -332,7 +339,7 @@ def test_a_callback_may_call_the_engine() -> None:
     with suppress(ScaleSimError):
         engine.generate(request)
     engine.close()
-    assert engine._inbox.is_closed
+    assert part(engine, Inbox).is_closed
 
 
 def test_foreign_code_is_run_in_one_way() -> None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,15 @@ from scalesim.core import AgentId
 from scalesim.distance import Activation, Graph, Learned, Plan, Predrawn, Proximity, Source, Turns
 from scalesim.engine.agent import Agent
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import RequestError, UnknownAgentError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import POLICIES
+from scalesim.requests.prepare import Intake
+from scalesim.sampling.keys import SamplingKeys
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import tiny_engine
+from tests.inside import part, reachable
 
 VOCAB = 512
 
@@ -75,43 +77,6 @@ def all_sources(names: list[str]) -> list[Source]:
     ]
 
 
-def parts_of(one: Any) -> list[tuple[str, Any]]:
-    """What an object of ours, a container or a closure refers to, by name."""
-    kind = type(one)
-    if kind in (dict, OrderedDict):
-        keys = [("key", key) for key in one]
-        return keys + [(f"[{key!r:.40}]", value) for key, value in one.items()]
-    if kind in (list, tuple, set, frozenset, deque) or issubclass(kind, tuple):
-        return [("[]", each) for each in one]
-    if kind is FunctionType:
-        return [("closure", cell.cell_contents) for cell in one.__closure__ or ()]
-    if kind is MethodType:
-        return [("self", one.__self__)]
-    if kind is partial:
-        return [("partial", each) for each in (one.func, *one.args)]
-    if kind in (Proximity, Activation):  # theirs are fixed lists of who is where, and how active
-        return []
-    if not kind.__module__.startswith("scalesim"):
-        return []
-    slots = [name for each in kind.__mro__ for name in getattr(each, "__slots__", ())]
-    names = [*getattr(one, "__dict__", ()), *(name for name in slots if hasattr(one, name))]
-    return [(name, getattr(one, name)) for name in names]
-
-
-def reachable(made: Engine) -> Iterator[tuple[str, Any]]:
-    """All that hangs from the engine and its sources, with the path to it."""
-    seen: set[int] = set()
-    sources = [(voice.name, voice.source) for voice in made._loop.advice.distances._voices]
-    stack: list[tuple[str, Any]] = [("engine", made), *sources]
-    while stack:
-        path, one = stack.pop()
-        if type(one) is not str and id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield path, one
-        stack += [(f"{path}.{name}", each) for name, each in parts_of(one)]
-
-
 def holders(made: Engine, agent: AgentId) -> list[str]:
     """Where an agent's id is written down."""
     return [path for path, one in reachable(made) if type(one) is str and one == agent]
@@ -143,7 +108,7 @@ def test_nothing_of_the_forgotten_is_left_anywhere(policy: str, tmp_path: Path) 
     kept = ("_draw", "_known", "_unknown", "_entering", "_near", "_buckets")
     left = [path for path in holders(made, gone) if not any(name in path for name in kept)]
     assert not left, left
-    assert not any(voice.failed for voice in made._loop.advice.distances._voices)
+    assert not any("failed" in score.silent for score in made.source_scores().values())
     made.forget(["ada", "bob"])
     drive(made)
     check_empty(made)
@@ -189,7 +154,7 @@ def test_the_handle_of_the_forgotten_is_of_no_use(use: str, made_again: bool) ->
             made.agent("ada")
         with pytest.raises(UnknownAgentError, match=r"'ada' was forgotten; engine\.agent"):
             USES[use](ada)
-        assert ("ada" in made._intake.agents) == made_again
+        assert ("ada" in part(made, Intake).agents) == made_again
 
 
 @pytest.mark.parametrize("wrong", [None, 1.5, True, [None], [["ada"]], [b"ada"], object()])
@@ -278,9 +243,9 @@ def test_waits_until_it_is_done_where_the_thread_drives() -> None:
             ids = [f"{round_} {n}" for n in range(4)]
             made.run([made.agent(id).request(prompt(n), max_tokens=2) for n, id in enumerate(ids)])
             made.forget(ids)
-            memory, loop = made.parts.memory, made._loop
-            assert not memory.owners.agents and not memory.misses._expected
-            assert not loop.keys._completed and not made._intake.agents
+            memory, loop = made.parts.memory, part(made, EngineLoop)
+            assert not memory.owners.agents
+            assert not len(loop.keys) and not part(made, Intake).agents
             assert memory.device.num_free == memory.device.num_usable
             assert len(loop.advice.distances.roster) <= 4  # rows are given again
 
@@ -354,10 +319,10 @@ def test_threads_that_call_and_one_that_forgets() -> None:
         except UnknownAgentError:
             threads[0].join(0.001)
     assert not errors, errors
-    made.forget(list(made._intake.agents))
+    made.forget(list(part(made, Intake).agents))
     assert made.stats.restarts == 0
     memory = made.parts.memory
-    assert not memory.owners.agents and not made._loop.keys._completed
+    assert not memory.owners.agents and not len(part(made, SamplingKeys))
     assert (
         memory.device.num_free + sum(len(segment.device) for segment in memory.tree)
         == memory.device.num_usable
@@ -383,5 +348,5 @@ def test_an_adapter_stays_for_others(tmp_path: Path) -> None:
         made.agent("ada", adapter=tmp_path / "a")
         assert plain.generate(words, max_tokens=4, seed=1).token_ids == first
         made.forget(["ada", "bob"])
-        assert not made.adapters._bound
+        assert not holders(made, "ada")
         made.adapters.remove(str(tmp_path / "a"), timeout=5.0)

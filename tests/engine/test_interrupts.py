@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from scalesim.engine.inbox import Inbox
 from scalesim.engine.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts
+from tests.inside import part
 
 SAMPLE = 12
 
@@ -68,8 +70,8 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         return [engine.generate(asked).token_ids for _ in range(2)]
 
     fresh = texts("ada")
-    for within in (engine.adapters, engine._loop.keys, engine._inbox):
-        act = "post" if within is engine._inbox else "forget"
+    for within in (engine.adapters, part(engine, EngineLoop).keys, part(engine, Inbox)):
+        act = "post" if within is part(engine, Inbox) else "forget"
         act = "unbind" if within is engine.adapters else act
         whole = getattr(within, act)
 
@@ -83,7 +85,7 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
                 engine.forget("ada")
         assert texts("ada") == fresh
     with monkeypatch.context() as patch:
-        patch.setattr(engine._inbox, "post", pressed)
+        patch.setattr(part(engine, Inbox), "post", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.fork("ada", "child")
     engine.generate(engine.agent("child").request([1, 2, 3], max_tokens=1))
@@ -94,15 +96,15 @@ def test_nobody_is_half_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_waits_for_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = interrupts.make_engine("step")
     call = engine.submit(interrupts.requests(engine, 1)[0])
-    iterate, seen = EngineLoop._iterate, []
+    step, seen = EngineLoop.step, []
 
     def pressed(loop: EngineLoop) -> bool:
         signal.raise_signal(signal.SIGINT)
-        seen.append(iterate(loop))  # it is not left halfway
+        seen.append(step(loop))  # it is not left halfway
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(EngineLoop, "_iterate", pressed)
+        patch.setattr(EngineLoop, "step", pressed)
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert seen == [True] and engine.stats.restarts == 0

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ import pytest
 from scalesim.config import CallLimits
 from scalesim.engine import forks
 from scalesim.engine.engine import Engine
+from scalesim.engine.inbox import Inbox
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import (
     EngineClosedError,
     EngineFullError,
@@ -29,10 +31,14 @@ from scalesim.errors import (
 )
 from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.requests.call import Call
+from scalesim.requests.deadlines import Deadlines
+from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.prepare import Intake
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import SHAPE
+from tests.inside import part, reachable
 from tests.text.tokenizers_made_here import byte_level
 
 SHORT = Request([1, 2, 3], params=SamplingParams(max_tokens=2))
@@ -71,11 +77,11 @@ def threads(*acts: Callable[[], object]) -> Iterator[list[Any]]:
 def test_closing_beside_a_step(rounds: int) -> None:
     """Whoever steps is let finish; afterwards every call has ended, those in the inbox too."""
     engine, calls = new(), []
-    inside, accept = threading.Event(), engine._loop.accept
+    inside, accept = threading.Event(), part(engine, EngineLoop).accept
 
     def slow(batch: list[Call]) -> None:
         inside.set()
-        while not engine._inbox.is_closed:
+        while not part(engine, Inbox).is_closed:
             pass
         accept(batch)
 
@@ -85,7 +91,7 @@ def test_closing_beside_a_step(rounds: int) -> None:
 
     for number in range(3):
         if number == rounds:
-            engine._loop.accept = slow  # type: ignore[method-assign]
+            part(engine, EngineLoop).accept = slow  # type: ignore[method-assign]
         calls.append(engine.submit(LONG))
         if number < rounds:
             engine.step()
@@ -93,7 +99,9 @@ def test_closing_beside_a_step(rounds: int) -> None:
         pass
     assert isinstance(got[0], EngineClosedError)
     assert all(call.done and isinstance(call.error, EngineClosedError) for call in calls)
-    assert engine._limiter.num_free == engine._limiter.limit and not len(engine._loop.calls)
+    assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit and not len(
+        part(engine, EngineLoop).calls
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -125,7 +133,10 @@ def test_closing_while_calls_are_made(seed: int) -> None:
         pass
     assert [type(each) for each in got[:6]] == [EngineClosedError] * 6, got
     assert got[6:] == [None] * 3
-    assert engine._limiter.num_free == engine._limiter.limit and not engine._limiter.calls()
+    assert (
+        part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
+        and not part(engine, RequestLimiter).calls()
+    )
 
 
 def suppressed(kind: type[Exception], act: Callable[..., object], *args: object) -> None:
@@ -136,18 +147,19 @@ def suppressed(kind: type[Exception], act: Callable[..., object], *args: object)
 def test_steps_take_turns() -> None:
     """Two threads that step never do it at the same time; a callback may not step."""
     engine, inside, worst = new(), [0], [0]
-    iterate = engine._loop._iterate
+    loop = part(engine, EngineLoop)
+    step = loop.step
 
     def counted() -> bool:
         inside[0] += 1
         worst[0] = max(worst[0], inside[0])
-        is_busy = iterate()
+        is_busy = step()
         with pytest.raises(EngineModeError, match="within a step"):
             engine.step()
         inside[0] -= 1
         return is_busy
 
-    engine._loop._iterate = counted  # type: ignore[method-assign]
+    loop.step = counted  # type: ignore[method-assign]
     calls = [engine.submit(SHORT) for _ in range(20)]
 
     def drive() -> None:
@@ -238,7 +250,11 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         own.close()
         return "; ".join(wrong)
 
-    with engine._limiter._lock, engine.adapters._lock, engine._thread._choice, taken:
+    with ExitStack() as stack:
+        stack.enter_context(taken)
+        for _, found in reachable(engine):
+            if isinstance(found, type(taken)) and found.acquire(blocking=False):
+                stack.callback(found.release)
         said = forked(child)  # as if other threads were just within these
     assert said == ""
     stream.close()
@@ -315,7 +331,7 @@ def test_far_deadlines_cost_nothing(timeout: float) -> None:
 
     assert asyncio.run(gathered()) == 50
     assert list(engine.stream(replace(SHORT, timeout=timeout)))
-    assert len(engine._loop.calls._deadlines) < 60
+    assert len(part(engine, Deadlines)) < 60
     engine.close()
 
 
@@ -326,10 +342,13 @@ def test_time_in_line_is_the_loops() -> None:
     parts = replace(parts, limits=CallLimits(1), time_s=lambda: now[0])
     engine, ended = Engine(parts), []
     calls = [
-        engine._prepare_one(replace(LONG, timeout=timeout))
+        part(engine, Intake).prepare(replace(LONG, timeout=timeout))
         for timeout in (1000.0, 30.0, 10.0, math.inf, 20.0)
     ]
-    engine._enter(calls)
+    for call in calls:
+        call.begins(0.0)
+        call.digest = call.number = 0
+    part(engine, EngineLoop).accept(calls)
     for now[0] in (5.0, 10.0, 20.0, 30.0):
         engine.step()
         ended.append([call.done for call in calls])
@@ -339,9 +358,9 @@ def test_time_in_line_is_the_loops() -> None:
         with pytest.raises(RequestTimeoutError, match="max_open_requests=1"):
             calls[index].result()
     engine.cancel(calls[0])
-    while not calls[0].done or not len(engine._loop.calls):
+    while not calls[0].done or not len(part(engine, EngineLoop).calls):
         engine.step()
-    assert list(engine._loop.calls) == [calls[3]]
+    assert list(part(engine, EngineLoop).calls) == [calls[3]]
     engine.close()
     assert all(isinstance(call.error, ScaleSimError) for call in calls)
 

@@ -16,6 +16,8 @@ from scalesim import errors
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.build import with_settings
 from scalesim.engine.engine import Engine
+from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Dropped, Reply
 from scalesim.requests.request import Request
@@ -23,6 +25,7 @@ from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.sequence import Phase
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import TOKENIZER, tiny_engine
+from tests.inside import part
 
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
 
@@ -166,7 +169,7 @@ def test_callers_wait_for_places_and_all_are_served() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert engine._limiter.num_free == 3
+        assert part(engine, RequestLimiter).num_free == 3
     assert free == run == waited
     assert [threaded[i] for i in range(20)] == free[:20]
 
@@ -203,7 +206,7 @@ def test_time_in_line_counts() -> None:
             outcomes = engine.run(late, return_exceptions=True)
             assert all(isinstance(each, errors.RequestTimeoutError) for each in outcomes)
         assert ada.generate("b", max_tokens=2).token_ids
-        assert engine._limiter.num_free == 1
+        assert part(engine, RequestLimiter).num_free == 1
 
 
 def test_a_cancelled_caller_leaves_the_line() -> None:
@@ -218,7 +221,7 @@ def test_a_cancelled_caller_leaves_the_line() -> None:
             done = await asyncio.gather(*tasks, return_exceptions=True)
             assert isinstance(done[0], asyncio.CancelledError)
             assert all(isinstance(each, Reply) for each in done[1:])
-            assert engine._limiter.num_free == 1
+            assert part(engine, RequestLimiter).num_free == 1
 
     asyncio.run(main())
 
@@ -237,7 +240,7 @@ def test_closing_wakes_those_in_line() -> None:
     threads = [threading.Thread(target=wait) for _ in range(5)]
     for thread in threads:
         thread.start()
-    while len(engine._limiter.calls()) < 6:
+    while len(part(engine, RequestLimiter).calls()) < 6:
         next(stream)
     engine.close()
     for thread in threads:
@@ -247,8 +250,8 @@ def test_closing_wakes_those_in_line() -> None:
 
 def test_the_gate_is_first_come_first_served() -> None:
     engine = tiny_engine(max_open_requests=2)
-    call = partial(engine._prepare_one, Request("a"))
-    gate, calls = engine._limiter, [call() for _ in range(8)]
+    call = partial(part(engine, Intake).prepare, Request("a"))
+    gate, calls = part(engine, RequestLimiter), [call() for _ in range(8)]
     assert gate.enter(calls[:5]) == calls[:2] and gate.num_free == 0
     assert gate.enter(calls[5:]) == []
     with pytest.raises(errors.EngineFullError):  # nobody overtakes the line

@@ -127,9 +127,9 @@ def test_swapping_two_live_pages_changes_the_texts() -> None:
             engine.step()
         if disturb:
             running = [each for each in engine.parts.scheduler.slots.sequences if each is not None]
-            first, second = (each.lease.end.device[2] for each in running if each.lease)
-            pool = engine.parts.runner._pool  # type: ignore[attr-defined]
-            pool[[first, second]] = pool[[second, first]].clone()
+            ada, bob = (each.lease for each in running if each.lease)
+            engine.parts.memory.table.write(ada.row, 2, [bob.end.device[2]])
+            engine.parts.memory.table.write(bob.row, 2, [ada.end.device[2]])
         while not all(call.done for call in calls):
             engine.step()
         engine.close()

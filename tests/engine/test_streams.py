@@ -13,10 +13,12 @@ import pytest
 
 from scalesim import errors
 from scalesim.engine.engine import Engine
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.reply import Reply
 from scalesim.requests.stream import AsyncReplyStream, ReplyStream, TextPiece
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import tiny_engine
+from tests.inside import part
 
 LONG: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True}
 
@@ -34,7 +36,7 @@ def settle(engine: Engine) -> None:
         engine.agent("last").generate([1, 2, 3], max_tokens=2)
     assert engine.parts.scheduler.num_running == 0
     assert engine.parts.scheduler.num_waiting == 0
-    assert engine._limiter.num_free == engine._limiter.limit
+    assert part(engine, RequestLimiter).num_free == part(engine, RequestLimiter).limit
 
 
 def joined(pieces: list[TextPiece]) -> tuple[str, tuple[int, ...]]:
@@ -226,4 +228,4 @@ def test_a_stream_keeps_its_engine() -> None:
     stream = start()
     gc.collect()
     assert joined(list(stream))[1]
-    stream._reader._check.__self__.close()  # type: ignore[attr-defined]
+    part(stream, Engine).close()

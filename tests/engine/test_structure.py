@@ -19,10 +19,11 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import RequestError, StructureError
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
-from scalesim.sampling.grammar import Structures
+from scalesim.sampling.grammar import Structure, Structures
 from scalesim.sampling.params import SamplingParams
 from tests.engine.test_sampling import WORLDS
 from tests.engine.world import TOKENIZER, tiny_engine
+from tests.inside import part
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
@@ -147,8 +148,9 @@ def test_limits_of_work_and_what_is_kept() -> None:
     with pytest.raises(StructureError, match="regex cannot be compiled"):
         structures(compile_fuel=20).compile(costly)
     few = structures(max_cached=2)
-    made = [few.compile(SamplingParams(regex=f"x{i}")) for i in range(5)]
-    assert len(few._compiled) == 2 and all(make is not None for make in made)
+    made = [few.compile(SamplingParams(regex=f"x{i}")) for i in (0, 1, 2, 2, 0)]
+    structures_of = [part(make, Structure) for make in made]
+    assert structures_of[2] is structures_of[3] and structures_of[4] is not structures_of[0]
     assert few.compile(SamplingParams()) is None
 
 

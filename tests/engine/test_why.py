@@ -100,6 +100,5 @@ def test_a_busy_link_and_a_pool_without_room() -> None:
         world.call("bob")
         world.engine.tick(to=50.0)
         world.engine.step()
-        misses = world.engine.parts.memory.misses
-        assert misses._late(50.0, blocked) == cause
+        assert world.engine.parts.memory.misses.why_late(50.0, blocked) == cause
         world.engine.close()

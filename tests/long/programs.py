@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 
 from scalesim.distance.estimates import NOTHING, Estimates, Source
+from scalesim.engine.inbox import Inbox
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import (
     EngineClosedError,
     RequestCancelledError,
@@ -35,11 +37,14 @@ from scalesim.errors import (
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.requests.call import Call
+from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.prepare import Intake
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.testing.walks import Operation, drawn, some
 from tests.engine.world import BLOCK, tiny_engine
+from tests.inside import part
 from tests.long import truth
 
 AGENTS, MAX_LEN, WAIT_S = 9, 96, 120.0
@@ -315,7 +320,7 @@ class World:
     def fork(self, parent: int, child: int) -> None:
         """Into an id that nobody has, or that somebody has."""
         self.engine.agent(parent)
-        if child in self.engine._intake.agents:
+        if child in part(self.engine, Intake).agents:
             self._refused(lambda: self.engine.fork(parent, child))
             return
         self.engine.fork(parent, child)
@@ -326,7 +331,7 @@ class World:
     def forget(self, seed: int) -> None:
         """Some at once; whoever comes under their ids is somebody else."""
         rng = random.Random(seed)
-        known = list(self.engine._intake.agents)
+        known = list(part(self.engine, Intake).agents)
         gone = rng.sample(known, rng.randint(0, len(known)))
         self.engine.forget(gone, wait=rng.random() < 0.5)
         for agent in gone:
@@ -538,19 +543,19 @@ class World:
         """Nothing is left of anything; who is still there when it closes is told. Raises
         ``AssertionError``."""
         engine = self.engine
-        engine.forget(list(engine._intake.agents))
+        engine.forget(list(part(engine, Intake).agents))
         for info in engine.adapters.list():
             engine.adapters.remove(info.name)
         self._idle()
         found = self._on_its_thread(self._left_over)
         assert found is None, found
-        gate = engine._limiter
+        gate = part(engine, RequestLimiter)
         assert gate.num_free == gate.limit, f"{gate.limit - gate.num_free} places are lost"
-        assert not engine._loop.calls, engine._loop.calls
+        assert not len(part(engine, EngineLoop).calls)
         assert not len(engine.adapters), engine.adapters.list()
         assert engine.stats.restarts == 0, f"{engine.stats.restarts} restarts"
         assert engine.stats.lost_pages == 0, engine.stats
-        assert not engine._intake.agents and not engine.parts.memory.owners.agents
+        assert not part(engine, Intake).agents and not engine.parts.memory.owners.agents
         late = [engine.submit(self._request(None, [1, 2], max_tokens=60)) for _ in range(3)]
         engine.close()
         for call in late:
@@ -568,7 +573,7 @@ class World:
             if self.driven:
                 if not self.engine.step():
                     return
-            elif self._on_its_thread(lambda: not self.engine._loop.calls):
+            elif self._on_its_thread(lambda: not len(part(self.engine, EngineLoop).calls)):
                 return
         raise AssertionError("the engine does not come to rest")
 
@@ -597,7 +602,7 @@ class World:
                 answers.append(error)
             done.set()
 
-        self.engine._inbox.post(command)
+        part(self.engine, Inbox).post(command)
         if self.driven:
             self.engine.step()
         assert done.wait(WAIT_S), "the engine's thread does not answer"

@@ -21,9 +21,11 @@ from scalesim.core import Floats
 from scalesim.engine.engine import Engine
 from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.requests.prepare import Intake
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from tests.engine.world import SHAPE, tiny_engine
+from tests.inside import part
 from tests.model.adapter_folders import write_adapter
 
 NEAR = 2e-3
@@ -126,7 +128,7 @@ class Resident:
 
     def forget(self) -> None:
         """Keep nothing from one program to the next."""
-        self.engine.forget(list(self.engine._intake.agents))
+        self.engine.forget(list(part(self.engine, Intake).agents))
 
 
 @cache

@@ -161,10 +161,10 @@ class Flaky(ThreadLink):
 
     bad = -1
 
-    def _copy(self, copies: Copies) -> None:
+    def copy(self, copies: Copies) -> None:
         if self.bad in copies.device_pages:
             raise OSError("a bus error")
-        super()._copy(copies)
+        super().copy(copies)
 
 
 def test_a_part_that_is_not_copied_fails_its_read_and_gives_its_pages_back() -> None:
@@ -176,7 +176,7 @@ def test_a_part_that_is_not_copied_fails_its_read_and_gives_its_pages_back() -> 
     (good,) = link.submit(Copies("in", [7, 8, 9, 10], [], InMemorySource(rows(4, 2))))
     ended = drain(link, 2)  # type: ignore[arg-type]
     assert isinstance(ended[bad], LinkError) and ended[good] is None
-    assert (device[7:11] == 2).all() and sorted(link._free) == [HOST, HOST + 1]
+    assert (device[7:11] == 2).all() and sorted(link.bounce) == [HOST, HOST + 1]
     link.close()
 
 
@@ -206,7 +206,7 @@ def test_any_order_of_completions_gives_the_bytes(
             ended.add(ticket)
             pool, pages = expected[-ticket - 1]
             assert (pool[pages] == -ticket).all()
-    assert not link.wait(0.0) and len(link._free) == num_bounce
+    assert not link.wait(0.0) and len(link.bounce) == num_bounce
 
 
 def test_closing_does_not_wait_for_a_fence_that_never_comes() -> None:

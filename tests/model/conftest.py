@@ -56,6 +56,7 @@ class Driver:
     """Makes batches by hand. Pages are handed out in a scattered order; free ones hold NaN bits."""
 
     runner: ModelRunner
+    model: RecordingModel
     pages: np.ndarray[Any, Any]
     geometry: PageGeometry
     logits: list[torch.Tensor]
@@ -158,7 +159,7 @@ class Driver:
     def all_logits(self) -> torch.Tensor:
         """Logits of every token of the last batch (padding included), decodes first."""
         kernels = select("cpu")
-        return self.runner._model.logits(self.hidden[-1], kernels)
+        return self.model.logits(self.hidden[-1], kernels)
 
     def greedy(self, name: str, first: int, count: int) -> list[int]:
         """``count`` more tokens after ``first``, which is fed through the slot's last token."""
@@ -181,12 +182,6 @@ class RecordingModel:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
-
-
-@pytest.fixture
-def one_thread() -> None:
-    """Tiny products gain nothing from a second thread, and lose much on a busy machine."""
-    torch.set_num_threads(1)
 
 
 MakeDriver = Callable[..., Driver]
@@ -224,7 +219,7 @@ def make_driver() -> MakeDriver:
             layouts=layouts,
         )  # fmt: skip
         free = [int(p) for p in np.random.default_rng(0).permutation(np.arange(1, num_pages))]
-        return Driver(runner, pages, geometry, logits, recording.seen, free, layouts)
+        return Driver(runner, recording, pages, geometry, logits, recording.seen, free, layouts)
 
     return make
 

@@ -114,7 +114,7 @@ def test_two_engines_share_the_weights_and_nothing_else() -> None:
     assert isinstance(model, HostedModel)
     one, other = model.packed(select("reference")), model.packed(select("reference"))
     assert one.layers is not other.layers is not model.layers
-    weights = [each._model.get_input_embeddings().weight for each in (one, other)]
+    weights = [each.hf_model.get_input_embeddings().weight for each in (one, other)]
     assert weights[0] is weights[1]
 
 
@@ -135,7 +135,7 @@ def test_a_native_model_can_be_hosted_too(tmp_path: Path, make_driver: Any) -> N
 def test_dummy_weights_repeat() -> None:
     folder = saved("StableLm")[0]
     one, other, third = (load_model(folder, dummy_weights=True, seed=s).model for s in (1, 1, 2))
-    weights = [each._model.lm_head.weight for each in (one, other, third)]  # type: ignore[attr-defined]
+    weights = [each.hf_model.lm_head.weight for each in (one, other, third)]  # type: ignore[attr-defined]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 

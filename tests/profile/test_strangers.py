@@ -162,8 +162,8 @@ def test_a_read_takes_no_more_steps_than_its_file_can_need(
     path = tmp_path / "log.db"
     database(path, "CREATE TABLE trace (user_id, created_at, action, info)", rows)
     assert len(read_log(path, "auto")[1]) == len(rows)
-    monkeypatch.setattr("scalesim.profile.database._STEPS_A_BYTE", 0)
-    monkeypatch.setattr("scalesim.profile.database._STEPS_A_FILE", 1000)
+    monkeypatch.setattr("scalesim.profile.database.STEPS_A_BYTE", 0)
+    monkeypatch.setattr("scalesim.profile.database.STEPS_A_FILE", 1000)
     with pytest.raises(TraceError, match="too many steps"):
         read_log(path, "auto")
 

@@ -124,7 +124,7 @@ def parts(tags: bool) -> Any:
     )  # fmt: skip
     scheduler = Scheduler(memory, made.scheduler.config, DEVICE * BLOCK)
     assert isinstance(made.runner, VirtualRunner)
-    inner = made.runner._inner
+    inner = made.runner.inner
     if tags:
         inner = TagRunner(
             device, BLOCK, max_num_seqs=RUNNING, max_num_rows=2 * RUNNING + 1,

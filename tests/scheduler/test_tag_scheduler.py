@@ -242,7 +242,7 @@ def test_texts_do_not_depend_on_neighbours_chunks_or_sharing() -> None:
 def test_swapped_pages_change_the_text() -> None:
     """The oracle is not void: exchange two live pages under a reader that does not verify."""
     loop = SchedulerWorld(Setting(32))
-    loop.bed.tags._verify = "off"
+    loop.bed.tags.verify = "off"
     prompt = list(range(20))
     sequence = loop.add(0, prompt, 8)
     while sequence.phase is not Phase.DECODE or len(loop.flights):

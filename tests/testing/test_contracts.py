@@ -26,7 +26,7 @@ from scalesim.testing.contracts import (
     try_policy,
     try_pool,
 )
-from scalesim.testing.hostile_link import HostileLink
+from scalesim.testing.hostile_link import DeviceEvent, HostileLink
 
 # -- allocators -----------------------------------------------------------------------------------
 
@@ -329,17 +329,17 @@ class Early(HostileLink):
     """Says that a copy has ended when it has not begun."""
 
     def poll(self) -> list[tuple[int, Exception | None]]:
-        early = [copy for copy in self._open if not copy.started and self._may_start(copy)][:1]
-        self._open = [copy for copy in self._open if copy not in early]
-        return super().poll() + [(copy.ticket, None) for copy in early]
+        tickets = (event.number for event in self.events() if event.queue != "seen")
+        early = next((ticket for ticket in tickets if self.cancel(ticket)), None)
+        return super().poll() + ([] if early is None else [(early, None)])
 
 
 class Elsewhere(HostileLink):
     """A page too far, which is nobody's."""
 
-    def _end(self, copy: Any, error: Exception | None) -> None:
-        self._host[-1] ^= 1
-        super()._end(copy, error)
+    def do(self, event: DeviceEvent) -> None:
+        super().do(event)
+        self.host[-1] += 1
 
 
 class Twice(HostileLink):
@@ -351,23 +351,42 @@ class Twice(HostileLink):
 class Never(HostileLink):
     """Every fifth ticket is not reported."""
 
-    def _end(self, copy: Any, error: Exception | None) -> None:
-        if copy.ticket % 5:
-            super()._end(copy, error)
-        else:
-            self._open.remove(copy)
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        tickets = super().submit(copies, after, urgent=urgent)
+        for ticket in tickets:
+            if ticket % 5 == 0:
+                self.cancel(ticket)
+        return tickets
 
 
 class Impatient(HostileLink):
-    def _may_start(self, copy: Any) -> bool:
-        return True
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        return super().submit(copies, None, urgent=urgent)
 
 
 class CancelsWhatRuns(HostileLink):
     """Says that it called back what it copies all the same."""
 
     def cancel(self, ticket: int) -> bool:
-        return any(copy.ticket == ticket for copy in self._open)
+        return ticket in self.given
+
+    given: frozenset[int] = frozenset()
+
+    def submit(
+        self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
+    ) -> list[int]:
+        tickets = super().submit(copies, after, urgent=urgent)
+        self.given |= set(tickets)
+        return tickets
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        ended = super().poll()
+        self.given -= {ticket for ticket, _ in ended}
+        return ended
 
 
 class CancelsTheDead(HostileLink):
@@ -377,11 +396,16 @@ class CancelsTheDead(HostileLink):
 
 
 class ReportsCancelled(HostileLink):
+    gone: tuple[int, ...] = ()
+
     def cancel(self, ticket: int) -> bool:
-        if super().cancel(ticket):
-            self._late.append((ticket, None))
-            return True
-        return False
+        cancelled = super().cancel(ticket)
+        self.gone += (ticket,) * cancelled
+        return cancelled
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        gone, self.gone = self.gone, ()
+        return super().poll() + [(ticket, None) for ticket in gone]
 
 
 class SwallowsErrors(HostileLink):
@@ -465,7 +489,7 @@ SOUND = POLICIES["deadline"]
 BAD: list[tuple[str, Any]] = [
     ("order", replace(SOUND, order="random")),  # type: ignore[arg-type]
     ("flags", replace(SOUND, host=1)),  # type: ignore[arg-type]
-    ("flags", replace(SOUND, prefetcher=None)),  # type: ignore[arg-type]
+    ("flags", replace(SOUND, look_ahead=None)),  # type: ignore[arg-type]
     ("name", replace(SOUND, name="")),
 ]
 

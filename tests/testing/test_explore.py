@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from scalesim.memory.eviction.ranking import EvictionRanking
-from scalesim.memory.pools.page_pool import PagePool
-from scalesim.memory.tree.segment import Segment
+from scalesim.testing.bed import Factories
 from tests.machines.explore import explore
 from tests.machines.small_cases import small_cases
+from tests.trust.broken import ForgetsThePin, KnowsNoFence
 
 CASES = {case.name: case for case in small_cases()}
 QUICK = ("two loads that fill the pool", "evictions and a host that is short of pages")
-FENCED = "a load into pages that a step in flight still uses"
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -21,25 +21,18 @@ def test_every_interleaving(name: str) -> None:
     assert explored.complete and explored.states > 20 and explored.left > 0
 
 
-def test_there_are_enough_cases() -> None:
-    assert len(CASES) >= 5
-
-
-def test_a_missing_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PagePool, "fence", lambda self, pages: -1)
+def broken_case(name: str, **parts: Any) -> pytest.ExceptionInfo[AssertionError]:
+    """What the case ``name`` ends with where ``parts`` are broken."""
+    cases = {case.name: case for case in small_cases(Factories(**parts))}
     with pytest.raises(AssertionError, match="choices") as caught:
-        explore(CASES[FENCED])
+        explore(cases[name])
+    return caught
+
+
+def test_a_missing_wait_is_found() -> None:
+    caught = broken_case("a load into pages that a step in flight still uses", pool=KnowsNoFence)
     assert type(caught.value.__cause__).__name__ in ("RaceError", "TagError")
 
 
-def test_a_pin_that_is_forgotten_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    unpin = EvictionRanking.unpin
-
-    def twice_at_last(self: EvictionRanking, segment: Segment) -> None:
-        unpin(self, segment)
-        if segment.pins == 1:
-            unpin(self, segment)
-
-    monkeypatch.setattr(EvictionRanking, "unpin", twice_at_last)
-    with pytest.raises(AssertionError, match="choices"):
-        explore(CASES["a fork takes the tail of one that goes on"])
+def test_a_pin_that_is_forgotten_is_found() -> None:
+    broken_case("a fork takes the tail of one that goes on", memory=ForgetsThePin)

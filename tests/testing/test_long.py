@@ -6,15 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.long.__main__ import CAMPAIGNS
 from tests.long.campaign import Campaign, load, pursue
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)

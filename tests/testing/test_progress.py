@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from scalesim.memory.manager import MemoryManager
 from tests.machines.progress import LivenessError
 from tests.machines.scheduler_world import SchedulerWorld, Setting
 
 
 def test_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MemoryManager, "acquire", lambda *args, **options: None)
     world = SchedulerWorld(Setting(8))
+    monkeypatch.setattr(world.memory, "acquire", lambda *args, **options: None)
     world.add(3, [1, 2, 3], 2)
     with pytest.raises(LivenessError, match=r"agent 3 .waiting., waits for pages") as caught:
         world.run(10)
@@ -23,7 +22,7 @@ def test_a_copy_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     for agent in (0, 1):
         world.add(agent, [agent] * 5, 2)
         world.run(100)
-    monkeypatch.setattr(MemoryManager, "poll", lambda self: [])
+    monkeypatch.setattr(world.memory, "poll", list)
     world.progress.patience = 20
     world.add(0, [0] * 5 + [7], 1)
     with pytest.raises(LivenessError, match=r"save.*tickets \[\d+, \d+"):

@@ -98,7 +98,7 @@ def test_any_wrong_byte_is_seen_or_changes_the_digest(byte: int) -> None:
     def run(verify: Any, damage: int) -> int:
         tags = runner(verify=verify)
         tags.collect(tags.launch(batch(0, 0, [1, 2, 3, 4, 5])))
-        tags._pages[1, 2 * TAG_BYTES + byte] ^= damage
+        tags.pages[1, 2 * TAG_BYTES + byte] ^= damage
         digests = tags.collect(tags.launch(batch(1, 5, [6]))).digests
         assert digests is not None
         return int(digests[0])
@@ -126,8 +126,8 @@ def test_copies_come_before_writes() -> None:
     pages = np.array([7, 2, 3, 4, 5, 6, 1], np.int32)
     copy = np.array([[1, 7]], np.int32)
     tags.launch(batch(1, 3, [9], table_pages=pages, page_copies=copy))
-    assert view_tags(tags._pages, SIZE)[7 * SIZE + 3, 2] == 9
-    assert not view_tags(tags._pages, SIZE)[1 * SIZE + 3].any()
+    assert view_tags(tags.pages, SIZE)[7 * SIZE + 3, 2] == 9
+    assert not view_tags(tags.pages, SIZE)[1 * SIZE + 3].any()
 
 
 def test_a_bad_step_poisons_what_it_wrote_and_whoever_reads_it() -> None:

@@ -20,9 +20,11 @@ from warnings import catch_warnings, simplefilter
 from scalesim.engine.engine import Engine
 from scalesim.errors import HintWarning, ScaleSimError
 from scalesim.requests.call import Call
+from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
+from tests.inside import part
 from tests.trust.workload import Lost, Text, Workload
 
 LEAST_CALLS = 8  # of the workload
@@ -119,13 +121,13 @@ class Beset(Workload):
     """How often an act was refused; without checks: raised on its own caller's thread."""
     thrown: list[tuple[str, Call]] = field(default_factory=list)
 
-    def _submit(
+    def submit(
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
         for _ in range(-(-len(self.names) // LEAST_CALLS)):
             self._act(self.names[self.turn % len(self.names)])
             self.turn += 1
-        return super()._submit(agent, prompt, stop, failed)
+        return super().submit(agent, prompt, stop, failed)
 
     def _act(self, name: str) -> None:
         try:
@@ -154,12 +156,12 @@ def run(
             raise Lost(f"{names}: {workload.engine.stats.restarts} restarts, {workload.dead!r}")
         if workload.errors or said != texts:
             raise Lost(f"{names}: neighbours say {said}, {workload.errors}")
-        workload._run([call for _, call in workload.thrown])
+        workload.run([call for _, call in workload.thrown])
         failed = [(name, call.error) for name, call in workload.thrown if call.error is not None]
         if bad := [(name, why) for name, why in failed if not isinstance(why, ScaleSimError)]:
             raise Lost(f"{bad[0][0]}: {bad[0][1]!r} is no typed error")
         workload.settle()
-        gate = workload.engine._limiter
+        gate = part(workload.engine, RequestLimiter)
         if gate.num_free != gate.limit:
             raise Lost(f"{names}: {gate.limit - gate.num_free} places are lost")
     return workload.refused, Counter(name for name, _ in failed)

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scalesim.engine.engine import Engine
+from scalesim.engine.loop import EngineLoop
 from scalesim.errors import EngineClosedError, InternalError
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.memory.audit.counts import AccountError, check_accounts, find_suspects
 from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.page_log import LoggedLink
 from scalesim.requests.call import Call
+from tests.inside import part
 from tests.trust.workload import PAGES, Workload
 
 Lie = Callable[[MemoryManager, list[Lease]], None]
@@ -113,10 +116,11 @@ def test_what_the_counts_cannot_see_is_seen_when_idle(workload: Workload) -> Non
     end(engine, calls)
     while engine.step():
         pass
-    guard = engine._loop.guard
-    if not engine.stats.restarts:  # a sweep is not due more often than its share of the time
-        guard._next_sweep_s = 0.0
-        guard._swept_at = -1
+    guard = part(engine, EngineLoop).guard
+    for _ in range(50):  # a sweep is not due more often than its share of the time
+        if engine.stats.restarts:
+            break
+        end(engine, begin(workload))
         engine.step()
     assert engine.stats.restarts == 1 and guard.num_sweeps >= 1
     assert "freed" in guard.last_report
@@ -149,12 +153,12 @@ def test_copies_that_never_end_cost_their_pages_only(workload: Workload) -> None
     while not memory.residency.transfers:
         engine.submit(engine.agent("new").request([9] * 30, max_tokens=20, ignore_eos=True))
         engine.step()
-    link = memory._link
-    open_pages = {page for copies in link._open.values() for page in copies.device_pages}
+    link = part(memory, LoggedLink)
     link.cancel = lambda ticket: False  # type: ignore[method-assign]
     link.link.wait = lambda timeout_s: False  # type: ignore[method-assign]
+    open_pages, _ = link.abandon(0.0)
     memory.reset()
-    assert memory.tiers.device.lost == open_pages
+    assert open_pages and memory.tiers.device.lost == open_pages
     taken = memory.device.allocate(PAGES - len(open_pages))
     assert taken is not None and open_pages.isdisjoint(taken)
     memory.device.free(taken)

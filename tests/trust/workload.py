@@ -20,6 +20,7 @@ import numpy as np
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import Bytes2D
+from scalesim.distance.estimates import Source
 from scalesim.engine.engine import Engine
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import AdapterError, ScaleSimError
@@ -28,7 +29,6 @@ from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.links.link import Timeline
-from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.model.text.chat import CHATML, ChatTemplate
 from scalesim.model.text.tokenizer import ByteTokenizer
@@ -38,6 +38,7 @@ from scalesim.requests.prompt import Prompt, TextModel
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.testing.bed import Factories
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import adapter_layout, adapter_pages, page_bytes_for
@@ -71,12 +72,27 @@ def read_adapter(path: str | Path) -> AdapterContent:
     return AdapterContent(tag.to_bytes(16, "little"), layout, num_pages, None, source, pages)
 
 
-def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> EngineParts:
+@dataclass(frozen=True)
+class Build(Factories):
+    """What an engine is made of, where that is not ScaleSim's own. ``advise(n)`` is what the n-th
+    agent is said to be away from its next call, in ticks."""
+
+    scheduler: type[Scheduler] = Scheduler
+    sources: Callable[[], list[Source]] = list
+    advise: Callable[[int], float] = float
+
+
+SOUND = Build()
+
+
+def make_parts(
+    seed: int, steps_in_flight: int, integrity: Integrity, build: Build = SOUND
+) -> EngineParts:
     page_bytes, rows = page_bytes_for(BLOCK), 2 * MAX_SEQS + 9
     device, host = allocate_pages(PAGES + 1, page_bytes), allocate_pages(HOST_PAGES, page_bytes)
     timeline = Timeline()
     link = HostileLink(device, host, timeline, seed=seed)
-    memory = MemoryManager(
+    memory = build.memory(
         block_size=BLOCK,
         page_bytes=page_bytes,
         device_pages=PAGES + 1,
@@ -84,6 +100,7 @@ def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> EngineP
         num_rows=rows,
         policy=policy_named("deadline"),
         link=link,
+        make_pool=build.pool,
     )
     runner = TagRunner(
         device,
@@ -101,9 +118,9 @@ def make_parts(seed: int, steps_in_flight: int, integrity: Integrity) -> EngineP
     max_len = PAGES * BLOCK
     model = TextModel(TOKENIZER.vocab_size, frozenset(), max_len, max_len, TOKENIZER, TEMPLATE)
     return EngineParts(
-        runner,
+        build.runner(runner),
         memory,
-        Scheduler(memory, config, max_len),
+        build.scheduler(memory, config, max_len),
         link,
         model,
         time_s=map(TURN_S.__mul__, itertools.count()).__next__,
@@ -124,6 +141,7 @@ class Workload:
     seed: int = 0
     steps_in_flight: int = 1
     integrity: Integrity = "quarantine"
+    build: Build = SOUND
     texts: dict[str, list[Text]] = field(default_factory=dict)
     errors: dict[str, Exception] = field(default_factory=dict)
     dead: Exception | None = None
@@ -131,9 +149,9 @@ class Workload:
     def __post_init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="scalesim-trust-")
         trace = Path(self.folder.name) / "trace.jsonl"
-        parts = make_parts(self.seed, self.steps_in_flight, self.integrity)
+        parts = make_parts(self.seed, self.steps_in_flight, self.integrity, self.build)
         self.link = parts.link
-        self.engine = Engine(parts, record=trace)
+        self.engine = Engine(parts, record=trace, sources=self.build.sources())
 
     def play(self, name: str = "") -> dict[str, list[Text]]:
         """Two rounds of everybody; agents are called ``name`` and their own letter, and say the
@@ -192,7 +210,8 @@ class Workload:
 
     def _hint(self, agents: list[str], turn: int) -> None:
         self.engine.tick()
-        self.engine.expect({agent: float(index) for index, agent in enumerate(agents)})
+        advise = self.build.advise
+        self.engine.expect({agent: advise(index) for index, agent in enumerate(agents)})
         self.engine.wake(agents[turn])
 
     def _let(self, act: Callable[..., object], *args: object) -> None:
@@ -214,9 +233,9 @@ class Workload:
         failed: dict[str, Exception] = {}
         for _ in range((TRIES + 1) * bool(asked)):
             self._cancel_one(asked, turn)
-            calls = {agent: self._submit(agent, prompt, stop, failed)
+            calls = {agent: self.submit(agent, prompt, stop, failed)
                      for agent, prompt in asked.items()}  # fmt: skip
-            self._run([call for call in calls.values() if call is not None])
+            self.run([call for call in calls.values() if call is not None])
             for agent, call in calls.items():
                 if call is not None and self._collect(agent, call, failed):
                     del asked[agent]
@@ -225,7 +244,7 @@ class Workload:
         for agent in asked:
             self.errors[agent] = failed.get(agent) or self.dead or Lost(f"{agent} has no answer")
 
-    def _submit(
+    def submit(
         self, agent: str, prompt: Prompt, stop: tuple[str, ...], failed: dict[str, Exception]
     ) -> Call | None:
         params = SamplingParams(
@@ -253,11 +272,11 @@ class Workload:
         for _ in range(1 + 2 * (turn == 0)):
             self._step(land=turn == 0)
         self._let(self.engine.cancel, call)
-        self._run([call])
+        self.run([call])
         if not isinstance(call.error, ScaleSimError):
             raise Lost(f"a cancelled call ended with {call.error!r}")
 
-    def _run(self, calls: list[Call]) -> None:
+    def run(self, calls: list[Call]) -> None:
         for _ in range(MAX_STEPS):
             if all(call.done for call in calls):
                 return

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        _let_go_of_stdout()
+        let_go_of_stdout()
         return NOBODY_READS
     except ScaleSimError as error:
         say_error(error)
@@ -62,7 +62,7 @@ def say_error(error: object) -> None:
         print(f"scalesim: error: {line}", file=sys.stderr)
 
 
-def _let_go_of_stdout() -> None:
+def let_go_of_stdout() -> None:
     """What is left in its buffer would be written, and fail again, when the interpreter ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

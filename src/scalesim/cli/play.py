@@ -85,7 +85,7 @@ class Play:
         self._before = self._counts()
 
     def warm_up(self) -> None:
-        self._ask(self.world.opening(), max_tokens=1)
+        self.ask(self.world.opening(), max_tokens=1)
         self._tell()
         self._before = self._counts()
 
@@ -118,7 +118,7 @@ class Play:
 
     def _play(self, utterances: Sequence[Utterance]) -> None:
         world = self.world
-        replies = self._ask(utterances, world.config.reply_len)
+        replies = self.ask(utterances, world.config.reply_len)
         self.said += [
             Said(world.now, world.people[utterance.who].name, reply.token_ids, reply.digest)
             for utterance, reply in zip(utterances, replies, strict=True)
@@ -139,7 +139,7 @@ class Play:
         distances = self.world.expected()
         self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
 
-    def _ask(self, utterances: Sequence[Utterance], max_tokens: int) -> list[Reply]:
+    def ask(self, utterances: Sequence[Utterance], max_tokens: int) -> list[Reply]:
         params = SamplingParams(max_tokens=max_tokens)
         requests = [
             Request(utterance.prompt, self._agents[utterance.who].id, params)

@@ -30,13 +30,13 @@ class StagingRing:
         self.capacity = capacity
         self.num_waits = 0
         memory = [device.pinned(4 * capacity) for _ in range(num_buffers)]
-        self._buffers = [Staged(raw, raw.numpy().view("int32")) for raw in memory]
+        self.buffers = [Staged(raw, raw.numpy().view("int32")) for raw in memory]
         self._next = 0
 
     def take(self) -> Staged:
         """The next buffer, to be written by the host."""
-        buffer = self._buffers[self._next]
-        self._next = (self._next + 1) % len(self._buffers)
+        buffer = self.buffers[self._next]
+        self._next = (self._next + 1) % len(self.buffers)
         if buffer.fence is not None:
             if not buffer.fence.query():
                 self.num_waits += 1

@@ -104,7 +104,7 @@ class MemoryManager:
         self.tree = PrefixTree(self.block_size)
         self.table = BlockTable(self._num_rows)
         self.ranking = self._make_ranking(self.tree, policy, self.timing)
-        queue = PrefetchQueue(self.timing, is_used=policy.prefetcher)
+        queue = PrefetchQueue(self.timing, is_used=policy.look_ahead)
         self.owners = Owners(self.tree, self.ranking, queue)
         self.residency = Residency(
             self.tree,

@@ -110,7 +110,7 @@ class Misses:
             return
         cause: Cause
         if waiting or spared:
-            cause = self._late(expected, blocked_by)
+            cause = self.why_late(expected, blocked_by)
         elif not kept or (goes_on and dropped > 0):
             cause = "pool small"
         elif _root(before) is not _root(found):
@@ -136,7 +136,7 @@ class Misses:
         num_left = min(agent.num_left, num_tokens // self._block_size)
         return max(0, num_left - sum(segment.num_blocks for segment in there))
 
-    def _late(self, expected: float | None, blocked_by: BlockedBy) -> Cause:
+    def why_late(self, expected: float | None, blocked_by: BlockedBy) -> Cause:
         if expected is None:
             return "no hint"
         if expected >= self._timing.now + 1.0 or blocked_by is None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from scalesim.errors import TraceError
 
-_STEPS_A_CALL = 1000
-_STEPS_A_FILE = 100_000
-_STEPS_A_BYTE = 16  # of SQLite's machine: a row takes some four bytes at least, and ten steps
+STEPS_A_CALL = 1000
+STEPS_A_FILE = 100_000
+STEPS_A_BYTE = 16  # of SQLite's machine: a row takes some four bytes at least, and ten steps
 _MAX_VALUE_BYTES = 1 << 26
 
 
@@ -21,17 +21,17 @@ def rows_of(path: Path, table: str, columns: Sequence[str]) -> Iterator[tuple[An
     """``columns`` of each row of ``table``, in the file's order. Opened for reading, and only a
     table that stores its columns is read, in as many steps as a file of its size can need. Raises
     ``TraceError``."""
-    steps_left = _STEPS_A_FILE + _STEPS_A_BYTE * path.stat().st_size
+    steps_left = STEPS_A_FILE + STEPS_A_BYTE * path.stat().st_size
 
     def count() -> bool:
         nonlocal steps_left
-        steps_left -= _STEPS_A_CALL
+        steps_left -= STEPS_A_CALL
         return steps_left < 0
 
     try:
         uri = path.absolute().as_uri() + "?mode=ro"  # as a URI, a name may have ? and # in it
         with closing(sqlite3.connect(uri, uri=True)) as database:
-            database.set_progress_handler(count, _STEPS_A_CALL)
+            database.set_progress_handler(count, STEPS_A_CALL)
             if hasattr(database, "setlimit"):  # Python 3.11
                 database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
             database.execute("PRAGMA trusted_schema=OFF")

@@ -27,7 +27,7 @@ NUM_LEVELS = 4
 AHEAD_TICKS = 2.0  # its load_ahead_step
 _FAR = 1e18
 
-LEVELS = Policy("levels", order="next_use", host=True, prefetcher=True)
+LEVELS = Policy("levels", order="next_use", host=True, look_ahead=True)
 REPLAY_POLICIES = {
     policy.name: policy
     for name in POLICIES

@@ -37,18 +37,18 @@ class VirtualRunner:
         self.steps_in_flight = 1
         self.spent = Spent()
         self.ended_s: dict[int, float] = {}  # by step of the engine
-        self._inner, self._link, self._cost = inner, link, cost
+        self.inner, self._link, self._cost = inner, link, cost
         self._first_tokens = first_tokens
         self._token_bytes = cost.model.geometry().token_bytes
 
     def launch(self, batch: Batch) -> LaunchedStep:
-        step = self._inner.launch(batch)
+        step = self.inner.launch(batch)
         self.pass_time(*self._work(batch))
         self.ended_s[batch.step] = self._link.now_s
         return step
 
     def collect(self, step: LaunchedStep) -> StepOutput:
-        return self._inner.collect(step)
+        return self.inner.collect(step)
 
     def pass_time(self, work: StepWork, fetched_bytes: float = 0.0) -> None:
         """A step of ``work`` goes by; ``fetched_bytes`` come over the link before it can start."""

@@ -36,6 +36,10 @@ class SamplingKeys:
         self._lock = threading.Lock()  # requests come from any thread
         self._completed: dict[AgentId | None, dict[int, int]] = {}  # handed in, by prompt
 
+    def __len__(self) -> int:
+        """Agents with requests that are remembered."""
+        return len(self._completed)
+
     def prompt_digest(self, tokens: Int32s, params: SamplingParams) -> int:
         state = xxhash.xxh3_64(b"prompt")
         state.update(struct.pack("<Q", len(tokens)))

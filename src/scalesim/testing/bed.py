@@ -24,6 +24,9 @@ MakeLink = Callable[[Bytes2D, Bytes2D, Timeline, int], Link]
 """``(device, host, timeline, seed)``: both pools ``[num_pages, page_bytes]``, the timeline that
 answers for the fences of the compute queue, and what to draw from."""
 
+MakeMemory = Callable[..., MemoryManager]
+"""Takes what ``MemoryManager`` takes."""
+
 
 def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) -> HostileLink:
     """The default: a hostile link of tickets of one page or two."""
@@ -32,12 +35,14 @@ def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) 
 
 @dataclass(frozen=True)
 class Factories:
-    """What is under test. ``policy`` goes before a world's own; ``watched``: a ``PageWatch`` sees
-    every access."""
+    """What is under test. ``policy`` goes before a world's own; ``runner`` is put around the tag
+    runner; ``watched``: a ``PageWatch`` sees every access."""
 
     pool: MakePool = PagePool
     link: MakeLink = hostile_link
     policy: Policy | None = None
+    memory: MakeMemory = MemoryManager
+    runner: Callable[[Runner], Runner] = lambda runner: runner
     watched: bool = True
 
 
@@ -93,7 +98,8 @@ class Bed:
             watch = PageWatch(pages + 1, max(1, host_pages), block_size, num_rows, max_blocks)
             self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
             make_pool = watch.pool(factories.pool)
-        self.memory = MemoryManager(
+        self.runner = factories.runner(self.runner)
+        self.memory = factories.memory(
             block_size=block_size,
             page_bytes=page_bytes,
             device_pages=pages + 1,

@@ -429,6 +429,6 @@ def try_policy(policy: Policy) -> None:
 
     must("name", isinstance(policy.name, str) and bool(policy.name), f"name={policy.name!r}")
     must("order", policy.order in ("next_use", "last_use"), f"order={policy.order!r}")
-    for flag in ("host", "prefetcher", "weighs", "limited", "foresight"):
+    for flag in ("host", "look_ahead", "weighs", "limited", "foresight"):
         value = getattr(policy, flag)
         must("flags", isinstance(value, bool), f"{flag}={value!r}")

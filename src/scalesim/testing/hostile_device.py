@@ -107,6 +107,11 @@ class HostileStream:
         self._device.fidget()
 
     @property
+    def is_idle(self) -> bool:
+        """Nothing is left to run."""
+        return not self._queue
+
+    @property
     def can_run(self) -> bool:
         if not self._queue:
             return False

@@ -66,7 +66,7 @@ class HostileLink:
     ) -> None:
         """``timeline`` answers for the fences that copies wait for; ``bytes_per_s`` is what
         ``rate`` states."""
-        self._device, self._host, self._timeline = device, host, timeline
+        self._device, self.host, self._timeline = device, host, timeline
         self._choose = choose or random.Random(seed).randrange
         self._page_bytes = device.shape[1]
         self._max_ticket_pages = max_ticket_pages
@@ -197,7 +197,7 @@ class HostileLink:
         if copies.direction == "in":
             self._device[list(copies.device_pages)] = SCRIBBLE
         else:
-            self._host[list(copies.host_pages)] = SCRIBBLE
+            self.host[list(copies.host_pages)] = SCRIBBLE
 
     def _copy(self, copies: Copies, first: int, end: int) -> None:
         size = self._page_bytes
@@ -208,10 +208,10 @@ class HostileLink:
             if source is not None:
                 found = source[copies.first + index, part]
             elif inward:
-                found = self._host[copies.host_pages[index], part]
+                found = self.host[copies.host_pages[index], part]
             else:
                 found = self._device[copies.device_pages[index], part]
             pool, pages = (
-                (self._device, copies.device_pages) if inward else (self._host, copies.host_pages)
+                (self._device, copies.device_pages) if inward else (self.host, copies.host_pages)
             )
             pool[pages[index], part] = found

@@ -90,9 +90,9 @@ class TagRunner:
         self.bad = bad
         self.reader = reader
         self.table = np.zeros((max_num_rows, max_blocks_per_row), np.int64)
-        self._pages, self._tags = pages, view_tags(pages, block_size)
+        self.pages, self._tags = pages, view_tags(pages, block_size)
         self._block_size, self._vocab_size = block_size, vocab_size
-        self._timeline, self._verify = timeline, verify
+        self._timeline, self.verify = timeline, verify
         self._sampled = np.full(max_num_seqs, NO_TOKEN, np.int64)  # by slot: the newest token
         self._sampled_at = np.full(max_num_seqs, -1, np.int64)  # and its position
         self._queue: deque[_Launched] = deque()
@@ -135,12 +135,12 @@ class TagRunner:
         batch, readers = launched.batch, launched.readers
         self.table[batch.table_rows, batch.table_cols] = batch.table_pages
         for source, destination in batch.page_copies:
-            self._pages[destination] = self._pages[source]
+            self.pages[destination] = self.pages[source]
         counts = np.diff(batch.query_start)
         rows = np.repeat(batch.rows.astype(np.int64), counts)
         positions = batch.positions.astype(np.int64)
         written = self._places(rows, positions)
-        if self._verify != "off":
+        if self.verify != "off":
             self._check_writes(rows, positions, written)
             if batch.adapters is not None:
                 self._check_adapters(batch, batch.adapters)
@@ -235,7 +235,7 @@ class TagRunner:
             if row:
                 tag, count = layout >> 8, layout & 255
                 pages = self.table[row, :count]
-                found = self._pages[pages] == adapter_pages(tag, count, self._pages.shape[1])
+                found = self.pages[pages] == adapter_pages(tag, count, self.pages.shape[1])
                 if not found.all():
                     block = int((~found.all(axis=1)).nonzero()[0][0])
                     raise TagError(
@@ -249,7 +249,7 @@ class TagRunner:
         """Read each sequence's context; its lineage, plus whatever is wrong, and who read a
         poisoned slot."""
         first = np.zeros(len(contexts), np.int64)
-        if self._verify == "new":
+        if self.verify == "new":
             started = batch.positions[batch.query_start[:-1]].astype(np.int64)
             first = np.maximum(started - self._block_size, 0)
         counts = contexts - first
@@ -276,7 +276,7 @@ class TagRunner:
         if broken.any():
             bad[owner[tags[CHECK] == POISON]] = True
             wrong = (broken != 0) & ~bad[owner] & (batch.rows[owner] != 0)
-            if wrong.any() and self._verify != "off":
+            if wrong.any() and self.verify != "off":
                 index = int(wrong.nonzero()[0][0])
                 place = int(owner[index]), int(positions[index]), int(places[index])
                 self._report(batch, *place, tags[:, index], int(before[index]), int(tokens[index]))

@@ -24,7 +24,7 @@ class Policy:
     name: str
     order: Literal["next_use", "last_use"]
     host: bool
-    prefetcher: bool
+    look_ahead: bool
     weighs: bool = False
     limited: bool = True
     foresight: bool = False
@@ -33,11 +33,11 @@ class Policy:
 POLICIES = {
     policy.name: policy
     for policy in (
-        Policy("deadline", order="next_use", host=True, prefetcher=True, weighs=True),
-        Policy("lru-swap", order="last_use", host=True, prefetcher=False),
-        Policy("lru-recompute", order="last_use", host=False, prefetcher=False),
-        Policy("oracle", order="next_use", host=True, prefetcher=True, weighs=True, foresight=True),
-        Policy("resident", order="last_use", host=False, prefetcher=False, limited=False),
+        Policy("deadline", order="next_use", host=True, look_ahead=True, weighs=True),
+        Policy("lru-swap", order="last_use", host=True, look_ahead=False),
+        Policy("lru-recompute", order="last_use", host=False, look_ahead=False),
+        Policy("oracle", order="next_use", host=True, look_ahead=True, weighs=True, foresight=True),
+        Policy("resident", order="last_use", host=False, look_ahead=False, limited=False),
     )
 }
 

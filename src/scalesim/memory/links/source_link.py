@@ -80,9 +80,9 @@ class SourceLink:
     ) -> None:
         self.link = link
         self.read_rate = _ASSUMED_BYTES_PER_S  # bytes a second, as measured
-        self._write, self._threaded = write, threaded
+        self.write, self.threaded = write, threaded
         self._changed = threading.Condition()  # guards what the two threads share:
-        self._free = list(bounce)
+        self.bounce = list(bounce)
         self._queue: deque[_Read] = deque()
         self._current: _Read | None = None  # being read, or put into bounce pages
         self._written: list[_BouncePart] = []  # for the other link
@@ -110,7 +110,7 @@ class SourceLink:
             else:
                 self._queue.append(read)
             self._changed.notify_all()
-        if self._threaded and self._thread is None:
+        if self.threaded and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="scalesim-read", daemon=True)
             self._thread.start()
         return [read.ticket]
@@ -118,7 +118,7 @@ class SourceLink:
     def poll(self) -> list[tuple[int, Exception | None]]:
         if not self._open and not self._ended:
             return self.link.poll()
-        if not self._threaded:
+        if not self.threaded:
             self.work()
         self._pump()
         ended, self._ended = self._ended, []
@@ -139,14 +139,14 @@ class SourceLink:
     def wait(self, timeout_s: float) -> bool:
         end_s = time.monotonic() + timeout_s
         while self._open:
-            if not self._threaded:
+            if not self.threaded:
                 self.work()
             self._pump()
             if self._ended:
                 return True
             if time.monotonic() > end_s:
                 return False
-            if not self.link.wait(_WAIT_S) and self._threaded:
+            if not self.link.wait(_WAIT_S) and self.threaded:
                 with self._changed:
                     self._changed.wait_for(lambda: self._written or self._done, _WAIT_S)
         return bool(self._ended) or self.link.wait(max(0.0, end_s - time.monotonic()))
@@ -191,7 +191,7 @@ class SourceLink:
             read.error = read.error or error
             if not part.tickets:
                 read.parts -= 1
-                self._free += part.copies.host_pages
+                self.bounce += part.copies.host_pages
                 self._settle(read)
                 self._changed.notify_all()
             self._ended += self._done
@@ -211,7 +211,7 @@ class SourceLink:
     def _has_work(self) -> bool:
         if self._current is None:
             return bool(self._queue)
-        return self._current.rows is None or bool(self._free)
+        return self._current.rows is None or bool(self.bounce)
 
     def work(self) -> None:
         """The next piece of the reading, if there is one that can be done now."""
@@ -227,7 +227,7 @@ class SourceLink:
             if part is None:
                 self._fetch(read)
             else:
-                self._write(part.copies.host_pages, part.rows)
+                self.write(part.copies.host_pages, part.rows)
         if isinstance(raised.error, AttachmentError):
             error = raised.error
         elif raised.error is not None:
@@ -239,15 +239,15 @@ class SourceLink:
                 self._written.append(part)
             elif part is not None:
                 read.parts -= 1
-                self._free += part.copies.host_pages
+                self.bounce += part.copies.host_pages
             self._settle(read)
             self._changed.notify_all()
 
     def _claim(self, read: _Read, rows: Bytes2D) -> _BouncePart:
         """The next part of ``read``, in bounce pages that are free."""
         max_pages = max(1, MAX_CHUNK_BYTES // rows.shape[1])
-        first, count = read.done, min(len(rows) - read.done, len(self._free), max_pages)
-        pages, self._free = self._free[:count], self._free[count:]
+        first, count = read.done, min(len(rows) - read.done, len(self.bounce), max_pages)
+        pages, self.bounce = self.bounce[:count], self.bounce[count:]
         read.done += count
         read.parts += 1
         device = read.copies.device_pages[first : read.done]
@@ -264,7 +264,7 @@ class SourceLink:
             self.read_rate += _WEIGHT * (whole.nbytes / seconds - self.read_rate)
         read.rows = read.rows_of(whole)
         if read.copies.direction == "out":
-            self._write(read.copies.host_pages, read.rows)
+            self.write(read.copies.host_pages, read.rows)
             read.done = read.copies.num_pages
         with self._changed:
             for other in self._queue:

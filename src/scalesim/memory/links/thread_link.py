@@ -116,7 +116,7 @@ class ThreadLink:
             error: Exception | None = None
             start = time.perf_counter()
             with Foreign() as raised:
-                self._copy(job.copies)
+                self.copy(job.copies)
             if raised.error is not None:
                 error = LinkError(f"copy {way} of {len(job.copies.device_pages)} pages failed")
                 error.__cause__ = raised.error
@@ -130,7 +130,7 @@ class ThreadLink:
                 self._done.append((job.ticket, error))
                 self._changed.notify_all()
 
-    def _copy(self, copies: Copies) -> None:
+    def copy(self, copies: Copies) -> None:
         for device, host, count in copies.pieces():
             on_device = self._device[device : device + count]
             on_host = self._host[host : host + count]

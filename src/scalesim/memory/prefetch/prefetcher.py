@@ -65,7 +65,7 @@ class Prefetcher:
         self._timing.begin_iteration(wall_s)
         self.opens_in_s = None
         self.blocked_by = None
-        if self._policy.prefetcher and not self.residency.refused:
+        if self._policy.look_ahead and not self.residency.refused:
             self.load(wall_s, forecast)
             self._reads.plan(
                 lambda agent, count: self._opens_in_s(

@@ -462,10 +462,9 @@ class Transfer:
 def lineage(segment: Segment) -> list[Segment]:
     """``segment`` and its ancestors up to, not including, the root; the deepest first."""
     found = []
-    node: Segment | None = segment
-    while node is not None and node.parent is not None:
-        found.append(node)
-        node = node.parent
+    while (parent := segment.parent) is not None:
+        found.append(segment)
+        segment = parent
     return found
 
 

@@ -142,7 +142,7 @@ class HostedModel:
     takes_graphs = False  # what its layers do on the host is not known
 
     def __init__(self, model: Any, shape: ModelShape | None) -> None:
-        self._model, self._shape = model, shape
+        self.hf_model, self._shape = model, shape
         self.layers = PagedLayers()
         weights = model.get_input_embeddings().weight
         self.dtype, self.place = weights.dtype, str(weights.device)
@@ -163,10 +163,10 @@ class HostedModel:
 
     def packed(self, kernels: KernelSet) -> HostedModel:
         """A model of its own that shares the weights, its linear layers run by ``kernels``."""
-        tensors = itertools.chain(self._model.parameters(), self._model.buffers())
+        tensors = itertools.chain(self.hf_model.parameters(), self.hf_model.buffers())
         shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
-        shared[id(self._model.config)] = self._model.config
-        mine = copy.deepcopy(self._model, shared)
+        shared[id(self.hf_model.config)] = self.hf_model.config
+        mine = copy.deepcopy(self.hf_model, shared)
         for name, part in list(mine.named_modules()):
             if type(part) is nn.Linear and type(part.weight) is nn.Parameter:
                 mine.set_submodule(name, PackedLinear(part, kernels))
@@ -204,7 +204,7 @@ class HostedModel:
         self._body.given = hidden[None]
         try:
             ids = torch.zeros((1, len(hidden)), dtype=torch.int64, device=hidden.device)
-            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+            logits: Tensor = self.hf_model(input_ids=ids, use_cache=False).logits[0]
         finally:
             self._body.given = None
         return logits.float() if out is None else out.copy_(logits)

@@ -249,7 +249,7 @@ def compare(hosted: HostedModel, want: Tensor) -> None:
     pool = torch.zeros(size, dtype=hosted.dtype, device=place)
     table = torch.arange(num_pages + 1, dtype=torch.int32, device=place)[None].repeat(2, 1)
     table = table.clamp(max=num_pages - 1)
-    tokens, parts = probe_tokens(hosted._model), []
+    tokens, parts = probe_tokens(hosted.hf_model), []
     hosted.reserve(PROBE)
     with torch.inference_mode(), speaking_for_transformers():
         for start in range(0, PROBE, CHUNK):
