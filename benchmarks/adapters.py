@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.report import Report, table
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.leases.adapters import AdapterContent, adapter_use
 from scalesim.memory.links.link import InMemorySource
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
@@ -43,8 +43,10 @@ class Shape:
 
     def config(self) -> ModelConfig:
         return ModelConfig(
-            "LlamaForCausalLM", 1, self.hidden, self.wide, self.layers, self.heads,
-            self.kv_heads, self.head_dim, 1, 1e-6, RopeConfig(),
+            architecture="LlamaForCausalLM", vocab_size=1, hidden_size=self.hidden,
+            intermediate_size=self.wide, num_layers=self.layers, num_heads=self.heads,
+            num_kv_heads=self.kv_heads, head_dim=self.head_dim, max_position=1, rms_eps=1e-6,
+            rope=RopeConfig(),
         )  # fmt: skip
 
     def geometry(self) -> PageGeometry:
@@ -143,11 +145,11 @@ def kv_pages(kind: str, agents: int, num_tokens: int) -> int:
         memory.add_adapter(
             AdapterContent(digest, 0, 1, None, InMemorySource(np.zeros((1, 1), np.uint8)))
         )
-        use = AdapterUse(digest, 0, num_tokens + 8 if kind == "activated" else 0)
+        use = adapter_use(digest, 0, num_tokens + 8 if kind == "activated" else 0)
         memory.bind_adapter(agent, digest)
         own = rng.integers(0, 1000, 64).astype(np.int32)
         tokens = np.concatenate([common, own]).tobytes()
-        lease = memory.acquire(agent, None, tokens, blocks, adapter=use)
+        lease = memory.acquire(agent, None, tokens, blocks, attachments=[use])
         assert lease is not None
         while not lease.is_ready:
             assert memory.residency.link.wait(60.0)

@@ -98,7 +98,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.links": (*MEMORY, "scalesim.memory.pools", "scalesim_kernels", "torch"),
     "scalesim.memory.page_log": (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools"),
     "scalesim.memory.tree": (*MEMORY, "scalesim.memory.links"),
-    "scalesim.memory.eviction": TREE,
+    "scalesim.memory.tiers": TREE,
+    "scalesim.memory.eviction": (*TREE, "scalesim.memory.tiers"),
     "scalesim.memory.prefetch": (*TREE, "scalesim.memory.eviction"),
     "scalesim.memory.lease": TREE,
     "scalesim.memory.misses": (*TREE, "scalesim.memory.lease", "scalesim.memory.prefetch"),
@@ -260,7 +261,7 @@ def parts_of_memory() -> set[str]:
         and isinstance(node.ctx, ast.Store)
         and ast.unparse(node.value) == "self"
     }
-    return kept - {"block_size", "counters", "device_lost", "host_lost", "page_bytes", "policy"}
+    return kept - {"block_size", "counters", "page_bytes", "policy"}
 
 
 def behind_the_door(module: str) -> list[str]:

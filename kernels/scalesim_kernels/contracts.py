@@ -137,7 +137,7 @@ class PackWeight(Protocol):
         """
 
 
-class Linear(Protocol):
+class ApplyLinear(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias``; x ``[rows, in]``, weight ``[out, in]``, C-contiguous or packed.
 
@@ -352,7 +352,7 @@ class KernelSet:
     paged_decode: PagedAttention
     paged_prefill: PagedAttention
     pack_weight: PackWeight
-    linear: Linear
+    linear: ApplyLinear
     lora_shrink: LoraShrink
     lora_expand: LoraExpand
     silu_mul: SiluMul

@@ -71,11 +71,11 @@ class LogprobsBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterBatch:
-    """Which adapter each sequence of a step uses, each ``[num_seqs]``.
+class AttachmentBatch:
+    """Which attachment of one kind each sequence of a step uses, each ``[num_seqs]``.
 
-    ``rows`` are rows of the block table, which list the adapter's pages; 0 is the base model.
-    ``layouts`` say what lies where in them. The adapter is in force from position ``starts`` on.
+    ``rows`` are rows of the block table, which list the attachment's pages; 0: none. ``layouts``
+    say what lies where in them. It is in force from position ``starts`` on.
     """
 
     rows: Int32s
@@ -116,7 +116,7 @@ class Batch:
     table_cols: Int32s  # [num_changes], logical block
     table_pages: Int32s  # [num_changes], page id
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
-    adapters: AdapterBatch | None = None  # None: every sequence runs on the base model
+    adapters: AttachmentBatch | None = None  # None: every sequence runs on the base model
     scores: LogprobsBatch | None = None
     adjust: LogitsBatch | None = None
     embeddings: EmbeddingBatch | None = None

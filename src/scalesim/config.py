@@ -86,9 +86,9 @@ def setting(default: T, rule: Rule) -> T:
 def settle(config: DataclassInstance) -> None:
     """Check the settings of a dataclass that is being made, and keep them as plain values. A field
     without a rule holds settings of their own."""
-    for each in fields(config):
-        rule = each.metadata.get("rule") or partial(_instance, each.default_factory)
-        object.__setattr__(config, each.name, rule(each.name, getattr(config, each.name)))
+    for setting in fields(config):
+        rule = setting.metadata.get("rule") or partial(_instance, setting.default_factory)
+        object.__setattr__(config, setting.name, rule(setting.name, getattr(config, setting.name)))
 
 
 def _instance(kind: Any, name: str, value: object) -> object:

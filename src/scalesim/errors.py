@@ -20,7 +20,11 @@ class WeightsError(ScaleSimError, ValueError):
     file."""
 
 
-class AdapterError(ScaleSimError, ValueError):
+class AttachmentError(ScaleSimError):
+    """State that a request needs beside its prompt cannot be had, and will not be."""
+
+
+class AdapterError(AttachmentError, ValueError):
     """An adapter is missing, unsafe, in use, or asks for what ScaleSim does not run; names the file
     and the reason."""
 

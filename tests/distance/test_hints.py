@@ -296,7 +296,9 @@ def test_the_old_names_of_ticks_are_deprecated_and_work() -> None:
             assert part(made, Distances).next_use("ada") == 8.0
             with pytest.raises(RequestError, match="ticks or steps"):
                 ada.expect(7, steps=7)
-        assert {warning.filename for warning in [*told, *again]} == {__file__}
+        with pytest.warns(DeprecationWarning, match="named calls") as counts:
+            assert made.stats.turns == made.stats.calls == 0
+        assert {warning.filename for warning in [*told, *again, *counts]} == {__file__}
 
 
 def test_nobodys_names_take_no_room_once_their_time_is_over() -> None:

@@ -284,6 +284,6 @@ def test_who_was_bound_is_bound_when_everything_began_anew() -> None:
                 pass
             assert engine.stats.restarts == restarts
             agents = engine.parts.memory.owners.agents
-            bound = {id for id, agent in agents.items() if agent.adapter is not None}
+            bound = {id for id, agent in agents.items() if agent.attached}
             assert bound == {"ada", "fork", "fork of a fork"}
             part(engine, Inbox).post(lambda: 1 / 0)

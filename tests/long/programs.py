@@ -75,7 +75,7 @@ ACTS = [
     (2.0, "cancel", some(1 << 30, 4)),
     (2.0, "hurry", some(1 << 30)),
     (3.0, "hint", some(1 << 30)),
-    (2.0, "advance", some(5)),
+    (2.0, "tick", some(5)),
     (2.0, "fork", some(AGENTS, AGENTS)),
     (2.0, "forget", some(1 << 30)),
     (2.0, "part", some(1 << 30)),
@@ -313,8 +313,8 @@ class World:
                 self.engine.why(agent)
                 self.engine.source_scores()
 
-    def advance(self, steps: int) -> None:
-        for _ in range(steps):
+    def tick(self, count: int) -> None:
+        for _ in range(count):
             self.engine.tick()
 
     def fork(self, parent: int, child: int) -> None:

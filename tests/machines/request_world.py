@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 from scalesim.errors import AdapterError, NumericalError
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.links.link import LinkError
 from scalesim.memory.timing import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
@@ -38,7 +38,7 @@ class RequestWorld:
     bad: int = 0
     open: list[tuple[Sequence, list[int]]] = field(default_factory=list)  # with its prompt
     history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
-    loaded: dict[int, AdapterUse] = field(default_factory=dict)  # by name
+    loaded: dict[int, AttachmentUse] = field(default_factory=dict)  # by name
     removed: set[bytes] = field(default_factory=set)  # digests
     num_ended: int = 0
     num_cancelled: dict[str, int] = field(default_factory=dict)  # by the phase it was in
@@ -177,7 +177,7 @@ class RequestWorld:
             assert sequence.failed_reads > MAX_FAILED_READS, (error, sequence.failed_reads)
         elif reason == "error":
             assert isinstance(error, AdapterError), error
-            assert sequence.adapter is not None and sequence.adapter.digest in self.removed
+            assert any(use.digest in self.removed for use in sequence.attachments)
         else:
             assert reason == "cancelled", (reason, error)
         self.history = [*self.history[-11:], (str(sequence.domain), prompt + said)]

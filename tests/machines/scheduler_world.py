@@ -17,7 +17,8 @@ import numpy as np
 from scalesim.batch import LaunchedStep
 from scalesim.config import SchedulerConfig
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.leases.adapters import AdapterContent, adapter_use
 from scalesim.memory.links.link import InMemorySource
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
@@ -108,7 +109,7 @@ class SchedulerWorld:
         max_tokens: int,
         *,
         temperature: float = 1.0,
-        adapter: AdapterUse | None = None,
+        adapter: AttachmentUse | None = None,
         key: int | None = None,
         domain: Hashable = "model",
     ) -> Sequence:
@@ -123,13 +124,13 @@ class SchedulerWorld:
             limit=len(prompt) + max_tokens,
             params=SamplingParams(max_tokens=max_tokens, temperature=temperature),
             key=number * 7919 + 1 if key is None else key,
-            adapter=adapter,
+            attachments=() if adapter is None else (adapter,),
         )
         self.scheduler.add(sequence)
         self.progress.add(sequence)
         return sequence
 
-    def add_adapter(self, num_pages: int) -> AdapterUse:
+    def add_adapter(self, num_pages: int) -> AttachmentUse:
         """An adapter that nobody had before, in force from the start; every other one is given
         with its pages."""
         self.num_tags += 1
@@ -145,7 +146,7 @@ class SchedulerWorld:
             pages if tag % 2 else None,
         )
         self.memory.add_adapter(content)
-        return AdapterUse(digest_of(tag), layout)
+        return adapter_use(digest_of(tag), layout)
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ class SchedulerWorld:
 
 def expected(sequence: Sequence, prompt: list[int]) -> list[int]:
     """The text of ``sequence``, if it ends by its length: from its tokens alone."""
-    use = sequence.adapter
+    use = next(iter(sequence.attachments), None)
     return expected_text(
         prompt,
         sequence.limit - sequence.prompt_len,

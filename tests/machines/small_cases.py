@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.hostile_link import HostileLink
@@ -95,7 +95,11 @@ def small_cases(factories: Factories = OURS) -> list[Case]:
 
 
 def _ask(
-    world: SchedulerWorld, agent: int, prompt: list[int], output: int, use: AdapterUse | None = None
+    world: SchedulerWorld,
+    agent: int,
+    prompt: list[int],
+    output: int,
+    use: AttachmentUse | None = None,
 ) -> Sequence:
     return world.add(agent, list(prompt), output, adapter=use)
 
@@ -137,8 +141,7 @@ def _fail_next(world: SchedulerWorld, asked: list[Sequence]) -> None:
 
 
 def _remove_adapter(world: SchedulerWorld, asked: list[Sequence]) -> None:
-    use = asked[1].adapter
-    assert use is not None
+    (use,) = asked[1].attachments
     world.memory.remove_adapter(use.digest)
 
 

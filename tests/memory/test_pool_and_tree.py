@@ -165,7 +165,7 @@ def tree_with(*paths: tuple[int, ...]) -> tuple[PrefixTree, Segment]:
             parent = tree.split(parent, found[-1][1])
         child = tree.insert(parent, blocks(*path[start:]))
         first = 100 * path[-1]
-        tree.put(child, "device", list(range(first, first + len(path) - start)))
+        child.put("device", list(range(first, first + len(path) - start)))
     return tree, root
 
 
@@ -197,9 +197,9 @@ def test_common_blocks_finds_the_first_difference(length: int) -> None:
 def test_split_divides_pages_and_copies_and_merge_undoes_it(cut: int) -> None:
     tree, root = tree_with((1, 2, 3, 4, 5))
     (segment,) = root.children.values()
-    tree.put(segment, "host", [10, 11, 12])
+    segment.put("host", [10, 11, 12])
     save = Transfer("out", "save", [(segment, 1)])
-    tree.put(segment, "host", [13], save)
+    segment.put("host", [13], save)
     segment.pin()
     upper = tree.split(segment, cut)
     assert [*upper.device, *segment.device] == [500, 501, 502, 503, 504]
@@ -213,9 +213,9 @@ def test_split_divides_pages_and_copies_and_merge_undoes_it(cut: int) -> None:
     assert tree.merge(upper) is None  # pinned, and under a copy
     assert upper.unpin() and segment.unpin() and holder.end_transfer("host")
     assert holder.host.valid == len(holder.host)
-    tree.cut(upper, "host", 0)
+    upper.cut("host", 0)
     assert tree.merge(upper) is (segment if cut == 4 or not segment.host else None)
-    tree.cut(segment, "host", 0)
+    segment.cut("host", 0)
     if upper.parent is not None:
         assert tree.merge(upper) is segment
     assert segment.tokens == blocks(1, 2, 3, 4, 5) and segment.num_blocks == 5
@@ -227,9 +227,9 @@ def test_a_parent_counts_its_children_by_tier() -> None:
     upper = root.children[blocks(1)]
     assert upper.device_children == upper.content_children == 3
     child = upper.children[blocks(3)]
-    tree.put(child, "host", [0])
-    tree.cut(child, "device", 0)
+    child.put("host", [0])
+    child.cut("device", 0)
     assert (upper.device_children, upper.content_children) == (2, 3)
-    tree.cut(child, "host", 0)
+    child.cut("host", 0)
     assert (upper.device_children, upper.content_children) == (2, 2)
     assert tree.remove(child) is upper and len(upper.children) == 2

@@ -9,7 +9,7 @@ import pytest
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.leases.adapters import AdapterContent, adapter_use
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.timing import Pace
 from tests.memory.test_residency import PAGE, SIZE, manager, settle, tokens, turn
@@ -42,7 +42,7 @@ def at(memory: MemoryManager, time_s: float) -> None:
 def call(memory: MemoryManager, agent: int) -> bool:
     """Whether a call finds its adapter on the device."""
     lease = memory.acquire(
-        agent, "m", tokens(agent, SIZE), 1, adapter=AdapterUse(bytes([agent]) * 16, 0)
+        agent, "m", tokens(agent, SIZE), 1, attachments=[adapter_use(bytes([agent]) * 16, 0)]
     )
     assert lease is not None
     ready = lease.is_ready

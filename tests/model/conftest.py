@@ -11,7 +11,7 @@ import pytest
 import torch
 from scalesim_kernels import KernelSet, select
 
-from scalesim.batch import NO_TOKEN, AdapterBatch, Batch, SamplingBatch
+from scalesim.batch import NO_TOKEN, AttachmentBatch, Batch, SamplingBatch
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.adapters.peft import PackedAdapter
@@ -136,7 +136,7 @@ class Driver:
             table_cols=table[:, 1].copy(),
             table_pages=table[:, 2].copy(),
             page_copies=np.array(page_copies or [], np.int32).reshape(-1, 2),
-            adapters=AdapterBatch(*columns.T) if columns[:, 0].any() else None,
+            adapters=AttachmentBatch(*columns.T) if columns[:, 0].any() else None,
         )
         for sequence, length in zip(seqs, lens, strict=True):
             sequence.num_tokens += length

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scalesim_kernels import LoraDirectory, select
 
-from scalesim.batch import NO_TOKEN, AdapterBatch, Batch, SamplingBatch
+from scalesim.batch import NO_TOKEN, AttachmentBatch, Batch, SamplingBatch
 from scalesim.device.streams import Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
@@ -101,7 +101,7 @@ def test_groups_of_adapters_arrive_with_their_padding(
     rng = np.random.default_rng(seed)
     n, arranged = batch.num_seqs, arrange(batch)
     rows = rng.choice([0, 21, 22, 23], n).astype(np.int32)
-    adapters = AdapterBatch(rows, rows % 7, rng.integers(0, 95, n).astype(np.int32))
+    adapters = AttachmentBatch(rows, rows % 7, rng.integers(0, 95, n).astype(np.int32))
     found = grouped(adapters, arranged, lambda c: -(-c // multiple) * multiple)
     wanted = {
         int(token): int(rows[seq])

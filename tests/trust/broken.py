@@ -15,8 +15,7 @@ import numpy as np
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.core import AgentId, Fence, FinishReason
 from scalesim.distance.estimates import Estimates, Source
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.links.link import Copies, Link, LinkAround
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import PagePool
@@ -208,11 +207,10 @@ class BrokenAcquire(MemoryManager):
     def before(
         self, domain: Hashable, tokens: bytes, more: dict[str, Any]
     ) -> tuple[Hashable, bytes, dict[str, Any]]:
-        if more.get("adapter") is not None:
-            more["adapter"] = self.use(more["adapter"])
+        more["attachments"] = [self.use(use) for use in more.get("attachments", ())]
         return domain, tokens, more
 
-    def use(self, adapter: AdapterUse) -> AdapterUse:
+    def use(self, adapter: AttachmentUse) -> AttachmentUse:
         return adapter
 
     def after(self, domain: Hashable, tokens: bytes, lease: Lease | None) -> None:
@@ -235,8 +233,8 @@ class ForgetsThePin(BrokenAcquire):
 
 class ForgetsTheAdaptersPin(BrokenAcquire):
     def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
-        if lease.adapter is not None:
-            lease.adapter.pins -= 1
+        for attachment in lease.attachments:
+            attachment.segment.pins -= 1
 
 
 class PinsOnRefusal(BrokenAcquire):
@@ -331,23 +329,23 @@ class ForgetsTheCopyOfAPart(BrokenAcquire):
                 segment.device.transfer = None
 
 
-class OneBranch(AdapterUse):
+class OneBranch(AttachmentUse):
     def branch(self, block_size: int) -> Branch:
         return super().branch(block_size)._replace(mark=bytes(18))
 
 
 class OneKeyForAllAdapters(BrokenAcquire):
-    def use(self, adapter: AdapterUse) -> AdapterUse:
+    def use(self, adapter: AttachmentUse) -> AttachmentUse:
         return OneBranch(*adapter)
 
 
 class KeyWithoutThePlace(BrokenAcquire):
-    def use(self, adapter: AdapterUse) -> AdapterUse:
+    def use(self, adapter: AttachmentUse) -> AttachmentUse:
         return adapter._replace(start=adapter.start - adapter.start % self.block_size)
 
 
 class ActivatedAsTheBase(BrokenAcquire):
-    def use(self, adapter: AdapterUse) -> AdapterUse:
+    def use(self, adapter: AttachmentUse) -> AttachmentUse:
         return adapter._replace(start=1 << 22) if adapter.start else adapter
 
 
@@ -395,10 +393,10 @@ class FreesTheAdaptersRow(MemoryManager):
     """With the first lease that goes."""
 
     def release(self, lease: Lease, tokens: bytes = b"", num_tokens: int = 0) -> None:
-        adapter, row = lease.adapter, lease.adapter_row
         super().release(lease, tokens, num_tokens)
-        if adapter is not None and adapter.pins:
-            self.table.free(row)
+        for attachment in lease.attachments:
+            if attachment.segment.pins:
+                self.table.free(attachment.row)
 
 
 class WakesNobody(MemoryManager):
@@ -420,7 +418,7 @@ class RemovesWhatIsInUse(MemoryManager):
 
     def poll(self) -> list[Lease]:
         for segment in self.tree:
-            if segment.is_adapter and segment.source is None and segment.pins:
+            if segment.is_attachment and segment.source is None and segment.pins:
                 self.device.free(list(segment.device))
         return super().poll()
 

@@ -158,7 +158,7 @@ def test_copies_that_never_end_cost_their_pages_only(workload: Workload) -> None
     link.link.wait = lambda timeout_s: False  # type: ignore[method-assign]
     open_pages, _ = link.abandon(0.0)
     memory.reset()
-    assert open_pages and memory.device_lost == open_pages
+    assert open_pages and memory.tiers.device.lost == open_pages
     taken = memory.device.allocate(PAGES - len(open_pages))
     assert taken is not None and open_pages.isdisjoint(taken)
     memory.device.free(taken)
@@ -168,7 +168,7 @@ def test_suspects_are_found_without_trusting_a_count(workload: Workload) -> None
     memory = workload.engine.parts.memory
     begin(workload)
     leases = workload.engine.parts.scheduler.leases()
-    assert find_suspects(memory, leases).device == set()
+    assert find_suspects(memory, leases).pages["device"] == set()
     check_accounts(memory, leases)
     page = leases[0].private.pop()
     leases[1].private.append(leases[2].private[0])  # the counts agree, and are wrong
@@ -176,6 +176,8 @@ def test_suspects_are_found_without_trusting_a_count(workload: Workload) -> None
     with pytest.raises(IntegrityError):
         check_integrity(memory, leases)
     suspects = find_suspects(memory, leases)
-    assert suspects.device == {page, leases[1].private[-1]} and suspects.leases == leases[1:]
+    assert (
+        suspects.pages["device"] == {page, leases[1].private[-1]} and suspects.leases == leases[1:]
+    )
     leases[0].private.append(page)
     leases[1].private.pop()

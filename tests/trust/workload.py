@@ -326,7 +326,7 @@ class Workload:
         check_integrity(memory)
         memory.clear()
         check_integrity(memory)
-        for pool, lost in ((memory.device, memory.device_lost), (memory.host, memory.host_lost)):
+        for pool, lost in ((tier.pool, tier.lost) for tier in memory.tiers):
             if pool.num_used != len(lost):
                 raise Lost(f"{pool.num_used} pages are not free, {len(lost)} are lost")
         if memory.residency.transfers or engine.parts.scheduler.has_work:

@@ -189,7 +189,7 @@ class EngineLoop:
             prompt_len=len(tokens),
             limit=len(tokens) + params.max_tokens,
             params=params,
-            adapter=call.adapter,
+            attachments=call.attachments,
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,

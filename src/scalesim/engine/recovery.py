@@ -66,10 +66,10 @@ class Recovery:
         while launched:
             with Foreign():  # also a step that failed is over
                 self._parts.runner.collect(launched.popleft())
-        memory.reset(suspects.device, suspects.host)
+        memory.reset(suspects.pages)
         for agent in leaving:
             memory.forget(agent)
-        self._stats.lost_pages = len(memory.device_lost) + len(memory.host_lost)
+        self._stats.lost_pages = memory.num_lost_pages
         scheduler.restart(sequences, {id(lease) for lease in suspects.leases})
         if self._adapters is not None:
             self._adapters.restore()

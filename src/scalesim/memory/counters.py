@@ -19,8 +19,8 @@ class Counters:
     spared_blocks: int = 0  # of those: on the host, but sooner computed again than loaded
     demand_loads: int = 0
     loaded_pages: int = 0
-    read_pages: int = 0  # of adapters, from their files to the device, for who waited
-    read_ahead_pages: int = 0  # of adapters, from their files, before anybody asked
+    read_pages: int = 0  # of attachments, from their sources to the device, for who waited
+    read_ahead_pages: int = 0  # of attachments, from their sources, before anybody asked
     saved_pages: int = 0
     evicted_pages: int = 0
     dropped_pages: int = 0  # evicted with no copy left

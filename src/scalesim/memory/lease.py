@@ -4,9 +4,34 @@ lease keeps its own fields in order, and nobody else writes them."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Branch, Segment, Transfer
+
+
+class AttachmentUse(NamedTuple):
+    """State that a request needs beside the KV of its prompt: what ``kind`` of state, the
+    ``digest`` of its content, the runner's number of its ``layout``, and the position from which it
+    is in force: KV from there on belongs to it."""
+
+    kind: str
+    digest: bytes
+    layout: int
+    start: int = 0
+
+    def branch(self, block_size: int) -> Branch:
+        """Where the request's path leaves that of its tokens alone."""
+        block, offset = divmod(self.start, block_size)
+        return Branch(block, self.digest + offset.to_bytes(2, "little"))
+
+
+class Attachment(NamedTuple):
+    """What a lease holds of it: a segment, whose pages are listed in ``row`` of the block table."""
+
+    use: AttachmentUse
+    segment: Segment
+    row: int
 
 
 @dataclass(eq=False, slots=True)
@@ -20,16 +45,15 @@ class Lease:
     private: list[int]
     row: int
     num_cached: int
-    num_host_blocks: int = 0  # of the shared blocks and the adapter: loaded for this request
+    num_host_blocks: int = 0  # of the shared blocks and attachments: loaded for this request
     num_waited_blocks: int = 0  # of the shared blocks: those, and those that were on their way
     num_rebuilt_blocks: int = 0  # behind the shared ones: computed again, as far as one can tell
     copies: list[tuple[int, int]] = field(default_factory=list)  # copy-on-write, not yet launched
     borrowed: Segment | None = None  # another's tail, pinned until the copy is launched
     loads: int = 0  # transfers not yet over
     failed: Transfer | None = None
-    adapter: Segment | None = None  # pinned with the path
-    adapter_row: int = 0
-    branch: Branch | None = None  # where the adapter comes into force
+    attachments: list[Attachment] = field(default_factory=list)  # pinned with the path
+    branch: Branch | None = None  # where one of them comes into force
 
     @property
     def num_blocks(self) -> int:
@@ -57,15 +81,15 @@ class Lease:
 
     def share(self, end: Segment, count: int) -> list[int]:
         """The path to ``end`` holds the next ``count`` blocks too; returns their private pages."""
-        pages = self.take_private(count)
         self.end = end
         self.num_shared += count
-        return pages
+        return self.take_private(count)
 
-    def take_private(self, count: int | None = None) -> list[int]:
-        """The first ``count`` private pages are the lease's no more; ``None``: all of them."""
-        assert count is None or count <= len(self.private), (count, self.private)
-        pages, self.private = self.private[:count], self.private[len(self.private[:count]) :]
+    def take_private(self, count: int) -> list[int]:
+        """The first ``count`` private pages are the lease's no more."""
+        pages = self.private[:count]
+        assert len(pages) == count, (count, self.private)
+        del self.private[:count]
         return pages
 
     def begin_with(self, page: int, num_tokens: int) -> None:
@@ -90,10 +114,10 @@ class Lease:
         borrowed, self.borrowed = self.borrowed, None
         return borrowed
 
-    def use_adapter(self, adapter: Segment, row: int) -> None:
-        """``adapter``, which is pinned, is listed in ``row`` of the block table."""
-        assert self.adapter is None and adapter.pins, (self, adapter)
-        self.adapter, self.adapter_row = adapter, row
+    def attach(self, attachment: Attachment) -> None:
+        """``attachment``, which is pinned, goes with the lease."""
+        assert attachment.segment.pins and attachment.row, attachment
+        self.attachments.append(attachment)
 
     def rebuilds(self, num_blocks: int) -> None:
         """So many blocks behind the shared ones are computed again."""

@@ -11,16 +11,18 @@ block table lists both:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from types import MappingProxyType
 
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
 from scalesim.memory.eviction.residency import Residency
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterContent, AdapterPages, AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, AdapterPages
 from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.leavings import Leavings
 from scalesim.memory.leases.partial_blocks import PartialBlocks
@@ -31,14 +33,16 @@ from scalesim.memory.links.link import Link
 from scalesim.memory.misses import Miss, Misses
 from scalesim.memory.page_log import LoggedLink, LoggedPool, PageEventLog
 from scalesim.memory.pools.page_pool import MakePool, PagePool, Pool
-from scalesim.memory.prefetch.adapter_reads import ASSUMED_BYTES_PER_S
+from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast, MakePlanner, Planner
 from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Pace, Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.segment import TierName
 
 _PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
 NULL_PAGE = 0
@@ -82,18 +86,21 @@ class MemoryManager:
         self.flight = PageEventLog() if record else None
         self._link = LoggedLink(link, self.flight)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
-        self.device_lost: frozenset[int] = frozenset()  # out of circulation: see ``reset``
-        self.host_lost: frozenset[int] = frozenset()
         self._num_rows = num_rows
         self.counters, self.timing = Counters(), Timing()
         self.misses = Misses(self.timing, block_size)
-        self._build()
+        self._build({})
 
-    def _build(self) -> None:
-        """What is made of pages and agents, as it is when nothing was ever computed."""
+    def _build(self, lost: Mapping[TierName, Collection[int]]) -> None:
+        """What is made of pages and agents, as it is when nothing was ever computed; pages that
+        are ``lost`` stay out of circulation."""
         policy = self.policy
-        self.device = self._pool(self._device_pages, NULL_PAGE + 1, "device", self.device_lost)
-        self.host = self._pool(self._host_pages, 0, "host", self.host_lost)
+        self.device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
+        self.host = self._pool("host", self._host_pages, first=0)
+        self.tiers = Tiers(
+            Tier("device", self.device, lost=lost.get("device", ())),
+            Tier("host", self.host, self._link, lost.get("host", ())),
+        )
         self.tree = PrefixTree(self.block_size)
         self.table = BlockTable(self._num_rows)
         self.ranking = self._make_ranking(self.tree, policy, self.timing)
@@ -103,9 +110,7 @@ class MemoryManager:
             self.tree,
             self.ranking,
             self.owners,
-            self.device,
-            self.host,
-            self._link,
+            self.tiers,
             self.page_bytes,
             self.counters,
             self.timing,
@@ -114,14 +119,16 @@ class MemoryManager:
             self.residency, queue, self._planner, self._read_rate
         )
         self.leavings = Leavings(self.residency)
-        self.adapters = AdapterPages(self.residency, self.owners, self.table)
+        self.adapters = AdapterPages(self.residency, self.owners)
+        kinds = {ADAPTER: self.adapters}
+        self.attachments = Attachments(self.residency, self.table, kinds)
         self.loads, self.tails = LoadWaiters(self.residency), PartialBlocks(self.residency)
         self.admission = Admission(
             self.residency,
-            PrefixLookup(self.residency, self.adapters),
+            PrefixLookup(self.residency, self.attachments),
             self.tails,
             self.loads,
-            self.adapters,
+            self.attachments,
             self.owners,
             self.misses,
             queue,
@@ -132,37 +139,33 @@ class MemoryManager:
             self.residency,
             self.tails,
             self.loads,
-            self.adapters,
+            self.attachments,
             self.owners,
             self.misses,
             self.leavings,
             self.table,
         )
 
-    def _pool(self, num_pages: int, first: int, tier: str, lost: frozenset[int]) -> Pool:
-        """A pool of which all pages but ``lost`` are free."""
+    def _pool(self, tier: TierName, num_pages: int, *, first: int) -> Pool:
         if self.flight is not None and self._make_pool is PagePool:
-            pool: Pool = LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
-        else:
-            pool = self._make_pool(num_pages, first=first)
-        if lost:
-            pages = pool.allocate(pool.num_free) or []
-            pool.free([page for page in pages if page not in lost])
-        return pool
+            return LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
+        return self._make_pool(num_pages, first=first)
 
-    def reset(self, device_lost: Iterable[int] = (), host_lost: Iterable[int] = ()) -> None:
-        """Begin anew, whatever state this is in: all leases, segments and adapters are forgotten,
+    def reset(self, lost: Mapping[TierName, Collection[int]] = MappingProxyType({})) -> None:
+        """Begin anew, whatever state this is in: all leases and segments are forgotten,
         as if they had never been; what agents said of their next use stays. Nothing of the old
         state is trusted, so nothing of it is mended.
 
         No step is in flight. Pages given as lost, and those that a copy may still touch, leave
         circulation for good.
         """
-        on_device, on_host = self._link.abandon(timeout_s=_PATIENCE_S)
-        self.device_lost |= on_device.union(device_lost)
-        self.host_lost |= on_host.union(host_lost)
+        touched = self._link.abandon(timeout_s=_PATIENCE_S)
+        all_lost = {
+            tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
+            for tier, pages in zip(self.tiers, touched, strict=True)
+        }
         hints = self.owners.hints()
-        self._build()
+        self._build(all_lost)
         self.hint(hints)
 
     @property
@@ -173,6 +176,11 @@ class MemoryManager:
     @property
     def num_free_pages(self) -> int:
         return self.device.num_free
+
+    @property
+    def num_lost_pages(self) -> int:
+        """Pages of both pools that are out of circulation for good."""
+        return sum(len(tier.lost) for tier in self.tiers)
 
     @property
     def loading_pages(self) -> int:
@@ -188,7 +196,7 @@ class MemoryManager:
         tokens: bytes,
         num_blocks: int,
         *,
-        adapter: AdapterUse | None = None,
+        attachments: Sequence[AttachmentUse] = (),
         max_loading_pages: int | None = None,
     ) -> Lease | None:
         """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
@@ -199,10 +207,12 @@ class MemoryManager:
         last token is left to compute. With ``max_loading_pages``, a lease that would have to load
         is refused when all waiting leases would then hold more.
 
-        An ``adapter`` is reserved, pinned and loaded with the rest. Raises ``AdapterError`` for one
-        that was not added.
+        ``attachments`` are reserved, pinned and loaded with the rest. Raises ``AttachmentError``
+        for one that there is not.
         """
-        return self.admission.acquire(agent, domain, tokens, num_blocks, adapter, max_loading_pages)
+        return self.admission.acquire(
+            agent, domain, tokens, num_blocks, attachments, max_loading_pages
+        )
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks``; False, and no change, if they

@@ -138,9 +138,9 @@ def _svg(draw: Callable[[Any], None], num: int) -> str:
 
 def _activity(axes: Any, series: dict[str, list[float]]) -> None:
     axes[0].step(series["window"], series["activations"], where="post", color="#2f6db5")
-    axes[0].set(xlabel="step", ylabel="activations in a 40th of the log", ylim=0)
+    axes[0].set(xlabel="tick", ylabel="activations in a 40th of the log", ylim=0)
     axes[1].step(series["window"], series["working set"], where="post", color="#b5612f")
-    axes[1].set(xlabel="step", ylabel="working set, share of agents", ylim=(0, 1.02))
+    axes[1].set(xlabel="tick", ylabel="working set, share of agents", ylim=(0, 1.02))
 
 
 def _distributions(axes: Any, series: dict[str, list[float]]) -> None:

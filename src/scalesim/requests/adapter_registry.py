@@ -19,9 +19,10 @@ import numpy as np
 from scalesim.checks import flag, number, path_of, shown, text
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import AdapterError
-from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_use
 
 if TYPE_CHECKING:
+    from scalesim.memory.lease import AttachmentUse
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.call import Call
 
@@ -175,38 +176,36 @@ class AdapterRegistry:
         with self._lock:
             return self._entry(name).content.num_pages
 
-    def use(self, name: str, tokens: Int32s) -> AdapterUse | None:
-        """The adapter of a call with this prompt; ``None`` for an activated one that the prompt
-        does not invoke."""
+    def uses(self, name: str, tokens: Int32s) -> tuple[AttachmentUse, ...]:
+        """What a call with this prompt needs of the adapter; nothing of an activated one that the
+        prompt does not invoke."""
         with self._lock:
             content = self._entry(name).content
         if content.invocation_tokens is None:
-            return AdapterUse(content.digest, content.layout)
+            return (adapter_use(content.digest, content.layout),)
         start = last_invocation(tokens, content.invocation_tokens)
-        return None if start is None else AdapterUse(content.digest, content.layout, start)
+        return () if start is None else (adapter_use(content.digest, content.layout, start),)
 
     def hold(self, calls: Iterable[Call]) -> None:
         """``calls`` use their adapters, until they are let go."""
         for call in calls:
-            if call.adapter is not None:
+            for digest in _digests(call):
                 with self._lock:
-                    self._open.setdefault(call.adapter.digest, set()).add(call)
+                    self._open.setdefault(digest, set()).add(call)
 
     def let_go(self, calls: Iterable[Call]) -> None:
         """``calls`` have ended, or will never begin. Of those that held nothing, nothing comes."""
         for call in calls:
-            if call.adapter is None:
-                continue
-            digest = call.adapter.digest
-            with self._lock:
-                users = self._open.get(digest, set())
-                users.discard(call)
-                if not users:
-                    self._open.pop(digest, None)
-                entry = self._by_digest.get(digest)
-                if entry is not None:
-                    self._forget_if_done(entry)
-                self._changed.notify_all()
+            for digest in _digests(call):
+                with self._lock:
+                    users = self._open.get(digest, set())
+                    users.discard(call)
+                    if not users:
+                        self._open.pop(digest, None)
+                    entry = self._by_digest.get(digest)
+                    if entry is not None:
+                        self._forget_if_done(entry)
+                    self._changed.notify_all()
 
     def _entry(self, name: str) -> _Entry:
         if name not in self:
@@ -226,6 +225,10 @@ class AdapterRegistry:
         if not entry.names and digest not in self._open:
             del self._by_digest[digest]
             self._post(lambda: self._memory.remove_adapter(digest))
+
+
+def _digests(call: Call) -> list[bytes]:
+    return [use.digest for use in call.attachments if use.kind == ADAPTER]
 
 
 def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:

@@ -16,7 +16,7 @@ from scalesim.requests.reply import Dropped, Reply, Usage
 from scalesim.requests.request import Request
 
 if TYPE_CHECKING:
-    from scalesim.memory.leases.adapters import AdapterUse
+    from scalesim.memory.lease import AttachmentUse
     from scalesim.model.text.token_stream import TokenStream
     from scalesim.requests.agent_registry import AgentEntry
     from scalesim.sampling.logits import TokenConstraint
@@ -53,7 +53,7 @@ class Call:
     """
 
     __slots__ = (
-        "adapter",
+        "attachments",
         "deadline_s",
         "digest",
         "done",
@@ -79,7 +79,7 @@ class Call:
     ) -> None:
         self.request, self.model, self.tokens, self.stops = request, model, tokens, stops
         self.sink: Observer | None = stops
-        self.adapter: AdapterUse | None = None
+        self.attachments: tuple[AttachmentUse, ...] = ()
         self.dropped: Dropped | None = None
         self.make_guide: Callable[[], TokenConstraint] | None = (
             None  # where a rule masks its tokens

@@ -65,7 +65,7 @@ class Intake:
         call.owner, call.dropped = owner, dropped
         if name is not None:
             self._check_room(name, len(tokens) + params.max_tokens)
-            call.adapter = self._adapters.use(name, tokens)
+            call.attachments = self._adapters.uses(name, tokens)
         return call
 
     def prepare_one(self, request: Request) -> Call:

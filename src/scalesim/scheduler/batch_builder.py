@@ -102,7 +102,7 @@ class BatchBuilder:
             table_cols=cols,
             table_pages=pages,
             page_copies=_take_copies(prefills),
-            adapters=slots.adapters(slot_ids),
+            adapters=slots.attached("adapter", slot_ids),
             adjust=adjust,
             scores=None if scoring is None else scoring.batch(),
             embeddings=None if embedding is None else embedding.batch(),

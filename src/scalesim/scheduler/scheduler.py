@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scalesim.batch import Batch, StepOutput
 from scalesim.config import SchedulerConfig
 from scalesim.core import FinishReason
-from scalesim.errors import AdapterError, ScaleSimError
+from scalesim.errors import AttachmentError, ScaleSimError
 from scalesim.foreign import Foreign
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
@@ -164,7 +164,7 @@ class Scheduler:
             sequence = self.queue.next(self.memory.is_resident)
             try:
                 lease = self._reserve(sequence)
-            except AdapterError as error:  # removed since the request was made
+            except AttachmentError as error:  # removed since the request was made
                 self.cancel(sequence, "error", error)
                 continue
             if lease is None:
@@ -183,7 +183,7 @@ class Scheduler:
             sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
             self._blocks(max_len),
-            adapter=sequence.adapter,
+            attachments=sequence.attachments,
             max_loading_pages=share,
         )
         if lease is not None and sequence.leaves_nothing:
@@ -212,7 +212,7 @@ class Scheduler:
             self._requeue(sequence)
             error = lease.error
             sequence.failed_reads += lease.could_not_read
-            if isinstance(error, AdapterError) or sequence.failed_reads > MAX_FAILED_READS:
+            if isinstance(error, AttachmentError) or sequence.failed_reads > MAX_FAILED_READS:
                 self.cancel(sequence, "error", error)
 
     def _requeue(self, sequence: Sequence) -> None:

@@ -10,8 +10,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from scalesim.core import AgentId, FinishReason, Int32s
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.logits import LogitsProcessor
 from scalesim.sampling.logprobs import LogprobsLog
@@ -48,7 +47,7 @@ class Sequence:
     limit: int
     params: SamplingParams
     key: int
-    adapter: AdapterUse | None = None
+    attachments: tuple[AttachmentUse, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
     on_end: Callable[[AgentId], None] | None = None
@@ -65,7 +64,7 @@ class Sequence:
     skipped: int = 0  # admissions that overtook it
     num_preemptions: int = 0
     num_observed: int = 0  # tokens that the observer was given
-    failed_reads: int = 0  # of its adapter, without a word from the source
+    failed_reads: int = 0  # of its attachments, without a word from the source
     cached_tokens: int = 0  # of the prompt, at the first admission
     host_tokens: int = 0  # of those: loaded
     rebuilt_tokens: int = 0  # computed again

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.batch import AdapterBatch
+from scalesim.batch import AttachmentBatch
 from scalesim.memory.lease import Lease
 from scalesim.sampling.logits import LogitsProcessors
 from scalesim.scheduler.sequence import Sequence
@@ -36,9 +36,9 @@ class Slots:
         self.key = np.zeros(num_slots, np.uint64)
         self.stop_ids = np.full((num_slots, _STOP_IDS), -2, np.int32)
         self.watched = np.zeros(num_slots, np.bool_)  # needs a look at each token
-        # each slot's adapter: its row of the block table (0: none), layout, first position
-        self.adapter = np.zeros((num_slots, 3), np.int32)
-        self.num_with_adapter = 0
+        # of each kind: each slot's row of the block table (0: none), layout, first position
+        self._attached: dict[str, npt.NDArray[np.int32]] = {}
+        self._num_attached = 0
         self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
         self.num_scored = 0
         self.adjusting = LogitsProcessors(num_slots)
@@ -67,13 +67,11 @@ class Slots:
         )
         self._ratios[slot] = (params.temperature, params.top_p)
         self.key[slot] = sequence.key
-        if sequence.adapter is not None:
-            self.adapter[slot] = (
-                lease.adapter_row,
-                sequence.adapter.layout,
-                sequence.adapter.start,
-            )
-            self.num_with_adapter += 1
+        for use, _, row in lease.attachments:
+            if use.kind not in self._attached:
+                self._attached[use.kind] = np.zeros((len(self.sequences), 3), np.int32)
+            self._attached[use.kind][slot] = (row, use.layout, use.start)
+            self._num_attached += 1
         stop_ids = sorted(sequence.stop_ids)
         fits = len(stop_ids) <= _STOP_IDS
         self.stop_ids[slot] = (stop_ids if fits else []) + [-2] * (
@@ -94,9 +92,9 @@ class Slots:
         slot = sequence.slot
         assert self.sequences[slot] is sequence
         self.sequences[slot] = None
-        if sequence.adapter is not None:
-            self.adapter[slot] = 0
-            self.num_with_adapter -= 1
+        for use in sequence.attachments:
+            self._attached[use.kind][slot] = 0
+            self._num_attached -= 1
         if sequence.score_log is not None:
             self.scored[slot] = False
             self.num_scored -= 1
@@ -109,18 +107,18 @@ class Slots:
         """Every slot is free, whatever was in it."""
         self.sequences = [None] * len(self.sequences)
         self._free = list(range(len(self.sequences) - 1, -1, -1))
-        self.adapter[:] = 0
+        self._attached.clear()
         self.scored[:] = False
-        self.num_with_adapter = self.num_scored = 0
+        self._num_attached = self.num_scored = 0
         self.adjusting = LogitsProcessors(len(self.sequences))
         self.epoch += 1
 
-    def adapters(self, slot_ids: npt.NDArray[np.int64]) -> AdapterBatch | None:
-        """The adapters of the slots ``slot_ids``."""
-        if not self.num_with_adapter:
+    def attached(self, kind: str, slot_ids: npt.NDArray[np.int64]) -> AttachmentBatch | None:
+        """The attachments of this kind that the slots ``slot_ids`` have."""
+        if not self._num_attached or kind not in self._attached:
             return None
-        rows, layouts, starts = self.adapter[slot_ids].T.copy()
-        return AdapterBatch(rows, layouts, starts) if rows.any() else None
+        rows, layouts, starts = self._attached[kind][slot_ids].T.copy()
+        return AttachmentBatch(rows, layouts, starts) if rows.any() else None
 
     def at(self, slot: int) -> Sequence:
         """Whose ``slot`` is; it must be somebody's."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.tree.segment import Segment, lineage
 from scalesim.testing.tags import (
     adapter_pages,
@@ -101,7 +101,7 @@ class Paths:
         return coded, known, (len(tokens) - len(segment.tokens)) // 4
 
     def known(
-        self, tokens: Sequence[int], use: AdapterUse | None, domain: Hashable
+        self, tokens: Sequence[int], use: AttachmentUse | None, domain: Hashable
     ) -> tuple[Int64s, UInt64s]:
         """``tokens`` as tags keep them under ``use``, and their lineages."""
         packed = np.array(tokens, np.int32).tobytes()

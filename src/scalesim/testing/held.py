@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalesim.batch import AdapterBatch, Batch, SamplingBatch
+from scalesim.batch import AttachmentBatch, Batch, SamplingBatch
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.leases.block_table import BlockTable
 
 
@@ -40,7 +39,7 @@ class OpenLease:
     slot: int
     done: int
     launched: int
-    use: AdapterUse | None = None
+    use: AttachmentUse | None = None
 
     @property
     def token_bytes(self) -> bytes:
@@ -78,12 +77,13 @@ def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTabl
     )
 
 
-def _adapters(work: list[OpenLease]) -> AdapterBatch | None:
+def _adapters(work: list[OpenLease]) -> AttachmentBatch | None:
     columns = np.array(
         [
-            (lease.lease.adapter_row, lease.use.layout, lease.use.start) if lease.use else (0, 0, 0)
+            (attached[0].row, lease.use.layout, lease.use.start) if lease.use else (0, 0, 0)
             for lease in work
+            for attached in [lease.lease.attachments]
         ],
         np.int32,
     )
-    return AdapterBatch(*columns.T) if columns[:, 0].any() else None
+    return AttachmentBatch(*columns.T) if columns[:, 0].any() else None

@@ -16,7 +16,8 @@ import numpy as np
 
 from scalesim.batch import LaunchedStep
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.leases.adapters import AdapterContent, AdapterUse
+from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.leases.adapters import AdapterContent, adapter_use
 from scalesim.memory.timing import Pace
 from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
@@ -97,7 +98,12 @@ class MemoryWorld:
         share = self.shape.pages // 2 if self.open_leases and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
         lease = self.manager.acquire(
-            agent, domain, packed, blocks, adapter=use, max_loading_pages=share
+            agent,
+            domain,
+            packed,
+            blocks,
+            attachments=() if use is None else (use,),
+            max_loading_pages=share,
         )
         if lease is None:
             return
@@ -140,7 +146,7 @@ class MemoryWorld:
         if self.shape.adapters and (found := self.adapters.get(name % self.shape.adapters)):
             self.broken ^= {found[0]}
 
-    def adapter_use(self, agent: int, pick: int, num_tokens: int) -> AdapterUse | None:
+    def adapter_use(self, agent: int, pick: int, num_tokens: int) -> AttachmentUse | None:
         """Mostly an agent's own adapter; in force from the start, or from anywhere on."""
         if not self.adapters or pick % 4 == 0:
             return None
@@ -148,7 +154,7 @@ class MemoryWorld:
         tag, count = self.adapters[names[agent % len(names)]]
         start = 0 if pick % 3 else pick % num_tokens
         self.manager.bind_adapter(agent, digest_of(tag))
-        return AdapterUse(digest_of(tag), adapter_layout(tag, count), start)
+        return adapter_use(digest_of(tag), adapter_layout(tag, count), start)
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
         """A sharing domain and tokens: related to an earlier request's, or not."""

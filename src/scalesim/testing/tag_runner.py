@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scalesim.batch import NO_TOKEN, AdapterBatch, Batch, LaunchedStep, StepOutput
+from scalesim.batch import NO_TOKEN, AttachmentBatch, Batch, LaunchedStep, StepOutput
 from scalesim.core import Bools, Bytes2D, Fence, Int32s, Int64s, UInt64s
 from scalesim.memory.links.link import Timeline
 from scalesim.testing.tags import (
@@ -229,7 +229,7 @@ class TagRunner:
         roots = [reader.root for reader in readers] or [0] * batch.num_seqs
         return np.array(roots, np.uint64)
 
-    def _check_adapters(self, batch: Batch, adapters: AdapterBatch) -> None:
+    def _check_adapters(self, batch: Batch, adapters: AttachmentBatch) -> None:
         """Each adapter's pages, as its row lists them, hold that adapter."""
         for row, layout in {*zip(adapters.rows.tolist(), adapters.layouts.tolist(), strict=True)}:
             if row:

@@ -14,6 +14,7 @@ from operator import attrgetter
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.tree.segment import TierName
 
 
 class AccountError(AssertionError):
@@ -23,44 +24,37 @@ class AccountError(AssertionError):
 def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
     """Compare the counts, given every open lease. O(leases); raises ``AccountError`` with each term
     of the equation that does not hold."""
-    device, host, tree = manager.device, manager.host, manager.tree
     private = sum(map(len, map(attrgetter("private"), leases)))
-    lost = len(manager.device_lost)
-    if device.num_free + tree.num_pages["device"] + private + lost != device.num_usable:
-        raise AccountError(
-            f"device: {device.num_free} free + {tree.num_pages['device']} in the tree + {private} "
-            f"private + {lost} lost != {device.num_usable} usable"
-        )
-    lost = len(manager.host_lost)
-    if host.num_free + tree.num_pages["host"] + lost != host.num_usable:
-        raise AccountError(
-            f"host: {host.num_free} free + {tree.num_pages['host']} in the tree + {lost} lost != "
-            f"{host.num_usable} usable"
-        )
+    for tier in manager.tiers:
+        pool, lost = tier.pool, len(tier.lost)
+        if pool.num_free + tier.num_held + private + lost != pool.num_usable:
+            raise AccountError(
+                f"{tier.name}: {pool.num_free} free + {tier.num_held} in the tree + {private} "
+                f"private + {lost} lost != {pool.num_usable} usable"
+            )
+        private = 0  # they are on the first tier
 
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
     """Pages that have not exactly one holder, and the leases that use one of them."""
 
-    device: set[int] = field(default_factory=set)
-    host: set[int] = field(default_factory=set)
+    pages: dict[TierName, set[int]] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
 
 
 def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
-    """Look at every page of both pools. O(pages + segments); trusts no count."""
+    """Look at every page of every pool. O(pages + segments); trusts no count."""
     open_leases = list(leases)
-    segments = list(manager.tree)
-    on_device = [
-        *(holder.device for holder in segments),
-        *(holder.private for holder in open_leases),
-    ]
-    device = _odd(manager.device, [*on_device, sorted(manager.device_lost)])
-    host = _odd(manager.host, [*(holder.host for holder in segments), sorted(manager.host_lost)])
-    return Suspects(
-        device, host, [holder for holder in open_leases if device.intersection(_pages_of(holder))]
-    )
+    private = [lease.private for lease in open_leases]
+    suspects = Suspects()
+    for tier in manager.tiers:
+        runs = [tier.run(segment) for segment in manager.tree]
+        suspects.pages[tier.name] = _odd(tier.pool, [*runs, *private, sorted(tier.lost)])
+        private = []  # they are on the first tier
+    odd = suspects.pages["device"]
+    suspects.leases.extend(lease for lease in open_leases if not odd.isdisjoint(_pages_of(lease)))
+    return suspects
 
 
 def _odd(pool: Pool, holders: Iterable[Sequence[int]]) -> set[int]:
@@ -77,5 +71,5 @@ def _pages_of(lease: Lease) -> Iterable[int]:
     while node.parent is not None:
         yield from node.device
         node = node.parent
-    if lease.adapter is not None:
-        yield from lease.adapter.device
+    for attachment in lease.attachments:
+        yield from attachment.segment.device

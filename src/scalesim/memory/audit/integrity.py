@@ -36,15 +36,14 @@ def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> Non
 
 
 def _check_pools(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
-    holders: list[tuple[object, Sequence[int]]] = [
-        (segment, segment.device) for segment in segments
-    ]
-    holders += [(f"private of row {lease.row}", lease.private) for lease in leases]
-    holders += [("nobody, for good", sorted(manager.device_lost))]
-    _check_conservation("device", manager.device, holders)
-    holders = [(segment, segment.host) for segment in segments]
-    holders += [("nobody, for good", sorted(manager.host_lost))]
-    _check_conservation("host", manager.host, holders)
+    private = [(f"private of row {lease.row}", lease.private) for lease in leases]
+    for tier in manager.tiers:
+        holders: list[tuple[object, Sequence[int]]] = [
+            (segment, tier.run(segment)) for segment in segments
+        ]
+        holders += [*private, ("nobody, for good", sorted(tier.lost))]
+        _check_conservation(tier.name, tier.pool, holders)
+        private = []  # they are on the first tier
 
 
 def _check_conservation(
@@ -85,7 +84,7 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
             if segment.children or segment.tails:
                 raise IntegrityError(f"{segment}: a tail with children")
         else:
-            if not segment.is_adapter:
+            if not segment.is_attachment:
                 whole = segment.num_blocks * tree.block_bytes
                 if not (size == whole > 0):
                     raise IntegrityError(f"{segment}: {size} token bytes, {whole} in its blocks")
@@ -112,14 +111,14 @@ def _check_runs(segment: Segment) -> None:
                 f"{segment}: {run.valid} valid + {coming} coming != {len(run)} {tier} pages"
             )
     load = segment.device.transfer
-    reads = segment.is_adapter  # from its source
+    reads = segment.is_attachment  # from its source
     if not (load is None or len(segment.device) <= segment.host.valid or reads):
         raise IntegrityError(f"{segment}: loads blocks that the host does not have")
     if not (
         segment.num_available == segment.num_blocks
         or segment.pins > 0
         or segment.source is not None
-        or (segment.is_adapter and segment.is_moving)
+        or (segment.is_attachment and segment.is_moving)
     ):
         raise IntegrityError(
             f"{segment}: {segment.num_available} of its blocks are anywhere, and nobody holds it"
@@ -143,22 +142,23 @@ def _blocks_of(transfer: Transfer | None, segment: Segment) -> int:
 def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     pins = Counter(segment for lease in leases for segment in lineage(lease.end))
     pins.update(lease.borrowed for lease in leases if lease.borrowed is not None)
-    pins.update(lease.adapter for lease in leases if lease.adapter is not None)
+    attachments = [attachment for lease in leases for attachment in lease.attachments]
+    pins.update(attachment.segment for attachment in attachments)
     for segment in {*segments, *pins}:
         if segment.pins != pins[segment]:
             raise IntegrityError(
                 f"{segment}: {segment.pins} pins, held by {pins[segment]} of {len(leases)} leases"
             )
     rows = {lease.row for lease in leases}
-    adapters = {lease.adapter: lease.adapter_row for lease in leases if lease.adapter is not None}
+    attached = {attachment.segment: attachment.row for attachment in attachments}
     free = manager.table.num_free
-    if not (rows.isdisjoint(adapters.values()) and manager.adapters.num_rows == len(adapters)):
+    if not (rows.isdisjoint(attached.values()) and manager.attachments.num_rows == len(attached)):
         raise IntegrityError(
-            f"rows {sorted(rows)} of leases, {sorted(adapters.values())} of adapters"
+            f"rows {sorted(rows)} of leases, {sorted(attached.values())} of attachments"
         )
-    rows |= set(adapters.values())
+    rows |= set(attached.values())
     if not (
-        len(rows) == len(leases) + len(adapters)
+        len(rows) == len(leases) + len(attached)
         and 0 not in rows
         and len(rows) + free == manager.table.num_rows - 1
     ):
@@ -171,7 +171,8 @@ def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[
         if shared != lease.num_shared:
             raise IntegrityError(f"row {lease.row}: {lease.num_shared} != {shared}")
         if lease.is_ready and lease.failed is None:
-            for segment in (*lineage(lease.end), *filter(None, [lease.adapter])):
+            of_others = (attachment.segment for attachment in lease.attachments)
+            for segment in (*lineage(lease.end), *of_others):
                 if not segment.is_ready:
                     raise IntegrityError(f"row {lease.row} is ready, but {segment} is not")
 

@@ -18,11 +18,11 @@ from scalesim.foreign import Foreign, words_of
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
 from scalesim.memory.eviction.ranking import EvictionRanking
-from scalesim.memory.links.link import Copies, Link, LinkError, PageSource
-from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.links.link import Copies, LinkError, PageSource
+from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.segment import Segment, TierName, Transfer, descendants
+from scalesim.memory.tree.segment import Segment, Transfer, descendants
 from scalesim.memory.tree.use import UseTime
 
 _log = logging.getLogger(__name__)
@@ -37,28 +37,29 @@ class ResidencyListener(Protocol):
         """Pages of ``segment`` left the device."""
         ...
 
-    def adapter_moved(self, adapter: Segment) -> None:
-        """``adapter`` left a tier, or came to the host."""
+    def attachment_moved(self, segment: Segment) -> None:
+        """``segment`` left a tier, or came to the host."""
         ...
 
 
 class Residency:
-    """The contents of the two pools. ``listener`` wants back what leaves them."""
+    """The contents of the tiers. ``listener`` wants back what leaves them."""
 
     def __init__(
         self,
         tree: PrefixTree,
         ranking: EvictionRanking,
         listener: ResidencyListener,
-        device: Pool,
-        host: Pool,
-        link: Link,
+        tiers: Tiers,
         page_bytes: int,
         counters: Counters,
         timing: Timing,
     ) -> None:
+        link = tiers.host.link
+        assert link is not None
         self.tree, self.ranking, self._listener = tree, ranking, listener
-        self.device, self.host, self.link, self.page_bytes = device, host, link, page_bytes
+        self.tiers, self.link, self.page_bytes = tiers, link, page_bytes
+        self.device, self.host = tiers.device.pool, tiers.host.pool
         self.counters, self.timing = counters, timing
         self.policy = policy = ranking.policy
         self.costs = LoadOrRecompute(
@@ -68,10 +69,10 @@ class Residency:
         self._refused: list[tuple[int, Exception | None]] = []  # that the link would not take
         self._num_refused = 0
         self.saving_pages = 0
-        self.filling_pages = 0  # of adapters, on their way from sources to the host
+        self.filling_pages = 0  # of attachments, on their way from sources to the host
         self.demand_waiting = 0  # open demand transfers
         self.refused = False  # the last request for pages had to go away without
-        self._whole = device.num_usable // _WHOLE
+        self._whole = self.device.num_usable // _WHOLE
         self._is_whole = not policy.limited  # nothing left a pool that should hold everything
 
     # -- device pages -------------------------------------------------------------------------
@@ -127,11 +128,12 @@ class Residency:
             keep = max(keep, segment.host.valid)
             self._drop_below(segment)
             self.counters.dropped_pages += len(segment.device) - keep
-        pages, leaving = self._trim_device(segment, keep), [segment]
+        device = self.tiers.device
+        pages, leaving = self._cut(device, segment, keep), [segment]
         while (above := self._next_above(leaving[-1], use, wanted - len(pages))) is not None:
-            pages = self._trim_device(above, 0) + pages
+            pages = self._cut(device, above, 0) + pages
             leaving.append(above)
-        self.device.free(pages, self.timing.last_launched)
+        self.free(device, pages)
         top = leaving[-1].parent
         for victim in leaving:
             if victim.parent is not None:  # not merged meanwhile
@@ -157,18 +159,18 @@ class Residency:
             return None
         return None if self.ranking.use_of(above).sooner_than(use, self.timing.now) else above
 
-    def _free_device(self, segment: Segment, keep: int) -> None:
-        self.device.free(self._trim_device(segment, keep), self.timing.last_launched)
+    def free(self, tier: Tier, pages: list[int]) -> None:
+        """Nobody holds ``pages`` any more; steps that were launched may still touch those of the
+        first tier."""
+        tier.pool.free(pages, self.timing.last_launched if tier is self.tiers.device else -1)
 
-    def _free_host(self, segment: Segment, keep: int) -> None:
-        self.host.free(self.tree.cut(segment, "host", keep))
-
-    def _trim_device(self, segment: Segment, keep: int) -> list[int]:
-        """The device pages of ``segment`` from block ``keep`` on, which are to be freed."""
+    def _cut(self, tier: Tier, segment: Segment, keep: int) -> list[int]:
+        """The pages of ``segment`` on ``tier`` from block ``keep`` on, which are to be freed."""
         prefetched = segment.prefetched
-        pages = self.tree.cut(segment, "device", keep)
-        self.counters.prefetch_wasted += prefetched - segment.prefetched
-        self.counters.evicted_pages += len(pages)
+        pages = tier.cut(segment, keep)
+        if tier is self.tiers.device:
+            self.counters.prefetch_wasted += prefetched - segment.prefetched
+            self.counters.evicted_pages += len(pages)
         return pages
 
     def drop(self, segment: Segment, keep: int = 0) -> None:
@@ -184,8 +186,9 @@ class Residency:
     def _drop_one(self, segment: Segment, keep: int, *, tidy: bool) -> None:
         assert segment.pins == 0 and not segment.is_moving, segment
         self.counters.dropped_pages += max(0, segment.num_available - keep)
-        self._free_device(segment, keep)
-        self._free_host(segment, keep)
+        for tier in self.tiers:
+            if len(tier.run(segment)) > keep:
+                self.free(tier, self._cut(tier, segment, keep))
         self._settle(segment, tidy=tidy)
 
     def clear(self) -> None:
@@ -208,7 +211,7 @@ class Residency:
         available = segment.num_available
         if segment.source is not None:  # known without pages: it is read again when it is needed
             self.ranking.refresh(segment)
-            self._listener.adapter_moved(segment)
+            self._listener.attachment_moved(segment)
             return
         if available == 0 and segment.pins == 0:
             self.ranking.forget(segment)
@@ -250,7 +253,7 @@ class Residency:
             assert start + len(pages) <= segment.host.valid, (segment, len(pages))
             device += pages
             host += segment.host[start : start + len(pages)]
-            self.tree.put(segment, "device", pages, transfer)
+            self.tiers.device.put(segment, pages, transfer)
         fence = self.device.fence(device)
         after = Fence("compute", fence) if fence >= 0 else None
         if demand:
@@ -272,7 +275,7 @@ class Residency:
         fence = self.device.fence(pages)
         after = Fence("compute", fence) if fence >= 0 else None
         transfer = Transfer("in", "demand" if demand else "prefetch", [(segment, len(pages))])
-        self.tree.put(segment, "device", pages, transfer)
+        self.tiers.device.put(segment, pages, transfer)
         if demand:
             self.counters.demand_loads += 1
             self.demand_waiting += 1
@@ -295,7 +298,7 @@ class Residency:
             return False
         self.filling_pages += len(pages)
         transfer = Transfer("out", "fill", [(segment, len(pages))])
-        self.tree.put(segment, "host", pages, transfer)
+        self.tiers.host.put(segment, pages, transfer)
         self._submit(transfer, Copies("out", [], pages, source), None)
         self.ranking.refresh(segment)
         return True
@@ -310,7 +313,7 @@ class Residency:
         pages = self.host.allocate(count)
         assert pages is not None
         transfer = Transfer("out", "save", [(segment, count)])
-        self.tree.put(segment, "host", pages, transfer)
+        self.tiers.host.put(segment, pages, transfer)
         self.saving_pages += count
         self.counters.saved_pages += count
         dirty = segment.device[first : first + count].tolist()
@@ -331,14 +334,14 @@ class Residency:
             use = ranking.use_of(saved)
             double = ranking.soonest_doubled(saved)
             if double is not None and ranking.use_of(double).sooner_than(use, self.timing.now):
-                self._free_host(double, 0)
+                self.free(self.tiers.host, self.tiers.host.cut(double, 0))
                 self.ranking.refresh(double)
                 continue
             farthest = ranking.farthest_on_host()
             if farthest is None or not use.sooner_than(ranking.use_of(farthest), self.timing.now):
                 return False
             keep = max(0, farthest.host.valid - (count - self.host.num_free))
-            if farthest.is_adapter:
+            if farthest.is_attachment:
                 keep = 0  # a part of one is of no use
             self._drop_below(farthest)
             self._drop_one(farthest, keep, tidy=False)  # merging here could change ``saved``
@@ -404,24 +407,19 @@ class Residency:
             self.filling_pages -= transfer.num_blocks
         self.demand_waiting -= transfer.purpose == "demand"
         self.counters.failed_transfers += transfer.error is not None
+        tier: Tier = getattr(self.tiers, transfer.tier)
         for segment, _ in reversed(transfer.parts):
-            if not segment.end_transfer(transfer.tier):
-                self._free_unfilled(segment, transfer.tier)
+            if not segment.end_transfer(tier.name):
+                self.free(tier, self._cut(tier, segment, tier.run(segment).valid))
                 self._refresh_parent(segment)
             self.ranking.refresh(segment)
             if transfer.purpose == "fill":
-                self._listener.adapter_moved(segment)
+                self._listener.attachment_moved(segment)
         for segment, _ in transfer.parts:
-            if segment.is_adapter:
-                self.settle_adapter(segment)
+            if segment.is_attachment:
+                self.settle_attachment(segment)
 
-    def _free_unfilled(self, segment: Segment, tier: TierName) -> None:
-        if tier == "device":
-            self._free_device(segment, segment.device.valid)
-        else:
-            self._free_host(segment, segment.host.valid)
-
-    def settle_adapter(self, segment: Segment) -> None:
+    def settle_attachment(self, segment: Segment) -> None:
         """If it was removed, and nobody holds it any more: let its pages go."""
         if segment.source is None and segment.parent is not None and not self._held(segment):
             self.drop(segment)

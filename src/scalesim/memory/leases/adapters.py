@@ -1,39 +1,29 @@
 """Adapters in the pools: segments of pages like any other, found by the digest of their content.
 
 An adapter's pages are read from its source, not computed: what was dropped is read again. It is
-owned by the agents that use it, so it moves with their next use; a lease pins it together with its
-KV. Called by admission, releases and the engine, on the engine's thread. Knows bytes, not weights.
+owned by the agents that use it, so it moves with their next use; a lease pins it as an attachment.
+Called by the engine, on its thread. Knows bytes, not weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.eviction.residency import Residency
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.links.link import InMemorySource, PageSource
 from scalesim.memory.prefetch.owners import Owners
-from scalesim.memory.tree.segment import Branch, Segment
+from scalesim.memory.tree.segment import Segment
 
+ADAPTER = "adapter"  # the kind
 _ROOT = "adapters"  # no sharing domain of sequences: those are tuples or None
 
 
-class AdapterUse(NamedTuple):
-    """One request's adapter: its content's ``digest``, the runner's number of its ``layout``, and
-    the position from which it is in force (0 but for activated adapters)."""
-
-    digest: bytes
-    layout: int
-    start: int = 0
-
-    def branch(self, block_size: int) -> Branch:
-        """Where the request's path leaves the base model's."""
-        block, offset = divmod(self.start, block_size)
-        return Branch(block, self.digest + offset.to_bytes(2, "little"))
+def adapter_use(digest: bytes, layout: int, start: int = 0) -> AttachmentUse:
+    """One request's adapter, in force from position ``start`` (0 but for activated adapters)."""
+    return AttachmentUse(ADAPTER, digest, layout, start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +40,11 @@ class AdapterContent:
 
 
 class AdapterPages:
-    """The adapters that may be asked for. A row of the block table lists an adapter's pages while a
-    lease holds it."""
+    """The adapters that may be asked for: an ``AttachmentKind``."""
 
-    def __init__(self, residency: Residency, owners: Owners, table: BlockTable) -> None:
-        self._residency, self._owners, self._table = residency, owners, table
+    def __init__(self, residency: Residency, owners: Owners) -> None:
+        self._residency, self._owners = residency, owners
         self._root = residency.tree.root(_ROOT)
-        self._rows: dict[Segment, tuple[int, int]] = {}  # (row, leases that hold it)
 
     def __len__(self) -> int:
         return sum(segment.source is not None for segment in self._root.children.values())
@@ -77,7 +65,7 @@ class AdapterPages:
         tree = self._residency.tree
         segment = self._root.children.get(content.digest)
         if segment is None:
-            segment = tree.insert_adapter(self._root, content.digest)
+            segment = tree.insert_attachment(self._root, content.digest)
         if segment.source is None:
             segment.read_from(content.source, content.num_pages)
             if content.pages is not None and not segment.device and not segment.host:
@@ -91,41 +79,9 @@ class AdapterPages:
             return
         segment.read_from(None, segment.num_blocks)
         for agent in list(segment.owners):
-            self._owners.use_adapter(agent.id, None)
-        self._residency.settle_adapter(segment)
+            self._owners.detach(agent, segment)
+        self._residency.settle_attachment(segment)
 
     def bind(self, agent: AgentId, digest: bytes) -> None:
         """``agent`` uses this adapter now, and no other."""
-        self._owners.use_adapter(agent, self.segment(digest))
-
-    # -- a lease's hold -----------------------------------------------------------------------
-
-    def hold(self, lease: Lease, segment: Segment) -> None:
-        """``lease``, which pins ``segment``, uses it: its pages are all assigned."""
-        self._residency.counters.prefetch_used += segment.take_prefetched()
-        lease.use_adapter(segment, self.enter(segment))
-        self.write(segment)
-
-    def enter(self, segment: Segment) -> int:
-        """The row that lists the pages of ``segment``, which are all assigned."""
-        row, count = self._rows.get(segment, (0, 0))
-        if not count:
-            row = self._table.allocate()
-        self._rows[segment] = (row, count + 1)
-        return row
-
-    def write(self, segment: Segment) -> None:
-        row, count = self._rows[segment]
-        if count == 1:
-            self._table.write(row, 0, segment.device)
-
-    def leave(self, segment: Segment) -> None:
-        row, count = self._rows.pop(segment)
-        if count > 1:
-            self._rows[segment] = (row, count - 1)
-        else:
-            self._table.free(row)
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._rows)
+        self._owners.attach(agent, self.segment(digest))

@@ -6,13 +6,13 @@ row of the block table, and the account of how the prompt was found.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.residency import Residency
-from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterPages, AdapterUse
+from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.prefix_lookup import PrefixLookup, PrefixMatch
@@ -33,7 +33,7 @@ class Admission:
     look_up: PrefixLookup
     tails: PartialBlocks
     loads: LoadWaiters
-    adapters: AdapterPages
+    attachments: Attachments
     owners: Owners
     misses: Misses
     queue: PrefetchQueue
@@ -46,11 +46,11 @@ class Admission:
         domain: Hashable,
         tokens: bytes,
         num_blocks: int,
-        adapter: AdapterUse | None,
+        attachments: Sequence[AttachmentUse],
         max_loading_pages: int | None,
     ) -> Lease | None:
         """See ``MemoryManager.acquire``."""
-        found = self.look_up.find(domain, tokens, num_blocks, adapter)
+        found = self.look_up.find(domain, tokens, num_blocks, attachments)
         if (
             found.waits
             and max_loading_pages is not None
@@ -73,7 +73,7 @@ class Admission:
         """Pin ``chain`` and what was found beside it, and take the pages that are needed besides;
         ``None``, and nothing is pinned, if they cannot be had now."""
         ranking, tail = self.residency.ranking, found.tail
-        pinned = chain if found.weights is None else [*chain, found.weights]
+        pinned = [*chain, *found.attached]
         for segment in pinned:
             ranking.pin(segment)
         if tail is not None:
@@ -119,9 +119,11 @@ class Admission:
         chain.reverse()  # from the root on
         self.loads.start(lease, chain, missing_pages)
         self._write_row(lease, chain)
-        if found.weights is not None:
-            self.loads.start_adapter(lease, found.weights, unread_pages)
-            self.adapters.hold(lease, found.weights)
+        for use, segment in zip(found.uses, found.attached, strict=True):
+            count = segment.num_missing
+            self.loads.start_attachment(lease, segment, unread_pages[:count])
+            self.attachments.hold(lease, use, segment)
+            unread_pages = unread_pages[count:]
         self.loads.wait(lease)
         return lease
 
@@ -154,11 +156,11 @@ class Admission:
     ) -> None:
         """The same for the agent that called: its prompt was found up to ``end``, and the last
         ``spared`` blocks of that are computed again."""
-        waited, weights = lease.num_waited_blocks, found.weights
+        waited = lease.num_waited_blocks
         self.misses.looked_up(lease, end, waited, spared, self.planner.blocked_by)
         lease.rebuilds(spared + self.misses.num_lost(lease, end, found.num_tokens))
         if agent.next_use is not None:
-            on_time = weights is None or weights.is_ready
+            on_time = all(segment.is_ready for segment in found.attached)
             self.planner.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:

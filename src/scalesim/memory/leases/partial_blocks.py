@@ -30,6 +30,7 @@ class PartialBlocks:
 
     def __init__(self, residency: Residency) -> None:
         self._residency, self._tree = residency, residency.tree
+        self._device = residency.tiers.device
         self._ranking = residency.ranking
 
     def find(
@@ -65,7 +66,7 @@ class PartialBlocks:
             self._residency.counters.copied_pages += 1
             return
         tail.unpin()
-        (page,) = self._tree.cut(tail, "device", 0)
+        (page,) = self._device.cut(tail, 0)
         self._ranking.forget(tail)
         self._tree.remove(tail)
         lease.begin_with(page, found.num_tokens)
@@ -89,8 +90,8 @@ class PartialBlocks:
             self._residency.drop(old)
         branch = lease.branch
         mark = branch.mark if branch is not None and branch.block == lease.num_shared else b""
-        (page,) = lease.take_private(1)
-        tail = self._tree.insert_tail(lease.end, last_tokens, agent.id, page, mark)
+        tail = self._tree.insert_tail(lease.end, last_tokens, agent.id, mark)
+        self._device.put(tail, lease.take_private(1))
         tail.expect(True)  # as long as its owner is
         tail.own(agent)
         self._ranking.touch(tail)

@@ -5,12 +5,13 @@ Called by admission. Cuts segments where what a request uses ends; pins and move
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from scalesim.memory.eviction.residency import Residency
-from scalesim.memory.leases.adapters import AdapterPages, AdapterUse
+from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.leases.attachments import Attachments, branch_of
 from scalesim.memory.leases.partial_blocks import FoundPartialBlock
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment, lineage
 
@@ -23,10 +24,10 @@ class PrefixMatch:
     """What a request of ``num_tokens`` would use.
 
     ``missing`` of the ``num_shared`` blocks of ``path`` are on the host alone, ``unread`` pages of
-    the adapter's ``weights`` not on the device. ``num_pages`` have to be had: for those, and for
-    what the request computes. ``waits``: something has to be loaded first. ``beyond``: the end of
-    what is held of the prompt, where the path stops short of it, for the rest is computed sooner
-    than it would be loaded.
+    what is ``attached``, a segment for each of ``uses``, not on the device. ``num_pages`` have to
+    be had: for those, and for what the request computes. ``waits``: something has to be loaded
+    first. ``beyond``: the end of what is held of the prompt, where the path stops short of it, for
+    the rest is computed sooner than it would be loaded.
     """
 
     root: Segment
@@ -36,7 +37,8 @@ class PrefixMatch:
     num_tokens: int
     num_shared: int
     missing: int
-    weights: Segment | None
+    uses: Sequence[AttachmentUse]
+    attached: list[Segment]
     unread: int
     num_pages: int
     waits: bool
@@ -44,21 +46,25 @@ class PrefixMatch:
 
 
 class PrefixLookup:
-    """Prompts in the tree, and adapters beside it."""
+    """Prompts in the tree, and attachments beside it."""
 
-    def __init__(self, residency: Residency, adapters: AdapterPages) -> None:
+    def __init__(self, residency: Residency, attachments: Attachments) -> None:
         self._tree, self._ranking = residency.tree, residency.ranking
-        self._costs, self._adapters = residency.costs, adapters
+        self._costs, self._attachments = residency.costs, attachments
 
     def find(
-        self, domain: Hashable, tokens: bytes, num_blocks: int, adapter: AdapterUse | None
+        self,
+        domain: Hashable,
+        tokens: bytes,
+        num_blocks: int,
+        uses: Sequence[AttachmentUse],
     ) -> PrefixMatch:
-        """What a request for ``num_blocks`` in all would use. Raises ``AdapterError`` for an
-        adapter that was not added."""
+        """What a request for ``num_blocks`` in all would use. Raises ``AttachmentError`` where
+        there is no such attachment."""
         size = self._tree.block_size
         root = self._tree.root(domain)
         num_tokens = len(tokens) // TOKEN_BYTES
-        branch = None if adapter is None else adapter.branch(size)
+        branch = branch_of(uses, size)
         path = _usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
         beyond, missing = None, _missing(path)
         if missing and self._costs.worth_loading(missing) < missing:  # sooner computed again
@@ -67,15 +73,14 @@ class PrefixLookup:
         path = self._apart(path)
         num_shared = sum(count for _, count in path)
         waits = missing > 0 or any(segment.device.transfer for segment, _ in path)
-        weights, unread = None, 0
-        if adapter is not None:
-            weights = self._adapters.segment(adapter.digest)
-            unread = weights.num_blocks - len(weights.device)
-            waits = waits or unread > 0 or weights.device.transfer is not None
+        attached, unread = self._attachments.find(uses), 0
+        for segment in attached:
+            unread += segment.num_missing
+            waits = waits or segment.num_missing > 0 or segment.device.transfer is not None
         num_pages = num_blocks - num_shared + missing + unread
         return PrefixMatch(
-            root, path, beyond, branch, num_tokens, num_shared, missing, weights, unread,
-            num_pages, waits,
+            root, path, beyond, branch, num_tokens, num_shared, missing, uses, attached,
+            unread, num_pages, waits,
         )  # fmt: skip
 
     def cut(self, path: Path, root: Segment) -> Segment:

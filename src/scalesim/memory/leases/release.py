@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.leases.adapters import AdapterPages
+from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.leavings import Leavings
 from scalesim.memory.leases.partial_blocks import PartialBlocks
@@ -28,7 +28,7 @@ class Releases:
     residency: Residency
     tails: PartialBlocks
     loads: LoadWaiters
-    adapters: AdapterPages
+    attachments: Attachments
     owners: Owners
     misses: Misses
     leavings: Leavings
@@ -52,16 +52,17 @@ class Releases:
             fresh = tokens[start * size : (start + count) * size]
             mark = branch.mark if branch is not None and branch.block == start else b""
             if not mark and _may_extend(lease):
-                tree.extend(lease.end, fresh, lease.share(lease.end, count))
+                lease.end.lengthen(fresh, count)
+                self.residency.tiers.device.put(lease.end, lease.share(lease.end, count))
             else:
                 self._append(lease, fresh, count, mark)
 
     def _append(self, lease: Lease, fresh: bytes, count: int, mark: bytes) -> None:
         """``fresh``, ``count`` blocks, is a segment of its own, where the lease ends from now
         on."""
-        tree = self.residency.tree
-        child = tree.insert(lease.end, fresh, mark)
-        tree.put(child, "device", lease.share(child, count))
+        residency = self.residency
+        child = residency.tree.insert(lease.end, fresh, mark)
+        residency.tiers.device.put(child, lease.share(child, count))
         child.pin()
         if lease.agent is not None:
             child.own(lease.agent)
@@ -81,8 +82,8 @@ class Releases:
         theirs = child.device.valid
         self.table.write(lease.row, lease.num_shared, child.device)
         mine = lease.share(child, count)
-        residency.device.free(mine[:theirs], residency.timing.last_launched)
-        tree.put(child, "device", mine[theirs:])
+        residency.free(residency.tiers.device, mine[:theirs])
+        residency.tiers.device.put(child, mine[theirs:])
         child.pin()
         ranking.refresh(child)
         return True
@@ -120,12 +121,13 @@ class Releases:
 
     def _give_back(self, lease: Lease) -> None:
         """What was the lease's alone: its pages, what it borrowed, its rows."""
-        self.residency.device.free(lease.take_private(), self.residency.timing.last_launched)
+        residency = self.residency
+        residency.free(residency.tiers.device, lease.take_private(len(lease.private)))
         if (tail := lease.give_back_tail()) is not None:
             self.residency.ranking.unpin(tail)
         self.table.free(lease.row)
-        if lease.adapter is not None:
-            self.adapters.leave(lease.adapter)
+        for attachment in lease.attachments:
+            self.attachments.let_go(attachment.segment)
 
     def _leave_path(self, lease: Lease, num_tokens: int) -> None:
         """Its agent owns the path, where any of it is sound, and the agent is there still."""
@@ -142,9 +144,9 @@ class Releases:
         ranking = self.residency.ranking
         for segment in reversed(chain):
             ranking.touch(segment)
-        if lease.adapter is not None:
-            ranking.touch(lease.adapter)
-            ranking.unpin(lease.adapter)
+        for attachment in lease.attachments:
+            ranking.touch(attachment.segment)
+            ranking.unpin(attachment.segment)
         for segment in chain:
             ranking.unpin(segment)
 
@@ -155,8 +157,8 @@ class Releases:
             residency.lose_host(lease.failed)  # before a merge hides what it was
         for segment in chain[1:]:
             residency.tidy(segment)
-        if lease.adapter is not None:
-            residency.settle_adapter(lease.adapter)
+        for attachment in lease.attachments:
+            residency.settle_attachment(attachment.segment)
 
 
 def _may_extend(lease: Lease) -> bool:

@@ -26,7 +26,7 @@ class LoadWaiters:
         for segment in chain:
             if (load := segment.device.transfer) is not None:
                 transfers[id(load)] = load
-            count = segment.num_blocks - len(segment.device)
+            count = segment.num_missing
             if count:
                 parts.append((segment, pages[:count]))
                 pages = pages[count:]
@@ -36,16 +36,16 @@ class LoadWaiters:
         for transfer in transfers.values():
             lease.wait_for(transfer)
 
-    def start_adapter(self, lease: Lease, adapter: Segment, pages: list[int]) -> None:
-        """Load what ``adapter`` lacks into ``pages``: from the host if all of it is there, else
+    def start_attachment(self, lease: Lease, segment: Segment, pages: list[int]) -> None:
+        """Load what ``segment`` lacks into ``pages``: from the host if all of it is there, else
         from its source."""
         if pages:
-            if adapter.host.valid == adapter.num_blocks:
-                self._residency.start_load([(adapter, pages)], demand=True)
+            if segment.host.valid == segment.num_blocks:
+                self._residency.start_load([(segment, pages)], demand=True)
             else:
-                self._residency.start_read(adapter, pages)
-        if adapter.device.transfer is not None:
-            lease.wait_for(adapter.device.transfer)
+                self._residency.start_read(segment, pages)
+        if segment.device.transfer is not None:
+            lease.wait_for(segment.device.transfer)
 
     def wait(self, lease: Lease) -> None:
         """All that ``lease`` lacks is on its way: its pages count until it is there."""
@@ -67,9 +67,7 @@ class LoadWaiters:
         request."""
         self.num_pages -= len(lease.private) + lease.num_host_blocks
         lease.wait_no_more()
-        pinned = lineage(lease.end)
-        if lease.adapter is not None:
-            pinned.append(lease.adapter)
+        pinned = [*lineage(lease.end), *(attachment.segment for attachment in lease.attachments)]
         loads = [load for segment in pinned if (load := segment.device.transfer)]
         for transfer in {id(load): load for load in loads}.values():
             transfer.waiters = [waiter for waiter in transfer.waiters if waiter is not lease]

@@ -9,7 +9,7 @@ from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.segment import Segment, lineage
+from scalesim.memory.tree.segment import Owner, Segment, lineage
 
 
 class Owners:
@@ -64,26 +64,29 @@ class Owners:
         state = None if id is None else self.agents.get(id)
         if state is None or (end := state.likely_end()) is None:
             return False
-        adapter = state.adapter
-        if adapter is not None and not adapter.is_ready:
+        if not all(segment.is_ready for segment in state.attached):
             return False
         return end.is_ready and end.parent is not None
 
-    def use_adapter(self, id: AgentId, adapter: Segment | None) -> None:
-        """``id`` owns ``adapter`` in place of the one before: a path that each of its calls takes.
-        Whatever holds the old one goes on with it."""
+    def attach(self, id: AgentId, segment: Segment) -> None:
+        """``id`` owns ``segment``, in place of another of its kind: a path that each of its calls
+        takes. Whatever holds the old one goes on with it."""
         state = self.agent(id)
-        old = state.adapter
-        if old is adapter:
+        if segment in state.attached:
             return
-        state.use_adapter(adapter)
-        if old is not None:
-            old.disown(state)
-            self._ranking.refresh(old)
-        if adapter is not None:
-            adapter.own(state)
-            self._ranking.refresh(adapter)
-            self._queue.add(state)
+        for other in state.attached:
+            if other.parent is segment.parent:
+                self.detach(state, other)
+        state.attach(segment)
+        segment.own(state)
+        self._ranking.refresh(segment)
+        self._queue.add(state)
+
+    def detach(self, agent: Owner, segment: Segment) -> None:
+        """``agent`` uses ``segment`` no more."""
+        agent.detach(segment)
+        segment.disown(agent)
+        self._ranking.refresh(segment)
 
     def drop(self, id: AgentId) -> list[Segment]:
         """Forget ``id``. Nothing is its any more; returns what now is nobody's, the deepest first.
@@ -101,7 +104,7 @@ class Owners:
             changed.update(dict.fromkeys((*tails, *path)))
         for segment in changed:
             self._inherit(segment)
-        return [segment for segment in changed if not segment.owners and not segment.is_adapter]
+        return [segment for segment in changed if not segment.owners and not segment.is_attachment]
 
     def _inherit(self, tail: Segment) -> None:
         """A tail that nobody owns goes to an owner of the path that has none there: a fork."""
@@ -151,10 +154,10 @@ class Owners:
                 if not segment.device and owner.owns_only(segment):
                     owner.placed = False
 
-    def adapter_moved(self, adapter: Segment) -> None:
-        """``adapter`` left a tier, or came to the host: its owners will want it loaded, or read."""
-        if len(adapter.owners) <= MANY_OWNERS:
-            for owner in adapter.owners:
+    def attachment_moved(self, segment: Segment) -> None:
+        """``segment`` left a tier, or came to the host: its owners will want it loaded, or read."""
+        if len(segment.owners) <= MANY_OWNERS:
+            for owner in segment.owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.links.link import Direction
-from scalesim.memory.prefetch.adapter_reads import ASSUMED_BYTES_PER_S, AdapterReads
+from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
 from scalesim.memory.prefetch.queue import PrefetchQueue
@@ -30,7 +30,7 @@ def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float
 
 class Prefetcher:
     """The planner of the engine. ``margin`` is the slack of the start window as it is now;
-    ``read_rate`` gives the bytes a second at which adapters are read."""
+    ``read_rate`` gives the bytes a second at which sources are read."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Prefetcher:
         self._policy, self._link = residency.policy, residency.link
         self._timing = residency.timing
         self.awaited = queue.loads
-        self._reads = AdapterReads(residency, queue.reads, read_rate)
+        self._reads = AttachmentReads(residency, queue.reads, read_rate)
 
     def observe_arrival(self, *, late: bool) -> None:
         """The window grows when state was not there in time, and shrinks back slowly when it
@@ -141,7 +141,7 @@ class Prefetcher:
                 if segment.device.transfer is not None or ranking.is_over(segment):
                     break
                 if segment.source is not None and segment.host.valid < segment.num_blocks:
-                    break  # an adapter comes from the host as a whole, or from its source
+                    break  # an attachment comes from the host as a whole, or from its source
                 blocks = segment.host.valid - len(segment.device)
                 if blocks > 0:
                     parts[segment] = blocks

@@ -16,8 +16,8 @@ from scalesim.memory.tree.segment import Segment
 
 
 class PrefetchQueue:
-    """``loads``: agents that may have something on the host; ``reads``: those whose adapter is on
-    no tier. Both stay empty under a policy without look-ahead (``is_used``)."""
+    """``loads``: agents that may have something on the host; ``reads``: those whose attachments are
+    on no tier. Both stay empty under a policy without look-ahead (``is_used``)."""
 
     def __init__(self, timing: Timing, *, is_used: bool) -> None:
         self._timing, self._is_used = timing, is_used
@@ -32,7 +32,7 @@ class PrefetchQueue:
             self.loads.discard(agent)
         else:
             self.loads.add(agent, self._timing.now)
-        if agent.adapter is not None:
+        if agent.attached:
             self._await_read(agent)
 
     def give_up(self, agent: AgentState) -> None:
@@ -40,18 +40,18 @@ class PrefetchQueue:
         self.loads.discard(agent)
 
     def _await_read(self, agent: AgentState) -> None:
-        if agent.next_use is not None and agent.adapter is not None and is_away(agent.adapter):
+        if agent.next_use is not None and any(map(is_away, agent.attached)):
             self.reads.add(agent, agent.use())
         else:
             self.reads.discard(agent)
 
 
-def is_away(adapter: Segment) -> bool:
+def is_away(segment: Segment) -> bool:
     """Whether it can only be read from its source, and nothing is under way yet."""
     return (
-        adapter.source is not None
-        and len(adapter.device) < adapter.num_blocks
-        and not adapter.host
-        and adapter.device.transfer is None
-        and adapter.failed_saves < MAX_SAVE_FAILURES
+        segment.source is not None
+        and segment.num_missing > 0
+        and not segment.host
+        and segment.device.transfer is None
+        and segment.failed_saves < MAX_SAVE_FAILURES
     )

@@ -11,7 +11,7 @@ from scalesim.memory.tree.use import UseTime
 
 MAX_PATHS = 16
 MANY_OWNERS = 16  # a segment shared by more is ordered by last use: some owner is always near
-PERMANENT = 1 << 40  # uses of a path that every call takes: an adapter
+PERMANENT = 1 << 40  # uses of a path that every call takes: an attachment
 _FORGET = 0.25  # weight of the newest observation of whether a fresh path is used again
 _TAIL_BELOW = 0.5
 # State that is used again no more often than this is not waited for. At 0.25, 2 % of the calls of
@@ -54,7 +54,7 @@ class AgentState:
     """
 
     __slots__ = (
-        "adapter",
+        "attached",
         "awaited",
         "calls",
         "could_go_on",
@@ -80,7 +80,7 @@ class AgentState:
         self.next_use: float | None = None
         self.next_seq = 0
         self.paths: SmallMap[Segment] = SmallMap()
-        self.adapter: Segment | None = None  # also in ``paths``
+        self.attached: tuple[Segment, ...] = ()  # one of a kind; also in ``paths``
         self.newest: Segment | None = None  # the end of the last path that was computed
         self.num_left = 0  # blocks of the path that its last request left
         self.home: Segment | None = None  # where its last look-up ended
@@ -111,7 +111,7 @@ class AgentState:
         Of what was not used again so far, only the newest text is gone on with, and not by every
         agent. A first text is: what all its calls have in common is somewhere in it. What was used
         again is over when the agent left it longer ago than agents come back to anything."""
-        if segment is self.adapter:
+        if segment in self.attached:
             return False
         if segment.uses:
             age = self.calls + 1 - segment.owners[self]  # at the next call
@@ -169,7 +169,7 @@ class AgentState:
         for node in self.paths:
             while node.parent is not None and not node.uses:
                 node = node.parent
-            if node.parent is None or node is self.adapter:
+            if node.parent is None or node in self.attached:
                 continue
             age = self.calls - node.owners[self]
             if node in matched:
@@ -200,18 +200,20 @@ class AgentState:
         return worst
 
     def fork(self, child: AgentState) -> None:
-        """``child`` has the paths and the adapter that this agent has."""
+        """``child`` has the paths and the attachments that this agent has."""
         for end, uses in self.paths.items():
             child.paths[end] = uses
-        child.adapter = self.adapter
+        child.attached = self.attached
 
-    def use_adapter(self, adapter: Segment | None) -> None:
-        """``adapter`` is a path that each call takes, in place of the one before."""
-        if self.adapter is not None:
-            self.paths.pop(self.adapter, None)
-        self.adapter = adapter
-        if adapter is not None:
-            self.paths[adapter] = PERMANENT
+    def attach(self, segment: Segment) -> None:
+        """``segment`` is a path that each call takes."""
+        assert all(segment.parent is not other.parent for other in self.attached), segment
+        self.attached += (segment,)
+        self.paths[segment] = PERMANENT
+
+    def detach(self, segment: Segment) -> None:
+        self.attached = tuple(other for other in self.attached if other is not segment)
+        self.paths.pop(segment, None)
 
     def leave(self, num_blocks: int) -> None:
         """The last request left a path of ``num_blocks``."""
@@ -238,7 +240,8 @@ class AgentState:
     def go(self) -> list[Segment]:
         """The agent is forgotten; returns the ends of the paths that were its own."""
         self.is_gone, self.next_use = True, None
-        self.adapter = self.newest = self.home = None
+        self.newest = self.home = None
+        self.attached = ()
         ends = list(self.paths)
         self.paths.clear()
         return ends

@@ -2,8 +2,8 @@
 removing.
 
 A child is found by the exact tokens of its first block, so a hit never rests on a hash. Roots
-separate what must not be shared (model, adapter content, sharing domain). Which pages move is the
-residency's business; they come and go through the methods below, which count them.
+separate what must not be shared (model, attached content, sharing domain). Which pages come and go
+is not the tree's business.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 
 from scalesim.core import AgentId
-from scalesim.memory.tree.segment import TIERS, TOKEN_BYTES, Branch, Segment, TierName, Transfer
+from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
 
 class PrefixTree:
@@ -22,7 +22,6 @@ class PrefixTree:
         self.block_size = block_size
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
-        self.num_pages: dict[TierName, int] = dict.fromkeys(TIERS, 0)  # of all segments
         self.num_edits = 0  # splits, merges, removals, cuts: what was read before may not hold
         self._roots: dict[Hashable, Segment] = {}
         self._seq = 0
@@ -50,7 +49,7 @@ class PrefixTree:
         match.
 
         At most ``max_blocks`` in all; only the last segment may match in part. Changes nothing.
-        From the block of ``branch`` on, only what was computed with its adapter matches.
+        From the block of ``branch`` on, only what was computed with its attachment matches.
         """
         path: list[tuple[Segment, int]] = []
         node, start = root, 0
@@ -101,7 +100,7 @@ class PrefixTree:
         self.num_segments += 1
         return child
 
-    def insert_adapter(self, root: Segment, digest: bytes) -> Segment:
+    def insert_attachment(self, root: Segment, digest: bytes) -> Segment:
         """A child of ``root`` without tokens, found by ``digest``."""
         child = Segment(root, b"", 0, self._next_seq(), mark=digest)
         assert digest not in root.children
@@ -110,20 +109,14 @@ class PrefixTree:
         return child
 
     def insert_tail(
-        self, parent: Segment, tokens: bytes, agent: AgentId, page: int, mark: bytes = b""
+        self, parent: Segment, tokens: bytes, agent: AgentId, mark: bytes = b""
     ) -> Segment:
-        """A partial block of ``agent`` under ``parent``, ready in device page ``page``."""
+        """A partial block of ``agent`` under ``parent``."""
         assert 0 < len(tokens) < self.block_bytes
         tail = Segment(parent, tokens, 1, self._next_seq(), mark=mark)
         parent.adopt_tail(tail, agent)
         self.num_segments += 1
-        self.put(tail, "device", [page])
         return tail
-
-    def extend(self, segment: Segment, tokens: bytes, pages: list[int]) -> None:
-        """Append whole blocks, ready in ``pages``, to a leaf that is wholly on the device."""
-        segment.extend(tokens, len(pages))
-        self.put(segment, "device", pages)
 
     def split(self, segment: Segment, count: int) -> Segment:
         """Cut after ``count`` blocks; returns the new upper part. ``segment`` stays the lower part,
@@ -180,23 +173,6 @@ class PrefixTree:
         """Forget the blocks from ``count`` on, which hold no pages and have nothing below them."""
         self.num_edits += 1
         segment.shorten(count, self.block_bytes)
-
-    def put(
-        self,
-        segment: Segment,
-        tier: TierName,
-        pages: list[int],
-        transfer: Transfer | None = None,
-    ) -> None:
-        """See ``Segment.put``."""
-        segment.put(tier, pages, transfer)
-        self.num_pages[tier] += len(pages)
-
-    def cut(self, segment: Segment, tier: TierName, keep: int) -> list[int]:
-        """See ``Segment.cut``."""
-        pages = segment.cut(tier, keep)
-        self.num_pages[tier] -= len(pages)
-        return pages
 
     def _key(self, segment: Segment) -> bytes:
         return segment.tokens[: self.block_bytes] + segment.mark

@@ -38,8 +38,8 @@ _NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
 
 
 class Branch(NamedTuple):
-    """The block of a sequence in which an adapter comes into force, and what tells its KV from
-    other KV of the same tokens: the adapter's digest and the place in the block."""
+    """The block of a sequence in which an attachment comes into force, and what tells its KV from
+    other KV of the same tokens: the attachment's digest and the place in the block."""
 
     block: int
     mark: bytes
@@ -51,12 +51,13 @@ class Run(_Pages):
 
     __slots__ = ("transfer", "valid")
 
-    def __new__(cls, pages: Iterable[int] = (), valid: int = 0) -> Run:
-        return cast(Run, super().__new__(cls, "i", pages))
+    valid: int
+    transfer: Transfer | None
 
-    def __init__(self, pages: Iterable[int] = (), valid: int = 0) -> None:
-        self.valid = valid
-        self.transfer: Transfer | None = None
+    def __new__(cls, pages: Iterable[int] = (), valid: int = 0) -> Run:
+        run = cast(Run, super().__new__(cls, "i", pages))
+        run.valid, run.transfer = valid, None
+        return run
 
     def divide(self, count: int, segment: Segment, upper: Segment) -> tuple[Run, Run]:
         """The runs of ``upper``, which is the first ``count`` blocks of ``segment``, and of the
@@ -104,6 +105,8 @@ class Owner(Protocol):
 
     def owns_only(self, segment: Segment) -> bool: ...
 
+    def detach(self, segment: Segment) -> None: ...
+
     def path_joined(self, upper: Segment, lower: Segment) -> None: ...
 
     def path_cut(self, segment: Segment, parent: Segment) -> None: ...
@@ -117,7 +120,8 @@ class Segment:
     segment's device pages do not move. ``uses`` counts the look-ups that went through it to its
     end. A *tail* is a partial block: it hangs under its parent by agent, has no children and is
     never saved. ``mark`` is the branch's, where one begins here. ``source`` gives the content of
-    what is not made from tokens (an adapter, which has none): it stays in the tree without pages.
+    what is not made from tokens (an attachment, which has none): it stays in the tree without
+    pages.
     """
 
     __slots__ = (
@@ -184,7 +188,7 @@ class Segment:
         return self.tail_of is not None
 
     @property
-    def is_adapter(self) -> bool:
+    def is_attachment(self) -> bool:
         """Whether it holds what is read from a source; one that was removed has none any more."""
         return self.mark != b"" and not self.tokens
 
@@ -203,6 +207,11 @@ class Segment:
         return max(len(self.device), self.host.valid)
 
     @property
+    def num_missing(self) -> int:
+        """Blocks that are not on the device, nor on their way there."""
+        return self.num_blocks - len(self.device)
+
+    @property
     def num_dirty(self) -> int:
         """Blocks whose only copy is on the device."""
         return max(0, self.device.valid - self.host.valid)
@@ -217,16 +226,18 @@ class Segment:
         assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
         if not pages:
             return
-        if run is NOWHERE:
-            run = Run(pages)
-            self._place(tier, run)
-        else:
+        if run:
             run.extend(pages)
+        else:
+            self._tell_parent(tier, 1)
+            run = Run(pages)
+            setattr(self, tier, run)
         if transfer is None:
             run.valid = len(run)
         else:
             run.transfer = transfer
-            self.prefetched += len(pages) * (transfer.purpose == "prefetch")
+            if transfer.purpose == "prefetch":
+                self.prefetched += len(pages)
 
     def end_transfer(self, tier: TierName) -> bool:
         """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
@@ -244,38 +255,35 @@ class Segment:
     def cut(self, tier: TierName, keep: int) -> list[int]:
         """Take back the pages of ``tier`` from block ``keep`` on."""
         run: Run = getattr(self, tier)
-        pages = run[keep:].tolist() if keep < len(run) else []
-        if not pages:
-            return pages
+        if keep >= len(run):
+            return []
+        pages = run[keep:].tolist()
         assert run.transfer is None, self
         assert not (self.pins and tier == "device" and keep < run.valid), self
         if keep:
             del run[keep:]
             run.valid = min(run.valid, keep)
         else:
-            self._place(tier, NOWHERE)
-        if tier == "device":
+            setattr(self, tier, NOWHERE)
+            self._tell_parent(tier, -1)
+        if tier == "device" and self.prefetched:
             self.prefetched = max(0, self.prefetched - len(pages))
         return pages
 
-    def _on_device_and_anywhere(self) -> tuple[bool, bool]:
-        return bool(self.device), bool(self.device or self.host)
-
-    def _place(self, tier: TierName, run: Run) -> None:
-        """``run`` is on ``tier``, which held nothing before or holds nothing now: the parent counts
-        its children on the device, and anywhere."""
+    def _tell_parent(self, tier: TierName, change: int) -> None:
+        """The first page comes to ``tier``, or the last one went: the parent counts its children on
+        the device, and anywhere."""
         parent = self.parent
         assert parent is not None, self
-        was_on_device, was_anywhere = self._on_device_and_anywhere()
-        setattr(self, tier, run)
-        is_on_device, is_anywhere = self._on_device_and_anywhere()
-        parent.device_children += is_on_device - was_on_device
-        parent.content_children += is_anywhere - was_anywhere
+        if tier == "device":
+            parent.device_children += change
+        if not self.device and not self.host:
+            parent.content_children += change
         assert 0 <= parent.device_children <= parent.content_children, parent
 
     # -- blocks -------------------------------------------------------------------------------
 
-    def extend(self, tokens: bytes, num_blocks: int) -> None:
+    def lengthen(self, tokens: bytes, num_blocks: int) -> None:
         """Append whole blocks, which are yet to be put, to a leaf that is wholly on the device."""
         assert not self.children and not self.tails and self.is_ready, self
         self.tokens += tokens
@@ -303,7 +311,8 @@ class Segment:
         self.prefetched -= upper.prefetched
         self.parent, self.tokens, self.mark = upper, self.tokens[cut:], b""
         self.num_blocks -= count
-        upper.device_children, upper.content_children = map(int, self._on_device_and_anywhere())
+        upper.device_children = int(bool(self.device))
+        upper.content_children = int(bool(self.device or self.host))
         return upper
 
     def join(self, upper: Segment) -> None:
@@ -391,8 +400,8 @@ class Segment:
         self.owners.pop(agent, None)
 
     def read_from(self, source: PageSource | None, num_blocks: int) -> None:
-        """``source`` gives the content of an adapter's ``num_blocks``; ``None``: it was removed."""
-        assert self.is_adapter and num_blocks >= self.num_available, self
+        """``source`` gives the content of an attachment; ``None``: the attachment was removed."""
+        assert self.is_attachment and num_blocks >= self.num_available, self
         self.source, self.num_blocks = source, num_blocks
         self.expect(source is not None)
 
@@ -427,8 +436,8 @@ class Transfer:
 
     @property
     def is_read(self) -> bool:
-        """Whether its content comes from a source (an adapter's), not from tokens."""
-        return self.parts[0][0].is_adapter
+        """Whether its content comes from a source, not from tokens."""
+        return self.parts[0][0].is_attachment
 
     @property
     def tier(self) -> TierName:
@@ -453,9 +462,10 @@ class Transfer:
 def lineage(segment: Segment) -> list[Segment]:
     """``segment`` and its ancestors up to, not including, the root; the deepest first."""
     found = []
-    while (parent := segment.parent) is not None:
-        found.append(segment)
-        segment = parent
+    node: Segment | None = segment
+    while node is not None and node.parent is not None:
+        found.append(node)
+        node = node.parent
     return found
 
 

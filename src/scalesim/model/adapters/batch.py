@@ -13,7 +13,7 @@ import torch
 from scalesim_kernels import LoraBatch
 from torch import Tensor
 
-from scalesim.batch import AdapterBatch
+from scalesim.batch import AttachmentBatch
 from scalesim.core import Int32s
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.runner.arrange import Arranged
@@ -31,7 +31,7 @@ class Grouped:
 
 
 def grouped(
-    adapters: AdapterBatch, arranged: Arranged, padded: Callable[[int], int]
+    adapters: AttachmentBatch, arranged: Arranged, padded: Callable[[int], int]
 ) -> Grouped | None:
     """The tokens at or past their sequence's ``starts``; ``None`` where there is none.
 
@@ -62,7 +62,7 @@ def grouped(
 
 
 def lora_batch(
-    adapters: AdapterBatch, arranged: Arranged, block_table: Tensor, layouts: LayoutTable,
+    adapters: AttachmentBatch, arranged: Arranged, block_table: Tensor, layouts: LayoutTable,
     padded: Callable[[int], int],
 ) -> LoraBatch | None:  # fmt: skip
     """``grouped`` as the kernels take it, on a CPU."""

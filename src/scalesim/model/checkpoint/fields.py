@@ -97,7 +97,7 @@ class Fields:
         """One integer from 0 on, or a list of them; empty where it is absent or null."""
         value = self._given(key, [], True)
         listed = value if isinstance(value, list) else [value]
-        if not all(type(each) is int and 0 <= each <= MOST_WHOLE for each in listed):
+        if not all(type(item) is int and 0 <= item <= MOST_WHOLE for item in listed):
             raise self.wrong(key, value, f"integers from 0 to {MOST_WHOLE}")
         return tuple(listed)
 

@@ -18,34 +18,38 @@ Json: TypeAlias = Mapping[str, Any]
 MAX_JSON_BYTES = 64 << 20  # the index of a checkpoint of some hundred thousand tensors
 
 
-def read_bytes(path: Path, most: int, error: type[ScaleSimError] = WeightsError) -> bytes:
-    """What the regular file ``path`` holds. Raises ``error`` past ``most`` bytes."""
+def read_bytes(path: Path, max_bytes: int, error: type[ScaleSimError] = WeightsError) -> bytes:
+    """What the regular file ``path`` holds. Raises ``error`` past ``max_bytes`` bytes."""
     with open_regular(path, error) as file:
         try:
             # Nothing is read of a file that says it is too large.
-            content = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
+            content = (
+                file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
+            )
         except OSError as cause:
             raise error(f"{path} cannot be read: {cause}") from cause
-    if content is None or len(content) > most:
-        raise error(f"{path} holds more than {most} bytes, the most that is read of such a file")
+    if content is None or len(content) > max_bytes:
+        raise error(
+            f"{path} holds more than {max_bytes} bytes, the most that is read of such a file"
+        )
     return content
 
 
 def read_text(
-    path: Path, most: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
+    path: Path, max_bytes: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
 ) -> str:
     """The same, as UTF-8."""
-    return decode_utf8(read_bytes(path, most, error), str(path), error)
+    return decode_utf8(read_bytes(path, max_bytes, error), str(path), error)
 
 
 def read_json(
-    path: Path, most: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
+    path: Path, max_bytes: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
 ) -> Json:
     """The object in the JSON file ``path``. Raises ``error`` if it is missing, no regular file, not
     JSON, no object, nested deeper than 64, or names one key twice with different values."""
     if not path.exists():
         raise error(f"{path} is missing: a model is a folder in Hugging Face's layout")
-    parsed = parse_json(read_text(path, most, error), str(path), error, repeats=False)
+    parsed = parse_json(read_text(path, max_bytes, error), str(path), error, repeats=False)
     if not isinstance(parsed, dict):
         raise error(f"{path} holds a {type(parsed).__name__}, not an object")
     return parsed

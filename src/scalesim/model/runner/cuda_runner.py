@@ -30,7 +30,7 @@ from scalesim.model.layers.decoder import Decoder, ForwardContext
 from scalesim.model.runner.arrange import Arranged, arrange
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
-from scalesim.model.runner.device_logprobs import DeviceLogprobs, Scored
+from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoredRows
 from scalesim.model.runner.device_lora import DeviceLora
 from scalesim.model.runner.device_table import DeviceTable
 from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
@@ -96,9 +96,9 @@ class CudaRunner:
         takes_graphs = settings.graphs and model.takes_graphs
         sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
         self.graphs = DecodeGraphs(sizes, partial(device.capture, self._stream), self._compute)
-        most = self._pad(self._max_num_tokens)
+        num_tokens = self._pad(self._max_num_tokens)
         seqs = self._pad(max_num_seqs)
-        largest = StepShape(most, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
+        largest = StepShape(num_tokens, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
         # each group is padded by less than a multiple
         entries = self._max_num_tokens + max_num_seqs * self._multiple
         words = largest.with_adapters(entries, seqs).num_words
@@ -237,8 +237,8 @@ class CudaRunner:
 
     @cached_property
     def _scores(self) -> DeviceLogprobs:
-        most = self._pad(self._max_num_tokens)
-        return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, most)
+        max_rows = self._pad(self._max_num_tokens)
+        return DeviceLogprobs(self._device, self._stream, STEPS_IN_FLIGHT + 1, max_rows)
 
     @cached_property
     def _embeddings(self) -> DeviceEmbeddings:
@@ -247,7 +247,7 @@ class CudaRunner:
             self._device, self._stream, STEPS_IN_FLIGHT + 1, self._dummy_slot, width
         )
 
-    def _send_scores(self, batch: Batch, arranged: Arranged) -> Scored | None:
+    def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoredRows | None:
         if batch.scores is None:
             return None
         padded = self._pad(len(batch.scores.tokens))
@@ -287,7 +287,7 @@ class CudaRunner:
         self,
         shape: StepShape,
         changes: tuple[Tensor, ...] | None = None,
-        scored: Scored | None = None,
+        scored: ScoredRows | None = None,
         spans: Sequence[slice] = (),
     ) -> None:
         """A step of ``shape`` over the fixed buffers. No value is read back: it may be
@@ -337,8 +337,8 @@ class CudaRunner:
     def _capture_with_adapters(self) -> None:
         """As ``warm_up``, of steps that use adapters."""
         decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
-        tokens, one = self._pad(2), self._pad(1)
-        prefill = StepShape(tokens, 1, 0, one).with_adapters(tokens, self._max_num_seqs)
+        tokens, row = self._pad(2), self._pad(1)
+        prefill = StepShape(tokens, 1, 0, row).with_adapters(tokens, self._max_num_seqs)
         for shape in (*decodes, prefill):
             self._run_padding(shape)
         self.graphs.capture(decodes)
@@ -374,5 +374,5 @@ def check_dtype(dtype: torch.dtype) -> None:
     """Raise ``ConfigError`` for weights that the GPU's kernels do not compute with."""
     known = (torch.float16, torch.bfloat16, torch.float32)
     if dtype not in known:
-        names = ", ".join(str(each).removeprefix("torch.") for each in known)
+        names = ", ".join(str(choice).removeprefix("torch.") for choice in known)
         raise ConfigError(f"dtype {dtype} on a GPU: supported are {names}")

@@ -25,7 +25,7 @@ SCORED_ROWS = 64  # logits made at a time: 39 MB at a vocabulary of 152 k
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredRows:
     """Query tokens to score, padded, on the device: where each stands among the step's; whose
     sample its target is, if it is one; and its target. ``num_rows`` of them count, and ``top_k``
     tokens come with each."""
@@ -53,12 +53,14 @@ class DeviceLogprobs:
 
     def __init__(self, device: Device, stream: Stream, num_buffers: int, max_rows: int) -> None:
         self._stream = stream
-        most = max_rows * (1 + 2 * MAX_LOGPROBS)
+        capacity = max_rows * (1 + 2 * MAX_LOGPROBS)
         self._inputs = PackedInputs(device, stream, num_buffers)
-        self._ring = StagingRing(device, num_buffers, most)
-        self._results = torch.zeros(most, dtype=torch.int32, device=device.place)
+        self._ring = StagingRing(device, num_buffers, capacity)
+        self._results = torch.zeros(capacity, dtype=torch.int32, device=device.place)
 
-    def send(self, batch: Batch, arranged: Arranged, asked: LogprobsBatch, padded: int) -> Scored:
+    def send(
+        self, batch: Batch, arranged: Arranged, asked: LogprobsBatch, padded: int
+    ) -> ScoredRows:
         """Give the device the rows to score."""
         samples_of = np.zeros(batch.num_seqs, np.int32)
         samples_of[arranged.sampling] = np.arange(len(arranged.picked))
@@ -67,10 +69,15 @@ class DeviceLogprobs:
         fields = np.zeros((3, padded), np.int32)
         fields[:, :count] = arranged.row_of[asked.tokens], samples_of[seqs], asked.targets
         rows, samples, targets = self._inputs.send(list(fields))
-        return Scored(rows, samples, targets, count, asked.top_k)
+        return ScoredRows(rows, samples, targets, count, asked.top_k)
 
     def compute(
-        self, scored: Scored, hidden: Tensor, sampled: Tensor, model: Decoder, kernels: KernelSet
+        self,
+        scored: ScoredRows,
+        hidden: Tensor,
+        sampled: Tensor,
+        model: Decoder,
+        kernels: KernelSet,
     ) -> None:
         """On the device, behind the step. hidden : of its query tokens. sampled : its samples."""
         samples = sampled.index_select(0, scored.samples)
@@ -82,7 +89,7 @@ class DeviceLogprobs:
             for field, result in zip(scored.fields(self._results), parts, strict=True):
                 field[part] = result.view(torch.int32)
 
-    def fetch(self, scored: Scored) -> Callable[[], Scores]:
+    def fetch(self, scored: ScoredRows) -> Callable[[], Scores]:
         """Copy the results to the host: a reader of them, for when the copy has ended."""
         buffer = self._ring.fetch(self._stream, self._results, scored.num_words)
 

@@ -1,4 +1,4 @@
-"""Reading ahead: adapters that are on no tier are read from their sources in time for their owners.
+"""Reading ahead: attachments on no tier are read from their sources in time for their owners.
 
 A part of ``LookAhead``, which says when a load would have to start: a read must be over by then.
 Decides; residency starts the reads, and a link does them, on a thread of its own.
@@ -17,9 +17,9 @@ from scalesim.memory.tree.segment import Segment
 ASSUMED_BYTES_PER_S = 2e8
 
 
-class AdapterReads:
-    """Takes the agents in ``awaited``, whose adapters are to be read. ``rate``: bytes a second of
-    reading."""
+class AttachmentReads:
+    """Takes the agents in ``awaited``, whose attachments are to be read. ``rate``: bytes a second
+    of reading."""
 
     def __init__(
         self, residency: Residency, awaited: LazyHeap[AgentState], rate: Callable[[], float]
@@ -31,23 +31,24 @@ class AdapterReads:
         until a load of so many pages to the device must start."""
         residency = self._residency
         while (agent := self._awaited.peek(residency.timing.now)) is not None:
-            adapter = agent.adapter
-            if adapter is not None and is_away(adapter):
-                pages = residency.filling_pages + adapter.num_blocks
-                read_s = pages * residency.page_bytes / self._rate()
-                if opens_in_s(agent, adapter.num_blocks) > (1.0 + margin) * read_s:
+            away = [segment for segment in agent.attached if is_away(segment)]
+            if away:
+                count = sum(segment.num_blocks for segment in away)
+                read_s = (residency.filling_pages + count) * residency.page_bytes / self._rate()
+                if opens_in_s(agent, count) > (1.0 + margin) * read_s:
                     return
-                self._read(adapter, agent)
+                for segment in away:
+                    self._read(segment, agent)
             self._awaited.discard(agent)
 
-    def _read(self, adapter: Segment, agent: AgentState) -> None:
+    def _read(self, segment: Segment, agent: AgentState) -> None:
         """To the host; where that has no room, to the device, if nothing that is used sooner has to
         leave. Where neither has, it is read when it is asked for."""
         residency = self._residency
-        assert adapter.source is not None
-        if residency.start_fill(adapter, adapter.source, make_room=True):
+        assert segment.source is not None
+        if residency.start_fill(segment, segment.source, make_room=True):
             return
-        count = adapter.num_blocks - len(adapter.device)
+        count = segment.num_missing
         pages = residency.take(count, ahead_of=agent.use())
         if pages is not None:
-            residency.start_read(adapter, pages, demand=False)
+            residency.start_read(segment, pages, demand=False)

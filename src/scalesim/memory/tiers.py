@@ -1,0 +1,55 @@
+"""Tiers: the places that pages can be in, the nearest to the compute first: device, then host.
+
+A segment has a run of pages on each tier, from its first block on; which tier what belongs on, and
+when, is the residency's to decide. A tier more is a row of ``Tiers`` and a run of ``Segment``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+from scalesim.memory.links.link import Link
+from scalesim.memory.pools.page_pool import Pool
+from scalesim.memory.tree.segment import Run, Segment, TierName, Transfer
+
+
+class Tier:
+    """A pool of pages, and who has them: ``num_held`` are segments', ``lost`` are out of
+    circulation for good. ``link`` copies between this tier and the one above; the first has none.
+
+    ``run(segment)`` is what a segment has here.
+    """
+
+    def __init__(
+        self,
+        name: TierName,
+        pool: Pool,
+        link: Link | None = None,
+        lost: Collection[int] = (),
+    ) -> None:
+        self.name, self.pool, self.link, self.lost = name, pool, link, frozenset(lost)
+        self.run: Callable[[Segment], Run] = attrgetter(name)
+        self.num_held = 0
+        if lost:
+            pages = pool.allocate(pool.num_free) or []
+            pool.free([page for page in pages if page not in self.lost])
+
+    def put(self, segment: Segment, pages: Sequence[int], transfer: Transfer | None = None) -> None:
+        """See ``Segment.put``."""
+        segment.put(self.name, pages, transfer)
+        self.num_held += len(pages)
+
+    def cut(self, segment: Segment, keep: int) -> list[int]:
+        """See ``Segment.cut``. The pages are the caller's."""
+        pages = segment.cut(self.name, keep)
+        self.num_held -= len(pages)
+        return pages
+
+
+class Tiers(NamedTuple):
+    """All of them, in order."""
+
+    device: Tier
+    host: Tier

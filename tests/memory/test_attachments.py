@@ -1,0 +1,59 @@
+"""A further kind of attachment is a class of its own: leases and eviction take it as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scalesim.core import Bytes2D
+from scalesim.errors import AttachmentError
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.tree.segment import Segment
+from tests.memory.test_residency import SIZE, manager, settle, tokens
+
+PAGES = 3
+
+
+class Picture:
+    """Gives the content of a picture's pages."""
+
+    def read(self) -> Bytes2D:
+        return np.zeros((PAGES, 1), np.uint8)
+
+
+class Pictures:
+    """The kind: one picture, which is read when somebody asks for it."""
+
+    def __init__(self, memory: MemoryManager) -> None:
+        tree = memory.residency.tree
+        self.only = tree.insert_attachment(tree.root("pictures"), b"picture")
+        self.only.read_from(Picture(), PAGES)
+
+    def segment(self, digest: bytes) -> Segment:
+        if digest != self.only.mark:
+            raise AttachmentError(f"no picture {digest!r}")
+        return self.only
+
+
+def test_a_lease_pins_loads_and_lists_a_further_kind() -> None:
+    memory = manager(8, 8)
+    pictures = memory.attachments.kinds["picture"] = Pictures(memory)
+    wanted = [AttachmentUse("picture", b"picture", 5, start=SIZE)]
+    first = memory.acquire(1, "m", tokens(1, 2 * SIZE), 2, attachments=wanted)
+    second = memory.acquire(2, "m", tokens(2, 2 * SIZE), 2, attachments=wanted)
+    assert first is not None and second is not None and not first.is_ready
+    assert pictures.only.pins == 2 and memory.device.num_free == 8 - PAGES - 4
+    (one,), (other,) = first.attachments, second.attachments
+    assert one.row == other.row and one.use.layout == 5  # one row, however many leases
+    check_integrity(memory, [first, second])
+    assert memory.acquire(3, "m", tokens(3, SIZE), 2, attachments=wanted) is None  # no room
+    settle(memory)
+    assert first.is_ready and pictures.only.is_ready
+    memory.release(first)
+    memory.release(second)
+    check_integrity(memory)
+    assert memory.device.num_free == 8 - PAGES  # kept, for whoever asks next
+    with pytest.raises(AttachmentError, match="no picture"):
+        memory.acquire(1, "m", tokens(1, SIZE), 1, attachments=[AttachmentUse("picture", b"", 0)])
