@@ -333,8 +333,8 @@ class Scheduler:
         keep: bool = True,
     ) -> None:
         slot = sequence.slot
-        known = int(self.slots.known[slot])
-        sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
+        sequence.tokens = self.slots.known_tokens(slot)
+        sequence.output = sequence.tokens[sequence.prompt_len :]
         # said first: if memory fails from here on, ``restart`` still ends it like this
         sequence.finish_reason, sequence.error = reason, error
         sequence.say_end()
