@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from scalesim.checks import flag
 from scalesim.core import Floats, Pooling
-from scalesim.engine.entrypoints import Entrypoints
+from scalesim.engine.streaming import StreamingEntrypoints
 from scalesim.requests.choose import By, Choice, Option, checked_options, choice_of
 from scalesim.requests.embed import embedding_requests, stacked
 from scalesim.requests.prompt import Prompt
@@ -16,7 +16,7 @@ from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 
 
-class ChooseAndEmbed(Entrypoints):
+class ChooseAndEmbed(StreamingEntrypoints):
     """Runs requests whose replies are put together."""
 
     def choose(self, request: Request, options: Sequence[Option], *, by: By = "sum") -> Choice:
