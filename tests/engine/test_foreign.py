@@ -265,6 +265,7 @@ def test_an_adapters_file(kind: BaseException, monkeypatch: pytest.MonkeyPatch) 
     """Read while it is needed, on the link's thread or the engine's."""
     with tiny_engine(host_pages=0, integrity="quarantine") as engine:
         agent = engine.agent("ada", adapter=folders()[0])
+        healthy(engine)  # by now memory was told of the adapter
         [source] = {segment.source for segment in engine.parts.memory.tree if segment.source}
 
         def read(self: object) -> Any:
