@@ -180,7 +180,6 @@ class Scheduler:
         share = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
-            sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
             self._blocks(max_len),
             attachments=sequence.attachments,
