@@ -184,7 +184,6 @@ class EngineLoop:
         return Sequence(
             id=next(self._ids),
             agent=agent,
-            domain=None,
             tokens=tokens,
             prompt_len=len(tokens),
             limit=len(tokens) + params.max_tokens,

@@ -1,7 +1,8 @@
 """Structured output: JSON schemas, regular expressions and grammars as token constraints.
 
 Compiled by llguidance on the caller's thread, within limits, and kept for the next caller; masks
-are made on the engine's thread, several at once. An optional extra: ``pip install scalesim-runtime[structured]``.
+are made on the engine's thread, several at once. An optional extra:
+``pip install scalesim-runtime[structured]``.
 """
 
 from __future__ import annotations

@@ -76,9 +76,8 @@ class Finisher:
             self._queue.discard(sequence)
             self.finish_waiting(sequence)
             return
-        slot = sequence.slot
-        known = int(self._slots.known[slot])
-        sequence.output = self._slots.tokens[slot, sequence.prompt_len : known].copy()
+        sequence.tokens = self._slots.known_tokens(sequence.slot)
+        sequence.output = sequence.tokens[sequence.prompt_len :]
         sequence.say_end()
         self.leave(sequence, keep=keep)
         self._end(sequence)

@@ -71,8 +71,8 @@ class Scheduler:
         self.queue.line.add(sequence)
 
     def add_behind(self, leader: Sequence, sequence: Sequence) -> None:
-        """Add ``sequence`` when ``leader`` has computed the prompt of both, or has ended: its blocks
-        are in memory then. Until then ``sequence`` can only be cancelled."""
+        """Add ``sequence`` when ``leader`` has computed the prompt of both, or has ended: it then
+        finds the prompt in memory. Until then ``sequence`` can only be cancelled."""
         self.check_fits(sequence.limit)
         if leader.phase is Phase.FINISHED or leader.first_step is not None:
             self.queue.line.add(sequence)
@@ -180,7 +180,6 @@ class Scheduler:
         max_loading = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
-            sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
             self.num_blocks(max_len),
             attachments=sequence.attachments,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -46,7 +46,6 @@ class Sequence:
 
     id: int
     agent: AgentId | None
-    domain: Hashable
     tokens: Int32s
     prompt_len: int
     limit: int  # tokens of prompt and output, at most

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
@@ -23,9 +24,7 @@ class AccountError(AssertionError):
 def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
     """Compare the counts, given every open lease. O(leases); raises ``AccountError`` with each term
     of the equation that does not hold."""
-    private = 0
-    for lease in leases:
-        private += len(lease.private)
+    private = sum(map(len, map(attrgetter("private"), leases)))
     for tier in manager.tiers:
         pool, lost = tier.pool, len(tier.lost)
         if pool.num_free + tier.num_held + private + lost != pool.num_usable:

@@ -28,7 +28,7 @@ class PageSource(Protocol):
     """Gives the pages of what is read, not computed. Called on a link's thread, or on any other."""
 
     def read(self) -> Bytes2D:
-        """``[num_pages, page_bytes]``, the same bytes each time. Raises ``AdapterError``."""
+        """``[num_pages, page_bytes]``, the same bytes each time. Raises ``AttachmentError``."""
         ...
 
 

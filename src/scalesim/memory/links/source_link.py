@@ -1,4 +1,4 @@
-"""A link that also reads sources (adapter files), on a thread of its own, off the engine's.
+"""A link that also reads sources (adapter files, say), on a thread of its own, off the engine's.
 
 Wraps the link between the pools, whose copies never wait for a disk. What is read for the device
 goes through a few pages of the host pool's memory that are kept for it, and from there as any copy:
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from scalesim.core import Bytes2D, Fence
-from scalesim.errors import AdapterError
+from scalesim.errors import AdapterError, AttachmentError
 from scalesim.foreign import Foreign, words_of
 from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, InMemorySource, Link
 
@@ -228,7 +228,7 @@ class SourceLink:
                 self._fetch(read)
             else:
                 self.write(part.copies.host_pages, part.rows)
-        if isinstance(raised.error, AdapterError):
+        if isinstance(raised.error, AttachmentError):
             error = raised.error
         elif raised.error is not None:
             error = AdapterError(f"an adapter could not be read: {words_of(raised.error)}")

@@ -30,7 +30,7 @@ def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float
 
 class Prefetcher:
     """The planner of the engine. ``margin`` is the slack of the start window as it is now;
-    ``read_rate`` gives the bytes a second at which adapters are read."""
+    ``read_rate`` gives the bytes a second at which sources are read."""
 
     def __init__(
         self,
