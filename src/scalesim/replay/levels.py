@@ -1,9 +1,9 @@
-"""The published ScaleSim's planner, as a peer: distances in a few classes, a fixed look-ahead.
+"""The planner of the published ScaleSim, for comparison: distances in classes, a fixed look-ahead.
 
-Made from its description and code (PanZaifeng/KVFlow, March 2026): distances are clipped to
-``NUM_LEVELS`` classes without an order inside one; at each tick, whoever is needed within
-``AHEAD_TICKS`` is loaded at once, and a load may evict what is needed sooner. What is better here
-than there: the same link, copies and host tier as our own policies have.
+It follows the description and code (PanZaifeng/KVFlow, March 2026). Distances are clipped to
+``NUM_LEVELS`` classes, without an order inside a class. At each tick, all agents that are needed
+within ``AHEAD_TICKS`` are loaded at once, and a load may evict state that is needed sooner. Better
+than there are the link, the copies and the host tier, which are those of our own policies.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REPLAY_POLICIES = {
 
 
 def replay_policy(name: str) -> Policy:
-    """The policy of a replay called ``name``; raises ``ConfigError`` with the names there are."""
+    """The policy called ``name``. Raises ``ConfigError``, naming the known ones."""
     return policy_named(name, REPLAY_POLICIES)
 
 
