@@ -33,5 +33,5 @@ def tokens_of(pieces: Iterable[TracePiece], vocab_size: int) -> Int32s:
 
 
 def sampling_key(output: TracePiece, prompt_len: int) -> int:
-    """The sampling key with which a stub runner generates ``output`` after ``prompt_len`` tokens."""
+    """The sampling key that makes a stub runner generate ``output`` after ``prompt_len`` tokens."""
     return (stream_key(output.content) + output.start - prompt_len + 1) & _MASK

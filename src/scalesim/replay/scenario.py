@@ -158,8 +158,8 @@ def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
 
 
 def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
-    """``ticks``, whose ``truth`` is set, with hints of another kind. ``exact`` gives the true times,
-    at the start and after each call; ``learned`` and ``none`` give no hints."""
+    """``ticks``, whose ``truth`` is set, with hints of another kind. ``exact`` gives the true
+    times, at the start and after each call; ``learned`` and ``none`` give no hints."""
     if hints == "recorded":
         return list(ticks)
     exact = hints == "exact"

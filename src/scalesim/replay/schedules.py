@@ -1,8 +1,8 @@
 """Schedules: the times at which agents act, for each workload.
 
 Times are in ticks; the fraction is the place in the tick's queue. All calls of a tick come at its
-beginning, so the fraction is below a thousandth: it tells the order, and takes no time. ``after`` is
-called once for each act, in order of time, and may draw; so a schedule is a function of its seed
+beginning, so the fraction is below a thousandth: it tells the order, and takes no time. ``after``
+is called once for each act, in order of time, and may draw; so a schedule is a function of its seed
 alone.
 """
 
@@ -165,8 +165,8 @@ class Shares(_Spaced):
 
 
 class Rounds:
-    """W4: all agents act in each tick, in a fixed or a shuffled order; every third tick has one more
-    call, for reflection."""
+    """W4: all agents act in each tick, in a fixed or a shuffled order; every third tick has one
+    more call, for reflection."""
 
     def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:
         self._num_agents, self._shuffled = num_agents, shuffled

@@ -86,7 +86,7 @@ class Row:
         return next((name for name in names if self.has(name)), names[0])
 
     def whole(self, name: str, minimum: int = 0, maximum: int = MAX_TOKENS) -> int:
-        value = self.fields.get(name)
+        value: Any = self.fields.get(name)
         if not _is_whole(value, minimum, maximum):
             raise self.wrong(name, f"a whole number, {minimum} to {maximum}")
         return int(value)
