@@ -18,8 +18,8 @@ class Breaks:
     """The figures of one template over pairs of an agent's successive prompts, in tokens.
 
     ``part_at``: the median token at which the prompts diverge. ``prefill``: tokens computed per
-    call, if all state is cached. ``common_after``: tokens behind that place which are equal again;
-    ``gain``: tokens saved per call if the differing part were moved to the end of the prompt.
+    call, if all state is cached. ``gain``: tokens behind that place which are equal again, and
+    would be saved per call if the differing part were moved to the end of the prompt.
     """
 
     template: str

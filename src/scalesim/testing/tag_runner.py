@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -45,18 +45,10 @@ Verify = Literal["all", "new", "off"]
 BadHook = Callable[[int, int], bool]
 
 
-class TagReader(NamedTuple):
-    """The reader of a slot: the ``tokens`` of its sequence, as far as they are known, and the
-    ``root`` of its sharing domain's lineages."""
-
-    tokens: Int64s
-    root: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Launched:
     batch: Batch
-    readers: list[TagReader]  # of the launch: a slot may have another sequence when the batch runs
+    readers: list[Int64s]  # tokens by slot, of the launch: a slot may have another sequence later
 
 
 class TagRunner:
@@ -65,10 +57,10 @@ class TagRunner:
     ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot;
     ``"new"`` reads only the block before the new tokens (for benchmarks); ``"off"`` reads all, and
     a wrong byte changes the text. ``bad(slot, token)`` tells whether the step that would sample
-    ``token`` in ``slot`` is a bad one, whose tags are poisoned. ``reader(slot)`` is the sequence
-    whose context a slot must read; without it, a context that belongs to another sequence from its
-    first token on only changes the text. With two steps in flight, a launched batch waits until
-    ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
+    ``token`` in ``slot`` is a bad one, whose tags are poisoned. ``reader(slot)`` is the tokens
+    whose context a slot must read, as far as they are known; without it, a context that belongs to
+    another sequence from its first token on only changes the text. With two steps in flight, a
+    launched batch waits until ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
     """
 
     def __init__(
@@ -84,7 +76,7 @@ class TagRunner:
         vocab_size: int = 512,
         verify: Verify = "all",
         bad: BadHook | None = None,
-        reader: Callable[[int], TagReader] | None = None,
+        reader: Callable[[int], Int64s] | None = None,
     ) -> None:
         self.steps_in_flight = steps_in_flight
         self.bad = bad
@@ -143,7 +135,7 @@ class TagRunner:
             self._check_writes(rows, positions, written)
             if batch.adapters is not None:
                 self._check_adapters(batch, batch.adapters)
-        self._tags[written] = self._new_tags(batch, readers, counts, positions)
+        self._tags[written] = self._new_tags(batch, counts, positions)
         contexts = positions[batch.query_start[1:] - 1] + 1
         lineages, bad = self._attend(batch, readers, contexts)
         digests = self._draw(batch, lineages, contexts)
@@ -178,16 +170,14 @@ class TagRunner:
                 f"slot {index % self._block_size} of page {index // self._block_size}: 2 writers"
             )
 
-    def _new_tags(
-        self, batch: Batch, readers: list[TagReader], counts: Int64s, positions: Int64s
-    ) -> Tags:
+    def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s) -> Tags:
         """The new tags, ``[num_tokens, NUM_FIELDS]``, each chained to the tag before; the first to
         one that is read from its page."""
         first = batch.query_start[:-1]
         before = positions[first] - 1
         rows = batch.rows.astype(np.int64)
         lineage = self._tags[self._places(rows, np.maximum(before, 0)), LINEAGE]
-        lineage = np.where(before < 0, self._roots(batch, readers), lineage)
+        lineage = np.where(before < 0, np.uint64(0), lineage)
         tokens = self._tokens(batch, counts).astype(np.uint64)
         word = words(tokens, positions.astype(np.uint64))
         total = np.cumsum(word)
@@ -224,11 +214,6 @@ class TagRunner:
         in_force = positions >= batch.adapters.starts[owner]
         return tokens + np.where(in_force, tags[owner] << 32, 0)
 
-    def _roots(self, batch: Batch, readers: list[TagReader]) -> UInt64s:
-        """The root of each sequence's lineage, ``[num_seqs]``."""
-        roots = [reader.root for reader in readers] or [0] * batch.num_seqs
-        return np.array(roots, np.uint64)
-
     def _check_adapters(self, batch: Batch, adapters: AttachmentBatch) -> None:
         """Check that the pages in each adapter's row hold that adapter."""
         for row, layout in {*zip(adapters.rows.tolist(), adapters.layouts.tolist(), strict=True)}:
@@ -244,7 +229,7 @@ class TagRunner:
                     )
 
     def _attend(
-        self, batch: Batch, readers: list[TagReader], contexts: Int64s
+        self, batch: Batch, readers: list[Int64s], contexts: Int64s
     ) -> tuple[UInt64s, Bools]:
         """Read each sequence's context. Returns the lineages, changed by any wrong slot, and
         whether each sequence read a poisoned slot; both ``[num_seqs]``."""
@@ -266,8 +251,7 @@ class TagRunner:
         word = words(tokens, tags[POSITION])
         before = np.empty_like(lineage)
         before[1:] = lineage[:-1]
-        roots = self._roots(batch, readers)
-        before[starts] = np.where(first == 0, roots, lineage[starts] - word[starts])
+        before[starts] = np.where(first == 0, np.uint64(0), lineage[starts] - word[starts])
         broken = seals(lineage, word, tags[STEP]) ^ tags[CHECK]
         broken |= (lineage - before) ^ word
         broken |= (tags[POSITION] ^ positions.astype(np.uint64)) | (tags[TOKEN] ^ tokens)
@@ -284,14 +268,14 @@ class TagRunner:
         return result, bad
 
     def _own_tokens(
-        self, batch: Batch, readers: list[TagReader], first: Int64s, starts: Int64s, found: UInt64s
+        self, batch: Batch, readers: list[Int64s], first: Int64s, starts: Int64s, found: UInt64s
     ) -> UInt64s:
         """The tokens that the readers must find, ``[n]``; ``found`` where these are not known. Each
         context begins at position ``first``, and at index ``starts`` of ``found``."""
         own = np.full(len(found), NO_TOKEN, np.int64)
         ends = np.append(starts[1:], len(found))
         for reader, position, start, end in zip(readers, first, starts, ends, strict=True):
-            tokens = reader.tokens[position : position + end - start]
+            tokens = reader[position : position + end - start]
             own[start : start + len(tokens)] = tokens
         known = own != NO_TOKEN
         owner = np.repeat(np.arange(len(starts)), ends - starts)

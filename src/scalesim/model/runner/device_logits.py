@@ -15,8 +15,8 @@ from torch import Tensor
 from scalesim.batch import Batch, LogitsBatch
 from scalesim.core import Int64s
 from scalesim.device.streams import Device, Stream
-from scalesim.model.runner.cpu_runner import COLUMNS
 from scalesim.model.runner.extra_inputs import PackedInputs
+from scalesim.model.runner.extra_outputs import COLUMNS
 from scalesim.model.runner.step_inputs import StepTensors
 from scalesim.model.runner.token_counts import first_counts
 
