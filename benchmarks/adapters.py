@@ -149,7 +149,7 @@ def kv_pages(kind: str, agents: int, num_tokens: int) -> int:
         memory.bind_adapter(agent, digest)
         own = rng.integers(0, 1000, 64).astype(np.int32)
         tokens = np.concatenate([common, own]).tobytes()
-        lease = memory.acquire(agent, None, tokens, blocks, attachments=[use])
+        lease = memory.acquire(agent, tokens, blocks, attachments=[use])
         assert lease is not None
         while not lease.is_ready:
             assert memory.residency.link.wait(60.0)

@@ -163,11 +163,11 @@ def filled(count: int) -> EngineLoop:
     rng = np.random.default_rng(1)
     for agent in range(count):
         tokens = rng.integers(0, VOCAB_SIZE, BLOCKS * BLOCK_SIZE, np.int32).tobytes()
-        lease = memory.acquire(agent, None, tokens, BLOCKS)
+        lease = memory.acquire(agent, tokens, BLOCKS)
         while lease is None:
             link.advance_to(link.now_s + 1e-3)
             memory.poll()
-            lease = memory.acquire(agent, None, tokens, BLOCKS)
+            lease = memory.acquire(agent, tokens, BLOCKS)
         memory.release(lease, tokens, BLOCKS * BLOCK_SIZE)
         memory.table.take_changes()  # as a launch would
         loop.advice.expect({agent: 500.0 + 90.0 * (agent % 97) / 97}, absolute=True)

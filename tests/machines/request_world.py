@@ -22,8 +22,7 @@ from tests.machines.schedules import Fair, Schedule
 
 AGENTS = 6
 MAX_OPEN = 24
-DOMAINS = ("model", "other")
-KINDS = ("own", "own", "own", "extend", "extend", "repeat", "share", "fresh", "elsewhere")
+KINDS = ("own", "own", "own", "extend", "extend", "repeat", "share", "fresh")
 
 
 @dataclass
@@ -37,7 +36,7 @@ class RequestWorld:
     adapters: int = 0
     bad: int = 0
     open: list[tuple[Sequence, list[int]]] = field(default_factory=list)  # with its prompt
-    history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
+    history: list[list[int]] = field(default_factory=list)  # tokens
     loaded: dict[int, AttachmentUse] = field(default_factory=dict)  # by name
     removed: set[bytes] = field(default_factory=set)  # digests
     num_ended: int = 0
@@ -57,7 +56,7 @@ class RequestWorld:
         """A request, related to an earlier one's tokens or not."""
         if len(self.open) == MAX_OPEN:
             return
-        domain, prompt = self._prompt(agent, kind, pick, length)
+        prompt = self._prompt(agent, kind, pick, length)
         prompt = prompt[: self.max_len - 1]
         use = None
         if self.loaded and pick % 4:
@@ -72,7 +71,6 @@ class RequestWorld:
             min(1 + output, self.max_len - len(prompt)),
             temperature=float(pick % 2),
             adapter=use,
-            domain=domain,
         )
         self.open.append((sequence, prompt))
 
@@ -180,22 +178,20 @@ class RequestWorld:
             assert any(use.digest in self.removed for use in sequence.attachments)
         else:
             assert reason == "cancelled", (reason, error)
-        self.history = [*self.history[-11:], (str(sequence.domain), prompt + said)]
+        self.history = [*self.history[-11:], prompt + said]
 
-    def _prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
+    def _prompt(self, agent: int, kind: str, pick: int, length: int) -> list[int]:
         fresh = self._tokens(1 + length)
         if kind == "own":
-            return DOMAINS[0], self.prefixes[agent] + fresh
+            return self.prefixes[agent] + fresh
         if kind == "fresh" or not self.history:
-            return DOMAINS[pick % 2], fresh
-        domain, old = self.history[pick % len(self.history)]
+            return fresh
+        old = self.history[pick % len(self.history)]
         if kind == "repeat":
-            return domain, list(old)
+            return list(old)
         if kind == "extend":
-            return domain, old + fresh
-        if kind == "elsewhere":
-            return DOMAINS[domain == DOMAINS[0]], list(old)
-        return domain, old[: 1 + pick % len(old)] + fresh
+            return old + fresh
+        return old[: 1 + pick % len(old)] + fresh
 
     def _tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(3) for _ in range(count)]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from scalesim.batch import LaunchedStep
 from scalesim.config import SchedulerConfig
+from scalesim.core import Int64s
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
@@ -26,18 +26,12 @@ from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import adapter_bytes, digest_of
 from scalesim.testing.hostile_link import DeviceEvent
-from scalesim.testing.tag_runner import TagReader
 from scalesim.testing.tags import adapter_layout, expected_text
 from tests.machines.progress import LivenessError, Progress
 from tests.machines.schedules import RandomWalk, Schedule
 
 VOCAB = 97
 SMALL = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24, safe_point_tokens=6, max_skips=4)
-
-
-def root_of(domain: Hashable) -> int:
-    """Where the lineages of a sharing domain begin."""
-    return 0 if domain == "model" else int.from_bytes(repr(domain).encode()[-6:], "little") << 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,6 @@ class SchedulerWorld:
     num_iterations: int = 0
     in_turn: bool = False  # the host is between launch and collect: it takes no calls
     asks_always: bool = False  # the schedule, also when nothing may happen
-    root_of: Callable[[Hashable], int] = root_of
 
     def __post_init__(self) -> None:
         setting, config = self.setting, self.setting.scheduler
@@ -111,14 +104,12 @@ class SchedulerWorld:
         temperature: float = 1.0,
         adapter: AttachmentUse | None = None,
         key: int | None = None,
-        domain: Hashable = "model",
     ) -> Sequence:
         """A request; its draws are keyed by its number, if not by ``key``."""
         number = next(self._ids)
         sequence = Sequence(
             id=number,
             agent=agent,
-            domain=domain,
             tokens=np.array(prompt, np.int32),
             prompt_len=len(prompt),
             limit=len(prompt) + max_tokens,
@@ -242,11 +233,10 @@ class SchedulerWorld:
         self.bed.check_all_free()
         self.bed.link.close()
 
-    def _reader(self, slot: int) -> TagReader:
+    def _reader(self, slot: int) -> Int64s:
         sequence, slots = self.scheduler.slots.sequences[slot], self.scheduler.slots
         assert sequence is not None, slot
-        known = slots.tokens[slot, : slots.known[slot]].astype(np.int64)
-        return TagReader(known, self.root_of(sequence.domain))
+        return slots.tokens[slot, : slots.known[slot]].astype(np.int64)
 
 
 def expected(sequence: Sequence, prompt: list[int]) -> list[int]:
@@ -260,7 +250,6 @@ def expected(sequence: Sequence, prompt: list[int]) -> list[int]:
         vocab_size=VOCAB,
         adapter=0 if use is None else use.layout >> 8,
         start=0 if use is None else use.start,
-        root=root_of(sequence.domain),
     )
 
 

@@ -41,14 +41,14 @@ def test_a_lease_pins_loads_and_lists_a_further_kind() -> None:
     memory = manager(8, 8)
     pictures = memory.attachments.kinds["picture"] = Pictures(memory)
     wanted = [AttachmentUse("picture", b"picture", 5, start=SIZE)]
-    first = memory.acquire(1, "m", tokens(1, 2 * SIZE), 2, attachments=wanted)
-    second = memory.acquire(2, "m", tokens(2, 2 * SIZE), 2, attachments=wanted)
+    first = memory.acquire(1, tokens(1, 2 * SIZE), 2, attachments=wanted)
+    second = memory.acquire(2, tokens(2, 2 * SIZE), 2, attachments=wanted)
     assert first is not None and second is not None and not first.is_ready
     assert pictures.only.pins == 2 and memory.device.num_free == 8 - PAGES - 4
     (one,), (other,) = first.attachments, second.attachments
     assert one.row == other.row and one.use.layout == 5  # one row, however many leases
     check_integrity(memory, [first, second])
-    assert memory.acquire(3, "m", tokens(3, SIZE), 2, attachments=wanted) is None  # no room
+    assert memory.acquire(3, tokens(3, SIZE), 2, attachments=wanted) is None  # no room
     settle(memory)
     assert first.is_ready and pictures.only.is_ready
     memory.release(first)
@@ -56,4 +56,4 @@ def test_a_lease_pins_loads_and_lists_a_further_kind() -> None:
     check_integrity(memory)
     assert memory.device.num_free == 8 - PAGES  # kept, for whoever asks next
     with pytest.raises(AttachmentError, match="no picture"):
-        memory.acquire(1, "m", tokens(1, SIZE), 1, attachments=[AttachmentUse("picture", b"", 0)])
+        memory.acquire(1, tokens(1, SIZE), 1, attachments=[AttachmentUse("picture", b"", 0)])

@@ -10,6 +10,7 @@ import pytest
 from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Run, Segment, Transfer
 from tests.memory.test_residency import SIZE, manager, tokens, turn
 
@@ -29,7 +30,7 @@ def books() -> Books:
     memory = manager(12, 12)
     turn(memory, 1, 2)
     turn(memory, 2, 2)
-    lease = memory.acquire(1, "m", tokens(1, 2 * SIZE + 1), 4)
+    lease = memory.acquire(1, tokens(1, 2 * SIZE + 1), 4)
     assert lease is not None and lease.is_ready
     (idle,) = (one for one in memory.tree if not one.pins and not one.is_tail)
     check_integrity(memory, [lease])
@@ -57,7 +58,7 @@ def tokens_cut(books: Books) -> None:
 
 
 def under_anothers_key(books: Books) -> None:
-    children = books.memory.tree.root("m").children
+    children = books.memory.tree.root(TEXT).children
     key = next(key for key, child in children.items() if child is books.held)
     children[b"another"] = children.pop(key)
 

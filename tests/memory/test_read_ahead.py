@@ -42,7 +42,7 @@ def at(memory: MemoryManager, time_s: float) -> None:
 def call(memory: MemoryManager, agent: int) -> bool:
     """Whether a call finds its adapter on the device."""
     lease = memory.acquire(
-        agent, "m", tokens(agent, SIZE), 1, attachments=[adapter_use(bytes([agent]) * 16, 0)]
+        agent, tokens(agent, SIZE), 1, attachments=[adapter_use(bytes([agent]) * 16, 0)]
     )
     assert lease is not None
     ready = lease.is_ready

@@ -14,6 +14,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.prefetcher import start_window_s
 from scalesim.memory.timing import Pace
+from scalesim.memory.tree.prefix_tree import TEXT
 
 SIZE, PAGE = 4, 64
 RATE = PAGE * 10.0  # ten pages a second
@@ -49,7 +50,7 @@ def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
     """One request of ``blocks`` whole blocks and one token more, from look-up to release."""
     count = blocks * SIZE + 1
     for _ in range(4):
-        lease = memory.acquire(agent, "m", tokens(agent, count), blocks + 1)
+        lease = memory.acquire(agent, tokens(agent, count), blocks + 1)
         if lease is not None:
             break
         settle(memory)
@@ -63,7 +64,7 @@ def turn(memory: MemoryManager, agent: int, blocks: int) -> Lease:
 
 def where(memory: MemoryManager, agent: int) -> tuple[int, int]:
     """Blocks of ``agent`` on the device and on the host."""
-    path = memory.tree.match(memory.tree.root("m"), tokens(agent, 99), 24)
+    path = memory.tree.match(memory.tree.root(TEXT), tokens(agent, 99), 24)
     return sum(s.device.valid for s, _ in path), sum(s.host.valid for s, _ in path)
 
 
@@ -83,7 +84,7 @@ def test_what_is_above_a_victim_leaves_with_it_as_long_as_pages_are_wanted() -> 
         memory = manager(8, 8)
         turn(memory, 0, 2)
         turn(memory, 0, 4)  # two blocks used again, and two fresh ones behind them
-        path = memory.tree.match(memory.tree.root("m"), tokens(0, 99), 9)
+        path = memory.tree.match(memory.tree.root(TEXT), tokens(0, 99), 9)
         assert [count for _, count in path] == [2, 2]
         for segment in memory.tree:
             memory.residency.start_save(segment)
@@ -178,17 +179,17 @@ def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
-    held = memory.acquire(2, "m", tokens(2, 5), 2)
+    held = memory.acquire(2, tokens(2, 5), 2)
     settle(memory)
-    held = held or memory.acquire(2, "m", tokens(2, 5), 2)
-    assert memory.acquire(3, "m", tokens(3, 13), 4) is None
+    held = held or memory.acquire(2, tokens(2, 5), 2)
+    assert memory.acquire(3, tokens(3, 13), 4) is None
     settle(memory)
     memory.hint([(0, 0.0)])
     memory.plan(0.0)
     assert memory.counters.prefetched_pages == 0
     assert held is not None
     memory.release(held)
-    assert memory.acquire(3, "m", tokens(3, 13), 4) is not None
+    assert memory.acquire(3, tokens(3, 13), 4) is not None
 
 
 def test_a_full_host_gives_up_copies_of_what_is_on_the_device_first() -> None:
@@ -204,10 +205,10 @@ def test_a_full_host_gives_up_copies_of_what_is_on_the_device_first() -> None:
 
 def test_a_refused_request_changes_nothing_that_is_held() -> None:
     memory = manager(4, 0, "lru-recompute")
-    lease = memory.acquire(0, "m", tokens(0, 9), 3)
+    lease = memory.acquire(0, tokens(0, 9), 3)
     assert lease is not None
     pages = list(lease.private)
-    assert memory.acquire(1, "m", tokens(1, 9), 3) is None
+    assert memory.acquire(1, tokens(1, 9), 3) is None
     assert not memory.grow(lease, 6) and lease.private == pages
     check_integrity(memory, [lease])
     assert memory.grow(lease, 4)
@@ -220,11 +221,11 @@ def test_a_request_of_the_whole_pool_fits_beside_its_own_past() -> None:
     """What lies behind the matched blocks, or another's tail, must not keep its pages from it."""
     memory = manager(4, 0, "lru-recompute")
     count = 3 * SIZE + 2
-    lease = memory.acquire(0, "m", tokens(0, count), 4)
+    lease = memory.acquire(0, tokens(0, count), 4)
     assert lease is not None
     memory.release(lease, tokens(0, count), count)
     branch = tokens(0, SIZE) + tokens(7, 3 * SIZE)
-    lease = memory.acquire(1, "m", branch, 4)
+    lease = memory.acquire(1, branch, 4)
     assert lease is not None and lease.num_cached == SIZE
     memory.release(lease)
     check_integrity(memory)
@@ -232,10 +233,10 @@ def test_a_request_of_the_whole_pool_fits_beside_its_own_past() -> None:
 
 def test_a_borrowed_tail_does_not_keep_a_lease_from_growing_to_the_whole_pool() -> None:
     memory = manager(4, 0, "lru-recompute")
-    lease = memory.acquire(0, "m", tokens(0, 6), 2)
+    lease = memory.acquire(0, tokens(0, 6), 2)
     assert lease is not None
     memory.release(lease, tokens(0, 6), 6)
-    other = memory.acquire(1, "m", tokens(0, 8), 2)
+    other = memory.acquire(1, tokens(0, 8), 2)
     assert other is not None and len(other.copies) == 1 and other.num_cached == 6
     other.take_copies()  # launched
     assert memory.grow(other, 4)
@@ -248,19 +249,19 @@ def test_a_waiter_of_a_cancelled_load_is_told() -> None:
     turn(memory, 0, 4)
     turn(memory, 1, 5)
     settle(memory)
-    transfer_pages = memory.acquire(0, "m", tokens(0, 17), 5)
+    transfer_pages = memory.acquire(0, tokens(0, 17), 5)
     assert transfer_pages is not None and not transfer_pages.is_ready
     transfer = next(iter(memory.residency.transfers.values()))
     memory.release(transfer_pages)
     assert transfer.tickets  # one chunk, already started: it is let run
-    again = memory.acquire(0, "m", tokens(0, 17), 5)
+    again = memory.acquire(0, tokens(0, 17), 5)
     assert again is not None and not again.is_ready
     transfer.cancelled = True  # as if further chunks had been called back
     settle(memory)
     assert again.is_ready and again.failed is transfer
     memory.fail(again)
     check_integrity(memory)
-    third = memory.acquire(0, "m", tokens(0, 17), 5)
+    third = memory.acquire(0, tokens(0, 17), 5)
     assert third is not None and third.num_host_blocks == 4  # its host copy is as good as before
 
 
@@ -280,7 +281,7 @@ def test_many_templates_and_dropped_agents_leave_nothing_behind() -> None:
     for agent in range(3):
         for template in range(20):  # more than an agent's paths
             prompt = tokens(100 * agent + template, 2 * SIZE + 1)
-            lease = memory.acquire(agent, "m", prompt, 3)
+            lease = memory.acquire(agent, prompt, 3)
             if lease is None:
                 settle(memory)
                 continue
@@ -300,7 +301,7 @@ def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> N
     """A tail that kept its old place in the order held the farthest agent on the device."""
     memory = manager(9, 9)
     for agent, at in ((0, 5.0), (1, 9.0)):
-        lease = memory.acquire(agent, "m", tokens(agent, 2 * SIZE + 2), 3)
+        lease = memory.acquire(agent, tokens(agent, 2 * SIZE + 2), 3)
         assert lease is not None
         memory.release(lease, tokens(agent, 2 * SIZE + 2), 2 * SIZE + 2)
         memory.hint([(agent, at)])
@@ -312,7 +313,7 @@ def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:
     """Calls of whole blocks, each named by a number: a prompt and nothing more."""
     for blocks in texts:
         prompt = np.repeat(np.array([*blocks, 999], np.int32), SIZE)
-        lease = memory.acquire(agent, "m", prompt.tobytes(), len(prompt) // SIZE)
+        lease = memory.acquire(agent, prompt.tobytes(), len(prompt) // SIZE)
         assert lease is not None
         settle(memory)
         lease.take_copies()
@@ -322,7 +323,7 @@ def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:
 
 def is_over(memory: MemoryManager, blocks: list[int]) -> bool:
     text = np.repeat(np.array(blocks, np.int32), SIZE).tobytes()
-    end, count = memory.tree.match(memory.tree.root("m"), text, len(blocks))[-1]
+    end, count = memory.tree.match(memory.tree.root(TEXT), text, len(blocks))[-1]
     assert count == end.num_blocks
     return memory.ranking.is_over(end)
 

@@ -16,7 +16,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.dummy import dummy_tensors
 from scalesim.model.checkpoint.weights import assemble
 from scalesim.model.layers.native import NativeModel
-from scalesim.model.runner.cpu_runner import pool_view
+from scalesim.model.runner.pool_view import pool_view
 from scalesim.sampling.params import SamplingParams
 
 from .conftest import Work

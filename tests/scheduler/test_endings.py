@@ -32,7 +32,6 @@ def sequence(*output: int, limit: int = PROMPT + 4) -> Sequence:
     return Sequence(
         id=1,
         agent="a",
-        domain=None,
         tokens=np.array([0] * PROMPT + list(output), np.int32),
         prompt_len=PROMPT,
         limit=limit,

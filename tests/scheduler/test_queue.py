@@ -17,7 +17,6 @@ def request(id: int, priority: float = 0.0, admission: int = 0) -> Sequence:
     sequence = Sequence(
         id=id,
         agent=id,
-        domain=None,
         tokens=np.zeros(1, np.int32),
         prompt_len=1,
         limit=2,

@@ -65,23 +65,21 @@ def texts(
     *,
     order: int = 0,
     noise: int = 0,
-    share: bool = True,
     hint: Callable[[int], float | None] = lambda agent: None,
 ) -> Texts:
     """What request ``n`` of a fixed set says, by ``n``: asked in an order of the seed ``order``,
-    among ``noise`` other requests, of agents who share a domain or have one each."""
+    among ``noise`` other requests."""
     rng = random.Random(1)
     shared = [rng.randrange(9) for _ in range(7)]
     prompts = [shared + [rng.randrange(9) for _ in range(n % 5 + 1)] for n in range(ASKED)]
-    world = SchedulerWorld(setting, root_of=lambda domain: 0)
+    world = SchedulerWorld(setting)
     shuffled = random.Random(order)
     numbers = shuffled.sample(range(ASKED), ASKED) if order else list(range(ASKED))
     asked = {}
     for n in numbers:
         agent = n % 5
         world.memory.hint([(agent, hint(agent))])
-        domain = "model" if share else f"agent {agent}"
-        asked[n] = world.add(agent, prompts[n], 4 + n % 3, key=n + 1, domain=domain)
+        asked[n] = world.add(agent, prompts[n], 4 + n % 3, key=n + 1)
         for _ in range(shuffled.randrange(3) if noise else 0):
             stranger = 100 + shuffled.randrange(noise)
             world.add(stranger, [stranger % 97] * shuffled.randint(1, 12), 5)
@@ -98,7 +96,6 @@ VARIANTS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "yet another order": (BASE, {"order": 2}),
     "noise": (BASE, {"order": 3, "noise": 5}),
     "noise in a small pool": (Setting(12, 0.5, "lru-swap"), {"order": 4, "noise": 5}),
-    "nothing shared": (BASE, {"share": False}),
     "a pool for a few": (Setting(8), {}),
     "no host": (Setting(8, 0.0), {}),
     "blocks of one": (Setting(40, block_size=1), {}),

@@ -153,3 +153,16 @@ def test_a_source_that_fails_ends_its_own_requests_only() -> None:
     for sequence in (sequences[0], sequences[2]):
         assert_as_expected(sequence, prompt)
     close(loop)
+
+
+def test_an_agent_that_changed_its_adapter_is_told_why_it_misses() -> None:
+    world = SchedulerWorld(Setting())
+    prompt = [each % 7 for each in range(20)]
+    for adapter in (None, world.add_adapter(2)):
+        world.add(1, prompt, 2, adapter=adapter)
+        world.run(200)
+    assert world.memory.misses.last[1].cause == "adapter changed"
+    world.add(1, [5, *prompt], 2, adapter=adapter)
+    world.run(200)
+    assert world.memory.misses.last[1].cause == "prompt changed"
+    world.close()

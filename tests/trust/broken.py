@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.links.link import Copies, Link, LinkAround
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import PagePool
+from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Branch, Segment, lineage
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.scheduler.sequence import Observer, Phase
@@ -197,50 +198,48 @@ class BrokenAcquire(MemoryManager):
     """``before`` may change what is asked for, ``after`` what was given, or not (``None``)."""
 
     def acquire(
-        self, agent: AgentId | None, domain: Hashable, tokens: bytes, num_blocks: int, **more: Any
+        self, agent: AgentId | None, tokens: bytes, num_blocks: int, **more: Any
     ) -> Lease | None:
-        domain, tokens, more = self.before(domain, tokens, more)
-        lease = super().acquire(agent, domain, tokens, num_blocks, **more)
-        self.after(domain, tokens, lease)
+        tokens, more = self.before(tokens, more)
+        lease = super().acquire(agent, tokens, num_blocks, **more)
+        self.after(tokens, lease)
         return lease
 
-    def before(
-        self, domain: Hashable, tokens: bytes, more: dict[str, Any]
-    ) -> tuple[Hashable, bytes, dict[str, Any]]:
+    def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         more["attachments"] = [self.use(use) for use in more.get("attachments", ())]
-        return domain, tokens, more
+        return tokens, more
 
     def use(self, adapter: AttachmentUse) -> AttachmentUse:
         return adapter
 
-    def after(self, domain: Hashable, tokens: bytes, lease: Lease | None) -> None:
+    def after(self, tokens: bytes, lease: Lease | None) -> None:
         if lease is not None:
-            self.given(lease, domain, tokens)
+            self.given(lease, tokens)
 
-    def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
+    def given(self, lease: Lease, tokens: bytes) -> None:
         """``lease`` was given for ``tokens``."""
 
-    def found(self, domain: Hashable, tokens: bytes) -> list[tuple[Segment, int]]:
+    def found(self, tokens: bytes) -> list[tuple[Segment, int]]:
         """What is there of ``tokens``."""
-        return self.tree.match(self.tree.root(domain), tokens, len(tokens) // self.tree.block_bytes)
+        return self.tree.match(self.tree.root(TEXT), tokens, len(tokens) // self.tree.block_bytes)
 
 
 class ForgetsThePin(BrokenAcquire):
-    def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
+    def given(self, lease: Lease, tokens: bytes) -> None:
         for segment in lineage(lease.end):
             segment.pins -= 1
 
 
 class ForgetsTheAdaptersPin(BrokenAcquire):
-    def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
+    def given(self, lease: Lease, tokens: bytes) -> None:
         for attachment in lease.attachments:
             attachment.segment.pins -= 1
 
 
 class PinsOnRefusal(BrokenAcquire):
-    def after(self, domain: Hashable, tokens: bytes, lease: Lease | None) -> None:
+    def after(self, tokens: bytes, lease: Lease | None) -> None:
         if lease is None:
-            for segment, _ in self.found(domain, tokens):
+            for segment, _ in self.found(tokens):
                 segment.pins += 1
 
 
@@ -249,35 +248,26 @@ class LooksUpOnce(BrokenAcquire):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self.known: dict[tuple[Hashable, bytes], int] = {}
+        self.known: dict[bytes, int] = {}
 
-    def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
+    def given(self, lease: Lease, tokens: bytes) -> None:
         for segment in lineage(lease.end)[-1:]:
-            key = domain, tokens[: self.tree.block_bytes]
+            key = tokens[: self.tree.block_bytes]
             page = self.known.setdefault(key, segment.device[0])
             self.table.write(lease.row, 0, [page])
-
-
-class MixesDomains(BrokenAcquire):
-    def before(
-        self, domain: Hashable, tokens: bytes, more: dict[str, Any]
-    ) -> tuple[Hashable, bytes, dict[str, Any]]:
-        return "one for all", tokens, more
 
 
 class MatchesABlockMore(BrokenAcquire):
     """What the tree has behind the match is taken for the prompt's next block."""
 
-    def before(
-        self, domain: Hashable, tokens: bytes, more: dict[str, Any]
-    ) -> tuple[Hashable, bytes, dict[str, Any]]:
-        size, path = self.tree.block_bytes, self.found(domain, tokens)
+    def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+        size, path = self.tree.block_bytes, self.found(tokens)
         start = size * sum(count for _, count in path)
         for segment, count in path[-1:]:
             behind = self.behind(segment, count)
             if start + len(behind) <= len(tokens):
                 tokens = tokens[:start] + behind + tokens[start + len(behind) :]
-        return domain, tokens, more
+        return tokens, more
 
     def behind(self, segment: Segment, count: int) -> bytes:
         size = self.tree.block_bytes
@@ -291,12 +281,12 @@ class TakesATailUnread(MatchesABlockMore):
 
 
 class SkipsCopyOnWrite(BrokenAcquire):
-    def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
+    def given(self, lease: Lease, tokens: bytes) -> None:
         lease.copies = []
 
 
 class WritesInPlace(BrokenAcquire):
-    def given(self, lease: Lease, domain: Hashable, tokens: bytes) -> None:
+    def given(self, lease: Lease, tokens: bytes) -> None:
         for shared, own in lease.copies:
             self.device.free([own])
             lease.private[0] = shared
@@ -305,25 +295,21 @@ class WritesInPlace(BrokenAcquire):
 
 
 class EvictsParentsFirst(BrokenAcquire):
-    def before(
-        self, domain: Hashable, tokens: bytes, more: dict[str, Any]
-    ) -> tuple[Hashable, bytes, dict[str, Any]]:
+    def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         for segment in self.tree:
             if segment.device and segment.children and not segment.pins:
                 self.device.free(list(segment.device))
-        return domain, tokens, more
+        return tokens, more
 
 
 class ForgetsTheCopyOfAPart(BrokenAcquire):
     """A segment that is cut while it is loaded: the new part knows of no load."""
 
-    def before(
-        self, domain: Hashable, tokens: bytes, more: dict[str, Any]
-    ) -> tuple[Hashable, bytes, dict[str, Any]]:
+    def before(self, tokens: bytes, more: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
         self.whole = set(self.tree)
-        return domain, tokens, more
+        return tokens, more
 
-    def after(self, domain: Hashable, tokens: bytes, lease: Lease | None) -> None:
+    def after(self, tokens: bytes, lease: Lease | None) -> None:
         for segment in set(self.tree) - self.whole:
             if segment.device:
                 segment.device.transfer = None

@@ -131,7 +131,6 @@ BUGS = [
     Bug("match one block too long", "SGLang 24252", MEMORY, Build(memory=broken.MatchesABlockMore)),
     Bug("growth written one column off", "vLLM 41657", MEMORY,
         Build(memory=broken.GrowsOneColumnOff)),
-    Bug("sharing domains mixed", "vLLM 44701", MEMORY, Build(memory=broken.MixesDomains)),
     Bug("host copy dropped under a load", "SGLang PR 22811", MEMORY,
         Build(memory=broken.FreesWhatIsLoaded)),
     Bug("split forgets the copy", "SGLang 27504", MEMORY,

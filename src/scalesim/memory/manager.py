@@ -11,7 +11,7 @@ block table lists both:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from scalesim.core import AgentId, Int32s
@@ -192,7 +192,6 @@ class MemoryManager:
     def acquire(
         self,
         agent: AgentId | None,
-        domain: Hashable,
         tokens: bytes,
         num_blocks: int,
         *,
@@ -210,9 +209,7 @@ class MemoryManager:
         ``attachments`` are reserved, pinned and loaded with the rest. Raises ``AttachmentError``
         for one that there is not.
         """
-        return self.admission.acquire(
-            agent, domain, tokens, num_blocks, attachments, max_loading_pages
-        )
+        return self.admission.acquire(agent, tokens, num_blocks, attachments, max_loading_pages)
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks``; False, and no change, if they

@@ -113,7 +113,7 @@ class Misses:
             cause = self.why_late(expected, blocked_by)
         elif not kept or (goes_on and dropped > 0):
             cause = "pool small"
-        elif _root(before) is not _root(found):
+        elif _digest_of(before) != (lease.branch.mark[:-2] if lease.branch is not None else b""):
             cause = "adapter changed"
         else:
             cause = "prompt changed"
@@ -150,7 +150,6 @@ class Misses:
         return sum(segment.num_blocks for segment in lineage(before) if segment not in shared)
 
 
-def _root(segment: Segment) -> Segment:
-    while segment.parent is not None:
-        segment = segment.parent
-    return segment
+def _digest_of(end: Segment) -> bytes:
+    """What the KV of the path to ``end`` belongs to beside its tokens: an adapter's digest."""
+    return next((segment.mark[:-2] for segment in lineage(end) if segment.mark), b"")

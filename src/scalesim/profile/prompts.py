@@ -18,8 +18,8 @@ class Breaks:
     """Of one template, over the pairs of an agent's successive prompts, all in tokens.
 
     ``part_at``: the median token at which they part. ``prefill``: what is computed a call, if all
-    state is there. ``common_after``: what is the same again behind the place where they part, and
-    so ``gain`` a call if that place were moved to the end of the prompt.
+    state is there. ``gain``: what is the same again behind the place where they part, and
+    so is gained a call if that place were moved to the end of the prompt.
     """
 
     template: str

@@ -29,7 +29,7 @@ RESIDENT_PAGES = 1 << 22
 
 
 def parts_for(machine: Machine, policy_name: str) -> EngineParts:
-    """Virtual parts for ``Loop``."""
+    """Virtual parts for ``EngineLoop``."""
     policy = replay_policy(policy_name)
     geometry = machine.geometry
     link = VirtualLink(geometry.page_bytes, machine.link_bytes_per_s)

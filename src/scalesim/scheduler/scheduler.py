@@ -180,7 +180,6 @@ class Scheduler:
         share = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
-            sequence.domain,
             sequence.tokens[: sequence.usable].tobytes(),
             self._blocks(max_len),
             attachments=sequence.attachments,
@@ -334,8 +333,8 @@ class Scheduler:
         keep: bool = True,
     ) -> None:
         slot = sequence.slot
-        known = int(self.slots.known[slot])
-        sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
+        sequence.tokens = self.slots.known_tokens(slot)
+        sequence.output = sequence.tokens[sequence.prompt_len :]
         # said first: if memory fails from here on, ``restart`` still ends it like this
         sequence.finish_reason, sequence.error = reason, error
         sequence.say_end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeAlias
@@ -41,7 +41,6 @@ class Sequence:
 
     id: int
     agent: AgentId | None
-    domain: Hashable
     tokens: Int32s
     prompt_len: int
     limit: int

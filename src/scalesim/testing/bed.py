@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scalesim.batch import Runner
-from scalesim.core import Bytes2D
+from scalesim.core import Bytes2D, Int64s
 from scalesim.memory.eviction.policies import Policy, policy_named
 from scalesim.memory.links.link import Link, Timeline
 from scalesim.memory.manager import MemoryManager
@@ -17,7 +17,7 @@ from scalesim.memory.pools.page_pool import MakePool, PagePool
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.page_watch import PageWatch
-from scalesim.testing.tag_runner import BadHook, TagReader, TagRunner, Verify
+from scalesim.testing.tag_runner import BadHook, TagRunner, Verify
 from scalesim.testing.tags import page_bytes_for
 
 MakeLink = Callable[[Bytes2D, Bytes2D, Timeline, int], Link]
@@ -71,7 +71,7 @@ class Bed:
         vocab_size: int = 512,
         verify: Verify = "all",
         bad: BadHook | None = None,
-        reader: Callable[[int], TagReader] | None = None,
+        reader: Callable[[int], Int64s] | None = None,
     ) -> None:
         page_bytes, num_rows = page_bytes_for(block_size), 2 * max_num_seqs + 1
         self.device = allocate_pages(pages + 1, page_bytes)

@@ -6,7 +6,7 @@ bytes. All of a tier is compared in one go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -76,15 +76,14 @@ adapter_bytes = lru_cache(maxsize=64)(adapter_pages)
 class Paths:
     """The tokens from the root to the end of each segment, as tags keep them, and their lineages.
 
-    ``root_of(domain)`` is where the lineages of a sharing domain begin. Kept for the paths that
-    were asked for lately: a path's tokens say all.
+    Kept for the paths that were asked for lately: a path's tokens say all.
     """
 
-    def __init__(self, block_size: int, root_of: Callable[[Hashable], int]) -> None:
-        self._size, self._root_of = block_size, root_of
+    def __init__(self, block_size: int) -> None:
+        self._size = block_size
         self._of = lru_cache(maxsize=4096)(self._compute)
 
-    def of(self, segment: Segment, domain: Hashable) -> tuple[Int64s, UInt64s, int]:
+    def of(self, segment: Segment) -> tuple[Int64s, UInt64s, int]:
         """Tokens and lineages ``[num_tokens]`` of the whole path, and where the segment's own
         begin."""
         tokens, mark, start = b"", b"", 0
@@ -97,24 +96,20 @@ class Paths:
                 start = len(tokens) // 4 + offset
             tokens += node.tokens
         digest = mark[:-2] if mark else None
-        coded, known = self._of(tokens, digest, start, self._root_of(domain))
+        coded, known = self._of(tokens, digest, start)
         return coded, known, (len(tokens) - len(segment.tokens)) // 4
 
-    def known(
-        self, tokens: Sequence[int], use: AttachmentUse | None, domain: Hashable
-    ) -> tuple[Int64s, UInt64s]:
+    def known(self, tokens: Sequence[int], use: AttachmentUse | None) -> tuple[Int64s, UInt64s]:
         """``tokens`` as tags keep them under ``use``, and their lineages."""
         packed = np.array(tokens, np.int32).tobytes()
         digest, start = (None, 0) if use is None else (use.digest, use.start)
-        return self._of(packed, digest, start, self._root_of(domain))
+        return self._of(packed, digest, start)
 
     @staticmethod
-    def _compute(
-        tokens: bytes, digest: bytes | None, start: int, root: int
-    ) -> tuple[Int64s, UInt64s]:
+    def _compute(tokens: bytes, digest: bytes | None, start: int) -> tuple[Int64s, UInt64s]:
         plain = np.frombuffer(tokens, np.int32).astype(np.int64)
         coded = plain if digest is None else under_adapter(plain, tag_of(digest), start)
-        return coded, lineages_of(coded, root)
+        return coded, lineages_of(coded)
 
 
 def digest_of(tag: int) -> bytes:

@@ -34,7 +34,6 @@ class OpenLease:
 
     lease: Lease
     agent: int
-    domain: str
     tokens: list[int]
     slot: int
     done: int

@@ -1,36 +1,35 @@
 """The memory layer's world: the real manager, tree, planner and pools on a test bed, and a model of
 what must hold, which knows no page ids.
 
-The model is, per sharing domain, the set of prefixes whose KV was computed soundly. Every operation
-takes small integers, so that a state machine and a random walk can drive the same code; each leaves
-a state in which ``check`` must hold.
+The model is the set of prefixes whose KV was computed soundly. Every operation takes small
+integers, so that a state machine and a random walk can drive the same code; each leaves a state in
+which ``check`` must hold.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from scalesim.batch import LaunchedStep
+from scalesim.core import Int64s
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.adapters import AdapterContent, adapter_use
 from scalesim.memory.timing import Pace
+from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
 from scalesim.testing.contents import PageReader, Paths, adapter_bytes, check_adapter, digest_of
 from scalesim.testing.held import FlakySource, OpenLease, batch_of
-from scalesim.testing.tag_runner import TagReader
 from scalesim.testing.tags import adapter_layout
 
 AGENTS = 5
 MAX_LEASES = 6
-DOMAINS = ("first", "second")
 FAR = 1e9
-KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh", "elsewhere")
+KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh")
 """How a request is related to earlier ones; some more often than others."""
 
 
@@ -54,7 +53,7 @@ class MemoryWorld:
     shape: WorldShape
     factories: Factories = OURS
     open_leases: list[OpenLease] = field(default_factory=list)
-    history: list[tuple[str, list[int]]] = field(default_factory=list)  # (domain, tokens)
+    history: list[list[int]] = field(default_factory=list)  # tokens
     adapters: dict[int, tuple[int, int]] = field(default_factory=dict)  # name -> (tag, pages)
     broken: set[int] = field(default_factory=set)  # tags whose source cannot be read
     num_tags: int = 0
@@ -75,9 +74,9 @@ class MemoryWorld:
             reader=self._reader,
         )
         self.manager = self.bed.memory
-        self.paths = Paths(shape.block_size, root_of)
+        self.paths = Paths(shape.block_size)
         self.poisoned: set[int] = set()
-        self.sound: dict[str, set[int]] = {domain: set() for domain in DOMAINS}
+        self.sound: set[int] = set()
         self.flights: list[tuple[LaunchedStep, list[tuple[OpenLease, int]]]] = []
         self.copying: dict[tuple[int, int], int] = {}  # (step, index) -> page to be written
         self.num_launched = 0
@@ -91,7 +90,7 @@ class MemoryWorld:
     def acquire(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         if len(self.open_leases) == MAX_LEASES:
             return
-        domain, tokens = self.prompt(agent, kind, pick, length)
+        tokens = self.prompt(agent, kind, pick, length)
         tokens = tokens[: self.shape.pages * self.shape.block_size]
         use = self.adapter_use(agent, pick, len(tokens))
         blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
@@ -99,7 +98,6 @@ class MemoryWorld:
         packed = np.array(tokens, np.int32).tobytes()
         lease = self.manager.acquire(
             agent,
-            domain,
             packed,
             blocks,
             attachments=() if use is None else (use,),
@@ -109,14 +107,14 @@ class MemoryWorld:
             return
         cached = lease.num_cached
         assert cached < len(tokens), (cached, len(tokens))
-        _, known = self.paths.known(tokens, use, domain)
-        assert not cached or int(known[cached - 1]) in self.sound[domain], (
-            f"{cached} cached tokens of {tokens} were never computed soundly in {domain}"
+        _, known = self.paths.known(tokens, use)
+        assert not cached or int(known[cached - 1]) in self.sound, (
+            f"{cached} cached tokens of {tokens} were never computed soundly"
         )
         slot = next(
             s for s in range(MAX_LEASES) if s not in {opened.slot for opened in self.open_leases}
         )
-        self.open_leases.append(OpenLease(lease, agent, domain, tokens, slot, cached, cached, use))
+        self.open_leases.append(OpenLease(lease, agent, tokens, slot, cached, cached, use))
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -156,23 +154,21 @@ class MemoryWorld:
         self.manager.bind_adapter(agent, digest_of(tag))
         return adapter_use(digest_of(tag), adapter_layout(tag, count), start)
 
-    def prompt(self, agent: int, kind: str, pick: int, length: int) -> tuple[str, list[int]]:
-        """A sharing domain and tokens: related to an earlier request's, or not."""
+    def prompt(self, agent: int, kind: str, pick: int, length: int) -> list[int]:
+        """Tokens: related to an earlier request's, or not."""
         fresh = self._random_tokens(length)
         if kind == "own":
-            return DOMAINS[0], self.prefixes[agent] + fresh
+            return self.prefixes[agent] + fresh
         if kind == "template":
-            return DOMAINS[0], self.templates[pick % len(self.templates)] + fresh
+            return self.templates[pick % len(self.templates)] + fresh
         if kind == "fresh" or not self.history:
-            return DOMAINS[pick % 2], fresh
-        domain, old = self.history[pick % len(self.history)]
+            return fresh
+        old = self.history[pick % len(self.history)]
         if kind == "repeat":
-            return domain, list(old)
+            return list(old)
         if kind == "extend":
-            return domain, old + fresh
-        if kind == "elsewhere":
-            return DOMAINS[domain == DOMAINS[0]], list(old)
-        return domain, old[: 1 + pick % len(old)] + fresh
+            return old + fresh
+        return old[: 1 + pick % len(old)] + fresh
 
     def request(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
         """A request from its look-up to its release; it waits for copies a little, now and then."""
@@ -246,8 +242,8 @@ class MemoryWorld:
                 self._close(opened, sound=0)
             else:
                 opened.done = end
-                _, known = self.paths.known(opened.tokens[:end], opened.use, opened.domain)
-                self.sound[opened.domain].update(known.tolist())
+                _, known = self.paths.known(opened.tokens[:end], opened.use)
+                self.sound.update(known.tolist())
 
     def poison(self, pick: int) -> None:
         """The next step of one lease gives values that are not finite."""
@@ -385,21 +381,18 @@ class MemoryWorld:
         device = PageReader(bed.device, self.shape.block_size)
         host = PageReader(bed.host, self.shape.block_size)
         copying = set(self.copying.values())
-        for domain in DOMAINS:
-            for segment in descendants(tree.root(domain)):
-                if segment.is_tail and segment.device[0] in copying:
-                    continue  # written by a step in flight: right for whoever comes after it
-                tokens, known, start = self.paths.of(segment, domain)
-                device.add(segment, segment.device[: segment.device.valid], tokens, known, start)
-                host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
+        for segment in descendants(tree.root(TEXT)):
+            if segment.is_tail and segment.device[0] in copying:
+                continue  # written by a step in flight: right for whoever comes after it
+            tokens, known, start = self.paths.of(segment)
+            device.add(segment, segment.device[: segment.device.valid], tokens, known, start)
+            host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
         for segment in tree.root("adapters").children.values():
             check_adapter(segment, bed.device, bed.host)
         for opened in self.open_leases:
             if opened.lease.is_ready:
                 pages = [p for s in reversed(lineage(opened.lease.end)) for p in s.device]
-                tokens, known = self.paths.known(
-                    opened.tokens[: self._written(opened)], opened.use, opened.domain
-                )
+                tokens, known = self.paths.known(opened.tokens[: self._written(opened)], opened.use)
                 device.add(opened.lease, pages + opened.lease.private, tokens, known, 0)
         device.check("device")
         host.check("host")
@@ -412,9 +405,9 @@ class MemoryWorld:
             return min(opened.done, opened.lease.num_shared * self.shape.block_size)
         return opened.done
 
-    def _reader(self, slot: int) -> TagReader:
+    def _reader(self, slot: int) -> Int64s:
         opened = next(opened for opened in self.open_leases if opened.slot == slot)
-        return TagReader(np.array(opened.tokens, np.int64), root_of(opened.domain))
+        return np.array(opened.tokens, np.int64)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -424,13 +417,8 @@ class MemoryWorld:
     def _close(self, opened: OpenLease, *, sound: int) -> None:
         self.open_leases.remove(opened)
         self.poisoned.discard(opened.slot)
-        self.history = [*self.history[-11:], (opened.domain, opened.tokens)]
+        self.history = [*self.history[-11:], opened.tokens]
         self.manager.release(opened.lease, opened.token_bytes[: 4 * sound], sound)
 
     def _random_tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(3) for _ in range(max(1, count))]
-
-
-def root_of(domain: Hashable) -> int:
-    """Where the lineages of a sharing domain begin."""
-    return 0 if domain == DOMAINS[0] else 0xD0_0D << 40

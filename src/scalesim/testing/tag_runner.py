@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -45,18 +45,10 @@ Verify = Literal["all", "new", "off"]
 BadHook = Callable[[int, int], bool]
 
 
-class TagReader(NamedTuple):
-    """Whom a slot computes for: the ``tokens`` of its sequence, as far as they are known, and the
-    ``root`` of its sharing domain's lineages."""
-
-    tokens: Int64s
-    root: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Launched:
     batch: Batch
-    readers: list[TagReader]  # as they were then: a slot may be another's when the batch runs
+    readers: list[Int64s]  # the tokens that slots compute for: one may be another's when this runs
 
 
 class TagRunner:
@@ -65,8 +57,9 @@ class TagRunner:
     ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot;
     ``"new"`` reads only the block before the new tokens (for benchmarks); ``"off"`` reads all and
     lets a wrong byte change the text. ``bad(slot, token)`` makes the step that would sample
-    ``token`` in ``slot`` a bad one: its tags are poisoned. ``reader(slot)`` says whose context a
-    slot reads; without it, a context that is another's from its start on only changes the text.
+    ``token`` in ``slot`` a bad one: its tags are poisoned. ``reader(slot)`` gives the tokens whose
+    context a slot reads; without it, a context that is another's from its start on only changes the
+    text.
     With two steps in flight a launched batch waits until ``run_next`` or its ``collect``;
     ``timeline`` is told when it ran.
     """
@@ -84,7 +77,7 @@ class TagRunner:
         vocab_size: int = 512,
         verify: Verify = "all",
         bad: BadHook | None = None,
-        reader: Callable[[int], TagReader] | None = None,
+        reader: Callable[[int], Int64s] | None = None,
     ) -> None:
         self.steps_in_flight = steps_in_flight
         self.bad = bad
@@ -144,7 +137,7 @@ class TagRunner:
             self._check_writes(rows, positions, written)
             if batch.adapters is not None:
                 self._check_adapters(batch, batch.adapters)
-        self._tags[written] = self._new_tags(batch, readers, counts, positions)
+        self._tags[written] = self._new_tags(batch, counts, positions)
         contexts = positions[batch.query_start[1:] - 1] + 1
         lineages, bad = self._attend(batch, readers, contexts)
         digests = self._draw(batch, lineages, contexts)
@@ -179,15 +172,13 @@ class TagRunner:
                 f"slot {index % self._block_size} of page {index // self._block_size}: 2 writers"
             )
 
-    def _new_tags(
-        self, batch: Batch, readers: list[TagReader], counts: Int64s, positions: Int64s
-    ) -> Tags:
+    def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s) -> Tags:
         """``[num_tokens, NUM_FIELDS]``: chained to the tag before, which is read from its page."""
         first = batch.query_start[:-1]
         before = positions[first] - 1
         rows = batch.rows.astype(np.int64)
         lineage = self._tags[self._places(rows, np.maximum(before, 0)), LINEAGE]
-        lineage = np.where(before < 0, self._roots(batch, readers), lineage)
+        lineage = np.where(before < 0, np.uint64(0), lineage)
         tokens = self._tokens(batch, counts).astype(np.uint64)
         word = words(tokens, positions.astype(np.uint64))
         total = np.cumsum(word)
@@ -224,11 +215,6 @@ class TagRunner:
         in_force = positions >= batch.adapters.starts[owner]
         return tokens + np.where(in_force, tags[owner] << 32, 0)
 
-    def _roots(self, batch: Batch, readers: list[TagReader]) -> UInt64s:
-        """``[num_seqs]``: where each sequence's lineage begins."""
-        roots = [reader.root for reader in readers] or [0] * batch.num_seqs
-        return np.array(roots, np.uint64)
-
     def _check_adapters(self, batch: Batch, adapters: AttachmentBatch) -> None:
         """Each adapter's pages, as its row lists them, hold that adapter."""
         for row, layout in {*zip(adapters.rows.tolist(), adapters.layouts.tolist(), strict=True)}:
@@ -244,7 +230,7 @@ class TagRunner:
                     )
 
     def _attend(
-        self, batch: Batch, readers: list[TagReader], contexts: Int64s
+        self, batch: Batch, readers: list[Int64s], contexts: Int64s
     ) -> tuple[UInt64s, Bools]:
         """Read each sequence's context; its lineage, plus whatever is wrong, and who read a
         poisoned slot."""
@@ -266,8 +252,7 @@ class TagRunner:
         word = words(tokens, tags[POSITION])
         before = np.empty_like(lineage)
         before[1:] = lineage[:-1]
-        roots = self._roots(batch, readers)
-        before[starts] = np.where(first == 0, roots, lineage[starts] - word[starts])
+        before[starts] = np.where(first == 0, np.uint64(0), lineage[starts] - word[starts])
         broken = seals(lineage, word, tags[STEP]) ^ tags[CHECK]
         broken |= (lineage - before) ^ word
         broken |= (tags[POSITION] ^ positions.astype(np.uint64)) | (tags[TOKEN] ^ tokens)
@@ -284,14 +269,14 @@ class TagRunner:
         return result, bad
 
     def _own_tokens(
-        self, batch: Batch, readers: list[TagReader], first: Int64s, starts: Int64s, found: UInt64s
+        self, batch: Batch, readers: list[Int64s], first: Int64s, starts: Int64s, found: UInt64s
     ) -> UInt64s:
         """``[n]``: what the readers' slots hold, where that is known, else what was ``found``. The
         context of each begins at position ``first``, and at ``starts`` of ``found``."""
         own = np.full(len(found), NO_TOKEN, np.int64)
         ends = np.append(starts[1:], len(found))
         for reader, position, start, end in zip(readers, first, starts, ends, strict=True):
-            tokens = reader.tokens[position : position + end - start]
+            tokens = reader[position : position + end - start]
             own[start : start + len(tokens)] = tokens
         known = own != NO_TOKEN
         owner = np.repeat(np.arange(len(starts)), ends - starts)

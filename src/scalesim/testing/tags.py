@@ -55,15 +55,13 @@ def seals(lineages: UInt64s, word: UInt64s, steps: UInt64s) -> UInt64s:
     return mix((lineages ^ word) + steps * np.uint64(_STEP))
 
 
-def lineages_of(tokens: Int64s, root: int = 0) -> UInt64s:
-    """``[num_tokens]``: the lineage of each position of a sequence that begins with ``tokens``, in
-    the sharing domain ``root``.
+def lineages_of(tokens: Int64s) -> UInt64s:
+    """``[num_tokens]``: the lineage of each position of a sequence that begins with ``tokens``.
 
     The lineage is a sum of position-dependent words, so that a whole chunk is one cumulative sum.
     """
     count = len(tokens)
-    sums = np.cumsum(words(tokens.astype(np.uint64), np.arange(count, dtype=np.uint64)))
-    return sums + np.uint64(root)
+    return np.cumsum(words(tokens.astype(np.uint64), np.arange(count, dtype=np.uint64)))
 
 
 def adapter_pages(tag: int, num_pages: int, page_bytes: int) -> npt.NDArray[np.uint8]:
@@ -118,12 +116,10 @@ def expected_text(
     vocab_size: int = 512,
     adapter: int = 0,
     start: int = 0,
-    root: int = 0,
 ) -> list[int]:
     """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory
-    does. ``adapter`` is a tag in force from position ``start`` on; ``root`` tells sharing domains
-    apart."""
-    lineage = root
+    does. ``adapter`` is a tag in force from position ``start`` on."""
+    lineage = 0
 
     def word(position: int, token: int) -> int:
         if position >= start:

@@ -18,7 +18,7 @@ from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.tree.segment import Segment
 
 ADAPTER = "adapter"  # the kind
-_ROOT = "adapters"  # no sharing domain of sequences: those are tuples or None
+_ROOT = "adapters"
 
 
 def adapter_use(digest: bytes, layout: int, start: int = 0) -> AttachmentUse:

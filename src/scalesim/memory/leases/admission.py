@@ -6,7 +6,7 @@ row of the block table, and the account of how the prompt was found.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalesim.core import AgentId
@@ -43,14 +43,13 @@ class Admission:
     def acquire(
         self,
         agent: AgentId | None,
-        domain: Hashable,
         tokens: bytes,
         num_blocks: int,
         attachments: Sequence[AttachmentUse],
         max_loading_pages: int | None,
     ) -> Lease | None:
         """See ``MemoryManager.acquire``."""
-        found = self.look_up.find(domain, tokens, num_blocks, attachments)
+        found = self.look_up.find(tokens, num_blocks, attachments)
         if (
             found.waits
             and max_loading_pages is not None

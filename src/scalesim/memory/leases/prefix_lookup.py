@@ -5,7 +5,7 @@ Called by admission. Cuts segments where what a request uses ends; pins and move
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.attachments import Attachments, branch_of
 from scalesim.memory.leases.partial_blocks import FoundPartialBlock
+from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment, lineage
 
 Path: TypeAlias = list[tuple[Segment, int]]
@@ -52,17 +53,11 @@ class PrefixLookup:
         self._tree, self._ranking = residency.tree, residency.ranking
         self._costs, self._attachments = residency.costs, attachments
 
-    def find(
-        self,
-        domain: Hashable,
-        tokens: bytes,
-        num_blocks: int,
-        uses: Sequence[AttachmentUse],
-    ) -> PrefixMatch:
+    def find(self, tokens: bytes, num_blocks: int, uses: Sequence[AttachmentUse]) -> PrefixMatch:
         """What a request for ``num_blocks`` in all would use. Raises ``AttachmentError`` where
         there is no such attachment."""
         size = self._tree.block_size
-        root = self._tree.root(domain)
+        root = self._tree.root(TEXT)
         num_tokens = len(tokens) // TOKEN_BYTES
         branch = branch_of(uses, size)
         path = _usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))

@@ -2,16 +2,19 @@
 removing.
 
 A child is found by the exact tokens of its first block, so a hit never rests on a hash. Roots
-separate what must not be shared (model, attached content, sharing domain). Which pages come and go
-is not the tree's business.
+separate kinds of state: the KV of text, and each kind of attachment. Which pages come and go is not
+the tree's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
+
+TEXT = "text"
+"""The root of prompts and what was said after them."""
 
 
 class PrefixTree:
@@ -23,13 +26,13 @@ class PrefixTree:
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
         self.num_edits = 0  # splits, merges, removals, cuts: what was read before may not hold
-        self._roots: dict[Hashable, Segment] = {}
+        self._roots: dict[str, Segment] = {}
         self._seq = 0
 
-    def root(self, domain: Hashable) -> Segment:
-        root = self._roots.get(domain)
+    def root(self, kind: str) -> Segment:
+        root = self._roots.get(kind)
         if root is None:
-            root = self._roots[domain] = Segment(None, b"", 0, self._next_seq())
+            root = self._roots[kind] = Segment(None, b"", 0, self._next_seq())
         return root
 
     def __iter__(self) -> Iterator[Segment]:

@@ -1,47 +1,38 @@
-"""Runs batches of the engine on a model over the page pool: the ``Runner`` of ``core`` for a CPU.
+"""The runner of a CPU: computes a ``Batch`` with a model whose KV lies in the page pool.
 
-The engine owns the pages and decides which go where; this keeps the block table, turns a ``Batch``
-into the kernels' ``PagedBatch``, and samples. It computes inside ``launch``.
+The engine owns the pages and decides which go where; the runner keeps a copy of the block table,
+turns a ``Batch`` into the kernels' ``PagedBatch``, and samples. A step is over when ``launch``
+returns.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import xxhash
-from scalesim_kernels import Adjustments, KernelSet
+from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.batch import (
-    NO_TOKEN,
-    Batch,
-    LaunchedStep,
-    LogitsBatch,
-    LogprobsBatch,
-    Scores,
-    StepOutput,
-)
-from scalesim.core import Bools, Bytes2D, Fence, Floats, Int32s, Int64s
-from scalesim.errors import ConfigError
+from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, LogitsBatch, StepOutput
+from scalesim.core import Bools, Bytes2D, Fence, Int32s, Int64s
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.layers.decoder import Decoder, ForwardContext
-from scalesim.model.runner.arrange import Arranged, arrange, paged_batch
-from scalesim.model.runner.device_logprobs import SCORED_ROWS
+from scalesim.model.runner.arrange import arrange, paged_batch
+from scalesim.model.runner.extra_outputs import adjustments, hidden_sums, log_probs
+from scalesim.model.runner.pool_view import pool_view
 from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.token_counts import TokenCounts
 
 
 class ModelRunner:
-    """A ``core.Runner``: one step in flight, complete when ``launch`` returns.
+    """A ``batch.Runner`` with one step in flight, which is complete when ``launch`` returns.
 
     pages : ``[num_pages, page_bytes]`` uint8, C-contiguous, 64-byte aligned; shared with the link,
         which may touch other pages while a step runs.
@@ -130,25 +121,13 @@ class ModelRunner:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
         scores = sums = None
         if batch.scores is not None:
-            scores = self._score(batch, batch.scores, arranged, hidden, tokens)
+            rows = arranged.row_of[batch.scores.tokens]
+            scores = log_probs(
+                batch, batch.scores, rows, tokens, partial(self._logits, hidden), kernels
+            )
         if batch.embeddings is not None:
             sums = hidden_sums(arranged.spans(batch.embeddings.spans), hidden)
         return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, sums)
-
-    def _score(
-        self, batch: Batch, asked: LogprobsBatch, arranged: Arranged, hidden: Tensor, tokens: Int32s
-    ) -> Scores:
-        """Log-probabilities behind query tokens; logits are made anew, a few rows at a time."""
-        rows, targets = arranged.row_of[asked.tokens], resolved(batch, asked, tokens)
-        parts = []
-        for start in range(0, len(rows), SCORED_ROWS):
-            part = slice(start, start + SCORED_ROWS)
-            logits = self._logits(hidden, rows[part])
-            parts.append(
-                self._kernels.log_probs(logits, torch.from_numpy(targets[part]), asked.top_k)
-            )
-        logprobs, ids, top = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-        return Scores(logprobs, ids, top)
 
     def _padded(self, num_rows: int) -> int:
         multiple = self._kernels.row_multiple if self._reproducible else 1
@@ -194,61 +173,8 @@ class ModelRunner:
         return tokens
 
 
-COLUMNS = (
-    "min_ps", "repetitions", "presences", "frequencies", "bias_start", "bias_ids", "biases",
-    "mask_rows", "masks",
-)  # fmt: skip
-"""What ``LogitsBatch`` and the kernels' ``Adjustments`` have in common."""
-
-
-def adjustments(
-    batch: Batch, adjust: LogitsBatch, rows: Int64s, counts: npt.NDArray[np.int32]
-) -> Adjustments:
-    """For the kernels: ``rows`` are the adjusted sequences' rows of the logits."""
-
-    def tensor(values: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values))
-
-    return Adjustments(
-        rows=tensor(rows.astype(np.int32)),
-        temperatures=tensor(batch.sampling.temperatures[adjust.seqs]),
-        slots=tensor(batch.slots[adjust.seqs]),
-        counts=torch.from_numpy(counts),
-        **{name: tensor(getattr(adjust, name)) for name in COLUMNS},
-    )
-
-
-def hidden_sums(spans: Iterable[slice], hidden: Tensor) -> Floats:
-    """``[num_spans, hidden]``: final hidden states, summed over each span in fp64."""
-    sums = torch.stack([hidden[span].double().sum(0) for span in spans])
-    result: Floats = sums.float().numpy()
-    return result
-
-
-def resolved(batch: Batch, asked: LogprobsBatch, tokens: Int32s) -> Int32s:
-    """``asked.targets`` with the tokens that the batch's sequences sampled (0 for a bad one)."""
-    seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
-    targets = np.where(asked.targets == NO_TOKEN, tokens[seqs], asked.targets)
-    result: Int32s = np.maximum(targets, 0).astype(np.int32)
-    return result
-
-
 def not_finite(rows: Tensor) -> Bools:
     """Which rows of ``[n, width]`` hold NaN or Inf: their sum does too, and it is one pass."""
     finite = torch.isfinite(rows.sum(-1, dtype=torch.float32))
     result: Bools = finite.logical_not_().numpy()
     return result
-
-
-def pool_view(pages: Bytes2D, geometry: PageGeometry, dtype: torch.dtype) -> Tensor:
-    """The raw pages as the kernels' pool: ``[num_pages, layer, 2, kv_head, block_size, head_dim]``.
-
-    Shares memory. Raises ``ConfigError`` when the pages do not fit the geometry or the dtype.
-    """
-    if dtype.itemsize != geometry.dtype_bytes:
-        raise ConfigError(
-            f"{dtype} has {dtype.itemsize} bytes; the geometry {geometry.dtype_bytes}"
-        )
-    if pages.shape[1] != geometry.page_bytes:
-        raise ConfigError(f"pages of {pages.shape[1]} bytes; the geometry's {geometry.page_bytes}")
-    return torch.from_numpy(pages).view(dtype).view(len(pages), *geometry.shape)
