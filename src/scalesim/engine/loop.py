@@ -192,13 +192,13 @@ class EngineLoop:
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,
-            adjust=logits_processor_of(params, len(tokens), stop_ids, constraint),
+            logits_processor=logits_processor_of(params, len(tokens), stop_ids, constraint),
             priority=request.priority,
             leaves_nothing=agent != request.agent,
             embedding_log=None
             if request.pooling is None
             else EmbeddingLog(len(tokens), request.pooling),
-            score_log=LogprobsLog(len(tokens), params) if is_scored else None,
+            logprobs_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
 
     # -- agents and time ----------------------------------------------------------------------

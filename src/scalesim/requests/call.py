@@ -97,7 +97,7 @@ class Call:
             sequence.host_tokens,
             sequence.rebuilt_tokens,
         )
-        log = sequence.score_log
+        log = sequence.logprobs_log
         return Reply(
             agent=self.request.agent,
             text=self._text(ids, sequence.finish_reason),

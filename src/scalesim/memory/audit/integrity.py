@@ -2,7 +2,7 @@
 
 Counts by sets of unique page ids, never by sums of lengths. Called by the engine's guard when there
 is nothing to do, and by tests after every operation. Raises ``IntegrityError`` with each term of
-the equation that does not hold; ``accounts`` is what is cheap enough for every step.
+the equation that does not hold; ``counts`` has the checks that are cheap enough for every step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.segment import TIERS, Run, Segment, Transfer, lineage
+from scalesim.memory.tree.run import TIERS, Run, Transfer
+from scalesim.memory.tree.segment import Segment, lineage
 
 
 class IntegrityError(AssertionError):

@@ -159,8 +159,8 @@ class CudaRunner:
         self._send(batch, arranged, shape, lora)
         began = self._stream.record(timed=True)
         changes = None
-        if batch.adjust is not None:
-            changes = self._adjust.send(batch, batch.adjust, arranged.sampling)
+        if batch.logits is not None:
+            changes = self._adjust.send(batch, batch.logits, arranged.sampling)
         scored = self._send_scores(batch, arranged)
         spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
         # a graph keeps no hidden states, which logprobs and embeddings need
@@ -250,10 +250,10 @@ class CudaRunner:
         )
 
     def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoredRows | None:
-        if batch.scores is None:
+        if batch.logprobs is None:
             return None
-        padded = self._pad(len(batch.scores.tokens))
-        return self._scores.send(batch, arranged, batch.scores, padded)
+        padded = self._pad(len(batch.logprobs.tokens))
+        return self._scores.send(batch, arranged, batch.logprobs, padded)
 
     def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
         arranged, found = flight.arranged, flight.outcome.array
