@@ -301,16 +301,16 @@ class MemoryWorld:
         assert agent not in self.manager.owners.agents
         for segment in self.manager.tree:
             assert all(owner.id != agent or owner.is_gone for owner in segment.owners)
-        self._check_leavings(before)
+        self._check_orphans(before)
 
     def forget_all(self) -> None:
         """Forget everybody: once nobody holds anything, what they had is free, on both tiers."""
         before = {segment for segment in self.manager.tree if not segment.owners}
         for agent in list(self.manager.owners.agents):
             self.manager.forget(agent)
-        self._check_leavings(before)
+        self._check_orphans(before)
 
-    def _check_leavings(self, before: set[Segment]) -> None:
+    def _check_orphans(self, before: set[Segment]) -> None:
         """What nobody owns was nobody's ``before``, or is held, or has something below it that
         is: only then may it stay."""
         for segment in self.manager.tree:
