@@ -1,5 +1,5 @@
 """For the site alone: a docstring's ``name : text`` lines, and its tables of words, become lists,
-and the comment behind a field its docstring.
+the comment behind a field its docstring, and the default of ``x: int = setting(64, rule)`` is 64.
 
 A griffe extension, named in mkdocs.yml. The sources keep their layout, which reads well as text.
 """
@@ -33,6 +33,11 @@ def as_list(text: str) -> str:
 
 
 class Lists(griffe.Extension):
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
+        value = attr.value
+        if isinstance(value, griffe.ExprCall) and str(value.function) == "setting":
+            attr.value = value.arguments[0]
+
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_list(obj.docstring.value)

@@ -59,7 +59,7 @@ PLANTS = ("last read before copy-in", "copy-in before first read")
 
 class DelayedStream:
     """A stream that dawdles: a random spin before work and before each copy, and a destination
-    that holds poison meanwhile. ``at_once`` instead waits for each thing that it is given."""
+    that holds poison meanwhile. Without ``delayed``, each thing that it is given is waited for."""
 
     def __init__(self, inner: Stream, name: str, hunt: Hunt, spin: Callable[[float], None]) -> None:
         self._inner, self._name, self._hunt, self._spin = inner, name, hunt, spin

@@ -117,8 +117,8 @@ class Batch:
     table_pages: Int32s  # [num_changes], page id
     page_copies: Int32s  # [num_copies, 2], (source page, destination page)
     adapters: AttachmentBatch | None = None  # None: every sequence runs on the base model
-    scores: LogprobsBatch | None = None
-    adjust: LogitsBatch | None = None
+    logprobs: LogprobsBatch | None = None
+    logits: LogitsBatch | None = None
     embeddings: EmbeddingBatch | None = None
 
     @property
@@ -166,7 +166,7 @@ class StepOutput:
     bad: Bools  # [num_seqs]; the last query token's logits (or hidden state) are not finite
     digests: UInt64s | None  # [num_seqs]; xxh3-64 of the sampled logits' bytes, when asked for
     compute_s: float
-    scores: Scores | None = None  # in the order of the batch's
+    logprobs: Scores | None = None  # in the order of the batch's
     hidden_sums: Floats | None = None  # [num_spans, hidden]: a sum a span of the batch's
 
 

@@ -123,6 +123,12 @@ def test_every_block_says_what_it_is() -> None:
     assert not titles, f"{titles}: a title is a program's name or one of {NOT_RUN}"
 
 
+def test_the_quick_start_is_the_same_wherever_it_stands() -> None:
+    pages = (ROOT / "README.md", DOCS / "index.md", DOCS / "start.md")
+    programs = [[block.code for block in blocks_of(page) if block.is_run] for page in pages]
+    assert programs[0] == programs[1] == programs[2]
+
+
 def test_the_pages_are_really_read() -> None:
     run = {name_of(block.page) for block in PYTHON if block.is_run}
     assert {"README.md", "docs/start.md", "docs/embedding.md", "docs/distance.md"} <= run

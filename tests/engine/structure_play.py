@@ -24,10 +24,10 @@ def bytes_only() -> Structures:
     return Structures(tokenizer, tokenizer.vocab_size, eos, StructureConfig())
 
 
-def allowed(guide: GrammarConstraint) -> list[int]:
+def allowed(constraint: GrammarConstraint) -> list[int]:
     """The ids that may come next. Raises what ends the sequence."""
-    masks = np.zeros((1, guide.num_words), np.int32)
-    [error] = guide.filler([guide], [], masks)
+    masks = np.zeros((1, constraint.num_words), np.int32)
+    [error] = constraint.filler([constraint], [], masks)
     if error is not None:
         raise error
     bits = np.unpackbits(masks.view(np.uint8)[0], bitorder="little")
@@ -42,19 +42,19 @@ def play(
     structures, tokenizer = structures or bytes_only(), tokenizer or ByteTokenizer()
     make = structures.compile(params)
     assert make is not None
-    guide, rng, output = make(), random.Random(seed), list[int]()
+    constraint, rng, output = make(), random.Random(seed), list[int]()
     ends = tokenizer.eos_token_ids
     hurry = rng.choice([0.1, 0.3, 0.6])
     while len(output) < most:
-        ids = allowed(guide)
+        ids = allowed(constraint)
         over = [token for token in ids if token in ends]
         inner = [token for token in ids if token not in ends]
         if over and (not inner or rng.random() < hurry):
-            guide.end(over[0])
+            constraint.end(over[0])
             return tokenizer.decode(output), "stop"
         edges = [token for token in inner if token in EDGES]
         output.append(rng.choice(edges if edges and rng.random() < hurry + 0.2 else inner))
-        if guide.push(output[-1]):
+        if constraint.push(output[-1]):
             return tokenizer.decode(output), "stop"
     return tokenizer.decode(output), "length"
 

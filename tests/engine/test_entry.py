@@ -364,7 +364,7 @@ GIVEN_BY_THE_ENGINE = {
     "Agent": "Engine.agent makes it",
     "AdapterRegistry": "Engine makes it",
     "AdapterRegistry.bind": "for the engine",
-    "AdapterRegistry.use": "for the engine",
+    "AdapterRegistry.uses": "for the engine",
     "AdapterRegistry.hold": "for the engine",
     "AdapterRegistry.let_go": "for the engine",
     "AdapterRegistry.unbind": "for the engine",

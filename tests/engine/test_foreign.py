@@ -24,6 +24,7 @@ from scalesim.engine.engine import Engine
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.errors import AdapterError, EngineModeError, InternalError, ScaleSimError
+from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.requests.call import TextObserver
 from scalesim.requests.limiter import RequestLimiter
@@ -265,7 +266,7 @@ def test_an_adapters_file(kind: BaseException, monkeypatch: pytest.MonkeyPatch) 
     """Read while it is needed, on the link's thread or the engine's."""
     with tiny_engine(host_pages=0, integrity="quarantine") as engine:
         agent = engine.agent("ada", adapter=folders()[0])
-        [source] = {segment.source for segment in engine.parts.memory.tree if segment.source}
+        source = part(engine.adapters, AdapterContent).source
 
         def read(self: object) -> Any:
             raise kind

@@ -442,9 +442,9 @@ def test_a_token_without_text_is_never_asked_for() -> None:
     structures = Structures(tokenizer, 320, frozenset([256]), StructureConfig())
     with pytest.raises(StructureError, match="no token of this tokenizer can begin"):
         structures.compile(SamplingParams(grammar="start: <[300]>"))
-    guide = structures.compile(SamplingParams(grammar='start: "a" <[300]> "b"'))
-    assert guide is not None
-    one = guide()
+    constraint = structures.compile(SamplingParams(grammar='start: "a" <[300]> "b"'))
+    assert constraint is not None
+    one = constraint()
     one.push(97)
     with pytest.raises(StructureError, match="asks for a token from 258 on"):
         allowed(one)
@@ -511,7 +511,7 @@ def test_a_text_that_breaks_its_schema_all_the_same_ends_with_an_error() -> None
     )
     other = structures.compile(SamplingParams(regex="[0-9]"))
     assert make is not None and other is not None
-    guide = make()
-    guide.matcher = other().matcher
+    constraint = make()
+    constraint.matcher = other().matcher
     with pytest.raises(StructureError, match=r"'4' does not keep it: .* multipleOf: 4 against 3"):
-        guide.push(ord("4"))
+        constraint.push(ord("4"))

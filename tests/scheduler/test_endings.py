@@ -7,7 +7,9 @@ import pytest
 
 from scalesim.errors import InternalError, RequestError
 from scalesim.sampling.params import SamplingParams
-from scalesim.scheduler import finish as endings
+from scalesim.scheduler import failures
+from scalesim.scheduler.finish import finish_reason
+from scalesim.scheduler.restart import has_finished
 from scalesim.scheduler.sequence import Sequence
 
 PROMPT = 3
@@ -54,38 +56,38 @@ def sequence(*output: int, limit: int = PROMPT + 4) -> Sequence:
     ],
 )
 def test_the_last_token_says_whether_and_why(token: int, known: int, reason: str | None) -> None:
-    assert endings.judge(sequence(), token, known) == reason
+    assert finish_reason(sequence(), token, known) == reason
 
 
 def test_a_token_is_shown_once() -> None:
     one = sequence(1, 2)
     for token, known in ((1, PROMPT + 1), (1, PROMPT + 1), (2, PROMPT + 2)):
-        endings.judge(one, token, known)
+        finish_reason(one, token, known)
     assert isinstance(one.observer, Watches) and one.observer.seen == [1, 2]
 
 
 def test_what_stopped_midway_goes_on_or_ends_as_it_would_have() -> None:
-    assert not endings.is_over(sequence()) and not endings.is_over(sequence(1))
+    assert not has_finished(sequence()) and not has_finished(sequence(1))
     stopped, whole = sequence(1, 7), sequence(1, 1, 1, 1)
-    assert endings.is_over(stopped) and stopped.finish_reason == "stop"
-    assert endings.is_over(whole) and whole.finish_reason == "length"
+    assert has_finished(stopped) and stopped.finish_reason == "stop"
+    assert has_finished(whole) and whole.finish_reason == "length"
     ending = sequence(1)
     ending.finish_reason = "cancelled"
-    assert endings.is_over(ending) and ending.finish_reason == "cancelled"
+    assert has_finished(ending) and ending.finish_reason == "cancelled"
 
 
 @pytest.mark.parametrize(("token", "kind"), [(8, InternalError), (9, RequestError)])
 def test_who_looks_at_tokens_may_fail(token: int, kind: type[Exception]) -> None:
     one = sequence(token)
-    assert endings.is_over(one) and one.finish_reason == "error"
+    assert has_finished(one) and one.finish_reason == "error"
     assert type(one.error) is kind
     assert kind is RequestError or isinstance(one.error.__cause__, ValueError)
 
 
 def test_errors_name_the_request_the_numbers_and_the_knob() -> None:
-    lost = str(endings.pages_were_lost(sequence(), 9, 4))
+    lost = str(failures.pages_were_lost(sequence(), 9, 4))
     assert "request 1 needs 9 pages; 4" in lost
-    assert "'a'" in str(endings.not_trusted(sequence()))
-    assert "token 3" in str(endings.not_finite(sequence(), 3))
-    long = str(endings.too_long(90, 64))
+    assert "'a'" in str(failures.not_trusted(sequence()))
+    assert "token 3" in str(failures.not_finite(sequence(), 3))
+    long = str(failures.too_long(90, 64))
     assert "90 tokens" in long and "64" in long and "max_tokens" in long

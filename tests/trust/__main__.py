@@ -17,7 +17,7 @@ COLUMNS = ("bug", "in the field", "seen by", "tries", "s", "trace")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.trust", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="traces are not shrunk")
-    parser.add_argument("--markdown", action="store_true", help="the table as docs have it")
+    parser.add_argument("--markdown", action="store_true", help="the table in Markdown")
     options = parser.parse_args(arguments)
     rows, misjudged = [], 0
     for bug in bugs.BUGS:

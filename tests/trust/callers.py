@@ -98,7 +98,7 @@ def unchecked() -> Iterator[None]:
     """Callers' values go through as they are."""
     with ExitStack() as stack:
         for name, instead in (
-            ("scalesim.requests.prepare.checked_call", lambda request: request),
+            ("scalesim.requests.prepare.checked_request", lambda request: request),
             ("scalesim.requests.prepare.check_params", lambda params, *_: params),
             ("scalesim.requests.agent_registry.agent_id", lambda agent: agent),
             ("scalesim.engine.agent.agent_id", lambda agent: agent),

@@ -72,7 +72,8 @@ def points() -> dict[str, Point]:
     what only fails in ways that its contract names: a link and a runner, which leave nothing behind
     when they raise, an adapter's source, a request's own callback."""
     with Workload() as workload:
-        made_of = {made for _, part in reachable(workload.engine) for made in type(part).__mro__}
+        found_in = reachable(workload.engine, but=(HostileLink, TagRunner))
+        made_of = {made for _, part in found_in for made in type(part).__mro__}
     rooms = tuple(f"scalesim.{room}." for room in ROOMS)
     ours = {made for made in made_of if made.__module__.startswith(rooms)}
     found = {

@@ -24,7 +24,7 @@ from scalesim.distance.estimates import Source
 from scalesim.engine.engine import Engine
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import AdapterError, ScaleSimError
-from scalesim.memory.audit.auditor import Integrity
+from scalesim.memory.audit.auditor import Auditor, Integrity
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.leases.adapters import AdapterContent
@@ -42,6 +42,7 @@ from scalesim.testing.bed import Factories
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import adapter_layout, adapter_pages, page_bytes_for
+from tests.inside import part
 
 BLOCK, PAGES, HOST_PAGES, MAX_SEQS = 4, 17, 33, 4
 PROMPT_LEN, NEW_LEN, OUTPUT_LEN, CANCELLED_LEN = 8, 3, 8, 12
@@ -152,6 +153,7 @@ class Workload:
         parts = make_parts(self.seed, self.steps_in_flight, self.integrity, self.build)
         self.link = parts.link
         self.engine = Engine(parts, record=trace, sources=self.build.sources())
+        part(self.engine, Auditor).time_s = parts.time_s  # its sweeps repeat exactly, too
 
     def play(self, name: str = "") -> dict[str, list[Text]]:
         """Two rounds of everybody; agents are called ``name`` and their own letter, and say the

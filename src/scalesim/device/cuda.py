@@ -1,6 +1,6 @@
 """CUDA behind the seam of ``streams``: thin, so that there is little that only a GPU can prove.
 
-Used by ``assembly`` and the GPU benchmarks. Decides nothing.
+Used by ``engine.build`` and the GPU benchmarks. Decides nothing.
 """
 
 from __future__ import annotations

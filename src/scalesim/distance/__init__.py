@@ -1,6 +1,7 @@
-"""Who will call when: sources, their combination, and the clock.
+"""Invocation distance: predictions of agents' next calls, their combination and the clock.
 
-Sources are public: pass them to ``Engine(..., sources=[...])``. Knows nothing of memory.
+Sources are public: pass them to ``Engine(..., sources=[...])``. This package imports nothing of
+memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Rows by the time at which something about them falls due. Costs what falls due, not what waits.
+"""A calendar queue of (row, due time) entries.
 
-Times are put into buckets that are wider the farther off they are; a bucket that begins is looked
-at, and what is not yet due in it moves to a narrower one.
+Buckets are wider the farther off their time is. When a bucket begins, its entries that are not yet
+due move to narrower buckets. So taking the due entries costs in proportion to these, not to all
+entries.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import numpy as np
 from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
 
-_FINE = 8.0  # a bucket is at most this part of the time until it begins
+_FINE = 8.0  # a bucket's width is at most the time until its beginning divided by this
 _FOREVER = 2.0**52
-_FEW = 8  # entries that are cheaper one by one than as arrays
-_MANY = 512  # single entries that are packed
+_FEW = 8  # up to so many entries are cheaper one by one than as arrays
+_MANY = 512  # so many single entries of a bucket are packed into an array
 
 
 class Calendar:
-    """Entries are (row, time). A row may have several: the caller tells a stale one by its time."""
+    """Entries are (row, time), times in ticks of the clock.
+
+    A row may have several entries; nothing removes an outdated entry. The caller recognises it by
+    its time, which is no longer the row's due time.
+    """
 
     def __init__(self) -> None:
         self.num_entries = 0
@@ -29,6 +34,7 @@ class Calendar:
         self._buckets: dict[float, tuple[list[int], list[float], list[tuple[Int64s, Times]]]] = {}
 
     def put_one(self, row: int, time: float, now: float) -> None:
+        """``put`` for one entry, in plain numbers."""
         width = 2.0 ** math.floor(math.log2(max(1.0, (time - now) / _FINE)))
         bucket = self._bucket(min(math.floor(time / width) * width, _FOREVER))
         bucket[0].append(row)
@@ -40,7 +46,7 @@ class Calendar:
             bucket[1].clear()
 
     def put(self, rows: Int64s, times: Times, now: float) -> None:
-        """``rows`` and ``times`` are ``[n]``."""
+        """Add entries; ``rows`` and ``times`` are ``[n]``, ``now`` is the time of the clock."""
         if len(rows) <= _FEW:
             for row, time in zip(rows.tolist(), times.tolist(), strict=True):
                 self.put_one(row, time, now)
@@ -54,7 +60,8 @@ class Calendar:
         self.num_entries += len(rows)
 
     def take(self, now: float) -> tuple[Int64s, Times]:
-        """Remove and return what lies before ``now``, in no order."""
+        """Remove and return the entries with times before ``now``, as rows ``[n]`` and times
+        ``[n]``, in no order."""
         taken_rows: list[Int64s] = []
         taken_times: list[Times] = []
         while self._keys and self._keys[0] <= now:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 MAX_TIME = 2.0**52
-"""From there on, a tick more would be lost in rounding."""
-_WEIGHT = 0.3  # of the newest tick in the running estimate
+"""Ticks. Above this, adding one tick could be lost in rounding."""
+_WEIGHT = 0.3  # of the newest tick, in the moving averages
 
 
 class Clock:
-    """``now`` counts ticks from 0; it may be a fraction where the simulation keeps virtual time.
+    """Time of the simulation: ``now`` counts ticks from 0.
 
-    Wall time is passed in, so that the same clock runs under a virtual one.
+    ``now`` never decreases, and may be fractional where the simulation keeps virtual time. Callers
+    pass wall time in, so that tests and replays can use a virtual one.
     """
 
     def __init__(self) -> None:
@@ -22,10 +23,10 @@ class Clock:
         self._last_s: float | None = None
 
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
-        """Move ``n`` ticks on, or ``to`` a later time; ``wall_s`` is the monotonic time of the
-        move.
+        """Move forward by ``n`` ticks, or to the time ``to`` if that is given.
 
-        Raises ``ValueError`` where ``to`` lies before ``now`` or is not finite.
+        ``wall_s`` is the monotonic wall time of the move, in seconds. Raises ``ValueError`` if
+        ``to`` lies before ``now`` or is not finite.
         """
         target = min(self.now + n, MAX_TIME) if to is None else float(to)
         if not math.isfinite(target) or target < self.now:

@@ -1,4 +1,7 @@
-"""How several predictions of an agent's next use become one. A function; users may bring theirs."""
+"""Combination of several predictions of an agent's next use into one.
+
+The combination is a plain function, so that users can pass their own to ``Engine(combine=...)``.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,24 @@ import numpy.typing as npt
 from scalesim.distance.estimates import Times
 
 CREDIBLE = 0.5
+"""Predictions with at least this confidence are more likely right than not."""
 LEAST = 0.05
-"""Less than this, after the discount for what a source deserves, counts as not said."""
+"""Predictions with less confidence than this, after the discount by the source's trust, are
+dropped."""
 
 Combine: TypeAlias = Callable[[Times, npt.NDArray[np.float64]], Times]
-"""``(at, confidence)``, both ``[num_sources, n]``, to next uses ``[n]``. ``at`` is NaN and
-``confidence`` 0 where a source says nothing; every agent has two sources that speak, or more."""
+"""A function from ``(at, confidence)``, both ``[num_sources, n]``, to next uses ``[n]``. ``at`` is
+NaN and ``confidence`` 0 where a source has no prediction; each agent has at least two
+predictions."""
 
 
 def earliest_credible(at: Times, confidence: npt.NDArray[np.float64]) -> Times:
-    """The earliest of the predictions that are more likely right than not; where there is none, the
-    likeliest. ``at``, in ticks of the clock, and ``confidence`` are ``[num_sources, n]``."""
+    """The earliest prediction with a confidence of at least ``CREDIBLE``; where no prediction has
+    that, the one with the highest confidence.
+
+    ``at``, in ticks of the clock, and ``confidence`` are ``[num_sources, n]``; the result is
+    ``[n]``, in ticks. Of two errors, loading an agent too early costs less than loading it late.
+    """
     credible = np.where(confidence >= CREDIBLE, at, np.inf).min(axis=0)
     likeliest = at[confidence.argmax(axis=0), np.arange(at.shape[1])]
     earliest: Times = np.where(np.isinf(credible), likeliest, credible)

@@ -1,12 +1,12 @@
-"""Invocation distance: who is needed when. Predictions, open calls and bursts become one next use.
+"""Invocation distance: the next use of each agent, from predictions, open calls and bursts.
 
-An agent is needed *now* while it calls, and while its burst of calls may go on; else when its
-sources say, as combined; else nobody knows. Every estimate is advice: it moves state earlier or
-later and never changes a result. Knows nothing of memory: changes are returned, for the engine to
-pass on.
+The next use is *now* while an agent has an open call, and while its burst of calls is likely to go
+on; otherwise the combined prediction of its sources; otherwise unknown. A next use is advice: it
+decides when state moves, and never changes a result. This module imports nothing of memory:
+methods return the changes, and the engine passes them on.
 
-One agent is dealt with in plain numbers, many in arrays (``FEW``): arrays of one entry would cost a
-call 0.15 ms more, and a thousand agents one by one take eight times as long as in arrays.
+Up to ``FEW`` agents are handled as plain numbers, more as arrays: arrays of one entry would add
+0.15 ms to a call, and a thousand agents one by one take eight times as long as in arrays.
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ Change = tuple[AgentId, float | None]
 """An agent and its new next use, in ticks of the clock; ``None`` = unknown."""
 
 _MAX_KEPT = 1024  # agents whose last ignored hint is kept
-_MAX_NAMES = 8  # of nobody, that a score shows
+_MAX_NAMES = 8  # unknown names that a score shows
 _NOT_TOLD = -math.inf
 _LEAD_WEIGHT = 0.05
 _log = logging.getLogger(__name__)
 
 
 class Distances:
-    """The next use of every agent that was ever heard of.
+    """The next use of every agent that a call or a hint has named.
 
-    ``early_ticks`` is how many ticks before their time those calls come that count as on time: the
-    mean, learned; the start window allows for it. ``is_known`` tells whether an agent exists:
-    whoever does not is not told of, and no hint about it outlives its time.
+    ``early_ticks`` is the moving average of the ticks by which on-time calls precede their
+    prediction; the prefetcher's start window allows for it. ``is_known`` tells whether an agent
+    exists: changes name only agents that exist, and a hint about a nonexistent agent is dropped
+    when its time has passed.
     """
 
     def __init__(
@@ -66,36 +67,37 @@ class Distances:
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
         self._voices = [Voice("declared", self._declared), Voice("wake", self._woken)]
-        self._ignored: OrderedDict[AgentId, tuple[str, Ignored]] = OrderedDict()  # the last of each
-        self._counting = threading.Lock()  # users' hints are counted on their threads
+        # by agent: its last ignored hint, and the source of that hint
+        self._ignored: OrderedDict[AgentId, tuple[str, Ignored]] = OrderedDict()
+        self._counting = threading.Lock()  # users' ignored hints are counted on the users' threads
         self._rows = Columns(
             known=(np.bool_, False, ()),
             open_calls=(np.int32, 0, ()),
             calls=(np.int32, 0, ()),  # in this tick
-            usual_calls=(np.int32, 0, ()),  # in the last tick in which it called
+            usual_calls=(np.int32, 0, ()),  # in the agent's last tick with a call
             combined=(np.float64, np.nan, ()),
-            told=(np.float64, _NOT_TOLD, ()),  # the next use that was last returned
+            told=(np.float64, _NOT_TOLD, ()),  # the next use that was returned last
         )
-        self._called: dict[int, None] = {}  # rows, in this tick, in order
-        self._met: list[int] = []  # rows of those who were strangers until this tick
+        self._called: dict[int, None] = {}  # rows with a call in this tick, in order
+        self._met: list[int] = []  # rows of agents made in this tick, with predictions from before
 
     @property
     def num_ignored(self) -> int:
-        """Hints and estimates that said nothing."""
+        """Number of hints and estimates that were ignored as meaningless."""
         return sum(sum(voice.ledger.score.ignored.values()) for voice in self._voices)
 
     @property
     def names(self) -> list[str]:
-        """Of all sources, and of what users say."""
+        """Names of all sources, with ``declared`` and ``wake`` for the users' own hints first."""
         return [voice.name for voice in self._voices]
 
     @property
     def has_sources(self) -> bool:
-        """Whether anybody but users speaks; from any thread."""
+        """Whether there is a source besides the users' own hints. From any thread."""
         return len(self._voices) > 2
 
     def scores(self) -> dict[str, Score]:
-        """By source, how its predictions came out; from any thread."""
+        """The score of each source's predictions, by the source's name. From any thread."""
         for voice in self._voices:
             score = voice.ledger.score
             strangers = [
@@ -106,8 +108,8 @@ class Distances:
         return {voice.name: voice.ledger.score for voice in self._voices}
 
     def add(self, source: Source) -> list[Change]:
-        """Listen to ``source`` from now on. Raises ``ConfigError`` for what is none, and where the
-        name is taken."""
+        """Listen to ``source`` from now on. Raises ``ConfigError`` if ``source`` is no ``Source``,
+        or if its name is taken."""
         voice = voice_of(source)
         if voice.name in self.names:
             raise ConfigError(
@@ -116,13 +118,13 @@ class Distances:
         return self.listen(voice)
 
     def listen(self, voice: Voice) -> list[Change]:
-        """``add``, of a source that was looked at before, under a name that is free."""
+        """``add`` for a source that was checked before and whose name is free."""
         self._voices.append(voice)
         return self.poll()
 
     def forget(self, agents: Sequence[AgentId]) -> list[Change]:
-        """None of ``agents``, who have no open call, is there any more, and all that was known of
-        them goes; the sources are told. What those say then of others is returned."""
+        """Forget ``agents``, which have no open call and no longer exist, and tell the sources.
+        Returns what the sources then say of other agents."""
         changes = self._ask(lambda source: source.forget(agents))
         for agent in agents:
             self._remove(agent)
@@ -142,6 +144,7 @@ class Distances:
             voice.misnamed.pop(agent, None)
 
     def next_use(self, agent: AgentId) -> float | None:
+        """The agent's next use, in ticks of the clock; ``None`` if unknown."""
         row = self.roster.get(agent)
         if row is None or math.isnan(time := self._effective(row)):
             return None
@@ -150,14 +153,15 @@ class Distances:
     # -- what users say -----------------------------------------------------------------------
 
     def expect(self, agent: AgentId, time: float, confidence: float = 1.0) -> list[Change]:
-        """``agent`` will call at time ``time`` (ticks). A time in the past means now. What is no
-        number, or not finite, is ignored and counted: ``inf`` and NaN say nothing about a time."""
+        """Declare that ``agent`` will call at ``time``, in ticks. A time in the past means now. A
+        value that is no finite number is ignored and counted."""
         return self.expect_all({agent: time}, confidence)
 
     def expect_all(
         self, times: Mapping[AgentId, float], confidence: float = 1.0, *, offset: float = 0.0
     ) -> list[Change]:
-        """``expect`` for many agents; the changes in their order. ``offset`` is added to each."""
+        """``expect`` for many agents; returns the changes in their order. ``offset``, in ticks, is
+        added to each time."""
         declared = self._voices[0]
         hints, ignored = read(tuple(times), list(times.values()), confidence, of_users=True)
         self._ignore(declared, ignored)
@@ -172,14 +176,14 @@ class Distances:
         return self._say(declared, Hints(agents, at, sure))
 
     def wake(self, agent: AgentId) -> list[Change]:
-        """``agent`` will call at once, whatever was said before."""
+        """Declare that ``agent`` will call at once, whatever was declared before."""
         return self._say(self._voices[1], Hints((agent,), [self.clock.now], [1.0]))
 
-    # -- what says nothing --------------------------------------------------------------------
+    # -- hints that are ignored ---------------------------------------------------------------
 
     def ignore(self, name: str, ignored: Sequence[Ignored]) -> str:
-        """Count hints of source ``name`` that say nothing; from any thread. What is to be said
-        about it: once a source, else nothing."""
+        """Count ignored hints of source ``name``. Returns the warning to show: for a source's first
+        ignored hint, else empty. From any thread."""
         [voice] = [hint for hint in self._voices if hint.name == name]
         score, is_first = voice.ledger.score, False
         with self._counting:
@@ -199,16 +203,16 @@ class Distances:
         )
 
     def _ignore(self, voice: Voice, ignored: Sequence[Ignored]) -> None:
-        """``ignore``, on the thread that the sources speak on."""
+        """``ignore``, with the warning shown: for the thread on which sources are asked."""
         if ignored and (text := self.ignore(voice.name, ignored)):
             try:
                 warnings.warn(text, HintWarning, stacklevel=2)
-            except HintWarning:  # an error, where the user wants it to be: not here
+            except HintWarning:  # users may turn warnings into errors; these must not end the run
                 _log.warning("%s", text)
 
     def unheard(self, agent: AgentId) -> list[str]:
-        """What was said of ``agent`` and did not count, or may have been meant for it; and who says
-        nothing of anybody. From any thread."""
+        """Why hints about ``agent`` may be missing: its last ignored hint, and names that a source
+        may have misspelt. From any thread."""
         said = []
         if (last := self._ignored.get(agent)) is not None:
             said.append(f"a hint of {last[0]!r} was ignored: {last[1]}")
@@ -222,12 +226,12 @@ class Distances:
         return said
 
     def silent(self) -> list[str]:
-        """Which sources are not heard, and why. From any thread."""
+        """Which sources say nothing, and why. From any thread."""
         silent = [(voice.name, silence_of(voice)) for voice in self._voices]
         return [f"{name!r} is silent: {why}" for name, why in silent if why]
 
     def _end_burst(self, agent: AgentId, time: float) -> None:
-        """Who says that it calls later says that its burst of calls is over."""
+        """End the agent's burst of calls: a hint for a later time says that the burst is over."""
         row = self.roster.get(agent)
         if row in self._called and self.clock.now < time < math.inf:
             rows = self._rows
@@ -243,10 +247,10 @@ class Distances:
             over &= (self.clock.now < times) & (times < math.inf)
             columns.usual_calls[rows[over]] = calls[over]
 
-    # -- what happens -------------------------------------------------------------------------
+    # -- calls and ticks ----------------------------------------------------------------------
 
     def called(self, agent: AgentId) -> list[Change]:
-        """A request of ``agent`` arrived. A hint for this tick or before has come true."""
+        """Note that a request of ``agent`` arrived: a hint for this tick or before came true."""
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
         rows.known[row] = True
@@ -259,21 +263,21 @@ class Distances:
             lead = max(lead for lead in leads if lead is not None)
             self.early_ticks += _LEAD_WEIGHT * (lead - self.early_ticks)
         self._combine_one(row)
-        rows.told[row] = _NOT_TOLD  # each call is news: the newest is served last
+        rows.told[row] = _NOT_TOLD  # each call is reported: equal next uses are ordered by call
         changes = self._changes([row])
         if first and len(self._voices) > 2:
             changes += self._ask(lambda source: source.called(agent, now))
         return changes
 
     def ended(self, agent: AgentId) -> list[Change]:
-        """A request of ``agent`` ended, however it did."""
+        """Note that a request of ``agent`` ended, for whatever reason."""
         row = self._row(agent)
         self._rows.open_calls[row] -= 1
         return self._changes([row])
 
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> list[Change]:
-        """Move the clock. Costs what spoke in the tick, what expired and what sources say anew, not
-        what exists."""
+        """Move the clock, as ``Clock.tick`` does. Costs in proportion to the agents that called in
+        the tick, the expired predictions and the sources' new ones, not to all agents."""
         self.clock.tick(wall_s, n, to=to)
         spoke = np.fromiter(self._called, np.int64, len(self._called))
         self._called = {}
@@ -289,8 +293,8 @@ class Distances:
         return changes + self.poll()
 
     def meet(self, agent: AgentId) -> None:
-        """``agent`` is there from now on: what sources said of it before counts from the next
-        tick."""
+        """Note that ``agent`` exists from now on: what sources said of it before counts from the
+        next tick."""
         for voice in self._voices[2:]:
             if voice.strangers.pop(agent, None) is not None:
                 row = self._row(agent)
@@ -298,7 +302,8 @@ class Distances:
                 self._met.append(row)
 
     def _expire_strangers(self) -> None:
-        """Who is not there when its time has come is misspelt, most likely, and forgotten."""
+        """Forget agents that do not exist when their predicted time has passed: most likely, a
+        source misspells their names."""
         for voice in self._voices[2:]:
             rows, times = voice.strangers_due.take(self.clock.now)
             for row, time in zip(rows.tolist(), times.tolist(), strict=True):
@@ -316,7 +321,8 @@ class Distances:
                 self._unsay(voice, agent)
 
     def _unsay(self, voice: Voice, agent: AgentId) -> None:
-        """``voice`` has nothing more to say of a stranger; when nobody has, it needs no row."""
+        """Drop what ``voice`` said of a nonexistent agent, and the agent's row if no other source
+        speaks of it."""
         voice.strangers.pop(agent, None)
         row = self._row(agent)
         voice.ledger.forget(row)
@@ -325,12 +331,12 @@ class Distances:
             self.roster.remove(agent)
 
     def poll(self) -> list[Change]:
-        """Ask every source what is new."""
+        """Ask every source for its new predictions."""
         return self._ask(lambda source: None)
 
     def _ask(self, note: Callable[[Source], None]) -> list[Change]:
-        """Tell every source ``note``, and take in what it says then. One that fails is not asked
-        again: it is advice, and must not end a simulation."""
+        """Call ``note`` with every source, and take in its new predictions. A source that fails is
+        not asked again: predictions are advice, and must not end a simulation."""
         changes: list[Change] = []
         for voice in self._voices[2:]:
             if voice.source is None:
@@ -350,8 +356,7 @@ class Distances:
     # -- from estimates to changes ------------------------------------------------------------
 
     def _say(self, voice: Voice, hints: Hints) -> list[Change]:
-        """Take in what ``voice`` says, in this order: of an agent that is named twice, what it is
-        given last."""
+        """Take in hints of ``voice``, in their order: for an agent named twice, the last holds."""
         agents, at, confidence = hints
         if isinstance(at, list):
             return self._say_each(voice, hints)
@@ -376,7 +381,8 @@ class Distances:
         return self._changes(touched)
 
     def _introduce(self, voice: Voice, agent: AgentId, time: float) -> None:
-        """``voice`` speaks of ``agent``, whom nobody was told of yet: it may be a stranger."""
+        """Note that ``voice`` speaks of ``agent``, which no change has named yet and which may not
+        exist."""
         if self.is_known(agent):
             self._rows.known[self._row(agent)] = True
         elif time == time:
@@ -417,15 +423,15 @@ class Distances:
         self._rows.combined[rows] = combined
 
     def _heard(self, ledger: Ledger, rows: Int64s) -> tuple[Times, Times]:
-        """What it says of ``rows`` and how sure it may be, both ``[n]``; NaN and 0 where that is
-        nothing."""
+        """The ledger's predictions for ``rows`` and their confidence after the discount by trust,
+        both ``[n]``; NaN and 0 where there is no credible prediction."""
         ledger.columns.grow(len(self.roster))
         confidence = ledger.columns.confidence[rows].astype(np.float64) * ledger.score.trust
         at = np.where(confidence >= LEAST, ledger.columns.at[rows], np.nan)
         return at, np.where(np.isnan(at), 0.0, confidence)
 
     def _combined(self, at: Times, confidence: Times) -> Times:
-        """What the function says, or the default's if it fails: it is advice as well."""
+        """The result of the combining function; the default takes over for good if that fails."""
         said = np.zeros(0)
         with Foreign() as raised:
             said = np.asarray(self._combine(at, confidence), np.float64).reshape(at.shape[1])
@@ -455,15 +461,15 @@ class Distances:
         return changes
 
     def _all_changes(self, touched: Int64s) -> list[Change]:
-        """``_changes`` of rows that may be named more than once, in the order of their first."""
+        """``_changes`` of rows that may be named repeatedly, in the order of first mention."""
         if len(touched) > FEW:
             _, first = np.unique(touched, return_index=True)
             touched = touched[np.sort(first)]
         return self._tell(touched)
 
     def _tell(self, touched: Int64s, agents: Sequence[AgentId] | None = None) -> list[Change]:
-        """``_changes`` as arrays, of rows that are named once. ``agents`` are theirs, where
-        somebody knows them: that spares looking them up."""
+        """``_changes`` in arrays, of rows that are named once. ``agents`` are the rows' agents, if
+        the caller has them, which spares a look-up."""
         if len(touched) <= FEW:
             return self._changes(touched.tolist())
         rows = self._rows

@@ -1,4 +1,4 @@
-"""What a source of distances is, and what it says. The one interface that users implement."""
+"""Sources of predictions: the interface that users implement, and the estimates it returns."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ Times: TypeAlias = npt.NDArray[np.float64]
 
 
 class Estimates(NamedTuple):
-    """Next uses of ``n`` agents.
+    """Predicted next uses of ``n`` agents.
 
-    ``at`` is absolute, in ticks of the clock: a time in the past means now, NaN takes back what was
-    said, what is infinite or no number is ignored and counted. ``confidence``, one for all or
-    ``[n]``, is the probability that the agent's next call comes about then: within a quarter of the
-    distance, or one tick. Of an agent that is named twice, the last estimate holds. One that does
-    not exist may be spoken of ahead; a hint for who is not there when its time comes is ignored.
+    ``at``, ``[n]``, is absolute, in ticks of the clock: a time in the past means now, NaN takes
+    the last estimate back, an infinite value or one that is no number is ignored and counted.
+    ``confidence``, one for all or ``[n]``, is the probability that the agent's next call comes at
+    about that time: within a quarter of the distance, or one tick. For an agent named twice, the
+    last estimate holds. An estimate may name an agent that does not exist yet; it is ignored if
+    the agent does not exist by its time.
     """
 
     agents: Sequence[AgentId]
@@ -36,24 +37,27 @@ NOTHING = Estimates((), ())
 
 
 class Listener(Protocol):
-    """Listens to a source, until it is closed."""
+    """The engine as a source sees it: told that the source has news, until the engine is closed."""
 
     @property
     def is_closed(self) -> bool: ...
 
     def has_news(self) -> None:
-        """The source was told something: ask it for changes. From any thread."""
+        """Note that a user told the source something, so it is to be asked. From any thread."""
 
 
 class Source(ABC):
-    """Says who will call when. ``changes``, ``called`` and ``forget`` run on the engine's thread;
-    what a user tells a source comes from any thread and is kept for that one by ``_tell``.
+    """A source of predictions of agents' next calls.
 
-    A source that raises is not asked again; nothing that it says can change a text. ``name`` is
-    its own on an engine: scores and errors call it so. Where a source is made with a
-    ``confidence``, that is how often its predictions come true. One that ``judges_itself`` is
-    silent unless its predictions are worth something: they are scored all the same, and not
-    discounted, for what orders agents well need not name the tick in which they call.
+    ``changes``, ``called`` and ``forget`` run on the engine's thread. Users call a source's own
+    methods from any thread; ``_tell`` keeps what they say for the engine's thread. A source that
+    raises is not asked again, and no prediction can change a generated text. ``name`` is unique in
+    an engine; scores and errors use it. The ``confidence`` that some sources are made with is the
+    share of their predictions that come true.
+
+    A source that ``judges_itself`` is silent unless its predictions are useful. Its predictions
+    are scored but not discounted, because an order of agents can be good although the predicted
+    ticks are not.
     """
 
     name: str = "source"
@@ -67,18 +71,20 @@ class Source(ABC):
 
     @abstractmethod
     def changes(self, now: float) -> Estimates:
-        """What is new since the last time, at time ``now`` of the clock. Asked at each tick, after
-        the first call of an agent in a tick, and when the source was told something."""
+        """The estimates that are new since the last time, at time ``now`` of the clock. The engine
+        asks at each tick, after an agent's first call in a tick, and after news (``_tell``)."""
 
     def called(self, agent: AgentId, now: float) -> None:  # noqa: B027 - optional
-        """``agent`` called at ``now``; told once a tick, however many calls its burst has."""
+        """Note that ``agent`` called at ``now``: once per tick, however many calls its burst
+        has."""
 
     def forget(self, agents: Sequence[AgentId]) -> None:  # noqa: B027 - optional
-        """``agents`` are gone: drop what is known of each. Who is made under one of these ids later
-        is somebody new."""
+        """Drop all that is known of ``agents``, which no longer exist. An agent that is made later
+        under one of these ids is a new one."""
 
     def why_silent(self) -> str:
-        """Why it says nothing at present; empty if it does, or does not know. From any thread."""
+        """Why the source says nothing at present; empty if it speaks, or does not know why. From
+        any thread."""
         return ""
 
     def _tell(self, note: Callable[[float], None]) -> None:
@@ -93,8 +99,10 @@ class Source(ABC):
 
 
 class DatedSource(Source):
-    """A source that knows, of one agent after another, when that agent calls next: ``_changed``
-    holds what is new. ``confidence``: how often that comes true."""
+    """A source that keeps new predictions agent by agent, in ``_changed``, until it is asked.
+
+    ``confidence`` is the share of the predictions that come true.
+    """
 
     def __init__(self, name: str, confidence: float) -> None:
         super().__init__(name)

@@ -1,4 +1,4 @@
-"""Hints as they were given: what can be heard of them, and what says nothing and is ignored."""
+"""Validation of hints: which of the given values are usable, and which are ignored and why."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from scalesim.distance.estimates import Times
 from scalesim.distance.scores import Reason
 from scalesim.foreign import Foreign
 
-FEW = 8  # hints that are cheaper one by one than as arrays
-_MAX_COMPARED = 4096  # names that a misspelt one is held against
+FEW = 8  # up to so many hints are cheaper one by one than as arrays
+_MAX_COMPARED = 4096  # names that a misspelt name is compared with
 
 
 class Hints(NamedTuple):
-    """What can be heard of ``n`` agents: finite times, or NaN to take back what was said; and how
-    sure, as numbers. Both are ``[n]``: lists of few, else arrays."""
+    """The usable hints about ``n`` agents.
+
+    ``at`` is ``[n]``, in ticks: finite, or NaN to take the last hint back. ``confidence`` is
+    ``[n]``. Both are lists up to ``FEW`` hints, else arrays.
+    """
 
     agents: Sequence[AgentId]
     at: list[float] | Times
@@ -31,7 +34,7 @@ class Hints(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A hint that says nothing, and why. ``value``: what was wrong, as it was given."""
+    """A hint that is ignored, and why. ``value`` is the value at fault, as it was given."""
 
     reason: Reason
     agent: AgentId
@@ -53,10 +56,14 @@ NO_HINTS = Hints((), [], [])
 def read(
     agents: Sequence[AgentId], at: Any, confidence: Any, *, of_users: bool = False
 ) -> tuple[Hints, list[Ignored]]:
-    """What ``agents`` are said to do ``at`` times, one each, and what of it is ignored: infinite
-    times and what is no number, and a ``confidence`` (one for all, or one each) that is none. NaN
-    takes back what was said; of users, who give one confidence for all, it says nothing. Raises
-    ``ValueError`` or ``TypeError`` for what are no such lists; then nothing of it counts."""
+    """The usable hints among those given, and the ignored ones.
+
+    ``at`` has one time for each of ``agents``, ``confidence`` one value for all or one for each.
+    Ignored are infinite times, and times and confidences that are no numbers. A NaN time takes the
+    last hint back; with ``of_users``, where one confidence is given for all, a NaN time is ignored
+    as well. Raises ``ValueError`` or ``TypeError`` if the arguments are no such lists; then none of
+    the hints counts.
+    """
     count = len(agents)
     if not count and not len(at):
         return NO_HINTS, []
@@ -90,7 +97,7 @@ def read(
 def _read_few(
     agents: Sequence[AgentId], at: Sequence[Any], confidence: Any
 ) -> tuple[Hints, list[Ignored]]:
-    """``read`` of few hints of users: arrays would take twenty times as long."""
+    """``read`` for up to ``FEW`` hints of users: arrays would take twenty times as long."""
     sure = number(confidence)
     names: list[AgentId] = []
     times: list[float] = []
@@ -108,22 +115,22 @@ def _read_few(
 
 
 def number(value: Any) -> float:
-    """``value`` as a number; infinite, which says nothing about a time, where it is none."""
-    with Foreign():  # the value may be anybody's object
+    """``value`` as a float; infinity, which no usable time is, if ``value`` is no number."""
+    with Foreign():  # the value may be any object, and its conversion may raise anything
         return float(value)
     return math.inf
 
 
 def nearest(name: AgentId, others: Iterable[AgentId]) -> AgentId | None:
-    """Who of ``others`` may be meant by ``name``; ``None`` if none is like it."""
+    """The closest match of ``name`` among ``others``; ``None`` if none is similar."""
     known = {shown(other).strip("'"): other for other in islice(others, _MAX_COMPARED)}
     found = difflib.get_close_matches(shown(name).strip("'"), known, 1, 0.75)
     return known[found[0]] if found else None
 
 
 def _numbers(values: Sequence[Any] | npt.NDArray[Any]) -> Times:
-    """``[n]``, a copy; infinite where it is no number."""
-    with Foreign():  # some of them may be anybody's objects
+    """A copy of ``values`` as ``[n]`` floats; infinity where a value is no number."""
+    with Foreign():  # values may be any objects
         numbers = np.array(values, np.float64)
         if isinstance(values, np.ndarray) and values.dtype.kind != "O":
             return numbers

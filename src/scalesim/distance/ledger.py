@@ -1,7 +1,7 @@
-"""One source's standing predictions: an array row an agent, until they come true or expire.
+"""The current predictions of one source, a row per agent, until they come true or expire.
 
-A prediction that is overdue by more than its own distance (at least two ticks) expires. Saying
-*now* of an agent again and again does not renew it, so a source that cries wolf is scored for it.
+A prediction expires when it is overdue by more than its own distance, and by at least two ticks.
+Predicting *now* again and again does not renew a prediction, so that false alarms are scored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from scalesim.distance.roster import Columns
 from scalesim.distance.scores import Score
 
 MIN_PATIENCE_TICKS = 2.0
-LATEST = 2.0**52  # ticks; what is said to be later is as good as never
+LATEST = 2.0**52  # ticks; later predictions are clipped to this
 
 
 class Ledger:
-    """``at[row]`` is NaN where the source says nothing. A hint once given stands until then."""
+    """Predictions of one source, with the source's score.
+
+    ``columns.at[row]`` is the predicted time in ticks, NaN where there is no prediction. A
+    prediction stays until the agent calls, it expires, or the source takes it back.
+    """
 
     def __init__(self, *, judges_itself: bool = False) -> None:
         self.score = Score(judges_itself=judges_itself)
@@ -33,21 +37,23 @@ class Ledger:
         self._deadlines = Calendar()
 
     def says(self, row: int) -> float:
-        """The predicted time, NaN if there is none."""
+        """The row's predicted time in ticks; NaN if there is no prediction."""
         return float(self.columns.at[row]) if row < self.columns.num_rows else math.nan
 
     @property
     def is_heard(self) -> bool:
-        """Whether anything was said, by a source that is listened to."""
+        """Whether there was any prediction, and the source is not muted."""
         return bool(self.columns.num_rows) and not self.score.muted
 
     def heard(self, row: int) -> float:
-        """The confidence in what is said of ``row``, discounted by what the source deserves."""
+        """The confidence of the row's prediction, discounted by the source's trust."""
         trust = 0.0 if self.score.muted else self.score.trust
         return float(self.columns.confidence[row]) * trust
 
     def post_one(self, row: int, time: float, confidence: float, now: float) -> bool:
-        """Take in a prediction, NaN to take one back; whether it changes anything."""
+        """Take in a prediction made at ``now`` (NaN takes the last back). Returns whether it
+        changes anything. ``time`` is in ticks; it is clipped to ``now`` … ``LATEST``, and
+        ``confidence`` to 0 … 1."""
         columns = self.columns
         columns.grow(row + 1)
         old = columns.at[row]
@@ -64,7 +70,7 @@ class Ledger:
         return True
 
     def post(self, rows: Int64s, at: Times, confidence: Times, now: float) -> Int64s:
-        """``post_one`` for ``[n]`` agents at once, each given once; the rows that changed."""
+        """``post_one`` for ``[n]`` distinct rows at once. Returns the rows that changed."""
         self.columns.grow(int(rows.max(initial=-1)) + 1)
         columns = self.columns
         at = np.clip(at, now, LATEST)  # NaN stays
@@ -81,14 +87,17 @@ class Ledger:
         return rows
 
     def forget(self, row: int) -> None:
-        """The agent of ``row`` is gone, and nothing was said of whoever has it next."""
+        """Clear ``row``, whose agent is gone: another agent may get the row."""
         self.columns.clear(row)
 
     def called(self, row: int, now: float, *, first: bool) -> float | None:
-        """The agent called: score what was said, if this is its ``first`` call of the tick. What
-        was said for this tick or before has come true and is forgotten; what lies later stands.
+        """Note that the row's agent called: score the prediction if this is the agent's ``first``
+        call of the tick. A prediction for this tick or before has come true and is forgotten; a
+        later one stays.
 
-        Returns by how many ticks an on-time call came before its time, ``None`` if it was not."""
+        Returns by how many ticks an on-time call preceded its predicted time; ``None`` if the call
+        was not on time or not scored.
+        """
         at = self.says(row)
         if math.isnan(at):
             return None
@@ -103,7 +112,7 @@ class Ledger:
         return lead
 
     def expire(self, now: float) -> Int64s:
-        """Forget what is overdue; the rows of it."""
+        """Forget the predictions that have expired, and score them. Returns their rows."""
         rows, deadlines = self._deadlines.take(now)
         if not len(rows):
             return rows
@@ -120,7 +129,7 @@ class Ledger:
         return deadline
 
     def _sweep(self, now: float) -> None:
-        """Drop the deadlines of renewed predictions once they outnumber the agents."""
+        """Drop outdated deadlines, of renewed predictions, once there are many per agent."""
         if self._deadlines.num_entries > 4 * self.columns.num_rows + 1024:
             self._deadlines = Calendar()
             rows = np.flatnonzero(~np.isnan(self.columns.at))

@@ -1,5 +1,8 @@
-"""Agents as row numbers, so that what is known of them can lie in arrays. A row is given again once
-its agent was removed: whoever keeps arrays by it clears them then."""
+"""Row numbers for agents, and arrays indexed by them.
+
+The row of a removed agent is given to another agent later; the owner of such arrays clears the row
+at the removal.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from scalesim.errors import ConfigError, RequestError
 
 
 class Roster:
-    """Gives each agent a free row, on first sight. ``len`` counts rows, free ones included."""
+    """A mapping from agents to rows. ``len`` counts rows, free ones included."""
 
     def __init__(self) -> None:
         self.ids: list[AgentId] = []
@@ -25,7 +28,8 @@ class Roster:
 
     @staticmethod
     def of(agents: Sequence[AgentId]) -> Roster:
-        """Of ``agents``, in this order. Raises ``ConfigError`` where one is named twice."""
+        """A roster of ``agents``, rows in this order. Raises ``ConfigError`` if one is named
+        twice."""
         agents, roster = agent_ids("agents", agents, ConfigError), Roster()
         roster.rows(agents)
         if twice := len(agents) - len(roster):
@@ -36,9 +40,11 @@ class Roster:
         return len(self.ids)
 
     def get(self, agent: AgentId) -> int | None:
+        """The agent's row; ``None`` if it has none."""
         return self._rows.get(agent)
 
     def row(self, agent: AgentId) -> int:
+        """The agent's row; a free one, or a new one, if it has none yet."""
         row = self._rows.get(agent)
         if row is None:
             if self._free:
@@ -51,7 +57,7 @@ class Roster:
         return row
 
     def remove(self, agent: AgentId) -> int | None:
-        """Forget ``agent``; its row, which is free from now on, or ``None`` if it has none."""
+        """Forget ``agent``, and free its row. Returns that row; ``None`` if it had none."""
         row = self._rows.pop(agent, None)
         if row is not None:
             self.ids[row] = ""
@@ -59,13 +65,14 @@ class Roster:
         return row
 
     def rows(self, agents: Sequence[AgentId]) -> Int64s:
+        """``row`` of each, ``[n]``."""
         found = np.fromiter(map(self._rows.get, agents, repeat(-1)), np.int64, len(agents))
         if found.min(initial=0) < 0:
             found = np.fromiter(map(self.row, agents), np.int64, len(agents))
         return found
 
     def known(self, agents: Iterable[AgentId]) -> Int64s:
-        """Their rows. Raises ``RequestError`` for an agent that has none."""
+        """The rows of ``agents``, ``[n]``. Raises ``RequestError`` for an agent without one."""
         with reading("agents"):
             agents = list(agents)
             rows = list(map(self._rows.get, agents))
@@ -75,13 +82,14 @@ class Roster:
         return np.array(rows, np.int64)
 
     def names(self, rows: Iterable[int]) -> list[AgentId]:
+        """The agents of ``rows``."""
         return list(map(self.ids.__getitem__, rows))
 
 
 class Columns:
-    """Arrays of one length, a row per agent, that grow by an eighth at a time. Fields are read as
-    attributes; hold none of them across a ``grow``.
+    """A struct of arrays of one length, a row per agent. Each array is an attribute.
 
+    ``grow`` replaces the arrays, in steps of an eighth; keep no reference to an array across it.
     ``fields`` maps a name to (dtype, value of a new row, shape of one entry).
     """
 
@@ -92,10 +100,10 @@ class Columns:
             setattr(self, name, self._fresh(name, 0))
 
     def __getattr__(self, name: str) -> npt.NDArray[Any]:
-        raise AttributeError(name)  # for the type checker: fields are set in __init__
+        raise AttributeError(name)  # declares the fields' type: they are set in __init__
 
     def grow(self, num_rows: int) -> None:
-        """Have at least ``num_rows``."""
+        """Grow to at least ``num_rows`` rows."""
         if num_rows <= self.num_rows:
             return
         capacity = max(16, num_rows + num_rows // 8)
@@ -105,7 +113,7 @@ class Columns:
         self.num_rows = capacity
 
     def clear(self, row: int) -> None:
-        """Have ``row`` as it is when it is new."""
+        """Set ``row`` to the values of a new row."""
         if row < self.num_rows:
             for name, (_, value, _) in self._fields.items():
                 getattr(self, name)[row] = value

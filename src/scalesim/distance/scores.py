@@ -1,4 +1,4 @@
-"""How a source's predictions came out, and how far its word is therefore taken."""
+"""Scores: how a source's predictions came out, and the trust that follows from it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 from scalesim.core import AgentId
 
 Reason: TypeAlias = Literal["no time", "no confidence", "nobody has this name"]
-"""Why a hint says nothing: its time is no finite number, its confidence is no number, or its agent
-was not there when its time came."""
+"""Why a hint is ignored: its time is no finite number, its confidence is no number, or its agent
+did not exist when its time came."""
 
-WEIGHT = 1.0 / 64.0  # of the newest outcome; the first ones count as if all before had come true
+WEIGHT = 1.0 / 64.0  # of the newest outcome in the moving averages, which begin at 1
 MUTED_BELOW = 0.25
 TOLERANCE = 0.25  # of the predicted distance
 MIN_TOLERANCE_TICKS = 1.0
@@ -19,24 +19,27 @@ MIN_TOLERANCE_TICKS = 1.0
 
 @dataclass(slots=True)
 class Score:
-    """Counts of outcomes. A call is ``on_time`` within a quarter of the distance that was
-    predicted, or one tick; ``early`` and ``late`` say how the *call* came; ``never`` is a
-    prediction that expired.
+    """Counts of the outcomes of a source's predictions.
 
-    ``trust`` is what came true over what was claimed, at most 1, with the past decaying: a source
-    that claims little and is right that often is trusted, as is one that ``judges_itself``.
+    A call is ``on_time`` if it comes within a quarter of the predicted distance, or one tick, of
+    its predicted time; ``early`` and ``late`` count the other *calls*, and ``never`` the
+    predictions that expired.
 
-    ``ignored`` counts hints that said nothing, by reason; ``last_ignored`` is the last of them, as
-    it was given. ``unknown`` are names that it speaks of and nobody has, at most eight. ``silent``
-    says why nothing is heard of it, where it knows.
+    ``trust`` is the share of predictions that came true over the mean confidence that was claimed,
+    at most 1, both as moving averages: a source that claims little and is right that often is
+    trusted fully, as is one that ``judges_itself``.
+
+    ``ignored`` counts ignored hints by reason, and ``last_ignored`` is the last of them as it was
+    given. ``unknown`` holds up to eight names that no agent has. ``silent`` is the reason why the
+    source says nothing, if it knows one.
     """
 
     early: int = 0
     on_time: int = 0
     late: int = 0
     never: int = 0
-    claimed: float = 1.0  # mean confidence, the past decaying
-    deserved: float = 1.0  # share that came true, likewise
+    claimed: float = 1.0  # moving average of the confidence
+    deserved: float = 1.0  # moving average of the share that came true
     judges_itself: bool = False
     ignored: dict[Reason, int] = field(default_factory=dict)
     last_ignored: str = ""
@@ -45,19 +48,20 @@ class Score:
 
     @property
     def trust(self) -> float:
-        """From 0 to 1; multiplies the source's confidence."""
+        """The factor for the confidence of the source's predictions, from 0 to 1."""
         if self.judges_itself:
             return 1.0
         return min(1.0, self.deserved / max(self.claimed, 1e-6))
 
     @property
     def muted(self) -> bool:
-        """Whether it is no longer listened to; it goes on being scored and may come back."""
+        """Whether the source is no longer listened to. A muted source is still scored, and may be
+        heard again."""
         return self.trust < MUTED_BELOW
 
     def called(self, made: float, at: float, now: float, confidence: float) -> bool:
-        """A call came at ``now``, predicted for ``at`` at time ``made`` with ``confidence``:
-        whether it was on time."""
+        """Score a call at ``now`` against a prediction for ``at``, made at ``made`` with
+        ``confidence``; times in ticks. Returns whether the call was on time."""
         tolerance = max(MIN_TOLERANCE_TICKS, TOLERANCE * (at - made))
         on_time = abs(now - at) <= tolerance
         if on_time:
@@ -70,7 +74,7 @@ class Score:
         return on_time
 
     def expired(self, num: int, mean_confidence: float) -> None:
-        """``num`` predictions, made with ``mean_confidence``, came to nothing."""
+        """Score ``num`` expired predictions of ``mean_confidence``."""
         self.never += num
         self._observe(0.0, mean_confidence, 1.0 - (1.0 - WEIGHT) ** num)
 

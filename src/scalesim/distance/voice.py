@@ -1,4 +1,4 @@
-"""A voice: one source of hints as an engine hears it, with its ledger, and why it is silent."""
+"""A voice: a source of hints as an engine keeps it, with the ledger of its predictions."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ from scalesim.foreign import Foreign
 
 @dataclass(slots=True)
 class Voice:
-    """A source and what it says. ``source`` is ``None`` for what users declare."""
+    """A source and its predictions. ``source`` is ``None`` for the users' own hints.
+
+    ``strangers`` are the agents that the source speaks of and that do not exist so far, with their
+    predicted times in ticks.
+    """
 
     name: str
     ledger: Ledger
     source: Source | None = None
-    failed: str = ""  # what it raised, or said that are no estimates: it is not asked any more
-    # whom it speaks of and nobody is so far, and when each is to call
+    failed: str = ""  # the error that it raised, after which it is not asked again
     strangers: dict[AgentId, float] = field(default_factory=dict)
     strangers_due: Calendar = field(default_factory=Calendar)
-    misnamed: dict[AgentId, None] = field(default_factory=dict)  # who never came; the last few
+    misnamed: dict[AgentId, None] = field(default_factory=dict)  # the last strangers that expired
 
     @property
     def is_heard(self) -> bool:
-        """Whether an engine that is open listens to the source."""
+        """Whether an open engine listens to the source."""
         listener = None if self.source is None else self.source.heard_by
         return listener is not None and not listener.is_closed
 
     def heard_by(self, listener: Listener) -> None:
-        """The source tells ``listener`` its news from now on."""
+        """Make ``listener`` the one that the source tells of news."""
         if self.source is not None:
             self.source.heard_by = listener
 
 
 def voice_of(source: object) -> Voice:
-    """Raises ``ConfigError`` for what is no source, or has no name."""
+    """A voice for ``source``. Raises ``ConfigError`` if that is no ``Source`` or has no name."""
     instance("source", source, Source, "Learned(), or a class of your own", ConfigError)
     assert isinstance(source, Source)
     with reading("a source's name", ConfigError):
@@ -48,7 +51,7 @@ def voice_of(source: object) -> Voice:
 
 
 def silence_of(voice: Voice) -> str:
-    """Why nothing is heard of ``voice``; empty if something may be."""
+    """Why ``voice`` is not heard; empty if it may be."""
     if voice.failed:
         return f"it failed and is not asked again: {voice.failed}"
     if voice.ledger.score.muted:

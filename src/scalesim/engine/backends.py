@@ -1,7 +1,7 @@
 """What differs between devices: how large pools may be, what computes, what copies.
 
-``assembly`` picks one by where a model's weights lie and asks it for a runner and a link that share
-two pools. Nothing else of an engine knows what it runs on.
+``engine.build`` picks one by where a model's weights lie and asks it for a runner and a link that
+share two pools. Nothing else of an engine knows what it runs on.
 """
 
 from __future__ import annotations

@@ -8,15 +8,22 @@ from typing import Any, cast
 
 from scalesim.checks import flag
 from scalesim.core import Floats, Pooling
-from scalesim.engine.entrypoints import Entrypoints
-from scalesim.requests.choose import By, Choice, Option, checked_options, choice_of
+from scalesim.engine.streaming import StreamingEntrypoints
+from scalesim.requests.choose import (
+    By,
+    Choice,
+    Option,
+    checked_options,
+    choice_of,
+    scoring_requests,
+)
 from scalesim.requests.embed import embedding_requests, stacked
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 
 
-class ChooseAndEmbed(Entrypoints):
+class ChooseAndEmbed(StreamingEntrypoints):
     """Runs requests whose replies are put together."""
 
     def choose(self, request: Request, options: Sequence[Option], *, by: By = "sum") -> Choice:
@@ -27,7 +34,7 @@ class ChooseAndEmbed(Entrypoints):
         are empty.
         """
         options = checked_options(options, by)
-        first, *others = self._intake.prepare_choice(request, options)
+        first, *others = scoring_requests(self._intake, request, options)
         replies = [self.generate(first), *cast("list[Reply]", self.run(others))]
         return choice_of(options, replies, by)
 
@@ -36,7 +43,7 @@ class ChooseAndEmbed(Entrypoints):
     ) -> Choice:
         """``choose`` among ``options`` from any event loop."""
         options = checked_options(options, by)
-        first, *others = self._intake.prepare_choice(request, options)
+        first, *others = scoring_requests(self._intake, request, options)
         replies = [await self.generate_async(first)]  # the others find the prompt in memory
         replies += await gather(*(self.generate_async(other) for other in others))
         return choice_of(options, replies, by)

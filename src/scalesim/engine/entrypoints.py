@@ -1,12 +1,12 @@
-"""The calling surface of an engine: requests in, replies out, from threads and event loops.
+"""Entrypoints: how a caller's thread hands requests to the engine and waits for replies.
 
-What ``Engine`` inherits. Requests are checked by the intake and run by the loop; here callers hand
-them in, wait, and leave.
+Requests are checked on the caller's thread (``requests.prepare``) and run by the loop on another.
+The inbox is the only way from one to the other. A ticket is taken before a call is handed in, so
+that the call is cancelled however its caller leaves. ``Engine`` inherits these methods.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -25,8 +25,7 @@ from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prepare import Intake
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
-from scalesim.requests.stream import AsyncReplyStream, Mailbox, Reader, ReplyStream
-from scalesim.requests.tickets import LOOK_S, Bell, Desk, Latch, LoopBell
+from scalesim.requests.tickets import LOOK_S, Desk, Latch
 from scalesim.sampling.params import SamplingParams
 
 _SHOW_S = 0.1  # how often ``run`` shows its progress
@@ -35,7 +34,7 @@ _OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agen
 
 
 class Entrypoints:
-    """Runs requests, one or many, and waits for them, reads along, or does neither.
+    """Runs requests, one or many, and waits for their replies, or hands one in to be polled.
 
     Calls raise ``RequestError``, ``PromptTooLongError``, ``UnknownAgentError`` or ``AdapterError``
     before anything runs; ``EngineFullError`` or a wait where too many requests are open;
@@ -67,20 +66,20 @@ class Entrypoints:
         if not isinstance(requests, Iterable) or isinstance(requests, (str, bytes, Mapping)):
             refuse("requests", requests, "must be a list of Requests; generate() takes one")
         keep = flag("return_exceptions", return_exceptions)
-        calls: list[list[Call] | Exception] = []
+        prepared: list[list[Call] | Exception] = []
         with reading("requests"):
-            asked = iter(requests)
-        for request in asked:
+            iterator = iter(requests)
+        for request in iterator:
             try:
-                calls.append(self._prepare(request))
+                prepared.append(self._prepare(request))
             except Exception as error:
                 if not keep:
                     raise
-                calls.append(error)
-        open_calls = [call for opened in calls if isinstance(opened, list) for call in opened]
-        with shown(progress, len(open_calls)) as show:
-            self._run(open_calls, show)
-        return [_outcome(call, keep) for call in calls]
+                prepared.append(error)
+        calls = [call for samples in prepared if isinstance(samples, list) for call in samples]
+        with shown(progress, len(calls)) as show:
+            self._run(calls, show)
+        return [_outcome(samples, keep) for samples in prepared]
 
     def generate(self, request: Request) -> Reply:
         """Run one request and wait."""
@@ -88,37 +87,10 @@ class Entrypoints:
         self._run(calls)
         return reply_of(calls)
 
-    async def generate_async(self, request: Request) -> Reply:
-        """Run one request from any event loop. Cancelling the task cancels the request."""
-        self._inbox.check_open()
-        calls = await self._compiled(self._intake.prepare_samples(request))
-        bell = LoopBell()
-        for call in calls:
-            call.waiter = bell
-        self._thread.start_thread()
-        with self._desk.ticket(calls):  # by whatever way it is left, the collector's included
-            self._enter(calls)
-            await bell.until_ended(calls)
-        return reply_of(calls)
-
-    def stream(self, request: Request) -> ReplyStream:
-        """Run one request and read along: ``for piece in engine.stream(request)``.
-
-        It runs from now on. Whoever stops reading cancels it.
-        """
-        call = self._prepare_one(request)
-        self._thread.start_thread()
-        return ReplyStream(self._begun(call, Bell()))
-
-    def stream_async(self, request: Request) -> AsyncReplyStream:
-        """``stream`` for ``async for`` in the running event loop; it is checked, and runs, from the
-        first read on."""
-        return AsyncReplyStream(partial(self._begin, request))
-
     def submit(self, request: Request) -> Call:
-        """Hand in a request without waiting, for those who drive ``step()``: poll ``call.done``.
-        Of one sample: for more, submit requests that differ in ``sample_index``. Raises
-        ``EngineFullError`` where too many are open."""
+        """Hand in a request without waiting, in a program that drives ``step()``: poll
+        ``call.done``. The request has one sample: for more, submit requests that differ in
+        ``sample_index``. Raises ``EngineFullError`` where too many requests are open."""
         call = self._prepare_one(request)
         with self._desk.ticket([call]) as ticket:
             self._enter(ticket.calls, waits=False)
@@ -133,16 +105,16 @@ class Entrypoints:
         self._inbox.post(partial(self._loop.calls.abandon, [call]))
 
     def sampling(self, **params: Any) -> SamplingParams:
-        """``SamplingParams`` of these fields; what is not given is as the model's
-        ``generation_config.json`` says, where ``EngineConfig.generation_config`` lets it. Agents'
-        calls go through this; a ``Request`` of one's own has the parameters that it is given.
-        Raises ``RequestError`` for a field that there is not."""
+        """``SamplingParams`` of these fields. The others are as the model's
+        ``generation_config.json`` says, unless ``EngineConfig.generation_config`` is off. Agents
+        make their requests with this; a ``Request`` made directly gets no such defaults. Raises
+        ``RequestError`` for an unknown field."""
         for name in params:
             if name not in _PARAMS:
                 raise RequestError(unknown_option(name, _PARAMS | _OPTIONS, "option"))
         return SamplingParams(**{**self.parts.model.defaults, **params})
 
-    # -- steps of the above -------------------------------------------------------------------
+    # -- shared with the streaming and async forms --------------------------------------------
 
     def _prepare_one(self, request: Request) -> Call:
         self._inbox.check_open()
@@ -153,18 +125,8 @@ class Entrypoints:
         self._inbox.check_open()
         return self._intake.compile(self._intake.prepare_samples(request))
 
-    async def _compiled(self, calls: list[Call]) -> list[Call]:
-        """``calls``, whose structure is compiled on another thread, for it may take long. They are
-        numbered before that, as their coroutines begin: a text must not hang on which is done
-        first."""
-        if not calls[0].request.params.is_structured:
-            return self._intake.compile(calls)
-        if not self._limiter.refuses:
-            self._intake.number(calls)
-        return await asyncio.to_thread(self._intake.compile, calls)
-
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
-        """Until all ``calls`` have ended, so that Ctrl-C gets through; it cancels them."""
+        """Hand in ``calls`` and wait until all have ended. Ctrl-C gets through and cancels them."""
         latch = Latch(calls)
         self._thread.start_thread()
         with self._desk.ticket(calls):
@@ -177,8 +139,8 @@ class Entrypoints:
             show(len(calls))
 
     def _enter(self, calls: list[Call], *, waits: bool = True) -> None:
-        """Hand in ``calls``; those that find no place wait in line, or are refused. Under a
-        ticket: what is left halfway is undone."""
+        """Hand in ``calls``, under a ticket, which undoes what an interrupt leaves half done. Calls
+        that find no place wait in line, or are refused."""
         now_s = self.parts.time_s()
         for call in calls:
             call.begins(now_s)
@@ -193,34 +155,12 @@ class Entrypoints:
             self._limiter.leave(calls)
             raise
 
-    async def _begin(self, request: Request) -> Reader:
-        self._inbox.check_open()
-        [call] = await self._compiled([self._intake.prepare_one(request)])
-        self._thread.start_thread()
-        return self._begun(call, LoopBell())
 
-    def _begun(self, call: Call, bell: Bell | LoopBell) -> Reader:
-        """The reader of ``call``, which is handed in."""
-        mailbox = Mailbox(call, bell, self._loop.calls.announce)
-        ticket, text = self._desk.ticket([call]), self._intake.text_stream(call.request)
-        reader = Reader(ticket, mailbox, text, self._check_process)
-        try:
-            self._enter(ticket.calls)
-        except BaseException:
-            reader.close()
-            raise
-        return reader
-
-    def _check_process(self) -> None:
-        """For readers, who keep their engine by it."""
-        self._inbox.check_process()
-
-
-def _outcome(calls: list[Call] | Exception, keep: bool) -> Reply | Exception:
-    if isinstance(calls, Exception):
-        return calls
+def _outcome(samples: list[Call] | Exception, keep: bool) -> Reply | Exception:
+    if isinstance(samples, Exception):
+        return samples
     try:
-        return reply_of(calls)
+        return reply_of(samples)
     except Exception as error:
         if not keep:
             raise

@@ -1,5 +1,5 @@
 """Kernels that a caller gives: their signatures are checked when they are given, and what they
-raise later names the op and the function. Used by ``assembly``."""
+raise later names the op and the function. Used by ``engine.build``."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class EngineLoop:
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self.parts.model.eos_ids
-        guide = None if call.make_guide is None else call.make_guide()
+        constraint = None if call.make_constraint is None else call.make_constraint()
         is_scored = params.logprobs is not None or params.prompt_logprobs is not None
         return Sequence(
             id=next(self._ids),
@@ -192,13 +192,13 @@ class EngineLoop:
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,
-            adjust=logits_processor_of(params, len(tokens), stop_ids, guide),
+            logits_processor=logits_processor_of(params, len(tokens), stop_ids, constraint),
             priority=request.priority,
             leaves_nothing=agent != request.agent,
             embedding_log=None
             if request.pooling is None
             else EmbeddingLog(len(tokens), request.pooling),
-            score_log=LogprobsLog(len(tokens), params) if is_scored else None,
+            logprobs_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
 
     # -- agents and time ----------------------------------------------------------------------

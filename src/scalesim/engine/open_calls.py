@@ -23,9 +23,10 @@ from scalesim.errors import (
 )
 from scalesim.foreign import words_of
 from scalesim.requests.adapter_registry import AdapterRegistry
-from scalesim.requests.call import Call, deliver
+from scalesim.requests.call import Call
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
+from scalesim.requests.tickets import deliver
 from scalesim.scheduler.sequence import Sequence
 from scalesim.trace.recorder import Recorder
 

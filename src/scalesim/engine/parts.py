@@ -18,7 +18,7 @@ from scalesim.scheduler.scheduler import Scheduler
 
 @dataclass(frozen=True, slots=True)
 class EngineParts:
-    """What an engine is made of. ``assembly.build_parts`` makes them for a model folder; a test or
+    """What an engine is made of. ``build.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
     computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``limits``:

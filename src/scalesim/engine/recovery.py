@@ -17,6 +17,7 @@ from scalesim.errors import KernelError
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.scheduler.restart import restart
 from scalesim.scheduler.sequence import Sequence
 
 MAX_FRUITLESS = 8
@@ -70,7 +71,7 @@ class Recovery:
         for agent in leaving:
             memory.forget(agent)
         self._stats.lost_pages = memory.num_lost_pages
-        scheduler.restart(sequences, {id(lease) for lease in suspects.leases})
+        restart(scheduler, sequences, {id(lease) for lease in suspects.leases})
         if self._adapters is not None:
             self._adapters.restore()
 

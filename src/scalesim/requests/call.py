@@ -1,21 +1,20 @@
-"""A call: one submitted request as its caller sees it, and how its end reaches threads and event
-loops."""
+"""A call: one submitted request as its caller sees it, and the reply that comes of it."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from scalesim.core import FinishReason, Int32s
 from scalesim.errors import EngineClosedError
-from scalesim.foreign import Foreign
 from scalesim.requests.prompt import TextModel
 from scalesim.requests.reply import Dropped, Reply, Usage
 from scalesim.requests.request import Request
 
 if TYPE_CHECKING:
+    import asyncio
+
     from scalesim.memory.lease import AttachmentUse
     from scalesim.model.text.token_stream import TokenStream
     from scalesim.requests.agent_registry import AgentEntry
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Waiter(Protocol):
-    """Told of a call's end: in its event loop, or on the engine's thread where ``loop`` is
+    """Told of a call's end: within event loop ``loop``, or on the engine's thread if that is
     ``None``."""
 
     loop: asyncio.AbstractEventLoop | None
@@ -33,7 +32,7 @@ class Waiter(Protocol):
 
 
 class TextObserver:
-    """Follows one sequence's tokens for stop strings."""
+    """Observer of one sequence's tokens: ends the sequence at a stop string."""
 
     def __init__(self, stream: TokenStream) -> None:
         self.stream = stream
@@ -43,60 +42,38 @@ class TextObserver:
         return self.stream.finished
 
 
+@dataclass(eq=False, slots=True, repr=False)
 class Call:
-    """What ``Engine.submit`` returns. ``done`` turns true once; then ``result`` gives the reply, or
-    raises.
+    """A submitted request as its caller sees it: what ``Engine.submit`` returns.
 
-    ``waiter`` is told of the end; a caller that polls ``done`` has none. ``sink`` is given the
-    tokens as they come, by default to ``stops``, which looks for stop strings. ``owner`` is the
-    agent that was meant. ``number``: how many equal requests were handed in before it.
+    ``done`` turns true once; then ``result`` gives the reply, or raises.
     """
 
-    __slots__ = (
-        "attachments",
-        "deadline_s",
-        "digest",
-        "done",
-        "dropped",
-        "ended_s",
-        "error",
-        "leader",
-        "make_guide",
-        "model",
-        "number",
-        "owner",
-        "request",
-        "sequence",
-        "sink",
-        "stops",
-        "submitted_s",
-        "tokens",
-        "waiter",
-    )
+    request: Request
+    model: TextModel
+    tokens: Int32s  # of the prompt
+    stops: TextObserver | None = None  # looks for stop strings
+    owner: AgentEntry | None = None  # the agent that the caller meant; forgotten since, perhaps
+    dropped: Dropped | None = None  # what a prompt that was too long has lost
+    leader: Call | None = None  # the first sample of the same prompt, if this is another sample
+    attachments: tuple[AttachmentUse, ...] = ()
+    make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
+    digest: int | None = None  # of the prompt and the parameters
+    number: int | None = None  # how many equal requests were handed in before
+    waiter: Waiter | None = None  # told of the end; a caller that polls ``done`` needs none
+    sink: Observer | None = field(init=False)  # given each token as it comes
+    submitted_s: float = 0.0
+    ended_s: float = 0.0
+    deadline_s: float | None = None
+    sequence: Sequence | None = None  # once the engine has a place for the call
+    error: Exception | None = None
+    done: bool = False
 
-    def __init__(
-        self, request: Request, model: TextModel, tokens: Int32s, stops: TextObserver | None
-    ) -> None:
-        self.request, self.model, self.tokens, self.stops = request, model, tokens, stops
-        self.sink: Observer | None = stops
-        self.attachments: tuple[AttachmentUse, ...] = ()
-        self.dropped: Dropped | None = None
-        self.make_guide: Callable[[], TokenConstraint] | None = (
-            None  # where a rule masks its tokens
-        )
-        self.leader: Call | None = None  # the first sample of the same prompt, if it is another
-        self.owner: AgentEntry | None = None
-        self.digest: int | None = None  # of what is asked, once that is known
-        self.number: int | None = None
-        self.done = False
-        self.error: Exception | None = None
-        self.sequence: Sequence | None = None
-        self.submitted_s = self.ended_s = 0.0
-        self.deadline_s: float | None = None
-        self.waiter: Waiter | None = None
+    def __post_init__(self) -> None:
+        self.sink = self.stops
 
     def begins(self, now_s: float) -> None:
-        """It is handed in; its timeout counts from ``now_s``."""
+        """The call is handed in: its timeout counts from ``now_s``."""
         self.submitted_s, self.deadline_s = now_s, self.request.deadline
         if self.request.timeout is not None:
             end_s = now_s + self.request.timeout
@@ -120,7 +97,7 @@ class Call:
             sequence.host_tokens,
             sequence.rebuilt_tokens,
         )
-        log = sequence.score_log
+        log = sequence.logprobs_log
         return Reply(
             agent=self.request.agent,
             text=self._text(ids, sequence.finish_reason),
@@ -151,31 +128,3 @@ def reply_of(calls: list[Call]) -> Reply:
     """The reply of a request's samples. Raises the first error among them."""
     replies = [call.result() for call in calls]
     return replies[0] if len(calls) == 1 else replace(replies[0], others=tuple(replies[1:]))
-
-
-def deliver(calls: list[Call]) -> None:
-    """Tell the waiters: those of threads at once, the others in one message to each event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[Call]] = {}
-    for call in calls:
-        if call.waiter is None:
-            continue
-        if call.waiter.loop is None:
-            call.waiter.tell(call)
-        else:
-            loops.setdefault(call.waiter.loop, []).append(call)
-    for loop, told in loops.items():
-        with Foreign():  # the loop was closed, or is somebody's own: nobody else may miss his end
-            loop.call_soon_threadsafe(_tell, told)
-
-
-def _tell(calls: list[Call]) -> None:
-    """In their event loop. Where Ctrl-C strikes, the rest is told if the loop goes on."""
-    try:
-        while calls:
-            waiter = calls[-1].waiter
-            if waiter is not None:
-                waiter.tell(calls[-1])
-            calls.pop()
-    except BaseException:
-        asyncio.get_running_loop().call_soon(_tell, calls)
-        raise

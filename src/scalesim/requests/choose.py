@@ -1,8 +1,8 @@
-"""Choosing among given continuations by their log-probability: what the intake makes of a choice,
-and what comes of its replies.
+"""Choosing among given continuations by their log-probability: the requests that score each option,
+and the choice that their replies make.
 
-An option is tokenized as what follows the prompt's text, the prompt's own tokens being kept; where
-that cannot be (a chat, token ids), on its own.
+An option is tokenized as the continuation of the prompt's text, as long as that keeps the prompt's
+own tokens; behind a chat or token ids, an option is tokenized on its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import numpy as np
 from scalesim.checks import one_of, reading, refuse, text
 from scalesim.core import Int32s
 from scalesim.errors import RequestError
+from scalesim.requests.check_request import checked_request
+from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import Prompt, TextModel, is_chat, is_listed
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
+from scalesim.requests.truncate import fit_prompt
 from scalesim.sampling.params import SamplingParams
 
 Option = str | Sequence[int]
@@ -78,15 +81,29 @@ def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel)
     return model.token_ids(ids)
 
 
-def scoring_request(request: Request, tokens: Int32s, option: Int32s) -> Request:
-    """``request`` for the log-probabilities of ``option`` behind ``tokens``, and nothing else."""
+def scoring_requests(intake: Intake, request: Request, options: Sequence[Option]) -> list[Request]:
+    """A request for the log-probabilities of each option, all behind the tokens of ``request``'s
+    prompt. Raises what ``Intake.prepare`` raises."""
+    model, request = intake.model, checked_request(request)
+    if request.pooling is not None:
+        raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
+    prompt = request.prompt
+    tokens = model.token_ids(prompt)
+    answers = [option_ids(prompt, tokens, option, model) for option in options]
+    adapter = None if request.agent is None else intake.agents.known(request.agent).adapter
+    max_tokens = intake.max_len(adapter) - max(map(len, answers))
+    tokens, _ = fit_prompt(prompt, tokens, max_tokens, request.on_overflow, model)
     params = SamplingParams(max_tokens=0, prompt_logprobs=0, prompt_logprobs_start=len(tokens))
-    prompt = np.concatenate([tokens, option])
-    return replace(request, prompt=prompt, params=params, on_overflow="error")
+    return [
+        replace(
+            request, prompt=np.concatenate([tokens, answer]), params=params, on_overflow="error"
+        )
+        for answer in answers
+    ]
 
 
 def choice_of(options: Sequence[Option], replies: Sequence[Reply], by: By) -> Choice:
-    """Ties go to the first."""
+    """The best of ``options`` by their replies; ties go to the first."""
     scores = []
     for option, reply in zip(options, replies, strict=True):
         found = reply.prompt_logprobs

@@ -11,9 +11,10 @@ import numpy as np
 from scalesim.checks import reading, refuse, unknown_option
 from scalesim.core import Floats, Pooling
 from scalesim.errors import RequestError
+from scalesim.requests.check_request import check_pooling
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Reply
-from scalesim.requests.request import Request, check_pooling
+from scalesim.requests.request import Request
 
 _OPTIONS = {field.name for field in fields(Request)} - {"prompt", "pooling"}
 

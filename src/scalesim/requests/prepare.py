@@ -1,6 +1,7 @@
-"""From a request to a call: what is checked, rendered and tokenized before the loop hears of it.
+"""From a request to a call: checked, rendered and tokenized, on the caller's thread.
 
-On the caller's thread; a request that is refused here has cost nobody anything.
+Whatever a user can get wrong is refused here, before anything is shared: a request that is refused
+has cost nobody else anything.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.call import Call, TextObserver
-from scalesim.requests.choose import Option, option_ids, scoring_request
+from scalesim.requests.check_request import checked_request
 from scalesim.requests.prompt import TextModel
-from scalesim.requests.request import Request, checked_call
-from scalesim.requests.truncate import fit
+from scalesim.requests.request import Request
+from scalesim.requests.truncate import fit_prompt
 from scalesim.sampling.check_params import check_params
 from scalesim.sampling.keys import SamplingKeys
-from scalesim.sampling.logits import TokenConstraint
 from scalesim.sampling.mask_hook import MaskHook
 from scalesim.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from scalesim.model.text.token_stream import TokenStream
+    from scalesim.sampling.logits import TokenConstraint
 
 
 class Intake:
-    """What the requests of an engine's agents must satisfy."""
+    """Makes calls of the requests of an engine's agents, or refuses them."""
 
     def __init__(
         self,
@@ -41,35 +42,35 @@ class Intake:
         adapters: AdapterRegistry,
         keys: SamplingKeys,
     ) -> None:
-        self.agents = agents
-        self._model, self._memory, self._adapters, self._keys = model, memory, adapters, keys
+        self.model, self.agents = model, agents
+        self._memory, self._adapters, self._keys = memory, adapters, keys
 
     def prepare(self, request: Request) -> Call:
         """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
-        model = self._model
-        request = checked_call(request)
-        if request.pooling is not None:
-            params = self._embedding()
-        else:
+        model, request = self.model, checked_request(request)
+        if request.pooling is None:
             params = check_params(request.params, model.vocab_size, model.has_logits)
+        elif model.has_logits:
+            params = SamplingParams(max_tokens=0)  # an embedding generates nothing
+        else:
+            raise RequestError("embeddings need a model; this engine's runner has no hidden states")
         if params is not request.params:
             request = replace(request, params=params)
         owner = None if request.agent is None else self.agents.known(request.agent)
-        name = None if owner is None else owner.adapter
+        adapter = None if owner is None else owner.adapter
         tokens = model.token_ids(request.prompt)
-        max_tokens = self._most_tokens(name) - params.max_tokens
-        tokens, dropped = fit(request.prompt, tokens, max_tokens, request.on_overflow, model)
+        max_tokens = self.max_len(adapter) - params.max_tokens
+        tokens, dropped = fit_prompt(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
-        call = Call(request, model, tokens, self._stops(request) if params.stop else None)
-        call.owner, call.dropped = owner, dropped
-        if name is not None:
-            self._check_room(name, len(tokens) + params.max_tokens)
-            call.attachments = self._adapters.uses(name, tokens)
+        call = Call(request, model, tokens, self._stops(request), owner, dropped)
+        if adapter is not None:
+            self._check_room(adapter, len(tokens) + params.max_tokens)
+            call.attachments = self._adapters.uses(adapter, tokens)
         return call
 
     def prepare_one(self, request: Request) -> Call:
-        """``prepare``, for calls of one sample. Raises ``RequestError`` for more as well."""
+        """``prepare`` for a request of one sample. Raises ``RequestError`` for more as well."""
         call = self.prepare(request)
         if (n := call.request.params.n) != 1:
             raise RequestError(
@@ -79,7 +80,7 @@ class Intake:
         return call
 
     def prepare_samples(self, request: Request) -> list[Call]:
-        """One call for each of ``n`` samples; the first computes the prompt for all."""
+        """One call for each of ``n`` samples. The first computes the prompt for all."""
         leader = self.prepare(request)
         calls, request = [leader], leader.request
         last = request.sample_index + request.params.n - 1
@@ -96,21 +97,21 @@ class Intake:
         return calls
 
     def compile(self, calls: Sequence[Call]) -> list[Call]:
-        """``calls`` with what makes their guides; a structure may take long. Raises
+        """``calls`` with what makes their constraints; to compile a structure may take long. Raises
         ``RequestError`` or ``StructureError``."""
         for call in calls:
-            call.make_guide = self._guide(call.request.params, len(call.tokens))
+            call.make_constraint = self._constraint_maker(call.request.params, len(call.tokens))
         return list(calls)
 
     def number(self, calls: Iterable[Call]) -> None:
-        """Tell equal requests apart, each once: in the order in which they are handed in, whatever
-        becomes of them then. What is refused before that does not count."""
+        """Number equal requests in the order in which they are handed in, whatever becomes of them
+        then: each draws other tokens. A call that has its number keeps that."""
         for call in calls:
             if call.number is not None:
                 continue
-            request, params, first = call.request, call.request.params, call.leader
-            if first is not None:
-                call.digest, call.number = first.digest, first.number
+            request, params, leader = call.request, call.request.params, call.leader
+            if leader is not None:
+                call.digest, call.number = leader.digest, leader.number
                 continue
             call.digest, call.number = self._keys.prompt_digest(call.tokens, params), 0
             draws = params.temperature > 0.0 and params.max_tokens > 0
@@ -119,46 +120,33 @@ class Intake:
                     request.agent, call.digest, request.sample_index, call.owner
                 )
 
-    def _guide(
-        self, params: SamplingParams, prompt_len: int
-    ) -> Callable[[], TokenConstraint] | None:
-        """What makes the guide of each sample, if there is one. Raises ``RequestError``, and
-        ``StructureError`` for a structure that cannot be compiled."""
-        if params.mask is not None:
-            return partial(MaskHook, params.mask, prompt_len, self._model.vocab_size)
-        if not params.is_structured:
-            return None
-        if self._model.structures is None:
-            raise RequestError("structured output needs a tokenizer and this model has none")
-        with reading("json_schema"):  # the others are text
-            return self._model.structures.compile(params)
-
-    def prepare_choice(self, request: Request, options: Sequence[Option]) -> list[Request]:
-        """A request for each option, all with the tokens of ``request``'s prompt before it. Raises
-        as ``prepare``."""
-        model, request = self._model, checked_call(request)
-        if request.pooling is not None:
-            raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
-        tokens = model.token_ids(request.prompt)
-        answers = [option_ids(request.prompt, tokens, option, model) for option in options]
-        name = None if request.agent is None else self.agents.known(request.agent).adapter
-        max_tokens = self._most_tokens(name) - max(map(len, answers))
-        tokens, _ = fit(request.prompt, tokens, max_tokens, request.on_overflow, model)
-        return [scoring_request(request, tokens, answer) for answer in answers]
-
-    def _embedding(self) -> SamplingParams:
-        """Of a request that generates nothing."""
-        if not self._model.has_logits:
-            raise RequestError("embeddings need a model; this engine's runner has no hidden states")
-        return SamplingParams(max_tokens=0)
-
-    def _most_tokens(self, adapter: str | None) -> int:
-        """Of prompt and output, beside the adapter."""
+    def max_len(self, adapter: str | None) -> int:
+        """The most tokens of prompt and output that the device pool holds beside ``adapter``."""
         if adapter is None:
-            return self._model.max_len
+            return self.model.max_len
         memory = self._memory
         num_pages = memory.num_pages - self._adapters.num_pages(adapter)
-        return min(self._model.max_len, num_pages * memory.block_size)
+        return min(self.model.max_len, num_pages * memory.block_size)
+
+    def text_stream(self, request: Request) -> TokenStream | None:
+        """What turns the request's tokens into text; ``None`` without a tokenizer."""
+        if self.model.tokenizer is None:
+            return None
+        from scalesim.model.text.token_stream import TokenStream
+
+        return TokenStream(self.model.tokenizer, request.params.stop)
+
+    def _constraint_maker(
+        self, params: SamplingParams, prompt_len: int
+    ) -> Callable[[], TokenConstraint] | None:
+        if params.mask is not None:
+            return partial(MaskHook, params.mask, prompt_len, self.model.vocab_size)
+        if not params.is_structured:
+            return None
+        if self.model.structures is None:
+            raise RequestError("structured output needs a tokenizer and this model has none")
+        with reading("json_schema"):  # the other structures are text
+            return self.model.structures.compile(params)
 
     def _check_room(self, adapter: str, num_tokens: int) -> None:
         """The device pool must hold a request and its adapter."""
@@ -170,15 +158,9 @@ class Intake:
                 f"pages; the device pool has {memory.num_pages}; raise device_memory"
             )
 
-    def text_stream(self, request: Request) -> TokenStream | None:
-        """What turns this request's tokens into text; ``None`` without a tokenizer."""
-        if self._model.tokenizer is None:
+    def _stops(self, request: Request) -> TextObserver | None:
+        if not request.params.stop:
             return None
-        from scalesim.model.text.token_stream import TokenStream
-
-        return TokenStream(self._model.tokenizer, request.params.stop)
-
-    def _stops(self, request: Request) -> TextObserver:
         stream = self.text_stream(request)
         if stream is None:
             raise RequestError("stop strings need a tokenizer and this model has none; stop on ids")

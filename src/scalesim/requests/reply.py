@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from scalesim.batch import LogProbs
 from scalesim.core import AgentId, FinishReason, Floats
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens: of the prompt, of those found in memory, of the output; and how often it was
-    preempted.
+    """What a reply cost, in tokens; and how often the request was preempted.
 
-    Of the cached tokens, ``host_tokens`` were loaded from host memory, the others lay on the
-    device. ``rebuilt_tokens`` were computed again although they had been in memory: of what the
-    agent's call before had left (as far as the prompt can still begin with it), and after a
-    preemption.
+    Of the cached tokens, ``host_tokens`` were loaded from host memory; the others lay on the
+    device. ``rebuilt_tokens`` had been in memory and were computed again: state of the agent's
+    previous call that this prompt begins with, and what a preemption cost.
     """
 
     prompt_tokens: int  # as rendered and tokenized
     cached_tokens: int  # of the prompt, found in memory
     output_tokens: int  # the one that ended it included
-    num_preemptions: int  # how often it lost its pages to others, and went on later
+    num_preemptions: int  # how often the request lost its pages to others, and went on later
     host_tokens: int = 0
     rebuilt_tokens: int = 0
 
@@ -46,13 +40,13 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call gave.
+    """What a call gives back.
 
-    ``text`` is ``None`` where the engine has no tokenizer. ``digest`` is a hash over the logits of
-    every token, where the engine keeps it. ``latency_s`` from submission to the end. ``dropped``:
-    what the prompt lost, where it was too long. Where they were asked for: ``embedding``,
-    ``[hidden]`` fp32, and ``logprobs`` (of ``token_ids``) and ``prompt_logprobs``. ``others``:
-    samples 2 to ``n``; ``samples`` has all, in order.
+    ``text`` is ``None`` where the engine has no tokenizer. ``latency_s`` is from submission to the
+    end. ``digest`` is a hash over the logits of every token, if the engine was asked to keep
+    digests. ``dropped`` is what a prompt that was too long has lost. If the request asked for them,
+    there are ``embedding`` (``[hidden]`` fp32), ``logprobs`` (of ``token_ids``) and
+    ``prompt_logprobs``. ``others`` are samples 2 to ``n``; ``samples`` has all, in order.
     """
 
     agent: AgentId | None  # of the request

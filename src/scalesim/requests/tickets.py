@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
+from scalesim.foreign import Foreign
 from scalesim.requests.call import Call
 
 LOOK_S = 1.0
@@ -153,3 +154,33 @@ class Desk:
     def _dropped(self, calls: list[Call]) -> None:
         self.ties.pop(id(calls), None)
         self.abandon(calls)
+
+
+def deliver(calls: list[Call]) -> None:
+    """Tell the waiters of ``calls``, which are done: those of threads at once, the others in one
+    message to each event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+    for call in calls:
+        if call.waiter is None:
+            continue
+        if call.waiter.loop is None:
+            call.waiter.tell(call)
+        else:
+            loops.setdefault(call.waiter.loop, []).append(call)
+    for loop, told in loops.items():
+        with Foreign():  # a loop that is closed, or a caller's own, must not keep others waiting
+            loop.call_soon_threadsafe(_tell, told)
+
+
+def _tell(calls: list[Call]) -> None:
+    """In their event loop. If Ctrl-C strikes here, the waiters that remain are told when the loop
+    goes on."""
+    try:
+        while calls:
+            waiter = calls[-1].waiter
+            if waiter is not None:
+                waiter.tell(calls[-1])
+            calls.pop()
+    except BaseException:
+        asyncio.get_running_loop().call_soon(_tell, calls)
+        raise

@@ -1,7 +1,5 @@
-"""Prompts that leave no room for their output: shortened as the request asks, never silently.
-
-Pure; called by ``prepare`` on the caller's thread.
-"""
+"""Truncation: a prompt that leaves no room for its output is shortened as the request asks, never
+silently."""
 
 from __future__ import annotations
 
@@ -27,14 +25,15 @@ from scalesim.requests.reply import Dropped
 TokenIds = Callable[[Prompt], Int32s]
 
 
-def fit(
+def fit_prompt(
     prompt: Prompt, tokens: Int32s, max_tokens: int, how: OnOverflow, model: TextModel
 ) -> tuple[Int32s, Dropped | None]:
-    """The tokens of ``prompt`` (``tokens``, if they are at most ``max_tokens``), shortened as
-    ``how`` says, and what was dropped.
+    """``tokens``, those of ``prompt``, and what was dropped: if they are more than ``max_tokens``,
+    they are shortened as ``how`` says.
 
-    Tokens that are still too many are returned as they are: the check that follows knows the
-    reason. Raises what a function in ``how`` raises, ``RequestError`` for no prompt that it gives.
+    Tokens that cannot be shortened enough are returned as they are: the caller's check of the
+    length refuses them, with the reason. Raises what a function in ``how`` raises, and
+    ``RequestError`` if that function returns no prompt.
     """
     if len(tokens) <= max_tokens or max_tokens < 1 or (isinstance(how, str) and how == "error"):
         return tokens, None
@@ -74,7 +73,7 @@ def _newest_turns(
     first = 1 if chat[0].get("role") in ("system", "developer") else 0
     starts = [i for i in range(first + 1, len(chat)) if chat[i].get("role") == "user"]
     low, high, best = 0, len(starts), (tokens, 0)
-    while low < high:  # the longest rest that fits; a longer rest has more tokens
+    while low < high:  # binary search for the most turns that fit: more turns have more tokens
         middle = (low + high) // 2
         kept = token_ids([*chat[:first], *chat[starts[middle] :]])
         if len(kept) <= max_tokens:
@@ -85,7 +84,7 @@ def _newest_turns(
 
 
 def _newest_tokens(prompt: Any, tokens: Int32s, max_tokens: int, model: TextModel) -> Int32s:
-    """Those at the end, and before them what the tokenizer puts before every text."""
+    """The last tokens, behind those that the tokenizer puts before every text."""
     start: list[int] = []
     if isinstance(prompt, str) and model.tokenizer is not None:
         start = model.tokenizer.encode("")

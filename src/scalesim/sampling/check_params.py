@@ -164,7 +164,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
 }
 _all = attrgetter(*_RULES)
 _ALL = _all(SamplingParams())
-_GUIDES = ("mask", "json_schema", "regex", "grammar")
+_CONSTRAINTS = ("mask", "json_schema", "regex", "grammar")
 _of_logits = attrgetter(
     "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
     "min_tokens", "logprobs", "prompt_logprobs",
@@ -190,7 +190,7 @@ def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -
             _check_token("logit_bias token", token, vocab_size)
         if sum(bias == -math.inf for bias in biases.values()) >= vocab_size:
             raise RequestError("logit_bias rules out every token; leave one")
-    given = [name for name in _GUIDES if getattr(params, name) is not None]
+    given = [name for name in _CONSTRAINTS if getattr(params, name) is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} are both given; a text follows one of them")
     if not has_logits and (given or _of_logits(params) != _of_logits(SamplingParams())):

@@ -1,7 +1,8 @@
-"""Structured output: JSON schemas, regular expressions and grammars as guides, through llguidance.
+"""Structured output: JSON schemas, regular expressions and grammars as token constraints.
 
-Compiled on the caller's thread, within limits, and kept for the next caller; masks are made on the
-engine's, several at once. An optional extra: ``pip install scalesim-runtime[structured]``.
+Compiled by llguidance on the caller's thread, within limits, and kept for the next caller; masks
+are made on the engine's thread, several at once. An optional extra:
+``pip install scalesim-runtime[structured]``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Structures:
         self._compiled: OrderedDict[tuple[str, str], Structure] = OrderedDict()
 
     def compile(self, params: SamplingParams) -> Callable[[], GrammarConstraint] | None:
-        """What makes a fresh guide for each sample; ``None`` where no structure is asked for.
+        """What makes a fresh constraint for each sample; ``None`` where no structure is asked for.
 
         Raises ``StructureError`` for what cannot be compiled within the limits, and
         ``RequestError`` where llguidance is not installed.
@@ -141,7 +142,7 @@ class Structures:
 
 @dataclass(frozen=True)
 class Structure:
-    """A compiled one: where each of its guides begins, and what judges finished texts."""
+    """A compiled one: where each of its constraints begins, and what judges finished texts."""
 
     name: str
     matcher: LLMatcher
@@ -233,18 +234,18 @@ class GrammarMaskFiller:
         self._shown = np.packbits(shown, bitorder="little").view(np.int32)
 
     def __call__(
-        self, guides: list[GrammarConstraint], tokens: list[Int32s], masks: Int32s
+        self, constraints: list[GrammarConstraint], tokens: list[Int32s], masks: Int32s
     ) -> list[Exception | None]:
         if self._num_known == self._num_shown and self._num_words == self.num_words:
-            self._fill(guides, masks)
-            return [guide.error() for guide in guides]
-        known = np.zeros((len(guides), self._num_words), np.int32)
-        self._fill(guides, known)
+            self._fill(constraints, masks)
+            return [constraint.error() for constraint in constraints]
+        known = np.zeros((len(constraints), self._num_words), np.int32)
+        self._fill(constraints, known)
         both = min(self.num_words, self._num_words)
         np.bitwise_and(known[:, :both], self._shown[:both], out=masks[:, :both])
         return [
-            guide.error() or (None if words.any() else self._no_token())
-            for guide, words in zip(guides, masks, strict=True)
+            constraint.error() or (None if words.any() else self._no_token())
+            for constraint, words in zip(constraints, masks, strict=True)
         ]
 
     def _no_token(self) -> StructureError:
@@ -253,13 +254,13 @@ class GrammarMaskFiller:
             "both the tokenizer and the model have"
         )
 
-    def _fill(self, guides: list[GrammarConstraint], masks: Int32s) -> None:
-        if len(guides) == 1:
-            guides[0].matcher.unsafe_compute_mask_ptr(masks.ctypes.data, masks.nbytes)
+    def _fill(self, constraints: list[GrammarConstraint], masks: Int32s) -> None:
+        if len(constraints) == 1:
+            constraints[0].matcher.unsafe_compute_mask_ptr(masks.ctypes.data, masks.nbytes)
         else:
-            matchers = [(guide.matcher, i) for i, guide in enumerate(guides)]
+            matchers = [(constraint.matcher, i) for i, constraint in enumerate(constraints)]
             self._executor.unsafe_compute_mask_ptr(
-                matchers, masks.ctypes.data, masks.strides[0], len(guides)
+                matchers, masks.ctypes.data, masks.strides[0], len(constraints)
             )
 
     @cached_property

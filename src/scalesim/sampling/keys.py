@@ -89,8 +89,8 @@ class SamplingKeys:
 
 
 def _more(params: SamplingParams) -> tuple[object, ...]:
-    """What else changes the distribution that is drawn from. Guides and masks do not count: they
-    may be anybody's functions."""
+    """What else changes the distribution that is drawn from. Constraints and masks do not count:
+    they may be anybody's functions."""
     bias = params.logit_bias
     return (
         params.min_p,

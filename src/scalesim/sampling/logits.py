@@ -21,22 +21,22 @@ OFF = (0.0, 1.0, 0.0, 0.0)  # min_p and the three penalties
 
 
 class MaskFiller(Protocol):
-    """Fills the masks of several guides at once."""
+    """Fills the masks of several constraints at once."""
 
     def __call__(
-        self, guides: list[Any], tokens: list[Int32s], masks: Int32s
+        self, constraints: list[Any], tokens: list[Int32s], masks: Int32s
     ) -> list[Exception | None]:
-        """Set the bits of the tokens that ``guides[i]`` allows behind ``tokens[i]`` (prompt and
-        output so far) in ``masks[i]``, which is 0. Returns what went wrong for each; it ends that
-        sequence."""
+        """Set the bits of the tokens that ``constraints[i]`` allows behind ``tokens[i]`` (prompt
+        and output so far) in ``masks[i]``, which is 0. Returns what went wrong for each, which ends
+        that sequence."""
         ...
 
 
 class TokenConstraint(Protocol):
-    """Decides what one sequence may say next. On the engine's thread, token by token.
+    """Decides which tokens one sequence may sample next. Called on the engine's thread.
 
-    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``. Guides of one ``filler`` are
-    asked together.
+    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``. The masks of constraints with
+    one ``filler`` are filled together.
     """
 
     @property
@@ -61,12 +61,12 @@ class LogitsProcessor:
 
     def __init__(
         self, params: SamplingParams, prompt_len: int, stop_ids: Iterable[int],
-        guide: TokenConstraint | None = None,
+        constraint: TokenConstraint | None = None,
     ) -> None:  # fmt: skip
         self.ratios = ratios_of(params)
         self.penalizes = self.ratios[1:] != OFF[1:]
         self.prompt_len = prompt_len
-        self.guide = guide
+        self.constraint = constraint
         self.open_at = prompt_len + params.min_tokens
         self.banned = np.array(sorted(stop_ids) if params.min_tokens else [], np.int32)
         bias = dict(params.logit_bias or {})
@@ -76,15 +76,15 @@ class LogitsProcessor:
     @property
     def is_listed(self) -> bool:
         """Whether it has more than numbers."""
-        return self.guide is not None or len(self._shut[0]) > 0
+        return self.constraint is not None or len(self._shut[0]) > 0
 
     def biases(self, position: int) -> tuple[Int32s, Floats]:
-        """(ids, biases) for the token at ``position``; the guide's mask holds its own bans."""
-        return self._shut if position < self.open_at and self.guide is None else self._open
+        """(ids, biases) for the token at ``position``; the constraint's mask holds its own bans."""
+        return self._shut if position < self.open_at and self.constraint is None else self._open
 
     def ban(self, tokens: Int32s, words: Int32s) -> Int32s:
-        """A guide's mask for the token behind ``tokens``, less what ``min_tokens`` bans; unless the
-        guide allows nothing else."""
+        """``words``, the mask for the token behind ``tokens``, less the tokens that ``min_tokens``
+        bans; unless the constraint allows nothing else."""
         if len(tokens) >= self.open_at or not len(self.banned):
             return words
         kept = words.copy()
@@ -93,17 +93,20 @@ class LogitsProcessor:
 
 
 def logits_processor_of(
-    params: SamplingParams, prompt_len: int, stop_ids: Iterable[int], guide: TokenConstraint | None
+    params: SamplingParams,
+    prompt_len: int,
+    stop_ids: Iterable[int],
+    constraint: TokenConstraint | None,
 ) -> LogitsProcessor | None:
     """``None`` where the logits are sampled as they are."""
     if (
-        guide is None
+        constraint is None
         and params.logit_bias is None
         and not params.min_tokens
         and ratios_of(params) == OFF
     ):
         return None
-    return LogitsProcessor(params, prompt_len, stop_ids, guide)
+    return LogitsProcessor(params, prompt_len, stop_ids, constraint)
 
 
 def ratios_of(params: SamplingParams) -> tuple[float, float, float, float]:
@@ -126,60 +129,62 @@ def unset(words: Int32s, ids: Int32s) -> None:
 
 
 def _fill(
-    filler: MaskFiller, guides: list[Any], tokens: list[Int32s], masks: Int32s
+    filler: MaskFiller, constraints: list[Any], tokens: list[Int32s], masks: Int32s
 ) -> list[Exception | None]:
     """As ``filler``, whatever it raises: then it was one of them, and each is asked alone."""
     errors: list[Exception | None] = []
     with Foreign() as raised:
-        errors = filler(guides, tokens, masks)
+        errors = filler(constraints, tokens, masks)
     if raised.error is None:
         return errors
-    if len(guides) == 1:
+    if len(constraints) == 1:
         return [raised.exception]
     masks[:] = 0
     return [
-        _fill(filler, [guide], [known], words)[0]
-        for guide, known, words in zip(guides, tokens, np.split(masks, len(masks)), strict=True)
+        _fill(filler, [constraint], [known], words)[0]
+        for constraint, known, words in zip(
+            constraints, tokens, np.split(masks, len(masks)), strict=True
+        )
     ]
 
 
 class LogitsProcessors:
-    """Per slot, what its sequence asked for. ``num_adjusted`` and ``num_guided`` slots do."""
+    """Per slot, what its sequence asked for. ``num_processed`` and ``num_constrained`` slots do."""
 
     def __init__(self, num_slots: int) -> None:
-        self.num_adjusted = self.num_guided = 0
-        self.guided = np.zeros(num_slots, np.bool_)
-        self._adjusted = np.zeros(num_slots, np.bool_)
+        self.num_processed = self.num_constrained = 0
+        self.constrained = np.zeros(num_slots, np.bool_)
+        self._processed = np.zeros(num_slots, np.bool_)
         self._ratios = np.tile(np.array(OFF, np.float32), (num_slots, 1))
         self._listed = np.zeros(num_slots, np.bool_)
         self._of: dict[int, LogitsProcessor] = {}
         self._masks: dict[int, Int32s] = {}  # by slot, for the step to come
 
-    def enter(self, slot: int, adjust: LogitsProcessor) -> None:
-        self._of[slot] = adjust
-        self._adjusted[slot] = True
-        self._ratios[slot] = adjust.ratios
-        self._listed[slot] = adjust.is_listed
-        self.guided[slot] = adjust.guide is not None
-        self.num_adjusted += 1
-        self.num_guided += adjust.guide is not None
+    def enter(self, slot: int, processor: LogitsProcessor) -> None:
+        self._of[slot] = processor
+        self._processed[slot] = True
+        self._ratios[slot] = processor.ratios
+        self._listed[slot] = processor.is_listed
+        self.constrained[slot] = processor.constraint is not None
+        self.num_processed += 1
+        self.num_constrained += processor.constraint is not None
 
     def leave(self, slot: int) -> None:
-        adjust = self._of.pop(slot)
-        self._adjusted[slot] = self._listed[slot] = self.guided[slot] = False
+        processor = self._of.pop(slot)
+        self._processed[slot] = self._listed[slot] = self.constrained[slot] = False
         self._masks.pop(slot, None)
-        self.num_adjusted -= 1
-        self.num_guided -= adjust.guide is not None
+        self.num_processed -= 1
+        self.num_constrained -= processor.constraint is not None
 
-    def ask(self, slots: list[int], tokens: list[Int32s]) -> dict[int, Exception]:
-        """Ask the guides of ``slots`` what may follow ``tokens``; by slot, what went wrong."""
+    def fill_masks(self, slots: list[int], tokens: list[Int32s]) -> dict[int, Exception]:
+        """Ask the constraints of ``slots`` what may follow ``tokens``; by slot, what went wrong."""
         failed: dict[int, Exception] = {}
         for filler, members in self._by_filler(slots).items():
-            guides = [self._of[slots[i]].guide for i in members]
+            constraints = [self._of[slots[i]].constraint for i in members]
             known = [tokens[i] for i in members]
-            masks = np.zeros((len(members), guides[0].num_words), np.int32)  # type: ignore[union-attr]
+            masks = np.zeros((len(members), constraints[0].num_words), np.int32)  # type: ignore[union-attr]
             for i, words, error in zip(
-                members, masks, _fill(filler, guides, known, masks), strict=True
+                members, masks, _fill(filler, constraints, known, masks), strict=True
             ):
                 if error is None:
                     self._masks[slots[i]] = self._of[slots[i]].ban(tokens[i], words)
@@ -190,9 +195,9 @@ class LogitsProcessors:
     def _by_filler(self, slots: list[int]) -> dict[MaskFiller, list[int]]:
         groups: dict[MaskFiller, list[int]] = {}
         for i, slot in enumerate(slots):
-            guide = self._of[slot].guide
-            assert guide is not None, slot
-            groups.setdefault(guide.filler, []).append(i)
+            constraint = self._of[slot].constraint
+            assert constraint is not None, slot
+            groups.setdefault(constraint.filler, []).append(i)
         return groups
 
     def batch(
@@ -202,7 +207,7 @@ class LogitsProcessors:
         """For a step of the slots ``slot_ids`` whose next tokens come at ``ends``. Those from
         ``first_chunk`` on sample for the first time since they entered; ``tokens(slot)`` are what
         they know."""
-        seqs = (self._adjusted[slot_ids] & sample).nonzero()[0]
+        seqs = (self._processed[slot_ids] & sample).nonzero()[0]
         if not len(seqs):
             return None
         slots = slot_ids[seqs]

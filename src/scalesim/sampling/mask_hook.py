@@ -1,4 +1,4 @@
-"""A caller's own rule for the next token (``LogitsMask``) as a guide."""
+"""A caller's own rule for the next token (``LogitsMask``) as a constraint."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from scalesim.foreign import Foreign
 from scalesim.sampling.logits import MaskFiller
 
 
-def ask_each(guides: list[MaskHook], tokens: list[Int32s], masks: Int32s) -> list[Exception | None]:
+def ask_each(
+    constraints: list[MaskHook], tokens: list[Int32s], masks: Int32s
+) -> list[Exception | None]:
     """The filler of hooks: one after the other."""
-    return [_ask(*asked) for asked in zip(guides, tokens, masks, strict=True)]
+    return [_ask(*asked) for asked in zip(constraints, tokens, masks, strict=True)]
 
 
-def _ask(guide: MaskHook, tokens: Int32s, words: Int32s) -> Exception | None:
+def _ask(constraint: MaskHook, tokens: Int32s, words: Int32s) -> Exception | None:
     with Foreign() as raised:  # a request's own rule ends that request
-        guide.fill(tokens, words)
+        constraint.fill(tokens, words)
     return raised.exception
 
 
 class MaskHook:
-    """A caller's ``LogitsMask`` as a guide. Raises ``RequestError`` for what is no mask."""
+    """A caller's ``LogitsMask`` as a constraint. Raises ``RequestError`` for what is no mask."""
 
     filler: MaskFiller = staticmethod(ask_each)
 

@@ -1,29 +1,30 @@
-"""How a sequence ends: what its last token says, and the errors that end it.
-
-Used by the scheduler, for each sequence that must be looked at after a step.
-"""
+"""How sequences end, and how they give back their slot and their lease."""
 
 from __future__ import annotations
 
 from scalesim.core import FinishReason
-from scalesim.errors import InternalError, NumericalError, PromptTooLongError, ScaleSimError
-from scalesim.foreign import Foreign, words_of
-from scalesim.scheduler.sequence import Sequence
+from scalesim.errors import ScaleSimError
+from scalesim.foreign import Foreign
+from scalesim.memory.manager import MemoryManager
+from scalesim.scheduler import failures
+from scalesim.scheduler.queue import RequestQueue
+from scalesim.scheduler.running import Running
+from scalesim.scheduler.sequence import Phase, Sequence
+from scalesim.scheduler.slots import Slots
 
-_MASK64 = (1 << 64) - 1
 
-
-def judge(sequence: Sequence, token: int, known: int) -> FinishReason | None:
-    """Whether ``token``, the last of ``known``, ends the sequence. Shows it to the guide and the
-    observer, once. Raises what they raise."""
-    guide = None if sequence.adjust is None else sequence.adjust.guide
+def finish_reason(sequence: Sequence, token: int, known: int) -> FinishReason | None:
+    """Why ``token``, the last of ``known`` tokens, ends ``sequence``; ``None`` if it does not. The
+    constraint and the observer see each token once; raises what they raise."""
+    processor = sequence.logits_processor
+    constraint = None if processor is None else processor.constraint
     if token in sequence.stop_ids:
-        if guide is not None:
-            guide.end(token)
+        if constraint is not None:
+            constraint.end(token)
         return "stop"
     if sequence.num_observed < known - sequence.prompt_len:
         sequence.num_observed += 1
-        stopped = guide is not None and guide.push(token)
+        stopped = constraint is not None and constraint.push(token)
         if sequence.observer is not None:
             stopped |= sequence.observer.push(token)
         if stopped:
@@ -31,58 +32,84 @@ def judge(sequence: Sequence, token: int, known: int) -> FinishReason | None:
     return "length" if known >= sequence.limit else None
 
 
-def is_over(sequence: Sequence) -> bool:
-    """Whether ``sequence`` was ending when everything stopped, or has all that it asked for: then
-    its reason is noted, and it ends."""
-    tokens = sequence.tokens
-    if sequence.finish_reason is None and len(tokens) > sequence.prompt_len:
-        with Foreign() as raised:
-            sequence.finish_reason = judge(sequence, int(tokens[-1]), len(tokens))
+class Finisher:
+    """Ends sequences. ``ended`` are those that ended and that the engine has not heard of yet."""
+
+    def __init__(
+        self, memory: MemoryManager, slots: Slots, queue: RequestQueue, running: Running
+    ) -> None:
+        self.ended: list[Sequence] = []
+        self._memory, self._slots, self._queue, self._running = memory, slots, queue, running
+
+    def look_at(self, slot: int, token: int) -> None:
+        """End the sequence in ``slot`` if ``token``, its last one, says so."""
+        sequence = self._slots.sequence_in(slot)
+        failure: ScaleSimError | None = None
+        reason: FinishReason | None = None
+        with Foreign() as raised:  # a request's own callback ends that request
+            reason = finish_reason(sequence, token, int(self._slots.known[slot]))
         if raised.error is not None:
-            sequence.finish_reason, sequence.error = "error", as_own(sequence, raised.error)
-    return sequence.finish_reason is not None
+            reason, failure = "error", failures.of_callback(sequence, raised.error)
+        if reason is not None:
+            self.finish(sequence, reason, failure)
 
+    def not_finite(self, slot: int) -> None:
+        """End the sequence in ``slot``, whose values are not finite: nothing that was computed of
+        it may be shared."""
+        sequence = self._slots.sequence_in(slot)
+        error = failures.not_finite(sequence, int(self._slots.known[slot]))
+        self.finish(sequence, "error", error, keep=False)
 
-def as_own(sequence: Sequence, cause: BaseException) -> ScaleSimError:
-    """What a request ends with when what watches its tokens failed."""
-    if isinstance(cause, ScaleSimError):
-        return cause
-    error = InternalError(
-        f"request {sequence.id}: what looks at its tokens failed: {words_of(cause)}"
-    )
-    error.__cause__ = cause
-    return error
+    def finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: Exception | None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        """End ``sequence``, wherever it stands. With ``keep``, what was computed soundly stays in
+        the tree."""
+        # noted first: if memory fails from here on, a restart still ends the sequence like this
+        sequence.finish_reason, sequence.error = reason, error
+        if sequence.phase is Phase.WAITING:
+            self._queue.discard(sequence)
+            self.finish_waiting(sequence)
+            return
+        sequence.tokens = self._slots.known_tokens(sequence.slot)
+        sequence.output = sequence.tokens[sequence.prompt_len :]
+        sequence.say_end()
+        self.leave(sequence, keep=keep)
+        self._end(sequence)
 
+    def finish_waiting(self, sequence: Sequence) -> None:
+        """End ``sequence``, which holds nothing, with the tokens that it has."""
+        sequence.output = sequence.tokens[sequence.prompt_len :]
+        sequence.say_end()
+        self._end(sequence)
 
-def not_finite(sequence: Sequence, position: int) -> NumericalError:
-    return NumericalError(
-        f"request {sequence.id} of agent {sequence.agent!r}: logits at token {position} are not "
-        "finite; check the weights and the dtype"
-    )
+    def leave(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """Take the slot and the lease from ``sequence``."""
+        lease, slot = sequence.lease, sequence.slot
+        assert lease is not None
+        self._running.leave(sequence)
+        if sequence.phase is Phase.LOADING:
+            self._memory.release(lease)
+        else:
+            done = int(self._slots.done[slot]) if keep else 0
+            self._memory.release(lease, self._slots.token_bytes(slot, done), done)
+        sequence.lease = None
+        self._slots.leave(sequence)
 
+    def release_followers(self, sequence: Sequence) -> None:
+        """The prompt of ``sequence`` is in the tree, or never will be: its followers wait no
+        more."""
+        for follower in sequence.followers:
+            if follower.phase is not Phase.FINISHED:
+                self._queue.line.add(follower)
+        sequence.followers = []
 
-def not_trusted(sequence: Sequence) -> InternalError:
-    return InternalError(
-        f"request {sequence.id} of agent {sequence.agent!r}: a page of its memory had two holders; "
-        "what it said is not to be trusted, ask again"
-    )
-
-
-def too_long(num_tokens: int, max_len: int) -> PromptTooLongError:
-    return PromptTooLongError(
-        f"prompt and output need {num_tokens} tokens; a sequence has at most {max_len} "
-        "(max_model_len; what device_memory holds); shorten the prompt, lower max_tokens or raise "
-        "device_memory"
-    )
-
-
-def pages_were_lost(sequence: Sequence, num_pages: int, num_left: int) -> PromptTooLongError:
-    return PromptTooLongError(
-        f"request {sequence.id} needs {num_pages} pages; {num_left} of the device pool are left in "
-        "use"
-    )
-
-
-def chain_digests(chain: int, digest: int) -> int:
-    """A running 64-bit hash: order matters, and so does every term."""
-    return ((chain ^ digest) * 0x9E3779B97F4A7C15 + 1) & _MASK64
+    def _end(self, sequence: Sequence) -> None:
+        sequence.phase = Phase.FINISHED
+        self.release_followers(sequence)
+        self.ended.append(sequence)

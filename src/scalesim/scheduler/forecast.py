@@ -1,49 +1,47 @@
-"""What is known of the steps to come: from what the running sequences have left to generate, and
-who waits.
+"""The queue forecast: how soon a waiting request can start, and how many start at once.
 
-Memory's planner asks: how soon can a waiting request start, and how many start at once?
+Computed from what the running sequences may still generate. Memory's prefetcher asks.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from scalesim.core import AgentId
+from scalesim.core import AgentId, Int64s
 from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.slots import Slots
 
 
 class QueueForecast:
-    """In steps, if all that run take their full length."""
+    """In steps, if all running sequences take their full length."""
 
     def __init__(self, slots: Slots, queue: RequestQueue) -> None:
         self._slots, self._queue = slots, queue
         self.begin_at_once = len(slots.sequences)
 
     def starts_in(self, agent: AgentId) -> float:
-        """Until the oldest waiting request of ``agent`` can start; 0 if it has none."""
+        """Steps until the oldest waiting request of ``agent`` can start; 0 if there is none."""
         position = self._queue.position_of(agent)
         return 0.0 if position is None else self._frees_in(position)
 
     def drains_in(self) -> float:
-        """Until the last request has ended, if none is added."""
-        num_left = self._left()
-        if not len(num_left):
+        """Steps until the last request has ended, if none is added."""
+        remaining = self._remaining()
+        if not len(remaining):
             return 0.0
-        return float(num_left.max() + num_left.mean() * (len(self._queue) // len(num_left)))
+        return float(remaining.max() + remaining.mean() * (len(self._queue) // len(remaining)))
 
     def _frees_in(self, position: int) -> float:
-        """Until there is a slot for who has ``position`` others before it."""
+        """Steps until there is a slot for the request that ``position`` others go before."""
         index = position - self._slots.num_free
-        num_left = np.sort(self._left())
-        if index < 0 or not len(num_left):  # nobody runs: pages are waited for, not slots
+        remaining = np.sort(self._remaining())
+        if index < 0 or not len(remaining):  # nothing runs: requests wait for pages, not for slots
             return 0.0
-        rounds, index = divmod(index, len(num_left))
-        return float(num_left[index] + rounds * num_left.mean())
+        rounds, index = divmod(index, len(remaining))
+        return float(remaining[index] + rounds * remaining.mean())
 
-    def _left(self) -> npt.NDArray[np.int64]:
+    def _remaining(self) -> Int64s:
         """Tokens that each running sequence may still generate."""
         slot_ids = [sequence.slot for sequence in self._slots.entered()]
-        num_left: npt.NDArray[np.int64] = self._slots.limit[slot_ids] - self._slots.known[slot_ids]
-        return num_left
+        remaining: Int64s = self._slots.limit[slot_ids] - self._slots.known[slot_ids]
+        return remaining

@@ -1,6 +1,6 @@
-"""Those that are admitted, by what they do next: wait for a load, prefill, decode.
+"""The running sequences, by what each does next: wait for a load, prefill, or decode.
 
-Used by the scheduler, which gives and takes their slots and leases.
+Used by the scheduler, which gives slots and leases to sequences, and takes them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _NO_SLOTS: Int64s = np.empty(0, np.int64)
 
 
 class Running:
-    """``prefilling`` in order of admission; ``decoding`` are slots, in the order in which they came
-    to decode."""
+    """``prefilling`` is in order of admission. ``decoding`` are slots, in the order in which their
+    sequences began to decode."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
@@ -26,12 +26,12 @@ class Running:
         self._loading: dict[int, Sequence] = {}  # by id of the lease
 
     def wait(self, sequence: Sequence, lease: Lease) -> None:
-        """``lease`` waits for loads."""
+        """``sequence`` waits for the loads of ``lease``."""
         sequence.phase = Phase.LOADING
         self._loading[id(lease)] = sequence
 
     def loaded(self, lease: Lease) -> Sequence:
-        """The loads of ``lease`` are over: whose it is. It waits no more."""
+        """The loads of ``lease`` are over: its sequence waits no more, and is returned."""
         return self._loading.pop(id(lease))
 
     def prefill(self, sequence: Sequence) -> None:
@@ -40,7 +40,7 @@ class Running:
         self.prefilling.sort(key=lambda queued: queued.admission)
 
     def decode(self, sequences: list[Sequence], step: int) -> None:
-        """The prompts of ``sequences`` are launched whole before ``step``."""
+        """``sequences`` decode from now on: the last chunks of their prompts are in ``step``."""
         if not sequences:
             return
         for sequence in sequences:
@@ -48,42 +48,32 @@ class Running:
             if sequence.first_step is None:
                 sequence.first_step = step
             self.prefilling.remove(sequence)
-        fresh = np.array([sequence.slot for sequence in sequences], np.int64)
-        self.decoding = np.concatenate([self.decoding, fresh])
+        slot_ids = np.array([sequence.slot for sequence in sequences], np.int64)
+        self.decoding = np.concatenate([self.decoding, slot_ids])
 
     def wanted_decodes(self) -> Int64s:
         """The decoding slots that have a token to compute."""
         slot_ids, slots = self.decoding, self._slots
         unfinished: Bools = slots.launched[slot_ids] < slots.limit[slot_ids] - 1
-        if slots.adjusting.num_guided:  # a guide must have seen the token in flight
+        if slots.logits.num_constrained:  # a constraint must have seen the token in flight
             known: Bools = slots.launched[slot_ids] < slots.known[slot_ids]
-            unfinished &= known | ~slots.adjusting.guided[slot_ids]
+            unfinished &= known | ~slots.logits.constrained[slot_ids]
         return slot_ids[unfinished]
 
     def chunks(self, budget: int) -> list[Chunk]:
-        """What is prefilled next: up to ``budget`` tokens, the oldest first."""
+        """What is prefilled next: up to ``budget`` tokens, the oldest sequences first."""
         chunks = []
         for sequence in self.prefilling:
             if budget <= 0:
                 break
-            count = min(self._slots.left(sequence), budget)
+            count = min(self._slots.num_unlaunched(sequence), budget)
             if count > 0:
                 chunks.append((sequence, count))
                 budget -= count
         return chunks
 
-    def guided(self, decodes: Int64s, chunks: list[Chunk]) -> list[int]:
-        """The guided slots that sample in a step of ``decodes`` and ``chunks``."""
-        guided = self._slots.adjusting.guided
-        asked: list[int] = decodes[guided[decodes]].tolist()
-        return asked + [
-            sequence.slot
-            for sequence, count in chunks
-            if guided[sequence.slot] and count == self._slots.left(sequence)
-        ]
-
     def leave(self, sequence: Sequence) -> None:
-        """``sequence`` still has its slot and its lease."""
+        """``sequence`` runs no more; it still has its slot and its lease."""
         if sequence.phase is Phase.LOADING:
             del self._loading[id(sequence.lease)]
         elif sequence.phase is Phase.PREFILL:

@@ -1,27 +1,25 @@
-"""Continuous batching: who is admitted, what a step computes, what its tokens mean.
+"""Continuous batching: which sequences are admitted, what a step computes, what its tokens mean.
 
-Called by the engine, on its thread: ``schedule`` makes the next batch, ``update`` takes in what a
-batch gave. Knows memory through leases; knows neither model, clock nor threads.
+Called on the engine's thread: ``schedule`` makes the next batch, ``update`` takes in what a batch
+gave. The scheduler reserves memory by leases, in blocks, and never sees a page. It knows neither
+model, clock nor threads.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable
-
-import numpy as np
-import numpy.typing as npt
 
 from scalesim.batch import Batch, StepOutput
 from scalesim.config import SchedulerConfig
-from scalesim.core import FinishReason
-from scalesim.errors import AttachmentError, ScaleSimError
-from scalesim.foreign import Foreign
+from scalesim.core import Bools, FinishReason, Int64s
+from scalesim.errors import AttachmentError
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
-from scalesim.scheduler import finish as endings
+from scalesim.scheduler import failures
 from scalesim.scheduler.batch_builder import BatchBuilder, InFlight
+from scalesim.scheduler.finish import Finisher
 from scalesim.scheduler.forecast import QueueForecast
+from scalesim.scheduler.masks import fill_masks, without
 from scalesim.scheduler.queue import RequestQueue, rank
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Chunk, Phase, Sequence
@@ -31,20 +29,19 @@ MAX_FAILED_READS = 8
 
 
 class Scheduler:
-    """``max_len`` bounds a sequence's tokens, prompt and output; the pool must hold one such
+    """``max_len`` bounds the tokens of a sequence, prompt and output; the pool must hold one such
     sequence."""
 
     def __init__(self, memory: MemoryManager, config: SchedulerConfig, max_len: int) -> None:
         self.memory, self.config = memory, config
         self.max_len = max_len
-        self.num_steps = 0
-        self.num_admissions = 0
+        self.num_steps = self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
         self.queue, self.running = RequestQueue(config), Running(self.slots)
         self.forecast = QueueForecast(self.slots, self.queue)
-        self._batching = BatchBuilder(self.slots, memory)
-        self._flights: deque[InFlight] = deque()
-        self._ended: list[Sequence] = []
+        self.finisher = Finisher(memory, self.slots, self.queue, self.running)
+        self._batch_builder = BatchBuilder(self.slots, memory)
+        self._in_flight: deque[InFlight] = deque()
 
     # -- what the engine asks -----------------------------------------------------------------
 
@@ -61,25 +58,21 @@ class Scheduler:
         return bool(self.num_waiting or self.num_running)
 
     def leases(self) -> list[Lease]:
-        """Those that are open."""
-        return [
-            sequence.lease
-            for sequence in self.slots.sequences
-            if sequence is not None and sequence.lease
-        ]
+        """The leases of all running sequences."""
+        return [sequence.lease for sequence in self.slots.entered() if sequence.lease]
 
     def check_fits(self, num_tokens: int) -> None:
-        """Raise ``PromptTooLongError`` where a request of ``num_tokens`` in all could never run."""
+        """Raise ``PromptTooLongError`` if a request of ``num_tokens`` in all could never run."""
         if num_tokens > self.max_len:
-            raise endings.too_long(num_tokens, self.max_len)
+            raise failures.too_long(num_tokens, self.max_len)
 
     def add(self, sequence: Sequence) -> None:
         self.check_fits(sequence.limit)
         self.queue.line.add(sequence)
 
     def add_behind(self, leader: Sequence, sequence: Sequence) -> None:
-        """Add ``sequence``, of the same prompt, once ``leader`` has computed it (or has ended): its
-        full blocks are then found. Until then it can only be cancelled."""
+        """Add ``sequence`` when ``leader`` has computed the prompt of both, or has ended: it then
+        finds the prompt in memory. Until then ``sequence`` can only be cancelled."""
         self.check_fits(sequence.limit)
         if leader.phase is Phase.FINISHED or leader.first_step is not None:
             self.queue.line.add(sequence)
@@ -87,84 +80,91 @@ class Scheduler:
             leader.followers.append(sequence)
 
     def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
-        """End ``sequence`` wherever it stands; a step in flight that still holds it is ignored for
-        it."""
-        if sequence.phase is Phase.FINISHED:
-            return
-        if sequence.phase is Phase.WAITING:
-            self.queue.discard(sequence)
-            sequence.finish_reason, sequence.error = reason, error
-            self._end_waiting(sequence)
-        else:
-            self._finish(sequence, reason, error)
+        """End ``sequence``, wherever it stands. What a step in flight computes of it is ignored."""
+        if sequence.phase is not Phase.FINISHED:
+            self.finisher.finish(sequence, reason, error)
 
     @property
     def has_ended(self) -> bool:
-        """Whether some ended since ``take_ended``: what they held, others may run on."""
-        return bool(self._ended)
+        """Whether sequences ended since ``take_ended``: others may run on what they held."""
+        return bool(self.finisher.ended)
 
     def take_ended(self) -> list[Sequence]:
         """The sequences that ended since the last call."""
-        ended, self._ended = self._ended, []
+        ended, self.finisher.ended = self.finisher.ended, []
         return ended
+
+    def clear(self) -> None:
+        """Forget all sequences. Each that was running keeps the tokens that are known of it."""
+        for sequence in self.slots.entered():
+            sequence.tokens = self.slots.known_tokens(sequence.slot)
+        self.slots.clear()
+        self.queue.clear()
+        self.running.clear()
+        self._in_flight.clear()
+        self.finisher.ended.clear()
 
     # -- a step -------------------------------------------------------------------------------
 
     def schedule(self) -> Batch | None:
-        """Admit what fits, then the next batch; ``None`` if nothing can run now."""
+        """Admit what fits, and make the next batch; ``None`` if nothing can run now."""
         self._wake(self.memory.poll())
         if self.num_waiting and self.slots.num_free:
             self._admit()
         decodes = self._ready_decodes()
         chunks = self.running.chunks(self.config.max_num_batched_tokens - len(decodes))
-        if self.slots.adjusting.num_guided:
-            decodes, chunks = self._ask_guides(decodes, chunks)
+        if self.slots.logits.num_constrained:
+            failed = fill_masks(self.slots, decodes, chunks)
+            for slot, error in failed.items():  # a constraint that fails ends its own sequence
+                self.finisher.finish(self.slots.sequence_in(slot), "error", error)
+            if failed:
+                decodes, chunks = without(failed, decodes, chunks)
         if not len(decodes) and not chunks:
             return None
         return self._launch(decodes, chunks)
 
     def update(self, output: StepOutput) -> None:
-        """Take in the oldest launched batch."""
-        flight = self._flights.popleft()
-        slots = self.slots
-        failed, sampled = flight.deliver(slots, output)
+        """Take in what the oldest launched batch gave."""
+        step, slots = self._in_flight.popleft(), self.slots
+        failed, sampled = step.deliver(slots, output)
         for slot in failed:
-            self._fail(int(slot))
-        slot_ids, tokens = flight.slots[sampled], output.token_ids[sampled]
+            self.finisher.not_finite(int(slot))
+        slot_ids, tokens = step.slots[sampled], output.token_ids[sampled]
         slots.take_tokens(slot_ids, tokens)
         if output.digests is not None:
             for slot, digest in zip(slot_ids, output.digests[sampled], strict=True):
-                sequence = slots.at(int(slot))
-                sequence.digest = endings.chain_digests(sequence.digest, int(digest))
-        for sequence in flight.prefills:
+                slots.sequence_in(int(slot)).add_digest(int(digest))
+        for sequence in step.prefills:
             self._prefilled(sequence)
         stopped = (slots.stop_ids[slot_ids] == tokens[:, None]).any(axis=1)
         full = slots.known[slot_ids] >= slots.limit[slot_ids]
         for index in (stopped | full | slots.watched[slot_ids]).nonzero()[0]:
-            self._look_at(int(slot_ids[index]), int(tokens[index]))
+            self.finisher.look_at(int(slot_ids[index]), int(tokens[index]))
 
     def _prefilled(self, sequence: Sequence) -> None:
-        """A chunk of its prompt was collected."""
+        """A chunk of the prompt of ``sequence`` was collected."""
         if sequence.phase is not Phase.PREFILL and sequence.phase is not Phase.DECODE:
             return
-        self._commit(sequence)
+        assert sequence.lease is not None
+        done = int(self.slots.done[sequence.slot])
+        tokens = self.slots.token_bytes(sequence.slot, done)
+        self.memory.commit(sequence.lease, tokens, done)
         if sequence.followers and sequence.phase is Phase.DECODE:
-            self._release_followers(sequence)
-        to_generate = sequence.limit > sequence.prompt_len
-        if not to_generate and self.slots.done[sequence.slot] >= sequence.limit:
-            self._finish(sequence, "length", None)
+            self.finisher.release_followers(sequence)
+        if sequence.limit == sequence.prompt_len <= done:  # nothing is to be generated
+            self.finisher.finish(sequence, "length", None)
 
     # -- admission ----------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        backlog = sum(self.slots.left(sequence) for sequence in self.running.prefilling)
+        backlog = sum(map(self.slots.num_unlaunched, self.running.prefilling))
         while self.slots.num_free and self.num_waiting:
             if backlog >= self.config.max_num_batched_tokens:
-                return  # they could not start in this step; pages held for nothing
+                return  # another could not start in this step, and would hold pages for nothing
             sequence = self.queue.next(self.memory.is_resident)
             try:
                 lease = self._reserve(sequence)
-            except AttachmentError as error:  # removed since the request was made
+            except AttachmentError as error:  # the attachment was removed meanwhile
                 self.cancel(sequence, "error", error)
                 continue
             if lease is None:
@@ -172,18 +172,18 @@ class Scheduler:
             self.queue.admitted(sequence)
             self._enter(sequence, lease)
             if lease.is_ready:
-                backlog += self.slots.left(sequence)
+                backlog += self.slots.num_unlaunched(sequence)
 
     def _reserve(self, sequence: Sequence) -> Lease | None:
-        """Pages for the tokens at hand and for the growth to the next safe point, or nothing."""
+        """A lease for the tokens of ``sequence`` and its growth to the next safe point, or none."""
         max_len = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
-        share = self.memory.num_pages // 2 if self.num_running else None
+        max_loading = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
             sequence.tokens[: sequence.usable].tobytes(),
-            self._blocks(max_len),
+            self.num_blocks(max_len),
             attachments=sequence.attachments,
-            max_loading_pages=share,
+            max_loading_pages=max_loading,
         )
         if lease is not None and sequence.leaves_nothing:
             self.memory.leave_nothing(lease)
@@ -200,6 +200,8 @@ class Scheduler:
             self.running.wait(sequence, lease)
 
     def _wake(self, leases: list[Lease]) -> None:
+        """The loads of ``leases`` are over. A sequence whose load failed waits again; with an error
+        that another try cannot mend, it ends."""
         for lease in leases:
             sequence = self.running.loaded(lease)
             if lease.failed is None:
@@ -215,12 +217,13 @@ class Scheduler:
                 self.cancel(sequence, "error", error)
 
     def _requeue(self, sequence: Sequence) -> None:
+        """``sequence``, which was admitted, holds nothing any more."""
         sequence.phase = Phase.WAITING
         self.queue.requeue(sequence)
 
     # -- what a step computes -----------------------------------------------------------------
 
-    def _ready_decodes(self) -> npt.NDArray[np.int64]:
+    def _ready_decodes(self) -> Int64s:
         """The decoding slots that have a token to compute and a page to put it in."""
         slots = self.slots
         wanted = self.running.wanted_decodes()
@@ -229,50 +232,35 @@ class Scheduler:
             return wanted
         for slot in short:
             sequence = slots.sequences[slot]
-            if sequence is not None:  # not preempted for one before it
+            if sequence is not None:  # else it was preempted for a slot before
                 self._grow(sequence)
         wanted = self.running.wanted_decodes()
-        able: npt.NDArray[np.bool_] = slots.launched[wanted] < slots.capacity[wanted]
-        return wanted[able]
+        has_room: Bools = slots.launched[wanted] < slots.capacity[wanted]
+        return wanted[has_room]
 
-    def _ask_guides(
-        self, decodes: npt.NDArray[np.int64], chunks: list[Chunk]
-    ) -> tuple[npt.NDArray[np.int64], list[Chunk]]:
-        """Masks for the guided sequences that sample in this step; a guide that fails ends its
-        own."""
-        asked = self.running.guided(decodes, chunks)
-        tokens = [self.slots.known_tokens(slot) for slot in asked]
-        failed = self.slots.adjusting.ask(asked, tokens)
-        for slot, error in failed.items():
-            self._finish(self.slots.at(slot), "error", error)
-        if failed:
-            decodes = np.array([slot for slot in decodes if slot not in failed], np.int64)
-            chunks = [chunk for chunk in chunks if chunk[0].slot not in failed]
-        return decodes, chunks
-
-    def _launch(self, decodes: npt.NDArray[np.int64], chunks: list[Chunk]) -> Batch:
+    def _launch(self, decodes: Int64s, chunks: list[Chunk]) -> Batch:
         step = self.num_steps
-        batch, flight = self._batching.launch(step, decodes, chunks)
-        self._flights.append(flight)
+        batch, in_flight = self._batch_builder.launch(step, decodes, chunks)
+        self._in_flight.append(in_flight)
         self.num_steps += 1
         self.memory.launched(step, sum(count for _, count in chunks))
-        whole = [sequence for sequence in flight.prefills if self.slots.left(sequence) <= 0]
-        self.running.decode(whole, step)
+        prefills = in_flight.prefills
+        self.running.decode([s for s in prefills if self.slots.num_unlaunched(s) <= 0], step)
         return batch
 
     # -- growth and preemption ----------------------------------------------------------------
 
     def _grow(self, sequence: Sequence) -> None:
-        """Reserve to the next safe point, at the cost of the least urgent and youngest; the most
-        urgent and oldest never yields. If the pages are only on their way, the sequence sits this
-        step out."""
+        """Reserve pages for ``sequence`` up to its next safe point. If there are too few, the least
+        urgent and youngest running sequence is preempted; the most urgent and oldest never is. If
+        pages become free when a copy ends, ``sequence`` sits this step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
         max_len = min(
             int(self.slots.limit[slot]),
             int(self.slots.launched[slot]) + self.config.safe_point_tokens,
         )
-        while not memory.grow(sequence.lease, self._blocks(max_len)):
+        while not memory.grow(sequence.lease, self.num_blocks(max_len)):
             if memory.is_moving:
                 return
             youngest = max(self.slots.entered(), key=rank)
@@ -288,121 +276,14 @@ class Scheduler:
         self.slots.capacity[slot] = sequence.lease.num_blocks * memory.block_size
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take its pages; full blocks stay in the tree as long as nobody needs theirs."""
+        """Take the pages of ``sequence``. Full blocks stay in the tree until others need their
+        pages."""
         sequence.tokens = self.slots.known_tokens(sequence.slot)
         sequence.num_preemptions += 1
         self.memory.preempted()
-        self._leave(sequence)
+        self.finisher.leave(sequence)
         self._requeue(sequence)
 
-    def _blocks(self, num_tokens: int) -> int:
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens``."""
         return -(-num_tokens // self.memory.block_size)
-
-    # -- endings ------------------------------------------------------------------------------
-
-    def _look_at(self, slot: int, token: int) -> None:
-        sequence = self.slots.at(slot)
-        failure: ScaleSimError | None = None
-        reason: FinishReason | None = None
-        with Foreign() as raised:  # a request's own callback ends that request
-            reason = endings.judge(sequence, token, int(self.slots.known[slot]))
-        if raised.error is not None:
-            reason, failure = "error", endings.as_own(sequence, raised.error)
-        if reason is not None:
-            sequence.finish_reason, sequence.error = reason, failure  # whatever breaks from here on
-            self._finish(sequence, reason, failure)
-
-    def _fail(self, slot: int) -> None:
-        """Its values are not finite: nothing that it computed may be shared."""
-        sequence = self.slots.at(slot)
-        error = endings.not_finite(sequence, int(self.slots.known[slot]))
-        self._finish(sequence, "error", error, keep=False)
-
-    def _commit(self, sequence: Sequence) -> None:
-        assert sequence.lease is not None
-        done = int(self.slots.done[sequence.slot])
-        tokens = self.slots.token_bytes(sequence.slot, done)
-        self.memory.commit(sequence.lease, tokens, done)
-
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        error: Exception | None,
-        *,
-        keep: bool = True,
-    ) -> None:
-        slot = sequence.slot
-        known = int(self.slots.known[slot])
-        sequence.output = self.slots.tokens[slot, sequence.prompt_len : known].copy()
-        # said first: if memory fails from here on, ``restart`` still ends it like this
-        sequence.finish_reason, sequence.error = reason, error
-        sequence.say_end()
-        self._leave(sequence, keep=keep)
-        self._end(sequence)
-
-    def _end_waiting(self, sequence: Sequence) -> None:
-        """``sequence``, which holds nothing, ends with the tokens that it has."""
-        sequence.output = sequence.tokens[sequence.prompt_len :]
-        sequence.say_end()
-        self._end(sequence)
-
-    def _end(self, sequence: Sequence) -> None:
-        sequence.phase = Phase.FINISHED
-        self._release_followers(sequence)
-        self._ended.append(sequence)
-
-    def _release_followers(self, sequence: Sequence) -> None:
-        for follower in sequence.followers:
-            if follower.phase is not Phase.FINISHED:
-                self.queue.line.add(follower)
-        sequence.followers = []
-
-    def _leave(self, sequence: Sequence, *, keep: bool = True) -> None:
-        """Give back the slot and the lease; with ``keep``, what was computed soundly stays in the
-        tree."""
-        lease, slot = sequence.lease, sequence.slot
-        assert lease is not None
-        self.running.leave(sequence)
-        if sequence.phase is Phase.LOADING:
-            self.memory.release(lease)
-        else:
-            done = int(self.slots.done[slot]) if keep else 0
-            self.memory.release(lease, self.slots.token_bytes(slot, done), done)
-        sequence.lease = None
-        self.slots.leave(sequence)
-
-    # -- a new beginning ----------------------------------------------------------------------
-
-    def restart(self, open: Iterable[Sequence], suspects: Container[int] = ()) -> None:
-        """Memory begins anew, and so do ``open``, all sequences whose end nobody was told: each
-        goes on behind the tokens that are known of it. One that was about to end ends, and so does
-        one whose lease is among ``suspects`` (by id): its tokens cannot be trusted."""
-        for sequence in self.slots.entered():
-            sequence.tokens = self.slots.known_tokens(sequence.slot)
-        self.slots.clear()
-        self.queue.clear()
-        self.running.clear()
-        self._flights.clear()
-        self._ended.clear()
-        for sequence in open:
-            if sequence.phase is Phase.FINISHED:
-                self._ended.append(sequence)
-                continue
-            if id(sequence.lease) in suspects:
-                sequence.finish_reason, sequence.error = "error", endings.not_trusted(sequence)
-            sequence.lease, sequence.followers = None, []  # these are open themselves
-            sequence.phase = Phase.WAITING
-            if endings.is_over(sequence):
-                self._end_waiting(sequence)
-            else:
-                self._take_back(sequence)
-
-    def _take_back(self, sequence: Sequence) -> None:
-        blocks, usable = self._blocks(sequence.limit), self.memory.num_free_pages
-        if blocks > usable:
-            self.cancel(sequence, "error", endings.pages_were_lost(sequence, blocks, usable))
-        elif sequence.admission:
-            self._requeue(sequence)
-        else:
-            self.queue.line.add(sequence)

@@ -1,4 +1,4 @@
-"""A sequence: one request on its way through the engine, and where it stands."""
+"""A sequence: one request as the scheduler sees it, and how far it has come."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from scalesim.sampling.logits import LogitsProcessor
 from scalesim.sampling.logprobs import LogprobsLog
 from scalesim.sampling.params import SamplingParams
 
+_MASK64 = (1 << 64) - 1
+
 
 class Phase(Enum):
     WAITING = "waiting"  # holds nothing
@@ -26,48 +28,51 @@ class Phase(Enum):
 
 
 class Observer(Protocol):
-    """Sees every token as it is collected; may end the sequence (a stop string)."""
+    """Sees each token as it is collected; may end the sequence, for instance at a stop string."""
 
     def push(self, token_id: int) -> bool: ...
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """``tokens`` are the prompt and, after a preemption, what was generated before it. ``key`` is
-    the Philox key of its draws. ``stop_ids`` end it. ``limit`` is prompt plus output, in tokens.
-    ``priority``: lower goes first; it becomes the lowest when the sequence was overtaken too
-    often. ``on_end`` is called once, while the pages are still held: what the end says of the
-    agent's next call then orders them once, not twice."""
+    """A prompt and its output. The first fields are what was asked for, the others what became of
+    it.
+
+    ``tokens`` are the prompt and, after a preemption, what was generated before. ``priority``:
+    lower goes first; a sequence that was overtaken too often gets the lowest. ``on_end`` is called
+    once, while the pages are still held, so that what the end says of the agent's next call orders
+    them once and not twice.
+    """
 
     id: int
     agent: AgentId | None
     tokens: Int32s
     prompt_len: int
-    limit: int
+    limit: int  # tokens of prompt and output, at most
     params: SamplingParams
-    key: int
+    key: int  # the Philox key of its draws
     attachments: tuple[AttachmentUse, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
     on_end: Callable[[AgentId], None] | None = None
-    adjust: LogitsProcessor | None = None  # where its logits are changed before they are sampled
+    logits_processor: LogitsProcessor | None = None  # if its logits are changed before sampling
     priority: float = 0
-    leaves_nothing: bool = False  # its agent was forgotten: what it computes goes with it
-    followers: list[Sequence] = field(default_factory=list)  # wait until its prompt is computed
-    embedding_log: EmbeddingLog | None = None  # where it is to be embedded
-    score_log: LogprobsLog | None = None  # where log-probabilities are asked for
+    leaves_nothing: bool = False  # its agent was forgotten: what is computed goes with the lease
+    followers: list[Sequence] = field(default_factory=list)  # samples that wait for this prompt
+    embedding_log: EmbeddingLog | None = None  # if an embedding is asked for
+    logprobs_log: LogprobsLog | None = None  # if log-probabilities are asked for
     phase: Phase = Phase.WAITING
     slot: int = 0
     lease: Lease | None = None
     admission: int = 0  # order of admission; kept over a preemption
-    skipped: int = 0  # admissions that overtook it
+    skipped: int = 0  # admissions that overtook this one
     num_preemptions: int = 0
     num_observed: int = 0  # tokens that the observer was given
-    failed_reads: int = 0  # of its attachments, without a word from the source
+    failed_reads: int = 0  # of its attachments, without an error from the source
     cached_tokens: int = 0  # of the prompt, at the first admission
     host_tokens: int = 0  # of those: loaded
     rebuilt_tokens: int = 0  # computed again
-    first_step: int | None = None  # the one that sampled its first token
+    first_step: int | None = None  # the step that sampled the first token
     output: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
     finish_reason: FinishReason | None = None
     error: Exception | None = None
@@ -75,20 +80,25 @@ class Sequence:
 
     @property
     def usable(self) -> int:
-        """How many of its first tokens a lease may look up."""
+        """How many of the first tokens a lease may look up."""
         if self.embedding_log is not None:
             return self.embedding_log.usable()
         count = len(self.tokens)
-        return count if self.score_log is None else self.score_log.usable(count)
+        return count if self.logprobs_log is None else self.logprobs_log.usable(count)
+
+    def add_digest(self, digest: int) -> None:
+        """Chain the digest of one more token's logits: order matters, and so does every term."""
+        self.digest = ((self.digest ^ digest) * 0x9E3779B97F4A7C15 + 1) & _MASK64
 
     def say_end(self) -> None:
+        """Call ``on_end``, unless that has happened."""
         on_end, self.on_end = self.on_end, None
         if on_end is not None and self.agent is not None:
             on_end(self.agent)
 
     def admitted(self, lease: Lease, admission: int, block_size: int) -> None:
-        """It holds ``lease``, and what the look-up found is noted. ``admission`` is its place in
-        the order, if this is its first."""
+        """The sequence holds ``lease`` now; note what the prefix lookup found. ``admission`` is the
+        sequence's place in the order, unless it has one from an earlier admission."""
         self.lease = lease
         if self.admission:
             self.rebuilt_tokens += max(0, len(self.tokens) - 1 - lease.num_cached)

@@ -1,17 +1,18 @@
-"""Per-slot state of the running sequences, as arrays: a decode step costs a few numpy calls, not a
-loop."""
+"""Slots: the state of the running sequences as arrays, a row for each sequence. A decode step costs
+a few numpy calls and no loop."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from scalesim.batch import AttachmentBatch
+from scalesim.core import Int32s, Int64s
 from scalesim.memory.lease import Lease
 from scalesim.sampling.logits import LogitsProcessors
+from scalesim.scheduler.attachment_columns import AttachmentColumns
 from scalesim.scheduler.sequence import Sequence
 
-_STOP_IDS = 4  # compared in one go; a sequence with more is looked at one by one
+_NUM_STOP_IDS = 4  # compared at once; a sequence with more of them is watched
+_NO_ID = -2  # equals no token, and not NO_TOKEN either
 
 
 class Slots:
@@ -20,13 +21,13 @@ class Slots:
         tokens    |-- done --|--- launched, not collected ---|--- known, to launch ---|
                   0        done                          launched                   known
 
-    ``launched`` may run one past ``known``: the step in flight samples that token. ``capacity`` is
-    how many tokens the pages at hand take. ``epoch`` tells a slot's sequences apart.
+    ``launched`` may be one past ``known``: the step in flight samples that token. ``capacity`` is
+    how many tokens the pages of the lease take. ``epoch`` tells a slot's sequences apart.
     """
 
     def __init__(self, num_slots: int, max_len: int) -> None:
         self.tokens = np.zeros((num_slots, max_len), np.int32)
-        # one row of numbers a slot, so that entering is one assignment
+        # the columns of one array, so that entering is one assignment
         numbers = self._numbers = np.zeros((num_slots, 7), np.int64)
         self.done, self.launched, self.known, self.limit = numbers.T[:4]
         self.capacity, self.row, self.top_k = numbers.T[4:]
@@ -34,14 +35,12 @@ class Slots:
         self.temperature, self.top_p = self._ratios.T
         self.epoch = np.zeros(num_slots, np.int64)
         self.key = np.zeros(num_slots, np.uint64)
-        self.stop_ids = np.full((num_slots, _STOP_IDS), -2, np.int32)
-        self.watched = np.zeros(num_slots, np.bool_)  # needs a look at each token
-        # of each kind: each slot's row of the block table (0: none), layout, first position
-        self._attached: dict[str, npt.NDArray[np.int32]] = {}
-        self._num_attached = 0
+        self.stop_ids = np.full((num_slots, _NUM_STOP_IDS), _NO_ID, np.int32)
+        self.watched = np.zeros(num_slots, np.bool_)  # each token needs a look
+        self.attachments = AttachmentColumns(num_slots)
         self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
         self.num_scored = 0
-        self.adjusting = LogitsProcessors(num_slots)
+        self.logits = LogitsProcessors(num_slots)
         self.sequences: list[Sequence | None] = [None] * num_slots
         self._free = list(range(num_slots - 1, -1, -1))
 
@@ -67,23 +66,18 @@ class Slots:
         )
         self._ratios[slot] = (params.temperature, params.top_p)
         self.key[slot] = sequence.key
-        for use, _, row in lease.attachments:
-            if use.kind not in self._attached:
-                self._attached[use.kind] = np.zeros((len(self.sequences), 3), np.int32)
-            self._attached[use.kind][slot] = (row, use.layout, use.start)
-            self._num_attached += 1
-        stop_ids = sorted(sequence.stop_ids)
-        fits = len(stop_ids) <= _STOP_IDS
-        self.stop_ids[slot] = (stop_ids if fits else []) + [-2] * (
-            _STOP_IDS - len(stop_ids) if fits else _STOP_IDS
-        )
-        self.watched[slot] = sequence.observer is not None or not fits
-        if sequence.score_log is not None:
+        self.attachments.enter(slot, lease)
+        num_stop_ids = len(sequence.stop_ids)
+        self.stop_ids[slot] = _NO_ID
+        if num_stop_ids <= _NUM_STOP_IDS:
+            self.stop_ids[slot, :num_stop_ids] = sorted(sequence.stop_ids)
+        self.watched[slot] = sequence.observer is not None or num_stop_ids > _NUM_STOP_IDS
+        if sequence.logprobs_log is not None:
             self.scored[slot] = True
             self.num_scored += 1
-        if sequence.adjust is not None:
-            self.adjusting.enter(slot, sequence.adjust)
-            self.watched[slot] |= sequence.adjust.guide is not None
+        if sequence.logits_processor is not None:
+            self.logits.enter(slot, sequence.logits_processor)
+            self.watched[slot] |= sequence.logits_processor.constraint is not None
         self.sequences[slot] = sequence
         sequence.slot = slot
         return slot
@@ -92,14 +86,12 @@ class Slots:
         slot = sequence.slot
         assert self.sequences[slot] is sequence
         self.sequences[slot] = None
-        for use in sequence.attachments:
-            self._attached[use.kind][slot] = 0
-            self._num_attached -= 1
-        if sequence.score_log is not None:
+        self.attachments.leave(slot)
+        if sequence.logprobs_log is not None:
             self.scored[slot] = False
             self.num_scored -= 1
-        if sequence.adjust is not None:
-            self.adjusting.leave(slot)
+        if sequence.logits_processor is not None:
+            self.logits.leave(slot)
         self.epoch[slot] += 1
         self._free.append(slot)
 
@@ -107,21 +99,14 @@ class Slots:
         """Every slot is free, whatever was in it."""
         self.sequences = [None] * len(self.sequences)
         self._free = list(range(len(self.sequences) - 1, -1, -1))
-        self._attached.clear()
+        self.attachments = AttachmentColumns(len(self.sequences))
+        self.logits = LogitsProcessors(len(self.sequences))
         self.scored[:] = False
-        self._num_attached = self.num_scored = 0
-        self.adjusting = LogitsProcessors(len(self.sequences))
+        self.num_scored = 0
         self.epoch += 1
 
-    def attached(self, kind: str, slot_ids: npt.NDArray[np.int64]) -> AttachmentBatch | None:
-        """The attachments of this kind that the slots ``slot_ids`` have."""
-        if not self._num_attached or kind not in self._attached:
-            return None
-        rows, layouts, starts = self._attached[kind][slot_ids].T.copy()
-        return AttachmentBatch(rows, layouts, starts) if rows.any() else None
-
-    def at(self, slot: int) -> Sequence:
-        """Whose ``slot`` is; it must be somebody's."""
+    def sequence_in(self, slot: int) -> Sequence:
+        """The sequence in ``slot``, which must not be free."""
         sequence = self.sequences[slot]
         assert sequence is not None, slot
         return sequence
@@ -129,18 +114,18 @@ class Slots:
     def entered(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence is not None]
 
-    def take_tokens(self, slot_ids: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
-        """Each of the slots ``slot_ids`` has come to know one more token."""
+    def take_tokens(self, slot_ids: Int64s, tokens: Int32s) -> None:
+        """Each of the slots ``slot_ids`` has one more known token."""
         self.tokens[slot_ids, self.known[slot_ids]] = tokens
         self.known[slot_ids] += 1
 
-    def left(self, sequence: Sequence) -> int:
-        """Known tokens of ``sequence`` that are not launched yet."""
+    def num_unlaunched(self, sequence: Sequence) -> int:
+        """How many known tokens of ``sequence`` are not launched yet."""
         return int(self.known[sequence.slot] - self.launched[sequence.slot])
 
-    def known_tokens(self, slot: int) -> npt.NDArray[np.int32]:
+    def known_tokens(self, slot: int) -> Int32s:
         return self.tokens[slot, : self.known[slot]].copy()
 
     def token_bytes(self, slot: int, count: int) -> bytes:
-        """The first ``count`` tokens of ``slot`` as the memory layer takes them."""
+        """The first ``count`` tokens of ``slot``, in the form in which memory takes them."""
         return self.tokens[slot, :count].tobytes()

@@ -1,1 +1,1 @@
-"""Traces: who called when, with what shared prefixes, recorded and read."""
+"""Traces of calls, with their times and shared prefixes: recorded, written and read."""

@@ -1,6 +1,6 @@
-"""Trace files: one JSON object a line, documented in docs/traces.md. Read and written line by line.
+"""Trace files in JSON lines, as documented in docs/traces.md; read and written line by line.
 
-Reading checks everything: a line that is wrong raises ``TraceError`` with its number.
+Reading validates everything: a wrong line raises ``TraceError`` with the line's number.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from scalesim.trace.trace import Content, Hint, TraceCall, TracePiece, TraceTick
 
 VERSION = 1
 MAX_PROMPT = 1 << 24
-"""Tokens of a prompt, and of an output."""
+"""The most tokens of a prompt, and of an output."""
 _MAX_START = 1 << 31
 _CALL_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
 _HINT_KEYS = {"step", "agent", "expect"}
 
 
 class TraceWriter:
-    """Appends lines to ``file``; the first one says what it is."""
+    """Appends lines to ``file``; the first line states the format and its version. Times are in
+    ticks."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self._write({"scalesim_trace": VERSION})
 
     def call(self, tick: float, call: TraceCall, at_s: float | None = None) -> None:
+        """Write a call; ``at_s`` is its wall time in seconds from the recording's beginning."""
         line: dict[str, Any] = {"step": tick, "agent": call.agent}
         line["prompt"] = [_plain(piece) for piece in call.prompt]
         line["output"] = _plain(call.output)
@@ -47,7 +49,7 @@ class TraceWriter:
         self._write({"step": tick, "agent": hint.agent, "expect": hint.expect})
 
     def tick(self, tick: float) -> None:
-        """The clock moved, whoever speaks then."""
+        """Write a move of the clock, with or without calls in that tick."""
         self._write({"step": tick})
 
     def ticks(self, ticks: Iterable[TraceTick]) -> None:
@@ -69,8 +71,11 @@ def write_trace(path: Path, ticks: Iterable[TraceTick]) -> None:
 
 
 def read_trace(path: Path) -> Iterator[TraceTick]:
-    """The ticks of the trace in ``path``. A hint that follows a call of its agent in the same tick
-    belongs to that call: it is said when the call has ended."""
+    """The ticks of the trace in ``path``, read as they are needed.
+
+    A hint that follows a call of its agent in the same tick belongs to that call: it is given when
+    the call has ended. Raises ``TraceError`` for a file that is no such trace.
+    """
     tick: TraceTick | None = None
     for where, line in _lines(path):
         time = records.number(line.get("step"), f"{where}: step")

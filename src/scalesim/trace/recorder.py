@@ -1,8 +1,9 @@
-"""Records an engine's calls and hints as a trace: who, when, how much, and which text is the same.
+"""The recorder of traces: an engine's calls and hints, with their times, lengths and shared text.
 
-Called by the loop, on its thread. Of the text only names of stretches are kept: a prompt that
-begins like an earlier one of any agent, or goes on from its own agent's last call, names the same
-stretches; the rest gets a name of its own. Sharing between agents is found by whole blocks.
+A trace holds no text, only names of contents. A prompt that begins like an earlier prompt of any
+agent, or continues its own agent's last call, names the same contents for the common beginning;
+what follows gets a new name. Sharing between agents is detected at whole blocks, within an agent at
+single tokens. The engine's loop calls the recorder, on its thread.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from scalesim.trace.trace import Hint, TraceCall, TracePiece, common_length
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """Tokens, and the stretches that they are."""
+    """Tokens ``[n]``, and the pieces of the trace that name them."""
 
     tokens: Int32s
     pieces: tuple[TracePiece, ...]
@@ -36,7 +37,8 @@ class _Said:
 
 @dataclass(slots=True)
 class _Line:
-    """What will be a line: a tick, a hint, or a call, whose ``call`` is known when it has ended."""
+    """A line to be written: a tick, a hint or a call. The ``call`` of an open line is set when the
+    call ends; lines behind an open one wait, so that the file keeps the order of arrival."""
 
     tick: float
     call: TraceCall | None = None
@@ -53,8 +55,8 @@ _P = ParamSpec("_P")
 def gives_up(
     write: Callable[Concatenate[Recorder, _P], None],
 ) -> Callable[Concatenate[Recorder, _P], None]:
-    """``write`` as part of a recorder that stops for good where it fails: a full disk costs the
-    trace, not the run."""
+    """A decorator that ends the recording for good if ``write`` fails: a full disk costs the trace,
+    not the run."""
 
     @wraps(write)
     def tried(self: Recorder, *args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -69,7 +71,8 @@ def gives_up(
 
 
 def check_new(path: Path) -> None:
-    """Raise ``ConfigError`` for a path that no recorder could make: a trace overwrites nothing."""
+    """Raise ``ConfigError`` unless a new file can be made at ``path``: a trace overwrites
+    nothing."""
     if os.path.lexists(path):
         raise ConfigError(f"record={str(path)!r} exists; delete it, or give another name")
     if not path.parent.is_dir():
@@ -79,9 +82,12 @@ def check_new(path: Path) -> None:
 
 
 class Recorder:
-    """Writes a trace to ``path``, in the order in which calls and hints came; ``close`` ends it,
-    without the calls that are still open. What was said is kept, to recognise it. ``error`` is what
-    it failed of, if it did: nothing was recorded after that. Raises ``ConfigError``."""
+    """Writes a trace to ``path``, calls and hints in the order of their arrival.
+
+    ``close`` ends the trace, without the calls that are still open. The recorder keeps all tokens,
+    to recognise them in later prompts. ``error`` is the error that ended the recording early, if
+    one did. Raises ``ConfigError`` if the file cannot be made.
+    """
 
     def __init__(self, path: Path, block_size: int) -> None:
         self.path = path
@@ -95,8 +101,10 @@ class Recorder:
         self._block_size = block_size
         self._num_contents = 0
         self._lines: deque[_Line] = deque()
-        self._begun: dict[int, tuple[_Line, _Said, int, AgentId | None]] = {}  # by call
-        self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}  # tick, round, open calls
+        # by call: its line, prompt, round and agent
+        self._begun: dict[int, tuple[_Line, _Said, int, AgentId | None]] = {}
+        # by agent: its last tick, and in that its last round and number of open calls
+        self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}
         self._last: dict[AgentId | None, _Said] = {}
         self._blocks: dict[int, _Said] = {}  # by the hash of all tokens up to a block's end
 
@@ -104,7 +112,8 @@ class Recorder:
     def begins(
         self, call: int, agent: AgentId | None, tick: float, at_s: float, tokens: Int32s
     ) -> None:
-        """A request was accepted; ``call`` names it until ``ends``."""
+        """Note a request that was accepted in ``tick``, at ``at_s`` seconds from the recording's
+        beginning, with the prompt ``tokens`` ``[n]``. ``call`` identifies it until ``ends``."""
         pieces = self._known(agent, tokens)
         num_new = len(tokens) - sum(piece.length for piece in pieces)
         if num_new:
@@ -117,9 +126,10 @@ class Recorder:
 
     @gives_up
     def ends(self, call: int, output: Int32s) -> None:
-        """A request has ended with ``output``; without any, it leaves no line."""
+        """Note that a request ended with the tokens ``output`` ``[n]``. A request without output
+        leaves no line."""
         line, prompt, call_round, agent = self._begun.pop(call)
-        last = self._rounds.get(agent)  # none of who was forgotten
+        last = self._rounds.get(agent)  # None if the agent was forgotten
         if last is not None and last[0] == line.tick:
             self._rounds[agent] = (last[0], last[1], last[2] - 1)
         line.is_open = False
@@ -134,25 +144,26 @@ class Recorder:
 
     @gives_up
     def forget(self, agents: Iterable[AgentId]) -> None:
-        """``agents`` are gone, which a trace has no line for: who calls under such an id later
-        is an agent like any other. The texts stay, to recognise them."""
+        """Forget ``agents``, which are gone. A trace has no line for that: calls under such an id
+        later are those of a new agent. Texts are kept, to recognise them."""
         for agent in agents:
             self._rounds.pop(agent, None)
             self._last.pop(agent, None)
 
     @gives_up
     def expects(self, agent: AgentId, tick: float, time: float) -> None:
+        """Note a hint, in ``tick``: ``agent`` is expected at ``time``."""
         self._lines.append(_Line(tick, hint=Hint(agent, time)))
         self._flush()
 
     @gives_up
     def ticks(self, tick: float) -> None:
-        """The clock moved to ``tick``."""
+        """Note that the clock moved to ``tick``."""
         self._lines.append(_Line(tick, is_tick=True))
         self._flush()
 
     def after_fork(self) -> None:
-        """In the child: what stands in the file's buffer is the parent's to write."""
+        """Drop the file in a forked child: the parent writes what the file's buffer holds."""
         if self._file.closed:
             return
         null = os.open(os.devnull, os.O_WRONLY)
@@ -160,8 +171,9 @@ class Recorder:
         os.close(null)
 
     def close(self) -> None:
+        """End the trace, without the calls that are still open."""
         self._lines = deque(line for line in self._lines if not line.is_open)
-        with Foreign():  # what is in the file's buffer may not fit either
+        with Foreign():  # the disk may be full: flushing the file's buffer fails as well
             if self.error is None:
                 self._flush()
         with Foreign():
@@ -178,7 +190,8 @@ class Recorder:
                 self._writer.tick(line.tick)
 
     def _round(self, agent: AgentId | None, tick: float) -> int:
-        """One more than the last when nothing of that one is open any more."""
+        """The round of an agent's new call in ``tick``: the current round while one of its calls is
+        open, else the next one."""
         newest_tick, newest, num_open = self._rounds.get(agent, (tick, -1, 0))
         if newest_tick != tick:
             newest, num_open = -1, 0
@@ -187,10 +200,10 @@ class Recorder:
         self._rounds[agent] = (tick, newest, num_open + 1)
         return newest
 
-    # -- which text is the same ---------------------------------------------------------------
+    # -- shared text --------------------------------------------------------------------------
 
     def _known(self, agent: AgentId | None, tokens: Int32s) -> tuple[TracePiece, ...]:
-        """The stretches that ``tokens`` begin with, as far as they were said before."""
+        """The pieces of the longest beginning of ``tokens`` that was recorded before."""
         last, length = self._last.get(agent), 0
         pieces: tuple[TracePiece, ...] = ()
         if last is not None:
@@ -209,7 +222,7 @@ class Recorder:
             self._blocks.setdefault(digest, said)
 
     def _digests(self, tokens: Int32s) -> list[tuple[int, int]]:
-        """(end, hash of everything up to there) of each whole block."""
+        """For each whole block: its end, and the hash of all tokens up to there."""
         state, size = xxhash.xxh3_64(), self._block_size
         found = []
         for end in range(size, len(tokens) + 1, size):
@@ -223,7 +236,7 @@ class Recorder:
 
 
 def beginning(pieces: tuple[TracePiece, ...], length: int) -> tuple[TracePiece, ...]:
-    """The stretches of the first ``length`` tokens."""
+    """The pieces of the first ``length`` tokens of ``pieces``."""
     found = []
     for piece in pieces:
         if length <= 0:

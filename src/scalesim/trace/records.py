@@ -1,8 +1,8 @@
-"""Values from files of strangers: JSON lines and documents, and rows of a database.
+"""Validation of values from untrusted files: JSON lines, JSON documents, rows of a database.
 
-One rule for each kind of value, whatever the format; a value that breaks it raises ``TraceError``
-with its place, itself (cut short) and the rule. Nothing here raises anything else, takes more
-memory than a few times the file, or goes deeper than ``strict_json`` allows.
+Each kind of value has one rule in all formats. A value that breaks the rule raises ``TraceError``
+with its place, the value (cut short) and the rule. Nothing here raises another error, takes more
+memory than a few times the file, or nests deeper than ``strict_json`` allows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scalesim.regular_file import open_regular
 from scalesim.strict_json import decode_utf8, parse_json
 
 MAX_BYTES = 1 << 30
-"""Of a JSON document that is read as one."""
+"""The most bytes of a JSON document that is read as a whole."""
 MAX_LINE_BYTES = 1 << 26
 MAX_TEXT = 1 << 16
-"""Characters of a name: of an agent, a template, an adapter, a stretch of tokens."""
+"""The most characters of a name: of an agent, a template, an adapter, a content."""
 MAX_NUMBER = 1 << 53
-"""Above it, a float no longer tells one tick from the next."""
+"""Above this, a float no longer tells one tick from the next."""
 _INT64 = 1 << 63
 
 
@@ -33,7 +33,7 @@ _INT64 = 1 << 63
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of each line of ``path`` that is not blank."""
+    """(place, text) of each line of ``path`` that is not blank. Raises ``TraceError``."""
     with open_regular(path, TraceError) as file:
         yield from lines_of(file.readline, path, MAX_LINE_BYTES)
 
@@ -41,7 +41,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 def lines_of(
     readline: Callable[[int], bytes], path: Path, max_bytes: int
 ) -> Iterator[tuple[str, str]]:
-    """``lines`` of the open file that ``readline`` reads, each of at most ``max_bytes`` bytes."""
+    """``lines`` for an open file's ``readline``, with at most ``max_bytes`` bytes per line."""
     number = 0
     while raw := readline(max_bytes + 1):
         number += 1
@@ -53,7 +53,7 @@ def lines_of(
 
 
 def document(path: Path) -> Any:
-    """What ``path`` holds as one JSON document."""
+    """The one JSON document in ``path``. Raises ``TraceError``."""
     with open_regular(path, TraceError) as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
@@ -69,7 +69,7 @@ def _text_of(raw: bytes, where: str) -> str:
 
 
 def parsed(text: str, where: str) -> Any:
-    """``text`` as JSON; see ``strict_json``."""
+    """``text`` parsed as JSON, with the limits of ``strict_json``."""
     return parse_json(text, where, TraceError)
 
 
@@ -83,7 +83,7 @@ def record(value: Any, where: str) -> dict[str, Any]:
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number that a float can count by one."""
+    """``value`` as a finite number of at most ``MAX_NUMBER``, either sign."""
     is_number = not isinstance(value, bool) and isinstance(value, (int, float))
     if is_number and -MAX_NUMBER <= value <= MAX_NUMBER:  # NaN is not
         return float(value)
@@ -91,7 +91,7 @@ def number(value: Any, what: str) -> float:
 
 
 def number_of(value: Any, what: str) -> float:
-    """The same, also where it stands as text."""
+    """``number``, also for a number given as text."""
     if isinstance(value, str) and len(value) < 64:
         try:
             return number(float(value), what)
@@ -102,6 +102,7 @@ def number_of(value: Any, what: str) -> float:
 
 
 def whole(value: Any, what: str, minimum: int = 0, maximum: int = MAX_NUMBER) -> int:
+    """``value`` as a whole number from ``minimum`` to ``maximum``."""
     is_whole = not isinstance(value, bool) and isinstance(value, int)
     if not is_whole or not minimum <= value <= maximum:
         rule = (
@@ -114,7 +115,7 @@ def whole(value: Any, what: str, minimum: int = 0, maximum: int = MAX_NUMBER) ->
 
 
 def name(value: Any, what: str) -> str:
-    """Text that can be written again, no longer than ``MAX_TEXT``."""
+    """``value`` as text of at most ``MAX_TEXT`` characters that can be encoded again."""
     if not isinstance(value, str) or len(value) > MAX_TEXT or not _is_unicode(value):
         raise TraceError(
             f"{what} {shown(value)} must be a string of at most {MAX_TEXT} characters, without "

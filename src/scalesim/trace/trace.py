@@ -1,7 +1,8 @@
-"""Traces: who called when, with which text, and what was known of it. Values; no files.
+"""The values of a trace: calls with their times and texts, and the hints about them.
 
-A text is told by content, not by tokens: a piece is a stretch of a stream of tokens that has a
-name, so that equal names mean equal tokens, and a trace holds nobody's words.
+A text is identified by contents, not by tokens. A content is a named stream of tokens, a piece a
+range of one; equal names mean equal tokens. So a trace shows which texts are shared, and holds no
+text itself.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from typing import NamedTuple, TypeAlias
 
 from scalesim.core import AgentId, Int32s, Int64s
 
-_ORDER = 1e-3  # of a tick: enough to tell the order of its calls, too little to take time
+_ORDER = 1e-3  # ticks over which the calls of a tick are spread, to tell their order
 
 Content: TypeAlias = "str | int"
 
 
 class TracePiece(NamedTuple):
-    """Tokens ``start … start + length`` of the stream called ``content``."""
+    """The tokens ``start … start + length`` of the stream named ``content``."""
 
     content: Content
     length: int
@@ -27,9 +28,12 @@ class TracePiece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TraceCall:
-    """One call. ``expect``: what its agent, after it, says of its next call, as a time of the
-    simulation's clock; ``truth``: when that really is, where it is known. Within a tick, an
-    agent's calls of one ``round`` run together, those of the next round after them."""
+    """One call.
+
+    ``expect`` is the agent's hint after the call: the time of its next call, in ticks of the
+    simulation's clock. ``truth`` is when that call really comes, if known. Within a tick, an
+    agent's calls of one ``round`` run concurrently, and those of the next round after them.
+    """
 
     agent: AgentId | None
     prompt: tuple[TracePiece, ...]
@@ -46,7 +50,8 @@ class TraceCall:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """Said before the tick's calls: ``agent`` will call at ``expect``; really at ``truth``."""
+    """A hint before the tick's calls: ``agent`` is expected at ``expect``, in ticks (``None``: the
+    last hint is taken back). ``truth`` is when the call really comes, if known."""
 
     agent: AgentId
     expect: float | None
@@ -55,7 +60,7 @@ class Hint:
 
 @dataclass(slots=True)
 class TraceTick:
-    """What happens in one tick of the simulation: hints, then calls, in order."""
+    """One tick of the simulation: first its hints, then its calls, in order."""
 
     time: float
     hints: list[Hint] = field(default_factory=list)
@@ -63,15 +68,15 @@ class TraceTick:
 
 
 def common_length(first: Int32s | Int64s, second: Int32s | Int64s) -> int:
-    """How many leading tokens two texts share."""
+    """The length of the longest common prefix of two token arrays, ``[n]`` and ``[m]``."""
     count = min(len(first), len(second))
     differ = first[:count] != second[:count]
     return int(differ.argmax()) if differ.any() else count
 
 
 def with_truth(ticks: Iterable[TraceTick]) -> list[TraceTick]:
-    """``ticks`` with every ``truth`` set from what follows: the next tick in which the agent
-    calls, and its place among that tick's calls."""
+    """``ticks`` with every ``truth`` set: the time of the agent's next call in a later tick, plus a
+    small amount for that call's place in its tick."""
     found: list[TraceTick] = []
     ahead: dict[AgentId | None, float] = {}
     for tick in reversed(list(ticks)):

@@ -1,4 +1,4 @@
-"""The time of day: how busy everybody is by the hour, as a clock that runs by calls."""
+"""The daily activity profile: a clock that runs in proportion to the rate of calls by hour."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from scalesim.distance.estimates import Times
 
 T = TypeVar("T", float, Times)
 NUM_HOURS = 24
-_PRIOR_DAYS = 0.25  # of an even day, so that a quiet hour is never quite still
+_PRIOR_DAYS = 0.25  # days of even activity assumed at first, so that no hour has a rate of 0
 
 
 class Day:
-    """``length`` of a day in ticks. ``busy`` time passes fast while many call and slowly at night;
-    over a day it equals the clock's. A pause measured in it does not depend on when it began."""
+    """A change of time between the clock and busy time, for days of ``length`` ticks.
+
+    Busy time passes fast while many agents call, and slowly at night; over a whole day it equals
+    the clock's. So the length of a pause in busy time does not depend on the hour of its beginning.
+    """
 
     def __init__(self, length: float) -> None:
         self.length = length
         self._calls = [0.0] * NUM_HOURS
-        self._spent = [0.0] * NUM_HOURS  # ticks seen of each hour
+        self._spent = [0.0] * NUM_HOURS  # ticks observed of each hour
         self._now = 0.0
         self._hours = [length * hour / NUM_HOURS for hour in range(NUM_HOURS + 1)]
-        self._until = self._hours  # busy time at each
+        self._until = self._hours  # busy time at the beginning of each hour, and at the day's end
 
     def observe(self, now: float) -> None:
-        """A call at ``now``."""
+        """Count a call at ``now``."""
         self._calls[self._hour(now)] += 1.0
 
     def pass_to(self, now: float) -> None:
-        """The clock moved; at the turn of an hour the profile is drawn anew."""
+        """Note the clock's time; at the turn of an hour, estimate the profile anew."""
         hour = self._hour(self._now)
         self._spent[hour] += min(now - self._now, self.length / NUM_HOURS)
         self._now = now
@@ -39,13 +42,13 @@ class Day:
             self._redraw()
 
     def busy(self, time: T) -> T:
-        """Busy time at ``time`` of the clock, a number or ``[n]``."""
+        """The busy time at ``time`` of the clock, a number or ``[n]``."""
         days, in_day = np.divmod(time, self.length)
         found = days * self.length + np.interp(in_day, self._hours, self._until)
         return cast(T, found)  # type: ignore[redundant-cast]  # of arrays, not of numbers
 
     def clock(self, busy: T) -> T:
-        """The time of the clock at which it is ``busy``."""
+        """The time of the clock at busy time ``busy``: the inverse of ``busy``."""
         days, in_day = np.divmod(busy, self.length)
         found = days * self.length + np.interp(in_day, self._until, self._hours)
         return cast(T, found)  # type: ignore[redundant-cast]  # of arrays, not of numbers

@@ -1,4 +1,4 @@
-"""Who follows whom: for each agent the few that most often call soon after it."""
+"""Follower statistics: for each agent, the agents that most often call soon after it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from collections.abc import Collection
 import numpy as np
 
 NUM_FOLLOWERS = 4
-_RECENT = 8  # callers that a call may have followed
+_RECENT = 8  # a call may follow one of the last so many calls
 _WITHIN_TICKS = 4.0
-_DECAY = 0.9  # of all counts of an agent, at each of its calls
-_FADE = 0.5  # what a stranger takes off the rarest follower before it takes its place
-_NEWEST = 0.25  # weight of the newest delay
+_DECAY = 0.9  # factor on an agent's counts at each of its calls
+_FADE = 0.5  # taken off the rarest follower's count by an agent that is not among the followers
+_NEWEST = 0.25  # weight of the newest delay in the moving average
 
 
 class Followers:
-    """Counts of (earlier, later) calls, four followers an agent: 52 bytes each.
+    """Counts of pairs (caller, follower), for at most four followers per agent.
 
-    Flat arrays of the standard library: single numbers are read and written here, which costs half
-    of what it costs in numpy's.
+    The counts are flat arrays of the standard library, 52 bytes per agent: reading and writing
+    single numbers costs half of what it costs with numpy arrays.
     """
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self._calls = array("f")
-        self._who = array("i")  # [num_rows, NUM_FOLLOWERS], -1 = nobody; so are the next two
+        # the next three are [num_rows, NUM_FOLLOWERS]
+        self._who = array("i")  # rows of the followers; -1 = none
         self._count = array("f")
         self._delay = array("f")
 
     def observe(self, row: int, now: float) -> None:
-        """``row`` called."""
+        """Count a call of ``row`` at ``now``, in ticks."""
         missing = row + 1 - len(self._calls)
         if missing > 0:
             self._calls.extend([0.0] * missing)
@@ -49,7 +50,8 @@ class Followers:
         self._recent.append((row, now))
 
     def forget(self, rows: Collection[int]) -> None:
-        """Nobody follows ``rows``, and they follow nobody: others will have them. Looks at all."""
+        """Drop ``rows`` as callers and as followers: other agents may get the rows. Costs in
+        proportion to all rows."""
         gone = set(rows)
         recent = [(row, time) for row, time in self._recent if row not in gone]
         self._recent = deque(recent, maxlen=_RECENT)
@@ -64,9 +66,10 @@ class Followers:
         who[away], count[away] = -1, 0.0
 
     def after(self, row: int, least: float) -> list[tuple[int, float, float]]:
-        """(who, ticks until then, probability) of those that follow at least so likely."""
+        """The followers of ``row`` with a probability of at least ``least``: (row, delay in ticks,
+        probability) of each."""
         calls = self._calls[row]
-        if calls < 2.0:  # it has called once or twice
+        if calls < 2.0:  # one or two calls are too few to tell
             return []
         needed = least * (calls + 1.0)
         return [
@@ -80,7 +83,7 @@ class Followers:
         who, count = self._who, self._count
         for slot in slots:
             if who[slot] == row:
-                count[slot] = min(count[slot] + 1.0, self._calls[caller])  # once a call
+                count[slot] = min(count[slot] + 1.0, self._calls[caller])  # at most once per call
                 self._delay[slot] += _NEWEST * (delay - self._delay[slot])
                 return
         rarest = min(slots, key=count.__getitem__)

@@ -1,7 +1,7 @@
-"""How agents pause: the last few gaps of each, and the kind of agent that they make it.
+"""Gap statistics: the last gaps between an agent's calls, and the agent's kind that follows.
 
-A kind is the usual gap and the last one, each by octave: who keeps to a rhythm, who is in the
-middle of a conversation, who has just come out of a long silence.
+A kind is the pair (octave of the usual gap, octave of the last gap). It tells apart agents with a
+steady rhythm, agents in the middle of a conversation, and agents just back from a long silence.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from bisect import bisect_left, bisect_right
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
 
 NUM_GAPS = 8
-_OCTAVES = 12  # of gaps that are told apart; longer ones are alike
-
-
+_OCTAVES = 12  # gaps beyond this octave count as alike
 NUM_KINDS = (_OCTAVES + 1) ** 2
 
 
 class Gaps:
-    """Per agent the last eight gaps between its calls, in ticks: 36 bytes each."""
+    """The last eight gaps between the calls of each agent, in ticks; 36 bytes per agent."""
 
     def __init__(self) -> None:
         self._num = array("i")
-        self._gaps = array("f")  # [num_rows, NUM_GAPS], a ring each
+        self._gaps = array("f")  # [num_rows, NUM_GAPS], each row a ring
 
     def observe(self, row: int, gap: float) -> int:
-        """A call, ``gap`` after the one before (NaN for the first): the agent's kind from now
-        on."""
+        """Note a call, ``gap`` ticks after the row's last (NaN for the first). Returns the agent's
+        kind from now on."""
         missing = row + 1 - len(self._num)
         if missing > 0:
             self._num.extend([0] * missing)
@@ -40,12 +38,12 @@ class Gaps:
         return _octave(self._usual(row)) * (_OCTAVES + 1) + _octave(gap)
 
     def forget(self, row: int) -> None:
-        """Whoever has ``row`` next has not called yet."""
+        """Clear ``row``: another agent may get it."""
         if row < len(self._num):
             self._num[row] = 0
 
     def _usual(self, row: int) -> float:
-        """The gap around which most of the last ones lie."""
+        """The gap with the most other gaps near it."""
         num = min(self._num[row], NUM_GAPS)
         gaps = sorted(self._gaps[row * NUM_GAPS : row * NUM_GAPS + num])
         best, hits = gaps[0], 0
@@ -58,5 +56,5 @@ class Gaps:
 
 
 def _octave(gap: float) -> int:
-    """From 1 on; 0 is kept for who has called once."""
+    """The gap's octave, from 1 on; 0 stands for agents with a single call."""
     return min(max(math.frexp(gap)[1], 1), _OCTAVES)

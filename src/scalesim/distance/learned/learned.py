@@ -1,8 +1,9 @@
-"""A source that needs to be told nothing: it predicts calls from the calls so far, online.
+"""The learned source: predicts calls online, from the calls so far, without being told anything.
 
-How long agents of a kind pause, by a clock that runs slower while everybody sleeps, and who tends
-to follow whom. Says nothing until its predictions have missed less in small caches of names than
-last use does (``Trial``): at first, and wherever nothing can be learned, the order is that of LRU.
+The predictions come from the pauses of agents of a kind, by a clock that runs slower while most
+agents sleep, and from which agent tends to follow which. The source is silent until its
+predictions miss less than LRU in shadow caches (``Trial``): at first, and wherever nothing can be
+learned, the eviction order is that of LRU.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from scalesim.distance.learned.trial import ENOUGH, GAIN, Trial
 from scalesim.distance.roster import Columns, Roster
 from scalesim.errors import ConfigError
 
-_FOLLOWS = 0.5  # a follower less likely than this is not spoken of
-_LEAST_LIKELY = 0.1  # what is an order more than a date still counts where nobody else speaks
-_FIRST_FIT, _MIN_FIT, _FIT = 64, 512, 0.25  # pauses between two fits: at first, then, an agent
-_MAX_WAITING = 1 << 16  # agents whose pauses that are not over yet enter a fit
+_FOLLOWS = 0.5  # a less likely follower is not predicted
+_LEAST_LIKELY = 0.1  # least confidence: an unlikely date still orders agents without other hints
+_FIRST_FIT, _MIN_FIT, _FIT = 64, 512, 0.25  # pauses between two fits: at first; later; per agent
+_MAX_WAITING = 1 << 16  # agents whose current pauses enter a fit
 
 
 class Learned(Source):
-    """``day``: ticks of a day, where the simulation has day and night. ``seed``: of the sample of
-    agents on which it tests itself. Costs microseconds a call and some 180 bytes an agent.
+    """A source that learns from the calls alone.
 
-    Alone, without an engine: ``called(agent, now)`` at an agent's first call of a tick,
-    ``changes(now)`` for what is new. Raises ``ConfigError``.
+    ``day`` is the length of a day in ticks, if the simulation has day and night. ``seed`` chooses
+    the sample of agents on which the source tests itself. Costs microseconds per call and some 180
+    bytes per agent. Raises ``ConfigError`` for wrong arguments.
+
+    Without an engine, call ``called(agent, now)`` at an agent's first call of a tick, and
+    ``changes(now)`` for the new predictions.
     """
 
     judges_itself = True
@@ -53,14 +57,14 @@ class Learned(Source):
         self._said = Columns(
             at=("f8", math.nan, ()),
             likely=("f4", 0.0, ()),
-            last=("f8", math.nan, ()),  # its last call
-            due=("f8", math.inf, ()),  # when something else is to be said
+            last=("f8", math.nan, ()),  # time of the last call
+            due=("f8", math.inf, ()),  # when the prediction is to be renewed
             kind=("u1", 0, ()),
             told=(np.bool_, False, ()),
         )
         self._calendar = Calendar()
-        self._now = -math.inf  # when it was last asked
-        self._is_heard = False  # something that it said may stand
+        self._now = -math.inf  # when the source was last asked
+        self._is_heard = False  # whether predictions may stand that were returned
         self._changed: dict[int, None] = {}
 
     def called(self, agent: AgentId, now: float) -> None:
@@ -137,8 +141,8 @@ class Learned(Source):
         )
 
     def _take_back(self) -> Estimates:
-        """The trial was lost: what was said must not stand, for who calls early is taken to call
-        again then."""
+        """Take all predictions back after a lost trial: else an agent that called before its
+        predicted time would still be expected at it."""
         if not self._is_heard:
             return NOTHING
         self._is_heard = False
@@ -146,10 +150,10 @@ class Learned(Source):
         self._said.told[rows] = False
         return Estimates(self._roster.names(rows.tolist()), np.full(len(rows), math.nan))
 
-    # -- what is said -------------------------------------------------------------------------
+    # -- predictions --------------------------------------------------------------------------
 
     def _say_usual(self, row: int, now: float) -> None:
-        """``row`` just called."""
+        """Predict the next call of ``row``, which has just called."""
         survival = self._survival
         if not survival.num_fits:
             return
@@ -167,8 +171,8 @@ class Learned(Source):
             self._calendar.put_one(row, due, now)
 
     def _revise(self, now: float) -> None:
-        """Say something else of those that have not called by the time at which they would have, or
-        from which on that is another."""
+        """Renew the predictions that are due: the agent has not called by the predicted time, or by
+        the age from which on the prediction differs."""
         rows, times = self._calendar.take(now)
         if not len(rows):
             return
@@ -189,14 +193,15 @@ class Learned(Source):
         self._changed.update(dict.fromkeys(rows.tolist()))
 
     def _sweep(self, now: float) -> None:
-        """Drop the entries of agents that called before they were due, once they are many."""
+        """Drop outdated entries, of agents that called before they were due, once there are many
+        per agent."""
         num_rows = len(self._roster)
         if self._calendar.num_entries > 4 * num_rows + 1024:
             self._calendar = Calendar()
             rows = np.flatnonzero(np.isfinite(self._said.due[:num_rows]))
             self._calendar.put(rows, self._said.due[rows], now)
 
-    # -- what it is drawn from ----------------------------------------------------------------
+    # -- learning -----------------------------------------------------------------------------
 
     def _try(self, row: int, now: float) -> None:
         if self._survival.num_fits and self.trial.samples(row):
@@ -204,10 +209,11 @@ class Learned(Source):
             self.trial.called(row, self._said.at[sampled], self._said.last[sampled], now)
 
     def _fit(self, now: float) -> None:
-        """Draw the curves. Costs what was called since the last time, spread over it."""
+        """Estimate the curves anew. ``changes`` spaces the fits so that their cost per call stays
+        bounded."""
         num_rows = len(self._roster)
         rows: Int64s = np.arange(0, num_rows, -(-num_rows // _MAX_WAITING))
-        rows = rows[~np.isnan(self._said.last[rows])]  # of rows that somebody has
+        rows = rows[~np.isnan(self._said.last[rows])]  # without free rows
         ages: Times = self._busy(now) - self._busy(self._said.last[rows])
         self._survival.fit(self._said.kind[rows].astype(np.int64), ages)
 

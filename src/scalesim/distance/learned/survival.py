@@ -1,11 +1,13 @@
-"""How long until the next call, given how long ago the last one was: survival curves of pauses.
+"""Survival curves of pauses: the distribution of the time to the next call, given the time so far.
 
-Agents of a kind share a curve, which leans on that of all agents while it knows little. Pauses that
-are not over yet count as well: they lasted at least so long (Kaplan and Meier, 1958). From a curve
-comes a *distance*: the best rate at which an agent of that age gives calls for the ticks that it is
-waited for, inverted (the index of Gittins, 1979; as an order of eviction: least hit density,
-Beckmann, Chen and Cidon, NSDI 2018). It is not the mean: who often calls again at once, or
-else much later, is worth keeping for a moment only.
+Agents of a kind share a curve, which is shrunk towards the curve of all agents while it has few
+pauses. Pauses that still last are counted as censored: they lasted at least so long (Kaplan and
+Meier, 1958).
+
+The *distance* is the inverse of the best call rate attainable by waiting, calls per tick (a
+Gittins index, 1979; as an eviction order: least hit density, Beckmann, Chen and Cidon, NSDI 2018),
+not the mean remaining time: an agent that returns either at once or much later is worth keeping
+only briefly.
 """
 
 from __future__ import annotations
@@ -19,66 +21,68 @@ from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
 
-_FINE = 16  # ages up to this have a bin each; from there on, four bins an octave
+_FINE = 16  # ages up to this, in ticks, have a bin each; above, there are four bins per octave
 _OCTAVES = 17
 _BEGINS = np.concatenate([
     np.arange(_FINE), (_FINE * 2.0 ** (np.arange(4 * _OCTAVES + 1) / 4.0)).round(),
 ])  # fmt: skip
 _WIDTHS = np.diff(_BEGINS)
 NUM_BINS = len(_WIDTHS)
-_LEAN = 32.0  # pauses that what is known of all agents counts for in a kind's curve
-_GUESS = 0.5  # the same, of knowing nothing, in the curve of all
-_FORGOTTEN = 0.01  # pauses
-_SURE = 0.7
-_FADE = 0.9  # of all that is known, at each fit
+_LEAN = 32.0  # weight of the curve of all agents in a kind's curve, in pauses
+_GUESS = 0.5  # weight of the prior in the curve of all agents, in pauses
+_FORGOTTEN = 0.01  # counts below this many pauses are set to 0
+_SURE = 0.7  # a call at least so likely to be on time has a date: its distance is whole ticks
+_FADE = 0.9  # factor on all counts at each fit
 
 _Table: TypeAlias = npt.NDArray[np.float64]  # [num_kinds, NUM_BINS]
 
 
 def bin_of(age: float) -> int:
-    """The bin that ``age`` ticks lie in."""
+    """The bin of an age, in ticks."""
     if age < _FINE:
         return int(age) if age > 0.0 else 0
     return min(int(np.searchsorted(_BEGINS, age, side="right")) - 1, NUM_BINS - 1)
 
 
 def bins_of(ages: Times) -> Int64s:
-    """``[n]``, ``bin_of`` each."""
+    """``bin_of`` of each of ``ages``, ``[n]``."""
     found: Int64s = np.searchsorted(_BEGINS, ages, side="right") - 1
     return found.clip(0, NUM_BINS - 1)
 
 
 class Survival:
-    """Curves of ``num_kinds`` kinds of agents.
+    """Survival curves of ``num_kinds`` kinds of agents.
 
-    After ``fit``, by kind and bin of age: ``distance`` in ticks; ``likely``, how often the call
-    then comes within a quarter of that or a tick; ``until``, the age at which something else is to
-    be said, if the agent has not called.
+    ``fit`` sets three tables ``[num_kinds, NUM_BINS]``, by kind and bin of the current pause's age:
+    ``distance`` in ticks; ``likely``, the probability that the call comes about then, within a
+    quarter of the distance or one tick; ``until``, the age in ticks from which on the prediction
+    differs, if the agent has not called.
     """
 
     def __init__(self, num_kinds: int) -> None:
         shape = (num_kinds, NUM_BINS)
-        self.num_seen = self.num_new = 0  # pauses, in all and since the last fit
+        self.num_seen = self.num_new = 0  # pauses: in all, and since the last fit
         self.num_fits = 0
-        self._ended = np.zeros(shape)  # pauses that ended at this age
+        self._ended = np.zeros(shape)  # pauses by the age at which they ended
         self.distance, self.likely, self.until = np.zeros(shape), np.zeros(shape), np.zeros(shape)
 
     def observe(self, kind: int, pause: float) -> None:
-        """An agent that was of ``kind`` called after ``pause`` ticks."""
+        """Count a pause of ``pause`` ticks of an agent that was of ``kind`` meanwhile."""
         self._ended[kind, bin_of(pause)] += 1.0
         self.num_new += 1
         self.num_seen += 1
 
     def fit(self, kinds: Int64s, ages: Times) -> None:
-        """Draw the curves anew; ``[n]`` agents wait, of these kinds, for so long."""
+        """Estimate the curves anew. ``kinds`` and ``ages``, ``[n]``, are those of the pauses that
+        still last, ages in ticks."""
         waiting = np.zeros_like(self._ended)
         np.add.at(waiting, (kinds, bins_of(ages)), 1.0)
         known = np.flatnonzero(self._ended.any(axis=1))
         distance, over = _distances(_hazards(self._ended, waiting, known))
         likely = _on_time(distance, over)
-        sure = likely >= _SURE  # then it is a date, and those of one tick go in their order
+        sure = likely >= _SURE  # whole ticks, so that agents of one tick keep their order
         distance[sure] = distance[sure].round()
-        drawn = np.zeros(len(self._ended), np.int64)  # what is not known is as all are
+        drawn = np.zeros(len(self._ended), np.int64)  # kinds without a pause use the common curve
         drawn[known] = 1 + np.arange(len(known))
         self.distance, self.likely = distance[drawn], likely[drawn]
         self.until = _revisions(distance)[drawn]
@@ -89,25 +93,27 @@ class Survival:
 
 
 def _hazards(ended: _Table, waiting: _Table, known: Int64s) -> _Table:
-    """The share of pauses that end in a bin, of those that reach it: of all agents, then of the
-    ``known`` kinds."""
-    reached = _from_here(ended) + _from_here(waiting) - waiting  # these have not passed it yet
-    unknown = _WIDTHS / (_BEGINS[:-1] + _WIDTHS)  # as long again as it has lasted: who knows
+    """The hazards ``[1 + len(known), NUM_BINS]``: of the pauses that reach a bin, the share that
+    ends in it. The first row is of all agents, the others are of the ``known`` kinds."""
+    reached = _from_here(ended) + _from_here(waiting) - waiting  # these still are in their bin
+    unknown = _WIDTHS / (_BEGINS[:-1] + _WIDTHS)  # prior: a pause lasts as long again as so far
     of_all = (ended.sum(0) + _GUESS * unknown) / (reached.sum(0) + _GUESS)
     of_kind = (ended[known] + _LEAN * of_all) / (reached[known] + _LEAN)
     return np.concatenate([of_all[None], of_kind])
 
 
 def _from_here(counts: _Table) -> _Table:
+    """Sums over this bin and all later ones."""
     sums: _Table = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
     return sums
 
 
 def _distances(hazards: _Table) -> tuple[_Table, _Table]:
-    """``distance``, and the share of pauses that are over, ``[num_kinds, NUM_BINS + 1]``."""
+    """The distances, in ticks, like ``hazards``; and the share of pauses that have ended by the
+    beginning of each bin, ``[n, NUM_BINS + 1]``."""
     lasts: _Table = np.ones((len(hazards), NUM_BINS + 1))
     lasts[:, 1:] = np.cumprod(1.0 - hazards, axis=1)
-    # a pause that ends in a bin ends in the middle of it, one of a whole tick at its beginning
+    # a pause that ends in a bin ends in the bin's middle; in a bin of one tick, at its beginning
     spent = lasts[:, :-1] * (_WIDTHS * (1.0 - hazards) + hazards * (_WIDTHS - 1.0) / 2.0)
     ticks = np.concatenate([np.zeros((len(hazards), 1)), spent.cumsum(axis=1)], axis=1)
     distance = np.empty_like(hazards)
@@ -119,7 +125,7 @@ def _distances(hazards: _Table) -> tuple[_Table, _Table]:
 
 
 def _on_time(distance: _Table, over: _Table) -> _Table:
-    """How likely a call comes about ``distance`` after the beginning of a bin."""
+    """The probability that a call comes about ``distance`` after the beginning of each bin."""
     slack = np.maximum(MIN_TOLERANCE_TICKS, TOLERANCE * distance)
     middle = _BEGINS[:-1] + distance
     likely = np.empty_like(distance)
@@ -131,7 +137,8 @@ def _on_time(distance: _Table, over: _Table) -> _Table:
 
 
 def _revisions(distance: _Table) -> _Table:
-    """From which age on another time is to be said: at the latest when the one said has passed."""
+    """The age, in ticks, from which on the prediction differs from the bin's; at the latest, the
+    predicted time itself."""
     comes = _BEGINS[:-1] + distance
     until = np.array(comes)
     for begin in range(NUM_BINS):

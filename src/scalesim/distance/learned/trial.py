@@ -1,9 +1,9 @@
-"""Whether predictions make a better order than last use does: tried out, before they are used.
+"""A trial of predictions against LRU, in shadow caches, before the predictions are used.
 
-A sample of agents plays in small caches that hold names only: in each size, one where the agent
-that was used longest ago gives way, and one where the agent that is predicted to come last does.
-Whichever misses less shows what an order is worth for the whole (a small sample of keys stands for
-a large cache: Waldspurger and others, FAST 2015; caches that compete by sample: Qureshi and others,
+A sample of agents runs in small caches that hold names only. For each size there is a pair: one
+cache evicts the least recently used agent, the other the agent with the latest predicted call. The
+misses of the pair tell which order is better for all agents. A small sample of keys stands for a
+large cache (Waldspurger and others, FAST 2015); orders can compete on samples (Qureshi and others,
 ISCA 2007).
 """
 
@@ -18,43 +18,49 @@ from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
 
 NUM_SAMPLED = 128
-SHARES = (0.125, 0.25, 0.5)  # of the sampled agents, that a cache holds
-ENOUGH = 96.0  # misses under last use before the first verdict
-GAIN = 0.97  # of last use's misses: what predictions must get down to, to be listened to
-LOSS = 1.02, 1.05  # of the same, in one size alone: what may not be exceeded, before and after
+SHARES = (0.125, 0.25, 0.5)  # sizes of the caches, as shares of the sampled agents
+ENOUGH = 96.0  # misses under LRU before the first verdict
+GAIN = 0.97  # predictions win once their misses are at most this share of LRU's
+LOSS = 1.02, 1.05  # the same limit for each size alone: before and after they have won
 _NOISE = 2.0  # misses
-_FADE = 1.0 - 1.0 / 2048.0  # of all counts, at each call
+_FADE = 1.0 - 1.0 / 2048.0  # factor on all counts at each call
 
 
 class Trial:
-    """``misses`` is ``[2, len(SHARES)]``: under last use, and as predicted, the past decaying."""
+    """Shadow caches of a sample of agents.
+
+    ``misses`` is ``[2, len(SHARES)]``, decaying counts: under LRU, and under the predicted order.
+    ``is_won`` tells whether the predictions are good enough to be used.
+    """
 
     def __init__(self, seed: int) -> None:
         self.misses = np.zeros((2, len(SHARES)))
         self.is_won = False
         self._random = random.Random(seed)
-        self._marks: list[float] = []  # of the sampled, by place: whose is smallest stays
+        # a random mark of each sampled agent, by place: the sample is the smallest marks
+        self._marks: list[float] = []
         self._rows = np.full(NUM_SAMPLED, -1, np.int64)
         self._places: dict[int, int] = {}
-        self._seq = np.zeros(NUM_SAMPLED)  # of the last calls
+        self._seq = np.zeros(NUM_SAMPLED)  # number of the last call, by place
         self._num_calls = 0
         self._held = np.zeros((2, len(SHARES), NUM_SAMPLED), bool)
 
     @property
     def kept(self) -> float:
-        """The share of last use's misses that is left as predicted; 1 while nothing is known."""
+        """Misses under the predicted order over misses under LRU; 1 while there are none."""
         last_use, predicted = self.misses.sum(axis=1)
         return float(predicted / last_use) if last_use else 1.0
 
     def samples(self, row: int) -> bool:
+        """Whether ``row`` is in the sample."""
         return row in self._places
 
     def sampled(self) -> Int64s:
-        """The rows in the sample."""
+        """The rows in the sample, by place, ``[n]``."""
         return self._rows[: len(self._marks)]
 
     def enter(self, row: int) -> None:
-        """A new agent: each is in the sample with the same probability."""
+        """Offer a new agent to the sample: every agent is in it with the same probability."""
         mark = self._random.random()
         place = len(self._marks)
         if place < NUM_SAMPLED:
@@ -69,7 +75,7 @@ class Trial:
         self._rows[place], self._places[row] = row, place
 
     def forget(self, row: int) -> None:
-        """The agent of ``row`` is gone; the last of the sampled takes its place."""
+        """Remove ``row``, whose agent is gone, from the sample; the last place moves into its."""
         place = self._places.pop(row, None)
         if place is None:
             return
@@ -84,8 +90,9 @@ class Trial:
         self._held[:, :, last] = False
 
     def called(self, row: int, at: Times, last: Times, now: float) -> None:
-        """``row`` of the sample called; ``at`` and ``last``, ``[len(sampled())]``: what is said of
-        each (NaN: nothing), and when each called before."""
+        """Run a call of ``row``, which is in the sample, through all caches. ``at`` and ``last``,
+        ``[len(sampled())]`` in ticks, are the predicted next call of each sampled agent (NaN: no
+        prediction) and its last call."""
         place, count = self._places[row], len(self._marks)
         self._num_calls += 1
         self._seq[place] = self._num_calls
@@ -95,7 +102,7 @@ class Trial:
         self._held[:, :, place] = True
         if missed.any():
             expected = np.where(np.isnan(at), 2.0 * now - last, at)
-            expected[place] = -np.inf  # it is being used
+            expected[place] = -np.inf  # in use
             orders = (-self._seq[:count], expected + 1e-9 * self._seq[:count])
             for order, resident in zip(orders, self._held[:, :, :count], strict=True):
                 self._make_room(order, resident, count)

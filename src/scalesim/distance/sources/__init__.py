@@ -1,1 +1,1 @@
-"""Sources of distance: what simulations know of who is next."""
+"""Sources of predictions for simulations that know something of their agents' next calls."""

@@ -18,9 +18,11 @@ from scalesim.errors import ConfigError, RequestError
 
 
 class Activation(Source):
-    """``agents`` that act in each tick with a ``probability``, one for all or ``[n]``: expected
-    after 1/p ticks, with the probability that this is about right, which is low (0.25 for p = 0.1).
-    If the draws can be made ahead, ``Predrawn`` is exact. Raises ``ConfigError``.
+    """Agents that act in each tick with a given probability.
+
+    ``probability`` is one for all of ``agents``, or ``[n]``. An agent is expected after 1/p ticks;
+    the confidence is the probability that this is about right, which is low (0.25 for p = 0.1). If
+    the draws can be made ahead, ``Predrawn`` is exact. Raises ``ConfigError`` for wrong arguments.
     """
 
     def __init__(
@@ -35,7 +37,8 @@ class Activation(Source):
         self._stale: list[Int64s] = [np.arange(count)]
 
     def set(self, agents: Sequence[AgentId], probability: npt.ArrayLike) -> None:
-        """From now on ``agents`` act with ``probability``. Raises ``RequestError``."""
+        """Have ``agents`` act with ``probability`` (one for all, or ``[n]``) from now on. Raises
+        ``RequestError`` for an unknown agent or a value outside 0 … 1."""
         rows = self._roster.known(agents)
         rate = _probabilities(probability, len(rows), RequestError)
 
@@ -51,15 +54,16 @@ class Activation(Source):
             self._stale.append(np.array([row]))
 
     def forget(self, agents: Sequence[AgentId]) -> None:
-        """They act no more, until ``set`` says so again."""
+        """Set the agents' probability to 0; ``set`` can raise it again."""
         for agent in agents:
             row = self._roster.get(agent)
             if row is not None:
                 self._rate[row], self._at[row] = 0.0, np.nan
 
     def changes(self, now: float) -> Estimates:
-        """Who called, whose probability changed, and who did not act by its time: the past says
-        nothing about the next tick, so it is expected 1/p from now again."""
+        """New estimates for agents that called, whose probability changed, or that did not act by
+        their expected time. A draw does not depend on past draws, so each of these is expected 1/p
+        ticks from now."""
         self._read_mail(now)
         due, times = self._due.take(now)
         rows = np.unique(np.concatenate([*self._stale, due[self._at[due] == times]]))
@@ -77,12 +81,13 @@ class Activation(Source):
 
 
 class Predrawn(DatedSource):
-    """Agents whose draws are made ahead, by the simulation's own seeded generator: exact.
+    """Agents whose activations are drawn ahead by the simulation's own generator: exact.
 
-    ``draw(tick)`` gives the agents that act in ``tick``. It is called once a tick, in order, from
-    0 on, ``horizon`` ticks ahead; the simulation takes its draws from ``active`` instead of drawing
-    itself, and so has the same statistics, and with one generator the same draws. Call both from
-    the simulation's thread. Raises ``ConfigError``.
+    ``draw(tick)`` returns the agents that act in ``tick``. It is called once per tick, in order
+    from 0 on, ``horizon`` ticks ahead. The simulation takes its draws from ``active`` instead of
+    drawing itself: the statistics are the same, and with one generator the draws are the same.
+    Call both from the simulation's thread. ``confidence`` is the share of the predictions that come
+    true. Raises ``ConfigError`` for wrong arguments.
     """
 
     def __init__(
@@ -98,14 +103,15 @@ class Predrawn(DatedSource):
         self._draw, self._horizon = draw, whole("horizon", horizon, 1, 10**6, ConfigError)
         self._drawn: dict[int, tuple[AgentId, ...]] = {}
         self._num_drawn = 0
-        self._last: dict[AgentId, int] = {}  # the last tick drawn for it
-        self._after: dict[int, dict[AgentId, int]] = {}  # by tick: who acts again, and when
+        self._last: dict[AgentId, int] = {}  # by agent: the last tick for which it was drawn
+        # by tick: the agents that act in it and again later, with the tick of the next activation
+        self._after: dict[int, dict[AgentId, int]] = {}
         self._told = -1
         self._draw_until(self._horizon)
 
     def active(self, tick: int) -> tuple[AgentId, ...]:
-        """Who acts in ``tick``; asked once for each tick, in order. Draws one more ahead. Raises
-        ``RequestError`` for a tick that is past."""
+        """The agents that act in ``tick``. Ask once for each tick, in order; each call draws ahead.
+        Raises ``RequestError`` for a tick that is past, or was asked for before."""
         tick = whole("tick", tick, 0, self._num_drawn + 10**6)
         if tick not in self._drawn and tick < self._num_drawn:
             raise RequestError(f"active({tick}): ticks are asked for once each, in order")
@@ -119,8 +125,7 @@ class Predrawn(DatedSource):
         for tick in [drawn for drawn in self._after if drawn < now]:
             for agent, again in self._after.pop(tick).items():
                 self._changed[agent] = float(again)
-        changed, self._changed = self._changed, {}
-        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
+        return super().changes(now)
 
     def called(self, agent: AgentId, now: float) -> None:
         again = self._after.get(math.floor(now), {}).pop(agent, None)
@@ -128,7 +133,7 @@ class Predrawn(DatedSource):
             self._changed[agent] = float(again)
 
     def forget(self, agents: Sequence[AgentId]) -> None:
-        """Draws that were made stand, for ``active``; nothing more is said of them."""
+        """Predict nothing more of ``agents``; ``active`` still returns the draws made before."""
         super().forget(agents)
         for agent in agents:
             self._last.pop(agent, None)
@@ -153,7 +158,8 @@ class Predrawn(DatedSource):
 
 
 def _on_time(rate: Times, wait: Times) -> Times:
-    """The probability that a geometric wait ends within the tolerance around its mean."""
+    """The probability that a geometrically distributed wait ends within the tolerance around its
+    mean, ``[n]``."""
     slack = np.maximum(MIN_TOLERANCE_TICKS, TOLERANCE * wait)
     with np.errstate(invalid="ignore"):
         first = np.maximum(1.0, np.ceil(wait - slack))

@@ -1,4 +1,4 @@
-"""Sources for agents that follow one another: along a graph, or in turns."""
+"""Sources for agents that call one after another: along a graph, or in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from scalesim.errors import ConfigError
 
 
 class Graph(Source):
-    """When an agent calls, its successors will, ``delay`` ticks a hop: a workflow, an event bus,
-    the spread of a message (the ScaleSim paper's breadth-first distance).
+    """Agents whose calls lead to calls of their successors: a workflow, an event bus, the spread of
+    a message (the ScaleSim paper's breadth-first distance).
 
-    ``edges`` maps an agent to its successors, or to {successor: probability}. Without
-    probabilities each of ``n`` successors is as likely: all of them where ``fan_out``, else one in
-    ``n``. Hops multiply; at most ``max_hops`` are followed, nothing beyond what falls below
-    ``least``, and ``max_reached`` agents at most. Raises ``ConfigError``.
+    ``edges`` maps an agent to its successors, or to {successor: probability}. When an agent calls,
+    its successors are expected ``delay`` ticks later, theirs after another ``delay``, and so on.
+    Without probabilities, all of ``n`` successors are expected with ``fan_out``, else one of them,
+    so each with probability 1/n (times 0.9 in both cases). Probabilities multiply along hops. At
+    most ``max_hops`` hops and ``max_reached`` agents are followed, and no path that is less likely
+    than ``least``. Raises ``ConfigError`` for wrong arguments.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Graph(Source):
     def connect(
         self, agent: AgentId, successors: Sequence[AgentId] | Mapping[AgentId, float]
     ) -> None:
-        """From now on ``agent`` has these successors, and no others. Raises ``ConfigError``."""
+        """Replace the successors of ``agent``. Raises ``ConfigError`` for wrong arguments."""
         agent = agent_id(agent, ConfigError)
         weighed = self._weighed(agent, successors)
         self._tell(lambda now: self._edges.update({agent: weighed}))
@@ -108,9 +110,12 @@ def _share(agent: AgentId, other: AgentId, value: object) -> float:
 
 
 class Turns(DatedSource):
-    """Everybody in a fixed ``order``, once in ``period`` ticks, for ever (round-robin); or once, in
-    an order that is drawn anew (``announce``). Exact, within the tick as well: the i-th of n is
-    expected i/n into the period. Raises ``ConfigError``."""
+    """Agents that call in a known order: round-robin, or in an order that is announced each time.
+
+    With ``order``, each agent calls once per ``period`` ticks, for ever. ``announce`` gives an
+    order for one period. The order is exact within a tick as well: agent i of n is expected i/n
+    into the period. Raises ``ConfigError`` for wrong arguments.
+    """
 
     def __init__(
         self,
@@ -129,8 +134,8 @@ class Turns(DatedSource):
         self._tell(lambda now: self._set(order, now))
 
     def announce(self, order: Sequence[AgentId], at: float) -> None:
-        """In the tick that begins at time ``at``, agents call in this order. Raises
-        ``RequestError`` for a time that is none."""
+        """Note that agents call in this order in the period that begins at time ``at``, in ticks.
+        Raises ``RequestError`` for a time that is no number, or for wrong ids."""
         at, order = number("at", at), agent_ids("order", order)
         self._tell(lambda now: self._set(order, at))
 

@@ -1,7 +1,8 @@
-"""Points in a plane by cell, for "who is near". Rebuilt at intervals; what moved since lies aside.
+"""A uniform grid over points in a plane, for neighbour queries.
 
-The snapshot is a sort by cell. A moved point is struck from it and joins a small second snapshot
-that is rebuilt on every move, so that moving a few of many points costs by the few.
+The main snapshot is a sort of the points by cell, rebuilt when a tenth of the points has moved. A
+moved point leaves the main snapshot for a small second one, which is rebuilt on every move. So
+moving few of many points costs in proportion to the few.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from scalesim.core import Int64s
 
 Points = npt.NDArray[np.float64]  # [n, 2]
 
-_ASIDE = 0.1  # share of the points that may have moved before all are sorted again
+_ASIDE = 0.1  # share of moved points above which all points are sorted again
 
 
 class Grid:
-    """``points`` is ``[n, 2]``, float64, finite. ``cell`` is the side of a square cell; points
-    nearer than one side are found, and some that are farther."""
+    """A grid of square cells with side ``cell``. ``points`` is ``[n, 2]``, float64, finite.
+
+    ``pairs`` finds all points nearer than one side, and some that are farther.
+    """
 
     def __init__(self, points: Points, cell: float) -> None:
         self.points, self.cell = points, cell
         self._rebuild()
 
     def move(self, rows: Int64s, points: Points) -> None:
-        """Move ``rows`` (``[k]``, each once) to ``points`` (``[k, 2]``)."""
+        """Move the points ``rows`` (``[k]``, distinct) to ``points`` (``[k, 2]``)."""
         self.points[rows] = points
         self._is_aside[rows] = True
         aside = np.flatnonzero(self._is_aside)
@@ -37,10 +40,10 @@ class Grid:
             self._aside = _Snapshot(aside, _cells(self.points[aside], self.cell))
 
     def pairs(self, rows: Int64s) -> Iterator[tuple[Int64s, Int64s]]:
-        """(row, other) for everything in the nine cells around each of ``rows``, in parts of three
-        cells each; a row is not its own neighbour."""
+        """Pairs (row, neighbour) for all points in the nine cells around each of ``rows``, as
+        arrays, in parts of three cells. A row is not its own neighbour."""
         cells = _cells(self.points[rows], self.cell)
-        order = np.argsort(_keys(cells))  # neighbours in turn, for the processor's caches
+        order = np.argsort(_keys(cells))  # neighbours one after another, for the processor's caches
         rows, cells = rows[order], cells[order]
         for dx in (-1, 0, 1):
             first, last = (_keys(cells + np.array([dx, dy])) for dy in (-1, 1))
@@ -67,8 +70,8 @@ class _Snapshot:
         self._rows, self._keys = rows[order], keys[order]
 
     def find(self, rows: Int64s, first: Int64s, last: Int64s) -> tuple[Int64s, Int64s]:
-        """All pairs of one of ``rows`` and what lies in the cells ``first`` … ``last`` of a column,
-        all ``[n]``."""
+        """All pairs of row i of ``rows`` with the points in the cells ``first[i]`` … ``last[i]`` of
+        a column of cells; the arguments are ``[n]``."""
         start = np.searchsorted(self._keys, first, "left")
         count = np.searchsorted(self._keys, last, "right") - start
         mine = np.repeat(rows, count)
@@ -78,7 +81,8 @@ class _Snapshot:
 
 
 def _cells(points: Points, cell: float) -> Int64s:
-    """``[n, 2]``; clipped, so that far-off points share cells instead of overflowing."""
+    """The cell of each point, ``[n, 2]``; clipped, so that far-off points share a cell instead of
+    overflowing the keys."""
     cells: Int64s = np.clip(np.floor(points / cell), -(2**30), 2**30).astype(np.int64)
     return cells
 

@@ -1,4 +1,5 @@
-"""A source for agents that follow plans: an action lasts so many ticks, then the agent calls."""
+"""A source for agents that follow plans: an action lasts a number of ticks, then the agent
+calls."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from scalesim.errors import RequestError
 
 
 class Plan(DatedSource):
-    """Knows how long actions last. ``confidence`` is how often a plan is carried out as planned.
+    """Predictions from the durations of planned actions.
 
-    A call before an action's end is an interruption: the plan stands. A call at its end, or later,
-    begins the next action, if the agent's plan has one. Raises ``ConfigError``.
+    ``confidence`` is the share of actions that end as planned. A call before an action's end is an
+    interruption: the plan stands. A call at an action's end, or later, begins the plan's next
+    action. Raises ``ConfigError`` for wrong arguments.
     """
 
     def __init__(self, *, name: str = "plan", confidence: float = 0.9) -> None:
@@ -25,9 +27,9 @@ class Plan(DatedSource):
         self._next: dict[AgentId, deque[float]] = {}
 
     def follow(self, agent: AgentId, *durations: float) -> None:
-        """``agent`` begins actions of so many ticks each, one after the other, now: it calls at the
-        end of each. No duration: it has no plan any more. Raises ``RequestError`` for one that is
-        no number, or negative."""
+        """Have ``agent`` begin actions of these durations, in ticks, now and one after another; it
+        calls at the end of each. Without a duration, ``agent`` has no plan any more. Raises
+        ``RequestError`` for a duration that is no number, or negative."""
         agent = agent_id(agent)
         planned = [_duration(agent, duration) for duration in durations]
         self._tell(lambda now: self._begin(agent, planned, now))

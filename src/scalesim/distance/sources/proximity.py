@@ -1,9 +1,9 @@
-"""A source for agents in space: two that meet will talk. Positions and speeds to next uses.
+"""A source for agents in space, from their positions and speeds: two agents that meet will talk.
 
-The earliest that two agents can meet is their distance, less the radius at which they notice each
-other, over the sum of their speeds (Generative Agents' vision radius; the ScaleSim paper's
-"physical distance over speed", there with one speed for all). An agent that just talked is not
-ready again before its cooldown is over.
+The earliest time at which two agents can meet is (distance - radius) / (sum of their speeds), where
+agents notice each other within the radius (Generative Agents' vision radius; the ScaleSim paper's
+"physical distance over speed", with one speed for all). After a call, an agent does not talk again
+before its cooldown has passed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from scalesim.distance.roster import Roster
 from scalesim.distance.sources.grid import Grid, Points
 from scalesim.errors import ConfigError, RequestError
 
-_SAME = 0.1  # of the distance: a change by less is not passed on
+_SAME = 0.1  # changes below this share of the distance are not reported
 
 
 class Proximity(Source):
-    """``agents`` at ``positions`` ``[n, 2]``; these and ``radius`` in one unit of length,
-    ``horizon`` and ``cooldown`` in ticks, ``max_speed`` and ``speeds`` (one for all or ``[n]``; the
-    most if ``None``) in units a tick. Who can meet nobody within ``horizon`` is not spoken of.
+    """Agents in a plane that talk when they meet.
 
-    ``confidence`` is how often who can meet does meet. Costs what moved and who is near it.
-    Raises ``ConfigError``.
+    ``positions`` ``[n, 2]`` and ``radius`` share a unit of length; ``max_speed`` and ``speeds``
+    (one for all or ``[n]``; ``max_speed`` if ``None``) are in that unit per tick; ``horizon`` and
+    ``cooldown`` are in ticks. An agent that can meet no other within ``horizon`` has no prediction.
+    ``confidence`` is the share of possible meetings that take place. An update costs in proportion
+    to the agents that moved and those near them. Raises ``ConfigError`` for wrong arguments.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Proximity(Source):
         self._ready = np.zeros(count)  # when the cooldown is over
         self._at: Times = np.full(count, np.nan)
         self._partner = np.full(count, -1, np.int64)
-        self._met = np.full(count, -1, np.int64)  # who it stands with, without talking
+        self._met = np.full(count, -1, np.int64)  # a partner nearby with whom no talk came about
         self._due = Calendar()
         self._stale: list[Int64s] = [np.arange(count)]
 
@@ -72,8 +73,9 @@ class Proximity(Source):
         positions: npt.ArrayLike,
         speeds: npt.ArrayLike | None = None,
     ) -> None:
-        """``agents`` (each once) are at ``positions`` ``[n, 2]`` now, and go at ``speeds``, one for
-        all or ``[n]``; unchanged if ``None``. Copied. Raises ``RequestError``."""
+        """Set the positions ``[n, 2]`` of ``agents`` (distinct), and their ``speeds``, one for all
+        or ``[n]``; ``None`` leaves the speeds. The arrays are copied. Raises ``RequestError`` for
+        wrong arguments."""
         moved = self._roster.known(agents)
         if len(np.unique(moved)) < len(moved):
             raise RequestError("agents: one is named twice; give each once")
@@ -90,7 +92,7 @@ class Proximity(Source):
             self._stale.append(np.array([row]))
 
     def forget(self, agents: Sequence[AgentId]) -> None:
-        """They meet nobody, until they call again."""
+        """Predict no meetings of ``agents`` until they call again."""
         for agent in agents:
             row = self._roster.get(agent)
             if row is not None:
@@ -101,7 +103,7 @@ class Proximity(Source):
         self._read_mail(now)
         due, times = self._due.take(now)
         due = due[self._at[due] == times]
-        self._met[due] = self._partner[due]  # and nothing came of it
+        self._met[due] = self._partner[due]  # the predicted time passed without a call
         rows = np.unique(np.concatenate([*self._stale, due]))
         self._stale = []
         return self._renew(rows, now) if len(rows) else NOTHING
@@ -116,7 +118,8 @@ class Proximity(Source):
         self._stale.append(np.flatnonzero(is_moved[self._partner]))  # row -1 is nobody's
 
     def _renew(self, rows: Int64s, now: float) -> Estimates:
-        """Meet again: for ``rows`` the earliest of all, for those near them the earlier one."""
+        """Predict anew: for ``rows`` from all their neighbours; for the neighbours, where a meeting
+        with one of ``rows`` is earlier than the predicted one."""
         pairs = list(self._grid.pairs(rows))
         mine = np.concatenate([pair for pair, _ in pairs])
         others = np.concatenate([other for _, other in pairs])
@@ -135,7 +138,8 @@ class Proximity(Source):
         return self._emit(touched, old, now)
 
     def _emit(self, touched: Int64s, old: Times, now: float) -> Estimates:
-        """What differs enough from ``old`` to be told; the rest stays as it was told."""
+        """Estimates for the rows whose time differs enough from ``old``, the reported one; the
+        other rows keep their reported time."""
         at = self._at[touched]
         same = np.abs(at - old) <= np.maximum(0.5, _SAME * (at - now))
         same |= np.isnan(at) & np.isnan(old)
@@ -146,7 +150,8 @@ class Proximity(Source):
         return Estimates(self._roster.names(changed.tolist()), at, self._confidence)
 
     def _meet(self, mine: Int64s, others: Int64s, now: float) -> Times:
-        """When each pair can meet; never, if it stands together since it last could."""
+        """The earliest time at which each pair can meet, ``[n]``; infinite for a pair that has
+        stayed together since its last predicted meeting."""
         gap = np.hypot(*(self._grid.points[mine] - self._grid.points[others]).T) - self._radius
         parted = gap > 0.0
         speed = self._speeds[mine] + self._speeds[others]

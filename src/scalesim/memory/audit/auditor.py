@@ -36,7 +36,7 @@ class Auditor:
         self.memory, self.mode = memory, mode
         self.num_sweeps = 0
         self.last_report = ""
-        self._leases, self._time_s = leases, time_s
+        self._leases, self.time_s = leases, time_s
         self._next_sweep_s = 0.0
         self._swept_at = -1
 
@@ -51,13 +51,13 @@ class Auditor:
         launched = self.memory.timing.last_launched
         if self.mode == "off" or launched == self._swept_at:
             return
-        start_s = self._time_s()
+        start_s = self.time_s()
         if start_s < self._next_sweep_s:
             return
         self._swept_at = launched
         self.num_sweeps += 1
         check_integrity(self.memory, self._leases())
-        end_s = self._time_s()
+        end_s = self.time_s()
         self._next_sweep_s = end_s + (end_s - start_s) / SWEEP_SHARE
 
     def examine(self, error: BaseException) -> Suspects:

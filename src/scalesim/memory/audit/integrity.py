@@ -2,7 +2,7 @@
 
 Counts by sets of unique page ids, never by sums of lengths. Called by the engine's guard when there
 is nothing to do, and by tests after every operation. Raises ``IntegrityError`` with each term of
-the equation that does not hold; ``accounts`` is what is cheap enough for every step.
+the equation that does not hold; ``counts`` has the checks that are cheap enough for every step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The link of a GPU: pages by DMA between the device pool and pinned host memory, on two streams.
 
-Made by ``assembly``; the engine's thread calls it, and no other thread is needed: what ``dma``
+Made by ``engine.build``; the engine's thread calls it, and no other thread is needed: what ``dma``
 keeps in flight lasts until it is looked at again. The four orderings, and who keeps them:
 
     write before copy-out       residency saves only what a collected step wrote

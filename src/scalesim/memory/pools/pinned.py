@@ -2,8 +2,8 @@
 
 torch's pinned allocator rounds sizes up to powers of two, and one registration of 512 GiB or more
 fails (vLLM 51080); a mapping of our own has the size that was asked for.
-Made by ``assembly``; ``CudaLink`` reads, writes and closes it. Loads torch, not CUDA: who registers
-is passed in.
+Made by ``engine.build``; ``CudaLink`` reads, writes and closes it. Loads torch, not CUDA: who
+registers is passed in.
 """
 
 from __future__ import annotations

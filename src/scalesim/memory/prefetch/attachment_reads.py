@@ -1,6 +1,6 @@
 """Reading ahead: attachments on no tier are read from their sources in time for their owners.
 
-A part of ``LookAhead``, which says when a load would have to start: a read must be over by then.
+Part of ``Prefetcher``, which says when a load would have to start: a read must be over by then.
 Decides; residency starts the reads, and a link does them, on a thread of its own.
 """
 

@@ -1,6 +1,6 @@
-"""A step's tensors from a ``Batch``: decodes before prefills, as the kernels want them, and padded.
+"""The arrangement of a batch for the kernels: decodes before prefills, and padded.
 
-Index arithmetic in numpy, once per step; called by the runners.
+Index arithmetic in numpy, once per step. Used by both runners.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from scalesim.core import Int32s, Int64s
 
 @dataclass(frozen=True)
 class Arranged:
-    """Where a batch's sequences and tokens stand when the decodes come first."""
+    """The order of a batch's sequences and tokens with decodes first."""
 
-    order: Int64s  # [num_seqs], the batch's index of arranged sequence i
-    seq: Int64s  # [num_tokens], the batch's index of each arranged token's sequence
-    source: Int64s  # [num_tokens], each arranged token's place in the batch
-    positions: Int32s  # [num_tokens], absolute, of the arranged tokens
-    query_start: Int32s  # [num_seqs + 1], of the arranged sequences
-    picked: Int64s  # [num_samples], the arranged sequences that sample
+    order: Int64s  # [num_seqs]: by arranged sequence, its index in the batch
+    seq: Int64s  # [num_tokens]: by arranged token, the index of its sequence in the batch
+    source: Int64s  # [num_tokens]: by arranged token, its index in the batch
+    positions: Int32s  # [num_tokens]: by arranged token, its absolute position
+    query_start: Int32s  # [num_seqs + 1]: by arranged sequence, the index of its first token
+    picked: Int64s  # [num_samples]: the arranged sequences that sample
     num_decodes: int
 
     @property
     def sampling(self) -> Int64s:
-        """``[num_samples]``: the batch's index of each sequence that samples, arranged."""
+        """``[num_samples]``: the index in the batch of each sequence that samples, in arranged
+        order."""
         return self.order[self.picked]
 
     @cached_property
     def last(self) -> Int64s:
-        """``[num_seqs]``: the last token of each arranged sequence."""
+        """``[num_seqs]``: the index of the last token of each arranged sequence."""
         return self.query_start[1:].astype(np.int64) - 1
 
     @cached_property
     def row_of(self) -> Int64s:
-        """``[num_tokens]``: where each token of the batch is arranged."""
+        """``[num_tokens]``: the arranged index of each token of the batch."""
         row_of = np.empty(len(self.source), np.int64)
         row_of[self.source] = np.arange(len(self.source))
         return row_of
 
     def spans(self, spans: Int32s) -> list[slice]:
-        """Where half-open ranges of the batch's tokens are arranged, each of them within one
-        sequence: its tokens stay together."""
+        """The arranged ranges of half-open ranges ``[n, 2]`` of the batch's tokens. Each range lies
+        within one sequence, whose tokens stay together."""
         firsts, counts = self.row_of[spans[:, 0]], spans[:, 1] - spans[:, 0]
         ends = (firsts + counts).tolist()
         return [slice(first, end) for first, end in zip(firsts.tolist(), ends, strict=True)]
 
 
 def arrange(batch: Batch) -> Arranged:
-    """Sequences of one query token first; a batch of one kind keeps its order."""
+    """Put sequences of one query token first; the order is stable."""
     counts = np.diff(batch.query_start)
     order = np.argsort(counts != 1, kind="stable")
     counts = counts[order]
@@ -75,11 +76,12 @@ def paged_batch(
     last_token: Int32s,
     padded: Callable[[int], int],
 ) -> tuple[Int32s, PagedBatch]:
-    """The arranged token ids, ``NO_TOKEN`` resolved, and what the kernels need to know of them;
-    both padded.
+    """The arranged token ids, with ``NO_TOKEN`` resolved, and the kernels' description of the
+    batch; both padded.
 
-    table : the block table ``[rows, max_blocks]``, shared, not copied. last_token : ``[slots]``.
-    padded : the row count that a token count is padded to.
+    table : the block table ``[rows, max_blocks]``; shared, not copied.
+    last_token : ``[slots]``, the newest token of each slot.
+    padded : the number of rows for a number of tokens.
     """
     length = padded(len(arranged.seq))
     given = batch.token_ids[arranged.source]

@@ -111,19 +111,19 @@ class ModelRunner:
         if len(seqs):
             logits = self._logits(hidden, arranged.last[arranged.picked])
             bad[seqs] |= not_finite(logits)
-            if batch.adjust is None:
+            if batch.logits is None:
                 sampled = self._sample(logits, batch, seqs)
             else:
-                sampled = self._sample_adjusted(logits, batch, batch.adjust, seqs)
+                sampled = self._sample_adjusted(logits, batch, batch.logits, seqs)
             tokens[seqs] = np.where(bad[seqs], NO_TOKEN, sampled)
             self._last_token[batch.slots[seqs]] = np.where(bad[seqs], 0, sampled)
             if digests is not None:
                 digests[seqs] = [xxhash.xxh3_64_intdigest(row) for row in logits.numpy()]
         scores = sums = None
-        if batch.scores is not None:
-            rows = arranged.row_of[batch.scores.tokens]
+        if batch.logprobs is not None:
+            rows = arranged.row_of[batch.logprobs.tokens]
             scores = log_probs(
-                batch, batch.scores, rows, tokens, partial(self._logits, hidden), kernels
+                batch, batch.logprobs, rows, tokens, partial(self._logits, hidden), kernels
             )
         if batch.embeddings is not None:
             sums = hidden_sums(arranged.spans(batch.embeddings.spans), hidden)

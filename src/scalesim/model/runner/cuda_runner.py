@@ -1,9 +1,9 @@
-"""Runs batches on a device with queues: two steps in flight, decode steps as CUDA graphs.
+"""The runner for CUDA devices: two steps in flight, decode steps as CUDA graphs.
 
-A ``core.Runner`` made by ``backends``. ``launch`` only gives work to the compute stream: it copies
-a step's inputs through pinned buffers, lets the device fill in tokens that are still in flight
-there, and has the outcome copied back; ``collect`` waits for that copy. Layers, sampling and
-arrangement are shared with the CPU's runner.
+``launch`` only submits work to the compute stream: the step's inputs are copied through pinned
+buffers, the device fills in tokens of the step before, which the host has not seen yet, and the
+outcome is copied back. ``collect`` waits for that copy. Layers, sampling and arrangement are shared
+with the CPU's runner. ``engine.backends`` makes the runner.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.step_inputs import StepShape, pack, tensors
 
 STEPS_IN_FLIGHT = 2
-_COPIES_A_SEQ = 1  # pages that a sequence may begin with as copies of others'
+_COPIES_A_SEQ = 1  # most pages of a sequence that begin as copies of shared pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +55,15 @@ class _StepInFlight:
 
 
 class CudaRunner:
-    """Runs ``model``, whose weights lie on ``device`` in the form of these kernels
-    (``Decoder.packed``) and which is this runner's alone, over ``pool`` (as in their contracts).
+    """Runs steps of ``model`` over the page pool ``pool`` (layout as in the kernels' contracts).
+
+    The model's weights lie on ``device`` in the form of these kernels (``Decoder.packed``). The
+    model belongs to this runner alone.
 
     fences : told of each launched and each collected step.
-    layouts : of the adapters that batches name; shared with whoever adds them. Steps that use an
-        adapter are captured by the first of them, and again when ``DeviceLora`` moves: that
-        launch takes as long as ``warm_up`` took.
+    layouts : the layouts of adapters that batches use; shared with the registry that adds them. The
+        first step with an adapter captures the graphs with adapters; a move of the buffers of
+        ``DeviceLora`` captures them again. Such a launch takes as long as ``warm_up``.
     """
 
     steps_in_flight = STEPS_IN_FLIGHT
@@ -106,25 +108,24 @@ class CudaRunner:
         self._outcomes = StagingRing(device, buffers, 2 * seqs)
         self._inputs = self._int32s(words)
         self._outcome = self._int32s(2 * seqs)
-        self._last_token = self._int32s(max_num_seqs + 1)  # the last one: where padding writes
+        self._last_token = self._int32s(max_num_seqs + 1)  # the last entry is padding's
         self._dummy_slot = max_num_seqs
         vocab = model.config.vocab_size
-        # Of the newest step: kept here, where they are made fp32, for whoever asks for more.
+        # the newest step's logits in fp32, for logits processors and digests
         self._logits = torch.zeros((seqs, vocab), device=device.place)
         if self._digests:
             self._logits_ring = StagingRing(device, buffers, seqs * vocab)
 
     @property
     def num_waits(self) -> int:
-        """How often ``launch`` had to wait for the device to read a buffer: 0, unless very many
-        block table entries change at once."""
+        """How often ``launch`` waited for the device to read a staging buffer: 0, unless very many
+        entries of the block table change at once."""
         rings = (self._staging, self._outcomes, self._table.ring)
         return sum(ring.num_waits for ring in rings)
 
     def warm_up(self, token_counts: Sequence[int]) -> None:
-        """Run steps of padding alone, so that every kernel is compiled, then capture the graphs.
-        Before the first launch. ``token_counts`` (2 or more each): sizes of prefill steps to
-        try."""
+        """Compile every kernel by running steps of padding, then capture the graphs. Call before
+        the first launch. ``token_counts`` (each at least 2) are sizes of prefill steps to run."""
         decodes = [StepShape.decode(size) for size in self.graphs.sizes]
         for shape in decodes or [StepShape.decode(1)]:
             self._run_padding(shape)
@@ -145,7 +146,7 @@ class CudaRunner:
         try:
             return self._launch(batch)
         except BaseException:
-            # Part of it may be under way, and no fence knows: its pages are about to be given away.
+            # Part of the step may be running without a fence, while its pages are freed.
             with Foreign():
                 self._stream.record().synchronize()
             raise
@@ -158,11 +159,11 @@ class CudaRunner:
         self._send(batch, arranged, shape, lora)
         began = self._stream.record(timed=True)
         changes = None
-        if batch.adjust is not None:
-            changes = self._adjust.send(batch, batch.adjust, arranged.sampling)
+        if batch.logits is not None:
+            changes = self._adjust.send(batch, batch.logits, arranged.sampling)
         scored = self._send_scores(batch, arranged)
         spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
-        # a graph keeps no hidden states
+        # a graph keeps no hidden states, which logprobs and embeddings need
         captured = None if scored or spans else self.graphs.replay(shape)
         if captured is None:
             self._stream.submit(lambda: self._compute(shape, changes, scored, spans))
@@ -198,7 +199,8 @@ class CudaRunner:
     # -- on the host --------------------------------------------------------------------------
 
     def _grouped(self, batch: Batch, arranged: Arranged) -> Grouped | None:
-        """The tokens that use adapters, where any does; the device knows their layouts then."""
+        """The tokens of each adapter; ``None`` if the batch uses no adapter. Their layouts are on
+        the device afterwards."""
         if batch.adapters is None:
             return None
         lora = grouped(batch.adapters, arranged, self._pad)
@@ -207,7 +209,7 @@ class CudaRunner:
         return lora
 
     def _shape(self, batch: Batch, arranged: Arranged, lora: Grouped | None) -> StepShape:
-        """One that was captured where there is one: one token a sequence, all of them sampled."""
+        """The step's shape: a captured one for pure decode steps without page copies."""
         decodes = arranged.num_decodes == batch.num_seqs and not len(batch.page_copies)
         size = self.graphs.size_for(batch.num_seqs) if decodes and batch.sample.all() else None
         if size is not None:
@@ -218,7 +220,7 @@ class CudaRunner:
         return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
 
     def _decode_with_adapters(self, size: int) -> StepShape:
-        """Room for an adapter a sequence, each of them a padded group."""
+        """A decode shape with room for one adapter per sequence, each a padded group."""
         groups = min(size, self._max_num_seqs)
         return StepShape.decode(size).with_adapters(groups * self._multiple, groups)
 
@@ -248,10 +250,10 @@ class CudaRunner:
         )
 
     def _send_scores(self, batch: Batch, arranged: Arranged) -> ScoredRows | None:
-        if batch.scores is None:
+        if batch.logprobs is None:
             return None
-        padded = self._pad(len(batch.scores.tokens))
-        return self._scores.send(batch, arranged, batch.scores, padded)
+        padded = self._pad(len(batch.logprobs.tokens))
+        return self._scores.send(batch, arranged, batch.logprobs, padded)
 
     def _read(self, flight: _StepInFlight) -> tuple[Int32s, Bools]:
         arranged, found = flight.arranged, flight.outcome.array
@@ -290,8 +292,8 @@ class CudaRunner:
         scored: ScoredRows | None = None,
         spans: Sequence[slice] = (),
     ) -> None:
-        """A step of ``shape`` over the fixed buffers. No value is read back: it may be
-        captured."""
+        """Compute a step of ``shape`` over the fixed buffers. No value is read back to the host, so
+        that the work can be captured."""
         step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
         kernels, model = self._kernels, self._model
         if shape.num_copies:
@@ -322,20 +324,20 @@ class CudaRunner:
             self._embeddings.compute(spans, hidden)
 
     def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
-        """What the step sampled, replaced where logits are to be changed first."""
+        """Replace the samples of the rows that have a logits processor."""
         step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
         logits, outcome = self._logits[: shape.num_samples], self._outcome[: shape.num_samples]
         self._adjust.compute(changes, step, logits, outcome, self._last_token, self._kernels)
 
     def _run_padding(self, shape: StepShape) -> None:
-        """A step in which every row is padding: its tokens go nowhere."""
+        """Run a step of padding alone, whose tokens are dropped."""
         batch = padding_batch(shape, self._dummy_slot)
         self._send(batch, arrange(batch), shape)
         self._stream.submit(lambda: self._compute(shape))
         self._stream.record().synchronize()
 
     def _capture_with_adapters(self) -> None:
-        """As ``warm_up``, of steps that use adapters."""
+        """``warm_up`` for steps that use adapters."""
         decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
         tokens, row = self._pad(2), self._pad(1)
         prefill = StepShape(tokens, 1, 0, row).with_adapters(tokens, self._max_num_seqs)
@@ -345,7 +347,8 @@ class CudaRunner:
 
 
 def padding_batch(shape: StepShape, slot: int) -> Batch:
-    """Sequences in row 0, the dummy: ``num_decodes`` of one token, then one of all the others."""
+    """A batch of sequences in row 0, the dummy: ``num_decodes`` with one token each, then one with
+    all other tokens of ``shape``. ``slot`` gets their samples."""
     counts = np.ones(shape.num_seqs, np.int32)
     if shape.num_seqs > shape.num_decodes:
         counts[-1] = shape.num_tokens - shape.num_decodes
@@ -371,7 +374,7 @@ def padding_batch(shape: StepShape, slot: int) -> Batch:
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise ``ConfigError`` for weights that the GPU's kernels do not compute with."""
+    """Raise ``ConfigError`` if the GPU's kernels do not support weights of ``dtype``."""
     known = (torch.float16, torch.bfloat16, torch.float32)
     if dtype not in known:
         names = ", ".join(str(choice).removeprefix("torch.") for choice in known)

@@ -1,7 +1,7 @@
-"""Sums of hidden states of a step on a device, for embeddings.
+"""Embeddings of a step on a device: sums of hidden states.
 
-Used by ``CudaRunner`` in steps that ask for them, which run op by op, not as a graph. Its buffers
-are made when the first one does.
+Steps with embeddings run op by op, not as a graph. The buffers are allocated at the first such
+step. Used by ``CudaRunner``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from scalesim.device.streams import Device, Stream
 
 
 class DeviceEmbeddings:
-    """``max_spans``: the most sums of a step; each of ``width`` fp32."""
+    """Sums hidden states on a device: at most ``max_spans`` sums per step, each of ``width``
+    fp32."""
 
     def __init__(
         self, device: Device, stream: Stream, num_buffers: int, max_spans: int, width: int
@@ -28,13 +29,14 @@ class DeviceEmbeddings:
         self._sums = torch.zeros((max_spans, width), device=device.place)
 
     def compute(self, spans: Sequence[slice], hidden: Tensor) -> None:
-        """On the device, behind the step. hidden : of its query tokens, arranged."""
+        """Compute the sum over each span, on the device, behind the step. hidden : the hidden
+        states of the arranged query tokens, ``[num_tokens, width]``."""
         for index, span in enumerate(spans):
             self._sums[index] = hidden[span].sum(0, dtype=torch.float32)
 
     def fetch(self, count: int) -> Callable[[], Floats]:
-        """Copy the first sums to the host: a reader of them, ``[count, width]``, for when the copy
-        has ended."""
+        """Copy the first ``count`` sums to the host. Returns a function that reads them,
+        ``[count, width]``, when the copy has ended."""
         num_words, width = count * self._width, self._width
         buffer = self._ring.fetch(self._stream, self._sums, num_words)
         return lambda: buffer.array[:num_words].copy().view(np.float32).reshape(count, width)

@@ -1,8 +1,8 @@
-"""Penalties, biases and masks on a device: a step's rows changed and sampled again, behind it.
+"""Logits processors on a device: penalties, biases and masks, applied behind a step.
 
-Used by ``CudaRunner`` in steps that ask for them. The step itself, captured or not, samples all
-rows as they are; this replaces what it sampled for the changed ones. So graphs stay as they are,
-and who asks for nothing pays for nothing.
+The step itself, captured or not, samples all rows from their unchanged logits. Behind it, the rows
+with a processor are adjusted and sampled again. So the captured graphs need no variants, and steps
+without processors cost nothing. Used by ``CudaRunner``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from scalesim.model.runner.token_counts import first_counts
 
 
 class DeviceLogits:
-    """``num_slots``: the dummy included. The counts of tokens (4 bytes a slot and token of the
-    vocabulary) are made when a penalty is first asked for."""
+    """Adjusts logits on a device. ``num_slots`` includes the dummy slot.
+
+    The token counts (4 bytes per slot and token of the vocabulary) are allocated at the first
+    penalty.
+    """
 
     def __init__(
         self, device: Device, stream: Stream, num_buffers: int, num_slots: int, vocab_size: int
@@ -33,8 +36,8 @@ class DeviceLogits:
         self._counts = torch.zeros((0, vocab_size), dtype=torch.int32, device=device.place)
 
     def send(self, batch: Batch, adjust: LogitsBatch, sampling: Int64s) -> tuple[Tensor, ...]:
-        """The inputs of ``compute``. sampling : the batch's sequences that sample, in the order of
-        the rows of the logits."""
+        """Send the inputs of ``compute``, and return them. sampling : the batch's sequences that
+        sample, ``[num_samples]``, in the order of the rows of the logits."""
         if adjust.begins and not len(self._counts):
             self._counts = torch.zeros(self._shape, dtype=torch.int32, device=self._place)
         row_of = np.zeros(batch.num_seqs, np.int32)
@@ -57,8 +60,9 @@ class DeviceLogits:
         self, inputs: tuple[Tensor, ...], step: StepTensors, logits: Tensor, outcome: Tensor,
         last_token: Tensor, kernels: KernelSet,
     ) -> None:  # fmt: skip
-        """On the device. logits : the step's, unchanged. outcome, last_token : where the step put
-        its samples, by row of the logits and by slot."""
+        """Adjust and sample again, on the device. logits : the step's, ``[num_samples, vocab]``;
+        not changed. outcome, last_token : the step's samples, by row of the logits and by slot;
+        overwritten for the adjusted rows."""
         rows, slots, begin_slots, count_slots, ids, values, *columns = inputs
         counts = self._counts
         if len(begin_slots):

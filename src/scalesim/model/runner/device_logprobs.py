@@ -1,7 +1,7 @@
-"""Log-probabilities of a step on a device: which rows go there, and what comes back.
+"""Logprobs of a step on a device.
 
-Used by ``CudaRunner`` in steps that ask for them, which run op by op, not as a graph. Its buffers
-are made when the first one does.
+Steps with logprobs run op by op, not as a graph. The buffers are allocated at the first such step.
+Used by ``CudaRunner``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ SCORED_ROWS = 64  # logits made at a time: 39 MB at a vocabulary of 152 k
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """Query tokens to score, padded, on the device: where each stands among the step's; whose
-    sample its target is, if it is one; and its target. ``num_rows`` of them count, and ``top_k``
-    tokens come with each."""
+    """The query tokens to score, on the device and padded; ``num_rows`` of them are real.
+
+    For each: its row among the step's query tokens, the sample that is its target if ``targets`` is
+    ``NO_TOKEN``, and its target token. The results have ``top_k`` likeliest tokens for each.
+    """
 
     rows: Tensor
     samples: Tensor
@@ -38,18 +40,19 @@ class ScoredRows:
 
     @property
     def num_words(self) -> int:
-        """int32s of the results."""
+        """Size of the results, in int32s."""
         return len(self.rows) * (1 + 2 * self.top_k)
 
     def fields(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the results: log-probabilities, the likeliest tokens, and theirs."""
+        """Views of the results: the targets' logprobs ``[n]``, the ids of the likeliest tokens and
+        their logprobs, both ``[n, top_k]``."""
         count = len(self.rows)
         ids, top = flat[count : self.num_words].view(2, count, self.top_k)
         return flat[:count], ids, top
 
 
 class DeviceLogprobs:
-    """``max_rows``: the most query tokens of a step, padded."""
+    """Computes logprobs on a device. ``max_rows`` is the most query tokens of a step, padded."""
 
     def __init__(self, device: Device, stream: Stream, num_buffers: int, max_rows: int) -> None:
         self._stream = stream
@@ -61,7 +64,7 @@ class DeviceLogprobs:
     def send(
         self, batch: Batch, arranged: Arranged, asked: LogprobsBatch, padded: int
     ) -> ScoredRows:
-        """Give the device the rows to score."""
+        """Send the rows to score to the device, padded to ``padded`` rows."""
         samples_of = np.zeros(batch.num_seqs, np.int32)
         samples_of[arranged.sampling] = np.arange(len(arranged.picked))
         seqs = np.searchsorted(batch.query_start, asked.tokens, side="right") - 1
@@ -79,7 +82,8 @@ class DeviceLogprobs:
         model: Decoder,
         kernels: KernelSet,
     ) -> None:
-        """On the device, behind the step. hidden : of its query tokens. sampled : its samples."""
+        """Compute the logprobs on the device, behind the step. hidden : the hidden states of the
+        step's query tokens, ``[num_tokens, hidden_size]``. sampled : the step's samples."""
         samples = sampled.index_select(0, scored.samples)
         targets = torch.where(scored.targets == NO_TOKEN, samples, scored.targets).clamp(min=0)
         for start in range(0, len(targets), SCORED_ROWS):
@@ -90,7 +94,8 @@ class DeviceLogprobs:
                 field[part] = result.view(torch.int32)
 
     def fetch(self, scored: ScoredRows) -> Callable[[], Scores]:
-        """Copy the results to the host: a reader of them, for when the copy has ended."""
+        """Copy the results to the host. Returns a function that reads them when the copy has
+        ended."""
         buffer = self._ring.fetch(self._stream, self._results, scored.num_words)
 
         def read() -> Scores:

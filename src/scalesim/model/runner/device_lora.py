@@ -1,6 +1,7 @@
-"""Where the rank rows of adapters lie, on the device: the layouts of ``LayoutTable`` in buffers
-that stay in their place, so that captured steps find them there; each new layout is copied behind
-the steps in flight. Called by ``CudaRunner``.
+"""The directory of adapter layouts on the device: where the rank rows of each adapter lie.
+
+The layouts of ``LayoutTable`` are kept in fixed buffers, where captured steps find them. A new
+layout is copied in stream order, behind the steps in flight. Used by ``CudaRunner``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 from scalesim.model.adapters.layout import MAX_RANK, NUM_SLICES, LayoutTable, make_directory
 
-FIRST_CAPACITY = 16  # layouts; of 32 layers and rank 64 they take 4 MB
-RANKS = (16, 64, MAX_RANK)  # rows that a slice has room for: a launch has a program for each 16
+FIRST_CAPACITY = 16  # layouts; for 32 layers and rank 64 these take 4 MB
+RANKS = (16, 64, MAX_RANK)  # rows per slice; the kernels launch one program for each 16 of them
 
 
 class DeviceLora:
-    """``tensors`` is ``None`` until the first ``update`` that finds a layout."""
+    """Copies layouts to a device. ``tensors`` is ``None`` until ``update`` finds a layout."""
 
     def __init__(
         self, device: Device, stream: Stream, layouts: LayoutTable, num_layers: int
@@ -31,9 +32,10 @@ class DeviceLora:
         self._ring: StagingRing | None = None
 
     def update(self) -> bool:
-        """Have every layout known so far; True if the buffers are new ones: what was captured reads
-        others. That happens with the first layout, and when their number outgrows a power of
-        two or their ranks one of ``RANKS``; it waits for the steps in flight."""
+        """Copy the layouts that are new. Returns True if the buffers were replaced: graphs captured
+        before read the old ones. That happens at the first layout, and when the number of layouts
+        outgrows a power of two or their ranks one of ``RANKS``; then ``update`` waits for the steps
+        in flight."""
         count = len(self._layouts.layouts)
         fresh = self._layouts.layouts[self._count : count]
         rank = max((layout.a_offsets.shape[2] for layout in fresh), default=0)
@@ -53,7 +55,7 @@ class DeviceLora:
         slices = (self._capacity, self._num_layers, NUM_SLICES)
 
         def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            # not zeros: they would be written on another stream, perhaps after what is copied here
+            # not zeros: another stream would write them, perhaps after the copies of this one
             return torch.empty(shape, dtype=dtype, device=self._device.place)
 
         self.tensors = LoraDirectory(

@@ -1,5 +1,7 @@
-"""The runner's block table on the device: one fixed buffer, changed by small scatters in stream
-order, so that a step in flight keeps the table that it was launched with.
+"""The runner's block table on the device.
+
+The table is one fixed buffer that small scatters change in stream order, so that a step in flight
+reads the table that it was launched with.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from scalesim.core import Int32s, Int64s
 from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 
-CAPACITY = 1 << 15  # entries a buffer: 128 new sequences of 4096 tokens in 16-token blocks
+CAPACITY = 1 << 15  # entries per buffer: 128 new sequences of 4096 tokens in 16-token blocks
 
 
 class DeviceTable:
@@ -36,7 +38,7 @@ class DeviceTable:
         self._arrived = torch.zeros(2 * capacity, dtype=torch.int32, device=device.place)
 
     def apply(self, batch: Batch) -> None:
-        """Put the batch's changes behind all steps launched so far."""
+        """Apply the batch's changes in stream order, behind all steps launched so far."""
         if not len(batch.table_rows):
             return
         places = batch.table_rows.astype(np.int64) * self.entries.shape[1] + batch.table_cols
@@ -60,7 +62,7 @@ class DeviceTable:
 
 
 def last_of_each(places: Int64s, values: Int32s) -> tuple[Int64s, Int32s]:
-    """Places in ascending order, each once, with the last value given for it: a scatter with
-    duplicates may keep any."""
+    """Distinct places, ascending, each with the last value given for it. A scatter with duplicates
+    could keep any of the values."""
     unique, from_end = np.unique(places[::-1], return_index=True)
     return unique, values[len(values) - 1 - from_end]

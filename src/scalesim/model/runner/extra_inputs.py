@@ -1,6 +1,7 @@
-"""Arrays of any sizes for the device, in one copy: for steps that need more than the fixed inputs.
+"""Packed inputs: arrays of any sizes, sent to the device in one copy.
 
-Used by the runner's rarer paths. The buffers grow to what was needed so far.
+For the runner's rarer steps, which need more than the fixed inputs. The buffers grow to the largest
+size needed so far.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from torch import Tensor
 from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 
-_ALIGN = 64  # int32s, as the fixed inputs are
+_ALIGN = 64  # int32s, as for the fixed inputs
 _FIRST_WORDS = 1 << 14
 _KINDS = {"int32": torch.int32, "float32": torch.float32}
 
 
 class PackedInputs:
-    """``send`` gives views of one device buffer, good until the step ``num_buffers - 1`` later is
-    sent: work on ``stream`` is in order, and reads them before they are written again."""
+    """One device buffer for the arrays of a step.
+
+    The views that ``send`` returns are valid until the step ``num_buffers - 1`` later is sent: work
+    on ``stream`` runs in order, so it reads the views before they are overwritten.
+    """
 
     def __init__(self, device: Device, stream: Stream, num_buffers: int) -> None:
         self._device, self._stream, self._num_buffers = device, stream, num_buffers
-        self._old: list[Any] = []  # a step in flight may still read what was too small
+        self._old: list[Any] = []  # buffers that were too small: a step in flight may read them
         self._grow(_FIRST_WORDS)
 
     def _grow(self, num_words: int) -> None:
@@ -36,7 +40,8 @@ class PackedInputs:
         self._old.append((self._ring, self._there))
 
     def send(self, arrays: Sequence[npt.NDArray[Any]]) -> list[Tensor]:
-        """Each array (of int32 or float32) as a tensor of its kind on the device."""
+        """Each array (int32 or float32, of any shape) as a tensor of its type and shape on the
+        device."""
         starts = np.cumsum([0] + [-(-array.size // _ALIGN) * _ALIGN for array in arrays]).tolist()
         total = starts[-1]
         if total > self._ring.capacity:

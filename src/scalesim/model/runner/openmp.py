@@ -1,10 +1,10 @@
-"""One team of OpenMP workers at a time.
+"""Release of idle OpenMP workers, so that one team of workers is active at a time.
 
-On Linux, torch computes with GNU's OpenMP, which keeps a team of workers for every thread that ever
-computed. A second team, even idle, makes it take the machine for oversubscribed and put its workers
-to sleep after every operation: measured on two cores, small operations took 2.4 times as long. So a
-caller that waits for the engine's thread lets its own workers go; they come back by themselves with
-its next operation.
+On Linux, torch uses GNU OpenMP, which keeps a team of workers for every thread that has computed
+anything. With a second team, even an idle one, GNU OpenMP assumes an oversubscribed machine and
+puts workers to sleep after every operation: measured on two cores, small operations took 2.4 times
+as long. So a caller that waits for the engine's thread releases its own workers. They are started
+again by the caller's next operation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ _PAUSE_SOFT = 1  # omp_pause_soft of OpenMP 5.0
 
 
 def release_idle_workers() -> None:
-    """Let the OpenMP workers of the calling thread go. Nothing happens where there is no GNU
-    OpenMP."""
+    """Release the OpenMP workers of the calling thread; without GNU OpenMP, do nothing."""
     pause = _pause_function()
     if pause is not None:
         pause(_PAUSE_SOFT)
@@ -27,7 +26,7 @@ def release_idle_workers() -> None:
 
 @cache
 def _pause_function() -> Callable[[int], int] | None:
-    """``omp_pause_resource_all`` of the library that this process has loaded already."""
+    """``omp_pause_resource_all`` of the GNU OpenMP library that this process has loaded, if any."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
         path = next(line.split()[-1] for line in lines if "libgomp" in line)

@@ -1,4 +1,4 @@
-"""What a runner is built for: its sizes, and how it computes."""
+"""Settings of a runner: its sizes and how it computes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """``max_num_rows`` of ``max_blocks_per_row`` entries is the block table, row 0 a dummy.
+    """Sizes and options of a runner.
 
-    digests : also hash each sampled row's logits (xxh3-64 of their fp32 bytes); copies them all.
-    graphs : capture decode steps on a device; without, every step is given to it op by op.
+    The block table is ``[max_num_rows, max_blocks_per_row]``; its row 0 is a dummy.
+
+    digests : also hash the logits of each sampled row (xxh3-64 of their fp32 bytes), which copies
+        all these logits to the host.
+    graphs : capture decode steps as CUDA graphs; otherwise every step is submitted op by op.
     """
 
     max_num_seqs: int
-    max_num_tokens: int  # query tokens of a step
+    max_num_tokens: int  # query tokens per step
     max_num_rows: int
     max_blocks_per_row: int
     reproducible: bool = True

@@ -1,7 +1,8 @@
-"""A step's inputs as one flat array: packed on the host, copied in one piece, and read on the
-device through views at fixed places: a graph captured for a shape finds them where they were.
+"""The inputs of a step as one flat array: packed on the host, copied in one piece, and read on the
+device through views.
 
-Index arithmetic in numpy, once a step; called by ``CudaRunner``. Decodes stand before prefills.
+The views of a shape lie at fixed places, where a graph captured for that shape finds them. Packing
+is index arithmetic in numpy, once per step. Decodes come before prefills. Used by ``CudaRunner``.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ _PAGED = ("positions", "token_rows", "seq_rows", "query_start", "context_lens")
 _LORA = ("lora_tokens", "lora_starts", "lora_counts", "lora_rows", "lora_layouts")
 _DTYPES = dict.fromkeys(("temperatures", "top_ps"), torch.float32)
 _DTYPES |= dict.fromkeys(("keys", "copies"), torch.int64)
-_ALIGN = 64  # int32s: vector loads and 8-byte fields start where they like to
+_ALIGN = 64  # int32s: keeps vector loads and 8-byte fields aligned
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """How much of everything, padding included. Equal shapes have equal layouts.
+    """The sizes of a step, padding included. Equal shapes have equal layouts.
 
-    ``num_groups`` adapters are used by ``num_entries`` entries of tokens; 0: none are.
+    ``num_groups`` is the number of adapters, used by ``num_entries`` entries of tokens; both are 0
+    if no token uses an adapter.
     """
 
     num_tokens: int
@@ -47,21 +49,22 @@ class StepShape:
 
     @staticmethod
     def decode(num_seqs: int) -> StepShape:
-        """A pure decode step: everything is one a sequence."""
+        """The shape of a decode step: one token and one sample per sequence."""
         return StepShape(num_seqs, num_seqs, num_seqs, num_seqs)
 
     def with_adapters(self, num_entries: int, num_groups: int) -> StepShape:
+        """The same shape with these sizes for adapters."""
         return replace(self, num_entries=num_entries, num_groups=num_groups)
 
     @property
     def num_words(self) -> int:
-        """int32s that the fields take."""
+        """Size of all fields, in int32s."""
         return int(layout(self)["copies"].stop)
 
 
 @lru_cache(maxsize=1024)
 def layout(shape: StepShape) -> Mapping[str, slice]:
-    """Where each field lies, in int32s."""
+    """The range of each field in the flat array, in int32s."""
     tokens, seqs, samples = shape.num_tokens, shape.num_seqs, shape.num_samples
     sizes = dict.fromkeys(("token_ids", "token_slots", "positions", "token_rows"), tokens)
     sizes |= {"seq_rows": seqs, "query_start": seqs + 1, "context_lens": seqs, "last": seqs}
@@ -86,10 +89,11 @@ def pack(
     out: Int32s,
     lora: Grouped | None = None,
 ) -> None:
-    """Write ``batch`` into ``out`` in ``shape``'s layout; everything beyond it is padding.
+    """Write ``batch`` into ``out`` in the layout of ``shape``; what the batch does not fill is
+    padding.
 
-    dummy_slot : where padding puts what it samples. lora : ``None`` where no token uses an adapter;
-    all groups that ``shape`` has are padding then.
+    dummy_slot : the slot for the samples of padding. lora : ``None`` if no token uses an adapter;
+    then all groups of ``shape`` are padding.
     """
     place = layout(shape)
     count, num_seqs = len(arranged.source), batch.num_seqs
@@ -108,7 +112,7 @@ def pack(
     put("token_rows", batch.rows[arranged.seq])
     put("seq_rows", seq_rows)
     put("query_start", arranged.query_start)
-    # padded sequences are decodes: they own a (padded) token each
+    # padding sequences are decodes, with one padding token each
     extra = shape.num_seqs - num_seqs
     out[place["query_start"]][num_seqs + 1 :] = count + 1 + np.arange(extra)
     put("context_lens", np.where(seq_rows == 0, 0, positions[last] + 1))
@@ -127,7 +131,7 @@ def pack(
         put("lora_tokens", used.tokens)
         put("lora_starts", used.starts, int(used.starts[-1]))
         put("lora_counts", used.counts)
-        put("lora_rows", used.rows)  # 0: a group of padding
+        put("lora_rows", used.rows)  # row 0 marks a group of padding
         put("lora_layouts", used.layouts)
 
 
@@ -137,9 +141,9 @@ def _bits(value: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StepTensors:
-    """``pack``'s fields as tensors on the device: views, no copies."""
+    """The fields that ``pack`` wrote, as tensors on the device: views, no copies."""
 
-    token_ids: Tensor  # NO_TOKEN where the slot's newest token goes
+    token_ids: Tensor  # NO_TOKEN stands for the slot's newest token
     token_slots: Tensor
     paged: PagedBatch
     last: Tensor
@@ -157,8 +161,8 @@ class StepTensors:
 def tensors(
     shape: StepShape, flat: Tensor, block_table: Tensor, directory: LoraDirectory | None = None
 ) -> StepTensors:
-    """Views of ``flat`` (int32, on the device) in ``shape``'s layout. directory : of the layouts
-    that adapters have; needed where ``shape`` has groups."""
+    """Views of ``flat`` (int32, on the device) in the layout of ``shape``. directory : the layouts
+    of adapters; required if ``shape`` has groups."""
     fields = {
         name: flat[place].view(_DTYPES.get(name, torch.int32))
         for name, place in layout(shape).items()

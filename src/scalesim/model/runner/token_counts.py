@@ -1,5 +1,7 @@
-"""How often each running sequence has said each token, for the penalties: the CPU runner's counts,
-and what a row of them begins with. The kernels' contract (``Adjustments``) gives the format.
+"""Token counts of running sequences, for the penalties.
+
+The format of a count is that of the kernels' contract (``Adjustments``): twice the number of times
+the token was generated, plus 1 if the prompt has it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from scalesim.core import Int32s, Int64s
 
 
 def first_counts(tokens: Int32s, prompt_len: int) -> tuple[Int32s, Int32s]:
-    """(ids, counts) of a sequence that begins with ``tokens``: 2 a time generated, 1 if in the
-    prompt."""
+    """The first counts of a sequence of ``tokens`` ``[n]``, of which ``prompt_len`` are the prompt:
+    token ids and their counts, both ``[m]``."""
     prompt, output = tokens[:prompt_len], tokens[prompt_len:]
     ids = np.unique(tokens)
     counts = np.isin(ids, prompt).astype(np.int32)
@@ -23,14 +25,14 @@ def first_counts(tokens: Int32s, prompt_len: int) -> tuple[Int32s, Int32s]:
 
 
 class TokenCounts:
-    """``[num_slots, vocab]``, made when a penalty is first asked for."""
+    """The counts of the CPU's runner, ``[num_slots, vocab]``, allocated at the first penalty."""
 
     def __init__(self, num_slots: int, vocab_size: int) -> None:
         self._shape = (num_slots, vocab_size)
         self._counts: npt.NDArray[np.int32] = np.zeros((0, vocab_size), np.int32)
 
     def begin(self, adjust: LogitsBatch) -> npt.NDArray[np.int32]:
-        """The counts, as the penalties of this step read them."""
+        """Set the counts of slots that begin in this step. Returns all counts."""
         if adjust.begins and not len(self._counts):
             self._counts = np.zeros(self._shape, np.int32)
         for slot, tokens, prompt_len in adjust.begins:
@@ -40,6 +42,6 @@ class TokenCounts:
         return self._counts
 
     def add(self, slots: Int32s, tokens: Int32s | Int64s) -> None:
-        """Each slot said one more token."""
+        """Count one more generated token for each of ``slots``; both arguments are ``[n]``."""
         if len(self._counts):
             self._counts[slots, tokens] += 2

@@ -1,0 +1,80 @@
+"""Streaming and async entrypoints: replies read piece by piece, and calls made from event loops.
+
+A caller in an event loop never blocks: checks are quick, and structures are compiled on another
+thread. However a caller leaves, its calls are cancelled (``requests.tickets``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from scalesim.engine.entrypoints import Entrypoints
+from scalesim.requests.call import Call, reply_of
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.requests.stream import AsyncReplyStream, Mailbox, Reader, ReplyStream
+from scalesim.requests.tickets import Bell, LoopBell
+
+
+class StreamingEntrypoints(Entrypoints):
+    """Runs requests for readers that follow a reply as it comes, and for tasks of event loops."""
+
+    async def generate_async(self, request: Request) -> Reply:
+        """Run one request from any event loop. Cancelling the task cancels the request."""
+        self._inbox.check_open()
+        calls = await self._compiled(self._intake.prepare_samples(request))
+        bell = LoopBell()
+        for call in calls:
+            call.waiter = bell
+        self._thread.start_thread()
+        with self._desk.ticket(calls):  # by whatever way it is left, the collector's included
+            self._enter(calls)
+            await bell.until_ended(calls)
+        return reply_of(calls)
+
+    def stream(self, request: Request) -> ReplyStream:
+        """Run one request and read along: ``for piece in engine.stream(request)``.
+
+        The request runs from now on. A reader that stops reading cancels it.
+        """
+        call = self._prepare_one(request)
+        self._thread.start_thread()
+        return ReplyStream(self._reader(call, Bell()))
+
+    def stream_async(self, request: Request) -> AsyncReplyStream:
+        """``stream`` for ``async for`` in the running event loop. The request is checked, and runs,
+        from the first read on."""
+        return AsyncReplyStream(partial(self._begin, request))
+
+    async def _begin(self, request: Request) -> Reader:
+        self._inbox.check_open()
+        [call] = await self._compiled([self._intake.prepare_one(request)])
+        self._thread.start_thread()
+        return self._reader(call, LoopBell())
+
+    async def _compiled(self, calls: list[Call]) -> list[Call]:
+        """``calls`` with their constraints. A structure is compiled on another thread, because that
+        may take long. Calls are numbered before, in the order in which their coroutines begin: a
+        text must not depend on which compilation ends first."""
+        if not calls[0].request.params.is_structured:
+            return self._intake.compile(calls)
+        if not self._limiter.refuses:
+            self._intake.number(calls)
+        return await asyncio.to_thread(self._intake.compile, calls)
+
+    def _reader(self, call: Call, bell: Bell | LoopBell) -> Reader:
+        """Hand ``call`` in, and return the reader of its tokens."""
+        mailbox = Mailbox(call, bell, self._loop.calls.announce)
+        ticket, text = self._desk.ticket([call]), self._intake.text_stream(call.request)
+        reader = Reader(ticket, mailbox, text, self._check_process)
+        try:
+            self._enter(ticket.calls)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def _check_process(self) -> None:
+        """For readers: a bound method, by which a reader keeps its engine alive."""
+        self._inbox.check_process()
