@@ -67,7 +67,7 @@ def number(
     else:
         refuse(name, value, "must be a number", error)
     if not math.isfinite(found) or not minimum <= found <= maximum or (above and found == minimum):
-        lower = "" if minimum == -math.inf else f"{'above' if above else 'at minimum'} {minimum}"
+        lower = "" if minimum == -math.inf else f"{'above' if above else 'at least'} {minimum}"
         upper = "" if maximum == math.inf else f"at most {maximum}"
         rule = " and ".join(filter(None, (lower, upper)))
         refuse(name, value, f"must be finite{', ' if rule else ''}{rule}", error)
