@@ -1,9 +1,9 @@
-"""Compiles what launchers launch, for a GPU that is not there.
+"""Compilation of kernels for a GPU that is not present.
 
-``with compiled(target) as found`` puts a driver under Triton that names ``target`` and launches
-nothing; ``found`` lists every kernel that calls inside compile. So what is examined is what serving
-would launch: the same launchers, tiles and specializations, of ours or of a user's. Not
-thread-safe, and not for a process that runs kernels.
+``with compiled(target) as found`` replaces Triton's driver by one that names ``target`` and
+launches nothing; ``found`` lists every kernel that calls inside compile. So the examined kernels
+are those that serving would launch, with the same launchers, tiles and specializations, ScaleSim's
+or a user's. Not thread-safe, and not for a process that runs kernels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The CPU kernel set: fast where the specification is slow, and reproducible row by row.
+"""The CPU kernel set: faster than the specification, and reproducible row by row.
 
-What it takes from the matrix library is asked about before it is relied on (``cpu_rows``), for the
-shapes, dtypes and threads that occur; where the answer is no, the work is cut so that it holds.
+Properties of the matrix library are tested before they are relied on (``cpu_rows``), for the
+shapes, dtypes and numbers of threads that occur. If a property does not hold, the work is cut into
+calls for which it does.
 """
 
 from __future__ import annotations

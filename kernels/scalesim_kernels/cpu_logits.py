@@ -1,5 +1,5 @@
-"""What the CPU set does to logits beside sampling, row by row in numpy, as ``cpu_sampling`` does:
-a row's bits cannot depend on the others.
+"""Logits processing and logprobs of the CPU set, row by row in numpy as in ``cpu_sampling``, so
+that a row's bits cannot depend on the other rows.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Products whose rows stand alone on a CPU, whatever the matrix library does.
+"""Matrix products on a CPU with row-independent bits, whatever the matrix library does.
 
-A library picks its kernel, and with it the order of summation, by the shape of a call, by the
-processor and by the number of threads. So a row may have other bits among 512 rows than among 16:
-seen in fp32 with the plain product on AVX-512 and with oneDNN's packed one on AVX, and not with
-either on AVX2. Therefore no call is made here of a size that was not asked about: rows are cut
-into parts of the sizes that ``agreeing_sizes`` found to give equal rows equal bits, at every place;
-the last part is padded to such a size. Where not even 16 rows agree with themselves, each row is
-computed alone. Which it is on a machine, ``scalesim doctor`` says.
+A library chooses its kernel, and with it the order of summation, by the shape of a call, the
+processor and the number of threads. So a row may have other bits among 512 rows than among 16: seen
+in fp32 with the plain product on AVX-512 and with oneDNN's packed one on AVX, and with neither on
+AVX2. Therefore rows are cut into parts of sizes that ``agreeing_sizes`` has tested: with these,
+equal rows have equal bits at every place. The last part is padded to such a size. If not even 16
+rows agree with themselves, each row is computed alone. ``scalesim doctor`` shows which sizes agree
+on a machine.
 
-What is left to the library is that the same call repeats its bits.
+The only assumption is that the library repeats the bits of an identical call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The compile gate: what every kernel costs on GPUs that are not there, against a committed table.
+"""The compile gate: the resources of every kernel on GPUs that are not present, against a committed
+table.
 
 ``python -m scalesim_kernels compile --targets sm_80,sm_90,gfx942`` compiles the variants below,
 reads registers, spills, shared memory, asynchronous copies and tensor-core instructions from the

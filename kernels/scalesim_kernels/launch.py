@@ -1,8 +1,8 @@
-"""What every Triton kernel of this package is launched with: tiles, warps, stages, no contraction.
+"""Launch parameters of the Triton kernels: tiles, warps, stages, and no contraction.
 
 Sizes come from the tables here, by head dimension and element size, and are never tuned while
-serving: a tuned size would make a result depend on when it was computed. Launchers import this; the
-compile gate proves that each line fits its targets.
+serving: a tuned size would make a result depend on when it was computed. The compile gate checks
+that each line fits its targets.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What is done to logits beside sampling, in Triton: penalties, biases and masks before it,
-log-probabilities.
+"""Logits processing in Triton: penalties, biases and masks before sampling, and logprobs.
 
-One program a row, so that a row's bits cannot depend on the others. References:
+One program computes one row, so that a row's bits cannot depend on the other rows. References:
 ``reference.adjust_logits`` and ``reference.log_probs``.
 """
 

@@ -1,8 +1,7 @@
-"""Whether a set's functions can be called as an engine calls them: found out when the set is given,
-not in the first step.
+"""Validation of the signatures of a kernel set, when the set is given and not in the first step.
 
-An engine passes everything by position, as ``contracts`` has it, but for attention's two options,
-which are passed by name where a model has them.
+An engine passes arguments by position, as in ``contracts``. Only attention's two options are passed
+by keyword, for models that have them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, get_type_hints
 from .contracts import KernelSet
 
 OPTIONS = {"paged_decode": ("window", "soft_cap"), "paged_prefill": ("window", "soft_cap")}
-"""Keywords that an op may leave out, and then serves all models without them."""
+"""Keywords that an op may lack; it then serves the models without these options."""
 
 
 def ops() -> list[str]:

@@ -1,6 +1,6 @@
-"""Calls every op once as a model would: to compile all kernels before serving, or to examine them.
+"""Warm-up: one call of every op as a model would make it, to compile all kernels before serving.
 
-``warm_up`` is for the GPU runner, at start. The compile gate walks the same calls, one at a time.
+The GPU runner uses ``warm_up`` at its start. The compile gate makes the same calls, one at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MAX_RANK = 64  # of the adapters that the example has
 
 @dataclass(frozen=True, slots=True)
 class WarmUpShape:
-    """What a kernel's compiled form depends on. ``linears``: (in, out, has a bias) of each kind."""
+    """The properties on which the compiled form of kernels depends. ``linears`` are (in, out, has a
+    bias) of each kind."""
 
     num_heads: int
     num_kv_heads: int
@@ -130,7 +131,7 @@ def example_lora(device: str, num_tokens: int) -> LoraBatch:
 
 
 def example_changes(device: str, vocab: int) -> Adjustments:
-    """Of one row: every change at once, each of them changing nothing."""
+    """Adjustments of one row with every option, each of which changes nothing."""
     ints = torch.zeros(2, dtype=torch.int32, device=device)
     ones, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     counts = torch.zeros((1, vocab), dtype=torch.int32, device=device)

@@ -1,9 +1,8 @@
-"""The step's plan on the device: which (sequence, part) pairs there are, for launches whose grids
-depend on static sizes only.
+"""Work lists of a step on the device: its (sequence, part) pairs, so that grids have static sizes.
 
-A decode's parts are splits of its context; a prefill's parts, tiles of its query tokens. Both begin
-at multiples of a fixed size in absolute positions. One launch a list, once a step; no value comes
-back to the host.
+A decode's parts are splits of its context, a prefill's parts are tiles of its query tokens. Both
+begin at multiples of a fixed size in absolute positions. A list takes one launch per step, and no
+value is read back to the host.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.memory.tree.segment import NOWHERE, Segment
+from scalesim.memory.tree.run import NOWHERE
+from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.small_map import SmallMap
 
 KEYS = st.sampled_from("abc")

@@ -11,7 +11,8 @@ from scalesim.memory.audit.integrity import IntegrityError, check_integrity
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.tree.prefix_tree import TEXT
-from scalesim.memory.tree.segment import Run, Segment, Transfer
+from scalesim.memory.tree.run import Run, Transfer
+from scalesim.memory.tree.segment import Segment
 from tests.memory.test_residency import SIZE, manager, tokens, turn
 
 

@@ -13,7 +13,8 @@ from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.pools.page_pool import PagePool, runs
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.segment import Segment, Transfer
+from scalesim.memory.tree.run import Transfer
+from scalesim.memory.tree.segment import Segment
 from scalesim.memory.tree.use import UseTime
 
 # -- pool -------------------------------------------------------------------------------------

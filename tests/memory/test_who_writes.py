@@ -9,13 +9,14 @@ from pathlib import Path
 import scalesim
 from scalesim.memory import lease
 from scalesim.memory.tree import owner as agents
-from scalesim.memory.tree import segment
+from scalesim.memory.tree import run, segment
 
 SOURCE = Path(scalesim.__file__).parent
 CLASSES = {
     lease: (lease.Lease,),
     agents: (agents.AgentState,),
-    segment: (segment.Segment, segment.Run),
+    run: (run.Run,),
+    segment: (segment.Segment,),
 }
 # Hooks that the structures beside them keep in an agent: in which bucket it waits, and whether a
 # ranking has something of its own.

@@ -1,4 +1,4 @@
-"""One problem an op: inputs with garbage in every unused byte, and how to call the op on them.
+"""A problem for each op: inputs with garbage in every unused byte, and a call of the op on them.
 
 ``PROBLEMS`` is the table of ops; a new op gets a line there: its factors, and a function that makes
 a problem of one choice of them.

@@ -25,13 +25,13 @@ DONE, CHECK_FAILED, USER_ERROR, INTERRUPTED, NOBODY_READS = 0, 1, 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that ``argv`` (the process's own if ``None``) asks for: the exit code.
+    """Run the command in ``argv`` (the process's arguments if ``None``), and return the exit code.
 
     Raises ``SystemExit`` with 0 after ``--help``.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is no reason to end
+        if isinstance(stream, io.TextIOWrapper):  # a character outside the encoding must not raise
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(args or ["--help"])
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def say_error(error: object) -> None:
-    """One line on stderr, without anything that a terminal would obey."""
+    """Print an error as one line on stderr, without control characters."""
     line = " ".join(str(error).split())
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     with suppress(BrokenPipeError):
@@ -63,7 +63,7 @@ def say_error(error: object) -> None:
 
 
 def let_go_of_stdout() -> None:
-    """What is left in its buffer would be written, and fail again, when the interpreter ends."""
+    """Redirect stdout to nowhere: flushing its buffer at exit would fail again."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The parser frames what it has to say; a command that is called by a program says one line."""
+"""Conversion of the parser's framed messages to one line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _OFFERED = re.compile(r"^(--[\w-]+)", re.M)
 
 def in_one_line(box: str) -> str:
     """A framed message as a sentence: its first part, and the options or commands that it offers.
-    Parts are divided by rules; where stdout takes ASCII only there is no frame, and a rule below
-    the title."""
+    Parts are divided by rules. With ASCII-only output there is no frame, but a rule below the
+    title."""
     lines = [line.strip(f"{_SIDE} ") for line in _STYLE.sub("", box).splitlines()]
     is_framed = any(line.startswith(_TOP) for line in lines)
     text = "\n".join(line for line in lines if not line.startswith((_TOP, _BOTTOM)))

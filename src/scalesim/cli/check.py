@@ -1,8 +1,8 @@
-"""``scalesim check``: the test machines on an allocator, a policy or a link of the user's own.
+"""``scalesim check``: runs the test machines on a user's allocator, policy or link.
 
-First the part alone, each rule of its contract asked for directly; then the whole: random walks
-over a memory of tags, with everything checked after every operation. What fails first is shrunk
-to the few operations that it takes, and printed with what repeats it.
+First the part is tested alone, rule by rule of its contract; then in random walks over a memory of
+tags, with everything checked after each operation. The first failing walk is shrunk to the few
+operations that make it fail, and printed with the command that repeats it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from scalesim.testing.walks import failure_of, shrink
 SHAPES = (
     (6, 2.0, 4), (12, 1.0, 2), (16, 0.5, 4), (8, 1.0, 1), (24, 2.0, 2), (4, 0.0, 4),
 )  # fmt: skip
-"""Device pages, the host pool's share of them, tokens a page: tiny pools find most."""
+"""Device pages, the host pool's size as a share of them, tokens per page. Tiny pools find most
+faults."""
 
 
 def check(options: CheckOptions) -> int:
-    """Exit code 0, or 1 where a walk failed. Raises ``ConfigError``."""
+    """Exit code 0, or 1 if a rule is broken or a walk failed. Raises ``ConfigError``."""
     factories, start_s = factories_for(options), time.monotonic()
     broken = broken_rule(options, factories)
     if broken is not None:
@@ -51,8 +52,8 @@ def check(options: CheckOptions) -> int:
 
 
 def broken_rule(options: CheckOptions, factories: Factories) -> str | None:
-    """What the part alone does against its contract, in the fewest operations that were found, and
-    how to see it again."""
+    """A report of the broken rule with the fewest operations, from tests of the part alone;
+    ``None`` if no rule is broken."""
     found: list[tuple[int, BrokenRuleError]] = []
     for number, seed in enumerate(range(options.seed, options.seed + options.walks), 1):
         try:
@@ -88,8 +89,8 @@ def report(
     operations: Sequence[str],
     place: str = "",
 ) -> str:
-    """What went wrong in the walk of this number, the operations that it takes, and how to see it
-    again."""
+    """The report of a failure: the walk's number, the error, the operations, and the command that
+    repeats it."""
     what, seed = f"{options.kind} {options.object}", options.seed + number - 1
     lines = [
         f"{what}: walk {number} (seed {seed}) {how}:",
@@ -102,7 +103,7 @@ def report(
 
 
 def factories_for(options: CheckOptions) -> Factories:
-    """What the worlds are made with: the user's object for one part, ours for the rest."""
+    """The factories of the worlds: the user's object for one part, ScaleSim's for the others."""
     found = load(options.object)
     if options.kind == "allocator":
         return Factories(pool=_maker(found, options))
@@ -112,7 +113,8 @@ def factories_for(options: CheckOptions) -> Factories:
 
 
 def load(name: str) -> Any:
-    """``"module:attribute"``, the working directory's modules included."""
+    """The object named ``"module:attribute"``; modules of the working directory are found. Raises
+    ``ConfigError``."""
     if ":" not in name:
         raise ConfigError(f"{name!r} names no object; write it like my_module:MyPool")
     sys.path.insert(0, "")

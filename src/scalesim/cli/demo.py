@@ -1,4 +1,5 @@
-"""``scalesim demo``: one world under every policy, what each cost, and if all said the same."""
+"""``scalesim demo``: one world under every policy, the cost of each, and whether all texts
+agree."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from scalesim.cli.table import amount, caption, shows, table
 
 
 def demo(options: DemoOptions) -> int:
-    """Exit code 0, or 1 when two policies gave different texts. Raises ``ConfigError``."""
+    """Exit code 0, or 1 if two policies gave different texts. Raises ``ConfigError``."""
     options.check()
     torch.set_num_threads(options.threads)
     console = Output()
@@ -47,11 +48,11 @@ def demo(options: DemoOptions) -> int:
 def play_all(
     stage: Stage, options: DemoOptions, console: Output
 ) -> tuple[list[PlayScore], dict[str, list[Said]]]:
-    """Every policy on an engine of its own, side by side: the scores, and by policy all that was
-    said.
+    """Run every policy on an engine of its own, side by side. Returns the scores, and all
+    utterances by policy.
 
-    They take each round of the world one after another, to and fro, so that a slow minute of the
-    machine is a slow minute of all.
+    In each round of the world, the policies run one after another, in alternating order, so that a
+    slow minute of the machine affects all of them alike.
     """
     with ExitStack() as stack:
         plays = [stack.enter_context(stage.play(policy)) for policy in options.policies]
@@ -97,7 +98,8 @@ def agreement(texts: Mapping[str, Sequence[Said]]) -> str:
 
 
 def first_difference(texts: Mapping[str, Sequence[Said]]) -> str | None:
-    """Where a policy first says something else than the first one did; ``None`` if none does."""
+    """The first utterance of a policy that differs from the first policy's; ``None`` if all are
+    equal."""
     (reference, expected), *others = texts.items()
     for policy, said in others:
         for ours, theirs in zip_longest(expected, said):
@@ -116,7 +118,7 @@ def describe(said: Said | None) -> str:
 
 
 def digest(said: Sequence[Said]) -> str:
-    """xxh3-64 over everything said, in order."""
+    """The xxh3-64 of all utterances, in order."""
     state = xxhash.xxh3_64()
     for utterance in said:
         fields = f"{utterance.tick} {utterance.who} {utterance.token_ids} {utterance.logits}\n"

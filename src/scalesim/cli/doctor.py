@@ -1,4 +1,4 @@
-"""``scalesim doctor``: what ``scalesim.doctor`` found, as tables or JSON."""
+"""``scalesim doctor``: the results of ``scalesim.doctor``, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STYLE: dict[Level, str] = {"error": "bold red", "warning": "yellow", "note": "d
 
 
 def doctor(options: DoctorOptions) -> int:
-    """Exit code 0, or 1 where something was found that an engine could not run with."""
+    """Exit code 0, or 1 if an engine could not run."""
     options.check()
     sections = examine(Settings(options.device, options.model))
     worst = count(sections, "error")
@@ -77,7 +77,7 @@ def said(section: str, finding: Finding) -> Text:
 
 
 def label(name: str) -> str:
-    """The unit stands behind the figure."""
+    """A fact's name without its unit, which ``value`` shows."""
     for unit in ("_bytes_per_s", "_bytes", "_s"):
         name = name.removesuffix(unit)
     return name

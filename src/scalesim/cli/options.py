@@ -1,7 +1,7 @@
-"""What the commands can be told: one frozen dataclass a command, from which tyro builds the parser.
+"""Options of the commands: a frozen dataclass for each, from which tyro builds the parser.
 
-A field's docstring is its help. Values that a parser cannot judge are checked where they are used,
-and raise ``ConfigError`` or ``RequestError``. Loads no torch.
+A field's docstring is its help text. Values that the parser cannot judge are checked where they are
+used, and raise ``ConfigError`` or ``RequestError``. Torch-free.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class DemoOptions:
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
 
     def check(self) -> None:
-        """Raise ``ConfigError`` for what makes no demo; the parser would box an earlier error."""
+        """Raise ``ConfigError`` for options that do not fit each other. Not done in
+        ``__post_init__``: the parser would put a frame around that error."""
         if self.resident > self.agents:
             raise ConfigError(
                 f"--resident {self.resident} is more than --agents {self.agents}; "
@@ -105,8 +106,8 @@ class DoctorOptions:
     """Print facts and findings as JSON."""
 
     def check(self) -> None:
-        """Raise ``ConfigError`` for a device that is none, or a model that is not there: the rest
-        takes half a minute."""
+        """Raise ``ConfigError`` for an invalid device or a missing model, before the examination,
+        which takes half a minute."""
         EngineConfig(device=self.device)
         if self.model is None:
             return
@@ -162,13 +163,13 @@ class GenerateOptions:
     """Most tokens of prompt and output; the model's own limit if not given."""
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of ``SamplingParams`` that were given; the engine checks them."""
+        """The fields of ``SamplingParams`` that were given; the engine checks them."""
         given = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p")}
         given = {name: value for name, value in given.items() if value is not None}
         return {"max_tokens": self.max_tokens, "stop": self.stop, **given}
 
     def engine(self) -> EngineConfig:
-        """Raises ``ConfigError``."""
+        """The engine's settings. Raises ``ConfigError``."""
         return EngineConfig(
             device=self.device,
             device_memory=self.device_memory,
@@ -235,11 +236,11 @@ class ProfileOptions:
 
     @property
     def figures(self) -> Path:
-        """Where the JSON goes."""
+        """The path of the JSON file."""
         return self.out.with_suffix(".json")
 
     def check(self) -> None:
-        """Raise ``ConfigError`` where the page could not be written in the end."""
+        """Raise ``ConfigError`` if the page could not be written, before the log is read."""
         if not self.out.name:
             raise ConfigError(f"--out {self.out} is no file's name")
         for path in {self.out, self.figures}:
@@ -328,7 +329,7 @@ class ReplayOptions:
 
     @property
     def is_small(self) -> bool:
-        """A workload whose size is not given is made smaller, to be quick."""
+        """Whether the workload is made smaller, to be quick, because its size was not given."""
         return self.what in WORKLOADS and self.agents is None and self.ticks is None
 
     def check(self) -> None:
@@ -357,13 +358,14 @@ class ReplayOptions:
             raise ConfigError(f"--pool {self.pool} and --residency {self.residency}: give one")
 
     def knobs(self) -> dict[str, Any]:
-        """The workload's own settings, as far as they were given."""
+        """The parameters of the workload that were given."""
         known = {field.name for field in fields(Knobs)}
         given = {name: value for name, value in self._given().items() if name in known}
         return given | ({"hints": "none"} if self.hints == "learned" else {})
 
     def trace_hints(self) -> TraceHints:
-        """Raises ``ConfigError`` for a kind that only workloads can draw."""
+        """The kind of hints for a trace. Raises ``ConfigError`` for a kind that only workloads
+        have."""
         for name in _TRACE_HINTS:
             if name == (self.hints or "recorded"):
                 return name
@@ -372,7 +374,7 @@ class ReplayOptions:
         )
 
     def policies(self) -> tuple[str, ...]:
-        """Raises ``ConfigError``."""
+        """The policies to replay. Raises ``ConfigError`` for an unknown or repeated name."""
         names = tuple(REPLAY_POLICIES) if self.policy == "all" else tuple(self.policy.split(","))
         for index, name in enumerate(names):
             replay_policy(name)
@@ -381,7 +383,7 @@ class ReplayOptions:
         return names
 
     def _given(self) -> dict[str, Any]:
-        """What says something of calls and hints, as far as it was given."""
+        """The options about calls and hints that were given, with their values."""
         names = [*_OF_TRACES, "hints", *(field.name for field in fields(Knobs))]
         found = {name: getattr(self, name, None) for name in dict.fromkeys(names)}
         found["format"] = None if self.format == "auto" else self.format
@@ -409,7 +411,7 @@ class ConvertOptions:
     """The same, of what is written."""
 
     def check(self) -> None:
-        """Raise ``ConfigError`` where the new trace could not be written in the end."""
+        """Raise ``ConfigError`` if the new trace could not be written, before the old is read."""
         out = Path(self.out)
         check_writable(out, "OUT")
         if out.exists():
@@ -446,15 +448,16 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "profile": ProfileOptions,
     "check": CheckOptions,
 }
-"""By name, the options of each. ``scalesim.cli.NAME`` has the function that runs it, ``NAME``."""
+"""The options of each command, by its name. ``scalesim.cli.NAME`` has the function ``NAME`` that
+runs the command."""
 
 _OLD_NAME = re.compile(r"^--step(?=s?(=|$))")
-"""``--steps`` and ``--step``, which ``--ticks`` and ``--tick`` were called; both are taken."""
+"""``--steps`` and ``--step`` are the old names of ``--ticks`` and ``--tick``; both work."""
 
 
 def parse(args: Sequence[str]) -> Any:
-    """The options of the command that ``args`` begin with. Raises ``ConfigError`` with one line
-    where they do not parse, ``SystemExit`` with 0 after ``--help``."""
+    """The options of the command that ``args`` begin with. Raises ``ConfigError`` with one line if
+    they cannot be parsed, ``SystemExit`` with 0 after ``--help``."""
     if args and args[0] in ("demo", "replay", "profile"):
         args = [_OLD_NAME.sub("--tick", word) for word in args]
     said = io.StringIO()

@@ -1,4 +1,4 @@
-"""Where commands print and write."""
+"""Output of commands: stdout, and checks of files to write."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from scalesim.errors import ConfigError
 
 
 class Output(Console):
-    """Stdout. Where nobody reads it any more, ``main`` says how the command ends."""
+    """A console on stdout that raises if stdout is closed, so that ``main`` ends the command."""
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Raise ``ConfigError`` for a file that ``option`` names and nobody could write; before the
-    work, for it would be lost."""
+    """Raise ``ConfigError`` if ``path``, given as ``option``, cannot be written; called before the
+    work, whose result would be lost."""
     folder = path.parent
     if path.is_dir():
         raise ConfigError(f"{option} {path} is a folder; give a file's name")

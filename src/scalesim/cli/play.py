@@ -1,6 +1,6 @@
-"""One run of the demo's world on one engine, driven as a simulation would drive it, and its score.
+"""A run of the demo's world on one engine, driven as a simulation would drive it, and its score.
 
-Knows nothing of screens, nor of other plays: who holds several moves each by a round in utterance.
+A play does not depend on the screen or on other plays; the demo moves several plays round by round.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Counts = TypeVar("Counts", EngineStats, Counters)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One utterance: in which tick, by whom, its tokens, and a hash over the logits behind them."""
+    """An utterance: its tick, its speaker, its tokens, and a hash of the logits behind them."""
 
     tick: int
     who: str
@@ -33,16 +33,16 @@ class Said:
 
     @property
     def text(self) -> str:
-        """What can be shown of noise: a dot for every byte that is no printable ASCII."""
+        """The tokens as text, with a dot for every byte that is not printable ASCII."""
         return "".join(chr(i) if 32 <= i < 127 else "·" for i in self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class PlayScore:
-    """What one policy did, the warm-up not counted: the engine's own counts, and ours of time.
+    """The score of one policy, without the warm-up: the engine's counters, and times.
 
-    ``call_cpu_s``: processor time an utterance, all threads together, in the median round: what
-    else the machine does makes a round last longer, and few of them cost more.
+    ``call_cpu_s`` is the processor time per utterance, over all threads, in the median round. Other
+    load on the machine makes rounds take longer, but hardly changes this figure.
     """
 
     policy: str
@@ -51,11 +51,11 @@ class PlayScore:
     engine: EngineStats
     memory: Counters
     page_bytes: int
-    speakers: int = 0  # agents who spoke, summed over the ticks
+    speakers: int = 0  # agents that spoke, summed over the ticks
 
     @property
     def hits(self) -> float:
-        """Share of the blocks asked for that were found on the device."""
+        """The share of looked-up blocks that were found on the device."""
         memory = self.memory
         found = memory.device_blocks
         asked = found + memory.host_blocks + memory.late_blocks + memory.computed_blocks
@@ -71,8 +71,8 @@ class PlayScore:
 
 
 class Play:
-    """``warm_up`` gives everyone an utterance, once; then each ``round`` plays one of the world's.
-    ``said`` is the record, ``score`` what it took."""
+    """A run of ``world`` on ``engine``. ``warm_up`` generates one utterance of every agent; then
+    each ``round`` plays a round of the world. ``said`` has all utterances, ``score`` the cost."""
 
     def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
         self.engine, self.world = engine, world
@@ -81,7 +81,7 @@ class Play:
         self._agents = [engine.agent(person.name) for person in world.people]
         self._ticks, self._speakers = 0, 0
         self._call_cpu_s: list[float] = []  # by round
-        self._in_tick: set[int] = set()  # who has spoken
+        self._in_tick: set[int] = set()  # agents that have spoken in this tick
         self._before = self._counts()
 
     def warm_up(self) -> None:
@@ -135,7 +135,8 @@ class Play:
         self.engine.tick()
 
     def _tell(self) -> None:
-        """Plans are known as soon as they are made: whoever speaks late can give way at once."""
+        """Give the engine the changed hints at once, so that agents that speak late can be evicted
+        first."""
         distances = self.world.expected()
         self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
 
@@ -154,6 +155,6 @@ def spoken(reply: Reply) -> bytes:
 
 
 def since(now: Counts, before: Counts) -> Counts:
-    """What was counted after ``before``, a copy of the same counts."""
+    """The difference of counters between ``before`` and ``now``."""
     names = [field.name for field in fields(now)]
     return type(now)(**{name: getattr(now, name) - getattr(before, name) for name in names})

@@ -1,4 +1,4 @@
-"""``scalesim replay``: a table of what each policy would give. Nothing is computed by a model."""
+"""``scalesim replay``: a table of results by policy, on virtual time and without a model."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ CAPTION = (
     "Waits: calls that waited for their state. Rebuilt: state computed once more. × Belady: both, "
     "over the fewest that any choice of victims needs in the order in which the policy served."
 )
-EVERY_S = 5.0  # a line about progress, where there is no terminal
-CROWDED = 0.8  # of the pool: what runs leaves too little to choose from
+EVERY_S = 5.0  # seconds between lines about progress, without a terminal
+CROWDED = 0.8  # share of the pool held by running calls above which policies hardly differ
 
 
 def replay(options: ReplayOptions) -> int:
@@ -134,8 +134,8 @@ def trace_scenario(options: ReplayOptions, sizes: Sizes) -> Scenario:
 def watching(
     scenario: Scenario, policies: Sequence[str], clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[[str], Watch]]:
-    """Progress on stderr: a bar a policy on a terminal, else a line at once and every few seconds.
-    What it gives is called with a policy's name when that begins."""
+    """Show progress on stderr: on a terminal a bar for each policy, else a line at the beginning
+    and every few seconds. The yielded function is called with a policy's name when that begins."""
     console, total, said_s = Console(stderr=True, highlight=False), scenario.num_ticks, clock()
     bars = Progress(
         TextColumn("{task.description:<13}"), BarColumn(bar_width=20), MofNCompleteColumn(),
@@ -182,13 +182,14 @@ def table(title: str, outcomes: Sequence[Outcome], limit: Roof) -> Table:
 
 
 def roof_of(policy: str, limit: Roof) -> float:
-    """Turns a second: a policy without a limited pool is held against what needs none."""
+    """The roof for ``policy``, in calls per second: a policy with an unlimited pool has that of an
+    unlimited pool."""
     limited = replay_policy(policy).limited
     return limit.turns_per_s if limited else limit.resident_turns_per_s
 
 
 def cells(outcome: Outcome, limit: Roof) -> list[str]:
-    """A policy's row; ``-`` where nothing had to be brought back."""
+    """The row of a policy; ``-`` for a ratio without a denominator."""
     over = outcome.over_belady
     return [
         outcome.policy,
@@ -210,7 +211,7 @@ def amount(num_bytes: float) -> str:
 def notes(
     scenario: Scenario, machine: Machine, outcomes: Sequence[Outcome], limit: Roof
 ) -> Iterator[str]:
-    """What must be known to read the table above."""
+    """Notes that explain the table."""
     roof = f"Roof: {limit.turns_per_s:.2f} turns/s"
     if limit.turns_per_s < 0.9995 * limit.resident_turns_per_s:
         roof += f" with this pool and link, {limit.resident_turns_per_s:.2f} with all resident"

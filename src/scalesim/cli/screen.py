@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: live bars on a terminal, elsewhere a line now and then."""
+"""The demo's progress display: live bars on a terminal, elsewhere a few lines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _LINES = 4  # where there are no bars
 
 
 class Screen(Progress):
-    """A bar a policy, and below them the news of the world. A context manager that gives the
-    terminal back however it is left. ``warms_up`` and ``played`` tell it how far a policy is."""
+    """A bar for each policy, and below them the world's news. As a context manager, it restores the
+    terminal in any case. ``warms_up`` and ``played`` report the progress of a policy."""
 
     def __init__(self, console: Console, policies: tuple[str, ...], ticks: int) -> None:
         self._news, self._ticks = "", ticks
@@ -39,7 +39,7 @@ class Screen(Progress):
             yield Text(self._news, style="dim", no_wrap=True, overflow="ellipsis")
 
     def stop(self) -> None:
-        """The last view stays: bars without news."""
+        """Stop, and leave the bars without news on the terminal."""
         self._news = ""
         super().stop()
 
@@ -49,7 +49,7 @@ class Screen(Progress):
             self.console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
     def played(self, score: PlayScore, news: str) -> None:
-        """A tick more under one policy: its score so far, and what happened in the world."""
+        """Report one more tick of a policy: its score so far, and the world's news."""
         rates = f"hits {score.hits:4.0%}   {score.call_cpu_s * 1e3:.0f} CPU ms a call"
         self.update(self._bars[score.policy], completed=score.ticks, state=rates)
         self._news = f"tick {score.ticks}: {news}"

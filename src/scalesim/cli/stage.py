@@ -1,4 +1,4 @@
-"""What is the same for every policy of the demo: the random model and the two pools."""
+"""The demo's set-up, the same for every policy: the random model and the two pools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHAPES: dict[ModelSize, tuple[int, int, int, int, int]] = {
 
 
 def model_config(size: ModelSize, max_len: int) -> ModelConfig:
-    """A Llama over bytes: KV heads shared in groups, as today's models have it."""
+    """A Llama over bytes, with grouped-query attention as in current models."""
     layers, hidden, heads, kv_heads, head_dim = SHAPES[size]
     return ModelConfig(
         architecture="LlamaForCausalLM",
@@ -48,7 +48,8 @@ def model_config(size: ModelSize, max_len: int) -> ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """``usual_pages`` hold an agent with a usual memory; the device pool is sized by that."""
+    """The model and the sizes of the pools. ``usual_pages`` hold an agent with a usual memory; the
+    device pool is sized by that."""
 
     world: WorldConfig
     model: LoadedModel
@@ -64,13 +65,14 @@ class Stage:
 
     @property
     def state_bytes(self) -> int:
-        """Of all agents together."""
+        """Bytes of the state of all agents."""
         return self.world.agents * self.usual_pages * self.page_bytes
 
     @staticmethod
     def build(options: DemoOptions, folder: Path) -> Stage:
-        """Write the model into ``folder`` and size the pools: ``options.resident`` agents have room
-        on the device, everyone on the host, with what was forgotten and not dropped yet."""
+        """Write the model into ``folder`` and size the pools. ``options.resident`` agents fit into
+        the device pool; the host pool holds all agents, with forgotten text that is not dropped
+        yet."""
         world = WorldConfig(agents=options.agents, seed=options.seed)
         shape = model_config(options.model, world.max_len)
         model = load_model(write_dummy_model(folder, shape, options.seed))

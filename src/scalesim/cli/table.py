@@ -1,4 +1,4 @@
-"""The demo's table, and what may be read from it."""
+"""The demo's table of results, with its caption and conclusion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("policy", "hits", "demand\nloads", "moved", "tokens\nprefilled", "CPU
 
 
 def table(scores: Sequence[PlayScore]) -> Table:
-    """A row a policy, in the order in which they were given."""
+    """The table with a row for each policy, in the given order."""
     found = Table(box=box.SIMPLE_HEAD, header_style="bold")
     for name in COLUMNS:
         found.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
@@ -30,7 +30,7 @@ def table(scores: Sequence[PlayScore]) -> Table:
 
 
 def caption(scores: Sequence[PlayScore]) -> str:
-    """How to read the columns."""
+    """An explanation of the columns."""
     lines = [
         "Hits: share of the blocks asked for that were on the device; what resident misses is new",
         "text. Demand loads: requests that waited for their state. Moved: between the pools.",
@@ -45,7 +45,7 @@ def caption(scores: Sequence[PlayScore]) -> str:
 
 
 def shows(scores: Sequence[PlayScore]) -> str:
-    """What the run has shown, and what a CPU cannot show."""
+    """The conclusion: what the run has shown, and what a run on a CPU cannot show."""
     bound = [score for score in scores if score.policy == "resident"]
     best, *others = sorted(
         (score for score in scores if score not in bound) if len(scores) > len(bound) else scores,
@@ -64,7 +64,7 @@ def shows(scores: Sequence[PlayScore]) -> str:
 
 
 def amount(num_bytes: float) -> str:
-    """Bytes to read: three digits or so, decimal units."""
+    """Bytes in decimal units with about three digits."""
     for unit in ("B", "kB", "MB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if num_bytes >= 10 else f"{num_bytes:.1f} {unit}"

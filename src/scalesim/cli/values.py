@@ -1,8 +1,7 @@
-"""What an option's value may be beside its Python type: each reads a word, and says what it wants.
+"""Value parsers of options: each converts a word, and raises with the rule that the word breaks.
 
-They stand in ``Annotated[int, COUNT]`` or ``Annotated[int | None, COUNT]``. The parser puts the
-option's name in front of what is said. What depends on another option is checked where the command
-begins.
+They are used as ``Annotated[int, COUNT]`` or ``Annotated[int | None, COUNT]``. The parser puts the
+option's name before the message. Rules between several options are checked when the command begins.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _MOST = 10**9
 
 
 def _value(metavar: str, read: Callable[[str], Any]) -> PrimitiveConstructorSpec[Any]:
-    """``read`` raises ``ValueError`` with what is wrong."""
+    """A value read by ``read``, which raises ``ValueError`` with the broken rule."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -77,7 +76,7 @@ def _share(*, zero: bool) -> PrimitiveConstructorSpec[Any]:
 
 
 def _memory(metavar: str, parse: Callable[[str, str], int | None]) -> PrimitiveConstructorSpec[Any]:
-    """The word itself, if it can be parsed: settings take it as it is."""
+    """The word itself, if it can be parsed: settings accept it unparsed."""
 
     def read(word: str) -> str:
         parse(word, "size")

@@ -1,10 +1,10 @@
-"""The demo's world: agents with plans of different length, who speak when an action ends.
+"""The demo's world: agents with plans of different length. An agent speaks when its action ends.
 
-Pure and torch-free: it hands out prompts and takes texts back. What an agent says decides what it
-does next and for how long, so two runs stay the same only as long as every text is the same.
+The world gives prompts and takes texts, and is torch-free. An agent's text determines its next
+action and its length, so two runs stay the same only as long as every text is the same.
 
-A tick goes in rounds. In the first, everyone whose action ended speaks; some of them then call
-out to somebody at the same place, and the two talk in turn for the rounds that follow.
+A tick has several rounds. In the first, all agents speak whose action has ended. Some of them then
+address an agent at the same place, and the two talk in turn in the rounds that follow.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _TALKS_ONE_IN = 3  # of those who have just ended an action
 
 @dataclass(frozen=True, slots=True)
 class WorldConfig:
-    """Lengths in tokens, which are bytes. ``memory_len`` bounds what an agent remembers; beyond it
-    the older half is forgotten. ``reply_len``: most tokens of an utterance."""
+    """The sizes of a world; lengths are in tokens, which are bytes. ``memory_len`` bounds an
+    agent's memory, whose older half is then forgotten. ``reply_len`` is the most tokens of an
+    utterance."""
 
     agents: int = 64
     seed: int = 0
@@ -39,7 +40,7 @@ class WorldConfig:
 
     @property
     def usual_len(self) -> int:
-        """Of an agent that has not just forgotten."""
+        """The usual length of a prompt, of an agent with half a memory."""
         return self.persona_len + self.memory_len // 2
 
 
@@ -59,7 +60,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One utterance to be generated; ``prompt`` are token ids, a byte each."""
+    """An utterance to be generated; ``prompt`` holds token ids, one per byte."""
 
     who: int
     cue: bytes
@@ -67,8 +68,9 @@ class Utterance:
 
 
 class World:
-    """``round`` gives the utterances of the next round, ``hear`` takes their texts and ``expected``
-    says what is known by then of who speaks when; after an empty round, ``end_tick`` moves on."""
+    """The world's state. ``round`` returns the utterances of the next round, ``hear`` takes their
+    texts, and ``expected`` returns when agents will speak next, as far as it is known by then.
+    After an empty round, ``end_tick`` begins the next tick."""
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -77,11 +79,11 @@ class World:
         draw = random.Random(config.seed)
         self.people = [self._person(draw, index) for index in range(config.agents)]
         self._round = 0
-        self._talks: list[tuple[int, int]] = []  # (who speaks in the next round, to whom)
+        self._talks: list[tuple[int, int]] = []  # (speaker in the next round, listener)
         self._changed: set[int] = set(range(config.agents))
 
     def opening(self) -> list[Utterance]:
-        """An utterance of everyone, as they stand: warms the engine up before the clock starts."""
+        """An utterance of every agent, to warm the engine up before the clock starts."""
         return [self._utterance(who, b"") for who in range(len(self.people))]
 
     def round(self) -> list[Utterance]:
@@ -98,7 +100,7 @@ class World:
         ]
 
     def hear(self, utterances: Sequence[Utterance], texts: Sequence[bytes]) -> None:
-        """What the utterances of this round gave."""
+        """Take in the texts of this round's utterances."""
         for utterance, text in zip(utterances, texts, strict=True):
             self.people[utterance.who].events.append(utterance.cue + text)
         if self._round == 1:
@@ -113,7 +115,8 @@ class World:
         self._changed |= {utterance.who for utterance in utterances}
 
     def expected(self) -> dict[int, int]:
-        """Where it is news: in how many ticks an agent speaks, 0 for who is being talked to."""
+        """The ticks until an agent speaks, for agents for which that changed; 0 for an agent in a
+        talk."""
         rounds_left = 1 + TALK_ROUNDS - self._round
         talking = {who for pair in self._talks for who in pair[: max(rounds_left, 0)]}
         changed, self._changed = sorted(self._changed), set()
@@ -159,7 +162,8 @@ class World:
         return Utterance(who, cue, list(person.persona + b"".join(person.events) + cue))
 
     def _plan(self, who: int, text: bytes) -> None:
-        """The text decides, mixed with who and when: some texts are empty."""
+        """Choose the agent's next action by a hash of its text, its number and the time; these two
+        because a text may be empty."""
         person, dice = self.people[who], self._dice(who, text)
         before = person.plan
         length = 1 + dice % LONGEST_PLAN

@@ -1,8 +1,8 @@
-"""What this machine can do for an engine: versions, devices, kernels, link, memory, a model.
+"""Examination of a machine for an engine: versions, devices, kernels, link, memory, a model.
 
-``scalesim doctor`` shows it. Each part is a *probe*, which looks at one thing and gives a
-``Section``; ``examine`` runs them in a process of their own, so that one that crashes or hangs is a
-finding like any other. Changes nothing on the machine and downloads nothing.
+Each part is a *probe*, which examines one thing and returns a ``Section``. ``examine`` runs the
+probes in a child process, so that a crash or a hang becomes a finding like any other. Probes change
+nothing on the machine and download nothing.
 """
 
 from __future__ import annotations

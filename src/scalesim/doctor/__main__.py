@@ -1,6 +1,6 @@
-"""The child of ``children``: runs probes in order and prints a line of JSON for each.
+"""The child process of ``children``: runs probes in order and prints a line of JSON for each.
 
-A probe that raises gives a section that says so. Each is imported only when its turn comes.
+A probe that raises yields a section with the error. Each probe is imported just before it runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main(asked: str, out: TextIO) -> None:
 
 
 if __name__ == "__main__":
-    # What libraries print goes to stderr, from C too; the sections have the pipe to themselves.
+    # Output of libraries, also from C, goes to stderr; only sections are written to the pipe.
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         main(sys.argv[1], answers)

@@ -1,8 +1,8 @@
-"""Runs probes in a child process, and goes on where one took the child down.
+"""Runs probes in a child process, and continues in another one if a probe ends the child.
 
-Loading torch on an odd machine can end a process, and so can a kernel; a driver can hang. The
-child prints a line of JSON for each section; what is missing when it ends is named, and the probes
-behind it get another child.
+Loading torch on an unusual machine can end a process, and so can a kernel; a driver can hang. The
+child prints a line of JSON for each section. The first missing section becomes a finding, and the
+probes after it run in another child.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS_EACH = 180.0  # a first run compiles every kernel
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What one child gave: the first sections of those asked for, and why there are no more."""
+    """The result of a child: the sections up to the first missing one, and why that is missing."""
 
     sections: list[Section]
     reason: str
@@ -64,8 +64,8 @@ def spawn_child(
 
 
 def sections_in(output: bytes, names: Sequence[str]) -> list[Section]:
-    """The sections of ``names`` that a child printed, up to the first that is missing; whatever
-    else a library printed is passed over."""
+    """The sections of ``names`` in a child's output, up to the first missing one; other output is
+    skipped."""
     found: list[Section] = []
     for line in output.splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Which device an engine would take, and what torch says of the GPUs that are there."""
+"""The device that an engine would use, and the GPUs that torch finds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def built_for() -> str:
 
 
 def judge(section: Section, place: str, has_driver: bool) -> None:
-    """What to know of an engine at ``place``."""
+    """Findings about an engine at ``place``."""
     if place != "cpu":
         section.find(
             "warning",
@@ -62,7 +62,7 @@ def judge(section: Section, place: str, has_driver: bool) -> None:
 
 
 def describe(section: Section, index: int) -> None:
-    """Facts of one GPU; one that cannot be asked is an error."""
+    """Facts of one GPU; an error if it cannot be queried."""
     name = f"gpu_{index}"
     try:
         properties = torch.cuda.get_device_properties(index)

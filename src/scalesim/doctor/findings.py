@@ -1,4 +1,4 @@
-"""What a probe says, as values that travel as JSON: facts, and findings with a knob for each."""
+"""Results of probes, as values that convert to JSON: facts and findings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Fact: TypeAlias = "str | int | float | bool | None"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is examined: ``device`` as in ``EngineConfig``, and a model's folder, if any."""
+    """What to examine: ``device`` as in ``EngineConfig``, and a model's folder, if any."""
 
     device: str = "auto"
     model: str | None = None
@@ -20,8 +20,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``error``: an engine would not run like this. ``warning``: it runs, with a price that
-    ``text`` names. ``note``: good to know. ``knob`` is what to change."""
+    """A finding. ``error``: an engine would not run. ``warning``: an engine runs, at a cost that
+    ``text`` names. ``note``: information. ``knob`` is what to change."""
 
     level: Level
     text: str
@@ -30,8 +30,8 @@ class Finding:
 
 @dataclass(slots=True)
 class Section:
-    """A probe's answer. Facts have their unit in the name (``_bytes``, ``_bytes_per_s``, ``_s``);
-    ``None`` is what could not be found out."""
+    """The result of a probe. Facts have their unit in the name (``_bytes``, ``_bytes_per_s``,
+    ``_s``); ``None`` stands for an unknown value."""
 
     name: str
     facts: dict[str, Fact] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Section:
 
 
 def failed(name: str, reason: str) -> Section:
-    """The section of a probe that gave none."""
+    """The section for a probe that returned none."""
     section = Section(name)
     section.find(
         "error",

@@ -1,4 +1,4 @@
-"""Host memory and processors: what there is, what limits it, what an engine would take of it."""
+"""Host memory and processors: amounts, limits, and what an engine would use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def places_on_gpu(device: str) -> bool:
 
 
 def memory(section: Section, root: Path) -> None:
-    """``total_bytes`` and the like; everything that limits it, ``None`` for no limit."""
+    """Facts about memory, and all limits on it; ``None`` for no limit."""
     info = meminfo(root / "proc/meminfo")
     section.facts["total_bytes"] = info.get("MemTotal")
     section.facts["available_bytes"] = info.get("MemAvailable")
@@ -68,7 +68,7 @@ def processors(section: Section, root: Path) -> None:
 
 
 def taken(section: Section, settings: Settings, on_gpu: bool) -> None:
-    """What ``host_memory="auto"`` means here, and whether it is there."""
+    """The size that ``host_memory="auto"`` means here, and whether so much is available."""
     if on_gpu:
         wanted, device_bytes = default_host_bytes(), 0
     else:
@@ -95,7 +95,7 @@ def taken(section: Section, settings: Settings, on_gpu: bool) -> None:
 
 
 def room_bytes(section: Section) -> int | None:
-    """What is available under every limit that is known."""
+    """The bytes available under all known limits."""
     facts = section.facts
     rooms = [facts["available_bytes"]]
     limit, used = facts["container_limit_bytes"], facts["container_used_bytes"]
@@ -109,7 +109,7 @@ def room_bytes(section: Section) -> int | None:
 
 
 def read(path: Path) -> str | None:
-    """The text of a file; ``None`` where there is none to be read."""
+    """The text of a file; ``None`` if it cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -117,7 +117,7 @@ def read(path: Path) -> str | None:
 
 
 def number(text: str | None) -> int | None:
-    """A count that a kernel wrote; ``None`` for ``max`` and for what is none."""
+    """A number in a file of the kernel; ``None`` for ``max`` and other text."""
     if text is None or not text.isascii() or not text.isdigit():
         return None
     return int(text) if len(text) < 20 else None
@@ -141,8 +141,8 @@ def meminfo(path: Path) -> dict[str, int]:
 
 
 def cgroup_memory(root: Path) -> tuple[int | None, int | None]:
-    """(limit, used) in bytes of the control group of this process with the lowest limit, its
-    ancestors included; versions 2 and 1."""
+    """(limit, used) in bytes of the control group with the lowest limit, among this process's group
+    and its ancestors; for versions 2 and 1."""
     found: list[tuple[int, int | None]] = []
     for group, limit, used in (
         *((folder, "memory.max", "memory.current") for folder in groups(root, "")),
@@ -158,7 +158,7 @@ def cgroup_memory(root: Path) -> tuple[int | None, int | None]:
 
 
 def cpu_quota(root: Path) -> float | None:
-    """Cores that a control group of version 2 leaves this process."""
+    """The cores that control groups of version 2 allow this process."""
     shares: list[float] = []
     for group in groups(root, ""):
         parts = (read(group / "cpu.max") or "").split()
@@ -169,8 +169,8 @@ def cpu_quota(root: Path) -> float | None:
 
 
 def groups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's control group and those above it; version 2 has no
-    ``controller``."""
+    """The folders of this process's control group and its ancestors; ``controller`` is empty for
+    version 2."""
     mount = root / "sys/fs/cgroup" / controller
     for line in (read(root / "proc/self/cgroup") or "").splitlines():
         parts = line.split(":", 2)

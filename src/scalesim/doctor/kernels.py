@@ -1,7 +1,7 @@
-"""Which kernel set an engine would take, and whether each op compiles, runs and is right here.
+"""The kernel set that an engine would use, and whether each op compiles, runs and is right here.
 
-Judged by the first cases of the conformance kit, which has many more:
-``python -m scalesim_kernels check``.
+Ops are judged by the first cases of the conformance kit; ``python -m scalesim_kernels check`` runs
+all of them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def probe(settings: Settings) -> Section:
 
 
 def ops_of(kernels: KernelSet) -> list[str]:
-    """The ops of a set; what else it holds (its name, its row multiple) is no function."""
+    """The ops of a set: its fields that are functions."""
     return [field.name for field in fields(kernels) if callable(getattr(kernels, field.name))]
 
 
 def judge(section: Section, kernels: KernelSet, op: str, place: str, dtype: torch.dtype) -> int:
-    """A fact of ``op``, and an error if it is wrong here; how many cases were tried. An op that is
-    no problem of the kit (a plan, a packing) is used in the others' cases."""
+    """Add a fact about ``op``, and an error if it is wrong here. Returns the number of cases. An op
+    without cases of its own (a plan, a packing) is used in the cases of other ops."""
     section.facts[op] = origin(getattr(kernels, op))
     if op not in PROBLEMS:
         return 0
@@ -60,6 +60,6 @@ def faults_of(verdict: Verdict) -> list[str]:
 
 
 def origin(op: Any) -> str:
-    """Where a function was written, without the package that all are in."""
+    """The module and name of a function, without the common package."""
     kind = op if hasattr(op, "__qualname__") else type(op)
     return f"{kind.__module__.removeprefix('scalesim_kernels.')}.{kind.__qualname__}"

@@ -1,4 +1,4 @@
-"""What the link between the two pools carries, measured through the engine's own ``Link``."""
+"""The rates of the link between the two pools, measured through the engine's own ``Link``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalesim.memory.pools.storage import allocate_device_pages, allocate_pages
 
 USUAL_PAGE_BYTES = 2 << 20  # Llama-3.1-8B in bf16, 16 tokens
 POOL_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # of each of the two
-ROUNDS = 3  # the best counts: what else the machine does only ever slows a copy down
+ROUNDS = 3  # the best one counts: other load on the machine only slows copies down
 LONGEST_S = 20.0
 SLOW_BYTES_PER_S = 10e9
 WAYS: tuple[Direction, ...] = ("in", "out")
@@ -39,7 +39,7 @@ def probe(settings: Settings) -> Section:
 
 
 def page_bytes_of(settings: Settings, place: str) -> int:
-    """The page of the model that is examined; a usual one where there is none."""
+    """The page size of the examined model; a usual one without a model."""
     from scalesim.doctor.model import geometry_of
 
     if settings.model is None:
@@ -52,10 +52,10 @@ def page_bytes_of(settings: Settings, place: str) -> int:
 
 
 def open_link(place: str, num_pages: int, page_bytes: int) -> Link:
-    """A link between two pools, as ``backends`` makes it. It owns both."""
+    """A link between two new pools, as ``engine.backends`` makes it. The link owns both."""
     if place == "cpu":
         device, host = (allocate_pages(num_pages, page_bytes) for _ in range(2))
-        device[:], host[:] = 1, 2  # memory is given when it is first written
+        device[:], host[:] = 1, 2  # the first write allocates the memory
         return ThreadLink(device, host, Timeline())
     from scalesim.device.cuda import CudaDevice
     from scalesim.device.streams import Fences
@@ -68,7 +68,7 @@ def open_link(place: str, num_pages: int, page_bytes: int) -> Link:
 
 
 def measure(section: Section, link: Link, num_pages: int, page_bytes: int) -> None:
-    """Rates of single pages (every other one, each a copy of its own) and of runs, each way."""
+    """Measure single pages (every other page, each in a copy of its own) and runs, each way."""
     single, run = range(0, num_pages, 2), range(num_pages)
     for way, name in zip(WAYS, ("host_to_device", "device_to_host"), strict=True):
         for what, pages, num_bytes in (
@@ -88,8 +88,8 @@ def best_of(rounds: int, run: Callable[[], float]) -> float:
 
 
 def carry(link: Link, what: dict[Direction, Sequence[int]]) -> float:
-    """Seconds until all that was submitted has arrived. Consecutive pages are one submission, which
-    the link cuts into chunks. Raises what a copy failed with, ``TimeoutError`` if it hangs."""
+    """The seconds that the given copies take together. Consecutive pages are one submission, which
+    the link cuts into chunks. Raises the error of a failed copy, or ``TimeoutError``."""
     begin = time.perf_counter()
     waiting: set[int] = set()
     for way, pages in what.items():

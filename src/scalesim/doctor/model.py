@@ -1,6 +1,6 @@
-"""Which path a model folder takes, how large its pages are, and what it lacks.
+"""Examination of a model folder: native or hosted, the size of its pages, and missing files.
 
-Reads configs, the headers of weight files, the tokenizer and the template; no weights, no network.
+Reads configs, headers of weight files, tokenizer and template; no weights, and no network access.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def probe(settings: Settings) -> Section:
 
 
 def hosted(section: Section, folder: Path, native: str) -> None:
-    """The other path, as far as the config tells: an engine probes the model when it loads it."""
+    """Examine a hosted model as far as its config tells; the engine checks more when it loads the
+    model."""
     from scalesim.model.layers.hosting import refuse
 
     try:
@@ -70,7 +71,7 @@ def hosted(section: Section, folder: Path, native: str) -> None:
 
 
 def config_of(folder: Path) -> ModelConfig:
-    """Raises ``WeightsError``, ``UnsupportedModelError``."""
+    """The native config of a folder. Raises ``WeightsError``, ``UnsupportedModelError``."""
     if not folder.is_dir():
         raise WeightsError(
             f"{folder} is no folder; doctor downloads nothing: give a model's local folder"
@@ -79,7 +80,7 @@ def config_of(folder: Path) -> ModelConfig:
 
 
 def geometry_of(folder: Path, place: str) -> PageGeometry:
-    """The pages that an engine at ``place`` would make for this model. Raises as ``config_of``."""
+    """The page geometry of this model for an engine at ``place``. Raises as ``config_of`` does."""
     config = config_of(folder)
     dtype: torch.dtype = torch.float32 if place == "cpu" else getattr(torch, config.dtype)
     return PageGeometry.choose(
@@ -108,7 +109,7 @@ def shape(section: Section, config: ModelConfig, geometry: PageGeometry, place: 
 
 
 def weights(section: Section, folder: Path, config: ModelConfig) -> None:
-    """Whether the checkpoint has every tensor in its shape."""
+    """Check that the checkpoint has every tensor in its shape."""
     try:
         with open_checkpoint(folder, config, torch.float32):
             section.facts["weights"] = "complete"

@@ -1,5 +1,7 @@
-"""Which row counts the machine's matrix library gives a row the same bits with: what reproducible
-mode on a CPU rests on, and at what price."""
+"""The numbers of rows for which the machine's matrix library gives a row the same bits.
+
+Reproducible mode on a CPU relies on these numbers, and its speed depends on them.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def probe(settings: Settings) -> Section:
 
 
 def report(section: Section, name: str, sizes: tuple[int, ...], *, used: bool) -> None:
-    """The fact; and a note where the form that models use has a price."""
+    """Add the fact, and a note if reproducible mode is slow in the form that models use."""
     if sizes == ALONE:
         section.facts[name] = "a row a call"
     else:

@@ -1,4 +1,4 @@
-"""Versions of what an engine stands on, without importing any of it, against what is required."""
+"""Installed versions against the required ones, without importing the packages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def version_of(name: str) -> str | None:
 
 
 def driver_version(path: Path = DRIVER) -> str | None:
-    """The version of NVIDIA's kernel module; ``None`` where none is loaded."""
+    """The version of NVIDIA's kernel module; ``None`` if none is loaded."""
     try:
         text = path.read_text(errors="replace")
     except OSError:
@@ -57,7 +57,7 @@ def driver_version(path: Path = DRIVER) -> str | None:
 
 
 def check(section: Section, required: Iterable[str]) -> None:
-    """An error for each requirement that is not met; those of extras are not looked at."""
+    """Add an error for each unmet requirement; requirements of extras are skipped."""
     for line in required:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from scalesim.memory.tree.owner import AgentState
-from scalesim.memory.tree.segment import Branch, Segment, Transfer
+from scalesim.memory.tree.run import Transfer
+from scalesim.memory.tree.segment import Branch, Segment
 
 
 class AttachmentUse(NamedTuple):

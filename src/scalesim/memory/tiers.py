@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from scalesim.memory.links.link import Link
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.segment import Run, Segment, TierName, Transfer
+from scalesim.memory.tree.run import Run, TierName, Transfer
+from scalesim.memory.tree.segment import Segment
 
 
 class Tier:

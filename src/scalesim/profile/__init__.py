@@ -1,4 +1,4 @@
-"""What a real simulation's calls are like, from its log: readers, statistics, and a page.
+"""Profiles of real simulations' calls, from their logs: readers, statistics, and a page.
 
-Called by ``scalesim profile``. Reads logs by path; keeps numbers, never anybody's words.
+Used by ``scalesim profile``. Only numbers of a log are kept, no text.
 """

@@ -1,5 +1,5 @@
-"""Caches of whole agents over a sequence of calls: reuse distances, and miss ratios of LRU and
-Belady."""
+"""Caches of whole agents over a sequence of calls: reuse distances, and miss ratios under LRU and
+Belady's rule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ COLD = -1
 
 
 def reuse_distances(calls: Sequence[Hashable]) -> Int64s:
-    """For each call, how many other agents called since this one's last; ``COLD`` for its first.
+    """For each call, the number of other agents that called since this agent's last call; ``COLD``
+    for an agent's first call.
 
     Mattson's stack distances, by a Fenwick tree over the positions of last calls: O(n log n).
     """
@@ -47,12 +48,12 @@ def reuse_distances(calls: Sequence[Hashable]) -> Int64s:
 
 
 def lru_misses(distances: Int64s, capacity: int) -> int:
-    """Misses of LRU with room for ``capacity`` agents, first calls included."""
+    """The misses of LRU with room for ``capacity`` agents, first calls included."""
     return int(((distances == COLD) | (distances >= capacity)).sum())
 
 
 def belady_misses(calls: Sequence[Hashable], capacity: int) -> int:
-    """The fewest misses possible: who is used last leaves (Belady 1966)."""
+    """The fewest possible misses: the agent with the latest next use is evicted (Belady 1966)."""
     later: dict[Hashable, int] = {}
     upcoming = [0] * len(calls)
     for index in range(len(calls) - 1, -1, -1):
@@ -74,8 +75,8 @@ def belady_misses(calls: Sequence[Hashable], capacity: int) -> int:
 
 
 def curve(calls: Sequence[Hashable], shares: Sequence[float]) -> list[dict[str, float]]:
-    """Miss ratios with room for these shares of the agents; first calls are not counted: nothing
-    could have prevented them."""
+    """Miss ratios with room for these shares of the agents. First calls are not counted, because
+    they always miss."""
     distances = reuse_distances(calls)
     num_agents = len(set(calls))
     again = max(1, len(calls) - num_agents)

@@ -1,4 +1,4 @@
-"""One call of a log, whatever wrote it."""
+"""A call of a log, independent of the log's format."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PIECES = re.compile(r"\s?\w{1,4}|\s?[^\w\s]|\s")
 
 @dataclass(frozen=True, slots=True)
 class LoggedCall:
-    """``time`` in ticks. ``tokens`` are numbers that stand for tokens: equal where the text is
-    equal; empty where the log has no prompts. ``template`` names the kind of call. ``expect`` is
-    the next use that was declared after it."""
+    """A logged call. ``time`` is in ticks. ``tokens`` are numbers that stand for tokens: equal for
+    equal text, and empty if the log has no prompts. ``template`` names the kind of call. ``expect``
+    is the next use that was declared after the call."""
 
     agent: AgentId
     time: float
@@ -30,15 +30,15 @@ class LoggedCall:
 
 
 def pseudo_tokens(text: str) -> Int64s:
-    """``text`` cut into pieces of up to four letters, about as long as a tokenizer's, as numbers:
-    lengths are within some ten percent of a real tokenizer's for English."""
+    """Numbers for pieces of ``text`` of up to four letters, about as long as a tokenizer's tokens.
+    For English, the length is within some ten percent of a real tokenizer's."""
     pieces = _PIECES.findall(text)
     return np.fromiter((hash(piece) for piece in pieces), np.int64, len(pieces))
 
 
 def in_ticks(calls: Iterable[tuple[float, LoggedCall]], tick_s: float | None) -> list[LoggedCall]:
-    """Calls with times in seconds as calls in ticks of ``tick_s``, in order; a hundredth of the log
-    a tick if ``None``. Raises ``ConfigError`` for more ticks than can be told apart."""
+    """Calls with times in seconds, converted to ticks of ``tick_s`` seconds (``None``: a hundredth
+    of the log), in order. Raises ``ConfigError`` if a tick's number is too large for a float."""
     timed = sorted(calls, key=lambda pair: pair[0])
     if not timed:
         return []

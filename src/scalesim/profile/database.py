@@ -1,5 +1,8 @@
-"""Reads a table of an SQLite database that a stranger made. A file can hold code: a view that never
-ends, a virtual table, a generated column."""
+"""Reading of a table in an untrusted SQLite database.
+
+Such a file can contain code: a view that never ends, a virtual table, a generated column. So only
+ordinary tables with stored columns are read, in a bounded number of steps.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,8 @@ _MAX_VALUE_BYTES = 1 << 26
 
 
 def rows_of(path: Path, table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """``columns`` of each row of ``table``, in the file's order. Opened for reading, and only a
-    table that stores its columns is read, in as many steps as a file of its size can need. Raises
-    ``TraceError``."""
+    """``columns`` of each row of ``table``, in the file's order. The file is opened read-only, and
+    the number of steps is bounded by what a file of its size can need. Raises ``TraceError``."""
     steps_left = STEPS_A_FILE + STEPS_A_BYTE * path.stat().st_size
 
     def count() -> bool:

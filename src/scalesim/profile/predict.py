@@ -1,4 +1,4 @@
-"""How predictable a log's calls are: sources listen to it, and are scored as in an engine."""
+"""Predictability of a log's calls: sources of predictions, scored as in an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalesim.profile.calls import LoggedCall
 
 
 class LastGap(Source):
-    """The simplest predictor: as long as last time."""
+    """The simplest predictor: each gap is as long as the last one."""
 
     name = "last gap"
 
@@ -36,9 +36,9 @@ class LastGap(Source):
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """``said``: share of calls after an agent's first that something was said of; the outcomes are
-    shares of what was said. ``kept``: the share of LRU's misses that the learned predictor's order
-    leaves in its own trial, ``None`` for others."""
+    """The score of a source. ``said`` is the share of calls, first ones excluded, that had a
+    prediction; the outcomes are shares of the predictions. ``kept`` is the ratio of misses to LRU's
+    in the learned source's trial; ``None`` for other sources."""
 
     source: str
     said: float
@@ -50,7 +50,7 @@ class Predicted:
 
 
 def predictability(calls: Sequence[LoggedCall], day: float | None = None) -> list[Predicted]:
-    """Each source by itself, and what was declared in the log."""
+    """The scores of each source by itself, and of the hints in the log."""
     rows = []
     learned = Learned(day=day)
     for source in (LastGap(), learned):

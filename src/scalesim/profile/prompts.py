@@ -1,4 +1,4 @@
-"""Where prompts break the cache: by template, at which token an agent's successive prompts part."""
+"""Prefix breaks: by template, the token at which an agent's successive prompts diverge."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from scalesim.trace.trace import common_length
 
 @dataclass(frozen=True, slots=True)
 class Breaks:
-    """Of one template, over the pairs of an agent's successive prompts, all in tokens.
+    """The figures of one template over pairs of an agent's successive prompts, in tokens.
 
-    ``part_at``: the median token at which they part. ``prefill``: what is computed a call, if all
-    state is there. ``gain``: what is the same again behind the place where they part, and
-    so is gained a call if that place were moved to the end of the prompt.
+    ``part_at``: the median token at which the prompts diverge. ``prefill``: tokens computed per
+    call, if all state is cached. ``gain``: tokens behind that place which are equal again, and
+    would be saved per call if the differing part were moved to the end of the prompt.
     """
 
     template: str
@@ -29,11 +29,11 @@ class Breaks:
     prefill: float
     gain: float
     shared: float
-    """Leading tokens that prompts of *different* agents have in common: the median."""
+    """The median of leading tokens that prompts of *different* agents have in common."""
 
 
 def breaks(calls: Sequence[LoggedCall]) -> list[Breaks]:
-    """The templates that cost most prefill first; empty for a log without prompts."""
+    """The figures by template, the most prefill first; empty for a log without prompts."""
     found: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
     shared: dict[str, list[int]] = defaultdict(list)
     last: dict[tuple[AgentId, str], Int64s] = {}

@@ -1,4 +1,4 @@
-"""Readers of logs by format. Each gives calls in order; what is wrong names its place."""
+"""Readers of logs by format. Each returns calls in order; errors name their place."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from scalesim.trace.trace import TracePiece
 
 ReadLog = Callable[[Path, "float | None"], "list[LoggedCall]"]
 MAX_TOKENS = 1 << 29
-"""Of all prompts of a trace, which are written out: 4 GiB."""
+"""The most tokens of all prompts of a trace, which are held in memory: 4 GiB."""
 _NO_TOKENS = np.empty(0, np.int64)
 
 
 def read_log(path: Path, form: str, tick_s: float | None = None) -> tuple[str, list[LoggedCall]]:
-    """The calls of ``path``, in order, and the format that it has. ``tick_s`` is the length of a
-    tick in logs that have times only. Raises ``TraceError``, ``ConfigError``."""
-    found = detect(path)  # also where the format is given: opens nothing but a regular file
+    """The format of ``path`` and its calls, in order. ``tick_s`` is the length of a tick in seconds
+    for logs that have times only. Raises ``TraceError``, ``ConfigError``."""
+    found = detect(path)  # also if the format is given: raises unless the file is regular
     name = found if form == "auto" else form
     if name is None:
         known = ", ".join(READERS)
@@ -40,8 +40,8 @@ def read_log(path: Path, form: str, tick_s: float | None = None) -> tuple[str, l
 
 
 def detect(path: Path) -> str | None:
-    """The format, from the beginning of the file; ``None`` if it is not known. Raises
-    ``TraceError`` for what is no regular file."""
+    """The format, from the beginning of the file; ``None`` if it is unknown. Raises ``TraceError``
+    if ``path`` is no regular file."""
     with open_regular(path, TraceError) as file:
         head = file.read(4096)
     if head.startswith(b"SQLite format 3\0"):
@@ -56,7 +56,7 @@ def detect(path: Path) -> str | None:
 
 
 def _trace(path: Path, tick_s: float | None) -> list[LoggedCall]:
-    """ScaleSim's own; see docs/traces.md."""
+    """ScaleSim's own traces; see docs/traces.md."""
     calls, num_tokens = [], 0
     for tick in read_trace(path):
         for call in tick.calls:
@@ -158,7 +158,7 @@ def _first(record: dict[str, Any], *names: str) -> Any:
 
 
 def _words(value: Any) -> str:
-    """What was said; text is only cut and compared, so anything that JSON holds will do."""
+    """The text of a JSON value. Text is only cut and compared, so any value is accepted."""
     return value if isinstance(value, str) else "" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""The profile as one HTML file that needs nothing else: tables, and plots as embedded SVG."""
+"""The profile as one self-contained HTML file: tables, and plots as embedded SVG."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _show(value: Any) -> str:
 
 
 def check_plots() -> None:
-    """Raise ``ConfigError`` where no plots could be drawn; before the log is read."""
+    """Raise ``ConfigError`` if matplotlib is not installed; called before the log is read."""
     if find_spec("matplotlib") is None:
         raise ConfigError(
             "the page has plots, and matplotlib is not installed; "

@@ -1,4 +1,4 @@
-"""The figures of a log, in one value that JSON takes."""
+"""The statistics of a log, as one value that converts to JSON."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Profile:
 def characterise(
     calls: Sequence[LoggedCall], source: str, form: str, day: float | None = None
 ) -> Profile:
-    """All figures. An *activation* is an agent's calls of one tick: gaps and caches go by these,
-    for within a burst everybody's state is there anyway."""
+    """All statistics of a log. Gaps and caches count *activations*: all calls of an agent in one
+    tick are one activation, because within a burst the agent's state is cached anyway."""
     acts = activations(calls)
     order = [agent for _, agent in acts]
     agents = set(order)
@@ -80,7 +80,7 @@ def characterise(
 
 
 def activations(calls: Sequence[LoggedCall]) -> list[tuple[float, AgentId]]:
-    """(time, agent), each agent once a tick, in order."""
+    """The activations as (time, agent), in order; each agent at most once per tick."""
     found = []
     for time, group in groupby(calls, key=lambda call: call.time):
         found += [(time, agent) for agent in dict.fromkeys(call.agent for call in group)]

@@ -1,4 +1,4 @@
-"""An arm: one policy on one machine, and what came of it."""
+"""An arm of a comparison: the replay of a scenario under one policy on one machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RESIDENT_PAGES = 1 << 22
 
 
 def parts_for(machine: Machine, policy_name: str) -> EngineParts:
-    """Virtual parts for ``EngineLoop``."""
+    """Engine parts with a virtual runner, link and clock."""
     policy = replay_policy(policy_name)
     geometry = machine.geometry
     link = VirtualLink(geometry.page_bytes, machine.link_bytes_per_s)
@@ -58,11 +58,11 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy gave, after the warm-up. Seconds are virtual.
+    """The result of a policy, after the warm-up. Seconds are virtual.
 
-    ``new_pages``: what prompts had of whole pages that nobody had computed before. ``least_pages``:
-    the fewest that had to be brought back in the order in which this policy served, or ``None``
-    where that was not asked for. ``running_pages``: the most that running calls held at once.
+    ``new_pages``: whole pages of prompts that no call had computed before. ``least_pages``: the
+    fewest pages that had to be brought back, given the order in which this policy served calls;
+    ``None`` if not asked for. ``running_pages``: the most pages that running calls held at once.
     """
 
     policy: str
@@ -96,8 +96,8 @@ class Outcome:
 
     @property
     def rebuilt_bytes(self) -> float:
-        """State that was computed once more. Each look-up leaves one block to compute: that of the
-        prompt's last token."""
+        """Bytes of state that was recomputed. Each look-up leaves one block to compute, that of the
+        prompt's last token, which does not count."""
         again = self.counters["computed_blocks"] - self.counters["lookups"] - self.new_pages
         return again * self.page_bytes
 
@@ -108,8 +108,8 @@ class Outcome:
 
     @property
     def over_belady(self) -> float | None:
-        """Bytes brought back, by loading or by computing, over the fewest: 1 or more. ``None``
-        where nothing had to be."""
+        """Bytes brought back, by loading or recomputing, over the fewest possible: at least 1.
+        ``None`` if no page had to be brought back."""
         if not self.least_pages:
             return None
         return (self.loaded_bytes + self.rebuilt_bytes) / self.least_bytes
@@ -129,8 +129,8 @@ def play(
     witness: bool = False,
     watch: Watch = lambda log: None,
 ) -> tuple[Outcome, Simulation]:
-    """Replay ``ticks`` under ``policy``, with ``sources`` beside what the ticks say. The first
-    ``warmup`` ticks do not count, where there are more. ``witness``: find the bounds too."""
+    """Replay ``ticks`` under ``policy``, with ``sources`` beside the ticks' own hints. The first
+    ``warmup`` ticks do not count, if there are more. With ``witness``, also compute the bounds."""
     foresight = replay_policy(policy).foresight
     simulation = Simulation(
         parts_for(machine, policy),
@@ -163,7 +163,7 @@ def play(
 
 
 def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
-    """``outcome`` with what the order in which its calls were admitted asks for."""
+    """``outcome`` with the bounds for the order in which its calls were admitted."""
     accesses = [access for _, access in sorted(log.accesses.items())]
     start = len(accesses) - outcome.turns
     limited = replay_policy(outcome.policy).limited
@@ -180,7 +180,8 @@ def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
 
 
 def most_held(accesses: Sequence[Access]) -> int:
-    """The most pages, shared ones once, that calls held at once; of each as many as at its end."""
+    """The most pages that calls held at once, shared pages counted once; each call counts with its
+    pages at its end."""
     holders: Counter[int] = Counter()
     ends: dict[int, list[int]] = defaultdict(list)
     max_held = 0

@@ -1,7 +1,8 @@
-"""The fewest pages that any policy could bring back: Belady's rule, in the order of the calls.
+"""Belady's bound: the fewest pages that any policy could bring back, given the order of calls.
 
-A true lower bound of what a policy loaded or computed again, so whatever is uncertain is decided in
-favour of the policy. Shares nothing with the planner or the memory: it sees content only.
+The result is a true lower bound of the pages that a policy loaded or recomputed, so whatever is
+uncertain is decided in the policy's favour. The bound shares no code with the planner or the
+memory: it depends on the calls' content alone.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ NEVER = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One request, at its place in the order of admission: the ids of its pages; the first
-    ``num_read`` are its prompt's, which it needs from its admission on, the others it computes. It
-    ended before request ``until`` was admitted (0: before the next one), and until then kept what
-    it read, unless it was ``preempted`` in between."""
+    """The pages of one request, in a list in order of admission.
+
+    The first ``num_read`` of the page ids are the prompt's, which the request needs from its
+    admission on; it computes the others. The request ended before request ``until`` was admitted
+    (0: before the next one), and kept its pages until then, unless it was ``preempted``.
+    """
 
     pages: tuple[int, ...]
     num_read: int
@@ -34,7 +37,7 @@ class Access:
 
 
 def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int, ...]:
-    """An id for each whole page of ``tokens``: equal ids, equal tokens up to there."""
+    """An id for each whole page of ``tokens``; equal ids mean equal tokens up to the page's end."""
     ids, chain = [], 0
     for start in range(0, len(tokens) - page_bytes + 1, page_bytes):
         chain = xxhash.xxh3_64_intdigest(tokens[start : start + page_bytes], seed=chain)
@@ -43,7 +46,7 @@ def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int
 
 
 def reads_again(accesses: Sequence[Access]) -> list[list[int]]:
-    """Of each access, the pages that it reads and that were in an access before it."""
+    """For each access, the pages that it reads and that an earlier access had."""
     seen: set[int] = set()
     found = []
     for access in accesses:
@@ -53,12 +56,13 @@ def reads_again(accesses: Sequence[Access]) -> list[list[int]]:
 
 
 def belady_loads(accesses: Sequence[Access], capacity: int, start: int = 0) -> list[int]:
-    """Pages that each access from ``start`` on must bring back into ``capacity`` pages where always
-    the page that is read last makes room (Belady 1966). No choice of victims needs fewer in sum.
+    """The number of pages that each access from ``start`` on must bring back into a cache of
+    ``capacity`` pages, if the page with the latest next read is evicted (Belady 1966). No other
+    choice of victims needs fewer in sum.
 
-    What was never there before is computed, and not counted. What a request computes can be had for
-    nothing at its end, or at the first later read where that comes sooner, and takes no room before
-    that. At ``start`` anything may be there that an earlier access had.
+    Pages that no access had before are computed, and not counted. A page that a request computes
+    enters the cache for free at the request's end, or at its next read if that is earlier, and
+    takes no room before. At ``start``, any page of an earlier access may be in the cache.
     """
     again = reads_again(accesses)
     cache = _Cache(capacity)
@@ -86,8 +90,9 @@ def belady_loads(accesses: Sequence[Access], capacity: int, start: int = 0) -> l
 
 
 class _Cache:
-    """``reads``: by page, the places of its reads to come, last first. ``held``: by page, the next
-    of them; the heap has the same, farthest first, and what is no longer so."""
+    """A cache under Belady's rule. ``reads`` has each page's future reads, last first; ``_held``
+    the next read of each cached page. The heap orders the same entries, farthest first, among
+    outdated ones."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -97,19 +102,19 @@ class _Cache:
         self._heap: list[tuple[int, int]] = []
 
     def next_read(self, page: int, now: int) -> int:
-        """The first read of ``page`` at ``now`` or later; reads before that are forgotten."""
+        """The first read of ``page`` at ``now`` or later; earlier reads are dropped."""
         reads = self.reads.get(page, [])
         while reads and reads[-1] < now:
             reads.pop()
         return reads[-1] if reads else NEVER
 
     def offer(self, pages: Iterable[int], now: int) -> None:
-        """``pages`` are there for nothing, for those who keep them."""
+        """Add ``pages`` to the cache for free."""
         for page in pages:
             self._hold(page, now)
 
     def read(self, pages: Sequence[int], now: int) -> int:
-        """Pin ``pages``; how many of them were not held."""
+        """Pin ``pages``. Returns how many of them were not in the cache."""
         count = sum(page not in self._held for page in pages)
         for page in pages:
             self._pins[page] += 1

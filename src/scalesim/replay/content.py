@@ -1,4 +1,4 @@
-"""Tokens of named streams: equal names and places give equal tokens, and nothing is stored."""
+"""Tokens of named contents, computed by hashing: equal names and positions give equal tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _MASK = (1 << 64) - 1
 
 
 def stream_key(content: Content) -> int:
-    """64 bits that name a stream; typed, so that 1 and "1" are two."""
+    """A hash of 64 bits for a content's name; the names 1 and "1" have different hashes."""
     name = content.encode() if isinstance(content, str) else b"%d" % content
     return xxhash.xxh3_64_intdigest(name, seed=isinstance(content, str))
 
 
 def tokens_of(pieces: Iterable[TracePiece], vocab_size: int) -> Int32s:
-    """``[total length]``: token ``i`` of a stream is a hash of its key and ``i``."""
+    """The tokens of ``pieces``, ``[total length]``; token ``i`` of a content is a hash of its key
+    and ``i``."""
     counters = [
         np.arange(length, dtype=np.uint64) + np.uint64((stream_key(content) + start) & _MASK)
         for content, length, start in pieces
@@ -32,5 +33,5 @@ def tokens_of(pieces: Iterable[TracePiece], vocab_size: int) -> Int32s:
 
 
 def sampling_key(output: TracePiece, prompt_len: int) -> int:
-    """The key under which a stub runner's draws after ``prompt_len`` tokens are ``output``."""
+    """The sampling key that makes a stub runner generate ``output`` after ``prompt_len`` tokens."""
     return (stream_key(output.content) + output.start - prompt_len + 1) & _MASK

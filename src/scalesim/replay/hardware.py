@@ -1,8 +1,8 @@
-"""How long a step takes and how fast a link carries, on hardware that is not here.
+"""A roofline model of hardware: the duration of a step, and the rate of the link.
 
-A roofline: a step takes the longer of its arithmetic and its reading, plus a fixed overhead. Peak
-rates are the makers' data sheets'; the shares of them that are reached are assumptions, stated in
-``Hardware`` and the same for all devices. Ratios between policies are what these figures are for.
+A step takes the longer of its arithmetic and its reading, plus a fixed overhead. Peak rates are
+from the makers' data sheets. The attained shares of them are assumptions, stated in ``Hardware``
+and the same for all devices. The figures are meant for ratios between policies.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from scalesim.memory.prefetch.config import PlannerConfig
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """A device and its link to host memory, per second and direction.
+    """A device and its link to host memory; rates are per second, and per direction of the link.
 
-    ``peak_flops``: dense bf16 with fp32 accumulation. ``gemm_share``, ``memory_share``: reached by
-    large products and by streaming reads. ``step_overhead_s``: launches, sampling and the host's
-    work that does not hide.
+    ``peak_flops``: dense bf16 with fp32 accumulation. ``gemm_share``, ``memory_share``: shares of
+    the peaks that large products and streaming reads attain. ``step_overhead_s``: launches,
+    sampling and work of the host that does not overlap.
     """
 
     name: str
@@ -51,9 +51,11 @@ HARDWARE = {
 
 @dataclass(frozen=True, slots=True)
 class ModelCosts:
-    """What of a model costs time: ``num_params`` are read in a step and multiplied for each token
-    (without the input embedding), or of them ``active_params`` where each token takes a few of many
-    experts; K and V are bf16."""
+    """The properties of a model that cost time.
+
+    A step reads ``num_params`` parameters (without the input embedding) and multiplies each token
+    with them; in a mixture of experts, with ``active_params`` of them. K and V are bf16.
+    """
 
     name: str
     num_params: float
@@ -65,7 +67,7 @@ class ModelCosts:
 
     @property
     def token_bytes(self) -> int:
-        """K and V of one token over all layers."""
+        """Bytes of K and V of one token over all layers."""
         return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     def geometry(self, block_size: int | None = None) -> PageGeometry:
@@ -85,8 +87,8 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """A step's work: query tokens; the tokens of context that its sequences read, each once; and
-    (query token, context token) pairs that attention multiplies."""
+    """The work of a step: query tokens; context tokens read by its sequences, each once; and (query
+    token, context token) pairs of attention."""
 
     num_tokens: int
     context_tokens: int
@@ -95,7 +97,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Seconds of a step of ``model`` on ``hardware``."""
+    """The cost of steps of ``model`` on ``hardware``, in seconds."""
 
     hardware: Hardware
     model: ModelCosts
@@ -107,7 +109,7 @@ class CostModel:
         return 2.0 * params * work.num_tokens + attention
 
     def read_bytes(self, work: StepWork) -> float:
-        """Weights and the KV that is attended to."""
+        """Bytes that a step reads: the weights, and the KV that it attends to."""
         return 2.0 * self.model.num_params + self.kv_bytes(work.context_tokens)
 
     def kv_bytes(self, num_tokens: int) -> float:
@@ -126,11 +128,12 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``device_pages``, ``host_pages``: of the model's page size. ``link_share``: of the link's
-    rate. ``first_tokens``: of each prompt, which stand for an adapter's pages.
+    """A machine with its pools, in pages of the model's page size.
 
-    ``max_num_batched_tokens`` is about where a step's arithmetic begins to take longer than reading
-    the weights: more prefill in one step makes those that decode wait (Sarathi-Serve, OSDI 2024).
+    ``link_share`` is the share of the link's rate that is used. The first ``first_tokens`` of each
+    prompt stand for an adapter's pages. ``max_num_batched_tokens`` is about the size at which a
+    step's arithmetic takes as long as reading the weights; more prefill in one step would delay the
+    decodes (Sarathi-Serve, OSDI 2024).
     """
 
     cost: CostModel
@@ -157,7 +160,7 @@ _Named = TypeVar("_Named", Hardware, ModelCosts)
 
 
 def named(table: dict[str, _Named], name: str, what: str) -> _Named:
-    """The entry called ``name``; raises ``ConfigError`` with the names there are."""
+    """The entry called ``name``. Raises ``ConfigError``, naming the known ones."""
     if name not in table:
         raise ConfigError(f"unknown {what} {name!r}; there are: {', '.join(table)}")
     return table[name]

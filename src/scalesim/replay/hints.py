@@ -1,4 +1,4 @@
-"""What would have been known: the truth about an agent's next call, and ways to blur it."""
+"""Hints of workloads: the true time of an agent's next call, exact or blurred."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from scalesim.trace.trace import Hint
 
 
 class WorkloadHints:
-    """One mode for all agents.
+    """Hints of one mode for all agents.
 
-    ``exact``: the truth. ``interrupted``: a plan, which a share of calls does not wait for.
-    ``probability``: one over the agent's rate, however long ago it spoke. ``stale``: the truth,
-    some ticks late. ``inverted``: the sooner, the later. ``random``: any time within two mean gaps.
+    ``exact``: the true time. ``interrupted``: a planned time, before which a share of the calls
+    comes. ``probability``: one over the agent's rate, from its last act. ``stale``: the true time,
+    told some ticks late. ``inverted``: in reverse order. ``random``: a random time within two mean
+    gaps.
     """
 
     def __init__(self, knobs: Knobs, mean_gap: Callable[[int], float]) -> None:
@@ -29,8 +30,8 @@ class WorkloadHints:
     def about(
         self, agent: int, time: int, acts_at: float, planned: float
     ) -> tuple[float | None, float]:
-        """What ``agent``, acting at ``acts_at`` in tick ``time``, says of its next act, and when
-        that comes."""
+        """The hint of ``agent``, acting at ``acts_at`` in tick ``time``, about its next act, and
+        the true time of that act."""
         truth = planned
         if self._knobs.hints == "interrupted" and self._rng.random() < self._knobs.interrupts:
             gap = max(1, int(planned) - time)
@@ -38,7 +39,7 @@ class WorkloadHints:
         return self._blurred(agent, time, planned, truth), truth
 
     def take_late(self, time: int) -> list[Hint]:
-        """The hints that come only now."""
+        """The late hints that are due in tick ``time``."""
         return self._late.pop(time, [])
 
     def _blurred(self, agent: int, time: int, planned: float, truth: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The knobs of a workload: how many agents, how much text, what is known of the next call."""
+"""The parameters of a workload: number of agents, lengths of texts, quality of hints."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ HintMode = Literal["exact", "interrupted", "probability", "stale", "inverted", "
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """``shared``, ``private``, ``new``, ``output``: tokens of a prompt's parts, common to all
-    agents, an agent's own, fresh in each call, and generated; ``spread``: lognormal sigma of the
-    last two. ``burst``: calls in a row when an agent acts. ``growth``: share of what is said that
-    stays in the agent's prompt, up to ``max_context``. ``active``: mean share of agents that act
-    in a tick, where the workload leaves that open; ``sigma``: lognormal spread of the agents'
-    rates. ``shuffled``: a new order in each tick. ``opening``: everybody speaks one token first.
+    """The parameters of a workload.
 
-    ``hints``: what is known of the next call. ``interrupts``: share of calls that come before
-    their time (hints ``interrupted``). ``stale``: ticks by which a hint is late (``stale``).
-    ``wrong``: share of hints replaced by another draw. ``whole_ticks``: hints do not know the order
-    within a tick.
+    Tokens of a call: ``shared`` by all agents, ``private`` to an agent, ``new`` in each call, and
+    ``output``; ``spread`` is the lognormal sigma of the last two. ``burst``: successive calls each
+    time an agent acts. ``growth``: share of new text that stays in the agent's prompt, up to
+    ``max_context``. ``active``: mean share of agents that act in a tick, for workloads that leave
+    it open; ``sigma``: lognormal spread of the agents' rates. ``shuffled``: a new order in each
+    tick. ``opening``: all agents generate one token first.
+
+    ``hints``: the kind of hints about the next call. ``interrupts``: share of calls that come
+    before their time (hints ``interrupted``). ``stale``: ticks by which a hint is late (hints
+    ``stale``). ``wrong``: share of hints replaced by another draw. ``whole_ticks``: hints do not
+    tell the order within a tick.
     """
 
     agents: int = 200
@@ -45,7 +47,7 @@ class Knobs:
     whole_ticks: bool = False
 
     def pages(self, block_size: int) -> int:
-        """What all agents hold between their calls, in blocks, on average."""
+        """The mean state of all agents between their calls, in blocks."""
         own = self.private
         if self.growth:
             own += max(0, self.max_context - self.shared - self.private) // 2
@@ -53,7 +55,7 @@ class Knobs:
 
     @property
     def max_len(self) -> int:
-        """Tokens of the longest call, prompt and output."""
+        """Tokens of the longest call, prompt and output together."""
         fixed = self.shared + self.private
         said = int((self.new + self.output) * (1 if self.spread == 0 else 4))
         if self.growth == 0:

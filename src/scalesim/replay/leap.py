@@ -1,8 +1,8 @@
-"""Leaps: the steps in which nothing but decoding can happen, taken in one go.
+"""Leaps: runs of steps with nothing but decoding, taken at once.
 
-The same times, plans and tokens as one step after the other, for a small part of the work: what a
-replay of days of a simulation needs. It knows the scheduler's slots, and the scheduler knows
-nothing of it.
+Times, plans and tokens are the same as step by step, for a small part of the work, which makes a
+replay of days of a simulation possible. This module uses the scheduler's slots; the scheduler does
+not depend on it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scalesim.testing.tags import mix
 
 
 def take_quiet_steps(loop: EngineLoop, runner: VirtualRunner, link: VirtualLink) -> None:
-    """Between two iterations of ``loop``, with no step in flight: all decodes until somebody can
-    enter, grow, stop or end, or a copy has arrived."""
+    """Take all decode steps until a sequence can enter, grow, stop or end, or a copy has arrived.
+    Call between two iterations of ``loop``, with no step in flight."""
     scheduler, slots = loop.scheduler, loop.scheduler.slots
     decoding = scheduler.running.decoding
     num_quiet = num_quiet_steps(scheduler)
@@ -27,7 +27,7 @@ def take_quiet_steps(loop: EngineLoop, runner: VirtualRunner, link: VirtualLink)
         return
     vocab_size = np.uint64(loop.parts.model.vocab_size)
     contexts, done = int(slots.known[decoding].sum()), 0
-    while done < num_quiet and not link.has_news:  # news is for an iteration to take in
+    while done < num_quiet and not link.has_news:  # the next iteration handles the link's news
         woken = loop.memory.poll()
         assert not woken, "a copy ended, and the link said nothing"
         loop.memory.plan(link.now_s, scheduler.forecast)
@@ -39,11 +39,12 @@ def take_quiet_steps(loop: EngineLoop, runner: VirtualRunner, link: VirtualLink)
 
 
 def num_quiet_steps(scheduler: Scheduler) -> int:
-    """For how many steps nobody can enter, grow, stop or end, as long as no copy arrives."""
+    """The number of steps in which no sequence can enter, grow, stop or end, unless a copy
+    arrives."""
     slots, running = scheduler.slots, scheduler.running
     decoding = running.decoding
     if scheduler.num_waiting and slots.num_free:
-        return 0  # somebody may enter
+        return 0  # a sequence may enter
     if not len(decoding) or running.prefilling:
         return 0
     if slots.watched[decoding].any() or (slots.stop_ids[decoding] >= 0).any():
@@ -54,7 +55,7 @@ def num_quiet_steps(scheduler: Scheduler) -> int:
 
 
 def take_decodes(scheduler: Scheduler, decoding: Int64s, tokens: Int32s) -> None:
-    """As if a step of the slots ``decoding`` had been launched and had given ``tokens``."""
+    """Update the slots ``decoding`` as after a step that sampled ``tokens``; both are ``[n]``."""
     slots = scheduler.slots
     slots.take_tokens(decoding, tokens)
     slots.launched[decoding] += 1

@@ -1,9 +1,9 @@
-"""The published ScaleSim's planner, as a peer: distances in a few classes, a fixed look-ahead.
+"""The planner of the published ScaleSim, for comparison: distances in classes, a fixed look-ahead.
 
-Made from its description and code (PanZaifeng/KVFlow, March 2026): distances are clipped to
-``NUM_LEVELS`` classes without an order inside one; at each tick, whoever is needed within
-``AHEAD_TICKS`` is loaded at once, and a load may evict what is needed sooner. What is better here
-than there: the same link, copies and host tier as our own policies have.
+It follows the description and code (PanZaifeng/KVFlow, March 2026). Distances are clipped to
+``NUM_LEVELS`` classes, without an order inside a class. At each tick, all agents that are needed
+within ``AHEAD_TICKS`` are loaded at once, and a load may evict state that is needed sooner. Better
+than there are the link, the copies and the host tier, which are those of our own policies.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ REPLAY_POLICIES = {
 
 
 def replay_policy(name: str) -> Policy:
-    """The policy of a replay called ``name``; raises ``ConfigError`` with the names there are."""
+    """The policy called ``name``. Raises ``ConfigError``, naming the known ones."""
     return policy_named(name, REPLAY_POLICIES)
 
 
 class LevelsRanking(EvictionRanking):
-    """Orders by class: whole ticks up to the last class, then far, then unknown; no order inside a
-    class. ``tick`` puts what comes within the classes in order again."""
+    """An eviction ranking by class: whole ticks up to the last class, then far, then unknown,
+    without an order inside a class. ``tick`` ranks anew the segments that enter the classes."""
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
         super().__init__(tree, policy, timing)
-        self._enters: dict[Segment, float] = {}  # of what is far: when it is not any more
+        self._enters: dict[Segment, float] = {}  # when each far segment enters the classes
 
     def use_of(self, segment: Segment) -> UseTime:
         next_use, _ = self.next_use_of(segment)
@@ -72,7 +72,7 @@ class LevelsRanking(EvictionRanking):
 
 
 class LevelsAhead(Prefetcher):
-    """Acts once a tick."""
+    """A prefetcher that acts once per tick."""
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ class LevelsAhead(Prefetcher):
             missing = self.missing(agent)
             count = sum(blocks for _, blocks in missing)
             if count and not self.start(agent, missing, residency.take(count)):
-                residency.refused = False  # nobody waits for this
+                residency.refused = False  # no request waits for these pages
                 return  # the first failure ends the round
             self.awaited.discard(agent)
 
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """How a policy's memory orders what leaves, and plans what comes back."""
+    """The ranking and the prefetcher of a policy's memory."""
 
     make_ranking: MakeRanking = EvictionRanking
     make_planner: MakePlanner = Prefetcher

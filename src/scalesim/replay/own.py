@@ -1,6 +1,6 @@
-"""One's own model and hardware: a model's ``config.json``, and a JSON file of a device's rates.
+"""User-defined models and hardware: a model's ``config.json``, and a JSON file of a device's rates.
 
-A model is read for its shape alone, so any decoder with plain attention will do, native or not.
+Only the shape of a model is read, so any decoder with plain attention can be used, native or not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _OTHERWISE = ("kv_lora_rank", "ssm_cfg", "mamba_d_state", "state_size", "linear_
 
 
 def hardware_of(name: str) -> Hardware:
-    """The device of this name, or that which the JSON file at this path describes: the fields of
-    ``Hardware``, those with a default may be left out. Raises ``ConfigError``."""
+    """The device called ``name``, or the one described by the JSON file at that path. The file has
+    the fields of ``Hardware``; those with a default are optional. Raises ``ConfigError``."""
     path = Path(name)
     if name in HARDWARE or not _is_path(path):
         return named(HARDWARE, name, "hardware")
@@ -43,7 +43,7 @@ def hardware_of(name: str) -> Hardware:
 
 
 def model_of(name: str) -> ModelCosts:
-    """The model of this name, or that of the ``config.json`` at this path or in this folder.
+    """The model called ``name``, or the one of the ``config.json`` at that path or in that folder.
     Raises ``ConfigError``."""
     path = Path(name)
     if name in MODELS or not _is_path(path):
@@ -51,7 +51,7 @@ def model_of(name: str) -> ModelCosts:
     folder = path.is_dir()
     row = _read(path / "config.json" if folder else path)
     if isinstance(row.fields.get("text_config"), dict):
-        row = replace(row, fields=row.fields["text_config"])  # of a model of pictures too
+        row = replace(row, fields=row.fields["text_config"])  # of a multimodal model
     strange = next(filter(row.has, _OTHERWISE), None)
     if strange is not None:
         raise ConfigError(f"{path}: {strange}: only models whose state is plain K and V are known")
@@ -91,7 +91,7 @@ def _shape(name: str, config: Row) -> ModelCosts:
 
 
 def _part(config: Row, key: str, default: int | None = None) -> int:
-    """A size or a count."""
+    """The size or count under ``key``."""
     if default is not None and not config.has(key):
         return default
     return config.whole(key, 0 if default == 0 else 1, _MAX_PART)

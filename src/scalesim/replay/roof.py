@@ -1,18 +1,19 @@
-"""The roof: turns a second that nobody exceeds on a machine, whatever the policy and the order.
+"""The roof: an upper bound of calls per second on a machine, for any policy and any order.
 
-For each tick of the simulation, whose calls all end before the next tick begins, the least time
-that the hardware model allows:
+A tick's calls all end before the next tick begins. The bound sums, over the ticks of the
+simulation, the least time that the hardware model allows:
 
-- arithmetic: each prefix is computed once in a run, however many share it and whatever was evicted;
-  each call computes one token of its prompt at least, and each token of its answer but the last;
-- reading: each token of an answer reads its whole context once, and the weights are read once in
-  each step of the engine, of which there are as few as the longest chain of an agent's calls, the
-  slots and the token budget allow: everybody is batched ideally;
-- the link: of what a tick reads and an earlier one computed, no more than the pool holds is there
-  when it begins; the rest comes over the link or is computed again, whichever split is faster.
+- arithmetic: each prefix is computed once in a run, however many calls share it and whatever was
+  evicted; each call computes at least one token of its prompt, and each token of its answer but the
+  last;
+- reading: each token of an answer reads its whole context once. The weights are read once in each
+  step of the engine, and ideal batching takes the fewest steps that the longest chain of an agent's
+  calls, the slots and the token budget allow;
+- the link: of the state that a tick reads and an earlier tick computed, at most a pool's content is
+  present when the tick begins; the remainder is loaded or recomputed, in the faster split.
 
-Reading, arithmetic and the link go on side by side. Shares nothing with the scheduler, the planner
-or the memory: it sees the trace, the model and the hardware.
+Reading, arithmetic and the link run concurrently. The bound shares no code with the scheduler, the
+planner or the memory: it depends on the trace, the model and the hardware alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from scalesim.trace.trace import TraceCall, TraceTick, common_length
 
 @dataclass(frozen=True, slots=True)
 class Roof:
-    """Turns a second: with a pool for everything, and with the machine's own."""
+    """The least seconds for ``turns`` calls: with a pool for all state, and with the machine's
+    pool."""
 
     turns: int
     resident_s: float
@@ -48,7 +50,7 @@ class Roof:
 
 
 def roof(machine: Machine, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
-    """Over the ticks after the first ``warmup``; over all where there are not more."""
+    """The roof over the ticks after the first ``warmup``; over all ticks if there are no more."""
     floors = _Floors(machine)
     found = [(len(tick.calls), *floors.tick(tick.calls)) for tick in ticks]
     counted = found[warmup:] or found
@@ -57,13 +59,13 @@ def roof(machine: Machine, ticks: Iterable[TraceTick], warmup: int = 0) -> Roof:
 
 
 class _Floors:
-    """Least seconds of one tick after the other."""
+    """The least seconds of each tick, tick by tick."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._computed = machine, Computed(machine.geometry.block_size)
 
     def tick(self, calls: list[TraceCall]) -> tuple[float, float]:
-        """(with a pool for everything, with the machine's)."""
+        """The tick's least seconds: (with a pool for all state, with the machine's pool)."""
         machine, computed, cost = self._machine, self._computed, self._machine.cost
         if not calls:
             return 0.0, 0.0
@@ -91,23 +93,23 @@ class _Floors:
         return least_s, max(least_s, self._brought_s(missing, overhead_s + compute_s))
 
     def _brought_s(self, missing: int, compute_s: float) -> float:
-        """Least seconds in which ``missing`` pages come over the link or are computed again, beside
+        """The least seconds for loading or recomputing ``missing`` pages, concurrently with other
         arithmetic that takes ``compute_s``."""
         cost, block_size = self._machine.cost, self._machine.geometry.block_size
         again_s = cost.compute_s(cost.flops(StepWork(block_size, 0, 0)))
         load_s = cost.kv_bytes(block_size) / self._machine.link_bytes_per_s
-        computed = (missing * load_s - compute_s) / (load_s + again_s)  # where both take as long
+        computed = (missing * load_s - compute_s) / (load_s + again_s)  # both then take as long
         return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
 
 
 def _computed_tokens(call: TraceCall) -> Int32s:
-    """The tokens whose KV a call needs or computes; the last one it says is never fed back."""
+    """The tokens whose KV a call needs or computes: all but the last token of its answer."""
     return tokens_of((*call.prompt, call.output), VOCAB_SIZE)[:-1]
 
 
 def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
-    """Tokens at ``first … last``, and the (query, context) pairs of their attention; the first
-    ``adapter`` positions are none."""
+    """The number of tokens at ``first … last``, and of (query, context) pairs of their attention.
+    The first ``adapter`` positions hold an adapter's pages and do not count."""
     first, last = max(first, adapter) - adapter, max(last, adapter) - adapter
     if last <= first:
         return 0, 0
@@ -115,8 +117,8 @@ def _attended(first: int, last: int, adapter: int) -> tuple[int, int]:
 
 
 def _longest_chain(calls: Iterable[TraceCall]) -> int:
-    """Steps of the engine that the busiest agent's calls take one after the other: its rounds wait
-    for each other, and each token of an answer for the one before."""
+    """The most steps of the engine that one agent's calls take in sequence: rounds wait for each
+    other, and each token of an answer for the token before."""
     by_agent: dict[AgentId | None, list[TraceCall]] = defaultdict(list)
     for call in calls:
         by_agent[call.agent].append(call)
@@ -130,8 +132,8 @@ def _longest_chain(calls: Iterable[TraceCall]) -> int:
 
 
 class _Edge:
-    """Tokens behind a node of the tree. ``born``: the tick that first had them. ``read_to``: how
-    far prompts of tick ``read_in`` have read."""
+    """An edge of the radix tree. ``born`` is the tick that first had its tokens; prompts of tick
+    ``read_in`` have read its first ``read_to`` tokens."""
 
     __slots__ = ("born", "children", "read_in", "read_to", "tokens")
 
@@ -141,7 +143,7 @@ class _Edge:
         self.read_in, self.read_to = -1, 0
 
     def split(self, length: int) -> None:
-        """Into the first ``length`` tokens, and the rest as a child."""
+        """Split behind the first ``length`` tokens; the others become a child."""
         lower = _Edge(self.tokens[length:], self.born)
         lower.children, lower.read_in = self.children, self.read_in
         lower.read_to = max(0, self.read_to - length)
@@ -150,7 +152,7 @@ class _Edge:
 
 
 class Computed:
-    """All that was ever computed, as a radix tree of tokens. ``pages_read``: whole pages of earlier
+    """All tokens computed so far, as a radix tree. ``pages_read`` counts the whole pages of earlier
     ticks that this tick's prompts read, each once."""
 
     def __init__(self, block_size: int) -> None:
@@ -163,10 +165,10 @@ class Computed:
         self.pages_read = 0
 
     def add(self, tokens: Int32s, prompt_len: int) -> tuple[int, tuple[int, int]]:
-        """A call computes ``tokens``, of which ``prompt_len`` are its prompt's. Returns the place
-        from which on it must compute, at the last token of its prompt at the latest; and the
-        stretch behind that which another call of the same tick has counted: whoever comes first,
-        one of the two may find it there."""
+        """Add the ``tokens`` of a call, of which the first ``prompt_len`` are its prompt. Returns
+        the position from which on the call must compute (at most its prompt's last token); and the
+        range behind it that another call of the tick has counted already, because the later one of
+        the two calls may reuse it."""
         whole = (prompt_len - 1) // self._block_size * self._block_size
         node, depth, twice = self._root, 0, 0
         while depth < len(tokens):
@@ -189,7 +191,7 @@ class Computed:
 
     def _read(self, edge: _Edge, start: int, count: int) -> None:
         """Count the pages that end in the first ``count`` tokens of ``edge``, which begins at
-        ``start``, as far as this tick has not read them."""
+        position ``start``, unless this tick has read them already."""
         if edge.read_in != self._tick:
             edge.read_in, edge.read_to = self._tick, 0
         if count > edge.read_to:

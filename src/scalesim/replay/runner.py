@@ -1,4 +1,4 @@
-"""A runner that computes nothing but how long it would have taken."""
+"""The virtual runner: computes only the duration of each step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from scalesim.replay.hardware import CostModel, StepWork
 
 @dataclass(slots=True)
 class Spent:
-    """Virtual seconds and work since the start. ``flops`` and ``read_bytes`` are the floors'."""
+    """Virtual seconds and work since the start; ``flops`` and ``read_bytes`` as in the cost
+    model."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -23,11 +24,11 @@ class Spent:
 
 
 class VirtualRunner:
-    """Runs ``inner`` (which gives the tokens), and moves the link's clock on by what ``step_s``
-    says of each step.
+    """A runner around ``inner``, which supplies the tokens. Each step advances the link's clock by
+    the step's duration in the cost model.
 
-    ``first_tokens`` of every sequence are an adapter's pages in the guise of a prompt: they cost
-    what reading them takes, and their link time where they have to come anew.
+    The first ``first_tokens`` tokens of every sequence stand for an adapter's pages: they cost
+    their reading, and their transfer if they have to be loaded.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class VirtualRunner:
         return self.inner.collect(step)
 
     def pass_time(self, work: StepWork, fetched_bytes: float = 0.0) -> None:
-        """A step of ``work`` goes by; ``fetched_bytes`` come over the link before it can start."""
+        """Advance the clock by a step of ``work``, before which ``fetched_bytes`` come over the
+        link."""
         seconds = self._cost.step_s(work) + fetched_bytes / self._link.rate("in")
         spent = self.spent
         spent.steps += 1
@@ -62,7 +64,7 @@ class VirtualRunner:
         self._link.advance_to(self._link.now_s + seconds)
 
     def decode_work(self, num_seqs: int, context_tokens: int) -> StepWork:
-        """The work of one token for each of ``num_seqs`` sequences, their contexts in sum."""
+        """The work of one decode step of ``num_seqs`` sequences with ``context_tokens`` in sum."""
         seen = context_tokens - num_seqs * self._first_tokens
         return StepWork(num_seqs, context_tokens, seen)
 
@@ -73,7 +75,7 @@ class VirtualRunner:
             return self.decode_work(batch.num_seqs, int(ends.sum())), 0.0
         first = self._first_tokens
         contexts = np.maximum(ends - first, 0)
-        real = contexts - np.maximum(ends - counts - first, 0)  # query tokens that are no adapter's
+        real = contexts - np.maximum(ends - counts - first, 0)  # query tokens outside the adapter
         pairs = int((real * contexts - real * (real - 1) // 2).sum())
         fetched = float((counts - real).sum()) * self._token_bytes
         return StepWork(int(real.sum()), int(ends.sum()), pairs), fetched

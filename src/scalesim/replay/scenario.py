@@ -1,4 +1,4 @@
-"""Scenarios: a workload or a trace, on a machine whose pools are sized by it."""
+"""Scenarios: a workload or a trace, and the machine with pools sized for it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 
-MAX_RUNNING = 512  # a step's budget of tokens: each that runs decodes one
+MAX_RUNNING = 512  # the token budget of a step, of which each running request takes one
 ADAPTER_BYTES = 77 << 20  # rank 16 on the seven linear layers of Qwen2.5-7B, bf16
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """``hardware``, ``model``: a name, or the path of a description. ``residency``: of all agents'
-    state, what the device pool holds. ``host``: of the same, what the host pool holds.
-    ``pool_bytes``, ``host_bytes``: the sizes themselves, instead. ``running``: requests at once.
-    ``link_share``: of the link's rate. ``adapter``: each agent has one, as pages of its own before
-    its prompt. Raises ``ConfigError``."""
+    """The sizes of a machine.
+
+    ``hardware`` and ``model`` are names, or paths of descriptions. ``residency`` and ``host`` are
+    the sizes of the two pools as shares of all agents' state; ``pool_bytes`` and ``host_bytes``,
+    if given, replace them. ``running`` is the most requests at once, ``link_share`` the share of
+    the link's rate. With ``adapter``, each agent has an adapter, modelled as pages before its
+    prompt. Raises ``ConfigError`` for wrong values.
+    """
 
     hardware: str = "h100"
     model: str = "qwen2.5-7b"
@@ -48,8 +51,12 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``pages``: all agents' state between calls. ``ticks`` gives the same ticks each time, and
-    ``sources`` what tells of the next calls beside them. ``note``: what a reader should know."""
+    """A workload or a trace to replay.
+
+    ``pages`` is the state of all agents between calls, in pages. ``ticks`` returns the same ticks
+    each time, ``sources`` the sources of predictions beside the ticks' hints. ``note`` is a remark
+    for readers of the result.
+    """
 
     name: str
     ticks: Callable[[], Iterable[TraceTick]]
@@ -61,7 +68,8 @@ class Scenario:
     note: str = ""
 
     def machine(self, sizes: Sizes) -> Machine:
-        """Raises ``ConfigError`` where the pool cannot hold the longest call."""
+        """The machine of these sizes. Raises ``ConfigError`` if the pool cannot hold the longest
+        call."""
         cost = cost_of(sizes)
         geometry = cost.model.geometry()
         longest = self.max_len // geometry.block_size + 1
@@ -88,12 +96,13 @@ class Scenario:
 
 
 def cost_of(sizes: Sizes) -> CostModel:
-    """Raises ``ConfigError`` for what is neither a name nor a sound description."""
+    """The cost model of these sizes. Raises ``ConfigError`` if hardware or model is neither a known
+    name nor a valid description."""
     return CostModel(hardware_of(sizes.hardware), model_of(sizes.model))
 
 
 def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False) -> Scenario:
-    """``learned``: what hints there are is made by watching who calls when."""
+    """The scenario of a workload. With ``learned``, hints come from the learned source alone."""
     geometry = cost_of(sizes).model.geometry()
     first = 0
     if sizes.adapter:
@@ -113,8 +122,9 @@ def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False
 def of_trace(
     name: str, ticks: Iterable[TraceTick], sizes: Sizes, hints: TraceHints = "recorded"
 ) -> Scenario:
-    """A trace, read whole: what is to come must be known to ``oracle``. Calls by nobody leave no
-    state; where all are, the pool is one for what runs."""
+    """The scenario of a trace. The trace is read whole, because the policy ``oracle`` needs the
+    future. Calls without an agent leave no state; if all are such, the pool is sized for the
+    running calls. Raises ``TraceError`` for a trace without calls."""
     found = informed(with_truth(ticks), hints)
     calls = [call for tick in found for call in tick.calls]
     if not calls:
@@ -136,8 +146,8 @@ def of_trace(
 
 
 def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
-    """What ``calls``, one an agent, hold between calls: whole blocks of their prompts, what is
-    shared once, and for each a partial one."""
+    """The pages of state after ``calls``, one per agent: the whole blocks of their prompts, shared
+    ones once, and a partial block for each call."""
     known: dict[int, int] = {}
     count = 0
     for call in calls:
@@ -148,8 +158,8 @@ def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
 
 
 def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
-    """``ticks``, whose truth is known, with other hints: ``exact`` tells what really comes, when
-    each call has ended and at the start; ``learned`` and ``none`` tell nothing."""
+    """``ticks``, whose ``truth`` is set, with hints of another kind. ``exact`` gives the true
+    times, at the start and after each call; ``learned`` and ``none`` give no hints."""
     if hints == "recorded":
         return list(ticks)
     exact = hints == "exact"

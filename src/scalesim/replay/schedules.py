@@ -1,10 +1,9 @@
-"""When agents act: five schedules. Times are ticks; the fraction is the place in the tick's queue.
+"""Schedules: the times at which agents act, for each workload.
 
-A tick's calls all come when it begins, so the fraction is kept below a thousandth: it tells the
-order, and takes no time.
-
-``after`` is asked once for each act, in order of time, and may draw; so a schedule is a function of
-its seed alone.
+Times are in ticks; the fraction is the place in the tick's queue. All calls of a tick come at its
+beginning, so the fraction is below a thousandth: it tells the order, and takes no time. ``after``
+is called once for each act, in order of time, and may draw; so a schedule is a function of its seed
+alone.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ ORDER = 1e-3
 
 
 class Schedule(Protocol):
-    """``mean_gap``: ticks between two acts of the agent, on average."""
+    """The times of agents' acts. ``mean_gap`` is the mean number of ticks between two acts of an
+    agent."""
 
     def mean_gap(self, agent: int) -> float: ...
 
     def first(self, agent: int) -> float: ...
 
     def after(self, agent: int, now: float) -> float:
-        """When ``agent`` acts next, having acted at ``now``; at least one tick later."""
+        """The time of the agent's next act after one at ``now``; at least one tick later."""
         ...
 
     def rounds(self, agent: int, time: int) -> int:
-        """Extra calls, beyond the usual burst, of this act."""
+        """The number of calls of this act beyond the usual burst."""
         ...
 
 
@@ -50,7 +50,7 @@ class _Draws:
 
 
 class _Spaced:
-    """Agents at fixed places in the tick, and gaps that a subclass draws."""
+    """A schedule with fixed places in the tick, and gaps that the subclass draws."""
 
     def __init__(self, num_agents: int, seed: int, mean: float) -> None:
         self._mean, self._num_agents = mean, num_agents
@@ -76,9 +76,9 @@ class _Spaced:
 
 
 class Plans(_Spaced):
-    """W1: an action takes 1-3 ticks (going somewhere near), 4 (shopping), 9 (a way across town),
-    12-36 (work) or 12-96 (sleep, the commonest at night). Some 6 % of agents act in a tick by
-    day."""
+    """W1: an action takes 1-3 ticks (a short way), 4 (shopping), 9 (a way across town), 12-36
+    (work) or 12-96 (sleep, the most common one at night). By day, some 6 % of the agents act in a
+    tick."""
 
     def __init__(self, num_agents: int, seed: int) -> None:
         super().__init__(num_agents, seed, 16.0)
@@ -98,8 +98,9 @@ class Plans(_Spaced):
 
 
 class Feed:
-    """W2: each tick an agent acts with its own probability, higher at busy hours (a sevenfold
-    swing over the day). The coins are tossed ahead, so the next act is known when this one ends."""
+    """W2: in each tick an agent acts with its own probability, which is higher at busy hours (by a
+    factor of up to seven over the day). Acts are drawn ahead, so the next one is known when this
+    one ends."""
 
     def __init__(self, rates: npt.NDArray[np.float64], seed: int) -> None:
         self._rates = rates
@@ -116,7 +117,8 @@ class Feed:
         return self.after(agent, 0.0)
 
     def after(self, agent: int, now: float) -> float:
-        """Where the sum of hazards from the next tick on passes an exponential draw."""
+        """The tick in which the sum of hazards, from the next tick on, exceeds an exponential
+        draw."""
         needed = -np.log1p(-self._draws()) / self._rates[agent]
         day, hour = divmod(int(now) + 1, DAY_W2)
         days, in_day = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
@@ -128,8 +130,8 @@ class Feed:
 
 
 class Town(_Spaced):
-    """W3: actions of 5 to 60 minutes (30-360 ticks); some acts open a conversation, in which the
-    agent speaks every other tick, at most eight times and in 15 % of cases less."""
+    """W3: actions of 5 to 60 minutes (30-360 ticks). Some acts open a conversation, in which the
+    agent speaks every other tick, at most eight times, and in 15 % of cases fewer times."""
 
     def __init__(self, num_agents: int, seed: int) -> None:
         super().__init__(num_agents, seed, 60.0)
@@ -146,9 +148,9 @@ class Town(_Spaced):
 
 
 class Shares(_Spaced):
-    """The paper's: a fifth of the agents acts in each tick. ``independent``: an action's remaining
-    time, one to nine ticks. ``interaction``: that, or an encounter before it. ``path``: an order
-    that was fixed before, every fifth tick."""
+    """The paper's schedule: a fifth of the agents acts in each tick. ``independent``: after an
+    action of one to nine ticks. ``interaction``: after an action or an earlier encounter. ``path``:
+    every fifth tick, in a fixed order."""
 
     def __init__(self, num_agents: int, seed: int, kind: str) -> None:
         super().__init__(num_agents, seed, 5.0)
@@ -163,8 +165,8 @@ class Shares(_Spaced):
 
 
 class Rounds:
-    """W4: everybody acts in each tick, in a fixed order or a shuffled one; each third tick has one
-    more call, to reflect."""
+    """W4: all agents act in each tick, in a fixed or a shuffled order; every third tick has one
+    more call, for reflection."""
 
     def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:
         self._num_agents, self._shuffled = num_agents, shuffled
@@ -185,8 +187,8 @@ class Rounds:
 
 
 class TurnTaking:
-    """W5: agent 0 is the game master and acts in each tick; the others take turns, one a tick, in
-    a fixed order or in a new permutation for each cycle, drawn ahead."""
+    """W5: agent 0, the game master, acts in each tick; the others take turns, one per tick, in a
+    fixed order or in a permutation drawn ahead for each cycle."""
 
     def __init__(self, num_agents: int, seed: int, shuffled: bool) -> None:
         self._entities, self._seed, self._shuffled = max(1, num_agents - 1), seed, shuffled

@@ -1,7 +1,8 @@
-"""A simulation on the loop: each tick's calls go in, the next tick begins when all have ended.
+"""The replay of a simulation on the engine's loop.
 
-Agents wait for their own earlier rounds and for nobody else; time is the link's. What a tick took,
-and when first tokens came, is kept by ``Log``.
+A tick's calls are submitted together, and the next tick begins when all have ended. Within a tick,
+an agent waits for its own earlier rounds only. Time is the link's virtual clock. ``Log`` keeps the
+durations of ticks and the times to first tokens.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from scalesim.trace.trace import Hint, TraceCall, TraceTick
 
 @dataclass(slots=True)
 class Log:
-    """Virtual seconds: of each tick of the simulation, and from each call to its first token.
-    ``accesses`` by order of admission, where they are asked for."""
+    """Durations in virtual seconds: of each tick, and from each call to its first token.
+    ``accesses`` are the calls' page accesses by order of admission, if asked for."""
 
     tick_s: list[float] = field(default_factory=list)
     first_token_s: list[float] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Log:
 
 
 class _Open:
-    """A call under way; its end puts it into ``ended``."""
+    """An open call, which adds itself to ``ended`` when it ends."""
 
     def __init__(self, traced: TraceCall, call: Call, ended: list[_Open]) -> None:
         self.traced, self.call, self._ended = traced, call, ended
@@ -51,9 +52,12 @@ class _Open:
 
 
 class Simulation:
-    """Plays ticks on ``parts``, whose runner and clock are virtual. ``foresight``: hints are
-    replaced by what really comes. ``leap``: uninterrupted decoding is one event. ``witness``: keep
-    what every call touched. ``watch``: told the log whenever calls ended."""
+    """Plays ticks on ``parts``, whose runner and clock are virtual.
+
+    ``foresight`` replaces hints by the true times. ``leap`` takes runs of decode steps at once.
+    ``witness`` keeps the page accesses of every call. ``watch`` is called with the log whenever
+    calls have ended.
+    """
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class Simulation:
         loop.tick(start_s, to=tick.time)
         self._tell(tick.hints)
         first: list[TraceCall] = []
-        begun: dict[AgentId | None, int] = {}  # the round that comes first, whatever its number
+        begun: dict[AgentId | None, int] = {}  # by agent: its first round in this tick
         for traced in tick.calls:
             waiting = self._later.get(traced.agent)
             if waiting is None and begun.setdefault(traced.agent, traced.round) == traced.round:
@@ -133,7 +137,7 @@ class Simulation:
             call.sequence.key = sampling_key(traced.output, call.sequence.prompt_len)
 
     def _take(self, ended_call: _Open) -> None:
-        """A call ended: account for it, say what is known now, and call again."""
+        """Record a call that ended, then submit its agent's next round or give its hint."""
         traced, call, log = ended_call.traced, ended_call.call, self.log
         sequence = call.sequence
         assert sequence is not None and call.error is None and sequence.first_step is not None
@@ -152,7 +156,7 @@ class Simulation:
             self._tell([Hint(traced.agent, traced.expect, traced.truth)])
 
     def _next_round(self, agent: AgentId | None) -> list[TraceCall]:
-        """The calls of ``agent`` that come together now; empty where none is left in this tick."""
+        """The calls of the agent's next round; empty if the tick has no further round of it."""
         waiting = self._later.get(agent)
         if not waiting:
             return []

@@ -1,9 +1,9 @@
-"""Will this many agents fit, how fast, and what binds? A closed form for ``scalesim plan``.
+"""Sizing for ``scalesim plan``: a closed form for capacity, call rate and the binding resource.
 
-The long-run average of a simulation whose order of turns is known: of an agent's turns, the share
-``1 - resident share`` finds its state on the host (Belady on a cyclic order; on any other he misses
-less). Compute and link work side by side, so the slower one sets the rate. Bursts, warm-up and
-wrong hints are not in it: that is what replay is for.
+The result is the long-run average of a simulation with a known order of calls. The share
+``1 - resident share`` of an agent's calls finds its state on the host: the miss ratio of Belady's
+rule on a cyclic order, which is lower on any other order. Compute and link work concurrently, so
+the slower one sets the rate. Bursts, warm-up and wrong hints are not modelled; replay does that.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from scalesim.errors import ConfigError
 from scalesim.replay.hardware import CostModel, Hardware, ModelCosts, StepWork
 
 Binds = Literal["compute", "link", "host memory"]
-_RESERVED = 0.1  # of device memory: activations, workspace, the allocator
+_RESERVED = 0.1  # share of device memory for activations, workspace and the allocator
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``agents``, of which a share ``active`` calls once in a tick. Each call's prompt is
-    ``shared`` tokens that all have in common, ``prefix`` that the agent has had before, and ``new``
-    ones; the answer has ``output`` tokens."""
+    """The load: ``agents``, of which a share ``active`` calls once per tick. A prompt has
+    ``shared`` tokens common to all agents, ``prefix`` tokens of the agent's earlier calls and
+    ``new`` tokens; the answer has ``output`` tokens. Each agent's adapter has ``adapter_bytes``."""
 
     agents: int
     active: float = 0.2
@@ -35,9 +35,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Bytes, seconds and rates. ``resident`` agents have their state on the device; ``rebuilt`` is
-    the share of turns whose state fits nowhere. A turn costs ``compute_s`` and ``link_s``, each of
-    its own resource, and ``binds`` names the one that sets ``turns_per_s``."""
+    """The result, in bytes, seconds and rates.
+
+    ``resident`` agents have their state on the device. Of all calls, the share ``missing`` does not
+    find its state there, and the share ``rebuilt`` finds it on neither tier. A call costs
+    ``compute_s`` of compute and ``link_s`` of the link; ``binds`` names the resource that sets
+    ``turns_per_s``.
+    """
 
     fits: bool
     state_bytes: int
@@ -56,7 +60,8 @@ class Fit:
 
 
 def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> Fit:
-    """Raises ``ConfigError`` where the model, or one agent beside it, does not fit the device."""
+    """How ``load`` fits. Raises ``ConfigError`` if the model, or one agent beside it, does not fit
+    the device."""
     cost = CostModel(hardware, model)
     token_bytes = model.geometry().token_bytes
     state = (load.prefix + load.new + load.output) * token_bytes + load.adapter_bytes
@@ -69,7 +74,7 @@ def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> F
             f"{state / 1e9:.2f} GB; take a smaller model or prefix, or a larger device"
         )
     resident = min(float(load.agents), pool / state)
-    # those that run hold their pages; the other half is for those that come next
+    # running calls hold half of the pool; the other half is for the calls that come next
     running = max(1, min(256, load.agents, int(resident if resident == load.agents
                                                else resident / 2)))  # fmt: skip
     missing = 1.0 - resident / load.agents
@@ -103,7 +108,7 @@ def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> F
 
 
 def _compute_s(load: Load, cost: CostModel, running: int, rebuilt: float) -> float:
-    """Seconds of compute a turn: its prefill, and its share of decode steps of ``running``
+    """Seconds of compute per call: its prefill, and its share of decode steps with ``running``
     agents."""
     context = load.shared + load.prefix + load.new
     prefill = load.new + rebuilt * load.prefix

@@ -1,4 +1,4 @@
-"""With what agents call: prompts as pieces, from sizes alone."""
+"""The prompts of workloads, as pieces of named contents, from their lengths alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _BUFFER = 4096
 
 
 class Texts:
-    """A prompt is the common text, the agent's own, what it keeps of what was said, and new text.
+    """Prompts made of the common text, the agent's own text, what it keeps of earlier calls, and
+    new text.
 
-    A stream is named ``agent << 32 | number``; number 0 is the agent's own text.
+    A content is named ``agent << 32 | number``; number 0 is the agent's own text.
     """
 
     def __init__(self, seed: int, knobs: Knobs, first_tokens: int = 0) -> None:
@@ -24,7 +25,8 @@ class Texts:
         self._history: dict[int, list[TracePiece]] = {}
 
     def opening(self, agent: int, expect: float | None, truth: float) -> TraceCall:
-        """The agent's fixed text and one token of answer: what a simulation does to plan a day."""
+        """The opening call, such as for planning a day: the agent's fixed text, and an answer of
+        one token."""
         prompt = (*self._fixed(agent), TracePiece(agent << 32 | 1, 1))
         self._numbers[agent] = 2
         return TraceCall(agent, prompt, TracePiece(agent << 32 | 2, 1), expect=expect, truth=truth)
@@ -46,7 +48,7 @@ class Texts:
         return calls
 
     def _keep(self, agent: int, new: TracePiece, output: TracePiece) -> None:
-        """The share that stays; all is forgotten when the context is full."""
+        """Keep a share of the new text; forget everything when the context is full."""
         knobs = self._knobs
         history = self._history.setdefault(agent, [])
         stays = max(1, int(new.length * knobs.growth))

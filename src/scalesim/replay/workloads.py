@@ -1,8 +1,8 @@
-"""Workloads W1 to W5: who speaks when, with how much text, as seeded generators.
+"""Workloads W1 to W5: seeded generators of calls, with their times and lengths.
 
-Each models a family of agent simulations by what its public code and logs show (see docs/replay.md
-for the sources of every figure). A schedule says when an agent acts next; ``Texts`` says with what;
-``hints`` turns the truth into what would have been known. Nothing here depends on a policy.
+Each models a family of agent simulations after its public code and logs (docs/replay.md has the
+source of every figure). A schedule gives the times of an agent's acts, ``Texts`` their prompts, and
+``hints`` derives from the true times what would have been known. Nothing here depends on a policy.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WORKLOADS = {
             lambda knobs: Town(knobs.agents, knobs.seed),
             Knobs(agents=500, ticks=360, shared=304, private=400, new=240, output=24, burst=9),
         ),
-        # rounds (EconAgent, TinyTroupe): everybody in each tick, in order
+        # rounds (EconAgent, TinyTroupe): all agents act in each tick, in order
         Kind(
             "w4",
             lambda knobs: Rounds(knobs.agents, knobs.seed, knobs.shuffled),
@@ -74,22 +74,22 @@ PAPER_CLASSES = ("independent", "interaction", "path")
 
 
 def paper(cls: str, agents: int, ticks: int = 20, seed: int = 0) -> tuple[Kind, Knobs]:
-    """The published evaluation's set-up, as far as it was disclosed (arXiv 2601.21473): a fifth of
-    the agents acts in each tick. Lengths were not; these are ours."""
+    """The published evaluation's set-up (arXiv 2601.21473): a fifth of the agents acts in each
+    tick. Its lengths were not disclosed; these are ours."""
     knobs = Knobs(agents=agents, ticks=ticks, seed=seed, private=1024, new=128, output=64)
     return Kind(cls, lambda knobs: Shares(knobs.agents, knobs.seed, cls), knobs), knobs
 
 
 def workload(name: str, **changes: object) -> tuple[Kind, Knobs]:
-    """The kind called ``name`` with its knobs, some of them changed."""
+    """The kind called ``name``, and its knobs with ``changes``."""
     kind = WORKLOADS[name]
     given = {key: value for key, value in changes.items() if value is not None}
     return kind, replace(kind.knobs, **given)  # type: ignore[arg-type]
 
 
 def generate(kind: Kind, knobs: Knobs, first_tokens: int = 0) -> Iterator[TraceTick]:
-    """The workload, tick by tick, from tick 1 on; tick 0 is the opening. Each prompt begins with
-    ``first_tokens`` of the agent's own: an adapter's pages."""
+    """The ticks of a workload; tick 0 is the opening. Each prompt begins with ``first_tokens``
+    tokens of the agent's own, which stand for an adapter's pages."""
     schedule, texts = kind.schedule(knobs), Texts(knobs.seed, knobs, first_tokens)
     hints = WorkloadHints(knobs, schedule.mean_gap)
     due: dict[int, list[tuple[float, int]]] = {}

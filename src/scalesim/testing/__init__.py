@@ -1,7 +1,7 @@
-"""For those who test an engine, an allocator, a link, a runner or a policy.
+"""Test machines for an engine, an allocator, a link, a runner or a policy.
 
-``memory_walk`` and ``request_walk`` drive real memory and scheduling at random (``walks`` plays,
-judges and shrinks them); ``bed.Factories`` puts a part of one's own in. ``tag_runner`` verifies
-every read, ``page_watch`` the order of all accesses, ``memory.integrity`` the books, ``progress``
-that requests go on; ``schedules`` choose what happens next, ``explore`` tries everything.
+``memory_walk`` drives the real memory at random; ``walks`` runs, judges and shrinks such walks;
+``bed.Factories`` replaces a part by one's own. ``tag_runner`` verifies every read, ``page_watch``
+the order of all accesses; ``contracts`` tests an allocator, a link or a policy alone;
+``hostile_link`` and ``hostile_device`` do the worst that a link or a device may do.
 """

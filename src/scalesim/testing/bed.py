@@ -1,6 +1,6 @@
-"""A test bed: real memory over tags, with a link, a runner and a page watch. What the worlds share.
+"""The test bed of the worlds: real memory over tags, with a link, a runner and a page watch.
 
-What is under test goes in through ``Factories``: an allocator, a link, a policy of one's own.
+``Factories`` replaces an allocator, a link, a policy or another part by the one under test.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def hostile_link(device: Bytes2D, host: Bytes2D, timeline: Timeline, seed: int) 
 
 @dataclass(frozen=True)
 class Factories:
-    """What is under test. ``policy`` goes before a world's own; ``runner`` is put around the tag
-    runner; ``watched``: a ``PageWatch`` sees every access."""
+    """The makers of the parts under test. ``policy`` replaces a world's own; ``runner`` wraps the
+    tag runner; with ``watched``, a ``PageWatch`` sees every access."""
 
     pool: MakePool = PagePool
     link: MakeLink = hostile_link
@@ -50,10 +50,11 @@ OURS = Factories()
 
 
 class Bed:
-    """Pools of ``pages`` and ``host_pages`` pages of ``block_size`` tags, beside the null page.
+    """Memory with pools of ``pages`` (and the null page) and ``host_pages`` pages of ``block_size``
+    tags each.
 
     ``raw_link`` and ``tags`` are the link and the runner themselves; ``link`` and ``runner`` are
-    what the engine's parts are given: the same, watched.
+    the same with the watch around them, as the engine's parts get them.
     """
 
     def __init__(
@@ -112,11 +113,11 @@ class Bed:
 
     @property
     def hostile(self) -> HostileLink | None:
-        """The link, if it is the hostile one: it can be told to move, and to fail."""
+        """The link, if it is the hostile one, which can be told to move and to fail."""
         return self.raw_link if isinstance(self.raw_link, HostileLink) else None
 
     def move(self, count: int = 1) -> None:
-        """The link goes on: a hostile one by ``count`` events, another for a moment."""
+        """Let the link work: a hostile one for ``count`` events, another one for a moment."""
         if self.hostile is None:
             self.raw_link.wait(1e-4)
             return
@@ -124,7 +125,8 @@ class Bed:
             self.hostile.step()
 
     def check_all_free(self) -> None:
-        """Every page is free, no row taken, no ticket alive: what must hold when all was let go."""
+        """Check that every page and row is free and no ticket is open, after everything was
+        released."""
         memory, residency = self.memory, self.memory.residency
         for pool in (memory.device, memory.host):
             assert pool.num_free == pool.num_usable, f"{pool.num_used} pages are not free"

@@ -1,7 +1,7 @@
-"""What every page of both pools must hold, by the books of the prefix tree. Used by the worlds.
+"""Verification of the contents of both pools against the prefix tree, for the worlds.
 
-Segments' tokens say which tags belong into their pages, on either tier; adapters' digests say which
-bytes. All of a tier is compared in one go.
+A segment's tokens determine the tags in its pages, on either tier; an adapter's digest determines
+the bytes in its pages. All pages of a tier are compared at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scalesim.testing.tags import (
 
 
 class PageReader:
-    """Gathers what is to be read back from the pool ``pages``, and compares it in one go."""
+    """Collects the expected contents of pages of a pool, and compares them at once."""
 
     def __init__(self, pages: Bytes2D, block_size: int) -> None:
         self._tags, self._size = view_tags(pages, block_size), block_size
@@ -35,8 +35,8 @@ class PageReader:
     def add(
         self, owner: object, pages: Sequence[int], tokens: Int64s, known: UInt64s, start: int
     ) -> None:
-        """``pages`` hold ``tokens[start:]``, whose lineages are ``known[start:]``, as far as both
-        go."""
+        """Expect ``tokens[start:]``, whose lineages are ``known[start:]``, in ``pages``, as far as
+        both reach."""
         count = min(len(pages) * self._size, len(tokens) - start)
         if count > 0:
             places = (np.array(pages)[:, None] * self._size + self._slots).ravel()[:count]
@@ -44,7 +44,7 @@ class PageReader:
             self._parts.append((owner, places, tokens[own], np.arange(start, own.stop), known[own]))
 
     def check(self, tier: str) -> None:
-        """Raises ``AssertionError`` with the first owner whose pages differ."""
+        """Compare. Raises ``AssertionError`` with the first owner whose pages differ."""
         if not self._parts:
             return
         columns: list[Any] = list(zip(*(part[1:] for part in self._parts), strict=True))
@@ -62,7 +62,7 @@ class PageReader:
 
 
 def check_adapter(segment: Segment, device: Bytes2D, host: Bytes2D) -> None:
-    """The pages of an adapter's segment hold it, on both tiers, and nothing but it."""
+    """Check that the pages of an adapter's segment hold exactly that adapter, on both tiers."""
     want = adapter_bytes(tag_of(segment.mark), segment.num_blocks, device.shape[1])
     on_device = list(segment.device[: segment.device.valid])
     on_host = list(segment.host[: segment.host.valid])
@@ -74,9 +74,9 @@ adapter_bytes = lru_cache(maxsize=64)(adapter_pages)
 
 
 class Paths:
-    """The tokens from the root to the end of each segment, as tags keep them, and their lineages.
+    """The tokens from the root to the end of each segment, as tags store them, and their lineages.
 
-    Kept for the paths that were asked for lately: a path's tokens say all.
+    Results are cached for recent paths, because they follow from a path's tokens alone.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -84,8 +84,8 @@ class Paths:
         self._of = lru_cache(maxsize=4096)(self._compute)
 
     def of(self, segment: Segment) -> tuple[Int64s, UInt64s, int]:
-        """Tokens and lineages ``[num_tokens]`` of the whole path, and where the segment's own
-        begin."""
+        """Tokens and lineages ``[num_tokens]`` of the whole path, and the index at which the
+        segment's own tokens begin."""
         tokens, mark, start = b"", b"", 0
         for node in reversed(lineage(segment)):
             if node.mark:
@@ -100,7 +100,7 @@ class Paths:
         return coded, known, (len(tokens) - len(segment.tokens)) // 4
 
     def known(self, tokens: Sequence[int], use: AttachmentUse | None) -> tuple[Int64s, UInt64s]:
-        """``tokens`` as tags keep them under ``use``, and their lineages."""
+        """``tokens`` as tags store them under ``use``, and their lineages."""
         packed = np.array(tokens, np.int32).tobytes()
         digest, start = (None, 0) if use is None else (use.digest, use.start)
         return self._of(packed, digest, start)
@@ -113,7 +113,7 @@ class Paths:
 
 
 def digest_of(tag: int) -> bytes:
-    """What the adapter ``tag`` is found by."""
+    """The digest of the adapter ``tag``."""
     return tag.to_bytes(16, "little")
 
 

@@ -1,8 +1,8 @@
-"""The contracts of an allocator, a link and a policy, rule by rule, tried on the part alone.
+"""Contract tests for an allocator, a link and a policy, each tested alone, rule by rule.
 
-The worlds find what goes wrong between parts, and only if it is asked for there. Here each rule is
-asked for directly, beside a model that is a set; for a part that breaks one, the error names the
-rule, what was asked and what came back.
+The worlds find faults between parts, and only in the operations that they happen to use. Here, each
+rule is tested directly against a simple reference model; the error names the broken rule, the
+operation and its result.
 """
 
 from __future__ import annotations
@@ -56,17 +56,18 @@ POLICY_RULES = {
 
 
 class BrokenRuleError(AssertionError):
-    """A rule of a contract, what was asked, and what was given."""
+    """A broken rule of a contract, with the operation and its result. ``operations`` are all
+    operations so far."""
 
     def __init__(self, rule: str, says: str, asked: str, given: str) -> None:
         super().__init__(f"rule {rule!r} ({says}): {asked}; {given}")
         self.rule = rule
-        self.operations: list[str] = []  # up to the one that broke it
+        self.operations: list[str] = []  # up to and including the one that broke the rule
 
 
 @contextmanager
 def _telling(asked: list[str]) -> Iterator[None]:
-    """Whatever goes wrong is a broken rule, with what was asked until then."""
+    """Turn any error into a ``BrokenRuleError`` with the operations ``asked`` so far."""
     try:
         yield
     except BrokenRuleError as error:
@@ -80,7 +81,7 @@ def _telling(asked: list[str]) -> Iterator[None]:
 
 
 def try_pool(make: MakePool, seed: int, steps: int = 200) -> None:
-    """A random walk over one pool. Raises ``BrokenRuleError``."""
+    """Run a random walk of ``steps`` operations over one pool. Raises ``BrokenRuleError``."""
     rng = random.Random(seed)
     num_pages = rng.choice([0, 1, 2, 5, 9, 33, 70])
     first = rng.randint(0, 2)
@@ -92,7 +93,7 @@ def try_pool(make: MakePool, seed: int, steps: int = 200) -> None:
 
 
 class PoolTrial:
-    """One pool and what must be true of it: who is free, and each page's fence."""
+    """One pool beside its reference model: the set of free pages, and each page's fence."""
 
     def __init__(self, make: MakePool, num_pages: int, first: int, asked: list[str]) -> None:
         self.asked = asked
@@ -162,7 +163,7 @@ class PoolTrial:
         self._see("free", f"free({pages}, {fence})", pages)
 
     def drain(self, rng: random.Random) -> None:
-        """All that is free can be had, at once and page by page; then it is free again."""
+        """Allocate all free pages, at once and page by page, and free them again."""
         one_by_one = [1] * len(self._free) if self._num_pages < 12 else []
         for sizes in ([len(self._free)], one_by_one):
             start = len(self._owned)
@@ -175,7 +176,8 @@ class PoolTrial:
                 self.free(pages[:half], rng.randint(-1, 9))
 
     def refuse(self, rng: random.Random) -> None:
-        """Of a pool of its own each time: what a refusal leaves behind is nobody's business."""
+        """Free pages that must be refused, in a new pool each time: the contract does not say what
+        a refusal leaves behind."""
         self.asked.append(f"another: make({self._num_pages + 3}, first=1)")
         trial = PoolTrial(self._make, self._num_pages + 3, 1, self.asked)
         trial.allocate(2)
@@ -194,7 +196,8 @@ class PoolTrial:
         self._broken("refusal", asked, "it took them")
 
     def _see(self, rule: str, asked: str, touched: Sequence[int] = ()) -> None:
-        """Whether all that can be asked is as it must be, of ``touched`` pages above all."""
+        """Compare the pool with the model; all fences of ``touched`` pages, and a sample of the
+        others."""
         pool, free = self._pool, self._free
         usable = self._num_pages - self._first
         counts = pool.num_free, pool.num_used, pool.num_usable
@@ -225,7 +228,7 @@ def _is_page(value: object) -> bool:
 
 
 def try_link(make: MakeLink, seed: int, steps: int = 60) -> None:
-    """Random copies over one link. Raises ``BrokenRuleError``."""
+    """Run ``steps`` rounds of random copies over one link. Raises ``BrokenRuleError``."""
     rng = random.Random(seed)
     trial = LinkTrial(make, seed)
     try:
@@ -243,7 +246,8 @@ class _Unreadable:
 
 @dataclass
 class _TrialCopy:
-    """One submission: its open tickets, what it does to which pages, what was called back."""
+    """One submission: its open tickets, the contents of its destination before and after, and how
+    many of its tickets were cancelled."""
 
     copies: Copies
     fails: bool
@@ -256,8 +260,8 @@ class _TrialCopy:
 
 
 class LinkTrial:
-    """A link between two small pools. What is open at one time touches no page twice, so that what
-    every page must hold is known whatever the order."""
+    """A link between two small pools. Copies that are open at one time share no page, so that every
+    page's content is known, whatever their order."""
 
     PAGES, BYTES, LIMIT = 24, 64, 20_000
 
@@ -277,7 +281,8 @@ class LinkTrial:
         self.asked = ["make(device, host, timeline, seed)"]
 
     def step(self, rng: random.Random) -> None:
-        """Some copies at once, behind one fence or none, some of them called back; to their end."""
+        """Submit some copies, behind one fence or none, cancel some of them, and wait for the
+        end."""
         self._step += 1
         begin = rng.choice(["at once", "fence", "cancel"])
         fence = None if begin == "at once" else Fence("compute", self._step)
@@ -320,7 +325,7 @@ class LinkTrial:
         return _TrialCopy(copies, kind == "unreadable", asked, set(tickets), before, rows)
 
     def _nothing_moves(self, jobs: list[_TrialCopy]) -> None:
-        """Before its fence, however long one waits."""
+        """Check that no copy begins before its fence is reached."""
         for _ in range(3):
             is_told = self.link.wait(1e-3)
             said = self.link.poll()
@@ -346,7 +351,7 @@ class LinkTrial:
         job.all_cancelled = not job.tickets
 
     def _end(self, jobs: list[_TrialCopy]) -> None:
-        """Everything that is open ends; each is looked at when its last ticket is reported."""
+        """Wait until all copies have ended; check each one when its last ticket is reported."""
         for job in jobs:
             if not job.tickets:
                 self._see(job)
@@ -390,7 +395,7 @@ class LinkTrial:
             self._see(job)
 
     def _see(self, job: _TrialCopy) -> None:
-        """Its pages, now that nothing of it is open."""
+        """Check the pages of a copy that has ended."""
         pages, way = self._pages(job), job.copies.direction
         new = (pages == job.after).all(axis=1)
         old = (pages == job.before).all(axis=1)
@@ -421,7 +426,7 @@ class LinkTrial:
 
 
 def try_policy(policy: Policy) -> None:
-    """Raises ``BrokenRuleError``."""
+    """Check a policy's fields. Raises ``BrokenRuleError``."""
 
     def must(rule: str, sound: bool, given: str) -> None:
         if not sound:

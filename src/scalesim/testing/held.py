@@ -1,4 +1,4 @@
-"""What requests of a memory world hold, and the batches that compute for them."""
+"""The open leases of a memory world, and the batches that compute for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalesim.memory.leases.block_table import BlockTable
 
 @dataclass(frozen=True)
 class FlakySource:
-    """An adapter's pages; reading fails while its tag is among ``broken``."""
+    """The source of an adapter's pages; reading fails while its tag is in ``broken``."""
 
     tag: int
     pages: Bytes2D
@@ -30,8 +30,8 @@ class FlakySource:
 
 @dataclass(eq=False)
 class OpenLease:
-    """An open lease: ``tokens`` are what it is to compute, ``done`` how many were collected
-    soundly."""
+    """An open lease. ``tokens`` are the tokens to compute; ``launched`` of them were launched, and
+    ``done`` collected soundly."""
 
     lease: Lease
     agent: int
@@ -47,8 +47,8 @@ class OpenLease:
 
 
 def batch_of(step: int, work: list[tuple[OpenLease, int, int]], table: BlockTable) -> Batch:
-    """Step number ``step``: tokens ``start`` to ``end`` of each, greedy, with what changed of the
-    ``table`` and the copies on write that were not launched yet."""
+    """The batch of step ``step``: the tokens ``start`` to ``end`` of each lease, greedy, with the
+    changes of ``table`` and the copies on write that were not launched yet."""
     counts = [end - start for _, start, end in work]
     copies = []
     for lease, _, _ in work:

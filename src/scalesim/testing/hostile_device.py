@@ -1,10 +1,10 @@
 """The hostile device: streams and events without a GPU, run in the worst order that they allow.
 
-For tests of whatever orders its work through ``device.streams``. Work runs when the host is made to
-wait for it, or at moments of a seed's choosing; bytes are read then, never when a copy was given.
-A vector clock a stream (and one for the host) tells, beside the bytes, whether two accesses to the
-same memory were ordered at all: one that was not raises ``RaceError`` even where it came out right.
-Knows no torch: tensors are whatever has ``data_ptr``, ``nbytes``, ``copy_`` and ``fill_``.
+For tests of code that orders its work through ``device.streams``. Work runs when the host waits for
+it, or at moments chosen by a seed; bytes are read then, never when a copy is submitted. Vector
+clocks, for each stream and for the host, tell whether two accesses to the same memory are ordered:
+an unordered pair raises ``RaceError``, even if the bytes came out right. Torch-free: a tensor is
+any object with ``data_ptr``, ``nbytes``, ``copy_`` and ``fill_``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class HostileStream:
         self._give(_Op(work, clock=self._tick()))
 
     def copy(self, dst: Any, src: Any) -> None:
-        """The destination is scribbled over first, as a copy that has begun may leave it."""
+        """Submit a copy. The destination is scribbled over first, as a copy that has begun may
+        leave it."""
         assert dst.nbytes == src.nbytes, (dst.nbytes, src.nbytes)
         if not dst.nbytes:
             return
@@ -108,7 +109,7 @@ class HostileStream:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is left to run."""
+        """Whether no work is left to run."""
         return not self._queue
 
     @property
@@ -127,7 +128,7 @@ class HostileStream:
             op.event.at_s = self._device.now_s
 
     def run_until(self, event: HostileEvent) -> None:
-        """Run what ``event`` needs, and nothing else."""
+        """Run the work that ``event`` needs, and no other."""
         while not event.reached:
             head = self._queue[0]
             if head.is_wait and head.event is not None:
@@ -144,11 +145,13 @@ class _Region:
 
 
 class HostileDevice:
-    """``order``: ``"lazy"`` runs only what the host waits for; ``"random"`` also lets some work of
-    some streams run whenever the host does anything, by ``seed``, those of ``favoured`` first and
-    those of ``starved`` only when the host waits;
-    ``"eager"`` runs everything at once, as a device that is never behind. ``second`` of its own
-    time passes with each piece of work.
+    """A device whose ``order`` of work is adversarial.
+
+    ``order``: ``"lazy"`` runs only work that the host waits for. ``"random"`` also runs some work
+    of some streams whenever the host does anything, chosen by ``seed``: the stream ``favoured``
+    first, the stream ``starved`` only when the host waits. ``"eager"`` runs all work at once, as a
+    device that is never behind. Each piece of work takes ``second`` seconds of the device's own
+    time.
     """
 
     def __init__(
@@ -161,7 +164,8 @@ class HostileDevice:
         pinned: Callable[[int], Any] | None = None,
         second: float = 1e-4,
     ) -> None:
-        """``pinned`` makes a flat uint8 tensor of so many bytes, for those who ask for one."""
+        """``pinned`` makes a flat uint8 tensor of a number of bytes, for callers that ask for
+        pinned memory."""
         self.place = "cpu"
         self.now_s = 0.0
         self.host_clock: VectorClock = {}
@@ -183,7 +187,7 @@ class HostileDevice:
         return self._streams[name]
 
     def capture(self, stream: Stream, work: Work) -> Work:
-        """What a graph is without a GPU: the same operations on the same buffers."""
+        """A graph without a GPU: the same operations on the same buffers."""
         return work
 
     def pinned(self, num_bytes: int) -> Any:
@@ -191,7 +195,7 @@ class HostileDevice:
         return self._pinned(num_bytes)
 
     def pause(self) -> None:
-        """Time passes: one more piece of work runs, if any may."""
+        """Let time pass: run one more piece of work, if any may run."""
         self._run_some(1)
 
     def free_bytes(self) -> tuple[int, int]:
@@ -209,7 +213,7 @@ class HostileDevice:
     # -- running ------------------------------------------------------------------------------
 
     def fidget(self) -> None:
-        """The host did something: the device may go on meanwhile."""
+        """Let the device run some work, after an action of the host."""
         if self._running is not None:
             return
         if self._order == "eager":
@@ -247,12 +251,12 @@ class HostileDevice:
     # -- races --------------------------------------------------------------------------------
 
     def watch(self, name: str, tensor: Any, grain_bytes: int) -> None:
-        """Tell accesses to ``tensor``'s memory apart by pieces of ``grain_bytes``."""
+        """Watch accesses to the tensor's memory, in pieces of ``grain_bytes``."""
         region = _Region(name, tensor.data_ptr(), tensor.nbytes, grain_bytes)
         self._regions.append(region)
 
     def access(self, tensor: Any, is_write: bool) -> None:
-        """The work that runs now reads or writes a contiguous ``tensor``."""
+        """Note that the running work reads or writes a contiguous ``tensor``."""
         start = tensor.data_ptr()
         for region in self._regions:
             first, end = start - region.start, start + tensor.nbytes - region.start
@@ -261,12 +265,13 @@ class HostileDevice:
                 self.touch(region.name, pieces, is_write)
 
     def _host_acts(self) -> VectorClock:
-        """A new number for what the host does now: work given before knows nothing of it."""
+        """Advance the host's clock: work submitted before is not ordered after what follows."""
         self.host_clock[HOST] = self.host_clock.get(HOST, 0) + 1
         return self.host_clock
 
     def touch(self, name: str, pieces: Iterable[int], is_write: bool) -> None:
-        """The work that runs now (the host, if none does) reads or writes pieces of a region."""
+        """Note that the running work (the host, if none runs) reads or writes pieces of a
+        region."""
         who, clock = self._running or (HOST, self._host_acts())
         label = f"{who}'s work number {clock.get(who, 0)}"
         for piece in pieces:

@@ -1,8 +1,8 @@
-"""The hostile link: a ``Link`` that is deterministic and does the worst that a link may do.
+"""The hostile link: a deterministic ``Link`` that does the worst that a link may do.
 
 Copies start and land in any order, in pieces, late, over a scribbled destination, or fail halfway.
-Bytes are read when a piece lands, never when it was submitted. One thread; driven by a seed, or by
-the choices of a test.
+Bytes are read when a piece lands, never when it is submitted. Single-threaded; driven by a seed, or
+by the choices of a test.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Queue = Literal["in", "out", "seen", "compute"]
 
 
 class DeviceEvent(NamedTuple):
-    """What may happen: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
-    host), its end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
+    """A possible event: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
+    host), the copy's end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
 
     queue: Queue
     number: int
@@ -43,12 +43,13 @@ class _Copy:
 
 
 class HostileLink:
-    """Copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to: ``step``
-    lets one piece land, or one completion be seen; ``events`` and ``do`` let the caller say which.
+    """A link that copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to.
 
-    ``choose(n)`` picks one of ``n``; by default from ``seed``. ``failures`` is how many copies are
-    yet to fail, ``failure_rate`` the share of all that do. ``max_ticket_pages`` cuts submissions
-    into tickets, as a large copy is; a ticket lands in at most ``max_pieces`` pieces.
+    ``step`` lets one piece land or one completion become visible; with ``events`` and ``do`` the
+    caller chooses. ``choose(n)`` picks one of ``n``, by default from ``seed``. ``failures`` is the
+    number of copies that are yet to fail, ``failure_rate`` the share of all copies that fail.
+    Submissions are cut into tickets of ``max_ticket_pages`` pages; a ticket lands in at most
+    ``max_pieces`` pieces.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class HostileLink:
         max_pieces: int = 3,
         bytes_per_s: float = 1e6,
     ) -> None:
-        """``timeline`` answers for the fences that copies wait for; ``bytes_per_s`` is what
-        ``rate`` states."""
+        """``timeline`` tells which fences are reached; ``bytes_per_s`` is the result of
+        ``rate``."""
         self._device, self.host, self._timeline = device, host, timeline
         self._choose = choose or random.Random(seed).randrange
         self._page_bytes = device.shape[1]
@@ -81,7 +82,7 @@ class HostileLink:
 
     @property
     def num_open(self) -> int:
-        """Tickets that ``poll`` has not reported."""
+        """Number of tickets that ``poll`` has not reported."""
         return len(self._open) + len(self._late) + len(self._seen)
 
     def submit(
@@ -106,7 +107,7 @@ class HostileLink:
         return tickets
 
     def step(self) -> bool:
-        """One piece lands, or one late completion is seen; False if nothing may happen now."""
+        """Let one piece land, or one completion become visible; False if no event is possible."""
         events = self.events()
         if not events:
             return False
@@ -114,13 +115,13 @@ class HostileLink:
         return True
 
     def events(self) -> list[DeviceEvent]:
-        """What may happen now: a piece of a copy lands, or the end of one becomes visible."""
+        """The events that are possible now."""
         able = (copy for copy in self._open if copy.started or self._may_start(copy))
         landing = [DeviceEvent(copy.copies.direction, copy.ticket) for copy in able]
         return landing + [DeviceEvent("seen", ticket) for ticket, _ in self._late]
 
     def state(self) -> list[object]:
-        """What decides what can happen here next; tickets by their order."""
+        """The state that determines the possible events; tickets are numbered by their order."""
         copies = [
             (copy.copies, copy.started, copy.pieces, self._may_start(copy)) for copy in self._open
         ]
@@ -193,7 +194,8 @@ class HostileLink:
         seen.append((copy.ticket, error))
 
     def _scribble(self, copies: Copies) -> None:
-        """A destination holds nothing of use from the start of its copy to the end."""
+        """Overwrite the destination: it holds nothing valid from the start of its copy to the
+        end."""
         if copies.direction == "in":
             self._device[list(copies.device_pages)] = SCRIBBLE
         else:

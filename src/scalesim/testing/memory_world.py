@@ -1,9 +1,8 @@
-"""The memory layer's world: the real manager, tree, planner and pools on a test bed, and a model of
-what must hold, which knows no page ids.
+"""The world of the memory layer: the real memory manager on a test bed, beside a reference model.
 
-The model is the set of prefixes whose KV was computed soundly. Every operation takes small
-integers, so that a state machine and a random walk can drive the same code; each leaves a state in
-which ``check`` must hold.
+The model has no page ids: it is the set of prefixes whose KV was computed soundly. Every operation
+takes small integers, so that a state machine and a random walk can drive the same code. ``check``
+must hold after each operation.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ AGENTS = 5
 MAX_LEASES = 6
 FAR = 1e9
 KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "fresh")
-"""How a request is related to earlier ones; some more often than others."""
+"""How a request is related to earlier ones; repeated kinds are drawn more often."""
 
 
 @dataclass(frozen=True)
 class WorldShape:
-    """``host`` is the host pool's size as a share of the device pool's. With ``adapters``, so many
-    names of adapters come and go, and requests use them."""
+    """The sizes of a world. ``host`` is the host pool's size as a share of the device pool's;
+    ``adapters`` is the number of adapter names that come and go and that requests use."""
 
     pages: int = 16
     host: float = 1.0
@@ -48,7 +47,7 @@ class WorldShape:
 
 @dataclass
 class MemoryWorld:
-    """``factories`` say what is under test, where it is not ScaleSim's own."""
+    """A world of ``shape``. ``factories`` replace parts of ScaleSim by the parts under test."""
 
     shape: WorldShape
     factories: Factories = OURS
@@ -119,7 +118,7 @@ class MemoryWorld:
     # -- adapters -----------------------------------------------------------------------------
 
     def load_adapter(self, name: int, num_pages: int) -> None:
-        """Give a name content that nothing had before; what it had goes, unless it is held."""
+        """Give an adapter name new content; the old content is freed unless it is in use."""
         if not self.shape.adapters:
             return
         name %= self.shape.adapters
@@ -135,17 +134,18 @@ class MemoryWorld:
         )
 
     def unload_adapter(self, name: int) -> None:
-        """Also in use: leases go on with what they hold."""
+        """Remove an adapter, also one in use: leases keep the pages that they hold."""
         if self.shape.adapters and (found := self.adapters.pop(name % self.shape.adapters, None)):
             self.manager.remove_adapter(digest_of(found[0]))
 
     def break_source(self, name: int) -> None:
-        """The adapter cannot be read any more, or can be again."""
+        """Make the adapter's source unreadable, or readable again."""
         if self.shape.adapters and (found := self.adapters.get(name % self.shape.adapters)):
             self.broken ^= {found[0]}
 
     def adapter_use(self, agent: int, pick: int, num_tokens: int) -> AttachmentUse | None:
-        """Mostly an agent's own adapter; in force from the start, or from anywhere on."""
+        """The adapter of a request, mostly its agent's own; active from the first token or a later
+        one."""
         if not self.adapters or pick % 4 == 0:
             return None
         names = sorted(self.adapters)
@@ -155,7 +155,7 @@ class MemoryWorld:
         return adapter_use(digest_of(tag), adapter_layout(tag, count), start)
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> list[int]:
-        """Tokens: related to an earlier request's, or not."""
+        """The tokens of a prompt; ``kind`` tells how they are related to earlier requests."""
         fresh = self._random_tokens(length)
         if kind == "own":
             return self.prefixes[agent] + fresh
@@ -171,7 +171,7 @@ class MemoryWorld:
         return old[: 1 + pick % len(old)] + fresh
 
     def request(self, agent: int, kind: str, pick: int, length: int, spare: int) -> None:
-        """A request from its look-up to its release; it waits for copies a little, now and then."""
+        """Run a request from its look-up to its release; it sometimes waits a little for copies."""
         before = len(self.open_leases)
         self.acquire(agent, kind, pick, length, spare)
         for _ in range(pick % 4):
@@ -193,8 +193,8 @@ class MemoryWorld:
             self.release(self.open_leases.index(opened), True)
 
     def launch(self, count: int, mask: int) -> None:
-        """One step: the next ``count`` tokens of the ready leases that ``mask`` names; at its end a
-        sequence generates."""
+        """Launch a step with the next ``count`` tokens of the ready leases in the bit set ``mask``;
+        a sequence at its end generates."""
         if len(self.flights) == 2:
             self.collect()
         size = self.shape.block_size
@@ -223,7 +223,7 @@ class MemoryWorld:
         self.flights.append((self.bed.runner.launch(batch), ends))
 
     def run_device(self) -> None:
-        """The device works; the host has not looked yet."""
+        """Let the device run a step whose result the host has not collected yet."""
         self.bed.tags.run_next()
 
     def collect(self) -> None:
@@ -246,7 +246,7 @@ class MemoryWorld:
                 self.sound.update(known.tolist())
 
     def poison(self, pick: int) -> None:
-        """The next step of one lease gives values that are not finite."""
+        """Make the next step of one lease give values that are not finite."""
         if self.open_leases:
             self.poisoned.add(self.open_leases[pick % len(self.open_leases)].slot)
 
@@ -262,14 +262,15 @@ class MemoryWorld:
             self.manager.commit(opened.lease, opened.token_bytes, opened.done)
 
     def release(self, pick: int, keep: bool) -> None:
-        """Keep what is sound, or (as after bad values) nothing; a loading lease is aborted."""
+        """Release a lease and keep its sound tokens, or (as after bad values) none; a loading lease
+        is aborted."""
         opened = self._pick(pick)
         if opened is not None:
             ready = opened.lease.is_ready
             self._close(opened, sound=opened.done if keep and ready else 0)
 
     def abort(self, again: bool) -> None:
-        """Abort a lease whose loads have begun; ask for the same at once, where told."""
+        """Abort a lease whose loads have begun; with ``again``, acquire the same at once."""
         for opened in self.open_leases:
             if not opened.lease.is_ready:
                 self.land(1)
@@ -295,7 +296,7 @@ class MemoryWorld:
             self.manager.owners.drop(agent)
 
     def forget_agent(self, agent: int) -> None:
-        """At any moment, with leases that it has, loads and saves under way."""
+        """Forget an agent at any moment: with open leases, or with loads and saves in flight."""
         before = {segment for segment in self.manager.tree if not segment.owners}
         self.manager.forget(agent)
         assert agent not in self.manager.owners.agents
@@ -304,15 +305,15 @@ class MemoryWorld:
         self._check_leavings(before)
 
     def forget_all(self) -> None:
-        """Forget everybody: once nobody holds anything, what they had is free, on both tiers."""
+        """Forget all agents: once no lease holds their pages, these are free on both tiers."""
         before = {segment for segment in self.manager.tree if not segment.owners}
         for agent in list(self.manager.owners.agents):
             self.manager.forget(agent)
         self._check_leavings(before)
 
     def _check_leavings(self, before: set[Segment]) -> None:
-        """What nobody owns was nobody's ``before``, or is held, or has something below it that
-        is: only then may it stay."""
+        """Check that a segment without an owner stays only if it had none ``before``, or if it or a
+        segment below it is in use."""
         for segment in self.manager.tree:
             is_held = any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
             if not (segment.owners or segment in before or segment.source is not None or is_held):
@@ -337,12 +338,12 @@ class MemoryWorld:
                 self.manager.fail(lease)
 
     def exhaust(self) -> None:
-        """Ask for more and more until nothing is left to give."""
+        """Acquire leases until the manager refuses."""
         for pick in range(MAX_LEASES):
             self.acquire(pick % AGENTS, "fresh", 1, self.shape.block_size * 2, pick)
 
     def quiesce(self) -> None:
-        """Let everything go: every page is free and no ticket is alive."""
+        """Release everything, and check that every page is free and no ticket is open."""
         if self.bed.hostile is not None:
             self.bed.hostile.failures = 0
         self.broken.clear()
@@ -359,7 +360,7 @@ class MemoryWorld:
         self.bed.check_all_free()
 
     def drain(self) -> None:
-        """Let every copy end."""
+        """Wait until every copy has ended."""
         transfers = self.manager.residency.transfers
         for _ in range(10_000):
             if not transfers:
@@ -375,15 +376,14 @@ class MemoryWorld:
         self._check_contents()
 
     def _check_contents(self) -> None:
-        """Each segment on each tier, and each lease through its row's pages, reads back its
-        tags."""
+        """Check the tags of each segment on each tier, and of each lease through its pages."""
         bed, tree = self.bed, self.manager.tree
         device = PageReader(bed.device, self.shape.block_size)
         host = PageReader(bed.host, self.shape.block_size)
         copying = set(self.copying.values())
         for segment in descendants(tree.root(TEXT)):
             if segment.is_tail and segment.device[0] in copying:
-                continue  # written by a step in flight: right for whoever comes after it
+                continue  # a step in flight writes it: right for steps after that one
             tokens, known, start = self.paths.of(segment)
             device.add(segment, segment.device[: segment.device.valid], tokens, known, start)
             host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
@@ -398,7 +398,7 @@ class MemoryWorld:
         host.check("host")
 
     def _written(self, opened: OpenLease) -> int:
-        """Tokens whose KV lies in the pages of ``opened`` now."""
+        """The number of tokens whose KV is in the pages of ``opened`` now."""
         lease = opened.lease
         taken = not set(self.copying.values()).isdisjoint(lease.private[:1])  # a tail, as above
         if lease.copies or taken or any(h is opened for _, ends in self.flights for h, _ in ends):

@@ -1,9 +1,10 @@
-"""The page watch: every access to every page of both pools, in the order in which it was asked for.
+"""The page watch: a race detector for all accesses to the pages of both pools.
 
-Wraps an allocator, a link and a runner, whoever wrote them, and sees what passes between them and
-the engine. Finds two accesses that nothing orders (vector clocks: the host, the compute queue, each
-copy under way), and reads of what was not written since its page was handed out, also where the
-same bytes lie there by luck. Judges orders, so it needs no unlucky schedule; looks at no bytes.
+The watch wraps an allocator, a link and a runner, and sees all that passes between them and the
+engine. It finds pairs of accesses that nothing orders (by vector clocks of the host, the compute
+queue and each copy in flight), and reads of pages that were not written since they were allocated.
+Because it checks orders, not bytes, it finds these without an unlucky schedule, and also where the
+bytes happen to be right.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ HOST, COMPUTE = "host", "compute"
 
 
 class UnwrittenError(AssertionError):
-    """A page is read that was not written since it was handed out: what lies there is an earlier
-    life's."""
+    """A read of a page that was not written since it was allocated: its content belongs to an
+    earlier owner."""
 
 
 @dataclass(slots=True)
 class _Submission:
-    """One ``submit``. It has a lane of its own, a queue of one, until its last ticket ended."""
+    """One submission of copies, with a queue of its own until its last ticket has ended."""
 
     lane: str
     clock: VectorClock
     copies: Copies
     open: set[int]
-    spoiled: bool = False  # failed or called back: its destination holds nothing
+    spoiled: bool = False  # failed or cancelled: its destination holds nothing valid
 
 
 class PageWatch:
-    """For pools of so many pages, blocks of ``block_size`` tokens, and a block table of the
-    runner's ``num_rows`` × ``max_blocks``."""
+    """The watch of two pools with blocks of ``block_size`` tokens, and a runner's block table of
+    ``num_rows`` × ``max_blocks`` entries."""
 
     def __init__(
         self, device_pages: int, host_pages: int, block_size: int, num_rows: int, max_blocks: int
@@ -66,8 +67,8 @@ class PageWatch:
     # -- the seams ----------------------------------------------------------------------------
 
     def pool(self, make: MakePool) -> MakePool:
-        """``make``, whose pools tell of each page that they hand out: the one whose first pages are
-        never handed out is the device's."""
+        """``make`` with pools that report each page they allocate. The pool whose first pages are
+        never allocated is the device's."""
 
         def watched(num_pages: int, *, first: int = 0) -> Pool:
             tier = "device" if first else "host"
@@ -139,7 +140,7 @@ class PageWatch:
         self._host[HOST] += 1
         clock = dict(self._host)
         if after is not None:
-            join(clock, self._steps.get(after.seq, {}))  # collected: the host knows it already
+            join(clock, self._steps.get(after.seq, {}))  # a collected step is ordered by the host
         number = next(self._numbers)
         lane = self._free_lanes.pop() if self._free_lanes else f"copy lane {number}"
         clock[lane] = number
@@ -161,7 +162,7 @@ class PageWatch:
         self._written[tiers[1]][pages[tiers[1]]] = True
 
     def ended(self, ticket: int, *, arrived: bool) -> None:
-        """The host saw ``ticket`` end, or called it back."""
+        """Note that the host saw ``ticket`` end, or cancelled it."""
         submission = self._submissions.pop(ticket, None)
         if submission is None:
             return
@@ -173,7 +174,7 @@ class PageWatch:
         self._host[HOST] += 1
         self._host[lane] = submission.clock[lane]
         self._free_lanes.append(lane)
-        if not submission.spoiled:  # what the copy waited for is over as well
+        if not submission.spoiled:  # what the copy waited for has ended as well
             join(self._host, submission.clock)
         else:
             inward = copies.direction == "in"
@@ -196,7 +197,7 @@ class PageWatch:
 
 
 class WatchedPool:
-    """A pool whose pages hold nothing when it hands them out. Everything else is the pool's own."""
+    """A pool whose allocated pages count as unwritten. All else is delegated to the pool."""
 
     def __init__(self, pool: Pool, written: npt.NDArray[np.bool_]) -> None:
         self._pool, self._written = pool, written
@@ -212,7 +213,7 @@ class WatchedPool:
 
 
 class WatchedLink(LinkAround):
-    """A link whose copies the watch sees. Everything else is the link's own."""
+    """A link whose copies the watch sees. All else is delegated to the link."""
 
     def __init__(self, link: Link, watch: PageWatch) -> None:
         super().__init__(link)

@@ -1,8 +1,8 @@
-"""Happens-before: vector clocks, and who touched each piece of memory last.
+"""Happens-before race detection with vector clocks.
 
-Two accesses to one piece, one of them a write, must be ordered by something: a queue, a wait, a
-completion that the host saw. ``Races`` raises where nothing orders them, also where the bytes came
-out right. Used by the hostile device and by ``PageWatch``.
+Two accesses to the same memory, one of them a write, must be ordered by a queue, a wait, or a
+completion that the host saw. ``Races`` raises if nothing orders them, even if the bytes came out
+right. Used by the hostile device and by ``PageWatch``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 VectorClock = dict[str, int]
-"""How much of each queue's work something is ordered after: queue -> number of its work."""
+"""For each queue, the number of its last piece of work that an access is ordered after."""
 
 
 class RaceError(AssertionError):
-    """Two accesses to one place, one of them a write, and nothing that orders them."""
+    """Two unordered accesses to the same memory, one of them a write."""
 
 
 def join(clock: VectorClock, other: VectorClock) -> None:
-    """``clock`` now also knows what ``other`` knew."""
+    """Make ``clock`` the maximum of both clocks, per queue."""
     for name, count in other.items():
         if clock.get(name, 0) < count:
             clock[name] = count
@@ -27,14 +27,16 @@ def join(clock: VectorClock, other: VectorClock) -> None:
 
 @dataclass(slots=True)
 class _Place:
-    """Who wrote and read one piece of memory last: queue -> number of its work, and its name."""
+    """The last write and reads of one piece of memory, by queue: number of the work, and its
+    label."""
 
     written: dict[str, tuple[int, str]] = field(default_factory=dict)
     read: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 class Races:
-    """The last accesses to every piece. One race is reported: what follows is none of its own."""
+    """The last accesses to every piece of memory. Only the first race is reported, because later
+    ones may follow from it."""
 
     def __init__(self) -> None:
         self.has_raced = False
@@ -50,8 +52,8 @@ class Races:
         *,
         is_write: bool,
     ) -> None:
-        """Queue ``who`` reads or writes ``piece`` of ``region``, ordered after what ``clock`` says;
-        ``label`` names this access. Raises ``RaceError`` with both accesses."""
+        """Note that queue ``who`` reads or writes ``piece`` of ``region``, ordered after ``clock``;
+        ``label`` names the access. Raises ``RaceError``, naming both accesses of a race."""
         place = self._places.get((region, piece))
         if place is None:
             place = self._places[region, piece] = _Place()

@@ -1,4 +1,4 @@
-"""An engine's parts over tags instead of a model: real memory, a real link, no torch."""
+"""Engine parts over tags instead of a model: real memory and a real link, without torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ def tag_parts(
     max_open_requests: int = 16384,
 ) -> EngineParts:
     """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
-    ``host_pages``, a ``TagRunner``, a ``ThreadLink``. A sequence may fill the device pool.
+    ``host_pages`` pages, a ``TagRunner`` and a ``ThreadLink``. A sequence may fill the device pool.
 
-    ``block_size``: tokens a page. ``policy``, ``max_num_seqs``, ``max_open_requests``: as in an
-    engine's settings.
-    ``steps_in_flight``: 1 or 2. ``verify``: as in ``TagRunner``. Token ids are below
-    ``vocab_size``.
+    ``block_size`` is the number of tokens per page. ``policy``, ``max_num_seqs`` and
+    ``max_open_requests`` are as in an engine's settings, ``verify`` as in ``TagRunner``.
+    ``steps_in_flight`` is 1 or 2. Token ids are below ``vocab_size``.
     """
     bed = Bed(
         THREAD_LINK,

@@ -1,9 +1,9 @@
-"""Runners without a model: the tag runner, which finds every wrong page, and the stub, which costs
-nothing.
+"""Runners without a model: the tag runner, which detects every wrong page, and the stub, which
+costs almost nothing.
 
-``TagRunner`` implements ``core.Runner`` on the numpy device pool that a link really copies. Its
-"attention" reads every slot of each sequence's context through the block table. Torch-free; the
-texts are those of ``expected_text``.
+``TagRunner`` implements ``batch.Runner`` on the numpy device pool that a link really copies. Its
+"attention" reads every slot of each sequence's context through the block table. The texts are those
+of ``expected_text``. Torch-free.
 """
 
 from __future__ import annotations
@@ -49,20 +49,19 @@ BadHook = Callable[[int, int], bool]
 @dataclass(frozen=True, slots=True)
 class _Launched:
     batch: Batch
-    readers: list[Int64s]  # the tokens that slots compute for: one may be another's when this runs
+    readers: list[Int64s]  # tokens by slot, of the launch: a slot may have another sequence later
 
 
 class TagRunner:
-    """A model whose KV slots are tags.
+    """A runner whose KV slots hold tags.
 
     ``verify``: ``"all"`` reads the whole context and raises ``TagError`` at the first wrong slot;
-    ``"new"`` reads only the block before the new tokens (for benchmarks); ``"off"`` reads all and
-    lets a wrong byte change the text. ``bad(slot, token)`` makes the step that would sample
-    ``token`` in ``slot`` a bad one: its tags are poisoned. ``reader(slot)`` gives the tokens whose
-    context a slot reads; without it, a context that is another's from its start on only changes the
-    text.
-    With two steps in flight a launched batch waits until ``run_next`` or its ``collect``;
-    ``timeline`` is told when it ran.
+    ``"new"`` reads only the block before the new tokens (for benchmarks); ``"off"`` reads all, and
+    a wrong byte changes the text. ``bad(slot, token)`` tells whether the step that would sample
+    ``token`` in ``slot`` is a bad one, whose tags are poisoned. ``reader(slot)`` is the tokens
+    whose context a slot must read, as far as they are known; without it, a context that belongs to
+    another sequence from its first token on only changes the text. With two steps in flight, a
+    launched batch waits until ``run_next`` or its ``collect``; ``timeline`` is told when it ran.
     """
 
     def __init__(
@@ -109,8 +108,7 @@ class TagRunner:
         return output
 
     def run_next(self) -> bool:
-        """Run the oldest launched batch that has not run, as a device would; False if there is
-        none."""
+        """Run the oldest launched batch that has not run yet; False if there is none."""
         if not self._queue:
             return False
         start = time.perf_counter()
@@ -174,7 +172,8 @@ class TagRunner:
             )
 
     def _new_tags(self, batch: Batch, counts: Int64s, positions: Int64s) -> Tags:
-        """``[num_tokens, NUM_FIELDS]``: chained to the tag before, which is read from its page."""
+        """The new tags, ``[num_tokens, NUM_FIELDS]``, each chained to the tag before; the first to
+        one that is read from its page."""
         first = batch.query_start[:-1]
         before = positions[first] - 1
         rows = batch.rows.astype(np.int64)
@@ -209,7 +208,7 @@ class TagRunner:
     def _under_adapters(
         self, batch: Batch, tokens: Int64s, owner: Int64s, positions: Int64s | Int32s
     ) -> Int64s:
-        """``tokens`` as tags keep them, each under the adapter of its ``owner``; all ``[n]``."""
+        """``tokens`` as tags store them under the adapter of each ``owner``; all are ``[n]``."""
         if batch.adapters is None:
             return tokens
         tags = np.where(batch.adapters.rows > 0, batch.adapters.layouts.astype(np.int64) >> 8, 0)
@@ -217,7 +216,7 @@ class TagRunner:
         return tokens + np.where(in_force, tags[owner] << 32, 0)
 
     def _check_adapters(self, batch: Batch, adapters: AttachmentBatch) -> None:
-        """Each adapter's pages, as its row lists them, hold that adapter."""
+        """Check that the pages in each adapter's row hold that adapter."""
         for row, layout in {*zip(adapters.rows.tolist(), adapters.layouts.tolist(), strict=True)}:
             if row:
                 tag, count = layout >> 8, layout & 255
@@ -233,8 +232,8 @@ class TagRunner:
     def _attend(
         self, batch: Batch, readers: list[Int64s], contexts: Int64s
     ) -> tuple[UInt64s, Bools]:
-        """Read each sequence's context; its lineage, plus whatever is wrong, and who read a
-        poisoned slot."""
+        """Read each sequence's context. Returns the lineages, changed by any wrong slot, and
+        whether each sequence read a poisoned slot; both ``[num_seqs]``."""
         first = np.zeros(len(contexts), np.int64)
         if self.verify == "new":
             started = batch.positions[batch.query_start[:-1]].astype(np.int64)
@@ -272,8 +271,8 @@ class TagRunner:
     def _own_tokens(
         self, batch: Batch, readers: list[Int64s], first: Int64s, starts: Int64s, found: UInt64s
     ) -> UInt64s:
-        """``[n]``: what the readers' slots hold, where that is known, else what was ``found``. The
-        context of each begins at position ``first``, and at ``starts`` of ``found``."""
+        """The tokens that the readers must find, ``[n]``; ``found`` where these are not known. Each
+        context begins at position ``first``, and at index ``starts`` of ``found``."""
         own = np.full(len(found), NO_TOKEN, np.int64)
         ends = np.append(starts[1:], len(found))
         for reader, position, start, end in zip(readers, first, starts, ends, strict=True):
@@ -309,8 +308,8 @@ class TagRunner:
         )
 
     def _draw(self, batch: Batch, lineages: UInt64s, contexts: Int64s) -> UInt64s:
-        """``[num_seqs]``: greedy by the lineage alone, else also by key, position and
-        temperature."""
+        """The sampling digests, ``[num_seqs]``: of the lineage alone if greedy, else also of key,
+        position and temperature."""
         sampling = batch.sampling
         greedy = mix(lineages)
         warmth = sampling.temperatures.view(np.uint32).astype(np.uint64)
@@ -319,8 +318,8 @@ class TagRunner:
 
 
 class StubRunner:
-    """Tokens that look random, at almost no cost and with no pages: for measuring everything
-    else."""
+    """A runner that gives pseudorandom tokens at almost no cost and uses no pages: for measuring
+    everything else."""
 
     def __init__(
         self, vocab_size: int = 512, steps_in_flight: int = 1, timeline: Timeline | None = None

@@ -1,9 +1,8 @@
-"""Tags: what the KV slots of the tag runner hold instead of floats, and the texts that follow from
-them.
+"""Tags: the contents of the tag runner's KV slots in place of floats, and the texts from them.
 
-A slot says which tokens it was made from, so that a stale, foreign, torn or half-copied page is
-seen where it is read. ``expected_text`` computes the same texts from tokens alone: the oracle,
-which shares no code with the arrays.
+A tag identifies the tokens that its slot was computed from, so that reading a stale, foreign, torn
+or half-copied page is detected. ``expected_text`` is the oracle: it computes the same texts from
+tokens alone, and shares no code with the arrays.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ LINEAGE, POSITION, TOKEN, STEP, CHECK = range(5)
 NUM_FIELDS = 5
 TAG_BYTES = 8 * NUM_FIELDS
 POISON = 0x7FF8_DEAD_7FF8_DEAD
-"""The check word of a slot that a bad (NaN) step wrote: whoever reads it turns bad as well."""
+"""The check word of a slot that a bad (NaN) step wrote; a sequence that reads it becomes bad as
+well."""
 
 _TOKEN, _POSITION, _STEP = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
 _MASK = (1 << 64) - 1
@@ -27,7 +27,7 @@ Tags = npt.NDArray[np.uint64]
 
 
 class TagError(AssertionError):
-    """A slot does not hold what its reader is entitled to."""
+    """A slot does not hold the tag that its reader must find."""
 
 
 def page_bytes_for(block_size: int) -> int:
@@ -46,12 +46,12 @@ def mix(x: UInt64s) -> UInt64s:
 
 
 def words(tokens: UInt64s, positions: UInt64s) -> UInt64s:
-    """What each token at its position adds to the lineage."""
+    """The word that each token at its position adds to the lineage, ``[n]``."""
     return mix(tokens * np.uint64(_TOKEN) + positions * np.uint64(_POSITION))
 
 
 def seals(lineages: UInt64s, word: UInt64s, steps: UInt64s) -> UInt64s:
-    """The check words of intact tags."""
+    """The check words of intact tags, ``[n]``."""
     return mix((lineages ^ word) + steps * np.uint64(_STEP))
 
 
@@ -65,7 +65,7 @@ def lineages_of(tokens: Int64s) -> UInt64s:
 
 
 def adapter_pages(tag: int, num_pages: int, page_bytes: int) -> npt.NDArray[np.uint8]:
-    """``[num_pages, page_bytes]``: what the pages of the adapter ``tag`` hold."""
+    """The contents of the pages of adapter ``tag``, ``[num_pages, page_bytes]``."""
     count = num_pages * page_bytes // 8
     words_ = mix(np.arange(count, dtype=np.uint64) + np.uint64(tag << 32))
     return words_.view(np.uint8).reshape(num_pages, page_bytes)
@@ -78,7 +78,7 @@ def adapter_layout(tag: int, num_pages: int) -> int:
 
 
 def under_adapter(tokens: Int64s, tag: int, start: int = 0) -> Int64s:
-    """``tokens`` as tags keep them when the adapter ``tag`` is in force from ``start`` on."""
+    """``tokens`` as tags store them if the adapter ``tag`` is active from position ``start`` on."""
     coded = tokens.copy()
     coded[start:] += tag << 32
     return coded
@@ -96,8 +96,8 @@ def view_tags(pages: npt.NDArray[np.uint8], block_size: int) -> Tags:
 
 
 def are_tags_of(tags: Tags, tokens: UInt64s, positions: UInt64s, lineages: UInt64s) -> bool:
-    """Whether each of ``tags`` ``[n, NUM_FIELDS]`` is intact and is the one described; every
-    argument ``[n]``."""
+    """Whether each of ``tags`` ``[n, NUM_FIELDS]`` is intact and has this token, position and
+    lineage; the other arguments are ``[n]``."""
     sound = seals(lineages, words(tokens, positions), tags[:, STEP])
     return bool(
         np.array_equal(tags[:, TOKEN], tokens)
@@ -117,8 +117,8 @@ def expected_text(
     adapter: int = 0,
     start: int = 0,
 ) -> list[int]:
-    """The ``num_tokens`` tokens that a tag runner generates after ``prompt``, whatever its memory
-    does. ``adapter`` is a tag in force from position ``start`` on."""
+    """The ``num_tokens`` tokens that a tag runner must generate after ``prompt``. ``adapter`` is an
+    adapter's tag, active from position ``start`` on."""
     lineage = 0
 
     def word(position: int, token: int) -> int:

@@ -1,7 +1,7 @@
-"""Seeded random walks: operations drawn, done one after the other, everything checked after each.
+"""Seeded random walks: random operations on a world, with all invariants checked after each.
 
-A walk is a function of its seed and of what is under test, and its operations are values: a failing
-walk is replayed by its seed and shrunk to the few operations that it takes.
+A walk is a function of its seed and of the code under test, and its operations are values. So a
+failing walk can be replayed by its seed, and shrunk to the few operations that make it fail.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Operation = tuple[str, tuple[Any, ...]]
 
 Draw = Callable[[random.Random], tuple[Any, ...]]
 Act = tuple[float, str, Draw]
-"""How often an operation is drawn, its name, and what draws its arguments."""
+"""An operation's weight, its name, and the function that draws its arguments."""
 
 
 class Walk(Protocol):
-    """``operations`` are the same each time; ``world`` makes a fresh world, with ``check`` and a
-    method for each of them."""
+    """A walk. ``operations`` returns the same operations each time; ``world`` makes a fresh world,
+    which has ``check`` and a method for each operation."""
 
     def operations(self) -> list[Operation]: ...
 
@@ -31,7 +31,7 @@ class Walk(Protocol):
 
 
 def some(*limits: int) -> Draw:
-    """Draws an integer below each of ``limits``."""
+    """A function that draws an integer below each of ``limits``."""
     return lambda rng: tuple(rng.randrange(limit) for limit in limits)
 
 
@@ -43,7 +43,7 @@ def drawn(acts: Sequence[Act], seed: int, count: int) -> list[Operation]:
 
 
 def play(world: Any, operations: Sequence[Operation]) -> Iterator[int]:
-    """Do each operation and check everything after it; yields how many are done."""
+    """Run each operation and check the world after it; yields the number of operations so far."""
     for done, (name, arguments) in enumerate(operations, 1):
         getattr(world, name)(*arguments)
         world.check()
@@ -51,8 +51,8 @@ def play(world: Any, operations: Sequence[Operation]) -> Iterator[int]:
 
 
 def run(walk: Walk, factories: Factories = OURS) -> Any:
-    """The world at the end of ``walk``. Raises whatever a check, or the code under test, raises
-    first."""
+    """Run ``walk`` and return its world. Raises the first error of a check or of the code under
+    test."""
     world = walk.world(factories)
     for _ in play(world, walk.operations()):
         pass
@@ -61,7 +61,7 @@ def run(walk: Walk, factories: Factories = OURS) -> Any:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a walk ended with: the operations up to and with the one that failed, and its error."""
+    """A failed walk: the operations up to and including the one that failed, and its error."""
 
     walk: Walk
     operations: list[Operation]
@@ -71,7 +71,7 @@ class Failure:
 def failure_of(
     walk: Walk, factories: Factories = OURS, operations: Sequence[Operation] | None = None
 ) -> Failure | None:
-    """How ``walk`` (with other ``operations``, if given) fails; ``None`` if it does not."""
+    """The failure of ``walk`` (with other ``operations``, if given); ``None`` if it passes."""
     operations = walk.operations() if operations is None else operations
     done = 0
     try:
@@ -83,8 +83,8 @@ def failure_of(
 
 
 def shrink(failure: Failure, factories: Factories = OURS, *, max_runs: int = 2000) -> Failure:
-    """A failure with as few operations as removing them in ever smaller pieces gives (Zeller's
-    delta debugging); any failure counts, not this one only."""
+    """Shrink a failure by removing operations in ever smaller pieces (Zeller's delta debugging).
+    Any failure counts, not only the same one."""
     size, runs = len(failure.operations) // 2, 0
     while size and runs < max_runs:
         start, shorter = 0, False

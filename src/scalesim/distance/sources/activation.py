@@ -125,8 +125,7 @@ class Predrawn(DatedSource):
         for tick in [drawn for drawn in self._after if drawn < now]:
             for agent, again in self._after.pop(tick).items():
                 self._changed[agent] = float(again)
-        changed, self._changed = self._changed, {}
-        return Estimates(tuple(changed), tuple(changed.values()), self._confidence)
+        return super().changes(now)
 
     def called(self, agent: AgentId, now: float) -> None:
         again = self._after.get(math.floor(now), {}).pop(agent, None)

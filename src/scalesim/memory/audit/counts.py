@@ -14,7 +14,7 @@ from operator import attrgetter
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.segment import TierName
+from scalesim.memory.tree.run import TierName
 
 
 class AccountError(AssertionError):

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.segment import TIERS, Run, Segment, Transfer, lineage
+from scalesim.memory.tree.run import TIERS, Run, Transfer
+from scalesim.memory.tree.segment import Segment, lineage
 
 
 class IntegrityError(AssertionError):

@@ -22,7 +22,8 @@ from scalesim.memory.links.link import Copies, LinkError, PageSource
 from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.segment import Segment, Transfer, descendants
+from scalesim.memory.tree.run import Transfer
+from scalesim.memory.tree.segment import Segment, descendants
 from scalesim.memory.tree.use import UseTime
 
 _log = logging.getLogger(__name__)

@@ -14,13 +14,11 @@ from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.lookup_accounts import LookupAccounts
 from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.prefix_lookup import PrefixLookup, PrefixMatch
 from scalesim.memory.leases.waiters import LoadWaiters
-from scalesim.memory.misses import Misses
 from scalesim.memory.prefetch.owners import Owners
-from scalesim.memory.prefetch.planner import Planner
-from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 
@@ -30,15 +28,13 @@ class Admission:
     """What turns a request into a lease."""
 
     residency: Residency
-    look_up: PrefixLookup
+    table: BlockTable
+    owners: Owners
+    attachments: Attachments
     tails: PartialBlocks
     loads: LoadWaiters
-    attachments: Attachments
-    owners: Owners
-    misses: Misses
-    queue: PrefetchQueue
-    planner: Planner
-    table: BlockTable
+    look_up: PrefixLookup
+    accounts: LookupAccounts
 
     def acquire(
         self,
@@ -114,7 +110,7 @@ class Admission:
         )
         if found.tail is not None:
             self.tails.take(lease, found.tail)
-        self._account(lease, found, chain)
+        self.accounts.record(lease, found, chain)
         chain.reverse()  # from the root on
         self.loads.start(lease, chain, missing_pages)
         self._write_row(lease, chain)
@@ -125,45 +121,6 @@ class Admission:
             unread_pages = unread_pages[count:]
         self.loads.wait(lease)
         return lease
-
-    def _account(self, lease: Lease, found: PrefixMatch, chain: list[Segment]) -> None:
-        """Write down how the prompt was found, and that the lease uses ``chain``: for the counters,
-        for eviction, for the planner."""
-        counters, waited = self.residency.counters, lease.num_waited_blocks
-        end = found.beyond
-        if end is None or end.parent is None:  # making room for the lease took it
-            end = lease.end
-        matched = lineage(end)
-        spared = sum(segment.num_blocks for segment in matched) - lease.num_shared
-        for segment in matched:
-            segment.use()
-        for segment in chain:
-            counters.prefetch_used += segment.take_prefetched()
-        counters.lookups += 1
-        counters.full_hits += lease.num_shared > 0 and waited == 0
-        counters.device_blocks += lease.num_shared - waited
-        counters.host_blocks += found.missing
-        counters.late_blocks += waited - found.missing
-        num_blocks = -(-found.num_tokens // self.residency.tree.block_size)
-        counters.computed_blocks += num_blocks - lease.num_shared
-        counters.spared_blocks += spared
-        if lease.agent is not None:
-            self._account_agent(lease.agent, lease, found, end, spared)
-
-    def _account_agent(
-        self, agent: AgentState, lease: Lease, found: PrefixMatch, end: Segment, spared: int
-    ) -> None:
-        """The same for the agent that called: its prompt was found up to ``end``, and the last
-        ``spared`` blocks of that are computed again."""
-        waited = lease.num_waited_blocks
-        self.misses.looked_up(lease, end, waited, spared, self.planner.blocked_by)
-        lease.rebuilds(spared + self.misses.num_lost(lease, end, found.num_tokens))
-        if agent.next_use is not None:
-            on_time = all(segment.is_ready for segment in found.attached)
-            self.planner.observe_arrival(late=waited > 0 or not on_time)
-        agent.observe_reuse(end)
-        if spared:
-            self.queue.give_up(agent)
 
     def _write_row(self, lease: Lease, chain: list[Segment]) -> None:
         pages: list[int] = []

@@ -26,13 +26,13 @@ class Releases:
     """What takes in what leases give."""
 
     residency: Residency
+    table: BlockTable
+    owners: Owners
+    attachments: Attachments
     tails: PartialBlocks
     loads: LoadWaiters
-    attachments: Attachments
-    owners: Owners
     misses: Misses
     leavings: Leavings
-    table: BlockTable
 
     # -- into the tree ------------------------------------------------------------------------
 

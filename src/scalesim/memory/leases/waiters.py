@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
-from scalesim.memory.tree.segment import Segment, Transfer, lineage
+from scalesim.memory.tree.run import Transfer
+from scalesim.memory.tree.segment import Segment, lineage
 
 
 class LoadWaiters:

@@ -69,9 +69,6 @@ class VirtualLink:
             self.advance_to(min(self._busy[0][0], self.now_s + timeout_s))
         return bool(self._done)
 
-    def next_completion_s(self) -> float | None:
-        return self._busy[0][0] if self._busy else None
-
     @property
     def has_news(self) -> bool:
         """Whether ``poll`` would report something."""

@@ -13,25 +13,17 @@ at all. Only the classes of this file write their fields.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from scalesim.core import AgentId
+from scalesim.memory.tree.run import NOWHERE, TIERS, Run, TierName, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
 
-    _Pages = array[int]
-else:
-    _Pages = array
-
-TierName: TypeAlias = Literal["device", "host"]
-TIERS: tuple[TierName, ...] = ("device", "host")
-"""The nearest to the compute first; each is an attribute of ``Segment``."""
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 # of those that have none, which are many; writing to one raises
 _NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
@@ -43,48 +35,6 @@ class Branch(NamedTuple):
 
     block: int
     mark: bytes
-
-
-class Run(_Pages):
-    """The pages of a segment's first blocks on one tier, four bytes each. The first ``valid`` pages
-    hold their block's content; ``transfer`` is filling the others."""
-
-    __slots__ = ("transfer", "valid")
-
-    valid: int
-    transfer: Transfer | None
-
-    def __new__(cls, pages: Iterable[int] = (), valid: int = 0) -> Run:
-        run = cast(Run, super().__new__(cls, "i", pages))
-        run.valid, run.transfer = valid, None
-        return run
-
-    def divide(self, count: int, segment: Segment, upper: Segment) -> tuple[Run, Run]:
-        """The runs of ``upper``, which is the first ``count`` blocks of ``segment``, and of the
-        others; a transfer goes on with both."""
-        above = Run(self[:count], min(self.valid, count))
-        below = Run(self[count:], max(0, self.valid - count))
-        if self.transfer is not None:
-            parts = [(upper, len(above) - above.valid), (segment, len(below) - below.valid)]
-            parts = [(part, blocks) for part, blocks in parts if blocks]
-            self.transfer.divide(segment, parts)
-            above.transfer = self.transfer if len(above) > above.valid else None
-            below.transfer = self.transfer if len(below) > below.valid else None
-        return above or NOWHERE, below or NOWHERE
-
-
-class _Nowhere(tuple[int, ...]):
-    """The run of every segment that has no page on a tier; nobody can write to it."""
-
-    __slots__ = ()
-    valid = 0
-    transfer = None
-
-    def divide(self, count: int, segment: Segment, upper: Segment) -> tuple[Run, Run]:
-        return NOWHERE, NOWHERE
-
-
-NOWHERE = cast(Run, _Nowhere())
 
 
 class Owner(Protocol):
@@ -222,31 +172,22 @@ class Segment:
         """The next blocks lie in ``pages`` of ``tier``: their content is there, or comes with
         ``transfer``."""
         run: Run = getattr(self, tier)
-        assert run.transfer is None and run.valid == len(run), self
         assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
         if not pages:
             return
-        if run:
-            run.extend(pages)
-        else:
+        if not run:
             self._tell_parent(tier, 1)
-            run = Run(pages)
+            run = Run()
             setattr(self, tier, run)
-        if transfer is None:
-            run.valid = len(run)
-        else:
-            run.transfer = transfer
-            if transfer.purpose == "prefetch":
-                self.prefetched += len(pages)
+        run.put(pages, transfer)
+        if transfer is not None and transfer.purpose == "prefetch":
+            self.prefetched += len(pages)
 
     def end_transfer(self, tier: TierName) -> bool:
         """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
         be cut off."""
         run: Run = getattr(self, tier)
-        transfer, run.transfer = run.transfer, None
-        assert transfer is not None and transfer.is_over, self
-        if transfer.succeeded:
-            run.valid = len(run)
+        transfer = run.end_transfer()
         if tier == "host":
             failed = transfer.error is not None
             self.failed_saves = 0 if transfer.succeeded else self.failed_saves + failed
@@ -257,13 +198,9 @@ class Segment:
         run: Run = getattr(self, tier)
         if keep >= len(run):
             return []
-        pages = run[keep:].tolist()
-        assert run.transfer is None, self
         assert not (self.pins and tier == "device" and keep < run.valid), self
-        if keep:
-            del run[keep:]
-            run.valid = min(run.valid, keep)
-        else:
+        pages = run.cut(keep)
+        if not run:
             setattr(self, tier, NOWHERE)
             self._tell_parent(tier, -1)
         if tier == "device" and self.prefetched:
@@ -411,52 +348,6 @@ class Segment:
             f"device {self.device.valid}/{len(self.device)}, "
             f"host {self.host.valid}/{len(self.host)}, pins {self.pins})"
         )
-
-
-@dataclass(eq=False, slots=True)
-class Transfer:
-    """Copies in flight for a run of blocks; over when the last of its tickets has ended.
-
-    ``parts`` are the segments that the run belongs to, in order, with the block count of each; a
-    split meanwhile turns one part into two. ``waiters`` are told of the end (the leases of waiting
-    requests).
-    """
-
-    direction: Literal["in", "out"]
-    purpose: Literal["demand", "prefetch", "save", "fill"]  # fill: from a source to the host
-    parts: list[tuple[Segment, int]]
-    tickets: set[int] = field(default_factory=set)
-    error: Exception | None = None
-    cancelled: bool = False
-    waiters: list[Any] = field(default_factory=list)
-
-    @property
-    def num_blocks(self) -> int:
-        return sum(count for _, count in self.parts)
-
-    @property
-    def is_read(self) -> bool:
-        """Whether its content comes from a source, not from tokens."""
-        return self.parts[0][0].is_attachment
-
-    @property
-    def tier(self) -> TierName:
-        """Where the copies go."""
-        return "device" if self.direction == "in" else "host"
-
-    @property
-    def is_over(self) -> bool:
-        return not self.tickets
-
-    @property
-    def succeeded(self) -> bool:
-        return self.error is None and not self.cancelled
-
-    def divide(self, segment: Segment, parts: list[tuple[Segment, int]]) -> None:
-        """``parts`` stand for that of ``segment``."""
-        index = next(i for i, (part, _) in enumerate(self.parts) if part is segment)
-        assert self.parts[index][1] == sum(count for _, count in parts), (segment, parts)
-        self.parts[index : index + 1] = parts
 
 
 def lineage(segment: Segment) -> list[Segment]:

@@ -1,6 +1,6 @@
-"""A step's tokens grouped by adapter: from a ``Batch``'s adapters to the arrays of a ``LoraBatch``.
+"""Grouping of a step's tokens by adapter, for the arrays of a ``LoraBatch``.
 
-Index arithmetic in numpy, once per step; called by the runners.
+Index arithmetic in numpy, once per step. Used by both runners.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scalesim.model.runner.arrange import Arranged
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """The arrays of a ``LoraBatch``, of the same names and in its order."""
+    """The arrays of a ``LoraBatch``, with its names and in its order."""
 
     tokens: Int32s
     starts: Int32s
@@ -33,9 +33,10 @@ class Grouped:
 def grouped(
     adapters: AttachmentBatch, arranged: Arranged, padded: Callable[[int], int]
 ) -> Grouped | None:
-    """The tokens at or past their sequence's ``starts``; ``None`` where there is none.
+    """The tokens that use an adapter (those at or past their sequence's ``starts``), grouped;
+    ``None`` if there are none.
 
-    padded : the row count that a group's token count is padded to.
+    padded : the number of rows for a group's number of tokens.
     """
     seq = arranged.seq
     in_force = (adapters.rows[seq] != 0) & (arranged.positions >= adapters.starts[seq])
@@ -65,7 +66,7 @@ def lora_batch(
     adapters: AttachmentBatch, arranged: Arranged, block_table: Tensor, layouts: LayoutTable,
     padded: Callable[[int], int],
 ) -> LoraBatch | None:  # fmt: skip
-    """``grouped`` as the kernels take it, on a CPU."""
+    """``grouped`` as the kernels' ``LoraBatch``, on a CPU."""
     found = grouped(adapters, arranged, padded)
     if found is None:
         return None

@@ -1,4 +1,5 @@
-"""Adapter folders for an engine: read when they are added, and again when their pages are gone."""
+"""Adapter folders as page sources: read when an adapter is added, and again when its pages were
+evicted from both tiers."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from scalesim.model.checkpoint.config import ModelConfig
 
 @dataclass(frozen=True)
 class AdapterFolders:
-    """Reads PEFT folders for one model: ``folders(path)`` raises ``AdapterError``. Any thread."""
+    """The reader of PEFT folders for one model. A call raises ``AdapterError``. From any
+    thread."""
 
     model: ModelConfig
     dtype: torch.dtype
@@ -41,7 +43,7 @@ class AdapterFolders:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A ``Source``: the folder, as long as it still holds what it held."""
+    """A page source: the folder, as long as its content has not changed."""
 
     folders: AdapterFolders
     path: Path

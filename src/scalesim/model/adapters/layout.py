@@ -1,9 +1,9 @@
-"""What lies where in an adapter's pages: rank rows packed at their true rank, and the directory.
+"""The layout of an adapter's pages, with rank rows packed at their true rank, and its directory.
 
 An adapter is a range of elements of the model's dtype, cut into pages. A rank row (a row of A, a
-column of B) is contiguous, begins at a multiple of 64 elements and never straddles a page; when the
-rest of a page is too short for the next row, it stays empty. Where rows lie follows from the ranks
-alone, so adapters of one shape share a layout. No weights here, and no pages of any pool.
+column of B) is contiguous, begins at a multiple of 64 elements and lies within one page; the end of
+a page that is too short for the next row stays empty. The layout follows from the ranks alone, so
+adapters of one shape share a layout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scalesim.core import Int64s
 from scalesim.errors import AdapterError
 from scalesim.model.checkpoint.config import ModelConfig
 
-ALIGN = 64  # elements: what wide loads of a GPU want of an address
+ALIGN = 64  # elements: the alignment for wide loads of a GPU
 NUM_SLICES = 7
 MAX_RANK = 256
 Ranks: TypeAlias = tuple[tuple[int, ...], ...]
@@ -31,7 +31,8 @@ Scales: TypeAlias = tuple[tuple[float, ...], ...]
 
 
 def lora_sites(config: ModelConfig) -> tuple[LoraSite, LoraSite, LoraSite, LoraSite]:
-    """q, k, v; o; gate, up; down: the four places where a layer multiplies by weights."""
+    """The four sites of a layer, one for each input of linear layers: q, k, v; o; gate, up;
+    down."""
     hidden, wide = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     return (
@@ -44,8 +45,8 @@ def lora_sites(config: ModelConfig) -> tuple[LoraSite, LoraSite, LoraSite, LoraS
 
 @dataclass(frozen=True)
 class LoraLayout:
-    """Where the rank rows of an adapter of these ``ranks`` and ``scales`` lie, each by layer and
-    slice. Raises ``AdapterError`` when a row is longer than a page."""
+    """The places of an adapter's rank rows. ``ranks`` and ``scales`` are by layer and slice. Raises
+    ``AdapterError`` if a row is longer than a page."""
 
     sites: tuple[LoraSite, ...]
     ranks: Ranks
@@ -64,7 +65,7 @@ class LoraLayout:
         return a, b, end
 
     def _matrices(self) -> Iterator[tuple[int, int, str, int]]:
-        """(layer, slice, "A" or "B", width of a rank row), in packing order."""
+        """All matrices in packing order: (layer, slice, "A" or "B", width of a rank row)."""
         for layer in range(len(self.ranks)):
             for site in self.sites:
                 slices = range(site.first_slice, site.first_slice + site.num_slices)
@@ -73,7 +74,7 @@ class LoraLayout:
                     yield layer, index, "B", width
 
     def _place(self, offsets: Int64s, rank: int, width: int, end: int) -> int:
-        """Put ``rank`` rows behind ``end``; returns the new end."""
+        """Place ``rank`` rows behind ``end``, and return the new end."""
         stride = -(-width // ALIGN) * ALIGN
         if stride > self.page_elems:
             raise AdapterError(
@@ -107,11 +108,11 @@ class LoraLayout:
 
     @cached_property
     def num_elements(self) -> int:
-        """Of the weights themselves."""
+        """Number of elements of the weights, without gaps."""
         return sum(self.ranks[layer][index] * width for layer, index, _, width in self._matrices())
 
     def rows(self) -> list[tuple[int, int, str, int, int, Int64s]]:
-        """(layer, slice, "A" or "B", width, rank, offsets) of every matrix, in packing order."""
+        """All matrices in packing order: (layer, slice, "A" or "B", width, rank, offsets)."""
         sides = {"A": self.a_offsets, "B": self.b_offsets}
         return [
             (layer, index, side, width, rank, sides[side][layer, index, :rank])
@@ -121,7 +122,7 @@ class LoraLayout:
 
 
 def max_adapter_pages(config: ModelConfig, page_bytes: int, dtype_bytes: int) -> int:
-    """Pages of the largest adapter that ``config`` takes; 0 where pages are too small for any."""
+    """Pages of the largest adapter for ``config``; 0 if pages are too small for any adapter."""
     ranks = ((MAX_RANK,) * NUM_SLICES,) * config.num_layers
     scales = ((1.0,) * NUM_SLICES,) * config.num_layers
     try:
@@ -132,8 +133,8 @@ def max_adapter_pages(config: ModelConfig, page_bytes: int, dtype_bytes: int) ->
 
 @dataclass
 class LayoutTable:
-    """The layouts that an engine has met, numbered in order; written by whoever adds adapters, read
-    by the runner. Only ever grows."""
+    """The layouts of an engine's adapters, numbered in order of their first use. The table only
+    grows: adding an adapter writes it, the runner reads it."""
 
     layouts: list[LoraLayout] = field(default_factory=list)
     _numbers: dict[LoraLayout, int] = field(default_factory=dict)
@@ -148,7 +149,7 @@ class LayoutTable:
             return self._numbers[layout]
 
     def directory(self) -> LoraDirectory:
-        """Of all layouts; the same object until one is added."""
+        """The directory of all layouts; the same object until a layout is added."""
         count = len(self.layouts)
         if self._made is None or self._made[0] != count:
             self._made = (count, make_directory(self.layouts[:count]))
@@ -156,7 +157,8 @@ class LayoutTable:
 
 
 def make_directory(layouts: list[LoraLayout], max_rank: int | None = None) -> LoraDirectory:
-    """With room for ``max_rank`` rank rows of each slice; for as many as there are, if ``None``."""
+    """The kernels' directory of ``layouts``, with room for ``max_rank`` rank rows per slice
+    (``None``: the largest rank)."""
     max_rank = max_rank or max(layout.a_offsets.shape[2] for layout in layouts)
 
     def stacked(arrays: list[Int64s]) -> Any:

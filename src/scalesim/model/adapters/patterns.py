@@ -1,11 +1,11 @@
-r"""Regular expressions that came with an adapter, matched in a bounded number of steps.
+r"""Matching of an adapter's regular expressions in a bounded number of steps.
 
-Python's ``re`` goes back and tries again: a pattern such as ``(?:[a-z.]+)+X`` takes years on a name
-of 40 characters, with the interpreter's lock held, so that nothing else runs in the process. Here
-the positions that a part of the pattern may end at are kept as a set, each found once for each
-position that it may begin at. That answers the only question asked, whether there is a match, as
-``re`` would, but for what needs to know *which* match: back references, conditions, atomic groups
-and possessive repeats are refused. The parser is Python's own.
+Python's ``re`` backtracks: a pattern such as ``(?:[a-z.]+)+X`` takes years on a name of 40
+characters, with the interpreter's lock held, so that nothing else runs in the process. Here, the
+set of positions at which a part of the pattern may end is computed once for each position at which
+the part may begin. The answer, whether there is a match, equals that of ``re``. Constructs that
+depend on *which* match was found (back references, conditions, atomic groups, possessive repeats)
+are refused. The parser is Python's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _parser = importlib.import_module("re._parser" if sys.version_info >= (3, 11) el
 
 MAX_PATTERN = 512
 MAX_STEPS = 1 << 24
-"""Of all patterns of one adapter on all names: some hundred times what usual ones take."""
+"""The most steps of all patterns of one adapter on all names: some hundred times the usual
+number."""
 
 _CATEGORIES: dict[str, Callable[[str], bool]] = {
     "CATEGORY_DIGIT": str.isdecimal,
@@ -33,8 +34,8 @@ _CATEGORIES: dict[str, Callable[[str], bool]] = {
 
 
 class Patterns:
-    """Matches the patterns of one adapter; raises ``AdapterError`` when they take too many steps,
-    for what is not run, and for what is no regular expression."""
+    """The matcher for the patterns of one adapter. Raises ``AdapterError`` if they take too many
+    steps together, use a refused construct, or are no regular expressions."""
 
     def __init__(self, max_steps: int = MAX_STEPS) -> None:
         self._left = max_steps
@@ -71,14 +72,14 @@ def _parsed(pattern: str) -> tuple[Any, bool]:
 
 
 class _PatternMatch:
-    """One match. Sets of positions are bits of an integer."""
+    """The matching of one pattern against ``text``. A set of positions is a bit mask."""
 
     def __init__(self, text: str, max_steps: int) -> None:
         self.text, self.left, self.ignore_case = text, max_steps, False
         self._known: dict[tuple[int, int], int] = {}
 
     def ends(self, items: Any, start: int) -> int:
-        """Where ``items``, one after the other, may end if they begin at ``start``."""
+        """The positions at which the sequence ``items`` may end if it begins at ``start``."""
         key = (id(items), start)
         if key not in self._known:
             places = 1 << start
@@ -104,7 +105,7 @@ class _PatternMatch:
         return self._known[key]
 
     def _whole(self, op: str, argument: Any, position: int) -> int:
-        """Of an item that is made of others."""
+        """The positions at which a compound item may end."""
         if op == "BRANCH":
             ends = 0
             for items in argument[1]:
@@ -133,7 +134,7 @@ class _PatternMatch:
 
     def _repeat(self, least: int, maximum: int, items: Any, position: int) -> int:
         frontier = 1 << position
-        # More rounds than characters: one of them is empty, and one more or less changes nothing.
+        # With more rounds than characters, one is empty, and further rounds change nothing.
         for _ in range(min(int(least), len(self.text) + 1)):
             frontier = self._round(items, frontier)
         ends, rounds = frontier, int(least)
@@ -186,7 +187,7 @@ def _is_in(kind: str, value: Any, variants: set[str]) -> bool:
 
 
 def bits(mask: int) -> Iterator[int]:
-    """The positions of the ones, lowest first."""
+    """The positions of the set bits, lowest first."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1

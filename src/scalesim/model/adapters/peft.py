@@ -1,7 +1,8 @@
-"""Reads an adapter in PEFT's folder layout: ``adapter_config.json``, ``adapter_model.safetensors``.
+"""The reader of adapters in PEFT's layout: ``adapter_config.json``, ``adapter_model.safetensors``.
 
-An adapter is input from strangers: no pickle, no path that leaves its folder, and whatever would
-make its outputs differ from PEFT's is refused by name. What comes back is packed for the pool.
+An adapter is not trusted: no pickle is loaded, and no path leaves the folder. A setting that would
+make the outputs differ from PEFT's is refused by name. The weights are returned packed for the
+pool.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from scalesim.model.checkpoint.loader_files import PICKLES, safe_path
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ALPHA = 1e30  # a scale is a float32
-ROOM = 16 << 20  # of a weight file, for all but weights
+ROOM = 16 << 20  # bytes of a weight file beside the weights
 PROJECTIONS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
 FUSED = ("self_attn.qkv_proj", "mlp.gate_up_proj")
 
-# Settings that change what the adapter computes, with the only values that we run.
+# Settings that change what the adapter computes, with the supported values.
 PLAIN: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -54,7 +55,7 @@ WITHOUT_EFFECT = frozenset(
     ]
 )  # fmt: skip
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_SEED = secrets.randbits(64)  # digests live as long as the process: nobody can prepare equal ones
+_SEED = secrets.randbits(64)  # so that nobody can prepare two adapters with equal digests
 READ = frozenset(
     [
         "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform",
@@ -65,8 +66,12 @@ READ = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:
-    """``pages`` ``[num_pages, page_bytes]`` hold the weights as ``layout`` says, zeros between.
-    ``digest`` names the content: layout, invocation tokens and every byte of the pages."""
+    """An adapter packed into pages.
+
+    ``pages`` ``[num_pages, page_bytes]`` hold the weights at the places of ``layout``, and zeros
+    between. ``digest`` identifies the content: layout, invocation tokens and all bytes of the
+    pages. ``invocation_tokens`` activate the adapter; ``None``: it is always active.
+    """
 
     digest: bytes
     layout: LoraLayout
@@ -77,8 +82,8 @@ class PackedAdapter:
 def read_adapter(
     folder: str | Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int
 ) -> PackedAdapter:
-    """The adapter in ``folder`` for ``model``, weights cast to ``dtype``. Raises ``AdapterError``
-    for one that is missing, damaged, made for another base, or beyond what is run."""
+    """The adapter in ``folder`` for ``model``, with weights cast to ``dtype``. Raises
+    ``AdapterError`` if it is missing, damaged, made for another base model or not supported."""
     path = Path(folder).expanduser()
     try:
         return _read(path, model, dtype, page_bytes)
@@ -99,8 +104,8 @@ def _read(path: Path, model: ModelConfig, dtype: torch.dtype, page_bytes: int) -
 
 
 def read_tensors(folder: Path, layout: LoraLayout) -> dict[str, Tensor]:
-    """What the weight file holds. It is read at once, not mapped: a mapped file that somebody cuts
-    short ends the process."""
+    """The tensors of the weight file. The file is read, not mapped: truncating a mapped file would
+    end the process."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -127,8 +132,8 @@ def weights_path(folder: Path) -> Path:
 
 
 def ranks_and_scales(raw: Json, model: ModelConfig) -> tuple[Ranks, Scales]:
-    """By layer and projection; 0 where it is the base model's. Raises ``AdapterError`` naming the
-    setting."""
+    """Ranks and scales by layer and projection; 0 for a projection without an adapter. Raises
+    ``AdapterError`` naming the setting."""
     modules = ModuleSettings(raw)
     ranks, scales = [], []
     for layer in range(model.num_layers):
@@ -150,7 +155,7 @@ def wrong(what: str) -> AdapterError:
 
 
 def refuse(raw: Json) -> None:
-    """Raise for what would make the adapter compute something else than plain LoRA."""
+    """Raise for settings with which the adapter would not be plain LoRA."""
     for name, value in raw.items():
         if name in PLAIN:
             if value not in PLAIN[name]:
@@ -163,7 +168,7 @@ def refuse(raw: Json) -> None:
 def refuse_layer(
     modules: ModuleSettings, model: ModelConfig, layer: int, ranks: Sequence[int]
 ) -> None:
-    """Raise where a target is a projection that this base model keeps in another form."""
+    """Raise if a target is a projection that this base model stores in another form."""
     fused = [f"model.layers.{layer}.{name}" for name in FUSED]
     split = any(ranks[index] for index in (0, 1, 2, 4, 5))
     if model.family.fused and (split or any(map(modules.is_target, fused))):
@@ -181,7 +186,7 @@ def refuse_layer(
 
 @dataclass(frozen=True)
 class ModuleSettings:
-    """What an ``adapter_config.json`` says of one module, which ``key`` names, after another."""
+    """The settings of an ``adapter_config.json`` for each module; ``key`` is a module's name."""
 
     raw: Json
     patterns: Patterns = field(default_factory=Patterns)
@@ -191,7 +196,7 @@ class ModuleSettings:
         return Fields(CONFIG, self.raw, AdapterError)
 
     def is_target(self, key: str) -> bool:
-        """Whether the module has weights in the adapter: PEFT's rules, in its order."""
+        """Whether the module has weights in the adapter, by PEFT's rules in PEFT's order."""
         if self._names(self.raw.get("exclude_modules"), key):
             return False
         targets = self.raw.get("target_modules")
@@ -203,7 +208,7 @@ class ModuleSettings:
         if isinstance(targets, str) or layers is None or layers == []:
             return True
         chosen = self.fields.wholes("layers_to_transform")
-        # A name has one number between dots, its layer's: where a pattern matches, it is that.
+        # A name has one number between dots, its layer's, so a matching pattern found that one.
         number = next(int(part) for part in key.split(".") if part.isdecimal())
         before = self.raw.get("layers_pattern") or [r"[^.]*"]
         for pattern in before if isinstance(before, list) else [before]:
@@ -228,7 +233,8 @@ class ModuleSettings:
         return float(alpha) / (math.sqrt(rank) if rslora else rank)
 
     def _names(self, targets: object, key: str) -> bool:
-        """A string is a pattern for the whole key; a list holds keys, or ends of them."""
+        """Whether ``targets`` include the module: a string is a pattern for the whole key, a list
+        holds keys or ends of keys."""
         if isinstance(targets, str):
             return bool(targets) and self._match(targets, r"(?:{})\Z", key)
         if targets is None:
@@ -240,7 +246,7 @@ class ModuleSettings:
         return not ends.isdisjoint(targets)
 
     def _by_pattern(self, name: str, key: str, default: object) -> object:
-        """The value of the first pattern that the end of ``key`` matches, as PEFT picks it."""
+        """The value of the first pattern that matches an end of ``key``, as in PEFT."""
         for pattern, value in self.fields.table(name).raw.items():
             if self._match(pattern, r"(.*\.)?({})$", key):
                 return value
@@ -259,7 +265,7 @@ class ModuleSettings:
 
 
 def invocation_tokens(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
-    """Those that activate the adapter; ``None``: it always is."""
+    """The tokens that activate the adapter; ``None``: it is always active."""
     tokens = raw.get("alora_invocation_tokens")
     if tokens is None or tokens == []:
         return None
@@ -275,7 +281,7 @@ def invocation_tokens(raw: Json, model: ModelConfig) -> tuple[int, ...] | None:
 
 
 def pack(layout: LoraLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Bytes2D:
-    """The tensors of a weight file, checked, as pages."""
+    """Check the tensors of a weight file and pack them into pages ``[num_pages, page_bytes]``."""
     check_tensors(layout, tensors)
     flat = torch.zeros(layout.num_pages * layout.page_elems, dtype=dtype)
     for layer, index, side, width, rank, offsets in layout.rows():
@@ -298,7 +304,7 @@ def pack(layout: LoraLayout, tensors: Mapping[str, Tensor], dtype: torch.dtype) 
 
 
 def pieces(offsets: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, int, int, int]]:
-    """(first row, end row, offset, stride) of the runs of evenly spaced rows."""
+    """Runs of evenly spaced rows: (first row, end row, offset, stride) of each."""
     steps = np.diff(offsets)
     regular = int(steps.min()) if len(steps) else 0
     cuts = [0, *(np.flatnonzero(steps != regular) + 1).tolist(), len(offsets)]
@@ -334,7 +340,7 @@ def tensor_name(layer: int, index: int, side: str) -> str:
 
 
 def digest_of(layout: LoraLayout, invocation: tuple[int, ...] | None, pages: Bytes2D) -> bytes:
-    """xxh3-128 over what the adapter computes with: equal digests, equal outputs."""
+    """The xxh3-128 of all that determines the adapter's outputs."""
     state = xxhash.xxh3_128(seed=_SEED)
     header = repr((layout.ranks, layout.scales, layout.page_elems, invocation))
     state.update(len(header).to_bytes(8, "little") + header.encode())

@@ -1,6 +1,6 @@
-"""A model's shape and options, from the ``config.json`` of a Hugging Face folder.
+"""Model configurations: shape and options, from the ``config.json`` of a Hugging Face folder.
 
-Torch-free. What ScaleSim cannot run is refused here, by name, before any weight is read.
+Settings that ScaleSim cannot run are refused here, by name, before any weight is read. Torch-free.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scalesim.model.checkpoint.fields import Fields
 from scalesim.model.checkpoint.files import Json, read_json, read_json_if_there
 from scalesim.model.layers.rope import RopeConfig, inverse_frequencies
 
-# Sizes past these are no model's: whatever is made in proportion to them fits into memory.
+# Upper bounds that no model exceeds, so that data in proportion to the sizes fits into memory.
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
 MAX_HEADS = MAX_HEAD_DIM = MAX_EXPERTS = 1 << 14
@@ -31,24 +31,24 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True, slots=True)
 class ExpertsConfig:
-    """A mixture of experts: each token goes through the ``per_token`` experts that its router likes
-    best. ``normalize``: their weights are made to add up to 1."""
+    """A mixture of experts: each token goes through the ``per_token`` experts with the highest
+    router scores. With ``normalize``, their weights are scaled to a sum of 1."""
 
     count: int
     per_token: int
     width: int
     normalize: bool
-    layers: tuple[int, ...]  # the others have an ordinary MLP
+    layers: tuple[int, ...]  # layers with experts; the others have an ordinary MLP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What engines and runners need to know of a model, whoever wrote its layers."""
+    """The shape of a model, as engines and runners need it; for native and hosted models."""
 
     architecture: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int  # of a model that transformers runs, only to size the workspace
+    intermediate_size: int  # for hosted models, used only to size the workspace
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -59,11 +59,11 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig(ModelShape):
-    """Everything that the native decoder needs to know; one class covers all native families.
+    """The configuration of a native model; one class covers all native families.
 
-    ``windows``: of each layer, how many positions it sees (``None``: all); empty where none has
-    one. ``soft_cap``: of attention scores; ``logit_soft_cap``: of the logits. ``local_rope``: the
-    rotation of layers with a window, where they have their own.
+    ``windows`` is each layer's attention window in positions (``None``: no window); empty if no
+    layer has one. ``soft_cap`` applies to attention scores, ``logit_soft_cap`` to the logits.
+    ``local_rope`` is the rotation of layers with a window, if they have their own.
     """
 
     rms_eps: float
@@ -78,7 +78,7 @@ class ModelConfig(ModelShape):
     windows: tuple[int | None, ...] = ()
     soft_cap: float | None = None
     logit_soft_cap: float | None = None
-    query_scalar: float | None = None  # scores are divided by its root; head_dim's where None
+    query_scalar: float | None = None  # scores are divided by its root; None: head_dim
     local_rope: RopeConfig | None = None
     experts: ExpertsConfig | None = None
 
@@ -97,15 +97,16 @@ class ModelConfig(ModelShape):
         return self.rope if self.window_of(layer) is None else self.local_rope or self.rope
 
     def attention_options(self, layer: int) -> dict[str, Any]:
-        """What the attention ops are given by keyword; empty for plain attention."""
+        """Keyword arguments of the attention ops for this layer; empty for plain attention."""
         options = {"window": self.window_of(layer), "soft_cap": self.soft_cap}
         return {name: value for name, value in options.items() if value is not None}
 
     @staticmethod
     def from_folder(folder: Path) -> ModelConfig:
-        """Parse ``config.json`` and, where it is there, ``generation_config.json``.
+        """Parse ``config.json`` and, if there is one, ``generation_config.json``.
 
-        Raises ``WeightsError`` when the file is missing or not JSON, and ``UnsupportedModelError``.
+        Raises ``WeightsError`` if ``config.json`` is missing or not JSON, and
+        ``UnsupportedModelError`` as ``parse_config`` does.
         """
         return parse_config(
             read_json(folder / "config.json"), read_json_if_there(folder / "generation_config.json")
@@ -114,7 +115,7 @@ class ModelConfig(ModelShape):
 
 def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
     """The config of a model from the parsed JSON files. Raises ``UnsupportedModelError``, naming
-    the field and its rule, for whatever is not of the type and range that it must have."""
+    the field and its rule, for a value of a wrong type or range, or one that is not supported."""
     fields = Fields("config.json", raw)
     architecture = _architecture(fields)
     family = FAMILIES[architecture]
@@ -131,7 +132,7 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
     if head_dim < 2 or head_dim % 2:
         raise UnsupportedModelError(f"head_dim {head_dim} is odd or 0: rotary needs pairs")
     rope, local_rope = _ropes(fields, family)
-    inverse_frequencies(rope, head_dim)  # raises where its factors are too few
+    inverse_frequencies(rope, head_dim)  # raises if there are too few factors
     num_layers = fields.whole("num_hidden_layers", maximum=MAX_LAYERS)
     bias = fields.flag("attention_bias", null=True)
     vocab_size = fields.whole("vocab_size", maximum=MAX_VOCAB)
@@ -168,7 +169,7 @@ def parse_config(raw: Json, generation: Json | None = None) -> ModelConfig:
 
 
 def _soft_cap(fields: Fields, key: str, default: float | None) -> float | None:
-    """``null`` means none, whatever the family's default."""
+    """The soft cap under ``key``; ``null`` means none, whatever the family's default."""
     if key in fields.raw and fields.raw[key] is None:
         return None
     cap: float | None = fields.number(key, default, above=0)
@@ -203,9 +204,9 @@ def refuse_layer_kinds(kinds: Iterable[str]) -> None:
 
 
 def _refuse(fields: Fields, family: Family) -> None:
-    """Raise for settings that would change the model's output and that we do not run.
+    """Raise for settings that would change the model's output and are not supported.
 
-    ``auto_map`` is not one: the code it names is never run, and these architectures are known.
+    ``auto_map`` is ignored: the code that it names is never run, and these architectures are known.
     """
     refuse_quantized(fields)
     known = ACTIVATIONS[family.activation]
@@ -224,7 +225,7 @@ def _refuse(fields: Fields, family: Family) -> None:
 
 
 def _windows(fields: Fields, family: Family, num_layers: int) -> tuple[int | None, ...]:
-    """Of each layer; empty where no layer has one."""
+    """The window of each layer; empty if no layer has one."""
     kinds = _layer_kinds(fields, family, num_layers)
     refuse_layer_kinds(kinds)
     if LAYER_KINDS[1] not in kinds:
@@ -256,7 +257,7 @@ def _layer_kinds(fields: Fields, family: Family, num_layers: int) -> list[str]:
         pattern = fields.whole("sliding_window_pattern", 6)
         return [sliding if (layer + 1) % pattern else full for layer in every]
     if family.windows == "all":
-        # As transformers reads them: Phi-3's default is none, Mistral's 4096.
+        # As in transformers: without the key, Phi-3 has no window, Mistral one of 4096.
         off = off or (family.fused and "sliding_window" not in fields.raw)
         return [full if off else sliding] * num_layers
     in_use = fields.flag("use_sliding_window", null=family.windows == "none")
@@ -267,7 +268,8 @@ def _layer_kinds(fields: Fields, family: Family, num_layers: int) -> list[str]:
 
 
 def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig | None]:
-    """Of layers without a window and with one; ``None`` where they are the same."""
+    """The rotations of layers without a window and with one; ``None`` for the second if both are
+    the same."""
     raw, stated = fields.raw, fields.whole("max_position_embeddings")
     parameters = fields.table("rope_parameters")
     nested = {kind: parameters.table(kind).raw for kind in LAYER_KINDS}
@@ -317,8 +319,8 @@ def stated_dtype(raw: Json) -> str:
 
 
 def token_ids(raw: Json, generation: Json) -> tuple[int, ...]:
-    """End-of-sequence ids: generation_config.json's, as transformers stops at them; config.json's
-    where that file names none."""
+    """End-of-sequence ids: those of generation_config.json, at which transformers stops; if it
+    names none, those of config.json."""
     of_config = Fields("config.json", raw).wholes("eos_token_id")
     of_generation = Fields("generation_config.json", generation).wholes("eos_token_id")
     return tuple(dict.fromkeys(of_generation or of_config))

@@ -1,7 +1,7 @@
-"""Random models of any config: for tests, demos and ``--dummy-weights``. No file is needed.
+"""Random weights for any config: for tests, demos and ``--dummy-weights``.
 
-The scale keeps a deep random model alive: norms near 1, matrices at ``1 / sqrt(in)``, and logits of
-standard deviation about 2, neither flat nor one-hot.
+The scales keep activations of a deep random model in range: norms near 1, matrices at
+``1 / sqrt(in)``, and logits with a standard deviation of about 2, neither flat nor one-hot.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ LOGIT_STD = 2.0
 def dummy_tensor(
     name: str, shape: TensorShape, seed: int, dtype: torch.dtype, place: str = "cpu"
 ) -> Tensor:
-    """The same values for the same (name, shape, seed) and kind of ``place``, whatever else was
-    made before."""
+    """A random tensor, a function of (name, shape, seed, kind of ``place``) alone."""
     generator = torch.Generator(place).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
     values = torch.randn(shape, generator=generator, device=place)
     if name.endswith("norm.weight"):
@@ -51,7 +50,7 @@ def dummy_tensors(
         for name, tensor in tensors.items():
             if name.endswith("norm.weight"):
                 tensor -= 1
-    if config.tie_embeddings:  # the embedding is the head too, and takes the head's scale
+    if config.tie_embeddings:  # the embedding is also the head, so it gets the head's scale
         tensors["model.embed_tokens.weight"] *= LOGIT_STD * config.hidden_size**-0.5
     return tensors
 
@@ -67,14 +66,14 @@ def write_dummy_model(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
 
 
 def write_config(folder: Path, config: ModelConfig) -> None:
-    """``config.json`` alone: all that a model with dummy weights needs."""
+    """Write ``config.json`` alone, which is all that a model with dummy weights needs."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_json(config), indent=2)
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def to_json(config: ModelConfig) -> dict[str, Any]:
-    """``config.json`` of a config: what ``parse_config`` reads back as an equal one."""
+    """The ``config.json`` of a config; ``parse_config`` reads it back as an equal config."""
     return {
         "architectures": [config.architecture],
         "model_type": config.family.model_type,
@@ -104,7 +103,7 @@ def to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _query_json(config: ModelConfig) -> dict[str, Any]:
-    """Left out where no family has a default that ``None`` would be taken for."""
+    """The query scalar, unless it is ``None`` and the family's default as well."""
     scalar = config.query_scalar
     if scalar is None and config.family.query_scalar is not None:
         scalar = config.head_dim

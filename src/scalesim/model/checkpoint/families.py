@@ -1,7 +1,7 @@
-"""What the checkpoints of one architecture have in common: names, norms, activation, windows.
+"""Model families: what the checkpoints of one architecture have in common.
 
-The one decoder is told apart by these records and by what ``config.json`` says. Torch-free; read
-by the config's parser, the loader and the decoder.
+One decoder serves all families; these records and ``config.json`` select its options. Torch-free;
+read by the config's parser, the loader and the decoder.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """Names of a layer's norms by where they stand; ``None`` where there is none. A norm *after* a
-    part is applied to what the part adds to the residual."""
+    """Names of a layer's norms by their place; ``None`` if there is none. A norm *after* attention
+    or MLP is applied to its output before that is added to the residual."""
 
     before_attention: str | None = "input_layernorm"
     after_attention: str | None = None
@@ -30,18 +30,22 @@ SANDWICH = Norms(
 AFTER = Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
 
 Windows = Literal["none", "all", "late", "even", "most"]
-"""Layers with a sliding window where ``layer_types`` does not say: none may have one; all; those
-from ``max_window_layers`` on, if ``use_sliding_window``; every other, from the first; all but every
-``sliding_window_pattern``-th."""
+"""The layers with a sliding window if ``layer_types`` is absent: none (a window is refused); all;
+those from ``max_window_layers`` on, if ``use_sliding_window``; every other, from the first; all but
+every ``sliding_window_pattern``-th."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """``qk_norm``: of each head, or of all heads of Q and of K together. ``bias``: of q, k and v
-    whatever the config says. ``fused``: checkpoints hold ``qkv_proj`` and ``gate_up_proj``.
-    ``shifted_norms``: a norm's weight is stored less 1, and multiplied in fp32.
-    ``scaled_embedding``: by ``sqrt(hidden_size)``. ``local_rope``: layers with a window have a
-    rotation of their own. The last four are what a config without them means."""
+    """Properties of a family.
+
+    ``qk_norm``: norms of Q and K, for each head or over all heads together. ``bias``: q, k and v
+    have a bias, whatever the config says. ``fused``: checkpoints hold ``qkv_proj`` and
+    ``gate_up_proj``. ``shifted_norms``: a norm's weight is stored minus 1, and multiplied in fp32.
+    ``scaled_embedding``: embeddings are multiplied by ``sqrt(hidden_size)``. ``local_rope``: layers
+    with a window have a rotation of their own. ``experts``: layers may be mixtures of experts.
+    ``tied``, ``rms_eps``, ``query_scalar`` and ``soft_caps`` are the defaults of absent fields.
+    """
 
     model_type: str
     norms: Norms = Norms()

@@ -1,4 +1,4 @@
-"""Typed reading of a JSON object that a stranger wrote: each field has a type and a range."""
+"""Typed access to the fields of an untrusted JSON object: each has a type and a range."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from scalesim.errors import ScaleSimError, UnsupportedModelError
 from scalesim.model.checkpoint.files import Json
 
 MOST_CHARS = 200  # of a name
-MOST_WHOLE = 2**31 - 1  # positions, ids and sizes are int32 somewhere
+MOST_WHOLE = 2**31 - 1  # positions, ids and sizes are stored as int32
 _NEEDED: Any = object()
 
 
 class MalformedError(UnsupportedModelError):
-    """A field is not of its type, or out of its range: no path can run this model."""
+    """A field has a wrong type or is out of range: neither native nor hosted layers can run the
+    model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The fields of ``raw``, an object that messages call ``where``. Whatever is not of the asked
-    type and range raises ``error``, naming file, key, value and rule.
+    """The fields of ``raw``, an object that messages call ``where``.
 
-    ``default`` is what an absent field means; without one the field must be there. ``null`` is a
-    value like any other, refused unless ``null=True`` says that it means the default, as it does
-    for transformers.
+    A field of another type or range than asked for raises ``error``, naming file, key, value and
+    rule. ``default`` is the value of an absent field; without one, the field is required. A JSON
+    ``null`` is refused, unless ``null=True`` says that it means the default, as in transformers.
     """
 
     where: str
@@ -41,7 +41,7 @@ class Fields:
         self, key: str, default: Any = _NEEDED, *, minimum: int = 1, maximum: int = MOST_WHOLE,
         null: bool = False,
     ) -> Any:  # fmt: skip
-        """An integer; JSON's ``true`` and ``4.0`` are none."""
+        """An integer from ``minimum`` to ``maximum``; JSON's ``true`` and ``4.0`` are refused."""
         value = self._given(key, default, null)
         if value is default:
             return default
@@ -56,7 +56,8 @@ class Fields:
         self, key: str, default: Any = _NEEDED, *, above: float = -math.inf, minimum: float = -1e30,
         maximum: float = 1e30, null: bool = False,
     ) -> Any:  # fmt: skip
-        """A finite float; integers are taken."""
+        """A finite float above ``above``, from ``minimum`` to ``maximum``; integers are
+        accepted."""
         value = self._given(key, default, null)
         if value is default:
             return default
@@ -109,7 +110,7 @@ class Fields:
         return Fields(f"{self.where}: {key}", value, self.error)
 
     def items(self, key: str, values: Sequence[Any]) -> Fields:
-        """Those of the list at ``key``, by their places."""
+        """The items of the list at ``key``, as fields named by their index."""
         places = {str(i): value for i, value in enumerate(values)}
         return Fields(f"{self.where}: {key}", places, self.error)
 

@@ -1,5 +1,7 @@
-"""Opens what a model's or an adapter's folder holds. The folder comes from strangers: only regular
-files are opened, none is read past a limit, and JSON of any shape costs a bounded amount of work.
+"""Reading of files in the folder of a model or an adapter.
+
+The folder is not trusted: only regular files are opened, none is read past a limit, and parsing
+JSON costs a bounded amount of work.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ MAX_JSON_BYTES = 64 << 20  # the index of a checkpoint of some hundred thousand 
 
 
 def read_bytes(path: Path, max_bytes: int, error: type[ScaleSimError] = WeightsError) -> bytes:
-    """What the regular file ``path`` holds. Raises ``error`` past ``max_bytes`` bytes."""
+    """The content of the regular file ``path``. Raises ``error`` if it cannot be read or holds more
+    than ``max_bytes`` bytes."""
     with open_regular(path, error) as file:
         try:
-            # Nothing is read of a file that says it is too large.
+            # A file whose stated size is too large is not read at all.
             content = (
                 file.read(max_bytes + 1) if os.fstat(file.fileno()).st_size <= max_bytes else None
             )
@@ -38,15 +41,15 @@ def read_bytes(path: Path, max_bytes: int, error: type[ScaleSimError] = WeightsE
 def read_text(
     path: Path, max_bytes: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
 ) -> str:
-    """The same, as UTF-8."""
+    """``read_bytes`` decoded as UTF-8."""
     return decode_utf8(read_bytes(path, max_bytes, error), str(path), error)
 
 
 def read_json(
     path: Path, max_bytes: int = MAX_JSON_BYTES, error: type[ScaleSimError] = WeightsError
 ) -> Json:
-    """The object in the JSON file ``path``. Raises ``error`` if it is missing, no regular file, not
-    JSON, no object, nested deeper than 64, or names one key twice with different values."""
+    """The object in the JSON file ``path``. Raises ``error`` if the file is missing, not regular,
+    not JSON, not an object, nested deeper than 64, or has a key twice with different values."""
     if not path.exists():
         raise error(f"{path} is missing: a model is a folder in Hugging Face's layout")
     parsed = parse_json(read_text(path, max_bytes, error), str(path), error, repeats=False)

@@ -1,6 +1,7 @@
-"""Loads a model: a local folder or a Hugging Face hub id, safetensors only, checked before use.
+"""The model loader: from a local folder or a Hugging Face hub id, safetensors only.
 
-A checkpoint is input from strangers: no pickle, no code, no path that leaves its folder.
+A checkpoint is not trusted: no pickle is loaded, no code is run, no path leaves the folder, and all
+tensors are checked before use.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from scalesim.model.layers.native import NativeModel
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 MODEL_IMPLS = ("auto", "native", "transformers")
-HARMLESS = ("rotary_emb.inv_freq", "attn.masked_bias")  # of old versions; derived, not learned
+HARMLESS = ("rotary_emb.inv_freq", "attn.masked_bias")  # derived tensors that old versions saved
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """``folder`` also holds the tokenizer and chat template, where there are any."""
+    """A model with its weights. ``folder`` also holds the tokenizer and chat template, if any."""
 
     config: ModelShape
     model: Decoder
@@ -48,7 +49,7 @@ class LoadedModel:
 
     @property
     def implementation(self) -> str:
-        """Whose layers these are: ``"native"`` or ``"transformers"``."""
+        """Whose layers the model has: ``"native"`` or ``"transformers"``."""
         return "native" if isinstance(self.config, ModelConfig) else "transformers"
 
     @property
@@ -67,14 +68,14 @@ def load_model(
     model_impl: str = "auto",
     quantize: str | None = None,
 ) -> LoadedModel:
-    """Load a model in ``dtype`` (``"auto"``: float32 on a CPU, else what its config says), its
-    weights at ``place``.
+    """Load a model with its weights at ``place`` in ``dtype`` (``"auto"``: float32 on a CPU, else
+    the config's dtype).
 
-    ``dummy_weights`` takes only the config and makes random weights from ``seed``, other ones on a
-    GPU than on a CPU. ``model_impl``: ``"native"``, ``"transformers"`` (its layers on our pages),
-    or ``"auto"``: native where the model is, else transformers. ``quantize``: matrices in
-    ``"int8"`` or ``"float8"``, by torchao. Raises ``UnsupportedModelError``,
-    ``WeightsError`` or ``ConfigError``.
+    ``dummy_weights`` reads only the config, and makes random weights from ``seed``; they differ
+    between CPU and GPU. ``model_impl`` is ``"native"``, ``"transformers"`` (transformers' layers
+    over ScaleSim's pages) or ``"auto"``: native if the model is supported, else transformers.
+    ``quantize`` stores matrices as ``"int8"`` or ``"float8"``, by torchao. Raises
+    ``UnsupportedModelError``, ``WeightsError`` or ``ConfigError``.
     """
     if model_impl not in MODEL_IMPLS:
         raise ConfigError(f"model_impl {model_impl!r}: must be one of {', '.join(MODEL_IMPLS)}")
@@ -127,7 +128,8 @@ def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:
 
 
 def resolve_folder(path_or_id: str | Path, weights: bool = True) -> Path:
-    """The local folder of a path, or of a hub id (downloaded or cached)."""
+    """The local folder for a path or a hub id (downloaded or cached). Raises ``WeightsError`` if
+    there is none."""
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
@@ -153,10 +155,10 @@ def _download(hub_id: str, patterns: list[str]) -> Path:
 
 
 class StoredTensors:
-    """A checkpoint's tensors, checked: a ``Take`` at ``place`` in ``dtype``.
+    """The checked tensors of a checkpoint: a ``Take`` at ``place`` in ``dtype``.
 
-    ``tied``: the head and the embedding are one matrix. They are where the config says so, but not
-    if the file holds two that differ; as in transformers, either of the two names may hold it.
+    ``tied`` tells whether head and embedding are one matrix: if the config says so, unless the
+    files hold two different ones. As in transformers, either name may hold the matrix.
     """
 
     def __init__(
@@ -192,9 +194,9 @@ class StoredTensors:
 
 
 def known_names(stored: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
-    """The name that each tensor is stored under, by the name that it is asked for. What was saved
-    without a head, as a base model, lacks ``model.`` before its names. Raises ``WeightsError``
-    where a tensor is there under both."""
+    """The stored name of each tensor, by its expected name. A model that was saved without a head
+    lacks the prefix ``model.`` in its names. Raises ``WeightsError`` if a tensor is stored under
+    both names."""
     wanted, names = set(expected), {name: name for name in stored}
     for name in sorted(names):
         full = f"model.{name}"
@@ -211,8 +213,8 @@ def known_names(stored: Iterable[str], expected: Iterable[str]) -> dict[str, str
 def open_checkpoint(
     folder: Path, config: ModelConfig, dtype: torch.dtype, place: str = "cpu"
 ) -> Iterator[StoredTensors]:
-    """Check names, shapes and types of a folder's tensors, then give them one by one, at
-    ``place``. Raises ``WeightsError``."""
+    """The tensors of a folder, given one by one at ``place``, after their names, shapes and types
+    were checked. Raises ``WeightsError``."""
     with open_tensors(folder) as where:
         yield StoredTensors(where, config, dtype, place)
 

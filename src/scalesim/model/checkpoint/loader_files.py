@@ -1,7 +1,7 @@
-"""Which files hold a checkpoint's tensors, and which file holds which.
+"""The weight files of a checkpoint, and which file holds which tensor.
 
-A checkpoint is input from strangers: safetensors only, no pickle, no path that leaves its folder,
-nothing but regular files.
+A checkpoint is not trusted: safetensors only, no pickle, no path that leaves the folder, only
+regular files.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """Each weight file of the folder, with the tensors that the index puts there (if it does).
+    """Each weight file of the folder, with the tensors that the index assigns to it, if any.
 
-    As in transformers, ``model.safetensors`` goes before an index.
+    As in transformers, ``model.safetensors`` takes precedence over an index.
     """
     if (folder / SINGLE).exists():
         return {safe_path(folder, SINGLE): set()}
@@ -54,11 +54,11 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
 
 @contextmanager
 def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
-    """The open safetensors file of each tensor's name.
+    """The open safetensors file of each tensor, by the tensor's name.
 
-    The index decides: copies in other files are not looked at. A tensor that it does not name is
-    taken from the one file that has it. Raises ``WeightsError`` where two files have it, and where
-    a file lacks what the index puts there.
+    The index decides; copies in other files are ignored. A tensor that the index does not name is
+    read from the one file that has it. Raises ``WeightsError`` if two files have such a tensor, or
+    if a file lacks a tensor that the index assigns to it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -88,7 +88,7 @@ def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def check_floating(name: str, file: Any) -> None:
-    """Raise ``WeightsError`` for a weight that is stored as anything but floating-point numbers."""
+    """Raise ``WeightsError`` if a weight is not stored as floating-point numbers."""
     stored = file.get_slice(name).get_dtype()
     if stored not in FLOATS:
         raise WeightsError(
@@ -98,9 +98,10 @@ def check_floating(name: str, file: Any) -> None:
 
 
 def safe_path(folder: Path, name: str) -> Path:
-    """``folder / name``; refused when the name or a link leads out of the model.
+    """``folder / name``; raises if the name or a link leads out of the model's folder.
 
-    The hub's cache keeps ``snapshots/<commit>/file`` as links to ``blobs/`` of the same repository.
+    The hub's cache is an exception: its ``snapshots/<commit>/file`` are links to ``blobs/`` of the
+    same repository.
     """
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
         raise WeightsError(
@@ -119,8 +120,8 @@ def safe_path(folder: Path, name: str) -> Path:
 
 
 def check_memory(num_elements: int, dtype: torch.dtype) -> None:
-    """Raise ``WeightsError`` for a model that this machine's memory could never hold: a config may
-    state any size, and so may the header of a sparse file."""
+    """Raise ``WeightsError`` for a model that exceeds this machine's memory. A config may state any
+    size, and so may the header of a sparse file."""
     asked = num_elements * dtype.itemsize
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if asked > there:

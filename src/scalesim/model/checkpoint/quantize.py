@@ -1,6 +1,6 @@
-"""Weight-only quantization by torchao, an optional extra: matrices in 8 bits, all else as it was.
+"""Weight-only quantization by torchao, an optional extra: matrices in 8 bits.
 
-Embeddings, the head and routers keep their precision. Called by the loaders; an engine's kernels
+Embeddings, the head and routers keep their precision. The loaders quantize; the engine's kernels
 then need ``with_quantized``.
 """
 
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from scalesim.errors import ConfigError
 from scalesim.model.checkpoint.weights import ExpertWeights, LayerWeights, Weights
 
-SCHEMES = ("int8", "float8")  # a scale each row; a scale for the matrix
+SCHEMES = ("int8", "float8")  # int8 has a scale for each row, float8 one for the matrix
 
 
 def scheme_config(scheme: str) -> Any:
-    """torchao's settings. Raises ``ConfigError`` for an unknown name, or without torchao."""
+    """torchao's settings for ``scheme``. Raises ``ConfigError`` for an unknown name, or without
+    torchao."""
     if scheme not in SCHEMES:
         raise ConfigError(f"quantize={scheme!r}: must be one of {', '.join(SCHEMES)}, or None")
     try:
@@ -34,7 +35,7 @@ def scheme_config(scheme: str) -> Any:
 
 
 def quantize_modules(model: nn.Module, scheme: str) -> None:
-    """Every linear layer but the head, in place."""
+    """Quantize every linear layer but the head, in place."""
     from torchao.quantization import quantize_
 
     find_head = getattr(model, "get_output_embeddings", None)
@@ -47,7 +48,7 @@ def quantize_modules(model: nn.Module, scheme: str) -> None:
 
 
 def quantize_weights(weights: Weights, scheme: str) -> Weights:
-    """The native decoder's."""
+    """The native decoder's weights with quantized matrices."""
 
     def one(matrix: Tensor) -> Tensor:
         holder = nn.Linear(1, 1, bias=False)
@@ -66,8 +67,8 @@ def quantize_weights(weights: Weights, scheme: str) -> Weights:
 
 
 def with_quantized(kernels: KernelSet) -> KernelSet:
-    """``kernels`` whose ``linear`` gives matrices that torchao holds to torchao. On a CPU its rows
-    stand alone as those of ``kernels`` do."""
+    """``kernels`` with a ``linear`` that also takes matrices quantized by torchao. On a CPU, a
+    row's bits do not depend on the other rows, as with ``kernels`` themselves."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if type(weight) is Tensor:

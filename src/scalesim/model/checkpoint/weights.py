@@ -1,6 +1,6 @@
-"""Which tensors a checkpoint must hold, by name and shape, and how the decoder keeps them.
+"""The decoder's weights, and the names and shapes of the tensors that a checkpoint must hold.
 
-The decoder merges Q, K, V and gate, up into one matrix each: fewer, larger matrix products.
+The decoder merges Q, K, V into one matrix, and gate, up into another: fewer, larger products.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from scalesim.model.checkpoint.config import ModelConfig
 
 TensorShape: TypeAlias = tuple[int, ...]
 Take: TypeAlias = Callable[[str], Tensor]
-"""Gives a checkpoint's tensor by name, in the wanted dtype; each name is asked for once."""
+"""A function from a name to that tensor of a checkpoint, in the wanted dtype. Each name is asked
+for once."""
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Pack: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerNorms:
-    """``[hidden]`` each; as ``families.Norms``."""
+    """The norms of a layer, ``[hidden]`` each; places as in ``families.Norms``."""
 
     before_attention: Tensor | None
     after_attention: Tensor | None
@@ -86,7 +87,7 @@ class Weights:
     lm_head: Tensor  # [vocab, hidden]; the same tensor as ``embed`` when tied
 
     def packed(self, pack: Pack) -> Weights:
-        """With every matrix that a linear layer multiplies by in another form."""
+        """The same weights with ``pack`` applied to the matrix of every linear layer."""
         layers = tuple(layer.packed(pack) for layer in self.layers)
         return replace(self, layers=layers, lm_head=pack(self.lm_head))
 
@@ -104,7 +105,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
 
 
 def num_elements(config: ModelConfig) -> int:
-    """Of all weights."""
+    """Number of elements of all weights."""
     return sum(math.prod(shape) for shape in expected_shapes(config).values())
 
 
@@ -164,7 +165,7 @@ def assemble(config: ModelConfig, take: Take) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class Assembler:
-    """Joins a checkpoint's tensors to what the decoder wants."""
+    """Builds a layer's weights from a checkpoint's tensors."""
 
     config: ModelConfig
     take: Take
@@ -198,7 +199,7 @@ class Assembler:
         return ExpertWeights(self.take(f"{prefix}gate.weight"), experts)
 
     def linear(self, prefix: str, names: tuple[str, ...], bias: bool) -> Linear:
-        """Several projections of one input, as one."""
+        """Several projections of one input, merged into one."""
         weight = self.join(prefix, names, "weight")
         return Linear(weight, self.join(prefix, names, "bias") if bias else None)
 
@@ -207,6 +208,7 @@ class Assembler:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def norm(self, name: str) -> Tensor:
-        """Gemma's are stored less 1; the sum needs more bits than half precision has."""
+        """A norm's weight. Gemma stores it minus 1; the sum needs more bits than half precision
+        has, so it is fp32."""
         weight = self.take(f"{name}.weight")
         return 1 + weight.float() if self.config.family.shifted_norms else weight

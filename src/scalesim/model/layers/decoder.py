@@ -1,4 +1,4 @@
-"""What a runner needs of a model: of the native decoder, or of one that transformers runs."""
+"""The decoder interface that runners use, for native and hosted models."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from scalesim.model.checkpoint.config import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class ForwardContext:
-    """What the layers of one step work with besides hidden states, as in the kernels' contracts."""
+    """The inputs of a step's layers besides hidden states; terms as in the kernels' contracts."""
 
     pool: Tensor  # KV is written there
     batch: PagedBatch
     plan: Any  # what ``kernels.plan`` made of the batch
     kernels: KernelSet
-    lora: LoraBatch | None = None  # where a token uses an adapter
+    lora: LoraBatch | None = None  # None if no token uses an adapter
 
     def attend(
         self, heads: Tensor, layer: int, rotation: Tensor, scale: float, options: Mapping[str, Any],
         norms: tuple[Tensor | None, Tensor | None] = (None, None), eps: float = 0.0,
     ) -> Tensor:  # fmt: skip
-        """``[num_tokens, num_heads, head_dim]`` of ``heads`` (``[num_tokens, ...]``: Q, K and V),
-        whose K and V are stored. options : what plain attention does without."""
+        """Store K and V of ``heads`` (``[num_tokens, ...]``: Q, K and V side by side), and return
+        the attention of Q, ``[num_tokens, num_heads, head_dim]``. options : window and soft cap,
+        if the layer has them."""
         kernels, step = self.kernels, (self.pool, layer, self.batch, self.plan)
         q = kernels.qk_norm_rope_store(heads, *step, rotation, *norms, eps)
-        # Zeros, not garbage: rows of padding feed the next layers, where NaN would only cost speed.
+        # Zeros, not garbage: padding rows feed the next layers, and NaN would make them slower.
         out = q.new_zeros(q.shape)
         kernels.paged_decode(q, *step, scale, out, **options)
         kernels.paged_prefill(q, *step, scale, out, **options)
@@ -39,7 +40,8 @@ class ForwardContext:
 
 
 class Decoder(Protocol):
-    """``takes_graphs``: its steps may be captured; ``place``: where its weights lie."""
+    """A model as runners use it. ``takes_graphs`` tells whether steps may be captured as CUDA
+    graphs; ``place`` is where the weights lie."""
 
     dtype: torch.dtype
     place: str
@@ -51,14 +53,15 @@ class Decoder(Protocol):
     def takes_graphs(self) -> bool: ...
 
     def packed(self, kernels: KernelSet) -> Decoder:
-        """The same model, for one engine, in the form that these kernels are fastest with."""
+        """The same model, for one engine, with its matrices in the form that ``kernels`` prefer."""
 
     def reserve(self, num_positions: int) -> None:
-        """Prepare for positions below this one. Before the first ``forward``."""
+        """Prepare for positions below ``num_positions``. Call before the first ``forward``."""
 
     def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
         """Final normalized hidden states ``[num_tokens, hidden]`` of ``token_ids`` ``[num_tokens]``
         int32, padding included; writes KV to the pool."""
 
     def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
-        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
+        """The logits ``[rows, vocab]``, fp32, of final hidden states ``[rows, hidden]``; in ``out``
+        if given."""

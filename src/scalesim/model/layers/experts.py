@@ -1,8 +1,8 @@
-"""A mixture of experts: each token through the few MLPs that its router likes best.
+"""A mixture of experts: each token goes through the few MLPs with the highest router scores.
 
-Called by the decoder. Tokens are grouped by expert on the host, so a step with experts cannot be
-captured in a graph. A token's bits depend on no other token: groups are padded to the kernels' row
-multiple, and what its experts give is added up in the order of their numbers.
+Tokens are grouped by expert on the host, so a step with experts cannot be captured as a graph. A
+token's bits do not depend on other tokens: groups are padded to the kernels' row multiple, and the
+outputs of a token's experts are added in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def route(logits: Tensor, config: ExpertsConfig) -> tuple[Tensor, Tensor]:
 def mix_experts(
     x: Tensor, weights: ExpertWeights, config: ExpertsConfig, kernels: KernelSet
 ) -> Tensor:
-    """``[num_tokens, hidden]``: of each token, the weighted sum of what its experts give."""
+    """The weighted sum of each token's expert outputs, ``[num_tokens, hidden]``."""
     chosen, shares = route(kernels.linear(x, weights.router), config)
     shares, out = shares.to(x.dtype), torch.zeros_like(x)
     for index in sorted(set(chosen.flatten().tolist())):

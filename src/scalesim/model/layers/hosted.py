@@ -1,9 +1,9 @@
-"""A causal LM of transformers on our pages: its layers, our attention, KV and block table.
+"""Hosted models: a causal LM of transformers with ScaleSim's attention, KV pages and block table.
 
-transformers' attention interface lets a model call a function of ours in place of its attention;
-so do the transformers back ends of vLLM and TGI. The model sees one long row of tokens with their
-positions, whichever sequences they are of. Made by ``hosting``, which also checks that a model can
-be run so.
+transformers' attention interface lets a model call another function in place of its attention, as
+the transformers back ends of vLLM and TGI do. The model sees one long row of tokens with their
+positions, from any number of sequences. ``hosting`` makes these models, and checks that they can be
+run this way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scalesim.model.checkpoint.config import ModelShape
 from scalesim.model.layers.decoder import ForwardContext
 
 INTERFACE = "scalesim"
-# Of the keywords that models give their attention, those that say nothing new.
+# Keywords of attention that do not change its result here.
 WITHOUT_EFFECT = frozenset(
     [
         "attention_mask", "cache_position", "dropout", "head_mask", "is_causal", "layer_idx",
@@ -36,7 +36,8 @@ WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """What one layer asked for: heads, options, and what else it gave that must not be ignored."""
+    """A layer's call to attention: heads and options. ``unknown`` are the keywords that are not
+    supported and must not be ignored."""
 
     num_heads: int
     num_kv_heads: int
@@ -47,9 +48,9 @@ class AttentionCall:
 
 
 class PagedLayers:
-    """Stands for the attention of all layers of one model; its modules hold it as ``paged``.
+    """The attention of all layers of one model, whose modules hold this object as ``paged``.
 
-    Without a step it only notes the calls: ``calls`` by layer.
+    Without a ``step``, a call to attention is only noted, in ``calls`` by layer.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,8 @@ class PagedLayers:
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, options: dict[str, Any]
     ) -> Tensor:
-        """``[num_tokens, num_heads, head_dim]``, as are q, k and v (with their own heads)."""
+        """The attention of a layer, ``[num_tokens, num_heads, head_dim]``; q, k and v have the same
+        layout, with their own numbers of heads."""
         assert self.step is not None
         heads = torch.cat((q, k, v), dim=1).flatten(1)
         return self.step.attend(heads, layer, self.no_rotation, scale, options)
@@ -71,7 +73,8 @@ def paged_attention(
     scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """The function that models call. query : ``[1, num_heads, num_tokens, head_dim]``."""
+    """The attention function that models call. query : ``[1, num_heads, num_tokens, head_dim]``;
+    returns ``[1, num_tokens, num_heads, head_dim]``, and no weights."""
     layers: PagedLayers = module.paged
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     if layers.step is None:
@@ -99,8 +102,8 @@ def note_call(
 
 
 class Body(nn.Module):
-    """In the place of a model's decoder: gives hidden states that are there already, so that the
-    rest of the model (head, scale, cap) can be run on some rows alone."""
+    """A wrapper around a model's decoder that can return given hidden states, so that the rest of
+    the model (head, scale, cap) can be run on some rows alone."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -123,12 +126,13 @@ class Body(nn.Module):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer by the engine's kernels, whose rows stand alone."""
+    """A linear layer that uses the engine's kernels, so that a row's bits do not depend on the
+    other rows."""
 
     def __init__(self, linear: nn.Linear, kernels: KernelSet) -> None:
         super().__init__()
         self.kernels, self.out = kernels, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias  # some models look at them
+        self.weight, self.bias = linear.weight, linear.bias  # some models read these
         self.matrix = kernels.pack_weight(linear.weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,9 +141,9 @@ class PackedLinear(nn.Module):
 
 
 class HostedModel:
-    """As ``Decoder``. ``model`` is transformers', its attention set to ``INTERFACE``."""
+    """A ``Decoder`` made of transformers' ``model``, whose attention is set to ``INTERFACE``."""
 
-    takes_graphs = False  # what its layers do on the host is not known
+    takes_graphs = False  # the layers may read values on the host
 
     def __init__(self, model: Any, shape: ModelShape | None) -> None:
         self.hf_model, self._shape = model, shape
@@ -162,7 +166,7 @@ class HostedModel:
         return self._shape
 
     def packed(self, kernels: KernelSet) -> HostedModel:
-        """A model of its own that shares the weights, its linear layers run by ``kernels``."""
+        """A copy of the model that shares the weights, with linear layers that use ``kernels``."""
         tensors = itertools.chain(self.hf_model.parameters(), self.hf_model.buffers())
         shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
         shared[id(self.hf_model.config)] = self.hf_model.config
@@ -173,13 +177,14 @@ class HostedModel:
         return HostedModel(mine, self._shape)
 
     def reserve(self, num_positions: int) -> None:
-        """K comes rotated: the table that the store wants is cosines of 1 and sines of 0."""
+        """Make the rotary table of the KV store: cosines of 1 and sines of 0, because K is already
+        rotated."""
         half = self.config.head_dim // 2
         ones = torch.ones((num_positions, half), dtype=self.dtype, device=self.place)
         self.layers.no_rotation = torch.cat((ones, torch.zeros_like(ones)), dim=1)
 
     def note_calls(self, token_ids: Tensor) -> dict[int, AttentionCall]:
-        """Which layers call the attention interface, and with what."""
+        """Run the model on ``token_ids`` and return each layer's call to attention."""
         self.layers.calls.clear()
         self.run(token_ids, torch.arange(len(token_ids), device=token_ids.device))
         return dict(self.layers.calls)
@@ -211,5 +216,5 @@ class HostedModel:
 
 
 def no_adapters(path: str | Path) -> NoReturn:
-    """Stands for reading an adapter's folder."""
+    """The reader of adapter folders for hosted models: raises ``AdapterError``."""
     raise AdapterError(f"adapter {path}: adapters are run on native models only (docs/models.md)")

@@ -1,8 +1,8 @@
-"""Loads a model that transformers runs and checks that our attention can stand for its own.
+"""The loader of hosted models: transformers' layers with ScaleSim's attention over pages.
 
-What cannot work is refused, with the reason: by its config before any weight is read, by what its
-layers ask for, and in the end by a comparison with its own attention. No code of the folder's is
-run.
+A model that cannot be run this way is refused with the reason: from its config, before any weight
+is read; from the calls that its layers make to attention; and at last by comparing its logits with
+those under its own attention. No code in the folder is run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scalesim.model.checkpoint.quantize import quantize_modules
 from scalesim.model.layers.decoder import ForwardContext
 from scalesim.model.layers.hosted import INTERFACE, AttentionCall, HostedModel, paged_attention
 
-PROBE = 23  # tokens of the comparison: more than a page of 16, no multiple of a chunk
+PROBE = 23  # tokens of the comparison: more than a page of 16, not a multiple of a chunk
 CHUNK = 9
 LIMITS = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}  # standard deviations
 SIZES = ("_size", "_dim", "_heads", "_experts", "n_embd", "n_head", "n_inner", "d_model")
@@ -45,7 +45,7 @@ def load_hosted(
     folder: Path, dtype: torch.dtype, place: str, dummy_seed: int | None = None,
     quantize: str | None = None,
 ) -> HostedModel:  # fmt: skip
-    """The model in ``folder``; ``dummy_seed``: with random weights; ``quantize``: as in
+    """Load the model in ``folder``; with ``dummy_seed``, with random weights; ``quantize`` as in
     ``load_model``. Raises ``UnsupportedModelError`` or ``WeightsError``."""
     raw = read_json(folder / "config.json")
     refuse(raw)
@@ -70,7 +70,7 @@ def load_hosted(
 
 
 def refuse(raw: Json) -> None:
-    """Raise for what cannot work, as far as the config tells."""
+    """Raise ``UnsupportedModelError`` if the config already shows that the model cannot be run."""
     try:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ImportError as error:
@@ -95,7 +95,7 @@ def refuse(raw: Json) -> None:
 
 
 def check_sizes(where: str, raw: Json) -> None:
-    """Raise for integers that are no model's: transformers would make so many layers."""
+    """Raise for sizes that no model has: transformers would try to make so many layers."""
     fields = Fields(where, raw)
     for key, value in raw.items():
         if isinstance(value, dict):
@@ -109,7 +109,8 @@ def check_sizes(where: str, raw: Json) -> None:
 
 @contextlib.contextmanager
 def speaking_for_transformers() -> Iterator[None]:
-    """What transformers raises, as ours: it has no error of its own."""
+    """Turn transformers' errors, which have no class of their own, into
+    ``UnsupportedModelError``."""
     try:
         yield
     except (UnsupportedModelError, WeightsError):
@@ -151,9 +152,8 @@ def make(folder: Path, dtype: torch.dtype, dummy_seed: int | None) -> Any:
 
 
 def check_stored(folder: Path, sketch: Any) -> None:
-    """Raise ``WeightsError`` where transformers would load other weights than those that the
-    folder means: the file that comes last wins there, whatever the index says, and integers are
-    taken for floats."""
+    """Raise ``WeightsError`` if transformers would not load the weights that the index names: it
+    takes the last file that has a tensor, whatever the index says, and integers as floats."""
     with open_tensors(folder) as where:
         files = {id(file): set(file.keys()) for file in where.values()}
         parameters = {name for name, _ in sketch.named_parameters()}
@@ -171,7 +171,8 @@ def check_stored(folder: Path, sketch: Any) -> None:
 def shape_of(
     config: Any, raw: Json, folder: Path, calls: Mapping[int, AttentionCall]
 ) -> ModelShape:
-    """The KV geometry: what the config says, held against what the layers asked for."""
+    """The model's shape with its KV geometry, from the config and from the layers' calls to
+    attention. Raises ``UnsupportedModelError`` if these differ or are not supported."""
     name, num_layers = raw["architectures"][0], config.num_hidden_layers
     if sorted(calls) != list(range(num_layers)):
         raise UnsupportedModelError(
@@ -216,7 +217,8 @@ def shape_of(
 
 
 def max_position(config: Any) -> int:
-    """The context; of rotations that change with a sequence's length, what lies before that."""
+    """The longest context; for a rotation that changes with a sequence's length, the length up to
+    which it does not change."""
     stated = getattr(config, "max_position_embeddings", None)
     if not isinstance(stated, int) or stated <= 0:
         raise UnsupportedModelError(f"max_position_embeddings is {stated!r}: must be positive")
@@ -234,14 +236,15 @@ def probe_tokens(model: Any) -> Tensor:
 
 
 def own_logits(model: Any) -> Tensor:
-    """Of the probe, by the model's own attention."""
+    """The probe's logits under the model's own attention, ``[PROBE, vocab]`` fp32."""
     with torch.inference_mode(), speaking_for_transformers():
         logits: Tensor = model(input_ids=probe_tokens(model).long()[None], use_cache=False).logits
     return logits[0].float()
 
 
 def compare(hosted: HostedModel, want: Tensor) -> None:
-    """Raise if the probe, in chunks over pages, does not give the model's own logits."""
+    """Raise ``UnsupportedModelError`` if the probe, run in chunks over pages, does not give the
+    logits ``want``."""
     shape, place = hosted.config, hosted.place
     kernels = select("cpu" if place == "cpu" else "reference")
     num_pages = 2 + PROBE // 16

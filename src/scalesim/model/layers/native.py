@@ -1,7 +1,7 @@
-"""The native decoder: one class for all families, told apart by the config's options.
+"""The native decoder: one class for all families, selected by the config's options.
 
-Holds weights and the rotary tables, no KV and no batch; ``ModelRunner`` calls it. Every op comes
-from the kernel set that is passed in.
+The decoder holds weights and rotary tables, but no KV and no batch. Every op comes from the kernel
+set that is passed in.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LoraLinear: TypeAlias = Callable[[Tensor, Linear, LoraSite], Tensor]
 
 
 class NativeModel:
-    """A decoder over paged KV, for positions below what ``reserve`` was last called with."""
+    """A decoder over paged KV, for positions below the last argument of ``reserve``."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
@@ -42,16 +42,16 @@ class NativeModel:
 
     @property
     def takes_graphs(self) -> bool:
-        """Whether its steps may be captured: no value of theirs is read by the host."""
+        """Whether steps may be captured as CUDA graphs: the host reads none of their values."""
         return self.config.experts is None
 
     def packed(self, kernels: KernelSet) -> NativeModel:
-        """The same model with its matrices in the form that these kernels are fastest with."""
+        """The same model with its matrices in the form that ``kernels`` prefer."""
         return NativeModel(self.config, self.weights.packed(kernels.pack_weight))
 
     def reserve(self, num_positions: int) -> None:
-        """Make the rotary tables (a model's full context may need 100 MB, a run much less)
-        beside the weights."""
+        """Make the rotary tables, where the weights lie. A model's full context may need 100 MB, a
+        run much less."""
         config = self.config
         tables = {
             rope: torch.from_numpy(cos_sin_table(rope, config.head_dim, num_positions)).to(
@@ -72,7 +72,7 @@ class NativeModel:
             return out
 
         def enter(x: Tensor, norm: Tensor | None, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-            """What a part of a layer reads, and the residual that its output will be added to."""
+            """The input of attention or MLP, and the residual to which its output is added."""
             if norm is not None:
                 return kernels.rms_norm(x, norm, self.config.rms_eps, residual)
             total = x if residual is None else x + residual
@@ -93,7 +93,8 @@ class NativeModel:
         return enter(x, self.weights.final_norm, residual)[0]
 
     def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
-        """``[rows, vocab]`` fp32 of final hidden states ``[rows, hidden]``; in ``out`` if given."""
+        """The logits ``[rows, vocab]``, fp32, of final hidden states ``[rows, hidden]``; in ``out``
+        if given."""
         logits = kernels.linear(hidden, self.weights.lm_head)
         if (cap := self.config.logit_soft_cap) is not None:
             logits = capped(logits, cap)
@@ -103,7 +104,7 @@ class NativeModel:
         x = self.weights.embed.index_select(0, token_ids)
         if not self.config.family.scaled_embedding:
             return x
-        # Rounded first, as the models were trained.
+        # rounded first, as in the models' training
         return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype).item()
 
     def _mlp(
@@ -141,8 +142,9 @@ class NativeModel:
 
 
 def capped(logits: Tensor, cap: float) -> Tensor:
-    """``cap * tanh(logits / cap)``. On a CPU row by row: torch computes the end of each thread's
-    range by another function, whose last bit differs, and the range would be the batch."""
+    """``cap * tanh(logits / cap)``. On a CPU, row by row: torch computes the end of each thread's
+    range with another function, whose last bit differs, so a row's bits would depend on the
+    batch."""
     scaled = logits / cap
     for row in scaled if scaled.is_cpu else (scaled,):
         row.tanh_()

@@ -1,8 +1,8 @@
-"""Rotary position embeddings: their settings, frequencies and the table of cosines and sines.
+"""Rotary position embeddings: settings, frequencies and the table of cosines and sines.
 
-Torch-free. Cached keys stay rotated as they were, so only rotations that do not depend on a
-sequence's length are run: ``dynamic`` up to where it begins to change (below that it is the
-default), ``longrope`` up to where it changes from short to long factors.
+Cached keys keep their rotation, so only rotations that do not depend on a sequence's length are
+supported: ``dynamic`` up to the length at which it begins to change (below that it is the default),
+``longrope`` up to the length at which it changes from short to long factors. Torch-free.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """``attention_factor`` multiplies cosines and sines (yarn, longrope). ``beta_fast`` and
-    ``beta_slow``: turns within the original context above and below which yarn keeps a frequency,
-    and divides it; ``truncate`` rounds the ramp's ends. ``short_factors``: longrope's."""
+    """Settings of a rotation.
+
+    ``attention_factor`` multiplies cosines and sines (yarn, longrope). Yarn keeps frequencies with
+    more than ``beta_fast`` turns within the original context, divides those with fewer than
+    ``beta_slow``, and ramps between; ``truncate`` rounds the ramp's ends. ``short_factors`` are
+    longrope's.
+    """
 
     theta: float = 10000.0
     type: RopeType = "default"
@@ -49,12 +53,13 @@ class RopeConfig:
 
     @staticmethod
     def from_json(raw: Mapping[str, Any], max_position: int) -> RopeConfig:
-        """From ``rope_parameters`` or the older ``rope_theta`` and ``rope_scaling``."""
+        """Parse ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``. Raises
+        ``UnsupportedModelError``."""
         fields = Fields("config.json", raw)
         given = {**fields.table("rope_scaling").raw, **fields.table("rope_parameters").raw}
         settings = Fields("config.json: rope_parameters", given)
         kind = settings.name("rope_type" if "rope_type" in settings else "type", "default")
-        if "short_factor" in settings:  # Phi-3's older names for it: su, yarn
+        if "short_factor" in settings:  # Phi-3 called longrope su and yarn before
             kind = "longrope"
         if kind not in NEEDED:
             raise UnsupportedModelError(
@@ -82,10 +87,11 @@ class RopeConfig:
         return _DETAILS[rope.type](rope, settings)
 
     def max_position(self, stated: int) -> int:
-        """How many positions this rotation is right for, where the config states so many."""
+        """The number of positions for which this rotation is valid, given the config's ``stated``
+        number."""
         if self.type == "longrope":
             return min(stated, self.original_max_position)
-        if self.type == "yarn":  # often stated without the extension
+        if self.type == "yarn":  # configs often state the length without the extension
             return min(max(stated, int(self.original_max_position * self.factor)), MOST_WHOLE)
         return stated
 
@@ -109,7 +115,8 @@ def _yarn_details(rope: RopeConfig, settings: Fields) -> RopeConfig:
 
 
 def _yarn_attention(factor: float, settings: Fields) -> float:
-    """Peng et al., YaRN (2023), section 3.4; DeepSeek's ``mscale`` and ``mscale_all_dim``."""
+    """Yarn's attention factor: Peng et al., YaRN (2023), section 3.4; DeepSeek's ``mscale`` and
+    ``mscale_all_dim``."""
     given: float | None = settings.number("attention_factor", None, above=0, null=True)
     if given is not None:
         return given
@@ -123,7 +130,7 @@ def _yarn_attention(factor: float, settings: Fields) -> float:
 
 
 def _longrope_details(rope: RopeConfig, settings: Fields) -> RopeConfig:
-    """Ding et al., LongRoPE (2024)."""
+    """Longrope's settings: Ding et al., LongRoPE (2024)."""
     growth = math.log(max(1.0, rope.factor)) / math.log(rope.original_max_position)
     attention = settings.number("attention_factor", math.sqrt(1 + growth), above=0, null=True)
     settings.numbers("long_factor", above=0)
@@ -135,7 +142,8 @@ _DETAILS = {"llama3": _llama3_details, "yarn": _yarn_details, "longrope": _longr
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Floats:
-    """Radians per position of each pair, ``[head_dim / 2]``, in fp32 as models are trained with."""
+    """The frequency of each pair, in radians per position, ``[head_dim / 2]``, in fp32 as in
+    models' training."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     freqs: Floats = (1.0 / np.power(np.float32(rope.theta), exponents)).astype(np.float32)
     if rope.type == "linear":
@@ -163,7 +171,7 @@ def _llama3(rope: RopeConfig, freqs: Floats) -> Floats:
 
 
 def _yarn(rope: RopeConfig, freqs: Floats) -> Floats:
-    """Pairs that turn often keep their frequency, slow ones are divided, a ramp between."""
+    """Yarn's frequencies: fast pairs keep theirs, slow ones are divided, with a ramp between."""
     dim = 2 * len(freqs)
 
     def pair_of(turns: float) -> float:
@@ -181,10 +189,10 @@ def _yarn(rope: RopeConfig, freqs: Floats) -> Floats:
 
 
 def cos_sin_table(rope: RopeConfig, head_dim: int, num_positions: int) -> Floats:
-    """``[num_positions, head_dim]``: cosines, then sines.
+    """The rotary table, ``[num_positions, head_dim]``: cosines, then sines.
 
-    Angles are rounded to fp32 (as models are trained with); their cosines come from fp64, so that a
-    row does not depend on the table's length through the rounding of a vectorized fp32 cosine.
+    Angles are rounded to fp32, as in models' training. Their cosines are computed in fp64: the
+    rounding of a vectorized fp32 cosine could make a row depend on the table's length.
     """
     positions = np.arange(num_positions, dtype=np.float32)
     angles = (positions[:, None] * inverse_frequencies(rope, head_dim)).astype(np.float64)

@@ -1,1 +1,1 @@
-"""Text in, text out: tokenizers, chat templates, streams of text."""
+"""Text of prompts and replies: tokenizers, chat templates, streams of text."""

@@ -1,8 +1,8 @@
-"""Messages to prompt: a model's chat template, byte for byte as transformers applies it.
+"""Chat templates: from messages to a prompt, byte for byte as transformers renders it.
 
-The engine renders, then encodes without adding special tokens, for the template writes its own.
-What a message may be is checked in ``messages.py``; what a template may do, in
-``template_sandbox.py``.
+The engine renders a prompt, then encodes it without adding special tokens, because the template
+writes its own. ``messages.py`` validates messages; ``template_sandbox.py`` limits what a template
+can do.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The template of models that bring none, such as random ones."""
+"""The template for models without one, such as random models."""
 
 
 class ChatTemplate:
     """One model's chat template, or several by name.
 
-    ``special_tokens`` are variables of the template. ``max_chars`` bounds a prompt. ``now`` is what
-    ``strftime_now`` reads: a template that prints the date gives other prompts tomorrow.
-    ``assumed``: it is not the model's own, which is said, once, when it is first used.
+    ``special_tokens`` are variables of the template. ``max_chars`` bounds a prompt. ``now`` is the
+    clock of ``strftime_now``: a template that prints the date gives other prompts tomorrow.
+    ``assumed`` means that the template is not the model's own; its first use says so.
     Raises UnsupportedModelError if a template is not valid jinja2.
     """
 
@@ -115,7 +115,7 @@ class ChatTemplate:
             ) from error
 
     def _strings(self, source: str) -> frozenset[str]:
-        """Those that the template itself writes or compares with."""
+        """The string constants in the template's source: texts that it writes or compares with."""
         constants = self._sandbox.parse(source).find_all(nodes.Const)
         return frozenset(
             constant.value for constant in constants if isinstance(constant.value, str)

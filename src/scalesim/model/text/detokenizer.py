@@ -1,9 +1,9 @@
-"""Text from token ids, one id at a time: what decoding the whole list would give, in pieces.
+"""Incremental detokenization: text from token ids, one id at a time.
 
-A tokenizer's decoder is a chain of steps over token strings; each step here does the same to a
-stream, and keeps back only what a later token could still change: half a UTF-8 character, a run of
-byte tokens. Serves ``tokenizer.py`` and ``token_stream.py``. Decoders that cannot be streamed are
-refused at load.
+The pieces together equal the decoding of the whole list. A tokenizer's decoder is a chain of steps
+over token strings; each step here does the same on a stream, and holds back only text that a later
+token could still change: half a UTF-8 character, a run of byte tokens. Decoders that cannot be
+streamed are refused at load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from scalesim.errors import UnsupportedModelError
 
 
 class DecoderStep(ABC):
-    """One step of a decoder: what ``feed`` and a last ``flush`` give is what it gives at once."""
+    """One step of a decoder. The results of all ``feed`` calls and a last ``flush`` together equal
+    the result for the whole input."""
 
     @abstractmethod
     def feed(self, piece: str) -> Iterable[str]: ...
@@ -40,7 +41,7 @@ class Detokenizer:
         self._steps = tuple(steps)
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now and was not before."""
+        """Add one id. Returns the text that became certain."""
         piece = self._piece_of(token_id)
         if piece is None:
             return ""
@@ -50,7 +51,7 @@ class Detokenizer:
         return "".join(pieces)
 
     def flush(self) -> str:
-        """The rest. An unfinished character becomes U+FFFD."""
+        """The text that was held back. An unfinished character becomes U+FFFD."""
         pieces: list[str] = []
         for step in self._steps:
             pieces = [*_through(step, pieces), *step.flush()]
@@ -62,7 +63,8 @@ def _through(step: DecoderStep, pieces: Iterable[str]) -> list[str]:
 
 
 def byte_alphabet() -> list[str]:
-    """How byte-level BPE writes each byte: as itself where it prints, else from U+0100 on."""
+    """The character for each byte in byte-level BPE: the byte's own character if that is printable,
+    else one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
@@ -73,7 +75,8 @@ _BYTE_OF = {char: byte for byte, char in enumerate(BYTE_ALPHABET)}
 
 
 class ByteLevel(DecoderStep):
-    """Token strings spell bytes; a token that has a character of no byte stands for itself."""
+    """Byte-level BPE: each character of a token stands for a byte. A token with any other character
+    is taken as text."""
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
@@ -90,9 +93,8 @@ class ByteLevel(DecoderStep):
 
 
 class ByteFallback(DecoderStep):
-    """A run of ``<0xNN>`` tokens is text if the whole run is UTF-8, else one U+FFFD for each byte.
-
-    The run is therefore kept back until it ends.
+    """Byte fallback: a run of ``<0xNN>`` tokens is text if the whole run is valid UTF-8, else one
+    U+FFFD for each byte. So the run is held back until it ends.
     """
 
     _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -116,7 +118,7 @@ class ByteFallback(DecoderStep):
 
 
 class Replace(DecoderStep):
-    """A fixed string becomes another, within each token."""
+    """Replaces a fixed string by another, within each token."""
 
     def __init__(self, old: str, new: str) -> None:
         self._old, self._new = old, new
@@ -126,7 +128,8 @@ class Replace(DecoderStep):
 
 
 class Metaspace(DecoderStep):
-    """The mark becomes a space; in the first token it goes, if the tokenizer put it there."""
+    """Replaces the mark by a space; drops the mark at the beginning of the text if the tokenizer
+    added it there."""
 
     def __init__(self, mark: str, keep_first: bool) -> None:
         self._mark = mark
@@ -138,7 +141,7 @@ class Metaspace(DecoderStep):
 
 
 class StripStart(DecoderStep):
-    """At most ``num`` characters ``char`` go from the start of the whole text."""
+    """Drops up to ``num`` characters ``char`` at the start of the whole text."""
 
     def __init__(self, char: str, num: int) -> None:
         self._char, self._num = char, num
@@ -153,7 +156,7 @@ class StripStart(DecoderStep):
 
 
 class JoinWords(DecoderStep):
-    """A tokenizer without a decoder puts a space between its tokens."""
+    """Puts a space between tokens, as a tokenizer without a decoder does."""
 
     def __init__(self) -> None:
         self._separator = ""
@@ -164,7 +167,7 @@ class JoinWords(DecoderStep):
 
 
 def compile_steps(decoder: Mapping[str, Any] | None) -> Callable[[], list[DecoderStep]]:
-    """A maker of fresh steps for the ``decoder`` entry of a tokenizer.json.
+    """A factory of fresh steps for the ``decoder`` entry of a tokenizer.json.
 
     Raises UnsupportedModelError for a decoder that has no exact stream.
     """

@@ -1,8 +1,8 @@
-"""Chat messages as a template may see them: checked, and copied into JSON's types.
+"""Validation of chat messages: checked, and copied into JSON's types, before a template sees them.
 
-Text only: a message part that is not text is refused. A role is a usual one, or one that the
-template names: most templates leave out what they do not know, without a word.
-All raise RequestError, naming the place.
+Only text is accepted. A role must be a usual one or one that the template names, because most
+templates silently skip messages with other roles. All functions raise RequestError, naming the
+place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def check_roles(messages: Sequence[Mapping[str, Any]], named: Container[str]) -> None:
-    """Raise for a role that is not usual and not among ``named``, a template's own strings."""
+    """Raise for a role that is neither usual nor in ``named``, the template's string constants."""
     for i, message in enumerate(messages):
         role = message["role"]
         if role not in ROLES and role not in named:
@@ -35,7 +35,7 @@ def check_roles(messages: Sequence[Mapping[str, Any]], named: Container[str]) ->
 
 
 def checked_messages(messages: object) -> list[dict[str, Any]]:
-    """Copies of ``messages`` as transformers would hand them to a template."""
+    """Validated copies of ``messages``, in the form that transformers gives to a template."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise RequestError(f"messages is a {type(messages).__name__}; it must be a list of dicts")
     if not messages:
@@ -76,7 +76,7 @@ def _check_content(message: Mapping[str, Any], where: str) -> None:
 
 
 def checked_tools(tools: object) -> list[Any] | None:
-    """Copies of the JSON schemas of ``tools``."""
+    """Validated copies of the JSON schemas in ``tools``."""
     if tools is None:
         return None
     if not isinstance(tools, Sequence) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -85,7 +85,8 @@ def checked_tools(tools: object) -> list[Any] | None:
 
 
 def plain(value: object, where: str) -> Any:
-    """A copy made of JSON's types: a template meets no object that has methods of its own."""
+    """A copy of ``value`` made of JSON's types, so that a template never sees an object with
+    methods of its own."""
     try:
         return _plain(value, where)
     except RecursionError as error:

@@ -1,11 +1,11 @@
-"""Which tokens a model folder adds to its tokenizer, and which of them have names (``eos_token``).
+"""Added and named special tokens of a model folder (``eos_token`` and others).
 
-Four files may say so; this follows what transformers' ``AutoTokenizer`` makes of the same folder:
+Up to four files define them. The result is that of transformers' ``AutoTokenizer``:
 
 - ``tokenizer.json`` holds tokens that are added already;
 - ``tokenizer_config.json`` names tokens, and may list added ones (``added_tokens_decoder``);
-- only if it lists none, ``special_tokens_map.json`` goes before its names, and
-  ``added_tokens.json`` lists added ones;
+- only without that list, the names in ``special_tokens_map.json`` override those of
+  ``tokenizer_config.json``, and ``added_tokens.json`` lists added tokens;
 - a named token that no file lists is added.
 """
 
@@ -26,21 +26,25 @@ from scalesim.model.checkpoint.files import Json, read_json_if_there
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-MORE = ("extra_special_tokens", "additional_special_tokens")  # the second is its older name
+MORE = ("extra_special_tokens", "additional_special_tokens")  # the second is the older name
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 Token = str | AddedToken
 
 
 def read_tokenizer_config(folder: Path) -> Json:
-    """tokenizer_config.json, empty if there is none; UnsupportedModelError if it is broken."""
+    """The contents of tokenizer_config.json; empty if there is none. Raises UnsupportedModelError
+    if it is not valid JSON."""
     return read_json_if_there(folder / CONFIG, error=UnsupportedModelError)
 
 
 @dataclass
 class SpecialTokens:
-    """``named``: by name. ``more``: special ones without a name. ``listed``: those that a file
-    lists, in the order of their ids. Read by ``of_folder``."""
+    """The special tokens of a folder, as ``of_folder`` reads them.
+
+    ``named`` are the named tokens, ``more`` the special tokens without a name, and ``listed`` the
+    added tokens that a file lists, in the order of their ids.
+    """
 
     named: dict[str, Token] = field(default_factory=dict)
     more: list[Token] = field(default_factory=list)
@@ -48,7 +52,8 @@ class SpecialTokens:
 
     @staticmethod
     def of_folder(folder: Path) -> SpecialTokens:
-        """Raises UnsupportedModelError, naming file and key, for whatever is no token."""
+        """Read the folder's files. Raises UnsupportedModelError, naming file and key, for a value
+        that is no token."""
         found = SpecialTokens()
         config = Fields(CONFIG, read_tokenizer_config(folder), UnsupportedModelError)
         found._take_names(config)
@@ -74,10 +79,10 @@ class SpecialTokens:
         for name in fields.raw:
             if name in NAMES:
                 self.named.pop(name, None)
-                if name in fields:  # null in a later file takes a name away
+                if name in fields:  # null in a later file removes the name
                     self.named[name] = _added(fields, name, special=True)
             elif name.endswith("_token") and isinstance(fields.raw[name], str):
-                self.named[name] = fields.raw[name]  # an image_token, as a template may want it
+                self.named[name] = fields.raw[name]  # such as image_token, for templates
         for key in MORE:
             if key == MORE[1] and fields.raw.get(MORE[0]):
                 break
@@ -102,8 +107,8 @@ class SpecialTokens:
         ]
 
     def check_eos(self, backend: tokenizers.Tokenizer) -> None:
-        """Raise UnsupportedModelError for an end-of-sequence token that no file lists: it would be
-        given an id that the model never says."""
+        """Raise UnsupportedModelError for an end-of-sequence token that no file lists: it would get
+        a new id, which the model never generates."""
         eos = self.named.get("eos_token")
         if eos is None or backend.token_to_id(_text(eos)) is not None:
             return
@@ -114,7 +119,7 @@ class SpecialTokens:
             )
 
     def add_to(self, backend: tokenizers.Tokenizer) -> dict[str, str]:
-        """Add what ``backend`` does not have yet; the named tokens' texts."""
+        """Add the tokens that ``backend`` lacks. Returns the text of each named token."""
         there = backend.get_added_tokens_decoder()
         known = {repr(token) for token in there.values()}
         new: list[Token] = [token for token in self.listed if repr(token) not in known]
@@ -137,7 +142,8 @@ def _read(folder: Path, name: str) -> Fields:
 
 
 def _added(fields: Fields, key: str, *, special: bool, string: bool = True) -> Any:
-    """The token under ``key``: a string, if ``string``, or an object with ``content`` and flags."""
+    """The token under ``key``: an object with ``content`` and flags, or with ``string`` also a
+    plain string."""
     value = fields.raw[key]
     if isinstance(value, str) and string:
         return value

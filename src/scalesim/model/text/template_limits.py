@@ -1,10 +1,10 @@
-"""How much one rendering of a chat template may do: rounds, work, and the size of every value.
+"""Resource limits of one rendering of a chat template: loop rounds, work, and sizes of values.
 
-Sizes are bytes, roughly: 64 for each value and a character one each, a container's contents counted
-as often as they would be printed. As no value grows past ``MAX_SIZE``, whatever is done with one,
-once, costs a bounded amount; ``MAX_WORK`` bounds how often. What may make a value much larger than
-those it is made of (a width, a repetition, a replacement, a join) is listed here, and is checked
-before it is done; all else is checked after.
+Sizes are approximate bytes: 64 per value and one per character, with a container's contents counted
+as often as they would be printed. Because no value exceeds ``MAX_SIZE``, one operation on a value
+has a bounded cost; ``MAX_WORK`` bounds the sum over all operations. Operations whose result can be
+much larger than their arguments (a width, a repetition, a replacement, a join) are checked before
+they run; all others are checked afterwards.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jinja2.exceptions import SecurityError
 from jinja2.utils import Namespace
 
 MAX_ROUNDS = 200_000
-"""Loop rounds and calls of one rendering. A long real conversation takes some thousands."""
+"""The most loop rounds and calls of one rendering. A long real conversation takes thousands."""
 
 MAX_SIZE = 1 << 25
 MAX_WORK = 1 << 30
-MAX_BITS = 1 << 14  # of a number
-MAX_WIDTH = 1 << 16  # of a padded field; more than any text is indented by
+MAX_BITS = 1 << 14  # of an integer
+MAX_WIDTH = 1 << 16  # of a padded field or an indent
 ITEM = 64
 
 _LINEAR_OF_TEXT = frozenset(
@@ -46,40 +46,41 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (type, frozenset()),  # methods of classes, such as dict.fromkeys
 )
 NOT_RUN = frozenset(["pprint", "random", "striptags", "urlize", "wordwrap"])
-"""Filters whose cost is not linear in what they are given, and that no chat needs."""
+"""Filters that are refused: their cost is not linear in their input, and no chat needs them."""
 
 
 class Meter:
-    """Of one rendering. Raises jinja2's ``SecurityError`` when something is too much."""
+    """The counters of one rendering. Methods raise jinja2's ``SecurityError`` beyond a limit."""
 
     def __init__(self) -> None:
         self._rounds, self._work = MAX_ROUNDS, MAX_WORK
-        self._sizes: dict[int, tuple[object, int]] = {}  # of containers, which do not change
-        self._open: set[int] = set()
-        self._now: dict[int, tuple[object, int]] = {}  # of all containers, while one is measured
+        self._sizes: dict[int, tuple[object, int]] = {}  # known sizes of immutable containers
+        self._open: set[int] = set()  # containers that are being measured, to find cycles
+        self._now: dict[int, tuple[object, int]] = {}  # sizes known within one measurement
 
     def tick(self, text: int = 0) -> None:
-        """A round or a call begins, which writes ``text`` characters of the template's own."""
+        """Count a loop round or a call, which writes ``text`` characters of the template's own
+        text."""
         self._rounds -= 1
         if self._rounds < 0:
             raise SecurityError(f"more than {MAX_ROUNDS} loop rounds and calls")
         self._spend(text)
 
     def afford(self, size: float) -> None:
-        """Raise unless a value of this size may be made."""
+        """Count a value of this size before it is made; raise if it is too large."""
         if size > MAX_SIZE:
             raise SecurityError(f"a value of {size:.3g} bytes; {MAX_SIZE} are the most")
         self._spend(int(size))
 
     def take(self, value: Any) -> Any:
-        """``value``, which was just made or is about to be read through."""
+        """Count ``value``, which was just made or is about to be read, and return it."""
         self.size(value)
         is_sized = isinstance(value, (str, bytes, list, tuple, dict))
         self._spend(len(value) * (1 if isinstance(value, str) else ITEM) if is_sized else ITEM)
         return value
 
     def size(self, value: object) -> int:
-        """Raises for a value that is too large."""
+        """The size of ``value``; raises if it is too large."""
         if isinstance(value, (str, bytes)):
             size = ITEM + len(value)
         elif isinstance(value, int):
@@ -91,7 +92,7 @@ class Meter:
         elif isinstance(value, (KeysView, ValuesView, ItemsView)):
             size = self._sum(value)
         else:
-            size = ITEM  # lazy ones are measured as they are read
+            size = ITEM  # lazy sequences are measured as they are read
         if size > MAX_SIZE:
             raise SecurityError(f"a value of more than {MAX_SIZE} bytes")
         return size
@@ -120,7 +121,8 @@ class Meter:
         return size
 
     def _holds_namespace(self, value: Any) -> bool:
-        """Whether its size may change; containers in it that are not known hold one."""
+        """Whether ``value`` contains a namespace, so that its size may change. A contained
+        container without a known size contains one."""
         return any(
             isinstance(part, Namespace)
             or (isinstance(part, (dict, list, tuple)) and id(part) not in self._sizes)
@@ -146,7 +148,8 @@ def _parts_of(value: Any) -> Iterable[Any]:
 
 
 def checked_width(value: object) -> int:
-    """A field's width or an indent, as a number or a string."""
+    """A field's width or an indent, given as a number or as a string of that length. Raises if it
+    is above ``MAX_WIDTH``."""
     size = len(value) if isinstance(value, str) else value
     if not isinstance(size, int) or abs(size) > MAX_WIDTH:
         raise SecurityError(f"a width of {size!r:.40}; {MAX_WIDTH} is the most")
@@ -191,7 +194,7 @@ _PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?[hlL]?.",
 
 
 def percent_size(meter: Meter, template: str, values: Any) -> int:
-    """Of ``template % values``, at most."""
+    """An upper bound of the size of ``template % values``."""
     fields = _PERCENT.findall(template)
     if any("*" in field for field in fields):
         raise SecurityError("a width taken from a value")
@@ -202,7 +205,7 @@ def percent_size(meter: Meter, template: str, values: Any) -> int:
 
 
 def format_size(meter: Meter, template: str, values: Any) -> int:
-    """Of ``template.format(...)`` with these values, at most."""
+    """An upper bound of the size of ``template.format(...)`` with these values."""
     size, fields = len(template), 0
     for _, name, spec, _ in string.Formatter().parse(template):
         if name is None:
@@ -226,12 +229,13 @@ GROWTH: dict[str, Callable[..., int]] = {
     "slice": _slice,
     "zfill": _padded,
 }
-"""Of filters and of methods of strings: the largest that the result may be."""
+"""Upper bounds of the size of a result, for filters and methods of strings."""
 _OF_TEXT = _LINEAR_OF_TEXT | (GROWTH.keys() - {"batch", "indent", "round", "slice"}) | {"join"}
 
 
 def check_method(call: Any) -> str | None:
-    """The name of a method of a built-in type, if ``call`` is one; raises unless it is run."""
+    """The name of ``call`` if it is a method of a built-in type, else ``None``; raises for a method
+    that templates may not call."""
     owner = getattr(call, "__self__", None)
     if isinstance(owner, str):
         allowed: frozenset[str] | None = _OF_TEXT

@@ -1,9 +1,9 @@
-"""The jinja2 sandbox that chat templates run in; they come with a model and are not trusted.
+"""The jinja2 sandbox for chat templates, which come with a model and are not trusted.
 
-Renders what transformers renders (the same whitespace rules, filters, functions and ``generation``
+Output equals that of transformers (the same whitespace rules, filters, functions and ``generation``
 tag). A template cannot reach Python beyond its values, loop for ever, print without end or make
-large values: every operation goes through a ``Meter`` (template_limits.py), and nothing is worked
-out when the template is compiled.
+large values: every operation goes through a ``Meter`` (template_limits.py), and the compiler
+evaluates nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TemplateRefusal(TemplateError):
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
-    """Serves many templates and threads. ``now`` is the clock of ``strftime_now``."""
+    """One environment for many templates and threads. ``now`` is the clock of ``strftime_now``."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
@@ -80,7 +80,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
     def render(self, source: Any, variables: Mapping[str, Any], max_chars: int) -> str | None:
         """The text of the compiled template ``source``; None if it is longer than ``max_chars``.
 
-        Whatever the template does wrong is raised as it comes, mostly as jinja2's TemplateError.
+        Errors of the template are raised unchanged, mostly as jinja2's TemplateError.
         """
         self._rendering.meter = Meter()
         pieces, num_chars = [], 0
@@ -94,7 +94,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
             del self._rendering.meter
         return "".join(pieces)
 
-    # -- every operation, metered. What takes a context is not run by the compiler. ---------------
+    # -- metered operations: the compiler evaluates none that take a context ----------------------
 
     @pass_context
     def _written(self, context: Context, value: Any) -> Any:
@@ -115,7 +115,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return (markup_join if eval_ctx.autoescape else str_join)(parts)
 
     def _metered(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter ``run``: what it is given and what it makes is measured."""
+        """The filter ``run`` with its arguments and its result metered."""
         first = 1 if hasattr(run, "jinja_pass_arg") else 0
 
         @functools.wraps(run)
@@ -184,7 +184,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         if len(source) > MAX_TEMPLATE_CHARS:
             raise TemplateError(f"{len(source)} characters; {MAX_TEMPLATE_CHARS} are the most")
         template = super()._parse(source, name, filename)
-        node: Any  # jinja2 types what these share as a node without a body
+        node: Any  # jinja2's type for these lacks ``body``
         for node in template.find_all(_BODIES):
             text = nodes.Const(sum(map(_own_text, node.body)))
             tick = nodes.Filter(text, "_tick", [], [], None, None)
@@ -194,7 +194,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
 
 
 class _Metered(NodeTransformer):
-    """Puts filters around what jinja2 compiles to Python's own operations."""
+    """Wraps what jinja2 compiles to plain Python operations in metering filters."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
@@ -238,7 +238,8 @@ def _filtered(node: Any, name: str) -> nodes.Expr:
 
 
 def _own_text(node: nodes.Node) -> int:
-    """Characters that one pass over ``node`` writes by itself, loops and blocks in it left out."""
+    """Characters of the template's own text that one pass over ``node`` writes, without those in
+    inner loops and blocks."""
     if isinstance(node, nodes.TemplateData):
         return len(node.data)
     inner: Iterator[nodes.Node] = node.iter_child_nodes()
@@ -297,7 +298,8 @@ def _date(moment: datetime, style: object) -> str:
 
 
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """In place of the class, whose methods could change what the sandbox keeps unchanged."""
+    """A replacement for the class ``dict``, whose methods could change values that the sandbox
+    keeps immutable."""
     return dict(*args, **kwargs)
 
 

@@ -13,15 +13,15 @@ from scalesim.model.text.tokenizer import Tokenizer
 
 
 class StopFinder:
-    """Finds the stop string that is complete first in a growing text (Aho and Corasick, 1975).
+    """Finds the first complete stop string in a growing text (Aho and Corasick, 1975).
 
-    Of several that are complete at the same character the longest counts, so the result does not
-    depend on how the text was cut into pieces. Each character of text is looked at once.
+    If several are complete at the same character, the longest counts, so that the result does not
+    depend on how the text is cut into pieces. Each character of the text is read once.
     """
 
     def __init__(self, stop: Iterable[str]) -> None:
         self._next: list[dict[str, int]] = [{}]  # by state: the state that a character leads to
-        self._depth = [0]  # by state: how much of a stop string the text may have begun
+        self._depth = [0]  # by state: length of the stop string's beginning that the text ends with
         self._found = [0]  # by state: length of the longest stop string that ends here
         for string in stop:
             self._add(string)
@@ -30,9 +30,8 @@ class StopFinder:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
-        """(the text that is safe to show now, the stop string that was found or None).
-
-        After a stop string was found, nothing more may be fed.
+        """Add text. Returns the text that is safe to show, and the stop string that was found or
+        None. After a stop string was found, nothing more may be fed.
         """
         state, text, num_seen = self._state, self._held + text, len(self._held)
         for end in range(num_seen + 1, len(text) + 1):
@@ -46,7 +45,7 @@ class StopFinder:
         return text[:safe_len], None
 
     def flush(self) -> str:
-        """What was kept back because a stop string could have begun in it."""
+        """The text that was held back because a stop string could have begun in it."""
         text, self._held = self._held, ""
         return text
 
@@ -80,11 +79,12 @@ class StopFinder:
 
 
 class TokenStream:
-    """The text of a reply, from token ids pushed one at a time, for the work of the new text.
+    """The text of a reply, from token ids pushed one at a time. A push costs in proportion to the
+    new text.
 
-    Text is shown as soon as it is certain: never half a character, never the beginning of what may
-    become a stop string. At the end ``text`` equals ``tokenizer.decode`` of all ids, cut before the
-    stop string that was complete first (the longest, of several that end together).
+    Text is shown as soon as it is certain: never half a character, never a possible beginning of a
+    stop string. At the end ``text`` equals ``tokenizer.decode`` of all ids, cut before the first
+    complete stop string (the longest, if several end together).
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -100,11 +100,11 @@ class TokenStream:
         return "".join(self._shown)
 
     def push(self, token_id: int) -> str:
-        """The text that became certain; '' once the stream is finished."""
+        """Add one id. Returns the text that became certain; '' once the stream is finished."""
         return "" if self.finished else self._show(self._detokenizer.push(token_id))
 
     def finish(self) -> str:
-        """No more tokens come: the text that was kept back, unless a stop string ends in it."""
+        """End the stream. Returns the text that was held back, cut before a stop string."""
         if self.finished:
             return ""
         tail = self._show(self._detokenizer.flush())

@@ -1,8 +1,7 @@
-"""Text to token ids and back: the tokenizer of a model folder, and one of plain bytes.
+"""Tokenizers: that of a model folder, and one of plain bytes.
 
-``TokenStream`` (token_stream.py) turns generated ids into text as they come. Nothing here knows
-models, prompts or requests; end-of-sequence ids that a model's generation_config.json adds are the
-loader's.
+``TokenStream`` (token_stream.py) turns generated ids into text as they come. The
+end-of-sequence ids that a model's generation_config.json adds are read by the loader.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ MAX_TOKENIZER_BYTES = 512 << 20
 
 
 class Tokenizer(Protocol):
-    """What the engine asks of a tokenizer. Calls may come from any thread.
+    """The interface of a tokenizer. Calls may come from any thread.
 
-    ``special_tokens`` are the named ones (``bos_token``, ...) as a chat template sees them.
+    ``special_tokens`` are the named tokens (``bos_token``, ...), as a chat template sees them.
     ``eos_token_ids`` is empty when the tokenizer names none.
     """
 
@@ -44,9 +43,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of ``text``; special tokens written in it are recognized.
 
-        ``add_special_tokens`` adds those that the tokenizer puts around a plain prompt: True for a
-        prompt, False for a rendered chat, which has its own. Raises RequestError for text that is
-        not Unicode.
+        ``add_special_tokens`` adds the tokens that the tokenizer puts around a plain prompt: True
+        for a prompt, False for a rendered chat, which has its own. Raises RequestError for text
+        that is not valid Unicode.
         """
         ...
 
@@ -68,7 +67,7 @@ class HFTokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
         backend.no_padding()
-        backend.no_truncation()  # a truncated prompt would be answered silently
+        backend.no_truncation()  # else a truncated prompt would be answered without a warning
         self._backend = backend
         self._steps = compile_steps(_decoder_spec(backend))
         self.special_tokens = dict(special_tokens)
@@ -82,8 +81,8 @@ class HFTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         _check_text(text)
         with _library_errors(RequestError, "the model's tokenizer fails on this text"):
-            # A batch of one: unlike ``encode`` it lets go of the interpreter's lock, and a long
-            # text, or a folder's own pattern that goes back and tries again, takes seconds.
+            # A batch of one: unlike ``encode``, it releases the interpreter's lock. A long text, or
+            # a folder's pattern that backtracks, takes seconds.
             [found] = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
         return list(found.ids)
 
@@ -97,11 +96,11 @@ class HFTokenizer:
 
     @property
     def num_ids(self) -> int:
-        """One more than the largest id: ids may have holes, and ``vocab_size`` counts tokens."""
+        """One more than the largest id. Ids may have gaps; ``vocab_size`` counts tokens."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def to_json(self) -> str:
-        """As in tokenizer.json."""
+        """The tokenizer in the format of tokenizer.json."""
         return str(self._backend.to_str())
 
     def _piece(self, token_id: int) -> str | None:
@@ -114,7 +113,7 @@ class HFTokenizer:
 
 
 class ByteTokenizer:
-    """One id for each byte, some special tokens above: for models that have no tokenizer."""
+    """A tokenizer with one id per byte and some special tokens above, for models without one."""
 
     SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 
@@ -170,7 +169,8 @@ def load_tokenizer(folder: Path) -> HFTokenizer:
 
 @contextmanager
 def _library_errors(kind: type[ScaleSimError], what: str) -> Iterator[None]:
-    """What the library raises, as ``kind``: it has bare Exception, and panics, which are none."""
+    """Turn the library's errors into ``kind``. The library raises bare Exception, and panics that
+    are no Exception."""
     try:
         yield
     except ScaleSimError:

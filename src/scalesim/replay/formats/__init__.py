@@ -1,4 +1,4 @@
-"""Trace formats of others, read and written, and how to tell them apart. See docs/traces.md."""
+"""Trace formats: the table of readers and writers, and detection. See docs/traces.md."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ WriteTrace = Callable[[IO[str], Iterable[TraceTick], "int | None"], None]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """``in_seconds``: times are seconds, not ticks of a simulation. ``blocks``: prompts are told by
-    blocks of a size that ``--block-size`` may name."""
+    """A trace format. ``in_seconds``: times are in seconds, not in ticks of a simulation.
+    ``blocks``: prompts are given as ids of blocks, whose size ``--block-size`` can set. ``write``
+    is ``None`` for a format that is only read."""
 
     name: str
     read: ReadTrace
@@ -56,8 +57,8 @@ FORMATS = {
 
 
 def detect(path: Path) -> Format:
-    """The format that the first line of ``path`` is in; a ``mooncake-delta`` must be named, as its
-    lines look like ``mooncake``'s. Raises ``TraceError``."""
+    """The format of ``path``, from its first line. ``mooncake-delta`` is never detected, because
+    its lines look like those of ``mooncake``. Raises ``TraceError``."""
     first = next(lines(path), None)
     if first is None:
         raise TraceError(f"{path} is empty; give a trace")
@@ -81,8 +82,8 @@ def detect(path: Path) -> Format:
 
 
 def format_named(name: str, path: Path) -> Format:
-    """The format called ``name``, or for ``auto`` that of ``path``; raises ``ConfigError``,
-    ``TraceError``."""
+    """The format called ``name``, or for ``auto`` the detected format of ``path``. Raises
+    ``ConfigError``, ``TraceError``."""
     if name == "auto":
         return detect(path)
     if name not in FORMATS:
@@ -91,8 +92,8 @@ def format_named(name: str, path: Path) -> Format:
 
 
 def format_to_write(name: str, block_size: int | None = None) -> Format:
-    """The format called ``name``, if it can be written, in blocks of ``block_size``; raises
-    ``ConfigError``."""
+    """The format called ``name``, for writing with blocks of ``block_size``. Raises ``ConfigError``
+    if that is not possible."""
     form = FORMATS.get(name)
     if form is None or form.write is None:
         raise _not_written(name)
@@ -102,7 +103,7 @@ def format_to_write(name: str, block_size: int | None = None) -> Format:
 
 
 def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceTick]:
-    """All ticks of ``path``, one for each time; raises ``TraceError``, ``ConfigError``."""
+    """All ticks of ``path``, one for each time. Raises ``TraceError``, ``ConfigError``."""
     if block_size is not None and not form.blocks:
         raise ConfigError(f"--block-size {block_size}: traces in {form.name} have no blocks")
     if block_size is not None and not 1 <= block_size <= dynamo.MAX_BLOCK:
@@ -118,8 +119,7 @@ def read(path: Path, form: Format, block_size: int | None = None) -> list[TraceT
 def write(
     path: Path, ticks: Iterable[TraceTick], form: Format, block_size: int | None = None
 ) -> None:
-    """Write ``path``, which must not be there yet: all of it, or nothing. Raises ``TraceError``,
-    ``ConfigError``."""
+    """Write the new file ``path`` atomically. Raises ``TraceError``, ``ConfigError``."""
     if form.write is None:
         raise _not_written(form.name)
     if path.exists():
@@ -141,9 +141,9 @@ def _not_written(name: str) -> ConfigError:
 
 
 def gathered(ticks: Iterable[TraceTick], seconds: float) -> list[TraceTick]:
-    """Ticks of a simulation from times in seconds: what comes within ``seconds`` is made together,
-    in ticks 0, 1, 2 …; an agent's calls of different times still follow each other. Raises
-    ``ConfigError`` for more ticks than can be told apart."""
+    """Ticks of a simulation from times in seconds: each interval of ``seconds`` becomes one tick,
+    numbered from 0. An agent's calls of different times get successive rounds. Raises
+    ``ConfigError`` if a tick's number is too large for a float."""
     found: dict[int, list[TraceTick]] = {}
     for tick in ticks:
         if tick.time > seconds * MAX_NUMBER:

@@ -1,7 +1,8 @@
-"""``dynamo.agentic_mooncake`` version 2: calls of a workflow, and which calls each waits for.
+"""The format ``dynamo.agentic_mooncake``, version 2: calls of a workflow with dependencies.
 
-A dependency becomes a time: a call comes at its ``not_before_ms``, or with its delay after the
-calls that it waits for, whichever is later. What those took is not known before a replay.
+A dependency is converted to a time: a call comes at its ``not_before_ms``, or at its delay after
+the times of the calls that it depends on, whichever is later. The durations of those calls are not
+known before a replay, so they count as 0.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, line
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 SCHEMA, VERSION = "dynamo.agentic_mooncake", 2
-_AT_LEAST = 0.001  # seconds after the end of another session's call: the format's clock tells them
+_AT_LEAST = 0.001  # least delay in seconds after another session's call; the clock's resolution
 
 
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
-    """The trace states its own block size. Raises ``TraceError``."""
+    """Read ``path``. The trace states its own block size, which ``block_size`` must equal if it is
+    given. Raises ``TraceError``."""
     found = lines(path)
     size = _header(Row.of(next(found)), block_size)
     rows: dict[str, Row] = {}
@@ -39,7 +41,7 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
     calls = []
     for number, name in enumerate(times):
         row = rows[name]
-        scope = f"{row.name('play_id')}/" if len(plays) > 1 else ""  # ids and sessions are its own
+        scope = f"{row.name('play_id')}/" if len(plays) > 1 else ""  # of block ids and sessions
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size, scope)
         length = row.whole(row.either("output_length", "output_tokens"), 1)
         agent = scope + row.name("session_id")
@@ -60,8 +62,8 @@ def _header(row: Row, block_size: int | None) -> int:
 
 
 def _times(rows: dict[str, Row]) -> dict[str, float]:
-    """Seconds at which each call comes, those that others wait for first; raises ``TraceError`` for
-    calls that wait in a circle."""
+    """The time of each call in seconds, in topological order. Raises ``TraceError`` for circular
+    dependencies."""
     waits: dict[str, list[tuple[str, float]]] = {}
     followers: dict[str, list[str]] = {name: [] for name in rows}
     for name, row in rows.items():
@@ -71,9 +73,8 @@ def _times(rows: dict[str, Row]) -> dict[str, float]:
     names = list(rows)
     places = {name: place for place, name in enumerate(names)}
     num_awaited = {name: len(before) for name, before in waits.items()}
-    ready = [
-        places[name] for name, count in num_awaited.items() if not count
-    ]  # a heap: it is in order
+    # sorted, and therefore a heap
+    ready = [places[name] for name, count in num_awaited.items() if not count]
     times: dict[str, float] = {}
     while ready:
         name = names[heapq.heappop(ready)]
@@ -91,7 +92,7 @@ def _times(rows: dict[str, Row]) -> dict[str, float]:
 
 
 def _wait(other: Row, row: Row, rows: dict[str, Row]) -> tuple[str, float]:
-    """Whom ``row`` waits for, as ``other`` of its dependencies says, and how long from that."""
+    """The call that ``row`` waits for by its dependency ``other``, and the delay in seconds."""
     before = other.name("request_id")
     if before not in rows:
         raise other.wrong("request_id", "that of a line of this trace")
@@ -104,8 +105,8 @@ def _wait(other: Row, row: Row, rows: dict[str, Row]) -> tuple[str, float]:
 
 
 def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
-    """One play, so that agents share what they share; its first call is the root that everybody
-    else's first call comes after. A call by nobody is a session of its own."""
+    """Write one play, so that agents can share blocks. Its first call is the root on which the
+    first call of every other agent depends. A call without an agent is a session of its own."""
     size = block_size or BLOCK_SIZE
     ids = Ids(size)
     source = {"format": "scalesim", "digest": "none"}

@@ -1,7 +1,7 @@
-"""Applied Compute's agentic workloads: one session of tool calls a line, without times of arrival.
+"""Applied Compute's agentic workloads: a session of tool calls per line, without arrival times.
 
-All sessions begin at once. Each turn's prompt is all that was said before, what its tool gave, and
-nothing of other sessions.
+All sessions begin at time 0. The prompt of each call is all earlier text of its session with the
+tools' outputs; sessions share nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_lat
 
 
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
-    """Raises ``TraceError``."""
+    """Read ``path``. Raises ``TraceError``."""
     calls: list[Timed] = []
     for number, line in enumerate(lines(path)):
         calls += _session(Row.of(line), f"session {number}")

@@ -1,7 +1,7 @@
-"""Azure's public traces of LLM inference: a CSV of times and token counts, by nobody.
+"""Azure's public traces of LLM inference: a CSV of times and token counts.
 
-No user, no session and no prompt is told: every call is by nobody and like no other, so nothing can
-be kept and every policy gives the same.
+The traces have no users, sessions or prompts. So every call is without an agent and shares nothing:
+no state can be reused, and all policies give the same result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)?")
-_UNITS_A_SECOND = 10**7  # a second, as in the traces' times
+_UNITS_A_SECOND = 10**7  # the resolution of the traces' times
 _ORIGIN = datetime(2000, 1, 1)
 
 
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
-    """Seconds since the first call. Raises ``TraceError``."""
+    """Read ``path``; times are seconds since the first call. Raises ``TraceError``."""
     found = lines(path)
     header = tuple(name.strip() for name in next(found).text.split(","))
     if header != COLUMNS:
@@ -54,8 +54,7 @@ def _units(row: Row) -> int:
 
 
 def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
-    """Who called and what prompts share is not written. Raises ``TraceError`` for times that no
-    calendar has."""
+    """Write times and token counts only. Raises ``TraceError`` for times beyond the calendar."""
     file.write(",".join(COLUMNS) + "\n")
     for time, call in in_order(ticks):
         seconds, units = divmod(round(time * _UNITS_A_SECOND), _UNITS_A_SECOND)

@@ -1,7 +1,7 @@
-"""Prompts as chained ids of blocks, as Mooncake's and Dynamo's traces have them.
+"""Prompts as chained block ids, as in Mooncake's and Dynamo's traces.
 
-Equal ids mean equal prompts up to the end of the block. So a block is a stream of its own, named by
-its id, and what a prompt says is known exactly as far as its ids tell.
+Equal ids mean equal prompts up to the end of the block. So each block is read as a content of its
+own, named by its id.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from scalesim.replay.formats.rows import Row
 from scalesim.trace.trace import Content, TracePiece
 
 MAX_ID = (1 << 64) - 1
-_VOCAB_SIZE = 1 << 30  # of names for tokens, to tell blocks by
+_VOCAB_SIZE = 1 << 30  # of the tokens that blocks are hashed by
 
 
 def pieces_of(
     row: Row, length_name: str, ids_name: str, block_size: int, scope: str = ""
 ) -> tuple[TracePiece, ...]:
-    """The prompt that ``row`` tells of; a prompt without ids is like no other. ``scope``: ids mean
-    the same within it only."""
+    """The prompt of ``row``; a prompt without ids shares nothing. Ids are equal only within the
+    same ``scope``."""
     length = row.whole(length_name, 1)
     if not row.has(ids_name):
         return (TracePiece(f"{row.where} prompt", length),)
@@ -39,14 +39,14 @@ def pieces_of(
 
 
 class Ids:
-    """Names blocks of tokens by small numbers, in the order in which they first come."""
+    """A numbering of blocks of tokens, in the order of their first use."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._known: dict[int, int] = {}
 
     def of(self, prompt: tuple[TracePiece, ...]) -> list[int]:
-        """An id for each block of ``prompt``, a last partial one included."""
+        """The id of each block of ``prompt``, a partial last block included."""
         tokens = tokens_of(prompt, _VOCAB_SIZE)
         ids, chain = [], 0
         for start in range(0, len(tokens), self._block_size):

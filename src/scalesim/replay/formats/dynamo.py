@@ -1,7 +1,7 @@
-"""``dynamo.request.trace.v1``: what NVIDIA Dynamo's request tracing writes, one event a line.
+"""The format ``dynamo.request.trace.v1`` of NVIDIA Dynamo's request tracing, one event per line.
 
-Of its events, ``request_end`` is a call. Sessions are agents; tools and parents give times here, no
-order of their own.
+Each ``request_end`` event is a call; other events are skipped. Sessions are agents. Dependencies on
+tools and parents are not read: they show in the times.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ MAX_BLOCK = 1 << 20
 
 
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
-    """The trace states its own block size. Raises ``TraceError``."""
+    """Read ``path``. The trace states its own block size, which ``block_size`` must equal if it is
+    given. Raises ``TraceError``."""
     calls: list[Timed] = []
     size = block_size
     for line in lines(path):
         row = Row.of(line)
-        if isinstance(row.fields.get("event"), dict):  # wrapped by the sink that wrote it
+        if isinstance(row.fields.get("event"), dict):  # some sinks wrap the event
             row = row.row("event")
         if row.fields.get("event_type") != "request_end":
             continue
@@ -51,7 +52,7 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
 
 
 def _received(row: Row, request: Row) -> float:
-    """Seconds since 1970."""
+    """The time at which the request was received, in seconds since 1970."""
     if request.has("request_received_ms"):
         return request.seconds("request_received_ms")
     ended, took = row.seconds("event_time_unix_ms"), request.seconds("total_time_ms")
@@ -61,8 +62,8 @@ def _received(row: Row, request: Row) -> float:
 
 
 def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> None:
-    """Times begin with 0; a call ends when it began. Raises ``TraceError`` where some calls have an
-    agent and others none."""
+    """Write the calls with a duration of 0; times begin at 0. Raises ``TraceError`` if some calls
+    have an agent and others none."""
     size = block_size or BLOCK_SIZE
     ids, has_agents = Ids(size), set()
     for number, (time, call) in enumerate(in_order(ticks)):

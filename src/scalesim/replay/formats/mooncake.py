@@ -1,7 +1,7 @@
-"""Mooncake's JSONL: arrivals in milliseconds, lengths, and ids of the prompt's blocks.
+"""Mooncake's JSON lines: arrival times in milliseconds, lengths, and ids of the prompt's blocks.
 
-A row may name its session; where it does not, it is found by the prompt: a call goes on with the
-session whose latest prompt it begins with, to that prompt's last whole block and beyond.
+A row may name its session. If it does not, the session is inferred: a call continues the session
+whose latest prompt, up to its last whole block, is a proper beginning of the call's prompt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK_SIZE = 512  # of the public traces
 
 
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
-    """Each prompt whole. Raises ``TraceError``."""
+    """Read a trace whose rows have whole prompts. Raises ``TraceError``."""
     size = block_size or BLOCK_SIZE
     sessions = _Sessions(size)
     last_s: dict[str, float] = {}
@@ -41,8 +41,8 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
 
 
 def read_delta(path: Path, block_size: int | None) -> list[TraceTick]:
-    """Each row of a session has only what is new: before it comes all that was said. Raises
-    ``TraceError``."""
+    """Read a trace whose rows have only the new part of a prompt, behind all earlier text of their
+    session. Raises ``TraceError``."""
     size = block_size or BLOCK_SIZE
     said: dict[str, tuple[TracePiece, ...]] = {}
     last_s: dict[str, float] = {}
@@ -91,7 +91,7 @@ def _call(row: Row, number: int, agent: str | None, prompt: tuple[TracePiece, ..
 
 
 def _time(row: Row, agent: str | None, last_s: dict[str, float]) -> float:
-    """When the call came: its timestamp, or its delay after the one before it in its session."""
+    """The time of a call in seconds: its timestamp, or its delay after its session's last call."""
     if row.has(row.either("timestamp", "created_time")):
         found = row.seconds(row.either("timestamp", "created_time"))
     elif agent in last_s and row.has(row.either("delay", "delay_ms")):
@@ -106,8 +106,8 @@ def _time(row: Row, agent: str | None, last_s: dict[str, float]) -> float:
 
 
 class _Sessions:
-    """Who goes on with what. A block belongs to the session that first had it, and a session ends,
-    for now, with the last whole block of its latest prompt."""
+    """Sessions inferred from prompts. A block belongs to the session that had it first; a session's
+    end is the last whole block of its latest prompt."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size, self._count = block_size, 0

@@ -1,5 +1,6 @@
-"""Lines of other people's trace files, read one by one, and their fields, each checked as it is
-taken. Whatever is wrong is a ``TraceError`` that names the line, the field, the value and the rule.
+"""Lines of external trace files, read one by one, with typed access to their fields.
+
+A wrong value raises ``TraceError`` with the line, the field, the value and the rule.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from scalesim.trace.trace import TraceCall, TraceTick
 
 MAX_TOKENS = 1 << 24
 MAX_LINE = 16 << 20
-MAX_TURNS = 2000  # of a session whose prompts repeat all that was said: they grow with the square
+MAX_TURNS = 2000  # of a session whose prompts repeat all earlier text: their sum grows as a square
 MAX_NAME = 500
 MAX_SECONDS = 1e11  # three thousand years
 _GZIP = b"\x1f\x8b"
 
 
 class Line(NamedTuple):
-    """``where``: file and number, for messages."""
+    """A line of a file. ``where`` is the file and the line's number, for messages."""
 
     where: str
     text: str
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """Lines that are not blank, unpacked where they are gzipped; raises ``TraceError``."""
+    """The lines of ``path`` that are not blank; a gzipped file is unpacked. Raises
+    ``TraceError``."""
     try:
         with open_regular(path, TraceError) as raw:
             is_packed = raw.read(2) == _GZIP
@@ -50,10 +52,10 @@ def lines(path: Path) -> Iterator[Line]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The fields of one line, or of another JSON object; whatever is wrong raises ``error``.
+    """The fields of a JSON object, such as a line; a wrong value raises ``error``.
 
-    ``null`` is read as absent, which is how writers of logs mean it: a model's config, where it is
-    a value like any other, has a reader of its own (``model.fields``).
+    A JSON ``null`` counts as absent, which is what writers of logs mean by it. In a model's config
+    ``null`` is a value, so configs have a reader of their own (``model.checkpoint.fields``).
     """
 
     where: str
@@ -62,7 +64,7 @@ class Row:
 
     @classmethod
     def of(cls, line: Line) -> Row:
-        """From a line of JSON."""
+        """Parse a line of JSON."""
         return cls.parsed(line.text, line.where)
 
     @classmethod
@@ -84,13 +86,13 @@ class Row:
         return next((name for name in names if self.has(name)), names[0])
 
     def whole(self, name: str, minimum: int = 0, maximum: int = MAX_TOKENS) -> int:
-        value = self.fields.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        value: Any = self.fields.get(name)
+        if not _is_whole(value, minimum, maximum):
             raise self.wrong(name, f"a whole number, {minimum} to {maximum}")
-        return value
+        return int(value)
 
     def number(self, name: str, maximum: float = math.inf, *, above: bool = False) -> float:
-        """From 0, or ``above`` it."""
+        """A number from 0, or with ``above`` greater than 0, to ``maximum``."""
         value = self.fields.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
             0 <= value <= maximum and (value or not above)
@@ -101,7 +103,7 @@ class Row:
         return float(value)
 
     def seconds(self, name: str) -> float:
-        """Of a time in milliseconds."""
+        """A time in milliseconds, converted to seconds."""
         return self.number(name, MAX_SECONDS * 1000) / 1000
 
     def name(self, name: str) -> str:
@@ -121,17 +123,12 @@ class Row:
     def wholes(self, name: str, minimum: int = 0, maximum: int = MAX_TOKENS) -> list[int]:
         """A list of whole numbers."""
         found = self.items(name)
-        for value in found:
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or not minimum <= value <= maximum
-            ):
-                raise self.wrong(name, f"a list of whole numbers, {minimum} to {maximum}")
+        if not all(_is_whole(value, minimum, maximum) for value in found):
+            raise self.wrong(name, f"a list of whole numbers, {minimum} to {maximum}")
         return found
 
     def rows(self, name: str) -> list[Row]:
-        """A list of objects; absent: an empty one."""
+        """A list of objects; empty if it is absent."""
         found = self.items(name) if self.has(name) else []
         if not all(isinstance(item, dict) for item in found):
             raise self.wrong(name, "a list of objects")
@@ -144,6 +141,11 @@ class Row:
         return Row(f"{self.where}: {name}", value, self.error)
 
 
+def _is_whole(value: Any, minimum: int, maximum: int) -> bool:
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return is_int and minimum <= value <= maximum
+
+
 def _encodes(text: str) -> bool:
     try:
         text.encode()
@@ -153,14 +155,14 @@ def _encodes(text: str) -> bool:
 
 
 class Timed(NamedTuple):
-    """A call, and when it came, in seconds or in ticks."""
+    """A call and its time, in seconds or in ticks."""
 
     time: float
     call: TraceCall
 
 
 def ticks_of(calls: Iterable[Timed]) -> list[TraceTick]:
-    """One tick for each time. An agent's calls of one time follow each other: rounds."""
+    """One tick for each time, in order. An agent's calls of the same time get successive rounds."""
     ordered = sorted(calls, key=lambda timed: timed.time)
     return [
         TraceTick(time, [], in_rounds([[timed.call] for timed in together]))
@@ -169,8 +171,8 @@ def ticks_of(calls: Iterable[Timed]) -> list[TraceTick]:
 
 
 def in_rounds(groups: Iterable[Sequence[TraceCall]]) -> list[TraceCall]:
-    """The calls of ``groups``, each group as it is, and of each agent one after the other. Calls by
-    nobody wait for nobody."""
+    """The calls of ``groups``, with rounds such that an agent's calls of one group come before its
+    calls of later groups. Calls without an agent keep their round."""
     first: dict[AgentId, int] = {}
     found = []
     for group in groups:
@@ -186,7 +188,7 @@ def in_rounds(groups: Iterable[Sequence[TraceCall]]) -> list[TraceCall]:
 
 
 def in_order(ticks: Iterable[TraceTick]) -> Iterator[Timed]:
-    """The calls of ``ticks``, as they come."""
+    """The calls of ``ticks`` with their times, in order of time and round."""
     for tick in ticks:
         for call in sorted(tick.calls, key=lambda call: call.round):
             yield Timed(tick.time, call)

@@ -1,8 +1,7 @@
-"""A town's day: who did what and who talked to whom, one action or chat a line.
+"""The log of a town's day: one action or chat per line, with its tick and agents.
 
-The log says who acts in which tick; it has no prompts. So an action is one call, a chat one call a
-turn by whoever speaks, and lengths are those of workload W3; only what is said in a chat has its
-own: a token a character.
+The log has no prompts. An action is one call, a chat one call for each utterance by its speaker.
+Lengths are those of workload W3, but an utterance has one token per character.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _SIZES = WORKLOADS["w3"].knobs
 
 
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
-    """Times are ticks. Raises ``TraceError``."""
+    """Read ``path``; times are ticks. Raises ``TraceError``."""
     calls: list[Timed] = []
 
     def call(time: int, agent: str, said: int) -> None:

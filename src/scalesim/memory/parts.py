@@ -1,0 +1,134 @@
+"""Memory's parts: which there are, which one knows which, and how they begin anew.
+
+Nothing here is on a request's way: ``manager`` has the operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+
+from scalesim.memory.counters import Counters
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
+from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
+from scalesim.memory.leases.admission import Admission
+from scalesim.memory.leases.attachments import Attachments
+from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.leases.leavings import Leavings
+from scalesim.memory.leases.lookup_accounts import LookupAccounts
+from scalesim.memory.leases.partial_blocks import PartialBlocks
+from scalesim.memory.leases.prefix_lookup import PrefixLookup
+from scalesim.memory.leases.release import Releases
+from scalesim.memory.leases.waiters import LoadWaiters
+from scalesim.memory.links.link import Link
+from scalesim.memory.misses import Misses
+from scalesim.memory.page_log import LoggedLink, LoggedPool, PageEventLog
+from scalesim.memory.pools.page_pool import MakePool, PagePool, Pool
+from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.prefetch.planner import MakePlanner
+from scalesim.memory.prefetch.prefetcher import Prefetcher
+from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.tiers import Tier, Tiers
+from scalesim.memory.timing import Timing
+from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.run import TierName
+
+_PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
+NULL_PAGE = 0
+"""Never allocated: where padded rows point and write."""
+
+
+class MemoryParts:
+    """The parts of one manager's memory.
+
+    Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
+    dummy. ``read_rate``: bytes a second at which sources are read. ``make_ranking`` and
+    ``make_planner`` bring another order of eviction and another planner. ``record``: keep the last
+    page events in ``flight``, to be read when something is wrong (those of the pools where
+    ``make_pool`` is the default).
+
+    ``timing``, ``counters``, ``misses`` and ``flight`` last as long as the manager; ``reset``
+    builds the others anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        page_bytes: int,
+        device_pages: int,
+        host_pages: int,
+        num_rows: int,
+        policy: Policy,
+        link: Link,
+        planner: PlannerConfig | None = None,
+        read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
+        make_pool: MakePool = PagePool,
+        make_ranking: MakeRanking = EvictionRanking,
+        make_planner: MakePlanner = Prefetcher,
+        record: bool = True,
+    ) -> None:
+        self._make_pool, self._make_ranking = make_pool, make_ranking
+        self._make_planner, self._planner = make_planner, planner or PlannerConfig()
+        self._read_rate = read_rate
+        self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
+        self.flight = PageEventLog() if record else None
+        self._link = LoggedLink(link, self.flight)
+        self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
+        self._num_rows = num_rows
+        self.counters, self.timing = Counters(), Timing()
+        self.misses = Misses(self.timing, block_size)
+        self._build({})
+
+    def _build(self, lost: Mapping[TierName, Collection[int]]) -> None:
+        """The parts that know pages and agents, as they are when nothing was ever computed; pages
+        that are ``lost`` stay out of circulation."""
+        self.device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
+        self.host = self._pool("host", self._host_pages, first=0)
+        self.tiers = Tiers(
+            Tier("device", self.device, lost=lost.get("device", ())),
+            Tier("host", self.host, self._link, lost.get("host", ())),
+        )
+        self.tree, self.table = PrefixTree(self.block_size), BlockTable(self._num_rows)
+        self.ranking = ranking = self._make_ranking(self.tree, self.policy, self.timing)
+        queue = PrefetchQueue(self.timing, is_used=self.policy.look_ahead)
+        self.owners = owners = Owners(self.tree, ranking, queue)
+        self.residency = residency = Residency(
+            self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing
+        )
+        self.prefetcher = self._make_planner(residency, queue, self._planner, self._read_rate)
+        self.leavings, self.adapters = Leavings(residency), AdapterPages(residency, owners)
+        self.attachments = Attachments(residency, self.table, {ADAPTER: self.adapters})
+        self.loads, self.tails = LoadWaiters(residency), PartialBlocks(residency)
+        shared = (residency, self.table, owners, self.attachments, self.tails, self.loads)
+        accounts = LookupAccounts(
+            self.counters, self.misses, self.prefetcher, queue, self.block_size
+        )
+        self.admission = Admission(*shared, PrefixLookup(residency, self.attachments), accounts)
+        self.releases = Releases(*shared, self.misses, self.leavings)
+
+    def _pool(self, tier: TierName, num_pages: int, *, first: int) -> Pool:
+        if self.flight is not None and self._make_pool is PagePool:
+            return LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
+        return self._make_pool(num_pages, first=first)
+
+    def reset(self, lost: Mapping[TierName, Collection[int]] = MappingProxyType({})) -> None:
+        """Begin anew, whatever state this is in: all leases and segments are forgotten,
+        as if they had never been; what agents said of their next use stays. Nothing of the old
+        state is trusted, so nothing of it is mended.
+
+        No step is in flight. Pages given as lost, and those that a copy may still touch, leave
+        circulation for good.
+        """
+        touched = self._link.abandon(timeout_s=_PATIENCE_S)
+        all_lost = {
+            tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
+            for tier, pages in zip(self.tiers, touched, strict=True)
+        }
+        hints = self.owners.hints()
+        self._build(all_lost)
+        self.owners.set_next_uses(hints)
