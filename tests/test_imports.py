@@ -57,6 +57,7 @@ DOOR = (
 SCHEDULING = (
     *VALUES,
     "scalesim.batch",
+    "scalesim.batch_options",
     "scalesim.config",
     *DOOR,
     "scalesim.sampling",
@@ -83,7 +84,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.foreign": ("scalesim.checks", "scalesim.errors"),
     "scalesim.regular_file": ("scalesim.errors",),
     "scalesim.strict_json": ("scalesim.errors",),
-    "scalesim.batch": ("scalesim.core",),
+    "scalesim.batch": ("scalesim.batch_options", "scalesim.core"),
+    "scalesim.batch_options": ("scalesim.core",),
     "scalesim.distance": VALUES,
     "scalesim.distance.sources": (*VALUES, "scalesim.distance"),
     "scalesim.distance.learned": (*VALUES, "scalesim.distance"),
@@ -118,6 +120,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.sampling": (
         *VALUES,
         "scalesim.batch",
+        "scalesim.batch_options",
         "scalesim.config",
         "scalesim.model.checkpoint",
         "scalesim.model.text",
@@ -126,6 +129,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.model": (
         *VALUES,
         "scalesim.batch",
+        "scalesim.batch_options",
         "scalesim.device",
         "scalesim.memory.geometry",
         "scalesim.memory.leases.adapters",  # what a read adapter is to memory
@@ -144,7 +148,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.model.text",
     ),
     "scalesim.engine": ENGINE,
-    "scalesim.testing": (*VALUES, "scalesim.batch", "scalesim.device", "scalesim.memory"),
+    "scalesim.testing": (
+        *VALUES,
+        "scalesim.batch",
+        "scalesim.batch_options",
+        "scalesim.device",
+        "scalesim.memory",
+    ),
     "scalesim.testing.tag_parts": (
         *SCHEDULING,
         "scalesim.engine.parts",
@@ -170,8 +180,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
 TORCH_FREE = (
-    "batch", "core", "errors", "config", "device", "distance", "memory", "profile", "replay",
-    "scheduler", "testing", "trace",
+    "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
+    "profile", "replay", "scheduler", "testing", "trace",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scalesim.batch import LogProbs
+from scalesim.batch_options import LogProbs
 from scalesim.errors import RequestError
 from scalesim.requests.reply import Reply
 from tests.device.world import hostile, hostile_engine

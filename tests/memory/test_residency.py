@@ -321,11 +321,11 @@ def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:
         check_integrity(memory)
 
 
-def is_over(memory: MemoryManager, blocks: list[int]) -> bool:
+def unlikely_to_return(memory: MemoryManager, blocks: list[int]) -> bool:
     text = np.repeat(np.array(blocks, np.int32), SIZE).tobytes()
     end, count = memory.tree.match(memory.tree.root(TEXT), text, len(blocks))[-1]
     assert count == end.num_blocks
-    return memory.ranking.is_over(end)
+    return memory.ranking.unlikely_to_return(end)
 
 
 def test_a_dialogue_that_starts_over_leaves_its_past_to_the_others() -> None:
@@ -335,8 +335,8 @@ def test_a_dialogue_that_starts_over_leaves_its_past_to_the_others() -> None:
     for start in range(100, 1700, 100):
         said = [start, start + 1]
         calls(memory, 0, [fixed + said, fixed + said + [start + 2], [*fixed, *said, start + 2, 3]])
-    assert is_over(memory, [*fixed, 1400, 1401])
-    assert not is_over(memory, fixed)
+    assert unlikely_to_return(memory, [*fixed, 1400, 1401])
+    assert not unlikely_to_return(memory, fixed)
 
 
 def test_templates_in_turn_are_not_over_between_their_turns() -> None:
@@ -344,4 +344,4 @@ def test_templates_in_turn_are_not_over_between_their_turns() -> None:
     templates = [[index, index + 1, index + 2] for index in range(100, 900, 100)]
     for new in range(5):
         calls(memory, 0, [[*template, 1000 + new] for template in templates])
-    assert not any(is_over(memory, template) for template in templates)
+    assert not any(unlikely_to_return(memory, template) for template in templates)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scalesim_kernels import KernelSet, select
 
-from scalesim.batch import NO_TOKEN, AttachmentBatch, Batch, SamplingBatch
+from scalesim.batch import NO_TOKEN, Batch, SamplingBatch
+from scalesim.batch_options import AttachmentBatch
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.adapters.peft import PackedAdapter

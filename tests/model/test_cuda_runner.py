@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scalesim_kernels import LoraDirectory, select
 
-from scalesim.batch import NO_TOKEN, AttachmentBatch, Batch, SamplingBatch
+from scalesim.batch import NO_TOKEN, Batch, SamplingBatch
+from scalesim.batch_options import AttachmentBatch
 from scalesim.device.streams import Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry

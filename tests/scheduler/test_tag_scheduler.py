@@ -71,7 +71,8 @@ def test_same_texts(policy: str, pages: int, host: float, steps_in_flight: int) 
 @pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 def test_same_texts_with_a_link_on_threads(policy: str, steps_in_flight: int) -> None:
     loop = SchedulerWorld(Setting(FULL // 4, 1.0, policy, steps_in_flight=steps_in_flight), THREADS)
-    loop.memory.residency.costs.weighs = False  # tags are computed sooner than anything is loaded
+    # tags are computed sooner than anything is loaded
+    loop.memory.residency.load_or_recompute.weighs = False
     dialogues(loop, seed=3, max_iterations=100_000)
     assert loop.memory.counters.loaded_pages > 0
     loop.close()

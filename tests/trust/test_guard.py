@@ -116,7 +116,7 @@ def test_what_the_counts_cannot_see_is_seen_when_idle(workload: Workload) -> Non
     end(engine, calls)
     while engine.step():
         pass
-    guard = part(engine, EngineLoop).guard
+    guard = part(engine, EngineLoop).auditor
     for _ in range(50):  # a sweep is not due more often than its share of the time
         if engine.stats.restarts:
             break

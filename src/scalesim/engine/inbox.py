@@ -1,8 +1,8 @@
-"""The inbox: through it everything reaches the loop's thread, in the order in which it was posted.
+"""The inbox: the queue by which commands reach the loop's thread, in the order of posting.
 
-Callers may be interrupted anywhere, in a lock's own Python as well, so what they share with the
-loop's thread is a ``SimpleQueue``, which is one instruction to them; and locks of the interpreter
-(never a ``Condition`` or an ``Event``), which ``with`` takes and gives back whatever strikes.
+A caller may be interrupted between any two instructions, also within the Python code of a
+``Condition`` or an ``Event``. So callers share with the loop's thread a ``SimpleQueue``, whose
+``put`` is one instruction, and plain locks, which ``with`` gives back whatever happens.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Command = Callable[[], object]
 class Inbox:
     """Commands for the loop's thread, until the engine is closed.
 
-    ``close`` is said first: nothing more may be posted. When what was open has ended, ``shut``
-    runs what was posted meanwhile, whose callers are told that it is over.
+    ``close`` comes first: nothing may be posted from then on. When the open calls have ended,
+    ``shut`` runs the commands that were posted meanwhile; their callers hear of the end.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Inbox:
         self._ending = threading.Lock()  # held to run what was posted while the engine closed
 
     def post(self, command: Command) -> None:
-        """Have ``command`` run on the loop's thread, after all that was posted before. Raises
+        """Have ``command`` run on the loop's thread, behind all commands posted before. Raises
         ``EngineClosedError``."""
         self.check_open()
         self._commands.put(command)
@@ -48,7 +48,7 @@ class Inbox:
             self.post(command)
 
     def check_open(self) -> None:
-        """Raise ``EngineClosedError`` if the engine was closed, or died, or is another process's"""
+        """Raise ``EngineClosedError`` if the engine was closed, died, or is of another process."""
         if self.is_closed:
             error = EngineClosedError(
                 "this engine belongs to the process that made it, and this is a fork of that: make "
@@ -60,20 +60,21 @@ class Inbox:
             raise error
 
     def check_process(self) -> None:
-        """For a caller that waits already: raise ``EngineClosedError`` in a fork of the engine's
-        process, where nobody will tell the caller."""
+        """For a caller that waits: raise ``EngineClosedError`` in a fork of the engine's process,
+        where no thread will ever tell the caller of an end."""
         if self.in_child:
             self.check_open()
 
     def close(self, death: BaseException | None = None) -> None:
-        """Nothing is posted from now on; what the loop's thread waits for has come."""
+        """Take no further commands, and wake the loop's thread. ``death`` is what the engine died
+        of."""
         self.death, self.is_closed = self.death or death, True
         if not self.in_child:
             self._commands.put(_nothing)
 
     def after_fork(self) -> None:
-        """In the child: nothing of this engine runs here, and nothing of it is the child's to
-        end."""
+        """In the child of a fork: the engine does not run here, and the child ends nothing of
+        it."""
         self.in_child = self.is_closed = self.is_shut = True
 
     # -- on the loop's thread -----------------------------------------------------------------
@@ -87,12 +88,12 @@ class Inbox:
         return self._commands.get(timeout=timeout_s)
 
     def shut(self) -> None:
-        """Run what is left, here and, from now on, where it is posted."""
+        """Run the commands that remain. From now on, a late command runs where it is posted."""
         self.is_shut = True
         self._run_rest()
 
     def _run_rest(self) -> None:
-        """Waits for nobody: who holds the lock looks again when it has given the lock back."""
+        """Without waiting: the thread that holds the lock looks again after giving it back."""
         while not self._commands.empty() and self._ending.acquire(blocking=False):
             try:
                 while not self._commands.empty():

@@ -1,8 +1,7 @@
-"""The loop: plan, move, run, commit. One step at a time, always on one thread; knows no threads
-itself.
+"""The engine loop: schedule, plan, run, commit; one iteration at a time, always on one thread.
 
-Driven by the engine, which brings it calls, hints and the clock in the order in which they were
-given.
+Driven by ``EngineThread``, which brings calls, hints and ticks in the order in which they were
+given. The loop itself knows no threads.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ class EngineLoop:
         self.calls = OpenCalls(
             parts, self.stats, limiter or RequestLimiter(sys.maxsize), adapters, recorder
         )
-        self.guard = Auditor(self.memory, self.scheduler.leases, parts.integrity)
-        self.recovery = Recovery(parts, self.guard, self.stats, adapters)
+        self.auditor = Auditor(self.memory, self.scheduler.leases, parts.integrity)
+        self.recovery = Recovery(parts, self.auditor, self.stats, adapters)
         self._launched: deque[LaunchedStep] = deque()
-        self._leaving: frozenset[AgentId] = frozenset()  # are just being forgotten
+        self._leaving: frozenset[AgentId] = frozenset()  # agents that are being forgotten now
         self._ids = itertools.count(1)
 
     def step(self) -> bool:
@@ -72,9 +71,9 @@ class EngineLoop:
         is_busy = True
         with Foreign() as broke:
             is_busy = self._iterate()
-            self.guard.after_step()
+            self.auditor.after_step()
             if not is_busy:
-                self.guard.when_idle()
+                self.auditor.when_idle()
         if broke.error is not None:
             self._begin_anew(broke.error)
             return True
@@ -137,8 +136,8 @@ class EngineLoop:
 
     def accept(self, calls: list[Call]) -> None:
         """Take in checked calls, and those in line before them, as far as there are places; the
-        others wait in line. What fails while a call's own sequence is made ends that call alone:
-        nothing else was touched. What fails behind that broke in what all share."""
+        others wait in line. An error while a call's sequence is made ends that call alone, because
+        nothing else was touched. A later error broke state that all calls share: begin anew."""
         failure: BaseException | None = None
         for call in self.calls.enter(calls):
             with Foreign() as raised:
@@ -168,13 +167,13 @@ class EngineLoop:
             self.scheduler.add_behind(leader, sequence)
 
     def _sequence_of(self, call: Call) -> Sequence:
-        """``call`` as the scheduler will see it."""
+        """``call`` in the form in which the scheduler knows it."""
         request, params, tokens = call.request, call.request.params, call.tokens
         digest = call.digest
         if digest is None:
             digest = self.keys.prompt_digest(tokens, params)
         key = self.keys.key(request.agent, digest, params, request.sample_index, call.number or 0)
-        # of an agent that was forgotten since it was handed in: it goes on as nobody's
+        # if the agent was forgotten since the call was handed in, the call goes on as nobody's
         agent = None if call.owner is not None and call.owner.is_forgotten else request.agent
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:

@@ -1,7 +1,7 @@
-"""The open calls: each from when it was handed in to when its caller is told of its end.
+"""The open calls: every call from its hand-in until its caller is told of its end.
 
-On the loop's thread. A call waits for a place, then it has a sequence. When it ends, by whatever
-way, what it used is given back first, and whoever waits for it is told last.
+On the loop's thread. A call waits for a place; with a place it gets a sequence. However a call
+ends, what it used is given back first, and its caller is told last.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class OpenCalls:
         self._stats, self._limiter = stats, limiter
         self._adapters, self._recorder = adapters, recorder
         self._by_sequence: dict[int, Call] = {}
-        self._news: list[Call] = []  # gave tokens in this step to a reader that waits for some
+        self._news: list[Call] = []  # calls with tokens of this step that a reader waits for
         self.announce = self._news.append
         self._deadlines = Deadlines()
-        self._over: str | None = None  # what calls are told that come too late
+        self._over: str | None = None  # why no further call is taken, once that is so
         self._death: BaseException | None = None
 
     def __len__(self) -> int:
@@ -71,8 +71,8 @@ class OpenCalls:
     # -- in -----------------------------------------------------------------------------------
 
     def enter(self, calls: list[Call]) -> list[Call]:
-        """Those of ``calls``, and of the ones in line before them, that have places; the others
-        wait in line."""
+        """The calls that have places: of ``calls`` and of those that waited in line before. The
+        others wait in line."""
         if self._over is not None:
             for call in calls:
                 self.refuse([call], self._closed_error(self._over))
@@ -94,7 +94,7 @@ class OpenCalls:
     # -- out ----------------------------------------------------------------------------------
 
     def settle(self, ended: list[Sequence]) -> None:
-        """Tell the callers of what ended, and readers that wait for tokens that there are some."""
+        """Tell callers that their calls ended, and readers that tokens have come."""
         if not ended and not self._news:
             return
         now_s = self._time_s()
@@ -130,7 +130,7 @@ class OpenCalls:
         self._let_go(calls)
 
     def turn_away(self, call: Call, cause: BaseException) -> None:
-        """``refuse``, for what was raised while the sequence of ``call`` was made."""
+        """``refuse`` for ``cause``, which was raised while the sequence of ``call`` was made."""
         error: Exception
         if isinstance(cause, ScaleSimError):
             error = cause
@@ -142,9 +142,9 @@ class OpenCalls:
         self.refuse([call], error)
 
     def _let_go(self, calls: list[Call], news: Iterable[Call] = ()) -> None:
-        """``calls`` are done: what they held is free, and then, whatever fails, who waits is
-        told."""
-        with ExitStack() as last:  # from below
+        """``calls`` are done: give back what they held, and then, whatever fails, tell the
+        waiters of ``calls`` and of ``news``."""
+        with ExitStack() as last:  # runs from the last callback to the first
             last.callback(deliver, [*calls, *news])
             if calls and self._adapters is not None:
                 last.callback(self._adapters.let_go, calls)
@@ -154,7 +154,7 @@ class OpenCalls:
                 self._deadlines.ended(call)
 
     def abandon(self, calls: list[Call]) -> None:
-        """Nobody waits for ``calls``: they end, wherever they are; also if they never came in."""
+        """Cancel ``calls``, for which nobody waits any more; also calls that never came in."""
         error = RequestCancelledError("the request was cancelled")
         for call in calls:
             self._end(call, "cancelled", error)
@@ -180,7 +180,8 @@ class OpenCalls:
         if (sequence := call.sequence) is None:
             self.refuse([call], error)
         else:
-            sequence.finish_reason, sequence.error = reason, error  # whatever breaks from here on
+            # noted before anything can break: a restart then ends the call like this
+            sequence.finish_reason, sequence.error = reason, error
             self._scheduler.cancel(sequence, reason, error)
 
     def end_all(self, cause: BaseException | None) -> None:
@@ -198,6 +199,6 @@ class OpenCalls:
         self._let_go(ended)
 
     def _closed_error(self, message: str) -> EngineClosedError:
-        error = EngineClosedError(message)  # one for each call: raising it marks it
+        error = EngineClosedError(message)  # its own for each call: raising changes an exception
         error.__cause__ = self._death
         return error

@@ -1,7 +1,7 @@
 """Recovery: what the loop does when something broke inside.
 
-State is made anew, not mended: prompts and the tokens that came of them are all that is needed to
-compute everything else again, so open calls go on from there.
+State is made anew, not mended: everything else can be computed again from prompts and the tokens
+that were generated so far, so open calls go on from these.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ MAX_FRUITLESS = 8
 
 
 class Recovery:
-    """Begins anew, until that has brought no token ``MAX_FRUITLESS`` times.
+    """Begins anew, until that has brought no token ``MAX_FRUITLESS`` times in a row.
 
-    ``interrupt`` is a Ctrl-C that struck inside all the same: state was made anew, and whoever
-    drives the loop is to raise it.
+    ``interrupt`` is a Ctrl-C that struck inside all the same: state was made anew, and what drives
+    the loop has to raise the interrupt.
     """
 
     def __init__(
         self,
         parts: EngineParts,
-        guard: Auditor,
+        auditor: Auditor,
         stats: EngineStats,
         adapters: AdapterRegistry | None,
     ) -> None:
         self.interrupt: KeyboardInterrupt | None = None
-        self._parts, self._guard, self._stats, self._adapters = parts, guard, stats, adapters
+        self._parts, self._auditor, self._stats, self._adapters = parts, auditor, stats, adapters
         self._fruitless = 0  # restarts since a token was collected last
         self._kernel_error: str | None = None  # what a kernel raised last
 
@@ -57,12 +57,12 @@ class Recovery:
         sequences: Iterable[Sequence],
         leaving: Iterable[AgentId],
     ) -> None:
-        """Forget the steps that were ``launched`` and all of memory; ``sequences`` go on, and
-        ``leaving``, agents that were just being forgotten, stay so. Raises ``error`` where that
-        brings nothing, or is not wanted."""
+        """Forget the steps that were ``launched`` and all of memory. ``sequences`` go on; agents
+        ``leaving``, which were being forgotten, are forgotten. Raises ``error`` if beginning anew
+        has no prospect or is not wanted."""
         self._check_hope(error)
         memory, scheduler = self._parts.memory, self._parts.scheduler
-        suspects = self._guard.examine(error)
+        suspects = self._auditor.examine(error)
         self._stats.restarts += 1
         while launched:
             with Foreign():  # also a step that failed is over

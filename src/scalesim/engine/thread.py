@@ -1,5 +1,5 @@
-"""The thread that drives the loop: the engine's own, started by the first call that waits, or the
-user's, who calls ``step``. Knows no requests."""
+"""The engine thread: drives the loop, on a thread that the first waiting call starts, or on the
+user's own thread by ``step``. Knows no requests."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class EngineThread:
 
     def __init__(self, loop: EngineLoop, inbox: Inbox) -> None:
         self._loop, self._parts, self._inbox = loop, loop.parts, inbox
-        self._choice = threading.Lock()  # held to choose who drives
-        # Whoever has this may touch the loop: the thread, for its life; a caller of ``step``, for a
-        # step; ``close``, in the end.
+        self._choice = threading.Lock()  # held while the mode is chosen
+        # Its holder alone may touch the loop: the engine's thread, for life; a caller of ``step``,
+        # for that step; ``close``, in the end.
         self._driving = threading.Lock()
         self._driver_id: int | None = None  # the thread that is driving
         self._mode: Literal["none", "thread", "user"] = "none"
@@ -40,8 +40,8 @@ class EngineThread:
     # -- from any thread ----------------------------------------------------------------------
 
     def wait_for(self, done: Bell) -> None:
-        """Until the engine's own thread has ``done`` what was posted. Where the caller is it, or
-        drives by ``step``, that comes later, and is not waited for."""
+        """Wait until the engine's own thread rings ``done``. A caller that is this thread, or that
+        drives by ``step``, does not wait: the command runs later."""
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return

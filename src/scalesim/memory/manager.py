@@ -105,7 +105,7 @@ class MemoryManager(MemoryParts):
         Returns the leases that became ready, or failed (``lease.failed``)."""
         self.residency.refused = False
         leases = self.loads.poll()
-        self.leavings.clear_out()
+        self.orphans.drop_unheld()
         return leases
 
     def forget(self, agent: AgentId) -> None:
@@ -113,7 +113,7 @@ class MemoryManager(MemoryParts):
         when the last lease and the last copy let go of it; leases that the agent has go on, and
         leave nothing to it. Whoever comes under this id later is another."""
         self.misses.forget(agent)
-        self.leavings.add(self.owners.drop(agent))
+        self.orphans.add(self.owners.drop(agent))
 
     def leave_nothing(self, lease: Lease) -> None:
         """``lease``, fresh and nobody's, goes with all that is computed under it and not shared."""

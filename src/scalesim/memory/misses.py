@@ -1,6 +1,7 @@
-"""Why an agent's state was not there: the cause of its last miss, kept always, a few values each.
+"""Misses: why an agent's state was not on the device when the agent called. The last miss of each
+agent is always kept.
 
-The engine notes what was expected when an agent calls; admission, what the look-up found.
+The engine notes which next use was expected when an agent calls; admission notes what was found.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
 from scalesim.memory.leases.admission import Admission
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
-from scalesim.memory.leases.leavings import Leavings
 from scalesim.memory.leases.lookup_accounts import LookupAccounts
+from scalesim.memory.leases.orphans import Orphans
 from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.prefix_lookup import PrefixLookup
 from scalesim.memory.leases.release import Releases
@@ -101,7 +101,7 @@ class MemoryParts:
             self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing
         )
         self.prefetcher = self._make_planner(residency, queue, self._planner, self._read_rate)
-        self.leavings, self.adapters = Leavings(residency), AdapterPages(residency, owners)
+        self.orphans, self.adapters = Orphans(residency), AdapterPages(residency, owners)
         self.attachments = Attachments(residency, self.table, {ADAPTER: self.adapters})
         self.loads, self.tails = LoadWaiters(residency), PartialBlocks(residency)
         shared = (residency, self.table, owners, self.attachments, self.tails, self.loads)
@@ -109,7 +109,7 @@ class MemoryParts:
             self.counters, self.misses, self.prefetcher, queue, self.block_size
         )
         self.admission = Admission(*shared, PrefixLookup(residency, self.attachments), accounts)
-        self.releases = Releases(*shared, self.misses, self.leavings)
+        self.releases = Releases(*shared, self.misses, self.orphans)
 
     def _pool(self, tier: TierName, num_pages: int, *, first: int) -> Pool:
         if self.flight is not None and self._make_pool is PagePool:

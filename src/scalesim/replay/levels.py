@@ -91,7 +91,7 @@ class LevelsAhead(Prefetcher):
         self._planned_at = now
         assert isinstance(residency.ranking, LevelsRanking)
         residency.ranking.tick()
-        while (agent := self.awaited.peek()) is not None:
+        while (agent := self.queue.peek()) is not None:
             if agent.next_use is None or agent.next_use - now > AHEAD_TICKS:
                 return
             missing = self.missing(agent)
@@ -99,7 +99,7 @@ class LevelsAhead(Prefetcher):
             if count and not self.start(agent, missing, residency.take(count)):
                 residency.refused = False  # no request waits for these pages
                 return  # the first failure ends the round
-            self.awaited.discard(agent)
+            self.queue.discard(agent)
 
 
 @dataclass(frozen=True, slots=True)

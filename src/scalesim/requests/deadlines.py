@@ -1,4 +1,4 @@
-"""When calls run out of time: a heap that stays as small as what is open."""
+"""Deadlines: a heap of the times at which calls run out; as small as the set of open calls."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SLACK = 32  # ended calls that may stay in the heap before it is cleared
 
 
 class Deadlines:
-    """Of calls that are not done. Those that ended leave when they are half of the heap, so a day's
-    timeout costs nothing once its call is over. On the loop's thread."""
+    """The deadlines of open calls. Calls that ended are removed when they are half of the heap, so
+    a day's timeout costs nothing once its call is over. On the loop's thread."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Call]] = []
@@ -39,7 +39,7 @@ class Deadlines:
             self._num_ended = 0
 
     def due(self, now_s: float) -> list[Call]:
-        """Calls whose time is over, the earliest first; they leave."""
+        """Remove and return the calls whose time is over, the earliest first."""
         found = []
         while self._heap and self._heap[0][0] <= now_s:
             call = heapq.heappop(self._heap)[2]

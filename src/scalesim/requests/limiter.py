@@ -32,11 +32,11 @@ class RequestLimiter:
 
     @property
     def opens(self) -> bool:
-        """Whether somebody in line has a place now."""
+        """Whether there is a place for a call that waits in line."""
         return bool(self._line) and self.num_free > 0
 
     def calls(self) -> list[Call]:
-        """All that hold a place or wait for one."""
+        """All calls that hold a place or wait for one."""
         with self._lock:
             return [*self._held, *self._line]
 
@@ -54,8 +54,8 @@ class RequestLimiter:
         )
 
     def enter(self, calls: Iterable[Call]) -> list[Call]:
-        """Who may go in now: of ``calls``, those that took their places before, and those of the
-        line for whom there are some; the rest of ``calls`` has joined the line."""
+        """The calls that may go in now: those of ``calls`` that took their places before, and as
+        many of the line as there are places. The other ``calls`` have joined the line."""
         with self._lock:
             admitted: list[Call] = []
             for call in calls:
@@ -71,7 +71,7 @@ class RequestLimiter:
             return admitted
 
     def leave(self, calls: Iterable[Call]) -> None:
-        """``calls`` are done: their places are free, and they stand in no line."""
+        """``calls`` are done: their places are free, and they leave the line."""
         with self._lock:
             self._held.difference_update(calls)
             while self._line and self._line[0].done:  # the others leave when it is their turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scalesim.batch import LogProbs
+from scalesim.batch_options import LogProbs
 from scalesim.core import AgentId, FinishReason, Floats
 
 

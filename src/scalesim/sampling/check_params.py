@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scalesim.batch import MAX_LOGPROBS
+from scalesim.batch_options import MAX_LOGPROBS
 from scalesim.checks import INT64, flag, function, number, reading, refuse, shown, text, whole
 from scalesim.errors import RequestError
 from scalesim.sampling.params import SamplingParams

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.batch import EmbeddingBatch
+from scalesim.batch_options import EmbeddingBatch
 from scalesim.core import Bools, Floats, Pooling
 
 

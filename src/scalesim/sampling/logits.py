@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scalesim.batch import LogitsBatch
+from scalesim.batch_options import LogitsBatch
 from scalesim.core import Bools, Floats, Int32s, Int64s
 from scalesim.foreign import Foreign
 from scalesim.sampling.params import SamplingParams

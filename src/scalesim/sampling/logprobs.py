@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scalesim.batch import NO_TOKEN, LogProbs, LogprobsBatch, Scores
+from scalesim.batch import NO_TOKEN
+from scalesim.batch_options import LogProbs, LogprobsBatch, Scores
 from scalesim.core import Bools, Int32s
 from scalesim.sampling.params import SamplingParams
 

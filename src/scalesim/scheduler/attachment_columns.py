@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scalesim.batch import AttachmentBatch
+from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Int32s, Int64s
 from scalesim.memory.lease import Lease
 

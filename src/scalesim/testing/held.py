@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalesim.batch import AttachmentBatch, Batch, SamplingBatch
+from scalesim.batch import Batch, SamplingBatch
+from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.lease import AttachmentUse, Lease

@@ -302,16 +302,16 @@ class MemoryWorld:
         assert agent not in self.manager.owners.agents
         for segment in self.manager.tree:
             assert all(owner.id != agent or owner.is_gone for owner in segment.owners)
-        self._check_leavings(before)
+        self._check_orphans(before)
 
     def forget_all(self) -> None:
         """Forget all agents: once no lease holds their pages, these are free on both tiers."""
         before = {segment for segment in self.manager.tree if not segment.owners}
         for agent in list(self.manager.owners.agents):
             self.manager.forget(agent)
-        self._check_leavings(before)
+        self._check_orphans(before)
 
-    def _check_leavings(self, before: set[Segment]) -> None:
+    def _check_orphans(self, before: set[Segment]) -> None:
         """Check that a segment without an owner stays only if it had none ``before``, or if it or a
         segment below it is in use."""
         for segment in self.manager.tree:

@@ -16,7 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from scalesim.batch import NO_TOKEN, AttachmentBatch, Batch, LaunchedStep, StepOutput
+from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, StepOutput
+from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Bools, Bytes2D, Fence, Int32s, Int64s, UInt64s
 from scalesim.memory.links.link import Timeline
 from scalesim.testing.tags import (

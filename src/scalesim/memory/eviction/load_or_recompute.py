@@ -1,7 +1,7 @@
-"""Load or rebuild: when state would be there if the link carried it, and when if it were computed.
+"""Load or recompute: which of the two has state ready sooner.
 
-Residency, look-ahead and leases ask. Rates are measured while running: nothing is assumed of a
-machine, and until a prefill was seen everything is loaded.
+Residency, the prefetcher and the prefix lookup ask. Rates are measured while the engine runs; no
+speed of a machine is assumed, and until the first prefill was measured everything is loaded.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from scalesim.memory.timing import Timing
 
 
 class LoadOrRecompute:
-    """Seconds, counted from now. ``weighs``: the policy chooses; otherwise nothing is rebuilt that
-    could be loaded. ``page_bytes``, ``block_size``: of a block on the link, and in tokens."""
+    """Compares the link's time with the time of a prefill, in seconds from now.
+
+    Without ``weighs``, whatever can be loaded is loaded. A block is ``page_bytes`` on the link and
+    ``block_size`` tokens."""
 
     def __init__(
         self, link: Link, timing: Timing, page_bytes: int, block_size: int, *, weighs: bool
@@ -22,13 +24,15 @@ class LoadOrRecompute:
         self._page_bytes, self._block_size = page_bytes, block_size
 
     def rebuild_s(self, blocks: int) -> float:
-        """To compute ``blocks``, once it is their turn; infinite as long as that is not known."""
+        """Seconds that a prefill of ``blocks`` takes once begun; infinite while not measured."""
         return self._timing.prefill_s(blocks * self._block_size)
 
-    def worth_loading(self, blocks: int, needed_s: float = 0.0) -> int:
-        """How many of ``blocks``, from the first on, to load for somebody who goes on in
-        ``needed_s``: all, if they are there by then, or at least sooner than if the others were
-        computed, or within an iteration of the loop; else those that are there by then."""
+    def num_worth_loading(self, blocks: int, needed_s: float = 0.0) -> int:
+        """How many of ``blocks``, from the first on, to load for a request that starts in
+        ``needed_s``.
+
+        All, if the last one arrives in time, or is late by less than computing the late ones takes,
+        or by less than an iteration of the loop; else the blocks that arrive in time."""
         if not self.weighs:
             return blocks
         block_s = self._page_bytes / self._link.rate("in")
@@ -41,8 +45,8 @@ class LoadOrRecompute:
         return blocks if late_s <= worth_s else in_time
 
     def is_worth_saving(self, blocks: int) -> bool:
-        """Whether somebody who needs the pages now should wait for ``blocks`` to be saved, and not
-        let them be computed again later."""
+        """Whether a request that needs the pages now should wait until ``blocks`` are saved, rather
+        than have them computed again later."""
         if not self.weighs:
             return True
         num_bytes = self._link.queued_bytes("out") + blocks * self._page_bytes

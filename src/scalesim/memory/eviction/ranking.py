@@ -1,9 +1,10 @@
-"""The eviction ranking: in which order segments leave the device, are saved, and leave the host.
+"""The eviction ranking: the order in which segments leave the device, are saved, leave the host.
 
-A segment is in an order exactly while its state allows that move. ``refresh`` is called after each
-change of a segment and only notes the change; the orders catch up before they are read.
+There is an order for each of the moves, and a segment is in the order exactly while its state
+allows the move. ``refresh`` is called after each change of a segment and only notes the change; the
+orders are brought up to date before they are read.
 
-Catching up late is kept for the order of equals, not for speed. Ranking at once costs a call as
+Updating late is kept for the order of equals, not for speed. Ranking at once costs a call as
 much (``benchmarks overhead``: 0 to 2 % more), but the segments of one agent have one next use, and
 ranked at once they are saved in another order: one of six workloads then loaded 27 % more pages.
 """
@@ -26,7 +27,9 @@ MAX_CHANGED = 256  # changes noted at most, for pools that seldom run short
 
 
 class EvictionRanking:
-    """What lies on the host is ordered only from the first time that the host runs short."""
+    """Four orders of segments by next use: the farthest use leaves first.
+
+    The two orders of the host are kept only from the first time that the host pool runs short."""
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
         self._tree, self.policy, self.timing = tree, policy, timing
@@ -47,18 +50,19 @@ class EvictionRanking:
         """``segment`` was used now."""
         segment.touch(self.timing.now, self.next_seq())
 
-    # -- uses ---------------------------------------------------------------------------------
+    # -- when a segment is used next -------------------------------------------------------------
 
     def use_of(self, segment: Segment) -> UseTime:
+        """When ``segment`` is used next: what every order goes by."""
         if self.policy.order == "last_use":
             return UseTime(None, 0, segment.last_use, segment.last_seq)
-        if self.is_over(segment):
+        if self.unlikely_to_return(segment):
             return UseTime(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
         next_use, next_seq = self.next_use_of(segment)
         return UseTime(next_use, next_seq, segment.last_use, segment.last_seq)
 
     def next_use_of(self, segment: Segment) -> tuple[float | None, int]:
-        """The next use of the owner who comes first."""
+        """The next use of the owner that comes first, and the number of the event that told it."""
         next_use: float | None = None
         next_seq = 0
         sole = segment.owners.sole
@@ -73,21 +77,21 @@ class EvictionRanking:
                     next_use, next_seq = time, owner.next_seq
         return next_use, next_seq
 
-    def is_over(self, segment: Segment) -> bool:
-        """Whether no owner's next calls will likely begin with it. It leaves first, and comes back
-        only on demand. A tail goes with what it hangs from."""
+    def unlikely_to_return(self, segment: Segment) -> bool:
+        """Whether no owner is likely to call with this prefix again. Such a segment leaves first,
+        and is loaded only on demand. A partial block counts as its parent does."""
         node = segment.parent if segment.is_tail else segment
         assert node is not None
         sole = node.owners.sole
         if sole is not None:  # nearly always
-            return sole.is_over(node)
+            return sole.unlikely_to_return(node)
         if node.uses and not 0 < len(node.owners) <= MANY_OWNERS:
             return False
-        return all(owner.is_over(node) for owner in node.owners)
+        return all(owner.unlikely_to_return(node) for owner in node.owners)
 
     def is_leftover(self, segment: Segment) -> bool:
-        """Whether nobody is likely to ask for it again: never used twice, and its owners' fresh
-        paths are not. It leaves without a copy."""
+        """Whether ``segment`` was never used twice, and new paths of its owners rarely are. Such a
+        segment is evicted without being saved."""
         if segment.uses:
             return False
         for owner in segment.owners:  # noqa: SIM110  the planner spends its time here
@@ -103,10 +107,10 @@ class EvictionRanking:
             and not self.is_leftover(segment)
         )
 
-    # -- holds --------------------------------------------------------------------------------
+    # -- pins ------------------------------------------------------------------------------------
 
     def pin(self, segment: Segment) -> None:
-        """A lease holds ``segment``: what it has on the device stays there."""
+        """A lease pins ``segment``: its device pages stay where they are."""
         if segment.pin():
             self.refresh(segment)
 
@@ -115,26 +119,26 @@ class EvictionRanking:
         if segment.unpin():
             self.refresh(segment)
 
-    # -- who is next --------------------------------------------------------------------------
+    # -- the next victim -------------------------------------------------------------------------
 
     def farthest_on_device(self) -> Segment | None:
-        """What leaves the device first."""
+        """The segment that leaves the device first."""
         self._catch_up()
         return self._evictable.peek(self.timing.now)
 
     def farthest_dirty(self) -> Segment | None:
-        """What is cleaned first: it leaves soonest among what has no copy."""
+        """The segment that is saved first: of those without a host copy, the first to leave."""
         self._catch_up()
         return self._cleanable.peek(self.timing.now)
 
     def farthest_on_host(self) -> Segment | None:
-        """What leaves the host first, of what is nowhere else."""
+        """The segment that leaves the host first, of those on the host only."""
         self._catch_up()
         self._watch_host()
         return self._host_only.peek(self.timing.now)
 
     def soonest_doubled(self, but: Segment) -> Segment | None:
-        """Whose host copy is needed last: it is on the device, and leaves that last of all."""
+        """The segment whose host copy is needed last: it is also on the device, and leaves last."""
         self._catch_up()
         self._watch_host()
         self._doubled.discard(but)
@@ -144,10 +148,10 @@ class EvictionRanking:
         self._catch_up()
         return segment in self._evictable
 
-    # -- keeping up ---------------------------------------------------------------------------
+    # -- keeping the orders ----------------------------------------------------------------------
 
     def refresh(self, segment: Segment) -> None:
-        """``segment`` belongs into other orders now, or elsewhere in them."""
+        """``segment`` has changed: its place in the orders is to be computed again."""
         self._changed[segment] = None
         if len(self._changed) > MAX_CHANGED:
             self._catch_up()
@@ -196,7 +200,7 @@ class EvictionRanking:
         """``segment`` is in an order: its place hangs on its owners' next uses."""
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
-                owner.placed = True
+                owner.may_be_ranked = True
 
     def _place_on_host(self, segment: Segment, use: UseTime) -> None:
         still = not segment.is_moving

@@ -1,11 +1,12 @@
-"""Residency: which segments are on which tier, and what moves them: eviction, loads, saves.
+"""Residency: which tier each segment's pages are on, and the moves between tiers: eviction, saves,
+loads.
 
-Decides by ``UseTime`` alone (who is needed next) and acts through the pools and the link. Called by
-the manager, always on one thread. It does not know requests; pins tell it what may not move.
+The eviction ranking says which segment leaves first; this file frees, saves and loads pages through
+the pools and the link, on the engine's thread. Requests are unknown here: a pinned segment stays.
 
-A device page is given back only when nothing but steps already launched can touch it; the fence of
-the last of those goes with it, and a load into it waits for that fence. Pages under a copy are
-never given back.
+A device page is freed only when no step but those already launched can touch the page. The pool
+keeps the number of the last such step as the page's fence, and a load into the page waits for the
+fence. Pages under a copy are never freed.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Residency:
         self.device, self.host = tiers.device.pool, tiers.host.pool
         self.counters, self.timing = counters, timing
         self.policy = policy = ranking.policy
-        self.costs = LoadOrRecompute(
+        self.load_or_recompute = LoadOrRecompute(
             link, timing, page_bytes, tree.block_size, weighs=policy.weighs
         )
         self.transfers: dict[int, Transfer] = {}  # by ticket
@@ -76,13 +77,14 @@ class Residency:
         self._whole = self.device.num_usable // _WHOLE
         self._is_whole = not policy.limited  # nothing left a pool that should hold everything
 
-    # -- device pages -------------------------------------------------------------------------
+    # -- eviction: device pages for whoever asks -------------------------------------------------
 
     def take(self, count: int, *, ahead_of: UseTime | None = None) -> list[int] | None:
-        """``count`` device pages, evicting what is used last; ``None`` if they cannot be had now.
+        """Allocate ``count`` device pages, evicting what is used last; ``None`` if too few can be
+        freed now.
 
-        Then pages may be on their way (``saving_pages``). With ``ahead_of``, only what is used
-        later than that gives way.
+        After a ``None``, pages may be on their way (``saving_pages``). With ``ahead_of``, only
+        state that is used later than that gives way.
         """
         refused = self.device.num_free < count and not self._make_room(count, ahead_of)
         if ahead_of is None:
@@ -90,6 +92,7 @@ class Residency:
         return None if refused else self.device.allocate(count)
 
     def _make_room(self, count: int, ahead_of: UseTime | None) -> bool:
+        """Evict until ``count`` device pages are free; False if they cannot be had now."""
         ranking = self.ranking
         while (missing := count - self.device.num_free) > 0:
             victim = ranking.farthest_on_device()
@@ -104,12 +107,12 @@ class Residency:
         return True
 
     def _evict(self, segment: Segment, use: UseTime, wanted: int) -> None:
-        """Free ``wanted`` pages or so from the tail of ``segment``, or start to save it first.
+        """Free about ``wanted`` pages from the end of ``segment``, or start to save it first.
 
-        A small segment goes whole, even where a part would do: the rest is next in turn anyway, and
-        whole runs of pages are what the next allocation likes. What is above it goes with it where
-        it is next in turn, which for one agent's path it is; else it waits: it may be needed
-        sooner."""
+        A small segment leaves whole, even where a part would do: the remainder would leave next
+        anyway, and the next allocation gets a longer run of pages. The parent leaves together with
+        the segment where the parent would be the next victim, as on the path of a single agent;
+        otherwise the parent stays, since it may be needed sooner."""
         if self._is_whole:
             self._is_whole = False
             _log.warning(
@@ -120,7 +123,7 @@ class Residency:
         if (
             segment.num_dirty
             and self.ranking.may_save(segment)
-            and self.costs.is_worth_saving(segment.num_dirty)
+            and self.load_or_recompute.is_worth_saving(segment.num_dirty)
             and self.start_save(segment)
         ):
             return
@@ -144,8 +147,8 @@ class Residency:
             self.ranking.refresh(top)
 
     def _next_above(self, segment: Segment, use: UseTime, wanted: int) -> Segment | None:
-        """The parent of ``segment``, whose pages are gone, if it would be the next to leave for
-        ``wanted`` more: it is used no sooner than ``use``, and can leave whole, at once."""
+        """The parent of ``segment``, whose pages are gone, if the parent would leave next for
+        ``wanted`` more pages: it is used no sooner than ``use``, and can leave whole, at once."""
         above = segment.parent
         if (
             wanted <= 0
@@ -160,149 +163,7 @@ class Residency:
             return None
         return None if self.ranking.use_of(above).sooner_than(use, self.timing.now) else above
 
-    def free(self, tier: Tier, pages: list[int]) -> None:
-        """Nobody holds ``pages`` any more; steps that were launched may still touch those of the
-        first tier."""
-        tier.pool.free(pages, self.timing.last_launched if tier is self.tiers.device else -1)
-
-    def _cut(self, tier: Tier, segment: Segment, keep: int) -> list[int]:
-        """The pages of ``segment`` on ``tier`` from block ``keep`` on, which are to be freed."""
-        prefetched = segment.prefetched
-        pages = tier.cut(segment, keep)
-        if tier is self.tiers.device:
-            self.counters.prefetch_wasted += prefetched - segment.prefetched
-            self.counters.evicted_pages += len(pages)
-        return pages
-
-    def drop(self, segment: Segment, keep: int = 0) -> None:
-        """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: it
-        can be rebuilt from its tokens. Nothing of it may be pinned or moving."""
-        self._drop_below(segment)
-        self._drop_one(segment, keep, tidy=True)
-
-    def _drop_below(self, segment: Segment) -> None:
-        for child in reversed(list(descendants(segment))):
-            self._drop_one(child, 0, tidy=False)  # merging here could take ``segment`` away
-
-    def _drop_one(self, segment: Segment, keep: int, *, tidy: bool) -> None:
-        assert segment.pins == 0 and not segment.is_moving, segment
-        self.counters.dropped_pages += max(0, segment.num_available - keep)
-        for tier in self.tiers:
-            if len(tier.run(segment)) > keep:
-                self.free(tier, self._cut(tier, segment, keep))
-        self._settle(segment, tidy=tidy)
-
-    def clear(self) -> None:
-        """Forget everything that nobody holds and no copy touches."""
-        for segment in list(self.tree):
-            if segment.parent is not None:
-                self.drop_if_free(segment)
-
-    def drop_if_free(self, segment: Segment) -> bool:
-        """``drop`` it, unless it, or anything below it, is held or moving; whether it went."""
-        if self._held(segment):
-            return False
-        self.drop(segment)
-        return True
-
-    def _settle(self, segment: Segment, *, tidy: bool = True) -> None:
-        """After pages left ``segment``: cut it to what it still has, and tidy its surroundings."""
-        parent = segment.parent
-        assert parent is not None
-        available = segment.num_available
-        if segment.source is not None:  # known without pages: it is read again when it is needed
-            self.ranking.refresh(segment)
-            self._listener.attachment_moved(segment)
-            return
-        if available == 0 and segment.pins == 0:
-            self.ranking.forget(segment)
-            self.tree.remove(segment)
-            if not (tidy and self.tidy(parent)) and not parent.is_root:
-                self.ranking.refresh(parent)
-            return
-        if available < segment.num_blocks and segment.pins == 0:
-            self.tree.shorten(segment, available)
-        self.ranking.refresh(segment)
-        if not parent.is_root:
-            self.ranking.refresh(parent)
-
-    def tidy(self, segment: Segment) -> bool:
-        """Merge ``segment`` with its only child if nothing tells them apart any more."""
-        joined = self.tree.merge(segment)
-        if joined is None:
-            return False
-        self.ranking.forget(segment)
-        self.ranking.refresh(joined)
-        return True
-
-    def _refresh_parent(self, segment: Segment) -> None:
-        parent = segment.parent
-        if parent is None or parent.is_root or parent.pins or parent.device.transfer:
-            return
-        self.ranking.refresh(parent)
-
-    # -- copies -------------------------------------------------------------------------------
-
-    def start_load(self, parts: list[tuple[Segment, list[int]]], *, demand: bool) -> Transfer:
-        """Copy the next blocks of each segment into the device pages given for it."""
-        device: list[int] = []
-        host: list[int] = []
-        counts = [(segment, len(pages)) for segment, pages in parts]
-        transfer = Transfer("in", "demand" if demand else "prefetch", counts)
-        for segment, pages in parts:
-            start = len(segment.device)
-            assert start + len(pages) <= segment.host.valid, (segment, len(pages))
-            device += pages
-            host += segment.host[start : start + len(pages)]
-            self.tiers.device.put(segment, pages, transfer)
-        fence = self.device.fence(device)
-        after = Fence("compute", fence) if fence >= 0 else None
-        if demand:
-            self.counters.demand_loads += 1
-            self.demand_waiting += 1
-        else:
-            self.counters.prefetched_pages += len(device)
-        self.counters.loaded_pages += len(device)
-        self._submit(transfer, Copies("in", device, host), after)
-        for segment, _ in parts:
-            self.ranking.refresh(segment)
-            self._refresh_parent(segment)
-        return transfer
-
-    def start_read(self, segment: Segment, pages: list[int], *, demand: bool = True) -> Transfer:
-        """Read the rest of ``segment`` from its source into the device pages given for it."""
-        first = len(segment.device)
-        assert segment.source is not None, segment
-        fence = self.device.fence(pages)
-        after = Fence("compute", fence) if fence >= 0 else None
-        transfer = Transfer("in", "demand" if demand else "prefetch", [(segment, len(pages))])
-        self.tiers.device.put(segment, pages, transfer)
-        if demand:
-            self.counters.demand_loads += 1
-            self.demand_waiting += 1
-            self.counters.read_pages += len(pages)
-        else:
-            self.counters.read_ahead_pages += len(pages)
-        self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
-        self.ranking.refresh(segment)
-        return transfer
-
-    def start_fill(self, segment: Segment, source: PageSource, *, make_room: bool = False) -> bool:
-        """Copy all of ``source`` to host pages for ``segment``; False if too few are free. With
-        ``make_room``, what is used later gives way."""
-        if make_room:
-            if not self._host_room(segment.num_blocks, segment):
-                return False
-            self.counters.read_ahead_pages += segment.num_blocks
-        pages = self.host.allocate(segment.num_blocks)
-        if pages is None:
-            return False
-        self.filling_pages += len(pages)
-        transfer = Transfer("out", "fill", [(segment, len(pages))])
-        self.tiers.host.put(segment, pages, transfer)
-        self._submit(transfer, Copies("out", [], pages, source), None)
-        self.ranking.refresh(segment)
-        return True
+    # -- saving: to the host ---------------------------------------------------------------------
 
     def start_save(self, segment: Segment) -> bool:
         """Copy the dirty blocks of ``segment`` to the host; False if the host has no room for
@@ -348,7 +209,76 @@ class Residency:
             self._drop_one(farthest, keep, tidy=False)  # merging here could change ``saved``
         return True
 
+    # -- loading: to the device ------------------------------------------------------------------
+
+    def start_load(self, parts: list[tuple[Segment, list[int]]], *, demand: bool) -> Transfer:
+        """Copy the next blocks of each segment from the host into the device pages given for it.
+
+        Every load of computed state starts here: on demand from a lease, or ahead of time from the
+        planner. The copy waits for the last step that may still touch the pages."""
+        device: list[int] = []
+        host: list[int] = []
+        counts = [(segment, len(pages)) for segment, pages in parts]
+        transfer = Transfer("in", "demand" if demand else "prefetch", counts)
+        for segment, pages in parts:
+            start = len(segment.device)
+            assert start + len(pages) <= segment.host.valid, (segment, len(pages))
+            device += pages
+            host += segment.host[start : start + len(pages)]
+            self.tiers.device.put(segment, pages, transfer)
+        fence = self.device.fence(device)
+        after = Fence("compute", fence) if fence >= 0 else None
+        if demand:
+            self.counters.demand_loads += 1
+            self.demand_waiting += 1
+        else:
+            self.counters.prefetched_pages += len(device)
+        self.counters.loaded_pages += len(device)
+        self._submit(transfer, Copies("in", device, host), after)
+        for segment, _ in parts:
+            self.ranking.refresh(segment)
+            self._refresh_parent(segment)
+        return transfer
+
+    def start_read(self, segment: Segment, pages: list[int], *, demand: bool = True) -> Transfer:
+        """Read the missing pages of an attachment from its source into the device ``pages``."""
+        first = len(segment.device)
+        assert segment.source is not None, segment
+        fence = self.device.fence(pages)
+        after = Fence("compute", fence) if fence >= 0 else None
+        transfer = Transfer("in", "demand" if demand else "prefetch", [(segment, len(pages))])
+        self.tiers.device.put(segment, pages, transfer)
+        if demand:
+            self.counters.demand_loads += 1
+            self.demand_waiting += 1
+            self.counters.read_pages += len(pages)
+        else:
+            self.counters.read_ahead_pages += len(pages)
+        self._submit(transfer, Copies("in", pages, [], segment.source, first), after)
+        self.ranking.refresh(segment)
+        return transfer
+
+    def start_fill(self, segment: Segment, source: PageSource, *, make_room: bool = False) -> bool:
+        """Read all of ``source`` into host pages for ``segment``; False if too few are free. With
+        ``make_room``, state that is used later gives way."""
+        if make_room:
+            if not self._host_room(segment.num_blocks, segment):
+                return False
+            self.counters.read_ahead_pages += segment.num_blocks
+        pages = self.host.allocate(segment.num_blocks)
+        if pages is None:
+            return False
+        self.filling_pages += len(pages)
+        transfer = Transfer("out", "fill", [(segment, len(pages))])
+        self.tiers.host.put(segment, pages, transfer)
+        self._submit(transfer, Copies("out", [], pages, source), None)
+        self.ranking.refresh(segment)
+        return True
+
+    # -- transfers: from submission to their end -------------------------------------------------
+
     def _submit(self, transfer: Transfer, copies: Copies, after: Fence | None) -> None:
+        """Give ``copies`` to the link. A copy that is refused fails with the next ``poll``."""
         tickets: list[int] = []
         with Foreign() as raised:
             tickets = self.link.submit(copies, after, urgent=transfer.purpose == "demand")
@@ -366,7 +296,7 @@ class Residency:
             self.transfers[ticket] = transfer
 
     def poll(self) -> list[Transfer]:
-        """Take in what the link has ended; returns the transfers that are over."""
+        """Take in the copies that the link has ended; returns the transfers that are over."""
         over = []
         refused, self._refused = self._refused, []
         for ticket, error in (*refused, *self.link.poll()):
@@ -381,27 +311,8 @@ class Residency:
                 over.append(transfer)
         return over
 
-    def cancel(self, transfer: Transfer) -> bool:
-        """Call back what has not started; True if the transfer is over with that."""
-        for ticket in sorted(transfer.tickets):
-            if self.link.cancel(ticket):
-                transfer.cancelled = True
-                transfer.tickets.discard(ticket)
-                del self.transfers[ticket]
-        if transfer.tickets or not transfer.cancelled:
-            return False
-        self._finish(transfer)
-        return True
-
-    def drain(self) -> None:
-        """Call back every copy that has not started, and wait for the others."""
-        for transfer in {id(moved): moved for moved in self.transfers.values()}.values():
-            self.cancel(transfer)
-        while self.transfers and self.link.wait(timeout_s=1.0):
-            self.poll()
-
     def _finish(self, transfer: Transfer) -> None:
-        """What was copied is there, or its pages are free again."""
+        """A transfer is over: its blocks are valid, or its pages are free again."""
         if transfer.purpose == "save":
             self.saving_pages -= transfer.num_blocks
         elif transfer.purpose == "fill":
@@ -420,18 +331,126 @@ class Residency:
             if segment.is_attachment:
                 self.settle_attachment(segment)
 
+    def _refresh_parent(self, segment: Segment) -> None:
+        parent = segment.parent
+        if parent is None or parent.is_root or parent.pins or parent.device.transfer:
+            return
+        self.ranking.refresh(parent)
+
+    def cancel(self, transfer: Transfer) -> bool:
+        """Call back the copies that have not started; whether the transfer is over with that."""
+        for ticket in sorted(transfer.tickets):
+            if self.link.cancel(ticket):
+                transfer.cancelled = True
+                transfer.tickets.discard(ticket)
+                del self.transfers[ticket]
+        if transfer.tickets or not transfer.cancelled:
+            return False
+        self._finish(transfer)
+        return True
+
+    def drain(self) -> None:
+        """Call back every copy that has not started, and wait for the others."""
+        for transfer in {id(moved): moved for moved in self.transfers.values()}.values():
+            self.cancel(transfer)
+        while self.transfers and self.link.wait(timeout_s=1.0):
+            self.poll()
+
+    # -- dropping: content that is forgotten on both tiers ---------------------------------------
+
+    def drop(self, segment: Segment, keep: int = 0) -> None:
+        """Forget the content of ``segment`` from block ``keep`` on, and of everything below it: the
+        content can be rebuilt from its tokens. No part of it may be pinned or moving."""
+        self._drop_below(segment)
+        self._drop_one(segment, keep, tidy=True)
+
+    def drop_if_free(self, segment: Segment) -> bool:
+        """Drop ``segment``, unless a node of its subtree is pinned or moving; whether it was
+        dropped."""
+        if self._held(segment):
+            return False
+        self.drop(segment)
+        return True
+
+    def clear(self) -> None:
+        """Drop all that no lease pins and no copy touches."""
+        for segment in list(self.tree):
+            if segment.parent is not None:
+                self.drop_if_free(segment)
+
     def settle_attachment(self, segment: Segment) -> None:
-        """If it was removed, and nobody holds it any more: let its pages go."""
+        """Drop an attachment that was removed, once no lease pins it."""
         if segment.source is None and segment.parent is not None and not self._held(segment):
             self.drop(segment)
 
     def lose_host(self, transfer: Transfer) -> None:
-        """A load failed: its source cannot be trusted, so its blocks are to be rebuilt. Called when
-        no lease holds them any more."""
+        """A load failed, so what it read cannot be trusted: drop the blocks that are not on the
+        device. They are rebuilt. To be called when no lease pins them any more."""
         for segment, _ in transfer.parts:
             if segment.parent is not None and not self._held(segment):
                 self.drop(segment, segment.device.valid)
 
+    def _drop_below(self, segment: Segment) -> None:
+        for child in reversed(list(descendants(segment))):
+            self._drop_one(child, 0, tidy=False)  # merging here could take ``segment`` away
+
+    def _drop_one(self, segment: Segment, keep: int, *, tidy: bool) -> None:
+        assert segment.pins == 0 and not segment.is_moving, segment
+        self.counters.dropped_pages += max(0, segment.num_available - keep)
+        for tier in self.tiers:
+            if len(tier.run(segment)) > keep:
+                self.free(tier, self._cut(tier, segment, keep))
+        self._settle(segment, tidy=tidy)
+
     def _held(self, segment: Segment) -> bool:
-        """Whether it, or anything below it, is pinned or moving."""
+        """Whether a node of the subtree of ``segment`` is pinned or moving."""
         return any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
+
+    # -- after pages left: pools and tree --------------------------------------------------------
+
+    def free(self, tier: Tier, pages: list[int]) -> None:
+        """Give ``pages`` back to the pool of ``tier``. Launched steps may still touch pages of the
+        device, so their fence is the newest step."""
+        tier.pool.free(pages, self.timing.last_launched if tier is self.tiers.device else -1)
+
+    def _cut(self, tier: Tier, segment: Segment, keep: int) -> list[int]:
+        """Take the pages of ``segment`` on ``tier`` from block ``keep`` on; the caller frees
+        them."""
+        prefetched = segment.prefetched
+        pages = tier.cut(segment, keep)
+        if tier is self.tiers.device:
+            self.counters.prefetch_wasted += prefetched - segment.prefetched
+            self.counters.evicted_pages += len(pages)
+        return pages
+
+    def _settle(self, segment: Segment, *, tidy: bool = True) -> None:
+        """Pages left ``segment``: shorten it to the blocks that still have content (remove it, if
+        none has), and rank it and its parent again."""
+        parent = segment.parent
+        assert parent is not None
+        available = segment.num_available
+        if segment.source is not None:  # known without pages: it is read again when it is needed
+            self.ranking.refresh(segment)
+            self._listener.attachment_moved(segment)
+            return
+        if available == 0 and segment.pins == 0:
+            self.ranking.forget(segment)
+            self.tree.remove(segment)
+            if not (tidy and self.tidy(parent)) and not parent.is_root:
+                self.ranking.refresh(parent)
+            return
+        if available < segment.num_blocks and segment.pins == 0:
+            self.tree.shorten(segment, available)
+        self.ranking.refresh(segment)
+        if not parent.is_root:
+            self.ranking.refresh(parent)
+
+    def tidy(self, segment: Segment) -> bool:
+        """Merge ``segment`` with its only child if nothing tells them apart any more; whether it
+        did."""
+        joined = self.tree.merge(segment)
+        if joined is None:
+            return False
+        self.ranking.forget(segment)
+        self.ranking.refresh(joined)
+        return True

@@ -1,6 +1,7 @@
-"""The look-up: how much of a prompt is held, how much of that to use, and what using it takes.
+"""The prefix lookup: how much of a prompt is held, how much of that to use, and the pages it takes.
 
-Called by admission. Cuts segments where what a request uses ends; pins and moves nothing.
+Admission calls it. A segment is split where the part that a request uses ends; nothing is pinned or
+moved here.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ class PrefixMatch:
 
 
 class PrefixLookup:
-    """Prompts in the tree, and attachments beside it."""
+    """Finds prompts in the prefix tree, and the segments of their attachments."""
 
     def __init__(self, residency: Residency, attachments: Attachments) -> None:
         self._tree, self._ranking = residency.tree, residency.ranking
-        self._costs, self._attachments = residency.costs, attachments
+        self._load_or_recompute, self._attachments = residency.load_or_recompute, attachments
 
     def find(self, tokens: bytes, num_blocks: int, uses: Sequence[AttachmentUse]) -> PrefixMatch:
         """What a request for ``num_blocks`` in all would use. Raises ``AttachmentError`` where
@@ -62,7 +63,9 @@ class PrefixLookup:
         branch = branch_of(uses, size)
         path = _usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
         beyond, missing = None, _missing(path)
-        if missing and self._costs.worth_loading(missing) < missing:  # sooner computed again
+        if (
+            missing and self._load_or_recompute.num_worth_loading(missing) < missing
+        ):  # sooner computed again
             beyond = self.cut(path, root)
             path, missing = _on_device(beyond), 0
         path = self._apart(path)

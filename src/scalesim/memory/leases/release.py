@@ -12,7 +12,7 @@ from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
-from scalesim.memory.leases.leavings import Leavings
+from scalesim.memory.leases.orphans import Orphans
 from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.misses import Misses
@@ -32,7 +32,7 @@ class Releases:
     tails: PartialBlocks
     loads: LoadWaiters
     misses: Misses
-    leavings: Leavings
+    orphans: Orphans
 
     # -- into the tree ------------------------------------------------------------------------
 
@@ -105,9 +105,9 @@ class Releases:
         self._let_go(lease, chain)
         self._tidy(lease, chain)
         if lease.agent is not None and lease.agent.is_gone:
-            self.leavings.add(chain)
+            self.orphans.add(chain)
         else:
-            self.leavings.clear_out()
+            self.orphans.drop_unheld()
 
     def _leave_tail(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """What of the sound tokens fills no block stays as the agent's tail."""

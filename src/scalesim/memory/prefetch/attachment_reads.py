@@ -18,19 +18,19 @@ ASSUMED_BYTES_PER_S = 2e8
 
 
 class AttachmentReads:
-    """Takes the agents in ``awaited``, whose attachments are to be read. ``rate``: bytes a second
+    """Takes the agents in ``queue``, whose attachments are to be read. ``rate``: bytes a second
     of reading."""
 
     def __init__(
-        self, residency: Residency, awaited: LazyHeap[AgentState], rate: Callable[[], float]
+        self, residency: Residency, queue: LazyHeap[AgentState], rate: Callable[[], float]
     ) -> None:
-        self._residency, self._awaited, self._rate = residency, awaited, rate
+        self._residency, self._queue, self._rate = residency, queue, rate
 
     def plan(self, opens_in_s: Callable[[AgentState, int], float], margin: float) -> None:
         """Start the reads that must begin now, soonest first. ``opens_in_s(agent, pages)``: seconds
         until a load of so many pages to the device must start."""
         residency = self._residency
-        while (agent := self._awaited.peek(residency.timing.now)) is not None:
+        while (agent := self._queue.peek(residency.timing.now)) is not None:
             away = [segment for segment in agent.attached if is_away(segment)]
             if away:
                 count = sum(segment.num_blocks for segment in away)
@@ -39,7 +39,7 @@ class AttachmentReads:
                     return
                 for segment in away:
                     self._read(segment, agent)
-            self._awaited.discard(agent)
+            self._queue.discard(agent)
 
     def _read(self, segment: Segment, agent: AgentState) -> None:
         """To the host; where that has no room, to the device, if nothing that is used sooner has to

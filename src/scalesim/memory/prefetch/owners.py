@@ -1,4 +1,4 @@
-"""Who owns what, and when they need it: the agents, their paths, and the advice about them."""
+"""The owners of segments: all agents, the paths that each owns, and their next uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scalesim.memory.tree.segment import Owner, Segment, lineage
 
 
 class Owners:
-    """All agents that memory has heard of. Changes owners and next uses, moves no page."""
+    """The agents that memory knows. Owners and next uses change here; no page moves."""
 
     def __init__(self, tree: PrefixTree, ranking: EvictionRanking, queue: PrefetchQueue) -> None:
         self.agents: dict[AgentId, AgentState] = {}
@@ -27,7 +27,7 @@ class Owners:
         return state
 
     def nobody(self) -> AgentState:
-        """Somebody who was forgotten already."""
+        """A new agent that counts as forgotten already: its leases leave nothing behind."""
         state = AgentState("", self._habit)
         state.go()
         return state
@@ -41,7 +41,7 @@ class Owners:
             if next_use is None and state.next_use is None:
                 continue
             state.expect(next_use, self._ranking.next_seq())
-            if state.placed:
+            if state.may_be_ranked:
                 self._refresh_paths(state)
             self._queue.add(state)
 
@@ -152,7 +152,7 @@ class Owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
                 if not segment.device and owner.owns_only(segment):
-                    owner.placed = False
+                    owner.may_be_ranked = False
 
     def attachment_moved(self, segment: Segment) -> None:
         """``segment`` left a tier, or came to the host: its owners will want it loaded, or read."""
@@ -162,13 +162,13 @@ class Owners:
                 self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
-        """The ranking of what ``agent`` owns alone, or almost, hangs on another next use now.
+        """Rank the segments of ``agent`` again: its next use has changed.
 
-        ``placed`` spares agents of whose segments none is ranked, which of many agents are nearly
-        all, until one is ranked again: without ``placed``, new next uses of 20 000 agents that lie
-        on the host take 122 ms instead of 70 ms."""
+        ``may_be_ranked`` is False for an agent with no segment in the ranking, which is nearly
+        every agent where there are many; such an agent is skipped. Without the flag, new next uses
+        of 20 000 agents whose state is on the host take 122 ms instead of 70 ms."""
         ranking = self._ranking
-        agent.placed = False
+        agent.may_be_ranked = False
         seen: dict[Segment, None] = {}
         for end in agent.paths:
             for segment in lineage(end):

@@ -45,7 +45,7 @@ class Prefetcher:
         self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._timing = residency.timing
-        self.awaited = queue.loads
+        self.queue = queue.loads
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
 
     def observe_arrival(self, *, late: bool) -> None:
@@ -79,11 +79,11 @@ class Prefetcher:
     def load(self, wall_s: float, forecast: Forecast) -> None:
         """Start the loads whose window is open."""
         residency = self.residency
-        while (agent := self.awaited.peek()) is not None:
+        while (agent := self.queue.peek()) is not None:
             missing = self.missing(agent)
             count = sum(blocks for _, blocks in missing)
             if count == 0:
-                self.awaited.discard(agent)
+                self.queue.discard(agent)
                 continue
             needed_s = self._needed_s(agent, wall_s, forecast)
             self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent, forecast))
@@ -92,11 +92,11 @@ class Prefetcher:
             if self._link_is_busy("in"):
                 self.blocked_by = "link"
                 return
-            worth = residency.costs.worth_loading(count, needed_s)
+            worth = residency.load_or_recompute.num_worth_loading(count, needed_s)
             if worth < count:
                 self.blocked_by = "link"
             if worth == 0:  # it will be computed again
-                self.awaited.discard(agent)
+                self.queue.discard(agent)
                 continue
             pages = residency.take(worth, ahead_of=agent.use())
             if not self.start(agent, missing, pages):
@@ -116,7 +116,7 @@ class Prefetcher:
             if sum(blocks for _, blocks in missing) < len(pages):
                 residency.device.free(pages)
                 return False
-        self.awaited.discard(agent)
+        self.queue.discard(agent)
         parts = []
         for segment, blocks in missing:
             if pages:
@@ -138,7 +138,7 @@ class Prefetcher:
         ranking = self.residency.ranking
         for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
             for segment in reversed(lineage(end)):
-                if segment.device.transfer is not None or ranking.is_over(segment):
+                if segment.device.transfer is not None or ranking.unlikely_to_return(segment):
                     break
                 if segment.source is not None and segment.host.valid < segment.num_blocks:
                     break  # an attachment comes from the host as a whole, or from its source
@@ -165,7 +165,7 @@ class Prefetcher:
         assert agent.next_use is not None
         if agent.next_use <= self._timing.now:
             return 1
-        return min(forecast.begin_at_once, self.awaited.num_near)
+        return min(forecast.begin_at_once, self.queue.num_near)
 
     def _needed_s(self, agent: AgentState, wall_s: float, forecast: Forecast) -> float:
         """Seconds until ``agent`` goes on. Between two ticks of the clock, time is taken to pass

@@ -1,8 +1,8 @@
-"""The prefetch queue: agents whose state is to be there when they call, the soonest first.
+"""The prefetch queue: agents whose state should be on the device when they call, the soonest first.
 
-Filled by owners, when a next use becomes known and when state leaves a tier; emptied by the
-planner. It stands between the two, so that residency can tell of an eviction without knowing what
-will be made of it.
+An agent enters when its next use becomes known, and when part of its state leaves a tier; the
+planner takes agents out. Residency reports evictions through the owners and need not know the
+planner.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The wake queue: agents by next use, the soonest first, where many wait and few are near.
+"""The wake queue: a priority queue of agents by next use, for many agents of which few are near.
 
-An agent lies in the bucket of its next use; buckets are the wider the farther off they begin, and
-unordered. Only agents of a bucket whose time has come are in a heap.
+An agent is kept in the bucket of its next use. A bucket is unordered, and the wider the farther off
+it begins. When the time of a bucket comes, its agents move to a heap.
 
 The buckets are needed for many agents: with one lazy heap in their place, an update of 1 % of
 100 000 agents and the plan after it take 21 ms instead of 9 ms, and an idle agent 1680 bytes
@@ -22,8 +22,10 @@ _FOREVER = 2.0**52
 
 
 class WakeQueue:
-    """``AgentState.awaited`` is the bucket, or the heap, that an agent is in; its entries elsewhere
-    are stale. Ties go by ``next_seq``. ``num_entries`` counts both kinds."""
+    """The agents that wait, each in the list that its ``wake_bucket`` names: a bucket, or the heap.
+
+    Entries of an agent in other lists are stale. Equal times go by ``next_seq``. ``num_entries``
+    counts live and stale entries."""
 
     def __init__(self) -> None:
         self._num_live = self.num_entries = 0
@@ -38,13 +40,13 @@ class WakeQueue:
         """Add, or move to its next use, which must be known."""
         time = agent.next_use
         assert time is not None
-        if agent.awaited is None:
+        if agent.wake_bucket is None:
             self._num_live += 1
         if time > now:
             bucket = self._bucket(_begin(time, time - now))
-            if agent.awaited is bucket:
+            if agent.wake_bucket is bucket:
                 return
-            agent.awaited = bucket
+            agent.wake_bucket = bucket
             bucket.append(agent)
         else:
             self._put_near(agent, time)
@@ -58,8 +60,8 @@ class WakeQueue:
         return len(self._near)
 
     def discard(self, agent: AgentState) -> None:
-        if agent.awaited is not None:
-            agent.awaited = None
+        if agent.wake_bucket is not None:
+            agent.wake_bucket = None
             self._num_live -= 1
 
     def peek(self) -> AgentState | None:
@@ -75,18 +77,18 @@ class WakeQueue:
 
     def _open(self, bucket: list[AgentState]) -> None:
         for agent in bucket:
-            if agent.awaited is bucket and agent.next_use is not None:
+            if agent.wake_bucket is bucket and agent.next_use is not None:
                 self._put_near(agent, agent.next_use)
             else:
                 self.num_entries -= 1
 
     def _put_near(self, agent: AgentState, time: float) -> None:
-        agent.awaited = self._near
+        agent.wake_bucket = self._near
         heapq.heappush(self._near, (time, agent.next_seq, agent))
 
     def _is_live(self, entry: _WakeEntry) -> bool:
         _, seq, agent = entry
-        return agent.awaited is self._near and agent.next_seq == seq
+        return agent.wake_bucket is self._near and agent.next_seq == seq
 
     def _bucket(self, begin: float) -> list[AgentState]:
         bucket = self._buckets.get(begin)
@@ -101,7 +103,7 @@ class WakeQueue:
         heapq.heapify(self._near)
         self.num_entries = len(self._near)
         for bucket in self._buckets.values():
-            bucket[:] = dict.fromkeys(agent for agent in bucket if agent.awaited is bucket)
+            bucket[:] = dict.fromkeys(agent for agent in bucket if agent.wake_bucket is bucket)
             self.num_entries += len(bucket)
 
 

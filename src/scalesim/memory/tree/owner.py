@@ -55,20 +55,20 @@ class AgentState:
 
     __slots__ = (
         "attached",
-        "awaited",
         "calls",
         "could_go_on",
         "fresh_reuse",
         "habit",
-        "home",
         "id",
         "is_gone",
+        "last_match",
+        "may_be_ranked",
         "newest",
         "next_seq",
         "next_use",
         "num_left",
         "paths",
-        "placed",
+        "wake_bucket",
         "went_on",
     )
 
@@ -83,11 +83,11 @@ class AgentState:
         self.attached: tuple[Segment, ...] = ()  # one of a kind; also in ``paths``
         self.newest: Segment | None = None  # the end of the last path that was computed
         self.num_left = 0  # blocks of the path that its last request left
-        self.home: Segment | None = None  # where its last look-up ended
+        self.last_match: Segment | None = None  # where its last look-up ended
         self.fresh_reuse = 1.0
-        self.awaited: list[Any] | None = None  # where it waits: see ``WakeQueue``
+        self.wake_bucket: list[Any] | None = None  # where it waits: see ``WakeQueue``
         self.is_gone = False  # forgotten; leases that still have it leave nothing to it
-        self.placed = False  # whether segments of its own may be ranked: see ``Owners``
+        self.may_be_ranked = False  # whether segments of its own may be ranked: see ``Owners``
 
     def expect(self, next_use: float | None, seq: int) -> None:
         """Its next use, as event ``seq`` tells it; ``None`` = unknown."""
@@ -105,12 +105,13 @@ class AgentState:
         dialogue)."""
         return self.fresh_reuse < _TAIL_BELOW
 
-    def is_over(self, segment: Segment) -> bool:
-        """Whether this agent's calls will likely not begin with ``segment`` any more.
+    def unlikely_to_return(self, segment: Segment) -> bool:
+        """Whether this agent is unlikely to call with the prefix that ends in ``segment`` again.
 
-        Of what was not used again so far, only the newest text is gone on with, and not by every
-        agent. A first text is: what all its calls have in common is somewhere in it. What was used
-        again is over when the agent left it longer ago than agents come back to anything."""
+        A segment that was used again is unlikely to return when the agent used it last so many
+        calls ago that agents rarely come back to anything as old. A segment that was not used again
+        may return only as the end of the newest path, if this agent tends to continue there. Until
+        an agent's third call nothing is known of it, and everything may return."""
         if segment in self.attached:
             return False
         if segment.uses:
@@ -129,8 +130,8 @@ class AgentState:
     def likely_end(self) -> Segment | None:
         """Down to where its next look-up will likely match: a cheap guess."""
         newest = self.newest
-        if newest is not None and (newest.parent is None or self.is_over(newest)):
-            return self.home or newest
+        if newest is not None and (newest.parent is None or self.unlikely_to_return(newest)):
+            return self.last_match or newest
         return newest
 
     def owns_only(self, segment: Segment) -> bool:
@@ -149,7 +150,7 @@ class AgentState:
         again."""
         matched = lineage(matched_end)
         self._observe_return(matched)
-        self.home = matched_end if matched else None
+        self.last_match = matched_end if matched else None
         if self.newest is not None and self.calls > 2:  # any call begins like the first one
             went_on = self.newest in matched
             self.habit.observe(went_on)
@@ -221,8 +222,8 @@ class AgentState:
 
     def path_joined(self, upper: Segment, lower: Segment) -> None:
         """``lower`` took over the blocks of ``upper``."""
-        if self.home is upper:
-            self.home = lower
+        if self.last_match is upper:
+            self.last_match = lower
         if upper in self.paths:
             uses = self.paths.pop(upper)
             self.paths[lower] = max(uses, self.paths.get(lower, 0))
@@ -231,8 +232,8 @@ class AgentState:
         """``segment`` left the tree. A path that ended there ends at ``parent``, and was used more
         than once: another branches off there."""
         above = None if parent.is_root else parent
-        if self.home is segment:
-            self.home = above
+        if self.last_match is segment:
+            self.last_match = above
         uses = self.paths.pop(segment, None)
         if uses is not None and above is not None:
             self.paths[above] = max(uses, self.paths.get(above, 0), 1)
@@ -240,7 +241,7 @@ class AgentState:
     def go(self) -> list[Segment]:
         """The agent is forgotten; returns the ends of the paths that were its own."""
         self.is_gone, self.next_use = True, None
-        self.newest = self.home = None
+        self.newest = self.last_match = None
         self.attached = ()
         ends = list(self.paths)
         self.paths.clear()

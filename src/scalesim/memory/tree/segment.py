@@ -46,12 +46,12 @@ class Owner(Protocol):
     next_seq: int
     paths: SmallMap[Segment]
     is_gone: bool
-    placed: bool
+    may_be_ranked: bool
 
     @property
     def leaves_tails(self) -> bool: ...
 
-    def is_over(self, segment: Segment) -> bool: ...
+    def unlikely_to_return(self, segment: Segment) -> bool: ...
 
     def owns_only(self, segment: Segment) -> bool: ...
 

@@ -1,5 +1,6 @@
-"""A small map: numbers by key, where nearly every map has one key: the owners of a segment, the
-paths of an agent.
+"""A small map: a dictionary of numbers that is small while it has one key.
+
+Nearly every segment has one owner, and nearly every agent one path.
 
 A dictionary of one entry takes 230 bytes, a small map 48, and an idle agent has two. Dictionaries
 would make a call 2 to 4 % cheaper (``benchmarks overhead``).
@@ -16,8 +17,10 @@ _NOTHING: Mapping[Any, int] = MappingProxyType({})
 
 
 class SmallMap(MutableMapping[K, int], Generic[K]):
-    """A dictionary, in the order of insertion, that becomes one with its second entry. ``sole`` is
-    the only key, ``None`` where there are none or several; it is no key itself."""
+    """A dictionary in the order of insertion. A real dictionary is made with the second entry.
+
+    ``sole`` is the only key, and ``None`` where there is none or several; ``None`` is never a
+    key."""
 
     __slots__ = ("_held", "sole")
 

@@ -13,7 +13,7 @@ import torch
 from scalesim_kernels import LoraBatch
 from torch import Tensor
 
-from scalesim.batch import AttachmentBatch
+from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Int32s
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.runner.arrange import Arranged

@@ -17,7 +17,8 @@ import xxhash
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, LogitsBatch, StepOutput
+from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, StepOutput
+from scalesim.batch_options import LogitsBatch
 from scalesim.core import Bools, Bytes2D, Fence, Int32s, Int64s
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline

@@ -18,7 +18,8 @@ import xxhash
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, Scores, StepOutput
+from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, StepOutput
+from scalesim.batch_options import Scores
 from scalesim.core import Bools, Fence, Floats, Int32s, UInt64s
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences

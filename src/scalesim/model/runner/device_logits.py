@@ -12,7 +12,8 @@ import torch
 from scalesim_kernels import Adjustments, KernelSet
 from torch import Tensor
 
-from scalesim.batch import Batch, LogitsBatch
+from scalesim.batch import Batch
+from scalesim.batch_options import LogitsBatch
 from scalesim.core import Int64s
 from scalesim.device.streams import Device, Stream
 from scalesim.model.runner.extra_inputs import PackedInputs

@@ -14,7 +14,8 @@ import torch
 from scalesim_kernels import KernelSet
 from torch import Tensor
 
-from scalesim.batch import MAX_LOGPROBS, NO_TOKEN, Batch, LogprobsBatch, Scores
+from scalesim.batch import NO_TOKEN, Batch
+from scalesim.batch_options import MAX_LOGPROBS, LogprobsBatch, Scores
 from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Device, Stream
 from scalesim.model.layers.decoder import Decoder

@@ -13,7 +13,8 @@ import torch
 from scalesim_kernels import Adjustments, KernelSet
 from torch import Tensor
 
-from scalesim.batch import NO_TOKEN, Batch, LogitsBatch, LogprobsBatch, Scores
+from scalesim.batch import NO_TOKEN, Batch
+from scalesim.batch_options import LogitsBatch, LogprobsBatch, Scores
 from scalesim.core import Floats, Int32s, Int64s
 from scalesim.model.runner.device_logprobs import SCORED_ROWS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scalesim.batch import LogitsBatch
+from scalesim.batch_options import LogitsBatch
 from scalesim.core import Int32s, Int64s
 
 

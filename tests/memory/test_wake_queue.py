@@ -81,7 +81,7 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
             memory.timing.now = float(step)
             if memory is naive:
                 for state in memory.owners.agents.values():
-                    state.placed = True
+                    state.may_be_ranked = True
             if act < 0.4:
                 turn(memory, agent, 1 + agent % 3)
             elif act < 0.9:
@@ -94,7 +94,7 @@ def test_who_is_passed_over_has_nothing_in_an_order(policy: str, host: int) -> N
             settle(memory)
             check_integrity(memory)
         assert heads(ours) == heads(naive), step
-        passed_over += sum(not state.placed for state in ours.owners.agents.values())
+        passed_over += sum(not state.may_be_ranked for state in ours.owners.agents.values())
     assert passed_over > 100  # it is tested at all
 
 

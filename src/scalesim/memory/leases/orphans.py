@@ -1,7 +1,7 @@
-"""Leavings: state that forgotten agents owned and nobody owns now. It is freed at once, or as soon
-as no request and no copy holds it.
+"""Orphans: state whose owners were all forgotten. An orphan is freed at once, or as soon as no
+lease pins it and no copy touches it.
 
-Called by the manager and releases, whenever a hold or a copy has ended.
+The manager and the releases free what they can whenever a pin or a copy has ended.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.tree.segment import Segment
 
 
-class Leavings:
-    """``len`` counts the segments that still wait to go."""
+class Orphans:
+    """The segments that still wait to be freed."""
 
     def __init__(self, residency: Residency) -> None:
         self._residency = residency
@@ -23,12 +23,12 @@ class Leavings:
         return len(self._waiting)
 
     def add(self, segments: Iterable[Segment]) -> None:
-        """``segments`` are to go: they, and what nobody owns below and above them."""
+        """Free ``segments``, and what no agent owns below and above them."""
         self._waiting.update(dict.fromkeys(segments))
-        self.clear_out()
+        self.drop_unheld()
 
-    def clear_out(self) -> None:
-        """Let go what can go now."""
+    def drop_unheld(self) -> None:
+        """Free the orphans that no lease pins and no copy touches."""
         if not self._waiting:
             return
         stack = list(self._waiting)
