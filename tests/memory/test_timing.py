@@ -88,7 +88,7 @@ def test_a_full_file_cache_makes_no_pool_smaller(monkeypatch: pytest.MonkeyPatch
 
 
 def test_who_should_hold_everything_and_cannot_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="scalesim.memory.eviction.residency"):
+    with caplog.at_level(logging.WARNING, logger="scalesim.memory.residency"):
         play("resident", EVERYTHING, *SPEEDS[0])
         assert not caplog.records
         play("resident", EVERYTHING // 2, *SPEEDS[0])

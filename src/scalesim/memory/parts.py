@@ -11,7 +11,6 @@ from types import MappingProxyType
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
 from scalesim.memory.leases.admission import Admission
 from scalesim.memory.leases.attachments import Attachments
@@ -24,14 +23,15 @@ from scalesim.memory.leases.release import Releases
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.links.link import Link
 from scalesim.memory.misses import Misses
+from scalesim.memory.owners import Owners
 from scalesim.memory.page_log import LoggedLink, LoggedPool, PageEventLog
 from scalesim.memory.pools.page_pool import MakePool, PagePool, Pool
 from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.owners import Owners
 from scalesim.memory.prefetch.planner import MakePlanner
 from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.residency import Residency
 from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from scalesim.memory.eviction.policies import POLICIES, Policy, policy_named
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import Forecast, MakePlanner
 from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.residency import Residency
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment

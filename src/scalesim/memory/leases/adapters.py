@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.links.link import InMemorySource, PageSource
-from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.owners import Owners
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Segment
 
 ADAPTER = "adapter"  # the kind

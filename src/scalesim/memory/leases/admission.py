@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalesim.core import AgentId
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
@@ -18,7 +17,8 @@ from scalesim.memory.leases.lookup_accounts import LookupAccounts
 from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.prefix_lookup import PrefixLookup, PrefixMatch
 from scalesim.memory.leases.waiters import LoadWaiters
-from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.owners import Owners
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Attachment, AttachmentUse, Lease
 from scalesim.memory.leases.block_table import BlockTable
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Branch, Segment
 
 

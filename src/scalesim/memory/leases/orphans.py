@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scalesim.memory.eviction.residency import Residency
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Segment
 
 

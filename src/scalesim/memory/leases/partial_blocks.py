@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from scalesim.core import AgentId
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
 _MAX_TRIED = 8

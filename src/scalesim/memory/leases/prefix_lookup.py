@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import AttachmentUse
 from scalesim.memory.leases.attachments import Attachments, branch_of
 from scalesim.memory.leases.partial_blocks import FoundPartialBlock
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment, lineage
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
@@ -16,7 +15,8 @@ from scalesim.memory.leases.orphans import Orphans
 from scalesim.memory.leases.partial_blocks import PartialBlocks
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.misses import Misses
-from scalesim.memory.prefetch.owners import Owners
+from scalesim.memory.owners import Owners
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.prefix_tree import until
 from scalesim.memory.tree.segment import TOKEN_BYTES, Segment, lineage
 

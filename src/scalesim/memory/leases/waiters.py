@@ -6,8 +6,8 @@ this knows who waits for them.
 
 from __future__ import annotations
 
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.lease import Lease
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.run import Transfer
 from scalesim.memory.tree.segment import Segment, lineage
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.prefetch.queue import is_away
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment
 

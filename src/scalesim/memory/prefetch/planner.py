@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Literal, Protocol, TypeAlias
 
 from scalesim.core import AgentId
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.residency import Residency
 
 BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
 """What keeps an open start window waiting."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from scalesim.memory.eviction.residency import Residency
 from scalesim.memory.links.link import Direction
 from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, AttachmentReads
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
 from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 
