@@ -12,7 +12,7 @@ import torch
 from scalesim_kernels import KernelSet, select
 from torch import Tensor
 
-from .paged_cases import SHAPES, Case, Shape, garbage, make_case
+from .paged_cases import SHAPES, PagedCase, PagedShape, garbage, make_case
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +33,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
-def attend(kernels: KernelSet, case: Case, q: Tensor, layer: int, reproducible: bool) -> Tensor:
+def attend(
+    kernels: KernelSet, case: PagedCase, q: Tensor, layer: int, reproducible: bool
+) -> Tensor:
     out = torch.full(q.shape, 123.0)
     plan = kernels.plan(case.batch, case.pool, case.num_heads, reproducible)
     kernels.paged_decode(q, case.pool, layer, case.batch, plan, 0.3, out)
@@ -42,7 +44,7 @@ def attend(kernels: KernelSet, case: Case, q: Tensor, layer: int, reproducible: 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attention(cpu: KernelSet, shape: Shape) -> None:
+def test_attention(cpu: KernelSet, shape: PagedShape) -> None:
     case = make_case(shape)
     q = torch.randn(case.num_tokens, case.num_heads, shape.head_dim)
     for layer in (0, 1):
@@ -52,7 +54,7 @@ def test_attention(cpu: KernelSet, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_one_kind_writes_only_its_rows(cpu: KernelSet, shape: Shape) -> None:
+def test_one_kind_writes_only_its_rows(cpu: KernelSet, shape: PagedShape) -> None:
     case = make_case(shape)
     q = torch.randn(case.num_tokens, case.num_heads, shape.head_dim)
     plan = cpu.plan(case.batch, case.pool, case.num_heads, True)
@@ -66,7 +68,7 @@ def test_one_kind_writes_only_its_rows(cpu: KernelSet, shape: Shape) -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rope_and_store(cpu: KernelSet, shape: Shape, qk_norm: bool) -> None:
+def test_rope_and_store(cpu: KernelSet, shape: PagedShape, qk_norm: bool) -> None:
     case = make_case(shape)
     width = (case.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     qkv, cos_sin = torch.randn(case.num_tokens, width), torch.randn(700, shape.head_dim)
