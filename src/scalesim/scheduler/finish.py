@@ -51,6 +51,8 @@ class Finisher:
         if raised.error is not None:
             reason, failure = "error", failures.of_callback(sequence, raised.error)
         if reason is not None:
+            # the observer saw the token and will not see it again: noted before anything can fail
+            sequence.finish_reason, sequence.error = reason, failure
             self.finish(sequence, reason, failure)
 
     def not_finite(self, slot: int) -> None:
