@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 
+import scalesim.memory
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.lease import Lease
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.prefetcher import start_window_s
+from scalesim.memory.prefetch.prefetcher import Prefetcher, start_window_s
 from scalesim.memory.timing import Pace
 from scalesim.memory.tree.prefix_tree import TEXT
 
+MEMORY = Path(scalesim.memory.__file__).parent
 SIZE, PAGE = 4, 64
 RATE = PAGE * 10.0  # ten pages a second
 
@@ -66,6 +70,37 @@ def where(memory: MemoryManager, agent: int) -> tuple[int, int]:
     """Blocks of ``agent`` on the device and on the host."""
     path = memory.tree.match(memory.tree.root(TEXT), tokens(agent, 99), 24)
     return sum(s.device.valid for s, _ in path), sum(s.host.valid for s, _ in path)
+
+
+def test_pages_that_nothing_is_loaded_into_keep_their_fence() -> None:
+    """Making room for a load may drop what was to be loaded: its pages go back unused, and a step
+    that was launched before they were evicted may still read them."""
+    memory = manager(4, 4)
+    lease = turn(memory, 0, 2)
+    assert lease.agent is not None
+    memory.launched(7, 0)
+    memory.clear()
+    pages = memory.residency.take(4)
+    assert pages is not None and memory.device.fence(pages) == 7
+    gone = [(lease.end, 2)]
+    planner = memory.prefetcher
+    assert isinstance(planner, Prefetcher) and not planner.start(lease.agent, gone, pages)
+    assert memory.device.num_free == 4
+    assert [memory.device.fence([page]) for page in pages] == [7, 7, 7, 7]
+
+
+def test_device_pages_go_back_in_one_place() -> None:
+    """Whoever gives pages back must say which step may still touch them: only residency knows."""
+    calls = [
+        f"{path.name}: {ast.unparse(node.func)}"
+        for path in sorted(MEMORY.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "free"
+        and ast.unparse(node.func.value).split(".")[-1] in ("pool", "device", "host")
+    ]
+    assert calls == ["residency.py: tier.pool.free", "tiers.py: pool.free"]
 
 
 def test_the_farthest_leaves_and_is_saved_first() -> None:

@@ -114,7 +114,7 @@ class Prefetcher:
         if self.missing(agent) != missing:
             missing = self.missing(agent)
             if sum(blocks for _, blocks in missing) < len(pages):
-                residency.device.free(pages)
+                residency.free(residency.tiers.device, pages)  # steps may still touch them
                 return False
         self.queue.discard(agent)
         parts = []
