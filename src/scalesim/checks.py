@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scalesim.errors import RequestError, ScaleSimError
+from scalesim.interrupts import is_ctrl_c
 
 INT64 = 2**63  # above all that fits
 MAX_ID_CHARS = 1024
@@ -208,7 +209,9 @@ def shown(value: object) -> str:
     ``repr`` fails."""
     try:
         written = _SHORT.repr(value)
-    except BaseException:  # it may be anybody's, and be written on the engine's thread
+    except BaseException as error:  # it may be anybody's, and be written on the engine's thread
+        if is_ctrl_c(type(error)):
+            raise
         written = f"<{type(value).__name__}>"
     return written if len(written) <= _MOST_SHOWN else f"{written[:_MOST_SHOWN]}…"
 

@@ -1,9 +1,9 @@
-"""Other people's code on the engine's thread: hooks, sources, observers, parts, log handlers.
+"""Other people's code: hooks, sources, observers, parts, log handlers, and values of any class.
 
 The rule is kept here: whatever such code raises, of any class, is a value that its caller looks
 at, so it ends what it belongs to and nothing else. ``SystemExit`` from a mask hook is that
-request's error; it is nobody's wish to end the program. Ctrl-C never strikes on this thread
-(``interrupts``).
+request's error; it is nobody's wish to end the program. Ctrl-C is the one exception: it is the
+caller's, who may be running such code while it strikes (``interrupts``).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import TracebackType
 
 from scalesim.checks import shown
 from scalesim.errors import InternalError
+from scalesim.interrupts import is_ctrl_c
 
 
 class Foreign:
@@ -42,6 +43,8 @@ class Foreign:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        if is_ctrl_c(kind):
+            return False
         self.error = error
         return True
 

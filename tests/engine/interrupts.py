@@ -19,9 +19,10 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import FrameType
@@ -30,6 +31,7 @@ from typing import Any
 from scalesim.config import CallLimits
 from scalesim.engine.engine import Engine
 from scalesim.engine.loop import EngineLoop
+from scalesim.errors import HintWarning, RequestError
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.request import Request
@@ -158,6 +160,27 @@ def step(engine: Engine) -> object:
     return calls
 
 
+def expect(engine: Engine) -> object:
+    """Hints are read on the caller's thread: one, few, many, one that is no number."""
+    agents = [engine.agent(index).id for index in range(40)]
+    engine.agent(0).expect(ticks=3)
+    engine.expect(dict.fromkeys(agents[:3], 2.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HintWarning)
+        engine.expect({agents[0]: "soon", agents[1]: None})  # type: ignore[dict-item]
+    engine.expect(dict.fromkeys(agents, 1.0))
+    return engine.tick()
+
+
+def mistaken(engine: Engine) -> object:
+    """What is wrong is written out on the caller's thread."""
+    with suppress(RequestError):
+        engine.generate(Request([1, "word"]))  # type: ignore[list-item]
+    with suppress(RequestError):
+        engine.generate(Request([1], params=SamplingParams(max_tokens=-1)))
+    return None
+
+
 def choose(engine: Engine) -> object:
     return engine.agent(0).choose([1, 2, 3], [[4], [5, 6]])
 
@@ -170,7 +193,7 @@ ACTS: dict[str, Act] = {
     act.__name__: act
     for act in (
         generate, run, stream, leave_stream, generate_async, stream_async, refused, submit,
-        step, choose, embed,
+        step, expect, mistaken, choose, embed,
     )
 }  # fmt: skip
 SCORED = ("choose", "embed")  # need a model

@@ -24,6 +24,7 @@ from scalesim.engine.engine import Engine
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.errors import AdapterError, EngineModeError, InternalError, ScaleSimError
+from scalesim.interrupts import InterruptsWait
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.requests.call import TextObserver
@@ -81,6 +82,14 @@ def plain(**options: Any) -> Engine:
     """Without a model."""
     parts = tag_parts(device_pages=60, host_pages=20, max_num_seqs=4)
     return Engine(replace(parts, integrity="quarantine"), **options)
+
+
+@pytest.fixture(autouse=True)
+def deferred() -> Iterator[None]:
+    """An engine is built on the main thread, where a ``KeyboardInterrupt`` is Ctrl-C unless that is
+    deferred."""
+    with InterruptsWait():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scalesim.engine.inbox import Inbox
-from scalesim.engine.interrupts import InterruptsWait
+from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts

@@ -14,7 +14,7 @@ from scalesim.core import AgentId
 from scalesim.distance.hints import read
 from scalesim.engine.choose_and_embed import ChooseAndEmbed
 from scalesim.engine.inbox import Inbox
-from scalesim.engine.interrupts import InterruptsWait
+from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.thread import EngineThread
 from scalesim.errors import AdapterError, HintWarning, RequestError, UnknownAgentError

@@ -30,7 +30,7 @@ from scalesim.engine import forks
 from scalesim.engine.agent import Agent, Agents
 from scalesim.engine.choose_and_embed import ChooseAndEmbed
 from scalesim.engine.inbox import Inbox
-from scalesim.engine.interrupts import InterruptsWait
+from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.sources import EngineListener, checked_voices, unheard

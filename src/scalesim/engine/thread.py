@@ -12,7 +12,7 @@ from queue import Empty
 from typing import Literal
 
 from scalesim.engine.inbox import Inbox
-from scalesim.engine.interrupts import InterruptsWait
+from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.errors import EngineModeError
 from scalesim.foreign import Foreign, report, words_of

@@ -3,6 +3,8 @@
 A signal's handler runs between any two instructions of the main thread, so ``KeyboardInterrupt``
 would leave the scheduler and memory half changed. It is deferred as well around the standard
 library's ``Event`` and ``Condition``: interrupted inside, they leave their lock locked for ever.
+
+Code that catches whatever other people's code raises must let Ctrl-C through: ``is_ctrl_c``.
 """
 
 from __future__ import annotations
@@ -50,3 +52,15 @@ class InterruptsWait:
         again, self._came = self._came, True
         if again and self._before is not None:
             self._before(number, frame)
+
+
+def is_ctrl_c(kind: type[BaseException] | None) -> bool:
+    """Whether an error of class ``kind``, raised on this thread just now, is Ctrl-C on its way to
+    the caller. Where Ctrl-C is deferred, and on other threads, a ``KeyboardInterrupt`` is what a
+    callback raised, or what ended a callback that hung."""
+    if kind is None or not issubclass(kind, KeyboardInterrupt):
+        return False
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    return not isinstance(getattr(handler, "__self__", None), InterruptsWait)
