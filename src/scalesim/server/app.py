@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
-from scalesim.server import chat, completions, models
+from scalesim.server import chat, completions, embeddings, models, tokens
 from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
@@ -24,7 +24,13 @@ from scalesim.server.errors import ApiError, api_error, is_ours
 from scalesim.server.gate import Gate, admission_of
 from scalesim.server.service import Service, log
 
-ROUTES: list[Endpoint] = [*chat.ENDPOINTS, *completions.ENDPOINTS, *models.ENDPOINTS]
+ROUTES: list[Endpoint] = [
+    *chat.ENDPOINTS,
+    *completions.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *models.ENDPOINTS,
+    *tokens.ENDPOINTS,
+]
 
 
 def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Starlette:
