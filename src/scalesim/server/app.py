@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
+from scalesim.errors import EngineClosedError
 from scalesim.server import chat, completions, embeddings, models, tokens
 from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
@@ -85,7 +86,7 @@ class Answer:
         except ClientGoneError:
             pass
         except Exception as error:
-            self._log(error, request)
+            self._note(error, request)
             if has_begun:
                 raise ConnectionAbortedError from None  # the server closes the connection
             answer = api_error(error, admission_of(request).request_id)
@@ -103,8 +104,11 @@ class Answer:
         self._service.life.check()
         return self._service.open.place()
 
-    def _log(self, error: Exception, request: Request) -> None:
-        """Faults of ours: where, and of what kind; never the message, which may hold a prompt."""
+    def _note(self, error: Exception, request: Request) -> None:
+        """Faults of ours go to the log: where, and of what kind; never the message, which may hold
+        a prompt. Without its engine, the server has failed."""
+        if isinstance(error, EngineClosedError) and self._service.life.state == "ready":
+            self._service.life.state = "failed"
         if is_ours(error):
             where = "".join(traceback.format_tb(error.__traceback__))
             name, id = type(error).__name__, admission_of(request).request_id

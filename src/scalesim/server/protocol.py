@@ -21,6 +21,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, limits: ServerLimits, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.access_log = False  # lines would hold query strings, whatever a client puts there
         self._limits = limits
         self._waits: asyncio.TimerHandle | None = None  # for headers
         self._stuck: asyncio.TimerHandle | None = None  # writing
