@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import EngineClosedError
@@ -22,7 +22,7 @@ from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, api_error, is_ours
-from scalesim.server.gate import Gate, admission_of
+from scalesim.server.gate import Gate, admission_of, has_begun
 from scalesim.server.service import Service, log
 
 ROUTES: list[Endpoint] = [
@@ -71,23 +71,16 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        has_begun = False
-
-        async def noting(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
         try:
             self._check_access(request)
             with self._place():
                 response = await self._endpoint.handler(self._service, request)
-                await response(scope, receive, noting)
+                await response(scope, receive, send)
         except ClientGoneError:
             pass
         except Exception as error:
             self._note(error, request)
-            if has_begun:
+            if has_begun(request):
                 raise ConnectionAbortedError from None  # the server closes the connection
             answer = api_error(error, admission_of(request).request_id)
             await answer.response()(scope, receive, send)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scalesim.server.config import ServerConfig, is_loopback
 from scalesim.server.errors import ApiError
 
-_ADMISSION = "scalesim.admission"
+_ADMISSION, _HAS_BEGUN = "scalesim.admission", "scalesim.has_begun"
 _MAX_ID_CHARS = 128
 _VISIBLE = frozenset(range(0x21, 0x7F))
 
@@ -38,6 +38,11 @@ def admission_of(request: HTTPConnection) -> Admission:
     """What the gate found out about ``request``."""
     found: Admission = request.scope[_ADMISSION]
     return found
+
+
+def has_begun(request: HTTPConnection) -> bool:
+    """Whether a part of the reply is on its way."""
+    return _HAS_BEGUN in request.scope
 
 
 class Gate:
@@ -62,6 +67,7 @@ class Gate:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append((b"x-request-id", request_id.encode()))
+                scope[_HAS_BEGUN] = True
             await send(message)
 
         try:
