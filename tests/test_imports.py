@@ -180,6 +180,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.profile": (*VALUES, "scalesim.distance", "scalesim.trace"),
     "scalesim.doctor": (*ENGINE, "torch"),
+    "scalesim.server": (*ENGINE, "scalesim.chat"),
+    "scalesim.client": ("scalesim.checks", "scalesim.errors"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names

@@ -1,0 +1,1 @@
+"""The HTTP server: an OpenAI-compatible door to one engine. Extra ``[server]``."""
