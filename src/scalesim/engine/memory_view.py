@@ -112,6 +112,10 @@ class MemoryView:
             raw = np.asarray(tokens, np.int32).tobytes()
         return await self._ask_async(lambda: self._parts.memory.agents_under(raw))
 
+    async def clock_async(self) -> float:
+        """The simulation's clock, once all that was said before has been heard."""
+        return await self._ask_async(lambda: self._loop.clock.now)
+
     # -- requests -----------------------------------------------------------------------------
 
     def pin(self, agents: AgentId | Iterable[AgentId], seconds: float) -> None:

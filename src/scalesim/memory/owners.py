@@ -219,6 +219,9 @@ def _pages_of(state: AgentState, above: dict[Segment, tuple[int, int, int]]) -> 
     """``above`` has the sums down to a segment, of those that were looked at before."""
     device = host = coming = 0
     end = state.likely_end()
+    if end is None:  # a fork that has not called yet
+        own = (path for path in state.paths if path not in state.attached)
+        end = max(own, key=lambda path: path.last_seq, default=None)
     if end is not None:
         for segment in reversed(lineage(end)):
             if (sums := above.get(segment)) is None:
