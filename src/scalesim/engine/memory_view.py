@@ -83,6 +83,10 @@ class MemoryView:
         link = self._parts.link
         return {"in": link.queued_bytes("in"), "out": link.queued_bytes("out")}
 
+    def unknown(self, agents: Iterable[AgentId]) -> list[AgentId]:
+        """Those of ``agents`` that the engine does not know: ``Engine.agent`` makes them."""
+        return [agent for agent in agents if agent not in self._registry]
+
     # -- questions ----------------------------------------------------------------------------
 
     def view(self, agent: AgentId) -> AgentView:

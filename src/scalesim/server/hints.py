@@ -192,9 +192,10 @@ def hear(service: Service, batch: HintBatch, scope: str) -> dict[str, Any]:
     missing: list[str] = []
 
     def known(names: list[str]) -> list[str]:
-        there, others = identity.let_in([scoped(name, scope) for name in names])
+        ids = [scoped(name, scope) for name in names] if scope else names
+        there, others = identity.let_in(ids)
         missing.extend(others)
-        for id in there:
+        for id in engine.memory.unknown(there):
             engine.agent(id)
         return there
 
