@@ -29,7 +29,7 @@ from scalesim.requests.tickets import Bell
 
 MAX_PIN_S = 3600.0
 """A pin that nobody ends is over after an hour at the latest."""
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 
 class AgentView(NamedTuple):
@@ -174,9 +174,9 @@ class MemoryView:
 
     # -- there and back -----------------------------------------------------------------------
 
-    def _ask(self, question: Callable[[], Answer]) -> Answer:
+    def _ask(self, question: Callable[[], T]) -> T:
         """The answer to ``question`` from the engine's thread."""
-        answers: list[Answer] = []
+        answers: list[T] = []
         raised, done = Foreign(), Bell()
 
         def answer() -> None:
@@ -192,12 +192,12 @@ class MemoryView:
             raise raised.exception
         return answers[0]
 
-    async def _ask_async(self, question: Callable[[], Answer]) -> Answer:
+    async def _ask_async(self, question: Callable[[], T]) -> T:
         """``_ask`` without holding up the event loop."""
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[Answer] = loop.create_future()
+        told: asyncio.Future[T] = loop.create_future()
 
-        def tell(answers: list[Answer], error: Exception | None) -> None:
+        def tell(answers: list[T], error: Exception | None) -> None:
             if told.done():  # nobody waits any more
                 return
             if error is not None:
@@ -206,7 +206,7 @@ class MemoryView:
                 told.set_result(answers[0])
 
         def answer() -> None:
-            answers: list[Answer] = []
+            answers: list[T] = []
             with Foreign() as raised:
                 answers.append(question())
             with suppress(RuntimeError):  # the event loop was closed meanwhile

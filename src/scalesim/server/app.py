@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
-from scalesim.server import agents, chat, completions, hints, models
+from scalesim.server import agents, chat, choose, completions, hints, models
 from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
@@ -31,6 +31,7 @@ ROUTES: list[Endpoint] = [
     *models.ENDPOINTS,
     *hints.ENDPOINTS,
     *agents.ENDPOINTS,
+    *choose.ENDPOINTS,
 ]
 
 
