@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from scalesim.cli.boxes import in_one_line
+from scalesim.cli.config_file import with_config_file
 from scalesim.cli.output import check_writable
+from scalesim.cli.serve_options import ServeOptions
 from scalesim.cli.values import (
     COUNT,
     FEW,
@@ -442,6 +444,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": DemoOptions,
     "doctor": DoctorOptions,
     "generate": GenerateOptions,
+    "serve": ServeOptions,
     "replay": ReplayOptions,
     "convert": ConvertOptions,
     "plan": PlanOptions,
@@ -460,6 +463,8 @@ def parse(args: Sequence[str]) -> Any:
     they cannot be parsed, ``SystemExit`` with 0 after ``--help``."""
     if args and args[0] in ("demo", "replay", "profile"):
         args = [_OLD_NAME.sub("--tick", word) for word in args]
+    if args and args[0] == "serve":
+        args = with_config_file(args)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
