@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
-from scalesim.server import agents, chat, choose, completions, hints, models
+from scalesim.server import agents, chat, choose, completions, hints, models, watch
 from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
@@ -32,6 +33,7 @@ ROUTES: list[Endpoint] = [
     *hints.ENDPOINTS,
     *agents.ENDPOINTS,
     *choose.ENDPOINTS,
+    *watch.ENDPOINTS,
 ]
 
 
@@ -41,6 +43,7 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
     with 503. The application closes the engine when it stops."""
     service = Service(engine, config)
     table = [row for row in ROUTES if row.access != "admin" or config.admin_keys]
+    browser_paths = [row.path for row in table if row.in_browser]
     open_paths = [row.path for row in table if row.access == "open"]
 
     @asynccontextmanager
@@ -54,7 +57,7 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
 
     app = Starlette(
         routes=[Route(row.path, Answer(service, row), methods=list(row.methods)) for row in table],
-        middleware=[Middleware(Gate, config, open_paths)],
+        middleware=[Middleware(Gate, config, open_paths, browser_paths)],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
@@ -72,11 +75,12 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        has_begun = False
+        has_begun, status, begin_s = False, 499, time.perf_counter()
 
         async def noting(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
+            nonlocal has_begun, status
+            if message["type"] == "http.response.start":
+                has_begun, status = True, message["status"]
             await send(message)
 
         try:
@@ -91,8 +95,11 @@ class Answer:
             if has_begun:
                 raise ConnectionAbortedError from None  # the server closes the connection
             answer = api_error(error, admission_of(request).request_id)
-            await answer.response()(scope, receive, send)
+            await answer.response()(scope, receive, noting)
         finally:
+            took_s = time.perf_counter() - begin_s
+            row = self._endpoint
+            self._service.metrics.answered(row.path, status, took_s, is_call=row.queued)
             give_back(self._service, request)
             end_call(self._service, request)
 

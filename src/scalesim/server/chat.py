@@ -41,7 +41,7 @@ async def chat(service: Service, request: HttpRequest) -> Response:
     asked = engine_request(service, target, body, tokens, params)
     id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
     if body.stream:
-        streams = await service.engine.stream_samples_async(asked)
+        streams = service.metrics.timed(await service.engine.stream_samples_async(asked))
         with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         chunks = Chunks(id, "chat.completion.chunk", created, target.model, with_usage)
         events = _events(chunks, streams, with_usage)

@@ -51,7 +51,7 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     requests = [_engine_request(service, target, body, raw, ids) for ids in tokens]
     answer = f"cmpl-{uuid.uuid4().hex}", int(time.time()), target
     if body.stream:
-        streams = await _streams(service, requests)
+        streams = service.metrics.timed(await _streams(service, requests))
         with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         events = _events(
             Chunks(answer[0], _KIND, answer[1], target.model, with_usage), streams, with_usage

@@ -1,63 +1,33 @@
-"""The built-in page at ``/``, and ``/watch.json``, the one endpoint that it polls; ``/metrics``.
-
-A look at all agents costs the engine's thread some microseconds an agent. So looks are shared by
-all who watch, and taken at most so often that they cost a hundredth of the time.
-"""
+"""The built-in page at ``/``, ``/watch.json``, the one endpoint that it polls, and ``/metrics``."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 import time
 from base64 import b64encode
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from scalesim._version import __version__
 from scalesim.checks import shown
 from scalesim.distance.ledger import LATEST
-from scalesim.engine.memory_view import AgentView, Census
-from scalesim.server.agents import place_of
+from scalesim.engine.memory_view import AgentView
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import bad
 from scalesim.server.hints import scope_of
-from scalesim.server.identity import unscoped
+from scalesim.server.looks import Look
 from scalesim.server.metrics import CONTENT_TYPE
 from scalesim.server.service import Service
 
-MIN_INTERVAL_S = 0.5
-COST = 100
-"""A look that took so long is good for so many times as long."""
 MAX_ROWS = 500
 MAX_CELLS = 20_000
-DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
-"""Upper bounds, in ticks, of the bars of the page; behind them: later, put off, unknown."""
-_PLACES = {"device": "d", "both": "b", "loading": "l", "host": "h", "nowhere": "n"}
-
-
-class Watch:
-    """The newest look at all agents, for all who watch."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._census: Census | None = None
-        self._good_until_s = 0.0
-
-    async def census(self, service: Service) -> Census:
-        """A look at all agents that is not older than it may be."""
-        async with self._lock:
-            begin_s = time.monotonic()
-            if self._census is None or begin_s >= self._good_until_s:
-                self._census = await service.engine.memory.census_async()
-                took_s = self._census.took_s
-                self._good_until_s = begin_s + max(MIN_INTERVAL_S, COST * took_s)
-            return self._census
 
 
 async def watch(service: Service, request: HttpRequest) -> Response:
@@ -65,17 +35,21 @@ async def watch(service: Service, request: HttpRequest) -> Response:
     wanted, limit = request.query_params.get("q", ""), request.query_params.get("limit", "100")
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_ROWS:
         raise bad(f"limit={shown(limit)} must be a whole number from 1 to {MAX_ROWS}", "limit")
-    census, engine = await service.watch.census(service), service.engine
-    scope = scope_of(request)
-    named = [
-        (name, view) for view in census.agents if (name := unscoped(view.id, scope)) is not None
-    ]
-    named.sort(key=lambda row: _order(row[1]))
-    places = [_place(view) for _, view in named]
-    found = [row for row in zip(named, places, strict=True) if wanted in row[0][0]]
+    look = await service.looks.newest(service.engine)
+    told = partial(_told, service, look, scope_of(request), wanted, int(limit))
+    return Response(
+        await service.off_loop(1 << 20, told), headers={"content-type": "application/json"}
+    )
+
+
+def _told(service: Service, look: Look, scope: str, wanted: str, limit: int) -> bytes:
+    """On a thread: with many agents this takes its time."""
+    engine = service.engine
     memory, stats = engine.memory, engine.stats
-    scores = engine.source_scores()
-    return JSONResponse(
+    census, ranked = look.census, look.ranked(scope)
+    rows = zip(ranked.named, ranked.places, strict=True)
+    found = [row for row in rows if wanted in row[0][0]]
+    return json.dumps(
         {
             "version": __version__,
             "model": service.config.names[0],
@@ -108,23 +82,17 @@ async def watch(service: Service, request: HttpRequest) -> Response:
                     "trust": score.trust,
                     "silent": score.silent,
                 }
-                for name, score in scores.items()
+                for name, score in engine.source_scores().items()
             ],
             "page_bytes": memory.page_bytes,
-            "count": len(named),
-            "places": Counter(places),
-            "cells": "".join(places[:MAX_CELLS]),
-            "distances": _distances(named, places, census.tick),
+            "count": len(ranked.named),
+            "places": Counter(ranked.places),
+            "cells": "".join(ranked.places[:MAX_CELLS]),
+            "distances": ranked.distances,
             "found": len(found),
-            "agents": [
-                _row(name, view, place) for (name, view), place in found[: int(limit)]
-            ],
+            "agents": [_row(name, view, place) for (name, view), place in found[:limit]],
         }
-    )
-
-
-def _place(view: AgentView) -> str:
-    return "c" if view.open_calls else _PLACES[place_of(view)]
+    ).encode()
 
 
 def _row(name: str, view: AgentView, place: str) -> dict[str, Any]:
@@ -137,28 +105,6 @@ def _row(name: str, view: AgentView, place: str) -> dict[str, Any]:
         "calls": view.open_calls,
         "pinned": round(view.pinned_s),
     }
-
-
-def _distances(
-    named: list[tuple[str, AgentView]], places: list[str], now: float
-) -> list[dict[str, Any]]:
-    """How many agents there are at each distance, by place."""
-    bars: list[Counter[str]] = [Counter() for _ in range(len(DISTANCES) + 3)]
-    for (_, view), place in zip(named, places, strict=True):
-        next_use = view.pages.next_use
-        if next_use is None:
-            bars[-1][place] += 1
-        elif next_use >= LATEST:
-            bars[-2][place] += 1
-        else:
-            bars[bisect_left(DISTANCES, next_use - now)][place] += 1
-    names = ["now", *(f"≤ {ticks}" for ticks in DISTANCES[1:]), "later", "put off", "unknown"]
-    return [{"name": name, **bar} for name, bar in zip(names, bars, strict=True)]
-
-
-def _order(view: AgentView) -> tuple[bool, float]:
-    next_use = view.pages.next_use
-    return (next_use is None, 0.0 if next_use is None else next_use)
 
 
 async def metrics(service: Service, request: HttpRequest) -> Response:
@@ -198,7 +144,7 @@ async def page(service: Service, request: HttpRequest) -> Response:
 
 
 ENDPOINTS = [
-    Endpoint("/", ("GET",), page),
-    Endpoint("/watch.json", ("GET",), watch),
+    Endpoint("/", ("GET",), page, in_browser=True),
+    Endpoint("/watch.json", ("GET",), watch, in_browser=True),
     Endpoint("/metrics", ("GET",), metrics),
 ]
