@@ -19,7 +19,8 @@ from tests.server.world import KEY, Running, serving
 
 ROOT = Path(__file__).parents[2]
 OTHER_KEY = "another-key-of-the-tests"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), "")
 
 
 @pytest.fixture(scope="module")

@@ -152,8 +152,8 @@ async def forget_many(service: Service, request: HttpRequest) -> Response:
 
 
 async def all_agents(service: Service, request: HttpRequest) -> Response:
-    """Answer ``GET /v1/agents``: at most ``limit`` whose name has ``q`` in it, the soonest first, as
-    of the newest look (``looks``)."""
+    """Answer ``GET /v1/agents``: at most ``limit`` whose name has ``q`` in it, the soonest first,
+    as of the newest look (``looks``)."""
     wanted = request.query_params.get("q", "")
     limit = request.query_params.get("limit", "100")
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_LISTED:

@@ -17,7 +17,17 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
-from scalesim.server import agents, chat, choose, completions, hints, models, watch
+from scalesim.server import (
+    agents,
+    chat,
+    choose,
+    completions,
+    embeddings,
+    hints,
+    models,
+    tokens,
+    watch,
+)
 from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
@@ -29,10 +39,12 @@ from scalesim.server.service import Service, log
 ROUTES: list[Endpoint] = [
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
+    *embeddings.ENDPOINTS,
     *models.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *choose.ENDPOINTS,
     *hints.ENDPOINTS,
     *agents.ENDPOINTS,
-    *choose.ENDPOINTS,
     *watch.ENDPOINTS,
 ]
 

@@ -3,7 +3,7 @@ share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 
 from scalesim.checks import shown, text, whole
 from scalesim.core import Int32s
+from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -63,9 +64,10 @@ def known_model(service: Service, name: str) -> tuple[str, str | None, str | Non
 
 
 def sampling_of(
-    service: Service, body: SamplingBody, raw: Mapping[str, Any], max_tokens: int
+    service: Service, body: SamplingBody, raw: Mapping[str, Any], **given_by_route: Any
 ) -> SamplingParams:
-    """How the body's tokens are drawn. Raises 400 for what is not served, or above a limit."""
+    """How the body's tokens are drawn; ``given_by_route`` are fields that only one route has.
+    Raises 400 for what is not served, or above a limit."""
     limits = service.limits
     for field, why in REFUSED.items():
         if raw.get(field) not in (None, False):
@@ -84,7 +86,7 @@ def sampling_of(
         params["stop"] = _stops(body.stop, limits)
     if body.logit_bias is not None:
         params["logit_bias"] = _biases(body.logit_bias)
-    return service.engine.sampling(max_tokens=max_tokens, **params)
+    return service.engine.sampling(**params, **given_by_route)
 
 
 def engine_request(
@@ -124,8 +126,16 @@ def room_for(service: Service, target: Target, num_prompt: int, wanted: int | No
     return max(1, max_len - num_prompt)
 
 
-def usage_of(replies: list[Reply]) -> dict[str, Any]:
-    """OpenAI's counts. The samples of one prompt share it: ``replies`` are of one prompt each."""
+def usage_of_samples(samples: Sequence[Reply], num_samples: int) -> dict[str, Any]:
+    """OpenAI's counts of replies that were streamed apart, ``num_samples`` for each prompt."""
+    first = range(0, len(samples), num_samples)
+    return usage_of(
+        [replace(samples[i], others=tuple(samples[i + 1 : i + num_samples])) for i in first]
+    )
+
+
+def usage_of(replies: Sequence[Reply]) -> dict[str, Any]:
+    """OpenAI's counts. ``replies`` are of one prompt each, with all samples of it."""
     prompt = sum(reply.usage.prompt_tokens for reply in replies)
     cached = sum(reply.usage.cached_tokens for reply in replies)
     output = sum(sample.usage.output_tokens for reply in replies for sample in reply.samples)
@@ -135,6 +145,25 @@ def usage_of(replies: list[Reply]) -> dict[str, Any]:
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def prompts_of(service: Service, field: str, given: Any) -> list[Prompt]:
+    """The prompts in ``field`` of a body. Raises 400 for what lists none, or too many."""
+    if isinstance(given, str) or (isinstance(given, list) and given and _is_number(given[0])):
+        return [given]
+    if not isinstance(given, list) or not given:
+        rule = "must be a text, a list of token ids, or a list of either, and not empty"
+        raise bad(f"{field}={shown(given)} {rule}", field)
+    if len(given) > service.limits.max_prompts:
+        raise bad(f"{field} lists {len(given)}, at most {service.limits.max_prompts}", field)
+    for prompt in given:
+        if not isinstance(prompt, (str, list)):
+            raise bad(f"{field} has {shown(prompt)}, which is no text and no list of ids", field)
+    return given
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _stops(given: object, limits: ServerLimits) -> list[str]:
@@ -156,4 +185,3 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     if wrong is not None:
         raise bad(f"logit_bias names {shown(wrong)}; its keys must be token ids", "logit_bias")
     return {int(key): bias for key, bias in given.items()}
-

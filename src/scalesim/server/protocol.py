@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+import socket
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(self._limits.max_send_bytes)
+        connection = transport.get_extra_info(
+            "socket"
+        )  # the system's buffer would grow to megabytes
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.max_send_bytes)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:

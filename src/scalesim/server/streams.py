@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -64,14 +64,7 @@ async def _forward(
 class Chunks:
     """Writes the chunks of one reply: what is the same in all of them is written once."""
 
-    def __init__(self, id: str, kind: str, created: int, model: str, with_usage: bool) -> None:
-        same = {
-            "id": id,
-            "object": kind,
-            "created": created,
-            "model": model,
-            "system_fingerprint": FINGERPRINT,
-        }
+    def __init__(self, same: Mapping[str, Any], with_usage: bool) -> None:
         self._head = b"data: " + _json(same)[:-1] + b',"choices":'
         self._tail = (b',"usage":null' if with_usage else b"") + b"}\n\n"
 
@@ -84,5 +77,5 @@ class Chunks:
         return self._head + b'[],"usage":' + _json(usage) + b"}\n\n"
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
