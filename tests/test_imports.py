@@ -188,6 +188,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.profile": (*VALUES, "scalesim.distance", "scalesim.trace"),
     "scalesim.doctor": (*ENGINE, "torch"),
     "scalesim.server": (*ENGINE, "scalesim.chat"),
+    "scalesim.client": ("scalesim.checks", "scalesim.errors"),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names

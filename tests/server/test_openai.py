@@ -294,5 +294,3 @@ def test_who_calls_is_told(client: openai.OpenAI, engine: Engine) -> None:
     assert raw.headers["x-scalesim-agent"] == "ada"
     assert raw.headers["x-scalesim-identity"] == "agent_id"
     assert engine.agent("ada").adapter is None
-    nobody = client.chat.completions.with_raw_response.create(messages=CHAT, **ASKED)
-    assert "x-scalesim-agent" not in nobody.headers

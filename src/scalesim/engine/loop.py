@@ -95,6 +95,7 @@ class EngineLoop:
 
     def _iterate(self) -> bool:
         self.calls.expire()
+        self.advice.expire(self.parts.time_s())
         if self.calls.can_enter:
             self.accept([])
         batch = self.scheduler.schedule()
@@ -188,6 +189,7 @@ class EngineLoop:
             limit=len(tokens) + params.max_tokens,
             params=params,
             attachments=call.attachments,
+            salt=request.salt,
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,

@@ -17,8 +17,10 @@ from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.misses import Miss
+from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
+from scalesim.memory.tiers import TierUse
 from scalesim.memory.timing import Pace
 
 
@@ -44,6 +46,14 @@ class MemoryManager(MemoryParts):
         return sum(len(tier.lost) for tier in self.tiers)
 
     @property
+    def tier_use(self) -> tuple[TierUse, ...]:
+        """How full each tier is, the nearest to the compute first. From any thread."""
+        return tuple(
+            TierUse(tier.name, tier.pool.num_usable - len(tier.lost), tier.pool.num_free)
+            for tier in self.tiers
+        )
+
+    @property
     def loading_pages(self) -> int:
         """Pages held by leases that wait for loads."""
         return self.loads.num_pages
@@ -57,10 +67,11 @@ class MemoryManager(MemoryParts):
         num_blocks: int,
         *,
         attachments: Sequence[AttachmentUse] = (),
+        salt: bytes = b"",
         max_loading_pages: int | None = None,
     ) -> Lease | None:
         """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
-        all.
+        all. With a ``salt``, only what was computed with the same one is found.
 
         All or nothing: ``None`` if the pages cannot be had now. Look-up and pin are one act. Loads
         of what is on the host start at once; the lease is ready when they are over. At least the
@@ -70,7 +81,9 @@ class MemoryManager(MemoryParts):
         ``attachments`` are reserved, pinned and loaded with the rest. Raises ``AttachmentError``
         for one that there is not.
         """
-        return self.admission.acquire(agent, tokens, num_blocks, attachments, max_loading_pages)
+        return self.admission.acquire(
+            agent, tokens, num_blocks, attachments, salt, max_loading_pages
+        )
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks``; False, and no change, if they
@@ -144,6 +157,19 @@ class MemoryManager(MemoryParts):
         """The index of the first of ``agents`` whose next request likely begins with what is on the
         device; ``None`` if there is none."""
         return self.owners.first_resident(agents)
+
+    def pages_of(self, agent: AgentId) -> AgentPages:
+        """Where the state lies that ``agent``'s next request will likely begin with."""
+        return self.owners.pages_of(agent)
+
+    def census(self) -> list[tuple[AgentId, AgentPages]]:
+        """``pages_of`` every agent that memory knows. O(agents)."""
+        return self.owners.census()
+
+    def agents_under(self, tokens: bytes) -> list[AgentId]:
+        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is
+        held."""
+        return self.owners.under(tokens)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""

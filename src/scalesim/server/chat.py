@@ -49,7 +49,7 @@ async def chat(service: Service, request: HttpRequest) -> Response:
     turn, asked = await _prepared(service, request, body, raw, target)
     answer = ChatAnswer(service, target, body, turn)
     if body.stream:
-        streams = await service.engine.stream_samples_async(asked)
+        streams = service.metrics.timed(await service.engine.stream_samples_async(asked))
         return EventStream(answer.events(streams), service.limits.keep_alive, target.headers)
     async with while_connected(request.receive):
         reply = await service.engine.generate_async(asked)

@@ -56,7 +56,7 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     answer = Completion(service, target, body)
     if body.stream:
         streams = [await service.engine.stream_samples_async(asked) for asked in requests]
-        flat = [stream for samples in streams for stream in samples]
+        flat = service.metrics.timed([stream for samples in streams for stream in samples])
         events = answer.events(flat, len(flat) // len(requests))
         return EventStream(events, service.limits.keep_alive, target.headers)
     async with while_connected(request.receive):

@@ -38,6 +38,7 @@ async def embeddings(service: Service, request: HttpRequest) -> Response:
             pooling=body.pooling or "last",
             normalize=body.normalize is not False,
             timeout=service.limits.request_timeout,
+            cache_salt=target.cache_salt(body.cache_salt),
         )
     as_text = body.encoding_format == "base64"
     data = [

@@ -17,7 +17,9 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
-from scalesim.server.identity import Caller, who_calls
+from scalesim.server.gate import admission_of
+from scalesim.server.hints import begin_call
+from scalesim.server.identity import Caller, scoped
 from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
 from scalesim.server.service import Service
 
@@ -25,26 +27,31 @@ from scalesim.server.service import Service
 @dataclass(frozen=True, slots=True)
 class Target:
     """Whom a request is for: the name that it gave the model, the adapter that this name means,
-    and who calls."""
+    who calls, and the key's own salt where there are several keys."""
 
     model: str
     adapter: str | None
     caller: Caller
+    tenant: str | None
+
+    def cache_salt(self, given: str | None) -> str | None:
+        """What tells the state of this request from others': the key, and what the client gave."""
+        parts = (self.tenant, given)
+        return None if parts == (None, None) else ":".join(part or "" for part in parts)
 
     @property
     def headers(self) -> dict[str, str]:
         """What the reply says of the caller."""
-        agent = self.caller.agent
-        named = {} if agent is None else {"x-scalesim-agent": _in_a_header(str(agent))}
-        return {**named, "x-scalesim-identity": self.caller.rung, "x-scalesim-hint": "none"}
+        return self.caller.headers
 
 
 def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -> Target:
     """Whom ``body`` is for. Raises 404 for a model that is not served."""
     name = body.get("model")
     model, adapter, alias = known_model(service, service.config.names[0] if name is None else name)
-    path_agent = request.path_params.get("agent")
-    return Target(model, adapter, who_calls(body, request.headers, path_agent, alias))
+    tenant = admission_of(request).tenant
+    caller = begin_call(service, request, body, alias)
+    return Target(model, adapter, caller, None if tenant is None else tenant.hex())
 
 
 def known_model(service: Service, name: str) -> tuple[str, str | None, str | None]:
@@ -103,11 +110,13 @@ def engine_request(
         params=params,
         timeout=timeout,
         priority=body.priority or 0,
+        cache_salt=target.cache_salt(body.cache_salt),
     )
     agent = target.caller.agent
     if target.adapter is not None:
         # an adapter is an agent's: of those without a name, all who use the adapter share one
-        agent = f"adapter:{target.adapter}" if agent is None else agent
+        if agent is None:
+            agent = scoped(f"adapter:{target.adapter}", target.caller.scope)
         return replace(request, agent=service.engine.agent(agent, adapter=target.adapter).id)
     if agent is not None:
         service.engine.agent(agent)
@@ -186,14 +195,3 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     if wrong is not None:
         raise bad(f"logit_bias names {shown(wrong)}; its keys must be token ids", "logit_bias")
     return {int(key): bias for key, bias in given.items()}
-
-
-def _in_a_header(name: str) -> str:
-    """``name`` as visible ASCII, whatever a client called its agent."""
-    return "".join(
-        char if " " < char <= "~" and char != "%" else _percent(char) for char in name[:256]
-    )
-
-
-def _percent(char: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in char.encode())

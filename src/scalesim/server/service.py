@@ -7,12 +7,17 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from scalesim.engine.engine import Engine
+from scalesim.errors import UnknownAgentError
 from scalesim.server.config import ServerConfig
 from scalesim.server.errors import ApiError
+from scalesim.server.identity import Identity
 from scalesim.server.life import Life
+from scalesim.server.looks import Looks
+from scalesim.server.metrics import Metrics
 from scalesim.server.queue import OpenRequests
 
 T = TypeVar("T")
@@ -30,6 +35,9 @@ class Service:
     def __init__(self, engine: Engine | Callable[[], Engine], config: ServerConfig) -> None:
         self.config, self.limits, self.life = config, config.limits, Life()
         self.open = OpenRequests(config.limits)
+        self.identity = Identity(self._forget)
+        self.metrics = Metrics(self.open, self.identity)
+        self.looks = Looks()
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(NUM_THREADS, "scalesim-server")
         self._make = engine if callable(engine) else None
@@ -45,6 +53,11 @@ class Service:
         if self._engine is None:
             self.life.check()
             raise ApiError(503, "the model is still loading; try again soon", code="starting")
+        return self._engine
+
+    @property
+    def engine_if_ready(self) -> Engine | None:
+        """The engine, if it is there."""
         return self._engine
 
     async def start(self) -> None:
@@ -76,6 +89,11 @@ class Service:
         if size <= SMALL:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _forget(self, agents: list[str]) -> None:
+        for agent in agents:
+            with suppress(UnknownAgentError):  # it never came as far as the engine
+                self.engine.forget(agent, wait=False)
 
     def health(self) -> str:
         """The server's state in one word."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class EmbeddingBody(BaseModel):
@@ -19,3 +19,4 @@ class EmbeddingBody(BaseModel):
     dimensions: int | None = None
     pooling: Literal["last", "mean"] | None = None
     normalize: bool | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None

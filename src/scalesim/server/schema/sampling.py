@@ -43,6 +43,7 @@ class SamplingBody(BaseModel):
     stream_options: StreamOptions | None = None
     priority: int | None = None
     timeout: Real | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     json_schema: dict[str, Any] | str | None = None
     regex: str | None = None
     grammar: str | None = None
