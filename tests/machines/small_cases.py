@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.hostile_link import HostileLink
@@ -99,7 +99,7 @@ def _ask(
     agent: int,
     prompt: list[int],
     output: int,
-    use: AttachmentUse | None = None,
+    use: AttachmentSpec | None = None,
 ) -> Sequence:
     return world.add(agent, list(prompt), output, adapter=use)
 

@@ -191,7 +191,7 @@ def test_time_passes_between_two_ticks() -> None:
     memory.timing.now = 9.0
     memory.timing.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
     memory.plan(100.0)
-    assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
+    assert memory.counters.prefetched_pages == 0 and memory.residency.transfers.saving_pages == 0
     opens_in_s = memory.prefetcher.opens_in_s
     assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
     for _ in range(3):
@@ -341,7 +341,7 @@ def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> N
         memory.release(lease, tokens(agent, 2 * SIZE + 2), 2 * SIZE + 2)
         memory.hint([(agent, at)])
     first = memory.ranking.farthest_on_device()
-    assert first is not None and first.tail_of == 1
+    assert first is not None and first.partial_of == 1
 
 
 def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:

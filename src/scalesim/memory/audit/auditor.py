@@ -64,8 +64,8 @@ class Auditor:
         """Report ``error`` with what happened to pages last; which of them are in question. Only
         books that do not agree put pages in question: what merely broke off left nothing behind
         that a new beginning would not mend."""
-        flight = self.memory.flight
-        self.last_report = "" if flight is None else flight.dump()
+        log = self.memory.page_log
+        self.last_report = "" if log is None else log.dump()
         recent = "\n".join(self.last_report.splitlines()[-_REPORTED:])
         report(_log, "beginning anew after %r; the last page events:\n%s", error, recent)
         if not is_violation(error):

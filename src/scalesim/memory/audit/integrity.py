@@ -77,12 +77,12 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
         parent = segment.parent
         assert parent is not None
         size = len(segment.tokens)
-        if segment.is_tail:
+        if segment.is_partial:
             if not (0 < size < tree.block_bytes):
                 raise IntegrityError(f"{segment}: a tail of {size} token bytes")
-            if segment not in parent.tails.values():
+            if segment not in parent.partials.values():
                 raise IntegrityError(f"{segment}: not its key's tail")
-            if segment.children or segment.tails:
+            if segment.children or segment.partials:
                 raise IntegrityError(f"{segment}: a tail with children")
         else:
             if not segment.is_attachment:
@@ -92,7 +92,7 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
             key = segment.tokens[: tree.block_bytes] + segment.mark
             if parent.children.get(key) is not segment:
                 raise IntegrityError(f"{segment}: not its key's child")
-        below = [*segment.children.values(), *segment.tails.values()]
+        below = [*segment.children.values(), *segment.partials.values()]
         on_device = sum(bool(child.device) for child in below)
         anywhere = sum(bool(child.device or child.host) for child in below)
         if (segment.device_children, segment.content_children) != (on_device, anywhere):
@@ -142,7 +142,7 @@ def _blocks_of(transfer: Transfer | None, segment: Segment) -> int:
 
 def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     pins = Counter(segment for lease in leases for segment in lineage(lease.end))
-    pins.update(lease.borrowed for lease in leases if lease.borrowed is not None)
+    pins.update(lease.copy_source for lease in leases if lease.copy_source is not None)
     attachments = [attachment for lease in leases for attachment in lease.attachments]
     pins.update(attachment.segment for attachment in attachments)
     for segment in {*segments, *pins}:
@@ -191,11 +191,11 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
     if by_ticket != moving.keys():
         raise IntegrityError(f"{len(by_ticket)} transfers by ticket, {len(moving)} move")
     saving = sum(moved.num_blocks for moved in moving.values() if moved.purpose == "save")
-    if saving != residency.saving_pages:
-        raise IntegrityError(f"{residency.saving_pages} saving, {saving} found")
+    if saving != residency.transfers.saving_pages:
+        raise IntegrityError(f"{residency.transfers.saving_pages} saving, {saving} found")
     demand = sum(moved.purpose == "demand" for moved in moving.values())
-    if demand != residency.demand_waiting:
-        raise IntegrityError(f"{residency.demand_waiting} != {demand} demands")
+    if demand != residency.transfers.num_demand:
+        raise IntegrityError(f"{residency.transfers.num_demand} != {demand} demands")
     waits = Counter(id(waiter) for moved in moving.values() for waiter in moved.waiters)
     for lease in leases:
         if lease.loads != waits[id(lease)]:
@@ -222,7 +222,7 @@ def _check_orders(manager: MemoryManager, segment: Segment) -> None:
 def _check_owners(manager: MemoryManager, segment: Segment, leases: list[Lease]) -> None:
     """An owner of a segment has a path through it, a tail there, or is computing there now."""
     for owner in segment.owners:
-        if segment.is_tail:
+        if segment.is_partial:
             continue
         known = any(segment in lineage(path) for path in owner.paths)
         active = any(lease.agent is owner and segment in lineage(lease.end) for lease in leases)
