@@ -77,7 +77,7 @@ def small_cases(factories: Factories = OURS) -> list[Case]:
             (_fail_next,),
         ),
         Case(
-            "a fork takes the tail of one that goes on",
+            "a fork takes the partial block of an agent that goes on",
             world(replace(two_in_flight, pages=7)),
             _one_spoke,
             _ask_twins,

@@ -274,10 +274,10 @@ class MatchesABlockMore(BrokenAcquire):
         return segment.tokens[count * size : (count + 1) * size]
 
 
-class TakesATailUnread(MatchesABlockMore):
+class TakesAPartialBlockUnread(MatchesABlockMore):
     def behind(self, segment: Segment, count: int) -> bytes:
         whole = count == segment.num_blocks
-        return next((tail.tokens for tail in segment.partials.values() if whole), b"")
+        return next((part.tokens for part in segment.partials.values() if whole), b"")
 
 
 class SkipsCopyOnWrite(BrokenAcquire):

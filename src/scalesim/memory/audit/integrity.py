@@ -1,8 +1,8 @@
-"""Whether memory's books agree with each other: every page, pin, row, count and order, compared.
+"""Integrity: all invariants of memory, checked page by page, pin by pin and row by row.
 
-Counts by sets of unique page ids, never by sums of lengths. Called by the engine's guard when there
-is nothing to do, and by tests after every operation. Raises ``IntegrityError`` with each term of
-the equation that does not hold; ``counts`` has the checks that are cheap enough for every step.
+Pages are compared as sets of ids, never as sums of lengths. The auditor calls this when the engine
+is idle, and tests call it after every operation. ``counts`` has the checks that are cheap enough
+for every step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scalesim.memory.tree.segment import Segment, lineage
 
 
 class IntegrityError(AssertionError):
-    """Two of memory's books differ."""
+    """Two of memory's records disagree."""
 
 
 def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> None:
-    """Check all invariants of ``manager``, given all ``leases`` that are open. O(pages + segments).
-    Raises ``IntegrityError`` with the terms that differ."""
+    """Check all invariants of ``manager``, given all open ``leases``. O(pages + segments). Raises
+    ``IntegrityError`` with the values that disagree."""
     open_leases = list(leases)
     segments = list(manager.tree)
     _check_pools(manager, segments, open_leases)
@@ -79,11 +79,11 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
         size = len(segment.tokens)
         if segment.is_partial:
             if not (0 < size < tree.block_bytes):
-                raise IntegrityError(f"{segment}: a tail of {size} token bytes")
+                raise IntegrityError(f"{segment}: a partial block of {size} token bytes")
             if segment not in parent.partials.values():
-                raise IntegrityError(f"{segment}: not its key's tail")
+                raise IntegrityError(f"{segment}: not the partial block of its key")
             if segment.children or segment.partials:
-                raise IntegrityError(f"{segment}: a tail with children")
+                raise IntegrityError(f"{segment}: a partial block with children")
         else:
             if not segment.is_attachment:
                 whole = segment.num_blocks * tree.block_bytes
@@ -103,7 +103,8 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
 
 
 def _check_runs(segment: Segment) -> None:
-    """The picture in ``segment``'s module, and: only what is held may lack content."""
+    """The runs are as in the picture of ``memory.tree.segment``, and only a segment that a lease
+    pins may have blocks without content."""
     for tier in TIERS:
         run: Run = getattr(segment, tier)
         coming = _blocks_of(run.transfer, segment)
@@ -210,7 +211,7 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 
 
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
-    """What could leave is known to those who look for room."""
+    """The order of eviction has exactly the segments that may leave the device."""
     idle = segment.pins == 0 and not segment.is_moving
     may_leave = idle and bool(segment.device) and segment.device_children == 0
     if manager.ranking.is_evictable(segment) != may_leave:
@@ -220,7 +221,7 @@ def _check_orders(manager: MemoryManager, segment: Segment) -> None:
 
 
 def _check_owners(manager: MemoryManager, segment: Segment, leases: list[Lease]) -> None:
-    """An owner of a segment has a path through it, a tail there, or is computing there now."""
+    """Each owner of a segment has a path through it, or computes one now."""
     for owner in segment.owners:
         if segment.is_partial:
             continue
