@@ -66,7 +66,7 @@ class LazyHeap(Generic[T]):
     def _entry(self, item: T, entry: int, next_use: NextUse) -> tuple[float, int, int, T]:
         if next_use.time is not None:
             return (self._sign * next_use.time, self._sign * next_use.seq, entry, item)
-        # the sooner an unknown one is expected, the later it was used
+        # of unknown next uses, the most recently used item comes first
         return (-self._sign * next_use.last_use, -self._sign * next_use.last_seq, entry, item)
 
     def _head(self, heap: list[tuple[float, int, int, T]]) -> T | None:

@@ -139,7 +139,7 @@ class Releases:
         if num_tokens and not lease.end.is_root and not agent.is_forgotten:
             self.owners.own(agent, lease.end)
             self.misses.record_release(lease)
-        else:  # what it committed on the way is nobody's path
+        else:  # committed blocks that are on no path have no owner
             self.owners.disown(agent, lease.end)
 
     def _unpin(self, lease: Lease, chain: list[Segment]) -> None:

@@ -26,7 +26,7 @@ class SmallMap(MutableMapping[K, int], Generic[K]):
 
     def __init__(self, entries: Mapping[K, int] = _NOTHING) -> None:
         self.sole: K | None = None
-        self._value: Any = _NOTHING  # the number of ``sole``; without one, a dictionary
+        self._value: Any = _NOTHING  # the value of ``sole``; if ``sole`` is ``None``, a dictionary
         for key in entries:
             self[key] = entries[key]
 
