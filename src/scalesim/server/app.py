@@ -18,11 +18,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
 from scalesim.server import (
+    admin,
     agents,
     chat,
     choose,
     completions,
     embeddings,
+    envelope,
     hints,
     models,
     tokens,
@@ -45,7 +47,9 @@ ROUTES: list[Endpoint] = [
     *choose.ENDPOINTS,
     *hints.ENDPOINTS,
     *agents.ENDPOINTS,
+    *envelope.ENDPOINTS,
     *watch.ENDPOINTS,
+    *admin.ENDPOINTS,
 ]
 
 
