@@ -110,7 +110,10 @@ def test_no_letter_of_an_answer_is_lost(text: str, thinking: str) -> None:
         (f"I go.\n\n{CALL}\n\nI went.\n", ("I go.\n\nI went.\n", None, [PARK])),
         (f"<think>\nA park? \n</think>\n\n{CALL}", (None, "A park?", [PARK])),
         (f"<think>{CALL}</think>Hello", ("Hello", CALL, [])),
-        ('<tool_call>{"arguments": {}, "name": "wait"}</tool_call>', (None, None, [("wait", "{}")])),
+        (
+            '<tool_call>{"arguments": {}, "name": "wait"}</tool_call>',
+            (None, None, [("wait", "{}")]),
+        ),
         ('<tool_call>{"name": "wait"}</tool_call>', (None, None, [("wait", "{}")])),
         ('<tool_call>{"name": "fly", "arguments": null}', (None, None, [("fly", "{}")])),
         ("a < b, <tool_cal", ("a < b, <tool_cal", None, [])),

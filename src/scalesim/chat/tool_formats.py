@@ -62,9 +62,7 @@ class ToolFormat:
         return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": schemas}
 
 
-HERMES = ToolFormat(
-    "hermes", "<tool_call>", "</tool_call>", "\n", "arguments", ("<tool_call>",)
-)
+HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", "\n", "arguments", ("<tool_call>",))
 """Hermes, Qwen 2.5 and 3, and what was trained on their data."""
 LLAMA3 = ToolFormat(
     "llama3", "<|python_tag|>", "", "; ", "parameters", ("<|python_tag|>", '"parameters": '),

@@ -18,8 +18,10 @@ from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.misses import Miss
+from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
+from scalesim.memory.tiers import TierUse
 from scalesim.memory.timing import Pace
 
 
@@ -43,6 +45,14 @@ class MemoryManager(MemoryParts):
     def num_lost_pages(self) -> int:
         """Pages of both pools that were taken out of circulation."""
         return sum(len(tier.lost) for tier in self.tiers)
+
+    @property
+    def tier_use(self) -> tuple[TierUse, ...]:
+        """How full each tier is, the nearest to the compute first. From any thread."""
+        return tuple(
+            TierUse(tier.name, tier.pool.num_usable - len(tier.lost), tier.pool.num_free)
+            for tier in self.tiers
+        )
 
     @property
     def loading_pages(self) -> int:
@@ -151,6 +161,19 @@ class MemoryManager(MemoryParts):
         """The index of the first of ``agents`` whose next request will likely begin with a prefix
         on the device; ``None`` if there is none."""
         return self.owners.first_resident(agents)
+
+    def pages_of(self, agent: AgentId) -> AgentPages:
+        """Where the state lies that ``agent``'s next request will likely begin with."""
+        return self.owners.pages_of(agent)
+
+    def census(self) -> list[tuple[AgentId, AgentPages]]:
+        """``pages_of`` every agent that memory knows. O(agents)."""
+        return self.owners.census()
+
+    def agents_under(self, tokens: bytes) -> list[AgentId]:
+        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is
+        held."""
+        return self.owners.under(tokens)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes

@@ -245,8 +245,8 @@ def _pages_of(state: AgentState, above: dict[Segment, tuple[int, int, int]]) -> 
             if (sums := above.get(segment)) is None:
                 sums = above[segment] = _added((device, host, coming), segment)
             device, host, coming = sums
-        if (tail := end.tails.get(state.id)) is not None:
-            device, host, coming = _added((device, host, coming), tail)
+        if (partial := end.partials.get(state.id)) is not None:
+            device, host, coming = _added((device, host, coming), partial)
     for segment in state.attached:
         device, host, coming = _added((device, host, coming), segment)
     return AgentPages(device, host, coming, state.next_use)
