@@ -59,13 +59,12 @@ def test_adapters_come_and_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../pirate", "/etc", "pirate/../..", "", None, 7, "x" * 9999])
 def test_no_path_comes_over_http(name: object, tmp_path: Path) -> None:
-    with tiny_engine() as engine:
-        with serving(engine, admin_keys=(ADMIN_KEY,), adapters={"a": tmp_path}) as running:
-            for _, path in PATHS[1:]:
-                response = httpx2.post(
-                    running.url + path, headers=bearer(ADMIN_KEY), json={"name": name}
-                )
-                assert response.status_code == 404 and len(response.text) < 700
+    settings = {"admin_keys": (ADMIN_KEY,), "adapters": {"a": tmp_path}}
+    with tiny_engine() as engine, serving(engine, **settings) as running:
+        for _, path in PATHS[1:]:
+            url, headers = running.url + path, bearer(ADMIN_KEY)
+            response = httpx2.post(url, headers=headers, json={"name": name})
+            assert response.status_code == 404 and len(response.text) < 700
 
 
 def test_folders_that_are_none() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.adapters import AdapterContent
+from scalesim.memory.leases.attachments import branch_of
 from scalesim.memory.misses import Miss
 from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
@@ -170,10 +171,10 @@ class MemoryManager(MemoryParts):
         """``pages_of`` every agent that memory knows. O(agents)."""
         return self.owners.census()
 
-    def agents_under(self, tokens: bytes) -> list[AgentId]:
-        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is
-        held."""
-        return self.owners.under(tokens)
+    def agents_under(self, tokens: bytes, salt: bytes = b"") -> list[AgentId]:
+        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is held,
+        and was computed with ``salt``."""
+        return self.owners.under(tokens, branch_of((), salt, self.block_size))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes

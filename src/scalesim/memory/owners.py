@@ -10,7 +10,7 @@ from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.prefix_tree import TEXT, PrefixTree
-from scalesim.memory.tree.segment import Owner, Segment, lineage
+from scalesim.memory.tree.segment import Branch, Owner, Segment, lineage
 
 
 class AgentPages(NamedTuple):
@@ -107,10 +107,10 @@ class Owners:
         above: dict[Segment, tuple[int, int, int]] = {}
         return [(id, _pages_of(state, above)) for id, state in self.agents.items()]
 
-    def under(self, tokens: bytes) -> list[AgentId]:
+    def under(self, tokens: bytes, branch: Branch | None) -> list[AgentId]:
         """The agents that own the end of what is held of ``tokens``, as far as that goes."""
         num_blocks = len(tokens) // self._tree.block_bytes
-        path = self._tree.match(self._tree.root(TEXT), tokens, num_blocks)
+        path = self._tree.match(self._tree.root(TEXT), tokens, num_blocks, branch)
         return [owner.id for owner in path[-1][0].owners] if path else []
 
     def attach(self, id: AgentId, segment: Segment) -> None:

@@ -19,14 +19,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from scalesim.checks import number, refuse, shown
+from scalesim.checks import number, refuse, shown, text
+from scalesim.core import AgentId
 from scalesim.distance.clock import MAX_TIME
 from scalesim.engine.memory_view import MAX_PIN_S
 from scalesim.errors import RequestError, ScaleSimError, UnknownAgentError
 from scalesim.server.body import read_json
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, bad
-from scalesim.server.hints import scope_of
+from scalesim.server.hints import salt_of, scope_of
 from scalesim.server.identity import Caller, agent_name, scoped, unscoped
 from scalesim.server.service import Service
 
@@ -134,7 +135,9 @@ async def _target(service: Service, payload: Mapping[str, Any], scope: str) -> A
         model = service.engine.model
         size = len(prefix) if isinstance(prefix, (str, list)) else 0
         tokens = await service.off_loop(size, lambda: model.token_ids(prefix))
-        found = await service.engine.memory.agents_under_async(tokens.tolist())
+        given = payload.get("cache_salt")
+        salt = salt_of(scope, None if given is None else text("cache_salt", given))
+        found = await service.engine.memory.agents_under_async(tokens.tolist(), cache_salt=salt)
         mine = [str(id) for id in found if unscoped(id, scope) is not None]
         return Addressed(mine[:MAX_AGENTS_AN_ACTION], len(mine) > MAX_AGENTS_AN_ACTION)
     raise RequestError("payload names nobody: give agent_id, session_id, agents or prefix")
@@ -179,7 +182,8 @@ async def _prefetch(service: Service, payload: Mapping[str, Any], scope: str) ->
         for id in target.ids:
             service.engine.wake(id)
         return _done(target)
-    service.engine.expect(dict.fromkeys(target.ids, ticks))
+    times: dict[AgentId, float] = dict.fromkeys(target.ids, ticks)
+    service.engine.expect(times)
     done = _done(target)
     if done.outcome == "accepted":
         return Done("deferred", "it is loaded when its time has come")
@@ -203,7 +207,7 @@ async def _expect(service: Service, payload: Mapping[str, Any], scope: str) -> D
     when = number("in", wait, 0.0, MAX_TIME) if time is None else number("at", time, 0.0, MAX_TIME)
     target = await _target(service, payload, scope)
     if target.ids:
-        times = dict.fromkeys(target.ids, when)
+        times: dict[AgentId, float] = dict.fromkeys(target.ids, when)
         service.engine.expect(times, confidence=confidence, absolute=time is not None)
     return _done(target)
 

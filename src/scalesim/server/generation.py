@@ -17,8 +17,7 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
-from scalesim.server.gate import admission_of
-from scalesim.server.hints import begin_call
+from scalesim.server.hints import begin_call, salt_of
 from scalesim.server.identity import Caller
 from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
 from scalesim.server.service import Service
@@ -27,17 +26,15 @@ from scalesim.server.service import Service
 @dataclass(frozen=True, slots=True)
 class Target:
     """Whom a request is for: the name that it gave the model, the adapter that this name means,
-    who calls, and the key's own salt where there are several keys."""
+    and who calls."""
 
     model: str
     adapter: str | None
     caller: Caller
-    tenant: str | None
 
     def cache_salt(self, given: str | None) -> str | None:
         """What tells the state of this request from others': the key, and what the client gave."""
-        parts = (self.tenant, given)
-        return None if parts == (None, None) else ":".join(part or "" for part in parts)
+        return salt_of(self.caller.scope, given)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -49,9 +46,7 @@ def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -
     """Whom ``body`` is for. Raises 404 for a model that is not served."""
     name = body.get("model")
     model, adapter, alias = known_model(service, service.config.names[0] if name is None else name)
-    tenant = admission_of(request).tenant
-    caller = begin_call(service, request, body, alias)
-    return Target(model, adapter, caller, None if tenant is None else tenant.hex())
+    return Target(model, adapter, begin_call(service, request, body, alias))
 
 
 def known_model(service: Service, name: str) -> tuple[str, str | None, str | None]:

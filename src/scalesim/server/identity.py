@@ -248,7 +248,7 @@ class Identity:
     def _drop_oldest(self) -> None:
         """A hundredth at a time, so that the engine hears of it seldom."""
         wanted = len(self._agents) - self._max_agents + self._max_agents // 100
-        gone = []
+        gone: list[str] = []
         for agent, num_open in self._agents.items():
             if len(gone) == wanted:
                 break
