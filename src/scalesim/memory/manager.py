@@ -12,7 +12,7 @@ lists both:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentSpec, Lease
@@ -144,10 +144,10 @@ class MemoryManager(MemoryParts):
         missed."""
         return self.misses.last.get(agent)
 
-    def is_resident(self, agent: AgentId | None) -> bool:
-        """Whether the prefix with which ``agent``'s next request will likely begin is on the
-        device."""
-        return self.owners.is_resident(agent)
+    def first_resident(self, agents: Iterable[AgentId | None]) -> int | None:
+        """The index of the first of ``agents`` whose next request will likely begin with a prefix
+        that is on the device; ``None`` if there is none."""
+        return self.owners.first_resident(agents)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes

@@ -61,15 +61,24 @@ class Owners:
                 segment.record_hit()
         self._refresh_paths(target)
 
-    def is_resident(self, id: AgentId | None) -> bool:
-        """Whether the prefix with which the agent's next request will likely begin is wholly on the
-        device."""
-        state = None if id is None else self.agents.get(id)
-        if state is None or (end := state.likely_end()) is None:
-            return False
-        if not all(segment.is_ready for segment in state.attached):
-            return False
-        return end.is_ready and end.parent is not None
+    def first_resident(self, ids: Iterable[AgentId | None]) -> int | None:
+        """The index of the first of ``ids`` whose next request will likely begin with a prefix that
+        is wholly on the device; ``None`` if there is none. Every admission looks through the
+        waiting line, so the cheapest condition is checked first."""
+        agents = self.agents
+        for index, id in enumerate(ids):
+            state = None if id is None else agents.get(id)
+            if state is None or state.newest_end is None:
+                continue
+            match = state.last_match
+            if not (state.newest_end.is_ready or (match is not None and match.is_ready)):
+                continue
+            end = state.likely_end()
+            if end is None or not end.is_ready or end.parent is None:
+                continue
+            if all(segment.is_ready for segment in state.attached):
+                return index
+        return None
 
     def attach(self, id: AgentId, segment: Segment) -> None:
         """Let agent ``id`` own the attachment ``segment``, in place of another attachment of its
