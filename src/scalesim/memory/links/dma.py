@@ -5,12 +5,10 @@ Pure planning, no tensor, no device: ``CudaLink`` acts on it, property tests run
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from scalesim.core import Fence
-from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Job, JobQueue
 
 MAX_PIECES = 512
 """DMA copies given to one stream and not ended. Above some 1000 a call to the driver blocks its
@@ -41,14 +39,10 @@ def dma_pieces(copies: Copies, seam_pages: int) -> list[DmaCopy]:
 
 
 @dataclass(frozen=True, slots=True)
-class DmaChunk:
-    """One ticket's copies, not started yet."""
+class DmaChunk(Job):
+    """A job cut into DMA copies."""
 
-    ticket: int
-    copies: Copies
     pieces: list[DmaCopy]
-    after: Fence | None
-    num_bytes: int
 
 
 class Depth:
@@ -75,39 +69,22 @@ class Depth:
         return max(MIN_DEPTH_BYTES, int(1.5 * self._iteration_s * bytes_per_s))
 
 
-class ChunkQueue:
-    """One direction's chunks: those that wait, urgent ones first, and those that were started."""
+class ChunkQueue(JobQueue[DmaChunk]):
+    """The chunks of one direction, and how many bytes and DMA copies of them are in flight."""
 
     def __init__(self) -> None:
-        self.queued_bytes = 0  # not ended
+        super().__init__()
         self._flying_bytes = self._flying_pieces = 0
-        self._waiting: deque[DmaChunk] = deque()
-
-    def add(self, chunks: list[DmaChunk], *, urgent: bool) -> None:
-        """Urgent chunks keep their own order, and stand before all that wait."""
-        if urgent:
-            self._waiting.extendleft(reversed(chunks))
-        else:
-            self._waiting.extend(chunks)
-        self.queued_bytes += sum(chunk.num_bytes for chunk in chunks)
-
-    def cancel(self, ticket: int) -> bool:
-        for chunk in self._waiting:
-            if chunk.ticket == ticket:
-                self._waiting.remove(chunk)
-                self.queued_bytes -= chunk.num_bytes
-                return True
-        return False
 
     def start(self, depth_bytes: int, may_start: Callable[[DmaChunk], bool]) -> Iterator[DmaChunk]:
         """The chunks to start now, in order. A chunk alone is never too large."""
-        while self._waiting and may_start(self._waiting[0]):
-            chunk = self._waiting[0]
+        while self.waiting and may_start(self.waiting[0]):
+            chunk = self.waiting[0]
             num_bytes = self._flying_bytes + chunk.num_bytes
             num_pieces = self._flying_pieces + len(chunk.pieces)
             if self._flying_pieces and (num_bytes > depth_bytes or num_pieces > MAX_PIECES):
                 return
-            self._waiting.popleft()
+            self.waiting.popleft()
             self._flying_bytes, self._flying_pieces = num_bytes, num_pieces
             yield chunk
 
