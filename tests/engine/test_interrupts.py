@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from scalesim.engine.inbox import Inbox
-from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
+from scalesim.interrupts import InterruptsWait
 from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts
 from tests.inside import part

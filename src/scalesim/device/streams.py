@@ -1,7 +1,7 @@
 """The seam to a device's queues of work: streams, events, graphs. Torch-free; no implementation.
 
 ``CudaLink`` and ``CudaRunner`` say through it what runs after what, and nothing else orders their
-work. ``device.cuda`` puts it on CUDA; ``testing.hostile_device`` runs it in the worst legal order.
+work. ``device.cuda`` puts it on CUDA; a test device runs it in the worst legal order.
 """
 
 from __future__ import annotations
