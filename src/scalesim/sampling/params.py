@@ -1,4 +1,4 @@
-"""Sampling parameters: what a request may ask of its tokens."""
+"""Sampling parameters of a request."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from scalesim.core import Int32s
 
 
 class LogitsMask(Protocol):
-    """A caller's own rule for the next token. Called on the engine's thread before each token of a
-    request, so it must be quick. What it raises ends that request alone, with that error."""
+    """A caller's function that says which tokens may come next. It is called on the engine's thread
+    before each token of the request, so it must be quick. An exception ends the request, and no
+    other request."""
 
     def __call__(self, prompt: Int32s, output: Int32s) -> Sequence[int] | npt.NDArray[Any] | None:
-        """The ids that may come next, a bool mask ``[vocab_size]``, or ``None`` for all.
+        """The ids that may come next, a bool mask ``[vocab_size]``, or ``None`` for all tokens.
 
         prompt, output : ``[n]`` int32, the tokens so far; not to be changed.
         """
@@ -24,29 +25,28 @@ class LogitsMask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request's tokens are drawn. docs/sampling.md defines each field exactly.
+    """How the tokens of a request are drawn. docs/sampling.md defines each field exactly.
 
     ``temperature`` 0 is greedy (ties go to the lowest id). ``min_p`` 0, ``top_k`` 0 and ``top_p`` 1
     keep every token. ``repetition_penalty`` (1: off) counts the prompt, ``presence_penalty`` and
-    ``frequency_penalty`` (0: off) the output alone. ``logit_bias`` is added to the logits of the
-    tokens that it names; -inf rules one out. No end-of-sequence or stop token comes before
-    ``min_tokens``. ``n`` samples of one prompt share its prefix. ``mask`` says before each token
-    which ones are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
+    ``frequency_penalty`` (0: off) only the output. ``logit_bias`` is added to the logits of the
+    named tokens; -inf rules a token out. No end-of-sequence or stop token is sampled before
+    ``min_tokens``. The ``n`` samples of a prompt share its prefix. ``mask`` says before each token
+    which tokens are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
     syntax) make the text keep a structure (the extra ``structured``). ``seed`` replaces the
-    engine's seed for this request:
-    equal prompt, parameters and seed give equal text. ``stop`` strings end the text before their
-    first occurrence; ``stop_token_ids`` and the model's own end-of-sequence ids end it too
-    (``ignore_eos`` switches the model's own off).
+    engine's seed for this request: equal prompt, parameters and seed give equal text. ``stop``
+    strings end the text before their first occurrence; ``stop_token_ids`` and the model's own
+    end-of-sequence ids end the text too (``ignore_eos`` switches the model's own ids off).
 
-    ``logprobs`` asks for the natural log-probability of every generated token and of so many of
-    the likeliest beside it (0: of the token alone); ``prompt_logprobs`` for those of the prompt's
-    tokens from position ``prompt_logprobs_start`` on (the first token has none: nothing stands
-    before it). They are the model's own: of its logits at temperature 1, before any parameter
-    changes them. What lies before ``prompt_logprobs_start`` may be found in memory; the rest is
-    computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
+    ``logprobs`` asks for the natural log-probability of every generated token, and of so many of
+    the likeliest tokens at its place (0: of the token alone). ``prompt_logprobs`` asks for those of
+    the prompt's tokens from position ``prompt_logprobs_start`` on; the first token has none,
+    because no token is before it. Log-probabilities are of the model's logits at temperature 1,
+    before any parameter changes them. Tokens before ``prompt_logprobs_start`` may be taken from the
+    cache; later tokens are computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
     """
 
-    max_tokens: int = 128  # generated at most
+    max_tokens: int = 128  # the most tokens to generate
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -71,5 +71,5 @@ class SamplingParams:
 
     @property
     def is_structured(self) -> bool:
-        """Whether a schema, an expression or a grammar bounds the output."""
+        """Whether the output must follow a schema, a regular expression or a grammar."""
         return not (self.json_schema is None and self.regex is None and self.grammar is None)
