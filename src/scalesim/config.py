@@ -214,31 +214,27 @@ class StructureConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Settings of an engine. Raises ``ConfigError``.
-
-    ``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``, a GPU if there is one.
-    ``device_memory`` and ``host_memory``: the sizes of the two pools, like ``"20GB"``, ``"500G"``
-    or ``"1.5GiB"``, or in bytes (0: no host pool). ``"auto"`` is 1 GB and 4 GB on a CPU; with a
-    GPU, it is the free memory of the GPU, and 70 % of the host's available memory. ``policy``: the
-    order of eviction, and whether state is loaded ahead. ``block_size``: tokens of a page; chosen
-    for the model if ``None``. ``max_model_len``: the most tokens of a prompt and its output; the
-    model's own limit if ``None``.
-
+    """``device``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"``: a GPU if there is one.
+    ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
+    ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
+    and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
+    available. ``policy``: how the planner orders and looks ahead. ``block_size``: tokens a page;
+    chosen for the model if ``None``. ``max_model_len``: tokens of prompt and output; the model's
+    own limit if ``None``.
+    ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
+    all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
+    ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
+    default of calls that do not say it. ``chat_template``: jinja2 source, the path of a file of it,
+    or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
     ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
-    float32 on a CPU, and the dtype of the model's config on a GPU. ``model_impl``: ``"native"``,
-    ``"transformers"``, or ``"auto"``, native if the model has a native path. ``quantize``: weights
-    in ``"int8"`` or ``"float8"`` (needs torchao). ``graphs``: capture decode steps as CUDA graphs.
-
-    ``reproducible``: a text does not depend on the batch, the policy or the pool sizes. ``seed``:
-    of the sampling of all requests without a seed. ``generation_config``: the sampling parameters
-    in the model's ``generation_config.json`` are defaults of calls. ``chat_template``: jinja2
-    source, the path of a file with it, or ``"chatml"``; the model's own template if ``None``.
-    ``structure``: limits of structured output.
-
-    ``integrity``: what an engine does if the records of memory are inconsistent, or if an internal
-    error occurs. ``"quarantine"`` takes the suspect pages out of use, ends the requests on these
-    pages with ``InternalError``, and computes the state of all other requests anew. ``"raise"``
-    ends the engine. ``"off"`` does not check the records, and ends the engine at an internal error.
+    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
+    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
+    ``"int8"`` or ``"float8"`` (needs torchao).
+    ``integrity``: what follows when memory's books do not add up, or something breaks inside:
+    ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
+    ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
+    ``"off"`` does not look, and ends the engine at what breaks.
+    Raises ``ConfigError``.
     """
 
     device: str = setting("auto", _device)

@@ -1,4 +1,5 @@
-"""Agents: the handle of an agent on an engine, and how agents are made, forked and forgotten."""
+"""Agents: the handle of each, which is a name on an engine and its calls, and how they are made,
+forked, forgotten and spoken of."""
 
 from __future__ import annotations
 
@@ -30,11 +31,10 @@ __all__ = ["Agent", "Reply", "Request"]
 
 
 class Agent:
-    """An agent of an engine, made by ``Engine.agent``. Calls are stateless.
-
-    A call gives the whole prompt, and the engine finds the part of it that is in memory. Options
-    are the fields of ``Request`` and of ``SamplingParams``, by name. After the agent is forgotten,
-    each method raises ``UnknownAgentError``.
+    """Made by ``Engine.agent``, until it is forgotten: from then on everything raises
+    ``UnknownAgentError``. Calls are stateless: the whole prompt every time; what the engine
+    still holds of it is found. Options are the fields of ``Request`` and of ``SamplingParams``, by
+    name.
     """
 
     __slots__ = ("_agents", "_entry", "engine")
@@ -44,17 +44,17 @@ class Agent:
 
     @property
     def id(self) -> AgentId:
-        """The agent's id on the engine."""
+        """Its name on the engine."""
         return self._entry.id
 
     @property
     def adapter(self) -> str | None:
-        """The name of the adapter that the agent's calls use; ``Engine.agent`` sets it."""
+        """The name of the adapter that its calls use; ``Engine.agent`` sets it."""
         return self._entry.adapter
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether the agent was forgotten. Another agent may have its id by now."""
+        """For good; the id may be another agent's by now."""
         return self._entry.is_forgotten
 
     def request(
@@ -125,20 +125,20 @@ class Agent:
     def expect(
         self, ticks: float | None = None, *, at: float | None = None, steps: float | None = None
     ) -> None:
-        """Say when this agent's next call comes: in ``ticks``, or ``at`` a time of the clock.
-        ``steps`` is the deprecated name of ``ticks``."""
+        """This agent's next call: in ``ticks``, or ``at`` a time of the clock. ``steps`` is the
+        deprecated name of ``ticks``."""
         self._check()
         self._agents.expect(self.id, ticks, at=at, steps=steps)
 
     def fork(self, id: AgentId) -> Agent:
-        """Make a new agent ``id`` that shares this agent's memory until their prompts differ.
+        """A new agent ``id`` with this one's memory, shared until one of them goes its own way.
         Raises ``RequestError`` for an id that is taken."""
         self._check()
         return self._agents.fork(self.engine, self.id, id)
 
     def forget(self, *, wait: bool = True) -> None:
-        """Forget this agent, as ``Engine.forget`` does: done on return, unless ``wait`` is false.
-        Further use of the handle raises ``UnknownAgentError``."""
+        """``Engine.forget`` of this agent, done on return unless ``wait`` is false; every further
+        use of the handle raises ``UnknownAgentError``."""
         self._check()
         self._agents.forget(self.id, wait)
 
@@ -153,9 +153,9 @@ class Agent:
 
 
 class Agents:
-    """The agents of an engine. Each method tells the registry of ids, the registry of adapters and,
-    through the inbox, the loop, so that a thread's calls and hints mean the agents that existed
-    when the thread gave them."""
+    """The agents of an engine. Each method says its part to the registry of ids, to the registry of
+    adapters and, through the inbox, to the loop, so that a thread's calls and hints mean the agents
+    that there were when they were given."""
 
     def __init__(
         self,
@@ -260,12 +260,12 @@ class Agents:
 
 
 def as_messages(messages: list[Message] | str) -> list[Message]:
-    """The messages given to ``chat``; a text is a single message of the user."""
+    """What ``chat`` was given, as messages."""
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
 
 def _renamed_ticks(ticks: float | None, steps: float | None) -> float | None:
-    """``ticks``, or the deprecated ``steps``."""
+    """``ticks``, or ``steps`` where a caller of ``expect`` still says so."""
     if steps is None:
         return ticks
     warnings.warn("expect(steps=) is named ticks= now", DeprecationWarning, stacklevel=4)

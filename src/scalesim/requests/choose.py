@@ -59,8 +59,7 @@ def checked_options(options: object, by: object) -> list[Option]:
 
 
 def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel) -> Int32s:
-    """The token ids of ``option`` after ``prompt``, whose ids are ``tokens``. Raises
-    ``RequestError``."""
+    """The ids of ``option`` behind ``prompt``, of ids ``tokens``. Raises ``RequestError``."""
     ids: Prompt = option
     if isinstance(option, str):
         option = text("option", option)

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from scalesim.model.text.tokenizer import Tokenizer
     from scalesim.sampling.grammar import Structures
 
+
 Message: TypeAlias = Mapping[str, Any]
+
+
 Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message]"
+
+
 Shorten: TypeAlias = Callable[[Prompt, int, int], Prompt]
 """A function from a prompt, its number of tokens and the most tokens that fit to a shorter prompt.
 It is called again while the prompt is too long."""

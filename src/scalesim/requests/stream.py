@@ -19,12 +19,9 @@ from scalesim.requests.tickets import Bell, LoopBell, Ticket
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """The part of a reply since the previous piece.
-
-    ``text`` never ends within a character or within a possible stop string, so it can be empty; it
-    is always empty without a tokenizer. The last piece has the ``reply``. The pieces joined are the
-    text and the token ids of the reply.
-    """
+    """What a reply gained since the piece before: its ``text`` never ends within a character nor
+    within what may become a stop string, so it can be empty (and is without a tokenizer).
+    ``reply`` comes with the last piece; all pieces together are its text and its token ids."""
 
     text: str
     token_ids: tuple[int, ...]  # generated since the previous piece
@@ -178,10 +175,10 @@ class ReplyStream:
 
 
 class AsyncReplyStream:
-    """A ``ReplyStream`` for event loops: ``async for piece in stream``.
+    """``async for piece in stream``: as ``ReplyStream``, in the event loop that reads first.
 
-    The first read checks the request and hands in the call, in the event loop of that read; it
-    raises what is wrong with the request. Cancelling the reading task cancels the call.
+    The call is checked and handed in by the first read, which raises what is wrong with it.
+    Cancelling the task that reads cancels the call.
     """
 
     def __init__(self, begin: Callable[[], Coroutine[Any, Any, Reader]]) -> None:
