@@ -135,7 +135,7 @@ def _mask(name: str, value: object) -> object:
 
 def _schema(name: str, value: object) -> object:
     if isinstance(value, Mapping):
-        return value  # ``Structures.compile`` writes it as text first
+        return value  # it is written down as text before anything else
     if not isinstance(value, str):
         refuse(name, value, "must be a mapping or JSON text")
     return text(name, value)

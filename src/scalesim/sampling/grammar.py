@@ -1,8 +1,8 @@
 """Structured output: JSON schemas, regular expressions and grammars as token constraints.
 
-llguidance compiles a structure on the caller's thread, within limits; compiled structures are kept
-for later callers. Masks are made on the engine's thread, several at once. llguidance is an optional
-extra: ``pip install scalesim-runtime[structured]``.
+Compiled by llguidance on the caller's thread, within limits, and kept for the next caller; masks
+are made on the engine's thread, several at once. An optional extra:
+``pip install scalesim-runtime[structured]``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_se
 
 
 class Structures:
-    """The compiled structures of a model. ``compile`` may be called from any thread."""
+    """The compiled structures of one model. ``compile`` may be called from any thread."""
 
     def __init__(
         self, tokenizer: Tokenizer, vocab_size: int, eos_ids: frozenset[int],
@@ -48,11 +48,10 @@ class Structures:
         self._compiled: OrderedDict[tuple[str, str], Structure] = OrderedDict()
 
     def compile(self, params: SamplingParams) -> Callable[[], GrammarConstraint] | None:
-        """A function that makes a constraint for each sample; ``None`` if ``params`` have no
-        structure.
+        """What makes a fresh constraint for each sample; ``None`` where no structure is asked for.
 
-        Raises ``StructureError`` for a structure that cannot be compiled within the limits, and
-        ``RequestError`` if llguidance is not installed.
+        Raises ``StructureError`` for what cannot be compiled within the limits, and
+        ``RequestError`` where llguidance is not installed.
         """
         named = {
             name: value
@@ -77,7 +76,7 @@ class Structures:
         with self._lock:
             tokens, structure = self._tokens, self._compiled.get(key)
         if structure is None:
-            structure = self._compile(name, text, tokens)  # without the lock: other callers go on
+            structure = self._compile(name, text, tokens)  # others' need not wait for it
         with self._lock:
             self._compiled[key] = structure
             self._compiled.move_to_end(key)
@@ -86,7 +85,7 @@ class Structures:
         return partial(GrammarConstraint, structure, tokens)
 
     def _compile(self, name: str, text: str, tokens: GrammarTokens) -> Structure:
-        """Compile a structure. Raises ``StructureError``, also for a structure that no text has."""
+        """Raises ``StructureError`` for what has no text at all, too."""
         from llguidance import LLMatcher
 
         try:
@@ -143,8 +142,7 @@ class Structures:
 
 @dataclass(frozen=True)
 class Structure:
-    """A compiled structure: the matcher from which constraints are copied, and for a JSON schema
-    the check of finished texts."""
+    """A compiled one: where each of its constraints begins, and what judges finished texts."""
 
     name: str
     matcher: LLMatcher
@@ -152,11 +150,8 @@ class Structure:
 
 
 class GrammarTokens:
-    """A model's tokens in the form of llguidance.
-
-    ``vocab_size`` ids have logits. The tokenizer may have more ids, which are in no mask, or fewer:
-    a grammar never asks for an id without a text.
-    """
+    """The tokens of a model as grammars see them: ``vocab_size`` ids have logits. The tokenizer may
+    have more, which no mask shows, or fewer: no grammar asks for what has no text."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: list[int]) -> None:
         self.source, self.vocab_size, self.eos_ids = tokenizer, vocab_size, frozenset(eos_ids)
@@ -164,14 +159,15 @@ class GrammarTokens:
         self.filler = GrammarMaskFiller(vocab_size, num_ids(tokenizer), self.grammar.vocab_size)
 
     def text(self, tokens: list[int]) -> str | None:
-        """The text of ``tokens`` as a caller sees it; ``None`` if the grammar saw another text."""
+        """The text of ``tokens`` as a caller sees it; ``None`` where that is not what the grammar
+        saw."""
         shown = [token for token in tokens if not self.grammar.is_special_token(token)]
         text = self.source.decode(tokens)
         return text if text.encode() == self.grammar.decode_bytes(shown) else None
 
 
 class GrammarConstraint:
-    """A grammar as the constraint of a sequence, at the sequence's place in the grammar."""
+    """One sequence's place in a grammar."""
 
     def __init__(self, structure: Structure, tokens: GrammarTokens) -> None:
         self.matcher = structure.matcher.deep_copy()
@@ -180,7 +176,7 @@ class GrammarConstraint:
         self._output: list[int] = []
 
     def error(self) -> StructureError | None:
-        """The error of a matcher that gave up; ``None`` if it goes on."""
+        """Where the matcher gave up."""
         if not self.matcher.is_error():
             return None
         return StructureError(
@@ -192,7 +188,7 @@ class GrammarConstraint:
         self.matcher.consume_token(token)
         if (error := self.error()) is not None:
             raise error
-        if token in self._tokens.eos_ids:  # sampled under ignore_eos
+        if token in self._tokens.eos_ids:  # asked for with ignore_eos
             self.end(token)
             return True
         self._output.append(token)
@@ -206,7 +202,7 @@ class GrammarConstraint:
             self._check()
 
     def _check(self) -> None:
-        """Raise ``StructureError`` if the finished text does not keep the structure."""
+        """Raise ``StructureError`` where the finished text does not keep the structure."""
         name, check = self._structure.name, self._structure.check
         text = self._tokens.text(self._output)
         if text is None:
@@ -224,10 +220,10 @@ class GrammarConstraint:
 
 
 class GrammarMaskFiller:
-    """Fills the masks of several grammars on threads of llguidance, which run without Python.
+    """Fills the masks of several grammars on several threads, which need no Python.
 
-    A mask has a bit for each of the ``vocab_size`` logits, a grammar for each of ``num_known`` ids.
-    No bit is set from ``num_ids`` on, where the tokenizer's ids end.
+    Masks have a bit for each of ``vocab_size`` rows of logits, grammars for each of ``num_known``
+    ids; no bit is set from ``num_ids`` on, where the tokenizer's ids end.
     """
 
     def __init__(self, vocab_size: int, num_ids: int, num_known: int) -> None:
@@ -275,15 +271,16 @@ class GrammarMaskFiller:
 
 
 def num_ids(tokenizer: Tokenizer) -> int:
-    """The largest id with a text, plus 1."""
+    """One more than the largest id that has a text."""
     from scalesim.model.text.tokenizer import HFTokenizer
 
     return tokenizer.num_ids if isinstance(tokenizer, HFTokenizer) else tokenizer.vocab_size
 
 
 def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: list[int]) -> LLTokenizer:
-    """The tokenizer in the form of llguidance, with ``vocab_size`` ids, or more if the tokenizer
-    has more. Raises ``StructureError`` for a kind of tokenizer that llguidance does not read."""
+    """The tokenizer in llguidance's form, for a model of ``vocab_size`` logits or what the
+    tokenizer knows beyond. Raises ``StructureError`` for a kind of tokenizer that it does not
+    read."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     from scalesim.model.text.tokenizer import ByteTokenizer, HFTokenizer
@@ -297,7 +294,7 @@ def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: list[int])
             f"structured output reads a tokenizer.json or the ByteTokenizer, and no "
             f"{type(tokenizer).__name__}; constrain the tokens with mask="
         )
-    eos = [token for token in eos_ids if token < tokenizer.vocab_size]  # the others have no text
+    eos = [token for token in eos_ids if token < tokenizer.vocab_size]  # others have no text
     size = max(vocab_size, num_ids(tokenizer))
     try:
         return LLTokenizer(source, n_vocab=size, eos_token=eos or None)
@@ -306,8 +303,8 @@ def grammar_tokenizer(tokenizer: Tokenizer, vocab_size: int, eos_ids: list[int])
 
 
 class _Bytes:
-    """The byte tokenizer in the form of llguidance: its first 256 ids are bytes, all others special
-    tokens."""
+    """A tokenizer whose first 256 ids are the bytes and all others special tokens, as llguidance
+    wants to see one."""
 
     def __init__(self, tokenizer: Tokenizer, eos_ids: list[int]) -> None:
         special = range(256, tokenizer.vocab_size)
@@ -321,7 +318,7 @@ class _Bytes:
 
 
 def _json_text(schema: Mapping[str, Any] | str) -> str:
-    """A schema as JSON text. The schema ``True`` is written as ``{}``, which means the same."""
+    """A schema as JSON text; ``True``, which is one too, as the object that means the same."""
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
         if parsed is True:

@@ -25,25 +25,26 @@ class LogitsMask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the tokens of a request are drawn. docs/sampling.md defines each field exactly.
+    """How one request's tokens are drawn. docs/sampling.md defines each field exactly.
 
     ``temperature`` 0 is greedy (ties go to the lowest id). ``min_p`` 0, ``top_k`` 0 and ``top_p`` 1
     keep every token. ``repetition_penalty`` (1: off) counts the prompt, ``presence_penalty`` and
-    ``frequency_penalty`` (0: off) only the output. ``logit_bias`` is added to the logits of the
-    named tokens; -inf rules a token out. No end-of-sequence or stop token is sampled before
-    ``min_tokens``. The ``n`` samples of a prompt share its prefix. ``mask`` says before each token
-    which tokens are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
+    ``frequency_penalty`` (0: off) the output alone. ``logit_bias`` is added to the logits of the
+    tokens that it names; -inf rules one out. No end-of-sequence or stop token comes before
+    ``min_tokens``. ``n`` samples of one prompt share its prefix. ``mask`` says before each token
+    which ones are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
     syntax) make the text keep a structure (the extra ``structured``). ``seed`` replaces the
-    engine's seed for this request: equal prompt, parameters and seed give equal text. ``stop``
-    strings end the text before their first occurrence; ``stop_token_ids`` and the model's own
-    end-of-sequence ids end the text too (``ignore_eos`` switches the model's own ids off).
+    engine's seed for this request:
+    equal prompt, parameters and seed give equal text. ``stop`` strings end the text before their
+    first occurrence; ``stop_token_ids`` and the model's own end-of-sequence ids end it too
+    (``ignore_eos`` switches the model's own off).
 
-    ``logprobs`` asks for the natural log-probability of every generated token, and of so many of
-    the likeliest tokens at its place (0: of the token alone). ``prompt_logprobs`` asks for those of
-    the prompt's tokens from position ``prompt_logprobs_start`` on; the first token has none,
-    because no token is before it. Log-probabilities are of the model's logits at temperature 1,
-    before any parameter changes them. Tokens before ``prompt_logprobs_start`` may be taken from the
-    cache; later tokens are computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
+    ``logprobs`` asks for the natural log-probability of every generated token and of so many of
+    the likeliest beside it (0: of the token alone); ``prompt_logprobs`` for those of the prompt's
+    tokens from position ``prompt_logprobs_start`` on (the first token has none: nothing stands
+    before it). They are the model's own: of its logits at temperature 1, before any parameter
+    changes them. What lies before ``prompt_logprobs_start`` may be found in memory; the rest is
+    computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
     """
 
     max_tokens: int = 128  # the most tokens to generate
@@ -71,5 +72,5 @@ class SamplingParams:
 
     @property
     def is_structured(self) -> bool:
-        """Whether the output must follow a schema, a regular expression or a grammar."""
+        """Whether a schema, an expression or a grammar bounds the output."""
         return not (self.json_schema is None and self.regex is None and self.grammar is None)
