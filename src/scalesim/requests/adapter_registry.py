@@ -178,8 +178,8 @@ class AdapterRegistry:
             return self._entry(name).content.num_pages
 
     def uses(self, name: str, tokens: Int32s) -> tuple[AttachmentUse, ...]:
-        """The adapter as attachments of a call with this prompt: empty if the adapter is activated
-        by tokens that the prompt does not have."""
+        """What a call with this prompt needs of the adapter; nothing of an activated one that the
+        prompt does not invoke."""
         with self._lock:
             content = self._entry(name).content
         if content.invocation_tokens is None:

@@ -57,7 +57,7 @@ class Call:
     dropped: Dropped | None = None  # what was cut from a prompt that was too long
     leader: Call | None = None  # the first sample of the same prompt, if this is another sample
     attachments: tuple[AttachmentUse, ...] = ()
-    make_constraint: Callable[[], TokenConstraint] | None = None  # of a mask or a structure
+    make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
     digest: int | None = None  # of the prompt and the parameters
     number: int | None = None  # how many equal requests were handed in before
     waiter: Waiter | None = None  # told of the end; a caller that polls ``done`` needs none
