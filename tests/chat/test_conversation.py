@@ -101,7 +101,9 @@ def test_parts_and_developers_and_empty_answers() -> None:
     ]
     with engine_of("llama") as engine:
         assert rendered(engine, sent) == template_of(engine).render(meant)
-    knows = "{% for m in messages %}{{ m.role }}{% if m.role == 'developer' %}!{% endif %}{% endfor %}"
+    knows = (
+        "{% for m in messages %}{{ m.role }}{% if m.role == 'developer' %}!{% endif %}{% endfor %}"
+    )
     with tiny_engine(chat_template=knows) as engine:
         assert rendered(engine, sent[:2]) == "developer!user"
 
@@ -166,7 +168,9 @@ def test_what_is_wrong_is_refused_with_its_place(fields: dict[str, Any], error: 
         assert engine.stats.calls == 0
 
 
-@pytest.mark.parametrize("template", [CHATML_PLAIN, LLAMA2_MANNER, ODDS_AND_ENDS, MANNERS["opening"]])
+@pytest.mark.parametrize(
+    "template", [CHATML_PLAIN, LLAMA2_MANNER, ODDS_AND_ENDS, MANNERS["opening"]]
+)
 def test_a_template_without_tools_is_given_none(template: str) -> None:
     """The model would not know of any."""
     error = "has no place for them|teaches the calls neither of Hermes"

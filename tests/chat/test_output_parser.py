@@ -42,7 +42,7 @@ def added(deltas: list[ChatDelta]) -> list[tuple[str, str]]:
     """The calls of ``deltas``: each is begun once, with an id and a name, and then goes on."""
     calls: list[list[str]] = []
     ids = set()
-    for delta in (one for delta in deltas for one in delta.tool_calls):
+    for delta in (call for one in deltas for call in one.tool_calls):
         if delta.index == len(calls):
             assert delta.id is not None and delta.name is not None
             ids.add(delta.id)
@@ -110,7 +110,10 @@ def test_no_letter_of_an_answer_is_lost(text: str, thinking: str) -> None:
         (f"I go.\n\n{CALL}\n\nI went.\n", ("I go.\n\nI went.\n", None, [PARK])),
         (f"<think>\nA park? \n</think>\n\n{CALL}", (None, "A park?", [PARK])),
         (f"<think>{CALL}</think>Hello", ("Hello", CALL, [])),
-        ('<tool_call>{"arguments": {}, "name": "wait"}</tool_call>', (None, None, [("wait", "{}")])),
+        (
+            '<tool_call>{"arguments": {}, "name": "wait"}</tool_call>',
+            (None, None, [("wait", "{}")]),
+        ),
         ('<tool_call>{"name": "wait"}</tool_call>', (None, None, [("wait", "{}")])),
         ('<tool_call>{"name": "fly", "arguments": null}', (None, None, [("fly", "{}")])),
         ("a < b, <tool_cal", ("a < b, <tool_cal", None, [])),
