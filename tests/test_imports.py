@@ -105,7 +105,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.tree": (*MEMORY, "scalesim.memory.links"),
     "scalesim.memory.tiers": TREE,
     "scalesim.memory.eviction": (*TREE, "scalesim.memory.tiers"),
-    "scalesim.memory.residency": (*TREE, "scalesim.memory.eviction", "scalesim.memory.tiers"),
+    "scalesim.memory.transfers": TREE,
+    "scalesim.memory.residency": (
+        *TREE,
+        "scalesim.memory.eviction",
+        "scalesim.memory.tiers",
+        "scalesim.memory.transfers",
+    ),
     "scalesim.memory.owners": (*TREE, "scalesim.memory.eviction", "scalesim.memory.prefetch"),
     "scalesim.memory.prefetch": (*TREE, "scalesim.memory.eviction", "scalesim.memory.residency"),
     "scalesim.memory.lease": TREE,
@@ -165,7 +171,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *VALUES,
         "scalesim.batch",
         "scalesim.batch_options",
-        "scalesim.device",
         "scalesim.memory",
     ),
     "scalesim.testing.tag_parts": (

@@ -60,9 +60,8 @@ def test_chunks_hold_16_mib_or_one_page(count: int, page_bytes: int) -> None:
 
 def chunk(ticket: int, num_bytes: int = 10, num_pieces: int = 1) -> DmaChunk:
     copies = Copies("in", range(num_pieces), range(0, 2 * num_pieces, 2))
-    return DmaChunk(
-        ticket, copies, dma_pieces(copies, 1 << 20), Fence("compute", ticket), num_bytes
-    )
+    pieces = dma_pieces(copies, 1 << 20)
+    return DmaChunk(ticket, copies, Fence("compute", ticket), num_bytes, pieces)
 
 
 def started(queue: ChunkQueue, depth: int) -> list[int]:
@@ -110,9 +109,9 @@ def test_depth_grows_at_once_with_the_loops_turns_and_shrinks_slowly() -> None:
     depth = Depth()
     assert depth.num_bytes(50e9) == MIN_DEPTH_BYTES
     for now_s in (0.0, 0.001, 0.011):
-        depth.looked(now_s)
+        depth.polled(now_s)
     assert depth.num_bytes(50e9) == pytest.approx(1.5 * 0.01 * 50e9)
-    depth.looked(0.012)
+    depth.polled(0.012)
     assert 0.8 * 0.01 < depth.num_bytes(1e12) / 1.5e12 < 0.01
-    depth.looked(1000.0)  # a pause is no turn
+    depth.polled(1000.0)  # a pause is no iteration
     assert depth.num_bytes(1e12) == pytest.approx(1.5e11)

@@ -13,15 +13,9 @@ from typing import Any
 import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.tree.segment import Segment, lineage
-from scalesim.testing.tags import (
-    adapter_pages,
-    are_tags_of,
-    lineages_of,
-    under_adapter,
-    view_tags,
-)
+from scalesim.testing.tags import adapter_pages, are_tags_of, lineages_of, under_adapter, view_tags
 
 
 class PageReader:
@@ -99,7 +93,7 @@ class Paths:
         coded, known = self._of(tokens, digest, start)
         return coded, known, (len(tokens) - len(segment.tokens)) // 4
 
-    def known(self, tokens: Sequence[int], use: AttachmentUse | None) -> tuple[Int64s, UInt64s]:
+    def known(self, tokens: Sequence[int], use: AttachmentSpec | None) -> tuple[Int64s, UInt64s]:
         """``tokens`` as tags store them under ``use``, and their lineages."""
         packed = np.array(tokens, np.int32).tobytes()
         digest, start = (None, 0) if use is None else (use.digest, use.start)

@@ -1,31 +1,30 @@
-"""The thread link: copies between the pools on a thread of the host, for engines on a CPU."""
+"""The thread link: copies between two numpy pools on threads, for engines on a CPU."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.foreign import Foreign
-from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline, chunked
-
-
-@dataclass(slots=True)
-class _Job:
-    ticket: int
-    copies: Copies
-    after: Fence | None
-    num_bytes: int
+from scalesim.memory.links.link import (
+    Copies,
+    Direction,
+    Job,
+    JobQueue,
+    LinkError,
+    Timeline,
+    jobs_of,
+)
 
 
 class ThreadLink:
-    """One thread a direction between two numpy pools ``[num_pages, page_bytes]`` of uint8.
+    """A ``Link`` with one thread for each direction, between two numpy pools, uint8 ``[num_pages,
+    page_bytes]``.
 
-    The copy is numpy's, which lets the interpreter go meanwhile. ``timeline`` answers for the
-    fences of the compute queue.
+    numpy releases the interpreter lock while it copies. ``timeline`` tells which fences of the
+    compute queue were reached.
     """
 
     def __init__(self, device: Bytes2D, host: Bytes2D, timeline: Timeline) -> None:
@@ -33,16 +32,17 @@ class ThreadLink:
         self._device, self._host, self._timeline = device, host, timeline
         self._page_bytes = device.shape[1]
         self._changed = threading.Condition()
-        self._queues: dict[Direction, deque[_Job]] = {"in": deque(), "out": deque()}
-        self._queued: dict[Direction, int] = {"in": 0, "out": 0}
+        self._queues: dict[Direction, JobQueue[Job]] = {"in": JobQueue(), "out": JobQueue()}
         self._rates: dict[Direction, float] = {"in": 4e9, "out": 4e9}  # until measured
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
         self._open = 0
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._run, args=(way,), name=f"scalesim-{way}", daemon=True)
-            for way in self._queues
+            threading.Thread(
+                target=self._run, args=(direction,), name=f"scalesim-{direction}", daemon=True
+            )
+            for direction in self._queues
         ]
         for thread in self._threads:
             thread.start()
@@ -50,17 +50,9 @@ class ThreadLink:
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
-        jobs = [
-            _Job(next(self._tickets), chunk, after, chunk.num_pages * self._page_bytes)
-            for chunk in chunked(copies, self._page_bytes)
-        ]
+        jobs = jobs_of(copies, after, self._page_bytes, self._tickets)
         with self._changed:
-            queue = self._queues[copies.direction]
-            if urgent:
-                queue.extendleft(reversed(jobs))
-            else:
-                queue.extend(jobs)
-            self._queued[copies.direction] += sum(job.num_bytes for job in jobs)
+            self._queues[copies.direction].add(jobs, urgent=urgent)
             self._open += len(jobs)
             self._changed.notify_all()
         return [job.ticket for job in jobs]
@@ -75,14 +67,9 @@ class ThreadLink:
 
     def cancel(self, ticket: int) -> bool:
         with self._changed:
-            for way, queue in self._queues.items():
-                for job in queue:
-                    if job.ticket == ticket:
-                        queue.remove(job)
-                        self._queued[way] -= job.num_bytes
-                        self._open -= 1
-                        return True
-        return False
+            cancelled = any(queue.cancel(ticket) for queue in self._queues.values())
+            self._open -= cancelled
+        return cancelled
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -90,7 +77,7 @@ class ThreadLink:
             return bool(self._done)
 
     def queued_bytes(self, direction: Direction) -> int:
-        return self._queued[direction]
+        return self._queues[direction].queued_bytes
 
     def rate(self, direction: Direction) -> float:
         return self._rates[direction]
@@ -102,14 +89,14 @@ class ThreadLink:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, way: Direction) -> None:
-        queue = self._queues[way]
+    def _run(self, direction: Direction) -> None:
+        queue = self._queues[direction]
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: queue or self._closed)
+                self._changed.wait_for(lambda: queue.waiting or self._closed)
                 if self._closed:
                     return
-                job = queue.popleft()
+                job = queue.waiting.popleft()
             while job.after is not None and not self._timeline.wait(job.after, timeout_s=0.1):
                 if self._closed:
                     return
@@ -118,19 +105,22 @@ class ThreadLink:
             with Foreign() as raised:
                 self.copy(job.copies)
             if raised.error is not None:
-                error = LinkError(f"copy {way} of {len(job.copies.device_pages)} pages failed")
+                error = LinkError(
+                    f"copy {direction} of {len(job.copies.device_pages)} pages failed"
+                )
                 error.__cause__ = raised.error
             seconds = time.perf_counter() - start
             with self._changed:
-                self._queued[way] -= job.num_bytes
+                queue.queued_bytes -= job.num_bytes
                 if error is None:
-                    self._rates[way] += 0.1 * (
-                        job.num_bytes / max(seconds, 1e-9) - self._rates[way]
+                    self._rates[direction] += 0.1 * (
+                        job.num_bytes / max(seconds, 1e-9) - self._rates[direction]
                     )
                 self._done.append((job.ticket, error))
                 self._changed.notify_all()
 
     def copy(self, copies: Copies) -> None:
+        """Copy the pages of ``copies``. Called on a thread of the link."""
         for device, host, count in copies.pieces():
             on_device = self._device[device : device + count]
             on_host = self._host[host : host + count]
