@@ -72,6 +72,7 @@ class Agent:
         on_overflow: OnOverflow = "error",
         sample_index: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
         **params: Any,
     ) -> Request:
         """A request for ``Engine.run``: text, token ids or chat messages. Options are the fields of
@@ -87,6 +88,7 @@ class Agent:
             priority=priority,
             on_overflow=on_overflow,
             cache_salt=cache_salt,
+            adapter=adapter,
         )
 
     def generate(self, prompt: Prompt, **options: Any) -> Reply:

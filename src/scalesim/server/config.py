@@ -84,7 +84,6 @@ class ServerLimits:
     max_prompts: int = setting(256, _from(1))  # of a request to /v1/completions or /v1/embeddings
     max_stops: int = setting(64, _from(1))
     max_stop_chars: int = setting(1024, _from(1))
-    max_schema_bytes: int = setting(64 << 10, _from(1))
     receive_timeout: float = setting(10.0, _seconds)
     send_timeout: float = setting(30.0, _seconds)
     request_timeout: float = setting(3600.0, _seconds)
@@ -110,7 +109,11 @@ class ServerConfig:
     api_keys: tuple[str, ...] = setting((), _keys)
     admin_keys: tuple[str, ...] = setting((), _keys)
     embeddings: bool = setting(False, partial(flag, error=ConfigError))
+<<<<<<< HEAD
     adapters: Mapping[str, Path] = setting(cast("Mapping[str, Path]", ()), _folders)
+=======
+    adapters: Mapping[str, Path] = setting((), _folders)  # type: ignore[arg-type]
+>>>>>>> http
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from scalesim.sampling.params import SamplingParams
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
 from scalesim.server.hints import begin_call, salt_of
-from scalesim.server.identity import Caller, scoped
+from scalesim.server.identity import Caller
 from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
 from scalesim.server.service import Service
 
@@ -98,24 +98,18 @@ def engine_request(
 ) -> Request:
     """What the engine is asked, for the agent that calls; an agent whom nobody knew is made."""
     limit_s = service.limits.request_timeout
-    timeout = limit_s if body.timeout is None else min(body.timeout, limit_s)
-    request = Request(
+    agent, engine = target.caller.agent, service.engine
+    if agent is not None and target.adapter not in (None, engine.agent(agent).adapter):
+        engine.agent(agent, adapter=target.adapter)  # it is loaded ahead of the agent's next call
+    return Request(
         tokens,
-        agent=target.caller.agent,
+        agent=agent,
         params=params,
-        timeout=timeout,
+        timeout=limit_s if body.timeout is None else min(body.timeout, limit_s),
         priority=body.priority or 0,
         cache_salt=target.cache_salt(body.cache_salt),
+        adapter=target.adapter or "",
     )
-    agent = target.caller.agent
-    if target.adapter is not None:
-        # an adapter is an agent's: of those without a name, all who use the adapter share one
-        if agent is None:
-            agent = scoped(f"adapter:{target.adapter}", target.caller.scope)
-        return replace(request, agent=service.engine.agent(agent, adapter=target.adapter).id)
-    if agent is not None:
-        service.engine.agent(agent)
-    return request
 
 
 def room_for(service: Service, target: Target, num_prompt: int, wanted: int | None) -> int:
