@@ -53,6 +53,8 @@ DOOR = (
     "scalesim.memory.pools",
     "scalesim.memory.prefetch.config",
     "scalesim.memory.timing",
+    "scalesim.memory.owners",
+    "scalesim.memory.tiers",
 )
 """Memory for its callers: the manager, values, and what is made outside and handed to it."""
 SCHEDULING = (

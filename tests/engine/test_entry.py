@@ -34,6 +34,7 @@ from scalesim.distance import (
 )
 from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.inbox import Inbox
+from scalesim.engine.memory_view import MemoryView
 from scalesim.errors import ScaleSimError
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.requests.adapter_registry import AdapterRegistry
@@ -308,6 +309,14 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Engine.wake": Entry(engine.wake, {"agent": "ada"}),
         "Engine.tick": Entry(engine.tick, {"n": 1, "to": None}),
         "Engine.advance": Entry(engine.advance, {"to": None}),
+        "MemoryView.view": Entry(engine.memory.view, {"agent": "ada"}),
+        "MemoryView.view_async": Entry(waited(engine.memory.view_async), {"agent": "ada"}),
+        "MemoryView.unknown": Entry(engine.memory.unknown, {"agents": ["ada"]}),
+        "MemoryView.agents_under_async": Entry(
+            waited(engine.memory.agents_under_async), {"tokens": [1, 2], "cache_salt": None}),
+        "MemoryView.pin": Entry(engine.memory.pin, {"agents": ["ada"], "seconds": 1.0}),
+        "MemoryView.release": Entry(engine.memory.release, {"agents": "ada"}),
+        "MemoryView.demote": Entry(engine.memory.demote, {"agents": "ada"}),
         "AdapterRegistry.add": Entry(
             engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False}),
         "AdapterRegistry.remove": Entry(engine.adapters.remove, {"name": "a", "timeout": None}),
@@ -423,6 +432,7 @@ def public() -> dict[str, Any]:
             AdapterRegistry,
             Call,
             CallLimits,
+            MemoryView,
             PlannerConfig,
             SchedulerConfig,
             StructureConfig,

@@ -40,8 +40,12 @@ _log = logging.getLogger(__name__)
 
 class AsyncClient:
     """``Client`` for one event loop: its methods are coroutines, but for ``agent``, ``expect`` and
-    ``wake``, which send nothing themselves. Parameters are ``Client``'s; ``transport`` is an
-    asynchronous one. Use it as an asynchronous context manager, or ``await`` its ``close``."""
+    ``wake``, which send nothing themselves.
+
+    Parameters (``base_url``, ``api_key``, ``model``, ``timeout``, ``max_retries``) are
+    ``Client``'s; ``transport`` is an asynchronous one. Use it as an asynchronous context manager,
+    or ``await`` its ``close``.
+    """
 
     def __init__(
         self,

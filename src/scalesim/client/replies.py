@@ -13,9 +13,9 @@ from urllib.parse import unquote
 class RemoteUsage:
     """What a reply cost, in tokens. Of the prompt's, ``cached_tokens`` were found in memory."""
 
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
+    prompt_tokens: int = 0  # as rendered and tokenized
+    cached_tokens: int = 0  # of the prompt, found in memory
+    output_tokens: int = 0  # of all samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class RemoteToolCall:
     """A tool that the model calls: its ``name``, and its ``arguments`` as the JSON text that the
     model wrote."""
 
-    id: str
+    id: str  # by which the tool's answer refers to the call
     name: str
     arguments: str
 
@@ -35,12 +35,12 @@ class RemoteReply:
     that came with the call. ``logprobs`` is OpenAI's JSON. ``others`` are samples 2 to ``n``."""
 
     content: str | None
-    finish_reason: str
+    finish_reason: str  # "stop", "length" or "tool_calls"
     usage: RemoteUsage = RemoteUsage()
     agent: str | None = None
     hint_used: bool = False
     reasoning: str | None = None
-    tool_calls: tuple[RemoteToolCall, ...] = ()
+    tool_calls: tuple[RemoteToolCall, ...] = ()  # in the answer
     logprobs: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     others: tuple[RemoteReply, ...] = ()
 
@@ -74,21 +74,21 @@ class RemoteReply:
 
 @dataclass(frozen=True, slots=True)
 class RemotePiece:
-    """What a reply gained since the piece before. ``reply`` comes with the last piece."""
+    """What a reply gained since the piece before: ``text``. ``reply`` comes with the last piece."""
 
     text: str = ""
-    reasoning: str = ""
+    reasoning: str = ""  # what the model thinks
     reply: RemoteReply | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteChoice:
-    """The likeliest ``option``, its ``index``, and the log-probability of each option, in the order
-    given."""
+    """The likeliest ``option``, its ``index``, and the log-probability of each option (``scores``),
+    in the order given."""
 
     option: str
     index: int
-    scores: tuple[float, ...]
+    scores: tuple[float, ...]  # log-probabilities
 
 
 def reply_from(body: Mapping[str, Any], headers: Mapping[str, str]) -> RemoteReply:

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from scalesim.checks import number, reading
+from scalesim.checks import agent_ids, number, reading, text
 from scalesim.core import AgentId
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
@@ -89,7 +89,7 @@ class MemoryView:
 
     def unknown(self, agents: Iterable[AgentId]) -> list[AgentId]:
         """Those of ``agents`` that the engine does not know: ``Engine.agent`` makes them."""
-        return [agent for agent in agents if agent not in self._registry]
+        return [agent for agent in agent_ids("agents", agents) if agent not in self._registry]
 
     # -- questions ----------------------------------------------------------------------------
 
@@ -120,7 +120,8 @@ class MemoryView:
         that is held in whole blocks: none, where not even the first block is."""
         with reading("tokens"):
             raw = np.asarray(tokens, np.int32).tobytes()
-        salt = Request("", cache_salt=cache_salt).salt
+        salted = None if cache_salt is None else text("cache_salt", cache_salt)
+        salt = Request("", cache_salt=salted).salt
         return await self._ask_async(lambda: self._parts.memory.agents_under(raw, salt))
 
     async def clock_async(self) -> float:

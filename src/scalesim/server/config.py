@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from scalesim.checks import flag, number, path_of, reading, refuse, text, whole
 from scalesim.config import Rule, setting, settle
@@ -109,7 +109,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = setting((), _keys)
     admin_keys: tuple[str, ...] = setting((), _keys)
     embeddings: bool = setting(False, partial(flag, error=ConfigError))
-    adapters: Mapping[str, Path] = setting(cast("Mapping[str, Path]", ()), _folders)
+    adapters: Mapping[str, Path] = setting((), _folders)  # type: ignore[arg-type]
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from scalesim.server.hints import salt_of, scope_of
 from scalesim.server.identity import Caller, agent_name, scoped, unscoped
 from scalesim.server.service import Service
 
-Outcome: TypeAlias = Literal["accepted", "clipped", "deferred", "rejected", "missing"]
+ActionOutcome: TypeAlias = Literal["accepted", "clipped", "deferred", "rejected", "missing"]
 MAX_ACTIONS = 256
 MAX_AGENTS_AN_ACTION = 1024
 DEFAULT_TTL_S = 60.0
@@ -42,7 +42,7 @@ _MAX_ID_CHARS = 256
 class Done(NamedTuple):
     """What became of an action, and why where it was not simply done."""
 
-    outcome: Outcome
+    outcome: ActionOutcome
     reason: str = ""
 
 

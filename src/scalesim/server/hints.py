@@ -51,7 +51,7 @@ class CallHint(NamedTuple):
     confidence: float
 
 
-class _OpenCall(NamedTuple):
+class _CallerOfRequest(NamedTuple):
     caller: Caller
     hint: CallHint | None
 
@@ -68,13 +68,13 @@ def begin_call(
     if caller.agent is not None and (hint is not None or body.get("sim_tick") is not None):
         caller.hint = "used"
     end_call(service, request)  # of the same request, nothing else is open
-    request.scope[_CALL] = _OpenCall(caller.__enter__(), hint)
+    request.scope[_CALL] = _CallerOfRequest(caller.__enter__(), hint)
     return caller
 
 
 def end_call(service: Service, request: HttpRequest) -> None:
     """The request is answered, or failed. No effect where none was begun."""
-    call: _OpenCall | None = request.scope.pop(_CALL, None)
+    call: _CallerOfRequest | None = request.scope.pop(_CALL, None)
     if call is None:
         return
     call.caller.__exit__(None, None, None)

@@ -190,21 +190,21 @@ def _of_engine(engine: Engine) -> Iterator[Metric]:
         counter = CounterMetricFamily(name, about)
         counter.add_metric((), getattr(stats, field))
         yield counter
-    scheduler, memory = engine.parts.scheduler, engine.memory
+    scheduler, view = engine.parts.scheduler, engine.memory
     yield _gauge("scalesim_requests_running", "Requests in the batch.", scheduler.num_running)
     yield _gauge("scalesim_requests_waiting", "Requests that wait.", scheduler.num_waiting)
     yield _gauge("scalesim_clock_ticks", "The simulation's clock.", engine.clock.now)
     yield _gauge("scalesim_lost_pages", "Pages out of circulation for good.", stats.lost_pages)
     size = GaugeMetricFamily("scalesim_tier_bytes", "Size of a pool.", labels=["tier"])
     used = GaugeMetricFamily("scalesim_tier_used_bytes", "Of that, in use.", labels=["tier"])
-    for name, tier in memory.tiers.items():
-        size.add_metric((name,), tier.num_pages * memory.page_bytes)
-        used.add_metric((name,), (tier.num_pages - tier.num_free) * memory.page_bytes)
+    for name, tier in view.tiers.items():
+        size.add_metric((name,), tier.num_pages * view.page_bytes)
+        used.add_metric((name,), (tier.num_pages - tier.num_free) * view.page_bytes)
     yield from (size, used)
     queued = GaugeMetricFamily(
         "scalesim_link_queued_bytes", "Bytes that wait for the link.", labels=["direction"]
     )
-    for direction, waiting in memory.queued_bytes.items():
+    for direction, waiting in view.queued_bytes.items():
         queued.add_metric((direction,), waiting)
     yield queued
     yield from _of_hints(engine)

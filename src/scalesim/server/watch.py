@@ -45,7 +45,7 @@ async def watch(service: Service, request: HttpRequest) -> Response:
 def _told(service: Service, look: Look, scope: str, wanted: str, limit: int) -> bytes:
     """On a thread: with many agents this takes its time."""
     engine = service.engine
-    memory, stats = engine.memory, engine.stats
+    view, stats = engine.memory, engine.stats
     census, ranked = look.census, look.ranked(scope)
     rows = zip(ranked.named, ranked.places, strict=True)
     found = [row for row in rows if wanted in row[0][0]]
@@ -65,12 +65,12 @@ def _told(service: Service, look: Look, scope: str, wanted: str, limit: int) -> 
             "tiers": [
                 {
                     "name": tier.name,
-                    "bytes": tier.num_pages * memory.page_bytes,
-                    "used": (tier.num_pages - tier.num_free) * memory.page_bytes,
+                    "bytes": tier.num_pages * view.page_bytes,
+                    "used": (tier.num_pages - tier.num_free) * view.page_bytes,
                 }
-                for tier in memory.tiers.values()
+                for tier in view.tiers.values()
             ],
-            "queued": memory.queued_bytes,
+            "queued": view.queued_bytes,
             "stats": asdict(stats),
             "sources": [
                 {
@@ -84,7 +84,7 @@ def _told(service: Service, look: Look, scope: str, wanted: str, limit: int) -> 
                 }
                 for name, score in engine.source_scores().items()
             ],
-            "page_bytes": memory.page_bytes,
+            "page_bytes": view.page_bytes,
             "count": len(ranked.named),
             "places": Counter(ranked.places),
             "cells": "".join(ranked.places[:MAX_CELLS]),
