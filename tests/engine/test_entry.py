@@ -411,6 +411,7 @@ GIVEN_BY_THE_ENGINE = {
     "AdapterRegistry.num_pages": "for the engine",
     "Call": "Engine.submit makes it",
     "Call.begins": "for the engine",
+    "MemoryView": "Engine.memory is one",
     "distance.Estimates": "what a source says: judged where it is heard",
     "distance.Score": "what comes back",
     "distance.Score.called": "for the engine",
