@@ -42,7 +42,7 @@ def added(deltas: list[ChatDelta]) -> list[tuple[str, str]]:
     """The calls of ``deltas``: each is begun once, with an id and a name, and then goes on."""
     calls: list[list[str]] = []
     ids = set()
-    for delta in (one for delta in deltas for one in delta.tool_calls):
+    for delta in (call for one in deltas for call in one.tool_calls):
         if delta.index == len(calls):
             assert delta.id is not None and delta.name is not None
             ids.add(delta.id)

@@ -8,6 +8,7 @@ from typing import Any
 
 from scalesim.core import Int32s
 from scalesim.engine.engine import Engine
+from scalesim.model.text.chat import CHATML
 from tests.engine.world import TOKENIZER, tiny_engine
 from tests.text.templates_written_here import LLAMA3_MANNER, QWEN_MANNER
 
@@ -21,8 +22,13 @@ OPENING_MANNER = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<assistant><think>\\n' }}{%- endif -%}
 """
-"""Of a model whose prompt opens the thinking, as those after DeepSeek's R1 do; it knows no tools."""
-MANNERS = {"qwen": QWEN_MANNER, "llama": LLAMA3_MANNER, "opening": OPENING_MANNER}
+"""Of a model whose prompt opens the thinking, as that of DeepSeek's R1 does; no tools."""
+MANNERS = {
+    "chatml": CHATML,
+    "qwen": QWEN_MANNER,
+    "llama": LLAMA3_MANNER,
+    "opening": OPENING_MANNER,
+}
 
 GO: dict[str, Any] = {
     "name": "go",

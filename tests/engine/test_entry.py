@@ -21,7 +21,7 @@ import pytest
 
 import scalesim
 import scalesim.distance
-from scalesim import Agent, Engine, EngineConfig, Request, SamplingParams, errors
+from scalesim import Agent, ChatRequest, Engine, EngineConfig, Request, SamplingParams, errors
 from scalesim.config import CallLimits, SchedulerConfig, StructureConfig, parse_bytes
 from scalesim.distance import (
     Activation,
@@ -181,6 +181,7 @@ def source_made(kind: type) -> Callable[..., Any]:
 
 SHORT = SamplingParams(max_tokens=1, seed=1)
 ASKED = Request("hi", params=SHORT)
+CHATTED = ChatRequest("hi", params=SHORT)
 OPTIONS = {"max_tokens": 1, "seed": 1}
 POSITIONS = [(0.0, 0.0), (5.0, 5.0)]
 
@@ -199,6 +200,13 @@ def asked(engine: Engine) -> Callable[..., Any]:
     return call
 
 
+def chatted(engine: Engine) -> Callable[..., Any]:
+    def call(**fields: Any) -> Any:
+        return engine.chat(ChatRequest(**{"params": SHORT, **fields}))
+
+    return call
+
+
 def drawn(engine: Engine) -> Callable[..., Any]:
     def call(**fields: Any) -> Any:
         prompt = [1, 2, 3]
@@ -210,6 +218,11 @@ def drawn(engine: Engine) -> Callable[..., Any]:
 def prompting(call: Callable[..., Any], **more: Any) -> Entry:
     return Entry(lambda prompt, **given: call(prompt=prompt, **given, **OPTIONS),
                  {"prompt": "hi", **more})  # fmt: skip
+
+
+def talking(call: Callable[..., Any]) -> Entry:
+    return Entry(lambda messages: call(messages=messages, **OPTIONS),
+                 {"messages": [{"role": "user", "content": "hi"}]})  # fmt: skip
 
 
 def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
@@ -234,6 +247,8 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
     return {
         "Request": Entry(asked(engine), _fields(Request) | {"prompt": "hi", "params": SHORT},
                          functions),
+        "ChatRequest": Entry(
+            chatted(engine), _fields(ChatRequest) | {"messages": "hi", "params": SHORT}, functions),
         "SamplingParams": Entry(drawn(engine), _fields(SamplingParams) | OPTIONS, functions),
         "EngineConfig": Entry(EngineConfig, _fields(EngineConfig)),
         "SchedulerConfig": Entry(SchedulerConfig, _fields(SchedulerConfig)),
@@ -257,6 +272,14 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Engine.stream_samples_async": Entry(
             waited(engine.stream_samples_async), {"request": ASKED}
         ),
+        "Engine.run_async": Entry(waited(engine.run_async),
+                                  {"requests": [ASKED], "return_exceptions": False}),
+        "Engine.chat": Entry(engine.chat, {"request": CHATTED}),
+        "Engine.chat_async": Entry(waited(engine.chat_async), {"request": CHATTED}),
+        "Engine.chat_stream": Entry(read_out(engine.chat_stream), {"request": CHATTED}),
+        "Engine.chat_stream_async": Entry(
+            read_async(engine.chat_stream_async), {"request": CHATTED}),
+        "Engine.chat_turn": Entry(engine.chat_turn, {"request": CHATTED}),
         "Engine.choose": chosen(engine.choose),
         "Engine.choose_async": chosen(waited(engine.choose_async)),
         "Engine.embed": embedded(engine.embed),
@@ -304,11 +327,13 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
             _arguments(Agent.request) | {"prompt": "hi"}, functions),
         "Agent.generate": prompting(ada.generate),
         "Agent.generate_async": prompting(waited(ada.generate_async)),
-        "Agent.chat": Entry(lambda messages: ada.chat(messages, **OPTIONS),
-                            {"messages": [{"role": "user", "content": "hi"}]}),
-        "Agent.chat_async": Entry(
-            waited(lambda messages: ada.chat_async(messages, **OPTIONS)),
-            {"messages": [{"role": "user", "content": "hi"}]}),
+        "Agent.chat_request": Entry(
+            lambda **given: engine.chat(ada.chat_request(**given, **OPTIONS)),
+            _arguments(Agent.chat_request) | {"messages": "hi"}),
+        "Agent.chat": talking(ada.chat),
+        "Agent.chat_async": talking(waited(ada.chat_async)),
+        "Agent.chat_stream": talking(read_out(ada.chat_stream)),
+        "Agent.chat_stream_async": talking(read_async(ada.chat_stream_async)),
         "Agent.stream": prompting(read_out(ada.stream)),
         "Agent.stream_async": prompting(read_async(ada.stream_async)),
         "Agent.choose": chosen_by(ada.choose),
@@ -373,6 +398,7 @@ def _arguments(function: Any) -> dict[str, Any]:
 
 GIVEN_BY_THE_ENGINE = {
     "Reply": "what comes back",
+    "ChatReply": "what comes back",
     "Call.result": "takes nothing",
     "Agent": "Engine.agent makes it",
     "AdapterRegistry": "Engine makes it",

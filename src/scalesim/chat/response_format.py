@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from scalesim.checks import instance, reading, shown
+from scalesim.checks import instance, reading, shown, text
 from scalesim.errors import RequestError
 from scalesim.sampling.params import HasSchema, SamplingParams
 
@@ -39,9 +39,12 @@ def _asked(given: object) -> dict[str, Any]:
         raise RequestError(
             f"response_format={shown(given)} must be a pydantic model, or an object with a 'type'"
         )
+    value = None
     with reading("response_format"):
         kind = given.get("type")
-        value = None if not isinstance(kind, str) else given.get(kind)
+        if isinstance(kind, str):
+            kind = text("response_format.type", kind)
+            value = given.get(kind)
     match kind:
         case "text":
             return {}

@@ -18,10 +18,9 @@ BLANKS = " \t\r\n"
 class ToolFormat:
     """A format: ``begin``, a JSON object of name and arguments, ``end``; ``between`` two of them.
 
-    ``arguments`` is what the object calls the arguments. ``signs`` are what the templates that teach
-    the format write, one of them at least. ``is_bare``: models leave ``begin`` out
-    where a call is the first thing that they say, so that only its name tells it from an answer in
-    JSON.
+    ``arguments`` is what the object calls the arguments. ``signs``: a template that teaches the
+    format has one of them. ``is_bare``: models leave ``begin`` out where a call is the first thing
+    that they say, so that only its name tells it from an answer in JSON.
     """
 
     name: str

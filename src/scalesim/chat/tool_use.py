@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeAlias
 
-from scalesim.checks import flag, reading, shown
+from scalesim.checks import flag, reading, shown, text
 from scalesim.errors import RequestError
 from scalesim.model.text.messages import checked_tools
 
@@ -35,14 +35,8 @@ def tool_use(tools: object, choice: object, several: object) -> ToolUse:
     ``RequestError``."""
     functions = _functions(tools)
     many = flag("parallel_tool_calls", several)
-    if choice is None or (isinstance(choice, str) and choice == "auto"):
-        return ToolUse(functions, functions, False, many)
-    if isinstance(choice, str) and choice == "none":
-        return ToolUse()
-    if isinstance(choice, str) and choice == "required":
-        if not functions:
-            raise RequestError("tool_choice='required' needs tools, and there are none")
-        return ToolUse(functions, functions, True, many)
+    if choice is None or isinstance(choice, str):
+        return _by_word(functions, "auto" if choice is None else text("tool_choice", choice), many)
     name = _named(choice)
     allowed = [function for function in functions if function["name"] == name]
     if not allowed:
@@ -52,6 +46,16 @@ def tool_use(tools: object, choice: object, several: object) -> ToolUse:
             f"{names or 'there are none'}"
         )
     return ToolUse(functions, allowed, True, False)
+
+
+def _by_word(functions: Sequence[dict[str, Any]], word: str, several: bool) -> ToolUse:
+    if word == "none":
+        return ToolUse()
+    if word not in ("auto", "required"):
+        _refuse_choice(word)
+    if word == "required" and not functions:
+        raise RequestError("tool_choice='required' needs tools, and there are none")
+    return ToolUse(functions, functions, word == "required", several)
 
 
 def _named(choice: object) -> str:
@@ -64,7 +68,7 @@ def _named(choice: object) -> str:
         is_function = choice.get("type", "function") == "function"
     if not is_function or not isinstance(name, str):
         _refuse_choice(choice)
-    return name
+    return text("tool_choice", name)
 
 
 def _refuse_choice(choice: object) -> NoReturn:

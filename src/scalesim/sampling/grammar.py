@@ -334,9 +334,9 @@ def _parts(params: SamplingParams) -> dict[str, str]:
     named = {name: getattr(params, name) for name in ("json_schema", "regex", "grammar")}
     parts = {name: value for name, value in named.items() if value is not None}
     if params.json_schema is not None:
-        parts["json_schema"] = _json_text(params.json_schema)
+        parts["json_schema"] = _json_text("json_schema", params.json_schema)
     if params.frame is not None and params.frame.calls is not None:
-        parts[TOOLS] = params.frame.calls.schema
+        parts[TOOLS] = _json_text(TOOLS, params.frame.calls.schema)
     return parts
 
 
@@ -352,19 +352,19 @@ def _keeps(text: str) -> None:
     """The judge of what no schema bounds: the grammar has seen to it."""
 
 
-def _json_text(schema: object) -> str:
+def _json_text(name: str, schema: object) -> str:
     """A schema as JSON text; ``True``, which is one too, as the object that means the same."""
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema
         if parsed is True:
             parsed = {}
         if not isinstance(parsed, Mapping):
-            raise StructureError(f"json_schema is {parsed!r}; it must be an object")
+            raise StructureError(f"{name} is {parsed!r}; it must be an object")
         return json.dumps(parsed, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, StructureError):
             raise
-        raise StructureError(f"json_schema is no JSON: {error}") from error
+        raise StructureError(f"{name} is no JSON: {error}") from error
 
 
 def _what_failed(matcher: LLMatcher) -> str:

@@ -39,7 +39,7 @@ from scalesim.server.logprobs import of_chat
 from scalesim.server.schema.chat import ChatBody
 from scalesim.server.service import Service
 from scalesim.server.sse import EventStream
-from scalesim.server.streams import FINGERPRINT, Chunks, merged
+from scalesim.server.streams import CHAT_TEXT, FINGERPRINT, Chunks, merged
 from scalesim.server.tokens import token_text, tokenizer_of
 
 
@@ -103,7 +103,7 @@ class ChatAnswer:
 
     async def events(self, streams: Sequence[AsyncReplyStream]) -> AsyncIterator[bytes]:
         """The chunks of ``streams``, the samples of one prompt."""
-        chunks = Chunks(self._same("chat.completion.chunk"), self.body.wants_usage)
+        chunks = Chunks(self._same("chat.completion.chunk"), self.body.wants_usage, CHAT_TEXT)
         for index in range(len(streams)):
             yield chunks.choice(_choice(index, {"role": "assistant", "content": ""}))
         readers = [PieceReader(self.turn) for _ in streams]
@@ -111,7 +111,9 @@ class ChatAnswer:
         async for index, piece in merged(streams):
             read = readers[index].read(piece)
             delta, scores = _delta(read), self._logprobs(piece.logprobs)
-            if delta or scores:
+            if not scores and delta.keys() == {"content"}:
+                yield chunks.text(index, read.content)
+            elif delta or scores:
                 yield chunks.choice(_choice(index, delta, scores))
             if read.reply is not None:
                 replies[index] = read.reply

@@ -36,7 +36,7 @@ from scalesim.server.logprobs import TokenText, of_completion, of_echo
 from scalesim.server.schema.completions import CompletionBody
 from scalesim.server.service import Service
 from scalesim.server.sse import EventStream
-from scalesim.server.streams import FINGERPRINT, Chunks, merged
+from scalesim.server.streams import COMPLETION_TEXT, FINGERPRINT, Chunks, merged
 from scalesim.server.tokens import token_text, tokenizer_of
 
 DEFAULT_TOKENS = 16
@@ -95,7 +95,7 @@ class Completion:
         """The chunks of ``streams``, of which each prompt has ``num_samples``."""
         body = self.body
         with_usage = body.wants_usage
-        chunks = Chunks(self._same(), with_usage)
+        chunks = Chunks(self._same(), with_usage, COMPLETION_TEXT)
         text = self._token_text() if body.logprobs is not None else str
         offsets = [0] * len(streams)
         replies: dict[int, Reply] = {}
@@ -103,7 +103,9 @@ class Completion:
             reason = None
             if piece.reply is not None:
                 replies[index], reason = piece.reply, piece.reply.finish_reason
-            elif not piece.text and piece.logprobs is None:
+            elif piece.logprobs is None:
+                if piece.text:
+                    yield chunks.text(index, piece.text)
                 continue
             scores = of_completion(piece.logprobs, text, offsets[index])
             offsets[index] += 0 if scores is None else sum(map(len, scores["tokens"]))

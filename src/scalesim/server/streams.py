@@ -62,16 +62,31 @@ async def _forward(
         pieces.put_nowait((index, None))
 
 
-class Chunks:
-    """Writes the chunks of one reply: what is the same in all of them is written once."""
+COMPLETION_TEXT, CHAT_TEXT = '"text":', '"delta":{"content":'
+_REST = {
+    COMPLETION_TEXT: ',"logprobs":null,"finish_reason":null}',
+    CHAT_TEXT: '},"logprobs":null,"finish_reason":null}',
+}
 
-    def __init__(self, same: Mapping[str, Any], with_usage: bool) -> None:
+
+class Chunks:
+    """Writes the chunks of one reply: what is the same in all of them is written once. ``gained``
+    is the beginning of a choice that gained text and nothing else, up to that text."""
+
+    def __init__(self, same: Mapping[str, Any], with_usage: bool, gained: str) -> None:
+        self._gained = gained
         self._head = b"data: " + _json(same)[:-1] + b',"choices":'
         self._tail = (b',"usage":null' if with_usage else b"") + b"}\n\n"
 
     def choice(self, choice: dict[str, Any]) -> bytes:
         """A chunk of one choice."""
         return self._head + b"[" + _json(choice) + b"]" + self._tail
+
+    def text(self, index: int, text: str) -> bytes:
+        """A chunk of a choice that gained ``text``, as most chunks are: a tenth of what ``choice``
+        takes."""
+        gained = f'[{{"index":{index},{self._gained}{_ENCODER.encode(text)}{_REST[self._gained]}]'
+        return self._head + gained.encode() + self._tail
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """The last chunk, which has no choice."""
