@@ -301,8 +301,8 @@ class Agents:
         elif (ticks is None) == (at is None):
             raise RequestError(f"expect({shown(agents)}) needs either ticks or at=")
         else:
-            id = self.registry.known(agents).id
-            distances = {id: ticks if ticks is not None else at}  # type: ignore[dict-item]
+            when: Any = ticks if ticks is not None else at
+            distances = {self.registry.known(agents).id: when}
         is_absolute = flag("absolute", absolute) or at is not None
         ids = self.registry.all_known(distances)
         trusted: Any = confidence

@@ -25,7 +25,7 @@ class Request:
     oldest messages or tokens are dropped, or the given function shortens it. With ``pooling``
     nothing is generated: the reply's ``embedding`` is the final hidden state of the last token, or
     the mean over all tokens. What is computed for a request with a ``cache_salt`` is found by
-    requests with the same salt only: whose prompts are in memory is nobody else's to learn.
+    requests with the same one only, so that nobody else learns which prompts are in memory.
     ``adapter`` is the name of the adapter to call with; ``None``: the agent's own, ``""``: none.
     """
 
