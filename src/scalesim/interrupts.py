@@ -1,8 +1,9 @@
-"""Ctrl-C deferred to the end of a step, in a program that drives the engine itself.
+"""Ctrl-C deferred to the end of a step, let through where it must be, and not lost.
 
-A signal's handler runs between any two instructions of the main thread, so ``KeyboardInterrupt``
-would leave the scheduler and memory half changed. It is deferred as well around the standard
-library's ``Event`` and ``Condition``: interrupted inside, they leave their lock locked for ever.
+A signal's handler runs between any two instructions of the main thread. Within a step,
+``KeyboardInterrupt`` would leave the scheduler and memory half changed, so it is deferred there,
+and around the standard library's ``Event`` and ``Condition``: interrupted inside, these leave their
+lock locked for ever.
 
 Code that catches whatever other people's code raises must let Ctrl-C through: ``is_ctrl_c``.
 """
@@ -10,9 +11,12 @@ Code that catches whatever other people's code raises must let Ctrl-C through: `
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+
+_AGAIN_S = 0.01
 
 
 class InterruptsWait:
@@ -52,6 +56,28 @@ class InterruptsWait:
         again, self._came = self._came, True
         if again and self._before is not None:
             self._before(number, frame)
+
+
+class LostInterrupts:
+    """Inside, a lost Ctrl-C is pressed again. Python drops what is raised in ``__del__`` or in the
+    callback of a weak reference, the standard library's own included, and tells nobody but
+    ``sys.unraisablehook``."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = sys.unraisablehook
+        sys.unraisablehook = self._look
+
+    def __exit__(self, *error: object) -> None:
+        sys.unraisablehook = self._before
+
+    def _look(self, dropped: sys.UnraisableHookArgs) -> None:
+        if is_ctrl_c(dropped.exc_type):  # later: raised in here, it would be lost as well
+            main = threading.get_ident()
+            threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT)).start()
+        else:
+            self._before(dropped)
 
 
 def is_ctrl_c(kind: type[BaseException] | None) -> bool:

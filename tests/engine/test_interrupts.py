@@ -5,19 +5,25 @@ from __future__ import annotations
 import gc
 import random
 import signal
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from scalesim.engine.inbox import Inbox
-from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
+from scalesim.interrupts import InterruptsWait, LostInterrupts
 from scalesim.requests.tickets import Ticket
 from tests.engine import interrupts
 from tests.inside import part
 
 SAMPLE = 12
+
+
+class _Thing:
+    pass
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +155,14 @@ def test_a_handler_of_ones_own_is_kept() -> None:
     with InterruptsWait():  # who sets one inside keeps it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_lost_interrupt_is_pressed_again() -> None:
+    """Struck in the callback of a weak reference, where Python drops whatever is raised."""
+    lock = threading.Lock()
+    lock.acquire()
+    watch = weakref.ref(thing := _Thing(), lambda dead: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), LostInterrupts():
+        del thing
+        lock.acquire(timeout=60)
+    assert watch() is None

@@ -18,6 +18,7 @@ from importlib import import_module
 
 from scalesim._version import __version__
 from scalesim.errors import ScaleSimError
+from scalesim.interrupts import LostInterrupts
 
 __all__ = ["main"]
 
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a character outside the encoding must not raise
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(args or ["--help"])
+        with LostInterrupts():
+            code = _run(args or ["--help"])
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -14,10 +14,10 @@ from scalesim.core import AgentId
 from scalesim.distance.hints import read
 from scalesim.engine.choose_and_embed import ChooseAndEmbed
 from scalesim.engine.inbox import Inbox
-from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.thread import EngineThread
 from scalesim.errors import AdapterError, HintWarning, RequestError, UnknownAgentError
+from scalesim.interrupts import InterruptsWait
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentEntry, AgentRegistry, listed_ids
 from scalesim.requests.choose import By, Choice, Option

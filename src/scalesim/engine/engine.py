@@ -30,13 +30,13 @@ from scalesim.engine import forks
 from scalesim.engine.agent import Agent, Agents
 from scalesim.engine.choose_and_embed import ChooseAndEmbed
 from scalesim.engine.inbox import Inbox
-from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.sources import EngineListener, checked_voices, unheard
 from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
 from scalesim.errors import ConfigError, RequestError
+from scalesim.interrupts import InterruptsWait
 from scalesim.memory.misses import Miss
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry

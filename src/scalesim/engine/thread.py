@@ -12,10 +12,10 @@ from queue import Empty
 from typing import Literal
 
 from scalesim.engine.inbox import Inbox
-from scalesim.interrupts import InterruptsWait
 from scalesim.engine.loop import EngineLoop
 from scalesim.errors import EngineModeError
 from scalesim.foreign import Foreign, report, words_of
+from scalesim.interrupts import InterruptsWait
 from scalesim.requests.tickets import Bell
 
 _COPY_WAIT_S = 0.005
