@@ -33,14 +33,14 @@ def run(options: RunOptions) -> int:
     it is. Raises ``ConfigError``."""
     options.check()
     try:
-        import httpx
+        import httpx2
         import starlette
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             f"scalesim run needs {error.name}; pip install 'scalesim-runtime[server]'"
         ) from None
-    del httpx, starlette
+    del httpx2, starlette
     sizes = Sizes(options.hardware, options.model, options.residency)
     hardware_of(sizes.hardware)
     model_of(sizes.model)
@@ -56,7 +56,7 @@ def run(options: RunOptions) -> int:
 
 def _recorded(options: RunOptions, recording: Recording) -> int:
     """Run the program behind a proxy to its end."""
-    import httpx
+    import httpx2
 
     from scalesim.proxy.app import make_proxy
     from scalesim.proxy.program import environment, run_program, served
@@ -64,9 +64,9 @@ def _recorded(options: RunOptions, recording: Recording) -> int:
     upstream = upstream_url(options.upstream)
 
     def make_app() -> Any:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        timeout = httpx.Timeout(None, connect=10.0)
-        return make_proxy(upstream, recording, httpx.AsyncClient(limits=limits, timeout=timeout))
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+        timeout = httpx2.Timeout(None, connect=10.0)
+        return make_proxy(upstream, recording, httpx2.AsyncClient(limits=limits, timeout=timeout))
 
     try:
         with served(make_app) as url:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
-import httpx
+import httpx2
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -34,7 +34,7 @@ _NOT_FORWARDED = frozenset(
 )
 
 
-def make_proxy(upstream: str, recording: Recording, client: httpx.AsyncClient) -> Starlette:
+def make_proxy(upstream: str, recording: Recording, client: httpx2.AsyncClient) -> Starlette:
     """The app for ``upstream``, a URL that ends in the server's version, as in
     ``http://localhost:8000/v1``. It answers below ``/v1`` and ``/agents/{agent}/v1``. ``client`` is
     closed when the app ends."""
@@ -63,7 +63,7 @@ class _Call:
         self._id, self.record = recording.begins(body, agent, rung)
         self._reader = AnswerReader()
 
-    def answers(self, answer: httpx.Response) -> None:
+    def answers(self, answer: httpx2.Response) -> None:
         """The answer's head has come."""
         kind = answer.headers.get("content-type", "")
         self._reader = AnswerReader(is_stream=kind.startswith("text/event-stream"))
@@ -81,7 +81,7 @@ class _Call:
 
 
 class _Proxy:
-    def __init__(self, upstream: str, recording: Recording, client: httpx.AsyncClient) -> None:
+    def __init__(self, upstream: str, recording: Recording, client: httpx2.AsyncClient) -> None:
         self._upstream, self._recording, self._client = upstream, recording, client
         self._identity = Identity()
 
@@ -103,7 +103,7 @@ class _Proxy:
                     ),
                     stream=True,
                 )
-            except httpx.HTTPError as error:
+            except httpx2.HTTPError as error:
                 if call is not None:
                     call.close(_UNREACHABLE)
                 told = f"{self._upstream} cannot be reached: {type(error).__name__} {error}"
@@ -137,7 +137,7 @@ class _Proxy:
 
 
 async def _passed_on(
-    answer: httpx.Response, call: _Call | None, held: AsyncExitStack
+    answer: httpx2.Response, call: _Call | None, held: AsyncExitStack
 ) -> AsyncIterator[bytes]:
     async with held:
         if call is not None:
