@@ -272,10 +272,11 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Agent.forget": Entry(
             lambda wait: engine.agent(f"gone {next(others)}").forget(wait=wait), {"wait": True}),
         "Engine.expect": Entry(
-            lambda agents="ada", ticks=None, at=None, confidence=1.0, steps=None: engine.expect(
-                agents, ticks, at=at, confidence=confidence, steps=steps),
+            lambda agents="ada", ticks=None, at=None, confidence=1.0, absolute=False, steps=None:
+                engine.expect(agents, ticks, at=at, confidence=confidence, absolute=absolute,
+                              steps=steps),
             {"agents": {"ada": 1.0}, "ticks": None, "at": None, "confidence": 1.0,
-             "steps": None}),
+             "absolute": False, "steps": None}),
         "Engine.add_source": Entry(engine.add_source, {"source": Own()}),
         "Engine.why": Entry(engine.why, {"agent": "ada"}),
         "Engine.wake": Entry(engine.wake, {"agent": "ada"}),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scalesim.errors import RequestError
-from scalesim.server.identity import Identity, agent_name, scoped, split_alias, unscoped
+from scalesim.server.identity import Identity, agent_name, scoped, unscoped
 
 LADDER: list[tuple[str, str]] = [
     ("agent_id", "body"),
@@ -48,7 +48,11 @@ def test_a_number_is_its_digits() -> None:
     caller = Identity().who_calls({"agent_id": 7}, {})
     assert (caller.agent, caller.headers) == (
         "7",
-        {"X-ScaleSim-Agent": "7", "X-ScaleSim-Identity": "agent_id"},
+        {
+            "X-ScaleSim-Agent": "7",
+            "X-ScaleSim-Identity": "agent_id",
+            "X-ScaleSim-Hint": "none",
+        },
     )
 
 
@@ -77,13 +81,6 @@ def test_keys_have_agents_of_their_own() -> None:
     prints = {identity.who_calls(said("hello"), {}, scope=key).name for key in ("k1", "k2")}
     assert len(prints) == 2
 
-
-def test_an_alias() -> None:
-    names = ["tiny", "lora@v2"]
-    assert split_alias("tiny@ada", names) == ("tiny", "ada")
-    assert split_alias("tiny@ada@home", names) == ("tiny", "ada@home")
-    for model in ("tiny", "lora@v2", "tiny@", "other@ada", "@ada"):
-        assert split_alias(model, names) == (model, None)
 
 
 # -- fingerprints ------------------------------------------------------------------------------
@@ -117,7 +114,10 @@ def test_calls_of_different_prompts_at_once_are_a_template() -> None:
         assert (other.agent, other.rung) == (None, "template")
     later = identity.who_calls(said("I am Ada"), {})
     assert (later.agent, later.rung) == (None, "template")
-    assert later.headers == {"X-ScaleSim-Identity": "template"}
+    assert later.headers == {
+        "X-ScaleSim-Identity": "template",
+        "X-ScaleSim-Hint": "none",
+    }
 
 
 def test_a_call_that_failed_is_over() -> None:

@@ -1,9 +1,10 @@
 """Invocation distance: the next use of each agent, from predictions, open calls and bursts.
 
-The next use is *now* while an agent has an open call, and while its burst of calls is likely to go
-on; otherwise the combined prediction of its sources; otherwise unknown. A next use is advice: it
-decides when state moves, and never changes a result. This module imports nothing of memory:
-methods return the changes, and the engine passes them on.
+The next use is *now* while an agent has an open call, while its burst of calls is likely to go on,
+and while the agent is pinned; *last of all* from when its user puts it off until it calls or is
+spoken of again; otherwise the combined prediction of its sources; otherwise unknown. A next use is
+advice: it decides when state moves, and never changes a result. This module imports nothing of
+memory: methods return the changes, and the engine passes them on.
 
 Up to ``FEW`` agents are handled as plain numbers, more as arrays: arrays of one entry would add
 0.15 ms to a call, and a thousand agents one by one take eight times as long as in arrays.
@@ -28,7 +29,7 @@ from scalesim.distance.clock import Clock
 from scalesim.distance.combine import LEAST, Combine, earliest_credible
 from scalesim.distance.estimates import Source, Times
 from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read
-from scalesim.distance.ledger import Ledger
+from scalesim.distance.ledger import LATEST, Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
 from scalesim.distance.voice import Voice, silence_of, voice_of
@@ -42,6 +43,7 @@ _MAX_KEPT = 1024  # agents whose last ignored hint is kept
 _MAX_NAMES = 8  # unknown names that a score shows
 _NOT_TOLD = -math.inf
 _LEAD_WEIGHT = 0.05
+_PINNED, _PUT_OFF = 1, -1
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +78,10 @@ class Distances:
             calls=(np.int32, 0, ()),  # in this tick
             usual_calls=(np.int32, 0, ()),  # in the agent's last tick with a call
             combined=(np.float64, np.nan, ()),
+            standing=(np.int8, 0, ()),  # pinned, put off, or neither
             told=(np.float64, _NOT_TOLD, ()),  # the next use that was returned last
         )
+        self._has_put_off = False  # ever
         self._called: dict[int, None] = {}  # rows with a call in this tick, in order
         self._met: list[int] = []  # rows of agents made in this tick, with predictions from before
 
@@ -158,12 +162,20 @@ class Distances:
         return self.expect_all({agent: time}, confidence)
 
     def expect_all(
-        self, times: Mapping[AgentId, float], confidence: float = 1.0, *, offset: float = 0.0
+        self,
+        times: Mapping[AgentId, float],
+        confidence: float | Mapping[AgentId, float] = 1.0,
+        *,
+        offset: float = 0.0,
     ) -> list[Change]:
         """``expect`` for many agents; returns the changes in their order. ``offset``, in ticks, is
-        added to each time."""
+        added to each time. ``confidence`` is one for all, or one for each."""
         declared = self._voices[0]
-        hints, ignored = read(tuple(times), list(times.values()), confidence, of_users=True)
+        for_each = isinstance(confidence, Mapping)
+        sure = [confidence[agent] for agent in times] if isinstance(confidence, Mapping) else confidence
+        hints, ignored = read(
+            tuple(times), list(times.values()), sure, of_users=True, for_each=for_each
+        )
         self._ignore(declared, ignored)
         agents, at, sure = hints
         if isinstance(at, list):
@@ -173,11 +185,44 @@ class Distances:
         else:
             at = at + offset
             self._end_bursts(self._rows_of(agents), at)
-        return self._say(declared, Hints(agents, at, sure))
+        back = self._call_back(agents)
+        changes = self._say(declared, Hints(agents, at, sure))
+        return changes + self._changes(back)  # also where the hint says what was said before
 
     def wake(self, agent: AgentId) -> list[Change]:
         """Declare that ``agent`` will call at once, whatever was declared before."""
+        self._call_back([agent])
         return self._say(self._voices[1], Hints((agent,), [self.clock.now], [1.0]))
+
+    def pin(self, agents: Sequence[AgentId]) -> list[Change]:
+        """From now on the next use of ``agents`` is now, until they are let go."""
+        return self._set_standing(agents, _PINNED)
+
+    def put_off(self, agents: Sequence[AgentId]) -> list[Change]:
+        """The next use of ``agents`` comes last of all, until they call or are spoken of again. No
+        prediction: nothing is scored by it."""
+        self._has_put_off = True
+        return self._set_standing(agents, _PUT_OFF)
+
+    def let_go(self, agents: Sequence[AgentId]) -> list[Change]:
+        """``agents`` are neither pinned nor put off any more."""
+        return self._set_standing(agents, 0)
+
+    def _set_standing(self, agents: Sequence[AgentId], standing: int) -> list[Change]:
+        rows = self._rows_of(agents)
+        self._rows.known[rows] = True
+        self._rows.standing[rows] = standing
+        return self._all_changes(rows)
+
+    def _call_back(self, agents: Sequence[AgentId]) -> list[int]:
+        """Those of ``agents`` that were put off are so no more; returns their rows."""
+        if not self._has_put_off:
+            return []
+        rows = self._rows_of(agents)
+        back = rows[self._rows.standing[rows] == _PUT_OFF]
+        self._rows.standing[back] = 0
+        found: list[int] = back.tolist()
+        return found
 
     # -- hints that are ignored ---------------------------------------------------------------
 
@@ -254,6 +299,8 @@ class Distances:
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
         rows.known[row] = True
+        if rows.standing[row] == _PUT_OFF:
+            rows.standing[row] = 0
         first = row not in self._called
         rows.open_calls[row] += 1
         rows.calls[row] += 1
@@ -444,7 +491,11 @@ class Distances:
 
     def _effective(self, row: int) -> float:
         rows = self._rows
-        if rows.open_calls[row] or 0 < rows.calls[row] < rows.usual_calls[row]:
+        if rows.open_calls[row] or rows.standing[row] == _PINNED:
+            return self.clock.now
+        if rows.standing[row] == _PUT_OFF:
+            return LATEST
+        if 0 < rows.calls[row] < rows.usual_calls[row]:
             return self.clock.now
         return float(rows.combined[row])
 
@@ -476,8 +527,11 @@ class Distances:
         if not (known := rows.known[touched]).all():
             touched, agents = touched[known], None
         calls = rows.calls[touched]
-        busy = (rows.open_calls[touched] > 0) | ((calls > 0) & (calls < rows.usual_calls[touched]))
-        at: Times = np.where(busy, self.clock.now, rows.combined[touched])
+        busy = (calls > 0) & (calls < rows.usual_calls[touched])
+        standing = rows.standing[touched]
+        at: Times = np.where(standing == _PUT_OFF, LATEST, rows.combined[touched])
+        busy = (rows.open_calls[touched] > 0) | (standing == _PINNED) | (busy & (standing == 0))
+        at = np.where(busy, self.clock.now, at)
         told = rows.told[touched]
         news = (at != told) & ~(np.isnan(at) & np.isnan(told))
         rows.told[touched] = at

@@ -54,14 +54,19 @@ NO_HINTS = Hints((), [], [])
 
 
 def read(
-    agents: Sequence[AgentId], at: Any, confidence: Any, *, of_users: bool = False
+    agents: Sequence[AgentId],
+    at: Any,
+    confidence: Any,
+    *,
+    of_users: bool = False,
+    for_each: bool = False,
 ) -> tuple[Hints, list[Ignored]]:
     """The usable hints among those given, and the ignored ones.
 
     ``at`` has one time for each of ``agents``, ``confidence`` one value for all or one for each.
     Ignored are infinite times, and times and confidences that are no numbers. A NaN time takes the
-    last hint back; with ``of_users``, where one confidence is given for all, a NaN time is ignored
-    as well. Raises ``ValueError`` or ``TypeError`` if the arguments are no such lists; then none of
+    last hint back; with ``of_users``, a NaN time is ignored as well, and there is one confidence for
+    all unless they are given ``for_each``. Raises ``ValueError`` or ``TypeError`` if the arguments are no such lists; then none of
     the hints counts.
     """
     count = len(agents)
@@ -70,13 +75,15 @@ def read(
     if len(at) != count:
         raise ValueError(f"{len(at)} times for {count} agents; give one for each")
     if of_users and count <= FEW:
-        return _read_few(agents, at, confidence)
+        return _read_few(agents, at, confidence if for_each else [confidence] * count)
     times = _numbers(at)
     if times.shape != (count,):
         raise ValueError(f"times of shape {times.shape} for {count} agents; give one for each")
     if of_users:
         times[np.isnan(times)] = np.inf
-    per_agent = not (of_users or isinstance(confidence, str)) and np.ndim(confidence) > 0
+    per_agent = for_each or (
+        not (of_users or isinstance(confidence, str)) and np.ndim(confidence) > 0
+    )
     sure = np.broadcast_to(_numbers(confidence if per_agent else [confidence]), (count,))
     no_time = np.isinf(times)
     no_sure = ~(np.isfinite(sure) | np.isnan(times) | no_time)
@@ -95,23 +102,24 @@ def read(
 
 
 def _read_few(
-    agents: Sequence[AgentId], at: Sequence[Any], confidence: Any
+    agents: Sequence[AgentId], at: Sequence[Any], confidence: Sequence[Any]
 ) -> tuple[Hints, list[Ignored]]:
     """``read`` for up to ``FEW`` hints of users: arrays would take twenty times as long."""
-    sure = number(confidence)
     names: list[AgentId] = []
     times: list[float] = []
+    trusted: list[float] = []
     ignored = []
-    for agent, value in zip(agents, at, strict=True):
-        time = number(value)
+    for agent, value, given in zip(agents, at, confidence, strict=True):
+        time, sure = number(value), number(given)
         if not math.isfinite(time):
             ignored.append(Ignored("no time", agent, value))
         elif not math.isfinite(sure):
-            ignored.append(Ignored("no confidence", agent, confidence))
+            ignored.append(Ignored("no confidence", agent, given))
         else:
             names.append(agent)
             times.append(time)
-    return Hints(names, times, [sure] * len(names)), ignored
+            trusted.append(sure)
+    return Hints(names, times, trusted), ignored
 
 
 def number(value: Any) -> float:

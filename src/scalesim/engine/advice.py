@@ -33,6 +33,8 @@ class Advice:
         self.clock = Clock()
         self.distances = Distances(self.clock, combine, is_known)
         self._memory, self._is_known, self._recorder = memory, is_known, recorder
+        self._pinned: dict[AgentId, float] = {}  # until when, in seconds
+        self._soonest_s = math.inf  # when the first of them ends
 
     def listen(self, voice: Voice) -> None:
         """Take the advice of a source from now on."""
@@ -43,9 +45,14 @@ class Advice:
         self._apply(self.distances.poll())
 
     def expect(
-        self, times: Mapping[AgentId, float], confidence: float = 1.0, *, absolute: bool
+        self,
+        times: Mapping[AgentId, float],
+        confidence: float | Mapping[AgentId, float] = 1.0,
+        *,
+        absolute: bool,
     ) -> None:
-        """Hints: times of the clock if ``absolute``, else ticks from now."""
+        """Hints: times of the clock if ``absolute``, else ticks from now. ``confidence`` is one for
+        all, or one for each."""
         times = {agent: time for agent, time in times.items() if self._is_known(agent)}
         offset = 0.0 if absolute else self.clock.now
         if self._recorder is not None:
@@ -61,6 +68,41 @@ class Advice:
         if self._recorder is not None:
             self._recorder.expects(agent, self.clock.now, self.clock.now)
         self._apply(self.distances.wake(agent))
+
+    def pin(self, agents: Sequence[AgentId], until_s: float) -> None:
+        """The state of ``agents`` counts as needed now until ``until_s``; it is loaded, and leaves
+        after all other state. A pin holds no page: who needs the last one gets it."""
+        agents = [agent for agent in agents if self._is_known(agent)]
+        self._pinned.update(dict.fromkeys(agents, until_s))
+        self._soonest_s = min(self._soonest_s, until_s)
+        self._apply(self.distances.pin(agents))
+
+    def let_go(self, agents: Sequence[AgentId]) -> None:
+        """``agents`` are neither pinned nor put off any more."""
+        agents = [agent for agent in agents if self._is_known(agent)]
+        for agent in agents:
+            self._pinned.pop(agent, None)
+        self._apply(self.distances.let_go(agents))
+
+    def put_off(self, agents: Sequence[AgentId]) -> None:
+        """The state of ``agents`` leaves before all other, until they call or are spoken of again.
+        Ends their pins."""
+        agents = [agent for agent in agents if self._is_known(agent)]
+        for agent in agents:
+            self._pinned.pop(agent, None)
+        self._apply(self.distances.put_off(agents))
+
+    def expire(self, now_s: float) -> None:
+        """End the pins whose time is over."""
+        if now_s < self._soonest_s:
+            return
+        over = [agent for agent, until_s in self._pinned.items() if until_s <= now_s]
+        self.let_go(over)
+        self._soonest_s = min(self._pinned.values(), default=math.inf)
+
+    def pinned_until_s(self, agent: AgentId) -> float | None:
+        """When the pin of ``agent`` ends; ``None`` without one."""
+        return self._pinned.get(agent)
 
     def tick(self, wall_s: float, n: float, *, to: float | None, idle: bool) -> None:
         """Move the clock; ``wall_s`` is when that was asked for, ``idle`` whether no call is
@@ -89,6 +131,8 @@ class Advice:
         """``agents``, which have no open call, are gone."""
         if self._recorder is not None:
             self._recorder.forget(agents)
+        for agent in agents:
+            self._pinned.pop(agent, None)
         self._apply(self.distances.forget(agents))
 
     def _apply(self, changes: list[Change]) -> None:

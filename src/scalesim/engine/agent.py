@@ -234,12 +234,13 @@ class Agents:
         ticks: float | None = None,
         *,
         at: float | None = None,
-        confidence: float = 1.0,
+        confidence: float | Mapping[AgentId, float] = 1.0,
+        absolute: bool = False,
         steps: float | None = None,
     ) -> None:
         """``Engine.expect`` and ``Agent.expect``."""
         ticks = _renamed_ticks(ticks, steps)
-        known, advice = self.registry.known, self._loop.advice
+        advice = self._loop.advice
         if isinstance(agents, Mapping):
             if ticks is not None or at is not None:
                 raise RequestError("expect() takes a mapping of distances, or one agent and a time")
@@ -248,13 +249,23 @@ class Agents:
         elif (ticks is None) == (at is None):
             raise RequestError(f"expect({shown(agents)}) needs either ticks or at=")
         else:
-            distances = {known(agents).id: ticks if ticks is not None else at}  # type: ignore[dict-item]
-        ids = [known(agent).id for agent in distances]
-        hints, ignored = read(ids, list(distances.values()), confidence, of_users=True)
+            id = self.registry.known(agents).id  # type: ignore[arg-type]
+            distances = {id: ticks if ticks is not None else at}  # type: ignore[dict-item]
+        is_absolute = flag("absolute", absolute) or at is not None
+        ids = self.registry.all_known(distances)
+        for_each = isinstance(confidence, Mapping)
+        if isinstance(confidence, Mapping):
+            with reading("confidence"):
+                confidence = [confidence.get(agent, 1.0) for agent in distances]
+        hints, ignored = read(
+            ids, list(distances.values()), confidence, of_users=True, for_each=for_each
+        )
         if hints.agents:
             times = dict(zip(hints.agents, map(float, hints.at), strict=True))
-            sure, absolute = hints.confidence[0], at is not None
-            self._inbox.post(lambda: advice.expect(times, sure, absolute=absolute))
+            sure: Any = hints.confidence[0]
+            if for_each:
+                sure = dict(zip(hints.agents, map(float, hints.confidence), strict=True))
+            self._inbox.post(lambda: advice.expect(times, sure, absolute=is_absolute))
         if ignored and (told := advice.distances.ignore("declared", ignored)):
             warnings.warn(told, HintWarning, stacklevel=3)
 

@@ -31,6 +31,7 @@ from scalesim.engine.agent import Agent, Agents
 from scalesim.engine.choose_and_embed import ChooseAndEmbed
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
+from scalesim.engine.memory_view import MemoryView
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.sources import EngineListener, checked_voices, unheard
 from scalesim.engine.stats import EngineStats
@@ -100,6 +101,7 @@ class Engine(ChooseAndEmbed):
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
         self._intake = Intake(self.model, parts.memory, registry, self.adapters, self._loop.keys)
         self._agents = Agents(registry, self.adapters, self._loop, self._inbox, self._thread)
+        self.memory = MemoryView(parts, registry, self._loop, self._inbox, self._thread)
         self._listener = EngineListener(self._inbox, self._loop.advice.poll)
         self._source_names: set[str] = set()
         for voice in voices:
@@ -126,8 +128,8 @@ class Engine(ChooseAndEmbed):
 
     @property
     def stats(self) -> EngineStats:
-        """Counts of calls, tokens and steps since the start."""
-        return self._loop.stats
+        """Counts of calls, tokens, steps, and of what memory did, since the start: as of now."""
+        return self._loop.stats.with_memory(self.parts.memory)
 
     # -- agents and time ----------------------------------------------------------------------
 
@@ -168,19 +170,23 @@ class Engine(ChooseAndEmbed):
         ticks: float | None = None,
         *,
         at: float | None = None,
-        confidence: float = 1.0,
+        confidence: float | Mapping[AgentId, float] = 1.0,
+        absolute: bool = False,
         steps: float | None = None,
     ) -> None:
         """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in ticks from now,
-        ``expect("ada", 3)``, or ``expect("ada", at=17.5)`` on the clock.
+        ``expect("ada", 3)``, or on the clock: ``expect("ada", at=17.5)``,
+        ``expect({"ada": 17.5}, absolute=True)``.
 
-        ``confidence`` is the probability that this is about right. Advice only: a wrong distance
+        ``confidence`` is the probability that this is about right, for all or by agent. Advice only: a wrong distance
         costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
         call that gives no time or two. What is no finite time, or no confidence, is ignored:
         counted in ``source_scores()["declared"]``, and told once with a ``HintWarning``.
         ``steps`` is the deprecated name of ``ticks``.
         """
-        self._agents.expect(agents, ticks, at=at, confidence=confidence, steps=steps)
+        self._agents.expect(
+            agents, ticks, at=at, confidence=confidence, absolute=absolute, steps=steps
+        )
 
     def add_source(self, source: Source) -> None:
         """Listen to ``source`` as well, from now on. Raises ``ConfigError`` for what is no source,

@@ -95,6 +95,7 @@ class EngineLoop:
 
     def _iterate(self) -> bool:
         self.calls.expire()
+        self.advice.expire(self.parts.time_s())
         if self.calls.can_enter:
             self.accept([])
         batch = self.scheduler.schedule()

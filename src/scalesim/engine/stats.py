@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from scalesim.memory.manager import MemoryManager
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time."""
+    """Counts since the start. ``steps`` are the engine's; ``compute_s`` is the runner's time. From
+    ``lookups`` on, they are memory's. How full the tiers are: ``Engine.memory.tiers``."""
 
     steps: int = 0
     calls: int = 0  # that gave a reply
@@ -19,6 +22,39 @@ class EngineStats:
     compute_s: float = 0.0
     restarts: int = 0  # something broke inside, and all state was made anew
     lost_pages: int = 0  # that left circulation for it, of both pools
+    lookups: int = 0  # of prompts in memory: one a call, and one more after a preemption
+    hits: int = 0  # look-ups that found something and waited for none of it
+    waits: int = 0  # loads that a request waited for
+    wait_s: float = 0.0  # in which nothing could run because of loads
+    loaded_bytes: int = 0  # from the host to the device
+    saved_bytes: int = 0  # from the device to the host
+    read_bytes: int = 0  # of adapters, from their folders
+    prefetched_bytes: int = 0  # of those loaded, before anybody asked
+    prefetch_used_bytes: int = 0  # of those, asked for in time
+    prefetch_wasted_bytes: int = 0  # of those, gone again before anybody asked
+    evicted_bytes: int = 0  # that left the device
+    dropped_bytes: int = 0  # of those, with no copy left
+    preemptions: int = 0  # running requests that gave their pages to others
+
+    def with_memory(self, memory: MemoryManager) -> EngineStats:
+        """A copy, with what ``memory`` counts."""
+        counters, size = memory.counters, memory.page_bytes
+        return replace(
+            self,
+            lookups=counters.lookups,
+            hits=counters.full_hits,
+            waits=counters.demand_loads,
+            wait_s=counters.stall_s,
+            loaded_bytes=counters.loaded_pages * size,
+            saved_bytes=counters.saved_pages * size,
+            read_bytes=(counters.read_pages + counters.read_ahead_pages) * size,
+            prefetched_bytes=counters.prefetched_pages * size,
+            prefetch_used_bytes=counters.prefetch_used * size,
+            prefetch_wasted_bytes=counters.prefetch_wasted * size,
+            evicted_bytes=counters.evicted_pages * size,
+            dropped_bytes=counters.dropped_pages * size,
+            preemptions=counters.preemptions,
+        )
 
     @property
     def turns(self) -> int:

@@ -47,6 +47,14 @@ class StreamingEntrypoints(Entrypoints):
         from the first read on."""
         return AsyncReplyStream(partial(self._begin, request))
 
+    async def stream_samples_async(self, request: Request) -> list[AsyncReplyStream]:
+        """The ``n`` samples of ``request``, each a stream of its own for ``async for``. The request
+        is checked, and runs, when this returns; the first sample computes the prompt for all."""
+        self._inbox.check_open()
+        calls = await self._compiled(self._intake.prepare_samples(request))
+        self._thread.start_thread()
+        return [AsyncReplyStream(self._reader(call, LoopBell())) for call in calls]
+
     async def _begin(self, request: Request) -> Reader:
         self._inbox.check_open()
         [call] = await self._compiled([self._intake.prepare_one(request)])

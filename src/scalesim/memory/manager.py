@@ -17,8 +17,10 @@ from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentUse, Lease
 from scalesim.memory.leases.adapters import AdapterContent
 from scalesim.memory.misses import Miss
+from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
+from scalesim.memory.tiers import TierUse
 from scalesim.memory.timing import Pace
 
 
@@ -42,6 +44,14 @@ class MemoryManager(MemoryParts):
     def num_lost_pages(self) -> int:
         """Pages of both pools that are out of circulation for good."""
         return sum(len(tier.lost) for tier in self.tiers)
+
+    @property
+    def tier_use(self) -> tuple[TierUse, ...]:
+        """How full each tier is, the nearest to the compute first. From any thread."""
+        return tuple(
+            TierUse(tier.name, tier.pool.num_usable - len(tier.lost), tier.pool.num_free)
+            for tier in self.tiers
+        )
 
     @property
     def loading_pages(self) -> int:
@@ -143,6 +153,19 @@ class MemoryManager(MemoryParts):
     def is_resident(self, agent: AgentId | None) -> bool:
         """Whether what ``agent``'s next request will likely begin with is on the device."""
         return self.owners.is_resident(agent)
+
+    def pages_of(self, agent: AgentId) -> AgentPages:
+        """Where the state lies that ``agent``'s next request will likely begin with."""
+        return self.owners.pages_of(agent)
+
+    def census(self) -> list[tuple[AgentId, AgentPages]]:
+        """``pages_of`` every agent that memory knows. O(agents)."""
+        return self.owners.census()
+
+    def agents_under(self, tokens: bytes) -> list[AgentId]:
+        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is
+        held."""
+        return self.owners.under(tokens)
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
-from scalesim.memory.tree.prefix_tree import PrefixTree
+from scalesim.memory.tree.prefix_tree import TEXT, PrefixTree
 from scalesim.memory.tree.segment import Owner, Segment, lineage
+
+
+class AgentPages(NamedTuple):
+    """Where the state lies that an agent's next call will likely begin with, in pages. ``host``
+    counts what is there alone, ``coming`` what is on its way to the device. ``next_use`` is in
+    ticks of the clock, ``None`` = unknown."""
+
+    device: int = 0
+    host: int = 0
+    coming: int = 0
+    next_use: float | None = None
+
+    @property
+    def total(self) -> int:
+        """All pages."""
+        return self.device + self.host + self.coming
 
 
 class Owners:
@@ -67,6 +84,22 @@ class Owners:
         if not all(segment.is_ready for segment in state.attached):
             return False
         return end.is_ready and end.parent is not None
+
+    def pages_of(self, id: AgentId) -> AgentPages:
+        """Where the state of ``id`` lies."""
+        state = self.agents.get(id)
+        return AgentPages() if state is None else _pages_of(state, {})
+
+    def census(self) -> list[tuple[AgentId, AgentPages]]:
+        """``pages_of`` each agent. What many share is counted once, and told of each."""
+        above: dict[Segment, tuple[int, int, int]] = {}
+        return [(id, _pages_of(state, above)) for id, state in self.agents.items()]
+
+    def under(self, tokens: bytes) -> list[AgentId]:
+        """The agents that own the end of what is held of ``tokens``, as far as that goes."""
+        num_blocks = len(tokens) // self._tree.block_bytes
+        path = self._tree.match(self._tree.root(TEXT), tokens, num_blocks)
+        return [owner.id for owner in path[-1][0].owners] if path else []
 
     def attach(self, id: AgentId, segment: Segment) -> None:
         """``id`` owns ``segment``, in place of another of its kind: a path that each of its calls
@@ -180,3 +213,32 @@ class Owners:
                     ranking.refresh(tail)
                 if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
                     ranking.refresh(segment)
+
+
+def _pages_of(state: AgentState, above: dict[Segment, tuple[int, int, int]]) -> AgentPages:
+    """``above`` has the sums down to a segment, of those that were looked at before."""
+    device = host = coming = 0
+    end = state.likely_end()
+    if end is None:  # a fork that has not called yet
+        own = (path for path in state.paths if path not in state.attached)
+        end = max(own, key=lambda path: path.last_seq, default=None)
+    if end is not None:
+        for segment in reversed(lineage(end)):
+            if (sums := above.get(segment)) is None:
+                sums = above[segment] = _added((device, host, coming), segment)
+            device, host, coming = sums
+        if (tail := end.tails.get(state.id)) is not None:
+            device, host, coming = _added((device, host, coming), tail)
+    for segment in state.attached:
+        device, host, coming = _added((device, host, coming), segment)
+    return AgentPages(device, host, coming, state.next_use)
+
+
+def _added(sums: tuple[int, int, int], segment: Segment) -> tuple[int, int, int]:
+    device, host, coming = sums
+    there, placed = segment.device.valid, len(segment.device)
+    return (
+        device + there,
+        host + max(0, segment.host.valid - placed),
+        coming + placed - there,
+    )

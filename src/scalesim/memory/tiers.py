@@ -49,6 +49,14 @@ class Tier:
         return pages
 
 
+class TierUse(NamedTuple):
+    """How full a tier is: pages that may be used, pages that are free."""
+
+    name: TierName
+    num_pages: int
+    num_free: int
+
+
 class Tiers(NamedTuple):
     """All of them, in order."""
 

@@ -56,6 +56,14 @@ class AgentRegistry:
             )
         return found
 
+    def all_known(self, agents: Iterable[AgentId]) -> list[AgentId]:
+        """The ids of ``agents``, in order. Raises what ``known`` raises."""
+        entries = self._entries
+        return [  # a plain text that is there needs no further look: hints come by the thousand
+            agent if type(agent) is str and agent in entries else self.known(agent).id
+            for agent in agents
+        ]
+
     def add(self, agent: AgentId) -> AgentEntry:
         """The entry of ``agent``, made if there is none. Under ``lock``."""
         return self._entries.setdefault(agent, AgentEntry(agent))

@@ -176,13 +176,13 @@ class ReplyStream:
 class AsyncReplyStream:
     """``async for piece in stream``: as ``ReplyStream``, in the event loop that reads first.
 
-    The call is checked and handed in by the first read, which raises what is wrong with it.
-    Cancelling the task that reads cancels the call.
+    The call is checked and handed in by the first read, which raises what is wrong with it, unless
+    it runs already and has a reader. Cancelling the task that reads cancels the call.
     """
 
-    def __init__(self, begin: Callable[[], Coroutine[Any, Any, Reader]]) -> None:
-        self._begin: Callable[[], Coroutine[Any, Any, Reader]] | None = begin
-        self._reader: Reader | None = None
+    def __init__(self, begin: Callable[[], Coroutine[Any, Any, Reader]] | Reader) -> None:
+        self._begin = None if isinstance(begin, Reader) else begin
+        self._reader = begin if isinstance(begin, Reader) else None
 
     @property
     def reply(self) -> Reply | None:

@@ -13,6 +13,7 @@ its tokens, and each API key has agents of its own. Used on the event loop's thr
 
 from __future__ import annotations
 
+import string
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ TEMPLATE = "template"
 """The rung of a call whose system message is many agents'."""
 _HEADERS = ("X-ScaleSim-Agent", "X-Session-ID", "x-dynamo-session-id", "x-smg-routing-key")
 _BETWEEN = "\x1f"  # stands between a key's scope and a name; no name has it, as it is not printable
+_PLAIN = string.punctuation.replace("%", "") + " "
 _SYSTEM = ("system", "developer")
 
 
@@ -58,15 +60,6 @@ def unscoped(id: object, scope: str) -> str | None:
     return None if _BETWEEN in name else name
 
 
-def split_alias(model: str, names: Iterable[str]) -> tuple[str, str | None]:
-    """``base@agent`` as the model and the agent, where ``base`` is one of the models' ``names`` and
-    the whole is none."""
-    base, between, agent = model.partition("@")
-    known = set(names)
-    if between and agent and model not in known and base in known:
-        return base, agent
-    return model, None
-
 
 @dataclass(slots=True, eq=False)
 class _Fingerprint:
@@ -78,10 +71,10 @@ class _Fingerprint:
 
 class Caller:
     """Whom a call is taken for: ``agent`` is the engine's id, ``name`` what its key calls it,
-    ``rung`` what named it. Both are ``None`` where nobody is named. As a context manager, it spans
-    the call."""
+    ``rung`` what named it. Both are ``None`` where nobody is named. ``hint`` says whether a hint
+    that came with the call was used. As a context manager, it spans the call."""
 
-    __slots__ = ("_fingerprint", "_identity", "_prompt", "agent", "name", "rung")
+    __slots__ = ("_fingerprint", "_identity", "_prompt", "agent", "hint", "name", "rung", "scope")
 
     def __init__(
         self,
@@ -93,7 +86,8 @@ class Caller:
         prompt: bytes = b"",
     ) -> None:
         self._identity, self._fingerprint, self._prompt = identity, fingerprint, prompt
-        self.name, self.rung = name, rung
+        self.name, self.rung, self.scope = name, rung, scope
+        self.hint = "none"
         self.agent = None if name is None else scoped(name, scope)
 
     def __enter__(self) -> Caller:
@@ -117,12 +111,10 @@ class Caller:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a reply says of it. A name that is no ASCII is written as a URL has it."""
-        told = {"X-ScaleSim-Identity": self.rung}
+        """What a reply says of it. What of a name is no ASCII is written as in a URL."""
+        told = {"X-ScaleSim-Identity": self.rung, "X-ScaleSim-Hint": self.hint}
         if self.name is not None:
-            told["X-ScaleSim-Agent"] = (
-                self.name if self.name.isascii() else quote(self.name, safe="")
-            )
+            told["X-ScaleSim-Agent"] = quote(self.name, safe=_PLAIN)
         return told
 
 
@@ -189,7 +181,7 @@ class Identity:
         at once: it is a template of many agents then, and its calls are nobody's from then on."""
         system, prompt = self._digests(messages, scope)
         if system is None:
-            return Caller(self, None, ANONYMOUS)
+            return Caller(self, None, ANONYMOUS, scope)
         found = self._fingerprints.setdefault(system, _Fingerprint())
         self._fingerprints.move_to_end(system)
         while len(self._fingerprints) > self._max_fingerprints:
@@ -197,7 +189,7 @@ class Identity:
         others = found.open_prompts.keys() - {prompt}
         if found.is_template or others:
             found.is_template = True
-            return Caller(self, None, TEMPLATE)
+            return Caller(self, None, TEMPLATE, scope)
         return Caller(self, f"fp-{system.hex()}", "fingerprint", scope, found, prompt)
 
     def _digests(self, messages: object, scope: str) -> tuple[bytes | None, bytes]:

@@ -1,0 +1,123 @@
+"""The application: the table of routes, behind the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from scalesim.engine.engine import Engine
+from scalesim.server import agents, chat, choose, completions, hints, models
+from scalesim.server.body import ClientGoneError, give_back
+from scalesim.server.config import ServerConfig
+from scalesim.server.endpoint import Endpoint
+from scalesim.server.errors import ApiError, api_error, is_ours
+from scalesim.server.gate import Gate, admission_of
+from scalesim.server.hints import end_call
+from scalesim.server.service import Service, log
+
+ROUTES: list[Endpoint] = [
+    *chat.ENDPOINTS,
+    *completions.ENDPOINTS,
+    *models.ENDPOINTS,
+    *hints.ENDPOINTS,
+    *agents.ENDPOINTS,
+    *choose.ENDPOINTS,
+]
+
+
+def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Starlette:
+    """The ASGI application that serves ``engine``, or what the function ``engine`` returns: it is
+    called when the server starts, on a thread, and until it has returned all calls are answered
+    with 503. The application closes the engine when it stops."""
+    service = Service(engine, config)
+    table = [row for row in ROUTES if row.access != "admin" or config.admin_keys]
+    open_paths = [row.path for row in table if row.access == "open"]
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        start = asyncio.create_task(service.start())
+        try:
+            yield
+        finally:
+            start.cancel()
+            await service.close()
+
+    app = Starlette(
+        routes=[Route(row.path, Answer(service, row), methods=list(row.methods)) for row in table],
+        middleware=[Middleware(Gate, config, open_paths)],
+        exception_handlers={HTTPException: _no_route},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+class Answer:
+    """An ASGI application that answers one endpoint: access, a place in the queue, the handler, and
+    every error in OpenAI's form."""
+
+    def __init__(self, service: Service, endpoint: Endpoint) -> None:
+        self._service, self._endpoint = service, endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        has_begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            self._check_access(request)
+            with self._place():
+                response = await self._endpoint.handler(self._service, request)
+                await response(scope, receive, noting)
+        except ClientGoneError:
+            pass
+        except Exception as error:
+            self._log(error, request)
+            if has_begun:
+                raise ConnectionAbortedError from None  # the server closes the connection
+            answer = api_error(error, admission_of(request).request_id)
+            await answer.response()(scope, receive, send)
+        finally:
+            give_back(self._service, request)
+            end_call(self._service, request)
+
+    def _check_access(self, request: Request) -> None:
+        if self._endpoint.access == "admin" and not admission_of(request).is_admin:
+            raise ApiError(403, "this route needs an admin key", code="not_allowed")
+
+    def _place(self) -> AbstractContextManager[None]:
+        if not self._endpoint.queued:
+            return nullcontext()
+        self._service.life.check()
+        return self._service.open.place()
+
+    def _log(self, error: Exception, request: Request) -> None:
+        """Faults of ours: where, and of what kind; never the message, which may hold a prompt."""
+        if is_ours(error):
+            where = "".join(traceback.format_tb(error.__traceback__))
+            name, id = type(error).__name__, admission_of(request).request_id
+            log.error("%s in %s (request %s)\n%s", name, self._endpoint.path, id, where)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        headers: Mapping[str, str] = error.headers or {}
+        message = f"{request.method} is not one of the methods here: {headers.get('Allow', '')}"
+        return ApiError(405, message, code="method_not_allowed", headers=headers).response()
+    return ApiError(404, "there is no such path here", code="not_found").response()

@@ -1,0 +1,135 @@
+"""Bodies: read within limits, parsed strictly, and checked against a schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from scalesim.checks import shown
+from scalesim.server.errors import ApiError, bad
+from scalesim.server.service import Service
+from scalesim.strict_json import parse_strict
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+_CLOSE = {"connection": "close"}
+_SIZE = "scalesim.body_bytes"
+
+
+class ClientGoneError(Exception):
+    """Nobody reads the reply any more."""
+
+
+class BadJsonError(ApiError):
+    """The body is no JSON that can be read in one way only."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message, code="invalid_json")
+
+
+async def read_json(service: Service, request: Request) -> dict[str, Any]:
+    """The object that the body holds. Raises 400, 408 or 413."""
+    raw = await _read(service, request)
+    value = await service.off_loop(len(raw), partial(parse_strict, raw, "the body", BadJsonError))
+    if not isinstance(value, dict):
+        raise BadJsonError(f"the body is a {type(value).__name__}; it must be a JSON object")
+    return value
+
+
+async def read(
+    service: Service, request: Request, schema: type[BodyT]
+) -> tuple[BodyT, dict[str, Any]]:
+    """The body as ``schema`` has it, and all that stands in the body. Raises 400, 408 or 413."""
+    value = await read_json(service, request)
+    return await service.off_loop(body_bytes(request), partial(validated, schema, value)), value
+
+
+def validated(schema: type[BodyT], value: Mapping[str, Any]) -> BodyT:
+    """``value`` as ``schema``. Raises 400 for the first field that breaks its rule."""
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _first(error) from None
+
+
+def body_bytes(request: Request) -> int:
+    """How large the body was."""
+    return int(request.scope.get(_SIZE, 0))
+
+
+def give_back(service: Service, request: Request) -> None:
+    """The request is answered: its body counts no more."""
+    service.open.remove(body_bytes(request))
+    request.scope[_SIZE] = 0
+
+
+async def _read(service: Service, request: Request) -> bytes:
+    limits, headers = service.limits, request.headers
+    _check_headers(headers)
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 20:
+        raise ApiError(400, "Content-Length must be a whole number", headers=_CLOSE)
+    too_large = ApiError(
+        413,
+        f"the body is larger than {limits.max_body_bytes} bytes",
+        code="body_too_large",
+        headers=_CLOSE,
+    )
+    if int(length) > limits.max_body_bytes:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(limits.receive_timeout):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limits.max_body_bytes:
+                    raise too_large
+                service.open.add(len(chunk))
+                request.scope[_SIZE] = size
+                chunks.append(chunk)
+    except TimeoutError:
+        raise ApiError(
+            408,
+            f"the body did not arrive within {limits.receive_timeout:g} seconds",
+            code="too_slow",
+            headers=_CLOSE,
+        ) from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    return b"".join(chunks)
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    kind = headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":  # also keeps out what a foreign page can send unasked
+        raise bad(
+            f"Content-Type is {shown(kind)}; it must be application/json", code="invalid_json"
+        )
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(
+            400, "a body with a Content-Encoding is not read; send plain JSON", headers=_CLOSE
+        )
+
+
+def _first(error: ValidationError) -> ApiError:
+    """The first thing that is wrong, in the form that ``scalesim.checks`` gives to its errors."""
+    found = error.errors(include_url=False, include_context=False)[0]
+    place = _place(found["loc"])
+    if found["type"] == "missing":
+        return bad(f"{place} is missing", place)
+    rule = found["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    return bad(f"{place}={shown(found['input'])} {rule[:1].lower()}{rule[1:]}", place)
+
+
+def _place(path: tuple[int | str, ...]) -> str:
+    """``("logit_bias", 0, "id")`` as ``logit_bias[0].id``."""
+    place = ""
+    for part in path:
+        place += f"[{part}]" if isinstance(part, int) else f"{'.' * bool(place)}{part}"
+    return place[:200] or "the body"

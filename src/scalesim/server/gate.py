@@ -1,0 +1,142 @@
+"""The gate: what every request passes before anything is done for it.
+
+Deny by default: a path needs the key unless the table of routes calls it open, whether there is
+such a path or not. Keys are compared in constant time, by their digests, and all of them each
+time. Works on ASGI's own scopes, so that a refusal costs little.
+"""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from hashlib import sha256
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scalesim.server.config import ServerConfig, is_loopback
+from scalesim.server.errors import ApiError
+
+_ADMISSION = "scalesim.admission"
+_MAX_ID_CHARS = 128
+_VISIBLE = frozenset(range(0x21, 0x7F))
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that was let in. ``tenant``: the digest of its key where there are several, so that
+    what one key's holders say is found by them alone."""
+
+    request_id: str
+    tenant: bytes | None = None
+    is_admin: bool = False
+
+
+def admission_of(request: HTTPConnection) -> Admission:
+    """What the gate found out about ``request``."""
+    found: Admission = request.scope[_ADMISSION]
+    return found
+
+
+class Gate:
+    """ASGI middleware. ``open_paths`` need no key."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig, open_paths: Collection[str]) -> None:
+        self._app, self._limits = app, config.limits
+        self._open_paths = frozenset(open_paths)
+        self._keys = [_digest(key.encode()) for key in config.api_keys]
+        self._admin_keys = [_digest(key.encode()) for key in config.admin_keys]
+        self._checks_host = not self._keys and is_loopback(config.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        request_id = _request_id(scope)
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        try:
+            scope[_ADMISSION] = self._admit(scope, request_id)
+        except ApiError as error:
+            await error.response()(scope, receive, send_named)
+            return
+        await self._app(scope, receive, send_named)
+
+    def _admit(self, scope: Scope, request_id: str) -> Admission:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        limits = self._limits
+        if len(headers) > limits.max_headers:
+            raise ApiError(431, f"{len(headers)} headers; at most {limits.max_headers}")
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > limits.max_header_bytes:
+            raise ApiError(431, f"headers of {size} bytes; at most {limits.max_header_bytes}")
+        given = [value for name, value in headers if name == b"authorization"]
+        digest = _digest(given[0][7:]) if len(given) == 1 and _is_bearer(given[0]) else b""
+        is_admin = _is_among(digest, self._admin_keys)
+        has_key = _is_among(digest, self._keys)
+        if self._checks_host and not _is_local([v for name, v in headers if name == b"host"]):
+            raise ApiError(
+                403,
+                "the header Host names another machine; a server without a key answers this "
+                "machine only",
+                code="host_not_allowed",
+            )
+        if not (is_admin or has_key or not self._keys or scope["path"] in self._open_paths):
+            raise ApiError(
+                401,
+                "no key that this server knows; send the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        has_tenants = len(self._keys) + len(self._admin_keys) > 1
+        return Admission(request_id, digest if has_tenants and digest else None, is_admin)
+
+
+def _digest(key: bytes) -> bytes:
+    return sha256(key).digest()
+
+
+def _is_bearer(value: bytes) -> bool:
+    return value[:7].lower() == b"bearer "
+
+
+def _is_among(digest: bytes, known: Collection[bytes]) -> bool:
+    """Takes as long for the first key as for the last, or for none."""
+    found = False
+    for key in known:
+        found |= hmac.compare_digest(digest, key)
+    return found
+
+
+def _is_local(hosts: list[bytes]) -> bool:
+    """A page of a foreign site whose name was pointed at this machine sends that name."""
+    if not hosts:
+        return True  # HTTP/1.0; no browser
+    name = hosts[0].decode("latin-1")
+    return len(hosts) == 1 and is_loopback(name[:-1] if name.endswith("]") else _bare(name))
+
+
+def _bare(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdecimal() else host
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, if it can be repeated as it is; nothing is ever looked up by it."""
+    for name, value in scope["headers"]:
+        if (
+            name == b"x-request-id"
+            and 0 < len(value) <= _MAX_ID_CHARS
+            and _VISIBLE.issuperset(value)
+        ):
+            return str(value, "ascii")
+    return f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,159 @@
+"""From a body to requests, and from replies to OpenAI's fields: what chat and plain completions
+share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+
+from scalesim.checks import shown, text, whole
+from scalesim.core import Int32s
+from scalesim.requests.reply import Reply
+from scalesim.requests.request import Request
+from scalesim.sampling.params import SamplingParams
+from scalesim.server.config import ServerLimits
+from scalesim.server.errors import ApiError, bad
+from scalesim.server.hints import begin_call
+from scalesim.server.identity import Caller, scoped
+from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
+from scalesim.server.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whom a request is for: the name that it gave the model, the adapter that this name means,
+    and who calls."""
+
+    model: str
+    adapter: str | None
+    caller: Caller
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the reply says of the caller."""
+        return self.caller.headers
+
+
+def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -> Target:
+    """Whom ``body`` is for. Raises 404 for a model that is not served."""
+    name = body.get("model")
+    model, adapter, alias = known_model(service, service.config.names[0] if name is None else name)
+    return Target(model, adapter, begin_call(service, request, body, alias))
+
+
+def known_model(service: Service, name: str) -> tuple[str, str | None, str | None]:
+    """The model's name, the adapter that it means, and the agent of an alias ``model@agent``.
+    Raises 404."""
+    base, sign, alias = name.partition("@")
+    for known, agent in ((name, None), (base, alias if sign and alias else None)):
+        if known in service.config.names:
+            return known, None, agent
+        if known in service.engine.adapters:
+            return known, known, agent
+    names = [*service.config.names, *(adapter.name for adapter in service.engine.adapters.list())]
+    raise ApiError(
+        404,
+        f"model {shown(name)} is not served here; there are: {', '.join(names[:8])}",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def sampling_of(
+    service: Service, body: SamplingBody, raw: Mapping[str, Any], max_tokens: int
+) -> SamplingParams:
+    """How the body's tokens are drawn. Raises 400 for what is not served, or above a limit."""
+    limits = service.limits
+    for field, why in REFUSED.items():
+        if raw.get(field) not in (None, False):
+            raise bad(f"{field}: {why}", field, "unsupported")
+    if body.n is not None:
+        whole("n", body.n, 1, limits.max_n)
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise bad(
+            f"best_of={body.best_of} must be n, {body.n or 1}; all samples are returned", "best_of"
+        )
+    given = {name: getattr(body, name) for name in ENGINE_FIELDS}
+    params = {name: value for name, value in given.items() if value is not None}
+    if params.get("top_k") == -1:  # vLLM's way to keep every token
+        params["top_k"] = 0
+    if body.stop is not None:
+        params["stop"] = _stops(body.stop, limits)
+    if body.logit_bias is not None:
+        params["logit_bias"] = _biases(body.logit_bias)
+    return service.engine.sampling(max_tokens=max_tokens, **params)
+
+
+def engine_request(
+    service: Service, target: Target, body: SamplingBody, tokens: Int32s, params: SamplingParams
+) -> Request:
+    """What the engine is asked, for the agent that calls; an agent whom nobody knew is made."""
+    limit_s = service.limits.request_timeout
+    timeout = limit_s if body.timeout is None else min(body.timeout, limit_s)
+    request = Request(
+        tokens,
+        agent=target.caller.agent,
+        params=params,
+        timeout=timeout,
+        priority=body.priority or 0,
+    )
+    agent = target.caller.agent
+    if target.adapter is not None:
+        # an adapter is an agent's: of those without a name, all who use the adapter share one
+        if agent is None:
+            agent = scoped(f"adapter:{target.adapter}", target.caller.scope)
+        return replace(request, agent=service.engine.agent(agent, adapter=target.adapter).id)
+    if agent is not None:
+        service.engine.agent(agent)
+    return request
+
+
+def room_for(service: Service, target: Target, num_prompt: int, wanted: int | None) -> int:
+    """``max_tokens``: those that are wanted, or all that fit behind the prompt."""
+    if wanted is not None:
+        return wanted
+    engine = service.engine
+    max_len = engine.model.max_len
+    if target.adapter is not None:
+        memory = engine.parts.memory
+        pages = memory.num_pages - engine.adapters.num_pages(target.adapter)
+        max_len = min(max_len, pages * memory.block_size)
+    return max(1, max_len - num_prompt)
+
+
+def usage_of(replies: list[Reply]) -> dict[str, Any]:
+    """OpenAI's counts. The samples of one prompt share it: ``replies`` are of one prompt each."""
+    prompt = sum(reply.usage.prompt_tokens for reply in replies)
+    cached = sum(reply.usage.cached_tokens for reply in replies)
+    output = sum(sample.usage.output_tokens for reply in replies for sample in reply.samples)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def _stops(given: object, limits: ServerLimits) -> list[str]:
+    stops = [given] if isinstance(given, str) else given
+    if not isinstance(stops, list):
+        raise bad(f"stop={shown(given)} must be a string or a list of strings", "stop")
+    if len(stops) > limits.max_stops:
+        raise bad(f"stop lists {len(stops)} strings, at most {limits.max_stops}", "stop")
+    found = [text("stop", stop, empty=False) for stop in stops]
+    longest = max(map(len, found), default=0)
+    if longest > limits.max_stop_chars:
+        raise bad(f"stop has {longest} characters, at most {limits.max_stop_chars}", "stop")
+    return found
+
+
+def _biases(given: Mapping[str, float]) -> dict[int, float]:
+    """OpenAI's keys are token ids as text."""
+    wrong = next((key for key in given if not key.isdecimal() or len(key) > 10), None)
+    if wrong is not None:
+        raise bad(f"logit_bias names {shown(wrong)}; its keys must be token ids", "logit_bias")
+    return {int(key): bias for key, bias in given.items()}
+

@@ -1,0 +1,59 @@
+"""What both kinds of completions ask of their tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Real = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class StreamOptions(BaseModel):
+    """``include_usage``: a last chunk with the counts of tokens."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class SamplingBody(BaseModel):
+    """Fields of ``/v1/chat/completions`` and ``/v1/completions``, as OpenAI and vLLM name them."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: Real | None = None
+    top_p: Real | None = None
+    top_k: int | None = None
+    min_p: Real | None = None
+    presence_penalty: Real | None = None
+    frequency_penalty: Real | None = None
+    repetition_penalty: Real | None = None
+    logit_bias: dict[str, Real] | None = None
+    min_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    seed: int | None = None
+    stop: Any = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    priority: int | None = None
+    timeout: Real | None = None
+
+
+ENGINE_FIELDS = (
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "min_tokens", "n", "seed", "stop_token_ids", "ignore_eos",
+)  # fmt: skip
+"""Those that ``SamplingParams`` has under the same name, with the same meaning."""
+REFUSED = {
+    "prompt_embeds": "embeddings as prompts are not read; send text or token ids",
+    "chat_template": "a template in a request is not run; the server's own is used",
+    "use_beam_search": "beam search is not offered; ask for n samples",
+    "suffix": "text is continued, not filled in; leave suffix out",
+}
+"""Fields that would change what is answered, and that are not served."""

@@ -1,0 +1,68 @@
+"""A server on a loopback port, in a thread, on a tiny engine; and clients for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+
+from scalesim.engine.engine import Engine
+from scalesim.server.app import make_app
+from scalesim.server.config import ServerConfig, ServerLimits
+from scalesim.server.listen import Server
+from scalesim.server.service import Service
+
+KEY = "key-of-the-tests"
+
+
+@dataclass
+class Running:
+    """A server that runs: where, and what it is made of."""
+
+    url: str
+    port: int
+    service: Service
+    server: Server
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": KEY, **options})
+
+
+@contextmanager
+def serving(
+    engine: Engine | Callable[[], Engine], *, limits: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A server of ``engine`` until the block ends."""
+    config = ServerConfig(
+        **{
+            "port": 0,
+            "names": ("tiny",),
+            "api_keys": (KEY,),
+            "limits": ServerLimits(**{"drain_timeout": 1.0, **(limits or {})}),
+            **settings,
+        }
+    )
+    app = make_app(engine, config)
+    server = Server(app, config)
+    started = threading.Event()
+    serve_forever = server.main_loop
+
+    async def main_loop() -> None:
+        started.set()
+        await serve_forever()
+
+    server.main_loop = main_loop  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(20)
+        host, port = server.address
+        yield Running(f"http://{host}:{port}", port, app.state.service, server)
+    finally:
+        server.stop()
+        thread.join(20)
+        assert not thread.is_alive()
