@@ -66,6 +66,7 @@ SCHEDULING = (
 )
 ENGINE = (
     *SCHEDULING,
+    "scalesim.chat",
     "scalesim.device",
     "scalesim.distance",
     "scalesim.engine",
@@ -152,6 +153,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *SCHEDULING,
         "scalesim.distance",
         "scalesim.model.text",
+    ),
+    "scalesim.chat": (
+        *VALUES,
+        "scalesim.model.text",
+        "scalesim.requests",
+        "scalesim.sampling",
     ),
     "scalesim.engine": ENGINE,
     "scalesim.testing": (

@@ -128,6 +128,10 @@ def _memory(name: str, value: Any) -> str | int:
     return found if written is None else written  # type: ignore[return-value]
 
 
+def _utilization(name: str, value: object) -> float:
+    return number(name, value, 0.0, 1.0, ConfigError, above=True)
+
+
 def _chat_template(name: str, value: object) -> str:
     named = value if isinstance(value, str) else str(path_of(name, value, ConfigError))
     return text(name, named, ConfigError, empty=False)
@@ -211,9 +215,10 @@ class EngineConfig:
     ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
     ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
     and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
-    available. ``policy``: how the planner orders and looks ahead. ``block_size``: tokens a page;
-    chosen for the model if ``None``. ``max_model_len``: tokens of prompt and output; the model's
-    own limit if ``None``.
+    available. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
+    weights, workspace and device pool may take together. ``policy``: how the planner orders and
+    looks ahead. ``block_size``: tokens a page; chosen for the model if ``None``.
+    ``max_model_len``: tokens of prompt and output; the model's own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
     all sampling that is not given one. ``graphs``: capture decode steps as CUDA graphs.
     ``generation_config``: what the model's ``generation_config.json`` says of sampling is the
@@ -233,6 +238,7 @@ class EngineConfig:
     device: str = setting("auto", _device)
     device_memory: str | int = setting("auto", _memory)
     host_memory: str | int = setting("auto", _memory)
+    gpu_memory_utilization: float | None = setting(None, _or_none(_utilization))
     policy: str = setting("deadline", _policy)
     block_size: int | None = setting(None, _or_none(_block_size))
     max_model_len: int | None = setting(None, _or_none(_from_one))

@@ -19,7 +19,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Bytes2D: TypeAlias = npt.NDArray[np.uint8]
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "timeout", "error"]
 Pooling = Literal["last", "mean"]
 
 

@@ -253,6 +253,9 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "Engine.generate_async": Entry(waited(engine.generate_async), {"request": ASKED}),
         "Engine.stream": Entry(read_out(engine.stream), {"request": ASKED}),
         "Engine.stream_async": Entry(read_async(engine.stream_async), {"request": ASKED}),
+        "Engine.stream_samples_async": Entry(
+            waited(engine.stream_samples_async), {"request": ASKED}
+        ),
         "Engine.choose": chosen(engine.choose),
         "Engine.choose_async": chosen(waited(engine.choose_async)),
         "Engine.embed": embedded(engine.embed),

@@ -140,3 +140,21 @@ def test_where_there_are_no_logits() -> None:
         pytest.raises(RequestError, match="no logits"),
     ):
         engine.agent("ada").generate([1, 2], logprobs=0)
+
+
+def test_pieces_of_a_stream_have_the_log_probabilities_of_their_tokens() -> None:
+    """Also where the mailbox held several tokens, and of the token that ends the text."""
+    with tiny_engine() as engine:
+        whole = engine.agent("a").generate(PROMPT, max_tokens=9, logprobs=3, seed=1)
+        pieces = list(engine.agent("b").stream(PROMPT, max_tokens=9, logprobs=3, seed=1))
+    assert whole.logprobs is not None
+    for field in ("token_ids", "logprobs", "top_ids", "top_logprobs"):
+        parts = [getattr(piece.logprobs, field) for piece in pieces if piece.token_ids]
+        assert np.array_equal(np.concatenate(parts), getattr(whole.logprobs, field))
+    starts = [piece.logprobs.start for piece in pieces if piece.logprobs and len(piece.logprobs)]
+    assert starts[0] == whole.logprobs.start and starts == sorted(set(starts))
+
+
+def test_a_stream_that_asked_for_none_has_none() -> None:
+    with tiny_engine() as engine:
+        assert all(piece.logprobs is None for piece in engine.agent("a").stream("hi", max_tokens=3))

@@ -49,19 +49,13 @@ def serving(
     app = make_app(engine, config)
     server = Server(app, config)
     started = threading.Event()
-    serve_forever = server.main_loop
-
-    async def main_loop() -> None:
-        started.set()
-        await serve_forever()
-
-    server.main_loop = main_loop  # type: ignore[method-assign]
+    server.on_listening = lambda url: started.set()
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         assert started.wait(20)
-        host, port = server.address
-        yield Running(f"http://{host}:{port}", port, app.state.service, server)
+        port = int(server.url.rpartition(":")[2])
+        yield Running(server.url, port, app.state.service, server)
     finally:
         server.stop()
         thread.join(20)

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from scalesim.cli.boxes import in_one_line
+from scalesim.cli.config_file import with_config_file
 from scalesim.cli.output import check_writable
+from scalesim.cli.serve_options import ServeOptions
 from scalesim.cli.values import (
     COUNT,
     FEW,
@@ -485,6 +487,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": DemoOptions,
     "doctor": DoctorOptions,
     "generate": GenerateOptions,
+    "serve": ServeOptions,
     "replay": ReplayOptions,
     "convert": ConvertOptions,
     "plan": PlanOptions,
@@ -508,6 +511,8 @@ def parse(args: Sequence[str]) -> Any:
     if args and args[0] == "run" and "--" in args:
         end = args.index("--")
         args, command = args[:end], args[end + 1 :]
+    if args and args[0] == "serve":
+        args = with_config_file(args)
     said = io.StringIO()
     try:
         with redirect_stderr(said):

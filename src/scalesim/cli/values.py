@@ -91,6 +91,7 @@ def _cut(word: str) -> str:
 
 COUNT = _whole(1)
 FEW = _whole(1, 256)
+PORT = _whole(0, 65535)
 MANY = _whole(1, 10**6)
 MANY_OR_0 = _whole(0, 10**6)
 WHOLE = _whole(0)

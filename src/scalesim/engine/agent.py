@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scalesim.chat.chat_request import ChatRequest
+from scalesim.chat.reply import ChatReply
+from scalesim.chat.stream import AsyncChatStream, ChatStream
 from scalesim.checks import agent_id, flag, path_of, reading, shown
 from scalesim.core import AgentId
 from scalesim.distance.hints import read
-from scalesim.engine.choose_and_embed import ChooseAndEmbed
+from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.thread import EngineThread
@@ -39,7 +42,7 @@ class Agent:
 
     __slots__ = ("_agents", "_entry", "engine")
 
-    def __init__(self, engine: ChooseAndEmbed, agents: Agents, entry: AgentEntry) -> None:
+    def __init__(self, engine: ChatEntrypoints, agents: Agents, entry: AgentEntry) -> None:
         self.engine, self._agents, self._entry = engine, agents, entry
 
     @property
@@ -91,14 +94,57 @@ class Agent:
         """``generate`` from any event loop."""
         return await self.engine.generate_async(self.request(prompt, **options))
 
-    def chat(self, messages: list[Message] | str, **options: Any) -> Reply:
-        """The assistant's answer to ``messages``, through the model's chat template; waits. A
-        string is one message of the user's."""
-        return self.engine.generate(self.request(as_messages(messages), **options))
+    def chat_request(
+        self,
+        messages: Sequence[Message] | str,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        response_format: Any = None,
+        enable_thinking: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ChatRequest:
+        """A request for ``Engine.chat``: messages, or one of the user's as a string. Options are
+        those of ``request``; the others are fields of ``ChatRequest``."""
+        request = self.request("", **options)
+        return ChatRequest(
+            messages,
+            agent=self.id,
+            params=request.params,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            enable_thinking=enable_thinking,
+            chat_template_kwargs=chat_template_kwargs or {},
+            timeout=request.timeout,
+            sample_index=request.sample_index,
+            deadline=request.deadline,
+            priority=request.priority,
+            on_overflow=request.on_overflow,
+        )
 
-    async def chat_async(self, messages: list[Message] | str, **options: Any) -> Reply:
+    def chat(self, messages: Sequence[Message] | str, **options: Any) -> ChatReply:
+        """The assistant's answer to ``messages``, through the model's chat template; waits. A
+        string is one message of the user's. Options as for ``chat_request``."""
+        return self.engine.chat(self.chat_request(messages, **options))
+
+    async def chat_async(self, messages: Sequence[Message] | str, **options: Any) -> ChatReply:
         """``chat`` from any event loop: the answer to ``messages``."""
-        return await self.engine.generate_async(self.request(as_messages(messages), **options))
+        return await self.engine.chat_async(self.chat_request(messages, **options))
+
+    def chat_stream(self, messages: Sequence[Message] | str, **options: Any) -> ChatStream:
+        """``for piece in agent.chat_stream(messages)``: the answer to ``messages`` as it comes.
+        Whoever stops reading cancels it."""
+        return self.engine.chat_stream(self.chat_request(messages, **options))
+
+    def chat_stream_async(
+        self, messages: Sequence[Message] | str, **options: Any
+    ) -> AsyncChatStream:
+        """``chat_stream`` for ``async for``, in any event loop."""
+        return self.engine.chat_stream_async(self.chat_request(messages, **options))
 
     def stream(self, prompt: Prompt, **options: Any) -> ReplyStream:
         """``for piece in agent.stream(prompt)``: the continuation as it comes, or the answer to
@@ -170,7 +216,7 @@ class Agents:
         self._handles: dict[AgentId, Agent] = {}
 
     def handle(
-        self, engine: ChooseAndEmbed, id: AgentId, adapter: str | Path | None = None
+        self, engine: ChatEntrypoints, id: AgentId, adapter: str | Path | None = None
     ) -> Agent:
         """``Engine.agent``."""
         id = agent_id(id)
@@ -192,7 +238,7 @@ class Agents:
                 entry.adapter = name
         return agent
 
-    def fork(self, engine: ChooseAndEmbed, parent: AgentId, child: AgentId) -> Agent:
+    def fork(self, engine: ChatEntrypoints, parent: AgentId, child: AgentId) -> Agent:
         """``Engine.fork``."""
         child = agent_id(child)
         with self.registry.lock, InterruptsWait():
@@ -268,11 +314,6 @@ class Agents:
             self._inbox.post(lambda: advice.expect(times, sure, absolute=is_absolute))
         if ignored and (told := advice.distances.ignore("declared", ignored)):
             warnings.warn(told, HintWarning, stacklevel=3)
-
-
-def as_messages(messages: list[Message] | str) -> list[Message]:
-    """What ``chat`` was given, as messages."""
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
 
 def _renamed_ticks(ticks: float | None, steps: float | None) -> float | None:

@@ -123,9 +123,14 @@ class CudaBackend:
         check_dtype(loaded.model.dtype)
         self._device = device
         self._workspace = workspace_bytes(loaded, config)
+        self._utilization = config.gpu_memory_utilization
 
     def default_device_bytes(self) -> int:
-        return int(_GPU_SHARE * self._left_bytes())
+        left = self._left_bytes()
+        if self._utilization is None:
+            return int(_GPU_SHARE * left)
+        _, total = self._device.free_bytes()
+        return min(left, left - int((1.0 - self._utilization) * total))
 
     def resident_bytes(self) -> int:
         return self.default_device_bytes()

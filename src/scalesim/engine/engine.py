@@ -28,7 +28,7 @@ from scalesim.distance.estimates import Source
 from scalesim.distance.scores import Score
 from scalesim.engine import forks
 from scalesim.engine.agent import Agent, Agents
-from scalesim.engine.choose_and_embed import ChooseAndEmbed
+from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.memory_view import MemoryView
@@ -47,7 +47,7 @@ from scalesim.requests.tickets import Desk
 from scalesim.trace.recorder import Recorder, check_new
 
 
-class Engine(ChooseAndEmbed):
+class Engine(ChatEntrypoints):
     """Runs requests of any number of agents.
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the

@@ -63,7 +63,7 @@ def checked_options(options: object, by: object) -> list[Option]:
 
 def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel) -> Int32s:
     """The ids of ``option`` behind ``prompt``, of ids ``tokens``. Raises ``RequestError``."""
-    ids: Prompt = option
+    ids: str | Sequence[int] | Int32s = option
     if isinstance(option, str):
         option = text("option", option)
         tokenizer = model.tokenizer

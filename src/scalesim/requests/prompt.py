@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 Message: TypeAlias = Mapping[str, Any]
 
 
-Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message]"
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages, with what else a chat template sees: ``tools``, which are JSON schemas, and
+    ``variables``, such as ``enable_thinking``. ``text`` is the prompt that the template makes of
+    them, where that is known already."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
+
+
+Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message] | ChatPrompt"
 
 
 Shorten: TypeAlias = Callable[[Prompt, int, int], Prompt]
@@ -61,11 +73,14 @@ class TextModel:
         if isinstance(prompt, str):
             plain = text("prompt", prompt)
             ids: Any = plain and self._known(self._tokenizer("a text prompt").encode(plain))
+        elif isinstance(prompt, ChatPrompt):
+            ids = self._encoded(prompt)
         elif not is_listed(prompt):
             refuse("prompt", prompt, f"is a {type(prompt).__name__}; {_PROMPTS}")
         else:
             with reading("prompt"):
-                ids = self._render(prompt) if is_chat(prompt) else np.array(prompt)
+                chat: Any = prompt if is_chat(prompt) else None
+                ids = np.array(prompt) if chat is None else self._encoded(ChatPrompt(chat))
         return self._checked(ids)
 
     def _known(self, ids: list[int]) -> list[int]:
@@ -78,13 +93,23 @@ class TextModel:
             )
         return ids
 
-    def _render(self, messages: Any) -> list[int]:
+    def render(self, chat: ChatPrompt) -> str:
+        """The text that the chat template makes of ``chat``, up to where the answer begins."""
+        with reading("prompt"):
+            return self.chat_template.render(chat.messages, tools=chat.tools, **chat.variables)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The template. Raises ``RequestError`` where the model has none."""
         if self.template is None:
             raise RequestError(
                 "messages given, but the model has no chat template; "
                 "give a text prompt or token ids"
             )
-        text = self.template.render(messages, add_generation_prompt=True)
+        return self.template
+
+    def _encoded(self, chat: ChatPrompt) -> list[int]:
+        text = self.render(chat) if chat.text is None else chat.text
         return self._known(self._tokenizer("a chat").encode(text, add_special_tokens=False))
 
     def _tokenizer(self, what: str) -> Tokenizer:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from scalesim.batch_options import LogProbs
 from scalesim.requests.call import Call
 from scalesim.requests.reply import Reply
 from scalesim.requests.tickets import Bell, LoopBell, Ticket
@@ -21,11 +24,13 @@ from scalesim.requests.tickets import Bell, LoopBell, Ticket
 class TextPiece:
     """What a reply gained since the piece before: its ``text`` never ends within a character nor
     within what may become a stop string, so it can be empty (and is without a tokenizer).
-    ``reply`` comes with the last piece; all pieces together are its text and its token ids."""
+    ``reply`` comes with the last piece; all pieces together are its text and its token ids.
+    ``logprobs`` are those of ``token_ids``, if the request asked for them."""
 
     text: str
     token_ids: tuple[int, ...]  # generated since the piece before
     reply: Reply | None = None
+    logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
 
 
 class TextDeltas(Protocol):
@@ -112,17 +117,28 @@ class Reader:
         if not done:
             self._check()
         tokens = [mailbox.tokens.popleft() for _ in range(len(mailbox.tokens))]
+        first = self._num_read
         self._num_read += len(tokens)
         text = "".join(map(self._deltas.push, tokens)) if self._deltas is not None else ""
         if not done or (tokens and call.error is not None):
-            return TextPiece(text, tuple(tokens)) if tokens else None
+            return self._piece(text, first, tuple(tokens)) if tokens else None
         self.is_over = True
         self.ticket.keep()
         self.reply = call.result()
         if self._deltas is not None:
             text += self._deltas.finish()
         last = self.reply.token_ids[self._num_read :]  # the token that ended the text
-        return TextPiece(text, (*tokens, *last), self.reply)
+        return self._piece(text, first, (*tokens, *last), self.reply)
+
+    def _piece(
+        self, text: str, first: int, tokens: tuple[int, ...], reply: Reply | None = None
+    ) -> TextPiece:
+        """The tokens of a piece, ``first`` of which is the output's, with what was asked of
+        them."""
+        sequence = self._call.sequence
+        log = None if sequence is None else sequence.logprobs_log
+        scores = None if log is None else log.of_output(np.array(tokens, np.int32), first)
+        return TextPiece(text, tokens, reply, scores)
 
     def close(self) -> None:
         if not self.is_over:
@@ -192,11 +208,15 @@ class AsyncReplyStream:
     def __aiter__(self) -> AsyncReplyStream:
         return self
 
+    async def start(self) -> None:
+        """Check the call and hand it in now, instead of at the first read."""
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            self._reader = await begin()
+
     async def __anext__(self) -> TextPiece:
         try:
-            if self._begin is not None:
-                begin, self._begin = self._begin, None
-                self._reader = await begin()
+            await self.start()
             reader = self._reader
             while reader is not None and not reader.is_over:
                 piece = reader.take()

@@ -4,6 +4,7 @@ silently."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scalesim.checks import reading
 from scalesim.core import Int32s
 from scalesim.errors import PromptTooLongError
 from scalesim.requests.prompt import (
+    ChatPrompt,
     Message,
     OnOverflow,
     Prompt,
@@ -37,13 +39,20 @@ def fit_prompt(
     """
     if len(tokens) <= max_tokens or max_tokens < 1 or (isinstance(how, str) and how == "error"):
         return tokens, None
+    chat = prompt if isinstance(prompt, ChatPrompt) else ChatPrompt(())
+
+    def token_ids(shorter: Prompt) -> Int32s:
+        if _num_messages(shorter):  # for the template that saw the whole prompt, with its tools
+            shorter = replace(chat, messages=shorter, text=None)  # type: ignore[arg-type]
+        return model.token_ids(shorter)
+
+    listed: Any = chat.messages if chat is prompt else prompt
     if callable(how):
-        kept, shorter = _shortened(prompt, tokens, max_tokens, how, model.token_ids)
-        messages = max(0, _num_messages(prompt) - _num_messages(shorter))
-    elif _num_messages(prompt):
+        kept, shorter = _shortened(listed, tokens, max_tokens, how, token_ids)
+        messages = max(0, _num_messages(listed) - _num_messages(shorter))
+    elif _num_messages(listed):
         with reading("messages"):
-            chat: list[Message] = list(prompt)  # type: ignore[arg-type]  # of messages
-            kept, messages = _newest_turns(chat, tokens, max_tokens, model.token_ids)
+            kept, messages = _newest_turns(list(listed), tokens, max_tokens, token_ids)
     else:
         kept, messages = _newest_tokens(prompt, tokens, max_tokens, model), 0
     num_dropped = len(tokens) - len(kept)

@@ -33,17 +33,19 @@ class _Rows:
             self._parts.append(part)
             self.next += len(part.logprobs)
 
-    def joined(self, token_ids: Int32s) -> LogProbs:
+    def joined(self, token_ids: Int32s, first_part: int = 0) -> LogProbs:
+        """Of ``token_ids``, or of as many as are scored. The first of them is scored by
+        ``first_part``, which is not 0 only where each part scores one token."""
         top_k = self.top_k
         empty = Scores(
             np.zeros(0, np.float32),
             np.zeros((0, top_k), np.int32),
             np.zeros((0, top_k), np.float32),
         )
-        parts = [empty, *self._parts]
-        count = self.next - self.start
+        parts = [empty, *self._parts[first_part : first_part + len(token_ids)]]
+        count = sum(len(part.logprobs) for part in parts)
         return LogProbs(
-            self.start,
+            self.start + first_part,
             token_ids[:count],
             np.concatenate([part.logprobs for part in parts]),
             np.concatenate([part.top_ids[:, :top_k] for part in parts]),
@@ -68,8 +70,10 @@ class LogprobsLog:
         """``tokens``: the prompt's. ``None`` where they were not asked for."""
         return None if self.prompt is None else self.prompt.joined(tokens[self.prompt.start :])
 
-    def of_output(self, tokens: Int32s) -> LogProbs | None:
-        return None if self.output is None else self.output.joined(tokens)
+    def of_output(self, tokens: Int32s, first: int = 0) -> LogProbs | None:
+        """Of ``tokens``, the output from its token ``first`` on. May be called while further tokens
+        are scored: a token is given away after its score was taken."""
+        return None if self.output is None else self.output.joined(tokens, first)
 
     def usable(self, num_tokens: int) -> int:
         """How many of its first tokens a lease may look up: behind them, logits are needed."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -13,6 +14,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from scalesim.errors import ConfigError
 from scalesim.server.config import ServerConfig
 from scalesim.server.protocol import BoundedProtocol
 from scalesim.server.service import Service
@@ -27,7 +29,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, config: ServerConfig) -> None:
         self._service: Service = app.state.service
+        self._service.on_failure = self.stop
+        self.on_listening: Callable[[str], object] = lambda url: None
         self.signals: list[int] = []
+        self._address = config.host, config.port
         limits = config.limits
         protocol: Any = partial(BoundedProtocol, limits=limits)
         super().__init__(
@@ -49,10 +54,21 @@ class Server(uvicorn.Server):
         )
 
     @property
-    def address(self) -> tuple[str, int]:
+    def error(self) -> BaseException | None:
+        """Why the engine did not start."""
+        return self._service.error
+
+    @property
+    def url(self) -> str:
         """Where it listens, once it has started."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return host, port
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where. Raises ``ConfigError`` for an address that cannot be had, before
+        anything is loaded."""
+        await super().startup([bound_socket(self._address)])
+        self.on_listening(self.url)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -76,3 +92,23 @@ class Server(uvicorn.Server):
         self._service.life.state = "draining"
         self.should_exit = True
         self.force_exit |= now
+
+
+def bound_socket(address: tuple[str, int]) -> socket.socket:
+    """The one socket that the server listens on. Raises ``ConfigError``."""
+    host, port = address[0].strip("[]"), address[1]
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+        except OSError:
+            found.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"host={host!r:.80} and port={port}: {reason}; give another host or port"
+        ) from None
+    return found

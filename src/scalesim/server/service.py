@@ -38,6 +38,8 @@ class Service:
         self._threads = ThreadPoolExecutor(NUM_THREADS, "scalesim-server")
         self._make = engine if callable(engine) else None
         self._engine = None if callable(engine) else engine
+        self.error: BaseException | None = None
+        self.on_failure: Callable[[], object] = lambda: None
         if self._make is None:
             self.life.state = "ready"
 
@@ -50,16 +52,18 @@ class Service:
         return self._engine
 
     async def start(self) -> None:
-        """Make the engine; requests are answered from now on. Raises what making it raises."""
+        """Make the engine; requests are answered from now on. What went wrong is ``error``, and
+        ``on_failure`` is called."""
         if self._make is None:
             return
         try:
             self._engine = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._make
             )
-        except BaseException:
-            self.life.state = "failed"
-            raise
+        except Exception as error:
+            self.error, self.life.state = error, "failed"
+            self.on_failure()
+            return
         if self.life.state == "starting":
             self.life.state = "ready"
 

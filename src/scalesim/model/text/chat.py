@@ -55,8 +55,10 @@ class ChatTemplate:
     ) -> None:
         named = {"default": sources} if isinstance(sources, str) else sources
         self._sandbox = TemplateSandbox(now)
+        self._sources = dict(named)
         self._templates = {name: self._compile(name, source) for name, source in named.items()}
         self._words = {name: self._strings(source) for name, source in named.items()}
+        self._variables = {name: self._names(source) for name, source in named.items()}
         self._assumed = assumed
         self._special_tokens = dict(special_tokens or {})
         self._max_chars = max_chars
@@ -102,6 +104,14 @@ class ChatTemplate:
             )
         return text
 
+    def mentions(self, text: str, *, with_tools: bool = False) -> bool:
+        """Whether ``text`` stands in the source of the template that ``render`` uses."""
+        return text in self._sources[self._choose(with_tools)]
+
+    def reads(self, variable: str, *, with_tools: bool = False) -> bool:
+        """Whether that template looks at ``variable``."""
+        return variable in self._variables[self._choose(with_tools)]
+
     def _compile(self, name: str, source: str) -> Any:
         try:
             return self._sandbox.from_string(source)
@@ -120,6 +130,10 @@ class ChatTemplate:
         return frozenset(
             constant.value for constant in constants if isinstance(constant.value, str)
         )
+
+    def _names(self, source: str) -> frozenset[str]:
+        """The names of variables in the template's source."""
+        return frozenset(node.name for node in self._sandbox.parse(source).find_all(nodes.Name))
 
     def _choose(self, with_tools: bool) -> str:
         name = "tool_use" if with_tools and "tool_use" in self._templates else "default"

@@ -1,0 +1,1 @@
+"""Chats: from messages, tools and a format to a request; from its text to an answer."""
