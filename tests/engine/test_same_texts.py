@@ -126,7 +126,7 @@ def test_swapping_two_live_pages_changes_the_texts() -> None:
         for _ in range(4):  # prefill, and some tokens
             engine.step()
         if disturb:
-            running = [each for each in engine.parts.scheduler.slots.sequences if each is not None]
+            running = dict(sorted(engine.parts.scheduler.slots.sequences.items())).values()
             ada, bob = (each.lease for each in running if each.lease)
             engine.parts.memory.table.write(ada.row, 2, [bob.end.device[2]])
             engine.parts.memory.table.write(bob.row, 2, [ada.end.device[2]])

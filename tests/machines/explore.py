@@ -158,12 +158,10 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
         paths = sorted((names.get(id(end), -1), uses) for end, uses in agent.paths.items())
         parts += [agent.id, agent.next_use, paths, agent.fresh_reuse, agent.going_on]
     slots = scheduler.slots
-    for sequence in slots.sequences:
-        if sequence is not None:
-            at = sequence.slot
-            parts += [sequence.id, sequence.phase, slots.known[at], slots.launched[at]]
-            parts += [slots.done[at], slots.capacity[at], sequence.num_preemptions]
-            parts += [slots.tokens[at, : slots.known[at]].tobytes(), sequence.skipped]
+    for slot, sequence in sorted(slots.sequences.items()):
+        parts += [sequence.id, sequence.phase, slots.known[slot], slots.launched[slot]]
+        parts += [slots.done[slot], slots.capacity[slot], sequence.num_preemptions]
+        parts += [slots.tokens[slot, : slots.known[slot]].tobytes(), sequence.skipped]
     parts += [list(scheduler.queue.line), [each.id for each in scheduler.queue.preempted]]
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
     parts += [

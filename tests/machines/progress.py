@@ -85,8 +85,8 @@ class Progress:
         residency = memory.residency
         holders = [
             f"{each.lease.num_blocks} by {name_of(each)}"
-            for each in self._scheduler.slots.sequences
-            if each is not None and each.lease is not None
+            for each in self._scheduler.slots.sequences.values()
+            if each.lease is not None
         ]
         moving = {id(transfer): transfer for transfer in residency.transfers.values()}.values()
         pages = (

@@ -215,7 +215,7 @@ class SchedulerWorld:
     # -- what must hold -----------------------------------------------------------------------
 
     def check(self) -> None:
-        leases = [s.lease for s in self.scheduler.slots.sequences if s is not None and s.lease]
+        leases = [s.lease for s in self.scheduler.slots.sequences.values() if s.lease]
         check_integrity(self.memory, leases)
 
     def close(self) -> None:
@@ -234,8 +234,7 @@ class SchedulerWorld:
         self.bed.link.close()
 
     def _reader(self, slot: int) -> Int64s:
-        sequence, slots = self.scheduler.slots.sequences[slot], self.scheduler.slots
-        assert sequence is not None, slot
+        slots = self.scheduler.slots
         return slots.tokens[slot, : slots.known[slot]].astype(np.int64)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from scalesim.config import SchedulerConfig
@@ -28,8 +30,12 @@ def request(id: int, priority: float = 0.0, admission: int = 0) -> Sequence:
     return sequence
 
 
-def nowhere(agent: AgentId | None) -> bool:
-    return False
+def nowhere(agents: Iterable[AgentId | None]) -> None:
+    return None
+
+
+def all_but_1(agents: Iterable[AgentId | None]) -> int | None:
+    return next((index for index, agent in enumerate(agents) if agent != 1), None)
 
 
 def queued(*sequences: Sequence) -> RequestQueue:
@@ -62,7 +68,7 @@ def test_one_on_the_device_overtakes_its_equals_but_not_for_ever() -> None:
     queue = queued(request(1), request(2), request(3), request(4))
     served = []
     while len(queue):
-        served.append(queue.next(lambda agent: agent != 1))
+        served.append(queue.next(all_but_1))
         queue.admitted(served[-1])
     assert [one.id for one in served] == [2, 3, 1, 4]  # ``max_skips`` is 2
 

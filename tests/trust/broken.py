@@ -414,7 +414,7 @@ class RemovesWhatIsInUse(MemoryManager):
 
 class LosesATokenByPreemption(Scheduler):
     def schedule(self) -> Batch | None:
-        counts = {request: request.num_preemptions for request in self.slots.entered()}
+        counts = {request: request.num_preemptions for request in self.slots.sequences.values()}
         batch = super().schedule()
         for request, count in counts.items():
             if request.num_preemptions > count and request.phase is Phase.WAITING:

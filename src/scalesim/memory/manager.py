@@ -11,7 +11,7 @@ block table lists both:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentUse, Lease
@@ -150,9 +150,10 @@ class MemoryManager(MemoryParts):
         """Why ``agent``'s state was not there the last time that it was not."""
         return self.misses.last.get(agent)
 
-    def is_resident(self, agent: AgentId | None) -> bool:
-        """Whether what ``agent``'s next request will likely begin with is on the device."""
-        return self.owners.is_resident(agent)
+    def first_resident(self, agents: Iterable[AgentId | None]) -> int | None:
+        """The index of the first of ``agents`` whose next request likely begins with what is on the
+        device; ``None`` if there is none."""
+        return self.owners.first_resident(agents)
 
     def pages_of(self, agent: AgentId) -> AgentPages:
         """Where the state lies that ``agent``'s next request will likely begin with."""

@@ -76,14 +76,24 @@ class Owners:
                 segment.use()
         self._refresh_paths(target)
 
-    def is_resident(self, id: AgentId | None) -> bool:
-        """Whether what the agent's next request will likely begin with is wholly on the device."""
-        state = None if id is None else self.agents.get(id)
-        if state is None or (end := state.likely_end()) is None:
-            return False
-        if not all(segment.is_ready for segment in state.attached):
-            return False
-        return end.is_ready and end.parent is not None
+    def first_resident(self, ids: Iterable[AgentId | None]) -> int | None:
+        """The index of the first of ``ids`` whose next request likely begins with what is wholly on
+        the device; ``None`` if there is none. Every admission looks through the waiting line, so
+        the cheapest condition is asked first."""
+        agents = self.agents
+        for index, id in enumerate(ids):
+            state = None if id is None else agents.get(id)
+            if state is None or state.newest is None:
+                continue
+            match = state.last_match
+            if not (state.newest.is_ready or (match is not None and match.is_ready)):
+                continue
+            end = state.likely_end()
+            if end is None or not end.is_ready or end.parent is None:
+                continue
+            if all(segment.is_ready for segment in state.attached):
+                return index
+        return None
 
     def pages_of(self, id: AgentId) -> AgentPages:
         """Where the state of ``id`` lies."""

@@ -146,7 +146,7 @@ class BatchBuilder:
             positions = range(int(query.starts[index]), int(query.ends[index]))
             known, log = (
                 slots.tokens[slot, : slots.known[slot]],
-                slots.sequence_in(slot).logprobs_log,
+                slots.sequences[slot].logprobs_log,
             )
             assert log is not None
             plan.add(index, log, positions, row, known, bool(query.sample[index]))

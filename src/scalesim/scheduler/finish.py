@@ -43,7 +43,7 @@ class Finisher:
 
     def look_at(self, slot: int, token: int) -> None:
         """End the sequence in ``slot`` if ``token``, its last one, says so."""
-        sequence = self._slots.sequence_in(slot)
+        sequence = self._slots.sequences[slot]
         failure: ScaleSimError | None = None
         reason: FinishReason | None = None
         with Foreign() as raised:  # a request's own callback ends that request
@@ -58,7 +58,7 @@ class Finisher:
     def not_finite(self, slot: int) -> None:
         """End the sequence in ``slot``, whose values are not finite: nothing that was computed of
         it may be shared."""
-        sequence = self._slots.sequence_in(slot)
+        sequence = self._slots.sequences[slot]
         error = failures.not_finite(sequence, int(self._slots.known[slot]))
         self.finish(sequence, "error", error, keep=False)
 

@@ -17,7 +17,7 @@ class QueueForecast:
 
     def __init__(self, slots: Slots, queue: RequestQueue) -> None:
         self._slots, self._queue = slots, queue
-        self.begin_at_once = len(slots.sequences)
+        self.begin_at_once = len(slots.epoch)
 
     def starts_in(self, agent: AgentId) -> float:
         """Steps until the oldest waiting request of ``agent`` can start; 0 if there is none."""
@@ -42,6 +42,6 @@ class QueueForecast:
 
     def _remaining(self) -> Int64s:
         """Tokens that each running sequence may still generate."""
-        slot_ids = [sequence.slot for sequence in self._slots.entered()]
+        slot_ids = list(self._slots.sequences)
         remaining: Int64s = self._slots.limit[slot_ids] - self._slots.known[slot_ids]
         return remaining

@@ -6,13 +6,17 @@ device may overtake its equals, but not for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import TypeAlias
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import AgentId
 from scalesim.scheduler.sequence import Sequence
 from scalesim.scheduler.waiting_line import FIRST, WaitingLine
+
+FirstResident: TypeAlias = "Callable[[Iterable[AgentId | None]], int | None]"
+"""``MemoryManager.first_resident``."""
 
 
 class RequestQueue:
@@ -41,19 +45,19 @@ class RequestQueue:
         if sequence in self.preempted:
             self.preempted.remove(sequence)
 
-    def next(self, is_resident: Callable[[AgentId | None], bool]) -> Sequence:
+    def next(self, first_resident: FirstResident) -> Sequence:
         """The sequence to admit next; the queue must not be empty."""
         line = self.line.first(max(1, self._config.lookahead_window))
         if self.preempted and (not line or self.preempted[0].priority <= line[0].priority):
             return self.preempted[0]
         head = line[0]
-        if head.skipped >= self._config.max_skips or is_resident(head.agent):
+        if head.skipped >= self._config.max_skips:
             return head
-        for sequence in line[1:]:
-            if is_resident(sequence.agent):
-                head.skipped += 1
-                return sequence
-        return head
+        index = first_resident([sequence.agent for sequence in line])
+        if index is None or index == 0:
+            return head
+        head.skipped += 1
+        return line[index]
 
     def admitted(self, sequence: Sequence) -> None:
         """``sequence`` leaves the queue; each sequence that it overtakes by its priority counts

@@ -59,7 +59,7 @@ class Scheduler:
 
     def leases(self) -> list[Lease]:
         """The leases of all running sequences."""
-        return [sequence.lease for sequence in self.slots.entered() if sequence.lease]
+        return [sequence.lease for sequence in self.slots.sequences.values() if sequence.lease]
 
     def check_fits(self, num_tokens: int) -> None:
         """Raise ``PromptTooLongError`` if a request of ``num_tokens`` in all could never run."""
@@ -96,7 +96,7 @@ class Scheduler:
 
     def clear(self) -> None:
         """Forget all sequences. Each that was running keeps the tokens that are known of it."""
-        for sequence in self.slots.entered():
+        for sequence in self.slots.sequences.values():
             sequence.tokens = self.slots.known_tokens(sequence.slot)
         self.slots.clear()
         self.queue.clear()
@@ -116,7 +116,7 @@ class Scheduler:
         if self.slots.logits.num_constrained:
             failed = fill_masks(self.slots, decodes, chunks)
             for slot, error in failed.items():  # a constraint that fails ends its own sequence
-                self.finisher.finish(self.slots.sequence_in(slot), "error", error)
+                self.finisher.finish(self.slots.sequences[slot], "error", error)
             if failed:
                 decodes, chunks = without(failed, decodes, chunks)
         if not len(decodes) and not chunks:
@@ -133,7 +133,7 @@ class Scheduler:
         slots.take_tokens(slot_ids, tokens)
         if output.digests is not None:
             for slot, digest in zip(slot_ids, output.digests[sampled], strict=True):
-                slots.sequence_in(int(slot)).add_digest(int(digest))
+                slots.sequences[int(slot)].add_digest(int(digest))
         for sequence in step.prefills:
             self._prefilled(sequence)
         stopped = (slots.stop_ids[slot_ids] == tokens[:, None]).any(axis=1)
@@ -161,7 +161,7 @@ class Scheduler:
         while self.slots.num_free and self.num_waiting:
             if backlog >= self.config.max_num_batched_tokens:
                 return  # another could not start in this step, and would hold pages for nothing
-            sequence = self.queue.next(self.memory.is_resident)
+            sequence = self.queue.next(self.memory.first_resident)
             try:
                 lease = self._reserve(sequence)
             except AttachmentError as error:  # the attachment was removed meanwhile
@@ -231,7 +231,7 @@ class Scheduler:
         if not len(short):
             return wanted
         for slot in short:
-            sequence = slots.sequences[slot]
+            sequence = slots.sequences.get(slot)
             if sequence is not None:  # else it was preempted for a slot before
                 self._grow(sequence)
         wanted = self.running.wanted_decodes()
@@ -263,8 +263,8 @@ class Scheduler:
         while not memory.grow(sequence.lease, self.num_blocks(max_len)):
             if memory.is_moving:
                 return
-            youngest = max(self.slots.entered(), key=rank)
-            oldest = min(self.slots.entered(), key=rank)
+            youngest = max(self.slots.sequences.values(), key=rank)
+            oldest = min(self.slots.sequences.values(), key=rank)
             if youngest is oldest:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "

@@ -41,7 +41,7 @@ class Slots:
         self.scored = np.zeros(num_slots, np.bool_)  # asks for log-probabilities
         self.num_scored = 0
         self.logits = LogitsProcessors(num_slots)
-        self.sequences: list[Sequence | None] = [None] * num_slots
+        self.sequences: dict[int, Sequence] = {}  # by slot
         self._free = list(range(num_slots - 1, -1, -1))
 
     @property
@@ -85,7 +85,7 @@ class Slots:
     def leave(self, sequence: Sequence) -> None:
         slot = sequence.slot
         assert self.sequences[slot] is sequence
-        self.sequences[slot] = None
+        del self.sequences[slot]
         self.attachments.leave(slot)
         if sequence.logprobs_log is not None:
             self.scored[slot] = False
@@ -97,22 +97,14 @@ class Slots:
 
     def clear(self) -> None:
         """Every slot is free, whatever was in it."""
-        self.sequences = [None] * len(self.sequences)
-        self._free = list(range(len(self.sequences) - 1, -1, -1))
-        self.attachments = AttachmentColumns(len(self.sequences))
-        self.logits = LogitsProcessors(len(self.sequences))
+        num_slots = len(self.epoch)
+        self.sequences.clear()
+        self._free = list(range(num_slots - 1, -1, -1))
+        self.attachments = AttachmentColumns(num_slots)
+        self.logits = LogitsProcessors(num_slots)
         self.scored[:] = False
         self.num_scored = 0
         self.epoch += 1
-
-    def sequence_in(self, slot: int) -> Sequence:
-        """The sequence in ``slot``, which must not be free."""
-        sequence = self.sequences[slot]
-        assert sequence is not None, slot
-        return sequence
-
-    def entered(self) -> list[Sequence]:
-        return [sequence for sequence in self.sequences if sequence is not None]
 
     def take_tokens(self, slot_ids: Int64s, tokens: Int32s) -> None:
         """Each of the slots ``slot_ids`` has one more known token."""
