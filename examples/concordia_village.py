@@ -1,4 +1,4 @@
-"""A village in Concordia on ScaleSim: six people and a game master, on a pool too small for all of them.
+"""A village in Concordia on ScaleSim: six people and a game master, on a pool too small for all.
 
     pip install scalesim-runtime gdm-concordia
     python examples/concordia_village.py [MODEL]

@@ -90,9 +90,7 @@ def upstream_url(given: str) -> str:
     return given.rstrip("/") if parts.path.strip("/") else f"{given.rstrip('/')}/v1"
 
 
-def _report(
-    options: RunOptions, recording: Recording, sizes: Sizes, host_bytes: int
-) -> None:
+def _report(options: RunOptions, recording: Recording, sizes: Sizes, host_bytes: int) -> None:
     console = Console(stderr=True, highlight=False)
     if not recording.calls:
         console.print(NO_CALLS)
@@ -142,7 +140,9 @@ def page(found: Findings, first: list[Change], sizes: Sizes) -> Iterator[Table |
     yield Text("What would help most" if first else "Nothing here would help by 2 % or more.",
                style="bold")  # fmt: skip
     for number, change in enumerate(first, 1):
-        yield Text(f"{number}. {change.what}: ×{change.factor:.2f} calls/s. {_capital(change.why)}.")
+        yield Text(
+            f"{number}. {change.what}: ×{change.factor:.2f} calls/s. {_capital(change.why)}."
+        )
 
 
 def _facts(found: Findings) -> Iterator[tuple[str, str]]:
@@ -151,30 +151,44 @@ def _facts(found: Findings) -> Iterator[tuple[str, str]]:
     by_status = ", ".join(
         f"{count} × {_STATUS.get(status, status)}" for status, count in traffic.failures.items()
     )
-    yield "calls", (
-        f"{traffic.calls} of {traffic.agents} agents in {traffic.seconds:.1f} s, "
-        f"{traffic.in_flight:.1f} open at once" + (f"; {failed} failed ({by_status})" if failed else "")
+    yield (
+        "calls",
+        (
+            f"{traffic.calls} of {traffic.agents} agents in {traffic.seconds:.1f} s, "
+            f"{traffic.in_flight:.1f} open at once"
+            + (f"; {failed} failed ({by_status})" if failed else "")
+        ),
     )
     yield "told apart by", ", ".join(f"{name} {count}" for name, count in traffic.rungs.items())
-    yield "latency", (
-        f"p50 {traffic.latency_s[0]:.2f} s, p95 {traffic.latency_s[1]:.2f} s; first token "
-        f"p50 {traffic.first_token_s[0]:.2f} s, p95 {traffic.first_token_s[1]:.2f} s"
+    yield (
+        "latency",
+        (
+            f"p50 {traffic.latency_s[0]:.2f} s, p95 {traffic.latency_s[1]:.2f} s; first token "
+            f"p50 {traffic.first_token_s[0]:.2f} s, p95 {traffic.first_token_s[1]:.2f} s"
+        ),
     )
     yield "tokens a call", f"{traffic.prompt_tokens:.0f} in, {traffic.output_tokens:.0f} out"
     told = "not reported" if reuse.reported is None else f"{reuse.reported:.0%}"
-    yield "reuse", (
-        f"{reuse.possible:.0%} of the prompts had been said before; the server found: {told}"
+    yield (
+        "reuse",
+        (f"{reuse.possible:.0%} of the prompts had been said before; the server found: {told}"),
     )
     for row in found.profile.predicted if found.profile else ():
-        yield f"foreseen, {row['source']}", (
-            f"{row['said']:.0%} of the calls; on time {row['on_time']:.0%}, early "
-            f"{row['early']:.0%}, late {row['late']:.0%}"
+        yield (
+            f"foreseen, {row['source']}",
+            (
+                f"{row['said']:.0%} of the calls; on time {row['on_time']:.0%}, early "
+                f"{row['early']:.0%}, late {row['late']:.0%}"
+            ),
         )
     if (capacity := found.capacity) is not None:
-        yield "agents that fit", (
-            f"{capacity.on_device} on the device, {capacity.with_host} with "
-            f"{capacity.host_bytes / 1e9:.0f} GB of host memory "
-            f"({capacity.model} on {capacity.hardware})"
+        yield (
+            "agents that fit",
+            (
+                f"{capacity.on_device} on the device, {capacity.with_host} with "
+                f"{capacity.host_bytes / 1e9:.0f} GB of host memory "
+                f"({capacity.model} on {capacity.hardware})"
+            ),
         )
 
 

@@ -85,9 +85,12 @@ class AgentModel:
     ) -> tuple[int, str, Mapping[str, Any]]:
         """The likeliest of ``responses``, its index, and each one's log-probability: the prompt is
         computed once and no answer has to be parsed. ``seed`` plays no part."""
-        choice = self._agent.choose(self._prompt(prompt), list(responses), **self._options)
+        choice = self._agent.choose(self._prompt(prompt), list(responses))
         self._say_near()
-        scores = {response: score.logprob for response, score in zip(responses, choice.scores)}
+        scores = {
+            response: score.logprob
+            for response, score in zip(responses, choice.scores, strict=True)
+        }
         return choice.index, responses[choice.index], {"logprobs": scores}
 
     def _prompt(self, prompt: str) -> str | list[dict[str, str]]:
@@ -124,8 +127,8 @@ class _OwnModel:
 
 
 def own_models(prefabs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """``prefabs``, of which those called ``names`` give each entity a model of its own; give entities'
-    prefabs, not game masters', which share the model that the simulation was made with."""
+    """``prefabs``, of which those called ``names`` give each entity a model of its own. Name the
+    entities' prefabs; a game master keeps the model that the simulation was made with."""
     own = set(names)
     return {name: _OwnModel(prefab) if name in own else prefab for name, prefab in prefabs.items()}
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from scalesim.errors import RequestError
 from scalesim.proxy.answer import AnswerReader
-from scalesim.proxy.recording import CallRecord, Recording
+from scalesim.proxy.recording import Recording
 from scalesim.server.identity import ANONYMOUS, Caller, Identity
 
 MAX_BODY_BYTES = 64 << 20
@@ -29,8 +29,20 @@ _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 _GONE, _UNREACHABLE, _TOO_LARGE = 499, 502, 413
 # those of one connection only (RFC 9110, 7.6.1), and what is said anew of a decoded body
 _NOT_FORWARDED = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
-    "upgrade host content-length content-encoding accept-encoding".split()
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "host",
+        "content-length",
+        "content-encoding",
+        "accept-encoding",
+    ]
 )
 
 
@@ -57,7 +69,9 @@ def make_proxy(upstream: str, recording: Recording, client: httpx2.AsyncClient) 
 class _Call:
     """A call under way: it ends once, however its answer ends."""
 
-    def __init__(self, recording: Recording, body: Mapping[str, Any], caller: Caller | None) -> None:
+    def __init__(
+        self, recording: Recording, body: Mapping[str, Any], caller: Caller | None
+    ) -> None:
         self._recording = recording
         agent, rung = (None, ANONYMOUS) if caller is None else (caller.agent, caller.rung)
         self._id, self.record = recording.begins(body, agent, rung)
@@ -175,5 +189,10 @@ def _headers(given: Mapping[str, str]) -> dict[str, str]:
 
 def _error(status: int, message: str) -> JSONResponse:
     """An error of the proxy's own, as OpenAI's clients read it."""
-    body = {"message": f"scalesim run: {message}", "type": "proxy_error", "param": None, "code": None}
+    body = {
+        "message": f"scalesim run: {message}",
+        "type": "proxy_error",
+        "param": None,
+        "code": None,
+    }
     return JSONResponse({"error": body}, status)

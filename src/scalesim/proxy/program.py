@@ -76,4 +76,3 @@ def run_program(command: Sequence[str], env: Mapping[str, str]) -> int:
         except KeyboardInterrupt:
             continue
         return code if code >= 0 else 128 - code
-

@@ -80,9 +80,7 @@ class Recording:
         """Note that a request ended; ``record.status`` is set. One that failed is in no trace."""
         record.end_s = self.now_s
         output = answer_of(answer.text, answer.tool_calls)
-        record.output_tokens = (
-            len(output) if answer.output_tokens is None else answer.output_tokens
-        )
+        record.output_tokens = len(output) if answer.output_tokens is None else answer.output_tokens
         if answer.prompt_tokens is not None:
             record.prompt_tokens = answer.prompt_tokens
         record.cached_tokens = answer.cached_tokens
