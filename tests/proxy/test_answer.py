@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ WHOLE = Answer("Grüße 🙂", [{"function": {"name": "go", "arguments": '{"a":1
 def read(data: bytes, cuts: list[int], *, is_stream: bool) -> Answer:
     reader = AnswerReader(is_stream=is_stream)
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         reader.feed(data[start:end])
     return reader.finish()
 

@@ -140,24 +140,22 @@ def page(found: Findings, first: list[Change], sizes: Sizes) -> Iterator[Table |
     yield Text("What would help most" if first else "Nothing here would help by 2 % or more.",
                style="bold")  # fmt: skip
     for number, change in enumerate(first, 1):
-        yield Text(
-            f"{number}. {change.what}: ×{change.factor:.2f} calls/s. {_capital(change.why)}."
-        )
+        why = change.why[:1].upper() + change.why[1:]
+        yield Text(f"{number}. {change.what}: ×{change.factor:.2f} calls/s. {why}.")
 
 
 def _facts(found: Findings) -> Iterator[tuple[str, str]]:
     traffic, reuse = found.traffic, found.reuse
-    failed = sum(traffic.failures.values())
-    by_status = ", ".join(
-        f"{count} × {_STATUS.get(status, status)}" for status, count in traffic.failures.items()
-    )
+    failed = ""
+    if traffic.failures:
+        by_status = ", ".join(
+            f"{count} × {_STATUS.get(status, status)}" for status, count in traffic.failures.items()
+        )
+        failed = f"; {sum(traffic.failures.values())} failed ({by_status})"
     yield (
         "calls",
-        (
-            f"{traffic.calls} of {traffic.agents} agents in {traffic.seconds:.1f} s, "
-            f"{traffic.in_flight:.1f} open at once"
-            + (f"; {failed} failed ({by_status})" if failed else "")
-        ),
+        f"{traffic.calls} of {traffic.agents} agents in {traffic.seconds:.1f} s, "
+        f"{traffic.in_flight:.1f} open at once{failed}",
     )
     yield "told apart by", ", ".join(f"{name} {count}" for name, count in traffic.rungs.items())
     yield (
@@ -193,7 +191,3 @@ def _facts(found: Findings) -> Iterator[tuple[str, str]]:
 
 
 _STATUS = {0: "unfinished", 499: "left by the program", 502: "unreachable"}
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

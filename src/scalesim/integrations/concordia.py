@@ -87,11 +87,8 @@ class AgentModel:
         computed once and no answer has to be parsed. ``seed`` plays no part."""
         choice = self._agent.choose(self._prompt(prompt), list(responses))
         self._say_near()
-        scores = {
-            response: score.logprob
-            for response, score in zip(responses, choice.scores, strict=True)
-        }
-        return choice.index, responses[choice.index], {"logprobs": scores}
+        logprobs = [score.logprob for score in choice.scores]
+        return choice.index, responses[choice.index], {"logprobs": logprobs}
 
     def _prompt(self, prompt: str) -> str | list[dict[str, str]]:
         if self._instructions is None:
@@ -134,8 +131,8 @@ def own_models(prefabs: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
 
 
 def announce(engine: Any, model: AgentModel) -> Any:
-    """Have Concordia's ``engine`` say who acts next, and return the engine: the clock of ``model``'s
-    engine goes on by a tick at each turn.
+    """Have Concordia's ``engine`` say who acts next, and return that engine. The clock of
+    ``model.engine`` goes on by a tick at each turn.
 
     In a fixed order, everybody's distance is exact. Where the game master chooses, only those who
     act now are known; give ``scalesim.Engine`` a ``Learned`` source for the others.

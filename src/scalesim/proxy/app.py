@@ -1,5 +1,5 @@
-"""The proxy as an ASGI app: each request goes on to the upstream server unchanged, each answer comes
-back as it is sent, and calls are noted on the way.
+"""The proxy as an ASGI app: each request goes on to the upstream server unchanged, each answer
+comes back as it is sent, and calls are noted on the way.
 
 Keys pass through and are neither kept nor shown. Nothing is retried: the program sees what the
 server says.
@@ -29,21 +29,12 @@ _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 _GONE, _UNREACHABLE, _TOO_LARGE = 499, 502, 413
 # those of one connection only (RFC 9110, 7.6.1), and what is said anew of a decoded body
 _NOT_FORWARDED = frozenset(
-    [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "host",
-        "content-length",
-        "content-encoding",
-        "accept-encoding",
-    ]
-)
+    (
+        "accept-encoding", "connection", "content-encoding", "content-length", "host",
+        "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+        "transfer-encoding", "upgrade",
+    )
+)  # fmt: skip
 
 
 def make_proxy(upstream: str, recording: Recording, client: httpx2.AsyncClient) -> Starlette:

@@ -26,9 +26,9 @@ _BLOCK_SIZE = 16  # tokens: how finely common beginnings of different agents are
 @dataclass(slots=True)
 class CallRecord:
     """Figures of a call. Times are seconds from the recording's beginning. ``rung`` says what the
-    agent was known by, ``digest`` is equal for equal prompts. ``status`` is HTTP's, 0 while the call
-    is open and 499 if the program went away. Token counts are the server's where it reported them,
-    else estimates; ``cached_tokens`` is ``None`` where it did not."""
+    agent was known by, ``digest`` is equal for equal prompts. ``status`` is HTTP's, 0 while the
+    call is open and 499 if the program went away. Token counts are the server's where it reported
+    them, else estimates; ``cached_tokens`` is ``None`` where it did not."""
 
     agent: AgentId | None
     rung: str
