@@ -49,7 +49,7 @@ class Person(LLMAgent):
     def speak(self) -> None:
         self.said.append(f"It is {self.model.time:g} o'clock.")
         answer = self.llm.generate(self.said)
-        self.said.append(answer.choices[0].message.content or "")
+        self.said.append(f"I said: {answer.choices[0].message.content}")
         self.model.schedule_event(self.speak, after=self.pause)
 
 

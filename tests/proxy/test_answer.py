@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesim.proxy.answer import Answer, AnswerReader
+from scalesim.proxy.answer import AnswerReader, ReadAnswer
 from scalesim.proxy.texts import answer_of, prompt_of
 from scalesim.trace.trace import common_length
 
@@ -30,10 +30,10 @@ CHUNKS: list[dict[str, Any]] = [
 STREAM = "".join(
     f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\n: a comment\n" for chunk in CHUNKS
 ).encode()
-WHOLE = Answer("Grüße 🙂", [{"function": {"name": "go", "arguments": '{"a":1}'}}], 7, 5, 3)
+WHOLE = ReadAnswer("Grüße 🙂", [{"function": {"name": "go", "arguments": '{"a":1}'}}], 7, 5, 3)
 
 
-def read(data: bytes, cuts: list[int], *, is_stream: bool) -> Answer:
+def read(data: bytes, cuts: list[int], *, is_stream: bool) -> ReadAnswer:
     reader = AnswerReader(is_stream=is_stream)
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for start, end in pairwise(places):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,11 @@ from rich.text import Text
 from scalesim.cli.options import RunOptions
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError
-from scalesim.replay.own import hardware_of, model_of
-from scalesim.replay.scenario import Sizes
+from scalesim.replay.scenario import Sizes, cost_of
 from scalesim.trace.file import write_trace
 
 if TYPE_CHECKING:
-    from scalesim.proxy.changes import Change
+    from scalesim.proxy.changes import Improvement
     from scalesim.proxy.findings import Findings
     from scalesim.proxy.recording import Recording
 
@@ -41,27 +40,25 @@ def run(options: RunOptions) -> int:
             f"scalesim run needs {error.name}; pip install 'scalesim-runtime[server]'"
         ) from None
     del httpx2, starlette
+    upstream = upstream_url(options.upstream)
     sizes = Sizes(options.hardware, options.model, options.residency)
-    hardware_of(sizes.hardware)
-    model_of(sizes.model)
+    cost_of(sizes)
     host_bytes = parse_bytes(options.host_memory, "--host-memory")
     from scalesim.proxy.recording import Recording
 
     with tempfile.TemporaryDirectory(prefix="scalesim-run-") as folder:
         recording = Recording(Path(folder) / "calls.jsonl")
-        code = _recorded(options, recording)
+        code = _recorded(options.command, upstream, recording)
         _report(options, recording, sizes, host_bytes)
     return code
 
 
-def _recorded(options: RunOptions, recording: Recording) -> int:
-    """Run the program behind a proxy to its end."""
+def _recorded(command: Sequence[str], upstream: str, recording: Recording) -> int:
+    """Run the program to its end, with a proxy before ``upstream``."""
     import httpx2
 
     from scalesim.proxy.app import make_proxy
     from scalesim.proxy.program import environment, run_program, served
-
-    upstream = upstream_url(options.upstream)
 
     def make_app() -> Any:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
@@ -70,7 +67,7 @@ def _recorded(options: RunOptions, recording: Recording) -> int:
 
     try:
         with served(make_app) as url:
-            return run_program(options.command, environment(f"{url}/v1", os.environ))
+            return run_program(command, environment(f"{url}/v1", os.environ))
     finally:
         recording.close()
 
@@ -118,7 +115,7 @@ NO_CALLS = (
 )
 
 
-def page(found: Findings, first: list[Change], sizes: Sizes) -> Iterator[Table | Text]:
+def page(found: Findings, first: list[Improvement], sizes: Sizes) -> Iterator[Table | Text]:
     """The page, part by part."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)

@@ -14,6 +14,8 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
+from scalesim.integrations.telling import in_order
+
 _acting: ContextVar[str | None] = ContextVar("scalesim_acting_person", default=None)
 
 
@@ -58,7 +60,7 @@ def announce(world: Any, engine: Any) -> Any:
 
     A random order is drawn here, from the same generator and by the same call as TinyTroupe's own.
     """
-    in_order, in_parallel = world._step_sequentially, world._step_in_parallel
+    sequentially, in_parallel = world._step_sequentially, world._step_in_parallel
 
     def step_sequentially(
         timedelta_per_step: Any = None, randomize_agents_order: bool = True
@@ -70,7 +72,7 @@ def announce(world: Any, engine: Any) -> Any:
         engine.expect(in_order(engine, [person.name for person in order]))
         world.agents = order
         try:
-            return in_order(timedelta_per_step=timedelta_per_step, randomize_agents_order=False)
+            return sequentially(timedelta_per_step=timedelta_per_step, randomize_agents_order=False)
         finally:
             world.agents = agents
             engine.tick()

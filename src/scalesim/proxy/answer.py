@@ -17,7 +17,7 @@ MAX_ANSWER_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
-class Answer:
+class ReadAnswer:
     """What an answer said: the first choice's text and tool calls; counts as the server reported
     them, ``None`` if it did not."""
 
@@ -37,7 +37,7 @@ class AnswerReader:
         self._num_bytes = 0
         self._texts: list[str] = []
         self._arguments: dict[int, dict[str, Any]] = {}  # by index: a streamed tool call
-        self._answer = Answer()
+        self._answer = ReadAnswer()
 
     @property
     def has_output(self) -> bool:
@@ -54,7 +54,7 @@ class AnswerReader:
             del self._bytes[: end + 1]
             self._event(line)
 
-    def finish(self) -> Answer:
+    def finish(self) -> ReadAnswer:
         if not self._is_stream:
             with suppress(ValueError):
                 self._take(json.loads(self._bytes))

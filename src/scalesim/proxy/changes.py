@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from scalesim.proxy.findings import Capacity, Findings
+from scalesim.proxy.findings import AgentRoom, Findings
 from scalesim.replay.hardware import CostModel, StepWork
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.sizing import fit
@@ -19,7 +19,7 @@ _NO_PLACE = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Improvement:
     """``factor``: calls per second afterwards over those before, about."""
 
     what: str
@@ -27,25 +27,25 @@ class Change:
     why: str
 
 
-def changes(found: Findings, limit: int = 3) -> list[Change]:
+def changes(found: Findings, limit: int = 3) -> list[Improvement]:
     """The changes that would help most, the best first."""
     worth = [change for change in _candidates(found) if change.factor >= WORTH]
     return sorted(worth, key=lambda change: -change.factor)[:limit]
 
 
-def _candidates(found: Findings) -> Iterator[Change]:
+def _candidates(found: Findings) -> Iterator[Improvement]:
     arms = {arm.name: arm.calls_per_s for arm in found.arms}
     if arms:
         last, swapped, learned, hinted = arms.values()
         unhinted = max(swapped, learned)
         if last and unhinted:
-            yield Change(
+            yield Improvement(
                 "Serve it with scalesim serve",
                 unhinted / last,
                 "state that does not fit is copied to the host and brought back in time, where a "
                 "prefix cache computes it again",
             )
-            yield Change(
+            yield Improvement(
                 "Say who calls next: expect(), or POST /v1/agents/hints",
                 hinted / unhinted,
                 "with the true times of the next calls, more state is there when it is needed",
@@ -56,7 +56,7 @@ def _candidates(found: Findings) -> Iterator[Change]:
     yield from _of_calls(found)
 
 
-def _of_prompts(found: Findings, capacity: Capacity) -> Iterator[Change]:
+def _of_prompts(found: Findings, capacity: AgentRoom) -> Iterator[Improvement]:
     """Moving what changes to the end of the prompt."""
     assert found.profile is not None
     pairs = sum(row["pairs"] for row in found.profile.breaks)
@@ -69,7 +69,7 @@ def _of_prompts(found: Findings, capacity: Capacity) -> Iterator[Change]:
     before, after = (
         fit(which, model, hardware, capacity.host_bytes).turns_per_s for which in (load, moved)
     )
-    yield Change(
+    yield Improvement(
         "Move what changes to the end of the prompt",
         after / before,
         f"{gain:.0f} of {load.new} tokens computed a call are the same text as in the call before, "
@@ -77,7 +77,7 @@ def _of_prompts(found: Findings, capacity: Capacity) -> Iterator[Change]:
     )
 
 
-def _of_concurrency(found: Findings, capacity: Capacity) -> Iterator[Change]:
+def _of_concurrency(found: Findings, capacity: AgentRoom) -> Iterator[Improvement]:
     traffic, load = found.traffic, capacity.load
     wanted = min(_BATCH, traffic.agents)
     if traffic.in_flight >= wanted / 2:
@@ -90,7 +90,7 @@ def _of_concurrency(found: Findings, capacity: Capacity) -> Iterator[Change]:
         decode_s = load.output * cost.step_s(StepWork(round(num), tokens, tokens)) / num
         return 1.0 / (decode_s + cost.compute_s(cost.flops(StepWork(1, 1, 0)) * load.new))
 
-    yield Change(
+    yield Improvement(
         "Let agents that do not wait for each other call at the same time",
         calls_per_s(wanted) / calls_per_s(max(1.0, traffic.in_flight)),
         f"{traffic.in_flight:.1f} calls were open at once; a step for {wanted} takes hardly longer "
@@ -98,21 +98,21 @@ def _of_concurrency(found: Findings, capacity: Capacity) -> Iterator[Change]:
     )
 
 
-def _of_calls(found: Findings) -> Iterator[Change]:
+def _of_calls(found: Findings) -> Iterator[Improvement]:
     traffic, reuse = found.traffic, found.reuse
     unnamed = sum(traffic.rungs.get(rung, 0) for rung in (ANONYMOUS, TEMPLATE)) / traffic.calls
-    yield Change(
+    yield Improvement(
         "Name the agent in every call: agent_id, or a header X-Session-ID",
         1.0 / max(0.05, 1.0 - unnamed * reuse.possible),
         f"{unnamed:.0%} of the calls are nobody's, so nothing is kept for them",
     )
-    yield Change(
+    yield Improvement(
         "Ask once and keep the answer",
         1.0 / max(0.05, 1.0 - reuse.repeated),
         f"{reuse.repeated:.0%} of the calls repeat a whole prompt",
     )
     refused = sum(traffic.failures.get(status, 0) for status in _NO_PLACE) / traffic.calls
-    yield Change(
+    yield Improvement(
         "Make fewer calls at once, or use a server that queues them",
         1.0 / max(0.05, 1.0 - refused),
         f"{refused:.0%} of the calls found no place and were made again",

@@ -63,7 +63,7 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class AgentRoom:
     """How many agents like those of ``load`` fit: on the device, and with ``host_bytes`` of host
     memory behind it."""
 
@@ -93,7 +93,7 @@ class Findings:
     traffic: Traffic
     reuse: Reuse
     profile: Profile | None = None
-    capacity: Capacity | None = None
+    capacity: AgentRoom | None = None
     arms: tuple[Arm, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -195,11 +195,11 @@ def load_of(calls: Sequence[LoggedCall], profile: Profile) -> Load:
     )
 
 
-def capacity_of(load: Load, sizes: Sizes, host_bytes: int) -> Capacity:
+def capacity_of(load: Load, sizes: Sizes, host_bytes: int) -> AgentRoom:
     """Raises ``ConfigError`` if not even one agent fits."""
     model, hardware = model_of(sizes.model), hardware_of(sizes.hardware)
     found = fit(load, model, hardware, host_bytes)
-    return Capacity(
+    return AgentRoom(
         model.name,
         hardware.name,
         host_bytes,

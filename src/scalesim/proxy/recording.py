@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from scalesim.core import AgentId
-from scalesim.proxy.answer import Answer
+from scalesim.proxy.answer import ReadAnswer
 from scalesim.proxy.texts import answer_of, prompt_of
 from scalesim.replay.formats import gathered
 from scalesim.trace.file import read_trace
@@ -76,7 +76,7 @@ class Recording:
         self._recorder.begins(call, agent, now_s, now_s, tokens)
         return call, record
 
-    def ends(self, call: int, record: CallRecord, answer: Answer) -> None:
+    def ends(self, call: int, record: CallRecord, answer: ReadAnswer) -> None:
         """Note that a request ended; ``record.status`` is set. One that failed is in no trace."""
         record.end_s = self.now_s
         output = answer_of(answer.text, answer.tool_calls)
