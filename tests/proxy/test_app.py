@@ -184,3 +184,82 @@ def test_a_body_that_is_too_long(recording: Recording, monkeypatch: pytest.Monke
         assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["message"]
 
     through(recording, Upstream(), talk)
+
+
+@pytest.mark.parametrize(("ending", "status"), [("data: [DONE]\n\n", 200), ("", 499)])
+def test_a_program_that_leaves(recording: Recording, ending: str, status: int) -> None:
+    """It may have read everything: then the call is a call like any other."""
+    import json
+
+    from starlette.applications import Starlette
+    from starlette.responses import StreamingResponse
+    from starlette.routing import Route
+
+    has_left = asyncio.Event()
+
+    async def endless(request: Any) -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            chunk = {"choices": [{"index": 0, "delta": {"content": "I wave."}}]}
+            yield f"data: {json.dumps(chunk)}\n\n{ending}"
+            await asyncio.Event().wait()
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def talk() -> None:
+        app = make_proxy("http://up/v1", recording, client_of(endless))
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [],
+            "query_string": b"", "asgi": {"version": "3.0", "spec_version": "2.3"},
+        }  # fmt: skip
+        bodies = iter([{"type": "http.request", "body": b'{"messages": []}'}])
+
+        async def receive() -> Any:
+            if (message := next(bodies, None)) is not None:
+                return message
+            await has_left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if b"wave" in message.get("body", b""):
+                has_left.set()
+
+        await app(scope, receive, send)
+
+    def client_of(handler: Any) -> httpx2.AsyncClient:
+        upstream = Starlette(routes=[Route("/v1/chat/completions", handler, methods=["POST"])])
+        return httpx2.AsyncClient(transport=Piecewise(upstream))
+
+    asyncio.run(talk())
+    recording.close()
+    assert [call.status for call in recording.calls] == [status]
+
+
+class Piecewise(httpx2.AsyncBaseTransport):
+    """Gives an app's answer piece by piece; ``ASGITransport`` waits for its end."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        pieces: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        body = await request.aread()
+        scope = {
+            "type": "http", "method": request.method, "path": request.url.path, "headers": [],
+            "query_string": b"", "asgi": {"version": "3.0", "spec_version": "2.4"},
+        }  # fmt: skip
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        task = asyncio.create_task(self._app(scope, receive, pieces.put))
+        head = await pieces.get()
+
+        class Stream(httpx2.AsyncByteStream):
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                while True:
+                    yield (await pieces.get()).get("body", b"")
+
+            async def aclose(self) -> None:
+                task.cancel()
+
+        return httpx2.Response(head["status"], headers=head["headers"], stream=Stream())

@@ -35,6 +35,8 @@ class AnswerReader:
         self._is_stream = is_stream
         self._bytes = bytearray()
         self._num_bytes = 0
+        self.is_whole = False
+        """Whether the answer has come to its end; known after ``finish``."""
         self._texts: list[str] = []
         self._arguments: dict[int, dict[str, Any]] = {}  # by index: a streamed tool call
         self._answer = ReadAnswer()
@@ -58,14 +60,19 @@ class AnswerReader:
         if not self._is_stream:
             with suppress(ValueError):
                 self._take(json.loads(self._bytes))
+                self.is_whole = True
         self._answer.text = "".join(self._texts)
         self._answer.tool_calls += [self._arguments[index] for index in sorted(self._arguments)]
         return self._answer
 
     def _event(self, line: bytes) -> None:
-        if line.startswith(b"data:"):
-            with suppress(ValueError):  # [DONE] is no JSON
-                self._take(json.loads(line[5:]))
+        if not line.startswith(b"data:"):
+            return
+        if line[5:].strip() == b"[DONE]":
+            self.is_whole = True
+            return
+        with suppress(ValueError):
+            self._take(json.loads(line[5:]))
 
     def _take(self, body: Any) -> None:
         """Take a whole answer, or a chunk of one."""

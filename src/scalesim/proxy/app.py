@@ -26,7 +26,7 @@ from scalesim.server.identity import ANONYMOUS, Caller, Identity
 MAX_BODY_BYTES = 64 << 20
 _RECORDED = ("chat/completions", "completions")
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
-_GONE, _UNREACHABLE, _TOO_LARGE = 499, 502, 413
+_OK, _GONE, _UNREACHABLE, _TOO_LARGE = 200, 499, 502, 413
 # those of one connection only (RFC 9110, 7.6.1), and what is said anew of a decoded body
 _NOT_FORWARDED = frozenset(
     (
@@ -67,9 +67,11 @@ class _Call:
         agent, rung = (None, ANONYMOUS) if caller is None else (caller.agent, caller.rung)
         self._id, self.record = recording.begins(body, agent, rung)
         self._reader = AnswerReader()
+        self._answered: int | None = None
 
     def answers(self, answer: httpx2.Response) -> None:
         """The answer's head has come."""
+        self._answered = answer.status_code
         kind = answer.headers.get("content-type", "")
         self._reader = AnswerReader(is_stream=kind.startswith("text/event-stream"))
 
@@ -79,10 +81,15 @@ class _Call:
             self.record.first_s = self._recording.now_s
 
     def close(self, status: int) -> None:
+        """The call has ended. A program that went away may have read all of the answer before."""
         record = self.record
-        if record.end_s is None:
-            record.status = status
-            self._recording.ends(self._id, record, self._reader.finish())
+        if record.end_s is not None:
+            return
+        said = self._reader.finish()
+        if self._answered is not None and (self._answered != _OK or self._reader.is_whole):
+            status = self._answered
+        record.status = status
+        self._recording.ends(self._id, record, said)
 
 
 class _Proxy:
