@@ -55,9 +55,19 @@ def tests(session: nox.Session) -> None:
 
     A process a core, each with one thread: the models are too small to gain from more.
     """
-    install(session, "test", "oracle")
+    install(session, "test", "oracle", "server")
     processes = ["-n", "auto", "--dist", "loadscope"]
     session.run("pytest", *processes, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """What large clients of OpenAI's API make of the server: litellm and LangChain, unmodified.
+
+    Their newest versions: what they need in turn is not the project's."""
+    install(session, "test", "server")
+    session.install("litellm", "langchain-openai")
+    session.run("pytest", "-q", "tests/server/test_clients.py", *session.posargs)
 
 
 @nox.session
@@ -159,5 +169,5 @@ def storm(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run one benchmark by name: ``nox -s bench -- engine``."""
-    install(session, "oracle", "plots")
+    install(session, "oracle", "plots", "server")
     session.run("python", "-m", "benchmarks", *session.posargs)

@@ -12,6 +12,8 @@ from scalesim._version import __version__
 
 if TYPE_CHECKING:
     from scalesim import errors
+    from scalesim.chat.chat_request import ChatRequest
+    from scalesim.chat.reply import ChatReply
     from scalesim.config import EngineConfig
     from scalesim.engine.agent import Agent, Reply, Request
     from scalesim.engine.engine import Engine
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "ChatReply",
+    "ChatRequest",
     "Engine",
     "EngineConfig",
     "Reply",
@@ -30,6 +34,8 @@ __all__ = [
 
 _HOME = {
     "Agent": "scalesim.engine.agent",
+    "ChatReply": "scalesim.chat.reply",
+    "ChatRequest": "scalesim.chat.chat_request",
     "Engine": "scalesim.engine.engine",
     "EngineConfig": "scalesim.config",
     "Reply": "scalesim.engine.agent",

@@ -44,6 +44,22 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "host_memory": SIZE, "policy": (*NAME, "oracle"), "block_size": NUMBER,
         "max_model_len": NUMBER,
     },
+    "serve": {
+        "model": ("no/such/folder", "", "a\0b", "."), "host": ("0.0.0.0", "no such host", ""),
+        "port": ("-1", "65536", "x", ""), "served_model_name": ("",),
+        "api_key": ("short", "with space in it", ""),
+        "api_key_file": ("no-such-file", ".", "empty"),
+        "admin_key_file": ("no-such-file", ".", "empty"), "enable_lora": FLAG,
+        "lora_modules": ("no-equals-sign", "a=", "=b", "a=no/such/folder", "a=."),
+        "max_loras": NUMBER, "max_lora_rank": NUMBER, "enable_embeddings": FLAG,
+        "max_model_len": NUMBER, "max_num_seqs": (*NUMBER, "999999"),
+        "max_num_batched_tokens": (*NUMBER, "3"), "max_open_requests": NUMBER,
+        "request_timeout": (*POSITIVE, "1e9"), "drain_timeout": (*POSITIVE, "1e9"),
+        "gpu_memory_utilization": SHARE, "chat_template": ("", "{% if %}", "no/such/file.jinja"),
+        "generation_config": FLAG, "dtype": NAME, "quantization": NAME, "device": NAME,
+        "device_memory": (*SIZE, "1kB"), "host_memory": SIZE, "policy": (*NAME, "oracle"),
+        "block_size": NUMBER, "seed": WHOLE, "dummy_weights": FLAG,
+    },
     "replay": {
         "what": ("no-such-file", "", ".", "a\0b", os.devnull), "policy": NAME, "hardware": NAME,
         "model": NAME, "residency": SHARE, "running": NUMBER, "link": SHARE, "warmup": WHOLE,
@@ -84,8 +100,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 GIVEN = {  # what a command cannot do without
-    "doctor": ("model",), "generate": ("model",), "replay": ("what",), "profile": ("log",),
-    "check": ("kind", "object"), "convert": ("trace", "out"),
+    "doctor": ("model",), "generate": ("model",), "serve": ("model",), "replay": ("what",),
+    "profile": ("log",), "check": ("kind", "object"), "convert": ("trace", "out"),
 }  # fmt: skip
 
 
@@ -139,6 +155,10 @@ def good(command: str, model: str) -> dict[str, list[str]]:
         "generate": {
             "model": [model], "prompt": ["--prompt", "a"], "max_tokens": ["--max-tokens", "2"],
             "device_memory": ["--device-memory", "8MB"], "host_memory": ["--host-memory", "0"],
+        },
+        "serve": {
+            "model": [model], "port": ["--port", "0"], "device_memory": ["--device-memory", "8MB"],
+            "host_memory": ["--host-memory", "0"],
         },
         "replay": {"what": ["w4"], "agents": ["--agents", "4"], "ticks": ["--ticks", "3"]},
         "convert": {"trace": ["trace.jsonl"], "out": ["out"], "to": ["--to", "mooncake"]},

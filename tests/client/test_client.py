@@ -173,12 +173,12 @@ def test_errors_are_the_engines(client: Client, running: Running) -> None:
         client.agent("ada", adapter="none").generate("hi")
     with pytest.raises(errors.RequestTimeoutError):
         ada.generate("hi", timeout=1e-6, max_tokens=500, ignore_eos=True)
-    with Client(running.url, api_key="not-the-key") as stranger:
-        with pytest.raises(errors.ConfigError, match="no key that this server knows"):
-            stranger.generate("hi")
-    with Client("http://127.0.0.1:9", max_retries=0) as nowhere:
-        with pytest.raises(errors.EngineClosedError, match="no server answers at"):
-            nowhere.generate("hi")
+    stranger = Client(running.url, api_key="not-the-key")
+    with stranger, pytest.raises(errors.ConfigError, match="no key that this server knows"):
+        stranger.generate("hi")
+    nowhere = Client("http://127.0.0.1:9", max_retries=0)
+    with nowhere, pytest.raises(errors.EngineClosedError, match="no server answers at"):
+        nowhere.generate("hi")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "", 7])
@@ -277,9 +277,9 @@ def test_tools_and_thinking_are_read() -> None:
     ],
 )
 def test_a_stream_that_fails_says_so(text: str, said: str) -> None:
-    with client_of(Server(httpx2.Response(200, text=text))) as client:
-        with pytest.raises(errors.ScaleSimError, match=said):
-            list(client.agent("ada").stream("hi"))
+    client = client_of(Server(httpx2.Response(200, text=text)))
+    with client, pytest.raises(errors.ScaleSimError, match=said):
+        list(client.agent("ada").stream("hi"))
 
 
 def test_what_is_refused_before_it_is_sent(client: Client) -> None:

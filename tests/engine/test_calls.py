@@ -16,6 +16,7 @@ from scalesim_kernels import select
 from scalesim import errors
 from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
+from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_engine, tiny_model
@@ -354,3 +355,26 @@ def test_async_calls_and_their_cancellation() -> None:
             assert again.token_ids == one.token_ids
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("size", [100, 9])
+def test_a_salt_keeps_prompts_apart(size: int) -> None:
+    """What was computed with another salt, or without one, is not found, and the text is the same:
+    whole blocks, the partial one behind them, and prompts of less than a block."""
+    prompt = [int(token) for token in np.random.default_rng(size).integers(0, 256, size)]
+    salts = (None, "x", "y")
+    with tiny_engine() as engine:
+        for agent in ("ada", "bob"):
+            engine.agent(agent)
+
+        def call(salt: str | None, agent: str | None = None) -> Reply:
+            params = engine.sampling(max_tokens=4, temperature=0)
+            return engine.generate(Request(prompt, agent, params, cache_salt=salt))
+
+        first = [call(salt, "ada").usage.cached_tokens for salt in salts]
+        again = [
+            call(salt, agent).usage.cached_tokens for agent in ("bob", "ada") for salt in salts
+        ]
+        texts = {call(salt).token_ids for salt in salts}
+    assert first == [0, 0, 0] and len(texts) == 1
+    assert size < BLOCK or min(again) >= size // BLOCK * BLOCK

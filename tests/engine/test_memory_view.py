@@ -68,7 +68,7 @@ def test_what_agents_share_is_told_of_each() -> None:
     with World() as world:
         world.call("ada")
         world.engine.fork("ada", "twin")
-        pages = dict((view.id, view.pages) for view in world.engine.memory.census().agents)
+        pages = {view.id: view.pages for view in world.engine.memory.census().agents}
         assert pages["twin"].device == BLOCKS and pages["ada"].device == BLOCKS + 1
         found = asyncio.run(world.engine.memory.agents_under_async(world.texts["ada"]))
         assert sorted(map(str, found)) == ["ada", "twin"]

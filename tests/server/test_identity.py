@@ -58,7 +58,7 @@ def test_a_number_is_its_digits() -> None:
 
 @pytest.mark.parametrize("bad", ["", "a\nb", "x" * 257, "\ud800", 2**70, True, 1.5, ["ada"], {}])
 def test_names_that_are_none(bad: object) -> None:
-    with pytest.raises(RequestError, match="agent_id=.*printable text of 1 to 256"):
+    with pytest.raises(RequestError, match=r"agent_id=.*printable text of 1 to 256"):
         Identity().who_calls({"agent_id": bad}, {})
     assert Identity().who_calls({"user": bad} | said("hello"), {}).rung == "fingerprint"
     assert agent_name("agent_id", "x" * 256) == "x" * 256
@@ -80,7 +80,6 @@ def test_keys_have_agents_of_their_own() -> None:
     assert scoped("ada", "") == "ada"
     prints = {identity.who_calls(said("hello"), {}, scope=key).name for key in ("k1", "k2")}
     assert len(prints) == 2
-
 
 
 # -- fingerprints ------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import openai
@@ -27,9 +27,13 @@ class Running:
     port: int
     service: Service
     server: Server
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": KEY, **options})
+        """A client, closed with the server."""
+        made = openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": KEY, **options})
+        self.clients.append(made)
+        return made
 
 
 @contextmanager
@@ -55,7 +59,10 @@ def serving(
     try:
         assert started.wait(20)
         port = int(server.url.rpartition(":")[2])
-        yield Running(server.url, port, app.state.service, server)
+        running = Running(server.url, port, app.state.service, server)
+        yield running
+        for client in running.clients:
+            client.close()
     finally:
         server.stop()
         thread.join(20)

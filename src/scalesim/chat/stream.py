@@ -66,17 +66,12 @@ class ChatStream:
 
 
 class AsyncChatStream:
-    """``async for piece in stream``: as ``ChatStream``, in the event loop that reads first, or
-    awaits ``start``."""
+    """``async for piece in stream``: as ``ChatStream``, in the event loop that reads first."""
 
     def __init__(self, pieces: AsyncReplyStream, turn: ChatTurn) -> None:
         self._pieces, self._reader = pieces, PieceReader(turn)
         self.reply: ChatReply | None = None
         """The whole answer, once the last piece was read."""
-
-    async def start(self) -> None:
-        """Check the call and hand it in now, instead of at the first read."""
-        await self._pieces.start()
 
     def __aiter__(self) -> AsyncChatStream:
         return self

@@ -79,6 +79,6 @@ class PendingHints:
 
 def checked_model(model: object) -> str | None:
     """The name of a model, or none."""
-    if model is None or isinstance(model, str):
-        return model
-    refuse("model", model, "must be the name of a model")
+    if model is not None and not isinstance(model, str):
+        refuse("model", model, "must be the name of a model")
+    return model

@@ -171,8 +171,9 @@ class Distances:
         """``expect`` for many agents; returns the changes in their order. ``offset``, in ticks, is
         added to each time. ``confidence`` is one for all, or one for each."""
         declared = self._voices[0]
-        for_each = isinstance(confidence, Mapping)
-        sure = [confidence[agent] for agent in times] if isinstance(confidence, Mapping) else confidence
+        sure: Any = confidence
+        if for_each := isinstance(confidence, Mapping):
+            sure = [confidence[agent] for agent in times]
         hints, ignored = read(
             tuple(times), list(times.values()), sure, of_users=True, for_each=for_each
         )

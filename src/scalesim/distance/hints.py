@@ -65,9 +65,9 @@ def read(
 
     ``at`` has one time for each of ``agents``, ``confidence`` one value for all or one for each.
     Ignored are infinite times, and times and confidences that are no numbers. A NaN time takes the
-    last hint back; with ``of_users``, a NaN time is ignored as well, and there is one confidence for
-    all unless they are given ``for_each``. Raises ``ValueError`` or ``TypeError`` if the arguments are no such lists; then none of
-    the hints counts.
+    last hint back; with ``of_users``, a NaN time is ignored as well, and there is one confidence
+    for all unless they are given ``for_each``. Raises ``ValueError`` or ``TypeError`` if the
+    arguments are no such lists; then none of the hints counts.
     """
     count = len(agents)
     if not count and not len(at):

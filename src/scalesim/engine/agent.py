@@ -11,7 +11,9 @@ from typing import Any
 
 from scalesim.chat.chat_request import ChatRequest
 from scalesim.chat.reply import ChatReply
+from scalesim.chat.response_format import ResponseFormat
 from scalesim.chat.stream import AsyncChatStream, ChatStream
+from scalesim.chat.tool_use import Tool, ToolChoice
 from scalesim.checks import agent_id, flag, path_of, reading, shown
 from scalesim.core import AgentId
 from scalesim.distance.hints import read
@@ -69,6 +71,7 @@ class Agent:
         priority: int = 0,
         on_overflow: OnOverflow = "error",
         sample_index: int = 0,
+        cache_salt: str | None = None,
         **params: Any,
     ) -> Request:
         """A request for ``Engine.run``: text, token ids or chat messages. Options are the fields of
@@ -83,6 +86,7 @@ class Agent:
             deadline=deadline,
             priority=priority,
             on_overflow=on_overflow,
+            cache_salt=cache_salt,
         )
 
     def generate(self, prompt: Prompt, **options: Any) -> Reply:
@@ -98,16 +102,16 @@ class Agent:
         self,
         messages: Sequence[Message] | str,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: ToolChoice | None = None,
         parallel_tool_calls: bool = True,
-        response_format: Any = None,
+        response_format: ResponseFormat | None = None,
         enable_thinking: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> ChatRequest:
         """A request for ``Engine.chat``: messages, or one of the user's as a string. Options are
-        those of ``request``; the others are fields of ``ChatRequest``."""
+        those of ``request``; what else there is are fields of ``ChatRequest``."""
         request = self.request("", **options)
         return ChatRequest(
             messages,
@@ -118,7 +122,7 @@ class Agent:
             parallel_tool_calls=parallel_tool_calls,
             response_format=response_format,
             enable_thinking=enable_thinking,
-            chat_template_kwargs=chat_template_kwargs or {},
+            chat_template_kwargs={} if chat_template_kwargs is None else chat_template_kwargs,
             timeout=request.timeout,
             sample_index=request.sample_index,
             deadline=request.deadline,

@@ -15,29 +15,30 @@ class ChatEntrypoints(ChooseAndEmbed):
 
     def chat(self, request: ChatRequest) -> ChatReply:
         """The assistant's answer; waits."""
-        turn = self._turn(request)
+        turn = self.chat_turn(request)
         return turn.reply(self.generate(turn.request))
 
     async def chat_async(self, request: ChatRequest) -> ChatReply:
         """``chat`` from any event loop. Cancelling the task cancels the request."""
-        turn = self._turn(request)
+        turn = self.chat_turn(request)
         return turn.reply(await self.generate_async(turn.request))
 
     def chat_stream(self, request: ChatRequest) -> ChatStream:
         """``for piece in engine.chat_stream(request)``: the answer as it comes. The request runs
         from now on. A reader that stops reading cancels it."""
-        turn = self._turn(request)
+        turn = self.chat_turn(request)
         return ChatStream(self.stream(turn.request), turn)
 
     def chat_stream_async(self, request: ChatRequest) -> AsyncChatStream:
         """``chat_stream`` for ``async for`` in the running event loop. The request runs from the
-        first read on, or once the stream's ``start`` is awaited."""
-        turn = self._turn(request)
+        first read on."""
+        turn = self.chat_turn(request)
         return AsyncChatStream(self.stream_async(turn.request), turn)
 
-    def _turn(self, request: ChatRequest) -> ChatTurn:
-        instance(
-            "request", request, ChatRequest, "write ChatRequest(messages), or use an agent's chat"
-        )
+    def chat_turn(self, request: ChatRequest) -> ChatTurn:
+        """What ``request`` is to the engine: checked and rendered, on any thread, and handed in
+        by nobody yet. For servers, which do so beside their event loop."""
+        hint = "write ChatRequest(messages), or use an agent's chat"
+        instance("request", request, ChatRequest, hint)
         self._inbox.check_open()
         return as_turn(request, self._intake.model, self.sampling())

@@ -178,10 +178,11 @@ class Engine(ChatEntrypoints):
         ``expect("ada", 3)``, or on the clock: ``expect("ada", at=17.5)``,
         ``expect({"ada": 17.5}, absolute=True)``.
 
-        ``confidence`` is the probability that this is about right, for all or by agent. Advice only: a wrong distance
-        costs time and changes no text. Raises ``UnknownAgentError``, and ``RequestError`` for a
-        call that gives no time or two. What is no finite time, or no confidence, is ignored:
-        counted in ``source_scores()["declared"]``, and told once with a ``HintWarning``.
+        ``confidence`` is the probability that this is about right, for all or by agent. Advice
+        only: a wrong distance costs time and changes no text. Raises ``UnknownAgentError``, and
+        ``RequestError`` for a call that gives no time or two. What is no finite time, or no
+        confidence, is ignored: counted in ``source_scores()["declared"]``, and told once with a
+        ``HintWarning``.
         ``steps`` is the deprecated name of ``ticks``.
         """
         self._agents.expect(

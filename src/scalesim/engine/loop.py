@@ -189,6 +189,7 @@ class EngineLoop:
             limit=len(tokens) + params.max_tokens,
             params=params,
             attachments=call.attachments,
+            salt=request.salt,
             key=key,
             stop_ids=stop_ids,
             observer=call.sink,

@@ -8,6 +8,7 @@ moment. They start that thread, as every call that waits does.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -43,12 +44,14 @@ class AgentView(NamedTuple):
 
 
 class Census(NamedTuple):
-    """All agents at one moment: ``tick`` of the simulation's clock, and what requests there are."""
+    """All agents at one moment: ``tick`` of the simulation's clock, what requests there are, and
+    for how many seconds the engine was looked at."""
 
     tick: float
     agents: list[AgentView]
     running: int
     waiting: int
+    took_s: float
 
 
 class MemoryView:
@@ -156,16 +159,16 @@ class MemoryView:
         return AgentView(id, self._parts.memory.pages_of(id), calls, self._pinned_s(id))
 
     def _census(self) -> Census:
+        begin_s = time.perf_counter()
         calls = Counter(sequence.agent for sequence in self._loop.calls.sequences)
         scheduler = self._parts.scheduler
+        agents = [
+            AgentView(id, pages, calls[id], self._pinned_s(id))
+            for id, pages in self._parts.memory.census()
+        ]
+        took_s = time.perf_counter() - begin_s
         return Census(
-            self._loop.clock.now,
-            [
-                AgentView(id, pages, calls[id], self._pinned_s(id))
-                for id, pages in self._parts.memory.census()
-            ],
-            scheduler.num_running,
-            scheduler.num_waiting,
+            self._loop.clock.now, agents, scheduler.num_running, scheduler.num_waiting, took_s
         )
 
     def _pinned_s(self, id: AgentId) -> float:

@@ -67,10 +67,11 @@ class MemoryManager(MemoryParts):
         num_blocks: int,
         *,
         attachments: Sequence[AttachmentUse] = (),
+        salt: bytes = b"",
         max_loading_pages: int | None = None,
     ) -> Lease | None:
         """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
-        all.
+        all. With a ``salt``, only what was computed with the same one is found.
 
         All or nothing: ``None`` if the pages cannot be had now. Look-up and pin are one act. Loads
         of what is on the host start at once; the lease is ready when they are over. At least the
@@ -80,7 +81,9 @@ class MemoryManager(MemoryParts):
         ``attachments`` are reserved, pinned and loaded with the rest. Raises ``AttachmentError``
         for one that there is not.
         """
-        return self.admission.acquire(agent, tokens, num_blocks, attachments, max_loading_pages)
+        return self.admission.acquire(
+            agent, tokens, num_blocks, attachments, salt, max_loading_pages
+        )
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks``; False, and no change, if they

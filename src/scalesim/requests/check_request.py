@@ -27,6 +27,7 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 
 MAX_PRIORITY = 10**6
+MAX_SALT_CHARS = 1024
 OVERFLOWS = ("error", "drop_oldest")
 POOLINGS = ("last", "mean")
 
@@ -47,6 +48,7 @@ def checked_request(request: Request) -> Request:
         priority=whole("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
         on_overflow=_on_overflow(request.on_overflow),
         pooling=None if request.pooling is None else check_pooling(request.pooling),
+        cache_salt=None if request.cache_salt is None else _cache_salt(request.cache_salt),
     )
 
 
@@ -72,6 +74,7 @@ def _is_plain(request: Request) -> bool:
         and (timeout is None or (type(timeout) is float and timeout > 0.0))
         and (deadline is None or (type(deadline) is float and math.isfinite(deadline)))
         and request.pooling is None
+        and (request.cache_salt is None or _is_plain_salt(request.cache_salt))
         and type(request.sample_index) is int
         and 0 <= request.sample_index < INT64
         and type(request.priority) is int
@@ -95,6 +98,17 @@ def _deadline(value: object) -> float:
         return number("deadline", value)
     except RequestError as error:
         raise RequestError(f"{error}: a time of time.monotonic()") from None
+
+
+def _is_plain_salt(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= MAX_SALT_CHARS and value.isascii()
+
+
+def _cache_salt(value: object) -> str:
+    found = text("cache_salt", value, empty=False)
+    if len(found) > MAX_SALT_CHARS:
+        refuse("cache_salt", value, f"must have at most {MAX_SALT_CHARS} characters")
+    return found
 
 
 def _on_overflow(value: Any) -> OnOverflow:

@@ -116,8 +116,10 @@ class Intake:
             call.digest, call.number = self._keys.prompt_digest(call.tokens, params), 0
             draws = params.temperature > 0.0 and params.max_tokens > 0
             if draws and params.seed is None:
+                # of equal requests with other salts, none may show in which tokens are drawn
+                counted = call.digest ^ int.from_bytes(request.salt[:8], "little")
                 call.number = self._keys.number(
-                    request.agent, call.digest, request.sample_index, call.owner
+                    request.agent, counted, request.sample_index, call.owner
                 )
 
     def max_len(self, adapter: str | None) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from scalesim.core import AgentId, Pooling
 from scalesim.requests.prompt import OnOverflow, Prompt
 from scalesim.sampling.params import SamplingParams
+
+SALT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,9 @@ class Request:
     first; equal ones in order of arrival. ``on_overflow`` says what happens to a prompt that leaves
     no room for ``max_tokens``: an error, the oldest messages or tokens are dropped, or the function
     shortens it. With ``pooling`` nothing is generated: the reply's ``embedding`` is the final
-    hidden state of the last token, or the mean over all tokens.
+    hidden state of the last token, or the mean over all tokens. What is computed for a request with
+    a ``cache_salt`` is found by requests with the same one only: whose prompts are in memory is
+    nobody else's to learn.
     """
 
     prompt: Prompt
@@ -31,3 +36,12 @@ class Request:
     priority: int = 0
     on_overflow: OnOverflow = "error"
     pooling: Pooling | None = None
+    cache_salt: str | None = None
+
+    @property
+    def salt(self) -> bytes:
+        """What tells the request's KV from others' of the same tokens; empty without a
+        ``cache_salt``."""
+        if self.cache_salt is None:
+            return b""
+        return blake2b(self.cache_salt.encode(), digest_size=SALT_BYTES).digest()

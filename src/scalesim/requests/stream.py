@@ -208,15 +208,11 @@ class AsyncReplyStream:
     def __aiter__(self) -> AsyncReplyStream:
         return self
 
-    async def start(self) -> None:
-        """Check the call and hand it in now, instead of at the first read."""
-        if self._begin is not None:
-            begin, self._begin = self._begin, None
-            self._reader = await begin()
-
     async def __anext__(self) -> TextPiece:
         try:
-            await self.start()
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                self._reader = await begin()
             reader = self._reader
             while reader is not None and not reader.is_over:
                 piece = reader.take()

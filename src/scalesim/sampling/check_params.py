@@ -14,6 +14,7 @@ import numpy as np
 from scalesim.batch_options import MAX_LOGPROBS
 from scalesim.checks import INT64, flag, function, number, reading, refuse, shown, text, whole
 from scalesim.errors import RequestError
+from scalesim.sampling.frame import Frame, FramedCalls
 from scalesim.sampling.params import SamplingParams
 
 MAX_TEMPERATURE = 1e6
@@ -133,9 +134,27 @@ def _mask(name: str, value: object) -> object:
 def _schema(name: str, value: object) -> object:
     if isinstance(value, Mapping):
         return value  # it is written down as text before anything else
-    if not isinstance(value, str):
-        refuse(name, value, "must be a mapping or JSON text")
-    return text(name, value)
+    if isinstance(value, str):
+        return text(name, value)
+    with reading(name):
+        write = getattr(value, "model_json_schema", None)
+        found = write() if callable(write) else None
+    if not isinstance(found, Mapping):
+        refuse(name, value, "must be a mapping, JSON text, or a class with model_json_schema()")
+    return found
+
+
+def _frame(name: str, value: object) -> Frame:
+    if type(value) is not Frame:
+        refuse(name, value, "must be a Frame")
+    texts = [value.begin, value.end]
+    if value.calls is not None:
+        if type(value.calls) is not FramedCalls:
+            refuse(f"{name}.calls", value.calls, "must be FramedCalls")
+        texts += [value.calls.schema, value.calls.begin, value.calls.end, value.calls.between or ""]
+    for part in texts:
+        text(name, part)
+    return value
 
 
 _RULES: dict[str, Callable[[str, Any], Any]] = {
@@ -161,6 +180,7 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "json_schema": _or_none(_schema),
     "regex": _or_none(text),
     "grammar": _or_none(text),
+    "frame": _or_none(_frame),
 }
 _all = attrgetter(*_RULES)
 _ALL = _all(SamplingParams())
@@ -193,7 +213,11 @@ def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -
     given = [name for name in _CONSTRAINTS if getattr(params, name) is not None]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(given)} are both given; a text follows one of them")
-    if not has_logits and (given or _of_logits(params) != _of_logits(SamplingParams())):
+    if params.frame is not None and (not params.is_structured or params.mask is not None):
+        raise RequestError("frame is around a structure: give json_schema, regex or grammar too")
+    if not has_logits and (
+        params.is_structured or given or _of_logits(params) != _of_logits(SamplingParams())
+    ):
         raise RequestError(
             "penalties, biases, masks, structure, min_p, min_tokens and log-probabilities need a "
             "model; this engine's runner has no logits"

@@ -21,6 +21,7 @@ import numpy as np
 from scalesim.config import StructureConfig
 from scalesim.core import Int32s
 from scalesim.errors import RequestError, StructureError
+from scalesim.sampling.frame import Frame, FrameCheck, Judge
 from scalesim.sampling.json_schema import kept_schema
 from scalesim.sampling.params import SamplingParams
 from scalesim.sampling.schema_check import SchemaCheck
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from scalesim.model.text.tokenizer import Tokenizer
 
+TOOLS = "tools"
+"""What messages call the schema of the calls in a frame."""
 # As json.dumps writes it. With free whitespace a model may write blanks until max_tokens.
 JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -45,7 +48,7 @@ class Structures:
         self._vocab_size, self._eos_ids = vocab_size, sorted(eos_ids)
         self._config = config or StructureConfig()
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[tuple[str, str], Structure] = OrderedDict()
+        self._compiled: OrderedDict[tuple[object, ...], Structure] = OrderedDict()
 
     def compile(self, params: SamplingParams) -> Callable[[], GrammarConstraint] | None:
         """What makes a fresh constraint for each sample; ``None`` where no structure is asked for.
@@ -53,30 +56,24 @@ class Structures:
         Raises ``StructureError`` for what cannot be compiled within the limits, and
         ``RequestError`` where llguidance is not installed.
         """
-        named = {
-            name: value
-            for name in ("json_schema", "regex", "grammar")
-            if (value := getattr(params, name)) is not None
-        }
-        if not named:
+        parts = _parts(params)
+        if not parts:
             return None
-        [(name, value)] = named.items()  # check_params lets one through
         if find_spec("llguidance") is None:
             raise RequestError(
-                f"{name} needs llguidance: pip install 'scalesim-runtime[structured]'"
+                f"{', '.join(parts)} needs llguidance: pip install 'scalesim-runtime[structured]'"
             )
-        text = _json_text(value) if name == "json_schema" else value
-        assert isinstance(text, str)  # check_params lets nothing else through
-        if len(text) > self._config.max_chars:
-            raise StructureError(
-                f"{name} of {len(text)} characters; at most {self._config.max_chars} "
-                "(StructureConfig.max_chars)"
-            )
-        key = name, text
+        for name, text in parts.items():
+            if len(text) > self._config.max_chars:
+                raise StructureError(
+                    f"{name} of {len(text)} characters; at most {self._config.max_chars} "
+                    "(StructureConfig.max_chars)"
+                )
+        key = *parts.items(), params.frame
         with self._lock:
             tokens, structure = self._tokens, self._compiled.get(key)
         if structure is None:
-            structure = self._compile(name, text, tokens)  # others' need not wait for it
+            structure = self._compile(parts, params.frame, tokens)  # others' need not wait for it
         with self._lock:
             self._compiled[key] = structure
             self._compiled.move_to_end(key)
@@ -84,31 +81,21 @@ class Structures:
                 self._compiled.popitem(last=False)
         return partial(GrammarConstraint, structure, tokens)
 
-    def _compile(self, name: str, text: str, tokens: GrammarTokens) -> Structure:
+    def _compile(
+        self, parts: Mapping[str, str], frame: Frame | None, tokens: GrammarTokens
+    ) -> Structure:
         """Raises ``StructureError`` for what has no text at all, too."""
-        from llguidance import LLMatcher
-
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise StructureError(
-                f"{name} has a lone surrogate at character {error.start}; it must be valid Unicode"
-            ) from error
-        check: SchemaCheck | None = None
-        if name == "json_schema":
-            schema = kept_schema(json.loads(text))
-            check = SchemaCheck(schema, self._config.max_checks)
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)
-        elif name == "regex":
-            grammar = LLMatcher.grammar_from_regex(text)
+        name = ", ".join(parts)
+        compiled = {name: self._part(name, text) for name, text in parts.items()}
+        if frame is None:
+            [(grammar, judge)] = compiled.values()
         else:
-            if "%json" in text:
-                raise StructureError(
-                    "grammar has %json: a schema within a grammar is not checked; give it as "
-                    'json_schema=, or write "%" "json" where you mean the text'
-                )
-            grammar = LLMatcher.grammar_from_lark(text)
-        structure = Structure(name, self._matcher(name, grammar, tokens), check)
+            inner = {name: _inner(name, grammar) for name, (grammar, _) in compiled.items()}
+            call, call_judge = inner.pop(TOOLS, None), compiled.pop(TOOLS, (None, None))[1]
+            grammar = frame.grammar(next(iter(inner.values()), None), call)
+            kept = next((judge for _, judge in compiled.values()), None)
+            judge = FrameCheck(frame, kept, call_judge).error
+        structure = Structure(name, self._matcher(name, grammar, tokens), judge)
         first = GrammarConstraint(structure, tokens)
         masks = np.zeros((1, first.num_words), np.int32)
         [failed] = first.filler([first], [], masks)
@@ -117,6 +104,32 @@ class Structures:
                 f"{name} cannot be compiled: no token of this tokenizer can begin a text of it"
             ) from failed
         return structure
+
+    def _part(self, name: str, text: str) -> tuple[str, Judge]:
+        """The grammar of one structure, and what judges its texts."""
+        from llguidance import LLMatcher
+
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise StructureError(
+                f"{name} has a lone surrogate at character {error.start}; it must be valid Unicode"
+            ) from error
+        if name == "regex":
+            return LLMatcher.grammar_from_regex(text), _keeps
+        if name == "grammar":
+            if "%json" in text:
+                raise StructureError(
+                    "grammar has %json: a schema within a grammar is not checked; give it as "
+                    'json_schema=, or write "%" "json" where you mean the text'
+                )
+            return LLMatcher.grammar_from_lark(text), _keeps
+        try:
+            schema = kept_schema(json.loads(text))
+        except StructureError as error:
+            raise StructureError(f"{name}{str(error).removeprefix('json_schema')}") from error
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)
+        return grammar, SchemaCheck(schema, self._config.max_checks).error
 
     def _matcher(self, name: str, grammar: str, tokens: GrammarTokens) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
@@ -146,7 +159,7 @@ class Structure:
 
     name: str
     matcher: LLMatcher
-    check: SchemaCheck | None
+    judge: Judge
 
 
 class GrammarTokens:
@@ -203,7 +216,7 @@ class GrammarConstraint:
 
     def _check(self) -> None:
         """Raise ``StructureError`` where the finished text does not keep the structure."""
-        name, check = self._structure.name, self._structure.check
+        name = self._structure.name
         text = self._tokens.text(self._output)
         if text is None:
             raise StructureError(
@@ -211,8 +224,7 @@ class GrammarConstraint:
                 "the grammar saw: the tokenizer writes its tokens in another way; begin without "
                 "blanks, and ask for valid Unicode only"
             )
-        found = None if check is None else check.error(text)
-        if found is not None:
+        if (found := self._structure.judge(text)) is not None:
             raise StructureError(
                 f"{name}: the finished text {text[:80]!r} does not keep it: {found}; say it in "
                 "another way, or ask again"
@@ -317,7 +329,30 @@ class _Bytes:
         return list(text)
 
 
-def _json_text(schema: Mapping[str, Any] | str) -> str:
+def _parts(params: SamplingParams) -> dict[str, str]:
+    """The structures that ``params`` ask for, as texts by name: one of three, and the tools'."""
+    named = {name: getattr(params, name) for name in ("json_schema", "regex", "grammar")}
+    parts = {name: value for name, value in named.items() if value is not None}
+    if params.json_schema is not None:
+        parts["json_schema"] = _json_text(params.json_schema)
+    if params.frame is not None and params.frame.calls is not None:
+        parts[TOOLS] = params.frame.calls.schema
+    return parts
+
+
+def _inner(name: str, grammar: str) -> Mapping[str, Any]:
+    """The grammar of the structure ``name`` as a part of another grammar."""
+    if name == "grammar":
+        return {"lark_grammar": grammar}
+    [inner] = json.loads(grammar)["grammars"]
+    return {name: value for name, value in inner.items() if value is not None}
+
+
+def _keeps(text: str) -> None:
+    """The judge of what no schema bounds: the grammar has seen to it."""
+
+
+def _json_text(schema: object) -> str:
     """A schema as JSON text; ``True``, which is one too, as the object that means the same."""
     try:
         parsed = json.loads(schema) if isinstance(schema, str) else schema

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from scalesim.core import Int32s
+from scalesim.sampling.frame import Frame
 
 
 class LogitsMask(Protocol):
@@ -22,6 +23,13 @@ class LogitsMask(Protocol):
         """
 
 
+class HasSchema(Protocol):
+    """What writes its own JSON schema, as pydantic's models do."""
+
+    def model_json_schema(self) -> dict[str, Any]:
+        """The schema of its instances."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request's tokens are drawn. docs/sampling.md defines each field exactly.
@@ -31,8 +39,9 @@ class SamplingParams:
     ``frequency_penalty`` (0: off) the output alone. ``logit_bias`` is added to the logits of the
     tokens that it names; -inf rules one out. No end-of-sequence or stop token comes before
     ``min_tokens``. ``n`` samples of one prompt share its prefix. ``mask`` says before each token
-    which ones are allowed (``LogitsMask``); ``json_schema``, ``regex`` or ``grammar`` (in Lark's
-    syntax) make the text keep a structure (the extra ``structured``). ``seed`` replaces the
+    which ones are allowed (``LogitsMask``); ``json_schema`` (a schema, or a pydantic model),
+    ``regex`` or ``grammar`` (in Lark's syntax) make the text keep a structure (the extra
+    ``structured``), of which ``frame`` says where in the text it stands. ``seed`` replaces the
     engine's seed for this request:
     equal prompt, parameters and seed give equal text. ``stop`` strings end the text before their
     first occurrence; ``stop_token_ids`` and the model's own end-of-sequence ids end it too
@@ -65,11 +74,14 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 1
     mask: LogitsMask | None = None
-    json_schema: Mapping[str, Any] | str | None = None
+    json_schema: Mapping[str, Any] | str | HasSchema | None = None
     regex: str | None = None
     grammar: str | None = None
+    frame: Frame | None = None
 
     @property
     def is_structured(self) -> bool:
-        """Whether a schema, an expression or a grammar bounds the output."""
+        """Whether a schema, an expression, a grammar or tools bound the output."""
+        if self.frame is not None and self.frame.calls is not None:
+            return True
         return not (self.json_schema is None and self.regex is None and self.grammar is None)

@@ -183,6 +183,7 @@ class Scheduler:
             sequence.tokens[: sequence.usable].tobytes(),
             self.num_blocks(max_len),
             attachments=sequence.attachments,
+            salt=sequence.salt,
             max_loading_pages=max_loading,
         )
         if lease is not None and sequence.leaves_nothing:

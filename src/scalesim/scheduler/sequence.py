@@ -52,6 +52,7 @@ class Sequence:
     params: SamplingParams
     key: int  # the Philox key of its draws
     attachments: tuple[AttachmentUse, ...] = ()
+    salt: bytes = b""  # tells its KV from others' of the same tokens
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None
     on_end: Callable[[AgentId], None] | None = None

@@ -3,19 +3,21 @@ asked for an agent: a pin for a time, a fork, to be forgotten."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from scalesim.checks import number, shown
-from scalesim.engine.memory_view import MAX_PIN_S, AgentView
+from scalesim.engine.memory_view import MAX_PIN_S
 from scalesim.errors import UnknownAgentError
 from scalesim.server.body import read_json
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, bad
 from scalesim.server.hints import scope_of
-from scalesim.server.identity import agent_name, scoped, unscoped
+from scalesim.server.identity import agent_name, scoped
+from scalesim.server.looks import place_of
 from scalesim.server.service import Service
 
 MAX_LISTED = 1000
@@ -36,18 +38,6 @@ def unknown(name: str) -> ApiError:
         param="agent",
         code="agent_not_found",
     )
-
-
-def place_of(view: AgentView) -> str:
-    """Where the state is, in one word."""
-    pages = view.pages
-    if not pages.total:
-        return "nowhere"
-    if pages.device == pages.total:
-        return "device"
-    if pages.host == pages.total:
-        return "host"
-    return "loading" if pages.coming else "both"
 
 
 async def one_agent(service: Service, request: HttpRequest) -> Response:
@@ -162,20 +152,15 @@ async def forget_many(service: Service, request: HttpRequest) -> Response:
 
 
 async def all_agents(service: Service, request: HttpRequest) -> Response:
-    """Answer ``GET /v1/agents``: at most ``limit`` whose name has ``q`` in it, the soonest first;
-    those whose next use nobody knows come last."""
+    """Answer ``GET /v1/agents``: at most ``limit`` whose name has ``q`` in it, the soonest first,
+    as of the newest look (``looks``)."""
     wanted = request.query_params.get("q", "")
     limit = request.query_params.get("limit", "100")
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_LISTED:
         raise bad(f"limit={shown(limit)} must be a whole number from 1 to {MAX_LISTED}", "limit")
-    census = await service.engine.memory.census_async()
-    scope = scope_of(request)
-    found = [
-        (name, view)
-        for view in census.agents
-        if (name := unscoped(view.id, scope)) is not None and wanted in name
-    ]
-    found.sort(key=lambda row: _order(row[1]))
+    look = await service.looks.newest(service.engine)
+    ranked = await service.off_loop(1 << 20, partial(look.ranked, scope_of(request)))
+    found = [row for row in ranked.named if wanted in row[0]]
     listed = [
         {
             "agent": name,
@@ -187,12 +172,7 @@ async def all_agents(service: Service, request: HttpRequest) -> Response:
         }
         for name, view in found[: int(limit)]
     ]
-    return JSONResponse({"tick": census.tick, "count": len(found), "agents": listed})
-
-
-def _order(view: AgentView) -> tuple[bool, float]:
-    next_use = view.pages.next_use
-    return (next_use is None, 0.0 if next_use is None else next_use)
+    return JSONResponse({"tick": look.census.tick, "count": len(found), "agents": listed})
 
 
 ENDPOINTS = [

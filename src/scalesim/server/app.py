@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -13,25 +14,40 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from scalesim.engine.engine import Engine
-from scalesim.server import agents, chat, choose, completions, hints, models
+from scalesim.errors import EngineClosedError
+from scalesim.server import (
+    agents,
+    chat,
+    choose,
+    completions,
+    embeddings,
+    hints,
+    models,
+    tokens,
+    watch,
+)
 from scalesim.server.body import ClientGoneError, give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, api_error, is_ours
-from scalesim.server.gate import Gate, admission_of
+from scalesim.server.gate import Gate, admission_of, status_of
 from scalesim.server.hints import end_call
 from scalesim.server.service import Service, log
 
+_CLIENT_LEFT = 499  # as proxies count it
 ROUTES: list[Endpoint] = [
     *chat.ENDPOINTS,
     *completions.ENDPOINTS,
+    *embeddings.ENDPOINTS,
     *models.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *choose.ENDPOINTS,
     *hints.ENDPOINTS,
     *agents.ENDPOINTS,
-    *choose.ENDPOINTS,
+    *watch.ENDPOINTS,
 ]
 
 
@@ -41,6 +57,7 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
     with 503. The application closes the engine when it stops."""
     service = Service(engine, config)
     table = [row for row in ROUTES if row.access != "admin" or config.admin_keys]
+    browser_paths = [row.path for row in table if row.in_browser]
     open_paths = [row.path for row in table if row.access == "open"]
 
     @asynccontextmanager
@@ -54,7 +71,7 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
 
     app = Starlette(
         routes=[Route(row.path, Answer(service, row), methods=list(row.methods)) for row in table],
-        middleware=[Middleware(Gate, config, open_paths)],
+        middleware=[Middleware(Gate, config, open_paths, browser_paths)],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
@@ -72,27 +89,24 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        has_begun = False
-
-        async def noting(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
+        begin_s = time.perf_counter()
         try:
             self._check_access(request)
             with self._place():
                 response = await self._endpoint.handler(self._service, request)
-                await response(scope, receive, noting)
+                await response(scope, receive, send)
         except ClientGoneError:
             pass
         except Exception as error:
-            self._log(error, request)
-            if has_begun:
+            self._note(error, request)
+            if status_of(request) is not None:
                 raise ConnectionAbortedError from None  # the server closes the connection
             answer = api_error(error, admission_of(request).request_id)
             await answer.response()(scope, receive, send)
         finally:
+            took_s = time.perf_counter() - begin_s
+            row, status = self._endpoint, status_of(request) or _CLIENT_LEFT
+            self._service.metrics.answered(row.path, status, took_s, is_call=row.queued)
             give_back(self._service, request)
             end_call(self._service, request)
 
@@ -106,8 +120,11 @@ class Answer:
         self._service.life.check()
         return self._service.open.place()
 
-    def _log(self, error: Exception, request: Request) -> None:
-        """Faults of ours: where, and of what kind; never the message, which may hold a prompt."""
+    def _note(self, error: Exception, request: Request) -> None:
+        """Faults of ours go to the log: where, and of what kind; never the message, which may hold
+        a prompt. Without its engine, the server has failed."""
+        if isinstance(error, EngineClosedError) and self._service.life.state == "ready":
+            self._service.life.state = "failed"
         if is_ours(error):
             where = "".join(traceback.format_tb(error.__traceback__))
             name, id = type(error).__name__, admission_of(request).request_id

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from scalesim.checks import shown
+from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
 from scalesim.server.service import Service
 from scalesim.strict_json import parse_strict
@@ -74,14 +75,8 @@ async def _read(service: Service, request: Request) -> bytes:
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 20:
         raise ApiError(400, "Content-Length must be a whole number", headers=_CLOSE)
-    too_large = ApiError(
-        413,
-        f"the body is larger than {limits.max_body_bytes} bytes",
-        code="body_too_large",
-        headers=_CLOSE,
-    )
     if int(length) > limits.max_body_bytes:
-        raise too_large
+        raise _too_large(limits)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -89,7 +84,7 @@ async def _read(service: Service, request: Request) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limits.max_body_bytes:
-                    raise too_large
+                    raise _too_large(limits)
                 service.open.add(len(chunk))
                 request.scope[_SIZE] = size
                 chunks.append(chunk)
@@ -103,6 +98,11 @@ async def _read(service: Service, request: Request) -> bytes:
     except ClientDisconnect:
         raise ClientGoneError from None
     return b"".join(chunks)
+
+
+def _too_large(limits: ServerLimits) -> ApiError:
+    message = f"the body is larger than {limits.max_body_bytes} bytes"
+    return ApiError(413, message, code="body_too_large", headers=_CLOSE)
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

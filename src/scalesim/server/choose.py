@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from scalesim.server.body import body_bytes, read
 from scalesim.server.endpoint import Endpoint, for_agents
 from scalesim.server.errors import bad
-from scalesim.server.generation import engine_request, room_for, sampling_of, target_of
+from scalesim.server.generation import engine_request, sampling_of, target_of
 from scalesim.server.leaving import while_connected
 from scalesim.server.schema.sampling import SamplingBody
 from scalesim.server.service import Service
@@ -44,7 +44,7 @@ async def choose(service: Service, request: HttpRequest) -> Response:
     prompt = body.prompt if body.messages is None else body.messages
     model = service.engine.model
     tokens = await service.off_loop(body_bytes(request), partial(model.token_ids, prompt))
-    params = sampling_of(service, body, raw, room_for(service, target, len(tokens), 1))
+    params = sampling_of(service, body, raw, max_tokens=1)
     asked = engine_request(service, target, body, tokens, params)
     async with while_connected(request.receive):
         choice = await service.engine.choose_async(asked, body.options, by=body.by)  # type: ignore[arg-type]

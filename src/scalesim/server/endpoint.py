@@ -20,13 +20,15 @@ Handler: TypeAlias = "Callable[[Service, Request], Awaitable[Response]]"
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """``handler`` answers ``methods`` of ``path``, for those who have ``access``. What is
-    ``queued`` takes one of the places for open requests until its reply is sent."""
+    ``queued`` takes one of the places for open requests until its reply is sent. ``in_browser``: it
+    is opened in a browser, which can give a key as a password only; it changes nothing."""
 
     path: str
     methods: tuple[str, ...]
     handler: Handler
     access: Access = "key"
     queued: bool = False
+    in_browser: bool = False
 
 
 def for_agents(*endpoints: Endpoint) -> list[Endpoint]:

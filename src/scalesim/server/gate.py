@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hmac
 import uuid
+from base64 import b64decode
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -19,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scalesim.server.config import ServerConfig, is_loopback
 from scalesim.server.errors import ApiError
 
-_ADMISSION = "scalesim.admission"
+_ASK_FOR_PASSWORD = 'Basic realm="ScaleSim: any name, and a key as the password"'
+_ADMISSION, _STATUS = "scalesim.admission", "scalesim.status"
 _MAX_ID_CHARS = 128
 _VISIBLE = frozenset(range(0x21, 0x7F))
 
@@ -40,11 +43,25 @@ def admission_of(request: HTTPConnection) -> Admission:
     return found
 
 
-class Gate:
-    """ASGI middleware. ``open_paths`` need no key."""
+def status_of(request: HTTPConnection) -> int | None:
+    """The status of the reply, once a part of the reply is on its way."""
+    found: int | None = request.scope.get(_STATUS)
+    return found
 
-    def __init__(self, app: ASGIApp, config: ServerConfig, open_paths: Collection[str]) -> None:
+
+class Gate:
+    """ASGI middleware. ``open_paths`` need no key. ``browser_paths`` take it as a password as well:
+    a browser sends that along whatever page asks for it, so these paths change nothing."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServerConfig,
+        open_paths: Collection[str],
+        browser_paths: Collection[str] = (),
+    ) -> None:
         self._app, self._limits = app, config.limits
+        self._browser_paths = frozenset(browser_paths)
         self._open_paths = frozenset(open_paths)
         self._keys = [_digest(key.encode()) for key in config.api_keys]
         self._admin_keys = [_digest(key.encode()) for key in config.admin_keys]
@@ -62,6 +79,7 @@ class Gate:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"].append((b"x-request-id", request_id.encode()))
+                scope[_STATUS] = message["status"]
             await send(message)
 
         try:
@@ -80,7 +98,9 @@ class Gate:
         if size > limits.max_header_bytes:
             raise ApiError(431, f"headers of {size} bytes; at most {limits.max_header_bytes}")
         given = [value for name, value in headers if name == b"authorization"]
-        digest = _digest(given[0][7:]) if len(given) == 1 and _is_bearer(given[0]) else b""
+        in_browser = scope["path"] in self._browser_paths
+        key = _key_in(given[0], in_browser) if len(given) == 1 else None
+        digest = b"" if key is None else _digest(key)
         is_admin = _is_among(digest, self._admin_keys)
         has_key = _is_among(digest, self._keys)
         if self._checks_host and not _is_local([v for name, v in headers if name == b"host"]):
@@ -95,18 +115,26 @@ class Gate:
                 401,
                 "no key that this server knows; send the header Authorization: Bearer KEY",
                 code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
+                headers={"www-authenticate": _ASK_FOR_PASSWORD if in_browser else "Bearer"},
             )
         has_tenants = len(self._keys) + len(self._admin_keys) > 1
-        return Admission(request_id, digest if has_tenants and digest else None, is_admin)
+        is_known = has_key or is_admin
+        return Admission(request_id, digest if has_tenants and is_known else None, is_admin)
 
 
 def _digest(key: bytes) -> bytes:
     return sha256(key).digest()
 
 
-def _is_bearer(value: bytes) -> bool:
-    return value[:7].lower() == b"bearer "
+def _key_in(value: bytes, in_browser: bool) -> bytes | None:
+    """The key of an Authorization header: a bearer's, or the password of whatever user."""
+    kind, _, credentials = value.partition(b" ")
+    if kind.lower() == b"bearer":
+        return credentials
+    if kind.lower() == b"basic" and in_browser:
+        with suppress(ValueError):
+            return b64decode(credentials, validate=True).partition(b":")[2]
+    return None
 
 
 def _is_among(digest: bytes, known: Collection[bytes]) -> bool:

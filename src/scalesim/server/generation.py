@@ -3,7 +3,7 @@ share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,13 @@ from starlette.requests import Request as HttpRequest
 
 from scalesim.checks import shown, text, whole
 from scalesim.core import Int32s
+from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
+from scalesim.server.gate import admission_of
 from scalesim.server.hints import begin_call
 from scalesim.server.identity import Caller, scoped
 from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
@@ -25,11 +27,17 @@ from scalesim.server.service import Service
 @dataclass(frozen=True, slots=True)
 class Target:
     """Whom a request is for: the name that it gave the model, the adapter that this name means,
-    and who calls."""
+    who calls, and the key's own salt where there are several keys."""
 
     model: str
     adapter: str | None
     caller: Caller
+    tenant: str | None
+
+    def cache_salt(self, given: str | None) -> str | None:
+        """What tells the state of this request from others': the key, and what the client gave."""
+        parts = (self.tenant, given)
+        return None if parts == (None, None) else ":".join(part or "" for part in parts)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -41,7 +49,9 @@ def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -
     """Whom ``body`` is for. Raises 404 for a model that is not served."""
     name = body.get("model")
     model, adapter, alias = known_model(service, service.config.names[0] if name is None else name)
-    return Target(model, adapter, begin_call(service, request, body, alias))
+    tenant = admission_of(request).tenant
+    caller = begin_call(service, request, body, alias)
+    return Target(model, adapter, caller, None if tenant is None else tenant.hex())
 
 
 def known_model(service: Service, name: str) -> tuple[str, str | None, str | None]:
@@ -63,9 +73,10 @@ def known_model(service: Service, name: str) -> tuple[str, str | None, str | Non
 
 
 def sampling_of(
-    service: Service, body: SamplingBody, raw: Mapping[str, Any], max_tokens: int
+    service: Service, body: SamplingBody, raw: Mapping[str, Any], **given_by_route: Any
 ) -> SamplingParams:
-    """How the body's tokens are drawn. Raises 400 for what is not served, or above a limit."""
+    """How the body's tokens are drawn; ``given_by_route`` are fields that only one route has.
+    Raises 400 for what is not served, or above a limit."""
     limits = service.limits
     for field, why in REFUSED.items():
         if raw.get(field) not in (None, False):
@@ -84,7 +95,7 @@ def sampling_of(
         params["stop"] = _stops(body.stop, limits)
     if body.logit_bias is not None:
         params["logit_bias"] = _biases(body.logit_bias)
-    return service.engine.sampling(max_tokens=max_tokens, **params)
+    return service.engine.sampling(**params, **given_by_route)
 
 
 def engine_request(
@@ -99,6 +110,7 @@ def engine_request(
         params=params,
         timeout=timeout,
         priority=body.priority or 0,
+        cache_salt=target.cache_salt(body.cache_salt),
     )
     agent = target.caller.agent
     if target.adapter is not None:
@@ -124,8 +136,16 @@ def room_for(service: Service, target: Target, num_prompt: int, wanted: int | No
     return max(1, max_len - num_prompt)
 
 
-def usage_of(replies: list[Reply]) -> dict[str, Any]:
-    """OpenAI's counts. The samples of one prompt share it: ``replies`` are of one prompt each."""
+def usage_of_samples(samples: Sequence[Reply], num_samples: int) -> dict[str, Any]:
+    """OpenAI's counts of replies that were streamed apart, ``num_samples`` for each prompt."""
+    first = range(0, len(samples), num_samples)
+    return usage_of(
+        [replace(samples[i], others=tuple(samples[i + 1 : i + num_samples])) for i in first]
+    )
+
+
+def usage_of(replies: Sequence[Reply]) -> dict[str, Any]:
+    """OpenAI's counts. ``replies`` are of one prompt each, with all samples of it."""
     prompt = sum(reply.usage.prompt_tokens for reply in replies)
     cached = sum(reply.usage.cached_tokens for reply in replies)
     output = sum(sample.usage.output_tokens for reply in replies for sample in reply.samples)
@@ -135,6 +155,25 @@ def usage_of(replies: list[Reply]) -> dict[str, Any]:
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+
+
+def prompts_of(service: Service, field: str, given: Any) -> list[Prompt]:
+    """The prompts in ``field`` of a body. Raises 400 for what lists none, or too many."""
+    if isinstance(given, str) or (isinstance(given, list) and given and _is_number(given[0])):
+        return [given]
+    if not isinstance(given, list) or not given:
+        rule = "must be a text, a list of token ids, or a list of either, and not empty"
+        raise bad(f"{field}={shown(given)} {rule}", field)
+    if len(given) > service.limits.max_prompts:
+        raise bad(f"{field} lists {len(given)}, at most {service.limits.max_prompts}", field)
+    for prompt in given:
+        if not isinstance(prompt, (str, list)):
+            raise bad(f"{field} has {shown(prompt)}, which is no text and no list of ids", field)
+    return given
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _stops(given: object, limits: ServerLimits) -> list[str]:
@@ -156,4 +195,3 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
     if wrong is not None:
         raise bad(f"logit_bias names {shown(wrong)}; its keys must be token ids", "logit_bias")
     return {int(key): bias for key, bias in given.items()}
-

@@ -60,7 +60,6 @@ def unscoped(id: object, scope: str) -> str | None:
     return None if _BETWEEN in name else name
 
 
-
 @dataclass(slots=True, eq=False)
 class _Fingerprint:
     """A system message, and the prompts that begin with it of the calls that are open."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+import socket
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, limits: ServerLimits, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.access_log = False  # lines would hold query strings, whatever a client puts there
         self._limits = limits
         self._waits: asyncio.TimerHandle | None = None  # for headers
         self._stuck: asyncio.TimerHandle | None = None  # writing
@@ -29,6 +31,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(self._limits.max_send_bytes)
+        connection = transport.get_extra_info(
+            "socket"
+        )  # the system's buffer would grow to megabytes
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.max_send_bytes)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:

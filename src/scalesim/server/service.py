@@ -16,6 +16,8 @@ from scalesim.server.config import ServerConfig
 from scalesim.server.errors import ApiError
 from scalesim.server.identity import Identity
 from scalesim.server.life import Life
+from scalesim.server.looks import Looks
+from scalesim.server.metrics import Metrics
 from scalesim.server.queue import OpenRequests
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ class Service:
         self.config, self.limits, self.life = config, config.limits, Life()
         self.open = OpenRequests(config.limits)
         self.identity = Identity(self._forget)
+        self.metrics = Metrics(self.open, self.identity)
+        self.looks = Looks()
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(NUM_THREADS, "scalesim-server")
         self._make = engine if callable(engine) else None
@@ -49,6 +53,11 @@ class Service:
         if self._engine is None:
             self.life.check()
             raise ApiError(503, "the model is still loading; try again soon", code="starting")
+        return self._engine
+
+    @property
+    def engine_if_ready(self) -> Engine | None:
+        """The engine, if it is there."""
         return self._engine
 
     async def start(self) -> None:

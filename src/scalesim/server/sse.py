@@ -15,11 +15,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from scalesim.server.body import ClientGoneError
-from scalesim.server.errors import api_error
+from scalesim.server.errors import ApiError, api_error
 from scalesim.server.leaving import while_connected
 
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": waiting\n\n"
+_STOPPED = ApiError(503, "the server stopped before this call had ended", code="draining")
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -48,9 +49,15 @@ class EventStream(Response):
         try:
             async with while_connected(receive):
                 last = await self._send_all(send)
+        except asyncio.CancelledError:  # the server stops, and this call has not ended in time
+            await self._end(send, event(_STOPPED.body()))
+            raise
         finally:
             comments.cancel()
             await self._events.aclose()  # type: ignore[attr-defined]  # a generator
+        await self._end(send, last)
+
+    async def _end(self, send: Send, last: bytes) -> None:
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send_all(self, send: Send) -> bytes:

@@ -42,10 +42,11 @@ class Admission:
         tokens: bytes,
         num_blocks: int,
         attachments: Sequence[AttachmentUse],
+        salt: bytes,
         max_loading_pages: int | None,
     ) -> Lease | None:
         """See ``MemoryManager.acquire``."""
-        found = self.look_up.find(tokens, num_blocks, attachments)
+        found = self.look_up.find(tokens, num_blocks, attachments, salt)
         if (
             found.waits
             and max_loading_pages is not None

@@ -61,9 +61,17 @@ class Attachments:
         return len(self._rows)
 
 
-def branch_of(uses: Sequence[AttachmentUse], block_size: int) -> Branch | None:
-    """Where the path of a request with these attachments leaves that of its tokens alone."""
+def branch_of(uses: Sequence[AttachmentUse], salt: bytes, block_size: int) -> Branch | None:
+    """Where the path of a request with these attachments, and this salt, leaves that of its tokens
+    alone: with a salt, from the first block on."""
     if not uses:
-        return None
+        return Branch(0, _SALTED + salt) if salt else None
     (use,) = uses  # the tree tells KV apart by one mark a block
-    return use.branch(block_size)
+    branch = use.branch(block_size)
+    if not salt:
+        return branch
+    place = branch.block.to_bytes(8, "little")
+    return Branch(0, _SALTED + salt + place + branch.mark)
+
+
+_SALTED = b"salt:"  # no digest begins so but by chance, and none has this length

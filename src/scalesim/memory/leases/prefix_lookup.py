@@ -54,13 +54,15 @@ class PrefixLookup:
         self._tree, self._ranking = residency.tree, residency.ranking
         self._load_or_recompute, self._attachments = residency.load_or_recompute, attachments
 
-    def find(self, tokens: bytes, num_blocks: int, uses: Sequence[AttachmentUse]) -> PrefixMatch:
+    def find(
+        self, tokens: bytes, num_blocks: int, uses: Sequence[AttachmentUse], salt: bytes
+    ) -> PrefixMatch:
         """What a request for ``num_blocks`` in all would use. Raises ``AttachmentError`` where
         there is no such attachment."""
         size = self._tree.block_size
         root = self._tree.root(TEXT)
         num_tokens = len(tokens) // TOKEN_BYTES
-        branch = branch_of(uses, size)
+        branch = branch_of(uses, salt, size)
         path = _usable(self._tree.match(root, tokens, (num_tokens - 1) // size, branch))
         beyond, missing = None, _missing(path)
         if (

@@ -26,13 +26,33 @@ MAX_CHARS = 1 << 20
 MAX_TEMPLATE_BYTES = 4 << 20
 _log = logging.getLogger(__name__)
 
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""The template for models without one, such as random models."""
+CHATML = """
+{%- if tools -%}
+    {{ '<|im_start|>system\n' }}
+    {%- if messages[0]['role'] == 'system' -%}
+        {{ messages[0]['content'] + '\n\n' }}
+    {%- endif -%}
+    {{ 'You can call these functions:\n' }}
+    {%- for tool in tools -%}
+        {{ tool | tojson + '\n' }}
+    {%- endfor -%}
+    {{ 'Write each call as a JSON object between two tags:\n' }}
+    {{- '<tool_call>\n{"name": the name, "arguments": {...}}\n</tool_call><|im_end|>\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if not (tools and loop.first and message['role'] == 'system') -%}
+        {{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}
+        {%- for call in message['tool_calls'] or [] -%}
+            {{ '\n' if message['content'] or not loop.first else '' }}
+            {{- '<tool_call>\n{"name": ' + call['function']['name'] | tojson }}
+            {{- ', "arguments": ' + call['function']['arguments'] | tojson + '}\n</tool_call>' }}
+        {%- endfor -%}
+        {{ '<|im_end|>\n' }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif -%}
+"""
+"""The template for models without one, such as random models; of tools it speaks as Hermes does."""
 
 
 class ChatTemplate:

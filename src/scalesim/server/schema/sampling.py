@@ -43,11 +43,21 @@ class SamplingBody(BaseModel):
     stream_options: StreamOptions | None = None
     priority: int | None = None
     timeout: Real | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the counts of tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 ENGINE_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "min_tokens", "n", "seed", "stop_token_ids", "ignore_eos",
+    "repetition_penalty", "min_tokens", "n", "seed", "stop_token_ids", "ignore_eos", "json_schema",
+    "regex", "grammar",
 )  # fmt: skip
 """Those that ``SamplingParams`` has under the same name, with the same meaning."""
 REFUSED = {

@@ -1,0 +1,232 @@
+"""Clients that go away, read slowly or come too late; engines that fail; servers that stop."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from scalesim.engine.engine import Engine
+from scalesim.memory.manager import MemoryManager
+from scalesim.server.app import make_app
+from scalesim.server.config import ServerConfig
+from tests.engine.world import tiny_engine
+from tests.server.world import KEY, Running, serving
+
+HEADERS = {"authorization": f"Bearer {KEY}"}
+LONG: dict[str, Any] = {"prompt": "once", "max_tokens": 3000, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """On an engine of its own, whose pages are counted."""
+    with tiny_engine() as engine, serving(engine) as found:
+        yield found
+
+
+def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Look again and again, because another thread makes it so."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not become so"
+        threading.Event().wait(0.01)
+
+
+def nothing_is_open(running: Running) -> bool:
+    memory: MemoryManager = running.service.engine.parts.memory
+    scheduler = running.service.engine.parts.scheduler
+    service = running.service
+    return (
+        service.open.count == service.open.bytes == 0
+        and not scheduler.has_work
+        and memory.num_lost_pages == 0
+    )
+
+
+def request_bytes(path: str, body: dict[str, Any]) -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_whoever_leaves_has_its_call_cancelled(server: Running, stream: bool) -> None:
+    failed = server.service.engine.stats.failed
+    with closing(socket.create_connection(("127.0.0.1", server.port))) as connection:
+        connection.sendall(request_bytes("/v1/completions", {**LONG, "stream": stream}))
+        until(lambda: server.service.open.count == 1)
+    until(lambda: nothing_is_open(server))
+    until(lambda: server.service.engine.stats.failed == failed + 1)
+
+
+def test_random_disconnects_leave_nothing(server: Running) -> None:
+    """Of 300 clients, many close their connections at random moments; the others are answered."""
+    rng = random.Random(0)
+    plans = [(rng.random() * 0.1, rng.random() < 0.5, rng.random() < 0.8) for _ in range(300)]
+    engine = server.service.engine
+
+    def visit(plan: tuple[float, bool, bool]) -> bool:
+        delay_s, stream, leaves = plan
+        body = {**LONG, "max_tokens": 12, "stream": stream, "n": 1 + stream}
+        with closing(socket.create_connection(("127.0.0.1", server.port), 30)) as connection:
+            sent = request_bytes("/v1/completions", body)
+            cut = rng.randrange(len(sent)) if leaves and delay_s < 0.02 else len(sent)
+            connection.sendall(sent[:cut])
+            if leaves:
+                threading.Event().wait(delay_s)
+                return False
+            said = b""
+            while b'"finish_reason":"length"' not in said:
+                said += connection.recv(65536)
+            return True
+
+    with ThreadPoolExecutor(16) as threads:
+        stayed = sum(threads.map(visit, plans))
+    assert stayed == sum(not leaves for _, _, leaves in plans)
+    until(lambda: nothing_is_open(server))
+    engine.forget([])
+    memory = engine.parts.memory
+    assert memory.num_lost_pages == 0 and engine.stats.restarts == 0
+    # all pages can be had: a call that needs the whole pool runs
+    whole = engine.model.max_len - 8
+    reply = server.client().completions.create(model="tiny", prompt=[7] * whole, max_tokens=8)
+    assert reply.usage and reply.usage.total_tokens <= engine.model.max_len
+
+
+def test_a_slow_reader_is_dropped() -> None:
+    limits = {"send_timeout": 0.3, "max_send_bytes": 1024}
+    body = {**LONG, "logprobs": 20, "n": 2}
+    with tiny_engine() as engine, serving(engine, limits=limits) as server:
+        with closing(socket.socket()) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(request_bytes("/v1/completions", body))
+            until(lambda: server.service.open.count == 1)
+            until(lambda: nothing_is_open(server))  # though the client is still there
+        assert engine.stats.failed == 2
+
+
+def test_a_deadline_is_504(server: Running) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "timeout": 0.05, "max_tokens": 3000}
+    asked = {**body, "ignore_eos": True}
+    reply = httpx2.post(f"{server.url}/v1/chat/completions", json=asked, headers=HEADERS)
+    assert reply.status_code == 504 and reply.json()["error"]["code"] == "deadline_exceeded"
+    until(lambda: nothing_is_open(server))
+
+
+def test_a_stream_that_fails_says_so(server: Running) -> None:
+    """In a last event, which the SDK raises; never by a silent end."""
+    url = f"{server.url}/v1/chat/completions"
+    body = {"messages": [{"role": "user", "content": "hi"}], "timeout": 0.2, "max_tokens": 3000}
+    asked = {**body, "ignore_eos": True, "stream": True}
+    said = httpx2.post(url, json=asked, headers=HEADERS).text.strip().split("\n\n")
+    assert json.loads(said[-1].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    assert "[DONE]" not in said[-1] and '"finish_reason":"stop"' not in "".join(said)
+    client = server.client(max_retries=0)
+    with pytest.raises(openai.APIError, match="timeout"):
+        list(
+            client.completions.create(
+                model="tiny", prompt="a", max_tokens=3000, stream=True,
+                extra_body={"timeout": 0.2, "ignore_eos": True},
+            )
+        )  # fmt: skip
+
+
+def test_a_stream_that_waits_is_kept_alive() -> None:
+    """A comment comes while the call stands in the queue; clients skip it."""
+    with (
+        tiny_engine(max_num_seqs=1) as engine,
+        serving(engine, limits={"keep_alive": 0.05}) as server,
+    ):
+        with httpx2.stream(
+            "POST", f"{server.url}/v1/completions", json=LONG, headers=HEADERS
+        ) as first:
+            pieces = first.iter_bytes()
+            next(pieces)
+            body = {**LONG, "max_tokens": 2, "timeout": 0.5}
+            second = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
+        assert ": waiting\n\n" in second.text
+        until(lambda: nothing_is_open(server))
+
+
+def test_an_engine_that_has_stopped_is_503() -> None:
+    with tiny_engine() as engine, serving(engine) as server:
+        engine.close()
+        body = {"prompt": "a"}
+        reply = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
+        assert reply.status_code == 503 and reply.headers["retry-after"] == "1"
+        assert reply.json()["error"]["code"] == "engine_closed"
+        assert httpx2.get(f"{server.url}/health").json() == {"status": "failed"}
+
+
+def test_while_the_model_loads_calls_are_503() -> None:
+    may_go_on = threading.Event()
+
+    def load() -> Engine:
+        assert may_go_on.wait(20)
+        return tiny_engine()
+
+    with serving(load) as server:
+        try:
+            health = httpx2.get(f"{server.url}/health")
+            assert health.status_code == 503 and health.json() == {"status": "starting"}
+            for path, status in (("/v1/models", 503), ("/ready", 503), ("/version", 200)):
+                assert httpx2.get(server.url + path, headers=HEADERS).status_code == status
+            body = {"prompt": "a", "max_tokens": 1}
+            early = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
+            assert early.status_code == 503 and early.json()["error"]["code"] == "starting"
+            assert early.headers["retry-after"]
+        finally:
+            may_go_on.set()
+        until(lambda: httpx2.get(f"{server.url}/health").status_code == 200)
+        assert httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS).is_success
+
+
+def test_what_is_open_ends_before_the_server_stops(server: Running) -> None:
+    with tiny_engine() as engine:
+        with serving(engine, limits={"drain_timeout": 20.0}) as own:
+            url, body = f"{own.url}/v1/completions", {**LONG, "max_tokens": 60}
+            with httpx2.stream("POST", url, json=body, headers=HEADERS) as stream:
+                lines = stream.iter_lines()
+                next(lines)
+                own.server.stop()
+                said = list(lines)
+        assert said[-2] == "data: [DONE]"
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.post(url, json=body, headers=HEADERS)
+
+
+def test_what_does_not_end_in_time_is_told(server: Running) -> None:
+    with tiny_engine() as engine, serving(engine, limits={"drain_timeout": 1.0}) as own:
+        url, body = f"{own.url}/v1/completions", {**LONG, "max_tokens": 3900}
+        with httpx2.stream("POST", url, json=body, headers=HEADERS) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            own.server.stop()
+            said = [line for line in lines if line]
+    assert json.loads(said[-1].removeprefix("data: "))["error"]["code"] == "draining"
+
+
+def test_a_server_that_drains_takes_no_calls(engine: Engine) -> None:
+    app = make_app(engine, ServerConfig(names=("tiny",)))
+    app.state.service.life.state = "draining"
+    from starlette.testclient import TestClient
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        app.state.service.life.state = "draining"
+        reply = client.post("/v1/completions", json={"prompt": "a"})
+        assert reply.status_code == 503 and reply.json()["error"]["code"] == "draining"
+        assert reply.headers["retry-after"] and client.get("/version").status_code == 200
