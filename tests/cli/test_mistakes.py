@@ -93,6 +93,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "walks": NUMBER, "steps": (*NUMBER, "10000000"), "seed": WHOLE,
     },
     "run": {
+        "serve": ("no/such/folder", "a\0b", "."), "device": NAME, "device_memory": (*SIZE, "1kB"),
         "upstream": ("", "localhost", "ftp://a/v1", "http://", "http://a:x/v1", "http://a/v1?b=c"),
         "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"), "residency": SHARE,
         "tick": POSITIVE, "trace": ("no/such/folder/t", ".", "log.json"),
@@ -101,7 +102,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 GIVEN = {  # what a command cannot do without
     "doctor": ("model",), "generate": ("model",), "serve": ("model",), "replay": ("what",),
-    "profile": ("log",), "check": ("kind", "object"), "convert": ("trace", "out"),
+    "profile": ("log",), "check": ("kind", "object"), "convert": ("trace", "out"), "run": ("serve",),
 }  # fmt: skip
 
 
@@ -166,8 +167,7 @@ def good(command: str, model: str) -> dict[str, list[str]]:
         "profile": {"log": ["log.json"], "out": ["--out", "p.json"]},
         "check": {"kind": ["policy"], "object": ["tests.cli.test_check:OLDEST_FIRST"],
             "walks": ["--walks", "1"], "steps": ["--steps", "1"],},
-        "run": {"upstream": ["--upstream", "http://127.0.0.1:9"],
-            "command": ["--", "no-such-program"]},
+        "run": {"serve": [model], "command": ["--", "no-such-program"]},
     }.get(command, {})  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from scalesim.cli import main
 from scalesim.cli.run import upstream_url
 from scalesim.errors import ConfigError
 from scalesim.proxy.program import BASE_URLS, environment, served
+from tests.docs.folders import write_model
 from tests.proxy.upstream import PROGRAM, Upstream
 
 
@@ -95,3 +96,32 @@ def test_urls_of_servers(given: str, url: str) -> None:
 def test_a_url_that_is_none() -> None:
     with pytest.raises(ConfigError, match="like http://localhost:8000/v1"):
         upstream_url(os.devnull)
+
+
+def test_a_model_is_served_for_the_program(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the program calls its model, and by whatever it names its agents."""
+    program = tmp_path / "sim.py"
+    program.write_text(
+        "import openai\n"
+        "client = openai.OpenAI()\n"
+        "for tick in range(3):\n"
+        "    for agent in range(3):\n"
+        "        said = client.chat.completions.create(\n"
+        "            model=f'gpt-9@a{agent}', max_tokens=2,\n"
+        "            messages=[{'role': 'user', 'content': f'You are a{agent}. ' * 9}])\n"
+        "        assert said.usage.prompt_tokens > 50, said\n"
+    )
+    folder = write_model(tmp_path / "model")
+    line = ["run", str(folder), "--device", "cpu", "--device-memory", "8MB"]
+    assert main([*line, "--", sys.executable, str(program)]) == 0
+    said = capfd.readouterr().err
+    assert "9 of 3 agents" in said and "model 9" in said
+    assert "67% of the calls repeat a whole prompt" in said
+
+
+def test_a_model_or_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["run"], ["run", "model", "--upstream", "http://127.0.0.1:9"]):
+        assert main([*line, "--", "true"]) == 2
+        assert "a MODEL to serve, or --upstream" in capsys.readouterr().err

@@ -113,8 +113,10 @@ def test_the_base_url_can_name_the_agent(recording: Recording) -> None:
     async def talk(client: httpx2.AsyncClient) -> None:
         await sdk(client, "/agents/ada/v1").chat.completions.create(model="m", messages=CHAT)
 
-    through(recording, Upstream(), talk)
+    upstream = Upstream()
+    through(recording, upstream, talk)
     assert [(call.agent, call.rung) for call in recording.calls] == [("ada", "path")]
+    assert upstream.headers[0]["x-scalesim-agent"] == "ada"  # for servers that know agents
 
 
 def test_what_is_no_call_passes_and_is_not_recorded(recording: Recording) -> None:
@@ -171,8 +173,14 @@ def test_ticks_are_the_programs_where_it_says_them(recording: Recording) -> None
                 await client.post("/v1/chat/completions", json=body)
 
     through(recording, Upstream(), talk)
+        await client.post("/v1/sim/tick", json={"n": 2})
+        await client.post("/v1/chat/completions", json={"messages": CHAT, "user": "ada"})
+
+    through(recording, Upstream(), talk)
     ticks = recording.ticks()
-    assert [(tick.time, len(tick.calls)) for tick in ticks] == [(4.0, 4), (5.0, 2), (9.0, 2)]
+    assert [(tick.time, len(tick.calls)) for tick in ticks] == [
+        (4.0, 4), (5.0, 2), (9.0, 2), (11.0, 1),
+    ]  # fmt: skip
     assert max(call.round for call in ticks[0].calls) == 1
 
 

@@ -220,14 +220,21 @@ class PlanOptions:
 class RunOptions:
     """Run a program unmodified, record its calls, and show what they say: `-- python my_sim.py`.
 
-    Its OpenAI-compatible clients are pointed here by environment variables; calls go on to another
-    server. Ends with one page: calls, reuse, predictability, how many agents would fit, how fast
-    with and without hints, and the three changes that would help most. The exit code is the
-    program's. No text and no key is kept.
+    Its OpenAI-compatible clients are pointed here by environment variables. MODEL answers, served
+    for this program alone, or the server at --upstream. Ends with one page: calls, reuse,
+    predictability, how many agents would fit, how fast with and without hints, and the three
+    changes that would help most. The exit code is the program's. No text and no key is kept.
     """
 
-    upstream: str
-    """The OpenAI-compatible server that answers, like http://localhost:8000/v1."""
+    serve: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """The model that answers: a folder in Hugging Face's layout, or an id on the hub."""
+    upstream: str | None = None
+    """Instead of MODEL: the OpenAI-compatible server that answers, like
+    http://localhost:8000/v1."""
+    device: str = _ENGINE.device
+    """Where MODEL runs: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
+    device_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.device_memory)
+    """Size of MODEL's device pool, like 20GB; auto: 1GB, or what a GPU has left."""
     model: str = "qwen2.5-7b"
     """For the estimates: a model whose shape is known, or the path of a config.json or its
     folder."""
@@ -251,6 +258,9 @@ class RunOptions:
         """Raise ``ConfigError`` before the program runs, whose record would be lost."""
         if not self.command:
             raise ConfigError("no program given; end with: -- python my_sim.py")
+        if (self.serve is None) == (self.upstream is None):
+            raise ConfigError("give a MODEL to serve, or --upstream with a server's URL")
+        EngineConfig(device=self.device, device_memory=self.device_memory)
         if self.trace is not None:
             check_writable(self.trace, "--trace")
             if self.trace.exists():

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ def run(options: RunOptions) -> int:
             f"scalesim run needs {error.name}; pip install 'scalesim-runtime[server]'"
         ) from None
     del httpx2, starlette
-    upstream = upstream_url(options.upstream)
+    if options.upstream is not None:
+        upstream_url(options.upstream)
     sizes = Sizes(options.hardware, options.model, options.residency)
     cost_of(sizes)
     host_bytes = parse_bytes(options.host_memory, "--host-memory")
@@ -48,12 +50,36 @@ def run(options: RunOptions) -> int:
 
     with tempfile.TemporaryDirectory(prefix="scalesim-run-") as folder:
         recording = Recording(Path(folder) / "calls.jsonl")
-        code = _recorded(options.command, upstream, recording)
+        try:
+            with answering(options) as (upstream, model):
+                code = _recorded(options.command, upstream, model, recording)
+        finally:
+            recording.close()
         _report(options, recording, sizes, host_bytes)
     return code
 
 
-def _recorded(command: Sequence[str], upstream: str, recording: Recording) -> int:
+@contextmanager
+def answering(options: RunOptions) -> Iterator[tuple[str, str | None]]:
+    """The URL of the server that answers, and the name of its model if it is ours."""
+    if options.upstream is not None:
+        yield upstream_url(options.upstream), None
+        return
+    assert options.serve is not None
+    from scalesim.engine.engine import Engine
+    from scalesim.proxy.program import served
+    from scalesim.server.app import make_app
+    from scalesim.server.config import ServerConfig
+
+    engine = Engine(options.serve, device=options.device, device_memory=options.device_memory)
+    app = make_app(engine, ServerConfig(names=(MODEL_NAME,), embeddings=True))
+    with engine, served(lambda: app) as url:
+        yield f"{url}/v1", MODEL_NAME
+
+
+def _recorded(
+    command: Sequence[str], upstream: str, model: str | None, recording: Recording
+) -> int:
     """Run the program to its end, with a proxy before ``upstream``."""
     import httpx2
 
@@ -63,13 +89,11 @@ def _recorded(command: Sequence[str], upstream: str, recording: Recording) -> in
     def make_app() -> Any:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
         timeout = httpx2.Timeout(None, connect=10.0)
-        return make_proxy(upstream, recording, httpx2.AsyncClient(limits=limits, timeout=timeout))
+        client = httpx2.AsyncClient(limits=limits, timeout=timeout)
+        return make_proxy(upstream, recording, client, model)
 
-    try:
-        with served(make_app) as url:
-            return run_program(command, environment(f"{url}/v1", os.environ))
-    finally:
-        recording.close()
+    with served(make_app) as url:
+        return run_program(command, environment(f"{url}/v1", os.environ))
 
 
 def upstream_url(given: str) -> str:
@@ -108,6 +132,8 @@ def _report(options: RunOptions, recording: Recording, sizes: Sizes, host_bytes:
         console.print(part)
 
 
+MODEL_NAME = "model"
+"""What the served model is called; the proxy puts it in the place of the program's names."""
 NO_CALLS = (
     "scalesim run: the program made no calls. It reads its server's URL from none of the variables "
     "that were set (OPENAI_BASE_URL, OPENAI_API_BASE and others; docs/run.md): give it the URL in "

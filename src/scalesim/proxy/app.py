@@ -37,11 +37,14 @@ _NOT_FORWARDED = frozenset(
 )  # fmt: skip
 
 
-def make_proxy(upstream: str, recording: Recording, client: httpx2.AsyncClient) -> Starlette:
+def make_proxy(
+    upstream: str, recording: Recording, client: httpx2.AsyncClient, model: str | None = None
+) -> Starlette:
     """The app for ``upstream``, a URL that ends in the server's version, as in
     ``http://localhost:8000/v1``. It answers below ``/v1`` and ``/agents/{agent}/v1``. ``client`` is
-    closed when the app ends."""
-    proxy = _Proxy(upstream.rstrip("/"), recording, client)
+    closed when the app ends. ``model``: the one model of a server that is there for this program;
+    whatever name the program has for its model is replaced."""
+    proxy = _Proxy(upstream.rstrip("/"), recording, client, model)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -93,24 +96,34 @@ class _Call:
 
 
 class _Proxy:
-    def __init__(self, upstream: str, recording: Recording, client: httpx2.AsyncClient) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        recording: Recording,
+        client: httpx2.AsyncClient,
+        model: str | None,
+    ) -> None:
         self._upstream, self._recording, self._client = upstream, recording, client
+        self._model = model
         self._identity = Identity()
 
     async def forward(self, request: Request) -> Response:
-        path = request.path_params["path"]
+        path = request.path_params["path"].strip("/")
         body = await _body_of(request)
         if body is None:
             return _error(_TOO_LARGE, f"the body is longer than {MAX_BODY_BYTES} bytes")
+        said = _object(body) if request.method == "POST" else None
+        if said is not None and self._model is not None and "model" in said:
+            body = json.dumps(said | {"model": self._model}).encode()
         async with AsyncExitStack() as stack:
-            call = self._begin(request, path, body, stack)
+            call = None if said is None else self._begin(request, path, said, stack)
             try:
                 answer = await self._client.send(
                     self._client.build_request(
                         request.method,
                         f"{self._upstream}/{path}",
                         params=request.query_params.multi_items() or None,
-                        headers=_headers(request.headers) | {"accept-encoding": "identity"},
+                        headers=_headers(request.headers) | _said_of(request),
                         content=body or None,
                     ),
                     stream=True,
@@ -127,20 +140,20 @@ class _Proxy:
         )
 
     def _begin(
-        self, request: Request, path: str, body: bytes, stack: AsyncExitStack
+        self, request: Request, path: str, said: dict[str, Any], stack: AsyncExitStack
     ) -> _Call | None:
         """The call to note; ``None`` for a request that is none."""
-        said = _object(body)
-        if request.method != "POST" or said is None:
+        self._recording.ticks_to(said.get("sim_tick"))
+        if path == "sim/tick":
+            self._recording.ticks_to(said.get("to"), said.get("n"))
+        if path not in _RECORDED:
             return None
-        if isinstance(said.get("sim_tick"), (int, float)):
-            self._recording.ticks_to(float(said["sim_tick"]))
-        if path.strip("/") not in _RECORDED:
-            return None
-        caller = None
+        caller, alias = None, None
+        if self._model is not None and isinstance(said.get("model"), str):
+            alias = said["model"].partition("@")[2] or None
         with suppress(RequestError):  # a name that is none: the server may say so, not we
             caller = self._identity.who_calls(
-                said, request.headers, request.path_params.get("agent")
+                said, request.headers, request.path_params.get("agent"), alias
             )
             stack.enter_context(caller)
         call = _Call(self._recording, said, caller)
@@ -154,10 +167,15 @@ async def _passed_on(
     async with held:
         if call is not None:
             call.answers(answer)
-        async for data in answer.aiter_bytes():
+        try:
+            async for data in answer.aiter_bytes():
+                if call is not None:
+                    call.feed(data)
+                yield data
+        except httpx2.HTTPError:
             if call is not None:
-                call.feed(data)
-            yield data
+                call.close(_UNREACHABLE)
+            raise  # the program's connection breaks off, as it would have without the proxy
         if call is not None:
             call.close(answer.status_code)
 
@@ -183,6 +201,14 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 def _headers(given: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in given.items() if name.lower() not in _NOT_FORWARDED}
+
+
+def _said_of(request: Request) -> dict[str, str]:
+    """Headers of the proxy's own: the agent of the base URL, for servers that take it."""
+    found = {"accept-encoding": "identity"}
+    if (agent := request.path_params.get("agent")) is not None:
+        found["x-scalesim-agent"] = agent
+    return found
 
 
 def _error(status: int, message: str) -> JSONResponse:

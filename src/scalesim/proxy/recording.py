@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import xxhash
 
@@ -18,6 +18,7 @@ from scalesim.proxy.texts import answer_of, prompt_of
 from scalesim.replay.formats import gathered
 from scalesim.trace.file import read_trace
 from scalesim.trace.recorder import Recorder
+from scalesim.trace.records import MAX_NUMBER
 from scalesim.trace.trace import TraceTick
 
 _BLOCK_SIZE = 16  # tokens: how finely common beginnings of different agents are found
@@ -86,10 +87,14 @@ class Recording:
         record.cached_tokens = answer.cached_tokens
         self._recorder.ends(call, output if record.is_ok else output[:0])
 
-    def ticks_to(self, tick: float) -> None:
-        """Note that the program's own clock is at ``tick``."""
-        if not self._ticks or tick > self._ticks[-1][1]:
-            self._ticks.append((self.now_s, tick))
+    def ticks_to(self, tick: object, ticks_on: object = None) -> None:
+        """Note that the program's own clock is at ``tick``, or went ``ticks_on``; what is no time
+        is passed over."""
+        now = self._ticks[-1][1] if self._ticks else 0.0
+        if tick is None and _is_time(ticks_on):
+            tick = now + ticks_on
+        if _is_time(tick) and (not self._ticks or tick > now):
+            self._ticks.append((self.now_s, float(tick)))
 
     def close(self) -> None:
         self._recorder.close()
@@ -113,3 +118,7 @@ class Recording:
         for tick in renamed:
             tick.time = times[int(tick.time)]
         return renamed
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[operator]
