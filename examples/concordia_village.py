@@ -26,7 +26,7 @@ import scalesim
 from scalesim.integrations.concordia import AgentModel, announce, own_models
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hit_rate import hit_rate
+from hit_rate import HitRate, hit_rate
 from small_model import write_small_model
 
 PEOPLE = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn")
@@ -34,7 +34,7 @@ RULES = "conversation rules"
 STEPS = 18
 
 
-def village() -> prefab.Config:
+def village(steps: int) -> prefab.Config:
     prefabs = own_models({"person": minimal.Entity(), RULES: dialogic.GameMaster()}, ["person"])
     people = [
         prefab.InstanceConfig(
@@ -56,13 +56,13 @@ def village() -> prefab.Config:
     )
     return prefab.Config(
         default_premise="It is market day in the village.",
-        default_max_steps=STEPS,
+        default_max_steps=steps,
         prefabs=prefabs,
         instances=[*people, master],
     )
 
 
-def play(model_folder: str, *, hints: bool) -> str:
+def play(model_folder: str, *, hints: bool, steps: int = STEPS) -> HitRate:
     # Room for about three people beside the game master, who makes nine of ten calls.
     with scalesim.Engine(
         model_folder, device="cpu", device_memory="3MB", host_memory="64MB"
@@ -70,7 +70,7 @@ def play(model_folder: str, *, hints: bool) -> str:
         model = AgentModel(engine, RULES, max_tokens=8, stays_near=hints)
         turns = sequential.Sequential()
         simulation = generic.Simulation(
-            config=village(),
+            config=village(steps),
             model=model,
             embedder=lambda text: np.ones(3),
             engine=announce(turns, model) if hints else turns,

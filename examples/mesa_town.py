@@ -26,6 +26,14 @@ from scalesim.client import Client
 from scalesim.integrations.mesa import announce, identify
 
 sys.path.insert(0, str(Path(__file__).parent))
+if "--url" not in sys.argv:  # what serves a model needs torch; a client does not
+    from hit_rate import HitRate, hit_rate
+    from small_model import write_small_model
+
+    import scalesim
+    from scalesim.proxy.program import served
+    from scalesim.server.app import make_app
+    from scalesim.server.config import ServerConfig
 
 PEOPLE, TICKS = 16, 40
 TOWN = "The town has a mill, a school, a pier and a market. Everybody knows everybody. "
@@ -72,26 +80,25 @@ def play(url: str, *, hints: bool) -> None:
         town.run_for(TICKS)
 
 
+def play_in_process(model_folder: str, *, hints: bool) -> HitRate:
+    with scalesim.Engine(
+        model_folder, device="cpu", device_memory="1500kB", host_memory="64MB"
+    ) as engine:
+        app = make_app(engine, ServerConfig())
+        with served(lambda: app) as url:
+            play(url, hints=hints)
+            return hit_rate(engine)
+
+
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--url"]:
         play(arguments[1], hints="--no-hints" not in arguments)
         return
-    from hit_rate import hit_rate
-    from small_model import write_small_model
-
-    import scalesim
-    from scalesim.proxy.program import served
-    from scalesim.server.app import make_app
-    from scalesim.server.config import ServerConfig
-
     with tempfile.TemporaryDirectory() as folder:
         chosen = arguments[0] if arguments else str(write_small_model(Path(folder)))
         for hints in (False, True):
-            engine = scalesim.Engine(chosen, device="cpu", device_memory="3MB", host_memory="64MB")
-            app = make_app(engine, ServerConfig())
-            with served(lambda app=app: app) as url:
-                play(url, hints=hints)
-                print(f"{'with' if hints else 'without'} hints: {hit_rate(engine)}", flush=True)
+            found = play_in_process(chosen, hints=hints)
+            print(f"{'with' if hints else 'without'} hints: {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 GIVEN = {  # what a command cannot do without
     "doctor": ("model",), "generate": ("model",), "serve": ("model",), "replay": ("what",),
-    "profile": ("log",), "check": ("kind", "object"), "convert": ("trace", "out"), "run": ("serve",),
+    "profile": ("log",), "check": ("kind", "object"), "convert": ("trace", "out"),
+    "run": ("serve",),
 }  # fmt: skip
 
 

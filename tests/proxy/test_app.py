@@ -171,8 +171,6 @@ def test_ticks_are_the_programs_where_it_says_them(recording: Recording) -> None
             for agent in ("ada", "bob"):
                 body = {"model": "m", "messages": CHAT, "agent_id": agent, "sim_tick": tick}
                 await client.post("/v1/chat/completions", json=body)
-
-    through(recording, Upstream(), talk)
         await client.post("/v1/sim/tick", json={"n": 2})
         await client.post("/v1/chat/completions", json={"messages": CHAT, "user": "ada"})
 
