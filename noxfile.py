@@ -160,24 +160,23 @@ def kernels(session: nox.Session, triton: str) -> None:
 
 
 FRAMEWORKS = {
-    "concordia": ("3.12", ["gdm-concordia==2.4.0"]),
-    "mesa": ("3.12", ["mesa-llm==0.3.2"]),
-    "oasis": ("3.11", ["camel-oasis==0.2.5"]),
-    "agentsociety": ("3.12", ["agentsociety2==2.9.3"]),
+    "concordia": ("3.12", "gdm-concordia==2.4.0"),
+    "mesa": ("3.12", "mesa-llm==0.3.2"),
+    "oasis": ("3.11", "camel-oasis==0.2.5"),
+    "agentsociety": ("3.12", "agentsociety2==2.9.3"),
 }
 
 
 @nox.session
-@nox.parametrize("framework", [*FRAMEWORKS])
+@nox.parametrize("python,framework", [(row[0], name) for name, row in FRAMEWORKS.items()])
 def integrations(session: nox.Session, framework: str) -> None:
     """Run the adapters on the frameworks from the registry, each in an environment of its own.
 
-    Gigabytes, so it is no part of what runs before a change is merged. The frameworks pin versions
-    of their own, so constraints.txt gives torch alone.
+    Gigabytes, and no part of what runs before a change is merged. The frameworks pin versions of
+    their own, of pytest too, so constraints.txt gives torch alone.
     """
-    python, packages = FRAMEWORKS[framework]
     session.install("-c", "constraints.txt", "torch")
-    session.install(".[server]", *nox.project.dependency_groups(PYPROJECT, "test"), *packages)
+    session.install(".[server]", "pytest", "hypothesis", FRAMEWORKS[framework][1])
     session.run(
         "pytest", "tests/integrations", "-m", "framework", "-k", framework, *session.posargs
     )
