@@ -33,10 +33,8 @@ COUNTS = ("scalesim_calls_total", "scalesim_lookups_total", "scalesim_hits_total
 
 def counts_of(url: str) -> dict[str, float]:
     with urllib.request.urlopen(f"{url}/metrics") as answer:
-        lines = [line.split() for line in answer.read().decode().splitlines()]
-    return {
-        name: float(value) for name, value in (x for x in lines if len(x) == 2) if name in COUNTS
-    }
+        lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
+    return {name: float(value) for name, _, value in lines if name in COUNTS}
 
 
 async def play(url: str, folder: Path, *, hints: bool) -> None:
