@@ -33,7 +33,7 @@ def test_an_unmodified_program(
 ) -> None:
     server, url = upstream
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-user")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "200")
     program, figures, trace = (tmp_path / name for name in ("sim.py", "f.json", "t.jsonl"))
     program.write_text(PROGRAM)
     line = ["run", "--upstream", url, "--out", str(figures), "--trace", str(trace)]
@@ -99,9 +99,10 @@ def test_a_url_that_is_none() -> None:
 
 
 def test_a_model_is_served_for_the_program(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever the program calls its model, and by whatever it names its agents."""
+    monkeypatch.setenv("COLUMNS", "200")
     program = tmp_path / "sim.py"
     program.write_text(
         "import openai\n"
