@@ -17,7 +17,7 @@ COVERING = [
     "tests/scheduler",
     "tests/testing",
     "tests/replay/test_simulation.py",
-    "tests/trust/test_flight.py",
+    "tests/trust/test_page_log.py",
     "tests/trust/test_guard.py",
     *(f"tests/engine/test_{name}.py" for name in
       ("calls", "choose_and_embed", "logprobs", "sampling", "structure")),

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.report import Report, table
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.geometry import PageGeometry
-from scalesim.memory.leases.adapters import AdapterContent, adapter_use
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.links.link import InMemorySource
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
@@ -145,7 +145,7 @@ def kv_pages(kind: str, agents: int, num_tokens: int) -> int:
         memory.add_adapter(
             AdapterContent(digest, 0, 1, None, InMemorySource(np.zeros((1, 1), np.uint8)))
         )
-        use = adapter_use(digest, 0, num_tokens + 8 if kind == "activated" else 0)
+        use = adapter_spec(digest, 0, num_tokens + 8 if kind == "activated" else 0)
         memory.bind_adapter(agent, digest)
         own = rng.integers(0, 1000, 64).astype(np.int32)
         tokens = np.concatenate([common, own]).tobytes()

@@ -11,7 +11,7 @@ from scalesim.distance.clock import Clock
 from scalesim.distance.distances import Distances
 from scalesim.distance.estimates import Source
 from scalesim.memory.eviction.lazy_heap import LazyHeap
-from scalesim.memory.tree.use import UseTime
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.profile.caches import belady_misses
 from scalesim.replay.workloads import workload
 
@@ -39,7 +39,7 @@ def misses(
                 place(agent)  # type: ignore[arg-type]
 
     def place(agent: int) -> None:
-        order.add(agent, UseTime(*next_use.get(agent, (None, 0)), *last.get(agent, (0.0, 0))))
+        order.add(agent, NextUse(*next_use.get(agent, (None, 0)), *last.get(agent, (0.0, 0))))
 
     for source in sources:
         apply(distances.add(source))

@@ -60,8 +60,8 @@ def report_of(seconds: dict[str, list[float]], arms: dict[str, overhead.Simulati
     on, off = seconds.values()
     ratios = sorted(mine / theirs for mine, theirs in zip(on, off, strict=True))
     ratio, (low, high) = statistics.median(ratios), median_interval(ratios)
-    recorded = arms["recorded and checked"].memory.flight
-    assert recorded is not None and arms["neither"].memory.flight is None
+    recorded = arms["recorded and checked"].memory.page_log
+    assert recorded is not None and arms["neither"].memory.page_log is None
     report = Report("guard")
     rows = [[name, f"{statistics.median(each) * 1e6:.1f}"] for name, each in seconds.items()]
     report.tables = [table("Processor time of a turn, without the model", ["arm", "µs"], rows)]

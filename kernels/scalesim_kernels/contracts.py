@@ -1,4 +1,4 @@
-"""What every op promises: shapes, dtypes, strides, masks. Implementations differ in speed only.
+"""The contract of each op: shapes, dtypes, strides and masks. Implementations differ in speed only.
 
 Common to all ops
 -----------------
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PagedBatch:
-    """Which pages and positions one step reads and writes; the same for all layers.
+    """The pages and positions that one step reads and writes; the same for all layers.
 
-    Sequence ``i`` owns tokens ``query_start[i]:query_start[i + 1]`` at consecutive positions that
-    end at ``context_lens[i] - 1``. All arrays are C-contiguous int32.
+    Sequence ``i`` has the tokens ``query_start[i]:query_start[i + 1]``, at consecutive positions
+    that end at ``context_lens[i] - 1``. All arrays are C-contiguous int32.
     """
 
     block_table: Tensor  # [num_rows, max_blocks], page ids
@@ -130,10 +130,10 @@ class PlanAttention(Protocol):
 
 class PackWeight(Protocol):
     def __call__(self, weight: Tensor) -> Tensor:
-        """``weight``, ``[out, in]``, in the form that the set's ``linear`` is fastest with.
+        """``weight``, ``[out, in]``, in the layout with which the set's ``linear`` is fastest.
 
-        Called once a matrix when a model is given to an engine; a set may return its argument.
-        Only ``linear`` may read the result, and ``linear`` takes unpacked matrices too.
+        Called once for each matrix when an engine loads a model; a set may return its argument.
+        Only ``linear`` reads the result, and ``linear`` takes unpacked matrices too.
         """
 
 
@@ -152,7 +152,8 @@ NUM_SLICES = 7
 
 @dataclass(frozen=True, slots=True)
 class LoraSite:
-    """Projections with one input, computed together: q, k, v; or o; or gate, up; or down."""
+    """Projections that share one input and are computed together: q, k, v; or o; or gate, up; or
+    down."""
 
     first_slice: int  # of the seven
     in_width: int  # columns of the input
@@ -181,11 +182,12 @@ class LoraDirectory:
 
 @dataclass(frozen=True, slots=True)
 class LoraBatch:
-    """Which of a step's tokens use which adapter; the same for all layers.
+    """The tokens of a step that use adapters; the same for all layers.
 
-    Group ``g`` is the tokens ``tokens[starts[g]:starts[g] + counts[g]]``, all of one adapter. Up to
-    ``starts[g + 1]`` follow repeats of them, so that groups have a multiple of the set's
-    ``row_multiple`` rows. A group whose ``rows`` is 0 is padding: nothing is done for it.
+    Group ``g`` has the tokens ``tokens[starts[g]:starts[g] + counts[g]]``, all of one adapter. The
+    entries after them, up to ``starts[g + 1]``, repeat some of these tokens, so that each group has
+    a multiple of the set's ``row_multiple`` rows. A group whose ``rows`` is 0 is padding: nothing
+    is computed for it.
     """
 
     directory: LoraDirectory
@@ -342,7 +344,7 @@ class ComputeLogProbs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KernelSet:
-    """A full set of ops. Frozen; make a changed one with ``dataclasses.replace``."""
+    """A full set of ops. Frozen: ``dataclasses.replace`` makes a changed one."""
 
     name: str  # for reports
     row_multiple: int  # rows of ``linear`` stand alone where their number is a multiple of it

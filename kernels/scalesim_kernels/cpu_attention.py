@@ -1,6 +1,7 @@
-"""Paged attention and KV store of the CPU set: gathers pages into a small buffer, calls SDPA.
+"""Paged attention and KV store of the CPU set: gathers pages into a contiguous buffer and calls
+torch's SDPA.
 
-``CpuAttention`` owns the scratch memory: large fresh allocations page-fault on every step
+``CpuAttention`` owns the scratch memory, since large fresh allocations page-fault on every step
 (measured: 28 ms against 2.3 ms for the same 38 MB gather). For one thread at a time.
 """
 
@@ -33,7 +34,8 @@ from .cpu_tiles import (
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What decides the library's choice, beside how many rows and tiles there are."""
+    """The attention shape. With the number of rows and tiles it determines which code path the
+    library takes."""
 
     group: int  # query heads per KV head
     num_kv_heads: int
@@ -44,8 +46,11 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a machine's library keeps: a row's bits in the decode's smaller tile, and a tile's among
-    others in one call."""
+    """Which results the library of this machine keeps bit for bit.
+
+    ``small_decodes``: a token has the same bits in the smaller tile of a decode as in a prefill's
+    tile. ``together``: a tile has the same bits alone and among other tiles of one call.
+    """
 
     small_decodes: bool
     together: bool
@@ -56,8 +61,9 @@ FASTEST = Form(small_decodes=True, together=True)
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """A step's indices. ``store_index`` is ``[valid tokens, 2 * kv_heads]`` head rows. With
-    ``together`` false, each tile is a call of its own."""
+    """The index tensors of one step. ``store_index`` is ``[valid tokens, 2 * kv_heads]``, rows of
+    ``head_dim`` elements within a layer of the pool. Unless ``together``, each tile is a call of
+    its own."""
 
     store_index: Tensor
     decode: TilePlan | None
@@ -66,13 +72,15 @@ class CpuPlan:
 
 
 class CpuAttention:
-    """``plan``, ``store``, ``paged_decode`` and ``paged_prefill``, sharing scratch buffers."""
+    """``plan``, ``store``, ``paged_decode`` and ``paged_prefill`` of the CPU set, with shared
+    scratch buffers."""
 
     def __init__(self) -> None:
         self._scratch: dict[str, Tensor] = {}
         self._masks: dict[tuple[TileShape, torch.dtype], Tensor] = {}
 
     def plan(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> CpuPlan:
+        """The plan of one step for all layers; see ``contracts.PlanAttention``."""
         num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
         group = num_heads // num_kv_heads
         heads = Heads(group, num_kv_heads, head_dim, pool.dtype, torch.get_num_threads())
@@ -94,7 +102,8 @@ class CpuAttention:
         return CpuPlan(store_index(batch, pool.shape), decode, prefill, form.together)
 
     def store(self, k: Tensor, v: Tensor, pool: Tensor, layer: int, plan: CpuPlan) -> None:
-        """Write K and V, each ``[num_tokens, kv_heads, head_dim]``, of the valid tokens."""
+        """Write K and V of the valid tokens, each ``[num_tokens, kv_heads, head_dim]``, to their
+        pages."""
         _, _, _, num_kv_heads, block_size, head_dim = pool.shape
         rows = pool.view(-1, head_dim)[layer * 2 * num_kv_heads * block_size :]
         num_tokens = len(plan.store_index)
@@ -105,6 +114,7 @@ class CpuAttention:
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
         out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
+        """See ``contracts.PagedAttention``."""
         if plan.decode is not None:
             self._attend(q, pool, layer, plan, plan.decode, scale, out, window, soft_cap)
 
@@ -112,6 +122,7 @@ class CpuAttention:
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
         out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
+        """See ``contracts.PagedAttention``."""
         if plan.prefill is not None:
             self._attend(q, pool, layer, plan, plan.prefill, scale, out, window, soft_cap)
 
@@ -119,6 +130,8 @@ class CpuAttention:
         self, q: Tensor, pool: Tensor, layer: int, whole: CpuPlan, plan: TilePlan, scale: float,
         out: Tensor, window: int | None, soft_cap: float | None,
     ) -> None:  # fmt: skip
+        """Attention of the tiles of ``plan``, a part of ``whole``; writes the rows of their tokens
+        in ``out``."""
         num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
         packed = self._buffer("q", (len(plan.q_index), head_dim), q.dtype)
         torch.index_select(q.reshape(-1, head_dim), 0, plan.q_index, out=packed)
@@ -142,7 +155,8 @@ class CpuAttention:
         torch.index_select(results.view(-1, head_dim), 0, plan.out_index, out=rows)
 
     def _gather(self, pool: Tensor, layer: int, part: Gather) -> Tensor:
-        """KV as ``[num_seqs, 2, kv_heads, kv_len, head_dim]``, zero past each context."""
+        """KV of one gather, ``[num_seqs, 2, kv_heads, kv_len, head_dim]``, with zeros past each
+        context."""
         _, _, _, num_kv_heads, block_size, head_dim = pool.shape
         blocks = pool.view(-1, block_size * head_dim)[layer * 2 * num_kv_heads :]
         shape = (len(part.index), block_size * head_dim)
@@ -152,7 +166,8 @@ class CpuAttention:
         return kv.view(part.num_seqs, 2, num_kv_heads, part.kv_len, head_dim)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Uninitialized scratch of this shape; valid until the same name is asked for again."""
+        """Uninitialized scratch memory of ``shape``. Valid until the same name is asked for
+        again."""
         size = int(np.prod(shape))
         have = self._scratch.get(name)
         if have is None or have.dtype != dtype or have.numel() < size:
@@ -160,6 +175,8 @@ class CpuAttention:
         return have[:size].view(shape)
 
     def _mask(self, shape: TileShape, kv_len: int, dtype: torch.dtype) -> Tensor:
+        """The causal mask of prefill tiles, at least ``kv_len`` wide; kept and grown by
+        doubling."""
         have = self._masks.get((shape, dtype))
         if have is None or have.shape[3] < kv_len:
             width = 1 << (kv_len - 1).bit_length()  # grows by doubling
@@ -170,7 +187,9 @@ class CpuAttention:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, soft_cap: float | None
 ) -> Tensor:
-    """SDPA, which knows no soft cap: with one, the same in plain fp32 operations."""
+    """Attention of tiles: q ``[tiles, kv_heads, rows, head_dim]``, k and v ``[tiles, kv_heads,
+    kv_len, head_dim]``; the result is shaped as q. SDPA has no soft cap: with one, the same
+    computation in fp32 operations."""
     if soft_cap is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     scores = torch.matmul(q.float(), k.float().transpose(-1, -2)).mul_(scale / soft_cap)
@@ -182,7 +201,7 @@ def attend(
 def parts(
     together: bool, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """``attend``'s first four arguments: as they are, or tile by tile."""
+    """The first four arguments of ``attend``: as they are if ``together``, else tile by tile."""
     if together:
         yield q, k, v, mask
         return
@@ -192,19 +211,20 @@ def parts(
 
 
 def decode_shape(group: int, form: Form) -> TileShape:
+    """The shape of a decode's tiles, for reproducible attention."""
     return TileShape.decode(group) if form.small_decodes else TileShape.reproducible(group)
 
 
 # -- asking the library --------------------------------------------------------------------------
 
-ASKED_BUCKETS = (1, 9, 17)  # KV lengths, in buckets: each side of what SDPA cuts a length into
+ASKED_BUCKETS = (1, 9, 17)  # KV lengths, in buckets, on each side of SDPA's own splits
 ASKED_CAPS = (None, 5.0)
 
 
 @cache
 def ask(heads: Heads) -> Form:
-    """What holds on this machine, in calls of the shapes that ``plan`` makes. (Seen to hold in fp32
-    from 4 rows up, and not with 1 to 3.)"""
+    """The ``Form`` of this machine, found by trying calls of the shapes that ``plan`` makes. (In
+    fp32, tiles were seen to agree from 4 rows on, and not with 1 to 3.)"""
     trials = [
         FormTrial(heads, buckets * BUCKET, soft_cap)
         for buckets in ASKED_BUCKETS
@@ -215,25 +235,27 @@ def ask(heads: Heads) -> Form:
 
 
 class FormTrial:
-    """Calls of one KV length over random Q, K and V. KV is laid out as ``_gather`` leaves it."""
+    """Trial calls of one KV length over random Q, K and V. KV is laid out as ``CpuAttention``
+    gathers it."""
 
     def __init__(self, heads: Heads, kv_len: int, soft_cap: float | None) -> None:
         self._heads, self._kv_len, self._soft_cap = heads, kv_len, soft_cap
-        self._whole = TileShape.reproducible(heads.group)
-        self._small = TileShape.decode(heads.group)
+        self._prefill = TileShape.reproducible(heads.group)
+        self._decode = TileShape.decode(heads.group)
         seq_bytes = 2 * heads.num_kv_heads * kv_len * heads.head_dim * heads.dtype.itemsize
-        self._most = max(1, GATHER_BYTES // seq_bytes)  # sequences in a call
+        self._max_tiles = max(1, GATHER_BYTES // seq_bytes)  # of one call
         self._generator = torch.Generator().manual_seed(0)
 
     def small_decode_agrees(self) -> bool:
-        """Whether each token of a prefill's tile has the same bits in a decode's smaller one."""
+        """Whether each token of a prefill's tile has the same bits in the smaller tile of a
+        decode."""
         group = self._heads.group
-        unused = torch.arange(self._small.rows).clamp(max=group - 1)
+        unused = torch.arange(self._decode.rows).clamp(max=group - 1)
         kv = self._random(1, 2, self._heads.num_kv_heads, self._kv_len + BUCKET)
-        q = self._random(1, self._heads.num_kv_heads, self._whole.rows)
+        q = self._random(1, self._heads.num_kv_heads, self._prefill.rows)
         whole = self._attend(q, kv)
         alone = kv[:, :, :, : self._kv_len].contiguous()
-        for token in range(self._whole.tokens):
+        for token in range(self._prefill.tokens):
             first = token * group
             part = self._attend(q[:, :, first + unused], alone)[:, :, :group]
             if not torch.equal(part, whole[:, :, first : first + group]):
@@ -241,25 +263,25 @@ class FormTrial:
         return True
 
     def tiles_agree(self, small: bool) -> bool:
-        """Whether a tile has the same bits alone and among others: of other sequences, as in
-        decodes, and of its own, as in a prefill."""
-        shape, heads = self._small if small else self._whole, self._heads
-        for tiles in {min(tiles, self._most) for tiles in (2, 3, 17)}:
+        """Whether a tile has the same bits alone and in a call with other tiles: of other
+        sequences, as in decodes, and of the same sequence, as in a prefill."""
+        shape, heads = self._decode if small else self._prefill, self._heads
+        for tiles in {min(tiles, self._max_tiles) for tiles in (2, 3, 17)}:
             kv = self._random(tiles, 2, heads.num_kv_heads, self._kv_len)
             if not self._each_alone(self._random(tiles, heads.num_kv_heads, shape.rows), kv):
                 return False
         kv = self._random(1, 2, heads.num_kv_heads, self._kv_len + BUCKET)
-        for tiles in range(2, BUCKET // self._whole.tokens + 1):
-            q = self._random(tiles, heads.num_kv_heads, self._whole.rows)
+        for tiles in range(2, BUCKET // self._prefill.tokens + 1):
+            q = self._random(tiles, heads.num_kv_heads, self._prefill.rows)
             if not self._each_alone(q, kv):
                 return False
         return True
 
     def _each_alone(self, q: Tensor, kv: Tensor) -> bool:
-        among = self._attend(q, kv)
-        its_own = kv.expand(len(q), *kv.shape[1:])
+        together = self._attend(q, kv)
+        own_kv = kv.expand(len(q), *kv.shape[1:])
         return all(
-            torch.equal(self._attend(q[i : i + 1], its_own[i : i + 1]), among[i : i + 1])
+            torch.equal(self._attend(q[i : i + 1], own_kv[i : i + 1]), together[i : i + 1])
             for i in {0, len(q) // 2, len(q) - 1}
         )
 
@@ -277,7 +299,7 @@ class FormTrial:
 
 
 def split_sequences(batch: PagedBatch) -> tuple[Sequences, Sequences]:
-    """The decodes and the others, without padding."""
+    """The decodes of a batch, and its other sequences; both without padding."""
     start = batch.query_start.numpy().astype(np.int64)
     rows = batch.seq_rows.numpy().astype(np.int64)
     context = batch.context_lens.numpy().astype(np.int64)
@@ -289,6 +311,8 @@ def split_sequences(batch: PagedBatch) -> tuple[Sequences, Sequences]:
 
 
 def store_index(batch: PagedBatch, pool_shape: torch.Size) -> Tensor:
+    """Where each valid token's K and V heads go: rows of ``head_dim`` elements within a layer,
+    int64 ``[valid tokens, 2 * kv_heads]``."""
     _, num_layers, _, num_kv_heads, block_size, _ = pool_shape
     rows = batch.token_rows.numpy()
     num_tokens = int(np.count_nonzero(rows))  # padding stands last

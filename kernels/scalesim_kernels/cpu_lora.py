@@ -1,10 +1,10 @@
-"""LoRA of the CPU set: a matrix product an adapter and side, on views of the pages.
+"""LoRA of the CPU set: one matrix product for each adapter and side, on views of the pages.
 
-The rank rows of a site lie one behind the other, so a whole A of q, k and v is one view of a page,
-or one a page where pages end. Views are made once and kept while their adapter is in the batch: a
-step then makes no small tensors but the results. Products are made with row counts that agree
-(``cpu_rows``), so a token's result does not depend on its neighbours; where 4, 8 and 12 rows agree
-with 16, a decode costs a quarter.
+The rank rows of a site lie one behind the other, so A of q, k and v together is one view of a page,
+or one view of each page where pages end. Views are made once and kept while their adapter is in the
+batch, so a step makes no small tensors but its results. Products use row counts that agree
+(``cpu_rows``), so a token's result does not depend on the other tokens; where 4, 8 and 12 rows
+agree with 16, a decode costs a quarter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Products: TypeAlias = tuple[RowProduct, ...]
 
 @dataclass(frozen=True, slots=True)
 class RankRows:
-    """``count`` rank rows of ``width`` elements, ``stride`` apart, from ``offset`` of a page on."""
+    """``count`` rank rows of ``width`` elements each, ``stride`` elements apart, from element
+    ``offset`` of block ``block`` on."""
 
     block: int
     offset: int
@@ -38,7 +39,8 @@ class RankRows:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One projection of one layer: its rank, and where its A goes among the site's rows."""
+    """One projection of a site: its index there, its ``rank``, ``first_rank``, the place of its A
+    among the rank rows of the site, and the runs of its B."""
 
     index: int
     first_rank: int
@@ -48,8 +50,9 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class SiteLayout:
-    """One site of one layer in one layout. ``slices`` are those with a rank, ``rank`` that of all
-    of the site's where they have the same; ``scales``, one a rank row of A."""
+    """Where one site of one layer lies, in one layout. ``slices`` has the projections with a rank;
+    ``rank`` is their common rank, or ``None`` where ranks differ or a projection has none;
+    ``scales`` has one entry for each rank row of A."""
 
     a_runs: tuple[RankRows, ...]
     slices: tuple[Slice, ...]
@@ -59,9 +62,9 @@ class SiteLayout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One adapter's tokens: rows of h from ``start`` on, of which ``count`` are real and ``rows``
-    are computed, from the step's gathered inputs at ``first``. ``token`` is the first, where they
-    follow each other."""
+    """The tokens of one adapter: rows of h from ``start`` on. ``count`` rows are real and ``rows``
+    are computed, from the step's gathered inputs at ``first``. ``token`` is the first token if the
+    tokens are consecutive, else ``None``."""
 
     start: int
     count: int
@@ -75,20 +78,24 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class LoraStep:
+    """The groups of one step, and the tokens of all their rows (``inputs``, int64)."""
+
     lora: LoraBatch
     inputs: Tensor  # int64: the tokens of all groups' rows
     groups: list[Group]
 
 
 class AdapterProducts:
-    """Products with one adapter's rank rows, by site: with A transposed, and with each slice's B.
-    They are views, and show whatever its pages hold."""
+    """The products with the rank rows of one adapter, by site: with A transposed, and with B of
+    each slice. Their matrices are views of the pool."""
 
     def __init__(self, flat: Tensor, pages: tuple[int, ...]) -> None:
         self._flat, self._pages = flat, pages
         self._sites: dict[tuple[int, int], tuple[Products, list[Products]]] = {}
 
     def site(self, key: tuple[int, int], layout: SiteLayout) -> tuple[Products, list[Products]]:
+        """The products of a site: those with A, one for each run, and those with B, for each
+        slice."""
         found = self._sites.get(key)
         if found is None:
             a = tuple(product(view.t()) for view in self._views(layout.a_runs))
@@ -109,8 +116,8 @@ class AdapterProducts:
 
 
 class CpuLora:
-    """``shrink`` and ``expand``; keeps the newest step's groups, the views of their adapters and
-    every site's runs."""
+    """``shrink`` and ``expand`` of the CPU set. Keeps the groups of the newest step, the views of
+    their adapters, and the layouts of sites."""
 
     def __init__(self) -> None:
         self._step: LoraStep | None = None
@@ -122,6 +129,7 @@ class CpuLora:
     def shrink(
         self, x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch
     ) -> Tensor:
+        """See ``contracts.LoraShrink``."""
         step = self._plan(lora, pool)
         max_rank = lora.directory.a_offsets.shape[3]
         h = torch.empty((len(lora.tokens), site.num_slices, max_rank))
@@ -147,6 +155,7 @@ class CpuLora:
     def expand(
         self, h: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch, out: Tensor
     ) -> None:
+        """See ``contracts.LoraExpand``."""
         step = self._plan(lora, pool)
         columns = torch.split(out, list(site.out_widths), dim=1)
         ranks = h.unbind(1)
@@ -162,7 +171,7 @@ class CpuLora:
         return self._step
 
     def _forget_others(self, directory: LoraDirectory, pool: Tensor) -> None:
-        """What was kept of another directory, or of another pool."""
+        """Forget what was kept for another directory or another pool."""
         if self._directory is not directory:
             self._directory = directory
             self._sites.clear()
@@ -200,7 +209,8 @@ class CpuLora:
     def _used(
         self, step: LoraStep, layer: int, site: LoraSite, pool: Tensor
     ) -> Iterator[tuple[Group, SiteLayout, tuple[Products, list[Products]]]]:
-        """The groups whose adapters have weights here, and the views of those."""
+        """The groups whose adapters have weights at this site, with the site's layout and
+        products."""
         page_elems = pool[0].numel()
         for group in step.groups:
             site_layout = self._site(step.lora.directory, group.layout, layer, site, page_elems)
@@ -218,21 +228,22 @@ class CpuLora:
 
 
 def rows_of(matrix: Tensor, first: int, count: int, width: int) -> Tensor:
-    """``matrix[first : first + count, :width]`` at a third of the cost."""
+    """``matrix[first : first + count, :width]``, at a third of the cost of slicing."""
     stride = matrix.stride(0)
     start = matrix.storage_offset() + first * stride
     return matrix.as_strided((count, width), (stride, 1), start)
 
 
 def product(matrix: Tensor) -> RowProduct:
-    """``h @ matrix`` in fp32, of a view of a page."""
+    """``h @ matrix`` in fp32, where ``matrix`` is a view of a page."""
     place = matrix.data_ptr() % ALIGNMENT
     kind = ("lora", matrix.shape, matrix.stride(), matrix.dtype, place)
     return RowProduct(lambda h: torch.mm(h, matrix.to(h.dtype)), kind, matrix.shape[1], few=True)
 
 
 def grown(h: Tensor, runs: tuple[RankRows, ...], b: Products) -> Tensor:
-    """``h @ B``, rank rows in the order of their runs: the layout's, so always the same."""
+    """``h @ B``, summed over the runs of B in their order, which is the layout's and so always the
+    same."""
     if len(b) == 1:
         return b[0](h)
     parts = torch.split(h, [run.count for run in runs], dim=1)
@@ -243,7 +254,7 @@ def grown(h: Tensor, runs: tuple[RankRows, ...], b: Products) -> Tensor:
 
 
 def add_rows(column: Tensor, group: Group, rows: Tensor) -> None:
-    """Add the real ones of ``rows`` to the group's tokens in one slice of the output."""
+    """Add the real ``rows`` to the group's tokens in one slice of the output, in place."""
     rows = rows_of(rows, 0, group.count, rows.shape[1])
     if column.dtype != rows.dtype:  # rounded once, when added
         column[group.tokens] = (column[group.tokens].float() + rows).to(column.dtype)
@@ -256,6 +267,7 @@ def add_rows(column: Tensor, group: Group, rows: Tensor) -> None:
 def site_layout(
     directory: LoraDirectory, layout: int, layer: int, site: LoraSite, page_elems: int
 ) -> SiteLayout:
+    """Where the rank rows of one site of one layer lie, in one layout."""
     a_offsets: list[int] = []
     slices, scales = [], []
     for index, width in enumerate(site.out_widths):
@@ -273,7 +285,7 @@ def site_layout(
 
 
 def runs_of(offsets: list[int], width: int, page_elems: int) -> tuple[RankRows, ...]:
-    """Rows at ``offsets``, as few runs as pages allow."""
+    """Rank rows at ``offsets`` as runs: as few as the ends of pages allow."""
     stride = -(-width // _ALIGN) * _ALIGN
     runs: list[RankRows] = []
     for offset in offsets:

@@ -1,7 +1,8 @@
-"""Sampling of the CPU set: row by row in numpy, so that a row's token cannot depend on the others.
+"""Sampling of the CPU set: row by row in numpy, so that a row's token does not depend on the other
+rows.
 
-Every row goes through the same scratch arrays: same length, same alignment, same code path.
-(torch's vectorized ``exp`` treats the last elements of a range differently, and the range is the
+Every row uses the same scratch arrays: the same length, alignment and code path. (torch's
+vectorized ``exp`` treats the last elements of a range differently, and its range would be the whole
 batch.)
 """
 
@@ -23,6 +24,7 @@ def sample(
     keys: Tensor,
     positions: Tensor,
 ) -> Tensor:
+    """See ``contracts.Sample``."""
     rows = logits.numpy()
     num_rows, vocab = rows.shape
     best = rows.argmax(axis=1) if num_rows else np.zeros(0, np.int64)

@@ -1,12 +1,14 @@
 """Attention tiles of the CPU set: which rows of Q and which pages go into each SDPA call of a step.
 
 A tile is a few tokens of one sequence times the query heads of one KV head, packed into the rows of
-one small matrix. Its tokens share ``position // tokens``, and its KV ends at the next multiple of
-64. Both follow from absolute positions alone: a token gets the same place in the same tile over the
-same KV length in a prefill however it is chunked, and beside any neighbours. That makes attention
-reproducible if the tiles of a call do not depend on one another, which ``cpu_attention.ask`` finds
-out; where they do, each is a call of its own. A decode's tile has one token, and fewer rows where
-SDPA gives them the same bits. Index arithmetic only, once per step; ``cpu_attention`` runs it.
+one small matrix. The tokens of a tile have the same ``position // tokens``, and the tile's KV ends
+at the next multiple of 64. Both follow from absolute positions alone, so a token has the same place
+in the same tile over the same KV length however its prefill is chunked and whatever else is in the
+batch. Attention is then reproducible if the tiles of one call do not affect each other's bits:
+``cpu_attention.ask`` finds that out, and where they do, each tile is a call of its own. A decode's
+tile has one token, and fewer rows where SDPA gives the same bits for them.
+
+This file has only index arithmetic, done once a step; ``cpu_attention`` runs it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ GATHER_BYTES = 6 << 20  # KV gathered for one SDPA call: stays in a shared cache
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """``tokens`` x ``group`` query heads in ``rows`` rows (some unused). ``tokens`` divides 64."""
+    """``tokens`` x ``group`` query heads in ``rows`` rows, some of them unused. ``tokens`` divides
+    64."""
 
     group: int  # query heads per KV head
     tokens: int
@@ -37,26 +40,31 @@ class TileShape:
 
     @staticmethod
     def reproducible(group: int) -> TileShape:
+        """The tile of a prefill, in which a token's bits do not depend on the chunking."""
         return TileShape(group, TILE_TOKENS, TILE_TOKENS * group)
 
     @staticmethod
     def decode(group: int) -> TileShape:
+        """The smaller tile of a decode: one token."""
         return TileShape(group, 1, -(-group // DECODE_ROWS) * DECODE_ROWS)
 
     @staticmethod
     def fastest(group: int, decode: bool) -> TileShape:
-        """No unused rows; shapes differ between decode and prefill, and so do the last bits."""
+        """A tile without unused rows. Its shape, and so the last bits of its results, differ
+        between decode and prefill."""
         tokens = 1 if decode else BUCKET
         return TileShape(group, tokens, tokens * group)
 
     def row_tokens(self) -> Ints:
-        """Which of the tile's tokens each row belongs to, ``[rows]``; unused rows, to the last."""
+        """The token of the tile that each row belongs to, ``[rows]``; unused rows belong to the
+        last token."""
         return np.minimum(np.arange(self.rows), self.tokens * self.group - 1) // self.group
 
 
 @dataclass(frozen=True, slots=True)
 class SdpaCall:
-    """One SDPA: tiles ``begin:end`` over the first ``kv_len`` positions of the gathered KV."""
+    """One SDPA call: the tiles ``begin:end`` over the first ``kv_len`` positions of the gathered
+    KV."""
 
     begin: int
     end: int
@@ -65,18 +73,19 @@ class SdpaCall:
     positions: Ints  # [tiles, rows or 1], of the query tokens
 
     def windowed(self, window: int) -> Tensor:
-        """The mask that hides, from each row, all but the last ``window`` positions as well."""
+        """The mask that also hides, from each row, all but the last ``window`` positions."""
         gone = np.arange(self.kv_len) <= self.positions[:, :, None] - window
         return self.mask.masked_fill(torch.from_numpy(gone)[:, None], float("-inf"))
 
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """KV of ``num_seqs`` sequences, ``[seq, 2, kv_head, kv_len, head_dim]``.
+    """The KV of ``num_seqs`` sequences, ``[seq, 2, kv_head, kv_len, head_dim]``, and the calls over
+    it.
 
-    ``index`` counts rows of ``block_size * head_dim`` elements from the layer's first one;
+    ``index`` counts rows of ``block_size * head_dim`` elements from the first one of a layer.
     ``clear`` counts rows of ``head_dim`` in the gathered buffer: positions past the context, which
-    hold garbage.
+    hold garbage and are set to zero.
     """
 
     num_seqs: int
@@ -100,7 +109,8 @@ class TilePlan:
     _windowed: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def masks(self, window: int | None) -> list[Tensor]:
-        """Of all calls, in their order; made once for the layers of a step that share a window."""
+        """The masks of all calls, in order; made once for all layers of a step that have the same
+        window."""
         calls = [call for part in self.gathers for call in part.calls]
         if window is None:
             return [call.mask for call in calls]
@@ -111,7 +121,8 @@ class TilePlan:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Some sequences of a batch, as int64 arrays ``[n]``; table ``[rows, max_blocks]``."""
+    """Some sequences of a batch, as int64 arrays ``[n]``; ``table`` is the block table ``[rows,
+    max_blocks]``."""
 
     table: npt.NDArray[np.int32]
     rows: Ints
@@ -124,18 +135,20 @@ class Sequences:
         return self.context_len - self.num_tokens
 
     def take(self, which: Ints | slice) -> Sequences:
+        """The sequences of these indices."""
         arrays = (self.rows, self.first_token, self.num_tokens, self.context_len)
         return Sequences(self.table, *(a[which] for a in arrays))
 
 
 def bucket_end(positions: Ints) -> Ints:
+    """The KV length of each position: the end of its bucket of 64 positions."""
     return (positions // BUCKET + 1) * BUCKET
 
 
 def q_index(
     shape: TileShape, seqs: Sequences, tile_seq: Ints, tile_base: Ints, num_kv_heads: int
 ) -> Tensor:
-    """Rows of Q for every tile row; unused rows repeat a token of their own sequence."""
+    """The row of Q of every tile row. Unused rows repeat a token of the same sequence."""
     row = np.minimum(np.arange(shape.rows), shape.tokens * shape.group - 1)
     position = tile_base[:, None] + row // shape.group
     first, count = seqs.first_token[tile_seq, None], seqs.num_tokens[tile_seq, None]
@@ -146,6 +159,7 @@ def q_index(
 
 
 def out_index(shape: TileShape, token_tile: Ints, positions: Ints, num_kv_heads: int) -> Tensor:
+    """The tile row of every output row."""
     head = np.arange(num_kv_heads * shape.group)
     row = (positions % shape.tokens)[:, None] * shape.group + head % shape.group
     index = (token_tile[:, None] * shape.rows + row) * num_kv_heads + head // shape.group
@@ -155,6 +169,7 @@ def out_index(shape: TileShape, token_tile: Ints, positions: Ints, num_kv_heads:
 def gather(
     seqs: Sequences, kv_len: int, pool_shape: torch.Size, calls: tuple[SdpaCall, ...]
 ) -> Gather:
+    """The gather of ``seqs``, each to ``kv_len`` positions."""
     _, num_layers, _, num_kv_heads, block_size, _ = pool_shape
     block = np.arange(kv_len // block_size)
     needed = -(-seqs.context_len // block_size)
@@ -170,6 +185,7 @@ def gather(
 
 
 def clear_index(seqs: Sequences, kv_len: int, num_kv_heads: int, block_size: int) -> Tensor:
+    """The positions to be cleared in the gathered buffer: those past each context."""
     # A full first block holds finite values, which the mask alone removes: only the tail of the
     # last block needs clearing then. Within the first block, its repeats hold garbage too.
     context = seqs.context_len
@@ -184,7 +200,7 @@ def clear_index(seqs: Sequences, kv_len: int, num_kv_heads: int, block_size: int
 def decode_tiles(
     seqs: Sequences, shape: TileShape, pool_shape: torch.Size, dtype: torch.dtype
 ) -> TilePlan:
-    """One tile per sequence, in the order of KV length; sequences of one length share calls."""
+    """One tile for each sequence, in order of KV length; sequences of one length share calls."""
     num_kv_heads, head_dim = pool_shape[3], pool_shape[5]
     num_seqs, positions = len(seqs.rows), seqs.context_len - 1
     kv_len = bucket_end(positions)
@@ -214,7 +230,7 @@ def decode_tiles(
 def causal_mask(shape: TileShape, kv_len: int, dtype: torch.dtype) -> Tensor:
     """The mask of all tiles of one bucket, ``[64 / tokens, 1, rows, kv_len]``.
 
-    Only its last 64 columns differ from 0, so a slice of its end serves every shorter ``kv_len``.
+    Only the last 64 columns differ from 0, so a slice of the end serves every shorter ``kv_len``.
     """
     token = np.arange(0, BUCKET, shape.tokens)[:, None] + shape.row_tokens()
     hidden = np.arange(kv_len) > token[:, :, None] + kv_len - BUCKET
@@ -225,9 +241,10 @@ def causal_mask(shape: TileShape, kv_len: int, dtype: torch.dtype) -> Tensor:
 def prefill_tiles(
     seqs: Sequences, shape: TileShape, pool_shape: torch.Size, mask: Tensor
 ) -> TilePlan:
-    """All tiles of every sequence; one gather per sequence, one call per bucket of 64 positions.
+    """All tiles of every sequence: one gather for each sequence, one call for each bucket of 64
+    positions.
 
-    mask : from ``causal_mask``, at least as wide as the longest context's bucket.
+    mask : from ``causal_mask``, at least as wide as the bucket of the longest context.
     """
     num_kv_heads, per_bucket = pool_shape[3], BUCKET // shape.tokens
     row_token = shape.row_tokens()

@@ -1,9 +1,10 @@
-"""Paged attention of one query token a sequence: split over the context, then reduced.
+"""Paged attention of one query token a sequence: the context is split, and the partial results are
+reduced.
 
-A fixed number of programs takes (sequence, split, KV head) items from the plan's list, so that
+A fixed number of programs takes (sequence, split, KV head) items from the plan's work list, so that
 grids are static, long contexts fill the device at any batch size, and no program is launched for a
-split that does not exist. Splits begin at multiples of a fixed size; programs change who computes,
-not what. The reference is ``reference.paged_decode``.
+split that does not exist. Splits begin at multiples of a fixed size, so the number of programs
+changes which program computes an item but not its result. Reference: ``reference.paged_decode``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ REDUCE = Launch(tile=0, num_warps=2)
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """Items of the step's decodes and scratch memory, which all layers share."""
+    """The work list of a step's decodes, and scratch memory that all layers share."""
 
     work: WorkList
     acc: Tensor  # [capacity, num_heads, head_dim] fp32: unnormalized output of a split
@@ -39,7 +40,8 @@ class DecodePlan:
 def plan_decode(
     batch: PagedBatch, num_heads: int, head_dim: int, block_size: int, split: int
 ) -> DecodePlan | None:
-    """Capacity is that of full block table rows: ``4 * head_dim * num_heads`` bytes an item."""
+    """The plan of a step's decodes; ``None`` without decodes. The capacity is that of full block
+    table rows, at ``4 * head_dim * num_heads`` bytes an item."""
     if batch.num_decodes == 0:
         return None
     longest = batch.block_table.shape[1] * block_size
@@ -149,7 +151,8 @@ def decode(
     q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: DecodePlan, scale: float,
     out: Tensor, launch: Launch, programs: int, window: int | None, soft_cap: float | None,
 ) -> None:  # fmt: skip
-    """The decodes' rows of ``out``, as ``contracts.PagedAttention`` says; ``plan``: its batch's."""
+    """Write the rows of ``out`` of the decodes, as ``contracts.PagedAttention`` specifies. ``plan``
+    is the plan of ``batch``."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
     num_heads = q.shape[1]
     group, block_d = num_heads // num_kv_heads, next_power_of_2(head_dim)

@@ -1,8 +1,8 @@
-"""LoRA over pages: rank rows are read where they lie, at each adapter's own rank.
+"""LoRA over pages: rank rows are read from the pages, at each adapter's own rank.
 
-A program takes 16 tokens of one adapter; it finds its adapter among the groups by a prefix sum of
-their tile counts, so that a grid needs no look at the device. Rank rows are gathered by their own
-offsets: 16 of them make one tile of a tensor core, however pages cut them. References:
+A program computes 16 tokens of one adapter. It finds its group by a prefix sum of the groups' tile
+counts, so the host need not read anything back to choose a grid. Rank rows are gathered by their
+own offsets: 16 of them make one tile of a tensor core, wherever pages end. References:
 ``reference.lora_shrink`` and ``reference.lora_expand``.
 """
 
@@ -24,10 +24,12 @@ ROWS = 16  # tokens of a program, and rank rows of a product: the least that ``t
 
 
 def shrink_launch(dtype: torch.dtype) -> Launch:
+    """The launch settings of ``shrink_kernel``."""
     return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=3)
 
 
 def expand_launch(dtype: torch.dtype) -> Launch:
+    """The launch settings of ``expand_kernel``."""
     return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=2)
 
 
@@ -160,16 +162,17 @@ def expand_kernel(
 
 
 def tiles_of(lora: LoraBatch) -> int:
-    """At least as many tiles of tokens as the groups have."""
+    """An upper bound of the number of token tiles of all groups."""
     return len(lora.tokens) // ROWS + len(lora.rows)
 
 
 def groups_of(lora: LoraBatch) -> int:
-    """How many groups a kernel is compiled for: up to 256, the same one."""
+    """The number of groups that a kernel is compiled for: the same for up to 256 groups."""
     return max(GROUPS, next_power_of_2(len(lora.rows)))
 
 
 def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch) -> Tensor:
+    """See ``contracts.LoraShrink``."""
     directory = lora.directory
     num_layers, max_rank = directory.a_offsets.shape[1], directory.a_offsets.shape[3]
     check(
@@ -194,6 +197,7 @@ def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraB
 def lora_expand(
     h: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch, out: Tensor
 ) -> None:
+    """See ``contracts.LoraExpand``."""
     directory = lora.directory
     num_layers, max_rank = directory.b_offsets.shape[1], directory.b_offsets.shape[3]
     check(

@@ -1,9 +1,11 @@
-"""Paged attention of many query tokens a sequence, over pages that hold their own KV already.
+"""Paged attention of several query tokens a sequence, over pages that hold the KV of these tokens
+already.
 
-A program takes one tile of query tokens at aligned absolute positions, times the query heads of one
-KV head, and walks the context. Two forms: the wide one fills tensor cores; the reproducible one
-computes exactly what ``paged_decode`` computes for each of its tokens: tiles of as many rows, KV
-tiles of the same size, splits merged in the same order. Reference: ``reference.paged_prefill``.
+A program computes one tile of query tokens at aligned absolute positions, times the query heads of
+one KV head, over the whole context. There are two forms. The wide form fills tensor cores. The
+reproducible form computes for each token exactly what ``paged_decode`` computes: tiles with as many
+rows, KV tiles of the same size, and splits merged in the same order. Reference:
+``reference.paged_prefill``.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from .work_lists import WorkList, build
 
 
 def tile_tokens(num_heads: int, num_kv_heads: int, rows: int) -> int:
-    """Tokens of a tile of ``rows`` rows, at least one."""
+    """The number of tokens in a tile of ``rows`` rows, at least one."""
     return max(1, rows // next_power_of_2(num_heads // num_kv_heads))
 
 
 def plan_prefill(batch: PagedBatch, tokens_per_tile: int) -> WorkList | None:
+    """The work list of the sequences that are not decodes; ``None`` without such sequences."""
     first, num_seqs = batch.num_decodes, len(batch.seq_rows) - batch.num_decodes
     if num_seqs == 0:
         return None
@@ -119,7 +122,8 @@ def prefill(
     out: Tensor, launch: Launch, rows: int, split: int,
     window: int | None, soft_cap: float | None,
 ) -> None:  # fmt: skip
-    """The other sequences' rows of ``out``. ``split`` 0: wide; else that of the decodes."""
+    """Write the rows of ``out`` of the sequences that are not decodes. ``split`` 0: the wide form;
+    otherwise the ``split`` of the decodes."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
     group = q.shape[1] // num_kv_heads
     group_rows = next_power_of_2(group)

@@ -1,12 +1,14 @@
-"""Sampling on the device: greedy, temperature, top-k and top-p, without a sort or a host sync.
+"""Sampling on the device: greedy, temperature, top-k and top-p, without a sort and without a host
+sync.
 
-A token's mass is its weight ``exp((logit - max) / T)`` in units of 2**-40, as an integer: sums of
-integers have no order, so cuts, cumulative sums and the draw are exact and repeat. The reference
-sums in fp64; the two differ only where a cut or the draw falls within 2**-40 * vocab of a token's
-edge, or within the last bits of ``exp``. Both cuts are the same search: the largest weight at which
-the count (top-k), or the mass (top-p), of weights at least as large reaches a goal. It goes digit
-by digit over the bits of the weights, which order like the weights, as none is negative.
-Reference: ``reference.sample``.
+A token's mass is its weight ``exp((logit - max) / T)`` in units of 2**-40, as an integer. Sums of
+integers do not depend on their order, so cuts, cumulative sums and the draw are exact and
+repeatable. The reference sums in fp64; results differ from it only where a cut or the draw falls
+within 2**-40 * vocab of a token's edge, or within the last bits of ``exp``.
+
+Both cuts are the same search: the largest weight such that the tokens of at least this weight reach
+a goal, in number (top-k) or mass (top-p). The search goes digit by digit over the bits of the
+weights; bits order like the weights, since no weight is negative. Reference: ``reference.sample``.
 """
 
 from __future__ import annotations
@@ -191,6 +193,7 @@ def sample(
     logits: Tensor, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor, keys: Tensor,
     positions: Tensor,
 ) -> Tensor:  # fmt: skip
+    """See ``contracts.Sample``."""
     num_rows, vocab = logits.shape
     tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
     block = min(SAMPLE.tile, next_power_of_2(max(vocab, 16)))

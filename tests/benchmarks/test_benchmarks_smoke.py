@@ -117,7 +117,7 @@ def test_adapters_pack_well_and_share_the_world() -> None:
     assert len(rows_of(report.tables[0])) == 9
     assert all(met for *_, met in report.verdicts)
     used = report.figures["world"]
-    # the world once (and what a tail copies), against once an agent
+    # the world once (and what a partial block copies), against once an agent
     assert used["private"] >= 50 * 4096 // 16 > 40 * (used["activated"] - 50 * 5)
 
 

@@ -144,8 +144,8 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
         owners = sorted(str(owner.id) for owner in segment.owners)
         for run in (segment.device, segment.host):
             parts += [list(run), run.valid, run.transfer and moves.get(id(run.transfer))]
-        parts += [segment.tokens, segment.mark, segment.pins, segment.uses, owners]
-        parts += [segment.is_tail]
+        parts += [segment.tokens, segment.mark, segment.pins, segment.num_hits, owners]
+        parts += [segment.is_partial]
         parts += [segment.last_use, seqs.index(segment.last_seq), segment.failed_saves]
         parts += [names.get(id(segment.parent)), segment.prefetched]
     reached = bed.timeline.reached
@@ -156,7 +156,7 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
         parts.append(bed.hostile.state())
     for agent in memory.owners.agents.values():
         paths = sorted((names.get(id(end), -1), uses) for end, uses in agent.paths.items())
-        parts += [agent.id, agent.next_use, paths, agent.fresh_reuse, agent.going_on]
+        parts += [agent.id, agent.next_use, paths, agent.fresh_reuse, agent.continuation_rate]
     slots = scheduler.slots
     for slot, sequence in sorted(slots.sequences.items()):
         parts += [sequence.id, sequence.phase, slots.known[slot], slots.launched[slot]]
@@ -166,7 +166,7 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
     parts += [
         getattr(memory.prefetcher, "margin", None),
-        memory.residency.refused,
+        memory.residency.allocation_failed,
         memory.table.num_free,
     ]
     digest.update(repr(parts).encode())

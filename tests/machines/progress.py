@@ -91,7 +91,7 @@ class Progress:
         moving = {id(transfer): transfer for transfer in residency.transfers.values()}.values()
         pages = (
             f"pages: {memory.device.num_free} free of {memory.device.num_usable}, pinned "
-            f"{', '.join(holders) or 'by nobody'}; {residency.saving_pages} being saved"
+            f"{', '.join(holders) or 'by nobody'}; {residency.transfers.saving_pages} being saved"
         )
         copies = [
             f"copy {each.direction} ({each.purpose}), tickets {sorted(each.tickets)}"

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 from scalesim.errors import AdapterError, NumericalError
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.links.link import LinkError
 from scalesim.memory.timing import Pace
 from scalesim.scheduler.scheduler import MAX_FAILED_READS
@@ -37,7 +37,7 @@ class RequestWorld:
     bad: int = 0
     open: list[tuple[Sequence, list[int]]] = field(default_factory=list)  # with its prompt
     history: list[list[int]] = field(default_factory=list)  # tokens
-    loaded: dict[int, AttachmentUse] = field(default_factory=dict)  # by name
+    loaded: dict[int, AttachmentSpec] = field(default_factory=dict)  # by name
     removed: set[bytes] = field(default_factory=set)  # digests
     num_ended: int = 0
     num_cancelled: dict[str, int] = field(default_factory=dict)  # by the phase it was in

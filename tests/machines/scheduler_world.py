@@ -17,8 +17,8 @@ from scalesim.batch import LaunchedStep
 from scalesim.config import SchedulerConfig
 from scalesim.core import Int64s
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.lease import AttachmentUse
-from scalesim.memory.leases.adapters import AdapterContent, adapter_use
+from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.links.link import InMemorySource
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
@@ -102,7 +102,7 @@ class SchedulerWorld:
         max_tokens: int,
         *,
         temperature: float = 1.0,
-        adapter: AttachmentUse | None = None,
+        adapter: AttachmentSpec | None = None,
         key: int | None = None,
     ) -> Sequence:
         """A request; its draws are keyed by its number, if not by ``key``."""
@@ -121,7 +121,7 @@ class SchedulerWorld:
         self.progress.add(sequence)
         return sequence
 
-    def add_adapter(self, num_pages: int) -> AttachmentUse:
+    def add_adapter(self, num_pages: int) -> AttachmentSpec:
         """An adapter that nobody had before, in force from the start; every other one is given
         with its pages."""
         self.num_tags += 1
@@ -137,7 +137,7 @@ class SchedulerWorld:
             pages if tag % 2 else None,
         )
         self.memory.add_adapter(content)
-        return adapter_use(digest_of(tag), layout)
+        return adapter_spec(digest_of(tag), layout)
 
     # -- the loop -----------------------------------------------------------------------------
 

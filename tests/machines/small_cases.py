@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scalesim.config import SchedulerConfig
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.bed import OURS, Factories
 from scalesim.testing.hostile_link import HostileLink
@@ -77,7 +77,7 @@ def small_cases(factories: Factories = OURS) -> list[Case]:
             (_fail_next,),
         ),
         Case(
-            "a fork takes the tail of one that goes on",
+            "a fork takes the partial block of an agent that goes on",
             world(replace(two_in_flight, pages=7)),
             _one_spoke,
             _ask_twins,
@@ -99,7 +99,7 @@ def _ask(
     agent: int,
     prompt: list[int],
     output: int,
-    use: AttachmentUse | None = None,
+    use: AttachmentSpec | None = None,
 ) -> Sequence:
     return world.add(agent, list(prompt), output, adapter=use)
 

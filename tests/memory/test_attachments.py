@@ -8,7 +8,7 @@ import pytest
 from scalesim.core import Bytes2D
 from scalesim.errors import AttachmentError
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.tree.segment import Segment
 from tests.memory.test_residency import SIZE, manager, settle, tokens
@@ -40,13 +40,13 @@ class Pictures:
 def test_a_lease_pins_loads_and_lists_a_further_kind() -> None:
     memory = manager(8, 8)
     pictures = memory.attachments.kinds["picture"] = Pictures(memory)
-    wanted = [AttachmentUse("picture", b"picture", 5, start=SIZE)]
+    wanted = [AttachmentSpec("picture", b"picture", 5, start=SIZE)]
     first = memory.acquire(1, tokens(1, 2 * SIZE), 2, attachments=wanted)
     second = memory.acquire(2, tokens(2, 2 * SIZE), 2, attachments=wanted)
     assert first is not None and second is not None and not first.is_ready
     assert pictures.only.pins == 2 and memory.device.num_free == 8 - PAGES - 4
     (one,), (other,) = first.attachments, second.attachments
-    assert one.row == other.row and one.use.layout == 5  # one row, however many leases
+    assert one.row == other.row and one.spec.layout == 5  # one row, however many leases
     check_integrity(memory, [first, second])
     assert memory.acquire(3, tokens(3, SIZE), 2, attachments=wanted) is None  # no room
     settle(memory)
@@ -56,4 +56,4 @@ def test_a_lease_pins_loads_and_lists_a_further_kind() -> None:
     check_integrity(memory)
     assert memory.device.num_free == 8 - PAGES  # kept, for whoever asks next
     with pytest.raises(AttachmentError, match="no picture"):
-        memory.acquire(1, tokens(1, SIZE), 1, attachments=[AttachmentUse("picture", b"", 0)])
+        memory.acquire(1, tokens(1, SIZE), 1, attachments=[AttachmentSpec("picture", b"", 0)])

@@ -110,9 +110,9 @@ def test_depth_grows_at_once_with_the_loops_turns_and_shrinks_slowly() -> None:
     depth = Depth()
     assert depth.num_bytes(50e9) == MIN_DEPTH_BYTES
     for now_s in (0.0, 0.001, 0.011):
-        depth.looked(now_s)
+        depth.polled(now_s)
     assert depth.num_bytes(50e9) == pytest.approx(1.5 * 0.01 * 50e9)
-    depth.looked(0.012)
+    depth.polled(0.012)
     assert 0.8 * 0.01 < depth.num_bytes(1e12) / 1.5e12 < 0.01
-    depth.looked(1000.0)  # a pause is no turn
+    depth.polled(1000.0)  # a pause is no iteration
     assert depth.num_bytes(1e12) == pytest.approx(1.5e11)

@@ -33,7 +33,7 @@ def books() -> Books:
     turn(memory, 2, 2)
     lease = memory.acquire(1, tokens(1, 2 * SIZE + 1), 4)
     assert lease is not None and lease.is_ready
-    (idle,) = (one for one in memory.tree if not one.pins and not one.is_tail)
+    (idle,) = (one for one in memory.tree if not one.pins and not one.is_partial)
     check_integrity(memory, [lease])
     return Books(memory, lease, lease.end, idle)
 
@@ -89,11 +89,11 @@ def shares_more_than_its_path(books: Books) -> None:
 
 
 def a_save_too_many(books: Books) -> None:
-    books.memory.residency.saving_pages += 1
+    books.memory.residency.transfers.saving_pages += 1
 
 
 def a_demand_too_many(books: Books) -> None:
-    books.memory.residency.demand_waiting += 1
+    books.memory.residency.transfers.num_demand += 1
 
 
 def waits_for_nothing(books: Books) -> None:

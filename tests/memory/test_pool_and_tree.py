@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.pools.page_pool import PagePool, runs
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.run import Transfer
 from scalesim.memory.tree.segment import Segment
-from scalesim.memory.tree.use import UseTime
 
 # -- pool -------------------------------------------------------------------------------------
 
@@ -108,9 +108,9 @@ def test_block_table_gives_rows_and_lists_changes_in_order() -> None:
 # -- orders -----------------------------------------------------------------------------------
 
 USES = st.builds(
-    UseTime,
-    next_use=st.none() | st.integers(-3, 9).map(float) | st.just(float("inf")),
-    next_seq=st.integers(0, 3),
+    NextUse,
+    time=st.none() | st.integers(-3, 9).map(float) | st.just(float("inf")),
+    seq=st.integers(0, 3),
     last_use=st.integers(0, 5).map(float),
     last_seq=st.integers(0, 10_000),
 )
@@ -118,9 +118,9 @@ USES = st.builds(
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.none() | USES), max_size=300), st.booleans())
 @settings(max_examples=60)
-def test_order_against_a_scan(changes: list[tuple[int, UseTime | None]], soonest: bool) -> None:
+def test_order_against_a_scan(changes: list[tuple[int, NextUse | None]], soonest: bool) -> None:
     order: LazyHeap[int] = LazyHeap(soonest=soonest)
-    live: dict[int, UseTime] = {}
+    live: dict[int, NextUse] = {}
     for item, use in changes:
         if use is None:
             order.discard(item)
@@ -140,8 +140,8 @@ def test_order_against_a_scan(changes: list[tuple[int, UseTime | None]], soonest
 
 def test_unknown_uses_count_as_far_as_they_lie_back() -> None:
     order: LazyHeap[str] = LazyHeap()
-    order.add("known", UseTime(20.0, 1, 0.0, 1))
-    order.add("unknown", UseTime(None, 0, 4.0, 2))
+    order.add("known", NextUse(20.0, 1, 0.0, 1))
+    order.add("unknown", NextUse(None, 0, 4.0, 2))
     assert order.peek(10.0) == "known"  # 10 steps ahead against 6 steps back
     assert order.peek(14.0) == "unknown"
 

@@ -9,7 +9,7 @@ import pytest
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.leases.adapters import AdapterContent, adapter_use
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.timing import Pace
 from tests.memory.test_residency import PAGE, SIZE, manager, settle, tokens, turn
@@ -42,7 +42,7 @@ def at(memory: MemoryManager, time_s: float) -> None:
 def call(memory: MemoryManager, agent: int) -> bool:
     """Whether a call finds its adapter on the device."""
     lease = memory.acquire(
-        agent, tokens(agent, SIZE), 1, attachments=[adapter_use(bytes([agent]) * 16, 0)]
+        agent, tokens(agent, SIZE), 1, attachments=[adapter_spec(bytes([agent]) * 16, 0)]
     )
     assert lease is not None
     ready = lease.is_ready
@@ -59,11 +59,12 @@ def test_a_read_starts_when_its_window_opens() -> None:
     at(memory, 3.3)  # 0.8 s of reading, 0.4 of copying, a quarter of slack: 1.5 s before its use
     assert memory.counters.read_ahead_pages == 0
     at(memory, 3.6)
-    assert memory.counters.read_ahead_pages == PAGES and memory.residency.filling_pages == PAGES
+    assert memory.counters.read_ahead_pages == PAGES
+    assert memory.residency.transfers.filling_pages == PAGES
     settle(memory)
     segment = memory.adapters.segment(bytes(16))
     assert segment.host.valid == PAGES and not segment.device
-    assert memory.residency.filling_pages == 0
+    assert memory.residency.transfers.filling_pages == 0
     at(memory, 4.7)  # and then loaded, in time for its use
     settle(memory)
     assert call(memory, 0)

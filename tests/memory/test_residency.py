@@ -154,7 +154,7 @@ def test_without_a_host_state_is_dropped_and_rebuilt() -> None:
     memory = manager(5, 8, "lru-recompute")
     turn(memory, 0, 3)
     turn(memory, 1, 3)
-    assert where(memory, 0) == (1, 0)  # from the tail, and no more than was needed
+    assert where(memory, 0) == (1, 0)  # from the end, and no more than was needed
     assert turn(memory, 0, 3).num_cached == SIZE and memory.counters.saved_pages == 0
 
 
@@ -191,7 +191,7 @@ def test_time_passes_between_two_ticks() -> None:
     memory.timing.now = 9.0
     memory.timing.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
     memory.plan(100.0)
-    assert memory.counters.prefetched_pages == 0 and memory.residency.saving_pages == 0
+    assert memory.counters.prefetched_pages == 0 and memory.residency.transfers.saving_pages == 0
     opens_in_s = memory.prefetcher.opens_in_s
     assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
     for _ in range(3):
@@ -253,7 +253,7 @@ def test_a_refused_request_changes_nothing_that_is_held() -> None:
 
 
 def test_a_request_of_the_whole_pool_fits_beside_its_own_past() -> None:
-    """What lies behind the matched blocks, or another's tail, must not keep its pages from it."""
+    """Blocks behind the match, or another's partial block, must not keep pages from a request."""
     memory = manager(4, 0, "lru-recompute")
     count = 3 * SIZE + 2
     lease = memory.acquire(0, tokens(0, count), 4)
@@ -333,7 +333,7 @@ def test_many_templates_and_dropped_agents_leave_nothing_behind() -> None:
 
 
 def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> None:
-    """A tail that kept its old place in the order held the farthest agent on the device."""
+    """A partial block with an outdated place in the order kept the farthest agent on the device."""
     memory = manager(9, 9)
     for agent, at in ((0, 5.0), (1, 9.0)):
         lease = memory.acquire(agent, tokens(agent, 2 * SIZE + 2), 3)
@@ -341,7 +341,7 @@ def test_a_tail_leaves_with_what_it_hangs_from_though_the_hint_came_later() -> N
         memory.release(lease, tokens(agent, 2 * SIZE + 2), 2 * SIZE + 2)
         memory.hint([(agent, at)])
     first = memory.ranking.farthest_on_device()
-    assert first is not None and first.tail_of == 1
+    assert first is not None and first.partial_of == 1
 
 
 def calls(memory: MemoryManager, agent: int, texts: list[list[int]]) -> None:

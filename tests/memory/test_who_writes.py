@@ -21,7 +21,7 @@ CLASSES = {
 # Hooks that the structures beside them keep in an agent: in which bucket it waits, and whether a
 # ranking has something of its own.
 OF_OTHERS = {"wake_bucket": {"wake_queue.py"}, "may_be_ranked": {"owners.py", "ranking.py"}}
-NAMED = {"lease", "segment", "tail", "adapter"}  # what they are called outside of memory
+NAMED = {"lease", "segment", "partial", "adapter"}  # what they are called outside of memory
 CHANGES = {"add", "append", "clear", "extend", "insert", "pop", "remove", "setdefault", "update"}
 
 

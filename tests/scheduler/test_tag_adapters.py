@@ -9,8 +9,8 @@ import pytest
 
 from scalesim.errors import AdapterError
 from scalesim.memory.eviction.policies import POLICIES
-from scalesim.memory.lease import AttachmentUse
-from scalesim.memory.leases.adapters import AdapterContent, adapter_use
+from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.links.link import InMemorySource
 from scalesim.scheduler.sequence import Sequence
 from scalesim.testing.tag_runner import page_bytes_for
@@ -33,8 +33,8 @@ def digest(agent: int) -> bytes:
     return bytes([agent + 1]) * 16
 
 
-def use(agent: int, start: int = 0) -> AttachmentUse:
-    return adapter_use(digest(agent), adapter_layout(agent + 1, WEIGHTS[agent % 4]), start)
+def use(agent: int, start: int = 0) -> AttachmentSpec:
+    return adapter_spec(digest(agent), adapter_layout(agent + 1, WEIGHTS[agent % 4]), start)
 
 
 def add_adapters(loop: SchedulerWorld) -> None:
@@ -145,7 +145,7 @@ def test_a_source_that_fails_ends_its_own_requests_only() -> None:
     loop.memory.add_adapter(content)
     prompt = list(range(20))
     sequences = [loop.add(agent, prompt, 5, adapter=use(agent)) for agent in (2, 3, 4, 3)]
-    unknown = loop.add(9, prompt, 5, adapter=adapter_use(b"?" * 16, 0))
+    unknown = loop.add(9, prompt, 5, adapter=adapter_spec(b"?" * 16, 0))
     loop.run(2000, check_every=1)
     for sequence in (sequences[1], sequences[3]):
         assert isinstance(sequence.error, AdapterError) and "gone" in str(sequence.error)

@@ -35,4 +35,4 @@ def test_a_missing_wait_is_found() -> None:
 
 
 def test_a_pin_that_is_forgotten_is_found() -> None:
-    broken_case("a fork takes the tail of one that goes on", memory=ForgetsThePin)
+    broken_case("a fork takes the partial block of an agent that goes on", memory=ForgetsThePin)

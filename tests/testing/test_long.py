@@ -42,9 +42,9 @@ def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capt
     ("campaign", "seed"), [("operations", 449), ("operations", 1096), ("schedules", 888)]
 )
 def test_a_walk_that_once_was_judged_wrongly(campaign: str, seed: int) -> None:
-    """A save of a page whose load had waited for the step that wrote it; a tail that was taken over
-    while the step that fills it was in flight; a request whose adapter could not be read nine
-    times."""
+    """A save of a page whose load had waited for the step that wrote it; a partial block that
+    was taken over while the step that fills it was in flight; a request whose adapter could not be
+    read nine times."""
     assert CAMPAIGNS[campaign].run(seed)[campaign] > 0
 
 

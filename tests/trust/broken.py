@@ -15,7 +15,7 @@ import numpy as np
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.core import AgentId, Fence, FinishReason
 from scalesim.distance.estimates import Estimates, Source
-from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.links.link import Copies, Link, LinkAround
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import PagePool
@@ -209,7 +209,7 @@ class BrokenAcquire(MemoryManager):
         more["attachments"] = [self.use(use) for use in more.get("attachments", ())]
         return tokens, more
 
-    def use(self, adapter: AttachmentUse) -> AttachmentUse:
+    def use(self, adapter: AttachmentSpec) -> AttachmentSpec:
         return adapter
 
     def after(self, tokens: bytes, lease: Lease | None) -> None:
@@ -274,10 +274,10 @@ class MatchesABlockMore(BrokenAcquire):
         return segment.tokens[count * size : (count + 1) * size]
 
 
-class TakesATailUnread(MatchesABlockMore):
+class TakesAPartialBlockUnread(MatchesABlockMore):
     def behind(self, segment: Segment, count: int) -> bytes:
         whole = count == segment.num_blocks
-        return next((tail.tokens for tail in segment.tails.values() if whole), b"")
+        return next((part.tokens for part in segment.partials.values() if whole), b"")
 
 
 class SkipsCopyOnWrite(BrokenAcquire):
@@ -315,23 +315,23 @@ class ForgetsTheCopyOfAPart(BrokenAcquire):
                 segment.device.transfer = None
 
 
-class OneBranch(AttachmentUse):
+class OneBranch(AttachmentSpec):
     def branch(self, block_size: int) -> Branch:
         return super().branch(block_size)._replace(mark=bytes(18))
 
 
 class OneKeyForAllAdapters(BrokenAcquire):
-    def use(self, adapter: AttachmentUse) -> AttachmentUse:
+    def use(self, adapter: AttachmentSpec) -> AttachmentSpec:
         return OneBranch(*adapter)
 
 
 class KeyWithoutThePlace(BrokenAcquire):
-    def use(self, adapter: AttachmentUse) -> AttachmentUse:
+    def use(self, adapter: AttachmentSpec) -> AttachmentSpec:
         return adapter._replace(start=adapter.start - adapter.start % self.block_size)
 
 
 class ActivatedAsTheBase(BrokenAcquire):
-    def use(self, adapter: AttachmentUse) -> AttachmentUse:
+    def use(self, adapter: AttachmentSpec) -> AttachmentSpec:
         return adapter._replace(start=1 << 22) if adapter.start else adapter
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scalesim.chat.tool_formats import LLAMA3, taught_format
 from scalesim.checks import reading, shown, text
 from scalesim.errors import RequestError
 from scalesim.model.text.chat import ChatTemplate
@@ -22,17 +23,20 @@ OF_THE_TEMPLATE = frozenset(
 transformers' ``apply_chat_template``."""
 
 
-def messages_for(template: ChatTemplate, given: object) -> list[dict[str, Any]]:
+def messages_for(template: ChatTemplate, given: Any) -> list[dict[str, Any]]:
     """Copies of the messages ``given``, or of the user's one. Raises ``RequestError``.
 
-    Text in parts becomes one string, since few templates know parts. A call's arguments, which
-    clients send as JSON text, become the object that most templates write down again. A
-    developer's message is the system's where the template does not know the role.
+    Text in parts becomes one string, since few templates know parts, and an answer that says
+    nothing an empty one. A call's arguments, which clients send as JSON text, become the object
+    that most templates write down again. A developer's message is the system's where the template
+    does not know the role. Llama's templates take one call in a message: there an answer with
+    several becomes several, each before its result.
     """
     if isinstance(given, str):
         return [{"role": "user", "content": text("messages", given)}]
     with reading("messages"):
-        messages = checked_messages(given)
+        listed = isinstance(given, Sequence) and not isinstance(given, bytes)
+        messages = checked_messages([_filled(message) for message in given] if listed else given)
     knows_developer = template.mentions("developer")
     keeps_text = template.mentions("arguments is string", with_tools=True)
     for message in messages:
@@ -42,7 +46,49 @@ def messages_for(template: ChatTemplate, given: object) -> list[dict[str, Any]]:
             message["role"] = "system"
         if not keeps_text and isinstance(message.get("tool_calls"), list):
             message["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]
-    return messages
+    return _one_call_each(messages) if taught_format(template) is LLAMA3 else messages
+
+
+def _filled(message: object) -> object:
+    """An answer that neither says anything nor calls a tool, as an empty one."""
+    if not isinstance(message, Mapping) or message.get("role") != "assistant":
+        return message
+    calls = message.get("tool_calls")
+    if calls is None or (isinstance(calls, list) and not calls):
+        return {**message, "content": message.get("content") or "", "tool_calls": None}
+    return message
+
+
+def _one_call_each(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``messages`` with each answer of several calls as several of one, their results between."""
+    found: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []  # answers whose results come later
+    for message in messages:
+        if message["role"] != "tool":
+            found += waiting
+            waiting = []
+        elif (answer := _answered(message, waiting, found[-1:])) is not None:
+            waiting.remove(answer)
+            found.append(answer)
+        calls = message.get("tool_calls")
+        if isinstance(calls, list) and len(calls) > 1:
+            message, *waiting = ({**message, "tool_calls": [call]} for call in calls)
+        found.append(message)
+    return [*found, *waiting]
+
+
+def _answered(
+    result: dict[str, Any], waiting: list[dict[str, Any]], before: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Which answer in ``waiting`` has the call that ``result`` is of: by its id, or the next one,
+    if ids are not told and the message ``before`` is a result already."""
+    id = result.get("tool_call_id")
+    if id is None:
+        return waiting[0] if waiting and before and before[0]["role"] == "tool" else None
+    calls = ((answer, answer["tool_calls"][0]) for answer in waiting)
+    return next(
+        (answer for answer, call in calls if isinstance(call, dict) and call.get("id") == id), None
+    )
 
 
 def _with_object(call: Any) -> Any:

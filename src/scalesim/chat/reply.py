@@ -58,7 +58,8 @@ class ChatReply(Reply):
     @property
     def message(self) -> dict[str, Any]:
         """The answer as a message, to be appended to the chat."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        content = self.content if self.tool_calls else self.content or ""
+        message: dict[str, Any] = {"role": "assistant", "content": content}
         if self.reasoning is not None:
             message["reasoning_content"] = self.reasoning
         if self.tool_calls:

@@ -18,7 +18,8 @@ BLANKS = " \t\r\n"
 class ToolFormat:
     """A format: ``begin``, a JSON object of name and arguments, ``end``; ``between`` two of them.
 
-    ``arguments`` is what the object calls the arguments. ``is_bare``: models leave ``begin`` out
+    ``arguments`` is what the object calls the arguments. ``signs`` are what the templates that teach
+    the format write, one of them at least. ``is_bare``: models leave ``begin`` out
     where a call is the first thing that they say, so that only its name tells it from an answer in
     JSON.
     """
@@ -28,6 +29,7 @@ class ToolFormat:
     end: str
     between: str
     arguments: str
+    signs: tuple[str, ...]
     is_bare: bool = False
 
     @property
@@ -60,26 +62,35 @@ class ToolFormat:
         return {**(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": schemas}
 
 
-HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", "\n", "arguments")
+HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>", "\n", "arguments", ("<tool_call>",))
 """Hermes, Qwen 2.5 and 3, and what was trained on their data."""
-LLAMA3 = ToolFormat("llama3", "<|python_tag|>", "", "; ", "parameters", is_bare=True)
+LLAMA3 = ToolFormat(
+    "llama3", "<|python_tag|>", "", "; ", "parameters", ("<|python_tag|>", '"parameters": '),
+    is_bare=True,
+)  # fmt: skip
 """Llama 3.1 to 3.3."""
+
+
+def taught_format(template: ChatTemplate) -> ToolFormat | None:
+    """The format that ``template`` teaches, if it is one of these."""
+    for known in (HERMES, LLAMA3):
+        if any(template.mentions(sign, with_tools=True) for sign in known.signs):
+            return known
+    return None
 
 
 def tool_format(template: ChatTemplate) -> ToolFormat:
     """The format that ``template`` teaches. Raises ``RequestError`` for a template that says
     nothing of tools, or teaches another format."""
-    for known in (HERMES, LLAMA3):
-        if template.mentions(known.begin, with_tools=True):
-            return known
+    known = taught_format(template)
+    if known is not None and template.reads("tools", with_tools=True):
+        return known
     if not template.reads("tools", with_tools=True):
-        raise RequestError(
-            "tools given, but the model's chat template has no place for them, so that the model "
-            "would not know of any; leave them out, or give a template with chat_template="
-        )
+        why = "has no place for them, so that the model would not know of any"
+    else:
+        why = "teaches the calls neither of Hermes and Qwen (<tool_call>) nor of Llama 3"
     raise RequestError(
-        "tools given, but the model's chat template teaches neither the calls of Hermes and Qwen "
-        "(<tool_call>) nor those of Llama 3 (<|python_tag|>); leave them out, or give a template "
+        f"tools given, but the model's chat template {why}; leave them out, or give a template "
         "with chat_template="
     )
 

@@ -25,8 +25,9 @@ def serve(options: ServeOptions) -> int:
         ) from error
     from scalesim.engine.engine import Engine
 
-    config = ServerConfig(**options.server(), limits=ServerLimits(**options.limits()))
     settings, adapters = options.engine(), options.adapters()
+    limits = ServerLimits(**options.limits())
+    config = ServerConfig(**options.server(), adapters=adapters, limits=limits)
 
     def load() -> Engine:
         engine = Engine(options.model, settings, dummy_weights=options.dummy_weights)

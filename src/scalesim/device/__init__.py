@@ -1,1 +1,2 @@
-"""Queues of device work, behind a seam: what the link and the runner order their work with."""
+"""Queues of device work, behind a protocol: streams and events order the work of links and
+runners."""

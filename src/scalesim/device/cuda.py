@@ -1,6 +1,6 @@
-"""CUDA behind the seam of ``streams``: thin, so that there is little that only a GPU can prove.
+"""CUDA behind the protocol of ``streams``. Kept thin, since this file can be tested only on a GPU.
 
-Used by ``engine.build`` and the GPU benchmarks. Decides nothing.
+Used by ``engine.build`` and the GPU benchmarks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _PAUSE_S = 20e-6
 
 
 class CudaEvent:
+    """An ``Event`` of CUDA, recorded when it is made."""
+
     def __init__(self, stream: torch.cuda.Stream, timed: bool) -> None:
         self._event = torch.cuda.Event(enable_timing=timed)
         self._event.record(stream)
@@ -37,6 +39,8 @@ class CudaEvent:
 
 
 class CudaStream:
+    """A ``Stream`` of CUDA."""
+
     def __init__(self, device: torch.device) -> None:
         self.raw = torch.cuda.Stream(device)
 
@@ -57,7 +61,7 @@ class CudaStream:
 
 
 class CudaRegistrar:
-    """Host memory for DMA, through the runtime that torch loaded."""
+    """A ``Registrar`` that uses the CUDA runtime that torch loaded."""
 
     def register(self, address: int, num_bytes: int) -> int:
         return int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
@@ -67,11 +71,12 @@ class CudaRegistrar:
 
 
 def sees_gpu() -> bool:
+    """Whether torch can use a GPU."""
     return torch.cuda.is_available()
 
 
 class CudaDevice:
-    """One GPU. Raises ``ConfigError`` where there is none of that number."""
+    """One GPU. Raises ``ConfigError`` if there is no GPU of that index."""
 
     def __init__(self, index: int = 0) -> None:
         if not torch.cuda.is_available():
@@ -99,8 +104,8 @@ class CudaDevice:
         return self._streams[name]
 
     def capture(self, stream: Stream, work: Work) -> Work:
-        """All graphs share one memory pool: they are replayed one after the other, on one
-        stream."""
+        """See ``Device.capture``. All graphs share one memory pool, since they are replayed one
+        after the other on one stream."""
         assert isinstance(stream, CudaStream)
         graph = torch.cuda.CUDAGraph()
         with (
@@ -127,7 +132,7 @@ class CudaDevice:
         return CudaRegistrar()
 
     def free_bytes(self) -> tuple[int, int]:
-        """(free, total) memory of the GPU, what torch keeps cached counted as free."""
+        """(free, total) bytes of GPU memory. Memory that torch caches counts as free."""
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
         return int(free), int(total)

@@ -1,7 +1,8 @@
-"""Pinned host buffers in a ring: what the host writes for the device, while it still reads the one
-before.
+"""The staging ring: pinned host buffers that the host writes one after the other while the device
+still reads earlier ones.
 
-Used by the runner, on its launch path. A buffer is written again only when the device has read it.
+The runner uses it when it launches a step. A buffer is written again only when the device has read
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from scalesim.device.streams import Device, Event, Stream
 
 @dataclass(slots=True)
 class Staged:
-    """One buffer: the same memory as a tensor and as an array, ``[capacity]`` int32."""
+    """One buffer: the same memory as a tensor and as an array, each int32 ``[capacity]``. ``fence``
+    is reached when the device has read the buffer."""
 
     tensor: Any
     array: Int32s
@@ -23,8 +25,9 @@ class Staged:
 
 
 class StagingRing:
-    """``num_buffers`` of ``capacity`` int32 each. With steps in flight + 1 of them, one a step,
-    ``take`` never waits; ``num_waits`` counts how often it had to."""
+    """``num_buffers`` buffers of ``capacity`` int32 each. With one buffer a step and one buffer
+    more than steps in flight, ``take`` never waits. ``num_waits`` counts how often ``take`` had to
+    wait."""
 
     def __init__(self, device: Device, num_buffers: int, capacity: int) -> None:
         self.capacity = capacity
@@ -34,7 +37,7 @@ class StagingRing:
         self._next = 0
 
     def take(self) -> Staged:
-        """The next buffer, to be written by the host."""
+        """The next buffer, which the host may write."""
         buffer = self.buffers[self._next]
         self._next = (self._next + 1) % len(self.buffers)
         if buffer.fence is not None:
@@ -45,14 +48,14 @@ class StagingRing:
         return buffer
 
     def send(self, stream: Stream, buffer: Staged, to: Any, count: int) -> None:
-        """Copy the first ``count`` int32 of ``buffer`` to the tensor ``to`` (int32, at least as
-        long). The buffer is the device's until then."""
+        """Copy the first ``count`` int32 of ``buffer`` to the tensor ``to``, of 4-byte elements and
+        at least as long. The host may not write the buffer before the copy has run."""
         stream.copy(to[:count], buffer.tensor.view(to.dtype)[:count])
         buffer.fence = stream.record()
 
     def fetch(self, stream: Stream, source: Any, count: int) -> Staged:
-        """The next buffer, to which the first ``count`` elements (of 4 bytes) of the tensor
-        ``source`` are copied; to be read when the stream has come so far."""
+        """Copy the first ``count`` elements (of 4 bytes) of the tensor ``source`` to the next
+        buffer. The host may read the buffer once the stream has run the copy."""
         buffer = self.take()
         stream.copy(buffer.tensor.view(source.dtype)[:count], source.view(-1)[:count])
         return buffer

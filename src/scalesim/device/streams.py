@@ -1,7 +1,8 @@
-"""The seam to a device's queues of work: streams, events, graphs. Torch-free; no implementation.
+"""The device protocol: streams, events and graphs. No torch, no implementation.
 
-``CudaLink`` and ``CudaRunner`` say through it what runs after what, and nothing else orders their
-work. ``device.cuda`` puts it on CUDA; ``testing.hostile_device`` runs it in the worst legal order.
+``CudaLink`` and ``CudaRunner`` order their work only through this protocol. ``device.cuda``
+implements it with CUDA; ``testing.hostile_device`` runs the work in the worst order that is
+allowed.
 """
 
 from __future__ import annotations
@@ -16,36 +17,39 @@ Work = Callable[[], object]
 
 
 class Event(Protocol):
-    """A point in a stream's order: reached when all that was given to the stream before it has
+    """A point in the order of a stream, reached when all work given to the stream before it has
     run."""
 
     def query(self) -> bool: ...
 
     def synchronize(self) -> None:
-        """Block the host until it is reached."""
+        """Block the host until the event is reached."""
 
     def elapsed_s(self, earlier: Event) -> float:
-        """Seconds of device time since ``earlier``; both timed, and reached."""
+        """Seconds of device time since ``earlier``. Both events are timed, and reached."""
         ...
 
 
 class Stream(Protocol):
-    """An in-order queue. Two streams are unordered but for ``wait``, and the host's own waits."""
+    """A queue that runs its work in order. Work of two streams is ordered only by ``wait``, and by
+    the host's own waiting."""
 
     def submit(self, work: Work) -> None:
-        """Run ``work`` behind all that was given before. Temporaries that it makes are its own."""
+        """Run ``work`` behind all work given before. Temporary tensors that it makes belong to the
+        stream."""
 
     def copy(self, dst: Any, src: Any) -> None:
-        """Copy a tensor to another of the same size, one of them perhaps in pinned memory."""
+        """Copy tensor ``src`` to ``dst``, of the same size; one of them may be in pinned host
+        memory."""
 
     def record(self, *, timed: bool = False) -> Event: ...
 
     def wait(self, event: Event) -> None:
-        """What is given from now on runs only after ``event``; the host does not wait."""
+        """Let work that is given from now on run only after ``event``. The host does not wait."""
 
 
 class Registrar(Protocol):
-    """Makes host memory known to the driver. 0 is success, as in CUDA."""
+    """Registers host memory with the driver. 0 means success, as in CUDA."""
 
     def register(self, address: int, num_bytes: int) -> int: ...
 
@@ -53,41 +57,41 @@ class Registrar(Protocol):
 
 
 class Device(Protocol):
-    """``place`` is where its tensors live, as torch names it (``"cuda:0"``, ``"cpu"``)."""
+    """One device. ``place`` is where its tensors are, as torch names it (``"cuda:0"``,
+    ``"cpu"``)."""
 
     place: str
 
     def stream(self, name: str) -> Stream:
-        """The stream of that name; the same one for the same name."""
+        """The stream of that name: always the same one."""
         ...
 
     def capture(self, stream: Stream, work: Work) -> Work:
-        """Record ``work`` without running it; what is returned replays it over the same memory, and
-        is to be given to ``stream``."""
+        """Record ``work`` as a graph, without running it. The returned function replays it over the
+        same memory, and is to be submitted to ``stream``."""
         ...
 
     def pinned(self, num_bytes: int) -> Any:
-        """A uint8 tensor ``[num_bytes]`` of host memory that copies run to and from behind the
-        host's back."""
+        """A uint8 tensor ``[num_bytes]`` in host memory that copies may use asynchronously."""
         ...
 
     def pause(self) -> None:
-        """Let a moment pass while the host has nothing to do but wait."""
+        """Pass a moment in which the host can only wait."""
 
     def free_bytes(self) -> tuple[int, int]:
-        """(free, total) bytes of its memory, what torch keeps cached counted as free."""
+        """(free, total) bytes of device memory. Memory that torch caches counts as free."""
         ...
 
     def registrar(self) -> Registrar:
-        """Who pins host memory for its copies."""
+        """What registers host memory for copies of this device."""
         ...
 
 
 class Fences:
-    """Which event stands for which step of the compute queue: what ``core.Fence`` means on a
-    device.
+    """The events of the compute queue's steps: what a ``core.Fence`` means on a device.
 
-    The runner records each launched step and retires those that it collected; the link asks.
+    The runner records each step that it launches, and removes steps that it has collected; the link
+    looks them up.
     """
 
     def __init__(self) -> None:
@@ -95,19 +99,20 @@ class Fences:
         self._launched = -1
 
     def launched(self, step: int, event: Event) -> None:
+        """Record that ``event`` is reached at the end of ``step``."""
         self._events[step] = event
         self._launched = step
 
     def collected(self, step: int) -> None:
-        """The host has waited for ``step``: nothing needs to wait for it any more."""
+        """Forget the events up to ``step``, whose end the host has seen."""
         for seq in [seq for seq in self._events if seq <= step]:
             del self._events[seq]
 
     def is_launched(self, fence: Fence | None) -> bool:
-        """Whether ``event`` can answer: a step that is yet to be launched has none."""
+        """Whether the step of ``fence`` was launched, so that ``event`` can tell its event."""
         return fence is None or fence.seq <= self._launched
 
     def event(self, fence: Fence | None) -> Event | None:
-        """What to wait for before work that needs ``fence``; ``None`` if the host has seen it
-        pass."""
+        """The event to wait for before work that needs ``fence``; ``None`` if the host has seen
+        that step end."""
         return None if fence is None else self._events.get(fence.seq)

@@ -72,6 +72,7 @@ class Agent:
         on_overflow: OnOverflow = "error",
         sample_index: int = 0,
         cache_salt: str | None = None,
+        adapter: str | None = None,
         **params: Any,
     ) -> Request:
         """A request for ``Engine.run``: text, token ids or chat messages. Options are the fields of
@@ -87,6 +88,7 @@ class Agent:
             priority=priority,
             on_overflow=on_overflow,
             cache_salt=cache_salt,
+            adapter=adapter,
         )
 
     def generate(self, prompt: Prompt, **options: Any) -> Reply:
@@ -300,15 +302,15 @@ class Agents:
             raise RequestError(f"expect({shown(agents)}) needs either ticks or at=")
         else:
             id = self.registry.known(agents).id  # type: ignore[arg-type]
-            distances = {id: ticks if ticks is not None else at}  # type: ignore[dict-item]
+            distances = {id: ticks if ticks is not None else at}
         is_absolute = flag("absolute", absolute) or at is not None
         ids = self.registry.all_known(distances)
-        for_each = isinstance(confidence, Mapping)
-        if isinstance(confidence, Mapping):
+        trusted: Any = confidence
+        if for_each := isinstance(confidence, Mapping):
             with reading("confidence"):
-                confidence = [confidence.get(agent, 1.0) for agent in distances]
+                trusted = [confidence.get(agent, 1.0) for agent in distances]
         hints, ignored = read(
-            ids, list(distances.values()), confidence, of_users=True, for_each=for_each
+            ids, list(distances.values()), trusted, of_users=True, for_each=for_each
         )
         if hints.agents:
             times = dict(zip(hints.agents, map(float, hints.at), strict=True))

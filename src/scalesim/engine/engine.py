@@ -6,6 +6,7 @@ Time, sources and the engine's life are here, calls in ``entrypoints``, agents a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
 import weakref
@@ -269,6 +270,13 @@ class Engine(ChatEntrypoints):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """``close`` beside the event loop, whose tasks learn meanwhile that their calls ended."""
+        await asyncio.to_thread(self.close)
 
 
 def _parts_of(

@@ -7,10 +7,10 @@ that the call is cancelled however its caller leaves. ``Engine`` inherits these 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from scalesim.checks import flag, instance, reading, refuse, unknown_option
 from scalesim.engine.inbox import Inbox
@@ -31,6 +31,9 @@ from scalesim.sampling.params import SamplingParams
 _SHOW_S = 0.1  # how often ``run`` shows its progress
 _PARAMS = frozenset(field.name for field in fields(SamplingParams))
 _OPTIONS = frozenset(field.name for field in fields(Request)) - {"prompt", "agent", "params"}
+Given = TypeVar("Given")
+Prepared: TypeAlias = "list[Call] | Exception"
+"""The calls of a request's samples, or why there are none."""
 
 
 class Entrypoints:
@@ -63,23 +66,12 @@ class Entrypoints:
         place with ``return_exceptions``. ``progress``: show how many have ended, with ``"rich"``
         (or ``True``), ``"tqdm"``, or a function of (ended, all).
         """
-        if not isinstance(requests, Iterable) or isinstance(requests, (str, bytes, Mapping)):
-            refuse("requests", requests, "must be a list of Requests; generate() takes one")
         keep = flag("return_exceptions", return_exceptions)
-        prepared: list[list[Call] | Exception] = []
-        with reading("requests"):
-            iterator = iter(requests)
-        for request in iterator:
-            try:
-                prepared.append(self._prepare(request))
-            except Exception as error:
-                if not keep:
-                    raise
-                prepared.append(error)
-        calls = [call for samples in prepared if isinstance(samples, list) for call in samples]
+        prepared = self._compiled_each(self._prepared_each(requests, keep), keep)
+        calls = calls_of(prepared)
         with shown(progress, len(calls)) as show:
             self._run(calls, show)
-        return [_outcome(samples, keep) for samples in prepared]
+        return [outcome(samples, keep) for samples in prepared]
 
     def generate(self, request: Request) -> Reply:
         """Run one request and wait."""
@@ -125,6 +117,22 @@ class Entrypoints:
         self._inbox.check_open()
         return self._intake.compile(self._intake.prepare_samples(request))
 
+    def _prepared_each(self, requests: Iterable[Request], keep: bool) -> list[Prepared]:
+        """The calls of each request, or with ``keep`` the error that it raises."""
+        if not isinstance(requests, Iterable) or isinstance(requests, (str, bytes, Mapping)):
+            refuse("requests", requests, "must be a list of Requests; generate() takes one")
+        self._inbox.check_open()
+        with reading("requests"):
+            iterator = iter(requests)
+        return [kept(self._intake.prepare_samples, request, keep) for request in iterator]
+
+    def _compiled_each(self, prepared: Iterable[Prepared], keep: bool) -> list[Prepared]:
+        """``prepared`` with constraints, or with ``keep`` the error of one that cannot be."""
+        return [
+            kept(self._intake.compile, calls, keep) if isinstance(calls, list) else calls
+            for calls in prepared
+        ]
+
     def _run(self, calls: list[Call], show: Show | None = None) -> None:
         """Hand in ``calls`` and wait until all have ended. Ctrl-C gets through and cancels them."""
         latch = Latch(calls)
@@ -156,7 +164,23 @@ class Entrypoints:
             raise
 
 
-def _outcome(samples: list[Call] | Exception, keep: bool) -> Reply | Exception:
+def kept(prepare: Callable[[Given], list[Call]], given: Given, keep: bool) -> Prepared:
+    """What ``prepare`` makes of ``given``, or with ``keep`` the error that it raises."""
+    try:
+        return prepare(given)
+    except Exception as error:
+        if not keep:
+            raise
+        return error
+
+
+def calls_of(prepared: Iterable[Prepared]) -> list[Call]:
+    """The calls of those requests that have become some."""
+    return [call for samples in prepared if isinstance(samples, list) for call in samples]
+
+
+def outcome(samples: Prepared, keep: bool) -> Reply | Exception:
+    """The reply of a request's samples, or with ``keep`` its error."""
     if isinstance(samples, Exception):
         return samples
     try:

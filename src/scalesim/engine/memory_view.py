@@ -26,6 +26,7 @@ from scalesim.foreign import Foreign
 from scalesim.memory.owners import AgentPages
 from scalesim.memory.tiers import TierUse
 from scalesim.requests.agent_registry import AgentRegistry, listed_ids
+from scalesim.requests.request import Request
 from scalesim.requests.tickets import Bell
 
 MAX_PIN_S = 3600.0
@@ -112,12 +113,15 @@ class MemoryView:
         """``census`` from any event loop."""
         return await self._ask_async(self._census)
 
-    async def agents_under_async(self, tokens: Sequence[int]) -> list[AgentId]:
-        """The agents whose state begins with ``tokens``, as far as that is held in whole blocks:
-        none, where not even the first block is."""
+    async def agents_under_async(
+        self, tokens: Sequence[int], *, cache_salt: str | None = None
+    ) -> list[AgentId]:
+        """The agents whose state begins with ``tokens``, computed with ``cache_salt``, as far as
+        that is held in whole blocks: none, where not even the first block is."""
         with reading("tokens"):
             raw = np.asarray(tokens, np.int32).tobytes()
-        return await self._ask_async(lambda: self._parts.memory.agents_under(raw))
+        salt = Request("", cache_salt=cache_salt).salt
+        return await self._ask_async(lambda: self._parts.memory.agents_under(raw, salt))
 
     async def clock_async(self) -> float:
         """The simulation's clock, once all that was said before has been heard."""

@@ -7,9 +7,11 @@ thread. However a caller leaves, its calls are cancelled (``requests.tickets``).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 
-from scalesim.engine.entrypoints import Entrypoints
+from scalesim.checks import flag
+from scalesim.engine.entrypoints import Entrypoints, calls_of, outcome
 from scalesim.requests.call import Call, reply_of
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
@@ -24,14 +26,25 @@ class StreamingEntrypoints(Entrypoints):
         """Run one request from any event loop. Cancelling the task cancels the request."""
         self._inbox.check_open()
         calls = await self._compiled(self._intake.prepare_samples(request))
-        bell = LoopBell()
-        for call in calls:
-            call.waiter = bell
-        self._thread.start_thread()
-        with self._desk.ticket(calls):  # by whatever way it is left, the collector's included
-            self._enter(calls)
-            await bell.until_ended(calls)
+        await self._until_ended(calls)
         return reply_of(calls)
+
+    async def run_async(
+        self, requests: Iterable[Request], *, return_exceptions: bool = False
+    ) -> list[Reply | Exception]:
+        """``run`` from any event loop: ``requests`` as one batch; replies in order. One request's
+        failure ends no other: afterwards the first error is raised, or stands in its place with
+        ``return_exceptions``. Cancelling the task cancels them all."""
+        keep = flag("return_exceptions", return_exceptions)
+        prepared = self._prepared_each(requests, keep)
+        calls = calls_of(prepared)
+        if any(call.request.params.is_structured for call in calls):
+            self._number_first(calls)
+            prepared = await asyncio.to_thread(self._compiled_each, prepared, keep)
+        else:
+            prepared = self._compiled_each(prepared, keep)
+        await self._until_ended(calls_of(prepared))
+        return [outcome(samples, keep) for samples in prepared]
 
     def stream(self, request: Request) -> ReplyStream:
         """Run one request and read along: ``for piece in engine.stream(request)``.
@@ -61,15 +74,29 @@ class StreamingEntrypoints(Entrypoints):
         self._thread.start_thread()
         return self._reader(call, LoopBell())
 
+    async def _until_ended(self, calls: list[Call]) -> None:
+        """Hand in ``calls`` and wait until all have ended."""
+        bell = LoopBell()
+        for call in calls:
+            call.waiter = bell
+        self._thread.start_thread()
+        with self._desk.ticket(calls):  # by whatever way it is left, the collector's included
+            self._enter(calls)
+            await bell.until_ended(calls)
+
     async def _compiled(self, calls: list[Call]) -> list[Call]:
         """``calls`` with their constraints. A structure is compiled on another thread, because that
-        may take long. Calls are numbered before, in the order in which their coroutines begin: a
-        text must not depend on which compilation ends first."""
+        may take long."""
         if not calls[0].request.params.is_structured:
             return self._intake.compile(calls)
+        self._number_first(calls)
+        return await asyncio.to_thread(self._intake.compile, calls)
+
+    def _number_first(self, calls: list[Call]) -> None:
+        """Number ``calls`` before their structures are compiled, in the order in which their
+        coroutines begin: a text must not depend on which compilation ends first."""
         if not self._limiter.refuses:
             self._intake.number(calls)
-        return await asyncio.to_thread(self._intake.compile, calls)
 
     def _reader(self, call: Call, bell: Bell | LoopBell) -> Reader:
         """Hand ``call`` in, and return the reader of its tokens."""

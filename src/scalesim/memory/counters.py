@@ -1,4 +1,4 @@
-"""What memory did, counted. Pages and bytes since the start; cheap enough to be always on."""
+"""Counters of memory: pages and lookups since the start. Cheap enough to be always on."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Blocks asked for by where they were found, pages moved by why, and what look-ahead was
-    worth."""
+    """Blocks asked for, by where they were found; pages moved, by why; and the use of
+    prefetches."""
 
     lookups: int = 0
-    full_hits: int = 0  # look-ups that found something and had to wait for none of it
+    full_hits: int = 0  # lookups that found something, all of it on the device
     device_blocks: int = 0  # found on the device
     host_blocks: int = 0  # found on the host: a demand load
     late_blocks: int = 0  # found on their way to the device
-    computed_blocks: int = 0  # found nowhere: new, or to be rebuilt
-    spared_blocks: int = 0  # of those: on the host, but sooner computed again than loaded
+    computed_blocks: int = 0  # found nowhere: new, or to be computed again
+    spared_blocks: int = (
+        0  # of the computed ones: on the host, but computing is sooner than loading
+    )
     demand_loads: int = 0
     loaded_pages: int = 0
-    read_pages: int = 0  # of attachments, from their sources to the device, for who waited
-    read_ahead_pages: int = 0  # of attachments, from their sources, before anybody asked
+    read_pages: int = 0  # of attachments, from sources to the device, for waiting requests
+    read_ahead_pages: int = 0  # of attachments, from sources, ahead of time
     saved_pages: int = 0
     evicted_pages: int = 0
     dropped_pages: int = 0  # evicted with no copy left

@@ -17,7 +17,8 @@ MIN_PAGE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class PageGeometry:
-    """The shape of a page. Raises ``ConfigError`` when a part is not positive."""
+    """The shape of a page. Raises ``ConfigError`` if a dimension is not positive, or ``block_size``
+    is not one of ``BLOCK_SIZES``."""
 
     num_layers: int
     num_kv_heads: int
@@ -41,10 +42,8 @@ class PageGeometry:
         dtype_bytes: int,
         block_size: int | None = None,
     ) -> PageGeometry:
-        """The smallest block size whose page reaches 64 KiB (the largest when none does).
-
-        ``block_size`` overrides the choice.
-        """
+        """The geometry with the smallest block size whose page reaches 64 KiB; the largest block
+        size if none does. ``block_size`` overrides the choice."""
         sizes = BLOCK_SIZES if block_size is None else (block_size,)
         choices = [cls(num_layers, num_kv_heads, head_dim, size, dtype_bytes) for size in sizes]
         return next((c for c in choices if c.page_bytes >= MIN_PAGE_BYTES), choices[-1])
@@ -64,5 +63,5 @@ class PageGeometry:
         return self.token_bytes * self.block_size
 
     def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks hold ``num_tokens`` tokens; the last may be partial."""
+        """The number of blocks that hold ``num_tokens`` tokens; the last block may be partial."""
         return -(-num_tokens // self.block_size)

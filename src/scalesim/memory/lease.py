@@ -1,5 +1,5 @@
-"""A lease: one request's hold on memory, from its look-up to its release. The manager acts; the
-lease keeps its own fields in order, and nobody else writes them."""
+"""A lease: the memory of one request, from prefix lookup to release. The parts of memory act; the
+lease keeps its own fields consistent, and no other class writes them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scalesim.memory.tree.run import Transfer
 from scalesim.memory.tree.segment import Branch, Segment
 
 
-class AttachmentUse(NamedTuple):
-    """State that a request needs beside the KV of its prompt: what ``kind`` of state, the
-    ``digest`` of its content, the runner's number of its ``layout``, and the position from which it
-    is in force: KV from there on belongs to it."""
+class AttachmentSpec(NamedTuple):
+    """State that a request needs beside the KV of its prompt: the ``kind`` of state, the ``digest``
+    of its content, the runner's number of its ``layout``, and ``start``, the token position from
+    which the state is in force. KV from ``start`` on depends on the attachment."""
 
     kind: str
     digest: bytes
@@ -22,23 +22,30 @@ class AttachmentUse(NamedTuple):
     start: int = 0
 
     def branch(self, block_size: int) -> Branch:
-        """Where the request's path leaves that of its tokens alone."""
+        """Where the request's path in the prefix tree branches off that of the same tokens without
+        the attachment."""
         block, offset = divmod(self.start, block_size)
         return Branch(block, self.digest + offset.to_bytes(2, "little"))
 
 
 class Attachment(NamedTuple):
-    """What a lease holds of it: a segment, whose pages are listed in ``row`` of the block table."""
+    """An attachment of a lease: a pinned segment, whose pages are listed in ``row`` of the block
+    table."""
 
-    use: AttachmentUse
+    spec: AttachmentSpec
     segment: Segment
     row: int
 
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """One request's hold on memory. ``num_cached`` tokens need no computing once the loads are
-    over."""
+    """The memory of one request: a pinned path of shared segments that ends at ``end``
+    (``num_shared`` blocks), then ``private`` device pages, all listed in ``row`` of the block
+    table.
+
+    ``num_cached`` tokens need no computing once the loads are over. ``agent`` will own what the
+    request computes; ``None``: no agent will.
+    """
 
     agent: AgentState | None
     end: Segment
@@ -46,15 +53,16 @@ class Lease:
     private: list[int]
     row: int
     num_cached: int
-    num_host_blocks: int = 0  # of the shared blocks and attachments: loaded for this request
-    num_waited_blocks: int = 0  # of the shared blocks: those, and those that were on their way
-    num_rebuilt_blocks: int = 0  # behind the shared ones: computed again, as far as one can tell
-    copies: list[tuple[int, int]] = field(default_factory=list)  # copy-on-write, not yet launched
-    borrowed: Segment | None = None  # another's tail, pinned until the copy is launched
-    loads: int = 0  # transfers not yet over
+    num_host_blocks: int = 0  # of shared blocks and attachments, loaded for this request
+    num_waited_blocks: int = 0  # shared blocks that were loaded, or on their way already
+    num_rebuilt_blocks: int = 0  # behind the shared ones, known to be computed again
+    # copy-on-write that is not launched yet: (source page, target page)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    copy_source: Segment | None = None  # a partial block, pinned until its copy is launched
+    loads: int = 0  # transfers that the lease waits for
     failed: Transfer | None = None
-    attachments: list[Attachment] = field(default_factory=list)  # pinned with the path
-    branch: Branch | None = None  # where one of them comes into force
+    attachments: list[Attachment] = field(default_factory=list)  # pinned like the path
+    branch: Branch | None = None  # where an attachment comes into force
 
     @property
     def num_blocks(self) -> int:
@@ -66,83 +74,93 @@ class Lease:
 
     @property
     def error(self) -> Exception | None:
-        """Of the load that failed; ``None`` also where a load was only called back."""
+        """The error of the load that failed; ``None`` also where a load was cancelled."""
         return None if self.failed is None else self.failed.error
 
     @property
     def could_not_read(self) -> bool:
-        """Whether what failed was a read: what is read cannot be computed instead."""
+        """Whether an attachment could not be read. Unlike KV, it cannot be computed instead."""
         return self.error is not None and self.failed is not None and self.failed.is_read
 
     # -- pages --------------------------------------------------------------------------------
 
     def grow(self, pages: list[int]) -> None:
-        """``pages`` are private, behind the others."""
+        """Append private ``pages``."""
         self.private += pages
 
     def share(self, end: Segment, count: int) -> list[int]:
-        """The path to ``end`` holds the next ``count`` blocks too; returns their private pages."""
+        """Extend the shared path by ``count`` blocks, to ``end``. Returns the lease's private pages
+        of these blocks, which are the caller's now."""
         self.end = end
         self.num_shared += count
         return self.take_private(count)
 
     def take_private(self, count: int) -> list[int]:
-        """The first ``count`` private pages are the lease's no more."""
+        """Remove the first ``count`` private pages, and return them."""
         pages = self.private[:count]
         assert len(pages) == count, (count, self.private)
         del self.private[:count]
         return pages
 
-    def begin_with(self, page: int, num_tokens: int) -> None:
-        """``page``, which holds the next ``num_tokens``, is the first private one."""
+    def take_over(self, page: int, num_tokens: int) -> None:
+        """Prepend a private ``page`` that holds the next ``num_tokens`` cached tokens."""
         self.private.insert(0, page)
         self.num_cached += num_tokens
 
-    def borrow(self, tail: Segment, num_tokens: int) -> None:
-        """The first private page begins as a copy of another's ``tail``, which is pinned."""
-        assert self.borrowed is None and not self.copies and tail.pins, (self, tail)
-        self.borrowed = tail
-        self.copies.append((tail.device[0], self.private[0]))
+    def copy_partial(self, partial: Segment, num_tokens: int) -> None:
+        """Let the first private page begin as a copy of ``partial``, which is pinned until the copy
+        is launched."""
+        assert self.copy_source is None and not self.copies and partial.pins, (self, partial)
+        self.copy_source = partial
+        self.copies.append((partial.device[0], self.private[0]))
         self.num_cached += num_tokens
 
     def take_copies(self) -> list[tuple[int, int]]:
-        """The copies on write, which are launched now."""
+        """Return the page copies (source, target) of copy-on-write that are to be launched now, and
+        clear them."""
         copies, self.copies = self.copies, []
         return copies
 
-    def give_back_tail(self) -> Segment | None:
-        """What was borrowed is read no more."""
-        borrowed, self.borrowed = self.borrowed, None
-        return borrowed
+    def take_copy_source(self) -> Segment | None:
+        """Return the partial block that was copied, and clear it; the caller unpins the block."""
+        copy_source, self.copy_source = self.copy_source, None
+        return copy_source
 
     def attach(self, attachment: Attachment) -> None:
-        """``attachment``, which is pinned, goes with the lease."""
+        """Add a pinned attachment."""
         assert attachment.segment.pins and attachment.row, attachment
         self.attachments.append(attachment)
 
-    def rebuilds(self, num_blocks: int) -> None:
-        """So many blocks behind the shared ones are computed again."""
+    def record_rebuilt(self, num_blocks: int) -> None:
+        """Record that ``num_blocks`` behind the shared ones were cached once and are computed
+        again."""
         self.num_rebuilt_blocks = num_blocks
 
-    def leave_nothing(self, nobody: AgentState) -> None:
-        """What is computed goes with the lease, which was nobody's."""
-        assert self.agent is None and nobody.is_gone
+    def make_temporary(self, nobody: AgentState) -> None:
+        """Give a lease without an agent to ``nobody``, a forgotten agent: what is computed under it
+        is freed at its release."""
+        assert self.agent is None and nobody.is_forgotten
         self.agent = nobody
 
     # -- loads --------------------------------------------------------------------------------
 
     def wait_for(self, transfer: Transfer) -> None:
+        """Wait for ``transfer``."""
         transfer.waiters.append(self)
         self.loads += 1
 
     def loaded(self, transfer: Transfer) -> bool:
-        """``transfer`` is over; whether that was the last. Without an error, it was cancelled in
-        part: an aborted request's, before ours."""
+        """``transfer``, which this lease waits for, is over. Returns whether it was the last one.
+
+        A transfer without an error may be cancelled in part, by an aborted request whose load this
+        lease shared; the lease fails then.
+        """
         assert self.loads > 0, self
         self.loads -= 1
         if transfer.error is not None or (transfer.cancelled and self.failed is None):
             self.failed = transfer
         return self.is_ready
 
-    def wait_no_more(self) -> None:
+    def stop_waiting(self) -> None:
+        """Wait for no transfer any more."""
         self.loads = 0

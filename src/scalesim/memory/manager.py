@@ -1,9 +1,10 @@
-"""The memory manager: the door to memory. It gives requests their leases, and is told of time.
+"""The memory manager: the only door to memory. It gives requests their leases, and it is told of
+time, hints and steps.
 
-The scheduler and the engine call it, on the engine's thread. It decides nothing: each method hands
-on to one of the parts (``parts`` says which there are). A lease pins the path of shared segments
-that the request's tokens begin with, and owns the private pages behind it; the lease's row of the
-block table lists both:
+The scheduler and the engine call it on the engine's thread. Each method delegates to one of the
+parts; ``MemoryParts`` shows which there are. A lease pins the path of shared segments that matches
+the request's tokens, and owns the private pages behind the path; the lease's row of the block table
+lists both:
 
     row     | shared: pinned segments of the tree | private: this lease alone |
     block   0                          num_shared                      num_blocks
@@ -14,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from scalesim.core import AgentId, Int32s
-from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.adapters import AdapterContent
+from scalesim.memory.leases.attachments import branch_of
 from scalesim.memory.misses import Miss
 from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
@@ -25,9 +27,9 @@ from scalesim.memory.timing import Pace
 
 
 class MemoryManager(MemoryParts):
-    """One fixed device pool and one fixed host pool, shared by all agents.
+    """The memory of one engine: a device pool and a host pool of fixed sizes, shared by all agents.
 
-    Callers use the methods, ``counters`` and the sizes; the parts are memory's own, and only its
+    Callers use the methods, ``counters`` and the sizes. The parts are private to memory; only its
     audit and ``scalesim.testing`` look at them from outside.
     """
 
@@ -42,7 +44,7 @@ class MemoryManager(MemoryParts):
 
     @property
     def num_lost_pages(self) -> int:
-        """Pages of both pools that are out of circulation for good."""
+        """Pages of both pools that were taken out of circulation."""
         return sum(len(tier.lost) for tier in self.tiers)
 
     @property
@@ -55,7 +57,7 @@ class MemoryManager(MemoryParts):
 
     @property
     def loading_pages(self) -> int:
-        """Pages held by leases that wait for loads."""
+        """Device pages held by leases that wait for loads."""
         return self.loads.num_pages
 
     # -- a request's life ---------------------------------------------------------------------
@@ -66,29 +68,29 @@ class MemoryManager(MemoryParts):
         tokens: bytes,
         num_blocks: int,
         *,
-        attachments: Sequence[AttachmentUse] = (),
+        attachments: Sequence[AttachmentSpec] = (),
         salt: bytes = b"",
         max_loading_pages: int | None = None,
     ) -> Lease | None:
-        """Find what is held of ``tokens`` (int32 as bytes), pin it, and reserve ``num_blocks`` in
-        all. With a ``salt``, only what was computed with the same one is found.
+        """Look up ``tokens`` (int32 as bytes), pin what is cached of them, and reserve
+        ``num_blocks`` blocks in all.
 
-        All or nothing: ``None`` if the pages cannot be had now. Look-up and pin are one act. Loads
-        of what is on the host start at once; the lease is ready when they are over. At least the
-        last token is left to compute. With ``max_loading_pages``, a lease that would have to load
-        is refused when all waiting leases would then hold more.
+        Returns ``None``, with nothing changed, if the pages cannot be had now. Loads of what is on
+        the host start at once, and the lease is ready when they are over. At least the last token
+        is left to be computed. With ``max_loading_pages``, a lease that would have to load is
+        refused if all waiting leases would then hold more pages than that.
 
-        ``attachments`` are reserved, pinned and loaded with the rest. Raises ``AttachmentError``
-        for one that there is not.
+        ``attachments`` are pinned and loaded as well. Raises ``AttachmentError`` for one that does
+        not exist. With a ``salt``, only what was computed with the same salt is found.
         """
         return self.admission.acquire(
             agent, tokens, num_blocks, attachments, salt, max_loading_pages
         )
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
-        """Add private pages until the lease has ``num_blocks``; False, and no change, if they
-        cannot be had now."""
-        self.tails.give_back(lease)
+        """Add private pages until the lease has ``num_blocks`` blocks. Returns False, with nothing
+        changed, if the pages cannot be had now."""
+        self.partial_blocks.unpin_copied(lease)
         more = num_blocks - lease.num_blocks
         pages = self.residency.take(more)
         if pages is None:
@@ -98,64 +100,67 @@ class MemoryManager(MemoryParts):
         return True
 
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
-        """Put the full blocks of the first ``num_tokens`` tokens into the tree: their KV is written
-        and the steps that wrote it were collected without a bad value."""
+        """Put the full blocks of the first ``num_tokens`` tokens into the prefix tree. The steps
+        that computed them must have been collected, without an invalid value."""
         self.releases.commit(lease, tokens, num_tokens)
 
     def release(self, lease: Lease, tokens: bytes = b"", num_tokens: int = 0) -> None:
-        """End the lease. ``num_tokens`` of ``tokens`` have sound KV: full blocks stay in the tree,
-        and the rest of one as the agent's tail; with 0, only what was shared already stays."""
+        """End the lease. The KV of the first ``num_tokens`` of ``tokens`` is sound: full blocks
+        stay in the tree, and the remaining tokens as the agent's partial block. With 0, only what
+        was shared already stays."""
         self.releases.release(lease, tokens, num_tokens)
 
     def fail(self, lease: Lease) -> None:
-        """A load of this lease failed: release it, and forget what could not be read. Its tokens
-        are rebuilt by the next ``acquire``."""
+        """Release a lease one of whose loads failed, and forget what could not be loaded. The next
+        ``acquire`` of its tokens computes them again."""
         assert lease.failed is not None
         self.release(lease)
 
     def poll(self) -> list[Lease]:
-        """A step begins, and nobody went away without pages in it so far: take in finished copies.
-        Returns the leases that became ready, or failed (``lease.failed``)."""
-        self.residency.refused = False
+        """Take in the copies that have ended; called at the beginning of a step. Returns the leases
+        that became ready, or failed (``lease.failed``)."""
+        self.residency.allocation_failed = False
         leases = self.loads.poll()
-        self.orphans.drop_unheld()
+        self.orphans.drop_unpinned()
         return leases
 
     def forget(self, agent: AgentId) -> None:
-        """Nothing is ``agent``'s any more. What nobody else owns goes from both tiers: at once, or
-        when the last lease and the last copy let go of it; leases that the agent has go on, and
-        leave nothing to it. Whoever comes under this id later is another."""
+        """Forget ``agent``. Segments that no other agent owns are freed from both tiers: now, or
+        when the last lease is released and the last copy has ended. Open leases of the agent
+        continue, and leave nothing behind. The same name used later is a new agent."""
         self.misses.forget(agent)
         self.orphans.add(self.owners.drop(agent))
 
-    def leave_nothing(self, lease: Lease) -> None:
-        """``lease``, fresh and nobody's, goes with all that is computed under it and not shared."""
-        lease.leave_nothing(self.owners.nobody())
+    def make_temporary(self, lease: Lease) -> None:
+        """Let ``lease``, which is new and has no agent, leave nothing behind: what is computed
+        under it and not shared is freed at its release."""
+        lease.make_temporary(self.owners.nobody())
 
     def clear(self) -> None:
-        """Forget everything that no lease holds and no copy touches: it would be rebuilt from its
-        tokens. Once every lease is released and ``poll`` has taken in every copy, all pages are
+        """Forget everything that no lease pins and no copy uses; it would be computed again from
+        its tokens. Once all leases are released and ``poll`` has taken in all copies, all pages are
         free."""
         self.residency.clear()
 
     # -- agents -------------------------------------------------------------------------------
 
     def hint(self, next_uses: Sequence[tuple[AgentId, float | None]]) -> None:
-        """When agents are needed next, in steps of the clock; ``None`` = unknown. Of an agent that
-        is named twice, the last one holds."""
+        """Set the next uses of agents, in ticks of the simulation's clock; ``None`` = unknown. If
+        an agent is named twice, the last entry counts."""
         self.owners.set_next_uses(next_uses)
 
     def called(self, agent: AgentId, expected: float | None) -> None:
-        """``agent`` called; ``expected`` is the next use that was known before."""
-        self.misses.calls(agent, expected)
+        """Record that ``agent`` called; ``expected`` is the next use that was known before."""
+        self.misses.record_call(agent, expected)
 
     def last_miss(self, agent: AgentId) -> Miss | None:
-        """Why ``agent``'s state was not there the last time that it was not."""
+        """Why ``agent``'s state was not on the device at its last miss; ``None`` if it never
+        missed."""
         return self.misses.last.get(agent)
 
     def first_resident(self, agents: Iterable[AgentId | None]) -> int | None:
-        """The index of the first of ``agents`` whose next request likely begins with what is on the
-        device; ``None`` if there is none."""
+        """The index of the first of ``agents`` whose next request will likely begin with a prefix
+        on the device; ``None`` if there is none."""
         return self.owners.first_resident(agents)
 
     def pages_of(self, agent: AgentId) -> AgentPages:
@@ -166,63 +171,67 @@ class MemoryManager(MemoryParts):
         """``pages_of`` every agent that memory knows. O(agents)."""
         return self.owners.census()
 
-    def agents_under(self, tokens: bytes) -> list[AgentId]:
-        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is
-        held."""
-        return self.owners.under(tokens)
+    def agents_under(self, tokens: bytes, salt: bytes = b"") -> list[AgentId]:
+        """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is held,
+        and was computed with ``salt``."""
+        return self.owners.under(tokens, branch_of((), salt, self.block_size))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
-        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
+        """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes
+        to them."""
         self.owners.fork(parent, child)
 
     # -- adapters -----------------------------------------------------------------------------
 
     def add_adapter(self, content: AdapterContent) -> None:
-        """Know of an adapter from now on. Adding equal content again changes nothing."""
+        """Add an adapter. Adding equal content again changes nothing."""
         self.adapters.add(content)
 
     def remove_adapter(self, digest: bytes) -> None:
-        """Forget an adapter: its pages leave at once, or when the last lease lets go of it."""
+        """Remove an adapter. Its pages are freed now, or when the last lease that pins it is
+        released."""
         self.adapters.remove(digest)
 
     def bind_adapter(self, agent: AgentId, digest: bytes) -> None:
-        """``agent`` uses this adapter now, and no other; no effect where it was removed."""
+        """Let ``agent`` use this adapter, in place of any other; no effect if the adapter was
+        removed."""
         if self.adapters.has(digest):
             self.adapters.bind(agent, digest)
 
     # -- time, steps and copies ---------------------------------------------------------------
 
     def tick(self, now: float, pace: Pace, *, idle: bool) -> None:
-        """The simulation's clock moved to ``now``; ``idle``: no request was open."""
+        """The simulation's clock moved to ``now``, in ticks. ``idle``: no request was open."""
         self.timing.tick(now, pace, idle=idle)
 
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
-        """Once an iteration of the engine's loop: start the loads whose time has come, as far as
-        ``forecast`` tells it."""
+        """Start the loads whose start window has opened, as far as ``forecast`` tells. Called once
+        an iteration of the engine's loop, at ``wall_s`` seconds."""
         self.prefetcher.plan(wall_s, forecast)
 
     @property
     def opens_in_s(self) -> float | None:
-        """Seconds from the last ``plan`` to the next load ahead; ``None`` where none is due."""
+        """Seconds from the last ``plan`` to the next start window; ``None`` if there is none."""
         return self.prefetcher.opens_in_s
 
     def take_table_changes(self) -> tuple[Int32s, Int32s, Int32s]:
-        """Rows, columns and pages of the block table written since the last call, in order."""
+        """The rows, columns and pages of the block table written since the last call, each ``[n]``
+        int32, in order."""
         return self.table.take_changes()
 
     def launched(self, step: int, prefill_tokens: int) -> None:
-        """``step`` is the newest of the compute queue: pages that are freed now may be used until
-        it is over."""
+        """``step`` was launched and is the newest of the compute queue: it may use pages that are
+        freed from now on. ``prefill_tokens``: the tokens that it prefills."""
         self.timing.launched(step, prefill_tokens)
-        if self.flight is not None:
-            self.flight.step(step)
+        if self.page_log is not None:
+            self.page_log.step(step)
 
     def preempted(self) -> None:
-        """A running request had to give its pages to another."""
+        """Count a running request that lost its pages to another."""
         self.counters.preemptions += 1
 
     def stalled(self, seconds: float) -> None:
-        """For so long, nothing could run because of loads."""
+        """Count ``seconds`` in which nothing could run because of loads."""
         self.counters.stall_s += seconds
 
     @property
@@ -231,5 +240,5 @@ class MemoryManager(MemoryParts):
         return bool(self.residency.transfers)
 
     def drain(self) -> None:
-        """Call back every copy that has not started, and wait for the others."""
+        """Cancel every copy that has not started, and wait for the others."""
         self.residency.drain()

@@ -1,7 +1,8 @@
 """Misses: why an agent's state was not on the device when the agent called. The last miss of each
-agent is always kept.
+agent is kept.
 
-The engine notes which next use was expected when an agent calls; admission notes what was found.
+The engine records which next use was expected when an agent calls; admission records what was
+found.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ _ADVICE: dict[str, str] = {
 
 
 class Miss(NamedTuple):
-    """``tick``: when, on the simulation's clock. ``token``: up to which token of the prompt the
-    state was found anywhere. ``expected``: the next use that was known, ``None`` = unknown.
-    ``load_tokens``, ``lost_tokens``: what had to be waited for, what must be computed again.
-    ``unheard``: what was said of the agent and did not count, and who says nothing; without any
-    miss, the cause is "hint ignored"."""
+    """Why state was missing at one call.
+
+    ``tick``: when, on the simulation's clock. ``token``: up to which token of the prompt state was
+    found on any tier. ``expected``: the next use that was known, ``None`` = unknown.
+    ``load_tokens``: tokens whose KV the call had to wait for. ``lost_tokens``: tokens to be
+    computed again. ``unheard``: hints about the agent that did not count, and sources that say
+    nothing; if nothing was missing, ``cause`` is "hint ignored".
+    """
 
     cause: Cause
     tick: float
@@ -52,7 +56,7 @@ class Miss(NamedTuple):
 
     @classmethod
     def without(cls, unheard: Sequence[str], now: float) -> Miss:
-        """No miss, but ``unheard`` hints in vain, as of tick ``now``."""
+        """A record of hints that did not count, as of tick ``now``, for an agent without a miss."""
         return cls("hint ignored", now, 0, None, 0, 0, tuple(unheard))
 
     def __str__(self) -> str:
@@ -77,35 +81,36 @@ class Misses:
         self._expected: dict[AgentId, float | None] = {}
         self._timing, self._block_size = timing, block_size
 
-    def calls(self, agent: AgentId, expected: float | None) -> None:
-        """``agent`` called; this is what was known before."""
+    def record_call(self, agent: AgentId, expected: float | None) -> None:
+        """Record that ``agent`` called; ``expected`` is the next use that was known before."""
         self._expected[agent] = expected
 
     def forget(self, agent: AgentId) -> None:
         self.last.pop(agent, None)
         self._expected.pop(agent, None)
 
-    def released(self, lease: Lease) -> None:
-        """``lease`` leaves its shared path to its agent."""
+    def record_release(self, lease: Lease) -> None:
+        """Record the length of the path that ``lease`` leaves to its agent."""
         if lease.agent is not None:
-            lease.agent.leave(lease.num_shared)
+            lease.agent.record_release(lease.num_shared)
 
-    def looked_up(
+    def record_lookup(
         self, lease: Lease, found: Segment, waiting: int, spared: int, blocked_by: BlockedBy
     ) -> None:
-        """The prompt was found up to ``found``. Of its blocks, ``waiting`` are not on the device
-        yet, and the last ``spared`` are computed again instead of loaded; ``blocked_by`` is what
-        kept the planner from loads. Called before the agent's path is replaced by this one."""
+        """Record a lookup that found the prompt cached up to ``found``. Of its blocks, ``waiting``
+        are not on the device yet, and the last ``spared`` are computed again instead of loaded.
+        ``blocked_by`` is what kept the planner from loads. To be called before the agent's newest
+        path changes."""
         agent = lease.agent
         if agent is None:
             return
         expected = self._expected.pop(agent.id, None)
-        if agent.newest is None:
+        if agent.newest_end is None:
             return
-        before = agent.newest
+        before = agent.newest_end
         kept = before.parent is not None
         there = sum(segment.num_blocks for segment in lineage(before)) if kept else 0
-        dropped = agent.num_left - there
+        dropped = agent.last_path_blocks - there
         goes_on = kept and before in lineage(found)
         if goes_on and not waiting and not spared and dropped <= 0:
             return
@@ -125,19 +130,20 @@ class Misses:
         self.last[agent.id] = Miss(cause, now, token, expected, waiting * size, lost * size)
 
     def num_lost(self, lease: Lease, found: Segment, num_tokens: int) -> int:
-        """Blocks of the prompt (``num_tokens``), known up to ``found``, that the agent's last
-        request had left and that are gone, if the prompt still begins with them; of tokens that are
-        gone nobody can say so."""
+        """The number of blocks that the agent's last request left and that are no longer cached, if
+        the prompt (``num_tokens`` tokens, cached up to ``found``) still begins with them. Of tokens
+        that were dropped, that cannot be known for certain."""
         agent = lease.agent
-        if agent is None or agent.newest is None:
+        if agent is None or agent.newest_end is None:
             return 0
         there = lineage(found)
-        if agent.newest.parent is not None and agent.newest not in there:
+        if agent.newest_end.parent is not None and agent.newest_end not in there:
             return 0
-        num_left = min(agent.num_left, num_tokens // self._block_size)
+        num_left = min(agent.last_path_blocks, num_tokens // self._block_size)
         return max(0, num_left - sum(segment.num_blocks for segment in there))
 
     def why_late(self, expected: float | None, blocked_by: BlockedBy) -> Cause:
+        """Why state that was expected at ``expected`` was not loaded in time."""
         if expected is None:
             return "no hint"
         if expected >= self._timing.now + 1.0 or blocked_by is None:
@@ -146,11 +152,12 @@ class Misses:
 
     @staticmethod
     def _blocks_behind(before: Segment, end: Segment) -> int:
-        """Blocks of the path to ``before`` that the path to ``end`` does not share."""
+        """Blocks of the path to ``before`` that are not on the path to ``end``."""
         shared = set(lineage(end))
         return sum(segment.num_blocks for segment in lineage(before) if segment not in shared)
 
 
 def _digest_of(end: Segment) -> bytes:
-    """What the KV of the path to ``end`` belongs to beside its tokens: an adapter's digest."""
+    """The digest of the adapter with which the KV of the path to ``end`` was computed; empty
+    without one."""
     return next((segment.mark[:-2] for segment in lineage(end) if segment.mark), b"")

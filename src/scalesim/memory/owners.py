@@ -1,4 +1,4 @@
-"""The owners of segments: all agents, the paths that each owns, and their next uses."""
+"""Owners: all agents that memory knows, the segments that each one owns, and their next uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
 from scalesim.memory.tree.prefix_tree import TEXT, PrefixTree
-from scalesim.memory.tree.segment import Owner, Segment, lineage
+from scalesim.memory.tree.segment import Branch, Owner, Segment, lineage
 
 
 class AgentPages(NamedTuple):
@@ -30,31 +30,32 @@ class AgentPages(NamedTuple):
 
 
 class Owners:
-    """The agents that memory knows. Owners and next uses change here; no page moves."""
+    """The agents by name. Ownership and next uses change here; no page moves."""
 
     def __init__(self, tree: PrefixTree, ranking: EvictionRanking, queue: PrefetchQueue) -> None:
         self.agents: dict[AgentId, AgentState] = {}
-        self._habit = ReuseStats()
+        self._reuse_stats = ReuseStats()
         self._tree, self._ranking, self._queue = tree, ranking, queue
 
     def agent(self, id: AgentId) -> AgentState:
+        """The agent called ``id``; made when it is first named."""
         state = self.agents.get(id)
         if state is None:
-            state = self.agents[id] = AgentState(id, self._habit)
+            state = self.agents[id] = AgentState(id, self._reuse_stats)
         return state
 
     def nobody(self) -> AgentState:
-        """A new agent that counts as forgotten already: its leases leave nothing behind."""
-        state = AgentState("", self._habit)
-        state.go()
+        """A new agent that is forgotten already, so that its leases leave nothing behind."""
+        state = AgentState("", self._reuse_stats)
+        state.forget()
         return state
 
     def set_next_uses(self, advice: Iterable[tuple[AgentId, float | None]]) -> None:
-        """When agents are needed next, in ticks of the clock, in this order; ``None`` = unknown."""
+        """Set the next uses of agents, in ticks of the clock, in this order; ``None`` = unknown."""
         for id, next_use in advice:
             state = self.agent(id)
             if next_use != next_use:
-                next_use = None  # NaN orders nothing
+                next_use = None  # NaN cannot be ordered
             if next_use is None and state.next_use is None:
                 continue
             state.expect(next_use, self._ranking.next_seq())
@@ -63,30 +64,31 @@ class Owners:
             self._queue.add(state)
 
     def hints(self) -> list[tuple[AgentId, float | None]]:
-        """What was said of each agent's next use."""
+        """The next use of each agent."""
         return [(id, agent.next_use) for id, agent in self.agents.items()]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
-        """``child`` owns what ``parent`` owns. Pages are shared until one of them writes."""
+        """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes
+        to them."""
         source, target = self.agent(parent), self.agent(child)
         source.fork(target)
         for end in source.paths:
             for segment in lineage(end):
                 segment.own(target)
-                segment.use()
+                segment.record_hit()
         self._refresh_paths(target)
 
     def first_resident(self, ids: Iterable[AgentId | None]) -> int | None:
-        """The index of the first of ``ids`` whose next request likely begins with what is wholly on
-        the device; ``None`` if there is none. Every admission looks through the waiting line, so
-        the cheapest condition is asked first."""
+        """The index of the first of ``ids`` whose next request will likely begin with a prefix that
+        is wholly on the device; ``None`` if there is none. Every admission looks through the
+        waiting line, so the cheapest condition comes first."""
         agents = self.agents
         for index, id in enumerate(ids):
             state = None if id is None else agents.get(id)
-            if state is None or state.newest is None:
+            if state is None or state.newest_end is None:
                 continue
             match = state.last_match
-            if not (state.newest.is_ready or (match is not None and match.is_ready)):
+            if not (state.newest_end.is_ready or (match is not None and match.is_ready)):
                 continue
             end = state.likely_end()
             if end is None or not end.is_ready or end.parent is None:
@@ -105,15 +107,15 @@ class Owners:
         above: dict[Segment, tuple[int, int, int]] = {}
         return [(id, _pages_of(state, above)) for id, state in self.agents.items()]
 
-    def under(self, tokens: bytes) -> list[AgentId]:
+    def under(self, tokens: bytes, branch: Branch | None) -> list[AgentId]:
         """The agents that own the end of what is held of ``tokens``, as far as that goes."""
         num_blocks = len(tokens) // self._tree.block_bytes
-        path = self._tree.match(self._tree.root(TEXT), tokens, num_blocks)
+        path = self._tree.match(self._tree.root(TEXT), tokens, num_blocks, branch)
         return [owner.id for owner in path[-1][0].owners] if path else []
 
     def attach(self, id: AgentId, segment: Segment) -> None:
-        """``id`` owns ``segment``, in place of another of its kind: a path that each of its calls
-        takes. Whatever holds the old one goes on with it."""
+        """Let agent ``id`` own the attachment ``segment``, in place of another attachment of its
+        kind. Leases that pin the other one keep it."""
         state = self.agent(id)
         if segment in state.attached:
             return
@@ -126,90 +128,95 @@ class Owners:
         self._queue.add(state)
 
     def detach(self, agent: Owner, segment: Segment) -> None:
-        """``agent`` uses ``segment`` no more."""
+        """Let ``agent`` own the attachment ``segment`` no more."""
         agent.detach(segment)
         segment.disown(agent)
         self._ranking.refresh(segment)
 
     def drop(self, id: AgentId) -> list[Segment]:
-        """Forget ``id``. Nothing is its any more; returns what now is nobody's, the deepest first.
-        Whoever is made under this id later is another."""
+        """Forget agent ``id``. Returns the segments that have no owner now, the deepest first. The
+        same name used later is a new agent."""
         state = self.agents.pop(id, None)
         if state is None:
             return []
-        ends = state.go()
+        ends = state.forget()
         self._queue.add(state)
         changed: dict[Segment, None] = {}
         for end in ends:
             path = lineage(end)
-            tails = [tail for part in path if (tail := part.tails.get(id)) and state in tail.owners]
+            partials = [segment.partials.get(id) for segment in path]
+            owned = [partial for partial in partials if partial and state in partial.owners]
             self.disown(state, end)
-            changed.update(dict.fromkeys((*tails, *path)))
+            changed.update(dict.fromkeys((*owned, *path)))
         for segment in changed:
             self._inherit(segment)
         return [segment for segment in changed if not segment.owners and not segment.is_attachment]
 
-    def _inherit(self, tail: Segment) -> None:
-        """A tail that nobody owns goes to an owner of the path that has none there: a fork."""
-        path = tail.parent
-        if not tail.is_tail or tail.owners or path is None:
+    def _inherit(self, partial: Segment) -> None:
+        """Give a partial block without an owner to an owner of its path that has none there: a fork
+        of the forgotten agent."""
+        path = partial.parent
+        if not partial.is_partial or partial.owners or path is None:
             return
         for owner in path.owners:
-            if owner.id not in path.tails:
-                path.adopt_tail(tail, owner.id)
-                tail.own(owner)
-                tail.expect(True)
-                self._ranking.refresh(tail)
+            if owner.id not in path.partials:
+                path.adopt_partial(partial, owner.id)
+                partial.own(owner)
+                partial.set_reused(True)
+                self._ranking.refresh(partial)
                 return
 
     def own(self, agent: AgentState, end: Segment) -> None:
-        """``agent`` computed the path to ``end``. Its least worth path gives way if it has too
-        many."""
+        """Let ``agent``, which computed the path to ``end``, own it. If the agent has too many
+        paths, the one with the least value is disowned."""
         for segment in lineage(end):
             segment.own(agent)
-        before = agent.newest
+        before = agent.newest_end
         displaced = agent.remember(end)
         if before is not None and before is not end and before.parent is not None:
-            for segment in (before, *before.tails.values()):
+            for segment in (before, *before.partials.values()):
                 self._ranking.refresh(segment)
         if displaced is not None:
             self.disown(agent, displaced)
 
     def disown(self, agent: AgentState, end: Segment) -> None:
-        """``agent`` lets go of what leads to ``end`` and to none of its paths."""
+        """Let ``agent`` own the path to ``end`` no more, except for segments that are also on
+        another path of the agent."""
         kept = {segment for path in agent.paths for segment in lineage(path)}
         for segment in lineage(end):
             if segment not in kept:
                 segment.disown(agent)
-                tail = segment.tails.get(agent.id)
-                if tail is not None and agent in tail.owners:
-                    tail.expect(False)
-                    tail.disown(agent)
-                    self._ranking.refresh(tail)
+                partial = segment.partials.get(agent.id)
+                if partial is not None and agent in partial.owners:
+                    partial.set_reused(False)
+                    partial.disown(agent)
+                    self._ranking.refresh(partial)
                 self._ranking.refresh(segment)
 
     def evicted(self, segment: Segment) -> None:
-        """Pages of ``segment`` left the device: its owners will want them back."""
+        """Pages of ``segment`` left the device: its owners will need them again."""
         if segment.host and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
-                if not segment.device and owner.owns_only(segment):
+                if not segment.device and owner.is_ordered_by_only(segment):
                     owner.may_be_ranked = False
 
     def attachment_moved(self, segment: Segment) -> None:
-        """``segment`` left a tier, or came to the host: its owners will want it loaded, or read."""
+        """The attachment ``segment`` left a tier, or came to the host: its owners will need it
+        loaded or read."""
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
 
     def _refresh_paths(self, agent: AgentState) -> None:
-        """Rank the segments of ``agent`` again: its next use has changed.
+        """Rank the segments of ``agent`` again, since its next use changed.
 
-        ``may_be_ranked`` is False for an agent with no segment in the ranking, which is nearly
-        every agent where there are many; such an agent is skipped. Without the flag, new next uses
-        of 20 000 agents whose state is on the host take 122 ms instead of 70 ms."""
+        ``may_be_ranked`` is False for an agent without segments in the ranking, as nearly all
+        agents are when there are many; such an agent is skipped. Without the flag, new next uses of
+        20 000 agents whose state is on the host take 122 ms instead of 70 ms.
+        """
         ranking = self._ranking
         agent.may_be_ranked = False
         seen: dict[Segment, None] = {}
@@ -218,9 +225,10 @@ class Owners:
                 if segment in seen:
                     break
                 seen[segment] = None
-                tail = segment.tails.get(agent.id)  # below what it hangs from: it leaves before it
-                if tail is not None and tail.pins == 0:
-                    ranking.refresh(tail)
+                # the partial block first: it leaves before the segment
+                partial = segment.partials.get(agent.id)
+                if partial is not None and partial.pins == 0:
+                    ranking.refresh(partial)
                 if segment.pins == 0 and len(segment.owners) <= MANY_OWNERS:
                     ranking.refresh(segment)
 
@@ -237,8 +245,8 @@ def _pages_of(state: AgentState, above: dict[Segment, tuple[int, int, int]]) -> 
             if (sums := above.get(segment)) is None:
                 sums = above[segment] = _added((device, host, coming), segment)
             device, host, coming = sums
-        if (tail := end.tails.get(state.id)) is not None:
-            device, host, coming = _added((device, host, coming), tail)
+        if (partial := end.partials.get(state.id)) is not None:
+            device, host, coming = _added((device, host, coming), partial)
     for segment in state.attached:
         device, host, coming = _added((device, host, coming), segment)
     return AgentPages(device, host, coming, state.next_use)

@@ -1,7 +1,8 @@
-"""The flight recorder: what happened to pages last, and which copies are under way.
+"""The page event log: what happened to pages last, and which copies are under way. A flight
+recorder.
 
-The manager puts it at memory's own seams: its pools and its link tell what they do. Read when
-something is wrong (``dump``, ``LoggedLink.abandon``). Decides nothing.
+The log is filled where memory meets pages: by its pools and its link. It is read when something is
+wrong (``dump``, ``LoggedLink.cancel_all``) and decides nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from scalesim.memory.pools.page_pool import PagePool, runs
 
 NUM_EVENTS = 4096
 PageEvent = tuple[str, "int | Exception | None", Sequence[int], Sequence[int]]
-"""What happened, its number (a step's, a fence's or a ticket's) or error, device and host pages."""
+"""An event: what happened, a number (of a step, fence or ticket) or an error, device pages, host
+pages."""
 
 
 class PageEventLog:
-    """The last ``NUM_EVENTS`` events of an engine's pages: a ring, so that it costs the same for
-    ever. ``note`` is the ring's own append: an event costs one tuple."""
+    """The last ``NUM_EVENTS`` page events of an engine, in a ring buffer. ``note`` is the buffer's
+    own append, so an event costs one tuple."""
 
     def __init__(self) -> None:
         self._events: deque[PageEvent] = deque(maxlen=NUM_EVENTS)
@@ -31,15 +33,15 @@ class PageEventLog:
         return len(self._events)
 
     def step(self, number: int) -> None:
-        """What follows was done after step ``number`` was launched."""
+        """Record that ``number`` is the newest step that was launched."""
         self.note(("step", number, (), ()))
 
     def dump(self, last: int = NUM_EVENTS) -> str:
-        """The last events as text, a line each, the newest last."""
+        """The last events as text, one line each, the newest last."""
         return "\n".join(map(_line, list(self._events)[-last:]))
 
     def about(self, page: int, tier: str) -> list[str]:
-        """The lines that name ``page`` of the ``"device"`` or the ``"host"`` pool."""
+        """The lines that name ``page`` of the ``"device"`` or ``"host"`` pool."""
         on_device = tier == "device"
         return [
             _line(event) for event in self._events if page in (event[2] if on_device else event[3])
@@ -47,11 +49,11 @@ class PageEventLog:
 
 
 class LoggedPool(PagePool):
-    """A pool of ``tier`` that tells ``flight`` of each page that it hands out or takes back."""
+    """A pool of ``tier`` that logs each page that it allocates or frees."""
 
-    def __init__(self, num_pages: int, *, first: int = 0, tier: str, flight: PageEventLog) -> None:
+    def __init__(self, num_pages: int, *, first: int = 0, tier: str, log: PageEventLog) -> None:
         super().__init__(num_pages, first=first)
-        self._note, self._is_device = flight.note, tier == "device"
+        self._note, self._is_device = log.note, tier == "device"
 
     def allocate(self, count: int) -> list[int] | None:
         pages = super().allocate(count)
@@ -70,11 +72,11 @@ class LoggedPool(PagePool):
 
 
 class LoggedLink(LinkAround):
-    """A link that knows the pages of every copy that has not ended, and tells ``flight``."""
+    """A link that logs copies, and knows the pages of every copy that has not ended."""
 
-    def __init__(self, link: Link, flight: PageEventLog | None) -> None:
+    def __init__(self, link: Link, log: PageEventLog | None) -> None:
         super().__init__(link)
-        self._note = _forget if flight is None else flight.note
+        self._note = _forget if log is None else log.note
         self._open: dict[int, Copies] = {}
 
     def submit(
@@ -104,9 +106,10 @@ class LoggedLink(LinkAround):
             self._note(("copy cancelled", ticket, (), ()))
         return cancelled
 
-    def abandon(self, timeout_s: float) -> tuple[set[int], set[int]]:
-        """Call back every copy or wait for it, whoever asked for it and whatever the link raises:
-        the device and host pages that a copy may still touch after that."""
+    def cancel_all(self, timeout_s: float) -> tuple[set[int], set[int]]:
+        """Cancel every copy that has not started and wait for the others, whatever the link raises.
+        Returns the device and host pages that a copy may still use after ``timeout_s`` seconds
+        without an end."""
         for ticket in list(self._open):
             with Foreign():
                 self.cancel(ticket)
@@ -120,7 +123,7 @@ class LoggedLink(LinkAround):
 
 
 def _forget(event: PageEvent) -> None:
-    """Nobody records."""
+    """The ``note`` of a link without a log."""
 
 
 def _line(event: PageEvent) -> str:

@@ -1,6 +1,6 @@
-"""Memory's parts: which there are, which one knows which, and how they begin anew.
+"""The parts of memory: which there are, which part uses which, and how all of them begin anew.
 
-Nothing here is on a request's way: ``manager`` has the operations.
+Only construction is here; ``MemoryManager`` has the operations.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.run import TierName
 
-_PATIENCE_S = 1.0  # with a copy that does not end, when everything begins anew
+_PATIENCE_S = 1.0  # how long a reset waits for a copy that does not end
 NULL_PAGE = 0
-"""Never allocated: where padded rows point and write."""
+"""Never allocated. Padded rows of a batch read and write it."""
 
 
 class MemoryParts:
     """The parts of one manager's memory.
 
-    Device page 0 is the null page. ``num_rows`` is the size of the block table, row 0 being the
-    dummy. ``read_rate``: bytes a second at which sources are read. ``make_ranking`` and
-    ``make_planner`` bring another order of eviction and another planner. ``record``: keep the last
-    page events in ``flight``, to be read when something is wrong (those of the pools where
-    ``make_pool`` is the default).
+    Device page 0 is the null page. ``num_rows`` is the size of the block table, with row 0 as the
+    dummy. ``read_rate`` gives the bytes a second at which sources are read. ``make_ranking`` and
+    ``make_planner`` replace the eviction order and the planner. ``record``: keep the last page
+    events in ``page_log``, to be read after a fault (events of the pools only where ``make_pool``
+    is the default).
 
-    ``timing``, ``counters``, ``misses`` and ``flight`` last as long as the manager; ``reset``
-    builds the others anew.
+    ``timing``, ``counters``, ``misses`` and ``page_log`` last as long as the manager; ``reset``
+    makes the other parts anew.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class MemoryParts:
         self._make_planner, self._planner = make_planner, planner or PlannerConfig()
         self._read_rate = read_rate
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
-        self.flight = PageEventLog() if record else None
-        self._link = LoggedLink(link, self.flight)
+        self.page_log = PageEventLog() if record else None
+        self._link = LoggedLink(link, self.page_log)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
         self._num_rows = num_rows
         self.counters, self.timing = Counters(), Timing()
@@ -85,8 +85,8 @@ class MemoryParts:
         self._build({})
 
     def _build(self, lost: Mapping[TierName, Collection[int]]) -> None:
-        """The parts that know pages and agents, as they are when nothing was ever computed; pages
-        that are ``lost`` stay out of circulation."""
+        """Make the parts that know pages and agents, empty. Pages that are ``lost`` stay out of
+        circulation."""
         self.device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
         self.host = self._pool("host", self._host_pages, first=0)
         self.tiers = Tiers(
@@ -95,7 +95,7 @@ class MemoryParts:
         )
         self.tree, self.table = PrefixTree(self.block_size), BlockTable(self._num_rows)
         self.ranking = ranking = self._make_ranking(self.tree, self.policy, self.timing)
-        queue = PrefetchQueue(self.timing, is_used=self.policy.look_ahead)
+        queue = PrefetchQueue(self.timing, enabled=self.policy.look_ahead)
         self.owners = owners = Owners(self.tree, ranking, queue)
         self.residency = residency = Residency(
             self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing
@@ -103,8 +103,8 @@ class MemoryParts:
         self.prefetcher = self._make_planner(residency, queue, self._planner, self._read_rate)
         self.orphans, self.adapters = Orphans(residency), AdapterPages(residency, owners)
         self.attachments = Attachments(residency, self.table, {ADAPTER: self.adapters})
-        self.loads, self.tails = LoadWaiters(residency), PartialBlocks(residency)
-        shared = (residency, self.table, owners, self.attachments, self.tails, self.loads)
+        self.loads, self.partial_blocks = LoadWaiters(residency), PartialBlocks(residency)
+        shared = (residency, self.table, owners, self.attachments, self.partial_blocks, self.loads)
         accounts = LookupAccounts(
             self.counters, self.misses, self.prefetcher, queue, self.block_size
         )
@@ -112,19 +112,18 @@ class MemoryParts:
         self.releases = Releases(*shared, self.misses, self.orphans)
 
     def _pool(self, tier: TierName, num_pages: int, *, first: int) -> Pool:
-        if self.flight is not None and self._make_pool is PagePool:
-            return LoggedPool(num_pages, first=first, tier=tier, flight=self.flight)
+        if self.page_log is not None and self._make_pool is PagePool:
+            return LoggedPool(num_pages, first=first, tier=tier, log=self.page_log)
         return self._make_pool(num_pages, first=first)
 
     def reset(self, lost: Mapping[TierName, Collection[int]] = MappingProxyType({})) -> None:
-        """Begin anew, whatever state this is in: all leases and segments are forgotten,
-        as if they had never been; what agents said of their next use stays. Nothing of the old
-        state is trusted, so nothing of it is mended.
+        """Begin anew, whatever state memory is in: all leases and segments are forgotten, and only
+        the next uses of agents are kept. No other old state is read, since none can be trusted.
 
-        No step is in flight. Pages given as lost, and those that a copy may still touch, leave
-        circulation for good.
+        No step may be under way. Pages given as ``lost``, and pages that a copy may still use, are
+        taken out of circulation.
         """
-        touched = self._link.abandon(timeout_s=_PATIENCE_S)
+        touched = self._link.cancel_all(timeout_s=_PATIENCE_S)
         all_lost = {
             tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
             for tier, pages in zip(self.tiers, touched, strict=True)

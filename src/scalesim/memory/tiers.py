@@ -1,7 +1,8 @@
-"""Tiers: the places that pages can be in, the nearest to the compute first: device, then host.
+"""Tiers: the places where pages can be, the nearest to the compute first: the device, then the
+host.
 
-A segment has a run of pages on each tier, from its first block on; which tier what belongs on, and
-when, is the residency's to decide. A tier more is a row of ``Tiers`` and a run of ``Segment``.
+A segment has a run of pages on each tier, from its first block on. ``Residency`` decides what is on
+which tier. A further tier is an entry of ``Tiers`` and a run of ``Segment``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from scalesim.memory.tree.segment import Segment
 
 
 class Tier:
-    """A pool of pages, and who has them: ``num_held`` are segments', ``lost`` are out of
-    circulation for good. ``link`` copies between this tier and the one above; the first has none.
+    """One tier: a pool of pages, of which segments have ``num_held``. Pages that are ``lost`` stay
+    out of circulation.
 
-    ``run(segment)`` is what a segment has here.
+    ``link`` copies between this tier and the one above; the first tier has none. ``run(segment)``
+    is the run of a segment on this tier.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class Tier:
         self.num_held += len(pages)
 
     def cut(self, segment: Segment, keep: int) -> list[int]:
-        """See ``Segment.cut``. The pages are the caller's."""
+        """See ``Segment.cut``. The caller frees the pages."""
         pages = segment.cut(self.name, keep)
         self.num_held -= len(pages)
         return pages
@@ -58,7 +60,7 @@ class TierUse(NamedTuple):
 
 
 class Tiers(NamedTuple):
-    """All of them, in order."""
+    """All tiers, in order."""
 
     device: Tier
     host: Tier

@@ -19,9 +19,9 @@ from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment
-from scalesim.memory.tree.use import UseTime
 
 NUM_LEVELS = 4
 AHEAD_TICKS = 2.0  # its load_ahead_step
@@ -48,8 +48,8 @@ class LevelsRanking(EvictionRanking):
         super().__init__(tree, policy, timing)
         self._enters: dict[Segment, float] = {}  # when each far segment enters the classes
 
-    def use_of(self, segment: Segment) -> UseTime:
-        next_use, _ = self.next_use_of(segment)
+    def next_use(self, segment: Segment) -> NextUse:
+        next_use, _ = self.owners_next_use(segment)
         if next_use is None:
             level = float("inf")
         elif next_use - self.timing.now >= NUM_LEVELS:
@@ -57,7 +57,7 @@ class LevelsRanking(EvictionRanking):
             self._enters[segment] = next_use - NUM_LEVELS
         else:
             level = float(int(max(next_use, -_FAR)))
-        return UseTime(level, segment.seq, segment.last_use, segment.last_seq)
+        return NextUse(level, segment.seq, segment.last_use, segment.last_seq)
 
     def forget(self, segment: Segment) -> None:
         super().forget(segment)
@@ -94,10 +94,10 @@ class LevelsAhead(Prefetcher):
         while (agent := self.queue.peek()) is not None:
             if agent.next_use is None or agent.next_use - now > AHEAD_TICKS:
                 return
-            missing = self.missing(agent)
-            count = sum(blocks for _, blocks in missing)
-            if count and not self.start(agent, missing, residency.take(count)):
-                residency.refused = False  # no request waits for these pages
+            wanted = self.host_only(agent)
+            count = sum(blocks for _, blocks in wanted)
+            if count and not self.start(agent, wanted, residency.take(count)):
+                residency.allocation_failed = False  # no request waits for these pages
                 return  # the first failure ends the round
             self.queue.discard(agent)
 

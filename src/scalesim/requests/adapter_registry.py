@@ -19,10 +19,10 @@ import numpy as np
 from scalesim.checks import flag, number, path_of, shown, text
 from scalesim.core import AgentId, Int32s
 from scalesim.errors import AdapterError
-from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_use
+from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_spec
 
 if TYPE_CHECKING:
-    from scalesim.memory.lease import AttachmentUse
+    from scalesim.memory.lease import AttachmentSpec
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.call import Call
 
@@ -176,15 +176,15 @@ class AdapterRegistry:
         with self._lock:
             return self._entry(name).content.num_pages
 
-    def uses(self, name: str, tokens: Int32s) -> tuple[AttachmentUse, ...]:
+    def uses(self, name: str, tokens: Int32s) -> tuple[AttachmentSpec, ...]:
         """What a call with this prompt needs of the adapter; nothing of an activated one that the
         prompt does not invoke."""
         with self._lock:
             content = self._entry(name).content
         if content.invocation_tokens is None:
-            return (adapter_use(content.digest, content.layout),)
+            return (adapter_spec(content.digest, content.layout),)
         start = last_invocation(tokens, content.invocation_tokens)
-        return () if start is None else (adapter_use(content.digest, content.layout, start),)
+        return () if start is None else (adapter_spec(content.digest, content.layout, start),)
 
     def hold(self, calls: Iterable[Call]) -> None:
         """``calls`` use their adapters, until they are let go."""

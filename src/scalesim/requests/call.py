@@ -15,7 +15,7 @@ from scalesim.requests.request import Request
 if TYPE_CHECKING:
     import asyncio
 
-    from scalesim.memory.lease import AttachmentUse
+    from scalesim.memory.lease import AttachmentSpec
     from scalesim.model.text.token_stream import TokenStream
     from scalesim.requests.agent_registry import AgentEntry
     from scalesim.sampling.logits import TokenConstraint
@@ -56,7 +56,7 @@ class Call:
     owner: AgentEntry | None = None  # the agent that the caller meant; forgotten since, perhaps
     dropped: Dropped | None = None  # what a prompt that was too long has lost
     leader: Call | None = None  # the first sample of the same prompt, if this is another sample
-    attachments: tuple[AttachmentUse, ...] = ()
+    attachments: tuple[AttachmentSpec, ...] = ()
     make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
     digest: int | None = None  # of the prompt and the parameters
     number: int | None = None  # how many equal requests were handed in before

@@ -49,6 +49,7 @@ def checked_request(request: Request) -> Request:
         on_overflow=_on_overflow(request.on_overflow),
         pooling=None if request.pooling is None else check_pooling(request.pooling),
         cache_salt=None if request.cache_salt is None else _cache_salt(request.cache_salt),
+        adapter=None if request.adapter is None else text("adapter", request.adapter),
     )
 
 
@@ -74,6 +75,9 @@ def _is_plain(request: Request) -> bool:
         and (timeout is None or (type(timeout) is float and timeout > 0.0))
         and (deadline is None or (type(deadline) is float and math.isfinite(deadline)))
         and request.pooling is None
+        and (
+            request.adapter is None or (type(request.adapter) is str and request.adapter.isascii())
+        )
         and (request.cache_salt is None or _is_plain_salt(request.cache_salt))
         and type(request.sample_index) is int
         and 0 <= request.sample_index < INT64

@@ -59,6 +59,8 @@ class Intake:
             request = replace(request, params=params)
         owner = None if request.agent is None else self.agents.known(request.agent)
         adapter = None if owner is None else owner.adapter
+        if request.adapter is not None:
+            adapter = request.adapter or None
         tokens = model.token_ids(request.prompt)
         max_tokens = self.max_len(adapter) - params.max_tokens
         tokens, dropped = fit_prompt(request.prompt, tokens, max_tokens, request.on_overflow, model)

@@ -24,7 +24,8 @@ class Request:
     shortens it. With ``pooling`` nothing is generated: the reply's ``embedding`` is the final
     hidden state of the last token, or the mean over all tokens. What is computed for a request with
     a ``cache_salt`` is found by requests with the same one only: whose prompts are in memory is
-    nobody else's to learn.
+    nobody else's to learn. ``adapter`` is the name of the adapter to call with; ``None``: the
+    agent's own, ``""``: none.
     """
 
     prompt: Prompt
@@ -37,6 +38,7 @@ class Request:
     on_overflow: OnOverflow = "error"
     pooling: Pooling | None = None
     cache_salt: str | None = None
+    adapter: str | None = None
 
     @property
     def salt(self) -> bytes:

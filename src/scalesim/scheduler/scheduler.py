@@ -187,7 +187,7 @@ class Scheduler:
             max_loading_pages=max_loading,
         )
         if lease is not None and sequence.leaves_nothing:
-            self.memory.leave_nothing(lease)
+            self.memory.make_temporary(lease)
         return lease
 
     def _enter(self, sequence: Sequence, lease: Lease) -> None:

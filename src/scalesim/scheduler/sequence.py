@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from scalesim.core import AgentId, FinishReason, Int32s
-from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.sampling.embedding import EmbeddingLog
 from scalesim.sampling.logits import LogitsProcessor
 from scalesim.sampling.logprobs import LogprobsLog
@@ -51,7 +51,7 @@ class Sequence:
     limit: int  # tokens of prompt and output, at most
     params: SamplingParams
     key: int  # the Philox key of its draws
-    attachments: tuple[AttachmentUse, ...] = ()
+    attachments: tuple[AttachmentSpec, ...] = ()
     salt: bytes = b""  # tells its KV from others' of the same tokens
     stop_ids: frozenset[int] = frozenset()
     observer: Observer | None = None

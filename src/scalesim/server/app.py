@@ -19,11 +19,13 @@ from starlette.types import Receive, Scope, Send
 from scalesim.engine.engine import Engine
 from scalesim.errors import EngineClosedError
 from scalesim.server import (
+    admin,
     agents,
     chat,
     choose,
     completions,
     embeddings,
+    envelope,
     hints,
     models,
     tokens,
@@ -47,7 +49,9 @@ ROUTES: list[Endpoint] = [
     *choose.ENDPOINTS,
     *hints.ENDPOINTS,
     *agents.ENDPOINTS,
+    *envelope.ENDPOINTS,
     *watch.ENDPOINTS,
+    *admin.ENDPOINTS,
 ]
 
 

@@ -23,6 +23,7 @@ from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream
 from scalesim.server.body import body_bytes, read
 from scalesim.server.endpoint import Endpoint, for_agents
+from scalesim.server.envelope import carry
 from scalesim.server.errors import bad
 from scalesim.server.generation import (
     Target,
@@ -47,6 +48,7 @@ async def chat(service: Service, request: HttpRequest) -> Response:
     body, raw = await read(service, request, ChatBody)
     target = target_of(service, request, raw)
     turn, asked = await _prepared(service, request, body, raw, target)
+    await carry(service, request, raw, target.caller)
     answer = ChatAnswer(service, target, body, turn)
     if body.stream:
         streams = service.metrics.timed(await service.engine.stream_samples_async(asked))

@@ -41,7 +41,7 @@ async def choose(service: Service, request: HttpRequest) -> Response:
     if len(body.options) > MAX_OPTIONS:
         raise bad(f"options lists {len(body.options)}, at most {MAX_OPTIONS}", "options")
     target = target_of(service, request, raw)
-    prompt = body.prompt if body.messages is None else body.messages
+    prompt: Any = body.prompt if body.messages is None else body.messages
     model = service.engine.model
     tokens = await service.off_loop(body_bytes(request), partial(model.token_ids, prompt))
     params = sampling_of(service, body, raw, max_tokens=1)

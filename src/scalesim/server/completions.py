@@ -19,6 +19,7 @@ from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream
 from scalesim.server.body import body_bytes, read
 from scalesim.server.endpoint import Endpoint, for_agents
+from scalesim.server.envelope import carry
 from scalesim.server.errors import bad
 from scalesim.server.generation import (
     Target,
@@ -53,6 +54,7 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     model, size = service.engine.model, body_bytes(request)
     tokens = [await service.off_loop(size, partial(model.token_ids, prompt)) for prompt in prompts]
     requests = [_engine_request(service, target, body, raw, ids) for ids in tokens]
+    await carry(service, request, raw, target.caller)
     answer = Completion(service, target, body)
     if body.stream:
         streams = [await service.engine.stream_samples_async(asked) for asked in requests]

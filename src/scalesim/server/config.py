@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from scalesim.checks import flag, number, refuse, text, whole
+from scalesim.checks import flag, number, path_of, reading, refuse, text, whole
 from scalesim.config import Rule, setting, settle
 from scalesim.errors import ConfigError
 
@@ -45,6 +47,15 @@ def _keys(name: str, value: Any) -> tuple[str, ...]:
     return keys
 
 
+def _folders(name: str, value: Any) -> Mapping[str, Path]:
+    with reading(name, ConfigError):
+        given = dict(value)
+    return {
+        text(f"{name}: a name", adapter, ConfigError, empty=False): path_of(name, path, ConfigError)
+        for adapter, path in given.items()
+    }
+
+
 def _host(name: str, value: object) -> str:
     return text(name, value, ConfigError, empty=False)
 
@@ -73,7 +84,6 @@ class ServerLimits:
     max_prompts: int = setting(256, _from(1))  # of a request to /v1/completions or /v1/embeddings
     max_stops: int = setting(64, _from(1))
     max_stop_chars: int = setting(1024, _from(1))
-    max_schema_bytes: int = setting(64 << 10, _from(1))
     receive_timeout: float = setting(10.0, _seconds)
     send_timeout: float = setting(30.0, _seconds)
     request_timeout: float = setting(3600.0, _seconds)
@@ -88,7 +98,8 @@ class ServerLimits:
 class ServerConfig:
     """``names``: what clients may call the model; the first one is what replies call it.
     ``api_keys``: any of them opens every route but the administrative ones, which only exist if
-    there are ``admin_keys``. ``embeddings``: serve ``/v1/embeddings``. Raises ``ConfigError``, also
+    there are ``admin_keys``. ``adapters``: folders by name, the only ones that may be added while
+    the server runs. ``embeddings``: serve ``/v1/embeddings``. Raises ``ConfigError``, also
     for a ``host`` that other machines can reach without a key.
     """
 
@@ -98,6 +109,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = setting((), _keys)
     admin_keys: tuple[str, ...] = setting((), _keys)
     embeddings: bool = setting(False, partial(flag, error=ConfigError))
+    adapters: Mapping[str, Path] = setting(cast("Mapping[str, Path]", ()), _folders)
     limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:

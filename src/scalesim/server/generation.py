@@ -17,9 +17,8 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
-from scalesim.server.gate import admission_of
-from scalesim.server.hints import begin_call
-from scalesim.server.identity import Caller, scoped
+from scalesim.server.hints import begin_call, salt_of
+from scalesim.server.identity import Caller
 from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
 from scalesim.server.service import Service
 
@@ -27,17 +26,15 @@ from scalesim.server.service import Service
 @dataclass(frozen=True, slots=True)
 class Target:
     """Whom a request is for: the name that it gave the model, the adapter that this name means,
-    who calls, and the key's own salt where there are several keys."""
+    and who calls."""
 
     model: str
     adapter: str | None
     caller: Caller
-    tenant: str | None
 
     def cache_salt(self, given: str | None) -> str | None:
         """What tells the state of this request from others': the key, and what the client gave."""
-        parts = (self.tenant, given)
-        return None if parts == (None, None) else ":".join(part or "" for part in parts)
+        return salt_of(self.caller.scope, given)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -49,9 +46,7 @@ def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -
     """Whom ``body`` is for. Raises 404 for a model that is not served."""
     name = body.get("model")
     model, adapter, alias = known_model(service, service.config.names[0] if name is None else name)
-    tenant = admission_of(request).tenant
-    caller = begin_call(service, request, body, alias)
-    return Target(model, adapter, caller, None if tenant is None else tenant.hex())
+    return Target(model, adapter, begin_call(service, request, body, alias))
 
 
 def known_model(service: Service, name: str) -> tuple[str, str | None, str | None]:
@@ -103,24 +98,18 @@ def engine_request(
 ) -> Request:
     """What the engine is asked, for the agent that calls; an agent whom nobody knew is made."""
     limit_s = service.limits.request_timeout
-    timeout = limit_s if body.timeout is None else min(body.timeout, limit_s)
-    request = Request(
+    agent, engine = target.caller.agent, service.engine
+    if agent is not None and target.adapter not in (None, engine.agent(agent).adapter):
+        engine.agent(agent, adapter=target.adapter)  # it is loaded ahead of the agent's next call
+    return Request(
         tokens,
-        agent=target.caller.agent,
+        agent=agent,
         params=params,
-        timeout=timeout,
+        timeout=limit_s if body.timeout is None else min(body.timeout, limit_s),
         priority=body.priority or 0,
         cache_salt=target.cache_salt(body.cache_salt),
+        adapter=target.adapter or "",
     )
-    agent = target.caller.agent
-    if target.adapter is not None:
-        # an adapter is an agent's: of those without a name, all who use the adapter share one
-        if agent is None:
-            agent = scoped(f"adapter:{target.adapter}", target.caller.scope)
-        return replace(request, agent=service.engine.agent(agent, adapter=target.adapter).id)
-    if agent is not None:
-        service.engine.agent(agent)
-    return request
 
 
 def room_for(service: Service, target: Target, num_prompt: int, wanted: int | None) -> int:

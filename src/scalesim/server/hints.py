@@ -26,14 +26,19 @@ from scalesim.server.service import Service
 
 MAX_ENTRIES = 100_000
 _MAX_NAMED = 32  # agents that a reply names
-_SCOPE_DIGITS = 32
 _CALL = "scalesim.call"
 
 
 def scope_of(request: HttpRequest) -> str:
     """What tells the agents of this request's key from those of other keys; empty with one key."""
     tenant = admission_of(request).tenant
-    return "" if tenant is None else tenant.hex()[:_SCOPE_DIGITS]
+    return "" if tenant is None else tenant.hex()
+
+
+def salt_of(scope: str, given: str | None) -> str | None:
+    """The ``cache_salt`` of a request: its key, where there are several, and what the client
+    gave."""
+    return f"{scope}:{given or ''}" if scope or given is not None else None
 
 
 # -- with a call ---------------------------------------------------------------------------------

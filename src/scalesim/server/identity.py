@@ -71,9 +71,13 @@ class _Fingerprint:
 class Caller:
     """Whom a call is taken for: ``agent`` is the engine's id, ``name`` what its key calls it,
     ``rung`` what named it. Both are ``None`` where nobody is named. ``hint`` says whether a hint
-    that came with the call was used. As a context manager, it spans the call."""
+    that came with the call was used, ``outcomes`` what became of an envelope. As a context manager,
+    it spans the call."""
 
-    __slots__ = ("_fingerprint", "_identity", "_prompt", "agent", "hint", "name", "rung", "scope")
+    __slots__ = (
+        "_fingerprint", "_identity", "_prompt",
+        "agent", "hint", "name", "outcomes", "rung", "scope",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class Caller:
     ) -> None:
         self._identity, self._fingerprint, self._prompt = identity, fingerprint, prompt
         self.name, self.rung, self.scope = name, rung, scope
-        self.hint = "none"
+        self.hint, self.outcomes = "none", ""
         self.agent = None if name is None else scoped(name, scope)
 
     def __enter__(self) -> Caller:
@@ -112,6 +116,8 @@ class Caller:
     def headers(self) -> dict[str, str]:
         """What a reply says of it. What of a name is no ASCII is written as in a URL."""
         told = {"X-ScaleSim-Identity": self.rung, "X-ScaleSim-Hint": self.hint}
+        if self.outcomes:
+            told["X-ScaleSim-KV-Hints"] = self.outcomes
         if self.name is not None:
             told["X-ScaleSim-Agent"] = quote(self.name, safe=_PLAIN)
         return told
@@ -242,7 +248,7 @@ class Identity:
     def _drop_oldest(self) -> None:
         """A hundredth at a time, so that the engine hears of it seldom."""
         wanted = len(self._agents) - self._max_agents + self._max_agents // 100
-        gone = []
+        gone: list[str] = []
         for agent, num_open in self._agents.items():
             if len(gone) == wanted:
                 break

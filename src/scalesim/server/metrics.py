@@ -33,7 +33,7 @@ _SECONDS = (
 )  # fmt: skip
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
-disable_created_metrics()  # a second series for each, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
 _RECENT = 512  # requests that the page's quantiles are of
 
 _COUNTERS: tuple[tuple[str, str, str], ...] = (  # name, field of EngineStats, help

@@ -133,6 +133,6 @@ class Bed:
         assert not residency.transfers, residency.transfers
         assert self.hostile is None or not self.hostile.num_open, self.hostile.num_open
         assert memory.tree.num_segments == 0, list(memory.tree)
-        assert not residency.saving_pages and not residency.demand_waiting
+        assert not residency.transfers.saving_pages and not residency.transfers.num_demand
         assert not memory.loading_pages
         assert memory.table.num_free == memory.table.num_rows - 1

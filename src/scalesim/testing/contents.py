@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scalesim.core import Bytes2D, Int64s, UInt64s
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.tree.segment import Segment, lineage
 from scalesim.testing.tags import (
     adapter_pages,
@@ -99,7 +99,7 @@ class Paths:
         coded, known = self._of(tokens, digest, start)
         return coded, known, (len(tokens) - len(segment.tokens)) // 4
 
-    def known(self, tokens: Sequence[int], use: AttachmentUse | None) -> tuple[Int64s, UInt64s]:
+    def known(self, tokens: Sequence[int], use: AttachmentSpec | None) -> tuple[Int64s, UInt64s]:
         """``tokens`` as tags store them under ``use``, and their lineages."""
         packed = np.array(tokens, np.int32).tobytes()
         digest, start = (None, 0) if use is None else (use.digest, use.start)

@@ -10,7 +10,7 @@ from scalesim.batch import Batch, SamplingBatch
 from scalesim.batch_options import AttachmentBatch
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
 
 
@@ -39,7 +39,7 @@ class OpenLease:
     slot: int
     done: int
     launched: int
-    use: AttachmentUse | None = None
+    use: AttachmentSpec | None = None
 
     @property
     def token_bytes(self) -> bytes:

@@ -15,8 +15,8 @@ import numpy as np
 from scalesim.batch import LaunchedStep
 from scalesim.core import Int64s
 from scalesim.memory.audit.integrity import check_integrity
-from scalesim.memory.lease import AttachmentUse
-from scalesim.memory.leases.adapters import AdapterContent, adapter_use
+from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
 from scalesim.memory.timing import Pace
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment, descendants, lineage
@@ -91,7 +91,7 @@ class MemoryWorld:
             return
         tokens = self.prompt(agent, kind, pick, length)
         tokens = tokens[: self.shape.pages * self.shape.block_size]
-        use = self.adapter_use(agent, pick, len(tokens))
+        use = self.adapter_spec(agent, pick, len(tokens))
         blocks = -(-len(tokens) // self.shape.block_size) + spare % 3
         share = self.shape.pages // 2 if self.open_leases and pick % 2 else None
         packed = np.array(tokens, np.int32).tobytes()
@@ -143,7 +143,7 @@ class MemoryWorld:
         if self.shape.adapters and (found := self.adapters.get(name % self.shape.adapters)):
             self.broken ^= {found[0]}
 
-    def adapter_use(self, agent: int, pick: int, num_tokens: int) -> AttachmentUse | None:
+    def adapter_spec(self, agent: int, pick: int, num_tokens: int) -> AttachmentSpec | None:
         """The adapter of a request, mostly its agent's own; active from the first token or a later
         one."""
         if not self.adapters or pick % 4 == 0:
@@ -152,7 +152,7 @@ class MemoryWorld:
         tag, count = self.adapters[names[agent % len(names)]]
         start = 0 if pick % 3 else pick % num_tokens
         self.manager.bind_adapter(agent, digest_of(tag))
-        return adapter_use(digest_of(tag), adapter_layout(tag, count), start)
+        return adapter_spec(digest_of(tag), adapter_layout(tag, count), start)
 
     def prompt(self, agent: int, kind: str, pick: int, length: int) -> list[int]:
         """The tokens of a prompt; ``kind`` tells how they are related to earlier requests."""
@@ -301,7 +301,7 @@ class MemoryWorld:
         self.manager.forget(agent)
         assert agent not in self.manager.owners.agents
         for segment in self.manager.tree:
-            assert all(owner.id != agent or owner.is_gone for owner in segment.owners)
+            assert all(owner.id != agent or owner.is_forgotten for owner in segment.owners)
         self._check_orphans(before)
 
     def forget_all(self) -> None:
@@ -382,7 +382,7 @@ class MemoryWorld:
         host = PageReader(bed.host, self.shape.block_size)
         copying = set(self.copying.values())
         for segment in descendants(tree.root(TEXT)):
-            if segment.is_tail and segment.device[0] in copying:
+            if segment.is_partial and segment.device[0] in copying:
                 continue  # a step in flight writes it: right for steps after that one
             tokens, known, start = self.paths.of(segment)
             device.add(segment, segment.device[: segment.device.valid], tokens, known, start)

@@ -1,1 +1,2 @@
-"""Checks of memory's books: cheap ones after each step, thorough ones for tests."""
+"""The audit of memory: do its records agree? Cheap checks after each step, full checks when idle
+and in tests."""

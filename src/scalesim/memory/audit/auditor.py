@@ -1,7 +1,7 @@
-"""The guard: looks after memory's books while an engine runs, and says what was wrong.
+"""The auditor: checks memory's records while an engine runs, and reports what is wrong.
 
-Called by the loop, on its thread: after each step it compares counts, when there is nothing to do
-it compares everything. It finds and reports; the loop acts.
+The engine's loop calls it on its thread: after each step to compare counts, and when there is
+nothing to do to compare everything. The auditor finds and reports; the loop acts.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 
 Integrity = Literal["quarantine", "raise", "off"]
-SWEEP_SHARE = 0.01  # most of the time that sweeps may take
-_REPORTED = 40  # page events in the log
+SWEEP_SHARE = 0.01  # of the time, at most, for full checks
+_REPORTED = 40  # page events that are logged
 _log = logging.getLogger(__name__)
 
 
 class Auditor:
-    """``leases`` gives those that are open now. ``mode`` ``"off"`` checks nothing."""
+    """Audits ``memory``. ``leases`` gives the leases that are open now. With ``mode`` ``"off"``
+    nothing is checked."""
 
     def __init__(
         self,
@@ -41,13 +42,13 @@ class Auditor:
         self._swept_at = -1
 
     def after_step(self) -> None:
-        """Do the counts add up? O(running requests). Raises ``AccountError``."""
+        """Check that the counts of pages add up. O(running requests). Raises ``AccountError``."""
         if self.mode != "off":
             check_accounts(self.memory, self._leases())
 
     def when_idle(self) -> None:
-        """Compare everything with everything, if a step was launched since the last time and this
-        has not taken more than its share of the time. Raises ``IntegrityError``."""
+        """Check all invariants, if a step was launched since the last full check and full checks
+        have not taken more than their share of the time. Raises ``IntegrityError``."""
         launched = self.memory.timing.last_launched
         if self.mode == "off" or launched == self._swept_at:
             return
@@ -61,11 +62,11 @@ class Auditor:
         self._next_sweep_s = end_s + (end_s - start_s) / SWEEP_SHARE
 
     def examine(self, error: BaseException) -> Suspects:
-        """Report ``error`` with what happened to pages last; which of them are in question. Only
-        books that do not agree put pages in question: what merely broke off left nothing behind
-        that a new beginning would not mend."""
-        flight = self.memory.flight
-        self.last_report = "" if flight is None else flight.dump()
+        """Report ``error`` with the last page events, and return the pages and leases that are
+        suspect. Only records that disagree make pages suspect: after any other error, a reset
+        leaves nothing wrong behind."""
+        log = self.memory.page_log
+        self.last_report = "" if log is None else log.dump()
         recent = "\n".join(self.last_report.splitlines()[-_REPORTED:])
         report(_log, "beginning anew after %r; the last page events:\n%s", error, recent)
         if not is_violation(error):
@@ -78,5 +79,6 @@ class Auditor:
 
 
 def is_violation(error: BaseException) -> bool:
-    """Whether memory's books were found to differ, rather than that something failed."""
+    """Whether ``error`` says that memory's records disagree, rather than that an operation
+    failed."""
     return isinstance(error, (AccountError, IntegrityError))

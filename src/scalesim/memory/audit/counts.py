@@ -1,7 +1,7 @@
-"""Memory's accounts: do the pages that are free, in the tree and private add up? Cheap enough for
-every step; and, when they do not, which pages are in question.
+"""Page accounts: do free pages, pages in the tree and private pages add up? Cheap enough for every
+step. If they do not, which pages are suspect?
 
-Called by whoever drives an engine. ``integrity`` compares everything; this only counts.
+``check_integrity`` compares everything; this file only counts.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scalesim.memory.tree.run import TierName
 
 
 class AccountError(AssertionError):
-    """Pages that are free and pages that are held do not add up to the pages there are."""
+    """The free pages and the pages in use do not add up to the pages of a pool."""
 
 
 def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
-    """Compare the counts, given every open lease. O(leases); raises ``AccountError`` with each term
-    of the equation that does not hold."""
+    """Compare the counts of each tier, given all open ``leases``. O(leases). Raises
+    ``AccountError`` with each term of the sum."""
     private = sum(map(len, map(attrgetter("private"), leases)))
     for tier in manager.tiers:
         pool, lost = tier.pool, len(tier.lost)
@@ -37,14 +37,14 @@ def check_accounts(manager: MemoryManager, leases: Iterable[Lease]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Pages that have not exactly one holder, and the leases that use one of them."""
+    """Pages that have no user or more than one, by tier, and the leases that use such a page."""
 
     pages: dict[TierName, set[int]] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
 
 
 def find_suspects(manager: MemoryManager, leases: Iterable[Lease]) -> Suspects:
-    """Look at every page of every pool. O(pages + segments); trusts no count."""
+    """Look at every page of every pool. O(pages + segments). Relies on no count."""
     open_leases = list(leases)
     private = [lease.private for lease in open_leases]
     suspects = Suspects()

@@ -1,8 +1,8 @@
-"""Whether memory's books agree with each other: every page, pin, row, count and order, compared.
+"""Integrity: all invariants of memory, checked page by page, pin by pin and row by row.
 
-Counts by sets of unique page ids, never by sums of lengths. Called by the engine's guard when there
-is nothing to do, and by tests after every operation. Raises ``IntegrityError`` with each term of
-the equation that does not hold; ``counts`` has the checks that are cheap enough for every step.
+Pages are compared as sets of ids, never as sums of lengths. The auditor calls this when the engine
+is idle, and tests call it after every operation. ``counts`` has the checks that are cheap enough
+for every step.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scalesim.memory.tree.segment import Segment, lineage
 
 
 class IntegrityError(AssertionError):
-    """Two of memory's books differ."""
+    """Two of memory's records disagree."""
 
 
 def check_integrity(manager: MemoryManager, leases: Iterable[Lease] = ()) -> None:
-    """Check all invariants of ``manager``, given all ``leases`` that are open. O(pages + segments).
-    Raises ``IntegrityError`` with the terms that differ."""
+    """Check all invariants of ``manager``, given all open ``leases``. O(pages + segments). Raises
+    ``IntegrityError`` with the values that disagree."""
     open_leases = list(leases)
     segments = list(manager.tree)
     _check_pools(manager, segments, open_leases)
@@ -77,13 +77,13 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
         parent = segment.parent
         assert parent is not None
         size = len(segment.tokens)
-        if segment.is_tail:
+        if segment.is_partial:
             if not (0 < size < tree.block_bytes):
-                raise IntegrityError(f"{segment}: a tail of {size} token bytes")
-            if segment not in parent.tails.values():
-                raise IntegrityError(f"{segment}: not its key's tail")
-            if segment.children or segment.tails:
-                raise IntegrityError(f"{segment}: a tail with children")
+                raise IntegrityError(f"{segment}: a partial block of {size} token bytes")
+            if segment not in parent.partials.values():
+                raise IntegrityError(f"{segment}: not the partial block of its key")
+            if segment.children or segment.partials:
+                raise IntegrityError(f"{segment}: a partial block with children")
         else:
             if not segment.is_attachment:
                 whole = segment.num_blocks * tree.block_bytes
@@ -92,7 +92,7 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
             key = segment.tokens[: tree.block_bytes] + segment.mark
             if parent.children.get(key) is not segment:
                 raise IntegrityError(f"{segment}: not its key's child")
-        below = [*segment.children.values(), *segment.tails.values()]
+        below = [*segment.children.values(), *segment.partials.values()]
         on_device = sum(bool(child.device) for child in below)
         anywhere = sum(bool(child.device or child.host) for child in below)
         if (segment.device_children, segment.content_children) != (on_device, anywhere):
@@ -103,7 +103,8 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
 
 
 def _check_runs(segment: Segment) -> None:
-    """The picture in ``segment``'s module, and: only what is held may lack content."""
+    """The runs are as in the picture of ``memory.tree.segment``, and only a segment that a lease
+    pins may have blocks without content."""
     for tier in TIERS:
         run: Run = getattr(segment, tier)
         coming = _blocks_of(run.transfer, segment)
@@ -142,7 +143,7 @@ def _blocks_of(transfer: Transfer | None, segment: Segment) -> int:
 
 def _check_leases(manager: MemoryManager, segments: list[Segment], leases: list[Lease]) -> None:
     pins = Counter(segment for lease in leases for segment in lineage(lease.end))
-    pins.update(lease.borrowed for lease in leases if lease.borrowed is not None)
+    pins.update(lease.copy_source for lease in leases if lease.copy_source is not None)
     attachments = [attachment for lease in leases for attachment in lease.attachments]
     pins.update(attachment.segment for attachment in attachments)
     for segment in {*segments, *pins}:
@@ -191,11 +192,11 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
     if by_ticket != moving.keys():
         raise IntegrityError(f"{len(by_ticket)} transfers by ticket, {len(moving)} move")
     saving = sum(moved.num_blocks for moved in moving.values() if moved.purpose == "save")
-    if saving != residency.saving_pages:
-        raise IntegrityError(f"{residency.saving_pages} saving, {saving} found")
+    if saving != residency.transfers.saving_pages:
+        raise IntegrityError(f"{residency.transfers.saving_pages} saving, {saving} found")
     demand = sum(moved.purpose == "demand" for moved in moving.values())
-    if demand != residency.demand_waiting:
-        raise IntegrityError(f"{residency.demand_waiting} != {demand} demands")
+    if demand != residency.transfers.num_demand:
+        raise IntegrityError(f"{residency.transfers.num_demand} != {demand} demands")
     waits = Counter(id(waiter) for moved in moving.values() for waiter in moved.waiters)
     for lease in leases:
         if lease.loads != waits[id(lease)]:
@@ -210,7 +211,7 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 
 
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
-    """What could leave is known to those who look for room."""
+    """The order of eviction has exactly the segments that may leave the device."""
     idle = segment.pins == 0 and not segment.is_moving
     may_leave = idle and bool(segment.device) and segment.device_children == 0
     if manager.ranking.is_evictable(segment) != may_leave:
@@ -220,9 +221,9 @@ def _check_orders(manager: MemoryManager, segment: Segment) -> None:
 
 
 def _check_owners(manager: MemoryManager, segment: Segment, leases: list[Lease]) -> None:
-    """An owner of a segment has a path through it, a tail there, or is computing there now."""
+    """Each owner of a segment has a path through it, or computes one now."""
     for owner in segment.owners:
-        if segment.is_tail:
+        if segment.is_partial:
             continue
         known = any(segment in lineage(path) for path in owner.paths)
         active = any(lease.agent is owner and segment in lineage(lease.end) for lease in leases)

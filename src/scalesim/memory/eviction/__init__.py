@@ -1,1 +1,1 @@
-"""What is on which tier, and what leaves first."""
+"""Eviction: which segments leave a tier first, and the policies that decide it."""

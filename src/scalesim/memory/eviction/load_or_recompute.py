@@ -1,7 +1,7 @@
-"""Load or recompute: which of the two has state ready sooner.
+"""Load or recompute: which of the two makes state ready sooner.
 
-Residency, the prefetcher and the prefix lookup ask. Rates are measured while the engine runs; no
-speed of a machine is assumed, and until the first prefill was measured everything is loaded.
+Residency, the prefetcher and the prefix lookup ask. The rates are measured while the engine runs.
+Until the first prefill was measured, everything is loaded.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from scalesim.memory.timing import Timing
 
 
 class LoadOrRecompute:
-    """Compares the link's time with the time of a prefill, in seconds from now.
+    """Compares the time of a load with the time of a prefill.
 
-    Without ``weighs``, whatever can be loaded is loaded. A block is ``page_bytes`` on the link and
-    ``block_size`` tokens."""
+    Unless it ``weighs``, whatever can be loaded is loaded. A block is ``page_bytes`` on the link,
+    and ``block_size`` tokens in a prefill.
+    """
 
     def __init__(
         self, link: Link, timing: Timing, page_bytes: int, block_size: int, *, weighs: bool
@@ -24,15 +25,18 @@ class LoadOrRecompute:
         self._page_bytes, self._block_size = page_bytes, block_size
 
     def rebuild_s(self, blocks: int) -> float:
-        """Seconds that a prefill of ``blocks`` takes once begun; infinite while not measured."""
+        """Seconds that a prefill of ``blocks`` blocks takes once it has begun; infinite until one
+        was measured."""
         return self._timing.prefill_s(blocks * self._block_size)
 
     def num_worth_loading(self, blocks: int, needed_s: float = 0.0) -> int:
-        """How many of ``blocks``, from the first on, to load for a request that starts in
-        ``needed_s``.
+        """How many of ``blocks`` blocks, from the first on, to load for a request that starts in
+        ``needed_s`` seconds.
 
-        All, if the last one arrives in time, or is late by less than computing the late ones takes,
-        or by less than an iteration of the loop; else the blocks that arrive in time."""
+        All, if the last block arrives in time; or if it is late by less than the prefill of the
+        late blocks takes, or by less than one iteration of the loop. Otherwise only the blocks that
+        arrive in time.
+        """
         if not self.weighs:
             return blocks
         block_s = self._page_bytes / self._link.rate("in")
@@ -45,8 +49,8 @@ class LoadOrRecompute:
         return blocks if late_s <= worth_s else in_time
 
     def is_worth_saving(self, blocks: int) -> bool:
-        """Whether a request that needs the pages now should wait until ``blocks`` are saved, rather
-        than have them computed again later."""
+        """Whether to save ``blocks`` blocks while a request waits for their pages, rather than drop
+        them and compute them again later."""
         if not self.weighs:
             return True
         num_bytes = self._link.queued_bytes("out") + blocks * self._page_bytes

@@ -1,5 +1,5 @@
-"""The policies, by name. All use the same link, copies and overlap; they differ in order and look-
-ahead only."""
+"""The policies by name. All have the same link, copies and overlap; they differ in the eviction
+order and in what is loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from scalesim.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """``order``: what leaves first is what will be used last, or what was used longest ago.
-    ``host``: state may be kept in host memory, else it is dropped and rebuilt.
-    ``look_ahead``: state is loaded before it is asked for, when its start window opens.
-    ``weighs``: what would be there sooner if it were computed again is not loaded.
-    ``limited``: the device pool has the configured size, else all that the machine can give.
-    ``foresight``: is told what really comes, which only a replay can do.
+    """What is evicted first, and what is loaded.
+
+    ``order``: evict first what is used last by the hints (``"next_use"``), or what was used longest
+    ago (``"last_use"``). ``host``: evicted state may be kept in host memory; otherwise it is
+    dropped and computed again. ``look_ahead``: state is loaded when its start window opens, before
+    it is asked for. ``weighs``: state is not loaded if computing it again is sooner. ``limited``:
+    the device pool has the configured size; otherwise it takes all that the machine can give.
+    ``foresight``: the policy is told the true next uses, which only a replay can do.
     """
 
     name: str
@@ -45,7 +47,7 @@ ENGINE_POLICIES = tuple(name for name, policy in POLICIES.items() if not policy.
 
 
 def policy_named(name: str, policies: Mapping[str, Policy] = POLICIES) -> Policy:
-    """The policy called ``name``; raises ``ConfigError`` with the names there are."""
+    """The policy called ``name``. Raises ``ConfigError`` with the names that exist."""
     if (policy := policies.get(text("policy", name, ConfigError))) is None:
         known = ", ".join(policies)
         raise ConfigError(f"unknown policy {shown(name)}; policy must be one of: {known}")

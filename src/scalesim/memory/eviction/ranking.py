@@ -1,12 +1,14 @@
-"""The eviction ranking: the order in which segments leave the device, are saved, leave the host.
+"""The eviction ranking: the order in which segments leave the device, are saved, and leave the
+host.
 
-There is an order for each of the moves, and a segment is in the order exactly while its state
-allows the move. ``refresh`` is called after each change of a segment and only notes the change; the
-orders are brought up to date before they are read.
+Each of these moves has an order, and a segment is in the order exactly while its state allows the
+move. ``refresh`` is called after each change of a segment and only notes the change; the orders are
+updated before they are read.
 
-Updating late is kept for the order of equals, not for speed. Ranking at once costs a call as
-much (``benchmarks overhead``: 0 to 2 % more), but the segments of one agent have one next use, and
-ranked at once they are saved in another order: one of six workloads then loaded 27 % more pages.
+Updating late is kept for the order of equal next uses, not for speed. Ranking at once costs a call
+as much (``benchmarks overhead``: 0 to 2 % more). But the segments of one agent have one next use,
+and ranked at once they are saved in another order: one of six workloads then loaded 27 % more
+pages.
 """
 
 from __future__ import annotations
@@ -17,52 +19,55 @@ from typing import TypeAlias
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.timing import Timing
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.owner import MANY_OWNERS
 from scalesim.memory.tree.prefix_tree import PrefixTree
 from scalesim.memory.tree.segment import Segment
-from scalesim.memory.tree.use import UseTime
 
 MAX_SAVE_FAILURES = 3
-MAX_CHANGED = 256  # changes noted at most, for pools that seldom run short
+MAX_CHANGED = 256  # noted changes at most: a pool that never runs short must not collect them
 
 
 class EvictionRanking:
-    """Four orders of segments by next use: the farthest use leaves first.
+    """Four orders of segments by next use; the segment that is used last leaves first.
 
-    The two orders of the host are kept only from the first time that the host pool runs short."""
+    The two orders of the host are kept only from the first time on that the host pool runs short.
+    """
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
         self._tree, self.policy, self.timing = tree, policy, timing
         self._evictable: LazyHeap[Segment] = LazyHeap()
         self._cleanable: LazyHeap[Segment] = LazyHeap()
         self._host_only: LazyHeap[Segment] = LazyHeap()
-        self._doubled: LazyHeap[Segment] = LazyHeap(soonest=True)  # on both tiers
+        self._on_both: LazyHeap[Segment] = LazyHeap(soonest=True)  # on device and host
         self._host_is_short = False
-        self._changed: dict[Segment, None] = {}  # since the orders were read last
+        self._changed: dict[Segment, None] = {}  # since the last update
         self._seq = 0
 
     def next_seq(self) -> int:
-        """The engine's sequence numbers: they break ties, in the order of events."""
+        """The next sequence number of the engine's events; sequence numbers break ties."""
         self._seq += 1
         return self._seq
 
     def touch(self, segment: Segment) -> None:
-        """``segment`` was used now."""
+        """Record that ``segment`` is used now."""
         segment.touch(self.timing.now, self.next_seq())
 
-    # -- when a segment is used next -------------------------------------------------------------
+    # -- the next use of a segment ---------------------------------------------------------------
 
-    def use_of(self, segment: Segment) -> UseTime:
-        """When ``segment`` is used next: what every order goes by."""
+    def next_use(self, segment: Segment) -> NextUse:
+        """The next use of ``segment``: the key of every order. Override this method for another
+        order."""
         if self.policy.order == "last_use":
-            return UseTime(None, 0, segment.last_use, segment.last_seq)
+            return NextUse(None, 0, segment.last_use, segment.last_seq)
         if self.unlikely_to_return(segment):
-            return UseTime(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
-        next_use, next_seq = self.next_use_of(segment)
-        return UseTime(next_use, next_seq, segment.last_use, segment.last_seq)
+            return NextUse(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
+        time, seq = self.owners_next_use(segment)
+        return NextUse(time, seq, segment.last_use, segment.last_seq)
 
-    def next_use_of(self, segment: Segment) -> tuple[float | None, int]:
-        """The next use of the owner that comes first, and the number of the event that told it."""
+    def owners_next_use(self, segment: Segment) -> tuple[float | None, int]:
+        """The soonest next use of the owners of ``segment``, and the sequence number of the event
+        that told it."""
         next_use: float | None = None
         next_seq = 0
         sole = segment.owners.sole
@@ -78,31 +83,32 @@ class EvictionRanking:
         return next_use, next_seq
 
     def unlikely_to_return(self, segment: Segment) -> bool:
-        """Whether no owner is likely to call with this prefix again. Such a segment leaves first,
-        and is loaded only on demand. A partial block counts as its parent does."""
-        node = segment.parent if segment.is_tail else segment
+        """Whether no owner is likely to call with this prefix again. Such a segment is evicted
+        first, and loaded only on demand. A partial block is judged by its parent."""
+        node = segment.parent if segment.is_partial else segment
         assert node is not None
         sole = node.owners.sole
         if sole is not None:  # nearly always
             return sole.unlikely_to_return(node)
-        if node.uses and not 0 < len(node.owners) <= MANY_OWNERS:
+        if node.num_hits and not 0 < len(node.owners) <= MANY_OWNERS:
             return False
         return all(owner.unlikely_to_return(node) for owner in node.owners)
 
     def is_leftover(self, segment: Segment) -> bool:
-        """Whether ``segment`` was never used twice, and new paths of its owners rarely are. Such a
-        segment is evicted without being saved."""
-        if segment.uses:
+        """Whether ``segment`` was never hit, and its owners rarely reuse new paths. Such a segment
+        is evicted without being saved."""
+        if segment.num_hits:
             return False
-        for owner in segment.owners:  # noqa: SIM110  the planner spends its time here
-            if not owner.leaves_tails:
+        for owner in segment.owners:  # noqa: SIM110  any() is slower, and this is the planner's inner loop
+            if not owner.rarely_reuses_paths:
                 return False
         return True
 
     def may_save(self, segment: Segment) -> bool:
+        """Whether ``segment`` may be saved to the host."""
         return (
             self.policy.host
-            and not segment.is_tail
+            and not segment.is_partial
             and segment.failed_saves < MAX_SAVE_FAILURES
             and not self.is_leftover(segment)
         )
@@ -110,65 +116,71 @@ class EvictionRanking:
     # -- pins ------------------------------------------------------------------------------------
 
     def pin(self, segment: Segment) -> None:
-        """A lease pins ``segment``: its device pages stay where they are."""
+        """Pin ``segment`` for a lease: its device pages stay where they are."""
         if segment.pin():
             self.refresh(segment)
 
     def unpin(self, segment: Segment) -> None:
-        """A lease lets go of ``segment``."""
+        """Unpin ``segment`` for a lease."""
         if segment.unpin():
             self.refresh(segment)
 
     # -- the next victim -------------------------------------------------------------------------
 
     def farthest_on_device(self) -> Segment | None:
-        """The segment that leaves the device first."""
-        self._catch_up()
+        """The segment to evict from the device first."""
+        self._update_orders()
         return self._evictable.peek(self.timing.now)
 
     def farthest_dirty(self) -> Segment | None:
-        """The segment that is saved first: of those without a host copy, the first to leave."""
-        self._catch_up()
+        """The segment to save first: the first to be evicted of those with blocks that are on the
+        device only."""
+        self._update_orders()
         return self._cleanable.peek(self.timing.now)
 
     def farthest_on_host(self) -> Segment | None:
-        """The segment that leaves the host first, of those on the host only."""
-        self._catch_up()
-        self._watch_host()
+        """The segment to drop from the host first, of those that are on the host only."""
+        self._update_orders()
+        self._start_host_orders()
         return self._host_only.peek(self.timing.now)
 
-    def soonest_doubled(self, but: Segment) -> Segment | None:
-        """The segment whose host copy is needed last: it is also on the device, and leaves last."""
-        self._catch_up()
-        self._watch_host()
-        self._doubled.discard(but)
-        return self._doubled.peek(self.timing.now)
+    def soonest_on_both(self, other_than: Segment) -> Segment | None:
+        """The segment whose host copy to drop first: it is on the device too, and will be evicted
+        last. Never ``other_than``."""
+        self._update_orders()
+        self._start_host_orders()
+        self._on_both.discard(other_than)
+        return self._on_both.peek(self.timing.now)
 
     def is_evictable(self, segment: Segment) -> bool:
-        self._catch_up()
+        """Whether ``segment`` is in the order of eviction from the device."""
+        self._update_orders()
         return segment in self._evictable
 
     # -- keeping the orders ----------------------------------------------------------------------
 
     def refresh(self, segment: Segment) -> None:
-        """``segment`` has changed: its place in the orders is to be computed again."""
+        """Note that ``segment`` changed: its places in the orders are updated before the orders are
+        read."""
         self._changed[segment] = None
         if len(self._changed) > MAX_CHANGED:
-            self._catch_up()
+            self._update_orders()
 
-    def _catch_up(self) -> None:
+    def _update_orders(self) -> None:
+        """Update the places of all segments that changed."""
         changed, self._changed = self._changed, {}
         for segment in changed:
             self._place(segment)
 
     def _place(self, segment: Segment) -> None:
-        """Put ``segment`` into the orders that its state belongs to."""
+        """Put ``segment`` into the orders that its state belongs to, and remove it from the
+        others."""
         device, host = segment.device, segment.host
         if segment.pins or device.transfer is not None or host.transfer is not None:
-            self._evictable.discard(segment)  # it is held, or moving
+            self._evictable.discard(segment)  # pinned, or moving
             self._cleanable.discard(segment)
             if self._host_is_short:
-                self._place_on_host(segment, self.use_of(segment))
+                self._place_on_host(segment, self.next_use(segment))
             return
         may_leave = device and not segment.device_children
         may_clean = device.valid > host.valid and self.may_save(segment)
@@ -176,51 +188,53 @@ class EvictionRanking:
             self._evictable.discard(segment)
             self._cleanable.discard(segment)
             return
-        use = self.use_of(segment)
+        next_use = self.next_use(segment)
         if may_leave:
-            self._evictable.add(segment, use)
+            self._evictable.add(segment, next_use)
         else:
             self._evictable.discard(segment)
         if may_clean:
-            self._cleanable.add(segment, use)
+            self._cleanable.add(segment, next_use)
         else:
             self._cleanable.discard(segment)
         if may_leave or may_clean:
-            self._mark(segment)
+            self._mark_owners(segment)
         if self._host_is_short:
-            self._place_on_host(segment, use)
+            self._place_on_host(segment, next_use)
 
     def forget(self, segment: Segment) -> None:
-        """``segment`` left the tree."""
+        """Remove ``segment``, which left the tree, from all orders."""
         self._changed.pop(segment, None)
-        for order in (self._evictable, self._cleanable, self._host_only, self._doubled):
+        for order in (self._evictable, self._cleanable, self._host_only, self._on_both):
             order.discard(segment)
 
-    def _mark(self, segment: Segment) -> None:
-        """``segment`` is in an order: its place hangs on its owners' next uses."""
+    def _mark_owners(self, segment: Segment) -> None:
+        """Note with the owners of ``segment`` that its place depends on their next uses."""
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 owner.may_be_ranked = True
 
-    def _place_on_host(self, segment: Segment, use: UseTime) -> None:
+    def _place_on_host(self, segment: Segment, next_use: NextUse) -> None:
+        """Put ``segment`` into the orders of the host that its state belongs to."""
         still = not segment.is_moving
         if still and segment.host and segment.device.valid >= segment.host.valid:
-            self._doubled.add(segment, use)
+            self._on_both.add(segment, next_use)
         else:
-            self._doubled.discard(segment)
+            self._on_both.discard(segment)
         alone = still and not segment.pins and not segment.device and not segment.content_children
         if alone and segment.host:
-            self._host_only.add(segment, use)
+            self._host_only.add(segment, next_use)
         else:
             self._host_only.discard(segment)
         if still:
-            self._mark(segment)
+            self._mark_owners(segment)
 
-    def _watch_host(self) -> None:
+    def _start_host_orders(self) -> None:
+        """Start to keep the orders of the host, if that has not begun."""
         if not self._host_is_short:
             self._host_is_short = True
             for segment in self._tree:
-                self._place_on_host(segment, self.use_of(segment))
+                self._place_on_host(segment, self.next_use(segment))
 
 
 MakeRanking: TypeAlias = Callable[[PrefixTree, Policy, Timing], EvictionRanking]

@@ -1,1 +1,1 @@
-"""A lease's life: looked up, acquired, waited for, grown, released."""
+"""The life of a lease: prefix lookup, admission, loads, growth, commit and release."""

@@ -1,8 +1,9 @@
-"""Adapters in the pools: segments of pages like any other, found by the digest of their content.
+"""Adapters in the page pools: attachments found by the digest of their content.
 
-An adapter's pages are read from its source, not computed: what was dropped is read again. It is
-owned by the agents that use it, so it moves with their next use; a lease pins it as an attachment.
-Called by the engine, on its thread. Knows bytes, not weights.
+The pages of an adapter are read from its source, and read again after they were dropped. The agents
+that use an adapter own its segment, so the adapter is evicted and prefetched by their next uses; a
+lease pins the adapter as an attachment. Runs on the engine's thread. This file knows bytes, not
+weights.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.errors import AdapterError
-from scalesim.memory.lease import AttachmentUse
+from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.links.link import InMemorySource, PageSource
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
@@ -21,15 +22,17 @@ ADAPTER = "adapter"  # the kind
 _ROOT = "adapters"
 
 
-def adapter_use(digest: bytes, layout: int, start: int = 0) -> AttachmentUse:
-    """One request's adapter, in force from position ``start`` (0 but for activated adapters)."""
-    return AttachmentUse(ADAPTER, digest, layout, start)
+def adapter_spec(digest: bytes, layout: int, start: int = 0) -> AttachmentSpec:
+    """An adapter as an attachment of a request, in force from token position ``start`` (0 except
+    for activated adapters)."""
+    return AttachmentSpec(ADAPTER, digest, layout, start)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterContent:
-    """An adapter as it was read: ``pages`` ``[num_pages, page_bytes]``, and the ``source`` that
-    gives the same again. ``invocation_tokens`` activate it; ``None``: it always is."""
+    """An adapter as it was read: ``pages``, uint8 ``[num_pages, page_bytes]``, and the ``source``
+    that gives the same pages again. ``invocation_tokens`` activate the adapter; ``None``: it is
+    always active."""
 
     digest: bytes
     layout: int
@@ -40,28 +43,31 @@ class AdapterContent:
 
 
 class AdapterPages:
-    """The adapters that may be asked for: an ``AttachmentKind``."""
+    """The adapters that were added: an ``AttachmentKind``."""
 
     def __init__(self, residency: Residency, owners: Owners) -> None:
         self._residency, self._owners = residency, owners
         self._root = residency.tree.root(_ROOT)
 
     def __len__(self) -> int:
+        """The number of adapters that were added and not removed."""
         return sum(segment.source is not None for segment in self._root.children.values())
 
     def segment(self, digest: bytes) -> Segment:
-        """The adapter's segment. Raises ``AdapterError`` for one that was not added."""
+        """The segment of the adapter with this digest. Raises ``AdapterError`` if none was
+        added."""
         if not self.has(digest):
             raise AdapterError(f"no adapter of content {digest.hex()} was added")
         return self._root.children[digest]
 
     def has(self, digest: bytes) -> bool:
+        """Whether an adapter with this digest is there."""
         segment = self._root.children.get(digest)
         return segment is not None and segment.source is not None
 
     def add(self, content: AdapterContent) -> None:
-        """Know of an adapter; its pages go to the host pool if that has room for all of them now.
-        Adding equal content again changes nothing."""
+        """Add an adapter. Its pages go to the host pool if the pool has room for all of them now;
+        otherwise they are read when they are needed. Adding equal content again changes nothing."""
         tree = self._residency.tree
         segment = self._root.children.get(content.digest)
         if segment is None:
@@ -73,7 +79,8 @@ class AdapterPages:
             self._residency.ranking.refresh(segment)
 
     def remove(self, digest: bytes) -> None:
-        """Forget an adapter: its pages leave at once, or when the last lease lets go of it."""
+        """Remove an adapter. Its pages are freed now, or when the last lease that pins it is
+        released."""
         segment = self._root.children.get(digest)
         if segment is None:
             return
@@ -83,5 +90,5 @@ class AdapterPages:
         self._residency.settle_attachment(segment)
 
     def bind(self, agent: AgentId, digest: bytes) -> None:
-        """``agent`` uses this adapter now, and no other."""
+        """Let ``agent`` use this adapter, in place of any other."""
         self._owners.attach(agent, self.segment(digest))

@@ -1,7 +1,8 @@
-"""Admission: a lease is given whole, or not at all.
+"""Admission: a request is given its whole lease, or nothing.
 
-Called by the manager. Looks up, reserves or leaves all as it was, then hands over: pages, loads, a
-row of the block table, and the account of how the prompt was found.
+Admission looks the prompt up, pins what is cached and reserves pages for what is not. If the pages
+cannot be had, it undoes both. Otherwise it starts the loads, writes a row of the block table, and
+records how the prompt was found.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalesim.core import AgentId
-from scalesim.memory.lease import AttachmentUse, Lease
+from scalesim.memory.lease import AttachmentSpec, Lease
 from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.lookup_accounts import LookupAccounts
@@ -25,15 +26,15 @@ from scalesim.memory.tree.segment import Segment, lineage
 
 @dataclass(eq=False, slots=True)
 class Admission:
-    """What turns a request into a lease."""
+    """Makes leases of requests."""
 
     residency: Residency
     table: BlockTable
     owners: Owners
     attachments: Attachments
-    tails: PartialBlocks
+    partial_blocks: PartialBlocks
     loads: LoadWaiters
-    look_up: PrefixLookup
+    lookup: PrefixLookup
     accounts: LookupAccounts
 
     def acquire(
@@ -41,52 +42,53 @@ class Admission:
         agent: AgentId | None,
         tokens: bytes,
         num_blocks: int,
-        attachments: Sequence[AttachmentUse],
+        attachments: Sequence[AttachmentSpec],
         salt: bytes,
         max_loading_pages: int | None,
     ) -> Lease | None:
         """See ``MemoryManager.acquire``."""
-        found = self.look_up.find(tokens, num_blocks, attachments, salt)
+        found = self.lookup.find(tokens, num_blocks, attachments, salt)
         if (
-            found.waits
+            found.must_wait
             and max_loading_pages is not None
-            and self.loads.num_pages + found.num_pages > max_loading_pages
+            and self.loads.num_pages + found.num_new_pages > max_loading_pages
         ):
-            self._tidy(found.beyond)
+            self._merge_back(found.cached_end)
             return None
         state = None if agent is None else self.owners.agent(agent)
-        end = self.look_up.cut(found.path, found.root)
-        found.tail = self.tails.find(end, tokens, found.num_shared, agent, found.branch)
+        end = self.lookup.cut(found.path, found.root)
+        found.partial = self.partial_blocks.find(end, tokens, found.num_shared, agent, found.branch)
         chain = lineage(end)
         pages = self._reserve(found, chain)
         if pages is None:
-            self._tidy(end)
-            self._tidy(found.beyond)
+            self._merge_back(end)
+            self._merge_back(found.cached_end)
             return None
-        return self._hand_over(found, chain, state, end, pages)
+        return self._make_lease(found, chain, state, end, pages)
 
     def _reserve(self, found: PrefixMatch, chain: list[Segment]) -> list[int] | None:
-        """Pin ``chain`` and what was found beside it, and take the pages that are needed besides;
-        ``None``, and nothing is pinned, if they cannot be had now."""
-        ranking, tail = self.residency.ranking, found.tail
+        """Pin ``chain``, the attachments and the partial block, and take the device pages that the
+        request needs besides. Returns ``None``, with nothing pinned, if the pages cannot be had
+        now."""
+        ranking, partial = self.residency.ranking, found.partial
         pinned = [*chain, *found.attached]
         for segment in pinned:
             ranking.pin(segment)
-        if tail is not None:
-            ranking.pin(tail.segment)
-        moves = tail is not None and tail.moves
-        pages = self.residency.take(found.num_pages - moves)
-        if pages is None and tail is not None:
-            ranking.unpin(tail.segment)
-            if not moves:  # the page that it lies in may be the one that is missing
-                found.tail = None
-                pages = self.residency.take(found.num_pages)
+        if partial is not None:
+            ranking.pin(partial.segment)
+        moves = partial is not None and partial.moves
+        pages = self.residency.take(found.num_new_pages - moves)
+        if pages is None and partial is not None:
+            ranking.unpin(partial.segment)
+            if not moves:  # the page of the partial block may be the one that is missing
+                found.partial = None
+                pages = self.residency.take(found.num_new_pages)
         if pages is None:
             for segment in pinned:
                 ranking.unpin(segment)
         return pages
 
-    def _hand_over(
+    def _make_lease(
         self,
         found: PrefixMatch,
         chain: list[Segment],
@@ -94,10 +96,13 @@ class Admission:
         end: Segment,
         pages: list[int],
     ) -> Lease:
-        """A lease of what was found and pinned, with ``pages`` for all that was not."""
-        unread_pages, pages = pages[: found.unread], pages[found.unread :]
-        missing_pages, private = pages[: found.missing], pages[found.missing :]
-        late = found.num_shared - found.missing - sum(segment.device.valid for segment in chain)
+        """Make the lease of pinned segments and of ``pages``, which are for loads and for what is
+        to be computed, and start its loads."""
+        first_load = found.num_attachment_pages
+        first_private = first_load + found.num_to_load
+        attachment_pages = pages[:first_load]
+        load_pages, private = pages[first_load:first_private], pages[first_private:]
+        num_ready = sum(segment.device.valid for segment in chain)
         lease = Lease(
             agent,
             end,
@@ -105,21 +110,21 @@ class Admission:
             private,
             self.table.allocate(),
             num_cached=found.num_shared * self.residency.tree.block_size,
-            num_host_blocks=found.missing + found.unread,
-            num_waited_blocks=found.missing + late,
+            num_host_blocks=found.num_to_load + found.num_attachment_pages,
+            num_waited_blocks=found.num_shared - num_ready,
             branch=found.branch,
         )
-        if found.tail is not None:
-            self.tails.take(lease, found.tail)
+        if found.partial is not None:
+            self.partial_blocks.take(lease, found.partial)
         self.accounts.record(lease, found, chain)
         chain.reverse()  # from the root on
-        self.loads.start(lease, chain, missing_pages)
+        self.loads.start(lease, chain, load_pages)
         self._write_row(lease, chain)
-        for use, segment in zip(found.uses, found.attached, strict=True):
+        for spec, segment in zip(found.specs, found.attached, strict=True):
             count = segment.num_missing
-            self.loads.start_attachment(lease, segment, unread_pages[:count])
-            self.attachments.hold(lease, use, segment)
-            unread_pages = unread_pages[count:]
+            self.loads.start_attachment(lease, segment, attachment_pages[:count])
+            self.attachments.attach(lease, spec, segment)
+            attachment_pages = attachment_pages[count:]
         self.loads.wait(lease)
         return lease
 
@@ -130,7 +135,7 @@ class Admission:
         assert len(pages) == lease.num_shared, (len(pages), lease.num_shared)
         self.table.write(lease.row, 0, pages + lease.private)
 
-    def _tidy(self, end: Segment | None) -> None:
-        """Undo the cut at ``end``, where nobody holds it."""
+    def _merge_back(self, end: Segment | None) -> None:
+        """Undo the split at ``end``, if no other lease needs it."""
         if end is not None and end.parent is not None:
-            self.residency.tidy(end)
+            self.residency.try_merge(end)

@@ -1,8 +1,8 @@
-"""Attachments: state that a request needs beside its prompt's KV. An adapter is the first kind.
+"""Attachments: state that a request needs beside the KV of its prompt. Adapters are the first kind.
 
-A lease pins the segments of its attachments with its path, loads what is missing of them with what
-is missing of that, and lists their pages in rows of the block table. How the segments of a kind are
-found, and what their pages hold, only the kind's own file knows: see ``adapters``.
+A lease pins the segments of its attachments like its path, loads what is missing of both together,
+and lists the pages of attachments in rows of the block table. How the segments of a kind are found,
+and what their pages hold, is known only to the kind: see ``AdapterPages``.
 """
 
 from __future__ import annotations
@@ -10,46 +10,50 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from scalesim.memory.lease import Attachment, AttachmentUse, Lease
+from scalesim.memory.lease import Attachment, AttachmentSpec, Lease
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.segment import Branch, Segment
 
 
 class AttachmentKind(Protocol):
-    """One kind of state."""
+    """One kind of attachment."""
 
     def segment(self, digest: bytes) -> Segment:
-        """The segment of this content. Raises an ``AttachmentError`` where there is none."""
+        """The segment of the content with this digest. Raises ``AttachmentError`` if there is
+        none."""
 
 
 class Attachments:
-    """The attachments of all leases. A segment has one row of the block table, however many leases
-    hold it."""
+    """The attachments of all leases. A segment has one row of the block table, shared by all leases
+    that use it."""
 
     def __init__(
         self, residency: Residency, table: BlockTable, kinds: Mapping[str, AttachmentKind]
     ) -> None:
         self.kinds = dict(kinds)
         self._residency, self._table = residency, table
-        self._rows: dict[Segment, tuple[int, int]] = {}  # (row, leases that hold it)
+        self._rows: dict[Segment, tuple[int, int]] = {}  # (row, number of leases)
 
-    def find(self, uses: Iterable[AttachmentUse]) -> list[Segment]:
-        """Their segments. Raises ``AttachmentError``."""
-        return [self.kinds[use.kind].segment(use.digest) for use in uses]
+    def find(self, specs: Iterable[AttachmentSpec]) -> list[Segment]:
+        """The segment of each attachment. Raises ``AttachmentError`` for one that does not
+        exist."""
+        return [self.kinds[spec.kind].segment(spec.digest) for spec in specs]
 
-    def hold(self, lease: Lease, use: AttachmentUse, segment: Segment) -> None:
-        """``lease``, which pins ``segment``, uses it: its pages are all assigned."""
+    def attach(self, lease: Lease, spec: AttachmentSpec, segment: Segment) -> None:
+        """Add ``segment``, which is pinned and has all its pages, to the attachments of
+        ``lease``."""
         self._residency.counters.prefetch_used += segment.take_prefetched()
         row, count = self._rows.get(segment, (0, 0))
         if not count:
             row = self._table.allocate()
             self._table.write(row, 0, segment.device)
         self._rows[segment] = (row, count + 1)
-        lease.attach(Attachment(use, segment, row))
+        lease.attach(Attachment(spec, segment, row))
 
-    def let_go(self, segment: Segment) -> None:
-        """One lease less holds ``segment``."""
+    def release(self, segment: Segment) -> None:
+        """Count one lease less that uses ``segment``; the last one frees the row of the block
+        table."""
         row, count = self._rows.pop(segment)
         if count > 1:
             self._rows[segment] = (row, count - 1)
@@ -61,17 +65,17 @@ class Attachments:
         return len(self._rows)
 
 
-def branch_of(uses: Sequence[AttachmentUse], salt: bytes, block_size: int) -> Branch | None:
-    """Where the path of a request with these attachments, and this salt, leaves that of its tokens
-    alone: with a salt, from the first block on."""
-    if not uses:
+def branch_of(specs: Sequence[AttachmentSpec], salt: bytes, block_size: int) -> Branch | None:
+    """Where the path of a request with these attachments and this salt branches off that of the
+    same tokens without them: with a salt, at the first block. ``None`` with neither."""
+    if not specs:
         return Branch(0, _SALTED + salt) if salt else None
-    (use,) = uses  # the tree tells KV apart by one mark a block
-    branch = use.branch(block_size)
+    (spec,) = specs  # the tree keeps KV apart by one mark a block
+    branch = spec.branch(block_size)
     if not salt:
         return branch
     place = branch.block.to_bytes(8, "little")
     return Branch(0, _SALTED + salt + place + branch.mark)
 
 
-_SALTED = b"salt:"  # no digest begins so but by chance, and none has this length
+_SALTED = b"salt:"  # the marks of attachments have other lengths

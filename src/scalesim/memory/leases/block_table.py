@@ -1,8 +1,8 @@
-"""The block table: one row per running sequence, mapping its logical blocks to device page ids.
+"""The block table: a row of device page ids for each running sequence and each attachment in use.
 
-The host's copy, with the list of entries changed since the last launch: the runner applies that
-list to its own copy on its own queue, so a step in flight keeps the table that it was launched
-with.
+This is the host's copy, with a list of the entries that were changed since the last launch. The
+runner applies the list to its own copy on its own queue, so a step under way keeps the table with
+which it was launched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DUMMY_ROW = 0
 
 
 class BlockTable:
-    """``num_rows`` rows, row 0 being the dummy of padded batch entries (all page 0)."""
+    """``num_rows`` rows. Row 0 is the dummy of padded batch entries: all its entries are page 0."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -32,6 +32,7 @@ class BlockTable:
         return len(self._free)
 
     def allocate(self) -> int:
+        """Take a free row. There is always one: the scheduler has no more slots than rows."""
         assert self._free, f"all {self.num_rows - 1} rows of the block table are in use"
         row = self._free.pop()
         self._in_use[row] = 1
@@ -43,14 +44,15 @@ class BlockTable:
         self._free.append(row)
 
     def write(self, row: int, col: int, pages: Sequence[int]) -> None:
-        """Blocks ``col …`` of ``row`` now lie in ``pages``."""
+        """Set the entries of ``row`` from block ``col`` on to ``pages``."""
         count = len(pages)
         self._rows.extend([row] * count)
         self._cols.extend(range(col, col + count))
         self._pages.extend(pages)
 
     def take_changes(self) -> tuple[Int32s, Int32s, Int32s]:
-        """Rows, columns and pages written since the last call, in order (a later entry wins)."""
+        """The rows, columns and pages written since the last call, each ``[n]`` int32, in order: a
+        later entry replaces an earlier one."""
         changes = (
             np.array(self._rows, np.int32),
             np.array(self._cols, np.int32),

@@ -1,6 +1,7 @@
-"""How prompts were found, written down: for the counters, for eviction, for the planner.
+"""Lookup accounts: the record of how each prompt was found.
 
-Admission records each lease here; nothing that a request gets rests on it.
+Counters, eviction ranking, miss reports and the prefetcher learn from these records. No lease
+depends on them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scalesim.memory.tree.segment import Segment, lineage
 
 @dataclass(eq=False, slots=True)
 class LookupAccounts:
-    """The account of each look-up, and those who are told of it."""
+    """Records prefix lookups where counters, rankings and the planner find them."""
 
     counters: Counters
     misses: Misses
@@ -28,23 +29,23 @@ class LookupAccounts:
     block_size: int
 
     def record(self, lease: Lease, found: PrefixMatch, chain: list[Segment]) -> None:
-        """Write down how the prompt was found, and that the lease uses ``chain``: for the counters,
-        for eviction, for the planner."""
+        """Record the lookup ``found`` and the lease made of it; ``chain`` is the path of the
+        lease."""
         counters, waited = self.counters, lease.num_waited_blocks
-        end = found.beyond
-        if end is None or end.parent is None:  # making room for the lease took it
+        end = found.cached_end
+        if end is None or end.parent is None:  # evicted meanwhile, to make room for the lease
             end = lease.end
         matched = lineage(end)
         spared = sum(segment.num_blocks for segment in matched) - lease.num_shared
         for segment in matched:
-            segment.use()
+            segment.record_hit()
         for segment in chain:
             counters.prefetch_used += segment.take_prefetched()
         counters.lookups += 1
         counters.full_hits += lease.num_shared > 0 and waited == 0
         counters.device_blocks += lease.num_shared - waited
-        counters.host_blocks += found.missing
-        counters.late_blocks += waited - found.missing
+        counters.host_blocks += found.num_to_load
+        counters.late_blocks += waited - found.num_to_load
         counters.computed_blocks += -(-found.num_tokens // self.block_size) - lease.num_shared
         counters.spared_blocks += spared
         if lease.agent is not None:
@@ -53,14 +54,14 @@ class LookupAccounts:
     def _record_agent(
         self, agent: AgentState, lease: Lease, found: PrefixMatch, end: Segment, spared: int
     ) -> None:
-        """The same for the agent that called: its prompt was found up to ``end``, and the last
-        ``spared`` blocks of that are computed again."""
+        """Record the lookup for ``agent``, which called: its prompt is cached up to ``end``, and
+        the last ``spared`` blocks of that are computed again instead of loaded."""
         waited = lease.num_waited_blocks
-        self.misses.looked_up(lease, end, waited, spared, self.planner.blocked_by)
-        lease.rebuilds(spared + self.misses.num_lost(lease, end, found.num_tokens))
+        self.misses.record_lookup(lease, end, waited, spared, self.planner.blocked_by)
+        lease.record_rebuilt(spared + self.misses.num_lost(lease, end, found.num_tokens))
         if agent.next_use is not None:
             on_time = all(segment.is_ready for segment in found.attached)
             self.planner.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:
-            self.queue.give_up(agent)
+            self.queue.discard(agent)

@@ -1,7 +1,7 @@
-"""Orphans: state whose owners were all forgotten. An orphan is freed at once, or as soon as no
-lease pins it and no copy touches it.
+"""Orphans: segments all of whose owners were forgotten. An orphan is freed as soon as no lease pins
+it and no copy uses it.
 
-The manager and the releases free what they can whenever a pin or a copy has ended.
+The manager and the releases try again whenever a pin or a copy has ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scalesim.memory.tree.segment import Segment
 
 
 class Orphans:
-    """The segments that still wait to be freed."""
+    """The orphans that are not freed yet."""
 
     def __init__(self, residency: Residency) -> None:
         self._residency = residency
@@ -23,12 +23,13 @@ class Orphans:
         return len(self._waiting)
 
     def add(self, segments: Iterable[Segment]) -> None:
-        """Free ``segments``, and what no agent owns below and above them."""
+        """Free ``segments``, which no agent owns, and what lies above and below them without an
+        owner."""
         self._waiting.update(dict.fromkeys(segments))
-        self.drop_unheld()
+        self.drop_unpinned()
 
-    def drop_unheld(self) -> None:
-        """Free the orphans that no lease pins and no copy touches."""
+    def drop_unpinned(self) -> None:
+        """Free the orphans that no lease pins and no copy uses."""
         if not self._waiting:
             return
         stack = list(self._waiting)
@@ -36,10 +37,10 @@ class Orphans:
             segment = stack.pop()
             parent = segment.parent
             if parent is None or segment.owners or segment.source is not None:
-                self._waiting.pop(segment, None)  # it went, or is somebody's again
-            elif self._residency.drop_if_free(segment):
+                self._waiting.pop(segment, None)  # it has left the tree, or has an owner again
+            elif self._residency.drop_if_idle(segment):
                 self._waiting.pop(segment, None)
-                if not parent.is_root and not parent.children and not parent.tails:
-                    stack.append(parent)  # a part of it, cut off since
+                if not parent.is_root and not parent.children and not parent.partials:
+                    stack.append(parent)  # split off from the orphan since
             else:
                 self._waiting[segment] = None

@@ -1,7 +1,8 @@
-"""Tails: partial blocks, one an agent, under the paths that they go on from.
+"""Partial blocks: the last tokens of an agent's text, which do not fill a block. Each agent has at
+most one under each path.
 
-Found for a request, taken by its lease, and left behind at its release. Called by admission and
-releases. A tail is on the device or nowhere.
+A partial block is found at admission, taken over or copied by the lease, and kept again at release.
+It is on the device or not at all: it is never saved to the host.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _MAX_TRIED = 8
 
 
 class FoundPartialBlock(NamedTuple):
-    """``num_tokens`` of ``segment`` can be used. ``moves``: its page becomes the lease's own; else
-    it is copied before it is written to."""
+    """A partial block of which ``num_tokens`` match a prompt. ``moves``: the lease takes the page
+    over; otherwise the lease copies the page before writing to it."""
 
     segment: Segment
     num_tokens: int
@@ -26,7 +27,7 @@ class FoundPartialBlock(NamedTuple):
 
 
 class PartialBlocks:
-    """The partial blocks of one tree."""
+    """The partial blocks of one prefix tree."""
 
     def __init__(self, residency: Residency) -> None:
         self._residency, self._tree = residency, residency.tree
@@ -41,65 +42,65 @@ class PartialBlocks:
         agent: AgentId | None,
         branch: Branch | None,
     ) -> FoundPartialBlock | None:
-        """A partial block under ``end`` that begins as ``tokens`` go on behind their first
-        ``num_blocks`` blocks, their last token left out: the agent's own, else the best of a few
-        others'."""
-        if not end.tails:
+        """The partial block under ``end`` that matches ``tokens`` behind their first ``num_blocks``
+        blocks: the agent's own, or else the best of a few others. The last token is not matched,
+        since a request computes at least one."""
+        if not end.partials:
             return None
         last_tokens = tokens[num_blocks * self._tree.block_bytes : len(tokens) - TOKEN_BYTES]
         mark = branch.mark if branch is not None and branch.block == num_blocks else b""
-        own = None if agent is None else end.tails.get(agent)
-        candidates = [own] if own is not None else list(end.tails.values())[:_MAX_TRIED]
-        candidates = [tail for tail in candidates if tail.mark == mark]
+        own = None if agent is None else end.partials.get(agent)
+        candidates = [own] if own is not None else list(end.partials.values())[:_MAX_TRIED]
+        candidates = [partial for partial in candidates if partial.mark == mark]
         if not candidates:
             return None
-        best = max(candidates, key=lambda tail: common_tokens(tail.tokens, last_tokens))
+        best = max(candidates, key=lambda partial: common_tokens(partial.tokens, last_tokens))
         count = common_tokens(best.tokens, last_tokens)
         return FoundPartialBlock(best, count, best is own and best.pins == 0) if count else None
 
     def take(self, lease: Lease, found: FoundPartialBlock) -> None:
-        """``lease`` begins with what was found, which is pinned: with a copy of it, or with its
-        page."""
-        tail = found.segment
+        """Let ``lease`` begin with ``found``, which is pinned: take its page over, or copy it."""
+        partial = found.segment
         if not found.moves:
-            lease.borrow(tail, found.num_tokens)
+            lease.copy_partial(partial, found.num_tokens)
             self._residency.counters.copied_pages += 1
             return
-        tail.unpin()
-        (page,) = self._device.cut(tail, 0)
-        self._ranking.forget(tail)
-        self._tree.remove(tail)
-        lease.begin_with(page, found.num_tokens)
+        partial.unpin()
+        (page,) = self._device.cut(partial, 0)
+        self._ranking.forget(partial)
+        self._tree.remove(partial)
+        lease.take_over(page, found.num_tokens)
 
-    def give_back(self, lease: Lease) -> None:
-        """Let a borrowed tail go once its copy is launched: the fence then guards its page, and a
-        lease that grows to the whole pool needs it."""
-        if lease.borrowed is not None and not lease.copies:
-            self._ranking.unpin(lease.borrowed)
-            lease.give_back_tail()
+    def unpin_copied(self, lease: Lease) -> None:
+        """Unpin the partial block that ``lease`` copies, if the copy was launched: from then on the
+        fence guards the page, and a lease that grows to the whole pool needs it."""
+        if lease.copy_source is not None and not lease.copies:
+            self._ranking.unpin(lease.copy_source)
+            lease.take_copy_source()
 
-    def leave(self, lease: Lease, last_tokens: bytes) -> None:
-        """``last_tokens`` of the agent, in the lease's first private page, are its tail from now
-        on, unless somebody still reads the one before."""
+    def keep(self, lease: Lease, last_tokens: bytes) -> None:
+        """Make ``last_tokens``, which are in the first private page of ``lease``, the partial block
+        of the agent. The agent's older one is dropped; if a lease pins the older one, that stays
+        instead."""
         agent = lease.agent
         assert agent is not None
-        old = lease.end.tails.get(agent.id)
-        if old is not None:
-            if old.pins:
+        older = lease.end.partials.get(agent.id)
+        if older is not None:
+            if older.pins:
                 return
-            self._residency.drop(old)
+            self._residency.drop(older)
         branch = lease.branch
         mark = branch.mark if branch is not None and branch.block == lease.num_shared else b""
-        tail = self._tree.insert_tail(lease.end, last_tokens, agent.id, mark)
-        self._device.put(tail, lease.take_private(1))
-        tail.expect(True)  # as long as its owner is
-        tail.own(agent)
-        self._ranking.touch(tail)
-        self._ranking.refresh(tail)
+        partial = self._tree.insert_partial(lease.end, last_tokens, agent.id, mark)
+        self._device.put(partial, lease.take_private(1))
+        partial.set_reused(True)  # while its owner is there
+        partial.own(agent)
+        self._ranking.touch(partial)
+        self._ranking.refresh(partial)
 
 
 def common_tokens(first: bytes, second: bytes) -> int:
-    """How many leading int32 tokens two byte strings share."""
+    """The number of leading int32 tokens that two byte strings share."""
     limit = min(len(first), len(second)) // TOKEN_BYTES
     if first[: limit * TOKEN_BYTES] == second[: limit * TOKEN_BYTES]:
         return limit

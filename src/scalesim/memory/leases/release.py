@@ -1,7 +1,8 @@
-"""Releases: what leases have computed goes into the tree, and what they held goes back.
+"""Releases: full blocks that a lease computed go into the prefix tree, and at the end its pages are
+freed.
 
-Called by the manager. Where the tree has a block already, one of the two copies goes: here the
-pages of a lease and of the tree are traded.
+Where the tree has an equal block already, one of the two copies is freed: here pages are exchanged
+between a lease and the tree.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.misses import Misses
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
-from scalesim.memory.tree.prefix_tree import until
+from scalesim.memory.tree.prefix_tree import num_unbranched
 from scalesim.memory.tree.segment import TOKEN_BYTES, Segment, lineage
 
 
 @dataclass(eq=False, slots=True)
 class Releases:
-    """What takes in what leases give."""
+    """Commits and releases leases."""
 
     residency: Residency
     table: BlockTable
     owners: Owners
     attachments: Attachments
-    tails: PartialBlocks
+    partial_blocks: PartialBlocks
     loads: LoadWaiters
     misses: Misses
     orphans: Orphans
@@ -38,16 +39,16 @@ class Releases:
 
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """See ``MemoryManager.commit``."""
-        self.tails.give_back(lease)
+        self.partial_blocks.unpin_copied(lease)
         tree, branch = self.residency.tree, lease.branch
         stop = min(num_tokens // tree.block_size, lease.num_blocks)
         size = tree.block_bytes
         while (start := lease.num_shared) < stop:
-            count = until(start, stop, branch)
+            count = num_unbranched(start, stop, branch)
             child = lease.end.children.get(tree.key(tokens, start, branch))
             if child is not None:
                 if not self._join(lease, child, tokens, start + count):
-                    return  # it is being loaded; ours stays private until the next commit
+                    return  # being loaded: these blocks stay private until the next commit
                 continue
             fresh = tokens[start * size : (start + count) * size]
             mark = branch.mark if branch is not None and branch.block == start else b""
@@ -58,8 +59,7 @@ class Releases:
                 self._append(lease, fresh, count, mark)
 
     def _append(self, lease: Lease, fresh: bytes, count: int, mark: bytes) -> None:
-        """``fresh``, ``count`` blocks, is a segment of its own, where the lease ends from now
-        on."""
+        """Insert ``count`` blocks, ``fresh``, as a new segment at the end of the lease's path."""
         residency = self.residency
         child = residency.tree.insert(lease.end, fresh, mark)
         residency.tiers.device.put(child, lease.share(child, count))
@@ -68,8 +68,9 @@ class Releases:
             child.own(lease.agent)
 
     def _join(self, lease: Lease, child: Segment, tokens: bytes, stop: int) -> bool:
-        """The tree has these blocks already: use its pages where they are, give it ours where
-        not."""
+        """Share the blocks of ``child``, which equal the lease's next blocks: use its device pages
+        where it has them, and give it the lease's pages where it has none. Returns False, and
+        changes nothing, while ``child`` is being loaded."""
         if child.device.transfer is not None:
             return False
         residency = self.residency
@@ -79,11 +80,11 @@ class Releases:
             child = tree.split(child, count)
             (lower,) = child.children.values()
             ranking.refresh(lower)
-        theirs = child.device.valid
+        num_theirs = child.device.valid
         self.table.write(lease.row, lease.num_shared, child.device)
-        mine = lease.share(child, count)
-        residency.free(residency.tiers.device, mine[:theirs])
-        residency.tiers.device.put(child, mine[theirs:])
+        ours = lease.share(child, count)
+        residency.free(residency.tiers.device, ours[:num_theirs])
+        residency.tiers.device.put(child, ours[num_theirs:])
         child.pin()
         ranking.refresh(child)
         return True
@@ -93,54 +94,56 @@ class Releases:
     def release(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """See ``MemoryManager.release``."""
         if not lease.is_ready:
-            self.loads.abandon(lease)
-        if lease.copies:  # never launched: the borrowed tokens are not in the private page
+            self.loads.abort(lease)
+        if lease.copies:  # never launched, so the private page lacks the copied tokens
             num_tokens = min(num_tokens, lease.num_shared * self.residency.tree.block_size)
         self.commit(lease, tokens, num_tokens)
-        self._leave_tail(lease, tokens, num_tokens)
-        self._give_back(lease)
+        self._keep_partial_block(lease, tokens, num_tokens)
+        self._free_private(lease)
         if lease.agent is not None:
-            self._leave_path(lease, num_tokens)
+            self._own_path(lease, num_tokens)
         chain = lineage(lease.end)
-        self._let_go(lease, chain)
-        self._tidy(lease, chain)
-        if lease.agent is not None and lease.agent.is_gone:
+        self._unpin(lease, chain)
+        self._merge_back(lease, chain)
+        if lease.agent is not None and lease.agent.is_forgotten:
             self.orphans.add(chain)
         else:
-            self.orphans.drop_unheld()
+            self.orphans.drop_unpinned()
 
-    def _leave_tail(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
-        """What of the sound tokens fills no block stays as the agent's tail."""
+    def _keep_partial_block(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
+        """Keep the sound tokens that do not fill a block as the agent's partial block."""
         size = self.residency.tree.block_bytes
         last_tokens = tokens[lease.num_shared * size : num_tokens * TOKEN_BYTES]
         agent = lease.agent
-        if agent is None or agent.is_gone:
+        if agent is None or agent.is_forgotten:
             return
         if 0 < len(last_tokens) < size and not lease.end.is_root:
-            self.tails.leave(lease, last_tokens)
+            self.partial_blocks.keep(lease, last_tokens)
 
-    def _give_back(self, lease: Lease) -> None:
-        """What was the lease's alone: its pages, what it borrowed, its rows."""
+    def _free_private(self, lease: Lease) -> None:
+        """Free what only this lease used: private pages, the pin of a copied partial block, and
+        rows of the block table."""
         residency = self.residency
         residency.free(residency.tiers.device, lease.take_private(len(lease.private)))
-        if (tail := lease.give_back_tail()) is not None:
-            self.residency.ranking.unpin(tail)
+        if (copied := lease.take_copy_source()) is not None:
+            self.residency.ranking.unpin(copied)
         self.table.free(lease.row)
         for attachment in lease.attachments:
-            self.attachments.let_go(attachment.segment)
+            self.attachments.release(attachment.segment)
 
-    def _leave_path(self, lease: Lease, num_tokens: int) -> None:
-        """Its agent owns the path, where any of it is sound, and the agent is there still."""
+    def _own_path(self, lease: Lease, num_tokens: int) -> None:
+        """Let the agent own the path if any of it is sound and the agent was not forgotten;
+        otherwise nobody owns what the lease committed."""
         agent = lease.agent
         assert agent is not None
-        if num_tokens and not lease.end.is_root and not agent.is_gone:
+        if num_tokens and not lease.end.is_root and not agent.is_forgotten:
             self.owners.own(agent, lease.end)
-            self.misses.released(lease)
-        else:  # what it committed on the way is nobody's path
+            self.misses.record_release(lease)
+        else:  # committed blocks that are on no path have no owner
             self.owners.disown(agent, lease.end)
 
-    def _let_go(self, lease: Lease, chain: list[Segment]) -> None:
-        """What was pinned was used now, and is free to leave."""
+    def _unpin(self, lease: Lease, chain: list[Segment]) -> None:
+        """Record the use of all segments of the lease, and unpin them."""
         ranking = self.residency.ranking
         for segment in reversed(chain):
             ranking.touch(segment)
@@ -150,26 +153,27 @@ class Releases:
         for segment in chain:
             ranking.unpin(segment)
 
-    def _tidy(self, lease: Lease, chain: list[Segment]) -> None:
-        """Now that nobody holds it: forget what could not be read, join what is one."""
+    def _merge_back(self, lease: Lease, chain: list[Segment]) -> None:
+        """Drop what could not be read, and merge segments that were split for this lease."""
         residency = self.residency
         if lease.failed is not None and lease.failed.error is not None:
-            residency.lose_host(lease.failed)  # before a merge hides what it was
+            residency.lose_host(lease.failed)  # before a merge makes the failed segments unfindable
         for segment in chain[1:]:
-            residency.tidy(segment)
+            residency.try_merge(segment)
         for attachment in lease.attachments:
             residency.settle_attachment(attachment.segment)
 
 
 def _may_extend(lease: Lease) -> bool:
-    """Whether the lease's end is its agent's alone, so that what is computed now belongs to it."""
+    """Whether the blocks that are committed next can be appended to the lease's last segment:
+    nobody but the lease's agent uses that segment."""
     end = lease.end
     return (
         not end.is_root
         and end.pins == 1
         and not end.children
-        and not end.tails
+        and not end.partials
         and end.is_ready
-        and end.uses == 0
+        and end.num_hits == 0
         and list(end.owners) == ([] if lease.agent is None else [lease.agent])
     )

@@ -1,7 +1,7 @@
-"""Loads that leases wait for: begun at admission, over with a poll, called back at a release.
+"""Waiting for loads: which leases wait for which transfers. Loads start at admission, end with a
+poll, and may be cancelled by a release.
 
-Called by the manager, admission and releases. Which copies there are is the residency's business;
-this knows who waits for them.
+``Residency`` makes the copies; this file knows the leases that wait for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from scalesim.memory.tree.segment import Segment, lineage
 
 
 class LoadWaiters:
-    """``num_pages`` are held by leases that wait: what is loaded for them, and what lies idle
+    """Starts the loads of leases, and ends their waiting. ``num_pages`` counts the device pages
+    held by waiting leases: pages that are being loaded, and private pages that are idle
     meanwhile."""
 
     def __init__(self, residency: Residency) -> None:
@@ -21,7 +22,8 @@ class LoadWaiters:
         self.num_pages = 0
 
     def start(self, lease: Lease, chain: list[Segment], pages: list[int]) -> None:
-        """Load what ``chain``, from the root on, lacks into ``pages``; wait for what is coming."""
+        """Load what ``chain``, from the root on, lacks into ``pages``, and wait for that and for
+        loads that are under way."""
         parts = []
         transfers: dict[int, Transfer] = {}
         for segment in chain:
@@ -49,12 +51,13 @@ class LoadWaiters:
             lease.wait_for(segment.device.transfer)
 
     def wait(self, lease: Lease) -> None:
-        """All that ``lease`` lacks is on its way: its pages count until it is there."""
+        """Count the pages of ``lease`` until its loads are over. To be called after all loads were
+        started."""
         if not lease.is_ready:
             self.num_pages += len(lease.private) + lease.num_host_blocks
 
     def poll(self) -> list[Lease]:
-        """Take in finished copies; returns the leases that wait no more."""
+        """Take in finished copies. Returns the leases that are ready now, or failed."""
         woken = []
         for transfer in self._residency.poll():
             for lease in transfer.waiters:
@@ -63,11 +66,11 @@ class LoadWaiters:
                     woken.append(lease)
         return woken
 
-    def abandon(self, lease: Lease) -> None:
-        """``lease`` waits no more: call back those loads that have not started and serve no other
-        request."""
+    def abort(self, lease: Lease) -> None:
+        """Let ``lease`` wait no more, and cancel its loads that have not started and that no other
+        lease waits for."""
         self.num_pages -= len(lease.private) + lease.num_host_blocks
-        lease.wait_no_more()
+        lease.stop_waiting()
         pinned = [*lineage(lease.end), *(attachment.segment for attachment in lease.attachments)]
         loads = [load for segment in pinned if (load := segment.device.transfer)]
         for transfer in {id(load): load for load in loads}.values():

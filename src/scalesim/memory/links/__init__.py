@@ -1,1 +1,1 @@
-"""Links: what copies pages between tiers."""
+"""Links: what copies pages between two tiers."""

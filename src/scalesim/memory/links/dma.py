@@ -1,6 +1,8 @@
-"""What a link does before it touches bytes: which copies go next, cut how, and how many at once.
+"""Planning of DMA copies: in which order chunks are copied, how they are cut, and how many are in
+flight at once.
 
-Pure planning, no tensor, no device: ``CudaLink`` acts on it, property tests run it alone.
+No tensors and no device are involved: ``CudaLink`` acts on the plans, and property tests run them
+alone.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from scalesim.core import Fence
 from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies
 
 MAX_PIECES = 512
-"""DMA copies given to one stream and not ended. Above some 1000 a call to the driver blocks its
-caller for 180 µs instead of 2 (vLLM PR 29013)."""
+"""DMA copies in flight on one stream. Above some 1000, a call to the driver blocks for 180 µs
+instead of 2 (vLLM PR 29013)."""
 MIN_DEPTH_BYTES = 4 * MAX_CHUNK_BYTES
-_WEIGHT = 0.1  # of the newest sample in a running value
+_WEIGHT = 0.1  # of the newest gap in the moving average
 
 
 @dataclass(frozen=True, slots=True)
 class DmaCopy:
-    """One DMA copy: ``count`` pages, consecutive on both sides."""
+    """One DMA copy of ``count`` pages, which are consecutive on both sides."""
 
     device_page: int
     host_page: int
@@ -29,8 +31,8 @@ class DmaCopy:
 
 
 def dma_pieces(copies: Copies, seam_pages: int) -> list[DmaCopy]:
-    """``copies`` as DMA copies. None crosses a multiple of ``seam_pages`` on the host: that is
-    where one registration of pinned memory ends and the next begins."""
+    """``copies`` as DMA copies. No copy crosses a multiple of ``seam_pages`` on the host, where one
+    registration of pinned memory ends and the next begins."""
     pieces = []
     for device, host, count in copies.pieces():
         while count:
@@ -42,7 +44,7 @@ def dma_pieces(copies: Copies, seam_pages: int) -> list[DmaCopy]:
 
 @dataclass(frozen=True, slots=True)
 class DmaChunk:
-    """One ticket's copies, not started yet."""
+    """The copies of one ticket."""
 
     ticket: int
     copies: Copies
@@ -52,18 +54,18 @@ class DmaChunk:
 
 
 class Depth:
-    """How many bytes to have in flight: what the link carries until it is looked at again.
+    """How many bytes to have in flight: what the link copies until it is polled again.
 
-    Less would leave it idle between two iterations of the engine's loop; more would only make
-    urgent copies wait. Never less than four chunks.
+    Fewer bytes would leave the link idle between two iterations of the engine's loop; more would
+    make urgent copies wait longer. Never less than four chunks.
     """
 
     def __init__(self) -> None:
         self._iteration_s = 0.0
         self._last_s: float | None = None
 
-    def looked(self, now_s: float) -> None:
-        """The link was looked at; a gap longer than those before counts at once."""
+    def polled(self, now_s: float) -> None:
+        """The link is polled at ``now_s`` seconds. A gap longer than the average counts at once."""
         if self._last_s is not None:
             gap_s = min(now_s - self._last_s, 0.1)
             self._iteration_s += max(
@@ -72,19 +74,22 @@ class Depth:
         self._last_s = now_s
 
     def num_bytes(self, bytes_per_s: float) -> int:
+        """Bytes to have in flight on a link of ``bytes_per_s``."""
         return max(MIN_DEPTH_BYTES, int(1.5 * self._iteration_s * bytes_per_s))
 
 
 class ChunkQueue:
-    """One direction's chunks: those that wait, urgent ones first, and those that were started."""
+    """The chunks of one direction: those that wait, urgent ones first, and the amount that is in
+    flight. ``queued_bytes`` counts both."""
 
     def __init__(self) -> None:
-        self.queued_bytes = 0  # not ended
-        self._flying_bytes = self._flying_pieces = 0
+        self.queued_bytes = 0
+        self._bytes_in_flight = self._pieces_in_flight = 0
         self._waiting: deque[DmaChunk] = deque()
 
     def add(self, chunks: list[DmaChunk], *, urgent: bool) -> None:
-        """Urgent chunks keep their own order, and stand before all that wait."""
+        """Append ``chunks``; urgent ones are put before all chunks that wait, in their own
+        order."""
         if urgent:
             self._waiting.extendleft(reversed(chunks))
         else:
@@ -92,6 +97,7 @@ class ChunkQueue:
         self.queued_bytes += sum(chunk.num_bytes for chunk in chunks)
 
     def cancel(self, ticket: int) -> bool:
+        """Remove the chunk of ``ticket``. Returns False if it does not wait any more."""
         for chunk in self._waiting:
             if chunk.ticket == ticket:
                 self._waiting.remove(chunk)
@@ -100,18 +106,20 @@ class ChunkQueue:
         return False
 
     def start(self, depth_bytes: int, may_start: Callable[[DmaChunk], bool]) -> Iterator[DmaChunk]:
-        """The chunks to start now, in order. A chunk alone is never too large."""
+        """The chunks to start now, in order. With nothing in flight, a chunk of any size may
+        start."""
         while self._waiting and may_start(self._waiting[0]):
             chunk = self._waiting[0]
-            num_bytes = self._flying_bytes + chunk.num_bytes
-            num_pieces = self._flying_pieces + len(chunk.pieces)
-            if self._flying_pieces and (num_bytes > depth_bytes or num_pieces > MAX_PIECES):
+            num_bytes = self._bytes_in_flight + chunk.num_bytes
+            num_pieces = self._pieces_in_flight + len(chunk.pieces)
+            if self._pieces_in_flight and (num_bytes > depth_bytes or num_pieces > MAX_PIECES):
                 return
             self._waiting.popleft()
-            self._flying_bytes, self._flying_pieces = num_bytes, num_pieces
+            self._bytes_in_flight, self._pieces_in_flight = num_bytes, num_pieces
             yield chunk
 
     def ended(self, chunk: DmaChunk) -> None:
-        self._flying_bytes -= chunk.num_bytes
-        self._flying_pieces -= len(chunk.pieces)
+        """The copy of ``chunk`` has ended."""
+        self._bytes_in_flight -= chunk.num_bytes
+        self._pieces_in_flight -= len(chunk.pieces)
         self.queued_bytes -= chunk.num_bytes

@@ -1,8 +1,8 @@
-"""Links: what carries pages between the device pool and the host pool. The seam, and two
-implementations.
+"""The link protocol: a link copies pages between the device pool and the host pool, asynchronously.
 
-``ThreadLink`` copies numpy pools on a thread of its own: truly asynchronous on a CPU.
-``VirtualLink`` moves no time but virtual time, for replay and for tests. Neither decides anything.
+``ThreadLink`` copies numpy pools on threads, for engines on a CPU; ``CudaLink`` copies by DMA;
+``VirtualLink`` takes virtual time only, for replays and tests; ``SourceLink`` reads attachments
+from their sources as well. Links decide nothing: ``Residency`` says what is copied.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from scalesim.errors import ScaleSimError
 from scalesim.memory.pools.page_pool import runs
 
 Direction = Literal["in", "out"]
-MAX_CHUNK_BYTES = 16 << 20  # one ticket: large enough for full rate, small enough to wait behind
+MAX_CHUNK_BYTES = 16 << 20  # one ticket: enough for the full rate, short enough to wait for
 
 
 class LinkError(ScaleSimError):
-    """A copy did not arrive. The page it read from is untouched."""
+    """A copy failed. The page that it was to read is unchanged."""
 
 
 class PageSource(Protocol):
-    """Gives the pages of what is read, not computed. Called on a link's thread, or on any other."""
+    """Gives the pages of state that is read, not computed. Called on a link's thread, or on any
+    other."""
 
     def read(self) -> Bytes2D:
-        """``[num_pages, page_bytes]``, the same bytes each time. Raises ``AttachmentError``."""
+        """All pages, uint8 ``[num_pages, page_bytes]``: the same bytes each time. Raises
+        ``AttachmentError``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class InMemorySource:
-    """A source that is in memory already."""
+    """A source whose pages are in memory already, uint8 ``[num_pages, page_bytes]``."""
 
     pages: Bytes2D
 
@@ -44,7 +46,7 @@ class InMemorySource:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Pages to copy, pairwise: ``"in"`` host to device, ``"out"`` device to host.
+    """Pages to copy, pairwise: ``"in"`` from host to device, ``"out"`` from device to host.
 
     With a ``source``, its pages from ``first`` on are copied instead of the other tier's, whose
     list is empty: ``"in"`` to the device, ``"out"`` to the host.
@@ -61,7 +63,8 @@ class Copies:
         return max(len(self.device_pages), len(self.host_pages))
 
     def pieces(self) -> list[tuple[int, int, int]]:
-        """(device page, host page, count) of each run that is consecutive on both sides."""
+        """(device page, host page, count) of each run of pages that is consecutive on both
+        sides."""
         found: list[tuple[int, int, int]] = []
         start = 0
         for first, end in runs(self.device_pages):
@@ -74,13 +77,14 @@ class Copies:
 
 
 class Link(Protocol):
-    """Moves pages asynchronously. A ticket ends once, as done or failed, and is then reported by
-    ``poll``; one that was cancelled is not reported.
+    """Copies pages asynchronously. Each ticket ends once, as done or failed, and is then reported
+    by ``poll``; a cancelled ticket is not reported.
 
     ``submit`` cuts the copies into chunks of at most 16 MiB, a ticket each, and starts none before
-    ``after`` is reached. Urgent copies overtake those that have not started. ``cancel`` succeeds
-    only for what has not started. ``wait`` blocks until ``poll`` would report something, or nothing
-    is left.
+    ``after`` is reached. Urgent copies overtake copies that have not started. ``cancel`` succeeds
+    only for a copy that has not started. ``wait`` blocks until ``poll`` would report something or
+    no copy is left, at most ``timeout_s`` seconds. ``queued_bytes`` counts the bytes of one
+    direction that have not ended.
     """
 
     def submit(
@@ -96,15 +100,15 @@ class Link(Protocol):
     def queued_bytes(self, direction: Direction) -> int: ...
 
     def rate(self, direction: Direction) -> float:
-        """Bytes a second, as measured or stated."""
+        """The rate of one direction in bytes a second, as measured or given."""
         ...
 
     def close(self) -> None: ...
 
 
 class LinkAround:
-    """What is put around ``link`` to see, or to change, what goes through it: the rest is the
-    link's own."""
+    """A wrapper that forwards every method to ``link``. Subclasses log or change what goes
+    through."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -134,14 +138,14 @@ class LinkAround:
 
 
 class Timeline:
-    """How far a queue of device work has come, for those who wait on its fences from another
-    thread."""
+    """How far a queue of device work has come, for threads that wait for its fences."""
 
     def __init__(self) -> None:
         self._reached = -1
         self._changed = threading.Condition()
 
     def reach(self, seq: int) -> None:
+        """Record that the work up to ``seq`` is complete."""
         with self._changed:
             self._reached = max(self._reached, seq)
             self._changed.notify_all()
@@ -155,12 +159,13 @@ class Timeline:
         return self._reached >= fence.seq
 
     def wait(self, fence: Fence, timeout_s: float) -> bool:
+        """Wait until ``fence`` is reached, at most ``timeout_s`` seconds. Returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: self.has_reached(fence), timeout_s)
 
 
 def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
-    """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES`` (at least a page)."""
+    """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES``, and at least one page."""
     step = max(1, MAX_CHUNK_BYTES // page_bytes)
     return [
         Copies(

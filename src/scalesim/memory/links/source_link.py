@@ -1,10 +1,11 @@
-"""A link that also reads sources (adapter files, say), on a thread of its own, off the engine's.
+"""The source link: a link that also reads attachments (adapter files, say) from their sources, on a
+thread of its own.
 
-Wraps the link between the pools, whose copies never wait for a disk. What is read for the device
-goes through a few pages of the host pool's memory that are kept for it, and from there as any copy:
-pinned where the host pool is, behind the same fences. Decides nothing.
+It wraps the link between the pools, whose copies never wait for a disk. Pages that are read for the
+device go through bounce pages, a few pages of host memory kept for this purpose, and from there
+like any other copy: pinned where the host pool is pinned, behind the same fences.
 
-    source --reading thread--> bounce pages --the other link--> device pages
+    source --reading thread--> bounce pages --inner link--> device pages
     source --reading thread--> host pages
 """
 
@@ -22,22 +23,23 @@ from scalesim.foreign import Foreign, words_of
 from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, InMemorySource, Link
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
-_WAIT_S = 0.002  # between two looks at the other link, while a read is under way
+_WAIT_S = 0.002  # between two polls of the inner link, while a read is under way
 _WEIGHT = 0.1  # of the newest read in the rate
 _ASSUMED_BYTES_PER_S = 2e8  # until measured: a disk's, with unpacking
 
 WritePages = Callable[[Sequence[int], Bytes2D], None]
-"""Puts rows of bytes into pages of host memory; returns when they are there."""
+"""Writes rows, uint8 ``[n, page_bytes]``, to ``n`` host pages; returns when they are written."""
 
 
 def num_bounce_pages(page_bytes: int) -> int:
-    """Pages that a host pool has behind its own, for ``SourceLink``."""
+    """The number of bounce pages that a host pool has behind its own pages, for ``SourceLink``."""
     return max(2, BOUNCE_BYTES // page_bytes)
 
 
 @dataclass(eq=False, slots=True)
 class _Read:
-    """One ticket. ``parts`` are on their way to the device; ``rows`` from ``done`` on are not."""
+    """One ticket: a read from a source. ``rows`` are the pages as read; the first ``done`` of them
+    were taken by parts, and ``num_parts`` parts are on their way to the device."""
 
     ticket: int
     copies: Copies
@@ -45,7 +47,7 @@ class _Read:
     urgent: bool
     rows: Bytes2D | None = None
     done: int = 0
-    parts: int = 0
+    num_parts: int = 0
     error: Exception | None = None
 
     @property
@@ -58,7 +60,8 @@ class _Read:
 
 @dataclass(eq=False, slots=True)
 class _BouncePart:
-    """Rows of a read on their way through bounce pages: written, then copied from there."""
+    """Some pages of a read on their way through bounce pages: written there first, then copied to
+    the device."""
 
     read: _Read
     rows: Bytes2D
@@ -67,12 +70,13 @@ class _BouncePart:
 
 
 class SourceLink:
-    """Copies with a source are read here, the others go to ``link``. Tickets of reads are negative.
+    """Reads copies that have a source, and gives the others to the inner ``link``. Tickets of reads
+    are negative.
 
     write : puts rows into host pages; called on the reading thread.
-    bounce : host pages that nobody else uses, for what goes on to the device.
-    threaded : without, each ``poll`` does a piece of the reading on its own thread, so that a test
-        repeats exactly.
+    bounce : host pages that nobody else uses, for reads to the device.
+    threaded : if False, each ``poll`` does a piece of the reading on its caller's thread, so that a
+        test repeats exactly.
     """
 
     def __init__(
@@ -81,16 +85,15 @@ class SourceLink:
         self.link = link
         self.read_rate = _ASSUMED_BYTES_PER_S  # bytes a second, as measured
         self.write, self.threaded = write, threaded
-        self._changed = threading.Condition()  # guards what the two threads share:
+        self._changed = threading.Condition()  # guards the fields down to ``_closed``
         self.bounce = list(bounce)
         self._queue: deque[_Read] = deque()
         self._current: _Read | None = None  # being read, or put into bounce pages
-        self._written: list[_BouncePart] = []  # for the other link
+        self._written: list[_BouncePart] = []  # ready for the inner link
         self._done: list[tuple[int, Exception | None]] = []
         self._closed = False
-        self._flying: dict[
-            int, _BouncePart
-        ] = {}  # the engine's thread alone: by the other's ticket
+        # The engine's thread alone uses the fields below.
+        self._in_flight: dict[int, _BouncePart] = {}  # by ticket of the inner link
         self._ended: list[tuple[int, Exception | None]] = []
         self._open = 0
         self._last = 0
@@ -168,7 +171,7 @@ class SourceLink:
     # -- on the engine's thread ---------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Hand on what was written; take in what ended."""
+        """Give written bounce pages to the inner link, and take in what has ended."""
         with self._changed:
             written, self._written = self._written, []
             self._ended += self._done
@@ -176,21 +179,22 @@ class SourceLink:
         for part in written:
             tickets = self.link.submit(part.copies, part.read.after, urgent=part.read.urgent)
             part.tickets.update(tickets)
-            self._flying.update(dict.fromkeys(tickets, part))
+            self._in_flight.update(dict.fromkeys(tickets, part))
         for ticket, error in self.link.poll():
-            part_of = self._flying.pop(ticket, None)
+            part_of = self._in_flight.pop(ticket, None)
             if part_of is None:
                 self._ended.append((ticket, error))
             else:
                 self._copied(part_of, ticket, error)
 
     def _copied(self, part: _BouncePart, ticket: int, error: Exception | None) -> None:
+        """One ticket of ``part`` has ended in the inner link."""
         part.tickets.discard(ticket)
         read = part.read
         with self._changed:
             read.error = read.error or error
             if not part.tickets:
-                read.parts -= 1
+                read.num_parts -= 1
                 self.bounce += part.copies.host_pages
                 self._settle(read)
                 self._changed.notify_all()
@@ -214,7 +218,8 @@ class SourceLink:
         return self._current.rows is None or bool(self.bounce)
 
     def work(self) -> None:
-        """The next piece of the reading, if there is one that can be done now."""
+        """Do the next piece of reading, if one can be done now: fetch a source, or fill free bounce
+        pages."""
         with self._changed:
             if not self._has_work:
                 return
@@ -238,23 +243,23 @@ class SourceLink:
             if part is not None and error is None:
                 self._written.append(part)
             elif part is not None:
-                read.parts -= 1
+                read.num_parts -= 1
                 self.bounce += part.copies.host_pages
             self._settle(read)
             self._changed.notify_all()
 
     def _claim(self, read: _Read, rows: Bytes2D) -> _BouncePart:
-        """The next part of ``read``, in bounce pages that are free."""
+        """Take the next part of ``read``, as large as free bounce pages allow."""
         max_pages = max(1, MAX_CHUNK_BYTES // rows.shape[1])
         first, count = read.done, min(len(rows) - read.done, len(self.bounce), max_pages)
         pages, self.bounce = self.bounce[:count], self.bounce[count:]
         read.done += count
-        read.parts += 1
+        read.num_parts += 1
         device = read.copies.device_pages[first : read.done]
         return _BouncePart(read, rows[first : read.done], Copies("in", device, pages))
 
     def _fetch(self, read: _Read) -> None:
-        """Read the source, for all that wait for it."""
+        """Read the source, also for other reads of the same source that wait."""
         source = read.copies.source
         assert source is not None
         start = time.perf_counter()
@@ -272,10 +277,10 @@ class SourceLink:
                     other.rows = other.rows_of(whole)
 
     def _settle(self, read: _Read) -> None:
-        """Under the lock: if ``read`` is over, say so."""
+        """Report ``read`` if it is over. The caller holds the lock."""
         if not read.is_forwarded:
             return
         if self._current is read:
             self._current = None
-        if not read.parts:
+        if not read.num_parts:
             self._done.append((read.ticket, read.error))

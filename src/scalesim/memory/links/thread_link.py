@@ -1,4 +1,4 @@
-"""The thread link: copies between the pools on a thread of the host, for engines on a CPU."""
+"""The thread link: copies between two numpy pools on threads, for engines on a CPU."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline, c
 
 @dataclass(slots=True)
 class _Job:
+    """The copies of one ticket."""
+
     ticket: int
     copies: Copies
     after: Fence | None
@@ -22,10 +24,11 @@ class _Job:
 
 
 class ThreadLink:
-    """One thread a direction between two numpy pools ``[num_pages, page_bytes]`` of uint8.
+    """A ``Link`` with one thread for each direction, between two numpy pools, uint8 ``[num_pages,
+    page_bytes]``.
 
-    The copy is numpy's, which lets the interpreter go meanwhile. ``timeline`` answers for the
-    fences of the compute queue.
+    numpy releases the interpreter lock while it copies. ``timeline`` tells which fences of the
+    compute queue were reached.
     """
 
     def __init__(self, device: Bytes2D, host: Bytes2D, timeline: Timeline) -> None:
@@ -41,8 +44,10 @@ class ThreadLink:
         self._open = 0
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._run, args=(way,), name=f"scalesim-{way}", daemon=True)
-            for way in self._queues
+            threading.Thread(
+                target=self._run, args=(direction,), name=f"scalesim-{direction}", daemon=True
+            )
+            for direction in self._queues
         ]
         for thread in self._threads:
             thread.start()
@@ -75,11 +80,11 @@ class ThreadLink:
 
     def cancel(self, ticket: int) -> bool:
         with self._changed:
-            for way, queue in self._queues.items():
+            for direction, queue in self._queues.items():
                 for job in queue:
                     if job.ticket == ticket:
                         queue.remove(job)
-                        self._queued[way] -= job.num_bytes
+                        self._queued[direction] -= job.num_bytes
                         self._open -= 1
                         return True
         return False
@@ -102,8 +107,8 @@ class ThreadLink:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, way: Direction) -> None:
-        queue = self._queues[way]
+    def _run(self, direction: Direction) -> None:
+        queue = self._queues[direction]
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: queue or self._closed)
@@ -118,19 +123,22 @@ class ThreadLink:
             with Foreign() as raised:
                 self.copy(job.copies)
             if raised.error is not None:
-                error = LinkError(f"copy {way} of {len(job.copies.device_pages)} pages failed")
+                error = LinkError(
+                    f"copy {direction} of {len(job.copies.device_pages)} pages failed"
+                )
                 error.__cause__ = raised.error
             seconds = time.perf_counter() - start
             with self._changed:
-                self._queued[way] -= job.num_bytes
+                self._queued[direction] -= job.num_bytes
                 if error is None:
-                    self._rates[way] += 0.1 * (
-                        job.num_bytes / max(seconds, 1e-9) - self._rates[way]
+                    self._rates[direction] += 0.1 * (
+                        job.num_bytes / max(seconds, 1e-9) - self._rates[direction]
                     )
                 self._done.append((job.ticket, error))
                 self._changed.notify_all()
 
     def copy(self, copies: Copies) -> None:
+        """Copy the pages of ``copies``. Called on a thread of the link."""
         for device, host, count in copies.pieces():
             on_device = self._device[device : device + count]
             on_host = self._host[host : host + count]

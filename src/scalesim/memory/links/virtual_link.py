@@ -1,4 +1,4 @@
-"""The virtual link: copies that take the time that a model of a link says, and move no bytes."""
+"""The virtual link: copies in virtual time, for replays and tests."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from scalesim.memory.links.thread_link import _Job
 
 
 class VirtualLink:
-    """A link in virtual time: each direction carries ``bytes_per_s``, one chunk after the other.
+    """A ``Link`` in virtual time: each direction copies ``bytes_per_s``, one chunk after the other,
+    with ``latency_s`` seconds before each chunk.
 
-    ``advance_to`` moves its clock. Bytes are copied only where pools are given, and then at the
-    moment a chunk ends. ``after`` is taken as reached: virtual compute ends within its step.
+    ``advance_to`` moves the clock. Bytes are copied only if ``pools`` (device, host) are given, at
+    the moment at which their chunk ends. ``after`` counts as reached, since virtual compute ends
+    within its step.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class VirtualLink:
         self._pools = pools
         self._waiting: dict[Direction, deque[_Job]] = {"in": deque(), "out": deque()}
         self._queued: dict[Direction, int] = {"in": 0, "out": 0}
-        self._busy: list[tuple[float, int, Direction, _Job]] = []  # at most one a direction
+        self._busy: list[tuple[float, int, Direction, _Job]] = []  # at most one for each direction
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
 
@@ -55,16 +57,16 @@ class VirtualLink:
         return done
 
     def cancel(self, ticket: int) -> bool:
-        for way, queue in self._waiting.items():
+        for direction, queue in self._waiting.items():
             for job in queue:
                 if job.ticket == ticket:
                     queue.remove(job)
-                    self._queued[way] -= job.num_bytes
+                    self._queued[direction] -= job.num_bytes
                     return True
         return False
 
     def wait(self, timeout_s: float) -> bool:
-        """Virtual time runs on to the next completion, at most ``timeout_s`` from now."""
+        """Move virtual time on to the next end of a copy, at most ``timeout_s`` seconds."""
         if not self._done and self._busy:
             self.advance_to(min(self._busy[0][0], self.now_s + timeout_s))
         return bool(self._done)
@@ -75,12 +77,13 @@ class VirtualLink:
         return bool(self._done)
 
     def advance_to(self, now_s: float) -> None:
+        """Move the clock to ``now_s`` seconds; copies that end before are done."""
         while self._busy and self._busy[0][0] <= now_s:
-            end_s, ticket, way, job = heapq.heappop(self._busy)
+            end_s, ticket, direction, job = heapq.heappop(self._busy)
             self._copy(job.copies)
-            self._queued[way] -= job.num_bytes
+            self._queued[direction] -= job.num_bytes
             self._done.append((ticket, None))
-            self._start(way, end_s)
+            self._start(direction, end_s)
         self.now_s = max(self.now_s, now_s)
 
     def queued_bytes(self, direction: Direction) -> int:
@@ -92,11 +95,11 @@ class VirtualLink:
     def close(self) -> None:
         pass
 
-    def _start(self, way: Direction, now_s: float) -> None:
-        if self._waiting[way] and not any(busy[2] == way for busy in self._busy):
-            job = self._waiting[way].popleft()
+    def _start(self, direction: Direction, now_s: float) -> None:
+        if self._waiting[direction] and not any(busy[2] == direction for busy in self._busy):
+            job = self._waiting[direction].popleft()
             seconds = self._latency_s + job.num_bytes / self._rate
-            heapq.heappush(self._busy, (now_s + seconds, job.ticket, way, job))
+            heapq.heappush(self._busy, (now_s + seconds, job.ticket, direction, job))
 
     def _copy(self, copies: Copies) -> None:
         if self._pools is None:

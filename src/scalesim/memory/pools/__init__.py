@@ -1,1 +1,1 @@
-"""Pools of pages and the memory behind them."""
+"""Pools: the pages of each tier, and the memory in which they lie."""

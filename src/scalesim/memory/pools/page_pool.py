@@ -1,8 +1,7 @@
-"""The page allocator of one pool: which page ids are free, in runs. Knows nothing of what pages
-hold.
+"""The page pool: the allocator of one tier's pages. Knows page ids, and nothing of what pages hold.
 
-Each tier (device, host) has one. A page is free or owned; a free one carries a fence: the last step
-that may still touch it, recorded when it was given back.
+A page is either free or allocated. A free page carries a fence: the last step that may still use
+the page, recorded when it was freed.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from typing import Protocol
 
 
 class Pool(Protocol):
-    """A page allocator: pages ``first … num_pages - 1``, each free or owned. ``PagePool`` is one.
+    """A page allocator of the pages ``first … num_pages - 1``. ``PagePool`` is the engine's.
 
-    ``allocate`` gives ``count`` ids or, where fewer are free, ``None`` and changes nothing.
-    ``free`` takes owned pages back and raises ``AssertionError`` for others; ``fence`` is the last
-    step that may still touch them, kept until they are given away again. ``check`` raises
-    ``AssertionError`` where the allocator's own books disagree.
+    ``allocate`` returns ``count`` page ids or, if fewer are free, ``None`` and changes nothing.
+    ``free`` takes back allocated pages, and raises ``AssertionError`` for others; its ``fence`` is
+    the last step that may still use the pages, and is kept until they are freed again.
+    ``fence(pages)`` is the highest of these steps, -1 for none. ``check`` raises ``AssertionError``
+    if the allocator's own records disagree.
     """
 
     num_pages: int
@@ -43,16 +43,18 @@ class Pool(Protocol):
 
 
 class MakePool(Protocol):
-    """What makes the pool of a tier."""
+    """Makes the pool of a tier."""
 
     def __call__(self, num_pages: int, *, first: int = 0) -> Pool: ...
 
 
 class PagePool:
-    """Pages ``first … num_pages - 1``; ids below ``first`` are never handed out.
+    """The allocator of the pages ``first … num_pages - 1``; ids below ``first`` are never
+    allocated.
 
-    Free pages are kept as maximal runs, binned by length, so that an allocation is one run where
-    one exists: consecutive pages copy as one piece. All choices are deterministic.
+    Free pages are kept as maximal runs, in bins by length, so that an allocation is one run
+    wherever one is long enough: consecutive pages are copied as one piece. All choices are
+    deterministic.
     """
 
     def __init__(self, num_pages: int, *, first: int = 0) -> None:
@@ -64,9 +66,9 @@ class PagePool:
         self._length_at: dict[int, int] = {}  # run start -> length
         self._start_before: dict[int, int] = {}  # run end (exclusive) -> start
         self._bins: list[dict[int, None]] = [{} for _ in range(num_pages.bit_length() + 1)]
-        self._kinds = 0  # bit k: bin k, the lengths of k bits, is not empty
+        self._filled_bins = 0  # bit k: bin k (lengths of k bits) is not empty
         if num_pages > first:
-            self._give_run(first, num_pages)
+            self._free_run(first, num_pages)
 
     @property
     def num_usable(self) -> int:
@@ -77,8 +79,8 @@ class PagePool:
         return self.num_usable - self.num_free
 
     def allocate(self, count: int) -> list[int] | None:
-        """``count`` page ids, ascending within each run; ``None``, and no change, if fewer are
-        free."""
+        """Allocate ``count`` pages: their ids, ascending within each run. Returns ``None``, with
+        nothing changed, if fewer are free."""
         if count > self.num_free:
             return None
         pages: list[int] = []
@@ -98,31 +100,31 @@ class PagePool:
         return pages
 
     def free(self, pages: Sequence[int], fence: int = -1) -> None:
-        """Give pages back; ``fence`` is the last step launched, which may still read or write
-        them."""
+        """Free ``pages``. ``fence`` is the last step launched, which may still use them."""
         for start, end in runs(pages):
             assert self.first <= start and end <= self.num_pages, (start, end, self.num_pages)
             free_already = self._is_free.find(1, start, end)
             assert free_already < 0, f"page {free_already} of {start}..{end - 1} is free already"
             self._fence[start:end] = array("i", [fence]) * (end - start)
-            self._give_run(start, end)
+            self._free_run(start, end)
 
     def fence_free(self, pages: Sequence[int], fence: int) -> None:
-        """A step may now touch ``pages`` although they are free."""
+        """Raise the fence of ``pages``, which are free: step ``fence`` may use them all the
+        same."""
         assert all(self._is_free[page] for page in pages), pages
         for page in pages:
             self._fence[page] = fence
 
     def fence(self, pages: Sequence[int]) -> int:
-        """The last step that may still touch any of ``pages``; -1 if none."""
+        """The last step that may still use any of ``pages``; -1 for none."""
         return max(map(self._fence.__getitem__, pages), default=-1)
 
     def free_pages(self) -> set[int]:
-        """The ids of the free pages. O(pages)."""
+        """The ids of all free pages. O(pages)."""
         return {page for page, free in enumerate(self._is_free) if free}
 
     def check(self) -> None:
-        """Assert that the runs, the flags and the count tell one story. O(pages)."""
+        """Assert that the runs, the flags and the count agree. O(pages)."""
         from_runs = bytearray(self.num_pages)
         for start, length in self._length_at.items():
             end = start + length
@@ -136,21 +138,22 @@ class PagePool:
         assert len(self._start_before) == len(self._length_at) == sum(map(len, self._bins))
 
     def _best_run(self, wanted: int) -> tuple[int, int]:
-        """A run of at least ``wanted`` pages if one is at hand, else the longest kind there is."""
+        """(start, length) of a run of at least ``wanted`` pages, or of one of the longest runs if
+        none is known."""
         size = wanted.bit_length()
-        longer = self._kinds >> (size + 1)
+        longer = self._filled_bins >> (size + 1)
         if longer:
             return self._newest(size + (longer & -longer).bit_length())
         for start in reversed(self._bins[size]):
             if self._length_at[start] >= wanted:
                 return start, self._length_at[start]
-        return self._newest(self._kinds.bit_length() - 1)
+        return self._newest(self._filled_bins.bit_length() - 1)
 
     def _newest(self, size: int) -> tuple[int, int]:
         start = next(reversed(self._bins[size]))
         return start, self._length_at[start]
 
-    def _give_run(self, start: int, end: int) -> None:
+    def _free_run(self, start: int, end: int) -> None:
         length = end - start
         self._is_free[start:end] = b"\1" * length
         self.num_free += length
@@ -169,18 +172,18 @@ class PagePool:
         self._start_before[start + length] = start
         size = length.bit_length()
         self._bins[size][start] = None
-        self._kinds |= 1 << size
+        self._filled_bins |= 1 << size
 
-    def _shorten_run(self, start: int, length: int, num_left: int) -> None:
-        """Keep the first ``num_left`` pages: the run stays where it is found, unless it is of
-        another kind now."""
-        if num_left.bit_length() != length.bit_length():
+    def _shorten_run(self, start: int, length: int, num_kept: int) -> None:
+        """Keep the first ``num_kept`` pages of a run. It stays in its bin if that has the new
+        length too."""
+        if num_kept.bit_length() != length.bit_length():
             self._remove_run(start, length)
-            self._add_run(start, num_left)
+            self._add_run(start, num_kept)
             return
         del self._start_before[start + length]
-        self._start_before[start + num_left] = start
-        self._length_at[start] = num_left
+        self._start_before[start + num_kept] = start
+        self._length_at[start] = num_kept
 
     def _remove_run(self, start: int, length: int) -> None:
         del self._length_at[start]
@@ -188,15 +191,15 @@ class PagePool:
         size = length.bit_length()
         del self._bins[size][start]
         if not self._bins[size]:
-            self._kinds &= ~(1 << size)
+            self._filled_bins &= ~(1 << size)
 
 
 def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
-    """``[start, end)`` of each maximal ascending run, in the order given: 4 5 6 2 → (4, 7), (2,
-    3)."""
+    """``[start, end)`` of each maximal ascending run of ``pages``, in the order given: 4 5 6 2 →
+    (4, 7), (2, 3)."""
     if not pages:
         return []
-    if pages == list(range(pages[0], pages[0] + len(pages))):  # the common case, at the speed of C
+    if pages == list(range(pages[0], pages[0] + len(pages))):  # the common case, fast
         return [(pages[0], pages[0] + len(pages))]
     found: list[tuple[int, int]] = []
     start = end = -1

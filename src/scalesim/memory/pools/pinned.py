@@ -1,9 +1,10 @@
-"""The host pool of a GPU: an aligned mapping, registered with the driver piece by piece.
+"""Pinned pages: the host pool of a GPU, an aligned mapping that is registered with the driver in
+pieces.
 
-torch's pinned allocator rounds sizes up to powers of two, and one registration of 512 GiB or more
-fails (vLLM 51080); a mapping of our own has the size that was asked for.
-Made by ``engine.build``; ``CudaLink`` reads, writes and closes it. Loads torch, not CUDA: who
-registers is passed in.
+torch's pinned allocator rounds sizes up to powers of two, and a single registration of 512 GiB or
+more fails (vLLM 51080). A mapping of our own has exactly the size that was asked for.
+``engine.build`` makes the pages; ``CudaLink`` reads, writes and closes them. This file loads torch
+but not CUDA: the registrar is passed in.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Bytes ``start … start + num_bytes`` of the mapping."""
+    """The bytes ``start … start + num_bytes - 1`` of the mapping, registered in one call."""
 
     start: int
     num_bytes: int
 
 
 def seam_pages(page_bytes: int, max_bytes: int = MAX_REGISTRATION_BYTES) -> int:
-    """Pages a registration: as many as fit, such that each begins at a page of the system's too.
-    The driver pins whole ones, and none twice."""
+    """The number of pages in one registration: as many as fit into ``max_bytes``, so that each
+    registration begins at a page of the operating system, since the driver pins whole ones and none
+    twice."""
     step = math.lcm(page_bytes, _OS_PAGE_BYTES) // page_bytes
     return max(1, max_bytes // (step * page_bytes)) * step
 
 
 def registrations(num_pages: int, page_bytes: int, pages_each: int) -> list[Registration]:
-    """How a pool is cut: ``pages_each`` at a time, the last perhaps shorter."""
+    """The registrations of a pool: ``pages_each`` pages in each, perhaps fewer in the last."""
     return [
         Registration(first * page_bytes, min(pages_each, num_pages - first) * page_bytes)
         for first in range(0, num_pages, pages_each)
@@ -49,9 +51,9 @@ def registrations(num_pages: int, page_bytes: int, pages_each: int) -> list[Regi
 
 
 class PinnedPages:
-    """``pages``: ``[num_pages, page_bytes]`` uint8, registered until ``close``.
+    """``pages``: a uint8 tensor ``[num_pages, page_bytes]``, registered until ``close``.
 
-    Raises ``ConfigError`` where the driver refuses; nothing stays registered then.
+    Raises ``ConfigError`` if the driver refuses a registration; none is kept then.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class PinnedPages:
             self._register(part, num_bytes)
 
     def close(self) -> None:
-        """Idempotent. Nothing may be copied to or from the pages any more."""
+        """Unregister all pages. May be called again. No copy may use the pages any more."""
         while self._open:
             self._registrar.unregister(self._open.pop())
 
@@ -89,13 +91,13 @@ class PinnedPages:
 
 
 def default_host_bytes() -> int:
-    """70 % of what is available: pinned memory cannot be taken back by the system."""
+    """70 % of the available memory, in bytes: the system cannot take pinned memory back."""
     return int(AVAILABLE_SHARE * available_host_bytes())
 
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
-    """What the system says can be had without swapping, and no more than the limits of this
-    process's control groups (a container's, a batch job's) leave."""
+    """Bytes that the system can give without swapping, within the limits of this process's control
+    groups (of a container or a batch job)."""
     lines = (proc / "meminfo").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines if ":" in line)
     free = int(found["MemAvailable"].split()[0]) * 1024
@@ -107,7 +109,8 @@ def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -
 
 
 def _cached_bytes(group: Path) -> int:
-    """What a control group uses for the file cache: it counts as used, and is given back."""
+    """Bytes of the file cache of a control group. They count as used, but the system gives them
+    back."""
     stat = group / "memory.stat"
     lines = stat.read_text().splitlines() if stat.exists() else []
     found = dict(line.split(maxsplit=1) for line in lines if " " in line)
@@ -115,8 +118,8 @@ def _cached_bytes(group: Path) -> int:
 
 
 def _own_groups(membership: Path, cgroups: Path) -> list[Path]:
-    """This process's control group (version 2) and all above it. In a container that sees its own
-    as the root, the path named may not exist there."""
+    """The control group (version 2) of this process and all groups above it. In a container that
+    sees its own group as the root, the path in ``membership`` may not exist."""
     lines = membership.read_text().splitlines() if membership.exists() else []
     path = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
     group = cgroups if ".." in path else cgroups / path  # "..": outside of what is seen here
@@ -124,8 +127,8 @@ def _own_groups(membership: Path, cgroups: Path) -> list[Path]:
 
 
 def check_host_bytes(num_bytes: int, available: int) -> None:
-    """Raise ``ConfigError`` where ``num_bytes`` cannot be pinned: a mapping that is too large is
-    found out by the system's killer, much later."""
+    """Raise ``ConfigError`` if ``num_bytes`` cannot be pinned. Otherwise the system would kill the
+    process much later."""
     if num_bytes > available:
         raise ConfigError(
             f"host_memory is {num_bytes} bytes, all of it to be pinned, and {available} are "

@@ -1,4 +1,5 @@
-"""Pool memory: on a CPU one aligned mapping a pool, touched only when used; on a GPU a tensor."""
+"""The memory of a pool: on a CPU an aligned mapping that is touched only when used, on a GPU a
+tensor."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP
 
 
 def allocate_pages(num_pages: int, page_bytes: int, setting: str = "the pool") -> Bytes2D:
-    """``[num_pages, page_bytes]`` of uint8, aligned to 2 MiB, zero until written.
-    Raises ``ConfigError`` naming ``setting`` where the system does not give as much.
+    """A uint8 array ``[num_pages, page_bytes]``, aligned to 2 MiB and zero until written. Raises
+    ``ConfigError``, naming ``setting``, if the system refuses that much memory.
 
-    An anonymous mapping: the system gives memory when a page is first touched, so a pool that is
-    larger than what is used costs nothing. Huge pages where the system has them: attention walks
-    all of the pool once a layer (measured: gathering pages took 0.8 of the time).
+    The mapping is anonymous: the system gives memory when a page is first touched, so a pool that
+    is larger than needed costs nothing. Huge pages are used where the system has them, since
+    attention reads the whole pool once a layer (measured: gathering pages took 0.8 of the time).
     """
     num_bytes = num_pages * page_bytes
     try:
@@ -41,14 +42,14 @@ def allocate_pages(num_pages: int, page_bytes: int, setting: str = "the pool") -
 
 
 def allocate_device_pages(num_pages: int, page_bytes: int, place: str) -> Any:
-    """``[num_pages, page_bytes]`` of uint8 as a tensor at ``place``; its bytes are arbitrary."""
+    """A uint8 tensor ``[num_pages, page_bytes]`` at ``place``; its content is arbitrary."""
     import torch
 
     return torch.empty((num_pages, page_bytes), dtype=torch.uint8, device=place)
 
 
 def writer(pool: Bytes2D) -> Callable[[Sequence[int], Bytes2D], None]:
-    """Puts rows of bytes into pages of ``pool``."""
+    """A function that writes rows, uint8 ``[n, page_bytes]``, to ``n`` pages of ``pool``."""
 
     def write(pages: Sequence[int], rows: Bytes2D) -> None:
         pool[list(pages)] = rows

@@ -1,1 +1,1 @@
-"""What is loaded before it is asked for."""
+"""Loads ahead of time: state is on the device before its agent calls."""

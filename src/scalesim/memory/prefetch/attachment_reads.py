@@ -1,7 +1,8 @@
-"""Reading ahead: attachments on no tier are read from their sources in time for their owners.
+"""Reading ahead: attachments that are on no tier are read from their sources before their owners
+call.
 
-Part of ``Prefetcher``, which says when a load would have to start: a read must be over by then.
-Decides; residency starts the reads, and a link does them, on a thread of its own.
+A part of ``Prefetcher``, which says when the load to the device has to start; the read has to be
+over by then. ``Residency`` starts the reads, and a link does them on a thread of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ ASSUMED_BYTES_PER_S = 2e8
 
 
 class AttachmentReads:
-    """Takes the agents in ``queue``, whose attachments are to be read. ``rate``: bytes a second
-    of reading."""
+    """Plans the reads for the agents in ``queue``. ``rate`` gives the bytes a second at which
+    sources are read."""
 
     def __init__(
         self, residency: Residency, queue: LazyHeap[AgentState], rate: Callable[[], float]
@@ -27,14 +28,18 @@ class AttachmentReads:
         self._residency, self._queue, self._rate = residency, queue, rate
 
     def plan(self, opens_in_s: Callable[[AgentState, int], float], margin: float) -> None:
-        """Start the reads that must begin now, soonest first. ``opens_in_s(agent, pages)``: seconds
-        until a load of so many pages to the device must start."""
+        """Start the reads that have to begin now, the soonest needed first. ``opens_in_s(agent,
+        pages)`` gives the seconds until a load of so many pages to the device has to start."""
         residency = self._residency
         while (agent := self._queue.peek(residency.timing.now)) is not None:
             away = [segment for segment in agent.attached if is_away(segment)]
             if away:
                 count = sum(segment.num_blocks for segment in away)
-                read_s = (residency.filling_pages + count) * residency.page_bytes / self._rate()
+                read_s = (
+                    (residency.transfers.filling_pages + count)
+                    * residency.page_bytes
+                    / self._rate()
+                )
                 if opens_in_s(agent, count) > (1.0 + margin) * read_s:
                     return
                 for segment in away:
@@ -42,13 +47,14 @@ class AttachmentReads:
             self._queue.discard(agent)
 
     def _read(self, segment: Segment, agent: AgentState) -> None:
-        """To the host; where that has no room, to the device, if nothing that is used sooner has to
-        leave. Where neither has, it is read when it is asked for."""
+        """Read to the host. If the host has no room, read to the device, unless state that is used
+        sooner would have to be evicted. If neither has room, the attachment is read when a request
+        asks for it."""
         residency = self._residency
         assert segment.source is not None
         if residency.start_fill(segment, segment.source, make_room=True):
             return
         count = segment.num_missing
-        pages = residency.take(count, ahead_of=agent.use())
+        pages = residency.take(count, ahead_of=agent.known_next_use())
         if pages is not None:
             residency.start_read(segment, pages, demand=False)

@@ -10,10 +10,12 @@ from scalesim.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PlannerConfig:
-    """``margin``: slack of the start window as a share of the transfer time; it grows up to
-    ``max_margin`` while loads come late. ``jitter_s``: added to every window, seconds.
-    ``clean_fraction``: cleaning starts when less than this share of the device pool is free.
-    Raises ``ConfigError``.
+    """Settings of the prefetcher.
+
+    ``margin``: slack of the start window as a share of the transfer time; the slack grows up to
+    ``max_margin`` while loads come late. ``jitter_s``: seconds added to every window.
+    ``clean_fraction``: dirty segments are saved ahead of their eviction while less than this share
+    of the device pool is free. Raises ``ConfigError``.
     """
 
     margin: float = 0.25

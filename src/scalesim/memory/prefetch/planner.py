@@ -1,7 +1,7 @@
-"""A planner: what decides which state is loaded before it is asked for, and when.
+"""The planner protocol: what decides which state is loaded ahead of its use, and when.
 
-The seam: the manager is given a planner, and the planner a forecast each time that it plans.
-``Prefetcher`` is the engine's; a replay brings others.
+``MemoryParts`` makes one planner; each plan is given a forecast. ``Prefetcher`` is the engine's
+planner, and a replay brings others for comparison.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
 
 
 class Forecast(Protocol):
-    """What is known of the requests to come, by whoever admits them. Times in iterations of the
-    engine's loop."""
+    """What the scheduler knows of requests to come. Times are in iterations of the engine's
+    loop."""
 
     @property
     def begin_at_once(self) -> int:
-        """How many requests can start when the simulation's clock moves."""
+        """The number of requests that can start together when the simulation's clock moves."""
         ...
 
     def starts_in(self, agent: AgentId) -> float:
-        """Until a waiting request of ``agent`` can start."""
+        """Iterations until a waiting request of ``agent`` can start."""
         ...
 
     def drains_in(self) -> float:
-        """Until all requests have ended."""
+        """Iterations until all open requests have ended."""
         ...
 
 
 class Unknown:
-    """The forecast where nobody says anything: who is due starts at once, and alone."""
+    """The forecast where nothing is known: an agent that is due starts at once, and alone."""
 
     begin_at_once = 1
 
@@ -52,9 +52,11 @@ UNKNOWN: Forecast = Unknown()
 
 
 class Planner(Protocol):
-    """Starts loads ahead of their use. ``opens_in_s`` is the time to the next start window,
-    ``None`` if no agent is awaited; ``blocked_by`` what keeps an open window waiting. Both as of
-    the last ``plan``."""
+    """Starts loads ahead of their use.
+
+    ``opens_in_s``: seconds to the next start window, ``None`` if no agent is awaited.
+    ``blocked_by``: what keeps an open window waiting. Both are as of the last ``plan``.
+    """
 
     @property
     def opens_in_s(self) -> float | None: ...
@@ -63,15 +65,16 @@ class Planner(Protocol):
     def blocked_by(self) -> BlockedBy: ...
 
     def plan(self, wall_s: float, forecast: Forecast) -> None:
-        """Once an iteration of the engine's loop: start what has to start now."""
+        """Start what has to start now. Called once an iteration of the engine's loop, at ``wall_s``
+        seconds."""
         ...
 
     def observe_arrival(self, *, late: bool) -> None:
-        """An agent with a known next use called: was its state there?"""
+        """An agent with a known next use called. ``late``: its state was not on the device yet."""
         ...
 
 
 MakePlanner: TypeAlias = Callable[
     [Residency, PrefetchQueue, PlannerConfig, Callable[[], float]], Planner
 ]
-"""The last argument gives the bytes a second at which sources are read."""
+"""Makes a planner; the last argument gives the bytes a second at which sources are read."""

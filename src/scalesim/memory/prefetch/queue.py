@@ -1,8 +1,8 @@
 """The prefetch queue: agents whose state should be on the device when they call, the soonest first.
 
-An agent enters when its next use becomes known, and when part of its state leaves a tier; the
-planner takes agents out. Residency reports evictions through the owners and need not know the
-planner.
+An agent enters the queue when its next use becomes known, and when part of its state leaves a tier;
+the planner takes agents out. ``Owners`` is told of evictions and fills the queue, so that residency
+does not depend on the planner.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from scalesim.memory.tree.segment import Segment
 
 
 class PrefetchQueue:
-    """``loads``: agents that may have something on the host; ``reads``: those whose attachments are
-    on no tier. Both stay empty under a policy without look-ahead (``is_used``)."""
+    """``loads``: agents that may have state on the host. ``reads``: agents whose attachments are on
+    no tier. Both stay empty unless ``enabled``, which is where the policy looks ahead."""
 
-    def __init__(self, timing: Timing, *, is_used: bool) -> None:
-        self._timing, self._is_used = timing, is_used
+    def __init__(self, timing: Timing, *, enabled: bool) -> None:
+        self._timing, self._enabled = timing, enabled
         self.loads = WakeQueue()
         self.reads: LazyHeap[AgentState] = LazyHeap(soonest=True)
 
     def add(self, agent: AgentState) -> None:
-        """``agent`` has another next use, or something of its own left a tier."""
-        if not self._is_used:
+        """Add ``agent``, whose next use changed or of whose state something left a tier; or move it
+        to its place."""
+        if not self._enabled:
             return
         if agent.next_use is None:
             self.loads.discard(agent)
@@ -35,19 +36,19 @@ class PrefetchQueue:
         if agent.attached:
             self._await_read(agent)
 
-    def give_up(self, agent: AgentState) -> None:
-        """``agent`` computes what it lacks: that need not be loaded any more."""
+    def discard(self, agent: AgentState) -> None:
+        """Remove ``agent``, which computes what it lacks instead of loading it."""
         self.loads.discard(agent)
 
     def _await_read(self, agent: AgentState) -> None:
         if agent.next_use is not None and any(map(is_away, agent.attached)):
-            self.reads.add(agent, agent.use())
+            self.reads.add(agent, agent.known_next_use())
         else:
             self.reads.discard(agent)
 
 
 def is_away(segment: Segment) -> bool:
-    """Whether it can only be read from its source, and nothing is under way yet."""
+    """Whether ``segment`` can only be read from its source, and no read is under way."""
     return (
         segment.source is not None
         and segment.num_missing > 0

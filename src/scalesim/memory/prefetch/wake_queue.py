@@ -1,11 +1,12 @@
-"""The wake queue: a priority queue of agents by next use, for many agents of which few are near.
+"""The wake queue: a priority queue of agents by next use, made for many agents of which few are due
+soon.
 
-An agent is kept in the bucket of its next use. A bucket is unordered, and the wider the farther off
-it begins. When the time of a bucket comes, its agents move to a heap.
+An agent waits in the bucket of its next use. Buckets are unordered; the farther ahead a bucket
+begins, the wider it is. When the time of a bucket comes, its agents move to a heap.
 
-The buckets are needed for many agents: with one lazy heap in their place, an update of 1 % of
-100 000 agents and the plan after it take 21 ms instead of 9 ms, and an idle agent 1680 bytes
-instead of 1310 (``benchmarks replay-scale``).
+The buckets are needed for many agents. With one lazy heap instead, an update of 1 % of 100 000
+agents and the plan after it take 21 ms instead of 9 ms, and an idle agent 1680 bytes instead of
+1310 (``benchmarks replay-scale``).
 """
 
 from __future__ import annotations
@@ -17,27 +18,28 @@ from typing import TypeAlias
 from scalesim.memory.tree.owner import AgentState
 
 _WakeEntry: TypeAlias = "tuple[float, int, AgentState]"
-_FINE = 8.0  # a bucket is at most this part of the time until it begins
+_FINE = 8.0  # a bucket is at most 1 / ``_FINE`` as wide as it is far ahead
 _FOREVER = 2.0**52
 
 
 class WakeQueue:
-    """The agents that wait, each in the list that its ``wake_bucket`` names: a bucket, or the heap.
+    """Agents by next use. ``agent.wake_bucket`` is the list that has the agent's live entry: a
+    bucket or the heap; entries in other lists are stale.
 
-    Entries of an agent in other lists are stale. Equal times go by ``next_seq``. ``num_entries``
-    counts live and stale entries."""
+    Equal next uses are ordered by ``next_seq``. ``num_entries`` counts live and stale entries.
+    """
 
     def __init__(self) -> None:
         self._num_live = self.num_entries = 0
         self._near: list[_WakeEntry] = []  # a heap
         self._buckets: dict[float, list[AgentState]] = {}
-        self._begins: list[float] = []  # of the buckets, a heap
+        self._begins: list[float] = []  # of the buckets: a heap
 
     def __len__(self) -> int:
         return self._num_live
 
     def add(self, agent: AgentState, now: float) -> None:
-        """Add, or move to its next use, which must be known."""
+        """Add ``agent``, or move it to its next use, which must be known."""
         time = agent.next_use
         assert time is not None
         if agent.wake_bucket is None:
@@ -56,7 +58,8 @@ class WakeQueue:
 
     @property
     def num_near(self) -> int:
-        """How many are awaited about when the soonest is, at most; as of the last ``peek``."""
+        """An upper bound on the number of agents that are due at about the time of the soonest; as
+        of the last ``peek``."""
         return len(self._near)
 
     def discard(self, agent: AgentState) -> None:
@@ -65,7 +68,7 @@ class WakeQueue:
             self._num_live -= 1
 
     def peek(self) -> AgentState | None:
-        """The soonest."""
+        """The agent with the soonest next use; ``None`` if the queue is empty."""
         near = self._near
         while True:
             while near and not self._is_live(near[0]):
@@ -76,6 +79,7 @@ class WakeQueue:
             self._open(self._buckets.pop(heapq.heappop(self._begins)))
 
     def _open(self, bucket: list[AgentState]) -> None:
+        """Move the agents of a bucket to the heap."""
         for agent in bucket:
             if agent.wake_bucket is bucket and agent.next_use is not None:
                 self._put_near(agent, agent.next_use)
@@ -98,7 +102,7 @@ class WakeQueue:
         return bucket
 
     def _sweep(self) -> None:
-        """Drop the stale entries: they outnumber the others."""
+        """Drop the stale entries, which outnumber the live ones."""
         self._near[:] = dict.fromkeys(entry for entry in self._near if self._is_live(entry))
         heapq.heapify(self._near)
         self.num_entries = len(self._near)
@@ -108,7 +112,7 @@ class WakeQueue:
 
 
 def _begin(time: float, ahead: float) -> float:
-    """Where the bucket of time ``time`` begins, seen from ``ahead`` ticks before it."""
+    """The time at which the bucket of ``time`` begins, as seen ``ahead`` ticks before ``time``."""
     if ahead < 2.0 * _FINE:
         return float(math.floor(time))
     if ahead >= _FOREVER:

@@ -1,1 +1,1 @@
-"""The prefix tree: segments, and the agents that own them."""
+"""The prefix tree: segments of cached state, and the agents that own them."""

@@ -1,174 +1,180 @@
-"""What memory knows of an agent: the paths it owns and when it will use them."""
+"""Owners: what memory knows of an agent, which paths the agent owns, and whether it will use them
+again."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from scalesim.core import AgentId
+from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.segment import Segment, lineage
 from scalesim.memory.tree.small_map import SmallMap
-from scalesim.memory.tree.use import UseTime
 
 MAX_PATHS = 16
-MANY_OWNERS = 16  # a segment shared by more is ordered by last use: some owner is always near
-PERMANENT = 1 << 40  # uses of a path that every call takes: an attachment
-_FORGET = 0.25  # weight of the newest observation of whether a fresh path is used again
-_TAIL_BELOW = 0.5
-# State that is used again no more often than this is not waited for. At 0.25, 2 % of the calls of
-# W2 (benchmark replay-bound, 25 % resident) did not find theirs; at 0.15, 0.2 %.
+# A segment with more owners is ranked by its last use: one of them always calls soon.
+MANY_OWNERS = 16
+PERMANENT = 1 << 40  # reuses of a path that every call uses: an attachment
+_FORGET = 0.25  # weight of the newest observation in an agent's own moving averages
+_RARE_REUSE = 0.5
+# State that returns with a lower probability is ranked as never used again. At 0.25, 2 % of the
+# calls of W2 (benchmark replay-bound, 25 % resident) did not find their state; at 0.15, 0.2 %.
 _UNLIKELY = 0.15
-_PRIOR = 2.0  # calls that what all agents do counts for, beside an agent's own
-_COMMON = 0.05  # weight of the newest call in what all agents tend to do
+_PRIOR = 2.0  # weight of the statistics of all agents, in calls of an agent's own
+_COMMON = 0.05  # weight of the newest call in the statistics of all agents
 
 
 class ReuseStats:
-    """What agents tend to do.
+    """How all agents reuse their paths: the prior for an agent about which little is known.
 
-    ``going_on``: share of the calls that begin where the agent's last one ended.
-    ``coming_back[age]``: of the calls of an agent with a path that it used more than once, and last
-    ``age`` or more of its calls ago, the share that take a path as old as that: templates in turn
-    come back, a dialogue that was cut or summed up does not.
+    ``continuation_rate`` is the share of calls that begin where the agent's last call ended.
+    ``return_rate[age]`` concerns paths that were used more than once: of the calls of an agent that
+    last used such a path ``age`` or more of its own calls ago, the share that return to a path of
+    that age. Templates used in turn return; a dialogue that was cut or summarized does not.
     """
 
-    __slots__ = ("coming_back", "going_on")
+    __slots__ = ("continuation_rate", "return_rate")
 
     def __init__(self) -> None:
-        self.going_on = 1.0
-        self.coming_back = [1.0] * (MAX_PATHS + 1)
+        self.continuation_rate = 1.0
+        self.return_rate = [1.0] * (MAX_PATHS + 1)
 
-    def observe(self, went_on: bool) -> None:
-        self.going_on += _COMMON * (went_on - self.going_on)
+    def observe(self, continued: bool) -> None:
+        """Update ``continuation_rate`` with one call."""
+        self.continuation_rate += _COMMON * (continued - self.continuation_rate)
 
     def observe_return(self, returned: int, passed_over: int) -> None:
-        """A call took a path ``returned`` calls old, and left one of ``passed_over``."""
+        """Update ``return_rate`` with a call that used a path of age ``returned``, and did not use
+        a path of age ``passed_over``."""
         for age in range(2, min(max(returned, passed_over), MAX_PATHS) + 1):
-            self.coming_back[age] += _COMMON * ((age <= returned) - self.coming_back[age])
+            self.return_rate[age] += _COMMON * ((age <= returned) - self.return_rate[age])
 
 
 class AgentState:
-    """An owner of segments.
+    """An owner of segments: an agent's next use, its paths, and statistics of its calls.
 
     ``next_use`` is in ticks of the simulation's clock, ``None`` where unknown. ``paths`` maps the
-    end of each path that the agent has computed to how often it was used again: bounded, the least
-    worth (bytes × reuse) goes first.
+    end of each path that the agent has computed to the number of times that the path was reused. At
+    most ``MAX_PATHS`` are kept; the path with the least value (blocks × reuses) is dropped first.
     """
 
     __slots__ = (
         "attached",
         "calls",
-        "could_go_on",
+        "continued",
+        "could_continue",
         "fresh_reuse",
-        "habit",
         "id",
-        "is_gone",
+        "is_forgotten",
         "last_match",
+        "last_path_blocks",
         "may_be_ranked",
-        "newest",
+        "newest_end",
         "next_seq",
         "next_use",
-        "num_left",
         "paths",
+        "reuse_stats",
         "wake_bucket",
-        "went_on",
     )
 
-    def __init__(self, id: AgentId, habit: ReuseStats) -> None:
+    def __init__(self, id: AgentId, reuse_stats: ReuseStats) -> None:
         self.id = id
-        self.habit = habit
-        self.calls = 0  # look-ups so far
-        self.went_on = self.could_go_on = 0.0  # of its latest calls, the older the less
+        self.reuse_stats = reuse_stats
+        self.calls = 0  # prefix lookups so far
+        self.continued = self.could_continue = 0.0  # decaying counts of its calls
         self.next_use: float | None = None
         self.next_seq = 0
         self.paths: SmallMap[Segment] = SmallMap()
-        self.attached: tuple[Segment, ...] = ()  # one of a kind; also in ``paths``
-        self.newest: Segment | None = None  # the end of the last path that was computed
-        self.num_left = 0  # blocks of the path that its last request left
-        self.last_match: Segment | None = None  # where its last look-up ended
+        self.attached: tuple[Segment, ...] = ()  # at most one of each kind; also in ``paths``
+        self.newest_end: Segment | None = None  # the end of the path that was computed last
+        self.last_path_blocks = 0  # of the path that the last request left
+        self.last_match: Segment | None = None  # where the last prefix lookup ended
         self.fresh_reuse = 1.0
-        self.wake_bucket: list[Any] | None = None  # where it waits: see ``WakeQueue``
-        self.is_gone = False  # forgotten; leases that still have it leave nothing to it
-        self.may_be_ranked = False  # whether segments of its own may be ranked: see ``Owners``
+        self.wake_bucket: list[Any] | None = None  # belongs to ``WakeQueue``
+        self.is_forgotten = False  # open leases leave nothing to a forgotten agent
+        self.may_be_ranked = False  # whether the ranking may have segments of this agent
 
     def expect(self, next_use: float | None, seq: int) -> None:
-        """Its next use, as event ``seq`` tells it; ``None`` = unknown."""
+        """Set the next use, as told by event ``seq``; ``None`` = unknown."""
         self.next_use, self.next_seq = next_use, seq
 
-    def use(self) -> UseTime:
-        """Its next use, which must be known: where it is not, what counts is when a segment was
-        used last."""
+    def known_next_use(self) -> NextUse:
+        """The next use as a key of the orders. It must be known."""
         assert self.next_use is not None
-        return UseTime(self.next_use, self.next_seq, 0.0, 0)
+        return NextUse(self.next_use, self.next_seq, 0.0, 0)
 
     @property
-    def leaves_tails(self) -> bool:
-        """Whether this agent's fresh paths tend not to be used again (templates, not a
-        dialogue)."""
-        return self.fresh_reuse < _TAIL_BELOW
+    def rarely_reuses_paths(self) -> bool:
+        """Whether paths that this agent has just computed are seldom used again: prompts made from
+        templates, unlike a dialogue."""
+        return self.fresh_reuse < _RARE_REUSE
 
     def unlikely_to_return(self, segment: Segment) -> bool:
-        """Whether this agent is unlikely to call with the prefix that ends in ``segment`` again.
+        """Whether this agent is unlikely to call again with the prefix that ends in ``segment``.
 
-        A segment that was used again is unlikely to return when the agent used it last so many
-        calls ago that agents rarely come back to anything as old. A segment that was not used again
-        may return only as the end of the newest path, if this agent tends to continue there. Until
-        an agent's third call nothing is known of it, and everything may return."""
+        A segment that was hit before is unlikely to return if the agent used it so many calls ago
+        that agents rarely return to paths of that age. A segment without a hit can return only as
+        the end of the agent's newest path, if this agent tends to continue where it ended. Before
+        an agent's third call nothing is known, and every segment may return.
+        """
         if segment in self.attached:
             return False
-        if segment.uses:
-            age = self.calls + 1 - segment.owners[self]  # at the next call
-            return self.habit.coming_back[min(age, MAX_PATHS)] < _UNLIKELY
-        if self.could_go_on == 0.0:
+        if segment.num_hits:
+            age = self.calls + 1 - segment.owners[self]  # as of the next call
+            return self.reuse_stats.return_rate[min(age, MAX_PATHS)] < _UNLIKELY
+        if self.could_continue == 0.0:
             return False
-        return segment is not self.newest or self.going_on < _UNLIKELY
+        return segment is not self.newest_end or self.continuation_rate < _UNLIKELY
 
     @property
-    def going_on(self) -> float:
-        """How likely its next call begins where the last one ended."""
-        prior = _PRIOR * self.habit.going_on
-        return (self.went_on + prior) / (self.could_go_on + _PRIOR)
+    def continuation_rate(self) -> float:
+        """The probability that the next call begins where the last one ended."""
+        prior = _PRIOR * self.reuse_stats.continuation_rate
+        return (self.continued + prior) / (self.could_continue + _PRIOR)
 
     def likely_end(self) -> Segment | None:
-        """Down to where its next look-up will likely match: a cheap guess."""
-        newest = self.newest
+        """The segment down to which the next prompt will likely match: a cheap guess."""
+        newest = self.newest_end
         if newest is not None and (newest.parent is None or self.unlikely_to_return(newest)):
             return self.last_match or newest
         return newest
 
-    def owns_only(self, segment: Segment) -> bool:
-        """Whether nothing else is ordered by this agent's next use."""
+    def is_ordered_by_only(self, segment: Segment) -> bool:
+        """Whether ``segment`` is the only segment whose place in an order depends on this agent's
+        next use."""
         return (
             segment is self.paths.sole
-            and self.id not in segment.tails
+            and self.id not in segment.partials
             and all(
-                len(above.owners) > MANY_OWNERS and self.id not in above.tails
+                len(above.owners) > MANY_OWNERS and self.id not in above.partials
                 for above in lineage(segment)[1:]
             )
         )
 
     def observe_reuse(self, matched_end: Segment) -> None:
-        """A look-up matched down to ``matched_end``: every own path that it covers was used
-        again."""
+        """Record a prefix lookup of this agent that matched down to ``matched_end``: every own path
+        that ends on the way was reused."""
         matched = lineage(matched_end)
         self._observe_return(matched)
         self.last_match = matched_end if matched else None
-        if self.newest is not None and self.calls > 2:  # any call begins like the first one
-            went_on = self.newest in matched
-            self.habit.observe(went_on)
-            self.went_on += went_on - _FORGET * self.went_on
-            self.could_go_on += 1.0 - _FORGET * self.could_go_on
+        if self.newest_end is not None and self.calls > 2:  # a second call begins like the first
+            continued = self.newest_end in matched
+            self.reuse_stats.observe(continued)
+            self.continued += continued - _FORGET * self.continued
+            self.could_continue += 1.0 - _FORGET * self.could_continue
         for end in matched:
-            uses = self.paths.get(end)
-            if uses is not None:
-                self.paths[end] = uses + 1
-                if uses == 0:
+            reuses = self.paths.get(end)
+            if reuses is not None:
+                self.paths[end] = reuses + 1
+                if reuses == 0:
                     self.fresh_reuse += _FORGET * (1.0 - self.fresh_reuse)
 
     def _observe_return(self, matched: list[Segment]) -> None:
-        """How old what this call takes is, beside the oldest used path that it leaves."""
+        """Record the age of the path that this call uses, and the age of the oldest reused path
+        that it does not use."""
         self.calls += 1
         returned = passed_over = 0
         for node in self.paths:
-            while node.parent is not None and not node.uses:
+            while node.parent is not None and not node.num_hits:
                 node = node.parent
             if node.parent is None or node in self.attached:
                 continue
@@ -177,18 +183,20 @@ class AgentState:
                 returned = max(returned, age)
             else:
                 passed_over = max(passed_over, age)
-        self.habit.observe_return(returned, passed_over)
+        self.reuse_stats.observe_return(returned, passed_over)
         for segment in matched:
             if self in segment.owners:
                 segment.own(self)
 
     def remember(self, end: Segment) -> Segment | None:
-        """Own the path to ``end``; returns the end of the path that had to give way, if one did.
+        """Own the path to ``end``. Returns the end of the path that was dropped for it, if there
+        were too many.
 
-        A path that gives way before it was used again says that such paths are not worth keeping.
-        That is the only sign against them: with several templates in turn, each comes back late.
+        Dropping a path that was never reused counts as evidence that such paths are not worth
+        keeping. It is the only evidence against them, since with several templates used in turn
+        each one returns late.
         """
-        self.newest = end
+        self.newest_end = end
         self.paths.setdefault(end, 0)
         if len(self.paths) <= MAX_PATHS:
             return None
@@ -201,13 +209,13 @@ class AgentState:
         return worst
 
     def fork(self, child: AgentState) -> None:
-        """``child`` has the paths and the attachments that this agent has."""
-        for end, uses in self.paths.items():
-            child.paths[end] = uses
+        """Give ``child`` the paths and attachments of this agent."""
+        for end, reuses in self.paths.items():
+            child.paths[end] = reuses
         child.attached = self.attached
 
     def attach(self, segment: Segment) -> None:
-        """``segment`` is a path that each call takes."""
+        """Add an attachment: a path that every call uses."""
         assert all(segment.parent is not other.parent for other in self.attached), segment
         self.attached += (segment,)
         self.paths[segment] = PERMANENT
@@ -216,32 +224,33 @@ class AgentState:
         self.attached = tuple(other for other in self.attached if other is not segment)
         self.paths.pop(segment, None)
 
-    def leave(self, num_blocks: int) -> None:
-        """The last request left a path of ``num_blocks``."""
-        self.num_left = num_blocks
+    def record_release(self, num_blocks: int) -> None:
+        """Record that the last request left a path of ``num_blocks``."""
+        self.last_path_blocks = num_blocks
 
     def path_joined(self, upper: Segment, lower: Segment) -> None:
-        """``lower`` took over the blocks of ``upper``."""
+        """Update the paths: ``lower`` has taken over the blocks of ``upper``."""
         if self.last_match is upper:
             self.last_match = lower
         if upper in self.paths:
-            uses = self.paths.pop(upper)
-            self.paths[lower] = max(uses, self.paths.get(lower, 0))
+            reuses = self.paths.pop(upper)
+            self.paths[lower] = max(reuses, self.paths.get(lower, 0))
 
     def path_cut(self, segment: Segment, parent: Segment) -> None:
-        """``segment`` left the tree. A path that ended there ends at ``parent``, and was used more
-        than once: another branches off there."""
+        """Update the paths: ``segment`` left the tree. A path that ended there ends at ``parent``
+        now and counts as reused, as other paths branch off there."""
         above = None if parent.is_root else parent
         if self.last_match is segment:
             self.last_match = above
-        uses = self.paths.pop(segment, None)
-        if uses is not None and above is not None:
-            self.paths[above] = max(uses, self.paths.get(above, 0), 1)
+        reuses = self.paths.pop(segment, None)
+        if reuses is not None and above is not None:
+            self.paths[above] = max(reuses, self.paths.get(above, 0), 1)
 
-    def go(self) -> list[Segment]:
-        """The agent is forgotten; returns the ends of the paths that were its own."""
-        self.is_gone, self.next_use = True, None
-        self.newest = self.last_match = None
+    def forget(self) -> list[Segment]:
+        """Mark the agent as forgotten: open leases leave nothing to it. Returns the ends of the
+        paths that it owned."""
+        self.is_forgotten, self.next_use = True, None
+        self.newest_end = self.last_match = None
         self.attached = ()
         ends = list(self.paths)
         self.paths.clear()

@@ -1,6 +1,7 @@
-"""Runs of pages, and the transfers that fill them: what a segment has on one tier.
+"""Runs: the pages of one segment on one tier, and the transfers that fill them.
 
-Segments are ``Any`` here: they are built of runs, and a run only hands them on.
+Segments are typed ``Any`` in this file: a segment is built of runs, and a run never looks into its
+segment.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ else:
 
 TierName: TypeAlias = Literal["device", "host"]
 TIERS: tuple[TierName, ...] = ("device", "host")
-"""The nearest to the compute first; each is an attribute of ``Segment``."""
+"""The tier nearest to the compute first. ``Segment`` has an attribute of each name: its run."""
 
 
 class Run(_Pages):
-    """The pages of a segment's first blocks on one tier, four bytes each. The first ``valid`` pages
-    hold their block's content; ``transfer`` is filling the others."""
+    """The pages of a segment's first blocks on one tier, as an array of int32 page ids.
+
+    The first ``valid`` pages hold the content of their blocks; ``transfer`` is filling the others,
+    and there are others only while there is a transfer.
+    """
 
     __slots__ = ("transfer", "valid")
 
@@ -35,7 +39,8 @@ class Run(_Pages):
         return run
 
     def put(self, pages: Sequence[int], transfer: Transfer | None) -> None:
-        """``pages`` hold the next blocks: their content is there, or comes with ``transfer``."""
+        """Append ``pages`` for the next blocks. Their content is valid now or, with ``transfer``,
+        once that has succeeded."""
         assert self.transfer is None and self.valid == len(self), self
         self.extend(pages)
         if transfer is None:
@@ -44,7 +49,8 @@ class Run(_Pages):
             self.transfer = transfer
 
     def end_transfer(self) -> Transfer:
-        """The transfer is over, and returned: where it succeeded, all blocks are valid."""
+        """Detach the transfer, which is over, and return it. If it succeeded, all blocks are
+        valid."""
         transfer, self.transfer = self.transfer, None
         assert transfer is not None and transfer.is_over, self
         if transfer.succeeded:
@@ -52,7 +58,7 @@ class Run(_Pages):
         return transfer
 
     def cut(self, keep: int) -> list[int]:
-        """Take back the pages from block ``keep`` on."""
+        """Remove the pages from block ``keep`` on, and return them."""
         assert self.transfer is None, self
         pages: list[int] = self[keep:].tolist()
         del self[keep:]
@@ -60,8 +66,9 @@ class Run(_Pages):
         return pages
 
     def divide(self, count: int, segment: Any, upper: Any) -> tuple[Run, Run]:
-        """The runs of ``upper``, which is the first ``count`` blocks of ``segment``, and of the
-        others; a transfer goes on with both."""
+        """Divide the run after ``count`` blocks: (run of ``upper``, run of ``segment``). ``upper``
+        is the segment of the first blocks, ``segment`` keeps the others; a transfer under way
+        continues with both."""
         above = Run(self[:count], min(self.valid, count))
         below = Run(self[count:], max(0, self.valid - count))
         if self.transfer is not None:
@@ -74,7 +81,8 @@ class Run(_Pages):
 
 
 class _Nowhere(tuple[int, ...]):
-    """The run of every segment that has no page on a tier; nobody can write to it."""
+    """The empty run of a segment without pages on a tier. All such segments share it, so it cannot
+    be written to."""
 
     __slots__ = ()
     valid = 0
@@ -89,15 +97,16 @@ NOWHERE = cast(Run, _Nowhere())
 
 @dataclass(eq=False, slots=True)
 class Transfer:
-    """Copies in flight for a run of blocks; over when the last of its tickets has ended.
+    """A copy of some segments' blocks from one tier to another, from its submission until the last
+    of its tickets has ended.
 
-    ``parts`` are the segments that the run belongs to, in order, with the block count of each; a
-    split meanwhile turns one part into two. ``waiters`` are told of the end (the leases of waiting
-    requests).
+    ``parts`` lists the segments whose blocks are copied, in order, each with its number of blocks;
+    a split of a segment during the copy turns one part into two. ``waiters`` are the leases that
+    wait for the copy.
     """
 
     direction: Literal["in", "out"]
-    purpose: Literal["demand", "prefetch", "save", "fill"]  # fill: from a source to the host
+    purpose: Literal["demand", "prefetch", "save", "fill"]  # "fill": from a source to the host
     parts: list[tuple[Any, int]]  # (segment, blocks of it)
     tickets: set[int] = field(default_factory=set)
     error: Exception | None = None
@@ -110,12 +119,12 @@ class Transfer:
 
     @property
     def is_read(self) -> bool:
-        """Whether its content comes from a source, not from tokens."""
+        """Whether the copy comes from the source of an attachment, and not from another tier."""
         return bool(self.parts[0][0].is_attachment)
 
     @property
     def tier(self) -> TierName:
-        """Where the copies go."""
+        """The tier that the copy goes to."""
         return "device" if self.direction == "in" else "host"
 
     @property
@@ -127,7 +136,7 @@ class Transfer:
         return self.error is None and not self.cancelled
 
     def divide(self, segment: Any, parts: list[tuple[Any, int]]) -> None:
-        """``parts`` stand for that of ``segment``."""
+        """Replace the part of ``segment`` by ``parts``, which have as many blocks together."""
         index = next(i for i, (part, _) in enumerate(self.parts) if part is segment)
         assert self.parts[index][1] == sum(count for _, count in parts), (segment, parts)
         self.parts[index : index + 1] = parts

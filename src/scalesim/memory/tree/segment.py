@@ -1,14 +1,15 @@
-"""A segment: a run of blocks with one owner set, and where each block lives. A node of the prefix
-tree.
+"""A segment: a run of blocks with one set of owners, and the pages of these blocks on each tier. A
+node of the prefix tree.
 
                  0        valid       len(host)
     host      |--copy valid--|--saving--|
     device    |---ready---|--loading--|                 blocks 0 … num_blocks - 1
                  0        valid       len(device)
 
-Both runs start at block 0 and end anywhere: loaded from the front, evicted from the tail. A block
-that is valid in both is clean; one on the device only is dirty; one on neither is not in the tree
-at all. Only the classes of this file write their fields.
+The run of each tier starts at block 0 and may end before the last block: blocks are loaded from the
+front and evicted from the end. A block that is valid on both tiers is clean; a block that is valid
+on the device only is dirty; a block without content on either tier is not in the tree. Only the
+classes of this file write their fields.
 """
 
 from __future__ import annotations
@@ -25,35 +26,36 @@ if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
 
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
-# of those that have none, which are many; writing to one raises
-_NOBODY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
+# Shared by all segments without children; writing to it raises.
+_EMPTY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
 
 
 class Branch(NamedTuple):
-    """The block of a sequence in which an attachment comes into force, and what tells its KV from
-    other KV of the same tokens: the attachment's digest and the place in the block."""
+    """Where an attachment comes into force in a sequence: ``block`` is the index of the block, and
+    ``mark`` (digest of the attachment, offset in the block) keeps the KV apart from KV of the same
+    tokens without the attachment."""
 
     block: int
     mark: bytes
 
 
 class Owner(Protocol):
-    """An agent, as its segments know it; ``AgentState`` has the meaning of each member."""
+    """An agent as its segments know it. ``AgentState`` implements it and documents each member."""
 
     id: AgentId
     calls: int
     next_use: float | None
     next_seq: int
     paths: SmallMap[Segment]
-    is_gone: bool
+    is_forgotten: bool
     may_be_ranked: bool
 
     @property
-    def leaves_tails(self) -> bool: ...
+    def rarely_reuses_paths(self) -> bool: ...
 
     def unlikely_to_return(self, segment: Segment) -> bool: ...
 
-    def owns_only(self, segment: Segment) -> bool: ...
+    def is_ordered_by_only(self, segment: Segment) -> bool: ...
 
     def detach(self, segment: Segment) -> None: ...
 
@@ -63,15 +65,15 @@ class Owner(Protocol):
 
 
 class Segment:
-    """Token ids, pages on each tier, pins and owners of a run of full blocks (or of one partial
-    block).
+    """A run of full blocks, or one partial block: its tokens, pages, pins and owners.
 
-    ``tokens`` is the token log. ``pins`` counts the leases that hold the segment; a pinned
-    segment's device pages do not move. ``uses`` counts the look-ups that went through it to its
-    end. A *tail* is a partial block: it hangs under its parent by agent, has no children and is
-    never saved. ``mark`` is the branch's, where one begins here. ``source`` gives the content of
-    what is not made from tokens (an attachment, which has none): it stays in the tree without
-    pages.
+    ``tokens`` are the token ids as little-endian int32. ``pins`` counts the leases that use the
+    segment; the device pages of a pinned segment stay where they are. ``num_hits`` counts the
+    prefix lookups that matched the segment to its end. ``children`` maps the first block (and mark)
+    of each child to the child; ``partials`` maps an agent to its partial block that continues this
+    segment. A partial block has no children and is never saved to the host. ``mark`` is set where a
+    ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
+    tokens: an attachment stays in the tree without pages, and is read again when it is needed.
     """
 
     __slots__ = (
@@ -85,16 +87,16 @@ class Segment:
         "last_use",
         "mark",
         "num_blocks",
+        "num_hits",
         "owners",
         "parent",
+        "partial_of",
+        "partials",
         "pins",
         "prefetched",
         "seq",
         "source",
-        "tail_of",
-        "tails",
         "tokens",
-        "uses",
     )
 
     def __init__(
@@ -111,40 +113,40 @@ class Segment:
         self.num_blocks = num_blocks
         self.seq = seq
         self.mark = mark
-        self.tail_of: AgentId | None = None
+        self.partial_of: AgentId | None = None
         self.source: PageSource | None = None
-        # by the tokens of the child's first block, and its mark; the leaves of a million agents
-        # have no dictionaries of their own: see ``adopt``
-        self.children: dict[bytes, Segment] = _NOBODY
-        self.tails: dict[AgentId, Segment] = _NOBODY
+        # The leaves of a million agents have no dictionaries of their own: see ``adopt``.
+        self.children: dict[bytes, Segment] = _EMPTY
+        self.partials: dict[AgentId, Segment] = _EMPTY
         self.device = NOWHERE
         self.host = NOWHERE
         self.pins = 0
-        self.owners: SmallMap[Owner] = SmallMap()  # by which of its calls each took it last
-        self.uses = 0
+        self.owners: SmallMap[Owner] = SmallMap()  # owner -> number of its call that used it last
+        self.num_hits = 0
         self.last_use = 0.0
         self.last_seq = 0
-        self.device_children = 0  # children and tails with pages on the device
-        self.content_children = 0  # children and tails with pages anywhere
+        self.device_children = 0  # children and partial blocks with pages on the device
+        self.content_children = 0  # children and partial blocks with pages on any tier
         self.failed_saves = 0
-        self.prefetched = 0  # blocks loaded ahead and not yet asked for
+        self.prefetched = 0  # blocks that were prefetched and not yet used
 
     @property
     def is_root(self) -> bool:
         return self.parent is None
 
     @property
-    def is_tail(self) -> bool:
-        return self.tail_of is not None
+    def is_partial(self) -> bool:
+        return self.partial_of is not None
 
     @property
     def is_attachment(self) -> bool:
-        """Whether it holds what is read from a source; one that was removed has none any more."""
+        """Whether the content is read from a source, and not computed from tokens. True also after
+        the attachment was removed, when ``source`` is ``None``."""
         return self.mark != b"" and not self.tokens
 
     @property
     def is_ready(self) -> bool:
-        """Whether all of it can be used."""
+        """Whether all blocks are valid on the device."""
         return self.device.valid == self.num_blocks
 
     @property
@@ -153,12 +155,12 @@ class Segment:
 
     @property
     def num_available(self) -> int:
-        """Blocks, from the front, whose content is on a tier or on its way to the device."""
+        """Blocks from the front whose content is on a tier, or on its way to the device."""
         return max(len(self.device), self.host.valid)
 
     @property
     def num_missing(self) -> int:
-        """Blocks that are not on the device, nor on their way there."""
+        """Blocks that are neither on the device nor on their way there."""
         return self.num_blocks - len(self.device)
 
     @property
@@ -169,8 +171,8 @@ class Segment:
     # -- pages --------------------------------------------------------------------------------
 
     def put(self, tier: TierName, pages: Sequence[int], transfer: Transfer | None = None) -> None:
-        """The next blocks lie in ``pages`` of ``tier``: their content is there, or comes with
-        ``transfer``."""
+        """Append ``pages`` of ``tier`` for the next blocks. Their content is valid now or, with
+        ``transfer``, once that has succeeded."""
         run: Run = getattr(self, tier)
         assert len(run) + len(pages) <= self.num_blocks, (self, len(pages))
         if not pages:
@@ -184,8 +186,8 @@ class Segment:
             self.prefetched += len(pages)
 
     def end_transfer(self, tier: TierName) -> bool:
-        """The run's transfer is over. Whether its blocks are valid now; if not, their pages are to
-        be cut off."""
+        """Detach the transfer of ``tier``, which is over. Returns whether its blocks are valid now;
+        if not, the caller cuts their pages."""
         run: Run = getattr(self, tier)
         transfer = run.end_transfer()
         if tier == "host":
@@ -194,7 +196,7 @@ class Segment:
         return transfer.succeeded
 
     def cut(self, tier: TierName, keep: int) -> list[int]:
-        """Take back the pages of ``tier`` from block ``keep`` on."""
+        """Remove the pages of ``tier`` from block ``keep`` on, and return them."""
         run: Run = getattr(self, tier)
         if keep >= len(run):
             return []
@@ -208,8 +210,8 @@ class Segment:
         return pages
 
     def _tell_parent(self, tier: TierName, change: int) -> None:
-        """The first page comes to ``tier``, or the last one went: the parent counts its children on
-        the device, and anywhere."""
+        """Update the parent's counts of children with pages: this segment's first page came to
+        ``tier`` (``change`` 1), or its last page left (-1)."""
         parent = self.parent
         assert parent is not None, self
         if tier == "device":
@@ -221,25 +223,28 @@ class Segment:
     # -- blocks -------------------------------------------------------------------------------
 
     def lengthen(self, tokens: bytes, num_blocks: int) -> None:
-        """Append whole blocks, which are yet to be put, to a leaf that is wholly on the device."""
-        assert not self.children and not self.tails and self.is_ready, self
+        """Append ``num_blocks`` blocks without pages. The segment is a leaf and wholly on the
+        device."""
+        assert not self.children and not self.partials and self.is_ready, self
         self.tokens += tokens
         self.num_blocks += num_blocks
 
     def shorten(self, count: int, block_bytes: int) -> None:
-        """Forget the blocks from ``count`` on, which hold no pages and have nothing below them."""
-        assert not self.content_children and not self.children and not self.tails, self
+        """Forget the blocks from ``count`` on. They have no pages, and the segment has no
+        children."""
+        assert not self.content_children and not self.children and not self.partials, self
         assert max(len(self.device), len(self.host)) <= count, self
         self.num_blocks = count
         self.tokens = self.tokens[: count * block_bytes]
 
     def divide(self, count: int, block_bytes: int, seq: int) -> Segment:
-        """Give the first ``count`` blocks to a new parent, which is returned; neither is in a tree
-        then. Pins and owners are copied, pages and copies in flight are divided."""
+        """Move the first ``count`` blocks to a new segment, which becomes the parent, and return
+        it. The caller links both into the tree. Pins and owners are copied to the new segment;
+        pages, and copies under way, are divided."""
         assert 0 < count < self.num_blocks and self.parent is not None, (self, count)
         cut = count * block_bytes
         upper = Segment(self.parent, self.tokens[:cut], count, seq, mark=self.mark)
-        upper.pins, upper.uses = self.pins, self.uses
+        upper.pins, upper.num_hits = self.pins, self.num_hits
         upper.last_use, upper.last_seq = self.last_use, self.last_seq
         upper.owners = SmallMap(self.owners)
         upper.device, self.device = self.device.divide(count, self, upper)
@@ -253,7 +258,8 @@ class Segment:
         return upper
 
     def join(self, upper: Segment) -> None:
-        """Take over the blocks of ``upper``, the parent, and its place; it is in no tree then."""
+        """Take over the blocks of ``upper``, the parent, and its parent. ``upper`` leaves the
+        tree."""
         assert self.parent is upper and not (self.pins or upper.pins or self.mark), (upper, self)
         self.parent, upper.parent = upper.parent, None
         self.tokens, self.mark = upper.tokens + self.tokens, upper.mark
@@ -272,75 +278,78 @@ class Segment:
     # -- the tree -----------------------------------------------------------------------------
 
     def adopt(self, child: Segment, key: bytes) -> None:
-        """``child`` is found by ``key`` from now on."""
+        """Link ``child`` under ``key``, its first block and mark."""
         if not self.children:
             self.children = {}
         self.children[key] = child
 
-    def adopt_tail(self, tail: Segment, agent: AgentId) -> None:
-        """``tail`` is ``agent``'s from now on."""
-        assert agent not in self.tails and tail.parent is self, (self, agent)
-        if tail.tail_of is not None:
-            del self.tails[tail.tail_of]
-        if not self.tails:
-            self.tails = {}
-        self.tails[agent] = tail
-        tail.tail_of = agent
+    def adopt_partial(self, partial: Segment, agent: AgentId) -> None:
+        """Link ``partial`` as the partial block of ``agent``, and no longer as another agent's."""
+        assert agent not in self.partials and partial.parent is self, (self, agent)
+        if partial.partial_of is not None:
+            del self.partials[partial.partial_of]
+        if not self.partials:
+            self.partials = {}
+        self.partials[agent] = partial
+        partial.partial_of = agent
 
-    def leave(self, key: bytes) -> Segment:
-        """Leave the parent, which is returned, as a segment without pages and children."""
+    def unlink(self, key: bytes) -> Segment:
+        """Remove this segment, which has no pages, pins or children, from its parent, and return
+        the parent."""
         parent = self.parent
-        assert parent is not None and not self.children and not self.tails, self
+        assert parent is not None and not self.children and not self.partials, self
         assert not self.device and not self.host and not self.pins, self
-        if self.tail_of is not None:
-            del parent.tails[self.tail_of]
+        if self.partial_of is not None:
+            del parent.partials[self.partial_of]
         else:
             del parent.children[key]
         self.parent = None
         return parent
 
-    # -- who uses it --------------------------------------------------------------------------
+    # -- pins, uses and owners ----------------------------------------------------------------
 
     def pin(self) -> bool:
-        """A lease holds the segment; whether it is the first."""
+        """Count one more lease that uses the segment. Returns whether it is the first."""
         self.pins += 1
         return self.pins == 1
 
     def unpin(self) -> bool:
-        """A lease lets go of the segment; whether it was the last."""
+        """Count one lease less. Returns whether it was the last."""
         assert self.pins > 0, self
         self.pins -= 1
         return self.pins == 0
 
     def touch(self, now: float, seq: int) -> None:
-        """It was used at ``now``, as event ``seq``."""
+        """Record a use at ``now``, as event ``seq``."""
         self.last_use, self.last_seq = now, seq
 
-    def use(self) -> None:
-        """A look-up went through to the end."""
-        self.uses += 1
+    def record_hit(self) -> None:
+        """Record that a prefix lookup matched the segment to its end."""
+        self.num_hits += 1
 
     def take_prefetched(self) -> int:
-        """How many blocks were loaded ahead; they are asked for now."""
+        """Return the number of blocks that were prefetched and not yet used, and reset it: they are
+        used now."""
         prefetched, self.prefetched = self.prefetched, 0
         return prefetched
 
-    def expect(self, again: bool) -> None:
-        """Whether it counts as used again, whatever look-ups said."""
-        self.uses = int(again)
+    def set_reused(self, reused: bool) -> None:
+        """Rank the segment as used again (or as never used again), whatever lookups have shown."""
+        self.num_hits = int(reused)
 
     def own(self, agent: Owner) -> None:
-        """``agent``'s newest call took the segment."""
+        """Add ``agent`` as an owner, as of its newest call."""
         self.owners[agent] = agent.calls
 
     def disown(self, agent: Owner) -> None:
         self.owners.pop(agent, None)
 
     def read_from(self, source: PageSource | None, num_blocks: int) -> None:
-        """``source`` gives the content of an attachment; ``None``: the attachment was removed."""
+        """Set the source of an attachment of ``num_blocks``; ``None`` where the attachment was
+        removed."""
         assert self.is_attachment and num_blocks >= self.num_available, self
         self.source, self.num_blocks = source, num_blocks
-        self.expect(source is not None)
+        self.set_reused(source is not None)
 
     def __repr__(self) -> str:
         return (
@@ -351,7 +360,7 @@ class Segment:
 
 
 def lineage(segment: Segment) -> list[Segment]:
-    """``segment`` and its ancestors up to, not including, the root; the deepest first."""
+    """``segment`` and its ancestors without the root, the deepest first."""
     found = []
     node: Segment | None = segment
     while node is not None and node.parent is not None:
@@ -361,10 +370,10 @@ def lineage(segment: Segment) -> list[Segment]:
 
 
 def descendants(segment: Segment) -> Iterator[Segment]:
-    """Everything below ``segment``, parents before children."""
-    stack = [*segment.children.values(), *segment.tails.values()]
+    """All segments below ``segment``, parents before children."""
+    stack = [*segment.children.values(), *segment.partials.values()]
     while stack:
         node = stack.pop()
         yield node
         stack += node.children.values()
-        stack += node.tails.values()
+        stack += node.partials.values()

@@ -22,6 +22,9 @@ from scalesim.model.text.detokenizer import BYTE_ALPHABET, ByteLevel, Detokenize
 from scalesim.model.text.special_tokens import SpecialTokens
 
 MAX_TOKENIZER_BYTES = 512 << 20
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|python_tag|>")
+"""Marks of thinking and of calls. They are text where a tokenizer has them as special tokens, too:
+what stands between them cannot be told from an answer otherwise."""
 
 
 class Tokenizer(Protocol):
@@ -59,7 +62,8 @@ class Tokenizer(Protocol):
 
 
 class HFTokenizer:
-    """A ``tokenizers.Tokenizer`` with named special tokens, which decoded text does not show.
+    """A ``tokenizers.Tokenizer`` with named special tokens, which decoded text does not show, but
+    for ``MARKS``.
 
     Owns ``backend`` and switches its truncation and padding off. Raises UnsupportedModelError if
     its decoder cannot be streamed, or if it does not know its own eos token.
@@ -75,7 +79,8 @@ class HFTokenizer:
         self.eos_token_ids = _eos_ids(backend, special_tokens)
         named = {backend.token_to_id(token) for token in special_tokens.values()}
         added = backend.get_added_tokens_decoder()
-        self._hidden = named | {token_id for token_id, token in added.items() if token.special}
+        special = {token_id for token_id, token in added.items() if token.special}
+        self._hidden = (named | special) - {backend.token_to_id(mark) for mark in MARKS}
         self._pieces: dict[int, str | None] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
