@@ -30,9 +30,9 @@ from benchmarks.peer import CacheKind, Peer
 from benchmarks.report import Report, num_cores, table
 from scalesim.core import Int32s
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.model.layers.rope import RopeConfig
+from tests.model_folders import write_dummy_model
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

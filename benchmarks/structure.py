@@ -24,13 +24,13 @@ from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.errors import StructureError
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.text.tokenizer import ByteTokenizer
 from scalesim.requests.reply import Reply
 from scalesim.sampling.grammar import Structures
 from scalesim.sampling.params import SamplingParams
+from tests.model_folders import write_dummy_model
 
 TOKENIZER = ByteTokenizer()
 SHAPE = ModelConfig(

@@ -171,7 +171,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *VALUES,
         "scalesim.batch",
         "scalesim.batch_options",
-        "scalesim.device",
         "scalesim.memory",
     ),
     "scalesim.testing.tag_parts": (

@@ -120,7 +120,7 @@ def device_for(name: str) -> Device:
     import torch
 
     if name == "cpu":
-        from scalesim.testing.hostile_device import HostileDevice
+        from tests.device.hostile_device import HostileDevice
 
         return HostileDevice(
             order="eager", pinned=lambda count: torch.zeros(count, dtype=torch.uint8)

@@ -29,13 +29,13 @@ from scalesim.engine.engine import Engine
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_config
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.runner.cuda_runner import CudaRunner
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
+from tests.model_folders import write_config
 
 ROPE = RopeConfig(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 LLAMA_1B = ModelConfig(

@@ -1,8 +1,8 @@
-"""Checks of what callers give: one value in, the same value as a plain one out, or an error.
+"""Checks of callers' values. A check returns the value as a plain value, or raises an error.
 
-Plain is exactly an ``int``, ``float``, ``bool`` or ``str``: what passes here has no methods of its
-own that could fail, or change, on another thread. NumPy's numbers and subclasses are accepted and
-made plain. Errors give the value, shortened, and the rule; ``error`` is their type.
+A plain value is exactly an ``int``, ``float``, ``bool`` or ``str``: it has no methods of a caller's
+that could fail, or change, on another thread. NumPy's numbers and instances of subclasses are
+accepted and made plain. An error has the shortened value and the rule; ``error`` is its type.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -22,12 +22,12 @@ import numpy.typing as npt
 from scalesim.errors import RequestError, ScaleSimError
 from scalesim.interrupts import is_ctrl_c
 
-INT64 = 2**63  # above all that fits
+INT64 = 2**63  # 1 more than the largest int64
 MAX_ID_CHARS = 1024
 MAX_ID_BITS = 256
 _NUMBERS = (int, float, np.integer, np.floating)
 _MOST_SHOWN = 120  # characters of a value in a message
-_MOST_BITS = 256  # of a number that is written out
+_MOST_BITS = 256  # of a number whose digits are shown
 
 Error: TypeAlias = type[ScaleSimError]
 
@@ -60,7 +60,7 @@ def number(
     *,
     above: bool = False,
 ) -> float:
-    """A finite number from ``minimum`` (``above`` it, if so) to ``maximum``."""
+    """A finite number from ``minimum`` to ``maximum``; ``above`` excludes ``minimum`` itself."""
     if type(value) is float:
         found = value
     elif isinstance(value, _NUMBERS) and not isinstance(value, bool):
@@ -78,7 +78,8 @@ def number(
 def numbers(
     name: str, values: Any, count: int, minimum: float, maximum: float, error: Error = RequestError
 ) -> npt.NDArray[np.float64]:
-    """``[count]`` numbers from ``minimum`` to ``maximum``, a copy; one stands for all."""
+    """Numbers from ``minimum`` to ``maximum``, as an array ``[count]`` of their own. A single
+    number is repeated."""
     with reading(name, error):
         given = np.asarray(values)
         found = np.broadcast_to(given.astype(np.float64), (count,)).copy()
@@ -91,14 +92,15 @@ def numbers(
 
 
 def flag(name: str, value: object, error: Error = RequestError) -> bool:
-    """``True`` or ``False``: a text like ``"false"`` would count as true."""
+    """``True`` or ``False``. Other values are refused: a text like ``"false"`` would count as
+    true."""
     if not isinstance(value, (bool, np.bool_)):
         refuse(name, value, "must be True or False", error)
     return bool(value)
 
 
 def text(name: str, value: object, error: Error = RequestError, *, empty: bool = True) -> str:
-    """A string that can be written down as UTF-8: one without half a surrogate pair."""
+    """A string that can be encoded as UTF-8, so without half a surrogate pair."""
     if not isinstance(value, str):
         refuse(name, value, "must be a string", error)
     plain = value if type(value) is str else str.__str__(value)
@@ -123,7 +125,7 @@ def one_of(name: str, value: object, choices: Collection[str], error: Error = Re
 
 
 def agent_id(value: object, error: Error = RequestError) -> str | int:
-    """What may name an agent: a string, or a whole number of at most 256 bits."""
+    """An agent's id: a string, or a whole number of at most 256 bits."""
     if isinstance(value, str):
         plain = text("agent id", value, error)
         if len(plain) > MAX_ID_CHARS:
@@ -138,21 +140,29 @@ def agent_id(value: object, error: Error = RequestError) -> str | int:
 
 
 def agent_ids(name: str, values: object, error: Error = RequestError) -> list[str | int]:
-    """Several agents, in order; of a text, its letters."""
+    """Agents' ids, in order. The ids in a text are its letters."""
     if not isinstance(values, Iterable):
         refuse(name, values, "must be a list of agent ids", error)
     with reading(name, error):
         ids = list(values)
     kinds = set(map(type, ids))
     if kinds == {str} and max(map(len, ids)) <= MAX_ID_CHARS and "".join(ids).isascii():
-        return ids  # many at once, as most are
+        return ids  # checked together, because most lists are like this
     if kinds == {int} and max(max(ids), -min(ids)).bit_length() <= MAX_ID_BITS:
         return ids
     return [agent_id(id, error) for id in ids]
 
 
+def listed(name: str, values: object, rule: str, error: Error = RequestError) -> list[Any]:
+    """The items of ``values``. Texts and mappings are refused: their items are seldom meant."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        refuse(name, values, rule, error)
+    with reading(name, error):
+        return list(values)
+
+
 def instance(name: str, value: object, kind: type, hint: str, error: Error = RequestError) -> None:
-    """Refuse what is no ``kind``; ``hint`` says what to give."""
+    """Refuse a value that is no ``kind``; ``hint`` says what to give."""
     if isinstance(value, kind):
         return
     if isinstance(value, type) and issubclass(value, kind):
@@ -161,7 +171,7 @@ def instance(name: str, value: object, kind: type, hint: str, error: Error = Req
 
 
 def path_of(name: str, value: object, error: Error = RequestError) -> Path:
-    """A path that an operating system takes; nothing is looked up."""
+    """A path that an operating system accepts. Whether there is a file is not checked."""
     if not isinstance(value, (str, os.PathLike)):
         refuse(name, value, "must be a path", error)
     with reading(name, error):
@@ -173,15 +183,15 @@ def path_of(name: str, value: object, error: Error = RequestError) -> Path:
 
 
 def function(name: str, value: object, takes: str, error: Error = RequestError) -> None:
-    """Refuse what cannot be called with ``takes``."""
+    """Refuse a value that is not callable; ``takes`` names its parameters."""
     if not callable(value):
         refuse(name, value, f"must be a function of {takes}", error)
 
 
 @contextmanager
 def reading(name: str, error: Error = RequestError) -> Iterator[None]:
-    """Whatever an object of a caller's raises while it is read becomes an ``error`` that names
-    it."""
+    """Reads a caller's object in its block: an exception of the object becomes an ``error`` with
+    the object's name."""
     try:
         yield
     except ScaleSimError:
@@ -192,7 +202,7 @@ def reading(name: str, error: Error = RequestError) -> Iterator[None]:
 
 
 def unknown_option(name: str, known: Iterable[str], what: str) -> str:
-    """The message for an option that there is not, with those that are meant."""
+    """The message for an unknown option, with the options that may be meant."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names)}"
@@ -205,11 +215,11 @@ def refuse(name: str, value: object, rule: str, error: Error = RequestError) -> 
 
 
 def shown(value: object) -> str:
-    """``repr``, short, whatever ``value`` is: a huge number, a megabyte of text, an object whose
-    ``repr`` fails."""
+    """A short ``repr`` of any value, even of a huge number, of a megabyte of text, or of an object
+    whose ``repr`` fails."""
     try:
         written = _SHORT.repr(value)
-    except BaseException as error:  # it may be anybody's, and be written on the engine's thread
+    except BaseException as error:  # of a caller's ``__repr__``, perhaps on the engine's thread
         if is_ctrl_c(type(error)):
             raise
         written = f"<{type(value).__name__}>"
@@ -217,7 +227,7 @@ def shown(value: object) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Numbers of more digits than Python writes out are described."""
+    """Describes numbers with more digits than Python writes."""
 
     def repr_int(self, x: int, level: int) -> str:
         bits = x.bit_length()
@@ -234,12 +244,12 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def _as_int(value: Any) -> int:
-    """Exactly an ``int``, by the base's method: a subclass's own is not asked."""
+    """The value as exactly an ``int``, without calling methods of a subclass."""
     return int.__index__(value) if isinstance(value, int) else int(value)
 
 
 def _as_float(value: Any) -> float:
-    """Exactly a ``float``, infinite for what is too large."""
+    """The value as exactly a ``float``; infinity for a number that is too large."""
     if isinstance(value, float):
         return float.__float__(value)
     try:

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, composed and never mutated. The command line is built from them."""
+"""Settings of an engine, as frozen dataclasses. The command line is built from them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ _UNITS = {prefix + byte: size for prefix, size in _PREFIXES.items() for byte in 
 _AMOUNT = re.compile(r"\s*(\d+|\d*\.\d+|\d+\.)\s*([A-Za-z]*)\s*", re.ASCII)
 _MOST_BYTES = 2**63 - 1
 MIN_POOL_BYTES = 512
-"""Less than a page of any model: who writes 4 means 4 GB."""
+"""No page of any model is smaller: a caller who writes 4 means 4 GB."""
 
 
 def parse_bytes(text: str | int | float, name: str) -> int:
-    """``"20GB"``, ``"500G"``, ``"1.5 GiB"`` or a number of bytes. K, M, G and T are powers of 1000,
-    Ki, Mi, Gi and Ti of 1024; the B may be missing. Raises ``ConfigError`` naming the setting."""
+    """The number of bytes in ``"20GB"``, ``"500G"``, ``"1.5 GiB"`` or a number. K, M, G and T are
+    powers of 1000, Ki, Mi, Gi and Ti of 1024; the B may be missing. Raises ``ConfigError`` with the
+    name of the setting."""
     if isinstance(text, str):
-        text = str.__str__(text)  # of a subclass, without methods of its own
+        text = str.__str__(text)  # without the methods of a subclass
         match = _AMOUNT.fullmatch(text) if len(text) < 64 else None
         unit = match[2].upper() if match else ""
         if match is None or unit not in _UNITS:
@@ -61,8 +62,8 @@ _SPELLING = "is no amount of memory; write it like 20GB or 512MiB, or as a numbe
 
 
 def memory_bytes(text: str | int | float, name: str) -> int | None:
-    """The size of a pool, ``parse_bytes``; ``None`` for ``"auto"``. A pool is 0 or holds a page at
-    least, and no page is smaller than 512 bytes."""
+    """The size of a pool in bytes; ``None`` for ``"auto"``. Raises ``ConfigError``, also for a size
+    above 0 that is less than a page of any model."""
     if isinstance(text, str) and text == "auto":
         return None
     found = parse_bytes(text, name)
@@ -74,18 +75,18 @@ def memory_bytes(text: str | int | float, name: str) -> int | None:
 
 
 Rule = Callable[[str, Any], Any]
-"""(name, value) to the value as a plain one. Raises ``ConfigError``."""
+"""A function from the name and value of a setting to the plain value. Raises ``ConfigError``."""
 
 
 def setting(default: T, rule: Rule) -> T:
-    """A field of a frozen dataclass that ``settle`` checks; ``default`` where nothing is given."""
+    """A field of a frozen dataclass that ``settle`` checks by ``rule``."""
     found: T = field(default=default, metadata={"rule": rule})
     return found
 
 
 def settle(config: DataclassInstance) -> None:
-    """Check the settings of a dataclass that is being made, and keep them as plain values. A field
-    without a rule holds settings of their own."""
+    """Check the settings of a dataclass that is being made, and store them as plain values. A field
+    without a rule holds a dataclass of further settings."""
     for setting in fields(config):
         rule = setting.metadata.get("rule") or partial(_instance, setting.default_factory)
         object.__setattr__(config, setting.name, rule(setting.name, getattr(config, setting.name)))
@@ -122,7 +123,7 @@ def _device(name: str, value: object) -> str:
 
 
 def _memory(name: str, value: Any) -> str | int:
-    """As it was written, where that is a text."""
+    """The size as it was written if it is a text, else in bytes."""
     written = text(name, value, ConfigError) if isinstance(value, str) else None
     found = memory_bytes(value if written is None else written, name)
     return found if written is None else written  # type: ignore[return-value]
@@ -150,11 +151,13 @@ _flag = partial(flag, error=ConfigError)
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """``max_num_seqs``: requests that run at once. ``max_num_batched_tokens``: query tokens of a
-    step, prefill chunks and decodes together. ``safe_point_tokens``: decode growth reserved at a
-    time. ``lookahead_window``: how many waiting requests are looked through for one whose state is
-    on the device. ``max_skips``: how often a request is overtaken before it goes first.
-    Raises ``ConfigError``.
+    """Limits of scheduling. Raises ``ConfigError``.
+
+    ``max_num_seqs``: the most requests that run at once. ``max_num_batched_tokens``: the most query
+    tokens of a step, in prefill chunks and decodes. ``safe_point_tokens``: the tokens for which
+    pages are reserved when a sequence grows. ``lookahead_window``: the number of waiting requests
+    among which a request with state on the device is searched. ``max_skips``: how often a request
+    is overtaken before it goes first.
     """
 
     max_num_seqs: int = setting(64, _from(1, MAX_NUM_SEQS))
@@ -174,8 +177,11 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """``max_open_requests``: handed in and not ended. ``when_full``: calls that find so many open
-    wait for their turn, or raise ``EngineFullError``. Raises ``ConfigError``."""
+    """Limits of open requests. Raises ``ConfigError``.
+
+    ``max_open_requests``: the most requests that are handed in and not ended. ``when_full``:
+    whether further calls ``"wait"``, or raise ``EngineFullError`` (``"error"``).
+    """
 
     max_open_requests: int = setting(16384, _from_one)
     when_full: Literal["wait", "error"] = setting("wait", _among(WHEN_FULL))
@@ -186,14 +192,15 @@ class CallLimits:
 
 @dataclass(frozen=True, slots=True)
 class StructureConfig:
-    """Limits of structured output; a structure that passes one is refused, or ends its request.
+    """Limits of structured output. A structure beyond a limit is refused, or ends its request with
+    an error. Raises ``ConfigError``.
 
-    ``max_chars``: of a schema, expression or grammar. ``compile_fuel``, ``step_fuel`` and
-    ``step_items`` bound time in llguidance's units of work, the same on any machine (it gives
-    about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
-    ``max_symbols`` bound a structure's memory. ``max_cached``: structures kept compiled.
-    ``max_checks``: pairs of (schema, value) that are looked at when a finished text is checked.
-    Raises ``ConfigError``.
+    ``max_chars``: the most characters of a schema, expression or grammar. ``compile_fuel``,
+    ``step_fuel`` and ``step_items`` bound time, in units of llguidance's work that are the same on
+    any machine (about 50 000, 14 000 and 20 000 a millisecond). ``max_states`` (1 to 2 kB each) and
+    ``max_symbols`` bound the memory of a structure. ``max_cached``: the most compiled structures
+    that are kept. ``max_checks``: the most pairs of a schema and a value that the check of a
+    finished text may take.
     """
 
     max_chars: int = setting(1 << 17, _from_one)
@@ -243,7 +250,7 @@ class EngineConfig:
     block_size: int | None = setting(None, _or_none(_block_size))
     max_model_len: int | None = setting(None, _or_none(_from_one))
     reproducible: bool = setting(True, _flag)
-    digests: bool = setting(False, _flag)  # replies carry a hash over their logits
+    digests: bool = setting(False, _flag)  # replies have a hash over their logits
     graphs: bool = setting(True, _flag)
     generation_config: bool = setting(True, _flag)
     chat_template: str | None = setting(None, _or_none(_chat_template))

@@ -15,8 +15,8 @@ from scalesim import __version__
 from scalesim.cli import main
 from scalesim.cli.stage import model_config
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from tests.model.adapter_folders import write_adapter
+from tests.model_folders import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
 
 Out = pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ import pytest
 
 from scalesim import cli
 from scalesim.cli import main, options
-from scalesim.model.checkpoint.dummy import write_dummy_model
+from tests.model_folders import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
 
 NUMBER = ("0", "-1", "1.5", "x", "", "nan", "1e3", "9" * 5000, "99999999999")

@@ -16,8 +16,8 @@ from scalesim.replay.formats import FORMATS, read
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Log
 from scalesim.replay.workloads import WORKLOADS, workload
-from scalesim.trace.file import write_trace
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
+from tests.traces import write_trace
 
 Out = pytest.CaptureFixture[str]
 SMALL = ["--agents", "12", "--ticks", "4", "--private", "96", "--output", "8", "--running", "4",

@@ -17,7 +17,7 @@ from scalesim.memory.links.source_link import SourceLink
 from scalesim.model.adapters.layout import LayoutTable, LoraLayout, lora_sites, make_directory
 from scalesim.model.runner.device_lora import FIRST_CAPACITY, DeviceLora
 from scalesim.requests.reply import Reply
-from scalesim.testing.hostile_device import HostileDevice, RaceError
+from tests.device.hostile_device import HostileDevice, RaceError
 from tests.device.test_planted_waits import PLANTS, root
 from tests.device.world import hostile, hostile_engine, prompts, reads_of, runner_of
 from tests.engine.test_adapters import folders, play, unlimited

@@ -16,7 +16,7 @@ from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.pools import pinned
-from scalesim.testing.hostile_device import HostileDevice
+from tests.device.hostile_device import HostileDevice
 from tests.engine.world import tiny_engine, tiny_model
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from scalesim.testing.hostile_device import HostileDevice
+from tests.device.hostile_device import HostileDevice
 from tests.device.world import hostile, hostile_engine, runner_of
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import Turns, said, tiny_engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scalesim.testing.hostile_device import RaceError
+from tests.device.hostile_device import RaceError
 from tests.device.world import hostile
 
 

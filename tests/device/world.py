@@ -17,7 +17,7 @@ from scalesim.memory.links.cuda_link import CudaLink
 from scalesim.memory.links.source_link import SourceLink
 from scalesim.memory.pools.pinned import PinnedPages
 from scalesim.model.runner.cuda_runner import CudaRunner
-from scalesim.testing.hostile_device import HostileDevice
+from tests.device.hostile_device import HostileDevice
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
 from tests.inside import part
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.text.chat import CHATML
 from tests.docs.pages import Block
 from tests.model.adapter_folders import write_adapter
+from tests.model_folders import write_dummy_model
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MODEL = ModelConfig(

@@ -20,8 +20,9 @@ from scalesim.doctor import Section, Settings, device, host, kernels, link, mode
 from scalesim.memory.links.link import LinkError, Timeline
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.links.virtual_link import VirtualLink
-from scalesim.model.checkpoint.dummy import write_config, write_dummy_model
 from tests.engine.world import SHAPE
+from tests.memory.copying_link import CopyingLink
+from tests.model_folders import write_config, write_dummy_model
 
 PAGE = 4096
 
@@ -240,7 +241,7 @@ def test_rates_of_the_real_link() -> None:
 def test_what_is_measured_is_what_was_moved() -> None:
     """On a link of a known rate in virtual time every page must have moved, each way."""
     pools = np.ones((8, PAGE), np.uint8), np.full((8, PAGE), 2, np.uint8)
-    virtual = VirtualLink(PAGE, 1e9, pools)
+    virtual = CopyingLink(*pools, 1e9)
     link.carry(virtual, {"in": range(8)})
     assert virtual.now_s == pytest.approx(8 * PAGE / 1e9) and (pools[0] == 2).all()
     pools[0][:] = 3

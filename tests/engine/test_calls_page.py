@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from tests.engine.world import SHAPE
+from tests.model_folders import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
 
 PAGE = Path(__file__).parents[2] / "docs" / "calls.md"

@@ -36,13 +36,13 @@ from scalesim.distance.estimates import NOTHING, Estimates, Source
 from scalesim.engine.inbox import Inbox
 from scalesim.errors import ScaleSimError
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.reply import Reply
 from tests.engine.world import SHAPE, tiny_engine
 from tests.inside import part
+from tests.model_folders import write_dummy_model
 
 LONGEST = 700  # characters of a message
 

@@ -29,7 +29,6 @@ from scalesim.errors import (
     RequestTimeoutError,
     ScaleSimError,
 )
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.requests.call import Call
 from scalesim.requests.deadlines import Deadlines
 from scalesim.requests.limiter import RequestLimiter
@@ -39,6 +38,7 @@ from scalesim.sampling.params import SamplingParams
 from scalesim.testing.tag_parts import tag_parts
 from tests.engine.world import SHAPE
 from tests.inside import part, reachable
+from tests.model_folders import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
 
 SHORT = Request([1, 2, 3], params=SamplingParams(max_tokens=2))

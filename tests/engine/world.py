@@ -16,11 +16,11 @@ from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.text.tokenizer import ByteTokenizer
 from scalesim.requests.reply import Reply
+from tests.model_folders import write_dummy_model
 
 BLOCK = 16
 TOKENIZER = ByteTokenizer()

@@ -19,7 +19,6 @@ import torch
 
 from scalesim.core import Floats
 from scalesim.engine.engine import Engine
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.requests.prepare import Intake
 from scalesim.requests.reply import Reply
@@ -27,6 +26,7 @@ from scalesim.requests.request import Request
 from tests.engine.world import SHAPE, tiny_engine
 from tests.inside import part
 from tests.model.adapter_folders import write_adapter
+from tests.model_folders import write_dummy_model
 
 NEAR = 2e-3
 """Logits of two implementations differ by less; such a tie goes either way."""

@@ -13,7 +13,7 @@ from scalesim.memory.links import link as links
 from scalesim.memory.links.cuda_link import CudaLink
 from scalesim.memory.links.link import Copies, LinkError
 from scalesim.memory.pools.pinned import PinnedPages
-from scalesim.testing.hostile_device import HostileDevice, RaceError
+from tests.device.hostile_device import HostileDevice, RaceError
 from tests.device.world import hostile
 
 PAGE, NUM = 4096, 64

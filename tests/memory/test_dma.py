@@ -60,9 +60,8 @@ def test_chunks_hold_16_mib_or_one_page(count: int, page_bytes: int) -> None:
 
 def chunk(ticket: int, num_bytes: int = 10, num_pieces: int = 1) -> DmaChunk:
     copies = Copies("in", range(num_pieces), range(0, 2 * num_pieces, 2))
-    return DmaChunk(
-        ticket, copies, dma_pieces(copies, 1 << 20), Fence("compute", ticket), num_bytes
-    )
+    pieces = dma_pieces(copies, 1 << 20)
+    return DmaChunk(ticket, copies, Fence("compute", ticket), num_bytes, pieces)
 
 
 def started(queue: ChunkQueue, depth: int) -> list[int]:

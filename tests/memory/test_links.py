@@ -14,6 +14,7 @@ from scalesim.memory.links.link import Copies, LinkError, Timeline
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.testing.hostile_link import HostileLink
+from tests.memory.copying_link import CopyingLink
 
 PAGE = 64
 
@@ -113,15 +114,15 @@ def test_chunks_are_a_ticket_each(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_virtual_times_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "MAX_CHUNK_BYTES", 2 * PAGE)
     device, host = pools()
-    link = VirtualLink(PAGE, PAGE * 10.0, (device, host), latency_s=0.5)
-    first, second = link.submit(Copies("in", [0, 1, 2], [0, 1, 2]))  # 0.5 + 0.2, then 0.5 + 0.1
+    link = CopyingLink(device, host, PAGE * 10.0)
+    first, second = link.submit(Copies("in", [0, 1, 2], [0, 1, 2]))  # 0.2, then 0.1
     (urgent,) = link.submit(Copies("in", [5], [5]), urgent=True)
-    (out,) = link.submit(Copies("out", [7], [7]))  # its own direction: 0.6
+    (out,) = link.submit(Copies("out", [7], [7]))  # its own direction: 0.1
     assert link.queued_bytes("in") == 4 * PAGE
     times = []
     while link.wait(10.0):
         times += [(round(link.now_s, 9), ticket) for ticket, _ in link.poll()]
-    assert times == [(0.6, out), (0.7, first), (1.3, urgent), (1.9, second)]
+    assert times == [(0.1, out), (0.2, first), (0.3, urgent), (0.4, second)]
     assert (device[[0, 1, 2, 5]] == host[[0, 1, 2, 5]]).all()
 
 

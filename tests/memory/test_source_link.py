@@ -16,9 +16,9 @@ from scalesim.errors import AdapterError
 from scalesim.memory.links.link import Copies, InMemorySource, LinkError, Timeline
 from scalesim.memory.links.source_link import SourceLink
 from scalesim.memory.links.thread_link import ThreadLink
-from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.pools.storage import writer
 from scalesim.testing.hostile_link import HostileLink
+from tests.memory.copying_link import CopyingLink
 from tests.memory.test_links import PAGE, drain
 from tests.memory.test_links import pools as link_pools
 
@@ -221,7 +221,7 @@ def test_closing_does_not_wait_for_a_fence_that_never_comes() -> None:
 
 def test_virtual_link_takes_sources_too() -> None:
     device, host = pools()
-    link = VirtualLink(PAGE, bytes_per_s=PAGE, pools=(device, host))
+    link = CopyingLink(device, host, bytes_per_s=PAGE)
     link.submit(Copies("in", [1, 2], [], InMemorySource(rows(3, 8)), first=1))
     link.submit(Copies("out", [], [0], InMemorySource(rows(1, 6))))
     assert link.wait(10.0) and link.now_s == 1.0

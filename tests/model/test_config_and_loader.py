@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from scalesim.errors import ConfigError, UnsupportedModelError, WeightsError
 from scalesim.model.checkpoint.config import ExpertsConfig, ModelConfig, parse_config
-from scalesim.model.checkpoint.dummy import to_json, write_dummy_model
 from scalesim.model.checkpoint.families import FAMILIES
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.model.layers.rope import RopeConfig
+from tests.model_folders import to_json, write_dummy_model
 
 
 @pytest.fixture

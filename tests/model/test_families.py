@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from scalesim.model.checkpoint.config import ExpertsConfig, ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.model.layers.rope import RopeConfig
 from tests.engine.world import TOKENIZER
+from tests.model_folders import write_dummy_model
 
 from .conftest import TINY
 from .pressure import check_texts

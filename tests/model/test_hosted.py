@@ -15,11 +15,11 @@ import transformers
 from scalesim_kernels import select
 
 from scalesim.errors import AdapterError, ConfigError, UnsupportedModelError, WeightsError
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.quantize import with_quantized
 from scalesim.model.layers.hosted import HostedModel
 from tests.engine.world import TOKENIZER
+from tests.model_folders import write_dummy_model
 
 from .conftest import TINY
 from .pressure import FULL, check_texts, engine_of

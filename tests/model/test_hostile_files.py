@@ -21,7 +21,6 @@ from scalesim.engine.build import text_of
 from scalesim.errors import ScaleSimError, UnsupportedModelError, WeightsError
 from scalesim.model.adapters.peft import read_adapter
 from scalesim.model.checkpoint.config import ExpertsConfig, parse_config
-from scalesim.model.checkpoint.dummy import to_json, write_dummy_model
 from scalesim.model.checkpoint.families import FAMILIES
 from scalesim.model.checkpoint.loader import load_model
 from scalesim.model.layers.rope import RopeConfig
@@ -29,6 +28,7 @@ from scalesim.model.text.chat import chosen_chat_template
 from scalesim.sampling.model_defaults import sampling_defaults
 from tests.model.adapter_folders import write_adapter
 from tests.model.conftest import TINY
+from tests.model_folders import to_json, write_dummy_model
 
 HOSTILE: list[Any] = [
     None, True, False, [], {}, [[]], [None], {"a": None}, "", "x", "x" * 5000, "1e-6", -1, 0, 0.5,

@@ -20,8 +20,8 @@ from scalesim.profile.prompts import breaks
 from scalesim.profile.readers import read_log
 from scalesim.profile.report import page
 from scalesim.profile.statistics import characterise
-from scalesim.trace.file import write_trace
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
+from tests.traces import write_trace
 
 ORDERS = st.lists(st.integers(0, 6), min_size=1, max_size=60)
 

@@ -15,7 +15,6 @@ from scalesim.engine.engine import Engine
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.links.link import Copies
-from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.replay.arms import Outcome, bounded, parts_for, play
@@ -29,7 +28,9 @@ from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.tag_runner import TagRunner
 from scalesim.testing.tags import page_bytes_for
-from scalesim.trace.file import read_trace, write_trace
+from scalesim.trace.file import read_trace
+from tests.memory.copying_link import CopyingLink
+from tests.traces import write_trace
 
 COST = CostModel(HARDWARE["h100"], MODELS["llama-3.2-1b"])
 SMALL: dict[str, dict[str, Any]] = {
@@ -96,7 +97,7 @@ def test_a_workload_written_as_a_trace_replays_the_same(tmp_path: Path) -> None:
     assert direct == again
 
 
-class Watched(VirtualLink):
+class Watched(CopyingLink):
     """A virtual link that keeps what was asked of it."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -112,12 +113,12 @@ BLOCK, DEVICE, HOST, RUNNING = 16, 60, 400, 4
 
 
 def parts(tags: bool) -> Any:
-    """The same machine twice: with tags in real pages, or with nothing in none."""
+    """The same machine twice: with tags in its pages, or without."""
     machine = Machine(COST, DEVICE, HOST, DEVICE * BLOCK, RUNNING, 64, BLOCK)
     made = parts_for(machine, "deadline")
     page_bytes = page_bytes_for(BLOCK)
     device, host = allocate_pages(DEVICE + 1, page_bytes), allocate_pages(HOST, page_bytes)
-    link = Watched(page_bytes, 2e6, (device, host) if tags else None)
+    link = Watched(device, host, 2e6)
     memory = MemoryManager(
         block_size=BLOCK, page_bytes=page_bytes, device_pages=DEVICE + 1, host_pages=HOST,
         num_rows=2 * RUNNING + 1, policy=policy_named("deadline"), link=link,
@@ -170,7 +171,9 @@ def test_an_engine_on_tags_and_its_replay_make_the_same_plans(tmp_path: Path) ->
     with Engine(real, record=tmp_path / "t.jsonl") as engine:
         drive(engine)
     replayed = parts(tags=False)
-    Simulation(replayed).play(read_trace(tmp_path / "t.jsonl"))
+    simulation = Simulation(replayed)
+    for tick in read_trace(tmp_path / "t.jsonl"):
+        simulation.tick(tick)
     assert len(real.link.asked) > 50 and {way for _, way, _, _ in real.link.asked} == {"in", "out"}
     assert real.link.asked == replayed.link.asked
     assert real.memory.counters == replayed.memory.counters

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scalesim.core import Int32s
 from scalesim.errors import TraceError
 from scalesim.replay.content import tokens_of
-from scalesim.trace.file import read_trace, write_trace
+from scalesim.trace.file import read_trace
 from scalesim.trace.recorder import Recorder
 from scalesim.trace.trace import Hint, TraceCall, TracePiece, TraceTick, with_truth
+from tests.traces import write_trace
 
 contents = st.one_of(st.integers(0, 1 << 60), st.text(min_size=1, max_size=5))
 pieces = st.builds(TracePiece, contents, st.integers(1, 50), st.integers(0, 9))

@@ -28,7 +28,7 @@ def demo(options: DemoOptions) -> int:
     console = Output()
     begin = time.perf_counter()
     with TemporaryDirectory(prefix="scalesim-demo-") as folder:
-        stage = Stage.build(options, Path(folder) / "model")
+        stage = Stage.build(options, Path(folder))
         console.print(introduction(stage, options), highlight=False)
         scores, texts = play_all(stage, options, console)
     console.print(table(scores))

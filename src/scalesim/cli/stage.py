@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from scalesim.cli.options import DemoOptions, ModelSize
 from scalesim.cli.play import Play
 from scalesim.cli.world import World, WorldConfig
@@ -15,8 +17,10 @@ from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
-from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.checkpoint.dummy import dummy_tensors
+from scalesim.model.checkpoint.loader import LoadedModel
+from scalesim.model.checkpoint.weights import assemble, num_elements
+from scalesim.model.layers.native import NativeModel
 from scalesim.model.layers.rope import RopeConfig
 from scalesim.model.text.tokenizer import ByteTokenizer
 
@@ -53,15 +57,11 @@ class Stage:
 
     world: WorldConfig
     model: LoadedModel
+    num_params: int
     page_bytes: int
     usual_pages: int
     device_bytes: int
     host_bytes: int
-
-    @property
-    def num_params(self) -> int:
-        path = self.model.folder / "model.safetensors"
-        return path.stat().st_size // 4
 
     @property
     def state_bytes(self) -> int:
@@ -70,19 +70,20 @@ class Stage:
 
     @staticmethod
     def build(options: DemoOptions, folder: Path) -> Stage:
-        """Write the model into ``folder`` and size the pools. ``options.resident`` agents fit into
-        the device pool; the host pool holds all agents, with forgotten text that is not dropped
-        yet."""
+        """Make the model and size the pools. ``options.resident`` agents fit into the device pool;
+        the host pool holds all agents, with forgotten text that is not dropped yet. ``folder`` is
+        empty: the model has no files."""
         world = WorldConfig(agents=options.agents, seed=options.seed)
         shape = model_config(options.model, world.max_len)
-        model = load_model(write_dummy_model(folder, shape, options.seed))
+        weights = assemble(shape, dummy_tensors(shape, options.seed, torch.float32).pop)
         geometry = PageGeometry.choose(shape.num_layers, shape.num_kv_heads, shape.head_dim, 4)
         usual = geometry.blocks_for(world.usual_len)
         longest = geometry.blocks_for(world.max_len)
         pages = max(options.resident * usual, longest) + 1  # and the null page
         return Stage(
             world=world,
-            model=model,
+            model=LoadedModel(shape, NativeModel(shape, weights), folder),
+            num_params=num_elements(shape),
             page_bytes=geometry.page_bytes,
             usual_pages=usual,
             device_bytes=pages * geometry.page_bytes,

@@ -1,8 +1,7 @@
 """The device protocol: streams, events and graphs. No torch, no implementation.
 
 ``CudaLink`` and ``CudaRunner`` order their work only through this protocol. ``device.cuda``
-implements it with CUDA; ``testing.hostile_device`` runs the work in the worst order that is
-allowed.
+implements it with CUDA; a test device runs the work in the worst order that is allowed.
 """
 
 from __future__ import annotations

@@ -64,7 +64,6 @@ class Distances:
     ) -> None:
         self.clock, self.is_known = clock, is_known
         self.roster = Roster()
-        self.num_expired = 0
         self.early_ticks = 0.0
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
@@ -84,11 +83,6 @@ class Distances:
         self._has_put_off = False  # ever
         self._called: dict[int, None] = {}  # rows with a call in this tick, in order
         self._met: list[int] = []  # rows of agents made in this tick, with predictions from before
-
-    @property
-    def num_ignored(self) -> int:
-        """Number of hints and estimates that were ignored as meaningless."""
-        return sum(sum(voice.ledger.score.ignored.values()) for voice in self._voices)
 
     @property
     def names(self) -> list[str]:
@@ -333,7 +327,6 @@ class Distances:
         rows.usual_calls[spoke], rows.calls[spoke] = rows.calls[spoke], 0
         expired = [voice.ledger.expire(self.clock.now) for voice in self._voices]
         over = np.concatenate(expired)
-        self.num_expired += len(over)
         self._combine_many(over)
         met, self._met = np.array(self._met, np.int64), []
         self._expire_strangers()

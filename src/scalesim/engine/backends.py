@@ -1,7 +1,7 @@
-"""What differs between devices: how large pools may be, what computes, what copies.
+"""Backends: the sizes of pools, the runner and the link of a CPU or a GPU.
 
-``engine.build`` picks one by where a model's weights lie and asks it for a runner and a link that
-share two pools. Nothing else of an engine knows what it runs on.
+``engine.build`` chooses the backend by the device of a model's weights, and asks it for a runner
+and a link that share two pools. No other part of an engine depends on the device.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.pools.storage import allocate_pages, writer
 from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
 from scalesim.model.checkpoint.loader import LoadedModel
+from scalesim.model.layers.decoder import Decoder
 from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.settings import RunnerSettings
 
@@ -35,14 +36,15 @@ MAX_RESIDENT_PAGES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Sizes of an engine's parts. ``device_pages`` counts the null page. Behind the host pool's own
-    pages lie those that adapters pass through when they are read (``bounce``)."""
+    """Sizes of an engine's parts, and what else its runner is made with. ``device_pages`` counts
+    the null page. Behind the host pool's own pages lie those that adapters pass through when they
+    are read (``bounce``)."""
 
     geometry: PageGeometry
     device_pages: int
     host_pages: int
-    num_rows: int
-    max_blocks_per_row: int
+    settings: RunnerSettings
+    layouts: LayoutTable
 
     @property
     def bounce(self) -> range:
@@ -54,8 +56,9 @@ class Capacity:
 
 
 class Backend(Protocol):
-    """``name`` picks the kernel set. ``default_*_bytes`` are what ``"auto"`` means;
-    ``resident_bytes`` is what a device pool without a limit may take."""
+    """A place to run, and its two pools. ``name`` chooses the kernel set. ``default_*_bytes`` are
+    the sizes that ``"auto"`` means; ``resident_bytes`` is the most that a device pool without a
+    limit takes."""
 
     name: str
 
@@ -66,20 +69,15 @@ class Backend(Protocol):
     def default_host_bytes(self) -> int: ...
 
     def check(self, device_bytes: int, host_bytes: int) -> None:
-        """Raise ``ConfigError`` where there is no such memory."""
+        """Raise ``ConfigError`` if there is not so much memory."""
 
     def build(
-        self,
-        loaded: LoadedModel,
-        kernels: KernelSet,
-        config: EngineConfig,
-        plan: Capacity,
-        layouts: LayoutTable,
+        self, model: Decoder, kernels: KernelSet, plan: Capacity
     ) -> tuple[Runner, SourceLink]: ...
 
 
 class CpuBackend:
-    """Both pools in the system's memory, a thread that copies."""
+    """Runs on the CPU: both pools are in the system's memory, and a thread copies."""
 
     name = "cpu"
 
@@ -93,27 +91,23 @@ class CpuBackend:
         return 4 * 10**9
 
     def check(self, device_bytes: int, host_bytes: int) -> None:
-        """Memory is given when it is first touched: what is too much shows then."""
+        """Accept any size: the system provides memory when it is first touched."""
 
     def build(
-        self,
-        loaded: LoadedModel,
-        kernels: KernelSet,
-        config: EngineConfig,
-        plan: Capacity,
-        layouts: LayoutTable,
+        self, model: Decoder, kernels: KernelSet, plan: Capacity
     ) -> tuple[Runner, SourceLink]:
-        page_bytes, timeline = plan.geometry.page_bytes, Timeline()
-        device = allocate_pages(plan.device_pages, page_bytes, "device_memory")
-        host = allocate_pages(plan.all_host_pages, page_bytes, "host_memory")
-        model, settings = loaded.model.packed(kernels), runner_settings(config, plan)
-        runner = ModelRunner(model, kernels, device, plan.geometry, settings, timeline, layouts)
+        geometry, timeline = plan.geometry, Timeline()
+        device = allocate_pages(plan.device_pages, geometry.page_bytes, "device_memory")
+        host = allocate_pages(plan.all_host_pages, geometry.page_bytes, "host_memory")
+        runner = ModelRunner(
+            model, kernels, device, geometry, plan.settings, timeline, plan.layouts
+        )
         return runner, SourceLink(ThreadLink(device, host, timeline), writer(host), plan.bounce)
 
 
 class CudaBackend:
-    """The device pool on a GPU, the host pool pinned, copies by DMA. The weights are there
-    already."""
+    """Runs on a GPU: the device pool is in its memory, the host pool is pinned, and copies are by
+    DMA. The weights are on the GPU already."""
 
     name = "cuda"
 
@@ -162,57 +156,39 @@ class CudaBackend:
         check_host_bytes(host_bytes, available_host_bytes())
 
     def build(
-        self,
-        loaded: LoadedModel,
-        kernels: KernelSet,
-        config: EngineConfig,
-        plan: Capacity,
-        layouts: LayoutTable,
+        self, model: Decoder, kernels: KernelSet, plan: Capacity
     ) -> tuple[Runner, SourceLink]:
         from scalesim.memory.links.cuda_link import CudaLink
         from scalesim.memory.pools.pinned import PinnedPages
         from scalesim.memory.pools.storage import allocate_device_pages
         from scalesim.model.runner.cuda_runner import CudaRunner
 
-        geometry, fences = plan.geometry, Fences()
+        geometry, settings, fences = plan.geometry, plan.settings, Fences()
         pages = allocate_device_pages(plan.device_pages, geometry.page_bytes, self._device.place)
-        pool = pages.view(loaded.model.dtype).view(len(pages), *geometry.shape)
-        model, settings = loaded.model.packed(kernels), runner_settings(config, plan)
-        runner = CudaRunner(model, kernels, pool, self._device, fences, settings, layouts)
-        runner.warm_up((*_WARM_UP_TOKENS, config.scheduler.max_num_batched_tokens))
+        pool = pages.view(model.dtype).view(len(pages), *geometry.shape)
+        runner = CudaRunner(model, kernels, pool, self._device, fences, settings, plan.layouts)
+        runner.warm_up((*_WARM_UP_TOKENS, settings.max_num_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
         link = CudaLink(self._device, pages, host, fences)
         return runner, SourceLink(link, writer(host.pages.numpy()), plan.bounce)
 
 
-def runner_settings(config: EngineConfig, plan: Capacity) -> RunnerSettings:
-    return RunnerSettings(
-        max_num_seqs=config.scheduler.max_num_seqs,
-        max_num_tokens=config.scheduler.max_num_batched_tokens,
-        max_num_rows=plan.num_rows,
-        max_blocks_per_row=plan.max_blocks_per_row,
-        reproducible=config.reproducible,
-        digests=config.digests,
-        graphs=config.graphs,
-    )
-
-
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
-    """What a step may need beside weights and pool: its activations, logits and their sorting, and
-    what libraries and graphs keep. An upper estimate, not a measured one."""
+    """An upper estimate of the memory that a step needs beside weights and pool: for activations,
+    for logits and their sorting, and for libraries and graphs."""
     shape, scheduling = loaded.config, config.scheduler
     wide = 8 * shape.hidden_size + 3 * shape.intermediate_size
     activations = scheduling.max_num_batched_tokens * wide * loaded.model.dtype.itemsize
     logits = 6 * 4 * scheduling.max_num_seqs * shape.vocab_size
-    # what adapters' A made of q, k and v, in fp32
+    # the products of adapters' A with the inputs of q, k and v, in fp32
     shrunk = 3 * 4 * MAX_RANK * (scheduling.max_num_batched_tokens + scheduling.max_num_seqs)
     return activations + logits + shrunk + _WORKSPACE_BYTES
 
 
 def available_bytes() -> int:
-    """Memory that can be had without swapping. What the system's file cache holds counts: it gives
-    that back, and how much it holds depends on what other programs read last. All there is where
-    the system does not say."""
+    """The memory that is available without swapping. The system's file cache counts as available:
+    the system gives it back, and its size depends on other programs. If the system does not say
+    what is available, all memory counts."""
     from scalesim.memory.pools.pinned import available_host_bytes
 
     try:

@@ -1,5 +1,5 @@
-"""Puts an engine's parts together for a model folder: sizes the pools, loads weights, wires the
-seams."""
+"""Builds the parts of an engine for a model's folder: loads the weights, sizes the pools, and
+connects the parts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.quantize import with_quantized
 from scalesim.model.layers.hosted import no_adapters
 from scalesim.model.runner.openmp import release_idle_workers
+from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.text.chat import chosen_chat_template
 from scalesim.model.text.tokenizer import Tokenizer, load_tokenizer
 from scalesim.requests.adapter_registry import ReadAdapter
@@ -40,7 +41,8 @@ from scalesim.scheduler.scheduler import Scheduler
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
-    """``config`` with fields replaced by name, those of its parts included."""
+    """``config`` with the fields in ``settings`` replaced, also fields of the scheduler's settings
+    and of the limits."""
     if config is None:
         config = EngineConfig()
     hint = "give EngineConfig(...), or its fields by name"
@@ -67,7 +69,8 @@ def build_parts(
     dummy_weights: bool = False,
     kernels: KernelSet | None = None,
 ) -> EngineParts:
-    """Everything for ``Engine``: raises what the loader raises, and ``ConfigError`` for sizes."""
+    """The parts of an engine for the model in a folder. Raises what ``load_model`` raises, and
+    ``ConfigError`` for sizes that do not fit."""
     place = resolve_device(config.device)
     loaded = load_model(
         model, dtype=config.dtype, dummy_weights=dummy_weights, place=place,
@@ -83,8 +86,8 @@ def parts_for(
     tokenizer: Tokenizer | None = None,
     device: Device | None = None,
 ) -> EngineParts:
-    """Parts for a model that is loaded already; several engines may share one. It runs where its
-    weights lie, on ``device``'s queues if that is given."""
+    """The parts of an engine for a loaded model, which several engines may share. The engine runs
+    where the weights are, on the streams of ``device`` if it is given."""
     shape = loaded.config
     backend = backend_for(loaded, config, device)
     geometry = PageGeometry.choose(
@@ -110,7 +113,16 @@ def parts_for(
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
         read_adapter = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
-    plan = Capacity(geometry, device_pages, host_pages, num_rows, row_blocks)
+    settings = RunnerSettings(
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_tokens=config.scheduler.max_num_batched_tokens,
+        max_num_rows=num_rows,
+        max_blocks_per_row=row_blocks,
+        reproducible=config.reproducible,
+        digests=config.digests,
+        graphs=config.graphs,
+    )
+    plan = Capacity(geometry, device_pages, host_pages, settings, layouts)
     if kernels is None:
         kernels = select(backend.name, config.reproducible)
     else:
@@ -119,7 +131,7 @@ def parts_for(
         kernels = with_quantized(kernels)
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
-    runner, link = backend.build(loaded, kernels, config, plan, layouts)
+    runner, link = backend.build(loaded.model.packed(kernels), kernels, plan)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
@@ -153,7 +165,8 @@ def text_model(
     model_len: int,
     pool_len: int,
 ) -> TextModel:
-    """What calls are checked against, with the folder's tokenizer unless another is given."""
+    """The text model that requests are checked against, with the folder's tokenizer unless another
+    is given."""
     shape = loaded.config
     tokenizer = tokenizer or text_of(loaded.folder)
     template = None
@@ -180,8 +193,8 @@ def text_model(
 
 
 def checked_defaults(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any]:
-    """What the model's generation_config.json says of sampling. Raises ``ConfigError`` for what no
-    call may say."""
+    """The sampling parameters in the model's generation_config.json. Raises ``ConfigError`` for
+    values that no request may have."""
     if not config.generation_config:
         return {}
     defaults = sampling_defaults(loaded.folder)
@@ -196,7 +209,7 @@ def checked_defaults(loaded: LoadedModel, config: EngineConfig) -> dict[str, Any
 
 
 def text_of(folder: Path) -> Tokenizer | None:
-    """The folder's tokenizer; plain bytes where its config says so; ``None`` where it has none."""
+    """The tokenizer of a folder; ``None`` if the folder has none."""
     if os.path.lexists(folder / "tokenizer.json"):
         return load_tokenizer(folder)
     return None
@@ -214,7 +227,7 @@ def resolve_device(name: str) -> str:
 
 
 def backend_for(loaded: LoadedModel, config: EngineConfig, device: Device | None) -> Backend:
-    """By where the weights lie."""
+    """The backend of the device on which the weights are, or of ``device``."""
     if device is None and loaded.place.startswith("cuda"):
         from scalesim.device.cuda import CudaDevice
 
@@ -223,7 +236,7 @@ def backend_for(loaded: LoadedModel, config: EngineConfig, device: Device | None
 
 
 def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend) -> int:
-    """Pages of the host pool; none under a policy that keeps nothing there."""
+    """The pages of the host pool; 0 under a policy without a host pool."""
     if not policy.host:
         return 0
     asked = memory_bytes(config.host_memory, "host_memory")
@@ -238,7 +251,7 @@ def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backen
 def num_device_pages(
     config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend
 ) -> int:
-    """Pages of the device pool, the null page included."""
+    """The pages of the device pool, with the null page."""
     if policy.limited:
         asked = memory_bytes(config.device_memory, "device_memory")
         pages = (backend.default_device_bytes() if asked is None else asked) // page_bytes
@@ -253,7 +266,7 @@ def num_device_pages(
 
 
 def check_model_len(max_model_len: int, max_position: int, pool_len: int) -> None:
-    """Raise ``ConfigError`` where ``max_model_len`` is more than the model or the pool takes."""
+    """Raise ``ConfigError`` if ``max_model_len`` is more than the model or the pool takes."""
     if max_model_len > max_position:
         raise ConfigError(
             f"max_model_len={max_model_len} is more than the model's {max_position} positions"

@@ -4,9 +4,9 @@ news."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 
-from scalesim.checks import reading, refuse, shown
+from scalesim.checks import listed, shown
 from scalesim.distance.estimates import Source
 from scalesim.distance.voice import Voice, voice_of
 from scalesim.engine.inbox import Inbox
@@ -31,11 +31,8 @@ def checked_voices(sources: object) -> list[Voice]:
     """The voices of a list of sources that no engine listens to. Raises ``ConfigError``."""
     if isinstance(sources, Source):
         sources = [sources]
-    if isinstance(sources, (str, bytes, type, Mapping)) or not isinstance(sources, Iterable):
-        refuse("sources", sources, "must be a list of sources: [Learned()]", ConfigError)
-    with reading("sources", ConfigError):
-        listed = list(sources)
-    voices = [unheard(source) for source in listed]
+    rule = "must be a list of sources: [Learned()]"
+    voices = [unheard(source) for source in listed("sources", sources, rule, ConfigError)]
     for name, count in Counter(voice.name for voice in voices).items():
         if count > 1:
             raise ConfigError(f"{count} sources are named {shown(name)}; give each its own name=")

@@ -10,64 +10,13 @@ from typing import Any
 from scalesim.errors import ConfigError
 from scalesim.profile.statistics import Profile
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Profile of {{ profile.source }}</title>
-<style>
- body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-        color: #1b2330 }
- h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
- table { border-collapse: collapse; margin: .6rem 0 }
- td, th { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid #e3e7ee }
- td:first-child, th:first-child { text-align: left }
- figure { margin: .6rem 0 } figure svg { max-width: 100%; height: auto } p.note { color: #586274 }
- .wide { overflow-x: auto }
-</style>
-<h1>Profile of {{ profile.source }}</h1>
-<p class="note">Read as {{ profile.form }}. {{ profile.totals["calls"] | int }} calls of
-{{ profile.totals["agents"] | int }} agents in {{ profile.totals["ticks"] | int }} ticks.</p>
-{% macro table(rows, columns) %}<div class="wide"><table><tr>{% for name in columns %}
-<th>{{ name.replace("_", " ") }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for name in columns %}<td>{{ show(row[name]) }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>{% endmacro %}
-<h2>Who is active</h2>
-<p>In a tick, {{ "%.1f" | format(100 * profile.totals["active share of a tick"]) }} % of the agents
-call; the busiest tenth of them make
-{{ "%.0f" | format(100 * profile.totals["share of the busiest tenth"]) }} % of all activations.</p>
-<figure>{{ plots.activity | safe }}</figure>
-{{ table(summary, ["of", "mean", "p10", "p50", "p90", "p99"]) }}
-<h2>When they come back</h2>
-<p>Left: ticks between an agent's activations. Right: how many other agents were active in
-between.</p>
-<figure>{{ plots.gaps | safe }}</figure>
-<h2>What a cache of agents would miss</h2>
-<p>Of the activations that could hit. The distance between the curves is what knowing the next use
-is worth.</p>
-<figure>{{ plots.misses | safe }}</figure>
-{{ table(profile.misses, ["share", "agents", "lru", "belady"]) }}
-<h2>How predictable they are</h2>
-<p>Said: the share of activations that something was said of; then what came of it. Kept: of
-the misses of last use, the share that the prediction's order leaves in small caches of names; above
-0.97 the learned source keeps silent.</p>
-{{ table(profile.predicted, ["source", "said", "on_time", "early", "late", "never", "kept"]) }}
-{% if profile.breaks %}<h2>Where prompts break the cache</h2>
-<p>By template, over an agent's successive prompts, in tokens a call: where they part, what is
-computed again behind it, and how much of that is the same text again, which would be found if what
-changes came last. Shared: what prompts of different agents have in common.</p>
-{{ table(profile.breaks[:20],
-         ["template", "pairs", "prompt_len", "part_at", "prefill", "gain", "shared"]) }}
-<p><b>{{ "%.0f" | format(100 * gain_share) }} %</b> of all prefill behind the first difference
-could be had from the cache by moving what changes to the end.</p>{% elif not has_prompts %}
-<p class="note">This log has no prompts, so nothing can be said of where they break the cache.</p>
-{% else %}<p class="note">No agent called twice with one template.</p>{% endif %}
-</html>
-"""
-
 
 def page(profile: Profile) -> str:
     """The page. Raises ``ConfigError`` where matplotlib is not installed."""
-    from jinja2 import Environment
+    from jinja2 import Environment, PackageLoader
 
-    environment = Environment(autoescape=True, trim_blocks=True)
+    loader = PackageLoader("scalesim", "profile")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
     environment.globals["show"] = _show
     prefill = sum(row["prefill"] * row["pairs"] for row in profile.breaks)
     gain = sum(row["gain"] * row["pairs"] for row in profile.breaks)
@@ -80,7 +29,7 @@ def page(profile: Profile) -> str:
             ("tokens of a prompt", profile.prompts),
         )
     ]
-    return environment.from_string(_PAGE).render(
+    return environment.get_template("report.html").render(
         profile=profile,
         summary=summary,
         plots=_plots(profile),

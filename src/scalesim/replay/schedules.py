@@ -8,7 +8,7 @@ alone.
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +19,24 @@ _BUFFER = 4096
 ORDER = 1e-3
 
 
-class Schedule(Protocol):
-    """The times of agents' acts. ``mean_gap`` is the mean number of ticks between two acts of an
-    agent."""
+class Schedule(ABC):
+    """The times of agents' acts."""
 
-    def mean_gap(self, agent: int) -> float: ...
+    @abstractmethod
+    def mean_gap(self, agent: int) -> float:
+        """The mean number of ticks between two acts of the agent."""
 
-    def first(self, agent: int) -> float: ...
+    def first(self, agent: int) -> float:
+        """The time of the agent's first act."""
+        return self.after(agent, 0.0)
 
+    @abstractmethod
     def after(self, agent: int, now: float) -> float:
-        """The time of the agent's next act after one at ``now``; at least one tick later."""
-        ...
+        """The time of the agent's next act after an act at ``now``; at least one tick later."""
 
     def rounds(self, agent: int, time: int) -> int:
-        """The number of calls of this act beyond the usual burst."""
-        ...
+        """The number of calls of an act at ``time`` beyond the usual burst."""
+        return 0
 
 
 class _Draws:
@@ -49,7 +52,7 @@ class _Draws:
         return self._left.pop()
 
 
-class _Spaced:
+class _Spaced(Schedule):
     """A schedule with fixed places in the tick, and gaps that the subclass draws."""
 
     def __init__(self, num_agents: int, seed: int, mean: float) -> None:
@@ -68,11 +71,8 @@ class _Spaced:
     def after(self, agent: int, now: float) -> float:
         return int(now) + self.gap(agent, int(now)) + self.place(agent)
 
-    def gap(self, agent: int, time: int) -> int:
-        raise NotImplementedError
-
-    def rounds(self, agent: int, time: int) -> int:
-        return 0
+    @abstractmethod
+    def gap(self, agent: int, time: int) -> int: ...
 
 
 class Plans(_Spaced):
@@ -97,7 +97,7 @@ class Plans(_Spaced):
         return 12 + int(size * 25)
 
 
-class Feed:
+class Feed(Schedule):
     """W2: in each tick an agent acts with its own probability, which is higher at busy hours (by a
     factor of up to seven over the day). Acts are drawn ahead, so the next one is known when this
     one ends."""
@@ -107,14 +107,10 @@ class Feed:
         self._draws = _Draws(seed, 13)
         phase = 2 * np.pi * np.arange(DAY_W2) / DAY_W2
         busy = 4.0 + 3.0 * np.sin(phase)
-        self._swing = busy / busy.mean()
-        self._hazard = np.concatenate([[0.0], np.cumsum(np.tile(self._swing, 64))])
+        self._hazard = np.concatenate([[0.0], np.cumsum(np.tile(busy / busy.mean(), 64))])
 
     def mean_gap(self, agent: int) -> float:
         return 1.0 / float(self._rates[agent])
-
-    def first(self, agent: int) -> float:
-        return self.after(agent, 0.0)
 
     def after(self, agent: int, now: float) -> float:
         """The tick in which the sum of hazards, from the next tick on, exceeds an exponential
@@ -124,9 +120,6 @@ class Feed:
         days, in_day = divmod(needed + self._hazard[hour], self._hazard[DAY_W2])
         hours = int(np.searchsorted(self._hazard[: DAY_W2 + 1], in_day, side="right")) - 1
         return (day + int(days)) * DAY_W2 + hours + ORDER * agent / len(self._rates)
-
-    def rounds(self, agent: int, time: int) -> int:
-        return 0
 
 
 class Town(_Spaced):
@@ -164,7 +157,7 @@ class Shares(_Spaced):
         return 1 + min(int(self._draw() * 14), int(self._draw() * 14))
 
 
-class Rounds:
+class Rounds(Schedule):
     """W4: all agents act in each tick, in a fixed or a shuffled order; every third tick has one
     more call, for reflection."""
 
@@ -175,9 +168,6 @@ class Rounds:
     def mean_gap(self, agent: int) -> float:
         return 1.0
 
-    def first(self, agent: int) -> float:
-        return self.after(agent, 0.0)
-
     def after(self, agent: int, now: float) -> float:
         place = self._draw() if self._shuffled else agent / self._num_agents
         return int(now) + 1 + ORDER * place
@@ -186,7 +176,7 @@ class Rounds:
         return int(time % 3 == 0)
 
 
-class TurnTaking:
+class TurnTaking(Schedule):
     """W5: agent 0, the game master, acts in each tick; the others take turns, one per tick, in a
     fixed order or in a permutation drawn ahead for each cycle."""
 
@@ -205,9 +195,6 @@ class TurnTaking:
             return now + 1.0
         cycle = (int(now) - 1) // self._entities + 1
         return 1.0 + ORDER + cycle * self._entities + self._place(agent, cycle)
-
-    def rounds(self, agent: int, time: int) -> int:
-        return 0
 
     def _place(self, agent: int, cycle: int) -> int:
         if not self._shuffled:

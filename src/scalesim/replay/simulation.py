@@ -82,11 +82,6 @@ class Simulation:
         self._open: dict[AgentId | None, int] = {}  # calls under way
         self._later: dict[AgentId | None, deque[TraceCall]] = {}  # rounds to come
 
-    def play(self, ticks: Iterable[TraceTick]) -> Log:
-        for tick in ticks:
-            self.tick(tick)
-        return self.log
-
     def tick(self, tick: TraceTick) -> None:
         """One tick of the simulation, to the end of its last call."""
         loop = self.loop

@@ -1,7 +1,7 @@
-"""The adapters of an engine, by name: what agents call them, and what content that means now.
+"""The adapters of an engine, by name: the names that agents use, and the content of each name.
 
-Used from any thread; reads folders on the caller's. Identity is the content's digest: two names of
-one content share pages, and a name that is given new content is a new adapter.
+Used from any thread; folders are read on the caller's thread. An adapter's identity is the digest
+of its content: two names of one content share pages, and a name with new content is a new adapter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.call import Call
 
-_LOOK_S = 1.0  # how often a waiting thread looks whether its time is over
+_LOOK_S = 1.0  # how often a waiting thread checks its timeout
 ReadAdapter = Callable[["str | Path"], AdapterContent]
 
 
@@ -38,13 +38,13 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """One name: where it was read from, its size, how many calls that use it are open."""
+    """An adapter's name: the folder it was read from, its size, and the open calls that use it."""
 
     name: str
     path: str  # as it was given
-    num_pages: int  # of a pool, while it is there
+    num_pages: int  # that the adapter takes in a pool
     digest: str  # of its content, in hex; names with one digest share pages
-    activated: bool  # in force from its invocation tokens on
+    activated: bool  # in force only from its invocation tokens on
     open_calls: int  # that use this content, under any name
 
 
@@ -60,16 +60,16 @@ class AdapterRegistry:
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._read, self._memory, self._post, self._check = read, memory, post, check
-        self._lock = threading.RLock()  # a bare one: ``with`` gives it back whatever strikes
-        self._changed = threading.Condition(self._lock)  # only for who waits in ``remove``
+        self._lock = threading.RLock()  # ``with`` releases a bare lock even if Ctrl-C strikes
+        self._changed = threading.Condition(self._lock)  # for callers that wait in ``remove``
         self._by_name: dict[str, tuple[_Entry, str]] = {}
         self._by_digest: dict[bytes, _Entry] = {}
-        self._open: dict[bytes, set[Call]] = {}  # by digest, of those that are used
+        self._open: dict[bytes, set[Call]] = {}  # by digest; no empty sets
         self._bound: dict[AgentId, bytes] = {}
 
     def add(self, name: str, path: str | Path, *, replace: bool = False) -> None:
         """Read the adapter in the folder ``path`` and give it ``name``. Calls made after this use
-        it; those that are open keep what they began with.
+        the adapter; open calls keep the content that they began with.
 
         Raises ``AdapterError`` for a folder that cannot be used, and for a name that has other
         content already unless ``replace``.
@@ -90,18 +90,18 @@ class AdapterRegistry:
                         "or give replace=True"
                     )
                 self._let_go(name)
-            unread = replace_fields(content, pages=None)  # the pools keep them, or nobody does
+            unread = replace_fields(content, pages=None)  # only the pools keep the pages
             entry = self._by_digest.setdefault(content.digest, _Entry(unread))
             entry.names.add(name)
             self._by_name[name] = (entry, str(path))
             self._post(lambda: self._memory.add_adapter(content))
 
     def remove(self, name: str, *, timeout: float | None = None) -> None:
-        """Forget ``name``; its pages go with its last name. Agents that call themselves by it are
-        refused from now on.
+        """Forget ``name``. The adapter's pages are freed with its last name. Calls of agents that
+        use the name are refused from now on.
 
-        While open calls use it, raises ``AdapterError``; with a ``timeout``, waits so many seconds
-        for them to end first.
+        Raises ``AdapterError`` while open calls use the adapter; with a ``timeout``, waits so many
+        seconds for these calls to end first.
         """
         self._check()
         timeout_s = 0.0 if timeout is None else number("timeout", timeout, 0.0, error=AdapterError)
@@ -121,7 +121,7 @@ class AdapterRegistry:
                 self._let_go(name)
 
     def list(self) -> list[AdapterInfo]:
-        """What there is, by name."""
+        """The adapters, sorted by name."""
         self._check()
         with self._lock:
             return [
@@ -145,27 +145,28 @@ class AdapterRegistry:
     # -- for the engine -----------------------------------------------------------------------
 
     def bind(self, agent: AgentId, name: str) -> None:
-        """``agent`` calls with ``name``: its pages move with the agent's next use from now on."""
+        """Note that ``agent`` uses the adapter ``name``: from now on the adapter's pages are loaded
+        and evicted by the agent's next use."""
         with self._lock:
             digest = self._bound[agent] = self._entry(name).content.digest
             self._post(lambda: self._memory.bind_adapter(agent, digest))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
-        """``child`` is bound as ``parent`` is. Memory's own fork says so too, until everything
-        begins anew."""
+        """Bind ``child`` to the adapter of ``parent``. Memory's own fork binds the child as well;
+        this note is for ``restore``."""
         with self._lock:
             digest = self._bound.get(parent)
             if digest is not None:
                 self._bound[child] = digest
 
     def unbind(self, agents: Iterable[AgentId]) -> None:
-        """``agents`` are gone; the adapters stay, for others and under their names."""
+        """Note that ``agents`` are forgotten. Their adapters stay."""
         with self._lock:
             for agent in agents:
                 self._bound.pop(agent, None)
 
     def restore(self) -> None:
-        """Memory has forgotten everything: tell it again, on the engine's thread."""
+        """Tell memory all adapters and bindings again, after a reset. On the engine's thread."""
         with self._lock:
             for entry in self._by_digest.values():
                 self._memory.add_adapter(entry.content)
@@ -187,14 +188,15 @@ class AdapterRegistry:
         return () if start is None else (adapter_spec(content.digest, content.layout, start),)
 
     def hold(self, calls: Iterable[Call]) -> None:
-        """``calls`` use their adapters, until they are let go."""
+        """Note that ``calls`` use their adapters, until ``let_go``."""
         for call in calls:
             for digest in _digests(call):
                 with self._lock:
                     self._open.setdefault(digest, set()).add(call)
 
     def let_go(self, calls: Iterable[Call]) -> None:
-        """``calls`` have ended, or will never begin. Of those that held nothing, nothing comes."""
+        """Note that ``calls`` have ended, or will never begin. Calls that were not held change
+        nothing."""
         for call in calls:
             for digest in _digests(call):
                 with self._lock:
@@ -232,7 +234,8 @@ def _digests(call: Call) -> list[bytes]:
 
 
 def last_invocation(tokens: Int32s, invocation: tuple[int, ...]) -> int | None:
-    """Where the last occurrence of ``invocation`` in ``tokens`` begins: PEFT's rule."""
+    """The position at which the last occurrence of ``invocation`` in ``tokens`` begins, as in
+    PEFT; ``None`` if there is no occurrence."""
     size = len(invocation)
     if len(tokens) < size:
         return None

@@ -1,8 +1,8 @@
-"""The agents that an engine knows: what their requests need to know of each.
+"""The agents of an engine, with what their requests need.
 
 Used from any thread. ``lock`` is held while agents are made or forgotten and while the loop's
-commands for that are posted, so that the loop hears of an id's agents in the order in which they
-lived.
+commands for that are posted. So the loop is told of the agents with one id in the order in which
+they lived.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from scalesim.errors import UnknownAgentError
 
 @dataclass(eq=False, slots=True)
 class AgentEntry:
-    """One agent, from its first use until it is forgotten; its id may be another agent's then."""
+    """An agent, from its first use until it is forgotten. After that, another agent may have its
+    id."""
 
     id: AgentId
     adapter: str | None = None  # the name of the adapter that its calls use
@@ -29,8 +30,11 @@ class AgentEntry:
 
 
 class AgentRegistry:
-    """Agents by id. Refers to no handle and so to no engine: the engine's thread, which asks
-    whether an agent exists, must not keep an engine alive that its user has dropped."""
+    """Agents by id.
+
+    The registry refers to no ``Agent`` and so to no engine: the engine's thread uses it, and must
+    not keep an engine alive that its user has dropped.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[AgentId, AgentEntry] = {}
@@ -46,7 +50,8 @@ class AgentRegistry:
         return len(self._entries)
 
     def known(self, agent: AgentId) -> AgentEntry:
-        """Raises ``UnknownAgentError``, or ``RequestError`` for what can name no agent."""
+        """The entry of ``agent``. Raises ``UnknownAgentError``, or ``RequestError`` for a value
+        that is no agent id."""
         found = self._entries.get(agent_id(agent))
         if found is None:
             name, near = shown(agent), nearest(agent, self)
@@ -65,17 +70,19 @@ class AgentRegistry:
         ]
 
     def add(self, agent: AgentId) -> AgentEntry:
-        """The entry of ``agent``, made if there is none. Under ``lock``."""
+        """The entry of ``agent``, made if there is none. The caller holds ``lock``."""
         return self._entries.setdefault(agent, AgentEntry(agent))
 
     def remove(self, agents: Iterable[AgentId]) -> None:
-        """All of ``agents``, or ``UnknownAgentError`` and none. Under ``lock``."""
+        """Remove all of ``agents``, or none if one is unknown (``UnknownAgentError``). The caller
+        holds ``lock``."""
         for entry in [self.known(agent) for agent in agents]:
             entry.is_forgotten = True
             del self._entries[entry.id]
 
 
 def listed_ids(agents: AgentId | Iterable[AgentId]) -> list[AgentId]:
-    """One id or many, each once. Raises ``RequestError`` for what are none."""
+    """A single id or several, as a list without repeats. Raises ``RequestError`` for a value that
+    is no agent id."""
     is_one = isinstance(agents, (str, int, np.integer))
     return list(dict.fromkeys([agent_id(agents)] if is_one else agent_ids("agents", agents)))

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class Waiter(Protocol):
-    """Told of a call's end: within event loop ``loop``, or on the engine's thread if that is
-    ``None``."""
+    """An object that is told of a call's end: in the event loop ``loop``, or on the engine's thread
+    if ``loop`` is ``None``."""
 
     loop: asyncio.AbstractEventLoop | None
 
@@ -32,7 +32,7 @@ class Waiter(Protocol):
 
 
 class TextObserver:
-    """Observer of one sequence's tokens: ends the sequence at a stop string."""
+    """Observes a sequence's tokens, and ends the sequence at a stop string."""
 
     def __init__(self, stream: TokenStream) -> None:
         self.stream = stream
@@ -53,8 +53,8 @@ class Call:
     model: TextModel
     tokens: Int32s  # of the prompt
     stops: TextObserver | None = None  # looks for stop strings
-    owner: AgentEntry | None = None  # the agent that the caller meant; forgotten since, perhaps
-    dropped: Dropped | None = None  # what a prompt that was too long has lost
+    owner: AgentEntry | None = None  # the agent at the time of the call; it may be forgotten by now
+    dropped: Dropped | None = None  # what was cut from a prompt that was too long
     leader: Call | None = None  # the first sample of the same prompt, if this is another sample
     attachments: tuple[AttachmentSpec, ...] = ()
     make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
@@ -73,15 +73,15 @@ class Call:
         self.sink = self.stops
 
     def begins(self, now_s: float) -> None:
-        """The call is handed in: its timeout counts from ``now_s``."""
+        """Note that the call is handed in: its timeout counts from ``now_s``."""
         self.submitted_s, self.deadline_s = now_s, self.request.deadline
         if self.request.timeout is not None:
             end_s = now_s + self.request.timeout
             self.deadline_s = end_s if self.deadline_s is None else min(end_s, self.deadline_s)
 
     def result(self) -> Reply:
-        """The reply. Raises the request's own error; ``EngineClosedError`` while it is still
-        open."""
+        """The reply. Raises the error that ended the request, or ``EngineClosedError`` if the
+        request is still open."""
         if not self.done:
             raise EngineClosedError("the request has not ended; wait for it or drive step()")
         if self.error is not None:

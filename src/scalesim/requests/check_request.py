@@ -1,6 +1,6 @@
-"""The rules of a ``Request``, but for its prompt and its sampling parameters.
+"""The rules of a ``Request``, except for its prompt and its sampling parameters.
 
-Checked on the caller's thread: a request that is refused here has cost nobody anything.
+They are checked on the caller's thread: a refused request has cost no other request anything.
 """
 
 from __future__ import annotations
@@ -10,16 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scalesim.checks import (
-    INT64,
-    agent_id,
-    number,
-    one_of,
-    refuse,
-    shown,
-    text,
-    whole,
-)
+from scalesim.checks import INT64, agent_id, number, one_of, refuse, shown, text, whole
 from scalesim.core import Pooling
 from scalesim.errors import RequestError
 from scalesim.requests.prompt import OnOverflow
@@ -33,7 +24,7 @@ POOLINGS = ("last", "mean")
 
 
 def checked_request(request: Request) -> Request:
-    """``request`` with plain values: the same object where its values are plain already. Raises
+    """``request`` with plain values; the same object if its values are plain already. Raises
     ``RequestError`` for the first value that breaks its rule."""
     _check_type(request)
     if _is_plain(request):
@@ -54,7 +45,7 @@ def checked_request(request: Request) -> Request:
 
 
 def _check_type(request: object) -> None:
-    """Raise ``RequestError`` for what is no ``Request`` with ``SamplingParams``."""
+    """Raise ``RequestError`` unless ``request`` is a ``Request`` with ``SamplingParams``."""
     if not isinstance(request, Request):
         raise RequestError(
             f"{shown(request)} is a {type(request).__name__}; a call takes a Request: "

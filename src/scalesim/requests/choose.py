@@ -1,19 +1,19 @@
-"""Choosing among given continuations by their log-probability: the requests that score each option,
-and the choice that their replies make.
+"""Choosing among given continuations by their log-probability: the requests that score the options,
+and the choice that follows from their replies.
 
-An option is tokenized as the continuation of the prompt's text, as long as that keeps the prompt's
-own tokens; behind a chat or token ids, an option is tokenized on its own.
+An option is tokenized together with the prompt's text, unless that would change the prompt's own
+tokens. After a chat or token ids, an option is tokenized alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from scalesim.checks import one_of, reading, refuse, text
+from scalesim.checks import listed, one_of, refuse, text
 from scalesim.core import Int32s
 from scalesim.errors import RequestError
 from scalesim.requests.check_request import checked_request
@@ -30,35 +30,32 @@ By = Literal["sum", "mean"]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One option: the log-probability (natural) of all its tokens, given the prompt, as a sum and
-    as a mean per token."""
+    """An option with its log-probability (natural) given the prompt."""
 
     option: Option
-    logprob: float  # the sum
+    logprob: float  # the sum over all tokens of the option
     mean_logprob: float  # per token
     token_ids: tuple[int, ...]  # of the option
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The best option, where it stood, and what each was worth, in the order given."""
+    """The best option, its index, and the scores and replies of all options, in the given order."""
 
     option: Option
-    index: int  # of the best one
-    scores: tuple[Scored, ...]  # an option each
-    replies: tuple[Reply, ...]  # an option each, with what it took
+    index: int  # of the best option
+    scores: tuple[Scored, ...]  # of each option
+    replies: tuple[Reply, ...]  # to the request for each option
 
 
 def checked_options(options: object, by: object) -> list[Option]:
-    """The options, listed. Raises ``RequestError``."""
-    if isinstance(options, (str, bytes, Mapping)) or not isinstance(options, Iterable):
-        refuse("options", options, "must be a list of one text or token list at least")
-    with reading("options"):
-        listed: list[Option] = list(options)
-    if not listed:
-        refuse("options", options, "must be a list of one text or token list at least")
+    """The options as a list. Raises ``RequestError``."""
+    rule = "must be a list of one text or token list at least"
+    found: list[Option] = listed("options", options, rule)
+    if not found:
+        refuse("options", options, rule)
     one_of("by", by, ("sum", "mean"))
-    return listed
+    return found
 
 
 def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel) -> Int32s:
@@ -82,8 +79,8 @@ def option_ids(prompt: Prompt, tokens: Int32s, option: Option, model: TextModel)
 
 
 def scoring_requests(intake: Intake, request: Request, options: Sequence[Option]) -> list[Request]:
-    """A request for the log-probabilities of each option, all behind the tokens of ``request``'s
-    prompt. Raises what ``Intake.prepare`` raises."""
+    """The requests for the log-probabilities of the options, each after the tokens of the prompt of
+    ``request``. Raises what ``Intake.prepare`` raises."""
     model, request = intake.model, checked_request(request)
     if request.pooling is not None:
         raise RequestError(f"pooling={request.pooling!r}: a choice has no embedding; leave it")
@@ -103,7 +100,7 @@ def scoring_requests(intake: Intake, request: Request, options: Sequence[Option]
 
 
 def choice_of(options: Sequence[Option], replies: Sequence[Reply], by: By) -> Choice:
-    """The best of ``options`` by their replies; ties go to the first."""
+    """The best of ``options`` by their replies; the first of equally good options."""
     scores = []
     for option, reply in zip(options, replies, strict=True):
         found = reply.prompt_logprobs

@@ -1,9 +1,9 @@
-"""The request limiter: bounds the open requests. A call without a place waits, or is refused.
+"""The request limiter: bounds the number of open requests.
 
-A place is held by a call, not by a number that somebody must remember to give back: the calls with
-places are a set, and leaving twice, or without ever having entered, changes nothing. Those in line
-are let in on the loop's thread, in order of arrival; their callers wait for the call's end as any
-other, so nothing is held between two threads that an interrupt could lose.
+A call without a place waits in line, or is refused. The calls that hold places are a set: a call
+that leaves twice, or that never entered, changes nothing. Calls in line are let in on the loop's
+thread, in order of arrival; their callers wait for the end of their calls as all callers do, so no
+place is passed between two threads, where an interrupt could lose it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scalesim.requests.call import Call
 
 
 class RequestLimiter:
-    """``limit`` places. ``refuses``: nobody waits; calls take their places before they are handed
-    in, or ``EngineFullError`` is raised."""
+    """``limit`` places for open calls. If it ``refuses``, no call waits: calls take their places
+    before they are handed in, or ``EngineFullError`` is raised."""
 
     def __init__(self, limit: int, *, refuse: bool = False) -> None:
         self.limit, self.refuses = limit, refuse
         self._held: set[Call] = set()
-        self._line: deque[Call] = deque()  # those that are done have left it
+        self._line: deque[Call] = deque()  # calls that wait for a place; its first call is not done
         self._lock = threading.Lock()
 
     @property
@@ -41,9 +41,10 @@ class RequestLimiter:
             return [*self._held, *self._line]
 
     def take(self, calls: list[Call]) -> None:
-        """A place for each of ``calls`` at once, from any thread. Raises ``EngineFullError``."""
+        """Take a place for each of ``calls``, or none, from any thread. Raises
+        ``EngineFullError``."""
         with self._lock:
-            if not self._line and self._take(len(calls), len(calls)):
+            if not self._line and len(calls) <= self.num_free:
                 self._held.update(calls)
                 return
             num_open = len(self._held)
@@ -54,30 +55,23 @@ class RequestLimiter:
         )
 
     def enter(self, calls: Iterable[Call]) -> list[Call]:
-        """The calls that may go in now: those of ``calls`` that took their places before, and as
-        many of the line as there are places. The other ``calls`` have joined the line."""
+        """Return the calls that may run now: those of ``calls`` that took their places before, and
+        as many calls of the line as there are places. The other ``calls`` join the line."""
         with self._lock:
             admitted: list[Call] = []
             for call in calls:
                 if not call.done:
                     (admitted if call in self._held else self._line).append(call)
-            count = self._take(1, len(self._line)) if self._line else 0
-            while count and self._line:
+            while self.opens:
                 call = self._line.popleft()
                 if not call.done:
                     self._held.add(call)
                     admitted.append(call)
-                    count -= 1
             return admitted
 
     def leave(self, calls: Iterable[Call]) -> None:
-        """``calls`` are done: their places are free, and they leave the line."""
+        """Free the places of ``calls``, which are done."""
         with self._lock:
             self._held.difference_update(calls)
-            while self._line and self._line[0].done:  # the others leave when it is their turn
+            while self._line and self._line[0].done:  # others that are done leave in their turn
                 self._line.popleft()
-
-    def _take(self, least: int, max_free: int) -> int:
-        """How many of ``least`` to ``max_free`` places are there to take; 0 if fewer."""
-        free = self.limit - len(self._held)
-        return 0 if free < least else min(free, max_free)

@@ -1,7 +1,7 @@
-"""From a request to a call: checked, rendered and tokenized, on the caller's thread.
+"""The intake: makes calls of requests on the caller's thread: checked, rendered, tokenized.
 
-Whatever a user can get wrong is refused here, before anything is shared: a request that is refused
-has cost nobody else anything.
+Everything that a user can get wrong is refused here, before the request reaches anything shared: a
+refused request has cost no other request anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Intake:
-    """Makes calls of the requests of an engine's agents, or refuses them."""
+    """Makes calls of requests to an engine, or refuses the requests."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Intake:
         self._memory, self._adapters, self._keys = memory, adapters, keys
 
     def prepare(self, request: Request) -> Call:
-        """The call that ``request`` makes. Raises ``RequestError``, ``PromptTooLongError``,
+        """Make the call of ``request``. Raises ``RequestError``, ``PromptTooLongError``,
         ``UnknownAgentError`` or ``AdapterError``."""
         model, request = self.model, checked_request(request)
         if request.pooling is None:
@@ -72,7 +72,8 @@ class Intake:
         return call
 
     def prepare_one(self, request: Request) -> Call:
-        """``prepare`` for a request of one sample. Raises ``RequestError`` for more as well."""
+        """``prepare`` for a request of a single sample. Raises ``RequestError`` for ``n`` above 1
+        as well."""
         call = self.prepare(request)
         if (n := call.request.params.n) != 1:
             raise RequestError(
@@ -82,7 +83,7 @@ class Intake:
         return call
 
     def prepare_samples(self, request: Request) -> list[Call]:
-        """One call for each of ``n`` samples. The first computes the prompt for all."""
+        """Make a call for each of the ``n`` samples. The first call computes the prompt for all."""
         leader = self.prepare(request)
         calls, request = [leader], leader.request
         last = request.sample_index + request.params.n - 1
@@ -99,15 +100,15 @@ class Intake:
         return calls
 
     def compile(self, calls: Sequence[Call]) -> list[Call]:
-        """``calls`` with what makes their constraints; to compile a structure may take long. Raises
-        ``RequestError`` or ``StructureError``."""
+        """Give ``calls`` the makers of their constraints; compiling a structure may take long.
+        Raises ``RequestError`` or ``StructureError``."""
         for call in calls:
             call.make_constraint = self._constraint_maker(call.request.params, len(call.tokens))
         return list(calls)
 
     def number(self, calls: Iterable[Call]) -> None:
-        """Number equal requests in the order in which they are handed in, whatever becomes of them
-        then: each draws other tokens. A call that has its number keeps that."""
+        """Number equal requests in the order in which they are handed in, whether or not they end
+        well, so that each draws other tokens. A call that has a number keeps the number."""
         for call in calls:
             if call.number is not None:
                 continue
@@ -125,7 +126,8 @@ class Intake:
                 )
 
     def max_len(self, adapter: str | None) -> int:
-        """The most tokens of prompt and output that the device pool holds beside ``adapter``."""
+        """The most tokens of a prompt and its output that fit into the device pool beside
+        ``adapter``."""
         if adapter is None:
             return self.model.max_len
         memory = self._memory
@@ -133,7 +135,7 @@ class Intake:
         return min(self.model.max_len, num_pages * memory.block_size)
 
     def text_stream(self, request: Request) -> TokenStream | None:
-        """What turns the request's tokens into text; ``None`` without a tokenizer."""
+        """A stream that turns the tokens of ``request`` into text; ``None`` without a tokenizer."""
         if self.model.tokenizer is None:
             return None
         from scalesim.model.text.token_stream import TokenStream
@@ -153,7 +155,8 @@ class Intake:
             return self.model.structures.compile(params)
 
     def _check_room(self, adapter: str, num_tokens: int) -> None:
-        """The device pool must hold a request and its adapter."""
+        """Raise ``PromptTooLongError`` unless the device pool can hold a request of ``num_tokens``
+        and its adapter."""
         memory, num_pages = self._memory, self._adapters.num_pages(adapter)
         needed = -(-num_tokens // memory.block_size) + num_pages
         if needed > memory.num_pages:

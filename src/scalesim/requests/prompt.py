@@ -1,4 +1,4 @@
-"""Prompts: the forms that a prompt may have, and the text model that turns each into tokens."""
+"""Prompts: the forms that a prompt may have, and the text model that tokenizes them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from scalesim.checks import (
-    reading,
-    refuse,
-    text,
-)
+from scalesim.checks import reading, refuse, text
 from scalesim.core import Int32s
 from scalesim.errors import PromptTooLongError, RequestError
 
@@ -41,18 +37,20 @@ Prompt: TypeAlias = "str | Sequence[int] | Int32s | Sequence[Message] | ChatProm
 
 
 Shorten: TypeAlias = Callable[[Prompt, int, int], Prompt]
-"""(prompt, its tokens, the most that fit) to a shorter prompt; asked again while it is too long."""
-
-
+"""A function from a prompt, its number of tokens and the most tokens that fit to a shorter prompt.
+It is called again while the prompt is too long."""
 OnOverflow: TypeAlias = 'Literal["error", "drop_oldest"] | Shorten'
 
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """What the model says of its tokens. ``max_len`` bounds prompt plus output; ``pool_len`` is
-    what the device pool holds, ``model_len`` what the model takes. ``has_logits``: its runner can
-    score, adjust and mask them; a stand-in for a model is given no such work. ``defaults``: what
-    its generation_config.json says, as fields of ``SamplingParams``."""
+    """The model's vocabulary and limits, as requests need them.
+
+    ``max_len`` is the most tokens of a prompt with its output: no more than the model takes
+    (``model_len``), and no more than the device pool holds (``pool_len``). ``has_logits`` says
+    whether the runner can score, adjust and mask logits; a stand-in for a model cannot.
+    ``defaults`` are the model's own sampling parameters, from its generation_config.json.
+    """
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -69,7 +67,8 @@ class TextModel:
         return min(self.model_len, self.pool_len)
 
     def token_ids(self, prompt: Prompt) -> Int32s:
-        """The ids of ``prompt``, a copy, checked but for their number. Raises ``RequestError``."""
+        """The token ids of ``prompt``, as a copy. Raises ``RequestError``; the number of tokens is
+        not checked."""
         if isinstance(prompt, str):
             plain = text("prompt", prompt)
             ids: Any = plain and self._known(self._tokenizer("a text prompt").encode(plain))
@@ -84,7 +83,8 @@ class TextModel:
         return self._checked(ids)
 
     def _known(self, ids: list[int]) -> list[int]:
-        """The ids of a text: the tokenizer may have more than the model has embeddings."""
+        """``ids``, which a tokenizer made. Raises ``RequestError`` for an id without an embedding:
+        a tokenizer may have more tokens than the model."""
         if ids and max(ids) >= self.vocab_size:
             token = self._tokenizer("a text prompt").decode([max(ids)], skip_special_tokens=False)
             raise RequestError(
@@ -135,7 +135,7 @@ class TextModel:
         return array.astype(np.int32, copy=False)
 
     def check_length(self, prompt_len: int, max_tokens: int) -> None:
-        """Raise ``PromptTooLongError`` where prompt and output do not fit."""
+        """Raise ``PromptTooLongError`` if a prompt and its output do not fit."""
         if prompt_len + max_tokens > self.max_len:
             raise self._too_long(prompt_len, max_tokens)
 
@@ -152,13 +152,12 @@ class TextModel:
 
 
 _NO_IDS: Int32s = np.empty(0, np.int32)
-
-
 _PROMPTS = "it must be text, a list of token ids, or a list of messages (dicts)"
 
 
 def is_listed(prompt: object) -> bool:
-    """Whether ``prompt`` has an order and a length: a list, an array, a tensor."""
+    """Whether ``prompt`` is a sequence with a length, such as a list, an array or a tensor, and not
+    bytes."""
     if isinstance(prompt, (list, tuple, np.ndarray)):
         return not isinstance(prompt, np.ndarray) or prompt.ndim > 0
     is_sequence = isinstance(prompt, Sequence) or hasattr(type(prompt), "__array__")
@@ -166,7 +165,7 @@ def is_listed(prompt: object) -> bool:
 
 
 def is_chat(prompt: Any) -> bool:
-    """Whether ``prompt``, which is listed, lists messages."""
+    """Whether a listed ``prompt`` is a list of messages."""
     return len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 

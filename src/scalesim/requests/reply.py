@@ -1,4 +1,4 @@
-"""A reply: what a call gives back, and what it cost."""
+"""A reply: the result of a call, and its cost in tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scalesim.core import AgentId, FinishReason, Floats
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a reply cost, in tokens; and how often the request was preempted.
+    """The cost of a reply in tokens, and the number of preemptions.
 
     Of the cached tokens, ``host_tokens`` were loaded from host memory; the others lay on the
     device. ``rebuilt_tokens`` had been in memory and were computed again: state of the agent's
@@ -18,9 +18,9 @@ class Usage:
     """
 
     prompt_tokens: int  # as rendered and tokenized
-    cached_tokens: int  # of the prompt, found in memory
-    output_tokens: int  # the one that ended it included
-    num_preemptions: int  # how often the request lost its pages to others, and went on later
+    cached_tokens: int  # of the prompt, whose KV was in memory
+    output_tokens: int  # with the stop token
+    num_preemptions: int  # how often the request lost its pages to other requests
     host_tokens: int = 0
     rebuilt_tokens: int = 0
 
@@ -32,7 +32,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What ``on_overflow`` took away from a prompt: tokens, and messages where it was a chat."""
+    """The tokens that ``on_overflow`` cut from a prompt, and the messages if it was a chat."""
 
     tokens: int
     messages: int = 0
@@ -40,18 +40,18 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call gives back.
+    """The result of a call.
 
-    ``text`` is ``None`` where the engine has no tokenizer. ``latency_s`` is from submission to the
-    end. ``digest`` is a hash over the logits of every token, if the engine was asked to keep
-    digests. ``dropped`` is what a prompt that was too long has lost. If the request asked for them,
-    there are ``embedding`` (``[hidden]`` fp32), ``logprobs`` (of ``token_ids``) and
-    ``prompt_logprobs``. ``others`` are samples 2 to ``n``; ``samples`` has all, in order.
+    ``text`` is ``None`` if the engine has no tokenizer. ``latency_s`` is the time from submission
+    to the end. ``digest`` is a hash over the logits of all tokens, if the engine keeps digests.
+    ``dropped`` says what was cut from a prompt that was too long. ``embedding`` (``[hidden]``
+    fp32), ``logprobs`` (of ``token_ids``) and ``prompt_logprobs`` are there if the request asked
+    for them. ``others`` are samples 2 to ``n``; ``samples`` has all samples, in order.
     """
 
     agent: AgentId | None  # of the request
     text: str | None
-    token_ids: tuple[int, ...]  # the one that ended it included
+    token_ids: tuple[int, ...]  # with the stop token
     finish_reason: FinishReason  # "stop": a stop token or string; "length": max_tokens
     usage: Usage
     latency_s: float

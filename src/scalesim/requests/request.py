@@ -1,4 +1,4 @@
-"""A request: what a user asks of the engine in one call."""
+"""A request: a prompt, its agent, and the options of a single call."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ SALT_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call: text, token ids or chat messages, by an agent or by nobody.
+    """A request for a single call by ``agent``, or by nobody. The prompt is text, token ids or chat
+    messages.
 
-    ``timeout`` is in seconds from submission, ``deadline`` in seconds of ``time.monotonic()``
-    (which is an event loop's ``time()``). The earlier one counts, and so does the time in a full
-    queue. ``sample_index`` tells apart several draws of one prompt. ``priority``: lower is served
-    first; equal ones in order of arrival. ``on_overflow`` says what happens to a prompt that leaves
-    no room for ``max_tokens``: an error, the oldest messages or tokens are dropped, or the function
-    shortens it. With ``pooling`` nothing is generated: the reply's ``embedding`` is the final
-    hidden state of the last token, or the mean over all tokens. What is computed for a request with
-    a ``cache_salt`` is found by requests with the same one only: whose prompts are in memory is
-    nobody else's to learn. ``adapter`` is the name of the adapter to call with; ``None``: the
-    agent's own, ``""``: none.
+    ``timeout`` is in seconds from submission, ``deadline`` a time of ``time.monotonic()`` (which is
+    also an event loop's ``time()``). The earlier of the two holds; waiting for a place counts.
+    ``sample_index`` tells apart several draws for the same prompt. Requests with a lower
+    ``priority`` are served first, those with equal priorities in order of arrival. ``on_overflow``
+    says what happens to a prompt that leaves no room for ``max_tokens``: an error is raised, its
+    oldest messages or tokens are dropped, or the given function shortens it. With ``pooling``
+    nothing is generated: the reply's ``embedding`` is the final hidden state of the last token, or
+    the mean over all tokens. What is computed for a request with a ``cache_salt`` is
+    found by requests with the same one only: whose prompts are in memory is nobody else's to learn.
+    ``adapter`` is the name of the adapter to call with; ``None``: the agent's own, ``""``: none.
     """
 
     prompt: Prompt

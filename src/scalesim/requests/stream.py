@@ -1,8 +1,8 @@
-"""A call's tokens as they come: what ``for`` and ``async for`` read.
+"""Streams of replies: the iterators over a call's tokens as they are generated.
 
-The engine's thread puts tokens into a mailbox and goes on; text is made where it is read, so a slow
-reader costs the loop nothing. Whoever stops reading cancels the call; a stream that is dropped
-takes its ticket along.
+The engine's thread puts tokens into a mailbox and goes on. The reader's thread makes the text, so a
+slow reader costs the loop nothing. A reader that stops reading cancels the call: a dropped stream
+drops its ticket.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class TextPiece:
     ``logprobs`` are those of ``token_ids``, if the request asked for them."""
 
     text: str
-    token_ids: tuple[int, ...]  # generated since the piece before
+    token_ids: tuple[int, ...]  # generated since the previous piece
     reply: Reply | None = None
     logprobs: LogProbs | None = field(default=None, compare=False, repr=False)
 
 
 class TextDeltas(Protocol):
-    """What a stream asks of ``model.token_stream.TokenStream``."""
+    """The methods of ``model.text.token_stream.TokenStream`` that a stream uses."""
 
     def push(self, token_id: int) -> str: ...
 
@@ -42,11 +42,11 @@ class TextDeltas(Protocol):
 
 
 class Mailbox:
-    """Where the engine's thread leaves a call's tokens. Refers to no reader, so that a stream can
-    be dropped, and its call with it.
+    """The queue in which the engine's thread leaves a call's tokens.
 
-    ``bell`` wakes the reader, on its thread or in its event loop; ``announce`` has the engine's
-    loop ring it, once a step.
+    The mailbox refers to no reader, so that a stream can be dropped, and its call with it. ``bell``
+    wakes the reader, on its thread or in its event loop; ``announce`` has the engine's loop ring
+    the bell, once a step.
     """
 
     def __init__(self, call: Call, bell: Bell | LoopBell, announce: Callable[[Call], None]) -> None:
@@ -60,7 +60,7 @@ class Mailbox:
     # -- on the engine's thread ---------------------------------------------------------------
 
     def push(self, token_id: int) -> bool:
-        """The scheduler's observer: never the token that ends the text."""
+        """Take a token, as the observer of the scheduler. A stop token is never pushed."""
         self.tokens.append(token_id)
         if self._has_reader and not self._is_announced:
             self._is_announced = True
@@ -68,16 +68,16 @@ class Mailbox:
         return self._call.stops is not None and self._call.stops.push(token_id)
 
     def tell(self, call: Call) -> None:
-        """Wake the reader; in its event loop, if it waits in one."""
+        """Wake the reader. Called in the reader's event loop, if there is one."""
         self._is_announced = False
         self._bell.ring()
 
-    # -- on the reader's ----------------------------------------------------------------------
+    # -- on the reader's thread ---------------------------------------------------------------
 
     def wait(self) -> None:
-        """Until there is news, or a second has passed."""
+        """Wait until there are tokens or the call is done, for a second at most."""
         assert isinstance(self._bell, Bell)
-        self._has_reader = True  # from here on a token is announced; those before are there
+        self._has_reader = True  # tokens are announced from here on
         if not self.tokens and not self._call.done:
             self._bell.wait()
         self._has_reader = False
@@ -93,8 +93,8 @@ class Mailbox:
 
 
 class Reader:
-    """One reader of a call: pieces out of its mailbox. ``check`` raises where none will come any
-    more."""
+    """Reads a call's mailbox, and makes pieces of text. ``check`` raises if no more tokens can
+    come."""
 
     def __init__(
         self,
@@ -111,9 +111,10 @@ class Reader:
         self.is_over = False
 
     def take(self) -> TextPiece | None:
-        """What has come since; ``None`` if nothing has. Raises the call's own error."""
+        """The tokens since the previous piece; ``None`` if there are none. Raises the call's own
+        error."""
         mailbox, call = self.mailbox, self._call
-        done = call.done  # before the tokens: none comes after it
+        done = call.done  # read before the tokens: no token follows it
         if not done:
             self._check()
         tokens = [mailbox.tokens.popleft() for _ in range(len(mailbox.tokens))]
@@ -147,11 +148,11 @@ class Reader:
 
 
 class ReplyStream:
-    """``for piece in stream``: a call's ``TextPiece``s as they come; ``reply`` after the last one.
+    """An iterator over the pieces of a reply as they are generated: ``for piece in stream``.
 
-    Leaving the loop, by ``break`` or an error, cancels the call and frees its pages, and so does
-    dropping the stream; ``close``, or a ``with`` block, does it at once whoever still holds it.
-    Iterating raises the call's own error.
+    Leaving the loop, by ``break`` or an error, cancels the call and frees its pages; so does
+    dropping the stream. ``close``, or a ``with`` block, cancels the call at once, even if the
+    stream is still referred to. Iterating raises the call's own error.
     """
 
     def __init__(self, reader: Reader) -> None:
@@ -159,7 +160,7 @@ class ReplyStream:
 
     @property
     def reply(self) -> Reply | None:
-        """The whole reply, once the last piece was read."""
+        """The whole reply, after the last piece."""
         return self._reader.reply
 
     def __iter__(self) -> ReplyStream:
@@ -202,7 +203,7 @@ class AsyncReplyStream:
 
     @property
     def reply(self) -> Reply | None:
-        """The whole reply, once the last piece was read."""
+        """The whole reply, after the last piece."""
         return None if self._reader is None else self._reader.reply
 
     def __aiter__(self) -> AsyncReplyStream:

@@ -1,18 +1,19 @@
-"""How callers wait for calls, and how they are left.
+"""Tickets: how callers wait for calls, and how the calls of a lost caller are cancelled.
 
-A waiting caller holds a ticket; calls whose ticket is gone are cancelled. However a caller is left
-(an error, a cancelled task, the collector, Ctrl-C between any two instructions), what it had begun
-must end: the calls, their places at the limiter, the adapters that they use. So the ticket exists
-before anything else does, and what is done about it is one command in the loop's inbox, which
-undoes whatever of it has happened by then. A caller that can still act puts it there; for one that
-cannot, because a second Ctrl-C struck just there, the ticket's death does. No line of Python runs
+A waiting caller holds a ticket; calls without a ticket are cancelled. A caller may be left by an
+error, by cancelling its task, by the garbage collector, or by Ctrl-C between any two instructions.
+In each case everything that the caller began must end: the calls, their places at the limiter, the
+adapters that they use. So the ticket is made first, and a single command in the loop's inbox undoes
+as much as was done by then. The caller posts the command itself. If the caller cannot, because a
+second Ctrl-C struck just there, the death of the ticket posts the command: no line of Python runs
 for that, so nothing can interrupt it.
 
-Futures of ``concurrent.futures`` do not do this work. A ``KeyboardInterrupt`` inside one's
-``Condition`` leaves it locked, and the engine's thread, which sets the result, waits for ever. And
-they cost more: a thread that waits for 10 000 of them spends 14 us of a processor on each, one that
-waits at a latch 0.4; a task spends 70 us on ``asyncio.wrap_future``, which wakes the event loop for
-every call, and 25 on a bell, which is rung once for all calls that ended in a step.
+Futures of ``concurrent.futures`` cannot replace tickets. A ``KeyboardInterrupt`` within the
+``Condition`` of a future leaves it locked, and the engine's thread, which sets the result, waits
+for ever. And futures cost more: a thread that waits for 10 000 futures spends 14 us of a processor
+on each, a thread that waits at a latch 0.4 us; a task spends 70 us on ``asyncio.wrap_future``,
+which wakes the event loop for every call, and 25 us on a bell, which is rung once for all calls
+that ended in a step.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from scalesim.foreign import Foreign
 from scalesim.requests.call import Call
 
 LOOK_S = 1.0
-"""How often a waiting thread lets Ctrl-C in."""
+"""Seconds after which a waiting thread wakes, so that Ctrl-C can end the wait."""
 Put = Callable[[Callable[[], object]], object]
 """``SimpleQueue.put`` of an inbox of commands."""
 
 
 class Bell:
-    """A thread waits until another rings. A bare lock, which waiting takes and ringing gives back:
-    to wait is one instruction, so nobody can be interrupted holding what the engine's thread
-    needs, as within an ``Event``. And it costs a caller's thread less, which has the interpreter
-    while the engine's waits for it."""
+    """Wakes a thread that waits for it.
+
+    The bell is a bare lock: waiting acquires the lock, ringing releases it. Waiting is a single
+    instruction, so that an interrupt cannot leave a lock taken that the engine's thread needs, as
+    can happen within an ``Event``. It also takes less time of the interpreter, for which the
+    engine's thread waits meanwhile.
+    """
 
     __slots__ = ("_shut",)
     loop: asyncio.AbstractEventLoop | None = None
@@ -47,18 +51,20 @@ class Bell:
         self._shut.acquire()
 
     def ring(self) -> None:
-        """Rung again before somebody came to wait, it has been rung once. One thread at a time."""
+        """Wake the waiting thread, or the next thread that waits. Several rings before that count
+        as one. Rung by one thread at a time."""
         if self._shut.locked():
             self._shut.release()
 
     def wait(self, timeout_s: float = LOOK_S) -> bool:
-        """Whether it was rung since the last time, or is within ``timeout_s`` seconds."""
+        """Wait until the bell has been rung since the last wait. Returns False after ``timeout_s``
+        seconds."""
         return self._shut.acquire(timeout=timeout_s)
 
 
 class LoopBell:
-    """A task of event loop ``loop`` waits until it is rung there. Not remembered while nobody
-    waits: look first whether what is waited for has come."""
+    """Wakes a task that waits for it in the event loop ``loop``. A ring while no task waits is
+    lost: a task checks first whether it needs to wait."""
 
     __slots__ = ("_future", "loop")
 
@@ -89,7 +95,7 @@ class LoopBell:
 
 
 class Latch:
-    """Rings, for a thread, when the last of ``calls`` has ended: one wake-up, however many."""
+    """Wakes a thread when the last of ``calls`` has ended: once, for any number of calls."""
 
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -105,13 +111,13 @@ class Latch:
             self._bell.ring()
 
     def wait(self, timeout_s: float = LOOK_S) -> bool:
-        """Whether all have ended, within ``timeout_s`` seconds."""
+        """Wait until all calls have ended. Returns False after ``timeout_s`` seconds."""
         return self.num_open <= 0 or self._bell.wait(timeout_s)
 
 
 class Ticket:
-    """Held by whoever waits for ``calls``. As a context manager, it is kept by what ends well, and
-    closed by what does not."""
+    """Held by the caller that waits for ``calls``. As a context manager, a ticket is closed if its
+    block raises, and kept otherwise."""
 
     __slots__ = ("__weakref__", "_desk", "calls")
 
@@ -119,12 +125,12 @@ class Ticket:
         self._desk, self.calls = desk, calls
 
     def close(self) -> None:
-        """Nobody waits any more: those of the calls that have not ended are cancelled."""
+        """Cancel the calls that have not ended, because their caller no longer waits."""
         self._desk.put(partial(self._desk.abandon, self.calls))
         self.keep()
 
     def keep(self) -> None:
-        """The calls have ended, or may go on without anybody who waits."""
+        """Let the calls be: they have ended, or go on without a waiting caller."""
         self._desk.ties.pop(id(self.calls), None)
 
     def __enter__(self) -> Ticket:
@@ -138,7 +144,8 @@ class Ticket:
 
 
 class Desk:
-    """Gives out tickets. ``abandon`` cancels calls, on the loop's thread."""
+    """Makes tickets. ``put`` posts a command to the loop's thread; ``abandon`` cancels calls
+    there."""
 
     def __init__(self, put: Put, abandon: Callable[[list[Call]], None]) -> None:
         self.put, self.abandon = put, abandon
@@ -157,8 +164,8 @@ class Desk:
 
 
 def deliver(calls: list[Call]) -> None:
-    """Tell the waiters of ``calls``, which are done: those of threads at once, the others in one
-    message to each event loop."""
+    """Tell the waiters of ``calls``, which are done. Waiting threads are told at once; each event
+    loop gets one message for all of its tasks."""
     loops: dict[asyncio.AbstractEventLoop, list[Call]] = {}
     for call in calls:
         if call.waiter is None:
@@ -173,8 +180,8 @@ def deliver(calls: list[Call]) -> None:
 
 
 def _tell(calls: list[Call]) -> None:
-    """In their event loop. If Ctrl-C strikes here, the waiters that remain are told when the loop
-    goes on."""
+    """Tell the waiters in their event loop. If Ctrl-C strikes here, the loop tells the remaining
+    waiters when it goes on."""
     try:
         while calls:
             waiter = calls[-1].waiter

@@ -1,4 +1,4 @@
-"""Truncation: a prompt that leaves no room for its output is shortened as the request asks, never
+"""Truncation of prompts that leave no room for their output. Prompts are never truncated
 silently."""
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ TokenIds = Callable[[Prompt], Int32s]
 def fit_prompt(
     prompt: Prompt, tokens: Int32s, max_tokens: int, how: OnOverflow, model: TextModel
 ) -> tuple[Int32s, Dropped | None]:
-    """``tokens``, those of ``prompt``, and what was dropped: if they are more than ``max_tokens``,
-    they are shortened as ``how`` says.
+    """Shorten ``tokens``, the tokens of ``prompt``, to ``max_tokens`` in the way ``how``; also
+    return what was dropped.
 
     Tokens that cannot be shortened enough are returned as they are: the caller's check of the
-    length refuses them, with the reason. Raises what a function in ``how`` raises, and
-    ``RequestError`` if that function returns no prompt.
+    length refuses them, with the reason. Raises what a function ``how`` raises, and
+    ``RequestError`` if the function returns no prompt.
     """
     if len(tokens) <= max_tokens or max_tokens < 1 or (isinstance(how, str) and how == "error"):
         return tokens, None
@@ -77,8 +77,9 @@ def _shortened(
 def _newest_turns(
     chat: Sequence[Message], tokens: Int32s, max_tokens: int, token_ids: TokenIds
 ) -> tuple[Int32s, int]:
-    """The system message and the newest turns that fit. A turn begins with a user's message: many
-    templates refuse a chat that begins with an answer."""
+    """The tokens of the system message and of the newest turns that fit, and the number of messages
+    dropped. A turn begins with a user's message, because many templates refuse a chat that begins
+    with an answer."""
     first = 1 if chat[0].get("role") in ("system", "developer") else 0
     starts = [i for i in range(first + 1, len(chat)) if chat[i].get("role") == "user"]
     low, high, best = 0, len(starts), (tokens, 0)
@@ -93,7 +94,7 @@ def _newest_turns(
 
 
 def _newest_tokens(prompt: Any, tokens: Int32s, max_tokens: int, model: TextModel) -> Int32s:
-    """The last tokens, behind those that the tokenizer puts before every text."""
+    """The tokens that the tokenizer puts before every text, and the last tokens that fit."""
     start: list[int] = []
     if isinstance(prompt, str) and model.tokenizer is not None:
         start = model.tokenizer.encode("")

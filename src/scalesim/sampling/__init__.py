@@ -1,1 +1,1 @@
-"""What may be asked of a token: parameters, logits processors, constraints, logprobs."""
+"""Sampling: parameters, logits processors, constraints, log-probabilities and embeddings."""

@@ -1,5 +1,5 @@
-"""The rules of ``SamplingParams``: what each parameter may be. Checked on the caller's thread; what
-comes out has plain values, its own copies of what was given as a list or a mapping."""
+"""The rules of ``SamplingParams``, checked on the caller's thread. The checked parameters have
+plain values, and copies of the lists and mappings that were given."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from scalesim.sampling.frame import Frame, FramedCalls
 from scalesim.sampling.params import SamplingParams
 
 MAX_TEMPERATURE = 1e6
-"""Uniform for any model; far above, a token that is ruled out could come back."""
+"""Any model samples uniformly at this temperature; far above it, a token that is ruled out could be
+sampled."""
 MAX_BIASES = 1024
 MAX_SAMPLES = 1024
 MAX_STOPS = 4096
 _INT32 = 2**31 - 1
-_LEAST_TOP_P = float(np.finfo(np.float32).tiny)  # what is less is 0 to the kernels
+_LEAST_TOP_P = float(np.finfo(np.float32).tiny)  # a smaller value is 0 in the kernels
 
 
 def check_params(
     params: SamplingParams, vocab_size: int, has_logits: bool = True
 ) -> SamplingParams:
-    """``params`` with plain values: itself where it has them already. Raises ``RequestError`` for
-    the first one that breaks its rule, or needs logits where the runner has none."""
+    """``params`` with plain values; the same object if its values are plain already. Raises
+    ``RequestError`` for the first value that breaks its rule, or that needs logits of a runner
+    without logits."""
     given = {name: value for name, value, default in zip(_RULES, _all(params), _ALL, strict=True)
              if value is not default}  # fmt: skip
     plain = {name: _RULES[name](name, value) for name, value in given.items()}
@@ -40,7 +42,7 @@ def check_params(
     return params
 
 
-# -- each alone ---------------------------------------------------------------------------------
+# -- single parameters ----------------------------------------------------------------------------
 
 
 def _whole(minimum: int, maximum: int = INT64 - 1) -> Callable[[str, Any], int]:
@@ -62,7 +64,8 @@ def _top_p(name: str, value: object) -> float:
 
 
 def _several(name: str, value: object, kind: type | tuple[type, ...], of: str) -> list[Any]:
-    """What ``value`` lists, or ``value`` alone; no iterator, which could be read only once."""
+    """The items of ``value``, or ``value`` as the only item if it is of ``kind``. An iterator is
+    refused, because it can be read only once."""
     if value is None:
         return []
     if isinstance(value, kind):
@@ -90,7 +93,7 @@ def _stop_token_ids(name: str, value: object) -> tuple[int, ...]:
 
 
 def _same(given: object, plain: tuple[Any, ...]) -> tuple[Any, ...]:
-    """``given`` itself, if it is ``plain`` already."""
+    """``given`` itself if its items are those of ``plain``, else ``plain``."""
     return given if type(given) is tuple and all(map(is_, given, plain)) else plain
 
 
@@ -191,11 +194,12 @@ _of_logits = attrgetter(
 )  # fmt: skip
 
 
-# -- together -----------------------------------------------------------------------------------
+# -- parameters together --------------------------------------------------------------------------
 
 
 def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -> None:
-    """Of plain values: what one parameter, or the model, demands of another."""
+    """Check the rules between parameters, and between parameters and the model. ``params`` are
+    plain."""
     if params.max_tokens < 1 and params.prompt_logprobs is None:
         whole("max_tokens", params.max_tokens, 1)
     if params.min_tokens > params.max_tokens:

@@ -1,7 +1,8 @@
-"""Embeddings: which final hidden states of a step are summed, and for whom.
+"""Embeddings: the sums of final hidden states that a step returns, and the sequences they belong
+to.
 
-Used by the scheduler, for sequences that generate nothing. A mean takes the states of all tokens,
-so none of them may be looked up; the last token is computed in any case.
+Used by the scheduler, for sequences that generate nothing. A mean needs the states of all tokens,
+so no prefix may be taken from the cache. The last token of a prompt is always computed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from scalesim.core import Bools, Floats, Pooling
 
 
 class EmbeddingLog:
-    """One sequence's sum of hidden states so far; ``next`` is the position that is due."""
+    """The sum of a sequence's hidden states so far. ``next`` is the first position that is not in
+    the sum."""
 
     def __init__(self, prompt_len: int, pooling: Pooling) -> None:
         self._prompt_len = prompt_len
@@ -23,14 +25,16 @@ class EmbeddingLog:
         self._sum: np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None = None
 
     def usable(self) -> int:
-        """How many of its first tokens a lease may look up, the last of which it does not use."""
+        """How many of the first tokens a lease may look up. A lease never uses the last of
+        these."""
         return self.next + 1
 
     def wanted(self, positions: range) -> range:
         return range(max(positions.start, self.next), max(positions.stop, self.next))
 
     def take(self, positions: range, total: Floats) -> None:
-        """The sum over the query tokens at ``positions``; what came twice is taken once."""
+        """Add ``total``, the sum over the query tokens at ``positions``. A sum that was added
+        before is ignored."""
         if positions.start != self.next:
             return
         so_far = 0.0 if self._sum is None else self._sum
@@ -38,7 +42,7 @@ class EmbeddingLog:
         self.next = positions.stop
 
     def result(self) -> Floats:
-        """``[hidden]`` fp32: the mean over what was asked for."""
+        """The mean of the states that were asked for, ``[hidden]`` fp32."""
         assert self._sum is not None and self.next == self._prompt_len
         mean: Floats = (self._sum / (self._prompt_len - self._first)).astype(np.float32)
         return mean
@@ -54,8 +58,8 @@ class EmbeddingPlan:
     spans: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, index: int, log: EmbeddingLog, positions: range, first_token: int) -> None:
-        """The sequence at ``index`` of the batch computes ``positions``, as its query tokens from
-        ``first_token`` on; ``log`` is the sequence's."""
+        """Plan the sums of the sequence at ``index`` of the batch. Its query tokens, from
+        ``first_token`` on, are at ``positions``; ``log`` is the sequence's log."""
         wanted = log.wanted(positions)
         if len(wanted):
             shift = first_token - positions.start
@@ -66,7 +70,7 @@ class EmbeddingPlan:
         return EmbeddingBatch(np.array(self.spans, np.int32))
 
     def deliver(self, sums: Floats, is_current: Bools) -> None:
-        """To each owner its own, but for those who are not in their slot any more."""
+        """Give each log its sum, except logs of sequences that have left their slot."""
         for (index, log, positions), total in zip(self.owners, sums, strict=True):
             if is_current[index]:
                 log.take(positions, total)

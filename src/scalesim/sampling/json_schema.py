@@ -1,8 +1,8 @@
-"""A JSON schema before it is compiled: narrowed to what can be kept, or refused.
+"""Narrows a JSON schema before it is compiled, or refuses it.
 
-What llguidance ignores, rounds or reads in another way than a validator is refused, or said in a
-narrower way that every reader reads alike. ``schema_check`` judges the finished text; the two share
-nothing with the grammar between them, so that a mistake of the grammar ends a text with an error.
+A keyword that llguidance ignores, rounds or reads unlike a validator is refused, or replaced by a
+narrower rule that all readers read alike. ``schema_check`` checks the finished text. Neither module
+depends on how llguidance reads the schema, so a mistake of the grammar ends a text with an error.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from scalesim.checks import shown
 from scalesim.errors import StructureError
 
 MAX_WHOLE = 2**53
-"""Whole numbers up to here are the same for every reader of JSON."""
+"""All readers of JSON read whole numbers up to this one alike."""
 MAX_MULTIPLE = 2**32 - 1
 NEAREST = 1e-15
-"""What a number above 0 begins with, where 0 itself is excluded."""
+"""The bound that stands for 0 where 0 itself is excluded."""
 UP, DOWN = Context(prec=15, rounding=ROUND_CEILING), Context(prec=15, rounding=ROUND_FLOOR)
-"""Doubles with 15 digits are read by everybody as they are written."""
+"""All readers read a double of 15 digits as it is written."""
 MAX_DEPTH = 200
-"""Of a schema, and of the references that a text goes through."""
+"""Of a schema, and of the references followed for a text."""
 
 DRAFTS = frozenset(
     f"{address}/schema"
@@ -51,7 +51,7 @@ KEPT = (
     SCHEMAS | NAMED | BOUNDS | COUNTS
     | {"$ref", "type", "const", "enum", "required", "pattern", "format", "multipleOf"}
 )  # fmt: skip
-"""Every keyword that constrains a text and is kept."""
+"""All keywords that constrain a text and are kept."""
 REFUSED = frozenset(
     {
         "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems",
@@ -60,13 +60,13 @@ REFUSED = frozenset(
         "extends", "disallow", "divisibleBy", "x-guidance",
     }
 )  # fmt: skip
-"""Every keyword of any draft that constrains a text and cannot be kept; ``x-guidance`` would
-change how the schema is read. All others are annotations: they constrain nothing."""
+"""All keywords of any draft that constrain a text and cannot be kept, and ``x-guidance``, which
+would change how the schema is read. Other keywords are annotations: they constrain nothing."""
 
 
 def kept_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """``schema`` as it is compiled: every text of it is one of ``schema`` for any validator.
-    Raises ``StructureError`` with the place of what cannot be kept."""
+    """``schema`` in the form that is compiled: any validator accepts its texts as texts of
+    ``schema``. Raises ``StructureError`` with the place of a keyword that cannot be kept."""
     _check_plain(schema, "#", 0)
     return _Narrowing(schema).root
 
@@ -76,7 +76,7 @@ def _refuse(place: str, value: object, rule: str) -> NoReturn:
 
 
 def _check_plain(value: object, place: str, depth: int) -> None:
-    """JSON and nothing else, not too deep."""
+    """Raise ``StructureError`` unless ``value`` is JSON that is not nested too deeply."""
     if depth > MAX_DEPTH:
         _refuse(place[:80], "...", f"is nested deeper than {MAX_DEPTH}; make it flatter with $ref")
     if isinstance(value, Mapping):
@@ -100,8 +100,8 @@ def _check_plain(value: object, place: str, depth: int) -> None:
 
 
 class _Narrowing:
-    """One schema on its way: ``root`` is what became of it. Everything that is a schema is gone
-    over: what stands in a schema's place, and what a reference names."""
+    """Narrows a schema; ``root`` is the result. All values in the place of a schema are narrowed,
+    and all values that a reference names."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         draft = schema.get("$schema")
@@ -116,7 +116,7 @@ class _Narrowing:
                 self._elsewhere(ref, place)
 
     def _elsewhere(self, ref: str, place: str) -> None:
-        """A schema in no schema's place, as below ``components`` of OpenAPI."""
+        """Narrow a schema that only a reference names, as below ``components`` of OpenAPI."""
         path = steps(ref)
         try:
             holder = follow(self.root, path[:-1])
@@ -127,7 +127,7 @@ class _Narrowing:
         holder[key] = self._schema(found, ref, False)
 
     def _schema(self, schema: Any, place: str, below_id: bool) -> Any:
-        """One schema, with all below it."""
+        """Narrow a schema and all schemas below it."""
         self._done.add(place)
         if not isinstance(schema, Mapping):
             return schema  # a boolean; llguidance says what is wrong with others
@@ -142,7 +142,7 @@ class _Narrowing:
         kept = {
             name: self._keyword(name, value, f"{place}/{_escape(name)}", below_id)
             for name, value in schema.items()
-            if name not in ("$schema", "uniqueItems")  # one meaning for all drafts: the strictest
+            if name not in ("$schema", "uniqueItems")  # all drafts are read as the strictest
         }
         _narrow_names(kept, place)
         _narrow_bounds(kept, place)
@@ -190,14 +190,15 @@ def steps(ref: str) -> list[str]:
 
 
 def follow(root: Any, path: list[str]) -> Any:
-    """Raises ``LookupError``, ``TypeError`` or ``ValueError``."""
+    """The value at ``path`` below ``root``. Raises ``LookupError``, ``TypeError`` or
+    ``ValueError``."""
     for name in path:
         root = root[int(name)] if isinstance(root, list) else root[name]
     return root
 
 
 def _exact(value: Any, place: str) -> Any:
-    """A literal that every reader of JSON reads alike."""
+    """``value`` as a literal that all readers of JSON read alike."""
     if isinstance(value, Mapping):
         return {name: _exact(part, f"{place}/{name}") for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -222,8 +223,8 @@ def _whole_multiple(value: Any, place: str) -> int:
 
 
 def _narrow_bounds(kept: dict[str, Any], place: str) -> None:
-    """Bounds that no rounding moves, and none that is exclusive: a number is read as a double, and
-    the grammar of numbers above 0 has 0."""
+    """Replace bounds by inclusive bounds of 15 digits. Rounding to a double moves other bounds, and
+    llguidance's grammar of numbers above 0 has 0."""
     for name in BOUNDS & kept.keys():
         if isinstance(kept[name], (int, float)) and abs(kept[name]) > MAX_WHOLE:
             rule = "is past 2**53: whole numbers beyond are rounded; leave the bound out"
@@ -246,7 +247,7 @@ def _narrow_bounds(kept: dict[str, Any], place: str) -> None:
 
 
 def _beside(value: float, up: bool) -> float:
-    """The number next to ``value``, of those with 15 digits."""
+    """The next number of 15 digits above ``value`` (``up``), or below it."""
     if value == 0:
         return NEAREST if up else -NEAREST
     exact = (UP if up else DOWN).plus(Decimal(repr(value)))
@@ -256,7 +257,8 @@ def _beside(value: float, up: bool) -> float:
 
 
 def _narrow_names(kept: dict[str, Any], place: str) -> None:
-    """Names by pattern: which of them match must be beyond doubt, unless all others are out."""
+    """Narrow the patterns of names. A pattern that readers read differently is refused, unless
+    names that match no pattern are forbidden."""
     named = kept.get("patternProperties")
     if not isinstance(named, Mapping):
         return
@@ -277,18 +279,19 @@ CLASSES = {
     "d": "0-9", "w": "A-Za-z0-9_", "s": r" \t\n\r\f\v",
     "D": r"\x00-/:-\x7f", "W": r"\x00-/:-@\x5b-\x5e`\x7b-\x7f", "S": "!-~",
 }  # fmt: skip
-"""Characters that belong to a class for every reader."""
+"""The characters that all readers have in a class."""
 EXCLUDED = {
     "d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{N}\p{Pc}\p{Join_Control}",
     "s": r"\p{White_Space}\x1c-\x1f\x{180e}\x{feff}",
 }  # fmt: skip
-"""Characters that belong to it for any."""
+"""The characters that any reader has in the class."""
 ANY = r"[^\n\r\u2028\u2029]"
 
 
 def narrow_pattern(pattern: str, place: str) -> str:
-    """``pattern`` in what ECMA, Python and llguidance read alike: ``\\d``, ``\\W`` and others are
-    ASCII, ``.`` is no line break. Raises ``StructureError`` for what only one of them knows."""
+    """``pattern`` in a form that ECMA, Python and llguidance read alike: ``\\d``, ``\\W`` and
+    others match ASCII only, ``.`` no line break. Raises ``StructureError`` for syntax that only one
+    of them knows."""
     out: list[str] = []
     index, in_class, negated = 0, False, False
 

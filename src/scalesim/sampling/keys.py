@@ -1,5 +1,5 @@
-"""The keys of all draws: a text depends on who asks what for the how-manieth time, not on when or
-beside whom."""
+"""The random keys of sampling. A text depends on its agent, its prompt and parameters, and the
+number of equal requests before it; it does not depend on time or on other agents' requests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Handle(Protocol):
 class SamplingKeys:
     """64-bit Philox keys from (seed, agent, prompt and parameters, number, sample index).
 
-    Equal requests of an agent are numbered as they are handed in, whatever becomes of them. A
-    call's own ``seed`` stands in for seed, agent and number: the same call then gives the same
-    text. Numbers are remembered for an agent's last 64 prompts, so that they hang on the order of
-    its requests alone.
+    Equal requests of an agent are numbered as they are handed in, whether or not they end well. A
+    request's own ``seed`` replaces seed, agent and number: equal requests then give equal texts.
+    Numbers are kept for an agent's last 64 prompts, so they depend only on the order of the
+    agent's requests.
     """
 
     def __init__(self, seed: int) -> None:
@@ -37,7 +37,7 @@ class SamplingKeys:
         self._completed: dict[AgentId | None, dict[int, int]] = {}  # handed in, by prompt
 
     def __len__(self) -> int:
-        """Agents with requests that are remembered."""
+        """The number of agents whose requests are remembered."""
         return len(self._completed)
 
     def prompt_digest(self, tokens: Int32s, params: SamplingParams) -> int:
@@ -52,9 +52,9 @@ class SamplingKeys:
     def number(
         self, agent: AgentId | None, digest: int, sample_index: int, handle: _Handle | None
     ) -> int:
-        """How many equal requests of ``agent`` were handed in before this one, which counts from
-        now on. A forgotten agent's late request counts for nobody."""
-        if sample_index:  # with another, it is another request
+        """The number of equal requests of ``agent`` before this request, which is counted too. The
+        late request of a forgotten agent is not counted."""
+        if sample_index:  # requests with other indices are not equal
             digest = xxhash.xxh3_64_intdigest(struct.pack("<Qq", digest, sample_index))
         max_remembered = _REMEMBERED_OF_NOBODY if agent is None else _REMEMBERED
         with self._lock:
@@ -68,7 +68,7 @@ class SamplingKeys:
         return number
 
     def forget(self, agents: Iterable[AgentId]) -> None:
-        """Whoever is made under these ids begins to count anew."""
+        """Forget the requests of ``agents``: new agents with their ids are counted from 0."""
         with self._lock:
             for agent in agents:
                 self._completed.pop(agent, None)
@@ -89,8 +89,8 @@ class SamplingKeys:
 
 
 def _more(params: SamplingParams) -> tuple[object, ...]:
-    """What else changes the distribution that is drawn from. Constraints and masks do not count:
-    they may be anybody's functions."""
+    """The further parameters that change the distribution. Constraints and masks are left out: they
+    may be functions, which have no digest."""
     bias = params.logit_bias
     return (
         params.min_p,
@@ -106,7 +106,7 @@ _NO_MORE = _more(SamplingParams())
 
 
 def _agent_bytes(agent: AgentId | None) -> bytes:
-    """Typed, so that agent 1 and agent "1" draw apart."""
+    """The agent's id with its type, so that the agents 1 and "1" have different keys."""
     if agent is None:
         return b"n"
     return b"s" + agent.encode() if isinstance(agent, str) else b"i%d" % agent

@@ -1,8 +1,8 @@
-"""What sequences' logits go through before they are sampled: penalties, biases, bans, masks.
+"""Logits processors: penalties, biases, bans and masks, applied to logits before sampling.
 
-``LogitsProcessor`` is one sequence's part, made from its parameters; ``LogitsProcessors`` keeps
-those of all slots and makes a step's ``LogitsBatch``. Used by the scheduler, and only in steps that
-hold a sequence with any of it.
+A ``LogitsProcessor`` belongs to a sequence and is made from its parameters. ``LogitsProcessors``
+keeps the processors of all slots, and makes the ``LogitsBatch`` of a step. Used by the scheduler,
+in steps with a sequence that has a processor.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class MaskFiller(Protocol):
     def __call__(
         self, constraints: list[Any], tokens: list[Int32s], masks: Int32s
     ) -> list[Exception | None]:
-        """Set the bits of the tokens that ``constraints[i]`` allows behind ``tokens[i]`` (prompt
-        and output so far) in ``masks[i]``, which is 0. Returns what went wrong for each, which ends
-        that sequence."""
+        """Set in ``masks[i]``, which is 0, the bits of the tokens that ``constraints[i]`` allows
+        after ``tokens[i]`` (prompt and output so far). Returns an error or ``None`` for each
+        constraint; an error ends the sequence."""
         ...
 
 
 class TokenConstraint(Protocol):
-    """Decides which tokens one sequence may sample next. Called on the engine's thread.
+    """Decides which tokens a sequence may sample next. Called on the engine's thread.
 
-    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``. The masks of constraints with
-    one ``filler`` are filled together.
+    ``num_words`` is the length of its masks, ``ceil(vocab / 32)``. The masks of all constraints
+    with the same ``filler`` are filled together.
     """
 
     @property
@@ -46,18 +46,19 @@ class TokenConstraint(Protocol):
     def filler(self) -> MaskFiller: ...
 
     def push(self, token: int) -> bool:
-        """``token`` was sampled; True when the text is complete. What it raises ends the
-        sequence."""
+        """Note that ``token`` was sampled. Returns True if the text is complete. An exception ends
+        the sequence."""
         ...
 
     def end(self, token: int) -> None:
-        """``token``, an end-of-sequence or stop token, ended the text. What it raises ends the
-        sequence with an error instead."""
+        """Note that ``token``, an end-of-sequence or stop token, ended the text. An exception ends
+        the sequence with an error instead."""
         ...
 
 
 class LogitsProcessor:
-    """One sequence's. ``banned`` tokens do not come before position ``open_at``."""
+    """The logits processor of a sequence. ``banned`` tokens are not sampled before position
+    ``open_at``."""
 
     def __init__(
         self, params: SamplingParams, prompt_len: int, stop_ids: Iterable[int],
@@ -75,16 +76,17 @@ class LogitsProcessor:
 
     @property
     def is_listed(self) -> bool:
-        """Whether it has more than numbers."""
+        """Whether the processor has a constraint or biases, and not only ratios."""
         return self.constraint is not None or len(self._shut[0]) > 0
 
     def biases(self, position: int) -> tuple[Int32s, Floats]:
-        """(ids, biases) for the token at ``position``; the constraint's mask holds its own bans."""
+        """The ids and biases for the token at ``position``. With a constraint, bans are in its
+        mask."""
         return self._shut if position < self.open_at and self.constraint is None else self._open
 
     def ban(self, tokens: Int32s, words: Int32s) -> Int32s:
-        """``words``, the mask for the token behind ``tokens``, less the tokens that ``min_tokens``
-        bans; unless the constraint allows nothing else."""
+        """``words``, the mask for the token after ``tokens``, without the tokens that
+        ``min_tokens`` bans. If the mask has no other tokens, it stays as it is."""
         if len(tokens) >= self.open_at or not len(self.banned):
             return words
         kept = words.copy()
@@ -98,7 +100,7 @@ def logits_processor_of(
     stop_ids: Iterable[int],
     constraint: TokenConstraint | None,
 ) -> LogitsProcessor | None:
-    """``None`` where the logits are sampled as they are."""
+    """The processor of a sequence; ``None`` if its logits are sampled as they are."""
     if (
         constraint is None
         and params.logit_bias is None
@@ -131,7 +133,8 @@ def unset(words: Int32s, ids: Int32s) -> None:
 def _fill(
     filler: MaskFiller, constraints: list[Any], tokens: list[Int32s], masks: Int32s
 ) -> list[Exception | None]:
-    """As ``filler``, whatever it raises: then it was one of them, and each is asked alone."""
+    """Call ``filler``. If it raises for several constraints, each constraint is asked alone, so
+    that only the constraint at fault fails."""
     errors: list[Exception | None] = []
     with Foreign() as raised:
         errors = filler(constraints, tokens, masks)
@@ -149,7 +152,8 @@ def _fill(
 
 
 class LogitsProcessors:
-    """Per slot, what its sequence asked for. ``num_processed`` and ``num_constrained`` slots do."""
+    """The logits processors by slot. ``num_processed`` slots have a processor, ``num_constrained``
+    a constraint."""
 
     def __init__(self, num_slots: int) -> None:
         self.num_processed = self.num_constrained = 0
@@ -177,7 +181,7 @@ class LogitsProcessors:
         self.num_constrained -= processor.constraint is not None
 
     def fill_masks(self, slots: list[int], tokens: list[Int32s]) -> dict[int, Exception]:
-        """Ask the constraints of ``slots`` what may follow ``tokens``; by slot, what went wrong."""
+        """Make the masks of ``slots``, for the tokens after ``tokens``. Returns errors by slot."""
         failed: dict[int, Exception] = {}
         for filler, members in self._by_filler(slots).items():
             constraints = [self._of[slots[i]].constraint for i in members]
@@ -204,9 +208,9 @@ class LogitsProcessors:
         self, slot_ids: Int64s, ends: Int64s, sample: Bools, first_chunk: int,
         tokens: Callable[[int], Int32s],
     ) -> LogitsBatch | None:  # fmt: skip
-        """For a step of the slots ``slot_ids`` whose next tokens come at ``ends``. Those from
-        ``first_chunk`` on sample for the first time since they entered; ``tokens(slot)`` are what
-        they know."""
+        """The batch for a step of the slots ``slot_ids``, whose next tokens have the positions
+        ``ends``. Slots from ``first_chunk`` on sample for the first time since they entered;
+        ``tokens(slot)`` are their known tokens."""
         seqs = (self._processed[slot_ids] & sample).nonzero()[0]
         if not len(seqs):
             return None

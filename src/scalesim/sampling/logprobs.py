@@ -1,7 +1,8 @@
-"""Log-probabilities: which query tokens of a step are scored, and whose the results are.
+"""Log-probabilities: the query tokens of a step that are scored, and the sequences they belong to.
 
-Used by the scheduler, and only in steps that hold a sequence that asks. A token is scored where the
-one before it is computed: the prompt's from its prefill chunks, an output's where it is sampled.
+Used by the scheduler, in steps with a sequence that asked for log-probabilities. A token is scored
+when the token before it is computed: a prompt's tokens in prefill chunks, an output's tokens when
+they are sampled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scalesim.sampling.params import SamplingParams
 
 
 class _Rows:
-    """Scores of consecutive tokens, as they come. ``next`` is the position that is due."""
+    """Scores of consecutive tokens. ``next`` is the first position without a score."""
 
     def __init__(self, start: int, top_k: int) -> None:
         self.start = self.next = start
@@ -25,7 +26,8 @@ class _Rows:
         self._parts: list[Scores] = []
 
     def extend(self, position: int, part: Scores) -> None:
-        """What came twice (a prefill done again) is taken once."""
+        """Append the scores of the tokens from ``position`` on. Scores that are there already,
+        after a repeated prefill, are skipped."""
         skip = self.next - position
         assert skip >= 0, (self.next, position)
         part = _slice(part, slice(skip, None))
@@ -54,7 +56,7 @@ class _Rows:
 
 
 class LogprobsLog:
-    """What one sequence asked for, and what it has of it."""
+    """The log-probabilities that a sequence asked for, as far as they are computed."""
 
     def __init__(self, prompt_len: int, params: SamplingParams) -> None:
         self._prompt_len = prompt_len
@@ -67,7 +69,7 @@ class LogprobsLog:
             self.output = _Rows(prompt_len, params.logprobs)
 
     def of_prompt(self, tokens: Int32s) -> LogProbs | None:
-        """``tokens``: the prompt's. ``None`` where they were not asked for."""
+        """The scores of the prompt's ``tokens``; ``None`` if they were not asked for."""
         return None if self.prompt is None else self.prompt.joined(tokens[self.prompt.start :])
 
     def of_output(self, tokens: Int32s, first: int = 0) -> LogProbs | None:
@@ -76,14 +78,15 @@ class LogprobsLog:
         return None if self.output is None else self.output.joined(tokens, first)
 
     def usable(self, num_tokens: int) -> int:
-        """How many of its first tokens a lease may look up: behind them, logits are needed."""
+        """How many of the first tokens a lease may look up. The logits of later tokens are
+        needed."""
         if self.prompt is None or self.prompt.next >= self._prompt_len:
             return num_tokens
         return self.prompt.next
 
     def wanted(self, start: int, stop: int, samples: bool) -> tuple[range, int]:
-        """Of query tokens at positions ``start`` to ``stop``: those behind which a token is scored,
-        and ``top_k``."""
+        """The positions from ``start`` to ``stop`` whose next token is scored, and the number of
+        likeliest tokens to return."""
         first, last, top_k = stop, stop, 0
         prompt_due = self.prompt is not None and self.prompt.next < self._prompt_len
         if prompt_due and start + 1 < self._prompt_len:
@@ -95,7 +98,7 @@ class LogprobsLog:
         return range(first, max(first, last)), top_k
 
     def take(self, positions: range, part: Scores) -> None:
-        """``part`` holds the scores behind the query tokens at ``positions``."""
+        """Add the scores of the tokens after ``positions``."""
         split = min(max(self._prompt_len - 1 - positions.start, 0), len(positions))
         if self.prompt is not None and split:
             self.prompt.extend(positions.start + 1, _slice(part, slice(0, split)))
@@ -121,8 +124,9 @@ class LogprobsPlan:
         self, index: int, log: LogprobsLog, positions: range, first_row: int, known: Int32s,
         samples: bool,
     ) -> None:  # fmt: skip
-        """The sequence at ``index`` of the batch computes ``positions``, which stand from
-        ``first_row`` on in it. ``log`` is the sequence's, ``known`` are its tokens so far."""
+        """Plan the scores of the sequence at ``index`` of the batch. Its query tokens, from
+        ``first_row`` on, are at ``positions``; ``log`` is the sequence's log, ``known`` its tokens
+        so far."""
         wanted, top_k = log.wanted(positions.start, positions.stop, samples)
         if not len(wanted):
             return
@@ -141,8 +145,8 @@ class LogprobsPlan:
         return LogprobsBatch(np.concatenate(self.tokens), np.concatenate(self.targets), self.top_k)
 
     def deliver(self, scores: Scores, is_current: Bools) -> None:
-        """To each owner its own; ``is_current`` (by index in the batch) leaves out who is not in
-        its slot any more."""
+        """Give each log its scores, except logs of sequences that have left their slot (not in
+        ``is_current``, by index in the batch)."""
         row = 0
         for index, log, positions in self.owners:
             rows = slice(row, row + len(positions))

@@ -1,4 +1,4 @@
-"""A caller's own rule for the next token (``LogitsMask``) as a constraint."""
+"""Mask hooks: a caller's function of the next tokens (``LogitsMask``) as a constraint."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from scalesim.sampling.logits import MaskFiller
 def ask_each(
     constraints: list[MaskHook], tokens: list[Int32s], masks: Int32s
 ) -> list[Exception | None]:
-    """The filler of hooks: one after the other."""
+    """The filler of mask hooks: calls one hook after the other."""
     return [_ask(*asked) for asked in zip(constraints, tokens, masks, strict=True)]
 
 
 def _ask(constraint: MaskHook, tokens: Int32s, words: Int32s) -> Exception | None:
-    with Foreign() as raised:  # a request's own rule ends that request
+    with Foreign() as raised:  # an exception ends the request of the hook
         constraint.fill(tokens, words)
     return raised.exception
 
 
 class MaskHook:
-    """A caller's ``LogitsMask`` as a constraint. Raises ``RequestError`` for what is no mask."""
+    """A caller's ``LogitsMask`` as a constraint."""
 
     filler: MaskFiller = staticmethod(ask_each)
 
@@ -39,7 +39,8 @@ class MaskHook:
         self.num_words = -(-vocab_size // 32)
 
     def fill(self, tokens: Int32s, words: Int32s) -> None:
-        """Raises what the hook raises."""
+        """Write the tokens that the hook allows into ``words``. Raises what the hook raises, and
+        ``RequestError`` for a result that is no mask."""
         found = self._hook(tokens[: self._prompt_len], tokens[self._prompt_len :])
         if found is None:
             words[:] = -1

@@ -1,8 +1,7 @@
-"""What a model folder's ``generation_config.json`` says of sampling, as fields of
-``SamplingParams``.
+"""A model's default sampling parameters, from ``generation_config.json`` in its folder.
 
-The fields that vLLM takes, but ``max_new_tokens``: how long an answer may be is the caller's to
-say, who pays for it in memory. ``do_sample`` is not one of them: ask for ``temperature=0``. Its
+The fields are those that vLLM reads, without ``max_new_tokens``: the length of an answer costs the
+caller memory, so the caller chooses it. ``do_sample`` is not read: ``temperature=0`` is greedy. The
 end-of-sequence ids are read with the model's config.
 """
 
@@ -19,8 +18,8 @@ NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(folder: Path) -> dict[str, Any]:
-    """Empty where the file is missing. Raises ``WeightsError`` where it is not JSON,
-    ``ConfigError`` for a value that is no number."""
+    """The defaults as fields of ``SamplingParams``; empty if there is no file. Raises
+    ``WeightsError`` if the file is not JSON, ``ConfigError`` for a value that is no number."""
     name = "generation_config.json"
     fields = Fields(name, read_json_if_there(folder / name), ConfigError)
     found = {name: fields.number(name, None, null=True) for name in NUMBERS}

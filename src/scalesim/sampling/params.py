@@ -1,4 +1,4 @@
-"""Sampling parameters: what a request may ask of its tokens."""
+"""Sampling parameters of a request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from scalesim.sampling.frame import Frame
 
 
 class LogitsMask(Protocol):
-    """A caller's own rule for the next token. Called on the engine's thread before each token of a
-    request, so it must be quick. What it raises ends that request alone, with that error."""
+    """A caller's function that says which tokens may come next. It is called on the engine's thread
+    before each token of the request, so it must be quick. An exception ends the request, and no
+    other request."""
 
     def __call__(self, prompt: Int32s, output: Int32s) -> Sequence[int] | npt.NDArray[Any] | None:
-        """The ids that may come next, a bool mask ``[vocab_size]``, or ``None`` for all.
+        """The ids that may come next, a bool mask ``[vocab_size]``, or ``None`` for all tokens.
 
         prompt, output : ``[n]`` int32, the tokens so far; not to be changed.
         """
@@ -55,7 +56,7 @@ class SamplingParams:
     computed anew. With ``prompt_logprobs``, ``max_tokens`` may be 0.
     """
 
-    max_tokens: int = 128  # generated at most
+    max_tokens: int = 128  # the most tokens to generate
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

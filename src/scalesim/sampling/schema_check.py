@@ -1,4 +1,4 @@
-"""Whether a finished text keeps its JSON schema: exactly, in bounded time."""
+"""Checks whether a finished text keeps its JSON schema, exactly and in bounded time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from scalesim.sampling.json_schema import COUNTS, MAX_DEPTH, follow, steps
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a text: as written, and as a reader of doubles has it; ``is_whole``: it is
-    written without a point or an exponent, and every reader has it exactly."""
+    """A number of a text: its exact value as written, and the double that a reader may make of it.
+    ``is_whole``: the number is written without a point or an exponent, so all readers read it
+    exactly."""
 
     exact: Decimal
     double: float
@@ -29,26 +30,26 @@ class Number:
 
 
 class _Unkept(Exception):
-    """Where a text does not keep its schema."""
+    """The text does not keep its schema."""
 
 
 class _TooMuch(Exception):
-    """More work than is allowed."""
+    """The check needs more work than is allowed."""
 
 
 class SchemaCheck:
-    """Whether finished texts keep ``schema``. ``max_checks`` bounds the work for one text, in pairs
-    of (schema, value) looked at.
+    """Checks finished texts against ``schema``. ``max_checks`` bounds the work for a text, in pairs
+    of a schema and a value.
 
-    Numbers count as written and as a double both. Patterns are the grammar's: an automaton's, in
-    linear time.
+    A number must keep the schema as written and as a double. Patterns are not checked here: the
+    grammar's automaton has checked them.
     """
 
     def __init__(self, schema: Mapping[str, Any], max_checks: int) -> None:
         self._schema, self._max_checks = schema, max_checks
 
     def error(self, text: str) -> str | None:
-        """What is wrong with ``text``."""
+        """The reason why ``text`` does not keep the schema; ``None`` if it does."""
         run = _SchemaCheck(self._schema, self._max_checks)
         try:
             run.keep(self._schema, read(text), "$", 0)
@@ -85,7 +86,7 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def _same(value: Any, literal: Any) -> bool:
-    """JSON's equality: 1 is 1.0, true is not 1."""
+    """Whether a value and a literal are equal in JSON: 1 is 1.0, true is not 1."""
     if isinstance(value, Number):
         if isinstance(literal, bool) or not isinstance(literal, (int, float)):
             return False
@@ -119,7 +120,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
 
 
 def _check_time(text: str) -> None:
-    """Raises ``ValueError`` for a leap second, which few readers take."""
+    """Raise ``ValueError`` for a leap second, which few readers accept."""
     if ":60" in text[:8]:
         raise ValueError(f"{text!r} has a leap second")
 
@@ -140,13 +141,13 @@ MEASURED = {"Length": str, "Items": list, "Properties": dict}
 
 
 class _SchemaCheck:
-    """One text."""
+    """The check of a single text."""
 
     def __init__(self, root: Mapping[str, Any], max_checks: int) -> None:
         self._root, self._left = root, max_checks
 
     def keep(self, schema: Any, value: Any, place: str, depth: int) -> None:
-        """Raises ``_Unkept``."""
+        """Raise ``_Unkept`` unless ``value`` keeps ``schema``."""
         self._left -= 1
         if self._left < 0 or depth > 4 * MAX_DEPTH:
             raise _TooMuch
@@ -162,7 +163,7 @@ class _SchemaCheck:
     def _broken(
         self, name: str, rule: Any, schema: Mapping[str, Any], value: Any, place: str, depth: int
     ) -> str | None:
-        """What is wrong by one keyword."""
+        """The reason why ``value`` breaks the keyword ``name``; ``None`` if it keeps it."""
         match name:
             case "type":
                 types = [rule] if isinstance(rule, str) else rule
@@ -196,7 +197,7 @@ class _SchemaCheck:
         return None
 
     def _count(self, schemas: Any, value: Any, place: str, depth: int, maximum: int) -> int:
-        """How many of ``schemas`` ``value`` keeps; stops at ``maximum``."""
+        """The number of ``schemas`` that ``value`` keeps; counting stops at ``maximum``."""
         count = 0
         for schema in schemas:
             try:
@@ -211,7 +212,8 @@ class _SchemaCheck:
     def _children(
         self, name: str, rule: Any, schema: Mapping[str, Any], value: Any, place: str
     ) -> Iterator[tuple[Any, Any, str]]:
-        """(schema, value, place) of what a keyword says of the parts of ``value``."""
+        """The schemas that the keyword ``name`` gives for parts of ``value``: tuples of a schema, a
+        part and its place."""
         if isinstance(value, dict):
             if name == "properties":
                 for key in value.keys() & rule.keys():

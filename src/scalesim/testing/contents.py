@@ -15,13 +15,7 @@ import numpy as np
 from scalesim.core import Bytes2D, Int64s, UInt64s
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.tree.segment import Segment, lineage
-from scalesim.testing.tags import (
-    adapter_pages,
-    are_tags_of,
-    lineages_of,
-    under_adapter,
-    view_tags,
-)
+from scalesim.testing.tags import adapter_pages, are_tags_of, lineages_of, under_adapter, view_tags
 
 
 class PageReader:

@@ -17,7 +17,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError
-from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline
+from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline, cut
 
 SCRIBBLE = 0xA5
 Choose = Callable[[int], int]
@@ -91,15 +91,7 @@ class HostileLink:
         count = copies.num_pages
         assert copies.source or count == len(copies.host_pages) == len(copies.device_pages) > 0
         tickets = []
-        for start in range(0, count, self._max_ticket_pages):
-            pages = slice(start, start + self._max_ticket_pages)
-            chunk = Copies(
-                copies.direction,
-                copies.device_pages[pages],
-                copies.host_pages[pages],
-                copies.source,
-                copies.first + start,
-            )
+        for chunk in cut(copies, self._max_ticket_pages):
             num_bytes = chunk.num_pages * self._page_bytes
             copy = _Copy(next(self._tickets), chunk, after, num_bytes, self._pieces(num_bytes))
             self._open.append(copy)

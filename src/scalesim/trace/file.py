@@ -65,11 +65,6 @@ class TraceWriter:
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
-def write_trace(path: Path, ticks: Iterable[TraceTick]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        TraceWriter(file).ticks(ticks)
-
-
 def read_trace(path: Path) -> Iterator[TraceTick]:
     """The ticks of the trace in ``path``, read as they are needed.
 

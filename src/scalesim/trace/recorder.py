@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, cast
 
@@ -37,15 +37,12 @@ class _Said:
 
 @dataclass(slots=True)
 class _Line:
-    """A line to be written: a tick, a hint or a call. The ``call`` of an open line is set when the
-    call ends; lines behind an open one wait, so that the file keeps the order of arrival."""
+    """A line to be written, by ``write``; ``None`` writes nothing. The line of a call is open until
+    the call ends. Lines after an open line wait, so that the file keeps the order of arrival."""
 
     tick: float
-    call: TraceCall | None = None
-    hint: Hint | None = None
-    at_s: float = 0.0
+    write: Callable[[], None] | None = None
     is_open: bool = False
-    is_tick: bool = False
 
 
 _log = logging.getLogger(__name__)
@@ -101,8 +98,8 @@ class Recorder:
         self._block_size = block_size
         self._num_contents = 0
         self._lines: deque[_Line] = deque()
-        # by call: its line, prompt, round and agent
-        self._begun: dict[int, tuple[_Line, _Said, int, AgentId | None]] = {}
+        # by call: its line, time, prompt, round and agent
+        self._begun: dict[int, tuple[_Line, float, _Said, int, AgentId | None]] = {}
         # by agent: its last tick, and in that its last round and number of open calls
         self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}
         self._last: dict[AgentId | None, _Said] = {}
@@ -118,17 +115,17 @@ class Recorder:
         num_new = len(tokens) - sum(piece.length for piece in pieces)
         if num_new:
             pieces = (*pieces, TracePiece(self._name(), num_new))
-        line = _Line(tick, at_s=at_s, is_open=True)
+        line = _Line(tick, is_open=True)
         self._lines.append(line)
         said = _Said(tokens, pieces)
-        self._begun[call] = (line, said, self._round(agent, tick), agent)
+        self._begun[call] = (line, at_s, said, self._round(agent, tick), agent)
         self._remember(said)
 
     @gives_up
     def ends(self, call: int, output: Int32s) -> None:
         """Note that a request ended with the tokens ``output`` ``[n]``. A request without output
         leaves no line."""
-        line, prompt, call_round, agent = self._begun.pop(call)
+        line, at_s, prompt, call_round, agent = self._begun.pop(call)
         last = self._rounds.get(agent)  # None if the agent was forgotten
         if last is not None and last[0] == line.tick:
             self._rounds[agent] = (last[0], last[1], last[2] - 1)
@@ -136,7 +133,8 @@ class Recorder:
         if len(output):
             said = TracePiece(self._name(), len(output))
             whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
-            line.call = TraceCall(agent, prompt.pieces, said, call_round)
+            traced = TraceCall(agent, prompt.pieces, said, call_round)
+            line.write = partial(self._writer.call, line.tick, traced, at_s)
             if last is not None:
                 self._last[agent] = whole
             self._remember(whole)
@@ -153,13 +151,13 @@ class Recorder:
     @gives_up
     def expects(self, agent: AgentId, tick: float, time: float) -> None:
         """Note a hint, in ``tick``: ``agent`` is expected at ``time``."""
-        self._lines.append(_Line(tick, hint=Hint(agent, time)))
+        self._lines.append(_Line(tick, partial(self._writer.hint, tick, Hint(agent, time))))
         self._flush()
 
     @gives_up
     def ticks(self, tick: float) -> None:
         """Note that the clock moved to ``tick``."""
-        self._lines.append(_Line(tick, is_tick=True))
+        self._lines.append(_Line(tick, partial(self._writer.tick, tick)))
         self._flush()
 
     def after_fork(self) -> None:
@@ -182,12 +180,8 @@ class Recorder:
     def _flush(self) -> None:
         while self._lines and not self._lines[0].is_open:
             line = self._lines.popleft()
-            if line.call is not None:
-                self._writer.call(line.tick, line.call, line.at_s)
-            elif line.hint is not None:
-                self._writer.hint(line.tick, line.hint)
-            elif line.is_tick:
-                self._writer.tick(line.tick)
+            if line.write is not None:
+                line.write()
 
     def _round(self, agent: AgentId | None, tick: float) -> int:
         """The round of an agent's new call in ``tick``: the current round while one of its calls is

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from scalesim.core import Fence
 from scalesim.device.streams import Device, Event, Fences, Stream
 from scalesim.memory.links.dma import ChunkQueue, Depth, DmaChunk, dma_pieces
-from scalesim.memory.links.link import Copies, Direction, LinkError, chunked
+from scalesim.memory.links.link import Copies, Direction, LinkError, jobs_of
 
 _WEIGHT = 0.1  # of the newest copy in the rate
 _ASSUMED_BYTES_PER_S = 20e9  # until measured
@@ -92,15 +92,12 @@ class CudaLink:
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
+        seam_pages = self._host.seam_pages
         chunks = [
             DmaChunk(
-                next(self._tickets),
-                part,
-                dma_pieces(part, self._host.seam_pages),
-                after,
-                len(part.device_pages) * self._page_bytes,
+                job.ticket, job.copies, after, job.num_bytes, dma_pieces(job.copies, seam_pages)
             )
-            for part in chunked(copies, self._page_bytes)
+            for job in jobs_of(copies, after, self._page_bytes, self._tickets)
         ]
         self._lanes[copies.direction].queue.add(chunks, urgent=urgent)
         self._start(self._lanes[copies.direction])

@@ -7,12 +7,10 @@ alone.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from scalesim.core import Fence
-from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Job, JobQueue
 
 MAX_PIECES = 512
 """DMA copies in flight on one stream. Above some 1000, a call to the driver blocks for 180 µs
@@ -43,14 +41,10 @@ def dma_pieces(copies: Copies, seam_pages: int) -> list[DmaCopy]:
 
 
 @dataclass(frozen=True, slots=True)
-class DmaChunk:
-    """The copies of one ticket."""
+class DmaChunk(Job):
+    """A job cut into DMA copies."""
 
-    ticket: int
-    copies: Copies
     pieces: list[DmaCopy]
-    after: Fence | None
-    num_bytes: int
 
 
 class Depth:
@@ -78,43 +72,23 @@ class Depth:
         return max(MIN_DEPTH_BYTES, int(1.5 * self._iteration_s * bytes_per_s))
 
 
-class ChunkQueue:
-    """The chunks of one direction: those that wait, urgent ones first, and the amount that is in
-    flight. ``queued_bytes`` counts both."""
+class ChunkQueue(JobQueue[DmaChunk]):
+    """The chunks of one direction, and how many bytes and DMA copies of them are in flight."""
 
     def __init__(self) -> None:
-        self.queued_bytes = 0
+        super().__init__()
         self._bytes_in_flight = self._pieces_in_flight = 0
-        self._waiting: deque[DmaChunk] = deque()
-
-    def add(self, chunks: list[DmaChunk], *, urgent: bool) -> None:
-        """Append ``chunks``; urgent ones are put before all chunks that wait, in their own
-        order."""
-        if urgent:
-            self._waiting.extendleft(reversed(chunks))
-        else:
-            self._waiting.extend(chunks)
-        self.queued_bytes += sum(chunk.num_bytes for chunk in chunks)
-
-    def cancel(self, ticket: int) -> bool:
-        """Remove the chunk of ``ticket``. Returns False if it does not wait any more."""
-        for chunk in self._waiting:
-            if chunk.ticket == ticket:
-                self._waiting.remove(chunk)
-                self.queued_bytes -= chunk.num_bytes
-                return True
-        return False
 
     def start(self, depth_bytes: int, may_start: Callable[[DmaChunk], bool]) -> Iterator[DmaChunk]:
         """The chunks to start now, in order. With nothing in flight, a chunk of any size may
         start."""
-        while self._waiting and may_start(self._waiting[0]):
-            chunk = self._waiting[0]
+        while self.waiting and may_start(self.waiting[0]):
+            chunk = self.waiting[0]
             num_bytes = self._bytes_in_flight + chunk.num_bytes
             num_pieces = self._pieces_in_flight + len(chunk.pieces)
             if self._pieces_in_flight and (num_bytes > depth_bytes or num_pieces > MAX_PIECES):
                 return
-            self._waiting.popleft()
+            self.waiting.popleft()
             self._bytes_in_flight, self._pieces_in_flight = num_bytes, num_pieces
             yield chunk
 

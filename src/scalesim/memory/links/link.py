@@ -8,9 +8,10 @@ from their sources as well. Links decide nothing: ``Residency`` says what is cop
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import ScaleSimError
@@ -165,8 +166,12 @@ class Timeline:
 
 
 def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
-    """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES``, and at least one page."""
-    step = max(1, MAX_CHUNK_BYTES // page_bytes)
+    """``copies`` cut into chunks of at most ``MAX_CHUNK_BYTES`` and at least one page."""
+    return cut(copies, max(1, MAX_CHUNK_BYTES // page_bytes))
+
+
+def cut(copies: Copies, step: int) -> list[Copies]:
+    """``copies`` cut into parts of ``step`` pages; the last part may be shorter."""
     return [
         Copies(
             copies.direction,
@@ -177,3 +182,54 @@ def chunked(copies: Copies, page_bytes: int) -> list[Copies]:
         )
         for start in range(0, copies.num_pages, step)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A chunk of copies under a ticket of its own, and the fence that it waits for."""
+
+    ticket: int
+    copies: Copies
+    after: Fence | None
+    num_bytes: int
+
+
+def jobs_of(
+    copies: Copies, after: Fence | None, page_bytes: int, tickets: Iterator[int]
+) -> list[Job]:
+    """``copies`` as jobs, one for each chunk."""
+    return [
+        Job(next(tickets), chunk, after, chunk.num_pages * page_bytes)
+        for chunk in chunked(copies, page_bytes)
+    ]
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+class JobQueue(Generic[AnyJob]):
+    """The jobs of one direction: ``waiting`` to start, urgent ones first.
+
+    ``queued_bytes`` counts the jobs that have not ended: a link subtracts a job's bytes at its end.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: deque[AnyJob] = deque()
+        self.queued_bytes = 0
+
+    def add(self, jobs: Sequence[AnyJob], *, urgent: bool) -> None:
+        """Add jobs; urgent jobs keep their own order, and stand before all that wait."""
+        if urgent:
+            self.waiting.extendleft(reversed(jobs))
+        else:
+            self.waiting.extend(jobs)
+        self.queued_bytes += sum(job.num_bytes for job in jobs)
+
+    def cancel(self, ticket: int) -> bool:
+        """Remove a job that has not started; False if no job with this ticket waits."""
+        for job in self.waiting:
+            if job.ticket == ticket:
+                self.waiting.remove(job)
+                self.queued_bytes -= job.num_bytes
+                return True
+        return False

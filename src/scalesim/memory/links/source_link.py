@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import AdapterError, AttachmentError
 from scalesim.foreign import Foreign, words_of
-from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Direction, InMemorySource, Link
+from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, InMemorySource, Link, LinkAround
 
 BOUNCE_BYTES = 2 * MAX_CHUNK_BYTES  # one chunk is written while one is copied
 _WAIT_S = 0.002  # between two polls of the inner link, while a read is under way
@@ -69,7 +69,7 @@ class _BouncePart:
     tickets: set[int] = field(default_factory=set)
 
 
-class SourceLink:
+class SourceLink(LinkAround):
     """Reads copies that have a source, and gives the others to the inner ``link``. Tickets of reads
     are negative.
 
@@ -82,7 +82,7 @@ class SourceLink:
     def __init__(
         self, link: Link, write: WritePages, bounce: Sequence[int], *, threaded: bool = True
     ) -> None:
-        self.link = link
+        super().__init__(link)
         self.read_rate = _ASSUMED_BYTES_PER_S  # bytes a second, as measured
         self.write, self.threaded = write, threaded
         self._changed = threading.Condition()  # guards the fields down to ``_closed``
@@ -153,12 +153,6 @@ class SourceLink:
                 with self._changed:
                     self._changed.wait_for(lambda: self._written or self._done, _WAIT_S)
         return bool(self._ended) or self.link.wait(max(0.0, end_s - time.monotonic()))
-
-    def queued_bytes(self, direction: Direction) -> int:
-        return self.link.queued_bytes(direction)
-
-    def rate(self, direction: Direction) -> float:
-        return self.link.rate(direction)
 
     def close(self) -> None:
         with self._changed:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.foreign import Foreign
-from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline, chunked
-
-
-@dataclass(slots=True)
-class _Job:
-    """The copies of one ticket."""
-
-    ticket: int
-    copies: Copies
-    after: Fence | None
-    num_bytes: int
+from scalesim.memory.links.link import (
+    Copies,
+    Direction,
+    Job,
+    JobQueue,
+    LinkError,
+    Timeline,
+    jobs_of,
+)
 
 
 class ThreadLink:
@@ -36,8 +32,7 @@ class ThreadLink:
         self._device, self._host, self._timeline = device, host, timeline
         self._page_bytes = device.shape[1]
         self._changed = threading.Condition()
-        self._queues: dict[Direction, deque[_Job]] = {"in": deque(), "out": deque()}
-        self._queued: dict[Direction, int] = {"in": 0, "out": 0}
+        self._queues: dict[Direction, JobQueue[Job]] = {"in": JobQueue(), "out": JobQueue()}
         self._rates: dict[Direction, float] = {"in": 4e9, "out": 4e9}  # until measured
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
@@ -55,17 +50,9 @@ class ThreadLink:
     def submit(
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
-        jobs = [
-            _Job(next(self._tickets), chunk, after, chunk.num_pages * self._page_bytes)
-            for chunk in chunked(copies, self._page_bytes)
-        ]
+        jobs = jobs_of(copies, after, self._page_bytes, self._tickets)
         with self._changed:
-            queue = self._queues[copies.direction]
-            if urgent:
-                queue.extendleft(reversed(jobs))
-            else:
-                queue.extend(jobs)
-            self._queued[copies.direction] += sum(job.num_bytes for job in jobs)
+            self._queues[copies.direction].add(jobs, urgent=urgent)
             self._open += len(jobs)
             self._changed.notify_all()
         return [job.ticket for job in jobs]
@@ -80,14 +67,9 @@ class ThreadLink:
 
     def cancel(self, ticket: int) -> bool:
         with self._changed:
-            for direction, queue in self._queues.items():
-                for job in queue:
-                    if job.ticket == ticket:
-                        queue.remove(job)
-                        self._queued[direction] -= job.num_bytes
-                        self._open -= 1
-                        return True
-        return False
+            cancelled = any(queue.cancel(ticket) for queue in self._queues.values())
+            self._open -= cancelled
+        return cancelled
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -95,7 +77,7 @@ class ThreadLink:
             return bool(self._done)
 
     def queued_bytes(self, direction: Direction) -> int:
-        return self._queued[direction]
+        return self._queues[direction].queued_bytes
 
     def rate(self, direction: Direction) -> float:
         return self._rates[direction]
@@ -111,10 +93,10 @@ class ThreadLink:
         queue = self._queues[direction]
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: queue or self._closed)
+                self._changed.wait_for(lambda: queue.waiting or self._closed)
                 if self._closed:
                     return
-                job = queue.popleft()
+                job = queue.waiting.popleft()
             while job.after is not None and not self._timeline.wait(job.after, timeout_s=0.1):
                 if self._closed:
                     return
@@ -129,7 +111,7 @@ class ThreadLink:
                 error.__cause__ = raised.error
             seconds = time.perf_counter() - start
             with self._changed:
-                self._queued[direction] -= job.num_bytes
+                queue.queued_bytes -= job.num_bytes
                 if error is None:
                     self._rates[direction] += 0.1 * (
                         job.num_bytes / max(seconds, 1e-9) - self._rates[direction]

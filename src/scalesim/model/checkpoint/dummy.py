@@ -1,4 +1,4 @@
-"""Random weights for any config: for tests, demos and ``--dummy-weights``.
+"""Random weights for any config: for tests, the demo and ``--dummy-weights``.
 
 The scales keep activations of a deep random model in range: norms near 1, matrices at
 ``1 / sqrt(in)``, and logits with a standard deviation of about 2, neither flat nor one-hot.
@@ -6,17 +6,13 @@ The scales keep activations of a deep random model in range: norms near 1, matri
 
 from __future__ import annotations
 
-import json
 import zlib
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from scalesim.model.checkpoint.config import ACTIVATIONS, LAYER_KINDS, ExpertsConfig, ModelConfig
+from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.weights import TensorShape, expected_shapes
-from scalesim.model.layers.rope import RopeConfig
 
 LOGIT_STD = 2.0
 
@@ -53,104 +49,3 @@ def dummy_tensors(
     if config.tie_embeddings:  # the embedding is also the head, so it gets the head's scale
         tensors["model.embed_tokens.weight"] *= LOGIT_STD * config.hidden_size**-0.5
     return tensors
-
-
-def write_dummy_model(folder: Path, config: ModelConfig, seed: int = 0) -> Path:
-    """Write a loadable Hugging Face folder: ``config.json`` and ``model.safetensors``."""
-    from safetensors.torch import save_file
-
-    write_config(folder, config)
-    tensors = dummy_tensors(config, seed, getattr(torch, config.dtype))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def write_config(folder: Path, config: ModelConfig) -> None:
-    """Write ``config.json`` alone, which is all that a model with dummy weights needs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_json(config), indent=2)
-    (folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def to_json(config: ModelConfig) -> dict[str, Any]:
-    """The ``config.json`` of a config; ``parse_config`` reads it back as an equal config."""
-    return {
-        "architectures": [config.architecture],
-        "model_type": config.family.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position,
-        "rms_norm_eps": config.rms_eps,
-        "attention_bias": config.o_bias or config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
-        "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": ACTIVATIONS[config.family.activation][0],
-        "dtype": config.dtype,
-        "eos_token_id": list(config.eos_token_ids) or None,
-        "bos_token_id": config.bos_token_id,
-        "attn_logit_softcapping": config.soft_cap,
-        "final_logit_softcapping": config.logit_soft_cap,
-        **_query_json(config),
-        **_windows_json(config),
-        **_experts_json(config.experts, config.num_layers),
-        "rope_parameters": _ropes_json(config),
-    }
-
-
-def _query_json(config: ModelConfig) -> dict[str, Any]:
-    """The query scalar, unless it is ``None`` and the family's default as well."""
-    scalar = config.query_scalar
-    if scalar is None and config.family.query_scalar is not None:
-        scalar = config.head_dim
-    return {} if scalar is None else {"query_pre_attn_scalar": scalar}
-
-
-def _windows_json(config: ModelConfig) -> dict[str, Any]:
-    full, sliding = LAYER_KINDS
-    layers = [config.window_of(layer) for layer in range(config.num_layers)]
-    return {
-        "sliding_window": max((size for size in layers if size is not None), default=None),
-        "layer_types": [full if size is None else sliding for size in layers],
-    }
-
-
-def _experts_json(experts: ExpertsConfig | None, num_layers: int) -> dict[str, Any]:
-    if experts is None:
-        return {}
-    return {
-        "num_experts": experts.count,
-        "num_experts_per_tok": experts.per_token,
-        "moe_intermediate_size": experts.width,
-        "norm_topk_prob": experts.normalize,
-        "mlp_only_layers": [i for i in range(num_layers) if i not in experts.layers],
-    }
-
-
-def _ropes_json(config: ModelConfig) -> dict[str, Any]:
-    if config.local_rope is None:
-        return _rope_json(config.rope)
-    ropes = (config.rope, config.local_rope)
-    return {kind: _rope_json(rope) for kind, rope in zip(LAYER_KINDS, ropes, strict=True)}
-
-
-def _rope_json(rope: RopeConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
-    if rope.type != "default":
-        settings["factor"] = rope.factor
-    if rope.type in ("llama3", "yarn", "longrope"):
-        settings["original_max_position_embeddings"] = rope.original_max_position
-    names: tuple[str, ...] = ()
-    if rope.type == "llama3":
-        names = ("low_freq_factor", "high_freq_factor")
-    elif rope.type == "yarn":
-        names = ("attention_factor", "beta_fast", "beta_slow", "truncate")
-    elif rope.type == "longrope":
-        factors = list(rope.short_factors)
-        settings |= {"short_factor": factors, "long_factor": factors}
-        names = ("attention_factor",)
-    return settings | {name: getattr(rope, name) for name in names}

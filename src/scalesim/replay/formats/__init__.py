@@ -62,10 +62,11 @@ def detect(path: Path) -> Format:
     first = next(lines(path), None)
     if first is None:
         raise TraceError(f"{path} is empty; give a trace")
-    if first.text.split(",")[0].strip() == azure.COLUMNS[0]:
+    where, text = first
+    if text.split(",")[0].strip() == azure.COLUMNS[0]:
         return FORMATS["azure"]
     try:
-        keys = Row.of(first).fields
+        keys = Row.parsed(text, where).fields
     except TraceError:
         keys = {}
     for name, is_it in (
@@ -78,7 +79,7 @@ def detect(path: Path) -> Format:
     ):
         if is_it:
             return FORMATS[name]
-    raise TraceError(f"{first.where} is in no known format; --format can name one: {_names()}")
+    raise TraceError(f"{where} is in no known format; --format can name one: {_names()}")
 
 
 def format_named(name: str, path: Path) -> Format:

@@ -17,7 +17,7 @@ from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.dynamo import BLOCK_SIZE, MAX_BLOCK
 from scalesim.replay.formats.mooncake import milliseconds
-from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, ticks_of
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, rows, ticks_of
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 SCHEMA, VERSION = "dynamo.agentic_mooncake", 2
@@ -27,20 +27,19 @@ _AT_LEAST = 0.001  # least delay in seconds after another session's call; the cl
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Read ``path``. The trace states its own block size, which ``block_size`` must equal if it is
     given. Raises ``TraceError``."""
-    found = lines(path)
-    size = _header(Row.of(next(found)), block_size)
-    rows: dict[str, Row] = {}
-    for line in found:
-        row = Row.of(line)
+    found = rows(path)
+    size = _header(next(found), block_size)
+    requests: dict[str, Row] = {}
+    for row in found:
         name = row.name("request_id")
-        if name in rows:
+        if name in requests:
             raise row.wrong("request_id", "another one: an earlier line has it")
-        rows[name] = row
-    plays = {row.name("play_id") for row in rows.values()}
-    times = _times(rows)
+        requests[name] = row
+    plays = {row.name("play_id") for row in requests.values()}
+    times = _times(requests)
     calls = []
     for number, name in enumerate(times):
-        row = rows[name]
+        row = requests[name]
         scope = f"{row.name('play_id')}/" if len(plays) > 1 else ""  # of block ids and sessions
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size, scope)
         length = row.whole(row.either("output_length", "output_tokens"), 1)

@@ -15,7 +15,7 @@ from scalesim.replay.formats.rows import (
     MAX_TURNS,
     Row,
     Timed,
-    lines,
+    rows,
     ticks_of,
 )
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
@@ -26,8 +26,8 @@ _LISTS = ("assistant_response_length", "tool_call_output_length", "tool_call_lat
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Read ``path``. Raises ``TraceError``."""
     calls: list[Timed] = []
-    for number, line in enumerate(lines(path)):
-        calls += _session(Row.of(line), f"session {number}")
+    for number, row in enumerate(rows(path)):
+        calls += _session(row, f"session {number}")
     return ticks_of(calls)
 
 

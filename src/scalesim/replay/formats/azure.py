@@ -25,16 +25,16 @@ _ORIGIN = datetime(2000, 1, 1)
 def read(path: Path, block_size: int | None) -> list[TraceTick]:
     """Read ``path``; times are seconds since the first call. Raises ``TraceError``."""
     found = lines(path)
-    header = tuple(name.strip() for name in next(found).text.split(","))
+    header = tuple(name.strip() for name in next(found)[1].split(","))
     if header != COLUMNS:
         raise TraceError(f"{path} begins with {header!r}; it must begin with {','.join(COLUMNS)}")
     calls = []
-    for number, line in enumerate(found):
-        cells = [cell.strip() for cell in line.text.split(",")]
+    for number, (where, text) in enumerate(found):
+        cells = [cell.strip() for cell in text.split(",")]
         if len(cells) != len(COLUMNS):
-            raise TraceError(f"{line.where} has {len(cells)} cells; it must have {len(COLUMNS)}")
+            raise TraceError(f"{where} has {len(cells)} cells; it must have {len(COLUMNS)}")
         numbers = [int(cell) if re.fullmatch(r"\d{1,18}", cell) else cell for cell in cells[1:]]
-        row = Row(line.where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
+        row = Row(where, dict(zip(COLUMNS, [cells[0], *numbers], strict=True)))
         prompt = TracePiece(f"prompt {number}", row.whole("ContextTokens", 1))
         output = TracePiece(f"answer {number}", row.whole("GeneratedTokens", 1))
         calls.append((_units(row), TraceCall(None, (prompt,), output)))

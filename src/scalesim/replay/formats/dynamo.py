@@ -14,7 +14,7 @@ from typing import IO
 from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
 from scalesim.replay.formats.mooncake import milliseconds
-from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, lines, ticks_of
+from scalesim.replay.formats.rows import MAX_SECONDS, Row, Timed, in_order, rows, ticks_of
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
 SCHEMA = "dynamo.request.trace.v1"
@@ -27,8 +27,7 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
     given. Raises ``TraceError``."""
     calls: list[Timed] = []
     size = block_size
-    for line in lines(path):
-        row = Row.of(line)
+    for row in rows(path):
         if isinstance(row.fields.get("event"), dict):  # some sinks wrap the event
             row = row.row("event")
         if row.fields.get("event_type") != "request_end":

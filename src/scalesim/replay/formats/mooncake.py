@@ -7,21 +7,13 @@ whose latest prompt, up to its last whole block, is a proper beginning of the ca
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 from scalesim.errors import TraceError
 from scalesim.replay.formats.blocks import Ids, pieces_of
-from scalesim.replay.formats.rows import (
-    MAX_TOKENS,
-    MAX_TURNS,
-    Row,
-    Timed,
-    in_order,
-    lines,
-    ticks_of,
-)
+from scalesim.replay.formats.rows import MAX_TOKENS, MAX_TURNS, Row, Timed, in_order, rows, ticks_of
 from scalesim.trace.trace import Content, TraceCall, TracePiece, TraceTick
 
 BLOCK_SIZE = 512  # of the public traces
@@ -33,7 +25,7 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
     sessions = _Sessions(size)
     last_s: dict[str, float] = {}
     calls = []
-    for number, row in enumerate(_rows(path)):
+    for number, row in enumerate(rows(path)):
         prompt = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
         agent = row.name("session_id") if row.has("session_id") else sessions.of(prompt)
         calls.append(Timed(_time(row, agent, last_s), _call(row, number, agent, prompt)))
@@ -47,7 +39,7 @@ def read_delta(path: Path, block_size: int | None) -> list[TraceTick]:
     said: dict[str, tuple[TracePiece, ...]] = {}
     last_s: dict[str, float] = {}
     calls = []
-    for number, row in enumerate(_rows(path)):
+    for number, row in enumerate(rows(path)):
         agent = row.name("session_id") if row.has("session_id") else f"call {number}"
         new = pieces_of(row, row.either("input_length", "input_tokens"), "hash_ids", size)
         call = _call(row, number, agent, (*said.get(agent, ()), *new))
@@ -78,11 +70,6 @@ def write(file: IO[str], ticks: Iterable[TraceTick], block_size: int | None) -> 
 def milliseconds(seconds: float) -> int | float:
     found = round(seconds * 1000, 6)
     return int(found) if found == int(found) else found
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    for line in lines(path):
-        yield Row.of(line)
 
 
 def _call(row: Row, number: int, agent: str | None, prompt: tuple[TracePiece, ...]) -> TraceCall:

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, starmap
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,22 +30,15 @@ MAX_SECONDS = 1e11  # three thousand years
 _GZIP = b"\x1f\x8b"
 
 
-class Line(NamedTuple):
-    """A line of a file. ``where`` is the file and the line's number, for messages."""
-
-    where: str
-    text: str
-
-
-def lines(path: Path) -> Iterator[Line]:
-    """The lines of ``path`` that are not blank; a gzipped file is unpacked. Raises
-    ``TraceError``."""
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of ``path`` that are not blank, each after its place (the file and the line's
+    number) for messages. A gzipped file is unpacked. Raises ``TraceError``."""
     try:
         with open_regular(path, TraceError) as raw:
             is_packed = raw.read(2) == _GZIP
             raw.seek(0)
             file = gzip.GzipFile(fileobj=raw) if is_packed else raw
-            yield from starmap(Line, lines_of(file.readline, path, MAX_LINE))
+            yield from lines_of(file.readline, path, MAX_LINE)
     except (OSError, EOFError, zlib.error) as error:
         raise TraceError(f"{path} cannot be read: {error}") from None
 
@@ -63,12 +56,8 @@ class Row:
     error: type[ScaleSimError] = TraceError
 
     @classmethod
-    def of(cls, line: Line) -> Row:
-        """Parse a line of JSON."""
-        return cls.parsed(line.text, line.where)
-
-    @classmethod
     def parsed(cls, text: str, where: str, error: type[ScaleSimError] = TraceError) -> Row:
+        """Parse a JSON object."""
         found = parse_json(text, where, error)
         if not isinstance(found, dict):
             raise error(f"{where} is {shown(found)}; it must be a JSON object")
@@ -139,6 +128,11 @@ class Row:
         if not isinstance(value, dict):
             raise self.wrong(name, "an object")
         return Row(f"{self.where}: {name}", value, self.error)
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The lines of ``path`` as objects. Raises ``TraceError``."""
+    return (Row.parsed(text, where) for where, text in lines(path))
 
 
 def _is_whole(value: Any, minimum: int, maximum: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scalesim.replay.formats.rows import Row, Timed, lines, ticks_of
+from scalesim.replay.formats.rows import Row, Timed, rows, ticks_of
 from scalesim.replay.workloads import WORKLOADS
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
@@ -31,8 +31,7 @@ def read(path: Path, block_size: int | None) -> list[TraceTick]:
             Timed(float(time), TraceCall(agent, prompt, TracePiece(f"answer {number}", said)))
         )
 
-    for line in lines(path):
-        row = Row.of(line)
+    for row in rows(path):
         time = row.whole("step", 0, MAX_TICKS)
         kind = row.fields.get("kind")
         if kind == "action":

@@ -114,7 +114,7 @@ class HostileStream:
 
     @property
     def can_run(self) -> bool:
-        if not self._queue:
+        if self.is_idle:
             return False
         head = self._queue[0]
         return not head.is_wait or (head.event is not None and head.event.reached)
