@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +21,11 @@ from concordia.prefabs.game_master import dialogic
 from concordia.prefabs.simulation import generic
 from concordia.typing import prefab
 
-import scalesim
 from scalesim.integrations.concordia import AgentModel, announce, own_models
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hit_rate import HitRate, hit_rate
-from small_model import write_small_model
+from small_model import open_engine
 
 PEOPLE = ("Ada", "Bob", "Cleo", "Dan", "Eve", "Finn")
 RULES = "conversation rules"
@@ -62,11 +60,8 @@ def village(steps: int) -> prefab.Config:
     )
 
 
-def play(model_folder: str, *, hints: bool, steps: int = STEPS) -> HitRate:
-    # Room for about three people beside the game master, who makes nine of ten calls.
-    with scalesim.Engine(
-        model_folder, device="cpu", device_memory="3MB", host_memory="64MB"
-    ) as engine:
+def play(chosen: str | None, *, hints: bool, steps: int = STEPS) -> HitRate:
+    with open_engine(chosen, device_memory="3MB") as engine:
         model = AgentModel(engine, RULES, max_tokens=8, stays_near=hints)
         turns = sequential.Sequential()
         simulation = generic.Simulation(
@@ -81,10 +76,9 @@ def play(model_folder: str, *, hints: bool, steps: int = STEPS) -> HitRate:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = sys.argv[1] if len(sys.argv) > 1 else str(write_small_model(Path(folder)))
-        for hints in (False, True):
-            print(f"{'with' if hints else 'without'} hints: {play(chosen, hints=hints)}")
+    chosen = sys.argv[1] if len(sys.argv) > 1 else None
+    for hints in (False, True):
+        print(f"{'with' if hints else 'without'} hints: {play(chosen, hints=hints)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OPENAI_API_KEY", "none")
@@ -28,9 +27,8 @@ from scalesim.integrations.mesa import announce, identify
 sys.path.insert(0, str(Path(__file__).parent))
 if "--url" not in sys.argv:  # what serves a model needs torch; a client does not
     from hit_rate import HitRate, hit_rate
-    from small_model import write_small_model
+    from small_model import open_engine
 
-    import scalesim
     from scalesim.proxy.program import served
     from scalesim.server.app import make_app
     from scalesim.server.config import ServerConfig
@@ -80,10 +78,8 @@ def play(url: str, *, hints: bool) -> None:
         town.run_for(TICKS)
 
 
-def play_in_process(model_folder: str, *, hints: bool) -> HitRate:
-    with scalesim.Engine(
-        model_folder, device="cpu", device_memory="1500kB", host_memory="64MB"
-    ) as engine:
+def play_in_process(chosen: str | None, *, hints: bool) -> HitRate:
+    with open_engine(chosen, device_memory="1500kB") as engine:
         app = make_app(engine, ServerConfig())
         with served(lambda: app) as url:
             play(url, hints=hints)
@@ -94,11 +90,10 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--url"]:
         play(arguments[1], hints="--no-hints" not in arguments)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = arguments[0] if arguments else str(write_small_model(Path(folder)))
-        for hints in (False, True):
-            found = play_in_process(chosen, hints=hints)
-            print(f"{'with' if hints else 'without'} hints: {found}", flush=True)
+    chosen = arguments[0] if arguments else None
+    for hints in (False, True):
+        found = play_in_process(chosen, hints=hints)
+        print(f"{'with' if hints else 'without'} hints: {found}", flush=True)
 
 
 if __name__ == "__main__":

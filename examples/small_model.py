@@ -7,35 +7,56 @@ hub for texts that mean something.
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import write_dummy_model
-from scalesim.model.layers.rope import RopeConfig
-from scalesim.model.text.chat import CHATML
+import scalesim
 
-SHAPE = ModelConfig(
-    architecture="Qwen2ForCausalLM",
-    vocab_size=272,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    max_position=32768,
-    rms_eps=1e-6,
-    rope=RopeConfig(),
-    qkv_bias=True,
-    eos_token_ids=(258, *range(216, 240)),  # any of these ends an answer, so most are short
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 272,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "eos_token_id": [258, *range(216, 240)],  # any of these ends an answer, so most are short
+}
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
+@contextmanager
+def open_engine(model: str | None, device_memory: str) -> Iterator[scalesim.Engine]:
+    """An engine on ``model``, or on the small one, whose device pool is too small for all agents."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        scalesim.Engine(
+            model or write_small_model(Path(folder)),
+            dummy_weights=model is None,
+            device="cpu",
+            device_memory=device_memory,
+            host_memory="64MB",
+        ) as engine,
+    ):
+        yield engine
+
+
 def write_small_model(folder: Path) -> Path:
-    """Write the model into ``folder``, with a tokenizer and ChatML's template."""
-    write_dummy_model(folder, SHAPE)
+    """Write into ``folder`` what an engine with random weights needs."""
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,5 +66,5 @@ def write_small_model(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "chat_template.jinja").write_text(CHATML)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder

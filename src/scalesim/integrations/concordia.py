@@ -1,6 +1,6 @@
 """Concordia (``gdm-concordia``): a language model for each entity, and hints from the game master.
 
-``AgentModel`` is a ``LanguageModel``; ``own_models`` gives each entity one of its own by its name;
+``AgentModel`` is a LanguageModel; ``own_models`` gives each entity one of its own by its name;
 ``announce`` has a Concordia engine say who acts next. Concordia itself is not imported: only its
 public methods are used.
 """
@@ -18,7 +18,7 @@ CONTINUE = (
 
 
 class AgentModel:
-    """Concordia's ``LanguageModel``, of one agent on ``engine``.
+    """Concordia's LanguageModel, of one agent on ``engine``.
 
     ``instructions`` is the system message before each prompt, for models that were trained to chat;
     ``None`` gives the model the bare text. ``max_tokens`` bounds an answer, because Concordia asks

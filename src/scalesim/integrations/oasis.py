@@ -1,7 +1,7 @@
 """OASIS (``camel-oasis``): a name for each agent's calls, and the active set before it calls.
 
 OASIS's agents share one CAMEL model, whose requests name nobody: ``identify`` gives each agent a
-copy that does. ``OasisEnv.step(actions)`` holds who is active before the recommender runs, which
+copy that does. OasisEnv.step(actions) holds who is active before the recommender runs, which
 takes long: ``announce`` says so in time. Neither package is imported.
 """
 
@@ -20,7 +20,7 @@ def name_of(agent: Any) -> str:
 
 
 def identify(agents: Iterable[Any], name: Callable[[Any], str] = name_of) -> None:
-    """Name the calls of ``agents``, which are all in ``AgentGraph.get_agents()``. The copies of a
+    """Name the calls of ``agents``, which are all in AgentGraph.get_agents(). The copies of a
     model share its connections."""
     for agent in agents:
         manager = agent.model_backend
@@ -59,8 +59,8 @@ def announce(env: Any, engine: Any, name: Callable[[Any], str] = name_of) -> Any
 
 
 def calls_model(action: Any) -> bool:
-    """Whether an action, or one of a list of them, makes its agent call the model: ``LLMAction``,
-    and a ``ManualAction`` that is an interview."""
+    """Whether an action, or one of a list of them, makes its agent call the model: LLMAction,
+    and a ManualAction that is an interview."""
     if isinstance(action, list):
         return any(map(calls_model, action))
     kind = getattr(action, "action_type", None)

@@ -20,7 +20,7 @@ _acting: ContextVar[str | None] = ContextVar("scalesim_acting_person", default=N
 
 
 def named_client(client_class: type) -> type:
-    """A subclass of TinyTroupe's ``OpenAIClient`` that names whoever acts. Register one::
+    """A subclass of TinyTroupe's OpenAIClient that names whoever acts. Register one::
 
     register_client("openai", named_client(OpenAIClient)())
     """
@@ -37,7 +37,7 @@ def named_client(client_class: type) -> type:
 
 
 def identify(person_class: type) -> None:
-    """Note who acts, for all people of ``person_class``, which is ``TinyPerson``."""
+    """Note who acts, for all people of ``person_class``, which is TinyPerson."""
     act = person_class.act  # type: ignore[attr-defined]
     if getattr(act, "is_noted", False):
         return
@@ -55,7 +55,7 @@ def identify(person_class: type) -> None:
 
 
 def announce(world: Any, engine: Any) -> Any:
-    """Have a ``TinyWorld`` say before each step who acts and in which order, and return the world.
+    """Have a TinyWorld say before each step who acts and in which order, and return the world.
     The clock of ``engine``, an engine or a ``Client``, goes on by a tick at each step.
 
     A random order is drawn here, from the same generator and by the same call as TinyTroupe's own.
