@@ -40,7 +40,7 @@ TEMPLATE = (
 
 @contextmanager
 def open_engine(model: str | None, device_memory: str) -> Iterator[scalesim.Engine]:
-    """An engine on ``model``, or on the small one, whose device pool is too small for all agents."""
+    """An engine on ``model``, or on the small one. Its device pool cannot hold all agents."""
     with (
         tempfile.TemporaryDirectory() as folder,
         scalesim.Engine(
