@@ -19,8 +19,8 @@ from rich.text import Text
 from scalesim.cli.options import RunOptions
 from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError
+from scalesim.replay import formats
 from scalesim.replay.scenario import Sizes, cost_of
-from scalesim.trace.file import write_trace
 
 if TYPE_CHECKING:
     from scalesim.proxy.changes import Improvement
@@ -121,7 +121,7 @@ def _report(options: RunOptions, recording: Recording, sizes: Sizes, host_bytes:
 
     ticks = recording.ticks(options.tick)
     if options.trace is not None:
-        write_trace(options.trace, ticks)
+        formats.write(options.trace, ticks, formats.FORMATS["scalesim"])
     with console.status("replaying the calls …"):
         found = find(recording.calls, ticks, sizes, host_bytes)
     first = changes(found)

@@ -122,7 +122,7 @@ class _Proxy:
                     self._client.build_request(
                         request.method,
                         f"{self._upstream}/{path}",
-                        params=request.query_params.multi_items() or None,
+                        params=str(request.query_params) or None,
                         headers=_headers(request.headers) | _said_of(request),
                         content=body or None,
                     ),

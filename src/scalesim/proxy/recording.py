@@ -121,4 +121,6 @@ class Recording:
 
 
 def _is_time(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= MAX_NUMBER
