@@ -159,6 +159,29 @@ def kernels(session: nox.Session, triton: str) -> None:
     session.run("python", "-m", "scalesim_kernels", "compile", "--all")
 
 
+FRAMEWORKS = {
+    "concordia": ("3.12", "gdm-concordia==2.4.0"),
+    "mesa": ("3.12", "mesa-llm==0.3.2"),
+    "oasis": ("3.11", "camel-oasis==0.2.5", "mcp<2"),  # newer ones lack what CAMEL imports
+    "agentsociety": ("3.12", "agentsociety2==2.9.3"),
+}
+
+
+@nox.session
+@nox.parametrize("python,framework", [(python, name) for name, (python, *_) in FRAMEWORKS.items()])
+def integrations(session: nox.Session, framework: str) -> None:
+    """Run the adapters on the frameworks from the registry, each in an environment of its own.
+
+    Gigabytes, and no part of what runs before a change is merged. The frameworks pin versions of
+    their own, of pytest too, so constraints.txt gives torch alone.
+    """
+    session.install("-c", "constraints.txt", "torch")
+    session.install(".[server]", "pytest", "hypothesis", *FRAMEWORKS[framework][1:])
+    session.run(
+        "pytest", "tests/integrations", "-m", "framework", "-k", framework, *session.posargs
+    )
+
+
 @nox.session
 def storm(session: nox.Session) -> None:
     """Make 10 000 calls that are cancelled, time out or are left: no text or page may care."""

@@ -196,6 +196,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.doctor": (*ENGINE, "torch"),
     "scalesim.server": (*ENGINE, "scalesim.chat"),
     "scalesim.client": ("scalesim.checks", "scalesim.errors"),
+    "scalesim.integrations": ("scalesim.checks", "scalesim.errors"),
+    "scalesim.proxy": (
+        *VALUES,
+        "scalesim.profile",
+        "scalesim.replay",
+        "scalesim.server.identity",
+        "scalesim.trace",
+    ),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names

@@ -92,10 +92,18 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
                    f"{__name__}:Needy", f"{__name__}:quits"),
         "walks": NUMBER, "steps": (*NUMBER, "10000000"), "seed": WHOLE,
     },
+    "run": {
+        "serve": ("no/such/folder", "a\0b", "."), "device": NAME, "device_memory": (*SIZE, "1kB"),
+        "upstream": ("", "localhost", "ftp://a/v1", "http://", "http://a:x/v1", "http://a/v1?b=c"),
+        "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"), "residency": SHARE,
+        "tick": POSITIVE, "trace": ("no/such/folder/t", ".", "log.json"),
+        "out": ("no/such/folder/f.json", ".", "empty/f.json"), "command": (),
+    },
 }  # fmt: skip
 GIVEN = {  # what a command cannot do without
     "doctor": ("model",), "generate": ("model",), "serve": ("model",), "replay": ("what",),
     "profile": ("log",), "check": ("kind", "object"), "convert": ("trace", "out"),
+    "run": ("serve",),
 }  # fmt: skip
 
 
@@ -160,6 +168,7 @@ def good(command: str, model: str) -> dict[str, list[str]]:
         "profile": {"log": ["log.json"], "out": ["--out", "p.json"]},
         "check": {"kind": ["policy"], "object": ["tests.cli.test_check:OLDEST_FIRST"],
             "walks": ["--walks", "1"], "steps": ["--steps", "1"],},
+        "run": {"serve": [model], "command": ["--", "no-such-program"]},
     }.get(command, {})  # fmt: skip
 
 
@@ -176,8 +185,9 @@ def lines_of(command: str, model: str) -> Iterator[list[str]]:
             else:
                 words = [f"{flag}={value}"] if value[:1] == "-" else [flag, value]
             placed = {**rest, name: words}
+            last = placed.pop("command", [])  # all behind it is the program's
             first = [word for key in GIVEN.get(command, ()) for word in placed.pop(key, [])]
-            yield [command, *first, *[word for part in placed.values() for word in part]]
+            yield [command, *first, *[word for part in placed.values() for word in part], *last]
 
 
 @pytest.mark.parametrize("command", WRONG)

@@ -5,7 +5,7 @@ What a block is follows from its first line, which readers of the site see too:
     python                          runs, after the blocks above it on its page
     python title="name.py"          a program of its own, run by a Python of its own
     python title="Needs a GPU"      not run: shown as skipped
-    python title="Needs a download" likewise; so "Needs a server"
+    python title="Needs a download" likewise; so "Needs a server", "Needs a framework"
     sh                              commands, checked against the programs' own parsers
     json                            must parse, line by line or as a whole
     text                            for people only
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LANGUAGES = ("python", "sh", "json", "text")
-NOT_RUN = ("Needs a GPU", "Needs a download", "Needs a server")
+NOT_RUN = ("Needs a GPU", "Needs a download", "Needs a server", "Needs a framework")
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`\n]*)$")
 _TITLE = re.compile(r'title="([^"]*)"')

@@ -1,5 +1,5 @@
 """``scalesim``: ``demo``, ``doctor``, ``generate``, ``replay``, ``convert``, ``plan``, ``profile``,
-``check``.
+``check``, ``serve``, ``run``.
 
 ``main`` parses, runs one command and turns what goes wrong into an exit code: 0 done, 1 a check
 failed (demo, doctor, check), 2 the user's mistake, 130 interrupted, 141 nobody reads what is

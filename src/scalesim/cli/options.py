@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,6 +214,59 @@ class PlanOptions:
     """Bytes of each agent's own adapter, like 77MB; 0: none."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the figures as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Run a program unmodified, record its calls, and show what they say: `-- python my_sim.py`.
+
+    Its OpenAI-compatible clients are pointed here by environment variables. MODEL answers, served
+    for this program alone, or the server at --upstream. Ends with one page: calls, reuse,
+    predictability, how many agents would fit, how fast with and without hints, and the three
+    changes that would help most. The exit code is the program's. No text and no key is kept.
+    """
+
+    serve: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """The model that answers: a folder in Hugging Face's layout, or an id on the hub."""
+    upstream: str | None = None
+    """Instead of MODEL: the OpenAI-compatible server that answers, like
+    http://localhost:8000/v1."""
+    device: str = _ENGINE.device
+    """Where MODEL runs: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
+    device_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.device_memory)
+    """Size of MODEL's device pool, like 20GB; auto: 1GB, or what a GPU has left."""
+    model: str = "qwen2.5-7b"
+    """For the estimates: a model whose shape is known, or the path of a config.json or its
+    folder."""
+    hardware: str = "h100"
+    """For the estimates: a GPU whose rates are known, or the path of a JSON file with them."""
+    host_memory: Annotated[str, MEMORY] = "200GB"
+    """For the estimates: host memory for agents' state."""
+    residency: Annotated[float, SHARE] = 0.25
+    """For the replay: share of all agents' state that fits on the device."""
+    tick: Annotated[float | None, POSITIVE] = None
+    """Seconds of a tick. Without it, the program's own ticks if it says any, else a hundredth of
+    the run."""
+    trace: Path | None = None
+    """Keep the calls in this new file, for `scalesim profile` and `scalesim replay`."""
+    out: Path | None = None
+    """Write the figures to this file, as JSON."""
+    command: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The program and its arguments: all that follows ``--``."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` before the program runs, whose record would be lost."""
+        if not self.command:
+            raise ConfigError("no program given; end with: -- python my_sim.py")
+        if (self.serve is None) == (self.upstream is None):
+            raise ConfigError("give a MODEL to serve, or --upstream with a server's URL")
+        EngineConfig(device=self.device, device_memory=self.device_memory)
+        if self.trace is not None:
+            check_writable(self.trace, "--trace")
+            if self.trace.exists():
+                raise ConfigError(f"--trace {self.trace} exists; delete it, or give another name")
+        if self.out is not None:
+            check_writable(self.out, "--out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +503,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": PlanOptions,
     "profile": ProfileOptions,
     "check": CheckOptions,
+    "run": RunOptions,
 }
 """The options of each command, by its name. ``scalesim.cli.NAME`` has the function ``NAME`` that
 runs the command."""
@@ -463,17 +517,22 @@ def parse(args: Sequence[str]) -> Any:
     they cannot be parsed, ``SystemExit`` with 0 after ``--help``."""
     if args and args[0] in ("demo", "replay", "profile"):
         args = [_OLD_NAME.sub("--tick", word) for word in args]
+    command: Sequence[str] = ()
+    if args and args[0] == "run" and "--" in args:
+        end = args.index("--")
+        args, command = args[:end], args[end + 1 :]
     if args and args[0] == "serve":
         args = with_config_file(args)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.extras.subcommand_cli_from_dict(
+            options = tyro.extras.subcommand_cli_from_dict(
                 COMMANDS, prog="scalesim", description=_ABOUT, args=args
             )
+            return replace(options, command=tuple(command)) if command else options
     except SystemExit as end:
         if not end.code:
             raise
-        command = args[0] if args and args[0] in COMMANDS else "COMMAND"
-        help_ = f"(see scalesim {command} --help)"
+        name = args[0] if args and args[0] in COMMANDS else "COMMAND"
+        help_ = f"(see scalesim {name} --help)"
         raise ConfigError(f"{in_one_line(said.getvalue())} {help_}") from None

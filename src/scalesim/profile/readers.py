@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from scalesim.profile.database import rows_of
 from scalesim.regular_file import open_regular
 from scalesim.trace import records
 from scalesim.trace.file import read_trace
-from scalesim.trace.trace import TracePiece
+from scalesim.trace.trace import TracePiece, TraceTick
 
 ReadLog = Callable[[Path, "float | None"], "list[LoggedCall]"]
 MAX_TOKENS = 1 << 29
@@ -57,15 +57,21 @@ def detect(path: Path) -> str | None:
 
 def _trace(path: Path, tick_s: float | None) -> list[LoggedCall]:
     """ScaleSim's own traces; see docs/traces.md."""
+    return calls_of_trace(read_trace(path), str(path))
+
+
+def calls_of_trace(ticks: Iterable[TraceTick], source: str = "the trace") -> list[LoggedCall]:
+    """The calls of a trace from ``source``, but those that name no agent. Raises ``TraceError`` for
+    more than ``MAX_TOKENS``."""
     calls, num_tokens = [], 0
-    for tick in read_trace(path):
+    for tick in ticks:
         for call in tick.calls:
             if call.agent is None:
                 continue
             num_tokens += call.prompt_len
             if num_tokens > MAX_TOKENS:
                 raise TraceError(
-                    f"{path}: the prompts up to tick {tick.time} have more than {MAX_TOKENS} "
+                    f"{source}: the prompts up to tick {tick.time} have more than {MAX_TOKENS} "
                     "tokens; give a part of the trace"
                 )
             tokens = np.concatenate([_tokens(piece) for piece in call.prompt])
