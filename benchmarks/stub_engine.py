@@ -143,7 +143,7 @@ def stub_parts(
         num_rows=2 * settings.max_num_seqs + 1,
         policy=policy,
         link=link,
-        planner=settings.planner,
+        planner_config=settings.planner,
         make_planner=Prefetcher if watch is None else partial(TimedPlanner, watch),
         record=settings.guarded,
     )

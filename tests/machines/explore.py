@@ -165,7 +165,7 @@ def fingerprint(world: SchedulerWorld, *also: object) -> bytes:
     parts += [list(scheduler.queue.line), [each.id for each in scheduler.queue.preempted]]
     parts += [sorted(each.id for each in world.ended), memory.loading_pages]
     parts += [
-        getattr(memory.prefetcher, "margin", None),
+        getattr(memory.planner, "margin", None),
         memory.residency.allocation_failed,
         memory.table.num_free,
     ]

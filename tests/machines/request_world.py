@@ -14,7 +14,7 @@ from scalesim.errors import AdapterError, NumericalError
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.links.link import LinkError
 from scalesim.memory.timing import Pace
-from scalesim.scheduler.scheduler import MAX_FAILED_READS
+from scalesim.scheduler.scheduler import MAX_ATTACHMENT_FAILURES
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
 from tests.machines.scheduler_world import VOCAB, SchedulerWorld, Setting, expected
@@ -85,9 +85,9 @@ class RequestWorld:
             if sequence.phase is not Phase.FINISHED:
                 phase = sequence.phase.value
                 self.num_cancelled[phase] = self.num_cancelled.get(phase, 0) + 1
-            self.world.scheduler.cancel(sequence, "cancelled", None)
+            self.world.scheduler.end(sequence, "cancelled", None)
             if pick // 4 % 2:  # as a caller may: twice, and after the end
-                self.world.scheduler.cancel(sequence, "cancelled", None)
+                self.world.scheduler.end(sequence, "cancelled", None)
             self._settle()
 
     def iterate(self, count: int) -> None:
@@ -172,7 +172,10 @@ class RequestWorld:
         elif reason == "error" and isinstance(error, NumericalError):
             assert bad == len(said), (bad, said, text)
         elif reason == "error" and isinstance(error, LinkError):
-            assert sequence.failed_reads > MAX_FAILED_READS, (error, sequence.failed_reads)
+            assert sequence.attachment_failures > MAX_ATTACHMENT_FAILURES, (
+                error,
+                sequence.attachment_failures,
+            )
         elif reason == "error":
             assert isinstance(error, AdapterError), error
             assert any(use.digest in self.removed for use in sequence.attachments)

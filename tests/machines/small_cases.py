@@ -132,7 +132,7 @@ def _ask_with_adapter(world: SchedulerWorld) -> list[Sequence]:
 
 
 def _cancel_first(world: SchedulerWorld, asked: list[Sequence]) -> None:
-    world.scheduler.cancel(asked[0], "cancelled", None)
+    world.scheduler.end(asked[0], "cancelled", None)
 
 
 def _fail_next(world: SchedulerWorld, asked: list[Sequence]) -> None:

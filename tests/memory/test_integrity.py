@@ -97,11 +97,11 @@ def a_demand_too_many(books: Books) -> None:
 
 
 def waits_for_nothing(books: Books) -> None:
-    books.lease.loads += 1
+    books.lease.num_pending_loads += 1
 
 
 def loads_for_nobody(books: Books) -> None:
-    books.memory.loads.num_pages += 1
+    books.memory.waiters.num_pages += 1
 
 
 def moves_without_a_ticket(books: Books) -> None:

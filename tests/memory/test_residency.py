@@ -35,7 +35,7 @@ def manager(
         num_rows=9,
         policy=policy_named(policy),
         link=VirtualLink(PAGE, RATE),
-        planner=PlannerConfig(jitter_s=0.0, clean_fraction=0.0),
+        planner_config=PlannerConfig(jitter_s=0.0, clean_fraction=0.0),
         read_rate=lambda: read_rate,
     )
 
@@ -83,7 +83,7 @@ def test_pages_that_nothing_is_loaded_into_keep_their_fence() -> None:
     pages = memory.residency.take(4)
     assert pages is not None and memory.device.fence(pages) == 7
     gone = [(lease.end, 2)]
-    planner = memory.prefetcher
+    planner = memory.planner
     assert isinstance(planner, Prefetcher) and not planner.start(lease.agent, gone, pages)
     assert memory.device.num_free == 4
     assert [memory.device.fence([page]) for page in pages] == [7, 7, 7, 7]
@@ -164,7 +164,7 @@ def test_a_load_starts_when_its_window_opens() -> None:
     turn(memory, 1, 3)
     settle(memory)
     assert where(memory, 0) == (0, 2)
-    prefetcher, timing = memory.prefetcher, memory.timing
+    prefetcher, timing = memory.planner, memory.timing
     timing.pace = Pace(0.1)
     memory.hint([(1, 1e6)])
     memory.hint([(0, 10.0)])
@@ -192,7 +192,7 @@ def test_time_passes_between_two_ticks() -> None:
     memory.timing.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
     memory.plan(100.0)
     assert memory.counters.prefetched_pages == 0 and memory.residency.transfers.saving_pages == 0
-    opens_in_s = memory.prefetcher.opens_in_s
+    opens_in_s = memory.planner.opens_in_s
     assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
     for _ in range(3):
         memory.plan(100.0 + opens_in_s + 1e-6)

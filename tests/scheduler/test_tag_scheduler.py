@@ -127,7 +127,7 @@ def test_cancelled_at_any_phase(seed: int) -> None:
         if alive and rng.random() < 0.15:
             victim = rng.choice(alive)
             phases.add(victim.phase)
-            loop.scheduler.cancel(victim, "cancelled", None)
+            loop.scheduler.end(victim, "cancelled", None)
             loop.check()
         loop.iterate()
     loop.run(4000, check_every=5)

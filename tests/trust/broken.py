@@ -433,17 +433,17 @@ class DoublesATokenByPreemption(LosesATokenByPreemption):
 class TakesALateToken(Scheduler):
     """A slot's new sequence is given what a step in flight computed for the one before."""
 
-    def cancel(self, sequence: Request, reason: FinishReason, error: Exception | None) -> None:
+    def end(self, sequence: Request, reason: FinishReason, error: Exception | None) -> None:
         entered = sequence.lease is not None
-        super().cancel(sequence, reason, error)
+        super().end(sequence, reason, error)
         if entered:
             self.slots.epoch[sequence.slot] -= 1
 
 
-class CancelsOnlyWhatWaits(Scheduler):
-    def cancel(self, sequence: Request, reason: FinishReason, error: Exception | None) -> None:
+class EndsOnlyWhatWaits(Scheduler):
+    def end(self, sequence: Request, reason: FinishReason, error: Exception | None) -> None:
         if sequence.lease is None:
-            super().cancel(sequence, reason, error)
+            super().end(sequence, reason, error)
 
 
 class Blind:

@@ -166,7 +166,7 @@ BUGS = [
     Bug("host pages of dropped content leak", "CVE-2026-94627", ENGINE,
         Build(pool=broken.LeaksOnTheHost)),
     Bug("cancelling a running request does nothing", "vLLM 51921", ENGINE,
-        Build(scheduler=broken.CancelsOnlyWhatWaits)),
+        Build(scheduler=broken.EndsOnlyWhatWaits)),
     Bug("a stop string is overlooked", "–", ENGINE, Build(scheduler=broken.OverlooksStops)),
 ]  # fmt: skip
 

@@ -140,7 +140,7 @@ def parts_for(
         num_rows=num_rows,
         policy=policy,
         link=link,
-        planner=config.planner,
+        planner_config=config.planner,
         read_rate=lambda: link.read_rate,
     )
     return EngineParts(

@@ -1,4 +1,5 @@
-"""The engine loop: schedule, plan, run, commit; one iteration at a time, always on one thread.
+"""The engine loop, one iteration at a time, always on one thread: schedule a batch, plan loads,
+launch the batch, collect the oldest step, settle the calls that ended.
 
 Driven by ``EngineThread``, which brings calls, hints and ticks in the order in which they were
 given. The loop itself knows no threads.
@@ -62,33 +63,32 @@ class EngineLoop:
         self.auditor = Auditor(self.memory, self.scheduler.leases, parts.integrity)
         self.recovery = Recovery(parts, self.auditor, self.stats, adapters)
         self._launched: deque[LaunchedStep] = deque()
-        self._leaving: frozenset[AgentId] = frozenset()  # agents that are being forgotten now
+        self._forgetting: frozenset[AgentId] = frozenset()  # agents that are being forgotten now
         self._ids = itertools.count(1)
 
     def step(self) -> bool:
-        """Plan, move, run, commit; False when there is nothing to do. Raises only what cannot be
-        mended."""
+        """One iteration; False when there is nothing to do. Raises only what cannot be mended."""
         is_busy = True
-        with Foreign() as broke:
+        with Foreign() as raised:
             is_busy = self._iterate()
             self.auditor.after_step()
             if not is_busy:
                 self.auditor.when_idle()
-        if broke.error is not None:
-            self._begin_anew(broke.error)
+        if raised.error is not None:
+            self._begin_anew(raised.error)
             return True
         return is_busy
 
-    def obey(self, command: Callable[[], object]) -> None:
+    def run_command(self, command: Callable[[], object]) -> None:
         """Do what a caller asked for."""
-        with Foreign() as broke:
+        with Foreign() as raised:
             command()
-        if broke.error is not None:
-            self._begin_anew(broke.error)
+        if raised.error is not None:
+            self._begin_anew(raised.error)
 
     def _begin_anew(self, error: BaseException) -> None:
-        self.recovery.begin_anew(error, self._launched, self.calls.sequences, self._leaving)
-        self._leaving = frozenset()
+        self.recovery.begin_anew(error, self._launched, self.calls.sequences, self._forgetting)
+        self._forgetting = frozenset()
         self.calls.settle(self.scheduler.take_ended())
 
     # -- a step -------------------------------------------------------------------------------
@@ -105,15 +105,15 @@ class EngineLoop:
         if batch is not None:
             self._launched.append(self.parts.runner.launch(batch))
             self.stats.steps += 1
-        if in_background:  # the planner's time passes behind the step
+        if in_background:  # launched first: the step computes while loads are planned
             self.memory.plan(self.parts.time_s(), self.scheduler.forecast)
         is_full = len(self._launched) >= self.parts.runner.steps_in_flight
         if self._launched and (batch is None or is_full):
             output = self.parts.runner.collect(self._launched.popleft())
             self.stats.compute_s += output.compute_s
             self.scheduler.update(output)
-            if self.recovery.is_fruitless and output.token_ids.max(initial=NO_TOKEN) != NO_TOKEN:
-                self.recovery.bore_fruit()
+            if self.recovery.awaits_token and output.token_ids.max(initial=NO_TOKEN) != NO_TOKEN:
+                self.recovery.token_came()
         elif batch is None and self.scheduler.has_work and not self.scheduler.has_ended:
             self._stall()
         self.calls.settle(self.scheduler.take_ended())
@@ -146,7 +146,7 @@ class EngineLoop:
             if raised.error is None:
                 continue
             if call.sequence is None:
-                self.calls.turn_away(call, raised.error)
+                self.calls.refuse_for(call, raised.error)
             else:
                 failure = raised.error
         if failure is not None:  # only now: the calls behind the one that failed are in as well
@@ -206,12 +206,12 @@ class EngineLoop:
 
     def forget(self, agents: list[AgentId]) -> None:
         """Nothing of ``agents`` is kept. Their open calls go on as nobody's."""
-        self._leaving = frozenset(agents)
-        self.calls.disown(self._leaving)
+        self._forgetting = frozenset(agents)
+        self.calls.disown(self._forgetting)
         self.advice.forget(agents)
         for agent in agents:
             self.memory.forget(agent)
-        self._leaving = frozenset()
+        self._forgetting = frozenset()
 
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
         """Move the clock; ``wall_s`` is when that was asked for."""

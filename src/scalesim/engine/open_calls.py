@@ -129,7 +129,7 @@ class OpenCalls:
         self._stats.failed += len(calls)
         self._let_go(calls)
 
-    def turn_away(self, call: Call, cause: BaseException) -> None:
+    def refuse_for(self, call: Call, cause: BaseException) -> None:
         """``refuse`` for ``cause``, which was raised while the sequence of ``call`` was made."""
         error: Exception
         if isinstance(cause, ScaleSimError):
@@ -182,7 +182,7 @@ class OpenCalls:
         else:
             # noted before anything can break: a restart then ends the call like this
             sequence.finish_reason, sequence.error = reason, error
-            self._scheduler.cancel(sequence, reason, error)
+            self._scheduler.end(sequence, reason, error)
 
     def end_all(self, cause: BaseException | None) -> None:
         """Nothing runs any more: every call that is open, in line, or yet to come ends with

@@ -20,11 +20,11 @@ from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.scheduler.restart import restart
 from scalesim.scheduler.sequence import Sequence
 
-MAX_FRUITLESS = 8
+MAX_RESTARTS_IN_VAIN = 8
 
 
 class Recovery:
-    """Begins anew, until that has brought no token ``MAX_FRUITLESS`` times in a row.
+    """Begins anew, until that has brought no token ``MAX_RESTARTS_IN_VAIN`` times in a row.
 
     ``interrupt`` is a Ctrl-C that struck inside all the same: state was made anew, and what drives
     the loop has to raise the interrupt.
@@ -39,26 +39,26 @@ class Recovery:
     ) -> None:
         self.interrupt: KeyboardInterrupt | None = None
         self._parts, self._auditor, self._stats, self._adapters = parts, auditor, stats, adapters
-        self._fruitless = 0  # restarts since a token was collected last
+        self._restarts_in_vain = 0  # restarts since a token was collected last
         self._kernel_error: str | None = None  # what a kernel raised last
 
     @property
-    def is_fruitless(self) -> bool:
+    def awaits_token(self) -> bool:
         """Whether no token was collected since the last restart."""
-        return self._fruitless > 0
+        return self._restarts_in_vain > 0
 
-    def bore_fruit(self) -> None:
-        self._fruitless = 0
+    def token_came(self) -> None:
+        self._restarts_in_vain = 0
 
     def begin_anew(
         self,
         error: BaseException,
         launched: deque[LaunchedStep],
         sequences: Iterable[Sequence],
-        leaving: Iterable[AgentId],
+        forgetting: Iterable[AgentId],
     ) -> None:
-        """Forget the steps that were ``launched`` and all of memory. ``sequences`` go on; agents
-        ``leaving``, which were being forgotten, are forgotten. Raises ``error`` if beginning anew
+        """Forget the steps that were ``launched`` and all of memory. ``sequences`` go on; the
+        forgetting of the agents ``forgetting`` is done again. Raises ``error`` if beginning anew
         has no prospect or is not wanted."""
         self._check_hope(error)
         memory, scheduler = self._parts.memory, self._parts.scheduler
@@ -68,7 +68,7 @@ class Recovery:
             with Foreign():  # also a step that failed is over
                 self._parts.runner.collect(launched.popleft())
         memory.reset(suspects.pages)
-        for agent in leaving:
+        for agent in forgetting:
             memory.forget(agent)
         self._stats.lost_pages = memory.num_lost_pages
         restart(scheduler, sequences, {id(lease) for lease in suspects.leases})
@@ -76,13 +76,13 @@ class Recovery:
             self._adapters.restore()
 
     def _check_hope(self, error: BaseException) -> None:
-        self._fruitless += 1
+        self._restarts_in_vain += 1
         is_wanted = self._parts.integrity == "quarantine"
         if isinstance(error, KeyboardInterrupt):
             self.interrupt, is_wanted = error, True  # it says nothing of the books
-        if not is_wanted or self._fruitless > MAX_FRUITLESS:
+        if not is_wanted or self._restarts_in_vain > MAX_RESTARTS_IN_VAIN:
             raise error
         if isinstance(error, KernelError):  # a function of its inputs: what it raised, it will
-            if str(error) == self._kernel_error and self._fruitless > 1:
+            if str(error) == self._kernel_error and self._restarts_in_vain > 1:
                 raise error
             self._kernel_error = str(error)

@@ -143,7 +143,7 @@ class EngineThread:
 
     def _step(self) -> bool:
         while not self._inbox.is_empty:
-            self._loop.obey(self._inbox.take())
+            self._loop.run_command(self._inbox.take())
         return self._loop.step()
 
     def _idle(self) -> None:
@@ -152,13 +152,13 @@ class EngineThread:
         if self._inbox.is_closed:
             return
         if memory.is_moving:
-            self._loop.obey(partial(self._parts.link.wait, _COPY_WAIT_S))
+            self._loop.run_command(partial(self._parts.link.wait, _COPY_WAIT_S))
             return
         wait_s = memory.opens_in_s
         if wait_s is not None:
             wait_s = min(max(wait_s, 1e-3), _MAX_WAIT_S)
         with suppress(Empty):
-            self._loop.obey(self._inbox.take(wait_s))
+            self._loop.run_command(self._inbox.take(wait_s))
 
     def _shut(self) -> None:
         """Nothing runs any more: end what is open, and the copies. The first error of that is

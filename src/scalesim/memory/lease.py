@@ -59,7 +59,7 @@ class Lease:
     # copy-on-write that is not launched yet: (source page, target page)
     copies: list[tuple[int, int]] = field(default_factory=list)
     copy_source: Segment | None = None  # a partial block, pinned until its copy is launched
-    loads: int = 0  # transfers that the lease waits for
+    num_pending_loads: int = 0  # transfers that the lease waits for
     failed: Transfer | None = None
     attachments: list[Attachment] = field(default_factory=list)  # pinned like the path
     branch: Branch | None = None  # where an attachment comes into force
@@ -70,7 +70,7 @@ class Lease:
 
     @property
     def is_ready(self) -> bool:
-        return self.loads == 0
+        return self.num_pending_loads == 0
 
     @property
     def error(self) -> Exception | None:
@@ -78,9 +78,13 @@ class Lease:
         return None if self.failed is None else self.failed.error
 
     @property
-    def could_not_read(self) -> bool:
-        """Whether an attachment could not be read. Unlike KV, it cannot be computed instead."""
-        return self.error is not None and self.failed is not None and self.failed.is_read
+    def attachment_failed(self) -> bool:
+        """Whether one of the attachments could not be loaded, from the host or from its source.
+        Unlike KV, an attachment cannot be computed instead."""
+        if self.failed is None or self.failed.error is None:
+            return False
+        failed = {segment for segment, _ in self.failed.parts}
+        return any(attachment.segment in failed for attachment in self.attachments)
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -147,7 +151,7 @@ class Lease:
     def wait_for(self, transfer: Transfer) -> None:
         """Wait for ``transfer``."""
         transfer.waiters.append(self)
-        self.loads += 1
+        self.num_pending_loads += 1
 
     def loaded(self, transfer: Transfer) -> bool:
         """``transfer``, which this lease waits for, is over. Returns whether it was the last one.
@@ -155,12 +159,12 @@ class Lease:
         A transfer without an error may be cancelled in part, by an aborted request whose load this
         lease shared; the lease fails then.
         """
-        assert self.loads > 0, self
-        self.loads -= 1
+        assert self.num_pending_loads > 0, self
+        self.num_pending_loads -= 1
         if transfer.error is not None or (transfer.cancelled and self.failed is None):
             self.failed = transfer
         return self.is_ready
 
     def stop_waiting(self) -> None:
         """Wait for no transfer any more."""
-        self.loads = 0
+        self.num_pending_loads = 0

@@ -1,10 +1,10 @@
 """The memory manager: the only door to memory. It gives requests their leases, and it is told of
 time, hints and steps.
 
-The scheduler and the engine call it on the engine's thread. Each method delegates to one of the
-parts; ``MemoryParts`` shows which there are. A lease pins the path of shared segments that matches
-the request's tokens, and owns the private pages behind the path; the lease's row of the block table
-lists both:
+The scheduler and the engine call it on the engine's thread. Each method hands on to one or two of
+the parts; ``MemoryParts`` shows which there are. A lease pins the path of shared segments that
+matches the request's tokens, and owns the private pages behind the path; the lease's row of the
+block table lists both:
 
     row     | shared: pinned segments of the tree | private: this lease alone |
     block   0                          num_shared                      num_blocks
@@ -58,7 +58,7 @@ class MemoryManager(MemoryParts):
     @property
     def loading_pages(self) -> int:
         """Device pages held by leases that wait for loads."""
-        return self.loads.num_pages
+        return self.waiters.num_pages
 
     # -- a request's life ---------------------------------------------------------------------
 
@@ -90,14 +90,7 @@ class MemoryManager(MemoryParts):
     def grow(self, lease: Lease, num_blocks: int) -> bool:
         """Add private pages until the lease has ``num_blocks`` blocks. Returns False, with nothing
         changed, if the pages cannot be had now."""
-        self.partial_blocks.unpin_copied(lease)
-        more = num_blocks - lease.num_blocks
-        pages = self.residency.take(more)
-        if pages is None:
-            return False
-        self.table.write(lease.row, lease.num_blocks, pages)
-        lease.grow(pages)
-        return True
+        return self.admission.grow(lease, num_blocks)
 
     def commit(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """Put the full blocks of the first ``num_tokens`` tokens into the prefix tree. The steps
@@ -119,8 +112,8 @@ class MemoryManager(MemoryParts):
     def poll(self) -> list[Lease]:
         """Take in the copies that have ended; called at the beginning of a step. Returns the leases
         that became ready, or failed (``lease.failed``)."""
-        self.residency.allocation_failed = False
-        leases = self.loads.poll()
+        self.residency.clear_failure()
+        leases = self.waiters.poll()
         self.orphans.drop_unpinned()
         return leases
 
@@ -207,12 +200,12 @@ class MemoryManager(MemoryParts):
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
         """Start the loads whose start window has opened, as far as ``forecast`` tells. Called once
         an iteration of the engine's loop, at ``wall_s`` seconds."""
-        self.prefetcher.plan(wall_s, forecast)
+        self.planner.plan(wall_s, forecast)
 
     @property
     def opens_in_s(self) -> float | None:
         """Seconds from the last ``plan`` to the next start window; ``None`` if there is none."""
-        return self.prefetcher.opens_in_s
+        return self.planner.opens_in_s
 
     def take_table_changes(self) -> tuple[Int32s, Int32s, Int32s]:
         """The rows, columns and pages of the block table written since the last call, each ``[n]``

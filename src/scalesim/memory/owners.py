@@ -63,7 +63,7 @@ class Owners:
                 self._refresh_paths(state)
             self._queue.add(state)
 
-    def hints(self) -> list[tuple[AgentId, float | None]]:
+    def next_uses(self) -> list[tuple[AgentId, float | None]]:
         """The next use of each agent."""
         return [(id, agent.next_use) for id, agent in self.agents.items()]
 

@@ -65,7 +65,7 @@ class MemoryParts:
         num_rows: int,
         policy: Policy,
         link: Link,
-        planner: PlannerConfig | None = None,
+        planner_config: PlannerConfig | None = None,
         read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
         make_pool: MakePool = PagePool,
         make_ranking: MakeRanking = EvictionRanking,
@@ -73,7 +73,7 @@ class MemoryParts:
         record: bool = True,
     ) -> None:
         self._make_pool, self._make_ranking = make_pool, make_ranking
-        self._make_planner, self._planner = make_planner, planner or PlannerConfig()
+        self._make_planner, self._planner_config = make_planner, planner_config or PlannerConfig()
         self._read_rate = read_rate
         self.block_size, self.page_bytes, self.policy = block_size, page_bytes, policy
         self.page_log = PageEventLog() if record else None
@@ -100,14 +100,19 @@ class MemoryParts:
         self.residency = residency = Residency(
             self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing
         )
-        self.prefetcher = self._make_planner(residency, queue, self._planner, self._read_rate)
+        self.planner = self._make_planner(residency, queue, self._planner_config, self._read_rate)
         self.orphans, self.adapters = Orphans(residency), AdapterPages(residency, owners)
         self.attachments = Attachments(residency, self.table, {ADAPTER: self.adapters})
-        self.loads, self.partial_blocks = LoadWaiters(residency), PartialBlocks(residency)
-        shared = (residency, self.table, owners, self.attachments, self.partial_blocks, self.loads)
-        accounts = LookupAccounts(
-            self.counters, self.misses, self.prefetcher, queue, self.block_size
+        self.waiters, self.partial_blocks = LoadWaiters(residency), PartialBlocks(residency)
+        shared = (
+            residency,
+            self.table,
+            owners,
+            self.attachments,
+            self.partial_blocks,
+            self.waiters,
         )
+        accounts = LookupAccounts(self.counters, self.misses, self.planner, queue, self.block_size)
         self.admission = Admission(*shared, PrefixLookup(residency, self.attachments), accounts)
         self.releases = Releases(*shared, self.misses, self.orphans)
 
@@ -128,6 +133,6 @@ class MemoryParts:
             tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
             for tier, pages in zip(self.tiers, touched, strict=True)
         }
-        hints = self.owners.hints()
+        next_uses = self.owners.next_uses()
         self._build(all_lost)
-        self.owners.set_next_uses(hints)
+        self.owners.set_next_uses(next_uses)

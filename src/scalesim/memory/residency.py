@@ -34,7 +34,8 @@ _SMALL_SHARE = 32  # a segment of up to 1 / 32 of the pool is evicted whole
 
 
 class ResidencyListener(Protocol):
-    """Is told when pages leave a tier, so that they can be loaded again in time."""
+    """Is told when pages leave a tier, so that they can be loaded again in time. ``Owners`` is the
+    one listener: a protocol keeps residency from knowing agents and the prefetch queue."""
 
     def evicted(self, segment: Segment) -> None:
         """Pages of ``segment`` left the device."""
@@ -48,7 +49,8 @@ class ResidencyListener(Protocol):
 class Residency:
     """The pages of all segments on all tiers.
 
-    ``allocation_failed``: the last request for pages got none; nothing is loaded ahead meanwhile.
+    ``allocation_failed``: the last ``take`` for a request got no pages, so that nothing should be
+    loaded ahead now. A ``take`` with ``ahead_of`` is not for a request, and does not count.
     """
 
     def __init__(
@@ -89,6 +91,10 @@ class Residency:
         if ahead_of is None:
             self.allocation_failed = failed
         return None if failed else self.device.allocate(count)
+
+    def clear_failure(self) -> None:
+        """Note that no request waits for pages: loads ahead may take pages again."""
+        self.allocation_failed = False
 
     def _make_room(self, count: int, ahead_of: NextUse | None) -> bool:
         """Evict until ``count`` device pages are free. Returns False if they cannot be had now."""
@@ -144,7 +150,7 @@ class Residency:
         for victim in leaving:
             if victim.parent is not None:  # not merged into another meanwhile
                 self._listener.evicted(victim)
-                self._settle(victim)
+                self._trim(victim)
         if top is not None and top.parent is not None:  # a merge has not refreshed the top
             self.ranking.refresh(top)
 
@@ -312,7 +318,7 @@ class Residency:
                 self._listener.attachment_moved(segment)
         for segment, _ in transfer.parts:
             if segment.is_attachment:
-                self.settle_attachment(segment)
+                self.drop_if_removed(segment)
 
     def _refresh_parent(self, segment: Segment) -> None:
         parent = segment.parent
@@ -343,14 +349,15 @@ class Residency:
             if segment.parent is not None:
                 self.drop_if_idle(segment)
 
-    def settle_attachment(self, segment: Segment) -> None:
+    def drop_if_removed(self, segment: Segment) -> None:
         """Drop an attachment that was removed, unless it is pinned or moving."""
         if segment.source is None and segment.parent is not None and not self._is_busy(segment):
             self.drop(segment)
 
-    def lose_host(self, transfer: Transfer) -> None:
-        """Drop the blocks that a failed ``transfer`` was to load, since their host copies cannot be
-        trusted: they are computed again. To be called when no lease pins them any more."""
+    def drop_failed_load(self, transfer: Transfer) -> None:
+        """Drop the blocks that a failed ``transfer`` was to load, and all that is behind them:
+        their host copies cannot be trusted, so they are computed again, or read from their source.
+        To be called when no lease pins them any more."""
         for segment, _ in transfer.parts:
             if segment.parent is not None and not self._is_busy(segment):
                 self.drop(segment, segment.device.valid)
@@ -365,7 +372,7 @@ class Residency:
         for tier in self.tiers:
             if len(tier.run(segment)) > keep:
                 self.free(tier, self._cut(tier, segment, keep))
-        self._settle(segment, merge=merge)
+        self._trim(segment, merge=merge)
 
     def _is_busy(self, segment: Segment) -> bool:
         """Whether a segment of the subtree of ``segment`` is pinned or moving."""
@@ -388,7 +395,7 @@ class Residency:
             self.counters.evicted_pages += len(pages)
         return pages
 
-    def _settle(self, segment: Segment, *, merge: bool = True) -> None:
+    def _trim(self, segment: Segment, *, merge: bool = True) -> None:
         """Adapt the tree after pages of ``segment`` were removed: shorten the segment to the blocks
         that still have content, or remove it if none has; then rank it and its parent again."""
         parent = segment.parent

@@ -2,7 +2,8 @@
 host.
 
 A segment has a run of pages on each tier, from its first block on. ``Residency`` decides what is on
-which tier. A further tier is an entry of ``Tiers`` and a run of ``Segment``.
+which tier. Pools, audits and resets go over the list; the moves between tiers know that there are
+two. ``docs/design.md`` lists what a third tier takes.
 """
 
 from __future__ import annotations

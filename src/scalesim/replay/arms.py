@@ -43,7 +43,7 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
         num_rows=2 * machine.max_num_seqs + 1,
         policy=policy,
         link=link,
-        planner=machine.planner,
+        planner_config=machine.planner,
         make_ranking=planning.make_ranking,
         make_planner=planning.make_planner,
     )

@@ -91,15 +91,15 @@ class LevelsAhead(Prefetcher):
         self._planned_at = now
         assert isinstance(residency.ranking, LevelsRanking)
         residency.ranking.tick()
-        while (agent := self.queue.peek()) is not None:
+        while (agent := self.due.peek()) is not None:
             if agent.next_use is None or agent.next_use - now > AHEAD_TICKS:
                 return
-            wanted = self.host_only(agent)
+            wanted = self.blocks_on_host_only(agent)
             count = sum(blocks for _, blocks in wanted)
             if count and not self.start(agent, wanted, residency.take(count)):
-                residency.allocation_failed = False  # no request waits for these pages
+                residency.clear_failure()  # no request waits for these pages
                 return  # the first failure ends the round
-            self.queue.discard(agent)
+            self.due.discard(agent)
 
 
 @dataclass(frozen=True, slots=True)

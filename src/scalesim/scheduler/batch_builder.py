@@ -64,7 +64,7 @@ class BatchBuilder:
     def __init__(self, slots: Slots, memory: MemoryManager) -> None:
         self._slots, self._memory = slots, memory
 
-    def launch(self, step: int, decodes: Int64s, chunks: list[Chunk]) -> tuple[Batch, InFlight]:
+    def build(self, step: int, decodes: Int64s, chunks: list[Chunk]) -> tuple[Batch, InFlight]:
         """A batch in which each slot of ``decodes`` computes one token, and behind them each chunk
         its own. The slots count these tokens as launched."""
         slots = self._slots

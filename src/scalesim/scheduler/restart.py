@@ -48,7 +48,7 @@ def has_finished(sequence: Sequence) -> bool:
 def _queue_again(scheduler: Scheduler, sequence: Sequence) -> None:
     needed, usable = scheduler.num_blocks(sequence.limit), scheduler.memory.num_free_pages
     if needed > usable:
-        scheduler.cancel(sequence, "error", failures.pages_were_lost(sequence, needed, usable))
+        scheduler.end(sequence, "error", failures.pages_were_lost(sequence, needed, usable))
     elif sequence.admission:
         scheduler.queue.requeue(sequence)
     else:

@@ -25,12 +25,13 @@ from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Chunk, Phase, Sequence
 from scalesim.scheduler.slots import Slots
 
-MAX_FAILED_READS = 8
+MAX_ATTACHMENT_FAILURES = 8
 
 
 class Scheduler:
     """``max_len`` bounds the tokens of a sequence, prompt and output; the pool must hold one such
-    sequence."""
+    sequence. A running sequence has pages up to its next safe point, ``safe_point_tokens`` ahead;
+    there it asks memory for more, and may have to wait or to preempt."""
 
     def __init__(self, memory: MemoryManager, config: SchedulerConfig, max_len: int) -> None:
         self.memory, self.config = memory, config
@@ -79,7 +80,7 @@ class Scheduler:
         else:
             leader.followers.append(sequence)
 
-    def cancel(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
+    def end(self, sequence: Sequence, reason: FinishReason, error: Exception | None) -> None:
         """End ``sequence``, wherever it stands. What a step in flight computes of it is ignored."""
         if sequence.phase is not Phase.FINISHED:
             self.finisher.finish(sequence, reason, error)
@@ -121,7 +122,7 @@ class Scheduler:
                 decodes, chunks = without(failed, decodes, chunks)
         if not len(decodes) and not chunks:
             return None
-        return self._launch(decodes, chunks)
+        return self._make_batch(decodes, chunks)
 
     def update(self, output: StepOutput) -> None:
         """Take in what the oldest launched batch gave."""
@@ -163,25 +164,25 @@ class Scheduler:
                 return  # another could not start in this step, and would hold pages for nothing
             sequence = self.queue.next(self.memory.first_resident)
             try:
-                lease = self._reserve(sequence)
+                lease = self._acquire(sequence)
             except AttachmentError as error:  # the attachment was removed meanwhile
-                self.cancel(sequence, "error", error)
+                self.end(sequence, "error", error)
                 continue
             if lease is None:
                 return
             self.queue.admitted(sequence)
-            self._enter(sequence, lease)
+            self._start(sequence, lease)
             if lease.is_ready:
                 backlog += self.slots.num_unlaunched(sequence)
 
-    def _reserve(self, sequence: Sequence) -> Lease | None:
+    def _acquire(self, sequence: Sequence) -> Lease | None:
         """A lease for the tokens of ``sequence`` and its growth to the next safe point, or none."""
-        max_len = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
+        reserve_len = min(sequence.limit, len(sequence.tokens) + self.config.safe_point_tokens)
         max_loading = self.memory.num_pages // 2 if self.num_running else None
         lease = self.memory.acquire(
             sequence.agent,
             sequence.tokens[: sequence.usable].tobytes(),
-            self.num_blocks(max_len),
+            self.num_blocks(reserve_len),
             attachments=sequence.attachments,
             salt=sequence.salt,
             max_loading_pages=max_loading,
@@ -190,7 +191,7 @@ class Scheduler:
             self.memory.make_temporary(lease)
         return lease
 
-    def _enter(self, sequence: Sequence, lease: Lease) -> None:
+    def _start(self, sequence: Sequence, lease: Lease) -> None:
         self.slots.enter(sequence, lease, self.memory.block_size)
         if not sequence.admission:
             self.num_admissions += 1
@@ -213,9 +214,12 @@ class Scheduler:
             self.slots.leave(sequence)
             self._requeue(sequence)
             error = lease.error
-            sequence.failed_reads += lease.could_not_read
-            if isinstance(error, AttachmentError) or sequence.failed_reads > MAX_FAILED_READS:
-                self.cancel(sequence, "error", error)
+            sequence.attachment_failures += lease.attachment_failed
+            if (
+                isinstance(error, AttachmentError)
+                or sequence.attachment_failures > MAX_ATTACHMENT_FAILURES
+            ):
+                self.end(sequence, "error", error)
 
     def _requeue(self, sequence: Sequence) -> None:
         """``sequence``, which was admitted, holds nothing any more."""
@@ -239,9 +243,9 @@ class Scheduler:
         has_room: Bools = slots.launched[wanted] < slots.capacity[wanted]
         return wanted[has_room]
 
-    def _launch(self, decodes: Int64s, chunks: list[Chunk]) -> Batch:
+    def _make_batch(self, decodes: Int64s, chunks: list[Chunk]) -> Batch:
         step = self.num_steps
-        batch, in_flight = self._batch_builder.launch(step, decodes, chunks)
+        batch, in_flight = self._batch_builder.build(step, decodes, chunks)
         self._in_flight.append(in_flight)
         self.num_steps += 1
         self.memory.launched(step, sum(count for _, count in chunks))
@@ -257,22 +261,22 @@ class Scheduler:
         pages become free when a copy ends, ``sequence`` sits this step out."""
         assert sequence.lease is not None
         slot, memory = sequence.slot, self.memory
-        max_len = min(
+        reserve_len = min(
             int(self.slots.limit[slot]),
             int(self.slots.launched[slot]) + self.config.safe_point_tokens,
         )
-        while not memory.grow(sequence.lease, self.num_blocks(max_len)):
+        while not memory.grow(sequence.lease, self.num_blocks(reserve_len)):
             if memory.is_moving:
                 return
-            youngest = max(self.slots.sequences.values(), key=rank)
-            oldest = min(self.slots.sequences.values(), key=rank)
-            if youngest is oldest:
+            least_urgent = max(self.slots.sequences.values(), key=rank)
+            most_urgent = min(self.slots.sequences.values(), key=rank)
+            if least_urgent is most_urgent:
                 raise AssertionError(
                     f"one running sequence of limit {sequence.limit} does not fit "
                     f"{memory.num_pages} pages of {memory.block_size} tokens"
                 )
-            self._preempt(youngest)
-            if youngest is sequence:
+            self._preempt(least_urgent)
+            if least_urgent is sequence:
                 return
         self.slots.capacity[slot] = sequence.lease.num_blocks * memory.block_size
 

@@ -69,7 +69,7 @@ class Sequence:
     skipped: int = 0  # admissions that overtook this one
     num_preemptions: int = 0
     num_observed: int = 0  # tokens that the observer was given
-    failed_reads: int = 0  # of its attachments, without an error from the source
+    attachment_failures: int = 0  # failed loads of its attachments
     cached_tokens: int = 0  # of the prompt, at the first admission
     host_tokens: int = 0  # of those: loaded
     rebuilt_tokens: int = 0  # computed again

@@ -199,9 +199,10 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
         raise IntegrityError(f"{residency.transfers.num_demand} != {demand} demands")
     waits = Counter(id(waiter) for moved in moving.values() for waiter in moved.waiters)
     for lease in leases:
-        if lease.loads != waits[id(lease)]:
+        if lease.num_pending_loads != waits[id(lease)]:
             raise IntegrityError(
-                f"row {lease.row} waits for {lease.loads} loads; {waits[id(lease)]} know of it"
+                f"row {lease.row} waits for {lease.num_pending_loads} loads; "
+                f"{waits[id(lease)]} know of it"
             )
     waiting = sum(
         len(lease.private) + lease.num_host_blocks for lease in leases if not lease.is_ready

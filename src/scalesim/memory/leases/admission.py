@@ -2,7 +2,7 @@
 
 Admission looks the prompt up, pins what is cached and reserves pages for what is not. If the pages
 cannot be had, it undoes both. Otherwise it starts the loads, writes a row of the block table, and
-records how the prompt was found.
+records how the prompt was found. Growth takes pages in the same way: all of them, or none.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from scalesim.memory.tree.segment import Segment, lineage
 
 @dataclass(eq=False, slots=True)
 class Admission:
-    """Makes leases of requests."""
+    """Makes leases of requests, and adds pages to them as their texts get longer."""
 
     residency: Residency
     table: BlockTable
     owners: Owners
     attachments: Attachments
     partial_blocks: PartialBlocks
-    loads: LoadWaiters
+    waiters: LoadWaiters
     lookup: PrefixLookup
     accounts: LookupAccounts
 
@@ -51,7 +51,7 @@ class Admission:
         if (
             found.must_wait
             and max_loading_pages is not None
-            and self.loads.num_pages + found.num_new_pages > max_loading_pages
+            and self.waiters.num_pages + found.num_new_pages > max_loading_pages
         ):
             self._merge_back(found.cached_end)
             return None
@@ -59,14 +59,24 @@ class Admission:
         end = self.lookup.cut(found.path, found.root)
         found.partial = self.partial_blocks.find(end, tokens, found.num_shared, agent, found.branch)
         chain = lineage(end)
-        pages = self._reserve(found, chain)
+        pages = self._pin_and_take(found, chain)
         if pages is None:
             self._merge_back(end)
             self._merge_back(found.cached_end)
             return None
         return self._make_lease(found, chain, state, end, pages)
 
-    def _reserve(self, found: PrefixMatch, chain: list[Segment]) -> list[int] | None:
+    def grow(self, lease: Lease, num_blocks: int) -> bool:
+        """See ``MemoryManager.grow``."""
+        self.partial_blocks.unpin_copied(lease)
+        pages = self.residency.take(num_blocks - lease.num_blocks)
+        if pages is None:
+            return False
+        self.table.write(lease.row, lease.num_blocks, pages)
+        lease.grow(pages)
+        return True
+
+    def _pin_and_take(self, found: PrefixMatch, chain: list[Segment]) -> list[int] | None:
         """Pin ``chain``, the attachments and the partial block, and take the device pages that the
         request needs besides. Returns ``None``, with nothing pinned, if the pages cannot be had
         now."""
@@ -118,14 +128,14 @@ class Admission:
             self.partial_blocks.take(lease, found.partial)
         self.accounts.record(lease, found, chain)
         chain.reverse()  # from the root on
-        self.loads.start(lease, chain, load_pages)
+        self.waiters.start(lease, chain, load_pages)
         self._write_row(lease, chain)
         for spec, segment in zip(found.specs, found.attached, strict=True):
             count = segment.num_missing
-            self.loads.start_attachment(lease, segment, attachment_pages[:count])
+            self.waiters.start_attachment(lease, segment, attachment_pages[:count])
             self.attachments.attach(lease, spec, segment)
             attachment_pages = attachment_pages[count:]
-        self.loads.wait(lease)
+        self.waiters.wait(lease)
         return lease
 
     def _write_row(self, lease: Lease, chain: list[Segment]) -> None:

@@ -64,4 +64,4 @@ class LookupAccounts:
             self.planner.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:
-            self.queue.discard(agent)
+            self.queue.discard_load(agent)

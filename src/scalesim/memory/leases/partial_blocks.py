@@ -65,7 +65,7 @@ class PartialBlocks:
             lease.copy_partial(partial, found.num_tokens)
             self._residency.counters.copied_pages += 1
             return
-        partial.unpin()
+        partial.unpin()  # not by the ranking, which forgets the segment below
         (page,) = self._device.cut(partial, 0)
         self._ranking.forget(partial)
         self._tree.remove(partial)

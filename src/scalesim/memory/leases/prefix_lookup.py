@@ -1,8 +1,9 @@
 """The prefix lookup: how much of a prompt is cached, how much of that to use, and how many pages
 the request needs.
 
-Admission calls it. A lookup may split segments, so that the part that a request uses is a segment
-of its own; it pins and moves nothing.
+``PrefixTree.match`` says which blocks are equal; a lookup decides which of them to use, and gives a
+``PrefixMatch``. Admission calls it. A lookup is no mere query: it may split segments, so that the
+part that a request uses is a segment of its own. It pins and moves nothing.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class PrefixLookup:
     def find(
         self, tokens: bytes, num_blocks: int, specs: Sequence[AttachmentSpec], salt: bytes
     ) -> PrefixMatch:
-        """What a request for ``num_blocks`` blocks in all would use. Raises ``AttachmentError`` for
-        an attachment that does not exist."""
+        """What a request for ``num_blocks`` blocks in all would use. May split segments. Raises
+        ``AttachmentError`` for an attachment that does not exist."""
         size = self._tree.block_size
         root = self._tree.root(TEXT)
         num_tokens = len(tokens) // TOKEN_BYTES
@@ -84,8 +85,8 @@ class PrefixLookup:
         )  # fmt: skip
 
     def cut(self, path: Path, root: Segment) -> Segment:
-        """The segment in which ``path`` ends, split off from blocks that are not on the path: those
-        stay evictable."""
+        """Split off the blocks behind ``path``, which stay evictable. Returns the segment in which
+        the path ends then."""
         if not path:
             return root
         end, count = path[-1]

@@ -31,7 +31,7 @@ class Releases:
     owners: Owners
     attachments: Attachments
     partial_blocks: PartialBlocks
-    loads: LoadWaiters
+    waiters: LoadWaiters
     misses: Misses
     orphans: Orphans
 
@@ -63,7 +63,7 @@ class Releases:
         residency = self.residency
         child = residency.tree.insert(lease.end, fresh, mark)
         residency.tiers.device.put(child, lease.share(child, count))
-        child.pin()
+        child.pin()  # not by the ranking: a new segment is in no order yet
         if lease.agent is not None:
             child.own(lease.agent)
 
@@ -86,7 +86,7 @@ class Releases:
         residency.free(residency.tiers.device, ours[:num_theirs])
         residency.tiers.device.put(child, ours[num_theirs:])
         child.pin()
-        ranking.refresh(child)
+        ranking.refresh(child)  # also where it was pinned: its pages changed
         return True
 
     # -- the end of a lease -------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Releases:
     def release(self, lease: Lease, tokens: bytes, num_tokens: int) -> None:
         """See ``MemoryManager.release``."""
         if not lease.is_ready:
-            self.loads.abort(lease)
+            self.waiters.abort(lease)
         if lease.copies:  # never launched, so the private page lacks the copied tokens
             num_tokens = min(num_tokens, lease.num_shared * self.residency.tree.block_size)
         self.commit(lease, tokens, num_tokens)
@@ -157,11 +157,13 @@ class Releases:
         """Drop what could not be read, and merge segments that were split for this lease."""
         residency = self.residency
         if lease.failed is not None and lease.failed.error is not None:
-            residency.lose_host(lease.failed)  # before a merge makes the failed segments unfindable
+            residency.drop_failed_load(
+                lease.failed
+            )  # before a merge makes the failed segments unfindable
         for segment in chain[1:]:
             residency.try_merge(segment)
         for attachment in lease.attachments:
-            residency.settle_attachment(attachment.segment)
+            residency.drop_if_removed(attachment.segment)
 
 
 def _may_extend(lease: Lease) -> bool:

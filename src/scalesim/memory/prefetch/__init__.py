@@ -1,1 +1,1 @@
-"""Loads ahead of time: state is on the device before its agent calls."""
+"""Ahead of time: state is loaded before its agent calls, and saved before it is evicted."""

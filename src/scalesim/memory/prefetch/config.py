@@ -1,4 +1,4 @@
-"""The configuration of the prefetcher."""
+"""The configuration of the planner of loads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scalesim.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class PlannerConfig:
-    """Settings of the prefetcher.
+    """Settings of the planner of loads, ``Prefetcher``.
 
     ``margin``: slack of the start window as a share of the transfer time; the slack grows up to
     ``max_margin`` while loads come late. ``jitter_s``: seconds added to every window.

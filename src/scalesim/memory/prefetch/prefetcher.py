@@ -1,5 +1,5 @@
-"""The prefetcher: starts the load of an agent's state when its start window opens, and cleans the
-device pool while the link is idle.
+"""The prefetcher: starts the load of an agent's state when its start window opens, and saves the
+next victims of eviction while the link is idle.
 
 Runs once an iteration of the engine's loop. The start window follows from the agent's next use, the
 link's rate and queue, and the measured lengths of ticks and iterations. ``Residency`` makes the
@@ -30,8 +30,9 @@ def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float
 
 
 class Prefetcher:
-    """The engine's planner. ``margin`` is the current slack of the start window; ``read_rate``
-    gives the bytes a second at which sources are read."""
+    """The engine's planner. ``due`` are the agents that may have state on the host, by next use.
+    ``margin`` is the current slack of the start window; ``read_rate`` gives the bytes a second at
+    which sources are read."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Prefetcher:
         self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
         self._timing = residency.timing
-        self.queue = queue.loads
+        self.due = queue.due
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
 
     def observe_arrival(self, *, late: bool) -> None:
@@ -76,16 +77,16 @@ class Prefetcher:
                 self.margin,
             )
         if self._policy.host:
-            self._clean()
+            self._save_ahead()
 
     def load(self, wall_s: float, forecast: Forecast) -> None:
         """Start the loads whose window is open."""
         residency = self.residency
-        while (agent := self.queue.peek()) is not None:
-            wanted = self.host_only(agent)
+        while (agent := self.due.peek()) is not None:
+            wanted = self.blocks_on_host_only(agent)
             count = sum(blocks for _, blocks in wanted)
             if count == 0:
-                self.queue.discard(agent)
+                self.due.discard(agent)
                 continue
             needed_s = self._needed_s(agent, wall_s, forecast)
             self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent, forecast))
@@ -98,7 +99,7 @@ class Prefetcher:
             if worth < count:
                 self.blocked_by = "link"
             if worth == 0:  # computing it again is sooner
-                self.queue.discard(agent)
+                self.due.discard(agent)
                 continue
             pages = residency.take(worth, ahead_of=agent.known_next_use())
             if not self.start(agent, wanted, pages):
@@ -113,12 +114,13 @@ class Prefetcher:
         residency = self.residency
         if pages is None:
             return False
-        if self.host_only(agent) != wanted:
-            wanted = self.host_only(agent)
+        still_wanted = self.blocks_on_host_only(agent)
+        if still_wanted != wanted:  # taking the pages evicted or merged some of it
+            wanted = still_wanted
             if sum(blocks for _, blocks in wanted) < len(pages):
-                residency.free(residency.tiers.device, pages)  # which fences them again
+                residency.free(residency.tiers.device, pages)  # with a new fence
                 return False
-        self.queue.discard(agent)
+        self.due.discard(agent)
         parts = []
         for segment, blocks in wanted:
             if pages:
@@ -133,7 +135,7 @@ class Prefetcher:
         ahead_s = 2.0 * self._timing.iteration_s + self._config.jitter_s
         return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
 
-    def host_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
+    def blocks_on_host_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
         """The blocks of ``agent``'s paths that are on the host only: (segment, number of blocks),
         parents first, the most reused path first."""
         parts: dict[Segment, int] = {}
@@ -169,7 +171,7 @@ class Prefetcher:
         assert agent.next_use is not None
         if agent.next_use <= self._timing.now:
             return 1
-        return min(forecast.begin_at_once, self.queue.num_near)
+        return min(forecast.begin_at_once, self.due.num_near)
 
     def _needed_s(self, agent: AgentState, wall_s: float, forecast: Forecast) -> float:
         """Seconds until ``agent`` needs its state. Ticks are taken to follow one another evenly,
@@ -190,7 +192,7 @@ class Prefetcher:
             return forecast.drains_in() * self._timing.iteration_s
         return tick_s - (wall_s - self._timing.pace.last_tick_s) - 2.0 * self._timing.pace.jitter_s
 
-    def _clean(self) -> None:
+    def _save_ahead(self) -> None:
         """Save the segments that will be evicted first, so that they can be evicted at once later.
         Only while the device pool is short of free pages and the link has time, and only into free
         host pages: a saved copy is not worth dropping another one."""

@@ -16,12 +16,12 @@ from scalesim.memory.tree.segment import Segment
 
 
 class PrefetchQueue:
-    """``loads``: agents that may have state on the host. ``reads``: agents whose attachments are on
+    """``due``: agents that may have state on the host. ``reads``: agents whose attachments are on
     no tier. Both stay empty unless ``enabled``, which is where the policy looks ahead."""
 
     def __init__(self, timing: Timing, *, enabled: bool) -> None:
         self._timing, self._enabled = timing, enabled
-        self.loads = WakeQueue()
+        self.due = WakeQueue()
         self.reads: LazyHeap[AgentState] = LazyHeap(soonest=True)
 
     def add(self, agent: AgentState) -> None:
@@ -30,15 +30,16 @@ class PrefetchQueue:
         if not self._enabled:
             return
         if agent.next_use is None:
-            self.loads.discard(agent)
+            self.due.discard(agent)
         else:
-            self.loads.add(agent, self._timing.now)
+            self.due.add(agent, self._timing.now)
         if agent.attached:
             self._await_read(agent)
 
-    def discard(self, agent: AgentState) -> None:
-        """Remove ``agent``, which computes what it lacks instead of loading it."""
-        self.loads.discard(agent)
+    def discard_load(self, agent: AgentState) -> None:
+        """Remove ``agent`` from ``due``: it computes what it lacks instead of loading it. An
+        attachment cannot be computed, so the agent stays in ``reads``."""
+        self.due.discard(agent)
 
     def _await_read(self, agent: AgentState) -> None:
         if agent.next_use is not None and any(map(is_away, agent.attached)):

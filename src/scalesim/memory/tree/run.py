@@ -118,11 +118,6 @@ class Transfer:
         return sum(count for _, count in self.parts)
 
     @property
-    def is_read(self) -> bool:
-        """Whether the copy comes from the source of an attachment, and not from another tier."""
-        return bool(self.parts[0][0].is_attachment)
-
-    @property
     def tier(self) -> TierName:
         """The tier that the copy goes to."""
         return "device" if self.direction == "in" else "host"
