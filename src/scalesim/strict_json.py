@@ -29,8 +29,8 @@ def parse_json(text: str, where: str, error: type[ScaleSimError], *, repeats: bo
 
 def parse_strict(raw: bytes, where: str, error: type[ScaleSimError]) -> Any:
     """The value of ``raw``, in which nothing can be read in two ways. Raises ``error`` for what is
-    no JSON in UTF-8, has a key twice, ``NaN``, a number that no float holds, or half a surrogate
-    pair, or is nested deeper than ``MAX_DEPTH``."""
+    no JSON in UTF-8, has a key twice, a number that is none or that no float holds, or half a
+    surrogate pair, or is nested deeper than ``MAX_DEPTH``."""
     text = decode_utf8(raw, where, error)
     try:
         value = json.loads(

@@ -43,7 +43,11 @@ def test_a_chat_is_answered(client: openai.OpenAI) -> None:
     assert choice.finish_reason == "length" and choice.logprobs is None
     assert reply.usage is not None and reply.usage.completion_tokens == 8
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + 8
-    assert reply._request_id and reply._request_id.startswith("req_")
+
+
+def test_a_reply_has_the_id_of_its_request(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(messages=CHAT, **ASKED)
+    assert (raw.request_id or "").startswith("req_")
 
 
 def test_what_was_in_memory_is_told(client: openai.OpenAI) -> None:

@@ -26,7 +26,7 @@ from scalesim.server.endpoint import Endpoint, for_agents
 from scalesim.server.envelope import carry
 from scalesim.server.errors import bad
 from scalesim.server.generation import (
-    Target,
+    CallTarget,
     engine_request,
     room_for,
     sampling_of,
@@ -59,7 +59,11 @@ async def chat(service: Service, request: HttpRequest) -> Response:
 
 
 async def _prepared(
-    service: Service, request: HttpRequest, body: ChatBody, raw: Mapping[str, Any], target: Target
+    service: Service,
+    request: HttpRequest,
+    body: ChatBody,
+    raw: Mapping[str, Any],
+    target: CallTarget,
 ) -> tuple[ChatTurn, Request]:
     """How the answer is read, and what the engine is asked."""
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -97,7 +101,7 @@ class ChatAnswer:
     """The reply to one body, whole or in chunks."""
 
     service: Service
-    target: Target
+    target: CallTarget
     body: ChatBody
     turn: ChatTurn
 

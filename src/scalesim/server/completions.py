@@ -22,7 +22,7 @@ from scalesim.server.endpoint import Endpoint, for_agents
 from scalesim.server.envelope import carry
 from scalesim.server.errors import bad
 from scalesim.server.generation import (
-    Target,
+    CallTarget,
     engine_request,
     prompts_of,
     room_for,
@@ -67,7 +67,7 @@ async def completions(service: Service, request: HttpRequest) -> Response:
 
 
 def _engine_request(
-    service: Service, target: Target, body: CompletionBody, raw: dict[str, Any], tokens: Int32s
+    service: Service, target: CallTarget, body: CompletionBody, raw: dict[str, Any], tokens: Int32s
 ) -> Request:
     wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     extra: dict[str, Any] = {}
@@ -86,7 +86,7 @@ class Completion:
     """The reply to one body, whole or in chunks."""
 
     service: Service
-    target: Target
+    target: CallTarget
     body: CompletionBody
 
     async def events(

@@ -12,7 +12,7 @@ from starlette.responses import Response
 if TYPE_CHECKING:
     from scalesim.server.service import Service
 
-Access = Literal["open", "key", "admin"]
+AccessClass = Literal["open", "key", "admin"]
 """Who may use an endpoint: anybody, holders of a key, or holders of an admin key."""
 Handler: TypeAlias = "Callable[[Service, Request], Awaitable[Response]]"
 
@@ -26,7 +26,7 @@ class Endpoint:
     path: str
     methods: tuple[str, ...]
     handler: Handler
-    access: Access = "key"
+    access: AccessClass = "key"
     queued: bool = False
     in_browser: bool = False
 

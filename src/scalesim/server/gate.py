@@ -28,7 +28,7 @@ _VISIBLE = frozenset(range(0x21, 0x7F))
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Admitted:
     """A request that was let in. ``tenant``: the digest of its key where there are several, so that
     what one key's holders say is found by them alone."""
 
@@ -37,9 +37,9 @@ class Admission:
     is_admin: bool = False
 
 
-def admission_of(request: HTTPConnection) -> Admission:
+def admission_of(request: HTTPConnection) -> Admitted:
     """What the gate found out about ``request``."""
-    found: Admission = request.scope[_ADMISSION]
+    found: Admitted = request.scope[_ADMISSION]
     return found
 
 
@@ -89,7 +89,7 @@ class Gate:
             return
         await self._app(scope, receive, send_named)
 
-    def _admit(self, scope: Scope, request_id: str) -> Admission:
+    def _admit(self, scope: Scope, request_id: str) -> Admitted:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         limits = self._limits
         if len(headers) > limits.max_headers:
@@ -119,7 +119,7 @@ class Gate:
             )
         has_tenants = len(self._keys) + len(self._admin_keys) > 1
         is_known = has_key or is_admin
-        return Admission(request_id, digest if has_tenants and is_known else None, is_admin)
+        return Admitted(request_id, digest if has_tenants and is_known else None, is_admin)
 
 
 def _digest(key: bytes) -> bytes:

@@ -24,7 +24,7 @@ from scalesim.server.service import Service
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CallTarget:
     """Whom a request is for: the name that it gave the model, the adapter that this name means,
     and who calls."""
 
@@ -42,11 +42,11 @@ class Target:
         return self.caller.headers
 
 
-def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -> Target:
+def target_of(service: Service, request: HttpRequest, body: Mapping[str, Any]) -> CallTarget:
     """Whom ``body`` is for. Raises 404 for a model that is not served."""
     name = body.get("model")
     model, adapter, alias = known_model(service, service.config.names[0] if name is None else name)
-    return Target(model, adapter, begin_call(service, request, body, alias))
+    return CallTarget(model, adapter, begin_call(service, request, body, alias))
 
 
 def known_model(service: Service, name: str) -> tuple[str, str | None, str | None]:
@@ -94,7 +94,7 @@ def sampling_of(
 
 
 def engine_request(
-    service: Service, target: Target, body: SamplingBody, tokens: Int32s, params: SamplingParams
+    service: Service, target: CallTarget, body: SamplingBody, tokens: Int32s, params: SamplingParams
 ) -> Request:
     """What the engine is asked, for the agent that calls; an agent whom nobody knew is made."""
     limit_s = service.limits.request_timeout
@@ -112,7 +112,7 @@ def engine_request(
     )
 
 
-def room_for(service: Service, target: Target, num_prompt: int, wanted: int | None) -> int:
+def room_for(service: Service, target: CallTarget, num_prompt: int, wanted: int | None) -> int:
     """``max_tokens``: those that are wanted, or all that fit behind the prompt."""
     if wanted is not None:
         return wanted
