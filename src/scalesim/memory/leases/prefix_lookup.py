@@ -51,15 +51,16 @@ class PrefixMatch:
 
 
 class PrefixLookup:
-    """Finds prompts in the prefix tree, and the segments of their attachments."""
+    """Finds prompts in the prefix tree, and the segments of their attachments. Both methods may split
+    segments."""
 
     def __init__(self, residency: Residency, attachments: Attachments) -> None:
         self._tree, self._ranking = residency.tree, residency.ranking
         self._load_or_recompute, self._attachments = residency.load_or_recompute, attachments
 
     def find(self, tokens: bytes, num_blocks: int, specs: Sequence[AttachmentSpec]) -> PrefixMatch:
-        """What a request for ``num_blocks`` blocks in all would use. May split segments. Raises
-        ``AttachmentError`` for an attachment that does not exist."""
+        """What a request for ``num_blocks`` blocks in all would use. Raises ``AttachmentError`` for
+        an attachment that does not exist."""
         size = self._tree.block_size
         root = self._tree.root(TEXT)
         num_tokens = len(tokens) // TOKEN_BYTES
