@@ -325,7 +325,7 @@ def test_memory_is_reached_through_its_door(module: str) -> None:
 
 
 def test_what_is_behind_the_door_is_seen() -> None:
-    assert {"residency", "ranking", "owners", "prefetcher", "timing"} <= parts_of_memory()
+    assert {"residency", "ranking", "owners", "planner", "timing"} <= parts_of_memory()
     assert behind_the_door("scalesim.memory.audit.integrity")
 
 

@@ -9,9 +9,10 @@ from scalesim.core import Bytes2D
 from scalesim.errors import AttachmentError
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentSpec
+from scalesim.memory.links.link import LinkError
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.tree.segment import Segment
-from tests.memory.test_residency import SIZE, manager, settle, tokens
+from tests.memory.test_residency import SIZE, manager, settle, tokens, turn
 
 PAGES = 3
 
@@ -57,3 +58,33 @@ def test_a_lease_pins_loads_and_lists_a_further_kind() -> None:
     assert memory.device.num_free == 8 - PAGES  # kept, for whoever asks next
     with pytest.raises(AttachmentError, match="no picture"):
         memory.acquire(1, tokens(1, SIZE), 1, attachments=[AttachmentSpec("picture", b"", 0)])
+
+
+def test_a_failed_load_counts_for_the_leases_of_its_attachment_alone() -> None:
+    """A load ahead of time may carry an attachment and KV, which is computed where that fails."""
+    memory = manager(12, 12, "lru-swap")
+    pictures = memory.attachments.kinds["picture"] = Pictures(memory)
+    turn(memory, 0, 2)
+    residency, device = memory.residency, memory.tiers.device
+    kv = memory.owners.agent(0).newest_end
+    assert kv is not None and residency.start_save(kv)
+    assert residency.start_fill(pictures.only, Picture())
+    settle(memory)
+    every = residency.take(12)
+    assert every is not None and not kv.device and kv.host.valid == 2
+    residency.free(device, every)
+    pages = residency.take(PAGES + 2)
+    assert pages is not None
+    parts = [(pictures.only, pages[:PAGES]), (kv, pages[PAGES:])]
+    transfer = residency.start_load(parts, demand=False)
+    reader = memory.acquire(0, tokens(0, 2 * SIZE + 1), 3)
+    wanted = [AttachmentSpec("picture", b"picture", 5)]
+    viewer = memory.acquire(1, tokens(1, SIZE), 1, attachments=wanted)
+    assert reader is not None and viewer is not None
+    transfer.error = LinkError("lost")
+    settle(memory)
+    assert reader.failed is transfer and viewer.failed is transfer
+    assert viewer.attachment_failed and not reader.attachment_failed
+    memory.fail(reader)
+    memory.fail(viewer)
+    check_integrity(memory)

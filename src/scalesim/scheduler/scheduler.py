@@ -30,8 +30,7 @@ MAX_ATTACHMENT_FAILURES = 8
 
 class Scheduler:
     """``max_len`` bounds the tokens of a sequence, prompt and output; the pool must hold one such
-    sequence. A running sequence has pages up to its next safe point, ``safe_point_tokens`` ahead;
-    there it asks memory for more, and may have to wait or to preempt."""
+    sequence. A running sequence has pages up to its next safe point, where it asks for more."""
 
     def __init__(self, memory: MemoryManager, config: SchedulerConfig, max_len: int) -> None:
         self.memory, self.config = memory, config
@@ -215,10 +214,8 @@ class Scheduler:
             self._requeue(sequence)
             error = lease.error
             sequence.attachment_failures += lease.attachment_failed
-            if (
-                isinstance(error, AttachmentError)
-                or sequence.attachment_failures > MAX_ATTACHMENT_FAILURES
-            ):
+            gives_up = sequence.attachment_failures > MAX_ATTACHMENT_FAILURES
+            if gives_up or isinstance(error, AttachmentError):
                 self.end(sequence, "error", error)
 
     def _requeue(self, sequence: Sequence) -> None:

@@ -51,7 +51,8 @@ class PrefixMatch:
 
 
 class PrefixLookup:
-    """Finds prompts in the prefix tree, and the segments of their attachments."""
+    """Finds prompts in the prefix tree, and the segments of their attachments. Both methods may
+    split segments."""
 
     def __init__(self, residency: Residency, attachments: Attachments) -> None:
         self._tree, self._ranking = residency.tree, residency.ranking

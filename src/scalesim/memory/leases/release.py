@@ -157,9 +157,7 @@ class Releases:
         """Drop what could not be read, and merge segments that were split for this lease."""
         residency = self.residency
         if lease.failed is not None and lease.failed.error is not None:
-            residency.drop_failed_load(
-                lease.failed
-            )  # before a merge makes the failed segments unfindable
+            residency.drop_failed_load(lease.failed)  # while its segments are not merged yet
         for segment in chain[1:]:
             residency.try_merge(segment)
         for attachment in lease.attachments:
