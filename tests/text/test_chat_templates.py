@@ -174,7 +174,7 @@ def test_messages_are_copied_to_plain_values() -> None:
 @pytest.mark.parametrize(
     ("messages", "error"),
     [
-        ("hello", "messages is a str; it must be a list of dicts"),
+        ("hello", "messages is a str; it must be a list of messages"),
         ({"role": "user"}, "messages is a dict"),
         ([], "messages is empty"),
         (["hello"], r"messages\[0\] is a str; it must be a dict"),

@@ -12,12 +12,18 @@ from threading import Thread
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models
 
 from scalesim.errors import RequestError, UnsupportedModelError
 from scalesim.model.text.token_stream import StopFinder, TokenStream
-from scalesim.model.text.tokenizer import ByteTokenizer, HFTokenizer, Tokenizer, load_tokenizer
+from scalesim.model.text.tokenizer import (
+    MARKS,
+    ByteTokenizer,
+    HFTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 
 from .tokenizers_made_here import MAKERS, NAMED, TEXT, byte_level
 
@@ -152,6 +158,16 @@ def test_encode_then_decode(text: str) -> None:
         tokenizer = TOKENIZERS[name]
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_marks_of_thinking_and_calls_are_text_even_where_they_are_special() -> None:
+    backend = byte_level()
+    backend.add_special_tokens([AddedToken(mark, special=True) for mark in (*MARKS, "<hid>")])
+    tokenizer = HFTokenizer(backend, {})
+    text = "".join(MARKS)
+    ids = tokenizer.encode(f"{text}<hid>", add_special_tokens=False)
+    assert len(ids) == len(MARKS) + 1
+    assert tokenizer.decode(ids) == text == shown(TokenStream(tokenizer), ids)
 
 
 def test_the_byte_tokenizer_knows_its_special_tokens() -> None:

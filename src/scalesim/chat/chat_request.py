@@ -67,7 +67,7 @@ class ChatTurn:
     thinking: Thinking
 
     def parser(self, *, streams_arguments: bool = False) -> OutputParser:
-        """A parser for one text of the request."""
+        """A parser for one text of the request; ``streams_arguments`` as for ``OutputParser``."""
         return OutputParser(
             self.tools,
             self.names,

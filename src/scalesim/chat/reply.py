@@ -11,7 +11,7 @@ from scalesim.requests.reply import Reply
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A tool that the model calls: its ``name``, and its ``arguments`` as the JSON text that the
-    model wrote."""
+    model wrote. ``id`` is the call's own, for the message that has its result."""
 
     id: str
     name: str
@@ -25,7 +25,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """What the call at ``index`` gained: ``id`` and ``name`` come once, with its first delta."""
+    """What the call at ``index`` gained: ``id`` and ``name`` come once, with its first delta, and
+    ``arguments`` as text, in pieces."""
 
     index: int
     id: str | None = None
@@ -35,7 +36,8 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ChatDelta:
-    """What an answer gained."""
+    """What an answer gained: text of its ``content`` and of its ``reasoning``, and ``tool_calls``
+    that began or went on."""
 
     content: str = ""
     reasoning: str = ""

@@ -11,8 +11,9 @@ from scalesim.requests.stream import AsyncReplyStream, ReplyStream, TextPiece
 
 @dataclass(frozen=True, slots=True)
 class ChatPiece(ChatDelta):
-    """What an answer gained since the piece before; it may be nothing, while text is held back
-    that could become a mark. ``reply`` comes with the last piece: the whole answer."""
+    """What an answer gained since the piece before: ``content``, ``reasoning`` and ``tool_calls``,
+    which may be nothing, while text is held back that could become a mark. ``reply`` comes with the
+    last piece: the whole answer."""
 
     token_ids: tuple[int, ...] = ()  # generated since the piece before
     reply: ChatReply | None = None

@@ -149,7 +149,7 @@ class Agent:
     def chat_stream_async(
         self, messages: Sequence[Message] | str, **options: Any
     ) -> AsyncChatStream:
-        """``chat_stream`` for ``async for``, in any event loop."""
+        """``chat_stream`` for ``async for``, in any event loop: the answer to ``messages``."""
         return self.engine.chat_stream_async(self.chat_request(messages, **options))
 
     def stream(self, prompt: Prompt, **options: Any) -> ReplyStream:

@@ -51,7 +51,8 @@ class Frame:
     calls: FramedCalls | None = None
 
     def grammar(self, structure: Mapping[str, Any] | None, call: Mapping[str, Any] | None) -> str:
-        """The grammar of the text in llguidance's JSON form, of those of its parts in the same."""
+        """The grammar of a text in llguidance's JSON form, of those of its ``structure`` and of a
+        ``call``, where it may have them."""
         parts = {"structure": structure, "call": call}
         inner = [{**part, "name": name} for name, part in parts.items() if part is not None]
         return json.dumps({"grammars": [{"lark_grammar": self._lark(structure)}, *inner]})

@@ -37,7 +37,9 @@ def check_roles(messages: Sequence[Mapping[str, Any]], named: Container[str]) ->
 def checked_messages(messages: object) -> list[dict[str, Any]]:
     """Validated copies of ``messages``, in the form that transformers gives to a template."""
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
-        raise RequestError(f"messages is a {type(messages).__name__}; it must be a list of dicts")
+        raise RequestError(
+            f"messages is a {type(messages).__name__}; it must be a list of messages (dicts)"
+        )
     if not messages:
         raise RequestError("messages is empty; send at least one message")
     return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
