@@ -82,11 +82,12 @@ class LostInterrupts:
 
 def is_ctrl_c(kind: type[BaseException] | None) -> bool:
     """Whether an error of class ``kind``, raised on this thread just now, is Ctrl-C on its way to
-    the caller. Where Ctrl-C is deferred, and on other threads, a ``KeyboardInterrupt`` is what a
-    callback raised, or what ended a callback that hung."""
+    the caller. Where Ctrl-C is deferred or ignored, and on other threads, a ``KeyboardInterrupt``
+    is what a callback raised, or what ended a callback that hung."""
     if kind is None or not issubclass(kind, KeyboardInterrupt):
         return False
     if threading.get_ident() != threading.main_thread().ident:
         return False
     handler = signal.getsignal(signal.SIGINT)
-    return not isinstance(getattr(handler, "__self__", None), InterruptsWait)
+    is_deferred = isinstance(getattr(handler, "__self__", None), InterruptsWait)
+    return callable(handler) and not is_deferred

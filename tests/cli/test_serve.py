@@ -17,8 +17,8 @@ from scalesim.cli.config_file import with_config_file
 from scalesim.cli.options import parse
 from scalesim.cli.serve_options import ServeOptions
 from scalesim.errors import ConfigError
-from scalesim.model.checkpoint.dummy import write_dummy_model
 from tests.engine.world import SHAPE
+from tests.model_folders import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
 
 

@@ -599,7 +599,7 @@ def test_ids_may_be_numpys(engine: Engine) -> None:
         (lambda e: e.run(["hi"]), ["'hi'", "Request(prompt)"]),
         (lambda e: e.run(ASKED), ["requests", "list"]),
         (lambda e: e.generate(Request("hi", params={"max_tokens": 5})), ["params"]),
-        (lambda e: e.agent("a").chat({"role": "user"}), ["dict", "list of dicts"]),
+        (lambda e: e.agent("a").chat({"role": "user"}), ["dict", "list of messages"]),
         (lambda e: e.agent("a").generate(None), ["None", "prompt"]),
         (lambda e: e.agent("a").generate("hi", timeout="1s"), ["timeout='1s'", "number"]),
         (lambda e: e.agent("x" * 10**6), ["1000000 characters", "1024"]),
