@@ -141,7 +141,10 @@ def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[s
 
 def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
     code = (
-        f"import sys; from scalesim.cli import main; sys.exit(main({[*SMALL, '--ticks', '9999']}))"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it\n"
+        "from scalesim.cli import main\n"
+        f"sys.exit(main({[*SMALL, '--ticks', '9999']}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
