@@ -285,7 +285,7 @@ def test_generation_config_gives_the_defaults(folder: Path) -> None:
         ({"mask": 3}, "mask=3 must be a function"),
         ({"mask": digits, "regex": "a"}, "mask and regex are both given"),
         ({"regex": 3}, "regex=3 must be a string"),
-        ({"json_schema": 3}, "json_schema=3 must be a mapping or JSON text"),
+        ({"json_schema": 3}, "json_schema=3 must be a mapping, JSON text, or a class"),
     ],
 )
 def test_what_is_refused(params: dict[str, Any], message: str) -> None:
