@@ -25,7 +25,6 @@ class PrefixTree:
         self.block_size = block_size
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
-        self.num_edits = 0  # splits, merges, removals, cuts: a path read before may be outdated
         self._roots: dict[str, Segment] = {}
         self._seq = 0
 
@@ -129,7 +128,6 @@ class PrefixTree:
         time: pins and owners are copied, pages and copies under way are divided."""
         parent = segment.parent
         assert parent is not None, segment
-        self.num_edits += 1
         upper = segment.divide(count, self.block_bytes, self._next_seq())
         parent.adopt(upper, self._key(upper))
         upper.adopt(segment, self._key(segment))
@@ -156,7 +154,6 @@ class PrefixTree:
             return None
         parent = upper.parent
         assert parent is not None
-        self.num_edits += 1
         parent.adopt(lower, self._key(upper))
         lower.join(upper)
         for owner in lower.owners:
@@ -167,7 +164,6 @@ class PrefixTree:
     def remove(self, segment: Segment) -> Segment:
         """Remove a segment without pages, and return its parent. Paths that ended in the segment
         end at the parent."""
-        self.num_edits += 1
         parent = segment.unlink(self._key(segment))
         for owner in segment.owners:
             owner.path_cut(segment, parent)
@@ -177,7 +173,6 @@ class PrefixTree:
     def shorten(self, segment: Segment, count: int) -> None:
         """Forget the blocks of ``segment`` from ``count`` on. They have no pages, and the segment
         has no children."""
-        self.num_edits += 1
         segment.shorten(count, self.block_bytes)
 
     def _key(self, segment: Segment) -> bytes:
