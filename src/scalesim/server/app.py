@@ -31,12 +31,13 @@ from scalesim.server import (
     tokens,
     watch,
 )
-from scalesim.server.body import ClientGoneError, give_back
+from scalesim.server.body import give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, api_error, is_ours
 from scalesim.server.gate import Gate, admission_of, status_of
 from scalesim.server.hints import end_call
+from scalesim.server.leaving import ClientGoneError
 from scalesim.server.service import Service, log
 
 _CLIENT_LEFT = 499  # as proxies count it
@@ -121,7 +122,8 @@ class Answer:
     def _place(self) -> AbstractContextManager[None]:
         if not self._endpoint.queued:
             return nullcontext()
-        self._service.life.check()
+        if self._service.life.state != "starting":  # then a call waits, once its body is there
+            self._service.life.check()
         return self._service.open.place()
 
     def _note(self, error: Exception, request: Request) -> None:
