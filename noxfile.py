@@ -155,7 +155,7 @@ def kernels(session: nox.Session, triton: str) -> None:
     if triton != "newest":  # torch asks for one version; here it only holds the tensors
         # The interpreter of Triton 3.6 turns arrays of one element into integers, as numpy did.
         session.install("--no-deps", f"triton=={triton}", "numpy<2.4")
-    session.run("python", "-W", "ignore", "-m", "scalesim_kernels", "check")
+    session.run("python", "-W", "ignore", "-m", "scalesim_kernels", "check", "--jobs", "0")
     session.run("python", "-m", "scalesim_kernels", "compile", "--all")
 
 

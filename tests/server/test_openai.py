@@ -273,17 +273,17 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, running: Running) -> Non
 def test_a_full_queue_is_tried_again(engine: Engine) -> None:
     """The SDK waits as Retry-After says, and gets its answer."""
     with serving(engine, limits={"max_open_requests": 1}) as server:
-        with server.service.open.place():
+        with server.service.open:
             with pytest.raises(openai.RateLimitError, match="1 requests are open") as refused:
                 server.client(max_retries=0).completions.create(prompt="a", **ASKED)
             assert refused.value.response.headers["retry-after"] == "1"
             assert refused.value.code == "queue_full"
-        place = server.service.open.place()
+        place = server.service.open
         place.__enter__()
 
         def leave(response: httpx2.Response) -> None:
             if response.status_code == 429:
-                place.__exit__(None, None, None)
+                place.__exit__()
 
         with httpx2.Client(event_hooks={"response": [leave]}) as http:
             client = server.client(http_client=http)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -76,12 +76,14 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
 
     app = Starlette(
         routes=[Route(row.path, Answer(service, row), methods=list(row.methods)) for row in table],
-        middleware=[Middleware(Gate, config, open_paths, browser_paths)],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.service = service
+    routes = ExceptionMiddleware(app.router, app.exception_handlers)
+    # Without starlette's outermost layer: each ``Answer`` has an answer to every error.
+    app.middleware_stack = Gate(routes, config, open_paths, browser_paths)
     return app
 
 
@@ -119,12 +121,12 @@ class Answer:
         if self._endpoint.access == "admin" and not admission_of(request).is_admin:
             raise ApiError(403, "this route needs an admin key", code="not_allowed")
 
-    def _place(self) -> AbstractContextManager[None]:
+    def _place(self) -> AbstractContextManager[object]:
         if not self._endpoint.queued:
             return nullcontext()
         if self._service.life.state != "starting":  # then a call waits, once its body is there
             self._service.life.check()
-        return self._service.open.place()
+        return self._service.open
 
     def _note(self, error: Exception, request: Request) -> None:
         """Faults of ours go to the log: where, and of what kind; never the message, which may hold

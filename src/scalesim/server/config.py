@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,7 @@ class ServerConfig:
         )
 
 
+@lru_cache
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``. Of names, ``localhost`` alone is known to be
     so."""

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError
 
 
 class OpenRequests:
     """Counts open requests and the bytes of their bodies, and refuses what is above the limits with
-    429, before anything was done for it."""
+    429, before anything was done for it. ``with open_requests:`` takes a place."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits = limits
         self.count = self.bytes = self.refused = 0
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, until the request has been answered."""
+    def __enter__(self) -> None:
+        """Take a place in the queue, until the request has been answered."""
         limit = self._limits.max_open_requests
         if self.count >= limit:
             self.refused += 1
             raise ApiError(429, f"{limit} requests are open; try again soon", code="queue_full")
         self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
 
     def add(self, num_bytes: int) -> None:
         """A body has grown by ``num_bytes``."""
