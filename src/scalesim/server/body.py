@@ -16,6 +16,7 @@ from scalesim.checks import shown
 from scalesim.server.collector import paused_collector
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
+from scalesim.server.gate import admission_of
 from scalesim.server.leaving import ClientGoneError, while_connected
 from scalesim.server.service import SMALL, Service
 from scalesim.strict_json import MAX_DEPTH, is_flat
@@ -86,12 +87,13 @@ def body_bytes(request: Request) -> int:
 
 def give_back(service: Service, request: Request) -> None:
     """The request is answered: its body counts no more."""
-    service.open.remove(body_bytes(request))
+    service.open.remove(body_bytes(request), admission_of(request).tenant)
     request.scope[_SIZE] = 0
 
 
 async def _read(service: Service, request: Request) -> bytes:
     limits, headers = service.limits, request.headers
+    tenant = admission_of(request).tenant
     _check_headers(headers)
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 20:
@@ -106,7 +108,7 @@ async def _read(service: Service, request: Request) -> bytes:
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise _too_large(limits)
-                service.open.add(len(chunk))
+                service.open.add(len(chunk), tenant)
                 request.scope[_SIZE] = size
                 chunks.append(chunk)
     except TimeoutError:

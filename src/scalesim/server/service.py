@@ -36,7 +36,7 @@ class Service:
 
     def __init__(self, engine: Engine | Callable[[], Engine], config: ServerConfig) -> None:
         self.config, self.limits, self.life = config, config.limits, Life()
-        self.open = OpenRequests(config.limits)
+        self.open = OpenRequests(config.limits, len(config.api_keys) + len(config.admin_keys))
         self.identity = Identity(self._forget)
         self.metrics = Metrics(self.open, self.identity)
         self.looks = Looks()
