@@ -6,7 +6,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import httpx2
 import openai
@@ -110,27 +111,64 @@ def test_an_engine_that_has_stopped_is_503() -> None:
         assert httpx2.get(f"{server.url}/health").json() == {"status": "failed"}
 
 
-def test_while_the_model_loads_calls_are_503() -> None:
+@contextmanager
+def loading(**limits: float) -> Iterator[tuple[Running, threading.Event]]:
+    """A server whose model is loaded once the event is set."""
     may_go_on = threading.Event()
 
     def load() -> Engine:
         assert may_go_on.wait(20)
         return tiny_engine()
 
-    with serving(load) as server:
+    with serving(load, limits=limits) as server:
         try:
-            health = httpx2.get(f"{server.url}/health")
-            assert health.status_code == 503 and health.json() == {"status": "starting"}
-            for path, status in (("/v1/models", 503), ("/ready", 503), ("/version", 200)):
-                assert httpx2.get(server.url + path, headers=HEADERS).status_code == status
-            body = {"prompt": "a", "max_tokens": 1}
-            early = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
-            assert early.status_code == 503 and early.json()["error"]["code"] == "starting"
-            assert early.headers["retry-after"]
+            yield server, may_go_on
         finally:
             may_go_on.set()
-        until(lambda: httpx2.get(f"{server.url}/health").status_code == 200)
-        assert httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS).is_success
+
+
+BRIEF = {"prompt": "a", "max_tokens": 1}
+
+
+def test_while_the_model_loads_calls_wait() -> None:
+    """As a program's first call, made at once: it need not try again."""
+    with loading() as (server, may_go_on), ThreadPoolExecutor(2) as threads:
+        health = httpx2.get(f"{server.url}/health")
+        assert health.status_code == 503 and health.json() == {"status": "starting"}
+        for path, status in (("/v1/models", 503), ("/ready", 503), ("/version", 200)):
+            assert httpx2.get(server.url + path, headers=HEADERS).status_code == status
+        client = server.client(max_retries=0)
+        ask = client.completions.create
+        early = [
+            threads.submit(ask, model="tiny", stream=stream, **BRIEF) for stream in (False, True)
+        ]
+        until(lambda: server.service.open.count == 2)
+        may_go_on.set()
+        assert early[0].result().usage.completion_tokens == 1 and len(list(early[1].result())) > 0
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_model_that_takes_too_long_to_load_is_503() -> None:
+    with loading(start_timeout=0.1) as (server, _):
+        early = httpx2.post(f"{server.url}/v1/completions", json=BRIEF, headers=HEADERS)
+        assert early.status_code == 503 and early.json()["error"]["code"] == "starting"
+        assert early.headers["retry-after"]
+
+
+@pytest.mark.parametrize("ends", ["client", "server"])
+def test_whoever_waits_for_the_model_may_go(ends: str) -> None:
+    """A client that leaves has no place any more; a server that stops sends all away."""
+    with loading() as (server, _):
+        connection = socket.create_connection(("127.0.0.1", server.port), 20)
+        with closing(connection):
+            connection.sendall(request_bytes("/v1/completions", BRIEF))
+            until(lambda: server.service.open.count == 1)
+            if ends == "server":
+                server.server.stop()
+                with connection.makefile("rb") as reader:
+                    said = reader.read()
+                assert said.startswith(b"HTTP/1.1 503") and b'"draining"' in said
+        until(lambda: server.service.open.count == server.service.open.bytes == 0)
 
 
 def test_what_is_open_ends_before_the_server_stops(server: Running) -> None:

@@ -31,12 +31,13 @@ from scalesim.server import (
     tokens,
     watch,
 )
-from scalesim.server.body import ClientGoneError, give_back
+from scalesim.server.body import give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, api_error, is_ours
 from scalesim.server.gate import Gate, admission_of, status_of
 from scalesim.server.hints import end_call
+from scalesim.server.leaving import ClientGoneError
 from scalesim.server.service import Service, log
 
 _CLIENT_LEFT = 499  # as proxies count it
@@ -98,7 +99,7 @@ class Answer:
         begin_s = time.perf_counter()
         try:
             self._check_access(request)
-            with self._place():
+            with self._place(request):
                 response = await self._endpoint.handler(self._service, request)
                 await response(scope, receive, send)
         except ClientGoneError:
@@ -120,11 +121,13 @@ class Answer:
         if self._endpoint.access == "admin" and not admission_of(request).is_admin:
             raise ApiError(403, "this route needs an admin key", code="not_allowed")
 
-    def _place(self) -> AbstractContextManager[object]:
+    def _place(self, request: Request) -> AbstractContextManager[object]:
         if not self._endpoint.queued:
             return nullcontext()
-        self._service.life.check()
-        return self._service.open
+        if self._service.life.state != "starting":  # then a call waits, once its body is there
+            self._service.life.check()
+        tenant = admission_of(request).tenant
+        return self._service.open if tenant is None else self._service.open.of(tenant)
 
     def _note(self, error: Exception, request: Request) -> None:
         """Faults of ours go to the log: where, and of what kind; never the message, which may hold
