@@ -1,4 +1,4 @@
-"""What the planner does, case by case: victims, copies, the start window, pressure on the host."""
+"""What the planner does, case by case: victims, copies, when loads start, pressure on the host."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class MemoryManager(MemoryParts):
         self.timing.tick(now, tick_s)
 
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
-        """Start the loads whose start window has opened, as far as ``forecast`` tells. Called once
+        """Start the loads whose turn has come, as far as ``forecast`` tells. Called once
         an iteration of the engine's loop, at ``wall_s`` seconds."""
         self.planner.plan(wall_s, forecast)
 

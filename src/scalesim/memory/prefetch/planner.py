@@ -15,7 +15,7 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
 
 BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
-"""What keeps an open start window waiting."""
+"""What keeps a load from starting whose turn has come."""
 
 
 class Forecast(Protocol):
