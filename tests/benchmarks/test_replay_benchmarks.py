@@ -38,10 +38,10 @@ def test_no_policy_exceeds_the_roof_on_traces_and_workloads(tmp_path: Path) -> N
 
 def test_a_town_is_replayed_in_three_forms(tmp_path: Path) -> None:
     rows = [{"kind": "action", "step": step, "agent": agent}
-            for step in range(8) for agent in range(4)]  # fmt: skip
+            for step in range(8) for agent in range(2)]  # fmt: skip
     path = tmp_path / "town.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ask = (str(path), "--workloads", "--ticks", "4", "--policies", "deadline")
+    ask = (str(path), "--workloads", "--ticks", "2", "--policies", "lru-swap")
     first, second = quick("replay-hints", *ask), quick("replay-hints", *ask)
     assert list(first.figures) == ["town, alone, 1", "town, crowded, 1", "town, eight, 1"]
     assert first.figures == second.figures
