@@ -51,7 +51,9 @@ GELU_SCALE, GELU_CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)  #
 
 def job(name: str, integers: str, reals: str = "") -> type[ctypes.Structure]:
     """A job's arguments: numbers, strides in elements, and addresses; first the next item."""
-    fields = [(field, ctypes.c_int64) for field in ("next", "num_items", *integers.split())]
+    fields: list[tuple[str, Any]] = [
+        (field, ctypes.c_int64) for field in ("next", "num_items", *integers.split())
+    ]
     fields += [(field, ctypes.c_float) for field in reals.split()]
     fields += [("padding", ctypes.c_float)] * (len(reals.split()) % 2)
     return type(name, (ctypes.Structure,), {"_fields_": fields})
@@ -74,7 +76,8 @@ GateJob = job("GateJob", "gate_up out num_rows width rows_each gelu")
 
 
 def kernel(arguments: type[ctypes.Structure]) -> Callable[[Callable[..., None]], Any]:
-    """Compile a function of a pointer to ``arguments``, or take it from numba's cache."""
+    """Compile a function of a pointer to ``arguments``, or take it from numba's cache, which is
+    beside this file, or in the user's cache folder where that cannot be written to."""
     record = from_dtype(np.dtype(arguments))
 
     def compiled(function: Callable[..., None]) -> Any:
@@ -90,7 +93,7 @@ def kernel(arguments: type[ctypes.Structure]) -> Callable[[Callable[..., None]],
 # -- attention -----------------------------------------------------------------------------------
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def eight_scores(q: Any, q_at: int, layer: Any, k_at: int, dim: int) -> Any:
     """The products of a query with eight keys that follow one another, a lane each."""
     a = b = c = d = e = f = g = h = fill(NO_FLOAT)
@@ -107,7 +110,7 @@ def eight_scores(q: Any, q_at: int, layer: Any, k_at: int, dim: int) -> Any:
     return sums(a, b, c, d, e, f, g, h)
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def mix_wide(
     mixed: Any, m_at: int, weights: Any, w_at: int, layer: Any, values: Any, i: int,
     first: int, end: int, dim: int, block_size: int, faded: Any,
@@ -148,7 +151,7 @@ def mix_wide(
     store(mixed, m_at + 56, h)
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def mix_eight(
     mixed: Any, m_at: int, weights: Any, w_at: int, layer: Any, values: Any, i: int,
     first: int, end: int, dim: int, block_size: int, faded: Any,
@@ -263,7 +266,7 @@ def attention(pointer: Any) -> None:
 # -- rotary embedding and KV store -----------------------------------------------------------------
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def norm_factor(x: Any, at: int, width: int, eps: Any) -> Any:
     """One over the root mean square of ``x[at:at + width]``."""
     squares = fill(NO_FLOAT)

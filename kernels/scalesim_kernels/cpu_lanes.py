@@ -67,19 +67,19 @@ def call(builder: Any, name: str, kind: Any, *args: Any) -> Any:
     return builder.call(function, args)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """``array[index:index + 8]``."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        where = element(context, builder, *args, signature.args[0])
+        where = element(context, builder, args[0], args[1], signature.args[0])
         pointer = builder.bitcast(where, VECTOR.as_pointer())
         return builder.load(pointer, align=4, typ=VECTOR)
 
     return lanes(array, types.int64), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """``array[index:index + 8] = value``."""
 
@@ -91,24 +91,26 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.int64, lanes), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def prefetch(typing: Any, array: Any, index: Any) -> Any:
     """Begin to read ``array[index]`` into the caches."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
-        where = builder.bitcast(element(context, builder, *args, signature.args[0]), byte)
+        where = builder.bitcast(
+            element(context, builder, args[0], args[1], signature.args[0]), byte
+        )
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]),
             "llvm.prefetch.p0",
         )  # fmt: skip
-        builder.call(function, [where, INT32(0), INT32(3), INT32(1)])
+        builder.call(function, [builder.bitcast(where, byte), INT32(0), INT32(3), INT32(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.int64), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def fill(typing: Any, value: Any) -> Any:
     """``value`` in all lanes."""
 
@@ -121,7 +123,7 @@ def fill(typing: Any, value: Any) -> Any:
 def binary(name: str) -> Any:
     """The operation ``name`` of LLVM's builder, lane by lane."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def operation(typing: Any, a: Any, b: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return getattr(builder, name)(*args)
@@ -134,7 +136,7 @@ def binary(name: str) -> Any:
 add, subtract, multiply, divide = (binary(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c``, rounded once."""
 
@@ -144,7 +146,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return lanes(lanes, lanes, lanes), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def larger(typing: Any, a: Any, b: Any) -> Any:
     """The larger of two, lane by lane; ``b`` where either is NaN."""
 
@@ -154,7 +156,7 @@ def larger(typing: Any, a: Any, b: Any) -> Any:
     return lanes(lanes, lanes), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def only(typing: Any, first: Any, end: Any, value: Any, other: Any) -> Any:
     """``value`` in the lanes ``first:end``, ``other`` in those before and after."""
 
@@ -184,7 +186,7 @@ def fold(builder: Any, a: Any, b: Any, distance: int) -> Any:
     return builder.fadd(*halves)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def sums(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any) -> Any:
     """The sums of the lanes of eight vectors, a lane each: lanes four apart are added first, then
     two apart, then neighbours."""
@@ -193,15 +195,15 @@ def sums(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h:
         level = list(args)
         for distance in (4, 2, 1):
             level = [
-                fold(builder, one, other, distance)
-                for one, other in zip(level[::2], level[1::2], strict=True)
+                fold(builder, first, second, distance)
+                for first, second in zip(level[::2], level[1::2], strict=True)
             ]
         return level[0]
 
     return lanes(*[lanes] * WIDTH), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def lane(typing: Any, value: Any, index: Any) -> Any:
     """Lane ``index``."""
 
@@ -211,13 +213,13 @@ def lane(typing: Any, value: Any, index: Any) -> Any:
     return types.float32(lanes, types.int64), build
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def total(value: Any) -> Any:
     """The sum of the lanes, in the order of ``sums``."""
     return lane(sums(value, value, value, value, value, value, value, value), 0)
 
 
-@njit(inline="always")  # type: ignore[misc]
+@njit(inline="always")
 def largest(value: Any) -> Any:
     """The largest lane."""
     result = lane(value, 0)
@@ -244,7 +246,7 @@ def polynomial(builder: Any, x: Any, terms: tuple[float, ...]) -> Any:
 
 def exponential(builder: Any, x: Any) -> Any:
     """The exponential function, good to two units in the last place: a power of two times a
-    polynomial of what is left (S. L. Moshier's coefficients, Cephes). 0 below ``EXP_LEAST``,
+    polynomial of the remainder (S. L. Moshier's coefficients, Cephes). 0 below ``EXP_LEAST``,
     infinity above ``EXP_MOST``; NaN stays."""
 
     def fused(a: Any, b: Any, c: Any) -> Any:
@@ -254,10 +256,12 @@ def exponential(builder: Any, x: Any) -> Any:
     high = builder.fcmp_ordered(">", x, constant(EXP_MOST))
     tame = builder.select(builder.or_(low, high), constant(0.0), x)
     power = call(builder, f"llvm.rint.v{WIDTH}f32", VECTOR, builder.fmul(tame, constant(LOG2E)))
-    rest = fused(power, constant(-LN2_HIGH), tame)
-    rest = fused(power, constant(-LN2_LOW), rest)
-    square = builder.fmul(rest, rest)
-    part = fused(polynomial(builder, rest, EXP_TERMS), square, builder.fadd(rest, constant(1.0)))
+    remainder = fused(power, constant(-LN2_HIGH), tame)
+    remainder = fused(power, constant(-LN2_LOW), remainder)
+    square = builder.fmul(remainder, remainder)
+    part = fused(
+        polynomial(builder, remainder, EXP_TERMS), square, builder.fadd(remainder, constant(1.0))
+    )
     finite = builder.fcmp_ordered("ord", x, x)
     whole = builder.fptosi(builder.select(finite, power, constant(0.0)), INTS)
     # In two steps, as 2**128 is no float.
@@ -270,7 +274,7 @@ def exponential(builder: Any, x: Any) -> Any:
     return builder.select(high, constant(float("inf")), part)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def exp(typing: Any, x: Any) -> Any:
     """The exponential function; see ``exponential``."""
 
@@ -280,7 +284,7 @@ def exp(typing: Any, x: Any) -> Any:
     return lanes(lanes), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def tanh(typing: Any, x: Any) -> Any:
     """The hyperbolic tangent: a polynomial near 0 (Cephes), ``1 - 2 / (exp(2 x) + 1)`` beyond."""
 
@@ -297,7 +301,7 @@ def tanh(typing: Any, x: Any) -> Any:
     return lanes(lanes), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def take_next(typing: Any, counter: Any) -> Any:
     """The number at ``counter``, which is one higher afterwards, whoever else counts meanwhile."""
 
@@ -308,7 +312,7 @@ def take_next(typing: Any, counter: Any) -> Any:
     return types.int64(counter), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def floats(typing: Any, address: Any) -> Any:
     """The address as a pointer to floats."""
 
@@ -318,7 +322,7 @@ def floats(typing: Any, address: Any) -> Any:
     return types.CPointer(types.float32)(types.int64), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def ints(typing: Any, address: Any) -> Any:
     """The address as a pointer to int32s."""
 

@@ -18,12 +18,13 @@ from . import cpu_compiled as compiled
 from . import cpu_elementwise as plain
 from .contracts import PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan, split_sequences
+from .cpu_lanes import WIDTH
 from .cpu_team import run
 from .cpu_tiles import Sequences
 
 TOKENS = 16  # of a prefill's item: they share the KV that they read
 SMALL = 1 << 14  # elements: less work than this is done before a team is awake
-HEAD_MULTIPLE = 2 * compiled.WIDTH  # both halves of a rotated head are whole vectors
+HEAD_MULTIPLE = 2 * WIDTH  # both halves of a rotated head are whole vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """See ``contracts.RmsNorm``."""
     rows, width = x.shape
-    if {x.dtype, weight.dtype} != {torch.float32} or width % compiled.WIDTH:
+    if {x.dtype, weight.dtype} != {torch.float32} or width % WIDTH:
         return plain.rms_norm(x, weight, eps, residual)
     out, rows_each = torch.empty_like(x), rows_of(width)
     job = compiled.NormJob(
@@ -172,7 +173,7 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
 
 def gated(gate_up: Tensor, gelu: bool) -> Tensor:
     rows, width = len(gate_up), gate_up.shape[1] // 2
-    if gate_up.dtype != torch.float32 or width % compiled.WIDTH:
+    if gate_up.dtype != torch.float32 or width % WIDTH:
         return (plain.gelu_mul if gelu else plain.silu_mul)(gate_up)
     out, rows_each = gate_up.new_empty((rows, width)), rows_of(width)
     job = compiled.GateJob(
