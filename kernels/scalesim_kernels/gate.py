@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -154,8 +155,9 @@ def amd_figures(kernel: Compiled) -> Figures:
 def measure(
     target: Target, variants: tuple[Variant, ...] = VARIANTS, kernels: KernelSet | None = None
 ) -> Iterator[tuple[str, Figures]]:
-    """(variant / op / kernel, its figures) of what the calls of each variant compile."""
-    seen = set()
+    """(variant / op / kernel, its figures) of what the calls of each variant compile; a kernel's
+    second form and those that follow are numbered."""
+    seen, forms = set(), Counter[str]()
     for variant in variants:
         ops = kernels or triton_kernels(variant.reproducible)
         reached: dict[str, list[Compiled]] = {}
@@ -169,7 +171,9 @@ def measure(
             for kernel in own:
                 if kernel.hash not in seen:
                     seen.add(kernel.hash)
-                    yield f"{variant.name} / {op} / {kernel.name}", figures(kernel)
+                    name = f"{variant.name} / {op} / {kernel.name}"
+                    forms[name] += 1
+                    yield name + f" {forms[name]}" * (forms[name] > 1), figures(kernel)
 
 
 def table_path() -> Path:
@@ -202,7 +206,7 @@ def faults(name: str, target: Target, now: Figures, before: Figures | None) -> l
         found.append(f"{now.spills} spills")
     half = "fp32" not in name
     cuda = target.gpu.backend == "cuda"
-    if name.rsplit(" / ", 1)[1] in NEEDS:
+    if name.rsplit(" / ", 1)[1].split()[0] in NEEDS:
         if cuda and now.async_copies == 0:
             found.append("no asynchronous copy")
         if half and now.tensor_core == 0:

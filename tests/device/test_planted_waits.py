@@ -76,6 +76,29 @@ def play(plant: Plant | None, device: HostileDevice, **settings: Any) -> str:
     return outcome(engine)
 
 
+@pytest.mark.parametrize("order", ["eager", "lazy"])
+def test_weights_that_nobody_waited_for_are_seen(order: str) -> None:
+    """Weights and tables are made by work that is given to no stream: the runner waits for it once,
+    before its first step."""
+    with hostile_engine(hostile(order=order)):
+        pass
+    device = hostile(order=order)
+    device.settle = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(RaceError, match="rotary tables 0"):
+        hostile_engine(device)
+
+
+@pytest.mark.parametrize("order", ["lazy", "random"])
+def test_zeros_of_a_stream_are_zeros_behind_its_work(order: str) -> None:
+    device = hostile(order=order)
+    stream = device.stream("compute")
+    made = stream.zeros(2, 3, dtype=torch.int32)
+    assert bool((made != 0).all())
+    stream.copy(made[0], torch.ones(3, dtype=torch.int32))
+    stream.record().synchronize()
+    assert made.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
 @pytest.mark.parametrize("name", ["copy-in before first read", "copy-out before reuse"])
 @pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
 def test_a_copy_reported_too_early_is_a_race_under_every_schedule(name: str, policy: str) -> None:
