@@ -34,7 +34,7 @@ def sample_launch() -> Launch:
     """Small tiles on AMD's GPUs: larger ones spill there."""
     if capability():
         return Launch(tile=2048, num_warps=8, num_stages=3)
-    return Launch(tile=512, num_warps=4)
+    return Launch(tile=256, num_warps=4)
 
 
 @triton.jit
