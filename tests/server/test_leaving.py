@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import Any
 
 import httpx2
 import openai
 import pytest
 
 from scalesim.engine.engine import Engine
-from scalesim.memory.manager import MemoryManager
 from scalesim.server.app import make_app
 from scalesim.server.config import ServerConfig
 from tests.engine.world import tiny_engine
+from tests.server.visits import LONG, nothing_is_open, random_visits, request_bytes, until
 from tests.server.world import KEY, Running, serving
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
-LONG: dict[str, Any] = {"prompt": "once", "max_tokens": 3000, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -32,34 +28,6 @@ def server() -> Iterator[Running]:
     """On an engine of its own, whose pages are counted."""
     with tiny_engine() as engine, serving(engine) as found:
         yield found
-
-
-def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Look again and again, because another thread makes it so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not become so"
-        threading.Event().wait(0.01)
-
-
-def nothing_is_open(running: Running) -> bool:
-    memory: MemoryManager = running.service.engine.parts.memory
-    scheduler = running.service.engine.parts.scheduler
-    service = running.service
-    return (
-        service.open.count == service.open.bytes == 0
-        and not scheduler.has_work
-        and memory.num_lost_pages == 0
-    )
-
-
-def request_bytes(path: str, body: dict[str, Any]) -> bytes:
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -84,37 +52,8 @@ def test_a_prompt_that_is_refused_takes_the_others_along(server: Running, stream
 
 
 def test_random_disconnects_leave_nothing(server: Running) -> None:
-    """Of 300 clients, many close their connections at random moments; the others are answered."""
-    rng = random.Random(0)
-    plans = [(rng.random() * 0.1, rng.random() < 0.5, rng.random() < 0.8) for _ in range(300)]
-    engine = server.service.engine
-
-    def visit(plan: tuple[float, bool, bool]) -> bool:
-        delay_s, stream, leaves = plan
-        body = {**LONG, "max_tokens": 12, "stream": stream, "n": 1 + stream}
-        with closing(socket.create_connection(("127.0.0.1", server.port), 30)) as connection:
-            sent = request_bytes("/v1/completions", body)
-            cut = rng.randrange(len(sent)) if leaves and delay_s < 0.02 else len(sent)
-            connection.sendall(sent[:cut])
-            if leaves:
-                threading.Event().wait(delay_s)
-                return False
-            said = b""
-            while b'"finish_reason":"length"' not in said:
-                said += connection.recv(65536)
-            return True
-
-    with ThreadPoolExecutor(16) as threads:
-        stayed = sum(threads.map(visit, plans))
-    assert stayed == sum(not leaves for _, _, leaves in plans)
-    until(lambda: nothing_is_open(server))
-    engine.forget([])
-    memory = engine.parts.memory
-    assert memory.num_lost_pages == 0 and engine.stats.restarts == 0
-    # all pages can be had: a call that needs the whole pool runs
-    whole = engine.model.max_len - 8
-    reply = server.client().completions.create(model="tiny", prompt=[7] * whole, max_tokens=8)
-    assert reply.usage and reply.usage.total_tokens <= engine.model.max_len
+    """Of 100 clients, many close their connections at random moments; the others are answered."""
+    assert random_visits(server, seed=0, count=100)["disconnects"] > 50
 
 
 def test_a_slow_reader_is_dropped() -> None:
