@@ -110,7 +110,7 @@ def trust(session: nox.Session) -> None:
         session.run("python", "-m", "tests.long", "all", *resume, *rest)
         session.run("python", "-m", "tests.trust")
         return
-    session.run("python", "-m", "tests.long", "all", "--seconds", "25", *session.posargs)
+    session.run("python", "-m", "tests.long", "all", "--seconds", "15", *session.posargs)
 
 
 @nox.session
