@@ -20,13 +20,15 @@ def test_hints_cost_no_bytes_and_save_waits(seed: int) -> None:
     for time in range(10):
         acting = [agent for agent in range(14) if draw.random() < 0.8]
         draw.shuffle(acting)
-        ticks.append(
-            TraceTick(float(time), [], [
-                TraceCall(agent, (TracePiece(f"self {agent}", 512), TracePiece(f"{time} {agent}", 64)),
-                          TracePiece(f"said {time} {agent}", 6 + draw.randrange(12)))
-                for agent in acting
-            ])
-        )  # fmt: skip
+        calls = [
+            TraceCall(
+                agent,
+                (TracePiece(f"self {agent}", 512), TracePiece(f"news {time} {agent}", 64)),
+                TracePiece(f"said {time} {agent}", 6 + draw.randrange(12)),
+            )
+            for agent in acting
+        ]
+        ticks.append(TraceTick(float(time), [], calls))
     sizes = Sizes("h100", "qwen2.5-7b", 0.4, running=2, link_share=0.1)
     found = {}
     for policy, hints in (("deadline", "exact"), ("deadline", "none"), ("lru-swap", "none")):
