@@ -59,7 +59,8 @@ async def play(url: str, folder: Path, *, hints: bool) -> None:
         model_type="model",
         url=f"{url}/v1",
         api_key="none",
-        model_config_dict={"max_tokens": 32, "temperature": 0.7, "seed": 1},
+        # CAMEL takes a max_tokens of its own for the limit of the whole conversation.
+        model_config_dict={"temperature": 0.7, "seed": 1, "extra_body": {"max_tokens": 32}},
         token_counter=ByteCounter(),
     )
     graph = framework.AgentGraph()

@@ -53,7 +53,7 @@ def parsed(raw: bytes) -> Any:
     try:
         with paused_collector() if len(raw) > SMALL else nullcontext():
             value = jiter.from_json(
-                raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"
+                raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"
             )
     except ValueError as cause:
         if "recursion limit" in str(cause):
