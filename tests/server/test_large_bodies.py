@@ -10,12 +10,13 @@ import httpx2
 import pytest
 
 from scalesim.server.body import parsed
+from scalesim.server.config import ServerLimits
 from tests.server.world import KEY, Running
 
 HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
 SHAPES: dict[str, Any] = {
-    "lists": [[]] * 100_000,
-    "objects": {str(i): {} for i in range(50_000)},
+    "lists": [[]] * 60_000,
+    "objects": {str(i): {} for i in range(30_000)},
     "numbers": [1.5, 7, -3] * 50_000,
 }
 
@@ -33,7 +34,7 @@ def test_hardly_a_collection_starts_while_a_body_is_parsed(shape: str) -> None:
 
     gc.callbacks.append(note)
     try:
-        found = parsed(raw)
+        found = parsed(raw, ServerLimits())
         during = len(collections)
     finally:
         gc.callbacks.remove(note)
@@ -49,10 +50,18 @@ def test_the_collector_comes_back_after_an_error(running: Running) -> None:
 def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        parsed(b"[" + b"0," * 10_000 + b"0]")
+        parsed(b"[" + b"0," * 10_000 + b"0]", ServerLimits())
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("shape", ["[]", '{"a":1}'])
+def test_a_body_of_too_many_parts(running: Running, shape: str) -> None:
+    """What takes long to parse holds the interpreter meanwhile, on whatever thread."""
+    body = '{"prompt":"a","ignored":[' + ",".join([shape] * 100_000) + "]}"
+    reply = httpx2.post(f"{running.url}/v1/completions", content=body, headers=HEADERS)
+    assert reply.status_code == 400 and "at most 65536" in reply.json()["error"]["message"]
 
 
 def test_a_long_text_there_and_back(running: Running) -> None:

@@ -37,7 +37,7 @@ class BadJsonError(ApiError):
 async def read_json(service: Service, request: Request) -> dict[str, Any]:
     """The object that the body holds, once the model is loaded. Raises 400, 408, 413 or 503."""
     raw = await _read(service, request)
-    value = await service.off_loop(len(raw), partial(parsed, raw))
+    value = await service.off_loop(len(raw), partial(parsed, raw, service.limits))
     if service.life.state == "starting":
         async with while_connected(request.receive):
             await service.started()
@@ -46,10 +46,15 @@ async def read_json(service: Service, request: Request) -> dict[str, Any]:
     return value
 
 
-def parsed(raw: bytes) -> Any:
+def parsed(raw: bytes, limits: ServerLimits) -> Any:
     """The value of ``raw``, in which nothing can be read in two ways. Raises ``BadJsonError`` for
     what is no JSON in UTF-8, has a key twice, a NaN or half a surrogate pair, or is nested
-    deeper than ``MAX_DEPTH``."""
+    deeper than ``MAX_DEPTH``; and 400 for too many objects, lists and keys."""
+    parts = sum(map(raw.count, (b"{", b"[", b":")))
+    if parts > limits.max_body_parts:
+        limit = limits.max_body_parts
+        message = f"the body has {parts} braces, brackets and colons; at most {limit}"
+        raise bad(message, code="body_too_large")
     try:
         with paused_collector() if len(raw) > SMALL else nullcontext():
             value = jiter.from_json(
@@ -59,7 +64,7 @@ def parsed(raw: bytes) -> Any:
         if "recursion limit" in str(cause):
             raise _too_deep() from None
         raise BadJsonError(f"the body is not JSON: {cause!s:.200}") from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and not is_flat(value):
+    if parts > MAX_DEPTH and not is_flat(value):
         raise _too_deep()
     return value
 

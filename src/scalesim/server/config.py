@@ -66,6 +66,8 @@ class ServerLimits:
 
     ``max_open_requests`` and ``max_open_bytes`` bound the requests that are queued or running, by
     their number and by the bytes of their bodies; what is above them is refused with 429.
+    ``max_body_parts`` bounds the braces, brackets and colons of a body, also those in texts: bodies
+    with more would stop the event loop while they are parsed.
     ``receive_timeout``: seconds in which headers and body must have arrived. ``send_timeout``:
     seconds that a reader may leave ``max_send_bytes`` unread. ``start_timeout``: seconds that a
     call waits for the model to be loaded. ``request_timeout``: seconds after
@@ -76,6 +78,7 @@ class ServerLimits:
     """
 
     max_body_bytes: int = setting(4 * _MIB, _from(1))
+    max_body_parts: int = setting(65_536, _from(1))
     max_header_bytes: int = setting(32 << 10, _from(1))
     max_headers: int = setting(100, _from(1))
     max_open_requests: int = setting(16_384, _from(1))
