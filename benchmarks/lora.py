@@ -95,7 +95,8 @@ def make_work(
     site = LoraSite(0, hidden, (hidden, hidden // 4, hidden // 4))
     page_elems = PAGE_BYTES // dtype.itemsize
     layout = LoraLayout((site,), ((rank,) * 3 + (0,) * 4,), ((1.0,) * 7,), page_elems)
-    pool = torch.randn(count * layout.num_pages + 1, 1, 2, 1, 16, page_elems // 32, dtype=dtype)
+    shape = (count * layout.num_pages + 1, 1, 2, 1, 16, page_elems // 32)
+    pool = torch.randn(shape, dtype=dtype, device=device)
     order = torch.randperm(count * layout.num_pages, dtype=torch.int32) + 1
     block_table = torch.zeros((count + 1, layout.num_pages), dtype=torch.int32)
     block_table[1:] = order.view(count, -1)
@@ -118,7 +119,7 @@ def make_work(
     x = torch.randn(count * each, hidden, dtype=dtype, device=device)
     out = torch.zeros(count * each, sum(site.out_widths), dtype=dtype, device=device)
     slots = torch.randperm(count, device=device)
-    return Work(site, lora, pool.to(device), x, out, dense_a, dense_b, slots, each)
+    return Work(site, lora, pool, x, out, dense_a, dense_b, slots, each)
 
 
 def paged(kernels: KernelSet, work: Work) -> None:

@@ -55,7 +55,7 @@ def kernels_alone(bench: Bench) -> None:
                 try:
                     bench.need_s(1.0, what)
                 except SkipError as skipped:
-                    bench.report.left_out.append((what, str(skipped)))
+                    bench.report.leave_out(what, skipped)
                     continue
                 work = make_work(
                     count, rank, each, hidden, device, bench.dtype, kernels.row_multiple
@@ -63,7 +63,7 @@ def kernels_alone(bench: Bench) -> None:
                 ours = bench.seconds(lambda work=work: paged(kernels, work))
                 peer = bench.seconds(lambda work=work: dense(work))
                 share = work.num_bytes / ours / bandwidth
-                table.rows.append([phase, count, rank, 1e6 * ours, share, peer / ours])
+                table.add(phase, count, rank, 1e6 * ours, share, peer / ours)
                 worst["bmm"] = min(worst["bmm"], peer / ours)
                 if phase == "decode" and count >= MANY:
                     worst["share"] = min(worst["share"], share)
@@ -89,7 +89,7 @@ def tax(bench: Bench) -> None:
     for distinct in (0, 1, agents):
         seconds = turn_s(bench, loaded, agents, distinct, prompt, output)
         base_s = base_s or seconds
-        table.rows.append([distinct, TAX_RANK if distinct else "", seconds, seconds / base_s])
+        table.add(distinct, TAX_RANK if distinct else "", seconds, seconds / base_s)
     bench.report.figures["adapters_tax"] = table.rows[-1][3]
 
 
@@ -151,8 +151,9 @@ class RandomAdapters:
         self, loaded: LoadedModel, geometry: PageGeometry, folders: AdapterFolders
     ) -> None:
         layout = layout_of(loaded, geometry)
-        weights = 1e-3 * torch.randn(layout.num_pages, layout.page_elems)
-        self._pages = weights.to(loaded.model.dtype).view(torch.uint8).numpy()
+        shape, dtype = (layout.num_pages, layout.page_elems), loaded.model.dtype
+        weights = 1e-3 * torch.randn(shape, dtype=dtype, device=loaded.model.place)
+        self._pages = weights.view(torch.uint8).cpu().numpy()
         self._number = folders.layouts.number(layout)
 
     def __call__(self, path: str | Path) -> AdapterContent:

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from scalesim_kernels import PagedBatch
 from torch import Tensor
 
+from benchmarks.gpu import roofline
 from benchmarks.gpu.bench import Bench, SkipError
 from benchmarks.gpu.paged import Heads, gathered, heads_of, make_batch
 
 GB = 10**9
 BLOCK = 16
-DECODES = [(batch, context) for context in (512, 2048, 4096, 8192, 32768)
-           for batch in (1, 4, 16, 64, 256)]  # fmt: skip
+DECODES = [(batch, context) for context in (4096, 512, 32768, 2048, 8192)
+           for batch in (16, 64, 1, 256, 4)]  # fmt: skip
 PREFILLS = [(1, 512, 512), (1, 2048, 2048), (4, 2048, 2048), (1, 8192, 8192), (4, 512, 8192)]
 TINY_DECODES, TINY_PREFILLS = [(1, 33), (2, 64)], [(1, 32, 32), (2, 16, 48)]
 POOL_BYTES = 24 << 30
@@ -30,29 +31,44 @@ def decode(bench: Bench) -> None:
     bandwidth = copy_bandwidth(bench)
     table = bench.report.table(
         "Decode, one layer (shares of the measured copy bandwidth; times of peers over ours)",
-        ["batch", "context", "µs", "GB/s", "of copy", "SDPA + gather", "SDPA alone", "FlashInfer"],
+        [
+            "batch",
+            "context",
+            "µs",
+            "GB/s",
+            "of copy",
+            "expected of copy",
+            "SDPA + gather",
+            "SDPA alone",
+            "FlashInfer",
+        ],
     )
     worst = {"bytes": 10.0, "goal": 10.0, "sdpa": 10.0, "infer": 10.0}
     for num_seqs, context in sizes:
         num_bytes = num_seqs * heads.kv_bytes(context, bench.dtype.itemsize)
         if num_bytes > min(POOL_BYTES, bench.free_bytes() // 3):
-            left_out(bench, f"decode {num_seqs} × {context}", f"{num_bytes} bytes of KV")
+            bench.report.leave_out(f"decode {num_seqs} × {context}", f"{num_bytes} bytes of KV")
             continue
-        bench.need_s(2.0, f"decode {num_seqs} × {context}")
+        if bench.left_s() < 2.0:
+            bench.report.leave_out(f"decode {num_seqs} × {context}", bench.no_time())
+            continue
         pool, batch, q = case(bench, heads, [context] * num_seqs, [1] * num_seqs)
         ours = attend_s(bench, "paged_decode", heads, pool, batch, q)
         alone, whole = sdpa_decode_s(bench, heads, pool, batch, q, context)
         infer = flashinfer_s(bench, heads, pool, batch, q)
         share = num_bytes / ours / bandwidth
-        table.rows.append(
-            [num_seqs, context, 1e6 * ours, num_bytes / ours / GB, share, whole / ours,
-             alone / ours, "not run" if infer is None else infer / ours]
-        )  # fmt: skip
+        table.add(num_seqs, context, 1e6 * ours, num_bytes / ours / GB, share,
+             roofline.decode(num_seqs, context).share, whole / ours,
+             alone / ours, "not run" if infer is None else infer / ours)  # fmt: skip
         worst["sdpa"] = min(worst["sdpa"], whole / ours)
         if context >= 4096 and num_seqs >= 16:
             worst["bytes"] = min(worst["bytes"], share)
         if infer is not None:
             worst["infer"] = min(worst["infer"], infer / ours)
+    if worst["infer"] == 10.0:
+        bench.report.leave_out("FlashInfer", "not installed, or it did not take a case")
+    if not table.rows:
+        raise SkipError(f"decode: {bench.no_time()}")
     hold = bench.report.hold
     hold("floor", "decode: SDPA over gathered KV takes, of our time", worst["sdpa"], least=1.0)
     if worst["bytes"] < 10.0:
@@ -71,18 +87,20 @@ def prefill(bench: Bench) -> None:
     )  # fmt: skip
     worst = 10.0
     for num_seqs, query, context in sizes:
-        bench.need_s(2.0, f"prefill {num_seqs} × {query} of {context}")
+        if bench.left_s() < 2.0:
+            bench.report.leave_out(f"prefill {num_seqs} × {query} of {context}", bench.no_time())
+            continue
         pool, batch, q = case(bench, heads, [context] * num_seqs, [query] * num_seqs)
         pairs = num_seqs * query * (context - (query - 1) / 2)
         flops = 4.0 * heads.num_heads * heads.head_dim * pairs
         peer = sdpa_prefill_s(bench, heads, pool, batch, q, context)
         for form, reproducible in (("reproducible", True), ("wide", False)):
             ours = attend_s(bench, "paged_prefill", heads, pool, batch, q, reproducible)
-            table.rows.append(
-                [num_seqs, query, context, form, 1e3 * ours, flops / ours / 1e12, peer / ours]
-            )
+            table.add(num_seqs, query, context, form, 1e3 * ours, flops / ours / 1e12, peer / ours)
             if not reproducible and query == context:
                 worst = min(worst, peer / ours)
+    if not table.rows:
+        raise SkipError(f"prefill: {bench.no_time()}")
     bench.report.hold("goal", "wide prefill: flash SDPA's time over ours", worst, least=0.7)
 
 
@@ -101,10 +119,6 @@ def flex(bench: Bench) -> None:
     query = q.view(num_seqs, heads.num_heads, 1, heads.head_dim)
     theirs = bench.seconds(lambda: compiled(query, keys, values, enable_gqa=True), graph=False)
     bench.report.figures["flex_over_ours"] = {"16 x 4096": theirs / ours}
-
-
-def left_out(bench: Bench, what: str, why: str) -> None:
-    bench.report.left_out.append((what, why))
 
 
 def copy_bandwidth(bench: Bench) -> float:
@@ -181,9 +195,9 @@ def flashinfer_s(
 
         return flashinfer_decode_s(bench, heads, pool, batch, q, flashinfer)
     except ImportError:
-        return None
+        return None  # named once, in ``decode``
     except Exception as error:  # another project's interface, of an unknown version
-        left_out(bench, "FlashInfer", f"{type(error).__name__}: {error}"[:300])
+        bench.report.leave_out("FlashInfer", f"{type(error).__name__}: {error}"[:300])
         return None
 
 
@@ -203,4 +217,4 @@ def flashinfer_decode_s(
         q_data_type=q.dtype, kv_data_type=q.dtype,
     )  # fmt: skip
     cache = pool[:, 0]  # [num_pages, 2, num_kv_heads, block_size, head_dim]
-    return bench.seconds(lambda: wrapper.run(q, cache), graph=False)
+    return bench.seconds(lambda: wrapper.run(q, cache))

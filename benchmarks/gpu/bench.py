@@ -39,6 +39,7 @@ class Bench:
     seed: int = 0
     schedules: int = 50
     until_s: float = 0.0
+    share_s: float = math.inf  # of the section, from its begin
 
     @property
     def on_gpu(self) -> bool:
@@ -55,10 +56,13 @@ class Bench:
         """Seconds of the section's time; there is no end to it where nothing is measured."""
         return math.inf if self.tiny else self.until_s - time.perf_counter()
 
+    def no_time(self) -> str:
+        return f"{self.left_s():.0f} s left of the section's time"
+
     def need_s(self, seconds: float, what: str) -> None:
         """Raise ``SkipError`` where less is left of the section's time."""
         if self.left_s() < seconds:
-            raise SkipError(f"{what}: {self.left_s():.0f} s left of the section's time")
+            raise SkipError(f"{what}: {self.no_time()}")
 
     def free_bytes(self) -> int:
         """Of the device; little on a CPU, which only goes through the motions."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from scalesim_kernels.conformance import PROBLEMS, check_op
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
@@ -18,13 +19,49 @@ ROWS = 64
 MOST = {torch.bfloat16: 1e-2, torch.float16: 1e-3, torch.float32: 1e-5}
 
 
+KIT = ("qk_norm_rope_store", "lora_shrink", "lora_expand", "sample", "adjust_logits", "log_probs")
+FIRST_CASES = 2  # of each op of the kit; the section ``kit`` has all
+
+
 def run(bench: Bench) -> None:
     table = bench.report.table("Errors against fp64", ["op", "dtype", "relative error"])
-    dtypes = (torch.bfloat16, torch.float16, torch.float32) if bench.on_gpu else (torch.float32,)
+    dtypes = (torch.bfloat16, torch.float16) if bench.on_gpu else (torch.float32,)
     for dtype in dtypes:
+        bench.need_s(1.0, f"errors in {dtype}")
         for name, error in errors(bench, dtype).items():
-            table.rows.append([name, str(dtype).removeprefix("torch."), error])
+            table.add(name, str(dtype).removeprefix("torch."), error)
             bench.report.hold("floor", f"error of {name} in {dtype}", error, most=MOST[dtype])
+    judge(bench, KIT, dtypes, FIRST_CASES)
+
+
+def kit(bench: Bench) -> None:
+    """Every case of the conformance kit, for as long as there is time."""
+    dtypes = (torch.bfloat16, torch.float16) if bench.on_gpu else (torch.float32,)
+    judge(bench, tuple(PROBLEMS), dtypes, None if bench.on_gpu else 1)
+
+
+def judge(
+    bench: Bench, ops: tuple[str, ...], dtypes: tuple[torch.dtype, ...], cases: int | None
+) -> None:
+    table = bench.report.table(
+        "Conformance: errors, bits beside other rows, bytes that are not the op's",
+        ["op", "cases", "failed", "worst error"],
+    )
+    for op in ops:
+        verdicts = []
+        judged = check_op(bench.kernels(), op, device=bench.place, dtypes=dtypes, max_cases=cases)
+        for verdict in judged:
+            verdicts.append(verdict)
+            if bench.left_s() < 0:
+                bench.report.leave_out(f"cases of {op}", f"{len(verdicts)} judged: no time left")
+                break
+        bad = [verdict for verdict in verdicts if verdict.faults]
+        table.add(op, len(verdicts), len(bad), max(verdict.error for verdict in verdicts))
+        if bad:
+            bench.report.figures[f"faults of {op}"] = [str(verdict) for verdict in bad]
+        bench.report.hold("floor", f"failed cases of {op}", len(bad), most=0)
+        if bench.left_s() < 0:
+            break
 
 
 def errors(bench: Bench, dtype: torch.dtype) -> dict[str, float]:

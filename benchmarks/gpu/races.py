@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, SkipError
 from benchmarks.gpu.turns import TINY, Watch, dummy
-from scalesim.batch import Batch, LaunchedStep
+from scalesim.batch import Batch, LaunchedStep, StepOutput
 from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.core import Fence
 from scalesim.device.streams import Device, Event, Stream, Work
@@ -79,6 +79,9 @@ class DelayedStream:
         self._inner.copy(dst, src)
         self._settle()
 
+    def zeros(self, *shape: int, dtype: Any) -> Any:
+        return self._inner.zeros(*shape, dtype=dtype)
+
     def record(self, *, timed: bool = False) -> Event:
         return self._inner.record(timed=timed)
 
@@ -109,6 +112,9 @@ class DelayedDevice:
             inner = self._inner.stream(name)
             self._streams[name] = DelayedStream(inner, name, self._hunt, self._spin)
         return self._streams[name]
+
+    def settle(self) -> None:
+        self._inner.settle()
 
     def capture(self, stream: Stream, work: Work) -> Work:
         return self._inner.capture(self._inner.stream("compute"), work)
@@ -183,15 +189,23 @@ class PoisoningRunner(Watch):
         super().__init__(inner)
         self._stream, self._pages, self._pool = stream, pages, pool
         self._random = random.Random(seed)
+        # Until their step is collected: a tensor let go of before may get its memory written again
+        # while the delayed fill still reads it.
+        self._indices: dict[int, Tensor] = {}
 
     def launch(self, batch: Batch) -> LaunchedStep:
         free = sorted(self._pool.free_pages())
         free = [page for page in free if self._random.random() < 0.25]
         if free:
-            index = torch.tensor(free, device=self._pages.device)
+            index = self._indices[batch.step] = torch.tensor(free, device=self._pages.device)
             self._stream.submit(lambda: self._pages.index_fill_(0, index, POISON))
             self._pool.fence_free(free, batch.step)
         return super().launch(batch)
+
+    def collect(self, step: LaunchedStep) -> StepOutput:
+        output = super().collect(step)
+        self._indices.pop(step.step, None)
+        return output
 
 
 def run(bench: Bench) -> None:
@@ -201,8 +215,8 @@ def run(bench: Bench) -> None:
     references: dict[int, Texts] = {}
     differing = done = 0
     for seed in range(schedules):
-        if bench.left_s() < 0 and seed:
-            bench.report.left_out.append(("races", f"{schedules - seed} schedules: no time left"))
+        if bench.left_s() < 0.3 * bench.share_s and seed:  # the plants need the rest
+            bench.report.leave_out("races", f"{schedules - seed} schedules: no time left")
             break
         reports = seed % REPORTS
         if reports not in references:
@@ -212,15 +226,16 @@ def run(bench: Bench) -> None:
             references[reports] = found
         differing += play(bench, loaded, Hunt(True, seed), reports) != references[reports]
         done += 1
-    table.rows.append(["none", done, differing])
+    table.add("none", done, differing)
     bench.report.hold("floor", "delayed schedules that differ", differing, most=0)
     for plant in PLANTS:
-        tries = 10 if bench.on_gpu else 1
-        caught = sum(
-            play(bench, loaded, Hunt(True, seed, plant), 0) != references[0]
-            for seed in range(tries)
-        )
-        table.rows.append([plant, tries, caught])
+        tries = caught = 0
+        while tries < (10 if bench.on_gpu else 1) and not (tries and bench.left_s() < 0):
+            caught += play(bench, loaded, Hunt(True, tries, plant), 0) != references[0]
+            tries += 1
+            if caught:  # once is proof
+                break
+        table.add(plant, tries, caught)
         if bench.on_gpu:  # streams without a GPU are never late here
             bench.report.hold("floor", f"seen where left out: {plant}", caught, least=1)
 

@@ -10,8 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: list[Sequence[Any]] = field(default_factory=list)
+    changed: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
+
+    def add(self, *cells: Any) -> None:
+        """One more row. What there is is written at once: a section may be cut off at any time."""
+        self.rows.append(list(cells))
+        self.changed()
 
     def markdown(self) -> str:
         lines = [f"### {self.title}", "", row(self.columns), row(["---"] * len(self.columns))]
@@ -52,10 +58,46 @@ class Report:
     left_out: list[tuple[str, str]] = field(default_factory=list)  # (what, why)
     seconds: dict[str, float] = field(default_factory=dict)  # by section
     figures: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None  # a part of a run, written at each change
 
     def table(self, title: str, columns: Sequence[str]) -> Table:
-        self.tables.append(Table(title, columns))
+        self.tables.append(Table(title, columns, changed=self.save))
         return self.tables[-1]
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        tables = [{"title": t.title, "columns": t.columns, "rows": t.rows} for t in self.tables]
+        lines = [asdict(line) for line in self.lines]
+        own = {name: getattr(self, name) for name in ("environment", "settings", "is_rehearsal")}
+        more = {name: getattr(self, name) for name in ("left_out", "seconds", "figures")}
+        return {**own, "tables": tables, "lines": lines, **more}
+
+    def save(self) -> None:
+        """Replace ``file`` by what there is, in one step."""
+        if self.file is not None:
+            text = json.dumps(self.whole(), indent=1, default=str) + "\n"
+            made = self.file.with_suffix(".new")
+            made.write_text(text, encoding="utf-8")
+            made.replace(self.file)
+
+    def joined(self, parts: Iterable[Path]) -> Report:
+        """This report and those of ``parts``, in their order; a part that is not there is left
+        out."""
+        whole = replace(
+            self, tables=[*self.tables], lines=[*self.lines], left_out=[*self.left_out],
+            seconds=dict(self.seconds), figures=dict(self.figures),
+        )  # fmt: skip
+        for path in parts:
+            if not path.exists():
+                continue
+            part = json.loads(path.read_text(encoding="utf-8"))
+            whole.environment |= part["environment"]
+            whole.tables += [Table(t["title"], t["columns"], t["rows"]) for t in part["tables"]]
+            whole.lines += [Line(**line) for line in part["lines"]]
+            whole.left_out += [(what, why) for what, why in part["left_out"]]
+            whole.seconds |= part["seconds"]
+            whole.figures |= part["figures"]
+        return whole
 
     def hold(
         self, kind: str, what: str, value: float, *, least: float | None = None,
@@ -67,6 +109,11 @@ class Report:
         met = value >= bound if least is not None else value <= bound
         sign = "≥" if least is not None else "≤"
         self.lines.append(Line(what, kind, f"{sign} {bound:g}", value, bool(met)))
+        self.save()
+
+    def leave_out(self, what: str, why: object) -> None:
+        self.left_out.append((what, str(why)))
+        self.save()
 
     @property
     def failed(self) -> list[Line]:
@@ -74,9 +121,10 @@ class Report:
         missed = [line for line in self.lines if line.kind == "floor" and not line.met]
         return [line for line in missed if not self.is_rehearsal or line.bound == NO_ERROR]
 
-    def error(self, section: str, error: Exception) -> None:
-        self.left_out.append((section, f"failed: {type(error).__name__}: {error}"[:300]))
+    def error(self, section: str, why: str) -> None:
+        self.left_out.append((section, f"failed: {why}"[:300]))
         self.lines.append(Line(f"section {section} runs", "floor", NO_ERROR, 0.0, False))
+        self.save()
 
     def markdown(self) -> str:
         facts = [f"- {name}: {value}" for name, value in self.environment.items()]
@@ -93,8 +141,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        whole = asdict(self)
-        text = json.dumps(whole, indent=1, default=str) + "\n"
+        text = json.dumps(self.whole(), indent=1, default=str) + "\n"
         (folder / "gpu.json").write_text(text, encoding="utf-8")
         (folder / "gpu.md").write_text(self.markdown() + "\n", encoding="utf-8")
 

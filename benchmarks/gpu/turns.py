@@ -11,7 +11,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.bench import Bench, Compilations, SkipError
+from benchmarks.gpu.report import Table
 from scalesim.batch import LaunchedStep, Runner, StepOutput
 from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.core import Int32s
@@ -53,10 +54,11 @@ TINY = ModelConfig(
     rope=RopeConfig(),
 )  # fmt: skip
 QUARTER = 0.25
-ARMS = (
-    *((policy, False) for policy in ENGINE_POLICIES),
-    ("deadline", True),
-)  # (policy, reproducible)
+FIRST_ARMS = (("deadline", False), ("lru-swap", False), ("resident", False), ("deadline", True))
+ARMS = (  # (policy, reproducible), by worth
+    *FIRST_ARMS,
+    *((policy, False) for policy in ENGINE_POLICIES if (policy, False) not in FIRST_ARMS),
+)
 MAX_OUTSIDE = 0.1
 
 
@@ -80,8 +82,8 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("1B", LLAMA_1B, 2048, 64),
     Setting("8B", LLAMA_8B, 2048, 64),
+    Setting("1B", LLAMA_1B, 2048, 64),
     Setting("1B", LLAMA_1B, 8192, 48),
     Setting("8B", LLAMA_8B, 8192, 32),
 )
@@ -115,27 +117,73 @@ class Watch:
         return output
 
 
-def run(bench: Bench) -> None:
+def large(bench: Bench) -> None:
+    """The 8B model. On a CPU the small one below stands for both."""
+    if not bench.on_gpu:
+        raise SkipError("an 8B model needs a GPU")
+    play_settings(bench, [setting for setting in SETTINGS if setting.model == "8B"])
+
+
+def small(bench: Bench) -> None:
+    """The 1B model, and what all kinds of requests compile."""
+    play_settings(
+        bench,
+        [setting for setting in SETTINGS if setting.model == "1B"] if bench.on_gpu
+        else TINY_SETTINGS,
+    )  # fmt: skip
+
+
+def play_settings(bench: Bench, settings: Sequence[Setting]) -> None:
     table = bench.report.table(
         "Agent turns at 25 % residency",
         ["model", "prefix", "agents", "arm", "turns/s", "TTFT p50 ms", "TTFT p95 ms", "peak GB",
          "demand loads", "GB moved", "compute share"],
     )  # fmt: skip
-    models: dict[str, LoadedModel] = {}
-    for setting in SETTINGS if bench.on_gpu else TINY_SETTINGS:
+    loaded = None
+    for setting in settings:
         what = f"{setting.model}, prefix {setting.prefix}"
         try:
-            bench.need_s(30.0, what)
-            loaded = models.get(setting.model)
-            if loaded is None:
-                models.clear()  # one model's weights at a time
-                loaded = models[setting.model] = dummy(bench, setting.config)
-            measure(bench, setting, loaded, table.rows)
+            bench.need_s(20.0, what)
+            loaded = loaded or dummy(bench, setting.config)
+            if setting in (SETTINGS[1], TINY_SETTINGS[0]):
+                all_kinds(bench, setting, loaded)
+            measure(bench, setting, loaded, table)
         except SkipError as skipped:
-            bench.report.left_out.append((what, str(skipped)))
+            bench.report.leave_out(what, skipped)
 
 
-def measure(bench: Bench, setting: Setting, loaded: LoadedModel, rows: list[Any]) -> None:
+def all_kinds(bench: Bench, setting: Setting, loaded: LoadedModel) -> None:
+    """Requests of every kind compile nothing once the engine is there: greedy and sampled ones,
+    penalties, biases, masks (as structured output has them), log-probabilities, prompts of several
+    lengths."""
+    config = replace(settings_for(bench, setting, loaded, "resident"), reproducible=True)
+    allowed = list(range(100, 200))
+    kinds = [
+        SamplingParams(4, temperature=0.0, ignore_eos=True),
+        SamplingParams(4, temperature=0.8, top_p=0.9, ignore_eos=True),
+        SamplingParams(4, temperature=0.8, top_k=20, min_p=0.01, ignore_eos=True),
+        SamplingParams(4, repetition_penalty=1.1, presence_penalty=0.2, ignore_eos=True),
+        SamplingParams(4, logit_bias={5: 2.0}, logprobs=3, ignore_eos=True),
+        SamplingParams(4, mask=lambda prompt, output: allowed, ignore_eos=True),
+    ]
+    rng = np.random.default_rng(bench.seed)
+    with engine_for(bench, loaded, config) as (engine, watch), Compilations() as compiled:
+        runner = watch.inner
+        assert isinstance(runner, CudaRunner)
+        captures = runner.graphs.num_captures
+        for together in (1, len(kinds)):
+            for first in range(0, len(kinds), together):
+                lengths = rng.integers(2, min(100, setting.prefix), together)
+                engine.run(
+                    Request(rng.integers(0, 200, length, np.int32), None, params)
+                    for length, params in zip(lengths, kinds[first:], strict=False)
+                )
+        found = (compiled.count or 0) + runner.graphs.num_captures - captures
+    bench.report.figures["compiled_while_serving"] = compiled.names
+    bench.report.hold("floor", "compilations while serving, requests of all kinds", found, most=0)
+
+
+def measure(bench: Bench, setting: Setting, loaded: LoadedModel, table: Table) -> None:
     for policy, reproducible in ARMS:
         arm = policy + ", reproducible" * reproducible
         what = f"{setting.model}, prefix {setting.prefix}, {arm}"
@@ -143,16 +191,16 @@ def measure(bench: Bench, setting: Setting, loaded: LoadedModel, rows: list[Any]
             bench.need_s(2.5 * setting.arm_s, what)
             played = play(bench, setting, loaded, policy, reproducible)
         except SkipError as skipped:
-            bench.report.left_out.append((what, str(skipped)))
+            bench.report.leave_out(what, skipped)
             continue
-        rows.append(line(setting, arm, played))
+        table.add(*line(setting, arm, played))
     what = f"{setting.model}, prefix {setting.prefix}, transformers generate_batch"
     try:
         bench.need_s(3.0 * setting.arm_s, what)
-        rows.append(line(setting, "generate_batch", peer(bench, setting, loaded)))
+        table.add(*line(setting, "generate_batch", peer(bench, setting, loaded)))
     except SkipError as skipped:
-        bench.report.left_out.append((what, str(skipped)))
-    if setting in (SETTINGS[0], TINY_SETTINGS[0]):
+        bench.report.leave_out(what, skipped)
+    if setting in (SETTINGS[1], TINY_SETTINGS[0]):
         step_overhead(bench, setting, loaded)
 
 
@@ -247,7 +295,7 @@ def play(
         bench.report.hold("floor", what.replace("compilations", "host waits to launch"),
                           runner.num_waits, most=0)  # fmt: skip
         if compiled.count is None:
-            bench.report.left_out.append((what, "this Triton has no compilation listener"))
+            bench.report.leave_out(what, "this Triton has no compilation listener")
     return played
 
 

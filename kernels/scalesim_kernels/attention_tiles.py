@@ -35,17 +35,20 @@ def attend(
     WINDOW: tl.constexpr,  # how many positions a row sees, or None; with one, MASKED
     SOFT_CAP: tl.constexpr,  # or None
 ):
-    """Online softmax in base 2 (one multiplication less than ``exp``) over ``begin:end``."""
+    """Online softmax in base 2 (one multiplication less than ``exp``) over ``begin:end``.
+
+    The page ids of a tile are loaded one iteration before the tile: K and V are then direct loads,
+    for which Triton keeps several buffers, and not loads through a load, for which Triton keeps
+    one."""
     column = tl.arange(0, BLOCK_D)
     key = tl.arange(0, BLOCK_N)
+    # Positions from ``end`` on are garbage, and so are the table entries behind them.
+    page = tl.load(table_row + (begin + key) // BLOCK_SIZE, mask=begin + key < end, other=0)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         position = start + key
-        # Positions from ``end`` on are garbage, and so are the table entries behind them.
         exists = position < end
-        if MASKED:
-            page = tl.load(table_row + position // BLOCK_SIZE, mask=exists, other=0)
-        else:
-            page = tl.load(table_row + position // BLOCK_SIZE)
+        ahead = position + BLOCK_N
+        next_page = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
         slot = page.to(tl.int64) * page_stride + (position % BLOCK_SIZE) * HEAD_DIM
         slot = tl.multiple_of(slot, 16)
         pointers = k_head + slot[:, None] + column[None, :]
@@ -74,7 +77,7 @@ def attend(
         row_sum = row_sum * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
-        row_max = new_max
+        row_max, page = new_max, next_page
     return acc, row_max, row_sum
 
 

@@ -10,7 +10,7 @@ import triton
 from .compile_only import TARGETS
 from .gate import Figures, faults, measure, read_table, table_path, write_table
 
-HEADER = f"{'':66} regs spills  shared  async tensor"
+HEADER = f"{'':66} regs spills  shared  async tensor bufs flight"
 
 
 def compile_command(options: argparse.Namespace) -> int:

@@ -3,9 +3,11 @@ table.
 
 ``python -m scalesim_kernels compile --targets sm_80,sm_90,gfx942`` compiles the variants below,
 reads registers, spills, shared memory, asynchronous copies and tensor-core instructions from the
-binaries, and fails on a spill, on a kernel that should have asynchronous copies or tensor-core
-instructions and has none, or fewer of either than the table's by half. Other changes are printed.
-A new op needs a line in ``NEEDS`` only if it should have either, and a call in ``warm_up.calls``.
+binaries, and the software pipeline from Triton's GPU dialect. It fails on a spill, on a kernel that
+should have asynchronous copies or tensor-core instructions and has none, or fewer of either than
+the table's by half, and on a pipeline that has fewer buffers or waits for more copies than the
+table's. Other changes are printed. A new op needs a line in ``NEEDS`` only if it should have any of
+these, and a call in ``warm_up.calls``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,11 +85,13 @@ class Figures:
     shared_bytes: int
     async_copies: int  # global to shared memory without registers between
     tensor_core: int
+    buffers: int  # of the tile that the main loop holds most often, for copies ahead of their use
+    in_flight: int  # copies that the main loop leaves under way when it waits for a tile
 
     def text(self) -> str:
         return (
             f"{self.registers:4d} {self.spills:6d} {self.shared_bytes:7d} "
-            f"{self.async_copies:6d} {self.tensor_core:6d}"
+            f"{self.async_copies:6d} {self.tensor_core:6d} {self.buffers:4d} {self.in_flight:6d}"
         )
 
 
@@ -94,6 +99,16 @@ def figures(kernel: Compiled) -> Figures:
     if "cubin" in kernel.files:
         return cuda_figures(kernel)
     return amd_figures(kernel)
+
+
+def pipeline(kernel: Compiled) -> tuple[int, int]:
+    """(buffers, copies in flight), from Triton's GPU dialect: a pipelined tile is an allocation in
+    shared memory with one dimension more than the tile, and a wait names how many copies may still
+    be under way."""
+    text = kernel.files["ttgir"].read_text()
+    buffers = re.findall(r"local_alloc\b[^\n]*!ttg\.memdesc<(\d+)x\d+x\d+x", text)
+    waits = re.findall(r"async_wait\b[^\n]*\bnum = (\d+)", text)
+    return max(map(int, buffers), default=0), max(map(int, waits), default=0)
 
 
 def cuda_figures(kernel: Compiled) -> Figures:
@@ -114,6 +129,7 @@ def cuda_figures(kernel: Compiled) -> Figures:
         kernel.shared_bytes,
         len(re.findall(r"\b(?:LDGSTS|UTMALDG|UBLKCP)\b", sass)),
         len(re.findall(r"\b(?:HMMA|HGMMA|IMMA|QGMMA)\b", sass)),
+        *pipeline(kernel),
     )
 
 
@@ -132,14 +148,16 @@ def amd_figures(kernel: Compiled) -> Figures:
         kernel.shared_bytes,
         len(re.findall(r"(?:buffer|global)_load_(?:lds_)?dword\S*.*\blds\b", text)),
         text.count("v_mfma"),
+        *pipeline(kernel),
     )
 
 
 def measure(
     target: Target, variants: tuple[Variant, ...] = VARIANTS, kernels: KernelSet | None = None
 ) -> Iterator[tuple[str, Figures]]:
-    """(variant / op / kernel, its figures) of what the calls of each variant compile."""
-    seen = set()
+    """(variant / op / kernel, its figures) of what the calls of each variant compile; a kernel's
+    second form and those that follow are numbered."""
+    seen, forms = set(), Counter[str]()
     for variant in variants:
         ops = kernels or triton_kernels(variant.reproducible)
         reached: dict[str, list[Compiled]] = {}
@@ -153,7 +171,9 @@ def measure(
             for kernel in own:
                 if kernel.hash not in seen:
                     seen.add(kernel.hash)
-                    yield f"{variant.name} / {op} / {kernel.name}", figures(kernel)
+                    name = f"{variant.name} / {op} / {kernel.name}"
+                    forms[name] += 1
+                    yield name + f" {forms[name]}" * (forms[name] > 1), figures(kernel)
 
 
 def table_path() -> Path:
@@ -186,7 +206,7 @@ def faults(name: str, target: Target, now: Figures, before: Figures | None) -> l
         found.append(f"{now.spills} spills")
     half = "fp32" not in name
     cuda = target.gpu.backend == "cuda"
-    if name.rsplit(" / ", 1)[1] in NEEDS:
+    if name.rsplit(" / ", 1)[1].split()[0] in NEEDS:
         if cuda and now.async_copies == 0:
             found.append("no asynchronous copy")
         if half and now.tensor_core == 0:

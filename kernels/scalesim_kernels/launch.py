@@ -44,6 +44,16 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def capability() -> int:
+    """The compute capability that kernels are compiled for, times 10: 80 for an A100, 90 for an
+    H100; 0 for AMD's GPUs, whose programs have a third of the shared memory. The interpreter
+    computes what an H100 would."""
+    if interpreted():
+        return 90
+    target = triton.runtime.driver.active.get_current_target()
+    return int(target.arch) if target.backend == "cuda" else 0
+
+
 def check(condition: bool, message: str) -> None:
     """Raise ``ValueError`` for what a kernel's caller got wrong."""
     if not condition:

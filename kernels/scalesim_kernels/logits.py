@@ -15,7 +15,7 @@ from .contracts import RULED_OUT, Adjustments
 from .launch import Launch, next_power_of_2
 from .sampling import best_token
 
-LOGITS = Launch(tile=512, num_warps=4)
+LOGITS = Launch(tile=4096, num_warps=16, num_stages=3)
 LOWEST = tl.constexpr(RULED_OUT)
 # Fields of one packed array: where each starts must not decide what is compiled.
 COLUMNS = [
@@ -108,11 +108,11 @@ def adjust_logits(logits: Tensor, changes: Adjustments) -> Tensor:
 
 
 @triton.jit
-def next_best(logits, value, token, VOCAB: tl.constexpr, BLOCK: tl.constexpr):
+def next_best(logits, value, token, VOCAB: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):
     """(logit, lowest id) of what comes after ``token`` of logit ``value``, in descending order."""
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     where = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, VOCAB, BLOCK):
+    for start in tl.range(0, VOCAB, BLOCK, num_stages=STAGES):
         ids = start + tl.arange(0, BLOCK)
         logit = tl.load(logits + ids, mask=ids < VOCAB, other=float("-inf"))
         after = (logit < value) | ((logit == value) & (ids > token))
@@ -130,14 +130,14 @@ def log_probs_kernel(
     chosen,  # [n] fp32, the targets' log-probabilities
     top_ids, tops,  # [n, top_k] int32, fp32
     top_k,
-    VOCAB: tl.constexpr, BLOCK: tl.constexpr,
+    VOCAB: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(n,)``: a row each. A pass for the largest, one for the sum, one a likeliest token."""
     row = tl.program_id(0)
     logits += row.to(tl.int64) * VOCAB
-    largest, token, _ = best_token(logits, VOCAB, BLOCK)
+    largest, token, _ = best_token(logits, VOCAB, BLOCK, STAGES)
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, VOCAB, BLOCK):
+    for start in tl.range(0, VOCAB, BLOCK, num_stages=STAGES):
         ids = start + tl.arange(0, BLOCK)
         logit = tl.load(logits + ids, mask=ids < VOCAB, other=float("-inf"))
         total += tl.exp(logit - largest)
@@ -147,7 +147,7 @@ def log_probs_kernel(
     for place in range(top_k):
         tl.store(top_ids + row * top_k + place, token)
         tl.store(tops + row * top_k + place, value - largest - log_total)
-        value, token = next_best(logits, value, token, VOCAB, BLOCK)
+        value, token = next_best(logits, value, token, VOCAB, BLOCK, STAGES)
 
 
 def log_probs(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,6 +158,15 @@ def log_probs(logits: Tensor, targets: Tensor, top_k: int) -> tuple[Tensor, Tens
     if num_rows:
         block = min(LOGITS.tile, next_power_of_2(max(vocab, 16)))
         log_probs_kernel[(num_rows,)](
-            logits, targets, chosen, ids, top, top_k, vocab, block, **LOGITS.options()
+            logits,
+            targets,
+            chosen,
+            ids,
+            top,
+            top_k,
+            vocab,
+            block,
+            LOGITS.num_stages,
+            **LOGITS.options(),
         )
     return chosen, ids, top

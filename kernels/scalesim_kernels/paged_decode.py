@@ -1,15 +1,17 @@
 """Paged attention of one query token a sequence: the context is split, and the partial results are
 reduced.
 
-A fixed number of programs takes (sequence, split, KV head) items from the plan's work list, so that
-grids are static, long contexts fill the device at any batch size, and no program is launched for a
-split that does not exist. Splits begin at multiples of a fixed size, so the number of programs
-changes which program computes an item but not its result. Reference: ``reference.paged_decode``.
+As many programs as run at once take (sequence, split, KV head) items from the plan's work list, so
+that grids are static, long contexts fill the device at any batch size, and no program is launched
+for a split that does not exist. Splits begin at multiples of a fixed size, so the number of
+programs changes which program computes an item but not its result. Reference:
+``reference.paged_decode``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -22,9 +24,10 @@ from .launch import Launch, next_power_of_2
 from .work_lists import SMALL, WorkList, build
 
 LOG2_E = 1.4426950408889634
+SPLIT = 512  # KV positions of a split; the same everywhere, or texts would depend on it
 MIN_ROWS = 16  # the fewest rows of a tensor core's product
 BATCH = ["table", *SMALL]  # may be slices of larger arrays, at any alignment
-REDUCE = Launch(tile=0, num_warps=2)
+REDUCE = Launch(tile=0, num_warps=2, num_stages=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,12 @@ class DecodePlan:
     acc: Tensor  # [capacity, num_heads, head_dim] fp32: unnormalized output of a split
     maxima: Tensor  # [capacity, num_heads] fp32
     sums: Tensor  # [capacity, num_heads] fp32
+
+
+def scratch_bytes(num_seqs: int, max_positions: int, num_heads: int, head_dim: int) -> int:
+    """The size of ``DecodePlan``'s partial results for so many decodes, at full block table
+    rows."""
+    return 4 * num_seqs * -(-max_positions // SPLIT) * num_heads * (head_dim + 2)
 
 
 def plan_decode(
@@ -122,9 +131,11 @@ def reduce_kernel(
     acc_parts, max_parts, sum_parts,  # [capacity, num_heads(, HEAD_DIM)] fp32
     first_item,  # [num_seqs + 1] int32
     out,  # [num_tokens, num_heads, HEAD_DIM]
-    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Grid ``(num_seqs, num_heads)``. Adds splits in the order of their positions."""
+    """Grid ``(num_seqs, num_heads)``. Adds splits in the order of their positions; the next ones
+    are under way meanwhile."""
     seq, head = tl.program_id(0), tl.program_id(1)
     begin, end = tl.load(first_item + seq), tl.load(first_item + seq + 1)
     if end - begin > 1:
@@ -134,7 +145,7 @@ def reduce_kernel(
         acc = tl.zeros([1, BLOCK_D], tl.float32)
         row_max = tl.full([1], float("-inf"), tl.float32)
         row_sum = tl.zeros([1], tl.float32)
-        for item in tl.range(begin, end):
+        for item in tl.range(begin, end, num_stages=STAGES):
             index = (one + item).to(tl.int64) * NUM_HEADS + head
             more = tl.load(
                 acc_parts + index[:, None] * HEAD_DIM + column[None, :], mask=inside, other=0.0
@@ -150,15 +161,16 @@ def reduce_kernel(
 def decode(
     q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: DecodePlan, scale: float,
     out: Tensor, launch: Launch, programs: int, window: int | None, soft_cap: float | None,
-) -> None:  # fmt: skip
+) -> Any:  # fmt: skip
     """Write the rows of ``out`` of the decodes, as ``contracts.PagedAttention`` specifies. ``plan``
-    is the plan of ``batch``."""
+    is the plan of ``batch``. Returns the compiled ``decode_kernel``, ``None`` in the
+    interpreter."""
     num_kv_heads, block_size, head_dim = pool.shape[3:]
     num_heads = q.shape[1]
     group, block_d = num_heads // num_kv_heads, next_power_of_2(head_dim)
     work = plan.work
     grid = min(programs, work.capacity * num_kv_heads)
-    decode_kernel[(grid,)](
+    kernel = decode_kernel[(grid,)](
         q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
         batch.block_table, batch.block_table.stride(0), batch.seq_rows, batch.context_lens,
         work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E,
@@ -176,6 +188,8 @@ def decode(
             num_heads,
             head_dim,
             block_d,
+            REDUCE.num_stages,
             window,
             **REDUCE.options(),
         )
+    return kernel

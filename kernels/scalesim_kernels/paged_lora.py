@@ -24,13 +24,15 @@ ROWS = 16  # tokens of a program, and rank rows of a product: the least that ``t
 
 
 def shrink_launch(dtype: torch.dtype) -> Launch:
-    """The launch settings of ``shrink_kernel``."""
-    return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=3)
+    """The launch settings of ``shrink_kernel``. There are few programs, one or two a processor:
+    many tiles must be under way in each to keep memory busy."""
+    return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=6)
 
 
 def expand_launch(dtype: torch.dtype) -> Launch:
-    """The launch settings of ``expand_kernel``."""
-    return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=2)
+    """The launch settings of ``expand_kernel``. Before its first weights a program follows six
+    loads, each through the last: its columns must be worth that."""
+    return Launch(tile=128 if is_wide(dtype) else 512, num_warps=8, num_stages=2)
 
 
 @triton.jit

@@ -54,9 +54,10 @@ def prefill_kernel(
     BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid ``(capacity, NUM_KV_HEADS)``. ``SPLIT`` 0: the wide form."""
-    entry, kv_head = tl.program_id(0), tl.program_id(1)
-    if entry < tl.load(first_item + num_seqs):
+    """Grid ``(capacity, NUM_KV_HEADS)``. ``SPLIT`` 0: the wide form. The last entries of the work
+    list start first: a sequence's last tiles see the longest contexts."""
+    entry, kv_head = tl.load(first_item + num_seqs) - 1 - tl.program_id(0), tl.program_id(1)
+    if entry >= 0:
         seq = tl.load(seqs + entry)
         tile_begin = tl.load(parts + entry) * TOKENS
         context = tl.load(context_lens + seq)

@@ -6,6 +6,7 @@ Also runs on CPU tensors in Triton's interpreter (fp32 and fp16; it is wrong in 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,13 @@ from torch import Tensor
 from . import logits, matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, PagedBatch
 from .kv_store import store
-from .launch import Launch, check_pool, interpreted, is_wide, next_power_of_2
-from .paged_decode import MIN_ROWS, DecodePlan, decode, plan_decode
+from .launch import Launch, capability, check_pool, interpreted, is_wide, next_power_of_2
+from .occupancy import resident_programs
+from .paged_decode import MIN_ROWS, SPLIT, DecodePlan, decode, plan_decode
 from .paged_prefill import plan_prefill, prefill, tile_tokens
 from .work_lists import WorkList
 
-SPLIT = 512  # KV positions of a split; the same everywhere, or texts would depend on it
-PROGRAMS = 1024  # of a decode: a few for each of a large GPU's 132 to 304 processors
+PROGRAMS = 1024  # of a decode until it is known how many run at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:
         return replace(narrow_launch(head_dim, dtype), num_stages=2)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
-    if masked or head_dim != next_power_of_2(head_dim):  # masks take registers too
+    if masked or head_dim != next_power_of_2(head_dim) or capability() < 90:
+        # masks take registers too, and so do the fragments that wgmma does without
         return Launch(tile=32, num_warps=8, num_stages=3)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
@@ -56,10 +58,13 @@ def wide_rows(head_dim: int, dtype: torch.dtype) -> int:
 
 
 class TritonAttention:
-    """``plan``, ``paged_decode`` and ``paged_prefill``: they share the choice of tiles."""
+    """``plan``, ``paged_decode`` and ``paged_prefill``: they share the choice of tiles.
+    ``programs`` is a decode's number of programs, by default as many as run at once: the first
+    launch of a compiled form tells, and the number changes no result."""
 
-    def __init__(self, programs: int) -> None:
-        self._programs = programs
+    def __init__(self, programs: int | None = None) -> None:
+        self._given = programs
+        self._programs: dict[tuple[Any, ...], int] = {}
 
     def plan(
         self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool
@@ -78,12 +83,17 @@ class TritonAttention:
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan,
         scale: float, out: Tensor, window: int | None = None, soft_cap: float | None = None,
     ) -> None:  # fmt: skip
-        if plan.decode is not None:
-            launch = narrow_launch(pool.shape[5], pool.dtype)
-            decode(
-                q, pool, layer, batch, plan.decode, scale, out, launch, self._programs, window,
-                soft_cap,
-            )  # fmt: skip
+        if plan.decode is None:
+            return
+        launch = narrow_launch(pool.shape[5], pool.dtype)
+        form = (q.shape[1], *pool.shape[3:], pool.dtype, window, soft_cap)
+        programs = self._given or self._programs.get(form)
+        kernel = decode(
+            q, pool, layer, batch, plan.decode, scale, out, launch, programs or PROGRAMS, window,
+            soft_cap,
+        )  # fmt: skip
+        if programs is None:
+            self._programs[form] = resident_programs(kernel, pool.device) or PROGRAMS
 
     def paged_prefill(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: TritonPlan,
@@ -96,7 +106,7 @@ class TritonAttention:
         num_rows = wide_rows(head_dim, pool.dtype)
         if plan.reproducible and not is_wide(pool.dtype):
             launch, num_rows = narrow_launch(head_dim, pool.dtype), MIN_ROWS
-            if window is not None:  # with three, Triton 3.7 spills here
+            if window is not None or capability() < 90:  # with three, Triton 3.7 or 3.9 spills
                 launch = replace(launch, num_stages=2)
         split = SPLIT if plan.reproducible else 0
         prefill(
@@ -118,7 +128,7 @@ def vendor_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 def triton_kernels(reproducible: bool = True) -> KernelSet:
     """``reproducible``: linear layers by ``matmul``, whose rows stand alone; else the vendor's."""
-    attention = TritonAttention(4 if interpreted() else PROGRAMS)
+    attention = TritonAttention(4 if interpreted() else None)
     return KernelSet(
         name="triton",
         row_multiple=1,

@@ -16,6 +16,7 @@ from torch import Tensor
 from .contracts import Adjustments, KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
 
 MAX_RANK = 64  # of the adapters that the example has
+MANY_ROWS = 100  # a linear layer may be compiled in a second form for so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ def calls(
     yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6)
     yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6, zeros(tokens, shape.hidden))
     for width, out_width, has_bias in shape.linears:
-        bias = zeros(out_width) if has_bias else None
-        inputs = (zeros(tokens, width), zeros(out_width, width), bias)
-        yield "linear", partial(kernels.linear, *inputs)
+        matrix, bias = zeros(out_width, width), zeros(out_width) if has_bias else None
+        for rows in (tokens, MANY_ROWS):
+            yield "linear", partial(kernels.linear, zeros(rows, width), matrix, bias)
     width = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     norm = zeros(shape.head_dim) if shape.qk_norm else None
     qkv, cos_sin = zeros(tokens, width), zeros(64, shape.head_dim)

@@ -88,6 +88,14 @@ class HostileStream:
         self._give(_Op(begin, clock=clock))
         self._give(_Op(end, clock=clock))
 
+    def zeros(self, *shape: int, dtype: Any) -> Any:
+        """Scribble until the stream has run up to here."""
+        assert self._device.empty is not None, "give HostileDevice(empty=...): it makes no tensors"
+        made = self._device.empty(shape, dtype)
+        made.fill_(SCRIBBLE)
+        self.submit(lambda: made.fill_(0))
+        return made
+
     def record(self, *, timed: bool = False) -> HostileEvent:
         event = HostileEvent(self._device, self, dict(self.clock))
         self._give(_Op(event=event))
@@ -162,10 +170,11 @@ class HostileDevice:
         favoured: str = "",
         starved: str = "",
         pinned: Callable[[int], Any] | None = None,
+        empty: Callable[[tuple[int, ...], Any], Any] | None = None,
         second: float = 1e-4,
     ) -> None:
         """``pinned`` makes a flat uint8 tensor of a number of bytes, for callers that ask for
-        pinned memory."""
+        pinned memory; ``empty``, a tensor of a shape and dtype, for callers that ask for zeros."""
         self.place = "cpu"
         self.now_s = 0.0
         self.host_clock: VectorClock = {}
@@ -177,7 +186,7 @@ class HostileDevice:
         self._regions: list[_Region] = []
         self._races = Races()
         self._running: tuple[str, VectorClock] | None = None
-        self._pinned = pinned
+        self._pinned, self.empty = pinned, empty
 
     # -- the seam -----------------------------------------------------------------------------
 
@@ -185,6 +194,10 @@ class HostileDevice:
         if name not in self._streams:
             self._streams[name] = HostileStream(self, name)
         return self._streams[name]
+
+    def settle(self) -> None:
+        """The stream ``"default"`` stands for work that is given to no stream."""
+        self.stream("default").record().synchronize()
 
     def capture(self, stream: Stream, work: Work) -> Work:
         """A graph without a GPU: the same operations on the same buffers."""

@@ -75,7 +75,7 @@ def test_a_pool_larger_than_the_gpus_memory_names_the_sizes_and_the_knob() -> No
 
 
 def test_no_memory_for_a_step_names_the_knobs() -> None:
-    with pytest.raises(ConfigError, match=r"lower max_num_batched_tokens or max_num_seqs"):
+    with pytest.raises(ConfigError, match=r"lower max_num_batched_tokens, max_num_seqs or"):
         backend(free=1 << 29).default_device_bytes()
 
 

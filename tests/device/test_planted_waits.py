@@ -15,6 +15,7 @@ import torch
 from scalesim.device.staging import StagingRing
 from scalesim.device.streams import Fences
 from scalesim.engine.engine import Engine
+from scalesim.errors import KernelError
 from scalesim.memory.pools.pinned import PinnedPages
 from scalesim.model.runner.device_table import DeviceTable
 from scalesim.requests.call import Call
@@ -74,6 +75,27 @@ def play(plant: Plant | None, device: HostileDevice, **settings: Any) -> str:
     if plant is not None:
         plant(device)
     return outcome(engine)
+
+
+def test_weights_that_nobody_waited_for_are_seen() -> None:
+    """Weights and tables are made by work that is given to no stream: the runner waits for it once,
+    before its first step."""
+    hostile_engine(hostile(order="eager")).close()
+    device = hostile(order="eager")
+    device.settle = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(KernelError, match="rotary tables 0 is read by compute's work"):
+        hostile_engine(device)
+
+
+@pytest.mark.parametrize("order", ["lazy", "random"])
+def test_zeros_of_a_stream_are_zeros_behind_its_work(order: str) -> None:
+    device = hostile(order=order)
+    stream = device.stream("compute")
+    made = stream.zeros(2, 3, dtype=torch.int32)
+    assert bool((made != 0).all())
+    stream.copy(made[0], torch.ones(3, dtype=torch.int32))
+    stream.record().synchronize()
+    assert made.tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("name", ["copy-in before first read", "copy-out before reuse"])

@@ -21,15 +21,19 @@ from tests.device.hostile_device import HostileDevice
 from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, tiny_model
 from tests.inside import part
 
-DEVICE, HOST_POOL = "device page", "host page"
+DEVICE, HOST_POOL, TABLES = "device page", "host page", "rotary tables"
 
 
 def zeros(num_bytes: int) -> torch.Tensor:
     return torch.zeros(num_bytes, dtype=torch.uint8)
 
 
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
 def hostile(**options: Any) -> HostileDevice:
-    return HostileDevice(pinned=zeros, **options)
+    return HostileDevice(pinned=zeros, empty=empty, **options)
 
 
 def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
@@ -42,6 +46,7 @@ def watching(kernels: KernelSet, device: HostileDevice) -> KernelSet:
 
     def store(qkv: Any, pool: Any, layer: int, batch: PagedBatch, *more: Any) -> Any:
         if layer == 0:
+            device.touch(TABLES, [0], is_write=False)
             blocks = batch.positions // pool.shape[4]
             device.touch(DEVICE, pages(batch, batch.token_rows, blocks), is_write=True)
         return kernels.qk_norm_rope_store(qkv, pool, layer, batch, *more)
@@ -112,6 +117,9 @@ def hostile_engine(
     kernels = kernels or select("cpu")
     if watch:
         kernels = watching(kernels, device)
+        # Weights and tables are made by work that is given to no stream.
+        made = lambda: device.touch(TABLES, [0], is_write=True)  # noqa: E731
+        device.stream("default").submit(made)
     parts = parts_for(tiny_model(), config, kernels, TOKENIZER, device)
     reads = reads_of(parts)
     reads.threaded = False

@@ -68,11 +68,13 @@ def test_a_plan_serves_programs_of_any_number() -> None:
         assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("width", [48, 1100])
 @pytest.mark.parametrize("rows", [1, 17, 64, 65])
-def test_linear_rows_stand_alone(rows: int) -> None:
-    """For any number of rows: the set's ``row_multiple`` is 1."""
+def test_linear_rows_stand_alone(rows: int, width: int) -> None:
+    """For any number of rows, and whoever adds the segments of a wide input: the set's
+    ``row_multiple`` is 1."""
     assert TRITON.row_multiple == 1
-    x, weight = torch.randn(130, 48), torch.randn(40, 48)
+    x, weight = torch.randn(130, width), torch.randn(40, width)
     full = TRITON.linear(x, weight)
     assert same_bits(TRITON.linear(x[5 : 5 + rows].clone(), weight), full[5 : 5 + rows])
 

@@ -40,6 +40,17 @@ def test_whoever_leaves_has_its_call_cancelled(server: Running, stream: bool) ->
     until(lambda: server.service.engine.stats.failed == failed + 1)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_that_is_refused_takes_the_others_along(server: Running, stream: bool) -> None:
+    """They would be computed for nobody, and outside of the queue's limits."""
+    prompts = ["once", [1] * 1_000_000, "twice"]
+    body = {**LONG, "prompt": prompts, "stream": stream}
+    reply = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+    until(lambda: nothing_is_open(server), seconds=2)
+
+
 def test_random_disconnects_leave_nothing(server: Running) -> None:
     """Of 100 clients, many close their connections at random moments; the others are answered."""
     assert random_visits(server, seed=0, count=100)["disconnects"] > 50

@@ -441,7 +441,7 @@ PROBLEMS: dict[str, OpCases] = {
     "silu_mul": OpCases(GATED, lambda *args: gated("silu_mul", *args)),
     "gelu_mul": OpCases(GATED, lambda *args: gated("gelu_mul", *args)),
     "linear": OpCases(
-        {"rows": (16, 48, 80), "width": (48, 200), "out": (33, 96), "bias": (True, False),
+        {"rows": (16, 48, 80), "width": (48, 200, 1100), "out": (33, 96), "bias": (True, False),
          "packed": (False, True)},
         linear,
     ),

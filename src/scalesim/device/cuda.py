@@ -6,6 +6,7 @@ Used by ``engine.build`` and the GPU benchmarks.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         self.raw = torch.cuda.Stream(device)
+        self._device = device
 
     def submit(self, work: Work) -> None:
         with torch.cuda.stream(self.raw), torch.inference_mode():
@@ -52,6 +54,10 @@ class CudaStream:
         with torch.cuda.stream(self.raw), torch.inference_mode():
             dst.copy_(src, non_blocking=True)
 
+    def zeros(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        with torch.cuda.stream(self.raw):
+            return torch.zeros(shape, dtype=dtype, device=self._device)
+
     def record(self, *, timed: bool = False) -> CudaEvent:
         return CudaEvent(self.raw, timed)
 
@@ -60,14 +66,30 @@ class CudaStream:
         self.raw.wait_event(event.raw)
 
 
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for all GPUs of the process
+
+
 class CudaRegistrar:
     """A ``Registrar`` that uses the CUDA runtime that torch loaded."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
     def register(self, address: int, num_bytes: int) -> int:
-        return int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+        return self._call("cudaHostRegister", address, num_bytes, _PORTABLE)
 
     def unregister(self, address: int) -> int:
-        return int(torch.cuda.cudart().cudaHostUnregister(address))
+        return self._call("cudaHostUnregister", address)
+
+    def _call(self, name: str, *arguments: int) -> int:
+        """Call the runtime, on any thread. The runtime keeps the error of a call that it refuses
+        for the next check of a launch, which would blame that launch: so one is made here."""
+        with torch.cuda.device(self._device):
+            error = int(getattr(torch.cuda.cudart(), name)(*arguments))
+            if error:
+                with suppress(RuntimeError):
+                    torch.zeros(1, device=self._device)
+            return error
 
 
 def sees_gpu() -> bool:
@@ -103,6 +125,9 @@ class CudaDevice:
             self._streams[name] = CudaStream(self._device)
         return self._streams[name]
 
+    def settle(self) -> None:
+        torch.cuda.default_stream(self._device).synchronize()
+
     def capture(self, stream: Stream, work: Work) -> Work:
         """See ``Device.capture``. All graphs share one memory pool, since they are replayed one
         after the other on one stream."""
@@ -110,6 +135,7 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.inference_mode(),
+            torch.cuda.device(self._device),  # of the calling thread, which may be a new one
             torch.cuda.graph(
                 graph,
                 pool=self._graph_pool,
@@ -129,7 +155,7 @@ class CudaDevice:
         time.sleep(_PAUSE_S)
 
     def registrar(self) -> CudaRegistrar:
-        return CudaRegistrar()
+        return CudaRegistrar(self._device)
 
     def free_bytes(self) -> tuple[int, int]:
         """(free, total) bytes of GPU memory. Memory that torch caches counts as free."""

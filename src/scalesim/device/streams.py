@@ -41,6 +41,11 @@ class Stream(Protocol):
         """Copy tensor ``src`` to ``dst``, of the same size; one of them may be in pinned host
         memory."""
 
+    def zeros(self, *shape: int, dtype: Any) -> Any:
+        """A tensor of zeros, written behind all work given before. Its memory belongs to the
+        stream, whose own later work alone may take it again."""
+        ...
+
     def record(self, *, timed: bool = False) -> Event: ...
 
     def wait(self, event: Event) -> None:
@@ -64,6 +69,10 @@ class Device(Protocol):
     def stream(self, name: str) -> Stream:
         """The stream of that name: always the same one."""
         ...
+
+    def settle(self) -> None:
+        """Block the host until all work that was given to no stream of ``stream`` has run: what
+        weights and tables were made with. Other streams are not ordered behind that work."""
 
     def capture(self, stream: Stream, work: Work) -> Work:
         """Record ``work`` as a graph, without running it. The returned function replays it over the

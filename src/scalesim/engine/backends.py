@@ -134,8 +134,8 @@ class CudaBackend:
         if free <= self._workspace:
             raise ConfigError(
                 f"{self._device.place} has {free} of {total} bytes free beside the weights; a step "
-                f"needs {self._workspace}: lower max_num_batched_tokens or max_num_seqs, or run a "
-                "smaller model"
+                f"needs {self._workspace}: lower max_num_batched_tokens, max_num_seqs or "
+                "max_model_len, or run a smaller model"
             )
         return free - self._workspace
 
@@ -175,14 +175,19 @@ class CudaBackend:
 
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
     """An upper estimate of the memory that a step needs beside weights and pool: for activations,
-    for logits and their sorting, and for libraries and graphs."""
+    for logits and their sorting, for partial results of decodes (once in steps that are captured,
+    once in others), and for libraries and graphs."""
+    from scalesim_kernels.paged_decode import scratch_bytes
+
     shape, scheduling = loaded.config, config.scheduler
     wide = 8 * shape.hidden_size + 3 * shape.intermediate_size
     activations = scheduling.max_num_batched_tokens * wide * loaded.model.dtype.itemsize
     logits = 6 * 4 * scheduling.max_num_seqs * shape.vocab_size
     # the products of adapters' A with the inputs of q, k and v, in fp32
     shrunk = 3 * 4 * MAX_RANK * (scheduling.max_num_batched_tokens + scheduling.max_num_seqs)
-    return activations + logits + shrunk + _WORKSPACE_BYTES
+    max_len = config.max_model_len or shape.max_position
+    splits = scratch_bytes(scheduling.max_num_seqs, max_len, shape.num_heads, shape.head_dim)
+    return activations + logits + shrunk + 2 * splits + _WORKSPACE_BYTES
 
 
 def available_bytes() -> int:

@@ -17,6 +17,7 @@ from scalesim.core import Int32s
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream
+from scalesim.sampling.params import SamplingParams
 from scalesim.server.body import body_bytes, read
 from scalesim.server.endpoint import Endpoint, for_agents
 from scalesim.server.envelope import carry
@@ -25,7 +26,6 @@ from scalesim.server.generation import (
     CallTarget,
     engine_request,
     prompts_of,
-    room_for,
     sampling_of,
     target_of,
     usage_of,
@@ -61,33 +61,44 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     if body.echo:
         decode = tokenizer_of(service).decode
         echoes = [await service.off_loop(size, partial(decode, ids.tolist())) for ids in tokens]
-    requests = [_engine_request(service, target, body, raw, ids) for ids in tokens]
+    params = _sampling(service, body, raw)
+    requests = [engine_request(service, target, body, ids, params) for ids in tokens]
     await carry(service, request, raw, target.caller)
     answer = Completion(service, target, body, echoes)
     if body.stream:
-        streams = [await service.engine.stream_samples_async(asked) for asked in requests]
-        flat = service.metrics.timed([stream for samples in streams for stream in samples])
-        events = answer.events(flat, len(flat) // len(requests))
+        flat: list[AsyncReplyStream] = []
+        for asked in requests:
+            flat += await service.engine.stream_samples_async(asked)
+            await asyncio.sleep(0)  # other requests have their turn
+        events = answer.events(service.metrics.timed(flat), len(flat) // len(requests))
         return EventStream(events, service.limits.keep_alive, target.headers)
     async with while_connected(request.receive):
-        replies = await asyncio.gather(*map(service.engine.generate_async, requests))
+        replies = await _replies(service, requests)
     whole = partial(answer.whole, tokens, replies)
     return await whole_reply(service, replies, whole, target.headers)
 
 
-def _engine_request(
-    service: Service, target: CallTarget, body: CompletionBody, raw: dict[str, Any], tokens: Int32s
-) -> Request:
-    wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+async def _replies(service: Service, requests: Sequence[Request]) -> list[Reply]:
+    """The replies to all ``requests``. Raises the first error, and cancels the others."""
+    tasks: list[asyncio.Task[Reply]] = []
+    try:
+        for asked in requests:
+            tasks.append(asyncio.create_task(service.engine.generate_async(asked)))
+            await asyncio.sleep(0)  # other requests have their turn
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _sampling(service: Service, body: CompletionBody, raw: dict[str, Any]) -> SamplingParams:
     extra: dict[str, Any] = {}
     if body.logprobs is not None:
         extra["logprobs"] = body.logprobs
         if body.echo:
             extra["prompt_logprobs"] = body.logprobs
-    params = sampling_of(
-        service, body, raw, max_tokens=room_for(service, target, len(tokens), wanted), **extra
-    )
-    return engine_request(service, target, body, tokens, params)
+    wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    return sampling_of(service, body, raw, max_tokens=wanted, **extra)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -13,27 +13,31 @@ from torch import Tensor
 from scalesim.model.checkpoint.config import ModelShape
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ForwardContext:
-    """The inputs of a step's layers besides hidden states; terms as in the kernels' contracts."""
+    """The inputs of a step's layers besides hidden states; terms as in the kernels' contracts. All
+    layers write their attention to one tensor."""
 
     pool: Tensor  # KV is written there
     batch: PagedBatch
     plan: Any  # what ``kernels.plan`` made of the batch
     kernels: KernelSet
     lora: LoraBatch | None = None  # None if no token uses an adapter
+    _mixed: Tensor | None = field(default=None, init=False)
 
     def attend(
         self, heads: Tensor, layer: int, rotation: Tensor, scale: float, options: Mapping[str, Any],
         norms: tuple[Tensor | None, Tensor | None] = (None, None), eps: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Store K and V of ``heads`` (``[num_tokens, ...]``: Q, K and V side by side), and return
-        the attention of Q, ``[num_tokens, num_heads, head_dim]``. options : window and soft cap,
-        if the layer has them."""
+        the attention of Q, ``[num_tokens, num_heads, head_dim]``, valid until the next layer's.
+        options : window and soft cap, if the layer has them."""
         kernels, step = self.kernels, (self.pool, layer, self.batch, self.plan)
         q = kernels.qk_norm_rope_store(heads, *step, rotation, *norms, eps)
-        # Zeros, not garbage: padding rows feed the next layers, and NaN would make them slower.
-        out = q.new_zeros(q.shape)
+        out = self._mixed
+        if out is None or out.shape != q.shape:
+            # Zeros, not garbage: padding rows feed the next layers, and no layer writes them.
+            out = self._mixed = q.new_zeros(q.shape)
         kernels.paged_decode(q, *step, scale, out, **options)
         kernels.paged_prefill(q, *step, scale, out, **options)
         return out

@@ -9,7 +9,7 @@ with the CPU's runner. ``engine.backends`` makes the runner.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from scalesim_kernels import KernelSet
 from torch import Tensor
 
 from scalesim.batch import NO_TOKEN, Batch, LaunchedStep, SamplingBatch, StepOutput
-from scalesim.batch_options import Scores
+from scalesim.batch_options import EmbeddingBatch, LogitsBatch, LogprobsBatch, Scores
 from scalesim.core import Bools, Fence, Floats, Int32s, UInt64s
 from scalesim.device.staging import Staged, StagingRing
 from scalesim.device.streams import Device, Event, Fences
@@ -27,6 +27,7 @@ from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
 from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
+from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.layers.decoder import Decoder, ForwardContext
 from scalesim.model.runner.arrange import Arranged, arrange
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
@@ -113,7 +114,7 @@ class CudaRunner:
         self._dummy_slot = max_num_seqs
         vocab = model.config.vocab_size
         # the newest step's logits in fp32, for logits processors and digests
-        self._logits = torch.zeros((seqs, vocab), device=device.place)
+        self._logits = self._stream.zeros(seqs, vocab, dtype=torch.float32)
         if self._digests:
             self._logits_ring = StagingRing(device, buffers, seqs * vocab)
 
@@ -125,10 +126,12 @@ class CudaRunner:
         return sum(ring.num_waits for ring in rings)
 
     def warm_up(self, token_counts: Sequence[int]) -> None:
-        """Compile every kernel by running steps of padding, then capture the graphs. Call before
-        the first launch. ``token_counts`` (each at least 2) are sizes of prefill steps to run."""
+        """Compile every kernel and make every buffer by running steps of padding, then capture the
+        graphs. Call before the first launch. ``token_counts`` (each at least 2) are sizes of
+        prefill steps to run."""
+        self._device.settle()  # the model's weights and tables
         decodes = [StepShape.decode(size) for size in self.graphs.sizes]
-        for shape in decodes or [StepShape.decode(1)]:
+        for shape in decodes or [StepShape.decode(1), StepShape.decode(self._max_num_seqs)]:
             self._run_padding(shape)
         for count in sorted({min(count, self._max_num_tokens) for count in token_counts}):
             for num_decodes in (0, 1):
@@ -136,10 +139,18 @@ class CudaRunner:
                 samples = self._pad(seqs)
                 tokens = self._pad(count)
                 self._run_padding(StepShape(tokens, seqs, num_decodes, samples, 0))
+        if isinstance(self._model.config, ModelConfig):  # others take no adapters
+            self._directory.reserve()
+            for groups in sorted({1, self._max_num_seqs}):
+                rows = self._pad(groups)
+                step = StepShape(rows, rows, rows, rows)
+                self._run_padding(step.with_adapters(groups * self._multiple, groups))
         source, target = torch.tensor([[1], [0]], device=self._device.place)  # the null page
+        self._device.settle()
         self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
         self._stream.record().synchronize()
         self.graphs.capture(decodes)
+        self.collect(self._launch(asking_for_all(self._dummy_slot, self._model.config.vocab_size)))
 
     # -- the two halves of a step -------------------------------------------------------------
 
@@ -161,7 +172,7 @@ class CudaRunner:
         began = self._stream.record(timed=True)
         changes = None
         if batch.logits is not None:
-            changes = self._adjust.send(batch, batch.logits, arranged.sampling)
+            changes = self._adjust.send(batch, batch.logits, arranged)
         scored = self._send_scores(batch, arranged)
         spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
         # a graph keeps no hidden states, which logprobs and embeddings need
@@ -171,7 +182,7 @@ class CudaRunner:
         else:
             self._stream.submit(captured)
             if changes is not None:
-                self._stream.submit(partial(self._sample_again, shape, changes))
+                self._stream.submit(partial(self._sample_again, shape.num_samples, changes))
         outcome = self._outcomes.fetch(
             self._stream, self._outcome, shape.num_samples + shape.num_seqs
         )
@@ -282,7 +293,8 @@ class CudaRunner:
         return -(-count // self._multiple) * self._multiple
 
     def _int32s(self, count: int) -> Tensor:
-        return torch.zeros(count, dtype=torch.int32, device=self._device.place)
+        zeros: Tensor = self._stream.zeros(count, dtype=torch.int32)
+        return zeros
 
     # -- on the device ------------------------------------------------------------------------
 
@@ -318,17 +330,16 @@ class CudaRunner:
             self._outcome[:samples] = tokens
             self._last_token.index_copy_(0, step.sample_slots.long(), tokens.clamp(min=0))
         if changes is not None:
-            self._sample_again(shape, changes)
+            self._sample_again(samples, changes)
         if scored is not None:
             self._scores.compute(scored, hidden, self._outcome, model, kernels)
         if spans:
             self._embeddings.compute(spans, hidden)
 
-    def _sample_again(self, shape: StepShape, changes: tuple[Tensor, ...]) -> None:
+    def _sample_again(self, num_samples: int, changes: tuple[Tensor, ...]) -> None:
         """Replace the samples of the rows that have a logits processor."""
-        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
-        logits, outcome = self._logits[: shape.num_samples], self._outcome[: shape.num_samples]
-        self._adjust.compute(changes, step, logits, outcome, self._last_token, self._kernels)
+        logits, outcome = self._logits[:num_samples], self._outcome[:num_samples]
+        self._adjust.compute(changes, logits, outcome, self._last_token, self._kernels)
 
     def _run_padding(self, shape: StepShape) -> None:
         """Run a step of padding alone, whose tokens are dropped."""
@@ -372,6 +383,24 @@ def padding_batch(shape: StepShape, slot: int) -> Batch:
         table_pages=none,
         page_copies=none.reshape(0, 2),
     )
+
+
+def asking_for_all(slot: int, vocab_size: int) -> Batch:
+    """A padding batch of one decode that asks for all that a batch may ask for."""
+    one, zero = np.ones(1, np.int32), np.zeros(1, np.int32)
+    floats, none = zero.astype(np.float32), np.zeros(0, np.int32)
+    words = np.full((1, -(-vocab_size // 32)), -1, np.int32)
+    batch = padding_batch(StepShape.decode(1), slot)
+    return replace(
+        batch,
+        sampling=replace(batch.sampling, temperatures=floats + 1, top_ks=one, top_ps=floats + 0.5),
+        logits=LogitsBatch(
+            zero, floats + 0.5, floats + 1.5, floats, floats, np.array([0, 1], np.int32), zero,
+            floats, zero, words, ((slot, none, 0),),
+        ),
+        logprobs=LogprobsBatch(zero, zero, 1),
+        embeddings=EmbeddingBatch(np.array([[0, 1]], np.int32)),
+    )  # fmt: skip
 
 
 def check_dtype(dtype: torch.dtype) -> None:

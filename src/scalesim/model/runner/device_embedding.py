@@ -26,7 +26,7 @@ class DeviceEmbeddings:
     ) -> None:
         self._stream, self._width = stream, width
         self._ring = StagingRing(device, num_buffers, max_spans * width)
-        self._sums = torch.zeros((max_spans, width), device=device.place)
+        self._sums = stream.zeros(max_spans, width, dtype=torch.float32)
 
     def compute(self, spans: Sequence[slice], hidden: Tensor) -> None:
         """Compute the sum over each span, on the device, behind the step. hidden : the hidden

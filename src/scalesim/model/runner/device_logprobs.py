@@ -60,7 +60,7 @@ class DeviceLogprobs:
         capacity = max_rows * (1 + 2 * MAX_LOGPROBS)
         self._inputs = PackedInputs(device, stream, num_buffers)
         self._ring = StagingRing(device, num_buffers, capacity)
-        self._results = torch.zeros(capacity, dtype=torch.int32, device=device.place)
+        self._results = stream.zeros(capacity, dtype=torch.int32)
 
     def send(
         self, batch: Batch, arranged: Arranged, asked: LogprobsBatch, padded: int

@@ -20,7 +20,8 @@ RANKS = (16, 64, MAX_RANK)  # rows per slice; the kernels launch one program for
 
 
 class DeviceLora:
-    """Copies layouts to a device. ``tensors`` is ``None`` until ``update`` finds a layout."""
+    """Copies layouts to a device. ``tensors`` is ``None`` until ``reserve``, or until ``update``
+    finds a layout."""
 
     def __init__(
         self, device: Device, stream: Stream, layouts: LayoutTable, num_layers: int
@@ -31,21 +32,27 @@ class DeviceLora:
         self._capacity = self._rank = self._count = 0
         self._ring: StagingRing | None = None
 
+    def reserve(self) -> None:
+        """Make the buffers before there is a layout: what steps of padding are given."""
+        if self.tensors is None:
+            self._grow(FIRST_CAPACITY, RANKS[0])
+
     def update(self) -> bool:
-        """Copy the layouts that are new. Returns True if the buffers were replaced: graphs captured
-        before read the old ones. That happens at the first layout, and when the number of layouts
-        outgrows a power of two or their ranks one of ``RANKS``; then ``update`` waits for the steps
-        in flight."""
+        """Copy the layouts that are new. Returns True if graphs must be captured (again): at the
+        first layout, and when the buffers were replaced, which graphs captured before read. That
+        happens when the number of layouts outgrows a power of two or their ranks one of ``RANKS``;
+        then ``update`` waits for the steps in flight."""
         count = len(self._layouts.layouts)
         fresh = self._layouts.layouts[self._count : count]
         rank = max((layout.a_offsets.shape[2] for layout in fresh), default=0)
         moved = count > self._capacity or rank > self._rank
+        changed = moved or (count > 0 and self._count == 0)
         if moved:
             self._grow(count, rank)
         for index in range(self._count, count):
             self._send(index)
         self._count = count
-        return moved
+        return changed
 
     def _grow(self, count: int, rank: int) -> None:
         self._stream.record().synchronize()  # steps in flight read the old ones

@@ -30,12 +30,10 @@ class DeviceTable:
         num_buffers: int,
         capacity: int = CAPACITY,
     ) -> None:
-        self.entries: Tensor = torch.zeros(
-            (num_rows, max_blocks), dtype=torch.int32, device=device.place
-        )
+        self.entries: Tensor = stream.zeros(num_rows, max_blocks, dtype=torch.int32)
         self._stream, self._capacity = stream, capacity
         self.ring = StagingRing(device, num_buffers, 2 * capacity)
-        self._arrived = torch.zeros(2 * capacity, dtype=torch.int32, device=device.place)
+        self._arrived = stream.zeros(2 * capacity, dtype=torch.int32)
 
     def apply(self, batch: Batch) -> None:
         """Apply the batch's changes in stream order, behind all steps launched so far."""

@@ -36,7 +36,7 @@ class PackedInputs:
 
     def _grow(self, num_words: int) -> None:
         self._ring = StagingRing(self._device, self._num_buffers, num_words)
-        self._there = torch.zeros(num_words, dtype=torch.int32, device=self._device.place)
+        self._there = self._stream.zeros(num_words, dtype=torch.int32)
         self._old.append((self._ring, self._there))
 
     def send(self, arrays: Sequence[npt.NDArray[Any]]) -> list[Tensor]:

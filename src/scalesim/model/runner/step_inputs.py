@@ -120,8 +120,10 @@ def pack(
     put("sample_rows", last[picked], int(last[picked[0]]) if len(picked) else 0)
     put("sample_slots", batch.slots[seqs], dummy_slot)
     put("sample_positions", positions[last[picked]] + 1)
-    sampling = batch.sampling
-    put("temperatures", sampling.temperatures[seqs].view(np.int32))
+    sampling, temperatures = batch.sampling, batch.sampling.temperatures[seqs]
+    if batch.logits is not None:  # rows that are sampled again, adjusted: the largest will do
+        temperatures[np.isin(seqs, batch.logits.seqs)] = 0.0
+    put("temperatures", temperatures.view(np.int32))
     put("top_ks", sampling.top_ks[seqs])
     put("top_ps", sampling.top_ps[seqs].view(np.int32), _bits(1.0))
     put("keys", sampling.keys[seqs].view(np.int32))

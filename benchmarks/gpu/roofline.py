@@ -1,0 +1,124 @@
+"""Rooflines by arithmetic: how long each main kernel should take on an H200-class GPU, from bytes,
+operations, waves of programs and latencies. No measurement: ``decode`` and ``micro`` print what
+they measure beside it.
+
+The machine's figures are what others measured on H200s (copies, half-precision products), not data
+sheets' peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scalesim_kernels.matmul import FEW_ROWS, segment_of
+from scalesim_kernels.occupancy import HOPPER
+from scalesim_kernels.paged_decode import SPLIT
+
+from benchmarks.gpu.bench import Bench
+
+COPY = 4.3e12  # bytes a second that large copies read and write, together
+CACHE = 5.5e12  # of the second-level cache
+FLOPS = 700e12  # of the vendor's half-precision products
+LAUNCH_S = 1.5e-6  # from the end of a kernel in a graph to the next's first load
+LOAD_S = 0.8e-6  # of one load from memory that nothing hides
+DECODE = (96, 37888, 4)  # registers a thread, shared bytes and warps a program: compiled, sm_90
+KEY_TILE = 32
+LINEARS = {"qkv": (4096, 6144), "o": (4096, 4096), "gate_up": (4096, 28672), "down": (14336, 4096)}
+VOCAB, SAMPLE_TILE = 128256, 2048
+ROWS = (1, 16, 64, 256, 2048, 8192)
+DECODES = [(batch, context) for batch in (1, 16, 64, 256) for context in (512, 4096, 32768)]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """``seconds`` of a kernel, and the least that its bytes or operations need."""
+
+    seconds: float
+    bound_s: float
+
+    @property
+    def share(self) -> float:
+        return self.bound_s / self.seconds
+
+
+def decode(
+    num_seqs: int, context: int, *, num_heads: int = 32, num_kv_heads: int = 8, head_dim: int = 128,
+    split: int = SPLIT,
+) -> Expected:  # fmt: skip
+    """One layer. Programs take items in waves; the last wave may leave processors without work. A
+    program alone on a processor reads no faster than its two tiles in flight allow."""
+    num_bytes = 4 * num_seqs * context * num_kv_heads * head_dim
+    splits = -(-context // split)
+    items = num_seqs * splits * num_kv_heads
+    slots = HOPPER.programs(*DECODE)
+    item_bytes = 4 * min(split, context) * head_dim
+    in_flight = 2 * 2 * KEY_TILE * head_dim * 2  # two tiles of K and V
+    slot_rate = min(COPY / min(slots, items), in_flight / LOAD_S)
+    waves = -(-items // slots)
+    seconds = LAUNCH_S + 2 * LOAD_S + waves * item_bytes / slot_rate
+    if splits > 1:  # partial results, written and read; the reduce has four in flight
+        partial = 2 * 4 * items // num_kv_heads * num_heads * head_dim
+        seconds += partial / CACHE + LAUNCH_S + (splits / 4 + 2) * LOAD_S
+    return Expected(seconds, num_bytes / COPY)
+
+
+def linear(num_rows: int, width: int, num_out: int, itemsize: int = 2) -> Expected:
+    """The reproducible product: weights once, and each tile's operands through the cache."""
+    weights = width * num_out * itemsize
+    flops = 2.0 * num_rows * width * num_out
+    bound = max(weights / COPY, flops / FLOPS)
+    segments = -(-width // segment_of(width, num_out))
+    if num_rows <= FEW_ROWS:
+        tiles = -(-num_out // 64) * segments
+        x_bytes = num_rows * width * itemsize * -(-num_out // 64)
+        fill = min(1.0, tiles / HOPPER.count)
+        seconds = max(weights / (COPY * fill), (weights + x_bytes) / CACHE) + 2 * LAUNCH_S
+        if segments > 1:
+            seconds += 2 * 4 * segments * num_rows * num_out / CACHE + LAUNCH_S
+        return Expected(seconds, bound)
+    columns = 256 if segments == 1 else 128
+    tiles = -(-num_rows // 128) * -(-num_out // columns)
+    waves = -(-tiles // HOPPER.count)
+    operand_bytes = tiles * width * (128 + columns) * itemsize
+    tile_s = max(
+        2.0 * 128 * columns * width / (FLOPS / HOPPER.count),
+        operand_bytes / CACHE / (tiles / HOPPER.count),
+    )
+    return Expected(waves * tile_s + LAUNCH_S, bound)
+
+
+def sample(num_rows: int, passes: int, searches: int) -> Expected:
+    """``passes`` over the vocabulary and ``searches`` over a list of about a thousand tokens, by
+    one program a row."""
+    tiles = -(-VOCAB // SAMPLE_TILE)
+    waves = -(-num_rows // (2 * HOPPER.count))
+    pass_s = tiles * LOAD_S / 2  # two tiles in flight
+    search_s = 11 * 2 * (LOAD_S / 2)  # ten digits and what is above, two blocks each
+    seconds = LAUNCH_S + waves * (passes * pass_s + searches * search_s)
+    return Expected(seconds, 4 * num_rows * VOCAB / COPY)
+
+
+def run(bench: Bench) -> None:
+    """The tables. Needs no GPU, and times nothing."""
+    table = bench.report.table(
+        "Expected: decode, one layer of Llama-8B", ["batch", "context", "µs", "of copy",
+                                                    "of copy, splits of 256"],
+    )  # fmt: skip
+    for num_seqs, context in DECODES:
+        expected = decode(num_seqs, context)
+        finer = decode(num_seqs, context, split=256)
+        table.add(num_seqs, context, 1e6 * expected.seconds, expected.share, finer.share)
+    table = bench.report.table(
+        "Expected: reproducible linear layers of Llama-8B", ["layer", "rows", "µs", "of the bound"]
+    )
+    for name, shape in LINEARS.items():
+        for rows in ROWS:
+            expected = linear(rows, *shape)
+            table.add(name, rows, 1e6 * expected.seconds, expected.share)
+    table = bench.report.table("Expected: sampling, a vocabulary of 128 k", ["what", "rows", "µs"])
+    for what, passes, searches in SAMPLED:
+        for rows in (16, 64, 256):
+            table.add(what, rows, 1e6 * sample(rows, passes, searches).seconds)
+
+
+SAMPLED = (("greedy", 1, 0), ("temperature", 3, 0), ("top-p", 2, 1), ("top-k and top-p", 2, 2))
