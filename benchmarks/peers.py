@@ -180,6 +180,7 @@ def compare_peers(options: argparse.Namespace, model: Any) -> Any:
             for _ in range(options.rounds):
                 for key, arm in arms.items():
                     played[key].append(arm.play())
+                    note(key, played[key][-1])
         finally:
             for arm in arms.values():
                 arm.close()
@@ -214,6 +215,16 @@ def compare_peers(options: argparse.Namespace, model: Any) -> Any:
                        warm[ours] / warm[theirs] if warm[theirs] else 0.0,
                        least=1.1 if pool == 1 else 2.5)  # fmt: skip
     return report
+
+
+def note(key: tuple[str, float], play: dict[str, Any]) -> None:
+    """A line for each play, so that a run that is cut short has shown what it found."""
+    engine, pool = key
+    spent = ", ".join(f"{seconds:.2f}" for seconds in play["turn_s"])
+    print(
+        f"{engine}, {pool:.0%}: {spent} s a turn, {play['processor_s']:.1f} processor seconds",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
