@@ -60,7 +60,7 @@ def serve_arm(job: dict[str, Any]) -> None:
         })  # fmt: skip
 
 
-def make_ours(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played]:
+def make_ours(job: dict[str, Any], whole: Dialogues) -> Callable[[Dialogues], Played]:
     import torch
 
     from benchmarks.ours import Arm, Ours
@@ -70,7 +70,13 @@ def make_ours(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played
     ours = Ours(load_model(job["folder"]), job["max_num_seqs"], job["max_num_batched_tokens"])
     pool = job["pool"]
     arm = Arm("resident") if pool == 1 else Arm("deadline", pool, hints=True)
-    return lambda dialogues: ours.play(dialogues, arm)
+
+    def play(dialogues: Dialogues) -> Played:
+        """A share of the state of the few agents that warm up would not hold one of them."""
+        everybody = dialogues.num_agents == whole.num_agents
+        return ours.play(dialogues, arm if everybody else Arm("resident"))
+
+    return play
 
 
 def make_transformers(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played]:
