@@ -60,7 +60,7 @@ def serve_arm(job: dict[str, Any]) -> None:
         })  # fmt: skip
 
 
-def make_ours(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played]:
+def make_ours(job: dict[str, Any], whole: Dialogues) -> Callable[[Dialogues], Played]:
     import torch
 
     from benchmarks.ours import Arm, Ours
@@ -70,7 +70,13 @@ def make_ours(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played
     ours = Ours(load_model(job["folder"]), job["max_num_seqs"], job["max_num_batched_tokens"])
     pool = job["pool"]
     arm = Arm("resident") if pool == 1 else Arm("deadline", pool, hints=True)
-    return lambda dialogues: ours.play(dialogues, arm)
+
+    def play(dialogues: Dialogues) -> Played:
+        """A share of the state of the few agents that warm up would not hold one of them."""
+        everybody = dialogues.num_agents == whole.num_agents
+        return ours.play(dialogues, arm if everybody else Arm("resident"))
+
+    return play
 
 
 def make_transformers(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played]:
@@ -180,6 +186,7 @@ def compare_peers(options: argparse.Namespace, model: Any) -> Any:
             for _ in range(options.rounds):
                 for key, arm in arms.items():
                     played[key].append(arm.play())
+                    note(key, played[key][-1])
         finally:
             for arm in arms.values():
                 arm.close()
@@ -214,6 +221,16 @@ def compare_peers(options: argparse.Namespace, model: Any) -> Any:
                        warm[ours] / warm[theirs] if warm[theirs] else 0.0,
                        least=1.1 if pool == 1 else 2.5)  # fmt: skip
     return report
+
+
+def note(key: tuple[str, float], play: dict[str, Any]) -> None:
+    """A line for each play, so that a run that is cut short has shown what it found."""
+    engine, pool = key
+    spent = ", ".join(f"{seconds:.2f}" for seconds in play["turn_s"])
+    print(
+        f"{engine}, {pool:.0%}: {spent} s a turn, {play['processor_s']:.1f} processor seconds",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def compiled_ops() -> dict[str, Any]:
     once for a processor, some seconds; then they come from numba's cache."""
     from . import cpu_paged
 
-    attention = cpu_paged.PagedAttention()
+    attention = cpu_paged.InPlaceAttention()
     return {
         "plan": attention.plan,
         "qk_norm_rope_store": attention.rope,

@@ -36,7 +36,7 @@ class PagedPlan:
     prefill: npt.NDArray[np.int32]
 
 
-class PagedAttention:
+class InPlaceAttention:
     """``plan``, ``rope``, ``paged_decode`` and ``paged_prefill`` on pages in place; by
     ``CpuAttention`` where heads or dtype are others than the compiled kernels take."""
 

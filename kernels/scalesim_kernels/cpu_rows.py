@@ -25,7 +25,7 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 RowSizes: TypeAlias = tuple[int, ...]
 
 BASE = 16  # rows that every other size has to agree with
-ASKED = (1, 2, 4, 8, 12, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # more are no faster
+ASKED = (1, 2, 4, 8, 12, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # in this order
 AT_LEAST = 64  # sizes up to this are asked about whatever it costs
 ALONE: RowSizes = (1,)
 MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second

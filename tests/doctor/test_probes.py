@@ -200,9 +200,22 @@ def test_a_driver_without_a_gpu_for_torch() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on garbage in masked lanes
 def test_each_op_is_named_and_right() -> None:
     section = kernels.probe(Settings("cpu"))
-    assert section.facts["paged_decode"] == "cpu_paged.PagedAttention.paged_decode"
+    assert section.facts["paged_decode"] == "cpu_paged.InPlaceAttention.paged_decode"
     assert levels(section) == []
     assert section.facts["cases"] == kernels.CASES * len(kernels.PROBLEMS)
+
+
+@pytest.mark.parametrize(("by_all", "found"), [(2e-5, []), (2e-3, ["warning"])])
+def test_threads_that_wait_for_processors(by_all: float, found: list[str]) -> None:
+    section = Section("kernels")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        kernels.team(section, lambda threads: 3e-5 if threads == 1 else by_all)
+    finally:
+        torch.set_num_threads(before)
+    assert levels(section) == found
+    assert kernels.operation_s(1) > 0
 
 
 @pytest.mark.parametrize("how", ["raises", "wrong"])

@@ -7,6 +7,7 @@ all of them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -18,6 +19,9 @@ from scalesim.doctor.findings import Section, Settings
 from scalesim.engine.build import resolve_device
 
 CASES = 2  # of each op
+SMALL = 1 << 17  # elements: the least that torch gives to several threads, a few times over
+TRIALS = 50
+SLOWER = 3.0  # times as long by a team as by one thread: the threads wait for processors
 
 
 def probe(settings: Settings) -> Section:
@@ -29,7 +33,41 @@ def probe(settings: Settings) -> Section:
     for op in ops_of(kernels):
         cases += judge(section, kernels, op, place, dtype)
     section.facts |= {"cases": cases, "cases_took_s": round(time.perf_counter() - begin, 2)}
+    if place == "cpu" and torch.get_num_threads() > 1:
+        team(section, operation_s)
     return section
+
+
+def team(section: Section, measure: Callable[[int], float]) -> None:
+    """Whether torch's threads hinder each other. measure : seconds of a small operation, by so many
+    threads."""
+    threads = torch.get_num_threads()
+    alone, together = measure(1), measure(threads)
+    section.facts |= {"operation_by_one_thread_s": alone, "operation_by_all_threads_s": together}
+    if together > SLOWER * alone:
+        section.find(
+            "warning",
+            f"a small operation takes {together / alone:.0f} times as long by {threads} threads as "
+            "by one: other programs use the processors, and OpenMP's threads keep theirs busy "
+            "while they wait for one another",
+            f"OMP_WAIT_POLICY=PASSIVE, or OMP_NUM_THREADS below {threads}",
+        )
+
+
+def operation_s(threads: int) -> float:
+    """Seconds of a small operation by ``threads`` threads: the mean, since waits are rare and
+    long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.zeros(SMALL)
+        x.add_(1.0)
+        begin = time.perf_counter()
+        for _ in range(TRIALS):
+            x.add_(1.0)
+        return (time.perf_counter() - begin) / TRIALS
+    finally:
+        torch.set_num_threads(before)
 
 
 def ops_of(kernels: KernelSet) -> list[str]:

@@ -6,7 +6,7 @@ Reproducible mode on a CPU relies on these numbers, and its speed depends on the
 from __future__ import annotations
 
 import torch
-from scalesim_kernels.cpu import pack_weight
+from scalesim_kernels.cpu import HAS_NUMBA, pack_weight
 from scalesim_kernels.cpu_attention import Heads, ask
 from scalesim_kernels.cpu_rows import ALONE, BASE, linear_product
 
@@ -34,6 +34,20 @@ def probe(settings: Settings) -> Section:
                     name = f"{form} {str(dtype).split('.')[-1]}, width {width}"
                     sizes = linear_product(matrix).sizes(width, dtype)
                     report(section, name, sizes, used=(form == "packed") == packed.is_mkldnn)
+    if HAS_NUMBA:
+        section.facts["attention float32"] = "compiled: a row's bits follow from its sequence"
+    else:
+        gathered_attention(section)
+    return section
+
+
+def gathered_attention(section: Section) -> None:
+    """How torch's attention must be called, where numba is missing."""
+    section.find(
+        "note",
+        "numba is missing: attention copies its pages before it reads them, which is slower",
+        "pip install numba",
+    )
     for group, num_kv_heads, head_dim in HEADS:
         found = ask(Heads(group, num_kv_heads, head_dim, torch.float32, torch.get_num_threads()))
         name = f"attention float32, {group * num_kv_heads} heads of {head_dim}"
@@ -44,7 +58,6 @@ def probe(settings: Settings) -> Section:
         if not found.together:
             text = f"{name}: a tile's bits depend on others in the call, so each is its own; slower"
             section.find("note", text, KNOB)
-    return section
 
 
 def report(section: Section, name: str, sizes: tuple[int, ...], *, used: bool) -> None:

@@ -15,7 +15,7 @@ from scalesim._version import __version__
 from scalesim.doctor.findings import Section, Settings
 
 DISTRIBUTION = "scalesim-runtime"
-SHOWN = ("torch", "triton", "numpy", "safetensors", "tokenizers", "transformers")
+SHOWN = ("torch", "triton", "numpy", "numba", "safetensors", "tokenizers", "transformers")
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
