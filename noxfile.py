@@ -110,7 +110,7 @@ def trust(session: nox.Session) -> None:
         session.run("python", "-m", "tests.long", "all", *resume, *rest)
         session.run("python", "-m", "tests.trust")
         return
-    session.run("python", "-m", "tests.long", "all", "--seconds", "25", *session.posargs)
+    session.run("python", "-m", "tests.long", "all", "--seconds", "15", *session.posargs)
 
 
 @nox.session
@@ -155,7 +155,7 @@ def kernels(session: nox.Session, triton: str) -> None:
     if triton != "newest":  # torch asks for one version; here it only holds the tensors
         # The interpreter of Triton 3.6 turns arrays of one element into integers, as numpy did.
         session.install("--no-deps", f"triton=={triton}", "numpy<2.4")
-    session.run("python", "-W", "ignore", "-m", "scalesim_kernels", "check")
+    session.run("python", "-W", "ignore", "-m", "scalesim_kernels", "check", "--jobs", "0")
     session.run("python", "-m", "scalesim_kernels", "compile", "--all")
 
 

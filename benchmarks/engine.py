@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from rich.table import Table
 from benchmarks.dialogues import Dialogues, Played, Rates, make_dialogues
 from benchmarks.ours import Arm, Ours
 from benchmarks.peer import CacheKind, Peer
+from benchmarks.peers import PEERS as ENGINES
+from benchmarks.peers import compare_peers
 from benchmarks.report import Report, num_cores, table
 from scalesim.core import Int32s
 from scalesim.model.checkpoint.config import ModelConfig
@@ -86,6 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=num_cores(), help="of torch, in every arm")
     add("--decodes", type=int, default=64, help="decode steps of the separate measurement")
     add("--static", action="store_true", help="also a StaticCache per agent, for reference")
+    add("--peer", choices=ENGINES, help="only our engine beside this one, each in a process")
+    add("--peer-python", default=sys.executable, help="the interpreter of the peer's environment")
+    add(
+        "--pools",
+        type=float,
+        nargs="+",
+        default=[1.0, 0.25],
+        help="with --peer: device memory of both sides, as a share of all agents' state",
+    )
     add("--tune", action="store_true", help="only try settings of ours, resident, and stop")
 
 
@@ -99,6 +111,8 @@ def run(options: argparse.Namespace) -> Report:
         vars(options).update(QUICK)
     torch.set_num_threads(options.threads)
     model = TINY if options.quick else MODEL
+    if options.peer:
+        return compare_peers(options, model)
     dialogues = make_dialogues(
         options.agents, options.turns, options.prefix, options.new, options.output,
         model.vocab_size, options.seed,

@@ -33,7 +33,6 @@ from benchmarks.stub_engine import (
 )
 from scalesim.core import Int32s
 from scalesim.engine.engine import Engine
-from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.requests.call import Call
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
@@ -64,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--step-ms", type=float, default=25.0, help="virtual time of a step")
     add("--page-bytes", type=int, default=64, help="for the link's chunks and the bytes reported")
     add("--link-pages-per-s", type=float, default=24_000.0, help="virtual; 50 GB/s at 2 MiB a page")
-    add("--jitter-ms", type=float, help="the planner's jitter_s; its own default if not given")
     add(
         "--cpu-time",
         action="store_true",
@@ -117,9 +115,6 @@ class Simulation:
             link_pages_per_s=options.link_pages_per_s,
             step_s=options.step_ms / 1e3,
             guarded=guarded,
-            planner=PlannerConfig()
-            if options.jitter_ms is None
-            else PlannerConfig(jitter_s=options.jitter_ms / 1e3),
         )
         self.settings, self.watch = settings, Stopwatch(self.clock)
         self.engine = Engine(stub_parts(settings, self.watch, options.seed))

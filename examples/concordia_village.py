@@ -1,6 +1,6 @@
 """A village in Concordia on ScaleSim: six people and a game master, on a pool too small for all.
 
-    pip install scalesim-runtime gdm-concordia
+    pip install . gdm-concordia
     python examples/concordia_village.py [MODEL]
 
 Runs the same simulation twice, without hints and with those of Concordia's own fixed order, and

@@ -1,6 +1,6 @@
 """A town in Mesa on ScaleSim: sixteen people who speak at times of their own, through mesa-llm.
 
-    pip install 'scalesim-runtime[server]' mesa-llm
+    pip install '.[server]' mesa-llm
     python examples/mesa_town.py [MODEL]
 
 Runs the same simulation twice, without hints and with those of Mesa's list of events, and prints

@@ -1,6 +1,6 @@
 """A small Reddit in OASIS on ScaleSim: 24 users, a quarter of them active in each step.
 
-    pip install scalesim-runtime camel-oasis 'mcp<2'
+    pip install . camel-oasis 'mcp<2'
     scalesim serve MODEL --served-model-name model &
     python examples/oasis_reddit.py http://127.0.0.1:8000 [--no-hints]
 

@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--dtypes", default="", help="fp32,fp16 on a CPU; fp16,bf16 on a GPU")
     check.add_argument("--long", action="store_true", help="every combination of the factors")
     check.add_argument("--cases", type=int, help="only the first so many of each op: a quick look")
+    check.add_argument(
+        "--jobs", type=int, default=1, help="how many processes; 0: one for each core"
+    )
     check.add_argument("--time", action="store_true", help="also the quickest of five calls")
 
     build = commands.add_parser("compile", help="the compile gate")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 
 from . import NAMES, select
-from .conformance import PROBLEMS, Verdict, check_op
+from .conformance import PROBLEMS, Verdict, cases_of, check_case
+from .conformance.pairwise import Combination
 from .contracts import KernelSet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -69,20 +75,16 @@ def dtypes_of(names: str, device: str) -> tuple[torch.dtype, ...]:
 
 
 def check_command(options: argparse.Namespace) -> int:
-    kernels, ops = kernels_to_check(options.target, options.op, options.device)
+    _, ops = kernels_to_check(options.target, options.op, options.device)
     dtypes = dtypes_of(options.dtypes, options.device)
-    torch.set_num_threads(1)
+    cases = {op: cases_of(op, dtypes, options.long)[: options.cases] for op in ops}
     print(f"{options.target} on {options.device}")
     print(f"{'op':20} {'cases':>5} {'failed':>6} {'worst error':>26} {'seconds':>8}")
+    judged = judgements(options, [(op, n) for op in ops for n in range(len(cases[op]))], cases)
     failed: list[Verdict] = []
     for op in ops:
         begin = time.perf_counter()
-        verdicts = list(
-            check_op(
-                kernels, op, device=options.device, long=options.long, dtypes=dtypes,
-                timed=options.time, max_cases=options.cases,
-            )
-        )  # fmt: skip
+        verdicts = list(islice(judged, len(cases[op])))
         bad = [verdict for verdict in verdicts if verdict.faults]
         print(
             f"{op:20} {len(verdicts):5} {len(bad):6} {worst(verdicts):>26} "
@@ -98,6 +100,39 @@ def check_command(options: argparse.Namespace) -> int:
     if len(failed) > SHOWN:
         print(f"\nand {len(failed) - SHOWN} more failed")
     return 1 if failed else 0
+
+
+def judgements(
+    options: argparse.Namespace,
+    wanted: Sequence[tuple[str, int]],
+    cases: dict[str, list[Combination]],
+) -> Iterator[Verdict]:
+    """The verdicts on the ``wanted`` cases, in their order; by ``options.jobs`` processes, each of
+    which makes the kernels for itself."""
+    judge = partial(_judge, options, cases)
+    if options.jobs == 1:
+        _begin(options)
+        yield from map(judge, wanted)
+        return
+    with ProcessPoolExecutor(
+        options.jobs or os.cpu_count(), multiprocessing.get_context("spawn"), _begin, (options,)
+    ) as processes:
+        yield from processes.map(judge, wanted)
+
+
+_kernels: list[KernelSet] = []  # of this process
+
+
+def _begin(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    _kernels[:] = [kernels_to_check(options.target, options.op, options.device)[0]]
+
+
+def _judge(
+    options: argparse.Namespace, cases: dict[str, list[Combination]], wanted: tuple[str, int]
+) -> Verdict:
+    op, number = wanted
+    return check_case(_kernels[0], op, cases[op][number], number, options.device, options.time)
 
 
 def worst(verdicts: list[Verdict]) -> str:

@@ -7,100 +7,22 @@ calls for which it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .contracts import KernelSet, PagedBatch
-from .cpu_attention import CpuAttention, CpuPlan
+from .contracts import KernelSet
 from .cpu_logits import adjust_logits, log_probs
 from .cpu_lora import CpuLora
-from .cpu_rows import BASE, SERIAL_ELEMENTS, linear, linear_product, steady_linear
+from .cpu_rows import linear, linear_product, steady_linear
 from .cpu_sampling import sample
 
 HAS_PACKED_LINEAR = all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
 )
 PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
-
-
-def rms_norm(
-    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    total = x if residual is None else residual.add_(x)
-    return normed(total, weight, eps), total
-
-
-def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if weight.dtype == x.dtype:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
-
-
-def silu_mul(gate_up: Tensor) -> Tensor:
-    return activate(F.silu, gate_up)
-
-
-def gelu_mul(gate_up: Tensor) -> Tensor:
-    return activate(partial(F.gelu, approximate="tanh"), gate_up)
-
-
-def activate(function: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    if torch.get_num_threads() <= 2 and gate.shape[0] % 2 == 0:
-        return function(gate).mul_(up)
-    # torch computes the end of each thread's range with another exp, whose last bit differs. More
-    # threads than rows divide by would end ranges inside rows, at a place that depends on the
-    # batch.
-    rows = max(1, SERIAL_ELEMENTS // gate.shape[1])
-    parts = zip(torch.split(gate, rows), torch.split(up, rows), strict=True)
-    return torch.cat([function(g).mul_(u) for g, u in parts])
-
-
-class CpuRope:
-    """``qk_norm_rope_store`` on the attention's store."""
-
-    def __init__(self, attention: CpuAttention) -> None:
-        self._attention = attention
-
-    def __call__(
-        self,
-        qkv: Tensor,
-        pool: Tensor,
-        layer: int,
-        batch: PagedBatch,
-        plan: CpuPlan,
-        cos_sin: Tensor,
-        q_weight: Tensor | None,
-        k_weight: Tensor | None,
-        eps: float,
-    ) -> Tensor:
-        num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
-        heads = qkv.view(qkv.shape[0], -1, head_dim)
-        num_qk = heads.shape[1] - num_kv_heads
-        num_heads = num_qk - num_kv_heads
-        qk = heads[:, :num_qk]
-        if q_weight is not None and k_weight is not None:
-            q, k, _ = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-            q.copy_(normed(q, q_weight, eps))
-            k.copy_(normed(k, k_weight, eps))
-        qk = rotate(qk, cos_sin.index_select(0, batch.positions))
-        self._attention.store(qk[:, num_heads:], heads[:, num_qk:], pool, layer, plan)
-        return qk[:, :num_heads]
-
-
-def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """``reference.rotate`` with fewer temporaries; products only, so rounded alike everywhere."""
-    cos, sin = cos_sin[:, None].chunk(2, dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.empty(x.shape, dtype=x.dtype)
-    low, high = turned.chunk(2, dim=-1)
-    torch.mul(first, cos, out=low).sub_(second * sin)
-    torch.mul(second, cos, out=high).add_(first * sin)
-    return turned
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -130,26 +52,61 @@ def zero_pages(pool: Tensor, ids: Tensor) -> None:
     pool.index_fill_(0, ids, 0)
 
 
-def cpu_kernels(reproducible: bool = True) -> KernelSet:
-    """``reproducible`` false: ``linear`` is the library's in one call, whatever the rows."""
-    attention, lora = CpuAttention(), CpuLora()
+HAS_NUMBA = find_spec("numba") is not None
+
+
+def cpu_kernels(reproducible: bool = True, compiled: bool = HAS_NUMBA) -> KernelSet:
+    """``reproducible`` false: ``linear`` is the library's in one call, whatever the rows.
+
+    compiled : by the kernels that numba compiles, which read pages in place; otherwise by torch's
+        operations, on gathered pages.
+    """
+    lora = CpuLora()
     return KernelSet(
         name="cpu",
-        row_multiple=BASE,
-        rms_norm=rms_norm,
-        qk_norm_rope_store=CpuRope(attention),
-        plan=attention.plan,
-        paged_decode=attention.paged_decode,
-        paged_prefill=attention.paged_prefill,
+        row_multiple=1,
+        **(compiled_ops() if compiled else torch_ops()),
         pack_weight=pack_and_ask if reproducible else pack_weight,
         linear=steady_linear if reproducible else linear,
         lora_shrink=lora.shrink,
         lora_expand=lora.expand,
-        silu_mul=silu_mul,
-        gelu_mul=gelu_mul,
         copy_pages=copy_pages,
         zero_pages=zero_pages,
         sample=sample,
         log_probs=log_probs,
         adjust_logits=adjust_logits,
     )
+
+
+def compiled_ops() -> dict[str, Any]:
+    """The ops that read pages in place, and the elementwise ones, by kernels that numba compiles:
+    once for a processor, some seconds; then they come from numba's cache."""
+    from . import cpu_paged
+
+    attention = cpu_paged.PagedAttention()
+    return {
+        "plan": attention.plan,
+        "qk_norm_rope_store": attention.rope,
+        "paged_decode": attention.paged_decode,
+        "paged_prefill": attention.paged_prefill,
+        "rms_norm": cpu_paged.rms_norm,
+        "silu_mul": cpu_paged.silu_mul,
+        "gelu_mul": cpu_paged.gelu_mul,
+    }
+
+
+def torch_ops() -> dict[str, Any]:
+    """The same ops by torch's operations."""
+    from . import cpu_elementwise
+    from .cpu_attention import CpuAttention
+
+    attention = CpuAttention()
+    return {
+        "plan": attention.plan,
+        "qk_norm_rope_store": cpu_elementwise.CpuRope(attention),
+        "paged_decode": attention.paged_decode,
+        "paged_prefill": attention.paged_prefill,
+        "rms_norm": cpu_elementwise.rms_norm,
+        "silu_mul": cpu_elementwise.silu_mul,
+        "gelu_mul": cpu_elementwise.gelu_mul,
+    }

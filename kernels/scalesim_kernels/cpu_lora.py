@@ -238,7 +238,7 @@ def product(matrix: Tensor) -> RowProduct:
     """``h @ matrix`` in fp32, where ``matrix`` is a view of a page."""
     place = matrix.data_ptr() % ALIGNMENT
     kind = ("lora", matrix.shape, matrix.stride(), matrix.dtype, place)
-    return RowProduct(lambda h: torch.mm(h, matrix.to(h.dtype)), kind, matrix.shape[1], few=True)
+    return RowProduct(lambda h: torch.mm(h, matrix.to(h.dtype)), kind, matrix.shape[1])
 
 
 def grown(h: Tensor, runs: tuple[RankRows, ...], b: Products) -> Tensor:

@@ -24,9 +24,8 @@ from torch import Tensor
 Product: TypeAlias = Callable[[Tensor], Tensor]
 RowSizes: TypeAlias = tuple[int, ...]
 
-BASE = 16  # rows that every other size has to agree with; a set's ``row_multiple``
-FEW = (4, 8, 12)  # asked too where calls of few rows are common
-MORE = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # 512 rows a call are as fast as any more
+BASE = 16  # rows that every other size has to agree with
+ASKED = (1, 2, 4, 8, 12, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # more are no faster
 AT_LEAST = 64  # sizes up to this are asked about whatever it costs
 ALONE: RowSizes = (1,)
 MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second
@@ -42,13 +41,12 @@ class RowProduct:
     kind : what decides the library's choice beside rows and threads: the function, the other
         operand's shape, dtype, strides and alignment. Products of one kind are asked about once.
     out : columns of the result; with the input's width, what asking costs.
-    few : whether calls of 4, 8 and 12 rows are worth asking about.
     """
 
-    __slots__ = ("_few", "_kind", "_out", "_product", "_sizes", "_threads")
+    __slots__ = ("_kind", "_out", "_product", "_sizes", "_threads")
 
-    def __init__(self, product: Product, kind: Hashable, out: int, few: bool = False) -> None:
-        self._product, self._kind, self._out, self._few = product, kind, out, few
+    def __init__(self, product: Product, kind: Hashable, out: int) -> None:
+        self._product, self._kind, self._out = product, kind, out
         self._sizes, self._threads = ALONE, 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -74,8 +72,7 @@ class RowProduct:
         key = (self._kind, width, dtype, threads)
         if key not in answers:
             most_rows = MULTIPLY_ADDS * threads // max(1, width * self._out)
-            asked = (*FEW, *MORE) if self._few else MORE
-            answers[key] = agreeing_sizes(self._product, width, dtype, asked, most_rows)
+            answers[key] = agreeing_sizes(self._product, width, dtype, most_rows)
         return answers[key]
 
 
@@ -85,12 +82,10 @@ def aligned(x: Tensor) -> Tensor:
     return x.clone() if x.data_ptr() % ALIGNMENT else x
 
 
-def agreeing_sizes(
-    product: Product, width: int, dtype: torch.dtype, asked: RowSizes, most_rows: int
-) -> RowSizes:
-    """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked in
-    their order until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows
-    do not by themselves.
+def agreeing_sizes(product: Product, width: int, dtype: torch.dtype, most_rows: int) -> RowSizes:
+    """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked
+    until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows do not by
+    themselves.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn((BASE, width), generator=generator).to(dtype)
@@ -104,7 +99,7 @@ def agreeing_sizes(
     if not all(agrees(BASE, shift) for shift in (1, 5, 11)):
         return ALONE
     found, spent = [BASE], 4 * BASE
-    for size in asked:
+    for size in ASKED:
         spent += size
         if spent > most_rows and size > AT_LEAST:
             break
@@ -117,9 +112,11 @@ def agreeing_sizes(
 def cover(sizes: RowSizes, num_rows: int) -> RowSizes:
     """Which of ``sizes`` to call, one after another, for so many rows; the largest first, so that
     each part begins at a multiple of 16 rows. The last may be larger than what is left."""
+    if sizes == ALONE:
+        return ALONE * num_rows
     parts: list[int] = []
     while num_rows > 0:
-        fitting = [size for size in sizes if size <= num_rows and (size % BASE == 0 or size == 1)]
+        fitting = [size for size in sizes if size <= num_rows and size % BASE == 0]
         size = fitting[-1] if fitting else next(size for size in sizes if size >= num_rows)
         parts.append(size)
         num_rows -= size

@@ -1,9 +1,9 @@
 """Sampling of the CPU set: row by row in numpy, so that a row's token does not depend on the other
 rows.
 
-Every row uses the same scratch arrays: the same length, alignment and code path. (torch's
-vectorized ``exp`` treats the last elements of a range differently, and its range would be the whole
-batch.)
+Every row that is drawn uses the same scratch arrays: the same length, alignment and code path.
+(torch's vectorized ``exp`` treats the last elements of a range differently, and its range would be
+the whole batch.)
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ def sample(
     num_rows, vocab = rows.shape
     best = rows.argmax(axis=1) if num_rows else np.zeros(0, np.int64)
     tokens = best.astype(np.int32)
+    finite = np.isfinite(rows.sum(axis=1, dtype=np.float64))
+    tokens[~finite] = -1
+    drawn = np.flatnonzero(finite & (temperatures.numpy() > 0)).tolist()
+    if not drawn:
+        return torch.from_numpy(tokens)
     draws = uniform(keys.numpy(), positions.numpy()).tolist()
     temperature, top_k, top_p = temperatures.tolist(), top_ks.tolist(), top_ps.tolist()
     weights, mass = np.empty(vocab, np.float32), np.empty(vocab, np.float64)
-    for i in range(num_rows):
-        np.copyto(weights, rows[i])
-        if not np.isfinite(weights.sum(dtype=np.float64)):
-            tokens[i] = -1
-        elif temperature[i] > 0:
-            np.subtract(weights, weights[best[i]], out=weights)
-            with np.errstate(over="ignore"):
-                np.divide(weights, np.float32(temperature[i]), out=weights)
-            np.exp(weights, out=weights)
-            if top_k[i] > 0 or top_p[i] < 1:
-                cut(weights, top_k[i], top_p[i])
-            np.cumsum(weights, dtype=np.float64, out=mass)
-            tokens[i] = mass.searchsorted(draws[i] * mass[-1], side="right")
+    for i in drawn:
+        np.subtract(rows[i], rows[i, best[i]], out=weights)
+        with np.errstate(over="ignore"):
+            np.divide(weights, np.float32(temperature[i]), out=weights)
+        np.exp(weights, out=weights)
+        if top_k[i] > 0 or top_p[i] < 1:
+            cut(weights, top_k[i], top_p[i])
+        np.cumsum(weights, dtype=np.float64, out=mass)
+        tokens[i] = mass.searchsorted(draws[i] * mass[-1], side="right")
     return torch.from_numpy(tokens)
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-from typing import Any, NoReturn
+from typing import Any
 
 from scalesim.errors import ScaleSimError
 
@@ -22,35 +20,9 @@ def parse_json(text: str, where: str, error: type[ScaleSimError], *, repeats: bo
         raise error(f"{where} is nested deeper than {MAX_DEPTH}") from None
     except ValueError as cause:  # also of integers with thousands of digits
         raise error(f"{where} is not JSON: {cause!s:.200}") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH and not _is_flat(value):
+    if text.count("[") + text.count("{") > MAX_DEPTH and not is_flat(value):
         raise error(f"{where} is nested deeper than {MAX_DEPTH}")
     return value
-
-
-def parse_strict(raw: bytes, where: str, error: type[ScaleSimError]) -> Any:
-    """The value of ``raw``, in which nothing can be read in two ways. Raises ``error`` for what is
-    no JSON in UTF-8, has a key twice, a number that is none or that no float holds, or half a
-    surrogate pair, or is nested deeper than ``MAX_DEPTH``."""
-    text = decode_utf8(raw, where, error)
-    try:
-        value = json.loads(
-            text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number
-        )
-    except RecursionError:
-        raise error(f"{where} is nested deeper than {MAX_DEPTH}") from None
-    except ValueError as cause:
-        raise error(f"{where} is not JSON: {cause!s:.200}") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH and not _is_flat(value):
-        raise error(f"{where} is nested deeper than {MAX_DEPTH}")
-    if _MAY_BE_HALF.search(text):
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise error(f"{where} has half a surrogate pair: a \\ud8.. without its other") from None
-    return value
-
-
-_MAY_BE_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def decode_utf8(raw: bytes, where: str, error: type[ScaleSimError]) -> str:
@@ -72,29 +44,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"key {key[:80]!r} stands twice")
-            seen.add(key)
-    return table
-
-
-def _finite(word: str) -> float:
-    found = float(word)
-    if not math.isfinite(found):
-        raise ValueError(f"{word[:20]} is more than a number can be")
-    return found
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
-
-
-def _is_flat(value: Any) -> bool:
+def is_flat(value: Any) -> bool:
+    """Whether ``value`` is nested no deeper than ``MAX_DEPTH``."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [

@@ -28,13 +28,23 @@ def test_no_policy_exceeds_the_roof_on_traces_and_workloads(tmp_path: Path) -> N
              "output_length": 4, "hash_ids": [at % 3, 10 + at]} for at in range(12)]  # fmt: skip
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figures = quick("replay-traces", str(path), "--workloads", "w1").figures
-    assert list(figures) == ["mine", "w1"] and figures["mine"]["calls"] == 12
-    for one in figures.values():
-        arms = [arm for arm in one.values() if isinstance(arm, dict)]
-        assert len(arms) == 7
-        assert all(0 < arm["turns_per_s"] <= arm["roof"] * (1 + 1e-9) for arm in arms)
-        assert all(arm["over_belady"] is None or arm["over_belady"] >= 1 for arm in arms)
+    figures = quick("replay-hints", str(path), "--workloads", "w1").figures
+    assert {name: len(arms) for name, arms in figures.items()} == {"mine, 1": 5, "w1, 1": 7}
+    for arms in figures.values():
+        for arm in arms.values():
+            assert 0 < arm["turns_per_s"] <= arm["roof"] * (1 + 1e-9)
+            assert arm["over_belady"] is None or arm["over_belady"] >= 1
+
+
+def test_a_town_is_replayed_in_three_forms(tmp_path: Path) -> None:
+    rows = [{"kind": "action", "step": step, "agent": agent}
+            for step in range(8) for agent in range(4)]  # fmt: skip
+    path = tmp_path / "town.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask = (str(path), "--workloads", "--ticks", "4", "--policies", "deadline")
+    first, second = quick("replay-hints", *ask), quick("replay-hints", *ask)
+    assert list(first.figures) == ["town, alone, 1", "town, crowded, 1", "town, eight, 1"]
+    assert first.figures == second.figures
 
 
 def test_curves_have_a_point_for_each_value(tmp_path: Path) -> None:

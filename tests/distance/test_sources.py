@@ -172,17 +172,6 @@ def test_crying_now_at_each_tick_does_not_escape_scoring() -> None:
     assert distances.next_use("a") is None
 
 
-def test_calls_that_come_before_their_time_widen_the_window() -> None:
-    distances = Distances(Clock())
-    for turn in range(60):
-        distances.expect("a", 20.0 * turn + 12.0)
-        distances.tick(0.0, to=20.0 * turn + 10.0)
-        distances.called("a")
-        distances.ended("a")
-        distances.tick(0.0, to=20.0 * (turn + 1))
-    assert 1.5 < distances.early_ticks <= 2.0
-
-
 # -- hostile -----------------------------------------------------------------------------------
 
 

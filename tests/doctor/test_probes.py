@@ -200,7 +200,7 @@ def test_a_driver_without_a_gpu_for_torch() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, on garbage in masked lanes
 def test_each_op_is_named_and_right() -> None:
     section = kernels.probe(Settings("cpu"))
-    assert section.facts["paged_decode"] == "cpu_attention.CpuAttention.paged_decode"
+    assert section.facts["paged_decode"] == "cpu_paged.PagedAttention.paged_decode"
     assert levels(section) == []
     assert section.facts["cases"] == kernels.CASES * len(kernels.PROBLEMS)
 

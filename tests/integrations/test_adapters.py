@@ -8,6 +8,7 @@ import random
 from functools import partial
 from types import MethodType, SimpleNamespace
 from typing import Any
+from weakref import WeakMethod
 
 import pytest
 
@@ -144,12 +145,12 @@ class Person:
 
 
 class Generator:
-    """Of recurring events, as Mesa's ``EventGenerator``."""
+    """Of recurring events, as Mesa's ``EventGenerator``: it has the method, or refers to it."""
 
     schedule = "each tick"
 
-    def __init__(self, function: Any) -> None:
-        self.function = lambda: function  # a weak reference, there
+    def __init__(self, function: Any, *, weak: bool = False) -> None:
+        self.function = WeakMethod(function) if weak else function
 
     def run(self) -> None: ...
 
@@ -426,6 +427,18 @@ def test_a_world_in_parallel_says_who_acts() -> None:
     engine = Notebook()
     tinytroupe.announce(world_of(["a", "b"], [])[0], engine)._step_in_parallel()
     assert engine.told == [("expect", {"a": 0.0, "b": 0.5}), ("tick", 1)]
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_a_recurring_event_has_the_owner_of_its_method(weak: bool) -> None:
+    """The method is looked at; to call it would be to let the agent act."""
+
+    class Actor(Person):
+        def speak(self) -> None:
+            raise AssertionError("it was called")
+
+    actor = Actor(1)
+    assert mesa.owner_of(Generator(actor.speak, weak=weak).run) is actor
 
 
 def test_a_function_has_an_owner_only_as_a_method() -> None:

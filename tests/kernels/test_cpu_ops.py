@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scalesim_kernels import KernelSet, select
+from scalesim_kernels.cpu import HAS_NUMBA, cpu_kernels
 from torch import Tensor
 
 from .paged_cases import SHAPES, PagedCase, PagedShape, garbage, make_case
@@ -19,9 +20,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 REFERENCE = select("reference")
 
 
-@pytest.fixture
-def cpu() -> KernelSet:
-    return select("cpu")
+@pytest.fixture(params=[True, False], ids=["compiled", "torch"])
+def cpu(request: pytest.FixtureRequest) -> KernelSet:
+    """Both forms of the set."""
+    return cpu_kernels(compiled=request.param and HAS_NUMBA)
 
 
 def assert_close(got: Tensor, want: Tensor) -> None:

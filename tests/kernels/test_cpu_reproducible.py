@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scalesim_kernels import KernelSet, PagedBatch, select
+from scalesim_kernels.cpu import HAS_NUMBA, cpu_kernels
 from torch import Tensor
 
 SIZES = [(48, 33), (64, 96), (112, 200), (384, 1024), (896, 1152), (1408, 512), (512, 4096)]
@@ -20,7 +21,7 @@ def cpu() -> KernelSet:
 def assert_rows_alone(full: Tensor, run: object, x: Tensor) -> None:
     """``run`` on windows of ``x`` gives the rows of ``full``, bit by bit."""
     assert callable(run)
-    for rows in (16, 32, 48, 80, 256):
+    for rows in (1, 3, 16, 32, 37, 48, 80, 256):
         for first in (0, 5, 16, 37):
             part = x[first : first + rows].clone()
             got = run(part)
@@ -98,23 +99,27 @@ class Context:
         return list(out.split([stop - start for _, start, stop in parts]))
 
 
+HEADS = [
+    (1, 4, 64),
+    (2, 1, 16),
+    (3, 2, 64),
+    (4, 2, 32),
+    (7, 1, 128),
+    (8, 1, 64),
+    (12, 1, 32),
+    (18, 1, 16),
+    (3, 1, 24),
+]
+FORMS = [(True, *heads) for heads in HEADS] + [(False, 3, 2, 64), (False, 4, 2, 32)]
+
+
 @pytest.mark.parametrize("block_size", [16, 64])
-@pytest.mark.parametrize(
-    ("group", "num_kv_heads", "head_dim"),
-    [
-        (1, 4, 64),
-        (2, 1, 16),
-        (3, 2, 64),
-        (4, 2, 32),
-        (7, 1, 128),
-        (8, 1, 64),
-        (12, 1, 32),
-        (18, 1, 16),
-    ],
-)
+@pytest.mark.parametrize(("compiled", "group", "num_kv_heads", "head_dim"), FORMS)
 def test_attention_rows(
-    cpu: KernelSet, group: int, num_kv_heads: int, head_dim: int, block_size: int
+    compiled: bool, group: int, num_kv_heads: int, head_dim: int, block_size: int
 ) -> None:
+    """Of both forms of the set; a head of 24 elements is left to torch by both."""
+    cpu = cpu_kernels(compiled=compiled and HAS_NUMBA)
     context = Context(group, num_kv_heads, head_dim, block_size)
     end = context.length
     whole = context.attend(cpu, (0, 0, end))[0]

@@ -8,6 +8,7 @@ from itertools import accumulate
 import pytest
 import torch
 from scalesim_kernels import cpu_rows, select
+from scalesim_kernels.cpu import cpu_kernels
 from scalesim_kernels.cpu_attention import Form, Heads, ask
 
 from .fickle import LIBRARIES, put_under
@@ -61,7 +62,8 @@ def test_lora() -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("group", [1, 6])
 def test_attention(group: int) -> None:
-    cpu, context = select("cpu"), Context(group, 2, 16, 16, length=90)
+    """Of the form without compiled kernels, which leaves attention to the library."""
+    cpu, context = cpu_kernels(compiled=False), Context(group, 2, 16, 16, length=90)
     whole = context.attend(cpu, (0, 0, 90))[0]
     for start, stop in ((0, 7), (7, 8), (60, 70), (89, 90)):
         part = (0, start, stop)
@@ -82,11 +84,13 @@ def test_what_is_asked_is_what_is_answered(monkeypatch: pytest.MonkeyPatch) -> N
             heads = Heads(2, 2, 16, torch.float32, torch.get_num_threads())
             found[name] = sizes, ask.__wrapped__(heads)
     assert found["by_count"] == ((16,), Form(small_decodes=False, together=False))
-    assert found["beyond_64"] == ((16, 32, 48, 64), Form(small_decodes=True, together=True))
+    sizes, form = found["beyond_64"]
+    assert sizes[-4:] == (16, 32, 48, 64)  # of fewer rows the real library decides
+    assert form == Form(small_decodes=True, together=True)
     assert found["by_place"] == ((1,), Form(small_decodes=False, together=False))
 
 
-@pytest.mark.parametrize("sizes", [(1,), (16,), (16, 48, 256), (4, 8, 12, 16, 32, 512)])
+@pytest.mark.parametrize("sizes", [(1,), (16,), (16, 48, 256), (1, 2, 4, 8, 12, 16, 32, 512)])
 def test_parts_cover_any_number_of_rows(sizes: tuple[int, ...]) -> None:
     for rows in (*range(1, 140), *range(140, 1200, 37)):
         parts = cpu_rows.cover(sizes, rows)

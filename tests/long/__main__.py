@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from tests.engine import interrupts
-from tests.long import on_callers, on_faults, on_models, on_programs, on_tags
+from tests.long import on_callers, on_clients, on_faults, on_models, on_programs, on_tags
 from tests.long.campaign import Campaign, load, pursue
 
 CAMPAIGNS = {
@@ -54,6 +54,20 @@ CAMPAIGNS = {
             len(on_callers.CASES),
             "hostile values beside a workload, checked and unchecked; its texts and pages compared",
             on_callers.run,
+        ),
+        Campaign(
+            "disconnects",
+            "disconnects",
+            10_000,
+            "clients of the server leave at random moments; others are answered, nothing is left",
+            on_clients.disconnects,
+        ),
+        Campaign(
+            "gather",
+            "calls",
+            sum(on_clients.CROWDS),
+            "calls of the OpenAI SDK in ever larger gathers, up to 10 000; none is refused",
+            on_clients.gather,
         ),
         Campaign(
             "interrupts",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from scalesim.errors import AdapterError, NumericalError
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.links.link import LinkError
-from scalesim.memory.timing import Pace
 from scalesim.scheduler.scheduler import MAX_ATTACHMENT_FAILURES
 from scalesim.scheduler.sequence import Phase, Sequence
 from scalesim.testing.bed import OURS, Factories
@@ -111,7 +110,7 @@ class RequestWorld:
 
     def advance(self, ticks: int) -> None:
         now = self.world.memory.timing.now + ticks
-        self.world.memory.tick(now, Pace(0.001 * ticks or None), idle=False)
+        self.world.memory.tick(now, 0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.world.memory.fork(parent, child)

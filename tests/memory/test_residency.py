@@ -1,4 +1,4 @@
-"""What the planner does, case by case: victims, copies, the start window, pressure on the host."""
+"""What the planner does, case by case: victims, copies, when loads start, pressure on the host."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 import scalesim.memory
+from scalesim.core import AgentId
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.eviction.policies import policy_named
 from scalesim.memory.lease import Lease
 from scalesim.memory.links.virtual_link import VirtualLink
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.prefetcher import Prefetcher, start_window_s
-from scalesim.memory.timing import Pace
+from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.tree.prefix_tree import TEXT
 
 MEMORY = Path(scalesim.memory.__file__).parent
@@ -35,7 +36,7 @@ def manager(
         num_rows=9,
         policy=policy_named(policy),
         link=VirtualLink(PAGE, RATE),
-        planner_config=PlannerConfig(jitter_s=0.0, clean_fraction=0.0),
+        planner_config=PlannerConfig(clean_fraction=0.0),
         read_rate=lambda: read_rate,
     )
 
@@ -158,56 +159,86 @@ def test_without_a_host_state_is_dropped_and_rebuilt() -> None:
     assert turn(memory, 0, 3).num_cached == SIZE and memory.counters.saved_pages == 0
 
 
-def test_a_load_starts_when_its_window_opens() -> None:
+def test_a_load_for_a_later_move_starts_when_the_link_would_be_late() -> None:
+    """The clock may move at once, and then it moves on at its pace."""
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
     settle(memory)
     assert where(memory, 0) == (0, 2)
-    prefetcher, timing = memory.planner, memory.timing
-    timing.pace = Pace(0.1)
+    timing = memory.timing
+    timing.tick_s = 0.1
     memory.hint([(1, 1e6)])
     memory.hint([(0, 10.0)])
-    window = start_window_s(2 * PAGE, 0, RATE, prefetcher.margin) / 0.1
-    timing.now = 10.0 - window - 0.01
-    prefetcher.plan(0.0)
+    load = 2 * PAGE / RATE / 0.1  # in ticks
+    timing.now = 10.0 - timing.move - load - 0.01
+    memory.plan(0.0)
     assert memory.counters.prefetched_pages == 0
-    timing.now = 10.0 - window + 0.01
+    timing.now = 10.0 - timing.move - load + 0.01
     for _ in range(3):  # the victim is saved first
-        prefetcher.plan(0.0)
+        memory.plan(0.0)
         settle(memory)
     assert memory.counters.prefetched_pages == 2 and where(memory, 0) == (2, 2)
     assert turn(memory, 0, 2).num_host_blocks == 0 and memory.counters.prefetch_used == 2
 
 
-def test_time_passes_between_two_ticks() -> None:
-    """The clock stands at 9 while the step before the use runs; its second half is near enough."""
+class Forecast:
+    """What a scheduler would say: so many requests wait, and a slot is free ``in`` so many
+    iterations."""
+
+    def __init__(self, num_waiting: int, frees_in: float = 0.0) -> None:
+        self.num_waiting, self._frees_in = num_waiting, frees_in
+
+    def starts_in(self, agent: AgentId) -> float:
+        return self._frees_in
+
+
+def test_what_the_next_move_needs_is_loaded_once_no_request_waits() -> None:
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
     settle(memory)
-    memory.hint([(1, 1e6)])
-    memory.hint([(0, 10.0)])
-    memory.timing.now = 9.0
-    memory.timing.pace = Pace(seconds_per_tick=0.5, jitter_s=0.0, last_tick_s=100.0)
-    memory.plan(100.0)
-    assert memory.counters.prefetched_pages == 0 and memory.residency.transfers.saving_pages == 0
-    opens_in_s = memory.planner.opens_in_s
-    assert opens_in_s is not None and 0.0 < opens_in_s < 0.5
-    for _ in range(3):
-        memory.plan(100.0 + opens_in_s + 1e-6)
-        settle(memory)
-    assert memory.counters.prefetched_pages == 2
+    memory.hint([(0, 1.0), (1, 5.0)])
+    for waiting, pages in ((1, 0), (0, 2)):
+        for _ in range(3):
+            memory.plan(0.0, Forecast(waiting))
+            settle(memory)
+        assert memory.counters.prefetched_pages == pages
 
 
-def test_nothing_is_loaded_over_what_is_needed_sooner() -> None:
+def test_what_a_waiting_request_needs_is_loaded_when_the_request_is_about_to_start() -> None:
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)
-    memory.hint([(1, 0.5)])
-    memory.hint([(0, 1.0)])
-    memory.plan(0.0)
-    assert memory.counters.prefetched_pages == 0
+    settle(memory)
+    memory.hint([(0, 0.0), (1, 5.0)])
+    memory.timing.iteration_s = 0.1
+    for frees_in, pages in ((10.0, 0), (3.0, 2)):  # 0.2 s on the link, and two iterations
+        for _ in range(3):
+            memory.plan(0.0, Forecast(1, frees_in))
+            memory.timing.iteration_s = 0.1
+            settle(memory)
+        assert memory.counters.prefetched_pages == pages
+
+
+@pytest.mark.parametrize("move", [1.0, 0.25])
+@pytest.mark.parametrize("theirs", [0.0, 0.3, 1.0, 1.001, 1.4, 1.6, 2.0, 7.0, None])
+def test_a_load_displaces_only_what_is_needed_at_a_later_move(
+    theirs: float | None, move: float
+) -> None:
+    """Also where the other is said to come a little later: it would be loaded again."""
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    settle(memory)
+    memory.timing.tick(2.0, 1e-6)  # who is not spoken of was used two ticks ago
+    memory.timing.move = move
+    memory.hint([(0, 3.0), (1, None if theirs is None else 2.0 + theirs)])
+    for _ in range(3):
+        memory.plan(0.0)
+        settle(memory)
+    displaces = theirs is None or theirs - 1.0 > 0.5 * move
+    assert memory.counters.prefetched_pages == (2 if displaces else 0)
 
 
 def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from scalesim.engine.engine import Engine
+from scalesim.server.schema.sampling import REFUSED
 from tests.server.world import KEY, Running, serving
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -52,14 +53,15 @@ def nothing_is_left(running: Running, engine: Engine) -> Any:
         (b"[]", "must be a JSON object"),
         (b'"x"', "must be a JSON object"),
         (b'{"messages": []} x', "not JSON"),
-        (b'\xff{"a": 1}', "not UTF-8, at byte 0"),
+        (b'\xff{"a": 1}', "not JSON"),
+        (b'{"a": "\xff"}', "invalid unicode"),
+        (b'{"a": "\xed\xa0\x80"}', "invalid unicode"),
         (b'\xef\xbb\xbf{"a": 1}', "not JSON"),
-        (b'{"model": "tiny", "model": "tiny"}', "'model' stands twice"),
-        (b'{"user": "\\ud800"}', "half a surrogate pair"),
-        (b'{"user": "\\udc00\\ud800"}', "half a surrogate pair"),
-        (b'{"temperature": NaN}', "NaN is no number"),
-        (b'{"temperature": -Infinity}', "-Infinity is no number"),
-        (b'{"temperature": 1e400}', "more than a number can be"),
+        (b'{"model": "tiny", "model": "tiny"}', 'duplicate key "model"'),
+        (b'{"user": "\\ud800"}', "hex escape"),
+        (b'{"user": "\\udc00\\ud800"}', "hex escape"),
+        (b'{"temperature": NaN}', "not JSON: expected value"),
+        (b'{"temperature": -Infinity}', "not JSON"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "not JSON"),
         (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", "deeper than 64"),
         (b"[" * 100_000, "deeper than 64"),
@@ -81,6 +83,7 @@ def test_another_content_type(running: Running, kind: str) -> None:
     checked(reply, 400, "must be application/json")
 
 
+HUGE = "1e400, without the quotes"
 BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("messages", None, "messages"),
     ("messages", [], "messages is empty"),
@@ -113,11 +116,12 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("max_tokens", 1.5, "max_tokens=1.5"),
     ("max_tokens", "3", "max_tokens='3'"),
     ("max_tokens", True, "max_tokens=True"),
-    ("max_tokens", 10**9, "max_tokens=1000000000"),
     ("max_completion_tokens", 0, "max_tokens=0"),
     ("temperature", -0.1, "temperature=-0.1"),
     ("temperature", "1", "temperature='1'"),
     ("temperature", True, "temperature=True"),
+    ("temperature", HUGE, "temperature=inf"),
+    ("next_call_in", HUGE, "next_call_in=inf"),
     ("top_p", 0, "top_p=0"),
     ("top_p", 1.1, "top_p=1.1"),
     ("top_k", -2, "top_k=-2"),
@@ -153,12 +157,32 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("prompt_embeds", "AAAA", "prompt_embeds"),
     ("chat_template", "{{ x }}", "chat_template"),
     ("use_beam_search", True, "use_beam_search"),
+    ("chat_template_kwargs", {"tokenize": True}, "chat_template_kwargs has 'tokenize'"),
+    ("cache_salt", "x" * 513, "at most 512 characters"),
+    ("regex", "(", "regex cannot be compiled"),
+    ("json_schema", {"type": "nonsense"}, "json_schema cannot be compiled"),
+    ("json_schema", {"$ref": "http://127.0.0.1:9/x"}, "must point into the schema itself"),
+    ("grammar", "x" * 200_000, "at most 131072"),
+    ("tools", [{"type": "function"}], "tools[0].function.name"),
+    ("tool_choice", "required", "tool_choice='required' needs tools"),
+    ("response_format", {"type": "what"}, "response_format.type"),
+    *((field, "x", f"{field}: ") for field in REFUSED),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "part"), BAD_FIELDS)
 def test_fields_of_a_chat(running: Running, field: str, value: Any, part: str) -> None:
-    checked(post(running, {"messages": MESSAGES, "max_tokens": 2, field: value}), 400, part)
+    body = json.dumps({"messages": MESSAGES, "max_tokens": 2, field: value})
+    error = checked(post(running, body.replace(f'"{HUGE}"', "1e400")), 400, part)
+    found = (error["param"] or "").partition("[")[0].partition(".")[0]
+    assert found == field.replace("max_completion", "max"), error
+
+
+def test_more_tokens_than_there_is_room_for(running: Running) -> None:
+    """What is too long is the prompt as well as the output."""
+    body = {"messages": MESSAGES, "max_tokens": 10**9}
+    error = checked(post(running, body), 400, "max_tokens=1000000000")
+    assert (error["code"], error["param"]) == ("context_length_exceeded", None)
 
 
 def test_more_likely_tokens_than_there_may_be(running: Running) -> None:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from typing import Any
+from contextlib import closing, contextmanager
 
 import httpx2
 import openai
 import pytest
 
 from scalesim.engine.engine import Engine
-from scalesim.memory.manager import MemoryManager
 from scalesim.server.app import make_app
 from scalesim.server.config import ServerConfig
 from tests.engine.world import tiny_engine
+from tests.server.visits import LONG, nothing_is_open, random_visits, request_bytes, until
 from tests.server.world import KEY, Running, serving
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
-LONG: dict[str, Any] = {"prompt": "once", "max_tokens": 3000, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -32,34 +28,6 @@ def server() -> Iterator[Running]:
     """On an engine of its own, whose pages are counted."""
     with tiny_engine() as engine, serving(engine) as found:
         yield found
-
-
-def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Look again and again, because another thread makes it so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not become so"
-        threading.Event().wait(0.01)
-
-
-def nothing_is_open(running: Running) -> bool:
-    memory: MemoryManager = running.service.engine.parts.memory
-    scheduler = running.service.engine.parts.scheduler
-    service = running.service
-    return (
-        service.open.count == service.open.bytes == 0
-        and not scheduler.has_work
-        and memory.num_lost_pages == 0
-    )
-
-
-def request_bytes(path: str, body: dict[str, Any]) -> bytes:
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -72,38 +40,20 @@ def test_whoever_leaves_has_its_call_cancelled(server: Running, stream: bool) ->
     until(lambda: server.service.engine.stats.failed == failed + 1)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_that_is_refused_takes_the_others_along(server: Running, stream: bool) -> None:
+    """They would be computed for nobody, and outside of the queue's limits."""
+    prompts = ["once", [1] * 1_000_000, "twice"]
+    body = {**LONG, "prompt": prompts, "stream": stream}
+    reply = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+    until(lambda: nothing_is_open(server), seconds=2)
+
+
 def test_random_disconnects_leave_nothing(server: Running) -> None:
-    """Of 300 clients, many close their connections at random moments; the others are answered."""
-    rng = random.Random(0)
-    plans = [(rng.random() * 0.1, rng.random() < 0.5, rng.random() < 0.8) for _ in range(300)]
-    engine = server.service.engine
-
-    def visit(plan: tuple[float, bool, bool]) -> bool:
-        delay_s, stream, leaves = plan
-        body = {**LONG, "max_tokens": 12, "stream": stream, "n": 1 + stream}
-        with closing(socket.create_connection(("127.0.0.1", server.port), 30)) as connection:
-            sent = request_bytes("/v1/completions", body)
-            cut = rng.randrange(len(sent)) if leaves and delay_s < 0.02 else len(sent)
-            connection.sendall(sent[:cut])
-            if leaves:
-                threading.Event().wait(delay_s)
-                return False
-            said = b""
-            while b'"finish_reason":"length"' not in said:
-                said += connection.recv(65536)
-            return True
-
-    with ThreadPoolExecutor(16) as threads:
-        stayed = sum(threads.map(visit, plans))
-    assert stayed == sum(not leaves for _, _, leaves in plans)
-    until(lambda: nothing_is_open(server))
-    engine.forget([])
-    memory = engine.parts.memory
-    assert memory.num_lost_pages == 0 and engine.stats.restarts == 0
-    # all pages can be had: a call that needs the whole pool runs
-    whole = engine.model.max_len - 8
-    reply = server.client().completions.create(model="tiny", prompt=[7] * whole, max_tokens=8)
-    assert reply.usage and reply.usage.total_tokens <= engine.model.max_len
+    """Of 100 clients, many close their connections at random moments; the others are answered."""
+    assert random_visits(server, seed=0, count=100)["disconnects"] > 50
 
 
 def test_a_slow_reader_is_dropped() -> None:
@@ -172,27 +122,64 @@ def test_an_engine_that_has_stopped_is_503() -> None:
         assert httpx2.get(f"{server.url}/health").json() == {"status": "failed"}
 
 
-def test_while_the_model_loads_calls_are_503() -> None:
+@contextmanager
+def loading(**limits: float) -> Iterator[tuple[Running, threading.Event]]:
+    """A server whose model is loaded once the event is set."""
     may_go_on = threading.Event()
 
     def load() -> Engine:
         assert may_go_on.wait(20)
         return tiny_engine()
 
-    with serving(load) as server:
+    with serving(load, limits=limits) as server:
         try:
-            health = httpx2.get(f"{server.url}/health")
-            assert health.status_code == 503 and health.json() == {"status": "starting"}
-            for path, status in (("/v1/models", 503), ("/ready", 503), ("/version", 200)):
-                assert httpx2.get(server.url + path, headers=HEADERS).status_code == status
-            body = {"prompt": "a", "max_tokens": 1}
-            early = httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS)
-            assert early.status_code == 503 and early.json()["error"]["code"] == "starting"
-            assert early.headers["retry-after"]
+            yield server, may_go_on
         finally:
             may_go_on.set()
-        until(lambda: httpx2.get(f"{server.url}/health").status_code == 200)
-        assert httpx2.post(f"{server.url}/v1/completions", json=body, headers=HEADERS).is_success
+
+
+BRIEF = {"prompt": "a", "max_tokens": 1}
+
+
+def test_while_the_model_loads_calls_wait() -> None:
+    """As a program's first call, made at once: it need not try again."""
+    with loading() as (server, may_go_on), ThreadPoolExecutor(2) as threads:
+        health = httpx2.get(f"{server.url}/health")
+        assert health.status_code == 503 and health.json() == {"status": "starting"}
+        for path, status in (("/v1/models", 503), ("/ready", 503), ("/version", 200)):
+            assert httpx2.get(server.url + path, headers=HEADERS).status_code == status
+        client = server.client(max_retries=0)
+        ask = client.completions.create
+        early = [
+            threads.submit(ask, model="tiny", stream=stream, **BRIEF) for stream in (False, True)
+        ]
+        until(lambda: server.service.open.count == 2)
+        may_go_on.set()
+        assert early[0].result().usage.completion_tokens == 1 and len(list(early[1].result())) > 0
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_model_that_takes_too_long_to_load_is_503() -> None:
+    with loading(start_timeout=0.1) as (server, _):
+        early = httpx2.post(f"{server.url}/v1/completions", json=BRIEF, headers=HEADERS)
+        assert early.status_code == 503 and early.json()["error"]["code"] == "starting"
+        assert early.headers["retry-after"]
+
+
+@pytest.mark.parametrize("ends", ["client", "server"])
+def test_whoever_waits_for_the_model_may_go(ends: str) -> None:
+    """A client that leaves has no place any more; a server that stops sends all away."""
+    with loading() as (server, _):
+        connection = socket.create_connection(("127.0.0.1", server.port), 20)
+        with closing(connection):
+            connection.sendall(request_bytes("/v1/completions", BRIEF))
+            until(lambda: server.service.open.count == 1)
+            if ends == "server":
+                server.server.stop()
+                with connection.makefile("rb") as reader:
+                    said = reader.read()
+                assert said.startswith(b"HTTP/1.1 503") and b'"draining"' in said
+        until(lambda: server.service.open.count == server.service.open.bytes == 0)
 
 
 def test_what_is_open_ends_before_the_server_stops(server: Running) -> None:

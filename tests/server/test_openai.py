@@ -223,6 +223,20 @@ def test_a_prompt_is_scored_by_echo(client: openai.OpenAI) -> None:
     assert all(math.isfinite(score) and score < 0 for score in scores[1:])
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_echo_is_streamed_first(client: openai.OpenAI, n: int) -> None:
+    asked: dict[str, Any] = {**ASKED, "prompt": ["a mill", "two piers"], "echo": True, "n": n}
+    whole = client.completions.create(**asked)
+    texts = [""] * 2 * n
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices]
+    assert texts[0].startswith("a mill") and texts[-1].startswith("two piers")
+    with pytest.raises(openai.BadRequestError, match="echo with logprobs is not streamed"):
+        client.completions.create(**asked, stream=True, logprobs=1)
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "scalesim"
@@ -259,17 +273,17 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, running: Running) -> Non
 def test_a_full_queue_is_tried_again(engine: Engine) -> None:
     """The SDK waits as Retry-After says, and gets its answer."""
     with serving(engine, limits={"max_open_requests": 1}) as server:
-        with server.service.open.place():
+        with server.service.open:
             with pytest.raises(openai.RateLimitError, match="1 requests are open") as refused:
                 server.client(max_retries=0).completions.create(prompt="a", **ASKED)
             assert refused.value.response.headers["retry-after"] == "1"
             assert refused.value.code == "queue_full"
-        place = server.service.open.place()
+        place = server.service.open
         place.__enter__()
 
         def leave(response: httpx2.Response) -> None:
             if response.status_code == 429:
-                place.__exit__(None, None, None)
+                place.__exit__()
 
         with httpx2.Client(event_hooks={"response": [leave]}) as http:
             client = server.client(http_client=http)

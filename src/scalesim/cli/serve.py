@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -37,6 +38,8 @@ def serve(options: ServeOptions) -> int:
         except BaseException:
             engine.close()
             raise
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not look at it, and stop all threads
         say(f"serving {', '.join((*config.names, *adapters))} on {engine.device}")
         return engine
 

@@ -19,7 +19,6 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.seconds_per_tick: float | None = None
-        self.jitter_s = 0.0  # mean deviation of a tick's length from the estimate
         self._last_s: float | None = None
 
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
@@ -39,7 +38,6 @@ class Clock:
             if known is None:
                 self.seconds_per_tick = seconds
             else:
-                self.jitter_s += _WEIGHT * (abs(seconds - known) - self.jitter_s)
                 self.seconds_per_tick = known + _WEIGHT * (seconds - known)
         self._last_s = wall_s
         self.now = target

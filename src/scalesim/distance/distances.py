@@ -42,7 +42,6 @@ Change = tuple[AgentId, float | None]
 _MAX_KEPT = 1024  # agents whose last ignored hint is kept
 _MAX_NAMES = 8  # unknown names that a score shows
 _NOT_TOLD = -math.inf
-_LEAD_WEIGHT = 0.05
 _PINNED, _PUT_OFF = 1, -1
 _log = logging.getLogger(__name__)
 
@@ -50,10 +49,8 @@ _log = logging.getLogger(__name__)
 class Distances:
     """The next use of every agent that a call or a hint has named.
 
-    ``early_ticks`` is the moving average of the ticks by which on-time calls precede their
-    prediction; the prefetcher's start window allows for it. ``is_known`` tells whether an agent
-    exists: changes name only agents that exist, and a hint about a nonexistent agent is dropped
-    when its time has passed.
+    ``is_known`` tells whether an agent exists: changes name only agents that exist, and a hint
+    about a nonexistent agent is dropped when its time has passed.
     """
 
     def __init__(
@@ -64,7 +61,6 @@ class Distances:
     ) -> None:
         self.clock, self.is_known = clock, is_known
         self.roster = Roster()
-        self.early_ticks = 0.0
         self._combine = combine
         self._declared, self._woken = Ledger(), Ledger()
         self._voices = [Voice("declared", self._declared), Voice("wake", self._woken)]
@@ -300,10 +296,8 @@ class Distances:
         rows.open_calls[row] += 1
         rows.calls[row] += 1
         self._called[row] = None
-        leads = [voice.ledger.called(row, now, first=first) for voice in self._voices]
-        if first and any(lead is not None for lead in leads):
-            lead = max(lead for lead in leads if lead is not None)
-            self.early_ticks += _LEAD_WEIGHT * (lead - self.early_ticks)
+        for voice in self._voices:
+            voice.ledger.called(row, now, first=first)
         self._combine_one(row)
         rows.told[row] = _NOT_TOLD  # each call is reported: equal next uses are ordered by call
         changes = self._changes([row])

@@ -90,26 +90,19 @@ class Ledger:
         """Clear ``row``, whose agent is gone: another agent may get the row."""
         self.columns.clear(row)
 
-    def called(self, row: int, now: float, *, first: bool) -> float | None:
+    def called(self, row: int, now: float, *, first: bool) -> None:
         """Note that the row's agent called: score the prediction if this is the agent's ``first``
         call of the tick. A prediction for this tick or before has come true and is forgotten; a
         later one stays.
-
-        Returns by how many ticks an on-time call preceded its predicted time; ``None`` if the call
-        was not on time or not scored.
         """
         at = self.says(row)
         if math.isnan(at):
-            return None
+            return
         columns = self.columns
-        lead: float | None = None
-        if first and self.score.called(
-            float(columns.made[row]), at, now, float(columns.confidence[row])
-        ):
-            lead = max(0.0, at - now)
+        if first:
+            self.score.called(float(columns.made[row]), at, now, float(columns.confidence[row]))
         if at < math.floor(now) + 1.0:
             columns.at[row] = math.nan
-        return lead
 
     def expire(self, now: float) -> Int64s:
         """Forget the predictions that have expired, and score them. Returns their rows."""

@@ -15,7 +15,6 @@ from scalesim.distance.combine import Combine
 from scalesim.distance.distances import Change, Distances
 from scalesim.distance.voice import Voice
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.timing import Pace
 from scalesim.trace.recorder import Recorder
 
 
@@ -104,18 +103,15 @@ class Advice:
         """When the pin of ``agent`` ends; ``None`` without one."""
         return self._pinned.get(agent)
 
-    def tick(self, wall_s: float, n: float, *, to: float | None, idle: bool) -> None:
-        """Move the clock; ``wall_s`` is when that was asked for, ``idle`` whether no call is
-        open."""
+    def tick(self, wall_s: float, n: float, *, to: float | None) -> None:
+        """Move the clock; ``wall_s`` is when that was asked for."""
         clock = self.clock
         if to is not None and to < clock.now:
             return  # another caller moved the clock past it meanwhile
         changes = self.distances.tick(wall_s, n, to=to)
         if self._recorder is not None:
             self._recorder.ticks(clock.now)
-        hint_jitter_s = self.distances.early_ticks * (clock.seconds_per_tick or 0.0)
-        pace = Pace(clock.seconds_per_tick, clock.jitter_s + hint_jitter_s, wall_s)
-        self._memory.tick(clock.now, pace, idle=idle)
+        self._memory.tick(clock.now, clock.seconds_per_tick)
         self._apply(changes)
 
     def called(self, agent: AgentId) -> None:

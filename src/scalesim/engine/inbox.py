@@ -83,9 +83,9 @@ class Inbox:
     def is_empty(self) -> bool:
         return self._commands.empty()
 
-    def take(self, timeout_s: float | None = None) -> Command:
-        """The oldest command; waits for one. Raises ``queue.Empty``."""
-        return self._commands.get(timeout=timeout_s)
+    def take(self) -> Command:
+        """The oldest command; waits for one."""
+        return self._commands.get()
 
     def shut(self) -> None:
         """Run the commands that remain. From now on, a late command runs where it is posted."""

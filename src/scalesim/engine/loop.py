@@ -215,4 +215,4 @@ class EngineLoop:
 
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
         """Move the clock; ``wall_s`` is when that was asked for."""
-        self.advice.tick(wall_s, n, to=to, idle=not self.scheduler.has_work)
+        self.advice.tick(wall_s, n, to=to)

@@ -6,9 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from queue import Empty
 from typing import Literal
 
 from scalesim.engine.inbox import Inbox
@@ -19,7 +17,6 @@ from scalesim.interrupts import InterruptsWait
 from scalesim.requests.tickets import Bell
 
 _COPY_WAIT_S = 0.005
-_MAX_WAIT_S = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -147,18 +144,14 @@ class EngineThread:
         return self._loop.step()
 
     def _idle(self) -> None:
-        """Wait for the inbox, for a copy that is under way, or for the next start window."""
+        """Wait for the inbox, or for a copy that is under way."""
         memory = self._parts.memory
         if self._inbox.is_closed:
             return
         if memory.is_moving:
             self._loop.run_command(partial(self._parts.link.wait, _COPY_WAIT_S))
             return
-        wait_s = memory.opens_in_s
-        if wait_s is not None:
-            wait_s = min(max(wait_s, 1e-3), _MAX_WAIT_S)
-        with suppress(Empty):
-            self._loop.run_command(self._inbox.take(wait_s))
+        self._loop.run_command(self._inbox.take())
 
     def _shut(self) -> None:
         """Nothing runs any more: end what is open, and the copies. The first error of that is

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from types import MethodType
 from typing import Any
+from weakref import ReferenceType
 
 _LOOK_AHEAD = 256  # events
 
@@ -113,5 +114,7 @@ def owner_of(function: Any) -> Any:
     if not isinstance(function, MethodType):
         return None
     owner = function.__self__
-    inner = getattr(owner, "function", None)  # an EventGenerator's, a weak reference
-    return owner_of(inner()) if hasattr(owner, "schedule") and callable(inner) else owner
+    if not (hasattr(owner, "schedule") and hasattr(owner, "function")):
+        return owner
+    inner = owner.function  # Mesa 3.5 has the method itself, others a weak reference
+    return owner_of(inner() if isinstance(inner, ReferenceType) else inner)

@@ -23,7 +23,6 @@ from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
 from scalesim.memory.tiers import TierUse
-from scalesim.memory.timing import Pace
 
 
 class MemoryManager(MemoryParts):
@@ -193,19 +192,15 @@ class MemoryManager(MemoryParts):
 
     # -- time, steps and copies ---------------------------------------------------------------
 
-    def tick(self, now: float, pace: Pace, *, idle: bool) -> None:
-        """The simulation's clock moved to ``now``, in ticks. ``idle``: no request was open."""
-        self.timing.tick(now, pace, idle=idle)
+    def tick(self, now: float, tick_s: float | None) -> None:
+        """The simulation's clock moved to ``now``, in ticks; a tick takes about ``tick_s`` seconds,
+        ``None`` = unknown."""
+        self.timing.tick(now, tick_s)
 
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
-        """Start the loads whose start window has opened, as far as ``forecast`` tells. Called once
+        """Start the loads whose turn has come, as far as ``forecast`` tells. Called once
         an iteration of the engine's loop, at ``wall_s`` seconds."""
         self.planner.plan(wall_s, forecast)
-
-    @property
-    def opens_in_s(self) -> float | None:
-        """Seconds from the last ``plan`` to the next start window; ``None`` if there is none."""
-        return self.planner.opens_in_s
 
     def take_table_changes(self) -> tuple[Int32s, Int32s, Int32s]:
         """The rows, columns and pages of the block table written since the last call, each ``[n]``

@@ -85,7 +85,8 @@ class Residency:
         ``None`` if too few can be freed now.
 
         After a ``None``, pages may be free soon, once they are saved (``transfers.saving_pages``).
-        With ``ahead_of``, only segments that are used later than that are evicted.
+        With ``ahead_of``, the pages are for a load ahead of that use, and only segments that are
+        needed later are evicted.
         """
         failed = self.device.num_free < count and not self._make_room(count, ahead_of)
         if ahead_of is None:
@@ -104,13 +105,25 @@ class Residency:
             if victim is None:
                 return False
             next_use = ranking.next_use(victim)
-            if ahead_of is not None and not ahead_of.sooner_than(next_use, self.timing.now):
+            if ahead_of is not None and not self._may_displace(ahead_of, next_use):
                 return False
             is_soon = next_use.distance(self.timing.now) <= _SOON_TICKS
             if is_soon and self.transfers.saving_pages >= missing:
                 return False  # pages of segments that are used later are being saved
             self._evict(victim, next_use, missing)
         return True
+
+    def _may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
+        """Whether a load ahead of one use may evict what has another one: only if that is needed at
+        a later move of the clock, or if it is not known.
+
+        Of two that are needed at the same move neither displaces the other, whoever is said to come
+        first: the displaced one would be loaded again, while what is resident can be served first.
+        """
+        now = self.timing.now
+        if next_use.time is None:
+            return ahead_of.sooner_than(next_use, now)
+        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
 
     def _evict(self, segment: Segment, next_use: NextUse, wanted: int) -> None:
         """Free about ``wanted`` pages from the end of ``segment``, or start to save the segment

@@ -6,47 +6,37 @@ none of them says anything about time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-_OF_TICKS = 0.5  # weight of the newest tick in ``waits_for_all``
-_NEW = 0.1  # weight of the newest iteration in ``iteration_s``
+_NEW = 0.1  # weight of the newest iteration in ``iteration_s``, and of the newest move
 _LASTING = 0.05  # the same in ``usual_s`` and the cost of prefill, which must not jump
 _PAUSE_S = 1.0  # a longer gap between two iterations is a pause, not an iteration
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How the simulation's clock runs: wall seconds a tick (``None`` = unknown), their variation in
-    seconds, and the wall time of the last tick."""
-
-    seconds_per_tick: float | None = None
-    jitter_s: float = 0.0
-    last_tick_s: float = 0.0
 
 
 class Timing:
     """The clock and the measured times.
 
-    ``now``: the simulation's time in ticks. ``last_launched``: the newest step of the compute
-    queue, -1 for none. ``iteration_s``: seconds of the engine loop's newest iterations, as a moving
-    average; ``usual_s``: the same over a longer time. ``waits_for_all``: the probability, 0 to 1,
-    that the clock moves only when all calls have ended.
+    ``now``: the simulation's time in ticks. ``move``: by how many ticks the clock moves, about:
+    uses that are nearer to one another come at the same move. ``tick_s``: wall seconds a tick,
+    ``None`` = unknown. ``last_launched``: the newest step of the compute queue, -1 for none.
+    ``iteration_s``: seconds of the engine loop's newest iterations, as a moving average;
+    ``usual_s``: the same over a longer time.
     """
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.pace = Pace()
-        self.waits_for_all = 0.0
+        self.move = 1.0
+        self.tick_s: float | None = None
         self.last_launched = -1
         self.iteration_s = self.usual_s = 0.0
         self._iteration_began_s: float | None = None
         self._launched = self._running = 0  # prefill tokens, of this iteration and the one before
         self._tokens_s = self._tokens_tokens = 0.0  # running means of tokens × seconds, tokens²
 
-    def tick(self, now: float, pace: Pace, *, idle: bool) -> None:
-        """The clock moved to ``now``. ``idle``: no request was open."""
-        self.now, self.pace = now, pace
-        self.waits_for_all += _OF_TICKS * (idle - self.waits_for_all)
+    def tick(self, now: float, tick_s: float | None) -> None:
+        """The clock moved to ``now``. A long move counts little: it may be a pause."""
+        moved = now - self.now
+        if moved > 0.0:
+            self.move = min(moved, self.move + _NEW * (moved - self.move))
+        self.now, self.tick_s = now, tick_s
 
     def launched(self, step: int, prefill_tokens: int) -> None:
         """``step`` was launched and is the newest; it prefills ``prefill_tokens`` tokens."""

@@ -84,7 +84,7 @@ class LevelsAhead(Prefetcher):
         super().__init__(residency, queue, config, read_rate)
         self._planned_at = -1.0
 
-    def load(self, wall_s: float, forecast: Forecast) -> None:
+    def load(self, forecast: Forecast) -> None:
         residency, now = self.residency, self.residency.timing.now
         if now == self._planned_at:
             return

@@ -74,11 +74,16 @@ class Mailbox:
 
     # -- on the reader's thread ---------------------------------------------------------------
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there are tokens, or the call is done."""
+        return bool(self.tokens) or self._call.done
+
     def wait(self) -> None:
         """Wait until there are tokens or the call is done, for a second at most."""
         assert isinstance(self._bell, Bell)
         self._has_reader = True  # tokens are announced from here on
-        if not self.tokens and not self._call.done:
+        if not self.has_news:
             self._bell.wait()
         self._has_reader = False
 
@@ -86,7 +91,7 @@ class Mailbox:
         assert isinstance(self._bell, LoopBell)
         self._has_reader = True
         try:
-            if not self.tokens and not self._call.done:
+            if not self.has_news:
                 await self._bell.wait()
         finally:
             self._has_reader = False
@@ -106,7 +111,7 @@ class Reader:
         [self._call] = ticket.calls
         self.ticket, self.mailbox = ticket, mailbox
         self.reply: Reply | None = None
-        self._deltas, self._check = deltas, check
+        self._deltas, self.check = deltas, check
         self._num_read = 0
         self.is_over = False
 
@@ -115,8 +120,6 @@ class Reader:
         error."""
         mailbox, call = self.mailbox, self._call
         done = call.done  # read before the tokens: no token follows it
-        if not done:
-            self._check()
         tokens = [mailbox.tokens.popleft() for _ in range(len(mailbox.tokens))]
         first = self._num_read
         self._num_read += len(tokens)
@@ -170,10 +173,12 @@ class ReplyStream:
         reader = self._reader
         try:
             while not reader.is_over:
+                if not reader.mailbox.has_news:
+                    reader.check()
+                    reader.mailbox.wait()
                 piece = reader.take()
                 if piece is not None:
                     return piece
-                reader.mailbox.wait()
         except BaseException:
             reader.close()
             raise
@@ -216,10 +221,12 @@ class AsyncReplyStream:
                 self._reader = await begin()
             reader = self._reader
             while reader is not None and not reader.is_over:
+                if not reader.mailbox.has_news:
+                    reader.check()
+                    await reader.mailbox.wait_async()
                 piece = reader.take()
                 if piece is not None:
                     return piece
-                await reader.mailbox.wait_async()
         except BaseException:
             self._close()
             raise

@@ -30,6 +30,8 @@ from scalesim.requests.call import Call
 
 LOOK_S = 1.0
 """Seconds after which a waiting thread wakes, so that Ctrl-C can end the wait."""
+AT_ONCE = 16
+"""Waiting tasks that an event loop wakes before it looks for what else has happened."""
 Put = Callable[[Callable[[], object]], object]
 """``SimpleQueue.put`` of an inbox of commands."""
 
@@ -183,11 +185,11 @@ def _tell(calls: list[Call]) -> None:
     """Tell the waiters in their event loop. If Ctrl-C strikes here, the loop tells the remaining
     waiters when it goes on."""
     try:
-        while calls:
+        for _ in range(min(len(calls), AT_ONCE)):
             waiter = calls[-1].waiter
             if waiter is not None:
                 waiter.tell(calls[-1])
             calls.pop()
-    except BaseException:
-        asyncio.get_running_loop().call_soon(_tell, calls)
-        raise
+    finally:
+        if calls:
+            asyncio.get_running_loop().call_soon(_tell, calls)

@@ -208,7 +208,7 @@ def _check_together(params: SamplingParams, vocab_size: int, has_logits: bool) -
             "the one or raise the other"
         )
     for token in params.stop_token_ids:
-        _check_token("stop token", token, vocab_size)
+        _check_token("stop_token_ids: token", token, vocab_size)
     if (biases := params.logit_bias) is not None:
         for token in biases:
             _check_token("logit_bias token", token, vocab_size)

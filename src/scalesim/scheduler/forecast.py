@@ -1,4 +1,4 @@
-"""The queue forecast: how soon a waiting request can start, and how many start at once.
+"""The queue forecast: how soon a waiting request can start.
 
 Computed from what the running sequences may still generate. Memory's prefetcher asks.
 """
@@ -17,19 +17,15 @@ class QueueForecast:
 
     def __init__(self, slots: Slots, queue: RequestQueue) -> None:
         self._slots, self._queue = slots, queue
-        self.begin_at_once = len(slots.epoch)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
 
     def starts_in(self, agent: AgentId) -> float:
         """Steps until the oldest waiting request of ``agent`` can start; 0 if there is none."""
         position = self._queue.position_of(agent)
         return 0.0 if position is None else self._frees_in(position)
-
-    def drains_in(self) -> float:
-        """Steps until the last request has ended, if none is added."""
-        remaining = self._remaining()
-        if not len(remaining):
-            return 0.0
-        return float(remaining.max() + remaining.mean() * (len(self._queue) // len(remaining)))
 
     def _frees_in(self, position: int) -> float:
         """Steps until there is a slot for the request that ``position`` others go before."""

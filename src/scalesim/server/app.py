@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -31,12 +31,13 @@ from scalesim.server import (
     tokens,
     watch,
 )
-from scalesim.server.body import ClientGoneError, give_back
+from scalesim.server.body import give_back
 from scalesim.server.config import ServerConfig
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError, api_error, is_ours
 from scalesim.server.gate import Gate, admission_of, status_of
 from scalesim.server.hints import end_call
+from scalesim.server.leaving import ClientGoneError
 from scalesim.server.service import Service, log
 
 _CLIENT_LEFT = 499  # as proxies count it
@@ -75,12 +76,14 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
 
     app = Starlette(
         routes=[Route(row.path, Answer(service, row), methods=list(row.methods)) for row in table],
-        middleware=[Middleware(Gate, config, open_paths, browser_paths)],
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.service = service
+    routes = ExceptionMiddleware(app.router, app.exception_handlers)
+    # Without starlette's outermost layer: each ``Answer`` has an answer to every error.
+    app.middleware_stack = Gate(routes, config, open_paths, browser_paths)
     return app
 
 
@@ -96,7 +99,7 @@ class Answer:
         begin_s = time.perf_counter()
         try:
             self._check_access(request)
-            with self._place():
+            with self._place(request):
                 response = await self._endpoint.handler(self._service, request)
                 await response(scope, receive, send)
         except ClientGoneError:
@@ -118,11 +121,13 @@ class Answer:
         if self._endpoint.access == "admin" and not admission_of(request).is_admin:
             raise ApiError(403, "this route needs an admin key", code="not_allowed")
 
-    def _place(self) -> AbstractContextManager[None]:
+    def _place(self, request: Request) -> AbstractContextManager[object]:
         if not self._endpoint.queued:
             return nullcontext()
-        self._service.life.check()
-        return self._service.open.place()
+        if self._service.life.state != "starting":  # then a call waits, once its body is there
+            self._service.life.check()
+        tenant = admission_of(request).tenant
+        return self._service.open if tenant is None else self._service.open.of(tenant)
 
     def _note(self, error: Exception, request: Request) -> None:
         """Faults of ours go to the log: where, and of what kind; never the message, which may hold

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import jiter
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from scalesim.checks import shown
+from scalesim.server.collector import paused_collector
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
-from scalesim.server.service import Service
-from scalesim.strict_json import parse_strict
+from scalesim.server.gate import admission_of
+from scalesim.server.leaving import ClientGoneError, while_connected
+from scalesim.server.service import SMALL, Service
+from scalesim.strict_json import MAX_DEPTH, is_flat
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 _CLOSE = {"connection": "close"}
 _SIZE = "scalesim.body_bytes"
-
-
-class ClientGoneError(Exception):
-    """Nobody reads the reply any more."""
 
 
 class BadJsonError(ApiError):
@@ -34,11 +35,32 @@ class BadJsonError(ApiError):
 
 
 async def read_json(service: Service, request: Request) -> dict[str, Any]:
-    """The object that the body holds. Raises 400, 408 or 413."""
+    """The object that the body holds, once the model is loaded. Raises 400, 408, 413 or 503."""
     raw = await _read(service, request)
-    value = await service.off_loop(len(raw), partial(parse_strict, raw, "the body", BadJsonError))
+    value = await service.off_loop(len(raw), partial(parsed, raw))
+    if service.life.state == "starting":
+        async with while_connected(request.receive):
+            await service.started()
     if not isinstance(value, dict):
         raise BadJsonError(f"the body is a {type(value).__name__}; it must be a JSON object")
+    return value
+
+
+def parsed(raw: bytes) -> Any:
+    """The value of ``raw``, in which nothing can be read in two ways. Raises ``BadJsonError`` for
+    what is no JSON in UTF-8, has a key twice, ``NaN``, or half a surrogate pair, or is nested
+    deeper than ``MAX_DEPTH``."""
+    try:
+        with paused_collector() if len(raw) > SMALL else nullcontext():
+            value = jiter.from_json(
+                raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"
+            )
+    except ValueError as cause:
+        if "recursion limit" in str(cause):
+            raise _too_deep() from None
+        raise BadJsonError(f"the body is not JSON: {cause!s:.200}") from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and not is_flat(value):
+        raise _too_deep()
     return value
 
 
@@ -65,12 +87,13 @@ def body_bytes(request: Request) -> int:
 
 def give_back(service: Service, request: Request) -> None:
     """The request is answered: its body counts no more."""
-    service.open.remove(body_bytes(request))
+    service.open.remove(body_bytes(request), admission_of(request).tenant)
     request.scope[_SIZE] = 0
 
 
 async def _read(service: Service, request: Request) -> bytes:
     limits, headers = service.limits, request.headers
+    tenant = admission_of(request).tenant
     _check_headers(headers)
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 20:
@@ -85,7 +108,7 @@ async def _read(service: Service, request: Request) -> bytes:
                 size += len(chunk)
                 if size > limits.max_body_bytes:
                     raise _too_large(limits)
-                service.open.add(len(chunk))
+                service.open.add(len(chunk), tenant)
                 request.scope[_SIZE] = size
                 chunks.append(chunk)
     except TimeoutError:
@@ -98,6 +121,10 @@ async def _read(service: Service, request: Request) -> bytes:
     except ClientDisconnect:
         raise ClientGoneError from None
     return b"".join(chunks)
+
+
+def _too_deep() -> BadJsonError:
+    return BadJsonError(f"the body is nested deeper than {MAX_DEPTH}")
 
 
 def _too_large(limits: ServerLimits) -> ApiError:

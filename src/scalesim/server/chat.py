@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from scalesim.batch_options import LogProbs
 from scalesim.chat.chat_request import ChatRequest, ChatTurn, as_turn
@@ -33,6 +33,7 @@ from scalesim.server.generation import (
     target_of,
     usage_of,
     usage_of_samples,
+    whole_reply,
 )
 from scalesim.server.leaving import while_connected
 from scalesim.server.logprobs import of_chat
@@ -55,7 +56,7 @@ async def chat(service: Service, request: HttpRequest) -> Response:
         return EventStream(answer.events(streams), service.limits.keep_alive, target.headers)
     async with while_connected(request.receive):
         reply = await service.engine.generate_async(asked)
-    return JSONResponse(answer.whole(reply), headers=target.headers)
+    return await whole_reply(service, [reply], partial(answer.whole, reply), target.headers)
 
 
 async def _prepared(

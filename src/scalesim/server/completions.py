@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from scalesim.core import Int32s
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream
+from scalesim.sampling.params import SamplingParams
 from scalesim.server.body import body_bytes, read
 from scalesim.server.endpoint import Endpoint, for_agents
 from scalesim.server.envelope import carry
@@ -25,11 +26,11 @@ from scalesim.server.generation import (
     CallTarget,
     engine_request,
     prompts_of,
-    room_for,
     sampling_of,
     target_of,
     usage_of,
     usage_of_samples,
+    whole_reply,
 )
 from scalesim.server.leaving import while_connected
 from scalesim.server.logprobs import TokenText, of_completion, of_echo
@@ -49,45 +50,66 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     body, raw = await read(service, request, CompletionBody)
     target = target_of(service, request, raw)
     prompts = prompts_of(service, "prompt", body.prompt)
-    if body.echo and body.stream:
-        raise bad("echo is not streamed; leave one of echo and stream out", "echo", "unsupported")
+    if body.echo and body.stream and body.logprobs is not None:
+        raise bad(
+            "echo with logprobs is not streamed: a prompt's scores are there with the whole reply "
+            "only; leave out echo, logprobs or stream", "echo", "unsupported",
+        )  # fmt: skip
     model, size = service.engine.model, body_bytes(request)
     tokens = [await service.off_loop(size, partial(model.token_ids, prompt)) for prompt in prompts]
-    requests = [_engine_request(service, target, body, raw, ids) for ids in tokens]
+    echoes = None
+    if body.echo:
+        decode = tokenizer_of(service).decode
+        echoes = [await service.off_loop(size, partial(decode, ids.tolist())) for ids in tokens]
+    params = _sampling(service, body, raw)
+    requests = [engine_request(service, target, body, ids, params) for ids in tokens]
     await carry(service, request, raw, target.caller)
-    answer = Completion(service, target, body)
+    answer = Completion(service, target, body, echoes)
     if body.stream:
-        streams = [await service.engine.stream_samples_async(asked) for asked in requests]
-        flat = service.metrics.timed([stream for samples in streams for stream in samples])
-        events = answer.events(flat, len(flat) // len(requests))
+        flat: list[AsyncReplyStream] = []
+        for asked in requests:
+            flat += await service.engine.stream_samples_async(asked)
+            await asyncio.sleep(0)  # other requests have their turn
+        events = answer.events(service.metrics.timed(flat), len(flat) // len(requests))
         return EventStream(events, service.limits.keep_alive, target.headers)
     async with while_connected(request.receive):
-        replies = await asyncio.gather(*map(service.engine.generate_async, requests))
-    return JSONResponse(answer.whole(tokens, replies), headers=target.headers)
+        replies = await _replies(service, requests)
+    whole = partial(answer.whole, tokens, replies)
+    return await whole_reply(service, replies, whole, target.headers)
 
 
-def _engine_request(
-    service: Service, target: CallTarget, body: CompletionBody, raw: dict[str, Any], tokens: Int32s
-) -> Request:
-    wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+async def _replies(service: Service, requests: Sequence[Request]) -> list[Reply]:
+    """The replies to all ``requests``. Raises the first error, and cancels the others."""
+    tasks: list[asyncio.Task[Reply]] = []
+    try:
+        for asked in requests:
+            tasks.append(asyncio.create_task(service.engine.generate_async(asked)))
+            await asyncio.sleep(0)  # other requests have their turn
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _sampling(service: Service, body: CompletionBody, raw: dict[str, Any]) -> SamplingParams:
     extra: dict[str, Any] = {}
     if body.logprobs is not None:
         extra["logprobs"] = body.logprobs
         if body.echo:
             extra["prompt_logprobs"] = body.logprobs
-    params = sampling_of(
-        service, body, raw, max_tokens=room_for(service, target, len(tokens), wanted), **extra
-    )
-    return engine_request(service, target, body, tokens, params)
+    wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    return sampling_of(service, body, raw, max_tokens=wanted, **extra)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The reply to one body, whole or in chunks."""
+    """The reply to one body, whole or in chunks. ``echoes``: the text of each prompt, if the reply
+    is to begin with it."""
 
     service: Service
     target: CallTarget
     body: CompletionBody
+    echoes: Sequence[str] | None
 
     async def events(
         self, streams: Sequence[AsyncReplyStream], num_samples: int
@@ -98,6 +120,9 @@ class Completion:
         chunks = Chunks(self._same(), with_usage, COMPLETION_TEXT)
         text = self._token_text() if body.logprobs is not None else str
         offsets = [0] * len(streams)
+        if self.echoes is not None:
+            for index in range(len(streams)):
+                yield chunks.text(index, self.echoes[index // num_samples])
         replies: dict[int, Reply] = {}
         async for index, piece in merged(streams):
             reason = None
@@ -118,27 +143,22 @@ class Completion:
 
     def whole(self, prompts: Sequence[Int32s], replies: Sequence[Reply]) -> dict[str, Any]:
         """The reply at once."""
+        echoes = self.echoes or [""] * len(prompts)
         samples = [
-            (prompt, sample)
-            for prompt, reply in zip(prompts, replies, strict=True)
+            (echo, prompt, sample)
+            for echo, prompt, reply in zip(echoes, prompts, replies, strict=True)
             for sample in reply.samples
         ]
         choices = [
             {
                 "index": index,
-                "text": self._text(prompt, sample),
+                "text": echo + (sample.text or ""),
                 "logprobs": self._logprobs(prompt, sample),
                 "finish_reason": sample.finish_reason,
             }
-            for index, (prompt, sample) in enumerate(samples)
+            for index, (echo, prompt, sample) in enumerate(samples)
         ]
         return {**self._same(), "choices": choices, "usage": usage_of(replies)}
-
-    def _text(self, prompt: Int32s, sample: Reply) -> str:
-        text = sample.text or ""
-        if not self.body.echo:
-            return text
-        return tokenizer_of(self.service).decode(prompt.tolist()) + text
 
     def _logprobs(self, prompt: Int32s, sample: Reply) -> dict[str, Any] | None:
         if self.body.logprobs is None:

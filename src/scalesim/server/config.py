@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ class ServerLimits:
     ``max_open_requests`` and ``max_open_bytes`` bound the requests that are queued or running, by
     their number and by the bytes of their bodies; what is above them is refused with 429.
     ``receive_timeout``: seconds in which headers and body must have arrived. ``send_timeout``:
-    seconds that a reader may leave ``max_send_bytes`` unread. ``request_timeout``: seconds after
+    seconds that a reader may leave ``max_send_bytes`` unread. ``start_timeout``: seconds that a
+    call waits for the model to be loaded. ``request_timeout``: seconds after
     which a call ends with 504, unless the request asks for fewer. ``drain_timeout``: seconds that
     open calls have to end when the server is asked to stop. ``keep_alive``: seconds after which a
     stream that has nothing to say sends a comment, so that nobody takes the stream for dead.
@@ -86,6 +87,7 @@ class ServerLimits:
     max_stop_chars: int = setting(1024, _from(1))
     receive_timeout: float = setting(10.0, _seconds)
     send_timeout: float = setting(30.0, _seconds)
+    start_timeout: float = setting(50.0, _seconds)
     request_timeout: float = setting(3600.0, _seconds)
     drain_timeout: float = setting(30.0, _seconds)
     keep_alive: float = setting(10.0, _seconds)
@@ -132,6 +134,7 @@ class ServerConfig:
         )
 
 
+@lru_cache
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``. Of names, ``localhost`` alone is known to be
     so."""

@@ -25,9 +25,13 @@ from scalesim.errors import (
     StructureError,
     UnknownAgentError,
 )
+from scalesim.server.schema.chat import ChatBody
+from scalesim.server.schema.completions import CompletionBody
 
 RETRY_S = "1"
-_FIELD = re.compile(r"([a-z_]{1,40})(?=[\[=. ])")
+_FIELD = re.compile(r"([a-z_]{1,40})(?=[\[=.: ])")
+_KNOWN = frozenset(ChatBody.model_fields).union(CompletionBody.model_fields) - {"prompt"}
+"""Fields by which a message may begin. In the engine's words, messages are a prompt as well."""
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 
 
@@ -113,6 +117,8 @@ def is_ours(error: BaseException) -> bool:
 
 
 def field_in(message: str) -> str | None:
-    """The field that a message of ``scalesim.checks`` begins with."""
+    """The field that a message begins with."""
     found = _FIELD.match(message)
-    return found[1] if found and message[found.end() : found.end() + 1] in ("=", "[", ".") else None
+    if found is None:
+        return None
+    return found[1] if message[found.end()] in "=[." or found[1] in _KNOWN else None

@@ -8,7 +8,7 @@ time. Works on ASGI's own scopes, so that a refusal costs little.
 from __future__ import annotations
 
 import hmac
-import uuid
+import secrets
 from base64 import b64decode
 from collections.abc import Collection
 from contextlib import suppress
@@ -167,4 +167,4 @@ def _request_id(scope: Scope) -> str:
             and _VISIBLE.issuperset(value)
         ):
             return str(value, "ascii")
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"

@@ -3,22 +3,25 @@ share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from scalesim.checks import shown, text, whole
 from scalesim.core import Int32s
 from scalesim.requests.prompt import Prompt
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
+from scalesim.sampling.check_params import MAX_BIASES
 from scalesim.sampling.params import SamplingParams
 from scalesim.server.config import ServerLimits
 from scalesim.server.errors import ApiError, bad
 from scalesim.server.hints import begin_call, salt_of
 from scalesim.server.identity import Caller
+from scalesim.server.large_json import LargeJson
 from scalesim.server.schema.sampling import ENGINE_FIELDS, REFUSED, SamplingBody
 from scalesim.server.service import Service
 
@@ -125,6 +128,24 @@ def room_for(service: Service, target: CallTarget, num_prompt: int, wanted: int 
     return max(1, max_len - num_prompt)
 
 
+async def whole_reply(
+    service: Service,
+    replies: Sequence[Reply],
+    make: Callable[[], dict[str, Any]],
+    headers: Mapping[str, str],
+) -> Response:
+    """The body that ``make`` makes of ``replies``, as JSON: made on a thread where there are
+    log-probabilities of many tokens."""
+    samples = [sample for reply in replies for sample in reply.samples]
+    num_scores = sum(
+        scores.top_ids.size + len(scores)
+        for sample in samples
+        for scores in (sample.logprobs, sample.prompt_logprobs)
+        if scores is not None
+    )
+    return await service.off_loop(num_scores, lambda: LargeJson(make(), headers=dict(headers)))
+
+
 def usage_of_samples(samples: Sequence[Reply], num_samples: int) -> dict[str, Any]:
     """OpenAI's counts of replies that were streamed apart, ``num_samples`` for each prompt."""
     first = range(0, len(samples), num_samples)
@@ -180,6 +201,8 @@ def _stops(given: object, limits: ServerLimits) -> list[str]:
 
 def _biases(given: Mapping[str, float]) -> dict[int, float]:
     """OpenAI's keys are token ids as text."""
+    if len(given) > MAX_BIASES:
+        raise bad(f"logit_bias names {len(given)} tokens, at most {MAX_BIASES}", "logit_bias")
     wrong = next((key for key in given if not key.isdecimal() or len(key) > 10), None)
     if wrong is not None:
         raise bad(f"logit_bias names {shown(wrong)}; its keys must be token ids", "logit_bias")

@@ -28,6 +28,8 @@ from scalesim.checks import refuse
 MAX_ID_CHARS = 256
 MAX_AGENTS = 100_000
 MAX_FINGERPRINTS = 65_536
+MAX_MESSAGES = 4096
+"""Of a longer conversation no fingerprint is taken: that would hold up all other requests."""
 ANONYMOUS = "none"
 """The rung of a call that no rung names."""
 TEMPLATE = "template"
@@ -199,7 +201,7 @@ class Identity:
 
     def _digests(self, messages: object, scope: str) -> tuple[bytes | None, bytes]:
         """Of the system messages that come first, and of all messages."""
-        if not isinstance(messages, list):
+        if not isinstance(messages, list) or len(messages) > MAX_MESSAGES:
             return None, b""
         digest = blake2b(scope.encode(), digest_size=16, key=self._secret)
         system: bytes | None = None

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive
 
-from scalesim.server.body import ClientGoneError
+
+class ClientGoneError(Exception):
+    """Nobody reads the reply any more."""
 
 
 @asynccontextmanager

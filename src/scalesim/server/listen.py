@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
 
     def stop(self, *, now: bool = False) -> None:
         """Take no new calls, and stop when those that are open have ended, or ``now``."""
-        self._service.life.state = "draining"
+        self._service.drain()
         self.should_exit = True
         self.force_exit |= now
 

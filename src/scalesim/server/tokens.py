@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from scalesim.model.text.tokenizer import Tokenizer
 from scalesim.requests.prompt import ChatPrompt, Prompt
 from scalesim.server.body import body_bytes, read
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import bad
+from scalesim.server.large_json import LargeJson
 from scalesim.server.schema.tokens import DetokenizeBody, TokenizeBody
 from scalesim.server.service import Service
 
@@ -25,29 +25,33 @@ async def tokenize(service: Service, request: HttpRequest) -> Response:
     model = service.engine.model
     tokenizer = tokenizer_of(service)
 
-    def encode() -> list[int]:
+    def answer() -> Response:
         if body.prompt is not None:
             add = body.add_special_tokens is not False
-            return tokenizer.encode(body.prompt, add_special_tokens=add)
-        prompt: Prompt = ChatPrompt(body.messages or [])
-        return [int(token) for token in model.token_ids(prompt)]
+            ids = tokenizer.encode(body.prompt, add_special_tokens=add)
+        else:
+            prompt: Prompt = ChatPrompt(body.messages or [])
+            ids = model.token_ids(prompt).tolist()
+        told: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.max_len}
+        if body.return_token_strs:
+            told["token_strs"] = [token_text(tokenizer, token) for token in ids]
+        return LargeJson(told)
 
-    ids = await service.off_loop(body_bytes(request), encode)
-    told: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.max_len}
-    if body.return_token_strs:
-        told["token_strs"] = [token_text(tokenizer, token) for token in ids]
-    return JSONResponse(told)
+    return await service.off_loop(body_bytes(request), answer)
 
 
 async def detokenize(service: Service, request: HttpRequest) -> Response:
     """Answer ``POST /detokenize``: the text of ids."""
     body, _ = await read(service, request, DetokenizeBody)
     tokenizer, size = tokenizer_of(service), service.engine.model.vocab_size
-    wrong = next((token for token in body.tokens if not 0 <= token < size), None)
-    if wrong is not None:
-        raise bad(f"token id {wrong} is outside the vocabulary, 0 to {size - 1}", "tokens")
-    decode = partial(tokenizer.decode, body.tokens, skip_special_tokens=False)
-    return JSONResponse({"prompt": await service.off_loop(body_bytes(request), decode)})
+
+    def answer() -> Response:
+        wrong = next((token for token in body.tokens if not 0 <= token < size), None)
+        if wrong is not None:
+            raise bad(f"token id {wrong} is outside the vocabulary, 0 to {size - 1}", "tokens")
+        return LargeJson({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+    return await service.off_loop(body_bytes(request), answer)
 
 
 def tokenizer_of(service: Service) -> Tokenizer:

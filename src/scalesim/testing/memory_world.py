@@ -17,7 +17,6 @@ from scalesim.core import Int64s
 from scalesim.memory.audit.integrity import check_integrity
 from scalesim.memory.lease import AttachmentSpec
 from scalesim.memory.leases.adapters import AdapterContent, adapter_spec
-from scalesim.memory.timing import Pace
 from scalesim.memory.tree.prefix_tree import TEXT
 from scalesim.memory.tree.segment import Segment, descendants, lineage
 from scalesim.testing.bed import OURS, Bed, Factories
@@ -286,7 +285,7 @@ class MemoryWorld:
 
     def advance(self, ticks: int) -> None:
         now = self.manager.timing.now + ticks
-        self.manager.tick(now, Pace(0.001 * ticks or None), idle=False)
+        self.manager.tick(now, 0.001 * ticks or None)
 
     def fork(self, parent: int, child: int) -> None:
         self.manager.fork(parent, child)

@@ -17,7 +17,7 @@ class Policy:
 
     ``order``: evict first what is used last by the hints (``"next_use"``), or what was used longest
     ago (``"last_use"``). ``host``: evicted state may be kept in host memory; otherwise it is
-    dropped and computed again. ``look_ahead``: state is loaded when its start window opens, before
+    dropped and computed again. ``look_ahead``: state is loaded when its turn comes, before
     it is asked for. ``weighs``: state is not loaded if computing it again is sooner. ``limited``:
     the device pool has the configured size; otherwise it takes all that the machine can give.
     ``foresight``: the policy is told the true next uses, which only a replay can do.

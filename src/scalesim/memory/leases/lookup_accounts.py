@@ -59,9 +59,6 @@ class LookupAccounts:
         waited = lease.num_waited_blocks
         self.misses.record_lookup(lease, end, waited, spared, self.planner.blocked_by)
         lease.record_rebuilt(spared + self.misses.num_lost(lease, end, found.num_tokens))
-        if agent.next_use is not None:
-            on_time = all(segment.is_ready for segment in found.attached)
-            self.planner.observe_arrival(late=waited > 0 or not on_time)
         agent.observe_reuse(end)
         if spared:
             self.queue.discard_load(agent)

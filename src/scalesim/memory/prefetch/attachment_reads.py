@@ -27,7 +27,7 @@ class AttachmentReads:
     ) -> None:
         self._residency, self._queue, self._rate = residency, queue, rate
 
-    def plan(self, opens_in_s: Callable[[AgentState, int], float], margin: float) -> None:
+    def plan(self, opens_in_s: Callable[[AgentState, int], float]) -> None:
         """Start the reads that have to begin now, the soonest needed first. ``opens_in_s(agent,
         pages)`` gives the seconds until a load of so many pages to the device has to start."""
         residency = self._residency
@@ -40,7 +40,7 @@ class AttachmentReads:
                     * residency.page_bytes
                     / self._rate()
                 )
-                if opens_in_s(agent, count) > (1.0 + margin) * read_s:
+                if opens_in_s(agent, count) > read_s:
                     return
                 for segment in away:
                     self._read(segment, agent)

@@ -15,7 +15,7 @@ from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
 
 BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
-"""What keeps an open start window waiting."""
+"""What keeps a load from starting whose turn has come."""
 
 
 class Forecast(Protocol):
@@ -23,29 +23,22 @@ class Forecast(Protocol):
     loop."""
 
     @property
-    def begin_at_once(self) -> int:
-        """The number of requests that can start together when the simulation's clock moves."""
+    def num_waiting(self) -> int:
+        """The number of requests that wait."""
         ...
 
     def starts_in(self, agent: AgentId) -> float:
         """Iterations until a waiting request of ``agent`` can start."""
         ...
 
-    def drains_in(self) -> float:
-        """Iterations until all open requests have ended."""
-        ...
-
 
 class Unknown:
-    """The forecast where nothing is known: an agent that is due starts at once, and alone."""
+    """The forecast where nothing is known: an agent that is due starts at once."""
 
-    begin_at_once = 1
+    num_waiting = 0
 
     def starts_in(self, agent: AgentId) -> float:
         return 0.0
-
-    def drains_in(self) -> float:
-        return float("inf")
 
 
 UNKNOWN: Forecast = Unknown()
@@ -54,12 +47,8 @@ UNKNOWN: Forecast = Unknown()
 class Planner(Protocol):
     """Starts loads ahead of their use.
 
-    ``opens_in_s``: seconds to the next start window, ``None`` if no agent is awaited.
-    ``blocked_by``: what keeps an open window waiting. Both are as of the last ``plan``.
+    ``blocked_by``: what kept a load from starting that had to start, as of the last ``plan``.
     """
-
-    @property
-    def opens_in_s(self) -> float | None: ...
 
     @property
     def blocked_by(self) -> BlockedBy: ...
@@ -67,10 +56,6 @@ class Planner(Protocol):
     def plan(self, wall_s: float, forecast: Forecast) -> None:
         """Start what has to start now. Called once an iteration of the engine's loop, at ``wall_s``
         seconds."""
-        ...
-
-    def observe_arrival(self, *, late: bool) -> None:
-        """An agent with a known next use called. ``late``: its state was not on the device yet."""
         ...
 
 

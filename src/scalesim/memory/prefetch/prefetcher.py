@@ -1,9 +1,11 @@
-"""The prefetcher: starts the load of an agent's state when its start window opens, and saves the
-next victims of eviction while the link is idle.
+"""The prefetcher: loads the state of the agents that call next, and saves the next victims of
+eviction while the link is idle.
 
-Runs once an iteration of the engine's loop. The start window follows from the agent's next use, the
-link's rate and queue, and the measured lengths of ticks and iterations. ``Residency`` makes the
-copies.
+Runs once an iteration of the engine's loop. Agents are loaded in the order of their next uses: for
+a waiting request, when it is about to start; once no request waits, for the next move of the clock;
+and for later moves, when the link would be late otherwise. A load displaces nothing that is needed
+at the same move (``Residency.take``), so that it is not paid for with another load. ``Residency``
+makes the copies.
 """
 
 from __future__ import annotations
@@ -20,19 +22,12 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
 
-_SURE = 0.7  # least ``waits_for_all`` of a simulation that waits for all its calls
-
-
-def start_window_s(num_bytes: int, queued_bytes: int, rate: float, margin: float) -> float:
-    """Seconds before its use at which a load of ``num_bytes`` has to start: its own time and that
-    of the bytes queued before it at ``rate`` bytes a second, with slack."""
-    return (1.0 + margin) * (queued_bytes + num_bytes) / rate
+_LEAST_AHEAD_S = 0.005  # the least work that the link is given in advance
 
 
 class Prefetcher:
-    """The engine's planner. ``due`` are the agents that may have state on the host, by next use.
-    ``margin`` is the current slack of the start window; ``read_rate`` gives the bytes a second at
-    which sources are read."""
+    """The engine's planner. ``due`` are the agents that may have state on the host, by next use;
+    ``read_rate`` gives the bytes a second at which sources are read."""
 
     def __init__(
         self,
@@ -41,8 +36,6 @@ class Prefetcher:
         config: PlannerConfig,
         read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
     ) -> None:
-        self.margin = config.margin
-        self.opens_in_s: float | None = None
         self.blocked_by: BlockedBy = None
         self.residency, self._config = residency, config
         self._policy, self._link = residency.policy, residency.link
@@ -50,37 +43,23 @@ class Prefetcher:
         self.due = queue.due
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
 
-    def observe_arrival(self, *, late: bool) -> None:
-        """Adapt the slack: it grows when state came late, and shrinks slowly when state was in
-        time."""
-        if late:
-            self.margin = min(self._config.max_margin, self.margin * 1.25 + 0.05)
-        else:
-            self.margin = max(self._config.margin, self.margin * 0.99)
-
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
-        """Start the loads whose window is open, the soonest needed first; then save dirty segments
-        if the link is idle.
+        """Start the loads that have to start now, the soonest needed first; then save dirty
+        segments if the link is idle.
 
         Nothing is loaded ahead while a request could not get its pages: the two would take pages
         from each other for ever.
         """
         self._timing.begin_iteration(wall_s)
-        self.opens_in_s = None
         self.blocked_by = None
         if self._policy.look_ahead and not self.residency.allocation_failed:
-            self.load(wall_s, forecast)
-            self._reads.plan(
-                lambda agent, count: self._opens_in_s(
-                    self._needed_s(agent, wall_s, forecast), count
-                ),
-                self.margin,
-            )
+            self.load(forecast)
+            self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
         if self._policy.host:
             self._save_ahead()
 
-    def load(self, wall_s: float, forecast: Forecast) -> None:
-        """Start the loads whose window is open."""
+    def load(self, forecast: Forecast) -> None:
+        """Start the loads that have to start now."""
         residency = self.residency
         while (agent := self.due.peek()) is not None:
             wanted = self.blocks_on_host_only(agent)
@@ -88,14 +67,17 @@ class Prefetcher:
             if count == 0:
                 self.due.discard(agent)
                 continue
-            needed_s = self._needed_s(agent, wall_s, forecast)
-            self.opens_in_s = self._opens_in_s(needed_s, count * self._num_beside(agent, forecast))
-            if self.opens_in_s > 0.0:
+            if forecast.num_waiting and not self._has_called(agent):
+                return  # these take pages first, and what ends then makes better victims
+            if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
             if self._link_is_busy("in"):
                 self.blocked_by = "link"
                 return
-            worth = residency.load_or_recompute.num_worth_loading(count, needed_s)
+            worth = count
+            if self._has_called(agent):  # else there is time until the clock moves
+                starts_in_s = self._needed_s(agent, forecast)
+                worth = residency.load_or_recompute.num_worth_loading(count, starts_in_s)
             if worth < count:
                 self.blocked_by = "link"
             if worth == 0:  # computing it again is sooner
@@ -132,7 +114,7 @@ class Prefetcher:
     def _link_is_busy(self, direction: Direction) -> bool:
         """Whether the link has work for more than two iterations. More copies can wait then: a copy
         that waits here can still be overtaken by a more urgent one."""
-        ahead_s = 2.0 * self._timing.iteration_s + self._config.jitter_s
+        ahead_s = 2.0 * self._timing.iteration_s + _LEAST_AHEAD_S
         return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
 
     def blocks_on_host_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
@@ -153,44 +135,30 @@ class Prefetcher:
                     break
         return list(parts.items())
 
-    def _opens_in_s(self, needed_s: float, count: int) -> float:
-        """Seconds until the start window of ``count`` blocks opens that are needed in ``needed_s``.
-        The window includes two iterations, since loads are started and found finished only once an
-        iteration."""
-        if math.isinf(needed_s):
-            return needed_s
-        num_bytes = count * self.residency.page_bytes
-        queued = self._link.queued_bytes("in")
-        window_s = start_window_s(num_bytes, queued, self._link.rate("in"), self.margin)
-        return needed_s - window_s - self._config.jitter_s - 2.0 * self._timing.iteration_s
+    def _opens_in_s(self, agent: AgentState, count: int, forecast: Forecast) -> float:
+        """Seconds until a load of ``count`` blocks for ``agent`` has to start. The load takes its
+        time on the link, and two iterations, since loads are started and found finished only once
+        an iteration."""
+        num_bytes = self._link.queued_bytes("in") + count * self.residency.page_bytes
+        load_s = num_bytes / self._link.rate("in") + 2.0 * self._timing.iteration_s
+        return self._needed_s(agent, forecast) - load_s
 
-    def _num_beside(self, agent: AgentState, forecast: Forecast) -> int:
-        """The number of agents that need about as much at the same time, ``agent`` included. When
-        the clock moves, all requests that fit begin at once; waiting requests start one after the
-        other."""
-        assert agent.next_use is not None
-        if agent.next_use <= self._timing.now:
-            return 1
-        return min(forecast.begin_at_once, self.due.num_near)
-
-    def _needed_s(self, agent: AgentState, wall_s: float, forecast: Forecast) -> float:
-        """Seconds until ``agent`` needs its state. Ticks are taken to follow one another evenly,
-        but the next tick may come early."""
-        assert agent.next_use is not None
-        ticks = agent.next_use - self._timing.now
-        tick_s = self._timing.pace.seconds_per_tick
-        if tick_s is None:  # the length of a tick is unknown: load one tick ahead
-            return 0.0 if ticks <= 1.0 else float("inf")
-        if ticks <= 0.0:  # the agent has called, and its request waits
+    def _needed_s(self, agent: AgentState, forecast: Forecast) -> float:
+        """Seconds until ``agent`` needs its state at the soonest: the clock may move at any time,
+        and later moves are taken to follow one another evenly."""
+        if self._has_called(agent):
             return forecast.starts_in(agent.id) * self._timing.iteration_s
-        return self._until_tick_s(tick_s, wall_s, forecast) + (ticks - 1.0) * tick_s
+        assert agent.next_use is not None
+        ticks, move = agent.next_use - self._timing.now, self._timing.move
+        if ticks < 1.5 * move:
+            return 0.0
+        tick_s = self._timing.tick_s
+        return math.inf if tick_s is None else (ticks - move) * tick_s
 
-    def _until_tick_s(self, tick_s: float, wall_s: float, forecast: Forecast) -> float:
-        """Seconds until the clock moves. A simulation that waits for all its calls moves the clock
-        when they have ended; of other simulations only the usual length of a tick is known."""
-        if self._timing.waits_for_all > _SURE:
-            return forecast.drains_in() * self._timing.iteration_s
-        return tick_s - (wall_s - self._timing.pace.last_tick_s) - 2.0 * self._timing.pace.jitter_s
+    def _has_called(self, agent: AgentState) -> bool:
+        """Whether ``agent`` needs its state at once: its request waits."""
+        assert agent.next_use is not None
+        return agent.next_use <= self._timing.now
 
     def _save_ahead(self) -> None:
         """Save the segments that will be evicted first, so that they can be evicted at once later.

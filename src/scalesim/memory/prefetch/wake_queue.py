@@ -56,12 +56,6 @@ class WakeQueue:
         if self.num_entries > 2 * self._num_live + 64:
             self._sweep()
 
-    @property
-    def num_near(self) -> int:
-        """An upper bound on the number of agents that are due at about the time of the soonest; as
-        of the last ``peek``."""
-        return len(self._near)
-
     def discard(self, agent: AgentState) -> None:
         if agent.wake_bucket is not None:
             agent.wake_bucket = None

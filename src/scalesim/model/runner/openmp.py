@@ -30,7 +30,7 @@ def _pause_function() -> Callable[[int], int] | None:
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
         path = next(line.split()[-1] for line in lines if "libgomp" in line)
-        function: Callable[[int], int] = ctypes.CDLL(path).omp_pause_resource_all
+        function: Callable[[int], int] = ctypes.PyDLL(path).omp_pause_resource_all
     except (OSError, StopIteration, AttributeError):
         return None
     return function

@@ -60,7 +60,22 @@ ENGINE_FIELDS = (
     "regex", "grammar",
 )  # fmt: skip
 """Those that ``SamplingParams`` has under the same name, with the same meaning."""
+_TOOLS = "functions are called as tools here; give tools and tool_choice"
+_STRUCTURE = "give json_schema, regex or grammar, or response_format"
 REFUSED = {
+    "functions": _TOOLS,
+    "function_call": _TOOLS,
+    "guided_json": _STRUCTURE,
+    "guided_regex": _STRUCTURE,
+    "guided_choice": _STRUCTURE,
+    "guided_grammar": _STRUCTURE,
+    "structured_outputs": _STRUCTURE,
+    "bad_words": "give logit_bias, or stop",
+    "allowed_token_ids": "give logit_bias, or regex",
+    "prompt_logprobs": "give echo and logprobs to /v1/completions",
+    "truncate_prompt_tokens": "a prompt that is too long is refused; shorten it",
+    "continue_final_message": "an answer begins anew; give /v1/completions the text to continue",
+    "audio": "only text is written",
     "prompt_embeds": "embeddings as prompts are not read; send text or token ids",
     "chat_template": "a template in a request is not run; the server's own is used",
     "use_beam_search": "beam search is not offered; ask for n samples",
