@@ -41,8 +41,8 @@ def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
 
 def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:
     """``masked``: every tile is, as under a window."""
-    if is_wide(dtype):  # the decode's tile; with its stages, Triton 3.6 spills here
-        return replace(narrow_launch(head_dim, dtype), num_stages=2)
+    if is_wide(dtype):  # the decode's tile; with its stages, and with two, registers spill here
+        return replace(narrow_launch(head_dim, dtype), num_stages=1)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
     if masked or head_dim != next_power_of_2(head_dim) or capability() < 90:
