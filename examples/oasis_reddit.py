@@ -1,11 +1,11 @@
 """A small Reddit in OASIS on ScaleSim: 24 users, a quarter of them active in each step.
 
     pip install . camel-oasis 'mcp<2'
-    scalesim serve MODEL --served-model-name model &
+    scalesim serve MODEL --served-model-name model --device-memory SIZE &
     python examples/oasis_reddit.py http://127.0.0.1:8000 [--no-hints]
 
-OASIS pins old versions of much, so it runs in an environment of its own, which needs no torch of
-ScaleSim's. Prints what the server counted meanwhile.
+MODEL's chat template must have tools, and SIZE should be too small for all users. OASIS pins old
+versions of much, so it runs in an environment of its own. Prints what the server counted meanwhile.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 os.makedirs("log", exist_ok=True)  # OASIS writes to it when it is imported
 import oasis as framework
 from camel.models import ModelFactory
 from camel.types import ModelPlatformType
+from camel.utils import BaseTokenCounter
 
 from scalesim.client import AsyncClient
 from scalesim.integrations.oasis import announce, identify
@@ -29,6 +31,20 @@ from scalesim.integrations.oasis import announce, identify
 USERS, STEPS, ACTIVE = 24, 8, 6
 COUNTS = ("scalesim_calls_total", "scalesim_lookups_total", "scalesim_hits_total",
           "scalesim_demand_loads_total")  # fmt: skip
+
+
+class ByteCounter(BaseTokenCounter):
+    """Counts bytes for tokens: too many, if anything. CAMEL's own downloads another model's
+    vocabulary."""
+
+    def count_tokens_from_messages(self, messages: list[Any]) -> int:
+        return len(str(messages).encode())
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: list[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
 
 
 def counts_of(url: str) -> dict[str, float]:
@@ -43,7 +59,9 @@ async def play(url: str, folder: Path, *, hints: bool) -> None:
         model_type="model",
         url=f"{url}/v1",
         api_key="none",
-        model_config_dict={"max_tokens": 32, "temperature": 0.7, "seed": 1},
+        # CAMEL takes a max_tokens of its own for the limit of the whole conversation.
+        model_config_dict={"temperature": 0.7, "seed": 1, "extra_body": {"max_tokens": 32}},
+        token_counter=ByteCounter(),
     )
     graph = framework.AgentGraph()
     for number in range(USERS):

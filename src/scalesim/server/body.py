@@ -48,12 +48,12 @@ async def read_json(service: Service, request: Request) -> dict[str, Any]:
 
 def parsed(raw: bytes) -> Any:
     """The value of ``raw``, in which nothing can be read in two ways. Raises ``BadJsonError`` for
-    what is no JSON in UTF-8, has a key twice, ``NaN``, or half a surrogate pair, or is nested
+    what is no JSON in UTF-8, has a key twice, a NaN or half a surrogate pair, or is nested
     deeper than ``MAX_DEPTH``."""
     try:
         with paused_collector() if len(raw) > SMALL else nullcontext():
             value = jiter.from_json(
-                raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys"
+                raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"
             )
     except ValueError as cause:
         if "recursion limit" in str(cause):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from scalesim.checks import number, shown
 from scalesim.distance.clock import MAX_TIME
 from scalesim.errors import RequestError, UnknownAgentError
-from scalesim.server.body import read_json
+from scalesim.server.body import body_bytes, read_json
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import bad
 from scalesim.server.gate import admission_of
@@ -132,6 +133,10 @@ def batch_of(body: Mapping[str, Any]) -> HintBatch:
          "confidence": 0.9}
 
     Raises 400 for what is no such body, or has more than ``MAX_ENTRIES``."""
+    given = (body.get(field) for field in ("in", "at", "interrupt"))
+    count = sum(len(part) for part in given if isinstance(part, (dict, list)))
+    if count > MAX_ENTRIES:
+        raise bad(f"the body gives {count} hints; at most {MAX_ENTRIES} at once")
     confidence = body.get("confidence")
     sure: dict[str, float] = {}
     ignored: list[str] = []
@@ -148,8 +153,6 @@ def batch_of(body: Mapping[str, Any]) -> HintBatch:
             'the body gives no hint: {"in": {agent: ticks}}, {"at": {agent: time}} or '
             '{"interrupt": [agent]}'
         )
-    if len(batch) > MAX_ENTRIES:
-        raise bad(f"the body gives {len(batch)} hints; at most {MAX_ENTRIES} at once")
     return batch
 
 
@@ -233,8 +236,8 @@ def hear(service: Service, batch: HintBatch, scope: str) -> dict[str, Any]:
 async def hints(service: Service, request: HttpRequest) -> Response:
     """Answer ``POST /v1/agents/hints``."""
     body = await read_json(service, request)
-    batch, scope = batch_of(body), scope_of(request)
-    return JSONResponse(hear(service, batch, scope))
+    batch = await service.off_loop(body_bytes(request), partial(batch_of, body))
+    return JSONResponse(hear(service, batch, scope_of(request)))
 
 
 async def tick(service: Service, request: HttpRequest) -> Response:
