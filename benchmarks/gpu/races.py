@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,10 @@ class DelayedStream:
             self._dawdle()
         self._inner.copy(dst, src)
         self._settle()
+
+    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        for dst, src in pairs:
+            self.copy(dst, src)
 
     def zeros(self, *shape: int, dtype: Any) -> Any:
         return self._inner.zeros(*shape, dtype=dtype)

@@ -24,7 +24,7 @@ LOAD_S = 0.8e-6  # of one load from memory that nothing hides
 DECODE = (96, 37888, 4)  # registers a thread, shared bytes and warps a program: compiled, sm_90
 KEY_TILE = 32
 LINEARS = {"qkv": (4096, 6144), "o": (4096, 4096), "gate_up": (4096, 28672), "down": (14336, 4096)}
-VOCAB, SAMPLE_TILE = 128256, 2048
+VOCAB, SAMPLE_TILE = 128256, 1024
 ROWS = (1, 16, 64, 256, 2048, 8192)
 DECODES = [(batch, context) for batch in (1, 16, 64, 256) for context in (512, 4096, 32768)]
 

@@ -43,7 +43,7 @@ class PagedBatch:
     seq_rows: Tensor  # [num_seqs], block table rows; 0 marks padding
     query_start: Tensor  # [num_seqs + 1]
     context_lens: Tensor  # [num_seqs], this step's query tokens included; 0 for padding
-    num_decodes: int  # the first so many sequences have exactly one query token
+    num_decodes: int  # the first so many sequences have one query token; of padding, at most one
 
 
 class RmsNorm(Protocol):

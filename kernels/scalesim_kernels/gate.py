@@ -74,6 +74,8 @@ VARIANTS = (
 NEEDS = frozenset(
     {"decode_kernel", "prefill_kernel", "linear_kernel", "shrink_kernel", "expand_kernel"}
 )
+# Of these, the kernels that must have a software pipeline: at least two buffers, on NVIDIA's GPUs.
+PIPELINED = frozenset({"decode_kernel", "linear_kernel", "shrink_kernel"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +208,23 @@ def faults(name: str, target: Target, now: Figures, before: Figures | None) -> l
         found.append(f"{now.spills} spills")
     half = "fp32" not in name
     cuda = target.gpu.backend == "cuda"
-    if name.rsplit(" / ", 1)[1].split()[0] in NEEDS:
+    kernel = name.rsplit(" / ", 1)[1].split()[0]
+    if kernel in NEEDS:
         if cuda and now.async_copies == 0:
             found.append("no asynchronous copy")
         if half and now.tensor_core == 0:
             found.append("no tensor-core instruction")
+    if kernel in PIPELINED and cuda and half and now.buffers < 2:
+        found.append("no software pipeline")
     if before is None:
         found.append("not in the table; run with --update")
         return found
     for field, word in (("async_copies", "asynchronous copies"), ("tensor_core", "tensor-core")):
         was, is_now = getattr(before, field), getattr(now, field)
         if 2 * is_now < was:
+            found.append(f"{word}: {is_now}, {was} before")
+    for field, word in (("buffers", "buffers"), ("in_flight", "copies in flight")):
+        was, is_now = getattr(before, field), getattr(now, field)
+        if is_now < was:
             found.append(f"{word}: {is_now}, {was} before")
     return found

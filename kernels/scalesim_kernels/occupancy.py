@@ -50,7 +50,7 @@ def processors(device: torch.device) -> Processors:
     found = torch.cuda.get_device_properties(device)
     return Processors(
         found.multi_processor_count,
-        found.regs_per_multiprocessor,
+        getattr(found, "regs_per_multiprocessor", HOPPER.registers),  # all have as many so far
         found.shared_memory_per_multiprocessor,
         found.max_threads_per_multi_processor,
     )

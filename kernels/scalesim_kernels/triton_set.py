@@ -35,8 +35,9 @@ class TritonPlan:
 
 def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
     """Of a decode: tiles that leave room for several programs on a processor."""
-    small = is_wide(dtype) or head_dim > 128
-    return Launch(tile=16 if small else 32, num_warps=4, num_stages=3)
+    if is_wide(dtype) or head_dim > 128:  # with four warps, registers spill here
+        return Launch(tile=16, num_warps=8, num_stages=3)
+    return Launch(tile=32, num_warps=4, num_stages=3)
 
 
 def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +87,10 @@ class HostileStream:
 
         self._give(_Op(begin, clock=clock))
         self._give(_Op(end, clock=clock))
+
+    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        for dst, src in pairs:
+            self.copy(dst, src)
 
     def zeros(self, *shape: int, dtype: Any) -> Any:
         """Scribble until the stream has run up to here."""

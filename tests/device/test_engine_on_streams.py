@@ -45,5 +45,5 @@ def test_texts_are_the_cpu_runners(index: int, policy: str) -> None:
         assert said(TURNS.play(engine, hint=lambda agent, turn: 1)) == unlimited()
         assert policy == "lru-recompute" or engine.parts.memory.counters.loaded_pages > 0
         runner = runner_of(engine.parts)
-        assert runner.graphs.num_captures == len(runner.graphs.sizes)
+        assert runner.graphs.num_captures == len(runner.graphs.shapes)
     check_empty(engine)

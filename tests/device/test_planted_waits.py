@@ -87,10 +87,8 @@ def test_weights_that_nobody_waited_for_are_seen() -> None:
         hostile_engine(device)
 
 
-@pytest.mark.parametrize("order", ["lazy", "random"])
-def test_zeros_of_a_stream_are_zeros_behind_its_work(order: str) -> None:
-    device = hostile(order=order)
-    stream = device.stream("compute")
+def test_zeros_of_a_stream_are_zeros_behind_its_work() -> None:
+    stream = hostile(order="lazy").stream("compute")
     made = stream.zeros(2, 3, dtype=torch.int32)
     assert bool((made != 0).all())
     stream.copy(made[0], torch.ones(3, dtype=torch.int32))

@@ -16,7 +16,10 @@ from scalesim_kernels.compile_only import TARGETS, compiled
 from scalesim_kernels.gate import Figures, faults
 
 SM90, MI300 = TARGETS["sm_90"], TARGETS["gfx942"]
-GOOD = Figures(registers=90, spills=0, shared_bytes=20000, async_copies=20, tensor_core=16)
+GOOD = Figures(
+    registers=90, spills=0, shared_bytes=20000, async_copies=20, tensor_core=16, buffers=2,
+    in_flight=2,
+)  # fmt: skip
 DECODE = "llama bf16 / paged_decode / decode_kernel"
 SCRIPTS = Path(__file__).parent
 
@@ -40,12 +43,18 @@ def test_what_fails() -> None:
     assert faults(DECODE, SM90, replace(GOOD, async_copies=9), GOOD) == [
         "asynchronous copies: 9, 20 before"
     ]
+    single = replace(GOOD, buffers=1, in_flight=0)
+    assert faults(DECODE, SM90, single, single) == ["no software pipeline"]
+    assert faults(DECODE.replace("decode_k", "prefill_k"), SM90, single, GOOD) == [
+        "buffers: 1, 2 before", "copies in flight: 0, 2 before",
+    ]  # fmt: skip
     assert faults(DECODE, SM90, GOOD, None) == ["not in the table; run with --update"]
 
 
 def test_what_some_targets_do_not_have() -> None:
-    plain = replace(GOOD, async_copies=0)
+    plain = replace(GOOD, async_copies=0, buffers=1, in_flight=0)
     assert faults(DECODE, MI300, plain, plain) == []
+    plain = replace(GOOD, async_copies=0)
     exact = replace(GOOD, tensor_core=0)
     assert faults(DECODE.replace("bf16", "fp32"), SM90, exact, exact) == []
     assert faults("llama bf16 / rms_norm / rms_norm_kernel", SM90, plain, plain) == []

@@ -4,6 +4,7 @@ graphs chosen and captured once."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from scalesim.model.runner.arrange import arrange
 from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.runner.device_table import last_of_each
-from scalesim.model.runner.graphs import padded_sizes
+from scalesim.model.runner.graphs import StepGraphs, mixed_shapes, padded_sizes
 from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
@@ -132,7 +133,7 @@ def test_groups_of_adapters_arrive_with_their_padding(
 
 
 @given(st.integers(1, 30), st.integers(0, 40))
-def test_a_padded_decode_owns_one_padded_token_a_sequence(count: int, extra: int) -> None:
+def test_decodes_of_padding_have_no_tokens(count: int, extra: int) -> None:
     shape = StepShape.decode(count + extra)
     positions = np.arange(count, dtype=np.int32)
     zeros = np.zeros(count, np.int32)
@@ -147,7 +148,7 @@ def test_a_padded_decode_owns_one_padded_token_a_sequence(count: int, extra: int
     flat = np.full(shape.num_words, -77, np.int32)
     pack(batch, arrange(batch), shape, 5, flat)
     step = tensors(shape, torch.from_numpy(flat), torch.zeros((2, 4), dtype=torch.int32))
-    assert step.paged.query_start.tolist() == list(range(count + extra + 1))
+    assert step.paged.query_start.tolist() == [*range(count), *[count] * (extra + 1)]
     assert step.paged.seq_rows.tolist() == [1] * count + [0] * extra
     assert step.paged.context_lens.tolist() == [p + 1 for p in positions] + [0] * extra
     assert (step.top_ps[count:] == 1).all() and (step.temperatures[count:] == 0).all()
@@ -170,6 +171,54 @@ def test_padded_sizes_serve_every_batch_at_little_loss(most: int, multiple: int)
     for count in range(1, most + 1):
         size = next(size for size in sizes if size >= count)
         assert size - count <= max(7, count // 8 + 1) + multiple
+
+
+@given(batches(), st.integers(0, 5), st.integers(0, 9), st.integers(0, 3))
+def test_decodes_of_padding_stand_between(batch: Batch, extra: int, tokens: int, seqs: int) -> None:
+    """What the device reads of a step that is padded to a mixed shape is what the batch has."""
+    arranged = arrange(batch)
+    decodes, others = arranged.num_decodes, batch.num_seqs - arranged.num_decodes
+    shape = replace(
+        StepShape.mixed(
+            decodes + extra, batch.num_tokens - decodes + tokens, others + seqs, batch.num_seqs
+        ),
+        num_copies=len(batch.page_copies),
+    )
+    flat = np.full(shape.num_words, -77, np.int32)
+    pack(batch, arranged, shape, SLOTS, flat)
+    step = tensors(shape, torch.from_numpy(flat), torch.zeros((20, 4), dtype=torch.int32))
+    paged, starts = step.paged, step.paged.query_start.tolist()
+    assert (torch.diff(paged.query_start)[:decodes] == 1).all()
+    assert starts[:decodes] == list(range(decodes))
+    assert starts == sorted(starts) and starts[-1] <= shape.num_tokens
+    for i, seq in enumerate(arranged.order.tolist()):
+        there = i if i < decodes else i + extra
+        own = slice(int(batch.query_start[seq]), int(batch.query_start[seq + 1]))
+        mine = slice(starts[there], starts[there + 1])
+        assert step.token_ids[mine].tolist() == batch.token_ids[own].tolist()
+        assert paged.positions[mine].tolist() == batch.positions[own].tolist()
+        assert set(paged.token_rows[mine].tolist()) == {int(batch.rows[seq])}
+        assert int(paged.seq_rows[there]) == int(batch.rows[seq])
+        assert int(paged.context_lens[there]) == int(batch.positions[own][-1]) + 1
+        assert int(step.last[there]) == mine.stop - 1
+    assert int((paged.seq_rows != 0).sum()) == batch.num_seqs
+    assert int((paged.token_rows != 0).sum()) == batch.num_tokens
+    ends = arranged.last[arranged.picked]
+    assert step.sample_rows[: len(ends)].tolist() == ends.tolist()
+
+
+def test_mixed_shapes_serve_short_chunks_beside_decodes() -> None:
+    shapes = mixed_shapes(padded_sizes(64), 8192)
+    graphs = StepGraphs(padded_sizes(64), shapes, lambda work: work, lambda shape: None)
+    for decodes, tokens, others in ((0, 2, 1), (16, 32, 1), (40, 200, 9), (64, 512, 16)):
+        shape = graphs.mixed_for(decodes, tokens, others)
+        assert shape is not None and shape.num_samples <= 64
+        assert shape.num_decodes >= decodes and shape.num_tokens - shape.num_decodes >= tokens
+        assert shape.num_seqs - shape.num_decodes >= others
+        assert shape.num_tokens - shape.num_decodes <= max(32, 2 * tokens)
+    for decodes, tokens, others in ((8, 513, 1), (8, 32, 17)):
+        assert graphs.mixed_for(decodes, tokens, others) is None
+    assert mixed_shapes((), 8192) == [] and len(mixed_shapes((1, 2, 4), 100)) == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=30))
@@ -224,7 +273,8 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
     )  # fmt: skip
     runner.warm_up((2, 32))
     captures = runner.graphs.num_captures
-    assert captures == len(runner.graphs.sizes) == (1 if graphs else 0)  # 16 rows, padded
+    assert captures == len(runner.graphs.shapes)
+    assert len(runner.graphs.sizes) == len(runner.graphs.mixed) == graphs  # 16 rows, padded
     said, flights = [], []
     for step in range(12):
         tokens, start = ([NO_TOKEN], 18 + step) if step else (prompt, 0)

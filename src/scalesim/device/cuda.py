@@ -6,6 +6,7 @@ Used by ``engine.build`` and the GPU benchmarks.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,8 +52,12 @@ class CudaStream:
             work()
 
     def copy(self, dst: Any, src: Any) -> None:
-        with torch.cuda.stream(self.raw), torch.inference_mode():
-            dst.copy_(src, non_blocking=True)
+        self.copy_all([(dst, src)])
+
+    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        with torch.cuda.stream(self.raw), torch.inference_mode():  # once for many small copies
+            for dst, src in pairs:
+                dst.copy_(src, non_blocking=True)
 
     def zeros(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         with torch.cuda.stream(self.raw):

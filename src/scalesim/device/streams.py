@@ -6,7 +6,7 @@ implements it with CUDA; a test device runs the work in the worst order that is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from scalesim.core import Fence
@@ -40,6 +40,9 @@ class Stream(Protocol):
     def copy(self, dst: Any, src: Any) -> None:
         """Copy tensor ``src`` to ``dst``, of the same size; one of them may be in pinned host
         memory."""
+
+    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        """``copy`` for each (destination, source), in order."""
 
     def zeros(self, *shape: int, dtype: Any) -> Any:
         """A tensor of zeros, written behind all work given before. Its memory belongs to the

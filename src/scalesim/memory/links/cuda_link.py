@@ -163,8 +163,9 @@ class CudaLink:
             lane.in_flight.append(_CopyInFlight(chunk, began, lane.stream.record(timed=True)))
 
     def _copy(self, stream: Stream, chunk: DmaChunk) -> None:
-        inward = chunk.copies.direction == "in"
+        inward, pairs = chunk.copies.direction == "in", []
         for piece in chunk.pieces:
             on_device = self.device_pages[piece.device_page : piece.device_page + piece.count]
             on_host = self._host.pages[piece.host_page : piece.host_page + piece.count]
-            stream.copy(on_device, on_host) if inward else stream.copy(on_host, on_device)
+            pairs.append((on_device, on_host) if inward else (on_host, on_device))
+        stream.copy_all(pairs)

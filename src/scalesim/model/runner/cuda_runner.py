@@ -1,4 +1,4 @@
-"""The runner for CUDA devices: two steps in flight, decode steps as CUDA graphs.
+"""The runner for CUDA devices: two steps in flight, short steps as CUDA graphs.
 
 ``launch`` only submits work to the compute stream: the step's inputs are copied through pinned
 buffers, the device fills in tokens of the step before, which the host has not seen yet, and the
@@ -35,7 +35,7 @@ from scalesim.model.runner.device_logits import DeviceLogits
 from scalesim.model.runner.device_logprobs import DeviceLogprobs, ScoredRows
 from scalesim.model.runner.device_lora import DeviceLora
 from scalesim.model.runner.device_table import DeviceTable
-from scalesim.model.runner.graphs import DecodeGraphs, padded_sizes
+from scalesim.model.runner.graphs import StepGraphs, mixed_shapes, padded_sizes
 from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.step_inputs import StepShape, pack, tensors
 
@@ -99,24 +99,26 @@ class CudaRunner:
         )
         takes_graphs = settings.graphs and model.takes_graphs
         sizes = padded_sizes(max_num_seqs, self._multiple) if takes_graphs else ()
-        self.graphs = DecodeGraphs(sizes, partial(device.capture, self._stream), self._compute)
-        num_tokens = self._pad(self._max_num_tokens)
-        seqs = self._pad(max_num_seqs)
-        largest = StepShape(num_tokens, seqs, 0, seqs, _COPIES_A_SEQ * max_num_seqs)
+        mixed = mixed_shapes(sizes, settings.max_num_tokens, self._multiple)
+        self.graphs = StepGraphs(sizes, mixed, partial(device.capture, self._stream), self._compute)
+        samples = self._pad(max_num_seqs)
+        num_tokens = max([self._pad(self._max_num_tokens), *(s.num_tokens for s in mixed)])
+        seqs = max([samples, *(shape.num_seqs for shape in mixed)])
+        largest = StepShape(num_tokens, seqs, 0, samples, _COPIES_A_SEQ * max_num_seqs)
         # each group is padded by less than a multiple
         entries = self._max_num_tokens + max_num_seqs * self._multiple
-        words = largest.with_adapters(entries, seqs).num_words
+        words = largest.with_adapters(entries, samples).num_words
         self._staging = StagingRing(device, buffers, words)
-        self._outcomes = StagingRing(device, buffers, 2 * seqs)
+        self._outcomes = StagingRing(device, buffers, samples + seqs)
         self._inputs = self._int32s(words)
-        self._outcome = self._int32s(2 * seqs)
+        self._outcome = self._int32s(samples + seqs)
         self._last_token = self._int32s(max_num_seqs + 1)  # the last entry is padding's
         self._dummy_slot = max_num_seqs
         vocab = model.config.vocab_size
         # the newest step's logits in fp32, for logits processors and digests
-        self._logits = self._stream.zeros(seqs, vocab, dtype=torch.float32)
+        self._logits = self._stream.zeros(samples, vocab, dtype=torch.float32)
         if self._digests:
-            self._logits_ring = StagingRing(device, buffers, seqs * vocab)
+            self._logits_ring = StagingRing(device, buffers, samples * vocab)
 
     @property
     def num_waits(self) -> int:
@@ -130,8 +132,9 @@ class CudaRunner:
         graphs. Call before the first launch. ``token_counts`` (each at least 2) are sizes of
         prefill steps to run."""
         self._device.settle()  # the model's weights and tables
-        decodes = [StepShape.decode(size) for size in self.graphs.sizes]
-        for shape in decodes or [StepShape.decode(1), StepShape.decode(self._max_num_seqs)]:
+        captured = self.graphs.shapes
+        uncaptured = [StepShape.decode(self._pad(size)) for size in (1, self._max_num_seqs)]
+        for shape in captured or uncaptured:
             self._run_padding(shape)
         for count in sorted({min(count, self._max_num_tokens) for count in token_counts}):
             for num_decodes in (0, 1):
@@ -149,7 +152,7 @@ class CudaRunner:
         self._device.settle()
         self._stream.submit(lambda: self._kernels.copy_pages(self._pool, source, target))
         self._stream.record().synchronize()
-        self.graphs.capture(decodes)
+        self.graphs.capture(captured)
         self.collect(self._launch(asking_for_all(self._dummy_slot, self._model.config.vocab_size)))
 
     # -- the two halves of a step -------------------------------------------------------------
@@ -176,7 +179,11 @@ class CudaRunner:
         scored = self._send_scores(batch, arranged)
         spans = [] if batch.embeddings is None else arranged.spans(batch.embeddings.spans)
         # a graph keeps no hidden states, which logprobs and embeddings need
-        captured = None if scored or spans else self.graphs.replay(shape)
+        captured = None
+        if not (scored or spans):
+            captured = self.graphs.replay(replace(shape, num_copies=0))
+        if captured is not None and shape.num_copies:
+            self._stream.submit(partial(self._copy_pages, shape))
         if captured is None:
             self._stream.submit(lambda: self._compute(shape, changes, scored, spans))
         else:
@@ -221,20 +228,31 @@ class CudaRunner:
         return lora
 
     def _shape(self, batch: Batch, arranged: Arranged, lora: Grouped | None) -> StepShape:
-        """The step's shape: a captured one for pure decode steps without page copies."""
-        decodes = arranged.num_decodes == batch.num_seqs and not len(batch.page_copies)
-        size = self.graphs.size_for(batch.num_seqs) if decodes and batch.sample.all() else None
-        if size is not None:
-            return self._decode_with_adapters(size) if lora else StepShape.decode(size)
+        """The step's shape: a captured one if it is short enough, but for page copies, which are
+        made before a captured step, and unless it asks for what graphs do not keep."""
+        copies, decodes = len(batch.page_copies), arranged.num_decodes
         tokens, samples = self._pad(batch.num_tokens), self._pad(int(batch.sample.sum()))
-        copies = len(batch.page_copies)
-        shape = StepShape(tokens, batch.num_seqs, arranged.num_decodes, samples, copies)
-        return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
+        captured = None
+        if batch.logprobs is None and batch.embeddings is None:
+            captured = self._captured(batch, arranged)
+        if captured is None:
+            shape = StepShape(tokens, batch.num_seqs, decodes, samples, copies)
+            return shape.with_adapters(len(lora.tokens), self._max_num_seqs) if lora else shape
+        shape = replace(captured, num_copies=copies)
+        return self._with_adapters(shape) if lora else shape
 
-    def _decode_with_adapters(self, size: int) -> StepShape:
-        """A decode shape with room for one adapter per sequence, each a padded group."""
-        groups = min(size, self._max_num_seqs)
-        return StepShape.decode(size).with_adapters(groups * self._multiple, groups)
+    def _captured(self, batch: Batch, arranged: Arranged) -> StepShape | None:
+        decodes = arranged.num_decodes
+        if decodes == batch.num_seqs and batch.sample.all():
+            size = self.graphs.size_for(decodes)
+            return None if size is None else StepShape.decode(size)
+        return self.graphs.mixed_for(decodes, batch.num_tokens - decodes, batch.num_seqs - decodes)
+
+    def _with_adapters(self, shape: StepShape) -> StepShape:
+        """A captured shape with room for one adapter per sequence, each a padded group."""
+        groups = min(shape.num_seqs, self._max_num_seqs)
+        others = shape.num_tokens - shape.num_decodes
+        return shape.with_adapters(self._pad(others) + groups * self._multiple, groups)
 
     def _send(
         self, batch: Batch, arranged: Arranged, shape: StepShape, lora: Grouped | None = None
@@ -271,7 +289,10 @@ class CudaRunner:
         arranged, found = flight.arranged, flight.outcome.array
         num_seqs, first = flight.batch.num_seqs, flight.shape.num_samples
         bad = np.zeros(num_seqs, np.bool_)
-        bad[arranged.order] = found[first : first + num_seqs] != 0
+        decodes, count = arranged.num_decodes, flight.shape.num_seqs
+        ends = found[first : first + count]
+        others = ends[flight.shape.num_decodes :][: num_seqs - decodes]
+        bad[arranged.order] = np.concatenate((ends[:decodes], others)) != 0
         tokens = np.full(num_seqs, NO_TOKEN, np.int32)
         seqs = arranged.sampling
         sampled = found[: len(seqs)]
@@ -310,7 +331,7 @@ class CudaRunner:
         step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
         kernels, model = self._kernels, self._model
         if shape.num_copies:
-            kernels.copy_pages(self._pool, step.copies[0], step.copies[1])
+            self._copy_pages(shape)
         in_flight = self._last_token.index_select(0, step.token_slots)
         token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
         plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
@@ -336,6 +357,10 @@ class CudaRunner:
         if spans:
             self._embeddings.compute(spans, hidden)
 
+    def _copy_pages(self, shape: StepShape) -> None:
+        step = tensors(shape, self._inputs, self._table.entries, self._directory.tensors)
+        self._kernels.copy_pages(self._pool, step.copies[0], step.copies[1])
+
     def _sample_again(self, num_samples: int, changes: tuple[Tensor, ...]) -> None:
         """Replace the samples of the rows that have a logits processor."""
         logits, outcome = self._logits[:num_samples], self._outcome[:num_samples]
@@ -350,23 +375,23 @@ class CudaRunner:
 
     def _capture_with_adapters(self) -> None:
         """``warm_up`` for steps that use adapters."""
-        decodes = [self._decode_with_adapters(size) for size in self.graphs.sizes]
+        shapes = [self._with_adapters(shape) for shape in self.graphs.shapes]
         tokens, row = self._pad(2), self._pad(1)
         prefill = StepShape(tokens, 1, 0, row).with_adapters(tokens, self._max_num_seqs)
-        for shape in (*decodes, prefill):
+        for shape in (*shapes, prefill):
             self._run_padding(shape)
-        self.graphs.capture(decodes)
+        self.graphs.capture(shapes)
 
 
 def padding_batch(shape: StepShape, slot: int) -> Batch:
     """A batch of sequences in row 0, the dummy: ``num_decodes`` with one token each, then one with
-    all other tokens of ``shape``. ``slot`` gets their samples."""
-    counts = np.ones(shape.num_seqs, np.int32)
-    if shape.num_seqs > shape.num_decodes:
-        counts[-1] = shape.num_tokens - shape.num_decodes
+    all other tokens of ``shape``, if there are any. ``slot`` gets their samples."""
+    others = shape.num_tokens - shape.num_decodes
+    counts = np.array([1] * shape.num_decodes + [others] * (others > 0), np.int32)
+    sample = np.arange(len(counts)) < shape.num_samples
     count = int(counts.sum())
     none = np.zeros(0, np.int32)
-    zeros = np.zeros(shape.num_seqs, np.int32)
+    zeros = np.zeros(len(counts), np.int32)
     return Batch(
         step=-1,
         token_ids=np.zeros(count, np.int32),
@@ -374,7 +399,7 @@ def padding_batch(shape: StepShape, slot: int) -> Batch:
         query_start=np.concatenate(([0], np.cumsum(counts))).astype(np.int32),
         rows=zeros,
         slots=zeros + slot,
-        sample=np.ones(shape.num_seqs, np.bool_),
+        sample=sample,
         sampling=SamplingBatch(
             zeros.astype(np.float32), zeros, zeros.astype(np.float32) + 1, zeros.astype(np.uint64)
         ),

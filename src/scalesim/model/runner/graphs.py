@@ -1,6 +1,7 @@
-"""CUDA graphs of decode steps: the captured batch sizes, and the one that a batch runs in.
+"""CUDA graphs: the captured shapes of steps, and the one that a batch runs in.
 
-Each size is captured once, when the engine starts, and a decode batch is padded to the next size. A
+Each shape is captured once, when the engine starts. A batch of decodes is padded to the next size;
+a batch with short prompts or chunks beside them, to the next number of decodes and of tokens. A
 graph reads all its inputs from fixed buffers. Used by ``CudaRunner``.
 """
 
@@ -23,26 +24,55 @@ def padded_sizes(max_num_seqs: int, multiple: int = 1) -> tuple[int, ...]:
     return tuple(sorted(rounded))
 
 
-class DecodeGraphs:
-    """Captured steps by their shape. ``sizes`` are the batch sizes to capture, ascending;
-    ``num_captures`` counts captures, repeated ones included."""
+CHUNKS = ((32, 4), (64, 8), (128, 8), (256, 16), (512, 16))
+"""Tokens beside the decodes, and the most sequences that these may belong to. Steps with more
+compute long enough to hide that they are submitted kernel by kernel."""
+DECODES = (8, 32, 128, 512)
+
+
+def mixed_shapes(sizes: Sequence[int], max_num_tokens: int, multiple: int = 1) -> list[StepShape]:
+    """The shapes to capture of steps in which some sequences compute several tokens, in ascending
+    order. ``sizes`` are the captured batch sizes of decodes, none larger than the last."""
+    if not sizes:
+        return []
+    largest = sizes[-1]
+    counts = sorted({min(-(-count // multiple) * multiple, largest) for count in DECODES})
+    return [
+        StepShape.mixed(
+            count, -(-tokens // multiple) * multiple, others, min(count + others, largest)
+        )
+        for tokens, others in CHUNKS
+        if tokens <= max_num_tokens
+        for count in counts
+    ]
+
+
+class StepGraphs:
+    """Captured steps by their shape. ``sizes`` are the batch sizes of pure decodes to capture, and
+    ``mixed`` the shapes of other steps, both ascending. ``num_captures`` counts captures, repeated
+    ones included."""
 
     def __init__(
         self,
         sizes: Sequence[int],
+        mixed: Sequence[StepShape],
         record: Callable[[Work], Work],
         compute: Callable[[StepShape], object],
     ) -> None:  # fmt: skip
-        self.sizes = tuple(sizes)
+        self.sizes, self.mixed = tuple(sizes), tuple(mixed)
         self.num_captures = 0
         self._record, self._compute = record, compute
         self._replay: dict[StepShape, Work] = {}
 
+    @property
+    def shapes(self) -> list[StepShape]:
+        """All shapes to capture of steps without adapters."""
+        return [*map(StepShape.decode, self.sizes), *self.mixed]
+
     def capture(self, shapes: Sequence[StepShape]) -> None:
-        """Capture ``compute(shape)`` for each of ``shapes``, which are in ascending order. The
-        largest is captured first, so that the smaller ones fit its memory. A shape's earlier graph
-        is replaced."""
-        for shape in reversed(shapes):
+        """Capture ``compute(shape)`` for each of ``shapes``. The one with the most tokens is
+        captured first, so that the others fit its memory. A shape's earlier graph is replaced."""
+        for shape in sorted(shapes, key=lambda shape: -shape.num_tokens):
             self._replay[shape] = self._record(partial(self._compute, shape))
             self.num_captures += 1
 
@@ -50,6 +80,16 @@ class DecodeGraphs:
         """The size that a decode batch of ``num_seqs`` is padded to; ``None`` if all sizes are
         smaller."""
         return next((size for size in self.sizes if size >= num_seqs), None)
+
+    def mixed_for(self, num_decodes: int, num_tokens: int, num_others: int) -> StepShape | None:
+        """The shape that a step is padded to whose ``num_others`` sequences compute ``num_tokens``
+        beside so many decodes; ``None`` if all shapes are smaller."""
+        for shape in self.mixed:
+            fits = num_decodes <= shape.num_decodes
+            fits = fits and num_tokens <= shape.num_tokens - shape.num_decodes
+            if fits and num_others <= shape.num_seqs - shape.num_decodes:
+                return shape
+        return None
 
     def replay(self, shape: StepShape) -> Work | None:
         """The work that replays a step of this shape; ``None`` if the shape was not captured."""

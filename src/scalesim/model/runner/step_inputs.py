@@ -36,7 +36,8 @@ class StepShape:
     """The sizes of a step, padding included. Equal shapes have equal layouts.
 
     ``num_groups`` is the number of adapters, used by ``num_entries`` entries of tokens; both are 0
-    if no token uses an adapter.
+    if no token uses an adapter. Where there are more decodes than a batch has, those of padding
+    stand behind the batch's and before the other sequences, and have no tokens.
     """
 
     num_tokens: int
@@ -51,6 +52,13 @@ class StepShape:
     def decode(num_seqs: int) -> StepShape:
         """The shape of a decode step: one token and one sample per sequence."""
         return StepShape(num_seqs, num_seqs, num_seqs, num_seqs)
+
+    @staticmethod
+    def mixed(num_decodes: int, num_tokens: int, num_others: int, num_samples: int) -> StepShape:
+        """The shape of a step of decodes and ``num_others`` other sequences with ``num_tokens``
+        tokens together."""
+        tokens, seqs = num_decodes + num_tokens, num_decodes + num_others
+        return StepShape(tokens, seqs, num_decodes, num_samples)
 
     def with_adapters(self, num_entries: int, num_groups: int) -> StepShape:
         """The same shape with these sizes for adapters."""
@@ -96,27 +104,38 @@ def pack(
     then all groups of ``shape`` are padding.
     """
     place = layout(shape)
-    count, num_seqs = len(arranged.source), batch.num_seqs
     positions, last = arranged.positions, arranged.last
     seq_rows = batch.rows[arranged.order]
     picked, seqs = arranged.picked, arranged.sampling
+
+    decodes, num_seqs = arranged.num_decodes, batch.num_seqs
+    extra = shape.num_decodes - decodes  # decodes of padding
 
     def put(name: str, values: np.ndarray[Any, Any], padding: int = 0) -> None:
         field = out[place[name]]
         field[: len(values)] = values
         field[len(values) :] = padding
 
+    def spread(name: str, values: np.ndarray[Any, Any]) -> None:
+        """``put`` for a value a sequence, with room for decodes of padding."""
+        field = out[place[name]]
+        field[:decodes] = values[:decodes]
+        field[decodes : decodes + extra] = 0
+        field[decodes + extra : num_seqs + extra] = values[decodes:]
+        field[num_seqs + extra :] = 0
+
     put("token_ids", batch.token_ids[arranged.source])
     put("token_slots", batch.slots[arranged.seq], dummy_slot)
     put("positions", positions)
     put("token_rows", batch.rows[arranged.seq])
-    put("seq_rows", seq_rows)
-    put("query_start", arranged.query_start)
-    # padding sequences are decodes, with one padding token each
-    extra = shape.num_seqs - num_seqs
-    out[place["query_start"]][num_seqs + 1 :] = count + 1 + np.arange(extra)
-    put("context_lens", np.where(seq_rows == 0, 0, positions[last] + 1))
-    put("last", last)
+    spread("seq_rows", seq_rows)
+    query_start = out[place["query_start"]]
+    query_start[:decodes] = arranged.query_start[:decodes]
+    query_start[decodes : decodes + extra] = decodes
+    query_start[decodes + extra : num_seqs + extra] = arranged.query_start[decodes:-1]
+    query_start[num_seqs + extra :] = len(arranged.source)
+    spread("context_lens", np.where(seq_rows == 0, 0, positions[last] + 1))
+    spread("last", last)
     put("sample_rows", last[picked], int(last[picked[0]]) if len(picked) else 0)
     put("sample_slots", batch.slots[seqs], dummy_slot)
     put("sample_positions", positions[last[picked]] + 1)
