@@ -69,6 +69,15 @@ def test_a_slow_reader_is_dropped() -> None:
         assert engine.stats.failed == 2
 
 
+def test_what_is_sent_goes_at_once(server: Running) -> None:
+    """Without Nagle's delay, by which the second part of a reply waits 40 ms for the first one."""
+    with closing(socket.create_connection(("127.0.0.1", server.port))):
+        until(lambda: len(server.server.server_state.connections) > 0)
+        for connection in server.server.server_state.connections:
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_a_deadline_is_504(server: Running) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "timeout": 0.05, "max_tokens": 3000}
     asked = {**body, "ignore_eos": True}

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -74,17 +71,28 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
             start.cancel()
             await service.close()
 
-    app = Starlette(
-        routes=[Route(row.path, Answer(service, row), methods=list(row.methods)) for row in table],
-        exception_handlers={HTTPException: _no_route},
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False
+    routes = [TableRoute(row.path, Answer(service, row), methods=list(row.methods)) for row in table]
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.router.redirect_slashes, app.router.default = False, _no_path
     app.state.service = service
-    routes = ExceptionMiddleware(app.router, app.exception_handlers)
-    # Without starlette's outermost layer: each ``Answer`` has an answer to every error.
-    app.middleware_stack = Gate(routes, config, open_paths, browser_paths)
+    # Without starlette's layers, which each message of a stream would pass: an ``Answer`` has an
+    # answer to every error.
+    app.middleware_stack = Gate(app.router, config, open_paths, browser_paths)
     return app
+
+
+class TableRoute(Route):
+    """A path of the table. Another method than the path's is answered in OpenAI's form."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        methods = self.methods or set()
+        if scope["method"] in methods:
+            await self.app(scope, receive, send)
+            return
+        allowed = ", ".join(sorted(methods))
+        message = f"{scope['method']} is not one of the methods here: {allowed}"
+        error = ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
+        await error.response()(scope, receive, send)
 
 
 class Answer:
@@ -140,10 +148,6 @@ class Answer:
             log.error("%s in %s (request %s)\n%s", name, self._endpoint.path, id, where)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        headers: Mapping[str, str] = error.headers or {}
-        message = f"{request.method} is not one of the methods here: {headers.get('Allow', '')}"
-        return ApiError(405, message, code="method_not_allowed", headers=headers).response()
-    return ApiError(404, "there is no such path here", code="not_found").response()
+async def _no_path(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ApiError(404, "there is no such path here", code="not_found")
+    await error.response()(scope, receive, send)

@@ -54,7 +54,7 @@ def parsed(raw: bytes, limits: ServerLimits) -> Any:
     if parts > limits.max_body_parts:
         limit = limits.max_body_parts
         message = f"the body has {parts} braces, brackets and colons; at most {limit}"
-        raise bad(message, code="body_too_large")
+        raise BadJsonError(message)
     try:
         with paused_collector() if len(raw) > SMALL else nullcontext():
             value = jiter.from_json(

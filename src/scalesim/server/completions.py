@@ -67,9 +67,8 @@ async def completions(service: Service, request: HttpRequest) -> Response:
     answer = Completion(service, target, body, echoes)
     if body.stream:
         flat: list[AsyncReplyStream] = []
-        for asked in requests:
+        async for asked in _by_turns(requests):
             flat += await service.engine.stream_samples_async(asked)
-            await asyncio.sleep(0)  # other requests have their turn
         events = answer.events(service.metrics.timed(flat), len(flat) // len(requests))
         return EventStream(events, service.limits.keep_alive, target.headers)
     async with while_connected(request.receive):
@@ -82,13 +81,20 @@ async def _replies(service: Service, requests: Sequence[Request]) -> list[Reply]
     """The replies to all ``requests``. Raises the first error, and cancels the others."""
     tasks: list[asyncio.Task[Reply]] = []
     try:
-        for asked in requests:
+        async for asked in _by_turns(requests):
             tasks.append(asyncio.create_task(service.engine.generate_async(asked)))
-            await asyncio.sleep(0)  # other requests have their turn
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _by_turns(requests: Sequence[Request]) -> AsyncIterator[Request]:
+    """``requests``, of one body; between two of them, other bodies' requests have their turn."""
+    for index, asked in enumerate(requests):
+        if index:
+            await asyncio.sleep(0)
+        yield asked
 
 
 def _sampling(service: Service, body: CompletionBody, raw: dict[str, Any]) -> SamplingParams:
