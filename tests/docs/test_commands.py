@@ -61,6 +61,8 @@ def check(words: Sequence[str]) -> None:
             parsed(options.parse, rest)
         case ["python" | "python3", "-m", "scalesim_kernels", *rest]:
             parsed(kernels_main.parser().parse_args, rest)
+        case ["python", "-m", "benchmarks.gpu.host"]:
+            assert (ROOT / "benchmarks" / "gpu" / "host.py").exists()
         case ["python", "-m", "benchmarks.gpu", *rest]:
             parsed(gpu_main.parser().parse_args, rest)
         case ["python", "-m", "benchmarks", *rest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -45,7 +46,8 @@ class ForwardContext:
 
 class Decoder(Protocol):
     """A model as runners use it. ``takes_graphs`` tells whether steps may be captured as CUDA
-    graphs; ``place`` is where the weights lie."""
+    graphs; ``place`` is where the weights lie. A row's bits do not depend on the other rows where
+    the number of rows is a multiple of ``row_multiple``, and of that of the kernels."""
 
     dtype: torch.dtype
     place: str
@@ -55,6 +57,9 @@ class Decoder(Protocol):
 
     @property
     def takes_graphs(self) -> bool: ...
+
+    @property
+    def row_multiple(self) -> int: ...
 
     def packed(self, kernels: KernelSet) -> Decoder:
         """The same model, for one engine, with its matrices in the form that ``kernels`` prefer."""
@@ -69,3 +74,8 @@ class Decoder(Protocol):
     def logits(self, hidden: Tensor, kernels: KernelSet, out: Tensor | None = None) -> Tensor:
         """The logits ``[rows, vocab]``, fp32, of final hidden states ``[rows, hidden]``; in ``out``
         if given."""
+
+
+def row_multiple(model: Decoder, kernels: KernelSet) -> int:
+    """The rows of a reproducible step are a multiple of this many."""
+    return math.lcm(model.row_multiple, kernels.row_multiple)

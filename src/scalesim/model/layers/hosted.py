@@ -144,6 +144,8 @@ class HostedModel:
     """A ``Decoder`` made of transformers' ``model``, whose attention is set to ``INTERFACE``."""
 
     takes_graphs = False  # the layers may read values on the host
+    # torch's own norms and activations, of which a hosted model has its own, vary with other counts
+    row_multiple = 16
 
     def __init__(self, model: Any, shape: ModelShape | None) -> None:
         self.hf_model, self._shape = model, shape

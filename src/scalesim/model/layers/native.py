@@ -32,6 +32,8 @@ LoraLinear: TypeAlias = Callable[[Tensor, Linear, LoraSite], Tensor]
 class NativeModel:
     """A decoder over paged KV, for positions below the last argument of ``reserve``."""
 
+    row_multiple = 1
+
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.weights = weights

@@ -24,7 +24,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.model.adapters.batch import lora_batch
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.layers.decoder import Decoder, ForwardContext
+from scalesim.model.layers.decoder import Decoder, ForwardContext, row_multiple
 from scalesim.model.runner.arrange import arrange, paged_batch
 from scalesim.model.runner.extra_outputs import adjustments, hidden_sums, log_probs
 from scalesim.model.runner.pool_view import pool_view
@@ -60,6 +60,7 @@ class ModelRunner:
         self._kernels = kernels
         self._pool = pool_view(pages, geometry, model.dtype)
         self._reproducible = settings.reproducible
+        self._multiple = row_multiple(model, kernels) if settings.reproducible else 1
         self._digests = settings.digests
         self._timeline = timeline
         self._layouts = layouts or LayoutTable()
@@ -131,8 +132,7 @@ class ModelRunner:
         return StepOutput(batch.step, tokens, bad, digests, 0.0, scores, sums)
 
     def _padded(self, num_rows: int) -> int:
-        multiple = self._kernels.row_multiple if self._reproducible else 1
-        return -(-num_rows // multiple) * multiple
+        return -(-num_rows // self._multiple) * self._multiple
 
     def _logits(self, hidden: Tensor, rows: Int64s) -> Tensor:
         padded = np.zeros(self._padded(len(rows)), np.int64)  # padding repeats row 0

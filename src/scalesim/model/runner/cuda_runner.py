@@ -28,7 +28,7 @@ from scalesim.foreign import Foreign
 from scalesim.model.adapters.batch import Grouped, grouped
 from scalesim.model.adapters.layout import LayoutTable
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.layers.decoder import Decoder, ForwardContext
+from scalesim.model.layers.decoder import Decoder, ForwardContext, row_multiple
 from scalesim.model.runner.arrange import Arranged, arrange
 from scalesim.model.runner.device_embedding import DeviceEmbeddings
 from scalesim.model.runner.device_logits import DeviceLogits
@@ -86,7 +86,7 @@ class CudaRunner:
         self._model, self._kernels, self._pool = model, kernels, pool
         self._device, self._fences = device, fences
         self._stream = device.stream("compute")
-        self._multiple = kernels.row_multiple if settings.reproducible else 1
+        self._multiple = row_multiple(model, kernels) if settings.reproducible else 1
         self._reproducible, self._digests = settings.reproducible, settings.digests
         self._max_num_tokens = max(settings.max_num_tokens, max_num_seqs)
         self._max_num_seqs = max_num_seqs
