@@ -104,7 +104,7 @@ def trust(session: nox.Session) -> None:
     What ``tests`` has is not run again: the properties of memory, a bug at a time, a sample of the
     faults. Costs are no part of it: ``-s bench -- guard`` needs a quiet machine.
     """
-    install(session, "test", "oracle")
+    install(session, "test", "oracle", "server")
     if "long" in session.posargs:
         rest = [each for each in session.posargs if each != "long"]
         resume = [] if "--resume" in rest else ["--resume", "trust.json"]
