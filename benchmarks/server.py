@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import subprocess
@@ -309,6 +310,8 @@ def run(options: argparse.Namespace) -> Report:
     if options.quick:
         vars(options).update(QUICK)
     report = Report("server")
+    gc.collect()
+    gc.freeze()  # as ``scalesim serve`` does once the model is loaded
     throughput(options, report)
     latency(options, report)
     overload(options, report)
