@@ -163,7 +163,7 @@ def test_few_rows_have_the_bits_of_many(width: int, out: int, bias: bool, thread
         whole = product(x)
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16):
             assert torch.equal(product(x[3 : 3 + rows]), whole[3 : 3 + rows]), rows
-        if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        if threads == 1 and torch.backends.cpu.get_cpu_capability() == "AVX2":
             assert product.ask(width, torch.float32).few  # or nothing was shown
     finally:
         torch.set_num_threads(before)
