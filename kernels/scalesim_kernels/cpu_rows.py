@@ -16,6 +16,7 @@ The only assumption is that the library repeats the bits of an identical call.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 RowSizes: TypeAlias = tuple[int, ...]
@@ -35,7 +37,7 @@ ALONE: RowSizes = (1,)
 MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second
 ALIGNMENT = 64  # bytes: of what torch allocates, and of every call here
 SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
-FEW_ROWS = 16  # up to so many are multiplied by our own kernel; with more, the library is as fast
+FEW_ROWS = 64  # up to so many are multiplied by our own kernel; with more, the library is as fast
 BLOCKS = (1024, 512, 256, 1 << 40)  # elements of a row that a library may add up on their own
 SAMPLE_COLUMNS = 1024  # of the matrix that blocks are asked of
 HAS_NUMBA = find_spec("numba") is not None
@@ -182,27 +184,54 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+class MatrixProduct(NamedTuple):
+    """The product with a matrix and this bias."""
+
+    bias: Tensor | None
+    multiply: RowProduct
+
+
+products = WeakTensorKeyDictionary()
+"""The product with each matrix that was multiplied: making it takes longer than a small product."""
+
+
 def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear``, with rows that stand alone."""
-    return linear_product(weight, bias)(x)
+    found: MatrixProduct | None = products.get(weight)
+    if found is None or found.bias is not bias:
+        made = product_with(weakref.ref(weight), weight, bias)
+        found = products[weight] = MatrixProduct(bias, made)
+    return found.multiply(x)
 
 
 def linear_product(weight: Tensor, bias: Tensor | None = None) -> RowProduct:
+    return product_with(lambda: weight, weight, bias)
+
+
+def product_with(
+    get: Callable[[], Tensor | None], weight: Tensor, bias: Tensor | None
+) -> RowProduct:
+    """The product with ``weight``, which ``get`` returns as long as the product is used."""
+
+    def multiply(x: Tensor) -> Tensor:
+        matrix = get()
+        assert matrix is not None
+        return linear(x, matrix, bias)
+
     where = 0 if weight.is_mkldnn else weight.data_ptr() % ALIGNMENT
     kind = ("linear", weight.is_mkldnn, weight.shape, weight.dtype, where, bias is None)
     few = few_rows(weight, bias) if HAS_NUMBA and weight.is_mkldnn else None
-    return RowProduct(lambda x: linear(x, weight, bias), kind, weight.shape[0], few)
+    return RowProduct(multiply, kind, weight.shape[0], few)
 
 
 def few_rows(packed: Tensor, bias: Tensor | None) -> Product | None:
-    """Our own kernel's product with a packed matrix, if it can be one."""
+    """Our own kernel's product with a packed matrix, where it can be. The matrix must outlive it."""
     from . import cpu_few_rows
 
-    where = cpu_few_rows.panels(packed)
-    block = 0 if where is None else block_of(packed)
+    columns, where, block = len(packed), cpu_few_rows.panels(packed), block_of(packed)
     if where is None or block == 0:
         return None
-    return lambda x: cpu_few_rows.product(x, packed, where, bias, block)
+    return lambda x: cpu_few_rows.product(x, columns, where, bias, block)
 
 
 def block_of(packed: Tensor) -> int:
@@ -212,7 +241,7 @@ def block_of(packed: Tensor) -> int:
     """
     from . import cpu_few_rows
 
-    columns, width = min(packed.shape[0], SAMPLE_COLUMNS), packed.shape[1]
+    columns, width = min(len(packed), SAMPLE_COLUMNS), packed.shape[1]
     key = columns, width, torch.get_num_threads()
     if key not in blocks:
         generator = torch.Generator().manual_seed(2)
@@ -222,7 +251,7 @@ def block_of(packed: Tensor) -> int:
         def agrees(block: int) -> bool:
             return where is not None and equal(
                 lambda x: linear(x, sample),
-                lambda x: cpu_few_rows.product(x, sample, where, None, block),
+                lambda x: cpu_few_rows.product(x, columns, where, None, block),
                 width,
             )
 
