@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from scalesim.replay.bound import Access, belady_loads, page_ids
 
 
-def least_loads(
-    accesses: list[Access], capacity: int, start: int, cached: frozenset[int]
-) -> int:
+def least_loads(accesses: list[Access], capacity: int, start: int, cached: frozenset[int]) -> int:
     """By trying everything: what to hold at the start, and after each access. Pages of answers may
     be taken up whenever their request has ended, and read before that for nothing."""
     seen: list[set[int]] = []

@@ -62,7 +62,8 @@ class Outcome:
 
     ``new_pages``: whole pages of prompts that no call had computed before. ``least_pages``: the
     fewest pages that had to be brought back, given the order in which this policy served calls and
-    what was on the device after the warm-up; ``None`` if not asked for. ``running_pages``: the most pages that running calls held at once.
+    what was on the device after the warm-up; ``None`` if not asked for. ``running_pages``: the most
+    pages that running calls held at once.
     """
 
     policy: str
