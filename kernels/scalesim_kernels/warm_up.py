@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .contracts import Adjustments, KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
+from .lora_tiles import lora_tiles
 
 MAX_RANK = 64  # of the adapters that the example has
 MANY_ROWS = 100  # a linear layer may be compiled in a second form for so many
@@ -86,9 +87,16 @@ def calls(
     lora = example_lora(device, tokens)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
-        h = zeros(len(lora.tokens), site.num_slices, MAX_RANK, dtype=torch.float32)
-        yield "lora_shrink", partial(kernels.lora_shrink, x_, pool, 0, site, lora)
-        yield "lora_expand", partial(kernels.lora_expand, h, pool, 0, site, lora, wide)
+        made: list[Tensor] = []
+
+        def shrink(x: Tensor = x_, site: LoraSite = site, made: list[Tensor] = made) -> None:
+            made.append(kernels.lora_shrink(x, pool, 0, site, lora))
+
+        def expand(out: Tensor = wide, site: LoraSite = site, made: list[Tensor] = made) -> None:
+            kernels.lora_expand(made[0], pool, 0, site, lora, out)
+
+        yield "lora_shrink", shrink
+        yield "lora_expand", expand
     gate_up = zeros(tokens, 2 * shape.intermediate)
     gated = "gelu_mul" if shape.gelu else "silu_mul"
     yield gated, lambda: getattr(kernels, gated)(gate_up)
@@ -128,6 +136,7 @@ def example_lora(device: str, num_tokens: int) -> LoraBatch:
     return LoraBatch(
         directory, table, int32(*range(num_tokens)), int32(0, 1, num_tokens),
         int32(1, num_tokens - 1), int32(1, 2), int32(0, 0),
+        torch.from_numpy(lora_tiles([0, 1], [1, num_tokens - 1], [1, 2], [0, 0])).to(device),
     )  # fmt: skip
 
 
