@@ -18,6 +18,7 @@ from .lora_tiles import lora_tiles
 
 MAX_RANK = 64  # of the adapters that the example has
 MANY_ROWS = 100  # a linear layer may be compiled in a second form for so many
+MANY_TOKENS = 1100  # and so may a prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,15 @@ def calls(
     args = (q, pool, 0, batch, plan, 1.0, out)
     yield "paged_decode", partial(kernels.paged_decode, *args, **options)
     yield "paged_prefill", partial(kernels.paged_prefill, *args, **options)
+    many = example_batch(device, MANY_TOKENS)
+    many_q = zeros(MANY_TOKENS, shape.num_heads, shape.head_dim)
+    many_plan = kernels.plan(many, pool, shape.num_heads, reproducible)
+    yield (
+        "paged_prefill",
+        lambda: kernels.paged_prefill(
+            many_q, pool, 0, many, many_plan, 1.0, torch.zeros_like(many_q), **options
+        ),
+    )
     lora = example_lora(device, tokens)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
@@ -160,7 +170,7 @@ def example_batch(device: str, num_tokens: int) -> PagedBatch:
 
     count = num_tokens - 1
     return PagedBatch(
-        block_table=torch.zeros((3, 64), dtype=torch.int32, device=device),
+        block_table=torch.zeros((3, 80), dtype=torch.int32, device=device),
         positions=int32(0, *range(count)),
         token_rows=int32(1, *[2] * count),
         seq_rows=int32(1, 2),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -54,6 +55,24 @@ def test_decode_and_any_prefill_have_the_same_bits(group: int, num_kv_heads: int
     for position in (500, 511, 512, 529):
         decode = context.attend(TRITON, (1, 3, 4), (0, position, position + 1), (2, 0, 5))[1]
         assert same_bits(decode[0], whole[position - 500]), position
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("group", [2, 7])
+def test_pairs_of_tiles_have_the_bits_of_single_ones(group: int, window: int | None) -> None:
+    from scalesim_kernels.triton_set import TritonAttention
+
+    context = Context(group, 1, 32, 16, length=530)
+    context.pool, context.q = context.pool.half(), context.q.half()
+    found = []
+    for paired_from in (0, 10000):
+        attention = TritonAttention(4, paired_from)
+        kernels = replace(
+            TRITON, plan=attention.plan,
+            paged_prefill=partial(attention.paged_prefill, window=window),
+        )  # fmt: skip
+        found.append(context.attend(kernels, (2, 0, 5), (0, 491, 530), (1, 37, 50)))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_plan_serves_programs_of_any_number() -> None:
