@@ -23,18 +23,21 @@ SIZES = ["layer", "num_layers", "table_stride", "max_rank", "part_stride"]
 INDICES = ["table", "tokens", "tiles", "offsets", "ranks"]
 RANK_TILE = 16  # rank rows of a product: the least that ``tl.dot`` takes
 PART, MAX_PARTS = 1024, 8  # columns of the input that are worth a program
+# Columns of the output that are: before its first weights a program follows three loads, each
+# through the last.
+COLUMNS = 512
 
 
 def shrink_launch(dtype: torch.dtype) -> Launch:
     """The launch settings of ``shrink_kernel``. There are a few programs a processor: many tiles
     must be under way in each to keep memory busy."""
-    return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=6)
+    return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=5)
 
 
 def expand_launch(dtype: torch.dtype) -> Launch:
-    """The launch settings of ``expand_kernel``. Before its first weights a program follows three
-    loads, each through the last: its columns must be worth that."""
-    return Launch(tile=128 if is_wide(dtype) else 512, num_warps=8, num_stages=2)
+    """The launch settings of ``expand_kernel``, for which ``tile`` columns are a block of those
+    that a program computes."""
+    return Launch(tile=64 if is_wide(dtype) else 128, num_warps=4, num_stages=4)
 
 
 def part_of(width: int) -> int:
@@ -58,6 +61,22 @@ def row_bases(offsets, table_row, rank_row, rank, max_rank, page_elems):
     inside = rank_row < rank
     page = tl.load(table_row + offset // page_elems, mask=inside, other=0).to(tl.int64)
     return tl.multiple_of(page * page_elems + offset % page_elems, 64)
+
+
+@triton.jit
+def sum_of_parts(h_at, mask, part_stride, PARTS: tl.constexpr):
+    """A tile of ``h``, its partial sums added in their order."""
+    total = tl.load(h_at, mask=mask, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(h_at + part * part_stride.to(tl.int64), mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def add_to(target, acc, mask):
+    """Add ``acc`` to the elements of the output, rounded once."""
+    total = tl.load(target, mask=mask, other=0.0).to(tl.float32) + acc
+    tl.store(target, total.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=[*INDICES, "scales"])
@@ -118,15 +137,16 @@ def expand_kernel(
     layer, num_layers, max_rank, page_elems, part_stride,
     FIRST: tl.constexpr, SLICES: tl.constexpr,
     WIDTH0: tl.constexpr, WIDTH1: tl.constexpr, WIDTH2: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Grid ``(tiles, blocks of BLOCK_N columns of each slice, one after the other)``."""
+    """Grid ``(tiles, blocks of COLUMNS columns of each slice, one after the other)``. Up to BLOCK_R
+    rank rows are found once, and their columns read ahead."""
     row, layout, first, count = read_tile(tiles, tl.program_id(0))
     if row == 0:
         return
-    blocks0: tl.constexpr = (WIDTH0 + BLOCK_N - 1) // BLOCK_N
-    blocks1: tl.constexpr = (WIDTH1 + BLOCK_N - 1) // BLOCK_N
+    blocks0: tl.constexpr = (WIDTH0 + COLUMNS - 1) // COLUMNS
+    blocks1: tl.constexpr = (WIDTH1 + COLUMNS - 1) // COLUMNS
     block = tl.program_id(1)
     index = (block >= blocks0).to(tl.int32) + (block >= blocks0 + blocks1).to(tl.int32)
     block -= tl.where(index > 0, blocks0, 0) + tl.where(index > 1, blocks1, 0)
@@ -140,29 +160,42 @@ def expand_kernel(
     real = entry < count
     entry += first
     token = tl.load(tokens + entry, mask=real, other=0).to(tl.int64)
-    column = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    near = column < width
+    column = tl.arange(0, BLOCK_N)
+    begin = block * COLUMNS
+    end = tl.minimum(begin + COLUMNS, width)
+    out_row = out + token * (WIDTH0 + WIDTH1 + WIDTH2) + first_column
     table_row = table + row.to(tl.int64) * table_stride
     own_offsets = offsets + where.to(tl.int64) * max_rank
     h_tile = h + (entry.to(tl.int64)[:, None] * SLICES + index) * max_rank
-    chunk = tl.arange(0, BLOCK_R)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for first_rank in tl.range(0, rank, BLOCK_R, num_stages=STAGES):
-        rank_row = first_rank + chunk
+    rank_row = tl.arange(0, BLOCK_R)
+    if rank <= BLOCK_R:
         inside = rank_row < rank
         base = row_bases(own_offsets, table_row, rank_row, rank, max_rank, page_elems)
-        b = tl.load(
-            pool + base[:, None] + column[None, :], mask=inside[:, None] & near[None, :], other=0.0
-        )
-        h_at, given = h_tile + rank_row[None, :], real[:, None] & inside[None, :]
-        some = tl.load(h_at, mask=given, other=0.0)
-        for part in tl.static_range(1, PARTS):
-            some += tl.load(h_at + part * part_stride.to(tl.int64), mask=given, other=0.0)
-        acc = tl.dot(some.to(b.dtype), b, acc, input_precision="ieee")
-    target = out + token[:, None] * (WIDTH0 + WIDTH1 + WIDTH2) + first_column + column[None, :]
-    mask = real[:, None] & near[None, :]
-    sum = tl.load(target, mask=mask, other=0.0).to(tl.float32) + acc
-    tl.store(target, sum.to(out.dtype.element_ty), mask=mask)
+        given = real[:, None] & inside[None, :]
+        some = sum_of_parts(h_tile + rank_row[None, :], given, part_stride, PARTS)
+        some = some.to(pool.dtype.element_ty)
+        for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+            near = column < end - start
+            b_at = pool + base[:, None] + start + column[None, :]
+            b = tl.load(b_at, mask=inside[:, None] & near[None, :], other=0.0)
+            acc = tl.dot(some, b, input_precision="ieee")
+            target = out_row[:, None] + start + column[None, :]
+            add_to(target, acc, real[:, None] & near[None, :])
+    else:
+        for start in tl.range(begin, end, BLOCK_N):
+            near = column < end - start
+            acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for first_rank in tl.range(0, rank, BLOCK_R, num_stages=2):
+                chunk = first_rank + rank_row
+                inside = chunk < rank
+                base = row_bases(own_offsets, table_row, chunk, rank, max_rank, page_elems)
+                b_at = pool + base[:, None] + start + column[None, :]
+                b = tl.load(b_at, mask=inside[:, None] & near[None, :], other=0.0)
+                given = real[:, None] & inside[None, :]
+                some = sum_of_parts(h_tile + chunk[None, :], given, part_stride, PARTS)
+                acc = tl.dot(some.to(b.dtype), b, acc, input_precision="ieee")
+            target = out_row[:, None] + start + column[None, :]
+            add_to(target, acc, real[:, None] & near[None, :])
 
 
 def lora_shrink(x: Tensor, pool: Tensor, layer: int, site: LoraSite, lora: LoraBatch) -> Tensor:
@@ -202,10 +235,10 @@ def lora_expand(
     parts = h.view(-1, len(lora.tokens), site.num_slices, max_rank)
     launch = expand_launch(pool.dtype)
     widths = (*site.out_widths, 0, 0)[:3]
-    grid = (len(lora.tiles), sum(-(-width // launch.tile) for width in site.out_widths))
+    grid = (len(lora.tiles), sum(-(-width // COLUMNS) for width in site.out_widths))
     expand_kernel[grid](
         parts, pool, out, lora.block_table, lora.block_table.stride(0), lora.tokens, lora.tiles,
         directory.b_offsets, directory.ranks, layer, num_layers, max_rank, pool[0].numel(),
-        parts.stride(0), site.first_slice, site.num_slices, *widths, len(parts), LORA_TILE,
-        RANK_TILE, launch.tile, launch.num_stages, **launch.options(),
+        parts.stride(0), site.first_slice, site.num_slices, *widths, len(parts), COLUMNS,
+        LORA_TILE, RANK_TILE, launch.tile, launch.num_stages, **launch.options(),
     )  # fmt: skip

@@ -97,13 +97,12 @@ def calls(
     lora = example_lora(device, tokens)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
-        made: list[Tensor] = []
+        shrink = partial(kernels.lora_shrink, x_, pool, 0, site, lora)
 
-        def shrink(x: Tensor = x_, site: LoraSite = site, made: list[Tensor] = made) -> None:
-            made.append(kernels.lora_shrink(x, pool, 0, site, lora))
-
-        def expand(out: Tensor = wide, site: LoraSite = site, made: list[Tensor] = made) -> None:
-            kernels.lora_expand(made[0], pool, 0, site, lora, out)
+        def expand(
+            out: Tensor = wide, site: LoraSite = site, shrink: Callable[[], Tensor] = shrink
+        ) -> None:  # what a set's shrink returns, only the set knows
+            kernels.lora_expand(shrink(), pool, 0, site, lora, out)
 
         yield "lora_shrink", shrink
         yield "lora_expand", expand
