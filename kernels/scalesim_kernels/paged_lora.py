@@ -185,7 +185,7 @@ def expand_kernel(
         for start in tl.range(begin, end, BLOCK_N):
             near = column < end - start
             acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for first_rank in tl.range(0, rank, BLOCK_R, num_stages=2):
+            for first_rank in tl.range(0, rank, BLOCK_R, num_stages=1):
                 chunk = first_rank + rank_row
                 inside = chunk < rank
                 base = row_bases(own_offsets, table_row, chunk, rank, max_rank, page_elems)
