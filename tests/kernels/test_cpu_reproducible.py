@@ -94,7 +94,7 @@ class Context:
         """Attention of the parts, one result each."""
         batch = self.batch(*parts)
         q = torch.cat([self.q[seq, a:b] for seq, a, b in parts])
-        plan, out = kernels.plan(batch, self.pool, self.num_heads, True), torch.empty(q.shape)
+        plan, out = kernels.plan(batch, self.pool, self.num_heads, True), torch.empty_like(q)
         kernels.paged_decode(q, self.pool, 0, batch, plan, 0.2, out)
         kernels.paged_prefill(q, self.pool, 0, batch, plan, 0.2, out)
         return list(out.split([stop - start for _, start, stop in parts]))
