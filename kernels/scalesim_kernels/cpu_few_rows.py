@@ -17,7 +17,8 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from .cpu_compiled import NO_FLOAT, job, kernel
+from .cpu_compiled import NO_FLOAT
+from .cpu_kernel import job, kernel
 from .cpu_lanes import PANEL, SHIFT, WIDTH, add, floats, load, products, store, take_next
 from .cpu_team import run
 

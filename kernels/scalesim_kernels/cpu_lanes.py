@@ -7,7 +7,7 @@ kernels that name the same operations agree. Eight lanes fill a register of AVX2
 compiler uses half a register, or several.
 
 Numba caches what it compiled beside the file that has the kernel, and notices changes of that file
-alone: after a change here, touch ``cpu_compiled.py``.
+alone: after a change here, touch ``cpu_compiled.py`` and ``cpu_few_rows.py``.
 """
 
 from __future__ import annotations

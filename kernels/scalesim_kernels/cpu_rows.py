@@ -225,7 +225,7 @@ def product_with(
 
 
 def few_rows(packed: Tensor, bias: Tensor | None) -> Product | None:
-    """Our own kernel's product with a packed matrix, where it can be. The matrix must outlive it."""
+    """Our own kernel's product with a packed matrix, where it can be; the matrix outlives it."""
     from . import cpu_few_rows
 
     columns, where, block = len(packed), cpu_few_rows.panels(packed), block_of(packed)
