@@ -167,3 +167,26 @@ def test_few_rows_have_the_bits_of_many(width: int, out: int, bias: bool, thread
             assert product.ask(width, torch.float32).few  # or nothing was shown
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+def test_compiled_kernels_have_the_same_bits_with_any_threads(cpu: KernelSet) -> None:
+    context = Context(3, 2, 64, 16)
+    parts = ((1, 99, 100), (2, 200, 201), (0, 3, 210), (1, 100, 170))
+    x, weight = torch.randn(700, 768), torch.randn(768)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            found.append(
+                [
+                    *context.attend(cpu, *parts),
+                    cpu.rms_norm(x, weight, 1e-6)[0],
+                    cpu.silu_mul(x),
+                    cpu.gelu_mul(x),
+                ]
+            )
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))
