@@ -43,7 +43,7 @@ SAMPLE_COLUMNS = 1024  # of the matrix that blocks are asked of
 HAS_NUMBA = find_spec("numba") is not None
 
 
-class Answer(NamedTuple):
+class Agreement(NamedTuple):
     """What was found about the products of one kind: the row counts that agree, and whether our own
     kernel has the same bits."""
 
@@ -56,7 +56,7 @@ HAS_PACKED_LINEAR = all(
 )
 PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
 
-answers: dict[Hashable, Answer] = {}  # of this process
+answers: dict[Hashable, Agreement] = {}  # of this process
 blocks: dict[Hashable, int] = {}  # likewise
 
 
@@ -75,7 +75,7 @@ class RowProduct:
         self, product: Product, kind: Hashable, out: int, few: Product | None = None
     ) -> None:
         self._product, self._kind, self._out, self._few = product, kind, out, few
-        self._answer, self._threads = Answer(ALONE), 0
+        self._answer, self._threads = Agreement(ALONE), 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._threads != (threads := torch.get_num_threads()):
@@ -95,7 +95,7 @@ class RowProduct:
             begin += size
         return torch.cat(parts)[:num_rows]
 
-    def ask(self, width: int, dtype: torch.dtype) -> Answer:
+    def ask(self, width: int, dtype: torch.dtype) -> Agreement:
         """What is known with torch's present number of threads; asked about if it was not yet."""
         threads = torch.get_num_threads()
         key = (self._kind, width, dtype, threads)
@@ -103,7 +103,7 @@ class RowProduct:
             most_rows = MULTIPLY_ADDS * threads // max(1, width * self._out)
             sizes = agreeing_sizes(self._product, width, dtype, most_rows)
             few = self._few is not None and sizes != ALONE
-            answers[key] = Answer(sizes, few and equal(self._product, self._few, width))
+            answers[key] = Agreement(sizes, few and equal(self._product, self._few, width))
         return answers[key]
 
 

@@ -12,7 +12,7 @@ from scalesim_kernels.cpu_rows import (
     BASE,
     FEW_ROWS,
     HAS_NUMBA,
-    Answer,
+    Agreement,
     linear_product,
     pack_weight,
 )
@@ -87,7 +87,7 @@ def gathered_attention(section: Section) -> None:
             section.find("note", text, KNOB)
 
 
-def report(section: Section, name: str, answer: Answer, *, used: bool) -> None:
+def report(section: Section, name: str, answer: Agreement, *, used: bool) -> None:
     """Add the fact, and a note if reproducible mode is slow in the form that models use."""
     sizes = answer.sizes
     if sizes == ALONE:
