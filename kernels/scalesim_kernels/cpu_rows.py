@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import NamedTuple, TypeAlias
 
@@ -102,8 +102,8 @@ class RowProduct:
         if key not in answers:
             most_rows = MULTIPLY_ADDS * threads // max(1, width * self._out)
             sizes = agreeing_sizes(self._product, width, dtype, most_rows)
-            few = self._few is not None and sizes != ALONE
-            answers[key] = Agreement(sizes, few and equal(self._product, self._few, width))
+            few = None if sizes == ALONE else self._few
+            answers[key] = Agreement(sizes, few is not None and equal(self._product, few, width))
         return answers[key]
 
 
@@ -231,7 +231,7 @@ def few_rows(packed: Tensor, bias: Tensor | None) -> Product | None:
     columns, where, block = len(packed), cpu_few_rows.panels(packed), block_of(packed)
     if where is None or block == 0:
         return None
-    return lambda x: cpu_few_rows.product(x, columns, where, bias, block)
+    return partial(cpu_few_rows.product, columns=columns, where=where, bias=bias, block=block)
 
 
 def block_of(packed: Tensor) -> int:
@@ -247,15 +247,15 @@ def block_of(packed: Tensor) -> int:
         generator = torch.Generator().manual_seed(2)
         sample = pack_weight(torch.randn((columns, width), generator=generator))
         where = cpu_few_rows.panels(sample)
-
-        def agrees(block: int) -> bool:
-            return where is not None and equal(
-                lambda x: linear(x, sample),
-                lambda x: cpu_few_rows.product(x, columns, where, None, block),
-                width,
+        blocks[key] = 0
+        for block in BLOCKS:
+            if where is None or blocks[key]:
+                break
+            ours = partial(
+                cpu_few_rows.product, columns=columns, where=where, bias=None, block=block
             )
-
-        blocks[key] = next(filter(agrees, BLOCKS), 0)
+            if equal(partial(linear, weight=sample), ours, width):
+                blocks[key] = block
     return blocks[key]
 
 
