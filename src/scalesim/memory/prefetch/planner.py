@@ -27,6 +27,11 @@ class Forecast(Protocol):
         """The number of requests that wait."""
         ...
 
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether another request could run, if it had its pages."""
+        ...
+
     def starts_in(self, agent: AgentId) -> float:
         """Iterations until a waiting request of ``agent`` can start."""
         ...
@@ -36,6 +41,7 @@ class Unknown:
     """The forecast where nothing is known: an agent that is due starts at once."""
 
     num_waiting = 0
+    has_free_slot = False
 
     def starts_in(self, agent: AgentId) -> float:
         return 0.0

@@ -69,6 +69,9 @@ class Prefetcher:
                 continue
             if forecast.num_waiting and not self._has_called(agent):
                 return  # these take pages first, and what ends then makes better victims
+            if forecast.has_free_slot and self._has_called(agent):
+                self.blocked_by = "pool"  # it waits for pages, which its admission takes
+                return
             if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
             if self._link_is_busy("in"):
