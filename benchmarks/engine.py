@@ -98,6 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[1.0, 0.25],
         help="with --peer: device memory of both sides, as a share of all agents' state",
     )
+    add("--model", type=Path, help="with --peer: a checkpoint's folder instead of a random model")
+    add("--plot", type=Path, help="with --peer: write warm turns a second by memory to this SVG")
     add("--tune", action="store_true", help="only try settings of ours, resident, and stop")
 
 

@@ -1,9 +1,7 @@
 """Our engine beside a peer's in one run: arms in processes of their own, which take turns.
 
-Each arm is a process that loads the model once and then plays the dialogues whenever it is told to,
-from an empty cache. A peer may have an environment of its own (``--peer-python``), which needs
-numpy beside the peer. Texts are compared; wall time and processor time are both measured, since a
-peer's threads may wait with their processors busy.
+A peer may have an environment of its own (``--peer-python``). Texts are compared; wall time and
+processor time are both measured, since a peer's threads may wait with their processors busy.
 
 ``--pools`` gives both sides the same KV memory on the device, as a share of what all agents' state
 needs: ours keeps the remainder in host memory; vLLM on a CPU has no second tier and computes it
@@ -19,113 +17,55 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from benchmarks.dialogues import Dialogues, Played, Transcript, make_dialogues
+from benchmarks.report import Report, save_svg, table
+from scalesim.model.checkpoint.config import ModelConfig, parse_config
+from tests.model_folders import write_dummy_model
 
 PEERS = ("vllm", "transformers")
-VLLM_BLOCK = 32  # tokens; its default of 128 wastes half a turn
-READY = "ready"
+OURS = "ours"
 
 
-# -- the child: one arm ----------------------------------------------------------------------------
+@dataclass(frozen=True, order=True)
+class Side:
+    """An engine with KV memory for a share of all agents' state."""
+
+    engine: str
+    pool: float
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.pool:.0%}"
 
 
-def serve_arm(job: dict[str, Any]) -> None:
-    """Play whenever a line comes in; say how long it took."""
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
+@dataclass(frozen=True)
+class Play:
+    """Seconds of each turn, those of all processors, and token ids [agents, turns, output]."""
 
-    def say(answer: object) -> None:
-        os.write(answers, (json.dumps(answer) + "\n").encode())
+    turn_s: list[float]
+    processor_s: float
+    outputs: npt.NDArray[np.int32]
 
-    dialogues = make_dialogues(*job["dialogues"])
-    play = MAKERS[job["engine"]](job, dialogues)
-    play(dialogues.first(2))  # compiles, and asks what it needs to know
-    say(READY)
-    for _ in sys.stdin:
-        wall, processor = time.perf_counter(), time.process_time()
-        played = play(dialogues)
-        say({
-            "wall_s": time.perf_counter() - wall,
-            "processor_s": time.process_time() - processor,
-            "turn_s": played.turn_s,
-            "outputs": played.outputs.tolist(),
-        })  # fmt: skip
+    @property
+    def rate(self) -> float:
+        """Turns a second, the first prefill included."""
+        return len(self.outputs) * len(self.turn_s) / sum(self.turn_s)
 
+    @property
+    def warm_rate(self) -> float:
+        """Turns a second from the second turn on."""
+        return len(self.outputs) * (len(self.turn_s) - 1) / (sum(self.turn_s[1:]) or float("inf"))
 
-def make_ours(job: dict[str, Any], whole: Dialogues) -> Callable[[Dialogues], Played]:
-    import torch
-
-    from benchmarks.ours import Arm, Ours
-    from scalesim.model.checkpoint.loader import load_model
-
-    torch.set_num_threads(job["threads"])
-    ours = Ours(load_model(job["folder"]), job["max_num_seqs"], job["max_num_batched_tokens"])
-    pool = job["pool"]
-    arm = Arm("resident") if pool == 1 else Arm("deadline", pool, hints=True)
-
-    def play(dialogues: Dialogues) -> Played:
-        """A share of the state of the few agents that warm up would not hold one of them."""
-        everybody = dialogues.num_agents == whole.num_agents
-        return ours.play(dialogues, arm if everybody else Arm("resident"))
-
-    return play
-
-
-def make_transformers(job: dict[str, Any], _: Dialogues) -> Callable[[Dialogues], Played]:
-    import torch
-
-    from benchmarks.peer import Peer
-
-    torch.set_num_threads(job["threads"])
-    peer = Peer(Path(job["folder"]))
-    return lambda dialogues: peer.play(dialogues, min(32, dialogues.num_agents), "agent")
-
-
-def make_vllm(job: dict[str, Any], dialogues: Dialogues) -> Callable[[Dialogues], Played]:
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind",
-        VLLM_CPU_KVCACHE_SPACE="4", VLLM_LOGGING_LEVEL="WARNING",
-    )  # fmt: skip
-    from vllm import LLM, SamplingParams
-
-    blocks = dialogues.num_agents * -(-dialogues.max_len // VLLM_BLOCK)
-    llm = LLM(
-        job["folder"], dtype="float32", skip_tokenizer_init=True, enable_prefix_caching=True,
-        block_size=VLLM_BLOCK, num_gpu_blocks_override=int(job["pool"] * blocks) + 1,
-        max_num_seqs=job["max_num_seqs"], max_num_batched_tokens=job["max_num_batched_tokens"],
-        max_model_len=dialogues.max_len + 1, seed=0,
-    )  # fmt: skip
-    params = SamplingParams(
-        temperature=0.0, max_tokens=dialogues.output_len, ignore_eos=True, detokenize=False
-    )
-
-    def play(dialogues: Dialogues) -> Played:
-        llm.reset_prefix_cache()
-        transcript, turn_s = Transcript(dialogues), []
-        for turn in range(dialogues.num_turns):
-            start = time.perf_counter()
-            prompts = [{"prompt_token_ids": row.tolist()} for row in transcript.prompts(turn)]
-            replies = llm.generate(prompts, params, use_tqdm=False)
-            outputs = np.array([reply.outputs[0].token_ids for reply in replies], np.int32)
-            transcript.answer(turn, slice(0, dialogues.num_agents), outputs)
-            turn_s.append(time.perf_counter() - start)
-        return Played(turn_s, transcript.outputs())
-
-    return play
-
-
-MAKERS = {"ours": make_ours, "vllm": make_vllm, "transformers": make_transformers}
-
-
-# -- the parent ------------------------------------------------------------------------------------
+    @property
+    def processor_rate(self) -> float:
+        return len(self.outputs) * len(self.turn_s) / self.processor_s
 
 
 class ArmProcess:
@@ -136,7 +76,7 @@ class ArmProcess:
         environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
         environment["PYTHONPATH"] = os.pathsep.join([".", "src", "kernels"])
         self._child = subprocess.Popen(
-            [python, "-m", "benchmarks.peers", json.dumps(job)],
+            [python, "-m", "benchmarks.peer_arms", json.dumps(job)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self._answer()
@@ -148,12 +88,14 @@ class ArmProcess:
             raise RuntimeError(f"an arm ended with code {self._child.wait()}; its errors are above")
         return json.loads(line)
 
-    def play(self) -> dict[str, Any]:
+    def play(self) -> Play:
         assert self._child.stdin is not None
         self._child.stdin.write("play\n")
         self._child.stdin.flush()
-        answer: dict[str, Any] = self._answer()
-        return answer
+        answer = self._answer()
+        return Play(
+            answer["turn_s"], answer["processor_s"], np.array(answer["outputs"], dtype=np.int32)
+        )
 
     def close(self) -> None:
         assert self._child.stdin is not None and self._child.stdout is not None
@@ -162,76 +104,109 @@ class ArmProcess:
         self._child.stdout.close()
 
 
-def compare_peers(options: argparse.Namespace, model: Any) -> Any:
+def compare_peers(options: argparse.Namespace, model: ModelConfig) -> Report:
     """The report of ``engine --peer``."""
-    from benchmarks.report import Report, table
-    from tests.model_folders import write_dummy_model
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.model or Path(made)
+        if options.model:
+            model = parse_config(json.loads((folder / "config.json").read_text("utf-8")))
+        else:
+            write_dummy_model(folder, model, options.seed)
+        played = play_all(options, folder, model.vocab_size)
+    return report_of(options, played)
 
+
+def play_all(options: argparse.Namespace, folder: Path, vocab_size: int) -> dict[Side, list[Play]]:
+    job = {
+        "folder": str(folder),
+        "dialogues": [options.agents, options.turns, options.prefix, options.new, options.output,
+                      vocab_size, options.seed],
+        "threads": options.threads,
+        "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+    }  # fmt: skip
+    played: dict[Side, list[Play]] = defaultdict(list)
+    with ExitStack() as stack:
+        arms: dict[Side, ArmProcess] = {}
+        for side in (Side(name, pool) for pool in options.pools for name in (OURS, options.peer)):
+            python = sys.executable if side.engine == OURS else options.peer_python
+            arms[side] = ArmProcess(python, job | {"engine": side.engine, "pool": side.pool})
+            stack.callback(arms[side].close)
+        for _ in range(options.rounds):
+            for side, arm in arms.items():
+                play = arm.play()
+                played[side].append(play)
+                spent = ", ".join(f"{seconds:.2f}" for seconds in play.turn_s)
+                print(
+                    f"{side}: {spent} s a turn, {play.processor_s:.1f} processor seconds",
+                    file=sys.stderr,
+                    flush=True,
+                )  # a run that is cut short has shown these
+    return played  # fmt: skip
+
+
+def report_of(options: argparse.Namespace, played: dict[Side, list[Play]]) -> Report:
     report = Report(f"engine beside {options.peer}")
-    sizes = [options.agents, options.turns, options.prefix, options.new, options.output,
-             model.vocab_size, options.seed]  # fmt: skip
-    played: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        write_dummy_model(Path(folder), model, options.seed)
-        shared = {"folder": folder, "dialogues": sizes, "threads": options.threads,
-                  "max_num_seqs": options.max_num_seqs,
-                  "max_num_batched_tokens": options.max_num_batched_tokens}  # fmt: skip
-        arms: dict[tuple[str, float], ArmProcess] = {}
-        try:
-            for pool in options.pools:
-                for name in ("ours", options.peer):
-                    python = sys.executable if name == "ours" else options.peer_python
-                    job = {**shared, "engine": name, "pool": pool}
-                    arms[name, pool] = ArmProcess(python, job)
-            for _ in range(options.rounds):
-                for key, arm in arms.items():
-                    played[key].append(arm.play())
-                    note(key, played[key][-1])
-        finally:
-            for arm in arms.values():
-                arm.close()
-    turns = options.agents * options.turns
-    want = played["ours", options.pools[0]][0]["outputs"]
-    rows, total, warm = [], {}, {}
-    for (name, pool), plays in played.items():
-        key = f"{name}, {pool:.0%}"
-        total[key] = statistics.median(turns / sum(p["turn_s"]) for p in plays)
-        later = [sum(p["turn_s"][1:]) for p in plays]
-        warm[key] = statistics.median((turns - options.agents) / s if s else 0.0 for s in later)
-        processor = statistics.median(turns / p["processor_s"] for p in plays)
-        differing = max(int((np.array(p["outputs"]) != np.array(want)).any(axis=2).sum())
-                        for p in plays)  # fmt: skip
-        spread = ", ".join(f"{turns / sum(p['turn_s']):.2f}" for p in plays)
-        rows.append([key, f"{total[key]:.2f}", spread, f"{warm[key]:.2f}", f"{processor:.2f}",
-                     str(differing)])  # fmt: skip
+    total = {s: statistics.median(play.rate for play in plays) for s, plays in played.items()}
+    warm = {s: statistics.median(play.warm_rate for play in plays) for s, plays in played.items()}
+    want = next(iter(played.values()))[0].outputs
+    differing = {
+        side: max(int((play.outputs != want).any(axis=2).sum()) for play in plays)
+        for side, plays in played.items()
+    }
+    rows = [
+        [str(side), f"{total[side]:.2f}", ", ".join(f"{play.rate:.2f}" for play in plays),
+         f"{warm[side]:.2f}",
+         f"{statistics.median(play.processor_rate for play in plays):.2f}", str(differing[side])]
+        for side, plays in played.items()
+    ]  # fmt: skip
     columns = ["arm, KV memory", "turns/s", "plays", "warm turns/s", "turns / processor s",
                "turns differing"]  # fmt: skip
     report.tables.append(table(f"{options.agents} agents, {options.turns} turns", columns, rows))
     report.figures |= {
-        "turns_per_s": total,
-        "warm_turns_per_s": warm,
-        "seconds_of_turns": {f"{n}, {p:.0%}": [x["turn_s"] for x in plays]
-                             for (n, p), plays in played.items()},
-        "processor_s": {f"{n}, {p:.0%}": [x["processor_s"] for x in plays]
-                        for (n, p), plays in played.items()},
+        str(side): {
+            "turns_per_s": total[side], "warm_turns_per_s": warm[side],
+            "turn_s": [play.turn_s for play in plays],
+            "processor_s": [play.processor_s for play in plays],
+            "turns_differing": differing[side],
+        }
+        for side, plays in played.items()
     }  # fmt: skip
-    for pool in options.pools:
-        ours, theirs = f"ours, {pool:.0%}", f"{options.peer}, {pool:.0%}"
-        report.verdict(f"{pool:.0%} of the memory on both sides, warm: ours over {options.peer}",
-                       warm[ours] / warm[theirs] if warm[theirs] else 0.0,
-                       least=1.1 if pool == 1 else 2.5)  # fmt: skip
+    judge(report, options.peer, total, warm)
+    if options.plot:
+        plot(options.plot, options.peer, played)
     return report
 
 
-def note(key: tuple[str, float], play: dict[str, Any]) -> None:
-    """A line for each play, so that a run that is cut short has shown what it found."""
-    engine, pool = key
-    spent = ", ".join(f"{seconds:.2f}" for seconds in play["turn_s"])
-    print(
-        f"{engine}, {pool:.0%}: {spent} s a turn, {play['processor_s']:.1f} processor seconds",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+def judge(report: Report, peer: str, total: dict[Side, float], warm: dict[Side, float]) -> None:
+    for pool in sorted({side.pool for side in total}, reverse=True):
+        ours, theirs = Side(OURS, pool), Side(peer, pool)
+        if pool == 1.0:
+            report.verdict(f"all memory: ours over {peer}", total[ours] / total[theirs], least=1.1)
+        else:
+            report.verdict(f"{pool:.0%} on both sides, warm: ours over {peer}",
+                           warm[ours] / warm[theirs], least=2.5)  # fmt: skip
+            if (whole := Side(peer, 1.0)) in total:
+                report.verdict(f"ours with {pool:.0%} over {whole}", total[ours] / total[whole],
+                               least=1.0)  # fmt: skip
 
 
-if __name__ == "__main__":
-    serve_arm(json.loads(sys.argv[1]))
+def plot(path: Path, peer: str, played: dict[Side, list[Play]]) -> None:
+    """Warm turns a second by memory, with the spread of the plays."""
+    pools = sorted({side.pool for side in played})
+    names = {OURS: "ScaleSim", "vllm": "vLLM"}
+
+    def draw(axis: Any) -> None:
+        for engine in (OURS, peer):
+            rates = [[play.warm_rate for play in played[Side(engine, pool)]] for pool in pools]
+            middle = [statistics.median(found) for found in rates]
+            spread = [[abs(end(found) - at) for found, at in zip(rates, middle, strict=True)]
+                      for end in (min, max)]  # fmt: skip
+            axis.errorbar(range(len(pools)), middle, spread, fmt="o-", capsize=3,
+                          label=names.get(engine, engine))  # fmt: skip
+        axis.set(xticks=range(len(pools)), xticklabels=[f"{pool:.0%}" for pool in pools],
+                 xlabel="KV memory, of what all agents' state needs",
+                 ylabel="turns a second, warm", ylim=(0, None))  # fmt: skip
+        axis.legend()
+
+    save_svg(path, (6, 3.4), draw)

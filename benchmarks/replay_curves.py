@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Report, table
+from benchmarks.report import Report, save_svg, table
 from scalesim.replay.arms import Outcome, play
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload
@@ -108,22 +108,14 @@ def judge(report: Report, name: str, found: dict[Any, dict[str, Outcome]]) -> No
 
 
 def plot(folder: Path, name: str, found: dict[Any, dict[str, Outcome]]) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "scalesim"  # the same plot, byte for byte
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(9, 3.2))
     labels = [str(at) for at in found]
-    for axis, (what, get) in zip(axes, MEASURES.items(), strict=True):
-        for policy in POLICIES:
-            axis.plot(labels, [get(one[policy]) for one in found.values()], "o-", label=policy)
-        axis.set(xlabel=name, ylabel=what, ylim=(0, None))
-        axis.tick_params(axis="x", labelrotation=30 if name == "hint mode" else 0)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"replay-{name.replace(' ', '-')}.svg"
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+
+    def draw(*axes: Any) -> None:
+        for axis, (what, get) in zip(axes, MEASURES.items(), strict=True):
+            for policy in POLICIES:
+                axis.plot(labels, [get(one[policy]) for one in found.values()], "o-", label=policy)
+            axis.set(xlabel=name, ylabel=what, ylim=(0, None))
+            axis.tick_params(axis="x", labelrotation=30 if name == "hint mode" else 0)
+        axes[0].legend(fontsize=8)
+
+    save_svg(folder / f"replay-{name.replace(' ', '-')}.svg", (9, 3.2), draw, len(MEASURES))

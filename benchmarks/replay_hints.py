@@ -32,6 +32,9 @@ ARMS: tuple[tuple[str, HintMode], ...] = (
     ("deadline", "none"),
     ("lru-swap", "none"),
     ("levels", "exact"),
+    ("early", "exact"),
+    ("ttl", "none"),
+    ("tail-lru", "none"),
     ("resident", "none"),
 )
 WRONG: tuple[tuple[str, HintMode], ...] = (("deadline", "inverted"), ("deadline", "random"))
@@ -199,7 +202,7 @@ def study(
         outcome, _ = play(machine, policy, scenario.ticks(), warmup=WARMUP, witness=True)
         limit = roof(machine, scenario.ticks(), WARMUP)
         most = limit.resident_turns_per_s if policy == "resident" else limit.turns_per_s
-        what = f"{policy}, {told}" if policy in ("deadline", "levels") else policy
+        what = policy if policy != "deadline" and told == "none" else f"{policy}, {told}"
         outcomes[what] = outcome
         over = outcome.over_belady
         rows.append([
@@ -221,7 +224,7 @@ def study(
 
 def judge(report: Report, case: str, outcomes: dict[str, Outcome]) -> None:
     exact, silent = outcomes["deadline, exact"], outcomes["deadline, none"]
-    lru, resident = outcomes["lru-swap"], outcomes["resident"]
+    lru = outcomes["lru-swap"]
     if exact.over_belady is not None:
         report.verdict(f"{case}: exact hints, bytes over Belady's", exact.over_belady, most=1.10)
     for what, more, less in (
@@ -234,9 +237,8 @@ def judge(report: Report, case: str, outcomes: dict[str, Outcome]) -> None:
             )
             report.verdict(f"{case}: {what}", share, most=1.0)
     report.verdict(f"{case}: exact hints, waits", exact.waited, most=0.01)
-    peers = {"resident": resident, "lru-swap": lru, "levels": outcomes["levels, exact"]}
-    for name, peer in peers.items():
-        share = exact.turns_per_s / peer.turns_per_s
+    for name in ("resident", "lru-swap", "levels, exact", "early, exact", "ttl", "tail-lru"):
+        share = exact.turns_per_s / outcomes[name].turns_per_s
         report.verdict(f"{case}: exact hints, turns/s over {name}", share, least=0.99)
     report.verdict(
         f"{case}: no hints, turns/s over lru-swap", silent.turns_per_s / lru.turns_per_s, least=1.0

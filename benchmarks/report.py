@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -77,6 +78,25 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def save_svg(
+    path: Path, inches: tuple[float, float], draw: Callable[..., None], num_axes: int = 1
+) -> None:
+    """Write a plot that ``draw`` makes on axes side by side. The same plot gives the same bytes.
+    Needs matplotlib, which nothing else does."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "scalesim"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, num_axes, figsize=inches, squeeze=False)
+    draw(*axes[0])
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def environment() -> dict[str, Any]:

@@ -190,7 +190,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.testing",
         "scalesim.trace",
     ),
-    "scalesim.replay.levels": (*VALUES, "scalesim.memory"),  # another planner, and another order
+    "scalesim.replay.peers": (*VALUES, "scalesim.memory"),  # other planners, and other orders
     "scalesim.replay.bound": (),  # shares nothing with what it judges
     "scalesim.profile": (*VALUES, "scalesim.distance", "scalesim.trace"),
     "scalesim.doctor": (*ENGINE, "torch"),

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 INTEGRITY = ("quarantine", "raise", "off")
 WHEN_FULL = ("wait", "error")
+ORDERS = ("longest", "arrival")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODEL_IMPLS = ("auto", "native", "transformers")
 SCHEMES = ("int8", "float8")
@@ -129,6 +130,15 @@ def _memory(name: str, value: Any) -> str | int:
     return found if written is None else written  # type: ignore[return-value]
 
 
+def _bandwidth(name: str, value: Any) -> str | int:
+    """Bytes a second, as written if it is a text."""
+    written = text(name, value, ConfigError) if isinstance(value, str) else None
+    found = parse_bytes(value if written is None else written, name)
+    if found < MIN_POOL_BYTES:
+        refuse(name, value, "is less than a page a second; write it like 2GB", ConfigError)
+    return found if written is None else written
+
+
 def _utilization(name: str, value: object) -> float:
     return number(name, value, 0.0, 1.0, ConfigError, above=True)
 
@@ -157,7 +167,9 @@ class SchedulerConfig:
     tokens of a step, in prefill chunks and decodes. ``safe_point_tokens``: the tokens for which
     pages are reserved when a sequence grows. ``lookahead_window``: the number of waiting requests
     among which a request with state on the device is searched. ``max_skips``: how often a request
-    is overtaken before it goes first.
+    is overtaken before it goes first. ``order``: of equal priorities, which request goes first:
+    ``"longest"``, the one whose agent has the most to generate in this tick, once the clock moves;
+    or ``"arrival"``, the oldest.
     """
 
     max_num_seqs: int = setting(64, _from(1, MAX_NUM_SEQS))
@@ -165,6 +177,7 @@ class SchedulerConfig:
     safe_point_tokens: int = setting(64, _from_one)
     lookahead_window: int = setting(32, _from(0))
     max_skips: int = setting(256, _from(0))
+    order: Literal["longest", "arrival"] = setting("longest", _among(ORDERS))
 
     def __post_init__(self) -> None:
         settle(self)
@@ -223,7 +236,9 @@ class EngineConfig:
     ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
     and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
     available. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
-    weights, workspace and device pool may take together. ``policy``: how the planner orders and
+    weights, workspace and device pool may take together. ``link_bandwidth``: on a CPU, the most
+    bytes a second that copies between the pools take in each direction, like ``"2GB"``: what
+    moving state costs on slower links, in real time. ``policy``: how the planner orders and
     looks ahead. ``block_size``: tokens a page; chosen for the model if ``None``.
     ``max_model_len``: tokens of prompt and output; the model's own limit if ``None``.
     ``reproducible``: the same text whatever the batch, the policy and the pool sizes. ``seed``: of
@@ -246,6 +261,7 @@ class EngineConfig:
     device_memory: str | int = setting("auto", _memory)
     host_memory: str | int = setting("auto", _memory)
     gpu_memory_utilization: float | None = setting(None, _or_none(_utilization))
+    link_bandwidth: str | int | None = setting(None, _or_none(_bandwidth))
     policy: str = setting("deadline", _policy)
     block_size: int | None = setting(None, _or_none(_block_size))
     max_model_len: int | None = setting(None, _or_none(_from_one))

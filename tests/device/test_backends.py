@@ -11,7 +11,13 @@ from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.device import cuda
 from scalesim.device.cuda import CudaDevice
 from scalesim.engine.backends import CpuBackend, CudaBackend, workspace_bytes
-from scalesim.engine.build import num_device_pages, num_host_pages, resolve_device, with_settings
+from scalesim.engine.build import (
+    backend_for,
+    num_device_pages,
+    num_host_pages,
+    resolve_device,
+    with_settings,
+)
 from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import policy_named
@@ -86,6 +92,12 @@ def test_more_pinned_memory_than_there_is(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match="lower it"):
         gpu.check(1 << 20, 1001)
     assert gpu.default_host_bytes() == 700
+
+
+def test_a_gpus_link_is_not_slowed() -> None:
+    config = EngineConfig(link_bandwidth="2GB")
+    with pytest.raises(ConfigError, match="link_bandwidth=2GB slows the copies of device='cpu'"):
+        backend_for(tiny_model(), config, SmallDevice())
 
 
 def test_auto_sizes() -> None:

@@ -39,6 +39,14 @@ def test_every_policy_and_pool_gives_the_texts_of_unlimited_memory(
     check_empty(engine)
 
 
+def test_a_slower_link_gives_the_same_texts() -> None:
+    with tiny_engine(
+        device_pages=FULL // 4, host_pages=FULL, digests=True, link_bandwidth="64MB"
+    ) as engine:
+        assert said(TURNS.play(engine, hint=lambda agent, turn: 1)) == unlimited()
+        assert engine.parts.memory.residency.link.rate("in") <= 64e6
+
+
 @pytest.mark.parametrize(
     "hint",
     [

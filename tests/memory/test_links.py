@@ -4,6 +4,7 @@ is exact."""
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -45,6 +46,30 @@ def test_thread_link_copies_both_ways() -> None:
     assert (device[:2] == before[1][4:6]).all() and (host[0] == before[0][6]).all()
     assert link.queued_bytes("in") == link.queued_bytes("out") == 0 and link.poll() == []
     link.close()
+
+
+def test_a_paced_link_takes_the_time_that_its_bytes_cost() -> None:
+    """Its rate is measured with the pace, and so never above it; contents are as ever."""
+    device, host = pools()
+    bandwidth = 200.0 * PAGE
+    link = ThreadLink(device, host, Timeline(), bandwidth)
+    tickets = link.submit(Copies("in", [0, 1], [4, 5]))
+    start_s = time.perf_counter()
+    tickets += link.submit(Copies("in", [2], [6])) + link.submit(Copies("out", [6], [0]))
+    assert drain(link, 3) == dict.fromkeys(tickets)
+    assert time.perf_counter() - start_s > 1 / 200.0  # the third page's share, at the least
+    assert (device[:3] == host[4:7]).all() and (host[0] == device[6]).all()
+    assert link.rate("in") <= bandwidth and link.rate("out") <= bandwidth
+    link.close()
+
+
+def test_a_paced_link_closes_in_the_middle_of_a_wait() -> None:
+    device, host = pools()
+    link = ThreadLink(device, host, Timeline(), bandwidth=1e-3)  # a page takes days
+    link.submit(Copies("in", [0], [4]))
+    link.submit(Copies("out", [1], [5]))
+    link.close()
+    assert link.queued_bytes("in") in (0, PAGE)  # begun or not
 
 
 def test_thread_link_waits_for_the_fence_and_nobody_waits_for_it() -> None:

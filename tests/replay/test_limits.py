@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scalesim.replay.arms import Outcome, play
 from scalesim.replay.hardware import HARDWARE, MODELS, CostModel, Machine
-from scalesim.replay.levels import REPLAY_POLICIES
+from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.roof import Computed, Roof, roof
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.workloads import workload

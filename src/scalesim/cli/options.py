@@ -39,7 +39,7 @@ from scalesim.config import EngineConfig
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
 from scalesim.replay.knobs import HintMode, Knobs
-from scalesim.replay.levels import REPLAY_POLICIES, replay_policy
+from scalesim.replay.peers.policies import REPLAY_POLICIES, replay_policy
 from scalesim.replay.scenario import TraceHints
 from scalesim.replay.workloads import WORKLOADS
 from scalesim.sampling.params import SamplingParams

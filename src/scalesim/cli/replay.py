@@ -20,7 +20,7 @@ from scalesim.errors import ConfigError, TraceError
 from scalesim.replay import formats
 from scalesim.replay.arms import Outcome, Watch, compare
 from scalesim.replay.hardware import Machine
-from scalesim.replay.levels import replay_policy
+from scalesim.replay.peers.policies import replay_policy
 from scalesim.replay.roof import Roof
 from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload
 from scalesim.replay.simulation import Log

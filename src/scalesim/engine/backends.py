@@ -77,9 +77,13 @@ class Backend(Protocol):
 
 
 class CpuBackend:
-    """Runs on the CPU: both pools are in the system's memory, and a thread copies."""
+    """Runs on the CPU: both pools are in the system's memory, and a thread copies, at most
+    ``link_bandwidth`` bytes a second each way."""
 
     name = "cpu"
+
+    def __init__(self, link_bandwidth: float | None = None) -> None:
+        self._link_bandwidth = link_bandwidth
 
     def default_device_bytes(self) -> int:
         return 10**9
@@ -102,7 +106,8 @@ class CpuBackend:
         runner = ModelRunner(
             model, kernels, device, geometry, plan.settings, timeline, plan.layouts
         )
-        return runner, SourceLink(ThreadLink(device, host, timeline), writer(host), plan.bounce)
+        link = ThreadLink(device, host, timeline, self._link_bandwidth)
+        return runner, SourceLink(link, writer(host), plan.bounce)
 
 
 class CudaBackend:

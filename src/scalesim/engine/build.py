@@ -12,7 +12,13 @@ from typing import Any
 from scalesim_kernels import KernelSet, select
 
 from scalesim.checks import instance, unknown_option
-from scalesim.config import CallLimits, EngineConfig, SchedulerConfig, memory_bytes
+from scalesim.config import (
+    CallLimits,
+    EngineConfig,
+    SchedulerConfig,
+    memory_bytes,
+    parse_bytes,
+)
 from scalesim.device.streams import Device
 from scalesim.engine.backends import MAX_RESIDENT_PAGES, Backend, Capacity, CpuBackend, CudaBackend
 from scalesim.engine.given_kernels import given_kernels
@@ -38,6 +44,7 @@ from scalesim.sampling.grammar import Structures
 from scalesim.sampling.model_defaults import sampling_defaults
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.step_costs import MeasuredCosts
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
@@ -146,7 +153,12 @@ def parts_for(
     return EngineParts(
         runner=runner,
         memory=memory,
-        scheduler=Scheduler(memory, config.scheduler, max_len),
+        scheduler=Scheduler(
+            memory,
+            config.scheduler,
+            max_len,
+            MeasuredCosts() if runner.steps_in_flight > 1 else None,
+        ),
         link=link,
         model=text,
         seed=config.seed,
@@ -227,12 +239,21 @@ def resolve_device(name: str) -> str:
 
 
 def backend_for(loaded: LoadedModel, config: EngineConfig, device: Device | None) -> Backend:
-    """The backend of the device on which the weights are, or of ``device``."""
+    """The backend of the device on which the weights are, or of ``device``. Raises ``ConfigError``
+    for settings that it does not have."""
     if device is None and loaded.place.startswith("cuda"):
         from scalesim.device.cuda import CudaDevice
 
         device = CudaDevice.named(loaded.place)
-    return CpuBackend() if device is None else CudaBackend(device, loaded, config)
+    paced = config.link_bandwidth
+    if device is None:
+        return CpuBackend(None if paced is None else parse_bytes(paced, "link_bandwidth"))
+    if paced is not None:
+        raise ConfigError(
+            f"link_bandwidth={paced} slows the copies of device='cpu'; beside a GPU they go at the "
+            "link's own rate: leave it out"
+        )
+    return CudaBackend(device, loaded, config)
 
 
 def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend) -> int:

@@ -16,7 +16,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.replay.bound import Access, belady_loads, reads_again
 from scalesim.replay.content import VOCAB_SIZE
 from scalesim.replay.hardware import Machine
-from scalesim.replay.levels import planning_of, replay_policy
+from scalesim.replay.peers.policies import planning_of, replay_policy
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.runner import VirtualRunner
 from scalesim.replay.simulation import Log, Simulation
@@ -48,11 +48,13 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
         make_planner=planning.make_planner,
     )
     config = SchedulerConfig(
-        max_num_seqs=machine.max_num_seqs, max_num_batched_tokens=machine.max_num_batched_tokens
+        max_num_seqs=machine.max_num_seqs,
+        max_num_batched_tokens=machine.max_num_batched_tokens,
+        order=machine.order,
     )
     runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, machine.cost, machine.first_tokens)
     model = TextModel(VOCAB_SIZE, frozenset(), machine.max_len, pages * geometry.block_size)
-    scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len))
+    scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len), machine.cost)
     return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
 
 

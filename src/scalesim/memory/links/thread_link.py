@@ -25,15 +25,24 @@ class ThreadLink:
 
     numpy releases the interpreter lock while it copies. ``timeline`` tells which fences of the
     compute queue were reached.
+
+    ``bandwidth``: the most bytes a second in each direction; ``None`` for as fast as memory goes.
+    Copies of a direction follow one another: a copy that was faster than its bytes allow ends when
+    they allow it, and the thread sleeps till then. So a copy costs what it costs on a slower link,
+    and no processor time beyond the copying.
     """
 
-    def __init__(self, device: Bytes2D, host: Bytes2D, timeline: Timeline) -> None:
+    def __init__(
+        self, device: Bytes2D, host: Bytes2D, timeline: Timeline, bandwidth: float | None = None
+    ) -> None:
         assert device.shape[1] == host.shape[1], (device.shape, host.shape)
         self._device, self._host, self._timeline = device, host, timeline
         self._page_bytes = device.shape[1]
         self._changed = threading.Condition()
         self._queues: dict[Direction, JobQueue[Job]] = {"in": JobQueue(), "out": JobQueue()}
-        self._rates: dict[Direction, float] = {"in": 4e9, "out": 4e9}  # until measured
+        self._bandwidth = bandwidth
+        until_measured = 4e9 if bandwidth is None else min(4e9, bandwidth)
+        self._rates: dict[Direction, float] = {"in": until_measured, "out": until_measured}
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
         self._open = 0
@@ -109,6 +118,8 @@ class ThreadLink:
                     f"copy {direction} of {len(job.copies.device_pages)} pages failed"
                 )
                 error.__cause__ = raised.error
+            if self._bandwidth is not None:
+                self._sleep_until(start + job.num_bytes / self._bandwidth)
             seconds = time.perf_counter() - start
             with self._changed:
                 queue.queued_bytes -= job.num_bytes
@@ -118,6 +129,12 @@ class ThreadLink:
                     )
                 self._done.append((job.ticket, error))
                 self._changed.notify_all()
+
+    def _sleep_until(self, end_s: float) -> None:
+        """Sleep until ``end_s`` of the performance counter, or until the link closes."""
+        with self._changed:
+            while not self._closed and (left_s := end_s - time.perf_counter()) > 0.0:
+                self._changed.wait(left_s)
 
     def copy(self, copies: Copies) -> None:
         """Copy the pages of ``copies``. Called on a thread of the link."""

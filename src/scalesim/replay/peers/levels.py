@@ -2,19 +2,17 @@
 
 It follows the description and code (PanZaifeng/KVFlow, March 2026). Distances are clipped to
 ``NUM_LEVELS`` classes, without an order inside a class. At each tick, all agents that are needed
-within ``AHEAD_TICKS`` are loaded at once, and a load may evict state that is needed sooner. Better
-than there are the link, the copies and the host tier, which are those of our own policies.
+within ``AHEAD_TICKS`` are loaded at once, and a load may evict state that is needed sooner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from scalesim.memory.eviction.policies import POLICIES, Policy, policy_named
-from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.config import PlannerConfig
-from scalesim.memory.prefetch.planner import Forecast, MakePlanner
+from scalesim.memory.prefetch.planner import Forecast
 from scalesim.memory.prefetch.prefetcher import Prefetcher
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
@@ -28,16 +26,6 @@ AHEAD_TICKS = 2.0  # its load_ahead_step
 _FAR = 1e18
 
 LEVELS = Policy("levels", order="next_use", host=True, look_ahead=True)
-REPLAY_POLICIES = {
-    policy.name: policy
-    for name in POLICIES
-    for policy in ((LEVELS, POLICIES[name]) if name == "oracle" else (POLICIES[name],))
-}
-
-
-def replay_policy(name: str) -> Policy:
-    """The policy called ``name``. Raises ``ConfigError``, naming the known ones."""
-    return policy_named(name, REPLAY_POLICIES)
 
 
 class LevelsRanking(EvictionRanking):
@@ -100,15 +88,3 @@ class LevelsAhead(Prefetcher):
                 residency.clear_failure()  # no request waits for these pages
                 return  # the first failure ends the round
             self.due.discard(agent)
-
-
-@dataclass(frozen=True, slots=True)
-class Planning:
-    """The ranking and the prefetcher of a policy's memory."""
-
-    make_ranking: MakeRanking = EvictionRanking
-    make_planner: MakePlanner = Prefetcher
-
-
-def planning_of(policy: Policy) -> Planning:
-    return Planning(LevelsRanking, LevelsAhead) if policy is LEVELS else Planning()
