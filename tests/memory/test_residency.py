@@ -461,6 +461,7 @@ def test_what_a_call_does_not_go_on_with_leaves_first_from_that_call_on() -> Non
     last, other = (memory.owners.agent(agent).newest_end for agent in (0, 1))
     assert last is not None and other is not None
     assert memory.ranking.next_use(last).time == 5.0  # two calls tell nothing of their agent
+    assert memory.ranking.is_evictable(last)
     prompt = np.repeat(np.array([0, 52, 999], np.int32), SIZE).tobytes()
     lease = memory.acquire(0, prompt, 3)
     assert lease is not None and memory.owners.agent(0).newest_end is last
