@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scalesim_kernels import KernelSet, LoraBatch, LoraDirectory, LoraSite, select
+from scalesim_kernels.lora_tiles import lora_tiles
 from torch import Tensor
 
 from benchmarks.report import Report, table
@@ -111,6 +113,9 @@ def make_work(
         torch.full((count,), each, dtype=torch.int32, device=device),
         torch.arange(1, count + 1, dtype=torch.int32, device=device),
         torch.zeros(count, dtype=torch.int32, device=device),
+        torch.from_numpy(lora_tiles(
+            np.arange(count) * room, [each] * count, np.arange(1, count + 1), [0] * count
+        )).to(device),
     )  # fmt: skip
     dense_a = torch.randn(count, 3 * rank, hidden, dtype=dtype, device=device)
     dense_b = tuple(

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scalesim_kernels.paged_lora import RANK_TILE
 
+from benchmarks.gpu import roofline
 from benchmarks.gpu.attention import copy_bandwidth
 from benchmarks.gpu.bench import Bench, SkipError
 from benchmarks.gpu.turns import LLAMA_8B, TINY, dummy
@@ -45,8 +47,9 @@ def kernels_alone(bench: Bench) -> None:
     bandwidth = copy_bandwidth(bench)
     table = bench.report.table(
         "Adapters, q, k and v of one layer",
-        ["phase", "adapters", "rank", "µs", "of copy", "bmm over gathered slots, over ours"],
-    )
+        ["phase", "adapters", "rank", "µs", "expected µs", "of copy",
+         "bmm over gathered slots, over ours"],
+    )  # fmt: skip
     worst = {"share": 10.0, "bmm": 10.0}
     for phase, each in (("decode", 1), ("prefill", PREFILL if bench.on_gpu else 8)):
         for count in counts:
@@ -63,7 +66,10 @@ def kernels_alone(bench: Bench) -> None:
                 ours = bench.seconds(lambda work=work: paged(kernels, work))
                 peer = bench.seconds(lambda work=work: dense(work))
                 share = work.num_bytes / ours / bandwidth
-                table.add(phase, count, rank, 1e6 * ours, share, peer / ours)
+                expected = ""
+                if phase == "decode" and rank <= RANK_TILE and hidden == HIDDEN:
+                    expected = f"{1e6 * roofline.adapters(count, rank).seconds:.0f}"
+                table.add(phase, count, rank, 1e6 * ours, expected, share, peer / ours)
                 worst["bmm"] = min(worst["bmm"], peer / ours)
                 if phase == "decode" and count >= MANY:
                     worst["share"] = min(worst["share"], share)
@@ -135,10 +141,10 @@ def turn_s(
     return seconds
 
 
-def layout_of(loaded: LoadedModel, geometry: PageGeometry) -> LoraLayout:
+def layout_of(loaded: LoadedModel, geometry: PageGeometry, rank: int = TAX_RANK) -> LoraLayout:
     """All seven projections."""
     layers = loaded.config.num_layers
-    ranks, scales = ((TAX_RANK,) * 7,) * layers, ((1.0,) * 7,) * layers
+    ranks, scales = ((rank,) * 7,) * layers, ((1.0,) * 7,) * layers
     page_elems = geometry.page_bytes // loaded.model.dtype.itemsize
     return LoraLayout(lora_sites(loaded.config), ranks, scales, page_elems)
 
@@ -148,9 +154,10 @@ class RandomAdapters:
     pages of their own."""
 
     def __init__(
-        self, loaded: LoadedModel, geometry: PageGeometry, folders: AdapterFolders
-    ) -> None:
-        layout = layout_of(loaded, geometry)
+        self, loaded: LoadedModel, geometry: PageGeometry, folders: AdapterFolders,
+        rank: int = TAX_RANK,
+    ) -> None:  # fmt: skip
+        layout = layout_of(loaded, geometry, rank)
         shape, dtype = (layout.num_pages, layout.page_elems), loaded.model.dtype
         weights = 1e-3 * torch.randn(shape, dtype=dtype, device=loaded.model.place)
         self._pages = weights.view(torch.uint8).cpu().numpy()

@@ -79,9 +79,9 @@ class DelayedStream:
         self._inner.copy(dst, src)
         self._settle()
 
-    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        for dst, src in pairs:
-            self.copy(dst, src)
+    def copy_rows(self, dst: Any, src: Any, rows: Sequence[tuple[int, int, int]]) -> None:
+        for row, source, count in rows:
+            self.copy(dst[row : row + count], src[source : source + count])
 
     def zeros(self, *shape: int, dtype: Any) -> Any:
         return self._inner.zeros(*shape, dtype=dtype)

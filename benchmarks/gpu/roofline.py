@@ -8,11 +8,13 @@ sheets' peaks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalesim_kernels.matmul import FEW_ROWS, segment_of
 from scalesim_kernels.occupancy import HOPPER
 from scalesim_kernels.paged_decode import SPLIT
+from scalesim_kernels.paged_lora import COLUMNS, part_of
 
 from benchmarks.gpu.bench import Bench
 
@@ -21,8 +23,12 @@ CACHE = 5.5e12  # of the second-level cache
 FLOPS = 700e12  # of the vendor's half-precision products
 LAUNCH_S = 1.5e-6  # from the end of a kernel in a graph to the next's first load
 LOAD_S = 0.8e-6  # of one load from memory that nothing hides
-DECODE = (96, 37888, 4)  # registers a thread, shared bytes and warps a program: compiled, sm_90
+# Registers a thread, shared bytes and warps a program: compiled, sm_90.
+DECODE, SHRINK, EXPAND = (96, 37888, 4), (48, 32768, 4), (80, 27136, 4)
 KEY_TILE = 32
+SHRINK_FLIGHT, EXPAND_FLIGHT = 3 * 16 * 128 * 2, 2 * 16 * 128 * 2  # bytes a program, on their way
+QKV = (4096, 1024, 1024)
+ADAPTERS, PROMPTS = (1, 32, 64, 256), (512, 2048, 8192)
 LINEARS = {"qkv": (4096, 6144), "o": (4096, 4096), "gate_up": (4096, 28672), "down": (14336, 4096)}
 VOCAB, SAMPLE_TILE = 128256, 1024
 ROWS = (1, 16, 64, 256, 2048, 8192)
@@ -60,6 +66,38 @@ def decode(
         partial = 2 * 4 * items // num_kv_heads * num_heads * head_dim
         seconds += partial / CACHE + LAUNCH_S + (splits / 4 + 2) * LOAD_S
     return Expected(seconds, num_bytes / COPY)
+
+
+def streamed(num_bytes: float, programs: int, slots: int, in_flight: int) -> float:
+    """Seconds of ``programs`` that read as many bytes each, ``slots`` of them at once."""
+    rate = min(COPY / min(slots, programs), in_flight / LOAD_S)
+    return -(-programs // slots) * num_bytes / programs / rate
+
+
+def adapters(
+    count: int, rank: int = 16, width: int = 4096, out_widths: Sequence[int] = QKV
+) -> Expected:
+    """Shrink and expand of one site, a token for each of ``count`` adapters of at most 16 rank
+    rows. Three loads, each through the last, stand before a program's first weights."""
+    parts = -(-width // part_of(width))
+    blocks = sum(-(-out // COLUMNS) for out in out_widths)
+    a, b = (2 * count * rank * n for n in (width * len(out_widths), sum(out_widths)))
+    found = 2 * (LAUNCH_S + 4 * LOAD_S)
+    found += streamed(a, count * len(out_widths) * parts, HOPPER.programs(*SHRINK), SHRINK_FLIGHT)
+    found += streamed(b, count * blocks, HOPPER.programs(*EXPAND), EXPAND_FLIGHT)
+    return Expected(found, (a + b) / COPY)
+
+
+def prefill(
+    num_tokens: int, tiles: int, *, num_heads: int = 32, num_kv_heads: int = 8, head_dim: int = 128
+) -> Expected:
+    """The reproducible prefill of a prompt, one layer, ``tiles`` of 16 rows a program: K and V
+    come through the cache for each program, over half of the prompt on average."""
+    tokens = 16 * tiles * num_kv_heads // num_heads
+    programs = -(-num_tokens // tokens) * num_kv_heads
+    num_bytes = programs * num_tokens / 2 * 4 * head_dim
+    bound = 4 * num_heads * head_dim * num_tokens * num_tokens / 2 / FLOPS
+    return Expected(LAUNCH_S + max(num_bytes / CACHE, bound), bound)
 
 
 def linear(num_rows: int, width: int, num_out: int, itemsize: int = 2) -> Expected:
@@ -115,6 +153,19 @@ def run(bench: Bench) -> None:
         for rows in ROWS:
             expected = linear(rows, *shape)
             table.add(name, rows, 1e6 * expected.seconds, expected.share)
+    table = bench.report.table(
+        "Expected: reproducible prefill of a prompt, one layer of Llama-8B",
+        ["tokens", "µs, a tile a program", "µs, two that share K and V"],
+    )
+    for tokens in PROMPTS:
+        table.add(tokens, *(1e6 * prefill(tokens, tiles).seconds for tiles in (1, 2)))
+    table = bench.report.table(
+        "Expected: adapters of rank 16, q, k and v of one layer, a token each",
+        ["adapters", "µs", "of copy"],
+    )
+    for count in ADAPTERS:
+        expected = adapters(count)
+        table.add(count, 1e6 * expected.seconds, expected.share)
     table = bench.report.table("Expected: sampling, a vocabulary of 128 k", ["what", "rows", "µs"])
     for what, passes, searches in SAMPLED:
         for rows in (16, 64, 256):

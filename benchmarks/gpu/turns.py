@@ -125,7 +125,7 @@ def large(bench: Bench) -> None:
 
 
 def small(bench: Bench) -> None:
-    """The 1B model, and what all kinds of requests compile."""
+    """The 1B model."""
     play_settings(
         bench,
         [setting for setting in SETTINGS if setting.model == "1B"] if bench.on_gpu
@@ -145,42 +145,9 @@ def play_settings(bench: Bench, settings: Sequence[Setting]) -> None:
         try:
             bench.need_s(20.0, what)
             loaded = loaded or dummy(bench, setting.config)
-            if setting in (SETTINGS[1], TINY_SETTINGS[0]):
-                all_kinds(bench, setting, loaded)
             measure(bench, setting, loaded, table)
         except SkipError as skipped:
             bench.report.leave_out(what, skipped)
-
-
-def all_kinds(bench: Bench, setting: Setting, loaded: LoadedModel) -> None:
-    """Requests of every kind compile nothing once the engine is there: greedy and sampled ones,
-    penalties, biases, masks (as structured output has them), log-probabilities, prompts of several
-    lengths."""
-    config = replace(settings_for(bench, setting, loaded, "resident"), reproducible=True)
-    allowed = list(range(100, 200))
-    kinds = [
-        SamplingParams(4, temperature=0.0, ignore_eos=True),
-        SamplingParams(4, temperature=0.8, top_p=0.9, ignore_eos=True),
-        SamplingParams(4, temperature=0.8, top_k=20, min_p=0.01, ignore_eos=True),
-        SamplingParams(4, repetition_penalty=1.1, presence_penalty=0.2, ignore_eos=True),
-        SamplingParams(4, logit_bias={5: 2.0}, logprobs=3, ignore_eos=True),
-        SamplingParams(4, mask=lambda prompt, output: allowed, ignore_eos=True),
-    ]
-    rng = np.random.default_rng(bench.seed)
-    with engine_for(bench, loaded, config) as (engine, watch), Compilations() as compiled:
-        runner = watch.inner
-        assert isinstance(runner, CudaRunner)
-        captures = runner.graphs.num_captures
-        for together in (1, len(kinds)):
-            for first in range(0, len(kinds), together):
-                lengths = rng.integers(2, min(100, setting.prefix), together)
-                engine.run(
-                    Request(rng.integers(0, 200, length, np.int32), None, params)
-                    for length, params in zip(lengths, kinds[first:], strict=False)
-                )
-        found = (compiled.count or 0) + runner.graphs.num_captures - captures
-    bench.report.figures["compiled_while_serving"] = compiled.names
-    bench.report.hold("floor", "compilations while serving, requests of all kinds", found, most=0)
 
 
 def measure(bench: Bench, setting: Setting, loaded: LoadedModel, table: Table) -> None:

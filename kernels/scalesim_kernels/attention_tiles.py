@@ -40,45 +40,102 @@ def attend(
     The page ids of a tile are loaded one iteration before the tile: K and V are then direct loads,
     for which Triton keeps several buffers, and not loads through a load, for which Triton keeps
     one."""
-    column = tl.arange(0, BLOCK_D)
     key = tl.arange(0, BLOCK_N)
     # Positions from ``end`` on are garbage, and so are the table entries behind them.
     page = tl.load(table_row + (begin + key) // BLOCK_SIZE, mask=begin + key < end, other=0)
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         position = start + key
-        exists = position < end
         ahead = position + BLOCK_N
         next_page = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
-        slot = page.to(tl.int64) * page_stride + (position % BLOCK_SIZE) * HEAD_DIM
-        slot = tl.multiple_of(slot, 16)
-        pointers = k_head + slot[:, None] + column[None, :]
-        if HEAD_DIM == BLOCK_D:
-            inside = exists[:, None]
-        else:
-            inside = exists[:, None] & (column < HEAD_DIM)[None, :]
-        if MASKED or HEAD_DIM != BLOCK_D:
-            k = tl.load(pointers, mask=inside, other=0.0)
-            v = tl.load(pointers + v_offset, mask=inside, other=0.0)
-        else:
-            k = tl.load(pointers)
-            v = tl.load(pointers + v_offset)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-        if SOFT_CAP is not None:
-            score = soft_capped(score, SOFT_CAP)
-        if MASKED:
-            seen = position[None, :] <= row_positions[:, None]
-            if WINDOW is not None:
-                seen = seen & (position[None, :] > row_positions[:, None] - WINDOW)
-            score = tl.where(seen, score, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(score, 1))
-        base = finite(new_max, WINDOW)
-        p = tl.exp2(score - base[:, None])
-        shrink = tl.exp2(row_max - base)
-        row_sum = row_sum * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None]
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
-        row_max, page = new_max, next_page
+        k, v = load_keys(
+            k_head, page, position, end, page_stride, v_offset, HEAD_DIM, BLOCK_D, BLOCK_SIZE,
+            MASKED,
+        )  # fmt: skip
+        acc, row_max, row_sum = absorb(
+            q, row_positions, acc, row_max, row_sum, k, v, position, scale_log2, MASKED, WINDOW,
+            SOFT_CAP,
+        )  # fmt: skip
+        page = next_page
     return acc, row_max, row_sum
+
+
+@triton.jit
+def attend_pair(
+    q, row_positions, acc, row_max, row_sum,
+    more_q, more_positions, more_acc, more_max, more_sum,
+    k_head, table_row, begin, end, page_stride, v_offset, scale_log2,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, STAGES: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+):  # fmt: skip
+    """``attend``, masked, of two tiles that end in the same KV tile: K and V are loaded once for
+    both. Each tile has the operations, and so the bits, that it has alone."""
+    key = tl.arange(0, BLOCK_N)
+    page = tl.load(table_row + (begin + key) // BLOCK_SIZE, mask=begin + key < end, other=0)
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        position = start + key
+        ahead = position + BLOCK_N
+        next_page = tl.load(table_row + ahead // BLOCK_SIZE, mask=ahead < end, other=0)
+        k, v = load_keys(
+            k_head, page, position, end, page_stride, v_offset, HEAD_DIM, BLOCK_D, BLOCK_SIZE, True
+        )
+        acc, row_max, row_sum = absorb(
+            q, row_positions, acc, row_max, row_sum, k, v, position, scale_log2, True, WINDOW,
+            SOFT_CAP,
+        )  # fmt: skip
+        more_acc, more_max, more_sum = absorb(
+            more_q, more_positions, more_acc, more_max, more_sum, k, v, position, scale_log2, True,
+            WINDOW, SOFT_CAP,
+        )  # fmt: skip
+        page = next_page
+    return acc, row_max, row_sum, more_acc, more_max, more_sum
+
+
+@triton.jit
+def load_keys(
+    k_head, page, position, end, page_stride, v_offset,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """K and V of a tile of positions, ``[BLOCK_N, BLOCK_D]``; zeros from ``end`` on."""
+    column = tl.arange(0, BLOCK_D)
+    exists = position < end
+    slot = page.to(tl.int64) * page_stride + (position % BLOCK_SIZE) * HEAD_DIM
+    slot = tl.multiple_of(slot, 16)
+    pointers = k_head + slot[:, None] + column[None, :]
+    if HEAD_DIM == BLOCK_D:
+        inside = exists[:, None]
+    else:
+        inside = exists[:, None] & (column < HEAD_DIM)[None, :]
+    if MASKED or HEAD_DIM != BLOCK_D:
+        k = tl.load(pointers, mask=inside, other=0.0)
+        v = tl.load(pointers + v_offset, mask=inside, other=0.0)
+    else:
+        k = tl.load(pointers)
+        v = tl.load(pointers + v_offset)
+    return k, v
+
+
+@triton.jit
+def absorb(
+    q, row_positions, acc, row_max, row_sum, k, v, position, scale_log2,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+):  # fmt: skip
+    """A step of the online softmax: the sums so far, and a tile of KV."""
+    score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    if SOFT_CAP is not None:
+        score = soft_capped(score, SOFT_CAP)
+    if MASKED:
+        seen = position[None, :] <= row_positions[:, None]
+        if WINDOW is not None:
+            seen = seen & (position[None, :] > row_positions[:, None] - WINDOW)
+        score = tl.where(seen, score, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(score, 1))
+    base = finite(new_max, WINDOW)
+    p = tl.exp2(score - base[:, None])
+    shrink = tl.exp2(row_max - base)
+    row_sum = row_sum * shrink + tl.sum(p, 1)
+    acc = acc * shrink[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+    return acc, new_max, row_sum
 
 
 @triton.jit

@@ -62,13 +62,17 @@ class NoDriver(DriverBase):  # type: ignore[misc]
     def __init__(self, target: Target) -> None:
         self._target = target
         self._device = f"{target.name} {next(self.numbers)}"  # Triton caches kernels by device
+        self.num_launches = 0
         self.utils = SimpleNamespace(
             load_binary=lambda *_: (None, None, 0, 0, 1024),
             get_device_properties=lambda _: {"max_shared_mem": target.shared_bytes},
         )
 
     def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
-        return lambda *_args: None
+        def count(*_args: Any) -> None:
+            self.num_launches += 1
+
+        return count
 
     @classmethod
     def is_active(cls) -> bool:

@@ -188,6 +188,9 @@ class LoraBatch:
     entries after them, up to ``starts[g + 1]``, repeat some of these tokens, so that each group has
     a multiple of the set's ``row_multiple`` rows. A group whose ``rows`` is 0 is padding: nothing
     is computed for it.
+
+    A tile is (row, layout, first entry, number of entries): at most 16 tokens of a group. One whose
+    row is 0 is padding.
     """
 
     directory: LoraDirectory
@@ -197,6 +200,7 @@ class LoraBatch:
     counts: Tensor  # [num_groups] int32
     rows: Tensor  # [num_groups] int32, block table rows
     layouts: Tensor  # [num_groups] int32
+    tiles: Tensor  # [num_tiles, 4] int32, as ``lora_tiles`` makes them of these groups
 
 
 class LoraShrink(Protocol):
@@ -207,7 +211,8 @@ class LoraShrink(Protocol):
 
         x : ``[num_tokens, in_width]``, C-contiguous. pool : as above; adapters lie in its pages.
         returns : ``[len(lora.tokens), num_slices, max_rank]`` fp32, C-contiguous, one row for each
-            entry of ``lora.tokens``; unspecified past a slice's rank and in rows of repeats.
+            entry of ``lora.tokens``; unspecified past a slice's rank and in rows of repeats. In a
+            dimension before these there may be partial sums, which the set's ``lora_expand`` adds.
 
         Sums in fp32. The cost follows the true ranks; a slice of rank 0 costs nothing.
         """

@@ -72,10 +72,11 @@ VARIANTS = (
 # Kernels that must have asynchronous copies and tensor-core instructions in half precision. (fp32
 # products are exact ones, which NVIDIA's tensor cores do not have.)
 NEEDS = frozenset(
-    {"decode_kernel", "prefill_kernel", "linear_kernel", "shrink_kernel", "expand_kernel"}
-)
+    {"decode_kernel", "prefill_kernel", "prefill_pair_kernel", "linear_kernel", "shrink_kernel",
+     "expand_kernel"}
+)  # fmt: skip
 # Of these, the kernels that must have a software pipeline: at least two buffers, on NVIDIA's GPUs.
-PIPELINED = frozenset({"decode_kernel", "linear_kernel", "shrink_kernel"})
+PIPELINED = frozenset({"decode_kernel", "linear_kernel", "shrink_kernel", "expand_kernel"})
 # One register, stored once and loaded once: so ptxas keeps a value for after the main loop, where
 # one register less lets another program run at once.
 SPARE_SPILLS = 2

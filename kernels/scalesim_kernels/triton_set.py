@@ -22,15 +22,17 @@ from .paged_prefill import plan_prefill, prefill, tile_tokens
 from .work_lists import WorkList
 
 PROGRAMS = 1024  # of a decode until it is known how many run at once
+PAIRED_FROM = 1024  # tiles of a reproducible prefill, from which on a program takes two
 
 
 @dataclass(frozen=True, slots=True)
 class TritonPlan:
-    """A step's work lists. ``reproducible`` chooses the form of the prefill."""
+    """A step's work lists. ``reproducible`` and ``paired`` choose the form of the prefill."""
 
     decode: DecodePlan | None
     prefill: WorkList | None
     reproducible: bool
+    paired: bool
 
 
 def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
@@ -61,10 +63,11 @@ def wide_rows(head_dim: int, dtype: torch.dtype) -> int:
 class TritonAttention:
     """``plan``, ``paged_decode`` and ``paged_prefill``: they share the choice of tiles.
     ``programs`` is a decode's number of programs, by default as many as run at once: the first
-    launch of a compiled form tells, and the number changes no result."""
+    launch of a compiled form tells, and the number changes no result. ``paired_from`` changes none
+    either."""
 
-    def __init__(self, programs: int | None = None) -> None:
-        self._given = programs
+    def __init__(self, programs: int | None = None, paired_from: int = PAIRED_FROM) -> None:
+        self._given, self._paired_from = programs, paired_from
         self._programs: dict[tuple[Any, ...], int] = {}
 
     def plan(
@@ -74,10 +77,17 @@ class TritonAttention:
         num_kv_heads, block_size, head_dim = pool.shape[3:]
         prefill_rows = MIN_ROWS if reproducible else wide_rows(head_dim, pool.dtype)
         tokens = tile_tokens(num_heads, num_kv_heads, prefill_rows)
+        paired = False
+        if reproducible and not is_wide(pool.dtype):
+            # By the number of tokens alone: what the largest step has compiled is enough.
+            num_tiles = -(-(len(batch.positions) - batch.num_decodes) // tokens) * num_kv_heads
+            in_one_tile = 2 * tokens <= narrow_launch(head_dim, pool.dtype).tile
+            paired = in_one_tile and num_tiles >= self._paired_from
         return TritonPlan(
             plan_decode(batch, num_heads, head_dim, block_size, SPLIT),
-            plan_prefill(batch, tokens),
+            plan_prefill(batch, tokens * (1 + paired)),
             reproducible,
+            paired,
         )
 
     def paged_decode(
@@ -111,8 +121,8 @@ class TritonAttention:
                 launch = replace(launch, num_stages=2)
         split = SPLIT if plan.reproducible else 0
         prefill(
-            q, pool, layer, batch, plan.prefill, scale, out, launch, num_rows, split, window,
-            soft_cap,
+            q, pool, layer, batch, plan.prefill, scale, out, launch, num_rows, split, plan.paired,
+            window, soft_cap,
         )  # fmt: skip
 
 

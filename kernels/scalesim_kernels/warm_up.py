@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from .contracts import Adjustments, KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
+from .lora_tiles import lora_tiles
 
 MAX_RANK = 64  # of the adapters that the example has
 MANY_ROWS = 100  # a linear layer may be compiled in a second form for so many
+MANY_TOKENS = 1100  # and so may a prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,27 @@ def calls(
     args = (q, pool, 0, batch, plan, 1.0, out)
     yield "paged_decode", partial(kernels.paged_decode, *args, **options)
     yield "paged_prefill", partial(kernels.paged_prefill, *args, **options)
+    many = example_batch(device, MANY_TOKENS)
+    many_q = zeros(MANY_TOKENS, shape.num_heads, shape.head_dim)
+    many_plan = kernels.plan(many, pool, shape.num_heads, reproducible)
+    yield (
+        "paged_prefill",
+        lambda: kernels.paged_prefill(
+            many_q, pool, 0, many, many_plan, 1.0, torch.zeros_like(many_q), **options
+        ),
+    )
     lora = example_lora(device, tokens)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
-        h = zeros(len(lora.tokens), site.num_slices, MAX_RANK, dtype=torch.float32)
-        yield "lora_shrink", partial(kernels.lora_shrink, x_, pool, 0, site, lora)
-        yield "lora_expand", partial(kernels.lora_expand, h, pool, 0, site, lora, wide)
+        shrink = partial(kernels.lora_shrink, x_, pool, 0, site, lora)
+
+        def expand(
+            out: Tensor = wide, site: LoraSite = site, shrink: Callable[[], Tensor] = shrink
+        ) -> None:  # what a set's shrink returns, only the set knows
+            kernels.lora_expand(shrink(), pool, 0, site, lora, out)
+
+        yield "lora_shrink", shrink
+        yield "lora_expand", expand
     gate_up = zeros(tokens, 2 * shape.intermediate)
     gated = "gelu_mul" if shape.gelu else "silu_mul"
     yield gated, lambda: getattr(kernels, gated)(gate_up)
@@ -128,6 +145,7 @@ def example_lora(device: str, num_tokens: int) -> LoraBatch:
     return LoraBatch(
         directory, table, int32(*range(num_tokens)), int32(0, 1, num_tokens),
         int32(1, num_tokens - 1), int32(1, 2), int32(0, 0),
+        torch.from_numpy(lora_tiles([0, 1], [1, num_tokens - 1], [1, 2], [0, 0])).to(device),
     )  # fmt: skip
 
 
@@ -151,7 +169,7 @@ def example_batch(device: str, num_tokens: int) -> PagedBatch:
 
     count = num_tokens - 1
     return PagedBatch(
-        block_table=torch.zeros((3, 64), dtype=torch.int32, device=device),
+        block_table=torch.zeros((3, 80), dtype=torch.int32, device=device),
         positions=int32(0, *range(count)),
         token_rows=int32(1, *[2] * count),
         seq_rows=int32(1, 2),

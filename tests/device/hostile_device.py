@@ -88,9 +88,9 @@ class HostileStream:
         self._give(_Op(begin, clock=clock))
         self._give(_Op(end, clock=clock))
 
-    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        for dst, src in pairs:
-            self.copy(dst, src)
+    def copy_rows(self, dst: Any, src: Any, rows: Sequence[tuple[int, int, int]]) -> None:
+        for row, source, count in rows:
+            self.copy(dst[row : row + count], src[source : source + count])
 
     def zeros(self, *shape: int, dtype: Any) -> Any:
         """Scribble until the stream has run up to here."""

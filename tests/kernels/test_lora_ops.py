@@ -68,7 +68,7 @@ def test_bits_do_not_depend_on_neighbours(layout: int) -> None:
         some = LoraBatch(
             lora.directory, lora.block_table, mine, torch.tensor([0, padded]).int(),
             torch.tensor([count]).int(), lora.rows[layout : layout + 1].clone(),
-            lora.layouts[layout : layout + 1].clone(),
+            lora.layouts[layout : layout + 1].clone(), lora.tiles[:0],
         )  # fmt: skip
         _, alone = case.run("cpu", some)
         assert torch.equal(alone[token], together[token]), f"{count} tokens"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from scalesim_kernels import KernelSet, select
+from scalesim_kernels import KernelSet, LoraSite, select
 from scalesim_kernels.conformance import PROBLEMS, cases_of, check_case
+from scalesim_kernels.conformance.lora import make_lora_case
 from scalesim_kernels.conformance.paged import same_bits
 from scalesim_kernels.conformance.steady import steady_interpreter
 from scalesim_kernels.philox import uniform
@@ -55,6 +57,24 @@ def test_decode_and_any_prefill_have_the_same_bits(group: int, num_kv_heads: int
         assert same_bits(decode[0], whole[position - 500]), position
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("group", [2, 7])
+def test_pairs_of_tiles_have_the_bits_of_single_ones(group: int, window: int | None) -> None:
+    from scalesim_kernels.triton_set import TritonAttention
+
+    context = Context(group, 1, 32, 16, length=530)
+    context.pool, context.q = context.pool.half(), context.q.half()
+    found = []
+    for paired_from in (0, 10000):
+        attention = TritonAttention(4, paired_from)
+        kernels = replace(
+            TRITON, plan=attention.plan,
+            paged_prefill=partial(attention.paged_prefill, window=window),
+        )  # fmt: skip
+        found.append(context.attend(kernels, (2, 0, 5), (0, 491, 530), (1, 37, 50)))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_plan_serves_programs_of_any_number() -> None:
     from scalesim_kernels.triton_set import TritonAttention
 
@@ -77,6 +97,26 @@ def test_linear_rows_stand_alone(rows: int, width: int) -> None:
     x, weight = torch.randn(130, width), torch.randn(40, width)
     full = TRITON.linear(x, weight)
     assert same_bits(TRITON.linear(x[5 : 5 + rows].clone(), weight), full[5 : 5 + rows])
+
+
+def test_adapters_of_wide_inputs_are_added_in_parts() -> None:
+    """Shrink hands partial sums to expand, and a token's bits do not depend on the others."""
+    site = LoraSite(0, 2100, (128, 40, 40))
+    case, found = make_lora_case((3, 1, 2, 17), site=site), {}
+    for name in ("triton", "reference"):
+        kernels, out = select(name), case.out.clone()
+        h = kernels.lora_shrink(case.x, case.pool, 1, site, case.lora)
+        kernels.lora_expand(h, case.pool, 1, site, case.lora, out)
+        assert name != "triton" or len(h) == 2
+        found[name] = out
+    torch.testing.assert_close(found["triton"], found["reference"], rtol=1e-5, atol=1e-4)
+    start = int(case.lora.starts[3])
+    alone = replace(case.lora, tiles=torch.tensor([[4, 3, start + 16, 1]], dtype=torch.int32))
+    out = case.out.clone()
+    h = TRITON.lora_shrink(case.x, case.pool, 1, site, alone)
+    TRITON.lora_expand(h, case.pool, 1, site, alone, out)
+    token = int(case.lora.tokens[start + 16])
+    assert same_bits(out[token], found["triton"][token])
 
 
 def random_rows(num_rows: int, vocab: int) -> tuple[Tensor, ...]:

@@ -38,14 +38,14 @@ def test_pieces_are_the_copies_and_cross_no_seam(
     count = min(len(on_device), len(on_host))
     copies = Copies("in", on_device[:count], on_host[:count])
     pieces = dma_pieces(copies, seam)
-    pairs = [(p.device_page + i, p.host_page + i) for p in pieces for i in range(p.count)]
+    pairs = [(p.device_page + i, p.host_page + i) for p in pieces for i in range(p.num_pages)]
     assert pairs == list(zip(copies.device_pages, copies.host_pages, strict=True))
     for piece in pieces:
-        assert piece.host_page // seam == (piece.host_page + piece.count - 1) // seam
+        assert piece.host_page // seam == (piece.host_page + piece.num_pages - 1) // seam
     for first, second in itertools.pairwise(pieces):  # no piece could be longer
         joins = (
-            second.device_page == first.device_page + first.count
-            and second.host_page == first.host_page + first.count
+            second.device_page == first.device_page + first.num_pages
+            and second.host_page == first.host_page + first.num_pages
         )
         assert not joins or second.host_page % seam == 0
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scalesim_kernels import LoraDirectory, select
+from scalesim_kernels.lora_tiles import LORA_TILE
 
 from scalesim.batch import NO_TOKEN, Batch, SamplingBatch
 from scalesim.batch_options import AttachmentBatch
@@ -129,6 +130,13 @@ def test_groups_of_adapters_arrive_with_their_padding(
         assert row == 0 or int(lora.layouts[group]) == row % 7
         held |= dict.fromkeys(mine, row)
     assert held == wanted and int(lora.counts.sum()) == len(wanted)
+    tiled = [
+        (row, layout, int(lora.tokens[first + i]))
+        for row, layout, first, count in lora.tiles.tolist()
+        for i in range(count if row else 0)
+    ]
+    assert sorted(tiled) == sorted((row, row % 7, token) for token, row in wanted.items())
+    assert int(lora.tiles[:, 3].max()) <= LORA_TILE
     assert bool((lora.tokens >= 0).all())
 
 

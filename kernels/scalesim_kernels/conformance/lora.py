@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..contracts import LoraBatch, LoraDirectory, LoraSite
+from ..lora_tiles import lora_tiles
 from .paged import STALE, garbage
 
 ALIGN = 64  # elements
@@ -31,12 +32,13 @@ class LoraCase:
 
 
 def make_lora_case(
-    counts: tuple[int, ...], *, site: LoraSite, page_elems: int = 2048, seed: int = 0,
+    counts: tuple[int, ...], *, site: LoraSite, page_elems: int = 4096, seed: int = 0,
     multiple: int = 16, dtype: torch.dtype = torch.float32,
 ) -> LoraCase:  # fmt: skip
     """Group ``g`` is of ``counts[g]`` tokens and uses adapter ``g``. Some tokens use none."""
     rng = np.random.default_rng(seed)
-    num_pages = 4 + sum(sum(ranks) for ranks in RANKS) * 2 * 256 // page_elems
+    row_elems = max(256, site.in_width + ALIGN)  # of a row of A and the gap that it may leave
+    num_pages = 4 + 2 * len(RANKS) + sum(map(sum, RANKS)) * 2 * row_elems // page_elems
     pool = garbage((num_pages, NUM_LAYERS, 2, 1, 16, page_elems // 64), seed, dtype)
     directory, table = scatter(pool, site, rng)
     room = [-(-count // multiple) * multiple for count in counts]
@@ -56,7 +58,8 @@ def make_lora_case(
     def normal(*shape: int) -> Tensor:
         return torch.from_numpy(rng.standard_normal(shape, np.float32)).to(dtype)
 
-    lora = LoraBatch(directory, table, *map(int32, (tokens, starts, counts, rows, rows - 1)))
+    tiles = lora_tiles(starts[:-1], counts, rows, rows - 1)
+    lora = LoraBatch(directory, table, *map(int32, (tokens, starts, counts, rows, rows - 1, tiles)))
     case = LoraCase(
         site, lora, pool, normal(num_tokens, site.in_width),
         normal(num_tokens, sum(site.out_widths)), torch.zeros(()),
@@ -111,6 +114,6 @@ def lora_on(lora: LoraBatch, device: torch.device) -> LoraBatch:
     directory = LoraDirectory(
         *(getattr(lora.directory, field.name).to(device) for field in fields(LoraDirectory))
     )
-    names = ("block_table", "tokens", "starts", "counts", "rows", "layouts")
+    names = ("block_table", "tokens", "starts", "counts", "rows", "layouts", "tiles")
     moved = {name: getattr(lora, name).to(device) for name in names}
     return replace(lora, directory=directory, **moved)

@@ -381,6 +381,7 @@ def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> P
     case = make_lora_case(choice["counts"], site=site, seed=seed, dtype=dtype)
     if choice["padding"]:
         case.lora.rows[-1] = 0
+        case.lora.tiles[case.lora.tiles[:, 2] >= case.lora.starts[-2], 0] = 0
         case.specified[case.lora.starts[-2] :] = False
     h = randn(seed + 1, *case.specified.shape, dtype=torch.float32)
     h[~case.specified] = torch.nan
@@ -390,7 +391,8 @@ def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> P
         batch = lora_on(case.lora, given["pool"].device)
         if op == "lora_shrink":
             found = kernels.lora_shrink(given["x"], given["pool"], 1, site, batch)
-            return {"h": found.masked_fill(~case.specified.to(found.device), 0)}
+            parts = found.view(-1, *case.specified.shape)
+            return {"h": parts.sum(0).masked_fill(~case.specified.to(found.device), 0)}
         kernels.lora_expand(given["h"], given["pool"], 1, site, batch, given["out"])
         return {"out": given["out"], "base rows": given["out"][base_rows]}
 
@@ -413,7 +415,7 @@ def lora(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> P
 
 
 LORA = {
-    "width": (64, 96, 200),
+    "width": (64, 96, 200, 2100),
     "out_widths": ((64,), (40, 130), (128, 40, 40)),
     "first_slice": (0, 4),
     "counts": ((1, 4), (1, 1, 1, 1, 1, 1), (5, 17, 2, 40, 1, 16), (3, 1, 2, 33)),

@@ -6,12 +6,12 @@ Used by ``engine.build`` and the GPU benchmarks.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 
+from scalesim.device.row_copies import Rows, copy_rows, runtime_memcpy
 from scalesim.device.streams import Event, Stream, Work
 from scalesim.errors import ConfigError
 
@@ -52,12 +52,17 @@ class CudaStream:
             work()
 
     def copy(self, dst: Any, src: Any) -> None:
-        self.copy_all([(dst, src)])
+        with torch.cuda.stream(self.raw), torch.inference_mode():
+            dst.copy_(src, non_blocking=True)
 
-    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        with torch.cuda.stream(self.raw), torch.inference_mode():  # once for many small copies
-            for dst, src in pairs:
-                dst.copy_(src, non_blocking=True)
+    def copy_rows(self, dst: Any, src: Any, rows: Rows) -> None:
+        memcpy = runtime_memcpy(torch.version.cuda)
+        if memcpy is None:
+            for row, source, count in rows:
+                self.copy(dst[row : row + count], src[source : source + count])
+        else:
+            with torch.cuda.device(self._device):  # of the calling thread
+                copy_rows(memcpy, dst, src, rows, self.raw.cuda_stream)
 
     def zeros(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         with torch.cuda.stream(self.raw):

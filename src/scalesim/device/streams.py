@@ -41,8 +41,9 @@ class Stream(Protocol):
         """Copy tensor ``src`` to ``dst``, of the same size; one of them may be in pinned host
         memory."""
 
-    def copy_all(self, pairs: Sequence[tuple[Any, Any]]) -> None:
-        """``copy`` for each (destination, source), in order."""
+    def copy_rows(self, dst: Any, src: Any, rows: Sequence[tuple[int, int, int]]) -> None:
+        """For each (row of ``dst``, row of ``src``, count), in order: copy so many rows. Both
+        tensors are C-contiguous, and their rows have the same size."""
 
     def zeros(self, *shape: int, dtype: Any) -> Any:
         """A tensor of zeros, written behind all work given before. Its memory belongs to the

@@ -163,9 +163,8 @@ class CudaLink:
             lane.in_flight.append(_CopyInFlight(chunk, began, lane.stream.record(timed=True)))
 
     def _copy(self, stream: Stream, chunk: DmaChunk) -> None:
-        inward, pairs = chunk.copies.direction == "in", []
-        for piece in chunk.pieces:
-            on_device = self.device_pages[piece.device_page : piece.device_page + piece.count]
-            on_host = self._host.pages[piece.host_page : piece.host_page + piece.count]
-            pairs.append((on_device, on_host) if inward else (on_host, on_device))
-        stream.copy_all(pairs)
+        if chunk.copies.direction == "in":
+            stream.copy_rows(self.device_pages, self._host.pages, chunk.pieces)
+        else:
+            rows = [(host, device, count) for device, host, count in chunk.pieces]
+            stream.copy_rows(self._host.pages, self.device_pages, rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Job, JobQueue
 
@@ -19,13 +20,12 @@ MIN_DEPTH_BYTES = 4 * MAX_CHUNK_BYTES
 _WEIGHT = 0.1  # of the newest gap in the moving average
 
 
-@dataclass(frozen=True, slots=True)
-class DmaCopy:
-    """One DMA copy of ``count`` pages, which are consecutive on both sides."""
+class DmaCopy(NamedTuple):
+    """One DMA copy of ``num_pages`` pages, which are consecutive on both sides."""
 
     device_page: int
     host_page: int
-    count: int
+    num_pages: int
 
 
 def dma_pieces(copies: Copies, seam_pages: int) -> list[DmaCopy]:

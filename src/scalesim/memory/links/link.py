@@ -15,7 +15,6 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.errors import ScaleSimError
-from scalesim.memory.pools.page_pool import runs
 
 Direction = Literal["in", "out"]
 MAX_CHUNK_BYTES = 16 << 20  # one ticket: enough for the full rate, short enough to wait for
@@ -67,13 +66,16 @@ class Copies:
         """(device page, host page, count) of each run of pages that is consecutive on both
         sides."""
         found: list[tuple[int, int, int]] = []
-        start = 0
-        for first, end in runs(self.device_pages):
-            done = 0
-            for host_first, host_end in runs(self.host_pages[start : start + end - first]):
-                found.append((first + done, host_first, host_end - host_first))
-                done += host_end - host_first
-            start += end - first
+        first, host_first, count = 0, 0, 0
+        for device, host in zip(self.device_pages, self.host_pages, strict=True):
+            if count and device == first + count and host == host_first + count:
+                count += 1
+                continue
+            if count:
+                found.append((first, host_first, count))
+            first, host_first, count = device, host, 1
+        if count:
+            found.append((first, host_first, count))
         return found
 
 

@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import torch
 from scalesim_kernels import LoraBatch
+from scalesim_kernels.lora_tiles import lora_tiles
 from torch import Tensor
 
 from scalesim.batch_options import AttachmentBatch
@@ -28,6 +29,7 @@ class Grouped:
     counts: Int32s
     rows: Int32s
     layouts: Int32s
+    tiles: Int32s
 
 
 def grouped(
@@ -53,12 +55,14 @@ def grouped(
     # padding repeats the group's first token
     place = np.arange(starts[-1]) - np.repeat(starts[:-1], room)
     source = np.repeat(first, room) + np.where(place < np.repeat(sizes, room), place, 0)
+    layouts = adapters.layouts[seq[tokens[first]]]
     return Grouped(
         tokens[source].astype(np.int32),
         starts,
         sizes.astype(np.int32),
         group_rows.astype(np.int32),
-        adapters.layouts[seq[tokens[first]]].astype(np.int32),
+        layouts.astype(np.int32),
+        lora_tiles(starts[:-1], sizes, group_rows, layouts),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from scalesim_kernels import LoraBatch, LoraDirectory, PagedBatch
+from scalesim_kernels.lora_tiles import tile_capacity
 from torch import Tensor
 
 from scalesim.batch import Batch
@@ -23,9 +24,9 @@ from scalesim.model.adapters.batch import Grouped
 from scalesim.model.runner.arrange import Arranged
 
 _NONE = np.zeros(0, np.int32)
-_NO_GROUPS = Grouped(_NONE, np.zeros(1, np.int32), _NONE, _NONE, _NONE)
+_NO_GROUPS = Grouped(_NONE, np.zeros(1, np.int32), _NONE, _NONE, _NONE, _NONE)
 _PAGED = ("positions", "token_rows", "seq_rows", "query_start", "context_lens")
-_LORA = ("lora_tokens", "lora_starts", "lora_counts", "lora_rows", "lora_layouts")
+_LORA = ("lora_tokens", "lora_starts", "lora_counts", "lora_rows", "lora_layouts", "lora_tiles")
 _DTYPES = dict.fromkeys(("temperatures", "top_ps"), torch.float32)
 _DTYPES |= dict.fromkeys(("keys", "copies"), torch.int64)
 _ALIGN = 64  # int32s: keeps vector loads and 8-byte fields aligned
@@ -81,6 +82,7 @@ def layout(shape: StepShape) -> Mapping[str, slice]:
     groups = shape.num_groups
     sizes |= {"lora_tokens": shape.num_entries, "lora_starts": groups + 1 if groups else 0}
     sizes |= dict.fromkeys(("lora_counts", "lora_rows", "lora_layouts"), groups)
+    sizes["lora_tiles"] = 4 * tile_capacity(shape.num_entries, groups)
     sizes |= {"keys": 2 * samples, "copies": 4 * shape.num_copies}  # int64
     places, start = {}, 0
     for name, size in sizes.items():
@@ -154,6 +156,7 @@ def pack(
         put("lora_counts", used.counts)
         put("lora_rows", used.rows)  # row 0 marks a group of padding
         put("lora_layouts", used.layouts)
+        put("lora_tiles", used.tiles.ravel())
 
 
 def _bits(value: float) -> int:
@@ -189,6 +192,7 @@ def tensors(
         for name, place in layout(shape).items()
     }
     fields["copies"] = fields["copies"].view(2, shape.num_copies)
+    fields["lora_tiles"] = fields["lora_tiles"].view(-1, 4)
     paged = {name: fields.pop(name) for name in _PAGED}
     groups = [fields.pop(name) for name in _LORA]
     lora = None
