@@ -8,13 +8,12 @@ that row's inputs alone (``cpu_lanes``).
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, njit
 
+from .cpu_kernel import job, kernel
 from .cpu_lanes import (
     WIDTH,
     add,
@@ -49,16 +48,6 @@ ONE, MINUS_ONE, NO_FLOAT = np.float32(1), np.float32(-1), np.float32(0)
 GELU_SCALE, GELU_CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)  # sqrt(2 / pi)
 
 
-def job(name: str, integers: str, reals: str = "") -> type[ctypes.Structure]:
-    """A job's arguments: numbers, strides in elements, and addresses; first the next item."""
-    fields: list[tuple[str, Any]] = [
-        (field, ctypes.c_int64) for field in ("next", "num_items", *integers.split())
-    ]
-    fields += [(field, ctypes.c_float) for field in reals.split()]
-    fields += [("padding", ctypes.c_float)] * (len(reals.split()) % 2)
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
 AttentionJob = job(
     "AttentionJob",
     "q q_stride q_size out out_size layer layer_size page_stride table table_size max_blocks "
@@ -73,21 +62,6 @@ RopeJob = job(
 )
 NormJob = job("NormJob", "x residual weight out num_rows width rows_each", "eps")
 GateJob = job("GateJob", "gate_up out num_rows width rows_each gelu")
-
-
-def kernel(arguments: type[ctypes.Structure]) -> Callable[[Callable[..., None]], Any]:
-    """Compile a function of a pointer to ``arguments``, or take it from numba's cache, which is
-    beside this file, or in the user's cache folder where that cannot be written to."""
-    record = from_dtype(np.dtype(arguments))
-
-    def compiled(function: Callable[..., None]) -> Any:
-        signature = types.void(types.CPointer(record))
-        try:
-            return cfunc(signature, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # no folder that numba may write to
-            return cfunc(signature, error_model="numpy")(function)
-
-    return compiled
 
 
 # -- attention -----------------------------------------------------------------------------------

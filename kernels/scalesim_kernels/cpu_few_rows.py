@@ -17,56 +17,65 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from .cpu_compiled import NO_FLOAT, job, kernel
-from .cpu_lanes import PANEL, WIDTH, add, floats, load, products, store, take_next
+from .cpu_compiled import NO_FLOAT
+from .cpu_kernel import job, kernel
+from .cpu_lanes import PANEL, SHIFT, WIDTH, add, floats, load, products, store, take_next
 from .cpu_team import run
 
-STEPS = 128  # of a panel that are used for all rows before the next: they stay in a cache
+STEPS = 128  # elements of a row; their part of a panel stays in a cache until all rows had it
 ROWS = 6  # of a tile: 12 sums, which a processor with AVX2 has registers for
 LinearJob = job("LinearJob", "x weights out bias num_rows width columns block")
-one, two, three = products(1, 8), products(2, 4), products(3, 4)
+one, two, three = products(1, 8), products(2, 4), products(3, 2)
 four, five, six = products(4, 2), products(5, 2), products(6, 2)
 
 
 @kernel(LinearJob)
 def multiply(pointer: Any) -> None:
-    """``out = x @ weights + bias``; an item a panel."""
+    """``out = x @ weights + bias``; an item a panel.
+
+    The weights of the next steps are asked for while the present ones are multiplied, evenly: so
+    memory and multipliers work at the same time.
+    """
     job = carray(pointer, 1)[0]
     num_rows, width, columns, block = job.num_rows, job.width, job.columns, job.block
     x = carray(floats(job.x), num_rows * width)
     weights = carray(floats(job.weights), width * columns)
     out, bias = carray(floats(job.out), num_rows * columns), carray(floats(job.bias), columns)
     sums = np.empty(num_rows * PANEL, np.float32)
-    while True:
-        panel = take_next(pointer)
-        if panel >= job.num_items:
-            return
+    num_parts = 1 if num_rows == 1 else 2 if num_rows == 2 else 4
+    part_width = PANEL // num_parts
+    num_tiles = -(-num_rows // ROWS)
+    panel = take_next(pointer)
+    while panel < job.num_items:
+        following = take_next(pointer)
         for begin in range(0, width, STEPS):
-            count, last = min(STEPS, width - begin), width - 1 - begin
+            count = min(STEPS, width - begin)
             if begin % block == 0:
                 sums[:] = NO_FLOAT
-            w_at = (panel * width + begin) * PANEL
-            row = 0
-            while row < num_rows:
-                rows = min(ROWS, num_rows - row)
-                x_at, s_at = row * width + begin, row * PANEL
-                if rows == 1:
-                    one(x, x_at, width, weights, w_at, PANEL, count, last, sums, s_at)
-                for part in range(0, PANEL if rows in (2, 3) else 0, 4 * WIDTH):
-                    at, ahead = w_at + part, last if row + part == 0 else -1
-                    if rows == 2:
-                        two(x, x_at, width, weights, at, PANEL, count, ahead, sums, s_at + part)
-                    else:
-                        three(x, x_at, width, weights, at, PANEL, count, ahead, sums, s_at + part)
-                for part in range(0, PANEL if rows > 3 else 0, 2 * WIDTH):
-                    at, ahead = w_at + part, last if row + part == 0 else -1
-                    if rows == 4:
-                        four(x, x_at, width, weights, at, PANEL, count, ahead, sums, s_at + part)
+            chunk = (panel * width + begin) * PANEL
+            ahead, asked = chunk + count * PANEL, min(STEPS, width - begin - count) * PANEL
+            if asked == 0 and following < job.num_items:
+                ahead, asked = following * width * PANEL, min(STEPS, width) * PANEL
+            each = asked // (num_parts * num_tiles)
+            pace = (each << SHIFT) // count
+            for part in range(num_parts):
+                w_at, row = chunk + part * part_width, 0
+                for tile in range(num_tiles):
+                    rows = num_rows // num_tiles + (tile < num_rows % num_tiles)
+                    x_at, s_at = row * width + begin, row * PANEL + part * part_width
+                    if rows == 1:
+                        one(x, x_at, width, weights, w_at, count, ahead, pace, sums, s_at)
+                    elif rows == 2:
+                        two(x, x_at, width, weights, w_at, count, ahead, pace, sums, s_at)
+                    elif rows == 3:
+                        three(x, x_at, width, weights, w_at, count, ahead, pace, sums, s_at)
+                    elif rows == 4:
+                        four(x, x_at, width, weights, w_at, count, ahead, pace, sums, s_at)
                     elif rows == 5:
-                        five(x, x_at, width, weights, at, PANEL, count, ahead, sums, s_at + part)
+                        five(x, x_at, width, weights, w_at, count, ahead, pace, sums, s_at)
                     else:
-                        six(x, x_at, width, weights, at, PANEL, count, ahead, sums, s_at + part)
-                row += rows
+                        six(x, x_at, width, weights, w_at, count, ahead, pace, sums, s_at)
+                    row, ahead = row + rows, ahead + each
             end = begin + count
             if end % block != 0 and end != width:
                 continue
@@ -79,6 +88,7 @@ def multiply(pointer: Any) -> None:
                     if end == width and job.bias != 0:
                         total = add(total, load(bias, panel * PANEL + i))
                     store(out, at + i, total)
+        panel = following
 
 
 def panels(packed: Tensor) -> int | None:
@@ -93,13 +103,14 @@ def panels(packed: Tensor) -> int | None:
     return int(ops.data_ptr(packed))
 
 
-def product(x: Tensor, packed: Tensor, where: int, bias: Tensor | None, block: int) -> Tensor:
-    """``x @ packed.T + bias``, summed in blocks of ``block`` elements of a row."""
-    columns, width = packed.shape
-    out = x.new_empty((len(x), columns))
+def product(x: Tensor, columns: int, where: int, bias: Tensor | None, block: int) -> Tensor:
+    """``x @ weights + bias``, of the ``columns`` columns whose panels are at ``where``; a row's
+    products are added up in blocks of ``block``."""
+    rows, width = x.shape
+    out = x.new_empty((rows, columns))
     job = LinearJob(
         0, columns // PANEL, x.data_ptr(), where, out.data_ptr(),
-        0 if bias is None else bias.data_ptr(), len(x), width, columns, block,
+        0 if bias is None else bias.data_ptr(), rows, width, columns, block,
     )  # fmt: skip
     run(multiply, job)
     return out

@@ -7,7 +7,7 @@ kernels that name the same operations agree. Eight lanes fill a register of AVX2
 compiler uses half a register, or several.
 
 Numba caches what it compiled beside the file that has the kernel, and notices changes of that file
-alone: after a change here, touch ``cpu_compiled.py``.
+alone: after a change here, touch ``cpu_compiled.py`` and ``cpu_few_rows.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numba.extending import intrinsic, register_model
 WIDTH = 8
 LINE = 16  # elements of a cache line
 PANEL = 64  # columns of a matrix that lie together
-AHEAD = 32  # steps of a product: the memory's latency, at its full rate
+SHIFT = 4  # of increments that are fractions of an element
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT32, WIDTH)
 
@@ -70,14 +70,15 @@ def call(builder: Any, name: str, kind: Any, *args: Any) -> Any:
     return builder.call(function, args)
 
 
-def ask_for(builder: Any, where: Any) -> None:
-    """Begin to read the cache line at ``where`` into the caches."""
+def ask_for(builder: Any, where: Any, closeness: int = 2) -> None:
+    """Begin to read the cache line at ``where`` into the caches: 2 for all but the nearest, 3 for
+    that too."""
     byte = ir.IntType(8).as_pointer()
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]),
         "llvm.prefetch.p0",
     )  # fmt: skip
-    builder.call(function, [builder.bitcast(where, byte), INT32(0), INT32(3), INT32(1)])
+    builder.call(function, [builder.bitcast(where, byte), INT32(0), INT32(closeness), INT32(1)])
 
 
 @intrinsic
@@ -109,7 +110,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
     """Begin to read ``array[index]`` into the caches."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        ask_for(builder, element(context, builder, args[0], args[1], signature.args[0]))
+        ask_for(builder, element(context, builder, args[0], args[1], signature.args[0]), 3)
         return context.get_dummy_value()
 
     return types.void(array, types.int64), build
@@ -307,15 +308,18 @@ def tanh(typing: Any, x: Any) -> Any:
 
 
 def products(rows: int, vectors: int) -> Any:
-    """The operation that adds to ``sums`` the products of ``rows`` rows of ``x`` with ``vectors``
-    vectors of ``weights``, over ``count`` steps: in each, every row has one element of ``x``, and
-    ``step`` elements of ``weights`` pass by. A sum takes its products one after another. Its
-    weights are asked for ``AHEAD`` steps before, up to the step ``last``."""
+    """The operation that adds to ``sums`` the products of ``rows`` rows of ``x``, each ``width``
+    elements long, with ``vectors`` vectors of a panel of ``weights``, over ``count`` elements of
+    the rows. A sum takes its products one after another.
+
+    Meanwhile other weights are asked for: a line or more each element, from ``n_at`` on, at places
+    that are ``pace`` sixteenths of an element apart.
+    """
 
     @intrinsic
     def operation(
-        typing: Any, x: Any, x_at: Any, width: Any, weights: Any, w_at: Any, step: Any, count: Any,
-        last: Any, sums: Any, s_at: Any,
+        typing: Any, x: Any, x_at: Any, width: Any, weights: Any, w_at: Any, count: Any,
+        n_at: Any, pace: Any, sums: Any, s_at: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
@@ -323,7 +327,7 @@ def products(rows: int, vectors: int) -> Any:
                 name: cgutils.create_struct_proxy(kinds[index])(context, builder, args[index]).data
                 for name, index in (("x", 0), ("weights", 3), ("sums", 8))
             }
-            x_at, width, w_at, step, count, last, s_at = (args[i] for i in (1, 2, 4, 5, 6, 7, 9))
+            x_at, width, w_at, count, n_at, pace, s_at = (args[i] for i in (1, 2, 4, 5, 6, 7, 9))
 
             def place(name: str, index: Any) -> Any:
                 return builder.gep(arrays[name], [index])
@@ -332,8 +336,7 @@ def products(rows: int, vectors: int) -> Any:
                 return builder.bitcast(place(name, index), VECTOR.as_pointer())
 
             def sum_at(row: int, part: int) -> Any:
-                start = builder.add(s_at, builder.mul(step, INT64(row)))
-                return vector("sums", builder.add(start, INT64(part * WIDTH)))
+                return vector("sums", builder.add(s_at, INT64(row * PANEL + part * WIDTH)))
 
             places = [(row, part) for row in range(rows) for part in range(vectors)]
             kept = {}
@@ -341,13 +344,11 @@ def products(rows: int, vectors: int) -> Any:
                 kept[where] = cgutils.alloca_once(builder, VECTOR)
                 builder.store(builder.load(sum_at(*where), align=4, typ=VECTOR), kept[where])
             with cgutils.for_range(builder, count) as loop:
-                with builder.if_then(builder.icmp_signed(">=", last, INT64(0))):
-                    soon = builder.add(loop.index, INT64(AHEAD))
-                    soon = builder.select(builder.icmp_signed("<", soon, last), soon, last)
-                    line = builder.add(w_at, builder.mul(soon, step))
-                    for part in range(0, PANEL, LINE):
-                        ask_for(builder, place("weights", builder.add(line, INT64(part))))
-                now = builder.add(w_at, builder.mul(loop.index, step))
+                passed = builder.ashr(builder.mul(loop.index, pace), INT64(SHIFT))
+                for line in range(0, vectors * WIDTH, LINE):
+                    ahead = builder.add(n_at, builder.add(passed, INT64(line)))
+                    ask_for(builder, place("weights", ahead))
+                now = builder.add(w_at, builder.mul(loop.index, INT64(PANEL)))
                 taken = [
                     builder.load(
                         vector("weights", builder.add(now, INT64(part * WIDTH))),

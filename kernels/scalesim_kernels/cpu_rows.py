@@ -16,6 +16,7 @@ The only assumption is that the library repeats the bits of an identical call.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Product: TypeAlias = Callable[[Tensor], Tensor]
 RowSizes: TypeAlias = tuple[int, ...]
@@ -35,13 +37,13 @@ ALONE: RowSizes = (1,)
 MULTIPLY_ADDS = 1 << 33  # a thread's, spent on asking about one shape: some tenths of a second
 ALIGNMENT = 64  # bytes: of what torch allocates, and of every call here
 SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on one thread
-FEW_ROWS = 16  # up to so many are multiplied by our own kernel; with more, the library is as fast
+FEW_ROWS = 64  # up to so many are multiplied by our own kernel; with more, the library is as fast
 BLOCKS = (1024, 512, 256, 1 << 40)  # elements of a row that a library may add up on their own
 SAMPLE_COLUMNS = 1024  # of the matrix that blocks are asked of
 HAS_NUMBA = find_spec("numba") is not None
 
 
-class Answer(NamedTuple):
+class Agreement(NamedTuple):
     """What was found about the products of one kind: the row counts that agree, and whether our own
     kernel has the same bits."""
 
@@ -54,7 +56,7 @@ HAS_PACKED_LINEAR = all(
 )
 PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
 
-answers: dict[Hashable, Answer] = {}  # of this process
+answers: dict[Hashable, Agreement] = {}  # of this process
 blocks: dict[Hashable, int] = {}  # likewise
 
 
@@ -73,7 +75,7 @@ class RowProduct:
         self, product: Product, kind: Hashable, out: int, few: Product | None = None
     ) -> None:
         self._product, self._kind, self._out, self._few = product, kind, out, few
-        self._answer, self._threads = Answer(ALONE), 0
+        self._answer, self._threads = Agreement(ALONE), 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._threads != (threads := torch.get_num_threads()):
@@ -93,7 +95,7 @@ class RowProduct:
             begin += size
         return torch.cat(parts)[:num_rows]
 
-    def ask(self, width: int, dtype: torch.dtype) -> Answer:
+    def ask(self, width: int, dtype: torch.dtype) -> Agreement:
         """What is known with torch's present number of threads; asked about if it was not yet."""
         threads = torch.get_num_threads()
         key = (self._kind, width, dtype, threads)
@@ -101,7 +103,7 @@ class RowProduct:
             most_rows = MULTIPLY_ADDS * threads // max(1, width * self._out)
             sizes = agreeing_sizes(self._product, width, dtype, most_rows)
             few = self._few is not None and sizes != ALONE
-            answers[key] = Answer(sizes, few and equal(self._product, self._few, width))
+            answers[key] = Agreement(sizes, few and equal(self._product, self._few, width))
         return answers[key]
 
 
@@ -182,27 +184,54 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+class MatrixProduct(NamedTuple):
+    """The product with a matrix and this bias."""
+
+    bias: Tensor | None
+    multiply: RowProduct
+
+
+products = WeakTensorKeyDictionary()
+"""The product with each matrix that was multiplied: making it takes longer than a small product."""
+
+
 def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear``, with rows that stand alone."""
-    return linear_product(weight, bias)(x)
+    found: MatrixProduct | None = products.get(weight)
+    if found is None or found.bias is not bias:
+        made = product_with(weakref.ref(weight), weight, bias)
+        found = products[weight] = MatrixProduct(bias, made)
+    return found.multiply(x)
 
 
 def linear_product(weight: Tensor, bias: Tensor | None = None) -> RowProduct:
+    return product_with(lambda: weight, weight, bias)
+
+
+def product_with(
+    get: Callable[[], Tensor | None], weight: Tensor, bias: Tensor | None
+) -> RowProduct:
+    """The product with ``weight``, which ``get`` returns as long as the product is used."""
+
+    def multiply(x: Tensor) -> Tensor:
+        matrix = get()
+        assert matrix is not None
+        return linear(x, matrix, bias)
+
     where = 0 if weight.is_mkldnn else weight.data_ptr() % ALIGNMENT
     kind = ("linear", weight.is_mkldnn, weight.shape, weight.dtype, where, bias is None)
     few = few_rows(weight, bias) if HAS_NUMBA and weight.is_mkldnn else None
-    return RowProduct(lambda x: linear(x, weight, bias), kind, weight.shape[0], few)
+    return RowProduct(multiply, kind, weight.shape[0], few)
 
 
 def few_rows(packed: Tensor, bias: Tensor | None) -> Product | None:
-    """Our own kernel's product with a packed matrix, if it can be one."""
+    """Our own kernel's product with a packed matrix, where it can be; the matrix outlives it."""
     from . import cpu_few_rows
 
-    where = cpu_few_rows.panels(packed)
-    block = 0 if where is None else block_of(packed)
+    columns, where, block = len(packed), cpu_few_rows.panels(packed), block_of(packed)
     if where is None or block == 0:
         return None
-    return lambda x: cpu_few_rows.product(x, packed, where, bias, block)
+    return lambda x: cpu_few_rows.product(x, columns, where, bias, block)
 
 
 def block_of(packed: Tensor) -> int:
@@ -212,7 +241,7 @@ def block_of(packed: Tensor) -> int:
     """
     from . import cpu_few_rows
 
-    columns, width = min(packed.shape[0], SAMPLE_COLUMNS), packed.shape[1]
+    columns, width = min(len(packed), SAMPLE_COLUMNS), packed.shape[1]
     key = columns, width, torch.get_num_threads()
     if key not in blocks:
         generator = torch.Generator().manual_seed(2)
@@ -222,7 +251,7 @@ def block_of(packed: Tensor) -> int:
         def agrees(block: int) -> bool:
             return where is not None and equal(
                 lambda x: linear(x, sample),
-                lambda x: cpu_few_rows.product(x, sample, where, None, block),
+                lambda x: cpu_few_rows.product(x, columns, where, None, block),
                 width,
             )
 

@@ -158,3 +158,16 @@ def test_half_precision_attention(cpu: KernelSet, dtype: torch.dtype) -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, scalesim_kernels; assert not {'torch', 'scalesim'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+def test_a_kernel_is_compiled_once() -> None:
+    from scalesim_kernels.cpu_kernel import compilations, job, kernel
+
+    def nothing(pointer: object) -> None:
+        pass
+
+    kernel(job("NoJob", "number"))(nothing)  # compiled here, or by an earlier run
+    before = list(compilations.names)
+    kernel(job("NoJob", "number"))(nothing)
+    assert compilations.names == before

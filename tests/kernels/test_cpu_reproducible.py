@@ -157,13 +157,36 @@ def test_few_rows_have_the_bits_of_many(width: int, out: int, bias: bool, thread
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        x, weight, extra = torch.randn(64, width), torch.randn(out, width), torch.randn(out)
+        x, weight, extra = torch.randn(80, width), torch.randn(out, width), torch.randn(out)
         linear_product(pack_weight(torch.zeros(out, width)), extra if bias else None)(x)
         product = linear_product(pack_weight(weight), extra if bias else None)
         whole = product(x)
-        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16):
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 37, 64):
             assert torch.equal(product(x[3 : 3 + rows]), whole[3 : 3 + rows]), rows
         if threads == 1 and torch.backends.cpu.get_cpu_capability() == "AVX2":
             assert product.ask(width, torch.float32).few  # or nothing was shown
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+def test_compiled_kernels_have_the_same_bits_with_any_threads(cpu: KernelSet) -> None:
+    context = Context(3, 2, 64, 16)
+    parts = ((1, 99, 100), (2, 200, 201), (0, 3, 210), (1, 100, 170))
+    x, weight = torch.randn(700, 768), torch.randn(768)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            found.append(
+                [
+                    *context.attend(cpu, *parts),
+                    cpu.rms_norm(x, weight, 1e-6)[0],
+                    cpu.silu_mul(x),
+                    cpu.gelu_mul(x),
+                ]
+            )
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(map(torch.equal, found[0], others))

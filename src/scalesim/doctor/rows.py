@@ -12,7 +12,7 @@ from scalesim_kernels.cpu_rows import (
     BASE,
     FEW_ROWS,
     HAS_NUMBA,
-    Answer,
+    Agreement,
     linear_product,
     pack_weight,
 )
@@ -43,9 +43,29 @@ def probe(settings: Settings) -> Section:
                     report(section, name, answer, used=(form == "packed") == packed.is_mkldnn)
     if HAS_NUMBA:
         section.facts["attention float32"] = "compiled: a row's bits follow from its sequence"
+        compiled_kernels(section)
     else:
         gathered_attention(section)
     return section
+
+
+def compiled_kernels(section: Section) -> None:
+    """Whether the kernels that numba compiles came from its cache, or what they took."""
+    from scalesim_kernels import cpu_compiled  # noqa: F401  (compiles, or loads)
+    from scalesim_kernels.cpu_kernel import compilations
+
+    if not compilations.names:
+        section.facts["compiled kernels"] = "from the cache"
+        return
+    section.facts["compiled kernels"] = (
+        f"{len(compilations.names)} were not in the cache and took {compilations.seconds:.0f} s"
+    )
+    if not compilations.kept:
+        section.find(
+            "note",
+            "numba has no folder for a cache, so kernels are compiled in every process",
+            "NUMBA_CACHE_DIR=a folder that can be written to",
+        )
 
 
 def gathered_attention(section: Section) -> None:
@@ -67,7 +87,7 @@ def gathered_attention(section: Section) -> None:
             section.find("note", text, KNOB)
 
 
-def report(section: Section, name: str, answer: Answer, *, used: bool) -> None:
+def report(section: Section, name: str, answer: Agreement, *, used: bool) -> None:
     """Add the fact, and a note if reproducible mode is slow in the form that models use."""
     sizes = answer.sizes
     if sizes == ALONE:
