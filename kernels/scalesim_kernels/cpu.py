@@ -7,40 +7,21 @@ calls for which it does.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .contracts import KernelSet
 from .cpu_logits import adjust_logits, log_probs
 from .cpu_lora import CpuLora
-from .cpu_rows import linear, linear_product, steady_linear
+from .cpu_rows import HAS_NUMBA, linear, linear_product, pack_weight, steady_linear
 from .cpu_sampling import sample
-
-HAS_PACKED_LINEAR = all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-)
-PACKED_FOR_ROWS = 64  # a hint to oneDNN; other row counts ran as fast
-
-
-def pack_weight(weight: Tensor) -> Tensor:
-    """oneDNN's blocked form, where torch has the ops that its own compiler uses for it.
-
-    Measured on AVX2, two cores, a 20 M model, fp32: 0.6 of the plain product's time at 32 and 64
-    rows, 0.9 at 1024.
-    """
-    if weight.dtype == torch.float32 and HAS_PACKED_LINEAR:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
-        return packed
-    return weight
 
 
 def pack_and_ask(weight: Tensor) -> Tensor:
     """``pack_weight``, and which row counts agree: asked now, not in the first step."""
     packed = pack_weight(weight)
-    linear_product(packed).sizes(weight.shape[1], weight.dtype)
+    linear_product(packed).ask(weight.shape[1], weight.dtype)
     return packed
 
 
@@ -50,9 +31,6 @@ def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
 
 def zero_pages(pool: Tensor, ids: Tensor) -> None:
     pool.index_fill_(0, ids, 0)
-
-
-HAS_NUMBA = find_spec("numba") is not None
 
 
 def cpu_kernels(reproducible: bool = True, compiled: bool = HAS_NUMBA) -> KernelSet:

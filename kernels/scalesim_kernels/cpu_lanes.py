@@ -21,6 +21,9 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 WIDTH = 8
+LINE = 16  # elements of a cache line
+PANEL = 64  # columns of a matrix that lie together
+AHEAD = 32  # steps of a product: the memory's latency, at its full rate
 FLOAT, INT32, INT64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT32, WIDTH)
 
@@ -67,6 +70,16 @@ def call(builder: Any, name: str, kind: Any, *args: Any) -> Any:
     return builder.call(function, args)
 
 
+def ask_for(builder: Any, where: Any) -> None:
+    """Begin to read the cache line at ``where`` into the caches."""
+    byte = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]),
+        "llvm.prefetch.p0",
+    )  # fmt: skip
+    builder.call(function, [builder.bitcast(where, byte), INT32(0), INT32(3), INT32(1)])
+
+
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """``array[index:index + 8]``."""
@@ -96,15 +109,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
     """Begin to read ``array[index]`` into the caches."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        where = builder.bitcast(
-            element(context, builder, args[0], args[1], signature.args[0]), byte
-        )
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]),
-            "llvm.prefetch.p0",
-        )  # fmt: skip
-        builder.call(function, [builder.bitcast(where, byte), INT32(0), INT32(3), INT32(1)])
+        ask_for(builder, element(context, builder, args[0], args[1], signature.args[0]))
         return context.get_dummy_value()
 
     return types.void(array, types.int64), build
@@ -299,6 +304,76 @@ def tanh(typing: Any, x: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", size, constant(TANH_NEAR)), near, far)
 
     return lanes(lanes), build
+
+
+def products(rows: int, vectors: int) -> Any:
+    """The operation that adds to ``sums`` the products of ``rows`` rows of ``x`` with ``vectors``
+    vectors of ``weights``, over ``count`` steps: in each, every row has one element of ``x``, and
+    ``step`` elements of ``weights`` pass by. A sum takes its products one after another. Its
+    weights are asked for ``AHEAD`` steps before, up to the step ``last``."""
+
+    @intrinsic
+    def operation(
+        typing: Any, x: Any, x_at: Any, width: Any, weights: Any, w_at: Any, step: Any, count: Any,
+        last: Any, sums: Any, s_at: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            arrays = {
+                name: cgutils.create_struct_proxy(kinds[index])(context, builder, args[index]).data
+                for name, index in (("x", 0), ("weights", 3), ("sums", 8))
+            }
+            x_at, width, w_at, step, count, last, s_at = (args[i] for i in (1, 2, 4, 5, 6, 7, 9))
+
+            def place(name: str, index: Any) -> Any:
+                return builder.gep(arrays[name], [index])
+
+            def vector(name: str, index: Any) -> Any:
+                return builder.bitcast(place(name, index), VECTOR.as_pointer())
+
+            def sum_at(row: int, part: int) -> Any:
+                start = builder.add(s_at, builder.mul(step, INT64(row)))
+                return vector("sums", builder.add(start, INT64(part * WIDTH)))
+
+            places = [(row, part) for row in range(rows) for part in range(vectors)]
+            kept = {}
+            for where in places:
+                kept[where] = cgutils.alloca_once(builder, VECTOR)
+                builder.store(builder.load(sum_at(*where), align=4, typ=VECTOR), kept[where])
+            with cgutils.for_range(builder, count) as loop:
+                with builder.if_then(builder.icmp_signed(">=", last, INT64(0))):
+                    soon = builder.add(loop.index, INT64(AHEAD))
+                    soon = builder.select(builder.icmp_signed("<", soon, last), soon, last)
+                    line = builder.add(w_at, builder.mul(soon, step))
+                    for part in range(0, PANEL, LINE):
+                        ask_for(builder, place("weights", builder.add(line, INT64(part))))
+                now = builder.add(w_at, builder.mul(loop.index, step))
+                taken = [
+                    builder.load(
+                        vector("weights", builder.add(now, INT64(part * WIDTH))),
+                        align=4, typ=VECTOR,
+                    )
+                    for part in range(vectors)
+                ]  # fmt: skip
+                for row in range(rows):
+                    index = builder.add(x_at, builder.mul(width, INT64(row)))
+                    value = splat(builder, builder.load(place("x", builder.add(index, loop.index))))
+                    for part in range(vectors):
+                        total = builder.load(kept[row, part])
+                        total = call(
+                            builder, f"llvm.fma.v{WIDTH}f32", VECTOR, value, taken[part], total
+                        )
+                        builder.store(total, kept[row, part])
+            for where in places:
+                builder.store(builder.load(kept[where]), sum_at(*where), align=4)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(
+            x, integer, integer, weights, integer, integer, integer, integer, sums, integer
+        ), build
+
+    return operation
 
 
 @intrinsic

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 INTEGRITY = ("quarantine", "raise", "off")
 WHEN_FULL = ("wait", "error")
+ORDERS = ("longest", "arrival")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODEL_IMPLS = ("auto", "native", "transformers")
 SCHEMES = ("int8", "float8")
@@ -166,7 +167,9 @@ class SchedulerConfig:
     tokens of a step, in prefill chunks and decodes. ``safe_point_tokens``: the tokens for which
     pages are reserved when a sequence grows. ``lookahead_window``: the number of waiting requests
     among which a request with state on the device is searched. ``max_skips``: how often a request
-    is overtaken before it goes first.
+    is overtaken before it goes first. ``order``: of equal priorities, which request goes first:
+    ``"longest"``, the one whose agent has the most to generate in this tick, once the clock moves;
+    or ``"arrival"``, the oldest.
     """
 
     max_num_seqs: int = setting(64, _from(1, MAX_NUM_SEQS))
@@ -174,6 +177,7 @@ class SchedulerConfig:
     safe_point_tokens: int = setting(64, _from_one)
     lookahead_window: int = setting(32, _from(0))
     max_skips: int = setting(256, _from(0))
+    order: Literal["longest", "arrival"] = setting("longest", _among(ORDERS))
 
     def __post_init__(self) -> None:
         settle(self)

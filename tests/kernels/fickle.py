@@ -53,6 +53,7 @@ def put_under(patch: pytest.MonkeyPatch, fickle: Fickle) -> None:
 
     real = F.scaled_dot_product_attention
     patch.setattr(cpu_rows, "answers", {})
+    patch.setattr(cpu_rows, "blocks", {})
     patch.setattr(cpu_attention, "ask", cpu_attention.ask.__wrapped__)
     patch.setattr(cpu_rows, "linear", changed(cpu_rows.linear))
     patch.setattr(torch, "mm", changed(torch.mm))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from scalesim_kernels import KernelSet, select
-from scalesim_kernels.cpu import HAS_NUMBA, cpu_kernels
+from scalesim_kernels.cpu import cpu_kernels
+from scalesim_kernels.cpu_rows import HAS_NUMBA
 from torch import Tensor
 
 from .paged_cases import SHAPES, PagedCase, PagedShape, garbage, make_case

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scalesim_kernels import KernelSet, PagedBatch, select
-from scalesim_kernels.cpu import HAS_NUMBA, cpu_kernels
+from scalesim_kernels.cpu import cpu_kernels
+from scalesim_kernels.cpu_rows import HAS_NUMBA, linear_product, pack_weight
 from torch import Tensor
 
 SIZES = [(48, 33), (64, 96), (112, 200), (384, 1024), (896, 1152), (1408, 512), (512, 4096)]
@@ -144,3 +145,25 @@ def test_a_sequence_with_nan_keeps_it_to_itself(cpu: KernelSet) -> None:
     assert torch.equal(dirty[1], clean[1])
     assert torch.equal(dirty[3], clean[3])
     assert dirty[0].isnan().all()
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("width", "out"), [(48, 64), (384, 640), (1536, 320), (2304, 64)])
+def test_few_rows_have_the_bits_of_many(width: int, out: int, bias: bool, threads: int) -> None:
+    """By our own kernel, where its bits are the library's; among zeros first, which agree with
+    anything."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x, weight, extra = torch.randn(64, width), torch.randn(out, width), torch.randn(out)
+        linear_product(pack_weight(torch.zeros(out, width)), extra if bias else None)(x)
+        product = linear_product(pack_weight(weight), extra if bias else None)
+        whole = product(x)
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16):
+            assert torch.equal(product(x[3 : 3 + rows]), whole[3 : 3 + rows]), rows
+        if threads == 1 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            assert product.ask(width, torch.float32).few  # or nothing was shown
+    finally:
+        torch.set_num_threads(before)

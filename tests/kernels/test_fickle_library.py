@@ -80,7 +80,7 @@ def test_what_is_asked_is_what_is_answered(monkeypatch: pytest.MonkeyPatch) -> N
         with monkeypatch.context() as patch:
             put_under(patch, fickle)
             weight = torch.randn(40, 64)
-            sizes = cpu_rows.linear_product(weight).sizes(64, torch.float32)
+            sizes = cpu_rows.linear_product(weight).ask(64, torch.float32).sizes
             heads = Heads(2, 2, 16, torch.float32, torch.get_num_threads())
             found[name] = sizes, ask.__wrapped__(heads)
     assert found["by_count"] == ((16,), Form(small_decodes=False, together=False))

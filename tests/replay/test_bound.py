@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scalesim.replay.bound import Access, belady_loads, page_ids
 
 
-def least_loads(accesses: list[Access], capacity: int, start: int) -> int:
-    """By trying everything: what to hold at the start, and after each access. Pages that a request
-    computes may be taken up whenever it has ended, and read before that for nothing."""
+def least_loads(accesses: list[Access], capacity: int, start: int, cached: frozenset[int]) -> int:
+    """By trying everything: what to hold at the start, and after each access. Pages of answers may
+    be taken up whenever their request has ended, and read before that for nothing."""
     seen: list[set[int]] = []
     for access in accesses:
         seen.append((seen[-1] if seen else set()) | set(access.pages))
@@ -23,33 +23,29 @@ def least_loads(accesses: list[Access], capacity: int, start: int) -> int:
         return seen[index - 1] if index else set()
 
     def again(index: int) -> set[int]:
-        access = accesses[index]
-        return set(access.pages[: access.num_read]) & before(index)
+        return set(accesses[index].read) & before(index)
+
+    def answer(index: int) -> set[int]:
+        return set(accesses[index].pages) - set(accesses[index].begun)
 
     def end(index: int) -> int:
         return max(accesses[index].until, index + 1)
 
     def pinned(index: int) -> set[int]:
-        """What those that run beside access ``index`` read and keep."""
+        """The prompts of those that run beside access ``index``."""
         running = (
-            again(other)
+            accesses[other].begun
             for other in range(start, index + 1)
             if other == index or (end(other) > index and not accesses[other].preempted)
         )
         return set().union(*running)
 
     def offered(index: int) -> set[int]:
-        return set().union(
-            *(set(accesses[other].pages) - again(other)
-              for other in range(start, index) if end(other) == index)
-        )  # fmt: skip
+        return set().union(*(answer(other) for other in range(start, index) if end(other) == index))
 
     def fresh(index: int) -> set[int]:
-        """Computed by a request that still runs."""
-        return set().union(
-            *(set(accesses[other].pages) - again(other)
-              for other in range(start, index) if end(other) > index)
-        )  # fmt: skip
+        """What requests say that still run."""
+        return set().union(*(answer(other) for other in range(start, index) if end(other) > index))
 
     def choices(pages: set[int], must: set[int]) -> Iterator[frozenset[int]]:
         free = sorted(pages - must)
@@ -63,14 +59,14 @@ def least_loads(accesses: list[Access], capacity: int, start: int) -> int:
         there = set(held) | offered(index)
         needed = again(index)
         cost = len(needed - there - fresh(index))
-        pages = there | needed
+        pages = there | set(accesses[index].begun)
         return cost + min(least(index + 1, kept) for kept in choices(pages, pinned(index)))
 
-    return min(least(start, kept) for kept in choices(before(start), set()))
+    return min(least(start, kept) for kept in choices(set(cached), set()))
 
 
 @st.composite
-def orders(draw: st.DrawFn) -> tuple[list[Access], int, int]:
+def orders(draw: st.DrawFn) -> tuple[list[Access], int, int, frozenset[int]]:
     accesses = []
     for index in range(draw(st.integers(1, 6))):
         pages = draw(st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True))
@@ -82,17 +78,21 @@ def orders(draw: st.DrawFn) -> tuple[list[Access], int, int]:
                 draw(st.booleans()),
             )
         )
-    # running requests keep what they read: no more run at once than the pool holds
-    return accesses, draw(st.integers(6, 7) | st.integers(1, 5)), draw(st.integers(0, 2))
+    start = min(len(accesses), draw(st.integers(0, 2)))
+    before = {page for access in accesses[:start] for page in access.pages}
+    cached = frozenset(page for page in sorted(before) if draw(st.booleans()))
+    # running requests keep their prompts: no more run at once than the pool holds
+    return accesses, draw(st.integers(6, 7) | st.integers(1, 5)), start, cached
 
 
 @given(orders())
 @settings(max_examples=150, deadline=None)
-def test_no_choice_of_what_to_hold_loads_less(case: tuple[list[Access], int, int]) -> None:
-    accesses, capacity, start = case
-    start = min(start, len(accesses))
-    found = sum(belady_loads(accesses, capacity, start))
-    assert found == least_loads(accesses, capacity, start)
+def test_no_choice_of_what_to_hold_loads_less(
+    case: tuple[list[Access], int, int, frozenset[int]],
+) -> None:
+    accesses, capacity, start, cached = case
+    found = sum(belady_loads(accesses, capacity, start, cached))
+    assert found == least_loads(accesses, capacity, start, cached)
 
 
 def test_a_cycle_larger_than_the_pool_keeps_all_but_one() -> None:
@@ -102,23 +102,30 @@ def test_a_cycle_larger_than_the_pool_keeps_all_but_one() -> None:
     assert 100 <= loads <= 19 * 6  # LRU would load all 190
 
 
-def test_what_a_request_computes_is_not_loaded_and_takes_no_room_while_it_runs() -> None:
+def test_what_a_request_computes_is_not_loaded() -> None:
     accesses = [Access((1, 2, 3), 0), Access((1, 2, 9), 2), Access((1, 2, 3), 2)]
     assert belady_loads(accesses, 100) == [0, 0, 0]
-    assert belady_loads([Access((1,), 0), Access((2,), 0), Access((1,), 1)], 1) == [0, 0, 0]
+    assert belady_loads([Access((1,), 0), Access((2,), 0), Access((1,), 1)], 1) == [0, 0, 1]
     three = [Access((1,), 0), Access((2,), 0), Access((3,), 0), Access((2, 1), 2)]
-    assert belady_loads(three, 1) == [0, 0, 0, 1]
-    beside = [Access((1,), 0), Access((2,), 0, 3), Access((1,), 1), Access((2,), 1)]
-    assert belady_loads(beside, 1) == [0, 0, 0, 0]
+    assert belady_loads(three, 1) == [0, 0, 0, 2]
 
 
-def test_a_window_begins_with_whatever_serves_it_best() -> None:
+def test_a_prompt_takes_room_while_its_request_runs_and_an_answer_does_not() -> None:
+    """Page 1 fits beside one of the running requests' pages."""
+    beside = [Access((1,), 0), Access((2, 3, 4), 0, 2), Access((1,), 1)]
+    assert belady_loads(beside, 2) == [0, 0, 0]  # 3 and 4 are said
+    beside = [Access((1,), 0), Access((2, 3, 4), 2, 2), Access((1,), 1)]
+    assert belady_loads(beside, 3) == [0, 0, 1]  # 2 to 4 are the prompt
+
+
+def test_a_window_begins_with_what_was_there() -> None:
     accesses = [Access((page,), 1) for page in (1, 2, 3, 4, 1, 2, 3, 4)]
-    assert belady_loads(accesses, 2, 4) == [0, 0, 1, 1]
+    assert belady_loads(accesses, 2, 4, (1, 2)) == [0, 0, 1, 1]
+    assert belady_loads(accesses, 2, 4, (3, 4)) == [1, 1, 0, 1]
 
 
 def test_what_runs_beside_takes_room_from_what_waits() -> None:
-    """Pages 1 and 2 fit; with 3 read beside them all along, one of them must be loaded again."""
+    """Pages 1, 2 and 9 fit; with 3 read beside them all along, one must be loaded again."""
     order = [
         Access((3,), 0),
         Access((3,), 1, 6),
@@ -127,8 +134,8 @@ def test_what_runs_beside_takes_room_from_what_waits() -> None:
         Access((9,), 0),
         Access((1, 2), 2),
     ]
-    assert sum(belady_loads(order, 2)) == 1
-    assert sum(belady_loads([*order[:1], Access((3,), 1), *order[2:]], 2)) == 0
+    assert sum(belady_loads(order, 3)) == 1
+    assert sum(belady_loads([*order[:1], Access((3,), 1), *order[2:]], 3)) == 0
 
 
 def test_ids_are_of_everything_up_to_a_page() -> None:

@@ -14,7 +14,8 @@ from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 @pytest.mark.parametrize("seed", [0, 1])
 def test_hints_cost_no_bytes_and_save_waits(seed: int) -> None:
     """A town in which most agents act in a tick, in another order each time, and the pool holds two
-    fifths of them: what the next tick needs must not displace what the next tick needs."""
+    fifths of them: what the next tick needs must not displace what the next tick needs. Served in
+    the order of arrival, which is the same for all."""
     draw = random.Random(seed)
     ticks = []
     for time in range(10):
@@ -29,7 +30,7 @@ def test_hints_cost_no_bytes_and_save_waits(seed: int) -> None:
             for agent in acting
         ]
         ticks.append(TraceTick(float(time), [], calls))
-    sizes = Sizes("h100", "qwen2.5-7b", 0.4, running=2, link_share=0.1)
+    sizes = Sizes("h100", "qwen2.5-7b", 0.4, running=2, link_share=0.1, order="arrival")
     found = {}
     for policy, hints in (("deadline", "exact"), ("deadline", "none"), ("lru-swap", "none")):
         scenario = of_trace("town", ticks, sizes, hints)

@@ -113,8 +113,9 @@ BLOCK, DEVICE, HOST, RUNNING = 16, 60, 400, 4
 
 
 def parts(tags: bool) -> Any:
-    """The same machine twice: with tags in its pages, or without."""
-    machine = Machine(COST, DEVICE, HOST, DEVICE * BLOCK, RUNNING, 64, BLOCK)
+    """The same machine twice: with tags in its pages, or without. It serves by arrival: the engine
+    hears of a tick's calls one by one, the replay of all at once."""
+    machine = Machine(COST, DEVICE, HOST, DEVICE * BLOCK, RUNNING, 64, BLOCK, order="arrival")
     made = parts_for(machine, "deadline")
     page_bytes = page_bytes_for(BLOCK)
     device, host = allocate_pages(DEVICE + 1, page_bytes), allocate_pages(HOST, page_bytes)

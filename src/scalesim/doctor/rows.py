@@ -6,9 +6,16 @@ Reproducible mode on a CPU relies on these numbers, and its speed depends on the
 from __future__ import annotations
 
 import torch
-from scalesim_kernels.cpu import HAS_NUMBA, pack_weight
 from scalesim_kernels.cpu_attention import Heads, ask
-from scalesim_kernels.cpu_rows import ALONE, BASE, linear_product
+from scalesim_kernels.cpu_rows import (
+    ALONE,
+    BASE,
+    FEW_ROWS,
+    HAS_NUMBA,
+    Answer,
+    linear_product,
+    pack_weight,
+)
 
 from scalesim.doctor.findings import Section, Settings
 from scalesim.engine.build import resolve_device
@@ -32,8 +39,8 @@ def probe(settings: Settings) -> Section:
             for form, matrix in {"plain": weight, "packed": packed}.items():
                 if form == "plain" or packed is not weight:
                     name = f"{form} {str(dtype).split('.')[-1]}, width {width}"
-                    sizes = linear_product(matrix).sizes(width, dtype)
-                    report(section, name, sizes, used=(form == "packed") == packed.is_mkldnn)
+                    answer = linear_product(matrix).ask(width, dtype)
+                    report(section, name, answer, used=(form == "packed") == packed.is_mkldnn)
     if HAS_NUMBA:
         section.facts["attention float32"] = "compiled: a row's bits follow from its sequence"
     else:
@@ -60,13 +67,16 @@ def gathered_attention(section: Section) -> None:
             section.find("note", text, KNOB)
 
 
-def report(section: Section, name: str, sizes: tuple[int, ...], *, used: bool) -> None:
+def report(section: Section, name: str, answer: Answer, *, used: bool) -> None:
     """Add the fact, and a note if reproducible mode is slow in the form that models use."""
+    sizes = answer.sizes
     if sizes == ALONE:
         section.facts[name] = "a row a call"
     else:
         sides = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
         section.facts[name] = f"{sides} rows a call, {len(sizes)} sizes"
+    if answer.few:
+        section.facts[name] += f"; up to {FEW_ROWS} by our own kernel"
     if used and sizes[-1] <= BASE:
         section.find(
             "note",

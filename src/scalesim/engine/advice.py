@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from scalesim.core import AgentId
+from scalesim.distance.bursts import Bursts
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine
 from scalesim.distance.distances import Change, Distances
@@ -31,6 +32,7 @@ class Advice:
     ) -> None:
         self.clock = Clock()
         self.distances = Distances(self.clock, combine, is_known)
+        self._bursts = Bursts()
         self._memory, self._is_known, self._recorder = memory, is_known, recorder
         self._pinned: dict[AgentId, float] = {}  # until when, in seconds
         self._soonest_s = math.inf  # when the first of them ends
@@ -109,19 +111,27 @@ class Advice:
         if to is not None and to < clock.now:
             return  # another caller moved the clock past it meanwhile
         changes = self.distances.tick(wall_s, n, to=to)
+        self._bursts.tick()
         if self._recorder is not None:
             self._recorder.ticks(clock.now)
         self._memory.tick(clock.now, clock.seconds_per_tick)
         self._apply(changes)
 
+    def calls_to_come(self, agent: AgentId | None) -> float:
+        """How many calls ``agent`` is expected to make one after the other in this tick, from the
+        one on that comes now."""
+        return 1.0 if agent is None else self._bursts.expected(agent)
+
     def called(self, agent: AgentId) -> None:
         """A call of ``agent`` is open."""
         self._memory.called(agent, self.distances.next_use(agent))
         self._apply(self.distances.called(agent))
+        self._bursts.called(agent)
 
     def ended(self, agent: AgentId) -> None:
         """A call of ``agent`` is not open any more."""
         self._apply(self.distances.ended(agent))
+        self._bursts.ended(agent)
 
     def forget(self, agents: Sequence[AgentId]) -> None:
         """``agents``, which have no open call, are gone."""
@@ -129,6 +139,7 @@ class Advice:
             self._recorder.forget(agents)
         for agent in agents:
             self._pinned.pop(agent, None)
+            self._bursts.forget(agent)
         self._apply(self.distances.forget(agents))
 
     def _apply(self, changes: list[Change]) -> None:

@@ -44,6 +44,7 @@ from scalesim.sampling.grammar import Structures
 from scalesim.sampling.model_defaults import sampling_defaults
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.scheduler.step_costs import MeasuredCosts
 
 
 def with_settings(config: EngineConfig | None, settings: Mapping[str, Any]) -> EngineConfig:
@@ -152,7 +153,12 @@ def parts_for(
     return EngineParts(
         runner=runner,
         memory=memory,
-        scheduler=Scheduler(memory, config.scheduler, max_len),
+        scheduler=Scheduler(
+            memory,
+            config.scheduler,
+            max_len,
+            MeasuredCosts() if runner.steps_in_flight > 1 else None,
+        ),
         link=link,
         model=text,
         seed=config.seed,

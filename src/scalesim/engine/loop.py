@@ -137,23 +137,25 @@ class EngineLoop:
 
     def accept(self, calls: list[Call]) -> None:
         """Take in checked calls, and those in line before them, as far as there are places; the
-        others wait in line. An error while a call's sequence is made ends that call alone, because
-        nothing else was touched. A later error broke state that all calls share: begin anew."""
-        failure: BaseException | None = None
+        others wait in line. Memory is told of those first that go first. An error while a call's
+        sequence is made ends that call alone, because nothing else was touched. A later error broke
+        state that all calls share: begin anew."""
+        made: list[tuple[Call, Sequence]] = []
         for call in self.calls.enter(calls):
             with Foreign() as raised:
-                self._accept(call)
-            if raised.error is None:
-                continue
-            if call.sequence is None:
+                made.append((call, self._sequence_of(call)))
+            if raised.error is not None:
                 self.calls.refuse_for(call, raised.error)
-            else:
+        failure: BaseException | None = None
+        for call, sequence in sorted(made, key=lambda pair: -pair[1].work):
+            with Foreign() as raised:
+                self._accept(call, sequence)
+            if raised.error is not None:
                 failure = raised.error
         if failure is not None:  # only now: the calls behind the one that failed are in as well
             self._begin_anew(failure)
 
-    def _accept(self, call: Call) -> None:
-        sequence = self._sequence_of(call)
+    def _accept(self, call: Call, sequence: Sequence) -> None:
         self.calls.add(call, sequence)
         if self.recorder is not None:
             tick, at_s = self.clock.now, call.submitted_s
@@ -181,7 +183,7 @@ class EngineLoop:
             stop_ids |= self.parts.model.eos_ids
         constraint = None if call.make_constraint is None else call.make_constraint()
         is_scored = params.logprobs is not None or params.prompt_logprobs is not None
-        return Sequence(
+        sequence = Sequence(
             id=next(self._ids),
             agent=agent,
             tokens=tokens,
@@ -201,6 +203,9 @@ class EngineLoop:
             else EmbeddingLog(len(tokens), request.pooling),
             logprobs_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
+        if self.clock.now > 0.0 and self.scheduler.config.order == "longest":
+            sequence.work = self.scheduler.work.of(sequence, self.advice.calls_to_come(agent))
+        return sequence
 
     # -- agents and time ----------------------------------------------------------------------
 

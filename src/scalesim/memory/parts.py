@@ -112,7 +112,9 @@ class MemoryParts:
             self.partial_blocks,
             self.waiters,
         )
-        accounts = LookupAccounts(self.counters, self.misses, self.planner, queue, self.block_size)
+        accounts = LookupAccounts(
+            self.counters, ranking, self.misses, self.planner, queue, self.block_size
+        )
         self.admission = Admission(*shared, PrefixLookup(residency, self.attachments), accounts)
         self.releases = Releases(*shared, self.misses, self.orphans)
 

@@ -29,7 +29,6 @@ from scalesim.memory.tree.run import Transfer
 from scalesim.memory.tree.segment import Segment, descendants
 
 _log = logging.getLogger(__name__)
-_SOON_TICKS = 1.0
 _SMALL_SHARE = 32  # a segment of up to 1 / 32 of the pool is evicted whole
 
 
@@ -107,11 +106,28 @@ class Residency:
             next_use = ranking.next_use(victim)
             if ahead_of is not None and not self._may_displace(ahead_of, next_use):
                 return False
-            is_soon = next_use.distance(self.timing.now) <= _SOON_TICKS
-            if is_soon and self.transfers.saving_pages >= missing:
-                return False  # pages of segments that are used later are being saved
+            if self._is_worth_waiting(next_use, missing, ahead_of is not None):
+                return False
             self._evict(victim, next_use, missing)
         return True
+
+    def _is_worth_waiting(self, next_use: NextUse, missing: int, is_ahead: bool) -> bool:
+        """Whether to wait for a save rather than evict what has ``next_use``.
+
+        A load ahead has time, and waits while something is saved that is used later: until then
+        neither that nor the path above it can leave. A request waits for pages that suffice, if
+        what would leave for it is needed at the next move of the clock.
+        """
+        ranking, now = self.ranking, self.timing.now
+        if not is_ahead:
+            is_soon = next_use.distance(now) < 1.5 * self.timing.move
+            return is_soon and self.transfers.saving_pages >= missing
+        return any(
+            next_use.sooner_than(ranking.next_use(segment), now)
+            for transfer in self.transfers.values()
+            if transfer.purpose == "save"
+            for segment, _ in transfer.parts
+        )
 
     def _may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
         """Whether a load ahead of one use may evict what has another one: only if that is needed at

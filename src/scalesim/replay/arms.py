@@ -48,11 +48,13 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
         make_planner=planning.make_planner,
     )
     config = SchedulerConfig(
-        max_num_seqs=machine.max_num_seqs, max_num_batched_tokens=machine.max_num_batched_tokens
+        max_num_seqs=machine.max_num_seqs,
+        max_num_batched_tokens=machine.max_num_batched_tokens,
+        order=machine.order,
     )
     runner = VirtualRunner(StubRunner(VOCAB_SIZE), link, machine.cost, machine.first_tokens)
     model = TextModel(VOCAB_SIZE, frozenset(), machine.max_len, pages * geometry.block_size)
-    scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len))
+    scheduler = Scheduler(memory, config, min(machine.max_len, model.pool_len), machine.cost)
     return EngineParts(runner, memory, scheduler, link, model, time_s=lambda: link.now_s)
 
 
@@ -61,8 +63,9 @@ class Outcome:
     """The result of a policy, after the warm-up. Seconds are virtual.
 
     ``new_pages``: whole pages of prompts that no call had computed before. ``least_pages``: the
-    fewest pages that had to be brought back, given the order in which this policy served calls;
-    ``None`` if not asked for. ``running_pages``: the most pages that running calls held at once.
+    fewest pages that had to be brought back, given the order in which this policy served calls and
+    what was on the device after the warm-up; ``None`` if not asked for. ``running_pages``: the most
+    pages that running calls held at once.
     """
 
     policy: str
@@ -141,11 +144,13 @@ def play(
         watch=watch,
     )
     before: dict[str, float] = {}
+    cached: set[int] = set()
     start_s, turns, index = 0.0, 0, 0
     for index, tick in enumerate(ticks):
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
             turns = simulation.log.turns
+            cached = simulation.cached_pages() if witness else cached
         simulation.tick(tick)
     log = simulation.log
     measured = log.tick_s[warmup:] if index >= warmup else log.tick_s
@@ -159,11 +164,12 @@ def play(
         machine.geometry.page_bytes,
         {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
     )
-    return (bounded(machine, found, log) if witness else found), simulation
+    return (bounded(machine, found, log, cached) if witness else found), simulation
 
 
-def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
-    """``outcome`` with the bounds for the order in which its calls were admitted."""
+def bounded(machine: Machine, outcome: Outcome, log: Log, cached: Iterable[int]) -> Outcome:
+    """``outcome`` with the bounds for the order in which its calls were admitted. At the end of the
+    warm-up the pages ``cached`` were on the device."""
     accesses = [access for _, access in sorted(log.accesses.items())]
     start = len(accesses) - outcome.turns
     limited = replay_policy(outcome.policy).limited
@@ -174,7 +180,7 @@ def bounded(machine: Machine, outcome: Outcome, log: Log) -> Outcome:
         new_pages=sum(
             accesses[index].num_read - len(again[index]) for index in range(start, len(accesses))
         ),
-        least_pages=sum(belady_loads(accesses, capacity, start)),
+        least_pages=sum(belady_loads(accesses, capacity, start, cached)),
         running_pages=most_held(accesses),
     )
 

@@ -22,8 +22,9 @@ class Access:
     """The pages of one request, in a list in order of admission.
 
     The first ``num_read`` of the page ids are the prompt's, which the request needs from its
-    admission on; it computes the others. The request ended before request ``until`` was admitted
-    (0: before the next one), and kept its pages until then, unless it was ``preempted``.
+    admission on; the next one has the prompt's last token, and is computed then. The other pages
+    come later. The request ended before request ``until`` was admitted (0: before the next one),
+    and kept its pages until then, unless it was ``preempted``.
     """
 
     pages: tuple[int, ...]
@@ -34,6 +35,11 @@ class Access:
     @property
     def read(self) -> tuple[int, ...]:
         return self.pages[: self.num_read]
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """The pages that the request holds from its admission on, read or computed."""
+        return self.pages[: self.num_read + 1]
 
 
 def page_ids(tokens: bytes, page_bytes: int, known: dict[int, int]) -> tuple[int, ...]:
@@ -55,22 +61,25 @@ def reads_again(accesses: Sequence[Access]) -> list[list[int]]:
     return found
 
 
-def belady_loads(accesses: Sequence[Access], capacity: int, start: int = 0) -> list[int]:
+def belady_loads(
+    accesses: Sequence[Access], capacity: int, start: int = 0, cached: Iterable[int] = ()
+) -> list[int]:
     """The number of pages that each access from ``start`` on must bring back into a cache of
-    ``capacity`` pages, if the page with the latest next read is evicted (Belady 1966). No other
-    choice of victims needs fewer in sum.
+    ``capacity`` pages, which holds ``cached`` then, if the page with the latest next read is
+    evicted (Belady 1966). No other choice of victims needs fewer in sum.
 
-    Pages that no access had before are computed, and not counted. A page that a request computes
-    enters the cache for free at the request's end, or at its next read if that is earlier, and
-    takes no room before. At ``start``, any page of an earlier access may be in the cache.
+    Pages that no access had before are computed, and not counted. A request keeps its prompt's
+    pages while it runs, as it could not run without: what is read takes room, and so does what is
+    computed. How far its answer has come when another request is admitted, nobody knows: a page of
+    an answer enters the cache at the request's end, or at its next read if that is earlier, and
+    takes no room before.
     """
     again = reads_again(accesses)
     cache = _Cache(capacity)
     for index in range(len(accesses) - 1, -1, -1):
         for page in again[index]:
             cache.reads[page].append(index)
-    for access in accesses[:start]:
-        cache.offer(access.pages, start)
+    cache.offer(cached, start)
     cache.make_room()
     released: dict[int, list[int]] = defaultdict(list)
     offered: dict[int, list[int]] = defaultdict(list)
@@ -78,13 +87,14 @@ def belady_loads(accesses: Sequence[Access], capacity: int, start: int = 0) -> l
     for index in range(start, len(accesses)):
         access = accesses[index]
         for ended in released.pop(index, ()):
-            cache.release(again[ended])
+            cache.release(accesses[ended].begun)
         cache.offer(offered.pop(index, ()), index)
-        loads.append(cache.read(again[index], index))
+        loads.append(cache.count_missing(again[index]))
+        cache.hold(access.begun, index)
         cache.make_room()
         until = max(access.until, index + 1)
         released[index + 1 if access.preempted else until].append(index)
-        for page in set(access.pages).difference(again[index]):
+        for page in set(access.pages).difference(access.begun):
             offered[min(until, cache.next_read(page, index + 1))].append(page)
     return loads
 
@@ -113,13 +123,15 @@ class _Cache:
         for page in pages:
             self._hold(page, now)
 
-    def read(self, pages: Sequence[int], now: int) -> int:
-        """Pin ``pages``. Returns how many of them were not in the cache."""
-        count = sum(page not in self._held for page in pages)
+    def count_missing(self, pages: Iterable[int]) -> int:
+        """How many of ``pages`` are not in the cache."""
+        return sum(page not in self._held for page in pages)
+
+    def hold(self, pages: Iterable[int], now: int) -> None:
+        """Put ``pages`` into the cache, and pin them."""
         for page in pages:
             self._pins[page] += 1
             self._hold(page, now + 1)
-        return count
 
     def release(self, pages: Iterable[int]) -> None:
         for page in pages:

@@ -8,11 +8,12 @@ and the same for all devices. The figures are meant for ratios between policies.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.scheduler.step_costs import StepCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class StepWork:
 
 
 @dataclass(frozen=True, slots=True)
-class CostModel:
+class CostModel(StepCosts):
     """The cost of steps of ``model`` on ``hardware``, in seconds."""
 
     hardware: Hardware
@@ -107,6 +108,12 @@ class CostModel:
         attention = 4.0 * model.num_layers * model.num_heads * model.head_dim * work.pairs
         params = model.num_params if model.active_params is None else model.active_params
         return 2.0 * params * work.num_tokens + attention
+
+    def balanced_tokens(self, num_decodes: int, context_tokens: int, position: int) -> float:
+        read_s = self.read_s(self.read_bytes(StepWork(0, context_tokens, 0)))
+        decodes_s = self.compute_s(self.flops(StepWork(num_decodes, 0, context_tokens)))
+        token_s = self.compute_s(self.flops(StepWork(1, 0, position)))
+        return (read_s - decodes_s) / token_s
 
     def read_bytes(self, work: StepWork) -> float:
         """Bytes that a step reads: the weights, and the KV that it attends to."""
@@ -131,9 +138,8 @@ class Machine:
     """A machine with its pools, in pages of the model's page size.
 
     ``link_share`` is the share of the link's rate that is used. The first ``first_tokens`` of each
-    prompt stand for an adapter's pages. ``max_num_batched_tokens`` is about the size at which a
-    step's arithmetic takes as long as reading the weights; more prefill in one step would delay the
-    decodes (Sarathi-Serve, OSDI 2024).
+    prompt stand for an adapter's pages. ``max_num_batched_tokens`` bounds a step without decodes;
+    beside decodes, the costs choose less (Sarathi-Serve, OSDI 2024). ``order`` is the scheduler's.
     """
 
     cost: CostModel
@@ -146,6 +152,7 @@ class Machine:
     link_share: float = 1.0
     first_tokens: int = 0
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    order: Literal["longest", "arrival"] = "longest"
 
     @property
     def geometry(self) -> PageGeometry:

@@ -30,8 +30,8 @@ class Sizes:
     ``hardware`` and ``model`` are names, or paths of descriptions. ``residency`` and ``host`` are
     the sizes of the two pools as shares of all agents' state; ``pool_bytes`` and ``host_bytes``,
     if given, replace them. ``running`` is the most requests at once, ``link_share`` the share of
-    the link's rate. With ``adapter``, each agent has an adapter, modelled as pages before its
-    prompt. Raises ``ConfigError`` for wrong values.
+    the link's rate, ``order`` the scheduler's. With ``adapter``, each agent has an adapter,
+    modelled as pages before its prompt. Raises ``ConfigError`` for wrong values.
     """
 
     hardware: str = "h100"
@@ -40,6 +40,7 @@ class Sizes:
     host: float = 4.0
     running: int = 32
     link_share: float = 1.0
+    order: Literal["longest", "arrival"] = "longest"
     adapter: bool = False
     pool_bytes: int | None = None
     host_bytes: int | None = None
@@ -91,6 +92,7 @@ class Scenario:
             max_len=self.max_len,
             max_num_seqs=sizes.running,
             link_share=sizes.link_share,
+            order=sizes.order,
             first_tokens=self.first_tokens,
         )
 

@@ -29,6 +29,7 @@ class InFlight:
     ends: Int64s
     sample: Bools
     prefills: list[Sequence]
+    prefill_tokens: int
     logprobs: LogprobsPlan | None = None
     embeddings: EmbeddingPlan | None = None
 
@@ -108,7 +109,11 @@ class BatchBuilder:
             embeddings=None if embeddings is None else embeddings.batch(),
         )
         epochs = slots.epoch[slot_ids]
-        return batch, InFlight(slot_ids, epochs, query.ends, sample, prefills, logprobs, embeddings)
+        in_flight = InFlight(
+            slot_ids, epochs, query.ends, sample, prefills, batch.num_tokens - len(decodes),
+            logprobs, embeddings,
+        )  # fmt: skip
+        return batch, in_flight
 
     def _decodes(self, slot_ids: Int64s) -> _QueryTokens:
         slots = self._slots

@@ -7,6 +7,7 @@ from scalesim.errors import ScaleSimError
 from scalesim.foreign import Foreign
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler import failures
+from scalesim.scheduler.expected_work import ExpectedWork
 from scalesim.scheduler.queue import RequestQueue
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Phase, Sequence
@@ -36,9 +37,15 @@ class Finisher:
     """Ends sequences. ``ended`` are those that ended and that the engine has not heard of yet."""
 
     def __init__(
-        self, memory: MemoryManager, slots: Slots, queue: RequestQueue, running: Running
+        self,
+        memory: MemoryManager,
+        slots: Slots,
+        queue: RequestQueue,
+        running: Running,
+        work: ExpectedWork,
     ) -> None:
         self.ended: list[Sequence] = []
+        self._work = work
         self._memory, self._slots, self._queue, self._running = memory, slots, queue, running
 
     def look_at(self, slot: int, token: int) -> None:
@@ -81,6 +88,8 @@ class Finisher:
         sequence.tokens = self._slots.known_tokens(sequence.slot)
         sequence.output = sequence.tokens[sequence.prompt_len :]
         sequence.say_end()
+        if error is None:
+            self._work.ended(sequence)
         self.leave(sequence, keep=keep)
         self._end(sequence)
 

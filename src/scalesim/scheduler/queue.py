@@ -1,7 +1,8 @@
 """The request queue: which sequence is admitted next.
 
-By priority, then preempted sequences before new ones, then by age. A sequence whose state is on the
-device may overtake its equals, but not for ever.
+By priority, then preempted sequences before new ones, then by the longest expected work, then by
+age. A sequence whose state is on the device goes before those that would wait for theirs. Nobody
+waits for ever: ``WaitingLine`` counts by how many the oldest was overtaken.
 """
 
 from __future__ import annotations
@@ -50,14 +51,9 @@ class RequestQueue:
         line = self.line.first(max(1, self._config.lookahead_window))
         if self.preempted and (not line or self.preempted[0].priority <= line[0].priority):
             return self.preempted[0]
-        head = line[0]
-        if head.skipped >= self._config.max_skips:
-            return head
-        index = first_resident([sequence.agent for sequence in line])
-        if index is None or index == 0:
-            return head
-        head.skipped += 1
-        return line[index]
+        if line[0].priority == FIRST:
+            return line[0]
+        return line[first_resident([sequence.agent for sequence in line]) or 0]
 
     def admitted(self, sequence: Sequence) -> None:
         """``sequence`` leaves the queue; each sequence that it overtakes by its priority counts
@@ -74,7 +70,7 @@ class RequestQueue:
         self.preempted.sort(key=rank)
 
     def position_of(self, agent: AgentId) -> int | None:
-        """How many sequences go before the oldest one of ``agent`` in the line; ``None`` if it has
+        """How many sequences go before the first one of ``agent`` in the line; ``None`` if it has
         none there. Positions beyond ``lookahead_window`` are not told apart."""
         window = self._config.lookahead_window
         for position, sequence in enumerate(islice(self.line, window)):

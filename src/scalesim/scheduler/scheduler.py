@@ -17,6 +17,7 @@ from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.scheduler import failures
 from scalesim.scheduler.batch_builder import BatchBuilder, InFlight
+from scalesim.scheduler.expected_work import ExpectedWork
 from scalesim.scheduler.finish import Finisher
 from scalesim.scheduler.forecast import QueueForecast
 from scalesim.scheduler.masks import fill_masks, without
@@ -24,22 +25,33 @@ from scalesim.scheduler.queue import RequestQueue, rank
 from scalesim.scheduler.running import Running
 from scalesim.scheduler.sequence import Chunk, Phase, Sequence
 from scalesim.scheduler.slots import Slots
+from scalesim.scheduler.step_costs import StepCosts
 
 MAX_ATTACHMENT_FAILURES = 8
+_LEAST_PREFILL = 8  # of the largest step, this part is prefilled at least: prompts get done
 
 
 class Scheduler:
     """``max_len`` bounds the tokens of a sequence, prompt and output; the pool must hold one such
-    sequence. A running sequence has pages up to its next safe point, where it asks for more."""
+    sequence. A running sequence has pages up to its next safe point, where it asks for more.
+    ``costs`` say how much prefill runs beside decodes; without them, a step takes all it may."""
 
-    def __init__(self, memory: MemoryManager, config: SchedulerConfig, max_len: int) -> None:
+    def __init__(
+        self,
+        memory: MemoryManager,
+        config: SchedulerConfig,
+        max_len: int,
+        costs: StepCosts | None = None,
+    ) -> None:
         self.memory, self.config = memory, config
         self.max_len = max_len
         self.num_steps = self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
         self.queue, self.running = RequestQueue(config), Running(self.slots)
         self.forecast = QueueForecast(self.slots, self.queue)
-        self.finisher = Finisher(memory, self.slots, self.queue, self.running)
+        self.work = ExpectedWork()
+        self.finisher = Finisher(memory, self.slots, self.queue, self.running, self.work)
+        self._costs = costs
         self._batch_builder = BatchBuilder(self.slots, memory)
         self._in_flight: deque[InFlight] = deque()
 
@@ -112,7 +124,7 @@ class Scheduler:
         if self.num_waiting and self.slots.num_free:
             self._admit()
         decodes = self._ready_decodes()
-        chunks = self.running.chunks(self.config.max_num_batched_tokens - len(decodes))
+        chunks = self.running.chunks(self._prefill_budget(decodes))
         if self.slots.logits.num_constrained:
             failed = fill_masks(self.slots, decodes, chunks)
             for slot, error in failed.items():  # a constraint that fails ends its own sequence
@@ -126,6 +138,9 @@ class Scheduler:
     def update(self, output: StepOutput) -> None:
         """Take in what the oldest launched batch gave."""
         step, slots = self._in_flight.popleft(), self.slots
+        if self._costs is not None:
+            num_decodes = len(step.slots) - len(step.prefills)
+            self._costs.took(num_decodes, step.prefill_tokens, output.compute_s)
         failed, sampled = step.deliver(slots, output)
         for slot in failed:
             self.finisher.not_finite(int(slot))
@@ -225,6 +240,24 @@ class Scheduler:
 
     # -- what a step computes -----------------------------------------------------------------
 
+    def _prefill_budget(self, decodes: Int64s) -> int:
+        """The most prompt tokens of a step: what runs beside ``decodes`` without delaying them, an
+        eighth of the largest step at least. Where nothing decodes, or the decodes alone keep the
+        arithmetic busy, later is no better than now."""
+        budget = self.config.max_num_batched_tokens - len(decodes)
+        if self._costs is None or not self.running.prefilling or not len(decodes):
+            return budget
+        launched = self.slots.launched
+        balanced = self._costs.balanced_tokens(
+            len(decodes),
+            int(launched[decodes].sum()),
+            int(launched[self.running.prefilling[0].slot]),
+        )
+        if balanced <= 0.0:
+            return budget
+        least = self.config.max_num_batched_tokens // _LEAST_PREFILL
+        return int(min(budget, max(balanced, least)))
+
     def _ready_decodes(self) -> Int64s:
         """The decoding slots that have a token to compute and a page to put it in."""
         slots = self.slots
@@ -245,7 +278,7 @@ class Scheduler:
         batch, in_flight = self._batch_builder.build(step, decodes, chunks)
         self._in_flight.append(in_flight)
         self.num_steps += 1
-        self.memory.launched(step, sum(count for _, count in chunks))
+        self.memory.launched(step, in_flight.prefill_tokens)
         prefills = in_flight.prefills
         self.running.decode([s for s in prefills if self.slots.num_unlaunched(s) <= 0], step)
         return batch

@@ -39,9 +39,11 @@ class Sequence:
     it.
 
     ``tokens`` are the prompt and, after a preemption, what was generated before. ``priority``:
-    lower goes first; a sequence that was overtaken too often gets the lowest. ``on_end`` is called
-    once, while the pages are still held, so that what the end says of the agent's next call orders
-    them once and not twice.
+    lower goes first; a sequence that was overtaken too often gets the lowest. ``work``: what its
+    agent is expected to have generated from this call on until it calls no more in this tick, in
+    tokens; 0 where nobody can say. Among equal priorities, the most work goes first. ``on_end`` is
+    called once, while the pages are still held, so that what the end says of the agent's next call
+    orders them once and not twice.
     """
 
     id: int
@@ -58,6 +60,7 @@ class Sequence:
     on_end: Callable[[AgentId], None] | None = None
     logits_processor: LogitsProcessor | None = None  # if its logits are changed before sampling
     priority: float = 0
+    work: float = 0.0
     leaves_nothing: bool = False  # its agent was forgotten: what is computed goes with the lease
     followers: list[Sequence] = field(default_factory=list)  # samples that wait for this prompt
     embedding_log: EmbeddingLog | None = None  # if an embedding is asked for

@@ -1,15 +1,17 @@
-"""The waiting line: sequences that wait for their first admission, by priority and then by arrival.
+"""The waiting line: sequences that wait for their first admission, by priority, then by the longest
+expected work, then by age.
 
-A sequence cannot starve: one that stands first in its priority and was overtaken ``max_skips``
+A sequence cannot starve: one that is the oldest of its priority and was overtaken ``max_skips``
 times goes before all others from then on.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 
 from scalesim.scheduler.sequence import Sequence
 
@@ -17,45 +19,79 @@ FIRST = -math.inf
 """The priority of a sequence that was overtaken too often: before all that a caller can give."""
 
 
+class _Level:
+    """The waiting sequences of one priority: ``by_age`` and, in the order of service,
+    ``by_work``."""
+
+    def __init__(self) -> None:
+        self.by_age: OrderedDict[int, Sequence] = OrderedDict()
+        self.by_work: list[Sequence] = []
+
+    @property
+    def oldest(self) -> Sequence:
+        return next(iter(self.by_age.values()))
+
+    def add(self, sequence: Sequence) -> None:
+        newest = next(reversed(self.by_age), -1)
+        self.by_age[sequence.id] = sequence
+        if sequence.id < newest:  # it waited elsewhere meanwhile
+            self.by_age = OrderedDict(sorted(self.by_age.items()))
+        insort(self.by_work, sequence, key=_order)
+
+    def discard(self, sequence: Sequence) -> None:
+        if self.by_age.pop(sequence.id, None) is not None:
+            del self.by_work[bisect_left(self.by_work, _order(sequence), key=_order)]
+
+
 class WaitingLine:
-    """Iterates in the order of service."""
+    """Iterates in the order of service. The ``work`` of a sequence in line is not changed."""
 
     def __init__(self, max_skips: int) -> None:
         self._max_skips = max_skips
-        self._levels: dict[float, OrderedDict[int, Sequence]] = {}  # by priority, ascending
+        self._levels: dict[float, _Level] = {}  # by priority, ascending
 
     def __len__(self) -> int:
-        return sum(map(len, self._levels.values()))
+        return sum(len(level.by_age) for level in self._levels.values())
 
     def __iter__(self) -> Iterator[Sequence]:
-        return chain.from_iterable(level.values() for level in self._levels.values())
+        return chain.from_iterable(level.by_work for level in self._levels.values())
 
     def add(self, sequence: Sequence) -> None:
         level = self._levels.get(sequence.priority)
         if level is None:
-            level = self._levels[sequence.priority] = OrderedDict()
+            level = self._levels[sequence.priority] = _Level()
             self._levels = dict(sorted(self._levels.items()))
-        level[sequence.id] = sequence
+        level.add(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         level = self._levels.get(sequence.priority)
-        if level is not None and level.pop(sequence.id, None) is not None and not level:
-            del self._levels[sequence.priority]
+        if level is not None:
+            level.discard(sequence)
+            if not level.by_age:
+                del self._levels[sequence.priority]
 
     def first(self, count: int) -> list[Sequence]:
-        """Up to ``count`` sequences of the most urgent priority, the oldest first."""
+        """Up to ``count`` sequences of the most urgent priority, in the order of service."""
         for level in self._levels.values():
-            return list(islice(level.values(), count))
+            return level.by_work[:count]
         return []
 
     def admitted(self, sequence: Sequence) -> None:
-        """``sequence`` leaves the line, and overtakes the older heads of less urgent priorities."""
-        heads = [next(iter(level.values())) for level in self._levels.values()]
+        """``sequence`` leaves the line. It overtakes the oldest sequence of its own priority and of
+        each less urgent one, where that sequence came before it."""
+        overtaken = [
+            level.oldest
+            for priority, level in self._levels.items()
+            if priority >= sequence.priority and level.oldest.id < sequence.id
+        ]
         self.discard(sequence)
-        for head in heads:
-            if head.priority > sequence.priority and head.id < sequence.id:
-                head.skipped += 1
-                if head.skipped >= self._max_skips:
-                    self.discard(head)
-                    head.priority = FIRST
-                    self.add(head)
+        for oldest in overtaken:
+            oldest.skipped += 1
+            if oldest.skipped >= self._max_skips and oldest.priority != FIRST:
+                self.discard(oldest)
+                oldest.priority, oldest.work = FIRST, 0.0  # among its like, the oldest goes first
+                self.add(oldest)
+
+
+def _order(sequence: Sequence) -> tuple[float, int]:
+    return -sequence.work, sequence.id

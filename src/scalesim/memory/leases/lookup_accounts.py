@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scalesim.memory.counters import Counters
+from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.lease import Lease
 from scalesim.memory.leases.prefix_lookup import PrefixMatch
 from scalesim.memory.misses import Misses
@@ -23,6 +24,7 @@ class LookupAccounts:
     """Records prefix lookups where counters, rankings and the planner find them."""
 
     counters: Counters
+    ranking: EvictionRanking
     misses: Misses
     planner: Planner
     queue: PrefetchQueue
@@ -60,5 +62,9 @@ class LookupAccounts:
         self.misses.record_lookup(lease, end, waited, spared, self.planner.blocked_by)
         lease.record_rebuilt(spared + self.misses.num_lost(lease, end, found.num_tokens))
         agent.observe_reuse(end)
+        newest = agent.newest_end
+        if newest is not None and newest.parent is not None:  # what the call says of it counts now
+            for segment in (newest, *newest.partials.values()):
+                self.ranking.refresh(segment)
         if spared:
             self.queue.discard_load(agent)

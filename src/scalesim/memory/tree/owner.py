@@ -32,15 +32,18 @@ class ReuseStats:
     that age. Templates used in turn return; a dialogue that was cut or summarized does not.
     """
 
-    __slots__ = ("continuation_rate", "return_rate")
+    __slots__ = ("continuation_rate", "num_observed", "return_rate")
 
     def __init__(self) -> None:
         self.continuation_rate = 1.0
+        self.num_observed = 0
         self.return_rate = [1.0] * (MAX_PATHS + 1)
 
     def observe(self, continued: bool) -> None:
-        """Update ``continuation_rate`` with one call."""
-        self.continuation_rate += _COMMON * (continued - self.continuation_rate)
+        """Update ``continuation_rate`` with one call: a mean at first, then a moving average."""
+        self.num_observed += 1
+        weight = max(_COMMON, 1.0 / (1 + self.num_observed))
+        self.continuation_rate += weight * (continued - self.continuation_rate)
 
     def observe_return(self, returned: int, passed_over: int) -> None:
         """Update ``return_rate`` with a call that used a path of age ``returned``, and did not use
