@@ -14,30 +14,35 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.report import Report, table
 from scalesim.errors import ConfigError
 from scalesim.replay import formats
 from scalesim.replay.arms import Outcome, play
+from scalesim.replay.hardware import Order
 from scalesim.replay.knobs import HintMode
 from scalesim.replay.roof import roof
 from scalesim.replay.scenario import Scenario, Sizes, of_trace, of_workload
 from scalesim.replay.workloads import workload
 from scalesim.trace.trace import TraceCall, TracePiece, TraceTick
 
-# policy, and what it is told; those that take no hints are the same whatever is said
-ARMS: tuple[tuple[str, HintMode], ...] = (
-    ("deadline", "exact"),
-    ("deadline", "none"),
-    ("lru-swap", "none"),
-    ("levels", "exact"),
-    ("early", "exact"),
-    ("ttl", "none"),
-    ("tail-lru", "none"),
-    ("resident", "none"),
+# policy, what it is told (nothing matters to those that take no hints), and the order of service
+Arm: TypeAlias = "tuple[str, HintMode, Order]"
+ARMS: tuple[Arm, ...] = (
+    ("deadline", "exact", "longest"),
+    ("deadline", "none", "longest"),
+    ("lru-swap", "none", "longest"),
+    ("levels", "exact", "longest"),
+    ("early", "exact", "longest"),
+    ("ttl", "none", "longest"),
+    ("tail-lru", "none", "longest"),
+    ("resident", "none", "longest"),
+    ("deadline", "exact", "arrival"),
+    ("resident", "none", "arrival"),
 )
-WRONG: tuple[tuple[str, HintMode], ...] = (("deadline", "inverted"), ("deadline", "random"))
+WRONG: tuple[Arm, ...] = (("deadline", "inverted", "longest"), ("deadline", "random", "longest"))
+BY_ARRIVAL = ", by arrival"
 LINKS = (1.0, 0.1, 0.03)
 WARMUP = 2
 # of a town's day: own tokens and output of a call, as an agent's memory stream has them
@@ -50,6 +55,7 @@ WORKLOADS: dict[str, tuple[dict[str, Any], int]] = {
     "w2": ({"agents": 80, "ticks": 16}, 6),
     "w3": ({"agents": 80, "ticks": 60}, 6),
     "w4": ({"agents": 60, "ticks": 5}, 5),
+    "w4-8k": ({"agents": 120, "ticks": 5, "private": 8192}, 16),
     "w5": ({"agents": 40, "ticks": 40}, 3),
 }
 SPREAD = 0.5  # lengths of texts vary, or calls that begin together end together
@@ -64,7 +70,7 @@ class Case:
     scenarios: dict[HintMode, Scenario]
 
     @property
-    def arms(self) -> tuple[tuple[str, HintMode], ...]:
+    def arms(self) -> tuple[Arm, ...]:
         return tuple(arm for arm in (*ARMS, *WRONG) if arm[1] in self.scenarios)
 
 
@@ -115,7 +121,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         changes, running = WORKLOADS[name]
         if options.quick:
             changes = {"agents": 20, "ticks": 4}
-        kind, knobs = workload(name, seed=options.seed, spread=SPREAD, **changes)
+        kind, knobs = workload(name[:2], seed=options.seed, spread=SPREAD, **changes)
         own = replace(sizes, running=running)
         hints: tuple[HintMode, ...] = ("exact", "none", "inverted", "random")
         yield Case(name, own, {
@@ -184,7 +190,7 @@ def first(ticks: Sequence[TraceTick], calls: int) -> list[TraceTick]:
 
 COLUMNS = [
     "trace or workload", "link", "policy, hints", "turns/s", "of roof", "GB loaded", "GB rebuilt",
-    "× Belady", "waits", "s/tick p50", "p95",
+    "× Belady", "waits", "s/tick p50", "p95", "+ order", "+ pool",
 ]  # fmt: skip
 
 
@@ -192,25 +198,28 @@ def study(
     report: Report, case: Case, link: float, policies: Sequence[str] | None
 ) -> list[list[str]]:
     sizes = replace(case.sizes, link_share=link)
-    rows, outcomes = [], {}
-    for policy, told in case.arms:
+    outcomes: dict[str, Outcome] = {}
+    roofs: dict[str, float] = {}
+    for policy, told, order in case.arms:
         if policies and policy not in policies:
             continue
         scenario = case.scenarios[told]
-        machine = scenario.machine(sizes)
-        print(f"{case.name}, link {link:g}: {policy}, {told}", file=sys.stderr, flush=True)
-        outcome, _ = play(machine, policy, scenario.ticks(), warmup=WARMUP, witness=True)
-        limit = roof(machine, scenario.ticks(), WARMUP)
-        most = limit.resident_turns_per_s if policy == "resident" else limit.turns_per_s
+        machine = scenario.machine(replace(sizes, order=order))
+        print(f"{case.name}, link {link:g}: {policy}, {told}, {order}", file=sys.stderr, flush=True)
         what = policy if policy != "deadline" and told == "none" else f"{policy}, {told}"
-        outcomes[what] = outcome
-        over = outcome.over_belady
+        what += BY_ARRIVAL if order == "arrival" else ""
+        outcomes[what], _ = play(machine, policy, scenario.ticks(), warmup=WARMUP, witness=True)
+        limit = roof(machine, scenario.ticks(), WARMUP)
+        roofs[what] = limit.resident_turns_per_s if policy == "resident" else limit.turns_per_s
+    rows = []
+    for what, outcome in outcomes.items():
+        most, over = roofs[what], outcome.over_belady
         rows.append([
             "" if rows else case.name, "" if rows else f"{link:g}", what,
             f"{outcome.turns_per_s:.2f}", f"{outcome.turns_per_s / most:.3f}",
             f"{outcome.loaded_bytes / 1e9:.1f}", f"{outcome.rebuilt_bytes / 1e9:.1f}",
             "-" if over is None else f"{over:.2f}", f"{outcome.waited:.1%}",
-            *(f"{seconds:.2f}" for seconds in outcome.tick_s),
+            *(f"{seconds:.2f}" for seconds in outcome.tick_s), *gap(what, outcomes, roofs),
         ])  # fmt: skip
         report.figures.setdefault(f"{case.name}, {link:g}", {})[what] = {
             "turns_per_s": outcome.turns_per_s, "roof": most, "over_belady": over,
@@ -220,6 +229,16 @@ def study(
     if not policies:
         judge(report, f"{case.name}, {link:g}", outcomes)
     return rows
+
+
+def gap(what: str, outcomes: dict[str, Outcome], roofs: dict[str, float]) -> tuple[str, str]:
+    """How much longer ``resident`` takes than its roof, by the same order of service, and how much
+    longer ``what`` takes than ``resident``."""
+    resident = "resident" + (BY_ARRIVAL if what.endswith(BY_ARRIVAL) else "")
+    if resident not in outcomes:
+        return "-", "-"
+    best = outcomes[resident].turns_per_s
+    return f"{roofs[resident] / best - 1:.1%}", f"{best / outcomes[what].turns_per_s - 1:.1%}"
 
 
 def judge(report: Report, case: str, outcomes: dict[str, Outcome]) -> None:
@@ -243,6 +262,9 @@ def judge(report: Report, case: str, outcomes: dict[str, Outcome]) -> None:
     report.verdict(
         f"{case}: no hints, turns/s over lru-swap", silent.turns_per_s / lru.turns_per_s, least=1.0
     )
+    for name in ("deadline, exact", "resident"):
+        share = outcomes[name].turns_per_s / outcomes[name + BY_ARRIVAL].turns_per_s
+        report.verdict(f"{case}: {name}, turns/s over arrival", share, least=0.99)
     for told in ("inverted", "random"):
         if (wrong := outcomes.get(f"deadline, {told}")) is not None:
             share = wrong.turns_per_s / lru.turns_per_s

@@ -29,7 +29,7 @@ def test_no_policy_exceeds_the_roof_on_traces_and_workloads(tmp_path: Path) -> N
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     figures = quick("replay-hints", str(path), "--workloads", "w1").figures
-    assert {name: len(arms) for name, arms in figures.items()} == {"mine, 1": 8, "w1, 1": 10}
+    assert {name: len(arms) for name, arms in figures.items()} == {"mine, 1": 10, "w1, 1": 12}
     for arms in figures.values():
         for arm in arms.values():
             assert 0 < arm["turns_per_s"] <= arm["roof"] * (1 + 1e-9)

@@ -183,11 +183,14 @@ def test_a_load_for_a_later_move_starts_when_the_link_would_be_late() -> None:
 
 
 class Forecast:
-    """What a scheduler would say: so many requests wait, and a slot is free ``in`` so many
-    iterations."""
+    """What a scheduler would say: so many requests wait, for pages or for a slot, which is free
+    ``in`` so many iterations."""
 
-    def __init__(self, num_waiting: int, frees_in: float = 0.0) -> None:
+    def __init__(
+        self, num_waiting: int, frees_in: float = 0.0, *, waits_for_pages: bool = False
+    ) -> None:
         self.num_waiting, self._frees_in = num_waiting, frees_in
+        self.waits_for_pages = waits_for_pages
 
     def starts_in(self, agent: AgentId) -> float:
         return self._frees_in
@@ -219,6 +222,47 @@ def test_what_a_waiting_request_needs_is_loaded_when_the_request_is_about_to_sta
             memory.timing.iteration_s = 0.1
             settle(memory)
         assert memory.counters.prefetched_pages == pages
+
+
+def test_a_request_with_a_free_slot_takes_its_pages_itself() -> None:
+    """What is loaded ahead of it would leave for the request that is admitted before it."""
+    memory = manager(4, 8)
+    turn(memory, 0, 2)
+    turn(memory, 1, 3)
+    settle(memory)
+    memory.hint([(0, 0.0), (1, 5.0)])
+    for waits, pages in ((True, 0), (False, 2)):
+        for _ in range(3):
+            memory.plan(0.0, Forecast(1, waits_for_pages=waits))
+            settle(memory)
+        assert memory.counters.prefetched_pages == pages
+
+
+@pytest.mark.parametrize("theirs", [5.0, 7.0])
+def test_a_load_ahead_waits_for_the_save_of_what_is_used_later(theirs: float) -> None:
+    """While agent 2's pages are copied, the load would take those of agent 1, though agent 1 comes
+    before agent 2; once they are copied, they leave."""
+    memory = manager(6, 20)
+    for agent in (0, 1):
+        turn(memory, agent, 2)
+        settle(memory)
+    for segment in list(memory.tree):
+        if segment.parent is not None and segment.num_dirty:
+            memory.residency.start_save(segment)
+    settle(memory)
+    turn(memory, 2, 4)
+    memory.hint([(0, 1.0), (1, theirs), (2, 6.0)])
+    victim = memory.ranking.farthest_dirty()
+    assert victim is not None and where(memory, 0)[0] == 0 and where(memory, 1)[0] > 0
+    memory.residency.start_save(victim)
+    there = where(memory, 1)
+    memory.plan(0.0)
+    assert (where(memory, 1) == there) == (theirs < 6.0)
+    settle(memory)
+    memory.plan(0.0)
+    assert memory.counters.prefetched_pages == 2
+    settle(memory)
+    check_integrity(memory)
 
 
 @pytest.mark.parametrize("move", [1.0, 0.25])
@@ -403,6 +447,30 @@ def test_a_dialogue_that_starts_over_leaves_its_past_to_the_others() -> None:
         calls(memory, 0, [fixed + said, fixed + said + [start + 2], [*fixed, *said, start + 2, 3]])
     assert unlikely_to_return(memory, [*fixed, 1400, 1401])
     assert not unlikely_to_return(memory, fixed)
+
+
+def test_what_a_call_does_not_go_on_with_leaves_first_from_that_call_on() -> None:
+    """Not only from the call's end on: until then, what is needed would leave instead."""
+    memory = manager(400, 400)
+    for agent in range(2, 10):  # none of them goes on where it ended
+        calls(memory, agent, [[agent, 50 + new] for new in range(5)])
+    memory.clear()
+    calls(memory, 0, [[0, 50], [0, 51]])
+    calls(memory, 1, [[1, 50], [1, 51]])
+    memory.hint([(0, 5.0), (1, 9.0)])
+    last, other = (memory.owners.agent(agent).newest_end for agent in (0, 1))
+    assert last is not None and other is not None
+    assert memory.ranking.next_use(last).time == 5.0  # two calls tell nothing of their agent
+    assert memory.ranking.is_evictable(last)
+    prompt = np.repeat(np.array([0, 52, 999], np.int32), SIZE).tobytes()
+    lease = memory.acquire(0, prompt, 3)
+    assert lease is not None and memory.owners.agent(0).newest_end is last
+    order = []
+    while (victim := memory.ranking.farthest_on_device()) is not None:
+        order.append(victim)
+        memory.residency.drop(victim)
+    assert order.index(last) < order.index(other)
+    memory.release(lease)
 
 
 def test_templates_in_turn_are_not_over_between_their_turns() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import pytest
 
 from scalesim.config import SchedulerConfig
 from scalesim.core import AgentId
@@ -15,7 +16,7 @@ from scalesim.scheduler.sequence import Sequence
 CONFIG = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, max_skips=2, lookahead_window=3)
 
 
-def request(id: int, priority: float = 0.0, admission: int = 0) -> Sequence:
+def request(id: int, priority: float = 0.0, admission: int = 0, work: float = 0.0) -> Sequence:
     sequence = Sequence(
         id=id,
         agent=id,
@@ -25,6 +26,7 @@ def request(id: int, priority: float = 0.0, admission: int = 0) -> Sequence:
         params=SamplingParams(),
         key=0,
         priority=priority,
+        work=work,
     )
     sequence.admission = admission
     return sequence
@@ -103,3 +105,47 @@ def test_positions_are_told_apart_near_the_front_only() -> None:
     assert queue.position_of(7) is None
     queue.line.add(request(4))
     assert queue.position_of(4) == queue.position_of(7) == CONFIG.lookahead_window
+
+
+def test_the_longest_work_goes_first_among_equal_priorities() -> None:
+    queue = queued(request(1, work=5), request(2, work=9), request(3, -1.0), request(4, work=9))
+    assert [waiting.id for waiting in queue.line] == [3, 2, 4, 1]
+
+
+def test_of_the_longest_the_resident_go_first() -> None:
+    queue = queued(request(1, work=9), request(2, work=5), request(3, work=7))
+    assert queue.next(nowhere).id == 1
+    assert queue.next(all_but_1).id == 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nobody_waits_for_ever(seed: int) -> None:
+    """Whoever came as the n-th in line is served after ``n * (max_skips + 1)`` admissions at most,
+    whatever comes later, however urgent, long or resident."""
+    rng = np.random.default_rng(seed)
+    queue, came, served, newest = RequestQueue(CONFIG), {}, 0, 0
+
+    def add() -> None:
+        nonlocal newest
+        newest += 1
+        came[newest] = served, len(came) + 1
+        queue.line.add(
+            request(newest, float(rng.integers(-2, 2)), work=float(rng.integers(0, 100)))
+        )
+
+    def somebody(agents: Iterable[AgentId | None]) -> int | None:
+        index = int(rng.integers(-1, len(list(agents))))
+        return None if index < 0 else index
+
+    for _ in range(400):
+        for _ in range(int(rng.integers(0, 3)) if len(queue) < 12 else 0):
+            add()
+        if not len(queue):
+            continue
+        sequence = queue.next(somebody)
+        queue.admitted(sequence)
+        served += 1
+        since, place = came.pop(sequence.id)
+        assert served - since <= place * (CONFIG.max_skips + 1)
+    assert served > 200
+    assert sorted(waiting.id for waiting in queue.line) == sorted(came)

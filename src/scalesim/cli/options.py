@@ -339,6 +339,9 @@ class ReplayOptions:
     """Requests that run at once; 32 if not given, or 8 where the workload is small."""
     link: Annotated[float, SHARE] = 1.0
     """Share of the link's rate."""
+    order: Literal["longest", "arrival"] = "longest"
+    """Of waiting requests: those first whose agents have the most to generate in the tick, or the
+    oldest."""
     warmup: Annotated[int, WHOLE] = 2
     """Ticks that do not count, the opening included."""
     format: str = "auto"

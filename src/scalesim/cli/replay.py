@@ -72,6 +72,7 @@ def sizes_of(options: ReplayOptions) -> Sizes:
         options.residency or 0.25,
         running=options.running or (8 if options.is_small else 32),
         link_share=options.link,
+        order=options.order,
         adapter=options.what == "paper",
         pool_bytes=None if pool is None else parse_bytes(pool, "--pool"),
         host_bytes=None if host is None else parse_bytes(host, "--host-pool"),

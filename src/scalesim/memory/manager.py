@@ -12,7 +12,7 @@ block table lists both:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from scalesim.core import AgentId, Int32s
 from scalesim.memory.lease import AttachmentSpec, Lease
@@ -23,6 +23,7 @@ from scalesim.memory.owners import AgentPages
 from scalesim.memory.parts import MemoryParts
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
 from scalesim.memory.tiers import TierUse
+from scalesim.memory.tree.segment import lineage
 
 
 class MemoryManager(MemoryParts):
@@ -167,6 +168,15 @@ class MemoryManager(MemoryParts):
         """The agents whose state begins with ``tokens`` (int32 as bytes), as far as that is held,
         and was computed with ``salt``."""
         return self.owners.under(tokens, branch_of((), salt, self.block_size))
+
+    def prefixes(self) -> Iterator[bytes]:
+        """The tokens (int32 as bytes) of each prefix that is on the device, or on its way there, as
+        far as that goes. O(state)."""
+        for segment in self.tree:
+            if segment.device and not segment.is_partial:
+                tokens = b"".join(above.tokens for above in reversed(lineage(segment)))
+                num_missing = segment.num_blocks - len(segment.device)
+                yield tokens[: len(tokens) - num_missing * self.tree.block_bytes]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes

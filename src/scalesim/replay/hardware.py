@@ -8,12 +8,15 @@ and the same for all devices. The figures are meant for ratios between policies.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.scheduler.step_costs import StepCosts
+
+Order: TypeAlias = 'Literal["longest", "arrival"]'
+"""``SchedulerConfig.order``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ class Machine:
     link_share: float = 1.0
     first_tokens: int = 0
     planner: PlannerConfig = field(default_factory=PlannerConfig)
-    order: Literal["longest", "arrival"] = "longest"
+    order: Order = "longest"
 
     @property
     def geometry(self) -> PageGeometry:

@@ -11,7 +11,7 @@ from scalesim.distance.learned.learned import Learned
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay.bound import page_ids
 from scalesim.replay.content import VOCAB_SIZE, tokens_of
-from scalesim.replay.hardware import CostModel, Machine
+from scalesim.replay.hardware import CostModel, Machine, Order
 from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, generate
@@ -40,7 +40,7 @@ class Sizes:
     host: float = 4.0
     running: int = 32
     link_share: float = 1.0
-    order: Literal["longest", "arrival"] = "longest"
+    order: Order = "longest"
     adapter: bool = False
     pool_bytes: int | None = None
     host_bytes: int | None = None

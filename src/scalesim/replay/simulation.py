@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from scalesim.core import AgentId
 from scalesim.distance.estimates import Source
 from scalesim.distance.voice import voice_of
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.virtual_link import VirtualLink
-from scalesim.memory.tree.segment import lineage
 from scalesim.replay.bound import Access, page_ids
 from scalesim.replay.content import sampling_key, tokens_of
 from scalesim.replay.leap import take_quiet_steps
@@ -106,11 +107,9 @@ class Simulation:
     def cached_pages(self) -> set[int]:
         """The pages on the device and on their way there, by the ids of ``Log.accesses``."""
         found: set[int] = set()
-        for segment in self.loop.memory.tree:
-            if segment.device and not segment.is_partial:
-                path = b"".join(above.tokens for above in reversed(lineage(segment)))
-                ids = page_ids(path, self.loop.memory.tree.block_bytes, self._pages)
-                found.update(ids[: len(ids) - segment.num_blocks + len(segment.device)])
+        page_bytes = self.loop.memory.block_size * np.dtype(np.int32).itemsize
+        for tokens in self.loop.memory.prefixes():
+            found.update(page_ids(tokens, page_bytes, self._pages))
         return found
 
     # -- inside a tick ------------------------------------------------------------------------

@@ -22,6 +22,10 @@ class QueueForecast:
     def num_waiting(self) -> int:
         return len(self._queue)
 
+    @property
+    def waits_for_pages(self) -> bool:
+        return self._slots.num_free > 0 and len(self._queue) > 0
+
     def starts_in(self, agent: AgentId) -> float:
         """Steps until the oldest waiting request of ``agent`` can start; 0 if there is none."""
         position = self._queue.position_of(agent)

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import numpy as np
 
+from scalesim.config import SchedulerConfig
 from scalesim.core import Bools, Int64s
 from scalesim.memory.lease import Lease
 from scalesim.scheduler.sequence import Chunk, Phase, Sequence
 from scalesim.scheduler.slots import Slots
+from scalesim.scheduler.step_costs import StepCosts
 
 _NO_SLOTS: Int64s = np.empty(0, np.int64)
+_LEAST_SHARE = 8  # a step prefills an eighth of the largest one at least, so that prompts get done
 
 
 class Running:
     """``prefilling`` is in order of admission. ``decoding`` are slots, in the order in which their
     sequences began to decode."""
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(
+        self, slots: Slots, config: SchedulerConfig, costs: StepCosts | None = None
+    ) -> None:
+        self._slots, self._costs = slots, costs
+        self._max_tokens = config.max_num_batched_tokens
         self.prefilling: list[Sequence] = []
         self.decoding = _NO_SLOTS
         self._loading: dict[int, Sequence] = {}  # by id of the lease
@@ -60,9 +66,9 @@ class Running:
             unfinished &= known | ~slots.logits.constrained[slot_ids]
         return slot_ids[unfinished]
 
-    def chunks(self, budget: int) -> list[Chunk]:
-        """What is prefilled next: up to ``budget`` tokens, the oldest sequences first."""
-        chunks = []
+    def chunks(self, decodes: Int64s) -> list[Chunk]:
+        """What is prefilled in the next step, beside ``decodes``: the oldest sequences first."""
+        chunks, budget = [], self._prefill_budget(decodes)
         for sequence in self.prefilling:
             if budget <= 0:
                 break
@@ -71,6 +77,20 @@ class Running:
                 chunks.append((sequence, count))
                 budget -= count
         return chunks
+
+    def _prefill_budget(self, decodes: Int64s) -> int:
+        """The most prompt tokens of a step: what runs beside ``decodes`` without delaying them.
+        Where nothing decodes, or the decodes alone keep the arithmetic busy, later is no better
+        than now."""
+        budget = self._max_tokens - len(decodes)
+        if self._costs is None or not self.prefilling or not len(decodes):
+            return budget
+        launched = self._slots.launched
+        context_tokens, position = launched[decodes].sum(), launched[self.prefilling[0].slot]
+        balanced = self._costs.balanced_tokens(len(decodes), int(context_tokens), int(position))
+        if balanced <= 0.0:
+            return budget
+        return int(min(budget, max(balanced, self._max_tokens // _LEAST_SHARE)))
 
     def leave(self, sequence: Sequence) -> None:
         """``sequence`` runs no more; it still has its slot and its lease."""

@@ -28,7 +28,6 @@ from scalesim.scheduler.slots import Slots
 from scalesim.scheduler.step_costs import StepCosts
 
 MAX_ATTACHMENT_FAILURES = 8
-_LEAST_PREFILL = 8  # of the largest step, this part is prefilled at least: prompts get done
 
 
 class Scheduler:
@@ -47,7 +46,7 @@ class Scheduler:
         self.max_len = max_len
         self.num_steps = self.num_admissions = 0
         self.slots = Slots(config.max_num_seqs, max_len)
-        self.queue, self.running = RequestQueue(config), Running(self.slots)
+        self.queue, self.running = RequestQueue(config), Running(self.slots, config, costs)
         self.forecast = QueueForecast(self.slots, self.queue)
         self.work = ExpectedWork()
         self.finisher = Finisher(memory, self.slots, self.queue, self.running, self.work)
@@ -124,7 +123,7 @@ class Scheduler:
         if self.num_waiting and self.slots.num_free:
             self._admit()
         decodes = self._ready_decodes()
-        chunks = self.running.chunks(self._prefill_budget(decodes))
+        chunks = self.running.chunks(decodes)
         if self.slots.logits.num_constrained:
             failed = fill_masks(self.slots, decodes, chunks)
             for slot, error in failed.items():  # a constraint that fails ends its own sequence
@@ -239,24 +238,6 @@ class Scheduler:
         self.queue.requeue(sequence)
 
     # -- what a step computes -----------------------------------------------------------------
-
-    def _prefill_budget(self, decodes: Int64s) -> int:
-        """The most prompt tokens of a step: what runs beside ``decodes`` without delaying them, an
-        eighth of the largest step at least. Where nothing decodes, or the decodes alone keep the
-        arithmetic busy, later is no better than now."""
-        budget = self.config.max_num_batched_tokens - len(decodes)
-        if self._costs is None or not self.running.prefilling or not len(decodes):
-            return budget
-        launched = self.slots.launched
-        balanced = self._costs.balanced_tokens(
-            len(decodes),
-            int(launched[decodes].sum()),
-            int(launched[self.running.prefilling[0].slot]),
-        )
-        if balanced <= 0.0:
-            return budget
-        least = self.config.max_num_batched_tokens // _LEAST_PREFILL
-        return int(min(budget, max(balanced, least)))
 
     def _ready_decodes(self) -> Int64s:
         """The decoding slots that have a token to compute and a page to put it in."""

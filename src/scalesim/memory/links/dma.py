@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 from scalesim.memory.links.link import MAX_CHUNK_BYTES, Copies, Job, JobQueue
 
@@ -20,23 +20,22 @@ MIN_DEPTH_BYTES = 4 * MAX_CHUNK_BYTES
 _WEIGHT = 0.1  # of the newest gap in the moving average
 
 
-class DmaCopy(NamedTuple):
-    """One DMA copy of ``num_pages`` pages, which are consecutive on both sides."""
-
-    device_page: int
-    host_page: int
-    num_pages: int
+DmaCopy: TypeAlias = tuple[int, int, int]
+"""(device page, host page, number of pages) of one DMA copy: pages consecutive on both sides."""
 
 
 def dma_pieces(copies: Copies, seam_pages: int) -> list[DmaCopy]:
     """``copies`` as DMA copies. No copy crosses a multiple of ``seam_pages`` on the host, where one
     registration of pinned memory ends and the next begins."""
     pieces = []
-    for device, host, count in copies.pieces():
-        while count:
-            fits = min(count, seam_pages - host % seam_pages)
-            pieces.append(DmaCopy(device, host, fits))
-            device, host, count = device + fits, host + fits, count - fits
+    for piece in copies.pieces():
+        device, host, count = piece
+        room = seam_pages - host % seam_pages
+        while count > room:
+            pieces.append((device, host, room))
+            device, host, count = device + room, host + room, count - room
+            piece, room = (device, host, count), seam_pages
+        pieces.append(piece)
     return pieces
 
 

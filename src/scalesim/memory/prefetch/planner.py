@@ -27,6 +27,11 @@ class Forecast(Protocol):
         """The number of requests that wait."""
         ...
 
+    @property
+    def waits_for_pages(self) -> bool:
+        """Whether requests wait although a slot is free: for pages, or for their prefill."""
+        ...
+
     def starts_in(self, agent: AgentId) -> float:
         """Iterations until a waiting request of ``agent`` can start."""
         ...
@@ -36,6 +41,7 @@ class Unknown:
     """The forecast where nothing is known: an agent that is due starts at once."""
 
     num_waiting = 0
+    waits_for_pages = False
 
     def starts_in(self, agent: AgentId) -> float:
         return 0.0

@@ -2,10 +2,10 @@
 eviction while the link is idle.
 
 Runs once an iteration of the engine's loop. Agents are loaded in the order of their next uses: for
-a waiting request, when it is about to start; once no request waits, for the next move of the clock;
-and for later moves, when the link would be late otherwise. A load displaces nothing that is needed
-at the same move (``Residency.take``), so that it is not paid for with another load. ``Residency``
-makes the copies.
+a waiting request, when a slot is about to be free; once no request waits, for the next move of the
+clock; and for later moves, when the link would be late otherwise. A load displaces nothing that is
+needed at the same move (``Residency.take``), so that it is not paid for with another load.
+``Residency`` makes the copies.
 """
 
 from __future__ import annotations
@@ -69,6 +69,9 @@ class Prefetcher:
                 continue
             if forecast.num_waiting and not self._has_called(agent):
                 return  # these take pages first, and what ends then makes better victims
+            if forecast.waits_for_pages and self._has_called(agent):
+                self.blocked_by = "pool"  # a request takes pages by its admission
+                return
             if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
             if self._link_is_busy("in"):
