@@ -190,7 +190,8 @@ def steps(repeats: int) -> None:
                 def run(runner: CudaRunner, step: Batch = step) -> None:
                     runner.collect(runner.launch(step))
 
-                run(apart), run(captured)  # the first with an adapter captures
+                run(apart)
+                run(captured)  # the first with an adapter captures
                 before = least_s(lambda: run(apart), repeats)
                 after = least_s(lambda: run(captured), repeats)
                 number = launches(lambda: run(apart))
