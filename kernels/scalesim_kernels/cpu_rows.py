@@ -191,7 +191,7 @@ class MatrixProduct(NamedTuple):
     multiply: RowProduct
 
 
-products = WeakTensorKeyDictionary()
+products: MutableMapping[Tensor, MatrixProduct] = WeakTensorKeyDictionary()
 """The product with each matrix that was multiplied: making it takes longer than a small product."""
 
 

@@ -91,12 +91,11 @@ def report(section: Section, name: str, answer: Agreement, *, used: bool) -> Non
     """Add the fact, and a note if reproducible mode is slow in the form that models use."""
     sizes = answer.sizes
     if sizes == ALONE:
-        section.facts[name] = "a row a call"
+        fact = "a row a call"
     else:
         sides = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
-        section.facts[name] = f"{sides} rows a call, {len(sizes)} sizes"
-    if answer.few:
-        section.facts[name] += f"; up to {FEW_ROWS} by our own kernel"
+        fact = f"{sides} rows a call, {len(sizes)} sizes"
+    section.facts[name] = f"{fact}; up to {FEW_ROWS} by our own kernel" if answer.few else fact
     if used and sizes[-1] <= BASE:
         section.find(
             "note",
