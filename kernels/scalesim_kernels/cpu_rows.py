@@ -17,7 +17,7 @@ The only assumption is that the library repeats the bits of an identical call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, MutableMapping
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import NamedTuple, TypeAlias

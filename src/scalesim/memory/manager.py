@@ -170,13 +170,12 @@ class MemoryManager(MemoryParts):
         return self.owners.under(tokens, branch_of((), salt, self.block_size))
 
     def prefixes(self) -> Iterator[bytes]:
-        """The tokens (int32 as bytes) of each prefix that is on the device, or on its way there, as
-        far as that goes. O(state)."""
+        """The tokens (int32 as bytes) of each prefix on the device, or on its way. O(state)."""
         for segment in self.tree:
             if segment.device and not segment.is_partial:
                 tokens = b"".join(above.tokens for above in reversed(lineage(segment)))
-                num_missing = segment.num_blocks - len(segment.device)
-                yield tokens[: len(tokens) - num_missing * self.tree.block_bytes]
+                missing = (segment.num_blocks - len(segment.device)) * self.tree.block_bytes
+                yield tokens[: len(tokens) - missing]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes
