@@ -13,6 +13,7 @@ from scalesim.cli.options import ReplayOptions, parse
 from scalesim.cli.replay import scenarios, sizes_of, watching
 from scalesim.errors import ConfigError
 from scalesim.replay.formats import FORMATS, read
+from scalesim.replay.peers.policies import REPLAY_POLICIES
 from scalesim.replay.scenario import Sizes, of_workload
 from scalesim.replay.simulation import Log
 from scalesim.replay.workloads import WORKLOADS, workload
@@ -148,7 +149,7 @@ def test_the_table_fits_80_columns_and_progress_comes_first(
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["replay", "w1", *SMALL, "--residency", "50%"]) == 0
     out, error = capsys.readouterr()
-    assert error.startswith("w1, 12 agents, 4 ticks: 6 policies")
+    assert error.startswith(f"w1, 12 agents, 4 ticks: {len(REPLAY_POLICIES)} policies")
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
     rows = [line.split() for line in lines if line.split()[:1] == ["lru-recompute"]]

@@ -85,7 +85,7 @@ def test_all_resident_loads_nothing_and_belady_needs_nothing() -> None:
     assert outcome.loaded_bytes == 0.0
     assert outcome.least_pages == 0 and outcome.over_belady is None
     limited = bounded(replace(machine, device_pages=40), replace(outcome, policy="deadline"),
-                      simulation.log)  # fmt: skip
+                      simulation.log, simulation.cached_pages())  # fmt: skip
     assert limited.least_bytes > 0.0
 
 
