@@ -121,7 +121,7 @@ def test_failing_copies_cost_time_only(seed: int) -> None:
         FULL // 4,
         1.0,
         policy,
-        failure_rate=0.05,  # of tickets; a request whose adapter fails over and over ends with an error
+        failure_rate=0.05,  # of tickets: no adapter fails over and over, which ends a request
         seed=seed,
         steps_in_flight=1 + seed // 3,
         max_len=LONGEST * 4,
