@@ -55,6 +55,18 @@ def test_linear(width: int, packed: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("bias", [None, torch.randn(24)])
+def test_zeros_do_not_answer_for_others(bias: torch.Tensor | None) -> None:
+    """A matrix of zeros agrees with itself under any library, as an adapter's often begins."""
+    cpu, x = select("cpu"), torch.randn(ROWS, 200)
+    cpu.linear(x[:1], torch.zeros(24, 200), bias)
+    weight = torch.randn(24, 200)
+    whole = cpu.linear(x, weight, bias)
+    for rows in COUNTS:
+        assert torch.equal(cpu.linear(x[:rows], weight, bias), whole[:rows]), rows
+
+
+@pytest.mark.usefixtures("library")
 def test_lora() -> None:
     lora_rows_stand_alone(3)
 
