@@ -187,10 +187,10 @@ class Forecast:
     ``in`` so many iterations."""
 
     def __init__(
-        self, num_waiting: int, frees_in: float = 0.0, *, has_free_slot: bool = False
+        self, num_waiting: int, frees_in: float = 0.0, *, waits_for_pages: bool = False
     ) -> None:
         self.num_waiting, self._frees_in = num_waiting, frees_in
-        self.has_free_slot = has_free_slot
+        self.waits_for_pages = waits_for_pages
 
     def starts_in(self, agent: AgentId) -> float:
         return self._frees_in
@@ -231,9 +231,9 @@ def test_a_request_with_a_free_slot_takes_its_pages_itself() -> None:
     turn(memory, 1, 3)
     settle(memory)
     memory.hint([(0, 0.0), (1, 5.0)])
-    for is_free, pages in ((True, 0), (False, 2)):
+    for waits, pages in ((True, 0), (False, 2)):
         for _ in range(3):
-            memory.plan(0.0, Forecast(1, has_free_slot=is_free))
+            memory.plan(0.0, Forecast(1, waits_for_pages=waits))
             settle(memory)
         assert memory.counters.prefetched_pages == pages
 
@@ -285,7 +285,7 @@ def test_a_load_displaces_only_what_is_needed_at_a_later_move(
     assert memory.counters.prefetched_pages == (2 if displaces else 0)
 
 
-def test_nothing_is_loaded_ahead_while_a_request_has_free_slot() -> None:
+def test_nothing_is_loaded_ahead_while_a_request_waits_for_pages() -> None:
     memory = manager(4, 8)
     turn(memory, 0, 2)
     turn(memory, 1, 3)

@@ -23,8 +23,8 @@ class QueueForecast:
         return len(self._queue)
 
     @property
-    def has_free_slot(self) -> bool:
-        return self._slots.num_free > 0
+    def waits_for_pages(self) -> bool:
+        return self._slots.num_free > 0 and len(self._queue) > 0
 
     def starts_in(self, agent: AgentId) -> float:
         """Steps until the oldest waiting request of ``agent`` can start; 0 if there is none."""

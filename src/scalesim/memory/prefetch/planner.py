@@ -28,8 +28,8 @@ class Forecast(Protocol):
         ...
 
     @property
-    def has_free_slot(self) -> bool:
-        """Whether another request could run at once, if it had its pages."""
+    def waits_for_pages(self) -> bool:
+        """Whether requests wait although a slot is free: for pages, or for their prefill."""
         ...
 
     def starts_in(self, agent: AgentId) -> float:
@@ -41,7 +41,7 @@ class Unknown:
     """The forecast where nothing is known: an agent that is due starts at once."""
 
     num_waiting = 0
-    has_free_slot = False
+    waits_for_pages = False
 
     def starts_in(self, agent: AgentId) -> float:
         return 0.0

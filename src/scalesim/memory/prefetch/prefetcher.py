@@ -69,8 +69,8 @@ class Prefetcher:
                 continue
             if forecast.num_waiting and not self._has_called(agent):
                 return  # these take pages first, and what ends then makes better victims
-            if forecast.has_free_slot and self._has_called(agent):
-                self.blocked_by = "pool"  # what can run at once takes its pages by its admission
+            if forecast.waits_for_pages and self._has_called(agent):
+                self.blocked_by = "pool"  # a request takes pages by its admission
                 return
             if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
