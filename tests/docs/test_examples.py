@@ -21,6 +21,7 @@ from tests.docs.folders import write_folders, write_model
 from tests.docs.pages import DOCS, LANGUAGES, NOT_RUN, PAGES, ROOT, Block, blocks_of, name_of
 
 SMALL = {"device_memory": "64MB", "host_memory": "256MB"}
+COMPILING = "scalesim_kernels.cpu_kernel"  # says that kernels are compiled, the first time
 ALL = [block for page in PAGES for block in blocks_of(page)]
 PYTHON = [block for block in ALL if block.language == "python"]
 BY_PAGE = {
@@ -57,7 +58,8 @@ def test_the_examples_of_a_page_run_in_order(
         for value in names.values():  # an engine that the page leaves open for its reader
             if type(value).__name__ == "Engine":
                 stack.callback(value.close)
-    assert not caplog.records  # what fails on the engine's thread and is advice only, is logged
+    logged = [record for record in caplog.records if record.name != COMPILING]
+    assert not logged  # what fails on the engine's thread and is advice only, is logged
 
 
 def makes_engine(blocks: list[Block]) -> bool:
