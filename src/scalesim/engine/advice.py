@@ -124,14 +124,14 @@ class Advice:
 
     def called(self, agent: AgentId) -> None:
         """A call of ``agent`` is open."""
+        self._bursts.called(agent)
         self._memory.called(agent, self.distances.next_use(agent))
         self._apply(self.distances.called(agent))
-        self._bursts.called(agent)
 
     def ended(self, agent: AgentId) -> None:
         """A call of ``agent`` is not open any more."""
-        self._apply(self.distances.ended(agent))
         self._bursts.ended(agent)
+        self._apply(self.distances.ended(agent))
 
     def forget(self, agents: Sequence[AgentId]) -> None:
         """``agents``, which have no open call, are gone."""

@@ -29,7 +29,8 @@ class ExpectedWork:
 
     def of(self, sequence: Sequence, num_calls: float) -> float:
         """The work from ``sequence`` on, the first of ``num_calls`` that its agent makes one after
-        the other. The calls behind it have not come, and are taken to be usual ones."""
+        the other. The calls behind it have not come, and are taken to be usual ones; so this
+        call counts towards what is usual."""
         longest = float(sequence.limit - sequence.prompt_len)
         expected = min(longest, self._lengths.get(_kind(sequence), longest))
         self.output_len += (_NEW if self.output_len else 1.0) * (expected - self.output_len)

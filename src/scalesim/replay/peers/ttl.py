@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking
-from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, Forecast
 from scalesim.memory.prefetch.prefetcher import Prefetcher
-from scalesim.memory.prefetch.queue import PrefetchQueue
-from scalesim.memory.residency import Residency
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.next_use import NextUse
 from scalesim.memory.tree.prefix_tree import PrefixTree
@@ -38,14 +35,14 @@ _WITHIN = -1e18  # before the next use of anything else
 class TtlRanking(EvictionRanking):
     """An eviction ranking with a time to live for each segment that was used.
 
-    ``now_s`` is the engine's wall time. ``reload_s`` gives the seconds of a reload of the
+    ``now_s`` is the engine's wall time. ``reload_s``: seconds of a reload of the
     whole pool, behind what the link has to do already.
     """
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
         super().__init__(tree, policy, timing)
         self.now_s = 0.0
-        self.reload_s: Callable[[], float] = lambda: 0.0
+        self.reload_s = 0.0
         self._pauses: deque[float] = deque(maxlen=_PAUSES)
         self._own: dict[AgentId, deque[float]] = {}
         self._ended_s: dict[Segment, float] = {}
@@ -72,7 +69,7 @@ class TtlRanking(EvictionRanking):
         self._ended_s[segment] = self.now_s
         owner = segment.owners.sole
         pauses = self._own.get(owner.id, ()) if owner is not None else ()
-        ttl_s = best_ttl(pauses if len(pauses) >= _FEW else self._pauses, self.reload_s())
+        ttl_s = best_ttl(pauses if len(pauses) >= _FEW else self._pauses, self.reload_s)
         if ttl_s > 0.0:
             expires = self._expires[segment] = self.now_s + ttl_s
             heapq.heappush(self._queue, (expires, self.next_seq(), segment))
@@ -113,25 +110,11 @@ def best_ttl(pauses: Collection[float], reload_s: float) -> float:
 class TtlClock(Prefetcher):
     """A planner without loads ahead: it tells a ``TtlRanking`` the time."""
 
-    def __init__(
-        self,
-        residency: Residency,
-        queue: PrefetchQueue,
-        config: PlannerConfig,
-        read_rate: Callable[[], float],
-    ) -> None:
-        super().__init__(residency, queue, config, read_rate)
-        assert isinstance(residency.ranking, TtlRanking)
-        self._ranking, self._pool = residency.ranking, residency.device.num_usable
-        self._ranking.reload_s = self._reload_s
-
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
-        self._ranking.now_s = wall_s
-        self._ranking.expire()
+        residency, ranking = self.residency, self.residency.ranking
+        assert isinstance(ranking, TtlRanking)
+        whole = residency.device.num_usable * residency.page_bytes
+        ranking.reload_s = (whole + residency.link.queued_bytes("in")) / residency.link.rate("in")
+        ranking.now_s = wall_s
+        ranking.expire()
         super().plan(wall_s, forecast)
-
-    def _reload_s(self) -> float:
-        """Seconds that the link takes for the whole pool, behind what it has to do already."""
-        link = self.residency.link
-        num_bytes = self._pool * self.residency.page_bytes + link.queued_bytes("in")
-        return num_bytes / link.rate("in")
