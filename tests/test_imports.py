@@ -156,6 +156,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         ("scalesim.model.layers.hosted", "scalesim.model.layers.hosting"),
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
+    "scalesim.order": (  # for caches that are not ours; the order itself is the engine's
+        *VALUES,
+        "scalesim.distance",
+        "scalesim.memory.eviction.lazy_heap",
+        "scalesim.memory.tree.next_use",
+        "scalesim.memory.tree.owner",
+    ),
+    "scalesim.vllm": (*VALUES, "scalesim.distance", "scalesim.order"),
+    "scalesim.vllm.compat": ("vllm",),
+    "scalesim.vllm.plugin": ("scalesim.vllm", "vllm"),
     "scalesim.trace": VALUES,
     "scalesim.requests": (
         *SCHEDULING,
@@ -208,10 +218,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names
 }
-WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
+WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft", "vllm")
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "profile", "replay", "scheduler", "testing", "trace",
+    "order", "profile", "replay", "scheduler", "testing", "trace",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",
@@ -350,6 +360,14 @@ def test_torch_free_parts_load_without_torch() -> None:
     loads = "".join(f"import {name}\n" for name in names)
     found = python(f"{loads}import sys\nprint({{'torch', 'triton'}} & set(sys.modules))")
     assert found == "set()", f"{found} came with one of {names}"
+
+
+def test_the_plug_in_loads_neither_torch_nor_the_engine_it_plugs_into() -> None:
+    """What vLLM finds by its entry points, and what needs no class of vLLM's."""
+    parts = ("", ".core_calls", ".device_tier", ".host_tier", ".plugin", ".routes", ".settings")
+    loads = "".join(f"import scalesim.vllm{part}\n" for part in parts)
+    found = python(f"{loads}import sys\nprint({{'torch', 'vllm'}} & set(sys.modules))")
+    assert found == "set()"
 
 
 def test_import_scalesim_loads_neither_torch_nor_triton() -> None:

@@ -69,13 +69,12 @@ class ScaleSimConnector(OffloadingConnector):
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
-        if self.side is None:
-            return super().get_num_new_matched_tokens(request, num_computed_tokens)
-        if self.side.waits_for_load(request):
-            return None, False
-        found = super().get_num_new_matched_tokens(request, num_computed_tokens)
-        self.side.matched(request, num_computed_tokens, found[0])
-        return found
+        if self.side is not None and self.side.waits_for_load(request):
+            return None, False  # ask again in the next step
+        on_host, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        if self.side is not None:
+            self.side.matched(request, num_computed_tokens, on_host)
+        return on_host, later
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         super().update_state_after_alloc(request, blocks, num_external_tokens)

@@ -5,8 +5,8 @@
     POST /scalesim/forget   {"agents": ["ada"]}                       who will not call again
     GET  /scalesim/stats                                              what the plug-in counts
 
-The bodies are those of ``/v1/agents/hints`` and ``/v1/sim/tick`` of ``scalesim serve``. All give the
-counts. vLLM loads the routes only if ``VLLM_PLUGINS`` names them, and does not guard them.
+The bodies are those of ``/v1/agents/hints`` and ``/v1/sim/tick`` of ``scalesim serve``. All give
+the counts. vLLM loads the routes only if ``VLLM_PLUGINS`` names them, and does not guard them.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ class NextUseOffloadingManager(CPUOffloadingManager):
 class ScaleSimOffloadingSpec(CPUOffloadingSpec):
     """``CPUOffloadingSpec`` with ``eviction_policy`` by next use unless another is named."""
 
+    _manager: Any  # vLLM's class makes both when they are asked for
+    _worker: Any
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         if "eviction_policy" not in self.extra_config:
