@@ -115,7 +115,7 @@ def play(llm: Any, settings: ArmSettings) -> dict[str, Any]:
             said = {"agent": str(agent), "now": now, "next": soon}
             if settings.out_of_band:
                 core.scalesim_tick(1.0, now)
-                core.scalesim_expect({str(agent): soon}, True)
+                core.scalesim_expect({str(agent): soon}, True, {str(agent): 1.0})
                 said = {"agent": str(agent)}
             prompts.append({"prompt_token_ids": settings.prompt(agent, number)})
             params.append(
@@ -139,7 +139,7 @@ def play(llm: Any, settings: ArmSettings) -> dict[str, Any]:
         "cached": cached,
         "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8],
         "seconds": took,
-        "counts": counts[-1] if counts else {},
+        "counts": counts[-1] or {} if counts else {},
         "free_blocks": pool.get_num_free_blocks(),
     }
 

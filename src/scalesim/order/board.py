@@ -83,13 +83,19 @@ class CallBoard:
 
     # -- what is said of agents ------------------------------------------------------------------
 
-    def expect(self, times: Mapping[AgentId, float], *, absolute: bool = True) -> None:
-        """Each agent calls next at its time of the clock, or so many ticks from now. What is no
-        finite number is ignored and counted."""
+    def expect(
+        self,
+        times: Mapping[AgentId, float],
+        confidence: float | Mapping[AgentId, float] = 1.0,
+        *,
+        absolute: bool = True,
+    ) -> None:
+        """Each agent calls next at its time of the clock, or so many ticks from now. ``confidence``
+        is one for all, or one for each. What is no finite number is ignored and counted."""
         for agent in times:
             self._owner(agent)
         offset = 0.0 if absolute else self.clock.now
-        self._apply(self.distances.expect_all(times, offset=offset))
+        self._apply(self.distances.expect_all(times, confidence, offset=offset))
 
     def tick(self, n: float = 1.0, *, to: float | None = None) -> None:
         """Move the clock by ``n`` ticks or to the time ``to``. A time that has passed is ignored:
@@ -101,9 +107,10 @@ class CallBoard:
         """Ask ``source`` for its predictions from now on."""
         self._apply(self.distances.add(source))
 
-    def forget(self, agents: Iterable[AgentId]) -> None:
-        """``agents`` will not call again: their keys leave first. Agents with an open call stay."""
-        gone = [agent for agent in agents if agent in self._agents]
+    def forget(self, agents: Iterable[AgentId]) -> int:
+        """``agents`` will not call again: their keys leave first. Agents with an open call stay.
+        Returns how many were forgotten."""
+        gone = [agent for agent in dict.fromkeys(agents) if agent in self._agents]
         gone = [agent for agent in gone if not self._agents[agent].num_open]
         for agent in gone:
             owner = self._agents.pop(agent)
@@ -112,6 +119,7 @@ class CallBoard:
             for path in paths:
                 self._leave(owner, path)
         self._apply(self.distances.forget(gone))
+        return len(gone)
 
     def next_use(self, key: Key) -> NextUse | None:
         """When ``key`` is used next; ``None`` for a key that nobody owns. An agent with an open

@@ -36,6 +36,7 @@ class ScaleSimConnector(OffloadingConnector):
         settings = PluginSettings.of(extra)
         extra.setdefault("spec_name", "ScaleSimOffloadingSpec")
         extra.setdefault("spec_module_path", "scalesim.vllm.spec")
+        extra.setdefault("offload_prompt_only", False)  # a reply is part of the next prompt
         super().__init__(vllm_config, role, kv_cache_config)
         self.side: SchedulerSide | None = None
         if role == KVConnectorRole.SCHEDULER:

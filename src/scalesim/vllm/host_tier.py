@@ -9,7 +9,7 @@ as well is a spare copy, and leaves before any that only the host has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from scalesim.core import AgentId
@@ -73,17 +73,23 @@ class HostTier:
 
     # -- what is told from outside ---------------------------------------------------------------
 
-    def expect(self, times: dict[AgentId, float], *, absolute: bool) -> None:
+    def expect(
+        self,
+        times: Mapping[AgentId, float],
+        *,
+        absolute: bool,
+        confidence: float | Mapping[AgentId, float] = 1.0,
+    ) -> None:
         """Agents call next at these times, or in so many ticks."""
-        self.board.expect(times, absolute=absolute)
+        self.board.expect(times, confidence, absolute=absolute)
 
     def tick(self, n: float, to: float | None) -> None:
         """Move the clock."""
         self.board.tick(n, to=to)
 
-    def forget(self, agents: Sequence[AgentId]) -> None:
-        """These agents will not call again."""
-        self.board.forget(agents)
+    def forget(self, agents: Sequence[AgentId]) -> int:
+        """These agents will not call again. Returns how many of them there were."""
+        return self.board.forget(agents)
 
     def stats(self) -> dict[str, float]:
         """What the tier holds and has done, the clock, and how much the board knows."""

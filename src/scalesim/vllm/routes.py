@@ -1,27 +1,31 @@
 """The entry point ``vllm.endpoint_plugins``: routes of vLLM's API server for hints out of band.
 
-    POST /scalesim/expect   {"in": {"ada": 3}, "at": {"bob": 17.5}}   who calls next, and when
-    POST /scalesim/tick     {"n": 1} or {"to": 17}                    the clock of the simulation
-    POST /scalesim/forget   {"agents": ["ada"]}                       who will not call again
-    GET  /scalesim/stats                                              what the plug-in counts
+    POST /scalesim/expect   {"in": {"ada": 3}, "at": {"bob": [17.5, 0.9]}}  who calls next, and when
+    POST /scalesim/tick     {"n": 1} or {"to": 17}                          the simulation's clock
+    POST /scalesim/forget   {"agents": ["ada"]}                             who calls no more
+    GET  /scalesim/stats                                                    what was done so far
 
-The bodies are those of ``/v1/agents/hints`` and ``/v1/sim/tick`` of ``scalesim serve``. All give
-the counts. vLLM loads the routes only if ``VLLM_PLUGINS`` names them, and does not guard them.
+Bodies and replies are those of ``scalesim serve``, whose paths are known too, so that
+``scalesim.client`` gives its hints to either. vLLM loads the routes only if ``VLLM_PLUGINS`` names
+them, and asks for no key there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
-from scalesim.checks import agent_ids, number, refuse
+from scalesim.checks import agent_ids, listed, number, refuse, shown
+from scalesim.core import AgentId
 from scalesim.distance.clock import MAX_TIME
 from scalesim.errors import RequestError
-from scalesim.order.request_hints import read_times
 
-CoreCall: TypeAlias = Callable[..., Awaitable[dict[str, float]]]
 MAX_BODY_BYTES = 16 << 20
+OFF = (
+    "the plug-in is not in use here: start vLLM with kv_connector ScaleSimConnector in "
+    "--kv-transfer-config"
+)
 
 
 class HintRoutes:
@@ -35,54 +39,76 @@ class HintRoutes:
 
     def attach_router(self, app: Any) -> None:
         """Add the routes to ``app``."""
-        for path, method, answer in (
-            ("/scalesim/expect", "POST", self.expect),
-            ("/scalesim/tick", "POST", self.tick),
-            ("/scalesim/forget", "POST", self.forget),
-            ("/scalesim/stats", "GET", self.stats),
+        for paths, method, answer in (
+            (("/scalesim/expect", "/v1/agents/hints"), "POST", self.expect),
+            (("/scalesim/tick", "/v1/sim/tick"), "POST", self.tick),
+            (("/scalesim/forget", "/v1/agents/forget"), "POST", self.forget),
+            (("/scalesim/stats",), "GET", self.stats),
         ):
-            app.add_route(path, _route(answer), methods=[method])
+            for path in paths:
+                app.add_route(path, _route(answer), methods=[method])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Keep the way to the engine's core; vLLM calls this once it is there."""
         self._core = None if engine_client is None else engine_client.engine_core
 
-    async def expect(self, body: dict[str, Any]) -> dict[str, float]:
+    async def expect(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Who calls next. Raises ``RequestError``."""
-        counts: dict[str, float] = {}
-        for field, absolute in (("in", False), ("at", True)):
-            times = read_times(field, body.get(field, {}))
+        confidence = number("confidence", body.get("confidence", 1.0), 0.0, 1.0)
+        accepted = 0
+        woken = listed("interrupt", body.get("interrupt", ()), "must be a list of agents")
+        for field, absolute, given in (
+            ("in", False, body.get("in") or {}),
+            ("at", True, body.get("at") or {}),
+            ("interrupt", False, dict.fromkeys(agent_ids("interrupt", woken), 0.0)),
+        ):
+            times, sure = _times(field, given, confidence)
             if times:
-                counts = await self._call("scalesim_expect", times, absolute)
-        return counts or await self.stats({})
+                accepted += await self._call("scalesim_expect", times, absolute, sure)
+        return {"accepted": accepted}
 
-    async def tick(self, body: dict[str, Any]) -> dict[str, float]:
+    async def tick(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Move the clock. Raises ``RequestError``."""
         to = body.get("to")
         if to is not None:
             to = number("to", to, 0.0, MAX_TIME)
         n = number("n", body.get("n", 1), 0.0, MAX_TIME, above=True)
-        return await self._call("scalesim_tick", n, to)
+        return {"tick": await self._call("scalesim_tick", n, to)}
 
-    async def forget(self, body: dict[str, Any]) -> dict[str, float]:
+    async def forget(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Who will not call again. Raises ``RequestError``."""
-        agents = body.get("agents", [])
-        if isinstance(agents, str):
-            refuse("agents", agents, "must be a list of names")
-        return await self._call("scalesim_forget", agent_ids("agents", agents))
+        agents = listed("agents", body.get("agents", ()), "must be a list of names")
+        return {"forgotten": await self._call("scalesim_forget", agent_ids("agents", agents))}
 
-    async def stats(self, body: dict[str, Any]) -> dict[str, float]:
-        """The counts."""
-        return await self._call("scalesim_stats")
+    async def stats(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What was done so far."""
+        return dict(await self._call("scalesim_stats"))
 
-    async def _call(self, method: str, *args: Any) -> dict[str, float]:
-        if self._core is None:
-            raise RequestError("this server has no engine; give hints to the one that generates")
-        counts: dict[str, float] = await self._core.call_utility_async(method, *args)
-        return counts
+    async def _call(self, method: str, *args: Any) -> Any:
+        found = None if self._core is None else await self._core.call_utility_async(method, *args)
+        if found is None:
+            raise RequestError(OFF)
+        return found
 
 
-def _route(answer: Callable[[dict[str, Any]], Awaitable[dict[str, float]]]) -> Any:
+def _times(
+    field: str, given: object, confidence: float
+) -> tuple[dict[AgentId, float], dict[AgentId, float]]:
+    """Times by agent and how sure each is, of ``{"ada": 3, "bob": [12, 0.4]}``."""
+    if not isinstance(given, Mapping):
+        refuse(field, given, "must map agents to ticks, as in {'bob': 58}")
+    times: dict[AgentId, float] = {}
+    sure: dict[AgentId, float] = {}
+    for agent, value in given.items():
+        likely: object = confidence
+        if isinstance(value, list) and len(value) == 2:
+            value, likely = value
+        times[agent] = number(f"{field} of {shown(agent)}", value, 0.0, MAX_TIME)
+        sure[agent] = number(f"confidence of {shown(agent)}", likely, 0.0, 1.0)
+    return times, sure
+
+
+def _route(answer: Callable[[Mapping[str, Any]], Awaitable[dict[str, Any]]]) -> Any:
     """``answer`` as a route of Starlette's: JSON in and out, 400 for what cannot be read."""
     from starlette.responses import JSONResponse
 
@@ -96,7 +122,7 @@ def _route(answer: Callable[[dict[str, Any]], Awaitable[dict[str, float]]]) -> A
     return respond
 
 
-async def _body(request: Any) -> dict[str, Any]:
+async def _body(request: Any) -> Mapping[str, Any]:
     if request.method == "GET":
         return {}
     raw = b""

@@ -9,7 +9,7 @@ own, far above vLLM's, and never reach vLLM's own bookkeeping.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -168,9 +168,15 @@ class SchedulerSide:
 
     # -- what is told from outside ---------------------------------------------------------------
 
-    def expect(self, times: dict[AgentId, float], *, absolute: bool) -> None:
+    def expect(
+        self,
+        times: Mapping[AgentId, float],
+        *,
+        absolute: bool,
+        confidence: float | Mapping[AgentId, float] = 1.0,
+    ) -> None:
         """Agents call next at these times, or in so many ticks."""
-        self.board.expect(times, absolute=absolute)
+        self.board.expect(times, confidence, absolute=absolute)
         self._may_prefetch = True
 
     def tick(self, n: float, to: float | None) -> None:
@@ -178,9 +184,9 @@ class SchedulerSide:
         self.board.tick(n, to=to)
         self._may_prefetch = True
 
-    def forget(self, agents: Sequence[AgentId]) -> None:
-        """These agents will not call again."""
-        self.board.forget(agents)
+    def forget(self, agents: Sequence[AgentId]) -> int:
+        """These agents will not call again. Returns how many of them there were."""
+        return self.board.forget(agents)
 
     def stats(self) -> dict[str, float]:
         """The counts, the clock, and how much the board knows."""
