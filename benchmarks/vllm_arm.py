@@ -47,11 +47,10 @@ class ArmSettings:
     new: int = 32
     output: int = 4
     out_of_band: bool = False  # hints by the core's methods, as the HTTP routes send them
-    aborts: int = 0  # of this many calls, each is joined by one that is aborted after a step
-    adapters: int = 0
+    aborts: int = 0  # before so many groups, a call begins and is aborted after a step
+    resets: int = 0  # before so many groups, all caches are emptied while a call runs
+    adapters: int = 0  # LoRA adapters, which agents have in turn
     seed: int = 0
-    model_seed: int = 0
-    max_tokens: int = 2048  # of a step
 
     def prompt(self, agent: int, number: int) -> list[int]:
         """The prompt of call ``number``: what is the agent's own, and what is new."""
@@ -95,13 +94,13 @@ def make_llm(folder: Path, settings: ArmSettings) -> Any:
         model=str(folder), skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
         block_size=settings.block_size, num_gpu_blocks_override=settings.device_blocks + 1,
         max_model_len=settings.prefix + settings.new + settings.output + settings.block_size,
-        max_num_seqs=16, max_num_batched_tokens=settings.max_tokens,
+        max_num_seqs=16, max_num_batched_tokens=2048,
         enable_prefix_caching=True, kv_transfer_config=transfer, disable_log_stats=True,
         seed=0, enable_lora=bool(settings.adapters), max_loras=max(1, settings.adapters),
     )  # fmt: skip
 
 
-def play(llm: Any, settings: ArmSettings) -> dict[str, Any]:
+def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
     """All calls, group by group: tokens found, the texts' digest, seconds, what the plug-in
     counts."""
     from vllm import SamplingParams
@@ -126,33 +125,78 @@ def play(llm: Any, settings: ArmSettings) -> dict[str, Any]:
                 )
             )  # fmt: skip
             number += 1
-        if number <= settings.aborts:
-            abort_one(llm, settings, number)
-        outputs = llm.generate(prompts, params, use_tqdm=False)
+        if len(counts) < settings.aborts:
+            interrupt(llm, settings, number, abort=True)
+        if len(counts) < settings.resets:
+            interrupt(llm, settings, number, abort=False)
+        adapters = [lora_of(settings, agent, folder) for agent, _, _ in group]
+        outputs = llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
         for output in outputs:
             cached.append(output.num_cached_tokens or 0)
             texts.append(list(output.outputs[0].token_ids))
         counts.append(core.scalesim_stats())
     took = time.perf_counter() - begin
-    pool = core.scheduler.kv_cache_manager.block_pool
+    while core.scheduler.has_requests():  # copies under way
+        llm.llm_engine.step()
+    scheduler = core.scheduler
     return {
         "cached": cached,
         "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8],
         "seconds": took,
         "counts": counts[-1] or {} if counts else {},
-        "free_blocks": pool.get_num_free_blocks(),
+        "free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
+        "copies": (core.scalesim_stats() or {}).get("copies", 0),
     }
 
 
-def abort_one(llm: Any, settings: ArmSettings, number: int) -> None:
-    """A call of nobody's that is taken back after the first step."""
+def interrupt(llm: Any, settings: ArmSettings, number: int, *, abort: bool) -> None:
+    """A call of nobody's runs for two steps; then it is aborted, or all caches are emptied under
+    it and it goes on to its end."""
     from vllm import SamplingParams
 
-    engine = llm.llm_engine
-    prompt = {"prompt_token_ids": settings.prompt(-number, number)}
-    name = engine.add_request(f"abort-{number}", prompt, SamplingParams(max_tokens=64))
+    engine, core = llm.llm_engine, llm.llm_engine.engine_core.engine_core
+    prompt = {"prompt_token_ids": settings.prompt(1000 + number, number)}
+    params = SamplingParams(max_tokens=8, min_tokens=8, ignore_eos=True, detokenize=False)
+    name = f"interrupted-{number}-{abort}"
+    engine.add_request(name, prompt, params)
     engine.step()
-    engine.abort_request([name or f"abort-{number}"])
+    engine.step()
+    if abort:
+        engine.abort_request([name])
+        return
+    assert core.scheduler.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
+def write_adapters(folder: Path, settings: ArmSettings) -> None:
+    """LoRA adapters of rank 8 in PEFT's format, on the attention's input projections."""
+    from safetensors.numpy import save_file
+
+    for number in range(settings.adapters):
+        rng = np.random.default_rng((settings.seed, 3, number))
+        weights = {}
+        for layer in range(2):
+            for part, rows in (("q_proj", 128), ("v_proj", 64)):
+                name = f"base_model.model.model.layers.{layer}.self_attn.{part}.lora"
+                weights[f"{name}_A.weight"] = rng.normal(0, 0.3, (8, 128)).astype(np.float32)
+                weights[f"{name}_B.weight"] = rng.normal(0, 0.3, (rows, 8)).astype(np.float32)
+        one = folder / f"adapter-{number}"
+        one.mkdir()
+        save_file(weights, one / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "bias": "none"}
+        config |= {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+        (one / "adapter_config.json").write_text(json.dumps(config))
+
+
+def lora_of(settings: ArmSettings, agent: int, folder: Path) -> Any:
+    """The adapter of ``agent``; ``None`` without any."""
+    if not settings.adapters:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    number = agent % settings.adapters
+    return LoRARequest(f"adapter-{number}", number + 1, str(folder / f"adapter-{number}"))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -163,8 +207,9 @@ def main(arguments: Sequence[str]) -> None:
 
     register()
     folder = target.with_suffix(".model")
-    write_llama(folder, settings.model_seed)
-    target.write_text(json.dumps(play(make_llm(folder, settings), settings)))
+    write_llama(folder, settings.seed)
+    write_adapters(folder, settings)
+    target.write_text(json.dumps(play(make_llm(folder, settings), settings, folder)))
 
 
 if __name__ == "__main__":
