@@ -183,8 +183,8 @@ def integrations(session: nox.Session, framework: str) -> None:
     )
 
 
-@nox.session(python="3.11")
-@nox.parametrize("vllm", ["0.32.0"])
+@nox.session
+@nox.parametrize("python,vllm", [("3.11", "0.32.0")])
 def plugins(session: nox.Session, vllm: str) -> None:
     """Run the plug-in inside vLLM from the registry, a CPU's build: gigabytes, and some minutes.
 
