@@ -165,6 +165,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.vllm": (*VALUES, "scalesim.distance", "scalesim.order"),
     "scalesim.vllm.compat": ("vllm",),
+    "scalesim.sglang": (
+        *VALUES,
+        "scalesim.order",
+        "scalesim.memory.tree.next_use",
+        "scalesim.memory.tree.owner",
+    ),
+    "scalesim.sglang.plugin": ("scalesim.sglang", "sglang"),
     "scalesim.vllm.plugin": ("scalesim.vllm", "vllm"),
     "scalesim.trace": VALUES,
     "scalesim.requests": (
@@ -218,7 +225,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names
 }
-WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft", "vllm")
+WATCHED = (
+    "scalesim",
+    "scalesim_kernels",
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "vllm",
+    "sglang",
+)
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
     "order", "profile", "replay", "scheduler", "testing", "trace",
@@ -366,7 +382,8 @@ def test_the_plug_in_loads_neither_torch_nor_the_engine_it_plugs_into() -> None:
     """What vLLM finds by its entry points, and what needs no class of vLLM's."""
     parts = ("", ".core_calls", ".device_tier", ".host_tier", ".plugin", ".routes", ".settings")
     loads = "".join(f"import scalesim.vllm{part}\n" for part in parts)
-    found = python(f"{loads}import sys\nprint({{'torch', 'vllm'}} & set(sys.modules))")
+    loads += "import scalesim.sglang.plugin\n"
+    found = python(f"{loads}import sys\nprint({{'torch', 'vllm', 'sglang'}} & set(sys.modules))")
     assert found == "set()"
 
 

@@ -19,6 +19,7 @@ from benchmarks import __main__ as benchmarks_main
 from benchmarks.gpu import __main__ as gpu_main
 from scalesim.cli import options
 from scalesim.errors import ConfigError
+from scalesim.sglang.plugin import POLICY
 from scalesim.vllm.settings import PluginSettings
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, inline_code, name_of
 
@@ -79,6 +80,8 @@ def check(words: Sequence[str]) -> None:
         case ["vllm", "serve", _, "--kv-transfer-config", transfer]:
             extra = json.loads(transfer)["kv_connector_extra_config"]
             PluginSettings.of(extra)
+        case ["python", "-m", "sglang.launch_server", *_]:
+            assert f"--radix-eviction-policy {POLICY}" in " ".join(words)
         case ["curl", url, "--json", body] if url.startswith("localhost:8000/scalesim/"):
             json.loads(body)
         case ["pre-commit", "install"]:

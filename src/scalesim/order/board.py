@@ -127,6 +127,11 @@ class CallBoard:
         owned = self._keys.get(key)
         return None if owned is None else owned.group.next_use()
 
+    def agent_use(self, agent: AgentId) -> NextUse | None:
+        """When ``agent`` calls next; ``None`` for one that the board does not know."""
+        owner = self._agents.get(agent)
+        return None if owner is None else owner.known_next_use()
+
     def use_behind(self, call: str) -> NextUse:
         """When the agent of the open call ``call`` calls next, after this call."""
         owner = self._calls[call].owner
