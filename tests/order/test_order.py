@@ -279,3 +279,19 @@ def test_two_calls_of_one_agent_at_once() -> None:
     assert ada.next_use == 7.0
     board.end("two")  # no effect
     assert sorted(map(str, tier.drain())) == ["one", "persona", "two"]
+
+
+def test_keys_that_leave_and_come_back_during_a_call_are_the_agents() -> None:
+    tier = Tier()
+    tier.call(0, own(0), soon=5.0)
+    tier.call(1, own(1), soon=50.0)
+    tier.board.begin("preempted", 0)
+    tier.board.used("preempted", own(0))
+    for key in own(0):
+        tier.order.discard(key)
+        tier.board.left(key)
+    for key in own(0):
+        tier.order.add(key)  # computed again; strays until the call is over
+    tier.board.end("preempted")
+    tier.board.expect({0: 60.0})
+    assert [tier.drop() for _ in own(0)] == own(0)[::-1]

@@ -29,17 +29,20 @@ class Pool:
         self.used: dict[Block, int] = {}
         self.board.watch(self.cached.__contains__)
 
-    def _note(self, block: DeviceBlock) -> None:
-        self.left.append(block.block_hash)
+    def _note(self, key: object, block: DeviceBlock) -> None:
+        assert block.block_hash in (key, None)
+        self.left.append(key)
 
     def take(self, count: int) -> list[Block]:
+        before = len(self.left)
         blocks = self.queue.popleft_n(count)
         for block in blocks:
-            if block.block_hash is not None and self.cached.get(block.block_hash) is block:
+            if self.cached.get(block.block_hash) is block:
                 del self.cached[block.block_hash]
-                self.board.left(block.block_hash)
             block.block_hash = None
             self.used[block] = 1
+        for key in self.left[before:]:
+            self.board.left(key)
         return blocks
 
     def open(self, agent: int, keys: list[object]) -> list[Block]:
@@ -111,6 +114,11 @@ def test_each_block_is_in_the_queue_exactly_once(acts: list[tuple[str, int, int]
     given_out = pool.queue.popleft_n(count)
     assert len(set(map(id, given_out))) == count
     assert pool.queue.num_free_blocks == 0 == len(pool.inner.blocks)
+    for key in pool.left:
+        pool.cached.pop(key, None)
+        pool.board.left(key)
+    if not running:
+        assert pool.board.num_keys == 0
     with pytest.raises(ValueError, match="No free blocks"):
         pool.queue.popleft()
 

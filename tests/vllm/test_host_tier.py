@@ -159,7 +159,7 @@ def test_behind_a_device_a_spare_copy_leaves_first() -> None:
     call(tier, 3, 5.0)
     device.difference_update(keys_of(0), keys_of(2))
     for key in [*keys_of(0), *keys_of(2)]:
-        tier.left_device(key)
+        tier.device_changed(key)
     tier.is_saving = True
     assert manager.store(keys_of(3), Context("save"))
     assert {key[0] for key in tier.chunks} == {0, 2, 3}  # agent 1 is on the device
@@ -182,7 +182,7 @@ def test_behind_a_device_a_save_displaces_what_is_used_later_and_nothing_else() 
     assert manager.store(keys_of(0), Context("save"))
     device.clear()
     for key in keys_of(0):
-        tier.left_device(key)
+        tier.device_changed(key)
     device.update(keys_of(1), keys_of(2))
     tier.is_saving = True
     call(tier, 1, 30.0)

@@ -34,10 +34,11 @@ class OrderOfKeys(Protocol):
 
 
 class OpenCall(NamedTuple):
-    """A call that has begun; ``path`` has its keys so far, in the order of the prompt."""
+    """A call that has begun; ``path`` has its keys so far, in the order of the prompt, and their
+    places."""
 
     owner: KeyOwner
-    path: dict[Key, None]
+    path: dict[Key, int]
 
 
 class CallBoard:
@@ -178,7 +179,7 @@ class CallBoard:
             return
         if not path and owner.name is not None:
             self._begin_path(owner, path, list(news))
-        path.update(dict.fromkeys(news))
+        path.update(news)
         self._own(owner, news)
 
     def end(self, call: str) -> None:
@@ -194,6 +195,8 @@ class CallBoard:
                 owner.paths[index] = tuple(path)  # an eighth of the dictionary's size
         for key in path:
             self.left(key)
+        back = {key: depth for key, depth in path.items() if key not in self._keys}
+        self._own(owner, {key: depth for key, depth in back.items() if self._is_held(key)})
         if owner.name is not None and owner.name in self._agents:
             self._apply(self.distances.ended(owner.name))
             self._place(owner)
@@ -215,7 +218,7 @@ class CallBoard:
 
     def left(self, key: Key) -> None:
         """``key`` may have left a tier: if no tier holds it any more, it has no owner."""
-        if key in self._keys and not any(holds(key) for holds in self._holds):
+        if key in self._keys and not self._is_held(key):
             self._drop_from(self._keys.pop(key).group)
 
     def leaves_before(self, key: Key, other: Key) -> bool:
@@ -227,6 +230,9 @@ class CallBoard:
         return two.group.next_use().sooner_than(one.group.next_use(), now)
 
     # -- within ----------------------------------------------------------------------------------
+
+    def _is_held(self, key: Key) -> bool:
+        return any(holds(key) for holds in self._holds)
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -268,7 +274,7 @@ class CallBoard:
                 if group.num_keys:
                     order.group_changed(group)
 
-    def _begin_path(self, owner: KeyOwner, path: dict[Key, None], keys: Sequence[Key]) -> None:
+    def _begin_path(self, owner: KeyOwner, path: dict[Key, int], keys: Sequence[Key]) -> None:
         """``path`` with its first ``keys`` becomes the newest of the agent's; what only older ones
         had, and the agent is not likely to use again, is left behind."""
         for key in reversed(keys):

@@ -27,12 +27,15 @@ class DeviceBlock(Protocol):
 
 class NextUseQueue:
     """Takes the place of a ``FreeKVCacheBlockQueue``, which it keeps up to date: a block is in this
-    queue exactly if it is in that one. ``left`` is called with each block that is given out and
-    held something, while the block still has its key.
+    queue exactly if it is in that one. ``left`` is called with each key whose block is given out,
+    and the block, which still has its key unless vLLM took it meanwhile.
     """
 
     def __init__(
-        self, queue: Any, board: CallBoard, left: Callable[[DeviceBlock], None] = lambda block: None
+        self,
+        queue: Any,
+        board: CallBoard,
+        left: Callable[[Key, DeviceBlock], None] = lambda key, block: None,
     ) -> None:
         self.queue, self._left = queue, left
         self._order = LeavingOrder(board)
@@ -72,8 +75,6 @@ class NextUseQueue:
         for _ in range(n):
             block = self._take()
             self.queue.remove(block)
-            if block.block_hash is not None:
-                self._left(block)
             taken.append(block)
         return taken
 
@@ -102,6 +103,7 @@ class NextUseQueue:
         assert key is not None
         block = self._holding.pop(key)
         del self._keys[block.block_id]
+        self._left(key, block)
         return block
 
     def remove(self, block: DeviceBlock) -> None:

@@ -142,9 +142,9 @@ class HostTier:
         self._alone.discard(key)
         self._spare.discard(key)
 
-    def left_device(self, key: Key) -> None:
-        """The device has no copy of ``key`` any more."""
-        if key in self._spare:
+    def device_changed(self, key: Key) -> None:
+        """The device has a copy of ``key`` now, or none any more."""
+        if key in self._spare or key in self._alone:
             self.mark_evictable(key)
 
     # -- what leaves -----------------------------------------------------------------------------

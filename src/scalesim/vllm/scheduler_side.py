@@ -83,7 +83,7 @@ class SchedulerSide:
         self._groups, self._num_workers = groups, num_workers
         self._pool: Any = None
         self._queue: NextUseQueue | None = None
-        self._evicted: list[tuple[Any, Key]] = []  # blocks given out in this step, and what of
+        self._evicted: dict[Key, Any] = {}  # given out in this step: keys, and their blocks
         self._jobs: dict[int, OwnJob] = {}
         self._next_job = FIRST_JOB
         self._loading: dict[Any, int] = {}  # keys of loads under way, and their jobs
@@ -107,8 +107,8 @@ class SchedulerSide:
     def _on_device(self, key: Key) -> bool:
         return on_device(self._pool, key)
 
-    def _note_eviction(self, block: Any) -> None:
-        self._evicted.append((block, block.block_hash))
+    def _note_eviction(self, key: Key, block: Any) -> None:
+        self._evicted[key] = block if block.block_hash == key else None  # vLLM emptied it before
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -134,6 +134,9 @@ class SchedulerSide:
         """A request is over; its blocks are not yet free."""
         self._use(request)
         self.board.end(request.request_id)
+        if self.tier is not None:
+            for key in make_keys(request.block_hashes, self._groups):
+                self.tier.device_changed(key)
         self._matched.pop(request.request_id, None)
         self._may_prefetch = True
 
@@ -234,7 +237,7 @@ class SchedulerSide:
             if job.is_store:
                 del self._jobs[job_id]
         self._loading.clear()
-        self._evicted.clear()
+        self._evicted = dict.fromkeys(self._evicted)  # nothing is saved of what is given up
 
     def _finish(self, job: OwnJob) -> None:
         if job.is_store:
@@ -260,19 +263,17 @@ class SchedulerSide:
     def _save(self, meta: Any) -> None:
         """Copy to the host what the step takes from the device, as far as the host has room for it
         or keeps something that is used later."""
-        evicted, self._evicted = self._evicted, []
+        evicted, self._evicted = self._evicted, {}
         self.counts.evicted_blocks += len(evicted)
         tier = self.tier
-        gone = {key: block for block, key in evicted if not self._on_device(key)}
+        gone = {key: block for key, block in evicted.items() if not self._on_device(key)}
         if tier is not None:
             for key in gone:
-                tier.left_device(key)
+                tier.device_changed(key)
+            lost = [key for key in reversed(gone) if key not in tier.chunks]
             tier.is_saving = True
             for group in self._groups:
-                keys = [
-                    key for key in reversed(gone)
-                    if group_of(key) == group and key not in tier.chunks
-                ]  # fmt: skip
+                keys = [key for key in lost if group_of(key) == group and gone[key] is not None]
                 self._offer(meta, keys, gone)
             tier.is_saving = False
         for key in gone:
@@ -314,7 +315,9 @@ class SchedulerSide:
             keys = self._missing(list(owner.paths[0]) if owner.paths else [])
             if not keys:
                 continue
-            room = self._queue.num_leaving_before(keys[0], self.board, len(keys))
+            # a block is taken while it is loaded: those that run must find some meanwhile
+            limit = min(len(keys), self._queue.num_free_blocks // 2)
+            room = self._queue.num_leaving_before(keys[0], self.board, limit)
             for group in self._groups:
                 self._load(meta, [key for key in keys[:room] if group_of(key) == group])
             if room < len(keys):
