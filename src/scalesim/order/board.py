@@ -195,8 +195,7 @@ class CallBoard:
                 owner.paths[index] = tuple(path)  # an eighth of the dictionary's size
         for key in path:
             self.left(key)
-        back = {key: depth for key, depth in path.items() if key not in self._keys}
-        self._own(owner, {key: depth for key, depth in back.items() if self._is_held(key)})
+        self._own(owner, {key: depth for key, depth in path.items() if self._is_astray(key)})
         if owner.name is not None and owner.name in self._agents:
             self._apply(self.distances.ended(owner.name))
             self._place(owner)
@@ -233,6 +232,11 @@ class CallBoard:
 
     def _is_held(self, key: Key) -> bool:
         return any(holds(key) for holds in self._holds)
+
+    def _is_astray(self, key: Key) -> bool:
+        """Whether a tier holds ``key`` and nobody owns it: it had left, and was computed again."""
+        owned = self._keys.get(key)
+        return self._is_held(key) if owned is None else owned.group is self._strays.alone
 
     def _next_seq(self) -> int:
         self._seq += 1
