@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class ArmSettings:
     aborts: int = 0  # before so many groups, a call begins and is aborted after a step
     resets: int = 0  # before so many groups, all caches are emptied while a call runs
     adapters: int = 0  # LoRA adapters, which agents have in turn
+    known: int = 0  # agents that are spoken of before the first call, and never call
     seed: int = 0
 
     def prompt(self, agent: int, number: int) -> list[int]:
@@ -107,6 +108,12 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
 
     core = llm.llm_engine.engine_core.engine_core
     cached, texts, number, counts = [], [], 0, []
+    spent = HookTime()
+    spent.watch(core.scheduler)
+    if settings.known:
+        others = {f"other {agent}": NO_NEXT_CALL + agent for agent in range(settings.known)}
+        core.scalesim_expect(others, True, dict.fromkeys(others, 1.0))
+        spent.seconds = 0.0
     begin = time.perf_counter()
     for group in settings.groups:
         prompts, params = [], []
@@ -143,10 +150,46 @@ def play(llm: Any, settings: ArmSettings, folder: Path) -> dict[str, Any]:
         "cached": cached,
         "texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8],
         "seconds": took,
+        "hook_seconds": spent.seconds,
         "counts": counts[-1] or {} if counts else {},
         "free_blocks": scheduler.kv_cache_manager.block_pool.get_num_free_blocks(),
         "copies": (core.scalesim_stats() or {}).get("copies", 0),
     }
+
+
+class HookTime:
+    """Seconds in which the plug-in's code runs, or the queue that it orders; calls from one to the
+    other count once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._inside = False
+
+    def watch(self, scheduler: Any) -> None:
+        """Watch the plug-in of ``scheduler``, if there is one."""
+        side = getattr(scheduler.connector, "side", None)
+        if side is None:
+            return
+        for part, names in (
+            (side, "begin end matched admitted waits_for_load after_schedule completed has_work"),
+            (scheduler.kv_cache_manager.block_pool.free_block_queue,
+             "popleft_n remove append_n prepend_n"),
+        ):  # fmt: skip
+            for name in names.split():
+                setattr(part, name, self._timed(getattr(part, name)))
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **named: Any) -> Any:
+            if self._inside:
+                return method(*args, **named)
+            self._inside, begin = True, time.perf_counter()
+            try:
+                return method(*args, **named)
+            finally:
+                self.seconds += time.perf_counter() - begin
+                self._inside = False
+
+        return timed
 
 
 def interrupt(llm: Any, settings: ArmSettings, number: int, *, abort: bool) -> None:
