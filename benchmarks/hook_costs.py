@@ -51,8 +51,8 @@ def hook_costs(num_agents: int) -> dict[str, float]:
     blocks = [_Block(number) for number in range(resident * BLOCKS_A_PROMPT)]
     cached: dict[object, _Block] = {}
     left: list[object] = []
-    queue = NextUseQueue(_Queue(blocks), board, lambda key, block: left.append(key))
-    board.watch(cached.__contains__)
+    queue = NextUseQueue(_Queue(blocks), board.keys, lambda key, block: left.append(key))
+    board.keys.watch(cached.__contains__)
     calls: list[float] = []
     taking: list[float] = []
     clock = time.perf_counter
@@ -70,7 +70,7 @@ def hook_costs(num_agents: int) -> dict[str, float]:
         fresh = queue.popleft_n(held.count(None))
         for key in left:
             del cached[key]
-            board.left(key)
+            board.keys.left(key)
         left.clear()
         took = clock()
         for key, block in zip(keys, [block or fresh.pop() for block in held], strict=True):

@@ -26,8 +26,8 @@ class Tier:
 
     def __init__(self) -> None:
         self.board = CallBoard()
-        self.order = LeavingOrder(self.board)
-        self.board.watch(self.order.__contains__)
+        self.order = LeavingOrder(self.board.keys)
+        self.board.keys.watch(self.order.__contains__)
         self._calls = 0
 
     def call(self, agent: int | None, keys: Sequence[Key], *, soon: float | None = None) -> None:
@@ -45,7 +45,7 @@ class Tier:
     def drop(self) -> Key:
         key = self.order.pop()
         assert key is not None
-        self.board.left(key)
+        self.board.keys.left(key)
         return key
 
     def drain(self) -> list[Key]:
@@ -121,7 +121,7 @@ def test_the_order_is_that_of_a_model(seed: int) -> None:
             assert tier.drop() == (first, held[first])  # from the end of the prompt
             if not held[first]:
                 del held[first]
-        assert len(tier.order) == sum(held.values()) == board.num_keys
+        assert len(tier.order) == sum(held.values()) == len(board.keys)
 
 
 def belady(calls: Sequence[int], capacity: int) -> list[int]:
@@ -175,14 +175,14 @@ def test_a_shared_prefix_leaves_with_the_soonest_of_its_owners() -> None:
     assert [key for key in tier.drain() if key == "system" or key[1] == 0] == [  # type: ignore[index]
         (2, 0), (1, 0), (0, 0), "system",
     ]  # fmt: skip
-    assert tier.board.num_keys == 0
+    assert len(tier.board.keys) == 0
 
 
 def test_what_very_many_share_goes_by_its_last_use() -> None:
     tier = Tier()
     for agent in range(MANY_OWNERS + 2):
         tier.call(agent, ["system", (agent, 0)], soon=100.0 - agent)
-    use = tier.board.next_use("system")
+    use = tier.board.keys.next_use("system")
     assert use is not None and use.time is None
     assert tier.drain()[-1] == "system"
 
@@ -219,7 +219,7 @@ def test_forgotten_agents_leave_first_and_leave_nothing() -> None:
     tier.call(1, own(1), soon=9.0)
     tier.board.forget([0])
     assert tier.drain() == [*own(0)[::-1], *own(1)[::-1]]
-    assert tier.board.num_agents == 1 and tier.board.num_keys == 0
+    assert tier.board.num_agents == 1 and len(tier.board.keys) == 0
 
 
 def test_old_agents_make_room_for_new_ones() -> None:
@@ -258,9 +258,9 @@ def test_nothing_is_kept_of_keys_that_nobody_holds(
         tier.call(who, ["all", ("some", agent % 2), (agent, branch), (agent, branch, 1)])
         if rng.random() < 0.5:
             tier.drop()
-        assert tier.board.num_keys == len(tier.order)
+        assert len(tier.board.keys) == len(tier.order)
     tier.drain()
-    assert tier.board.num_keys == 0
+    assert len(tier.board.keys) == 0
 
 
 def test_two_calls_of_one_agent_at_once() -> None:
@@ -289,7 +289,7 @@ def test_keys_that_leave_and_come_back_during_a_call_are_the_agents() -> None:
     tier.board.used("preempted", own(0))
     for key in own(0):
         tier.order.discard(key)
-        tier.board.left(key)
+        tier.board.keys.left(key)
     for key in own(0):
         tier.order.add(key)  # computed again; strays until the call is over
     tier.board.end("preempted")

@@ -24,10 +24,10 @@ class Pool:
         self.blocks = [Block(number) for number in range(NUM_BLOCKS)]
         self.left: list[object] = []
         self.inner = ListQueue(self.blocks)
-        self.queue = NextUseQueue(self.inner, self.board, self._note)
+        self.queue = NextUseQueue(self.inner, self.board.keys, self._note)
         self.cached: dict[object, Block] = {}
         self.used: dict[Block, int] = {}
-        self.board.watch(self.cached.__contains__)
+        self.board.keys.watch(self.cached.__contains__)
 
     def _note(self, key: object, block: DeviceBlock) -> None:
         assert block.block_hash in (key, None)
@@ -42,7 +42,7 @@ class Pool:
             block.block_hash = None
             self.used[block] = 1
         for key in self.left[before:]:
-            self.board.left(key)
+            self.board.keys.left(key)
         return blocks
 
     def open(self, agent: int, keys: list[object]) -> list[Block]:
@@ -116,9 +116,9 @@ def test_each_block_is_in_the_queue_exactly_once(acts: list[tuple[str, int, int]
     assert pool.queue.num_free_blocks == 0 == len(pool.inner.blocks)
     for key in pool.left:
         pool.cached.pop(key, None)
-        pool.board.left(key)
+        pool.board.keys.left(key)
     if not running:
-        assert pool.board.num_keys == 0
+        assert len(pool.board.keys) == 0
     with pytest.raises(ValueError, match="No free blocks"):
         pool.queue.popleft()
 
@@ -133,7 +133,7 @@ def test_empty_blocks_go_first_then_whole_agents_from_the_end() -> None:
     assert pool.left == []
     pool.take(3 + 9)
     assert pool.left == [(agent, depth) for agent in (0, 2, 1) for depth in (2, 1, 0)]
-    assert pool.board.num_keys == 0
+    assert len(pool.board.keys) == 0
 
 
 def test_a_second_copy_goes_before_the_first() -> None:
@@ -160,9 +160,9 @@ def test_room_for_what_is_loaded_ahead() -> None:
     pool.cached["new"] = pool.blocks[0]  # held elsewhere: its owner stays
     pool.board.end("3")
     pool.board.expect({3: 15.0})
-    room = pool.queue.num_leaving_before("new", pool.board, 99)
+    room = pool.queue.num_leaving_before("new", 99)
     assert room == 3 + 6  # the empty ones, and those of agents that call later
-    assert pool.queue.num_leaving_before("new", pool.board, 5) == 5
+    assert pool.queue.num_leaving_before("new", 5) == 5
     assert pool.queue.peek_key() == (0, 2)  # asking changes nothing
 
 

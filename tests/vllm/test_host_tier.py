@@ -133,13 +133,13 @@ def test_no_chunk_that_is_read_leaves(acts: list[tuple[str, int, int]]) -> None:
         assert all(tier.get(key) is not None for key in reading)
         manager.check()
     tier.clear()
-    assert tier.board.num_keys == 0  # no call is open
+    assert len(tier.board.keys) == 0  # no call is open
 
 
 def joined(capacity: int, device: set[Any]) -> tuple[HostTier, Manager]:
     tier = HostTier(capacity)
     tier.join(CallBoard(), device.__contains__)
-    tier.board.watch(device.__contains__)
+    tier.board.keys.watch(device.__contains__)
     return tier, Manager(tier)
 
 

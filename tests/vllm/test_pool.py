@@ -30,9 +30,9 @@ def test_no_block_is_lost(seed: int) -> None:
     pool = BlockPool(NUM_BLOCKS, True, 16)
     left: list[Any] = []
     pool.free_block_queue = NextUseQueue(
-        pool.free_block_queue, board, lambda key, block: left.append(key)
+        pool.free_block_queue, board.keys, lambda key, block: left.append(key)
     )
-    board.watch(lambda key: on_device(pool, key))
+    board.keys.watch(lambda key: on_device(pool, key))
     calls: dict[str, list[Any]] = {}
     for number in range(300):
         act = rng.choice(["open", "open", "close", "expect", "tick", "evict", "reset"])
@@ -64,7 +64,7 @@ def test_no_block_is_lost(seed: int) -> None:
         elif act == "reset" and not calls:
             assert pool.reset_prefix_cache()
         for key in left:
-            board.left(key)
+            board.keys.left(key)
         left.clear()
         free = {block.block_id for block in pool.free_block_queue.get_all_free_blocks()}
         used = {block.block_id for blocks in calls.values() for block in blocks}
@@ -75,8 +75,8 @@ def test_no_block_is_lost(seed: int) -> None:
         pool.free_blocks(reversed(blocks))
     assert len(set(map(id, pool.get_new_blocks(NUM_BLOCKS - 1)))) == NUM_BLOCKS - 1
     for key in left:
-        board.left(key)
-    assert board.num_keys == 0
+        board.keys.left(key)
+    assert len(board.keys) == 0
 
 
 def test_the_names_are_known_after_register_and_twice_is_once() -> None:

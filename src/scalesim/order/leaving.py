@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Collection
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
-from scalesim.order.board import CallBoard
+from scalesim.order.key_table import KeyTable
 from scalesim.order.owners import Key, KeyGroup, OwnedKey
 
 
@@ -22,12 +22,12 @@ class LeavingOrder:
     oldest call, and of these the deepest. ``add`` and ``pop`` cost O(log n), ``discard`` O(1).
     """
 
-    def __init__(self, board: CallBoard, *, soonest: bool = False) -> None:
-        self._board = board
+    def __init__(self, keys: KeyTable, *, soonest: bool = False) -> None:
+        self._keys = keys
         self._groups: LazyHeap[KeyGroup] = LazyHeap(soonest=soonest)
         self._shelves: dict[KeyGroup, _Shelf] = {}
         self._at: dict[Key, KeyGroup] = {}
-        board.attach(self)
+        keys.attach(self)
 
     def __len__(self) -> int:
         return len(self._at)
@@ -37,7 +37,7 @@ class LeavingOrder:
 
     def add(self, key: Key) -> None:
         """Add ``key``, or move it to its place."""
-        owned = self._board.owned(key)
+        owned = self._keys.owned(key)
         group = owned.group
         if self._at.get(key, group) is not group:
             self.discard(key)
@@ -60,7 +60,7 @@ class LeavingOrder:
 
     def peek(self) -> Key | None:
         """The key that leaves first; ``None`` if there is none."""
-        group = self._groups.peek(self._board.clock.now)
+        group = self._groups.peek(self._keys.clock.now)
         return None if group is None else self._shelves[group].first()
 
     def pop(self) -> Key | None:
@@ -86,7 +86,7 @@ class LeavingOrder:
         for key in list(self._at):
             self.discard(key)
 
-    # -- told by the board -----------------------------------------------------------------------
+    # -- told by the table -----------------------------------------------------------------------
 
     def group_changed(self, group: KeyGroup) -> None:
         """The next use of ``group`` is another."""

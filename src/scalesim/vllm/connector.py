@@ -19,7 +19,8 @@ from scalesim.vllm.compat import (
     policy_of,
 )
 from scalesim.vllm.host_tier import HostTier
-from scalesim.vllm.scheduler_side import OWN_REQUEST, SchedulerSide
+from scalesim.vllm.own_copies import OWN_REQUEST
+from scalesim.vllm.scheduler_side import SchedulerSide
 from scalesim.vllm.settings import PluginSettings
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from scalesim.order.board import CallBoard
+from scalesim.order.key_table import KeyTable
 from scalesim.order.leaving import LeavingOrder
 from scalesim.order.owners import Key
 
@@ -34,11 +34,11 @@ class NextUseQueue:
     def __init__(
         self,
         queue: Any,
-        board: CallBoard,
+        keys: KeyTable,
         left: Callable[[Key, DeviceBlock], None] = lambda key, block: None,
     ) -> None:
-        self.queue, self._left = queue, left
-        self._order = LeavingOrder(board)
+        self.queue, self._table, self._left = queue, keys, left
+        self._order = LeavingOrder(keys)
         self._holding: dict[Key, Any] = {}  # free blocks by what they hold
         self._keys: dict[int, Key] = {}  # of the same blocks, by block id
         self._empty: dict[int, Any] = {}  # free blocks that hold nothing, or a second copy
@@ -82,13 +82,13 @@ class NextUseQueue:
         """What leaves first of all that free blocks hold; ``None`` if they hold nothing."""
         return self._order.peek()
 
-    def num_leaving_before(self, key: Key, board: CallBoard, limit: int) -> int:
+    def num_leaving_before(self, key: Key, limit: int) -> int:
         """How many blocks, up to ``limit``, can be given out before one that is used sooner than
         ``key``."""
         count = min(limit, len(self._empty))
         taken: list[Key] = []
         while count < limit and (first := self._order.peek()) is not None:
-            if not board.leaves_before(first, key):
+            if not self._table.leaves_before(first, key):
                 break
             taken += self._order.take(1)
             count += 1

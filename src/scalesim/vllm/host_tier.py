@@ -62,9 +62,9 @@ class HostTier:
 
     def _use(self, board: CallBoard) -> None:
         self.board = board
-        self._alone = LeavingOrder(board)
-        self._spare = LeavingOrder(board, soonest=True)  # on the device as well
-        board.watch(self.chunks.__contains__)
+        self._alone = LeavingOrder(board.keys)
+        self._spare = LeavingOrder(board.keys, soonest=True)  # on the device as well
+        board.keys.watch(self.chunks.__contains__)
 
     @property
     def num_free(self) -> int:
@@ -97,7 +97,7 @@ class HostTier:
         return {
             "now": board.clock.now,
             "agents": board.num_agents,
-            "keys": board.num_keys,
+            "keys": len(board.keys),
             "host_chunks": len(self.chunks),
             "host_evicted": self.num_evicted,
             "host_refused": self.num_refused,
@@ -120,7 +120,7 @@ class HostTier:
         """Remove a chunk that could not be written, or was evicted."""
         del self.chunks[key]
         self.mark_non_evictable(key)
-        self.board.left(key)
+        self.board.keys.left(key)
 
     def clear(self) -> None:
         """Remove all chunks."""
@@ -129,7 +129,7 @@ class HostTier:
         self._alone.clear()
         self._spare.clear()
         for key in keys:
-            self.board.left(key)
+            self.board.keys.left(key)
 
     def mark_evictable(self, key: Key) -> None:
         """Nothing reads or writes the chunk of ``key`` any more."""
@@ -176,7 +176,7 @@ class HostTier:
         """How many chunks, up to ``limit``, leave before what ``call`` has computed."""
         use, now = self.board.use_behind(call), self.board.clock.now
         victims = self._alone.take(limit, set(keys))
-        uses = [self.board.next_use(key) for key in victims]
+        uses = [self.board.keys.next_use(key) for key in victims]
         for key in victims:
             self._alone.add(key)
         return sum(other is not None and use.sooner_than(other, now) for other in uses)
@@ -206,11 +206,11 @@ class HostTier:
         if not victims:
             return True
         if self._storing is not None:  # what a call has computed: needed again when it is over
-            use = board.next_use(victims[-1])
+            use = board.keys.next_use(victims[-1])
             assert use is not None, victims[-1]
             return board.use_behind(self._storing).sooner_than(use, board.clock.now)
         news = [key for key in incoming if key not in self.chunks]
-        return all(board.leaves_before(victims[-1], key) for key in news)
+        return all(board.keys.leaves_before(victims[-1], key) for key in news)
 
     # -- what requests do: the tier's only news if it stands alone --------------------------------
 

@@ -2,8 +2,7 @@
 it leaves the device, and what is loaded before a request asks.
 
 The tiers are exclusive where room is short: a block that leaves the device is copied to the host
-before it is overwritten, if something there is used later. Jobs of this side have numbers of their
-own, far above vLLM's, and never reach vLLM's own bookkeeping.
+before it is overwritten, if something there is used later.
 """
 
 from __future__ import annotations
@@ -19,35 +18,13 @@ from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
 from scalesim.order.request_hints import RequestHint, read_actions, read_hint
-from scalesim.vllm.compat import (
-    GPULoadStoreSpec,
-    ReqContext,
-    TransferJob,
-    cache_block,
-    group_of,
-    make_keys,
-    on_device,
-)
+from scalesim.vllm.compat import ReqContext, cache_block, group_of, make_keys, on_device
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
+from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
 from scalesim.vllm.settings import PluginSettings
 
-FIRST_JOB = 1 << 40  # vLLM counts its own from 0
-OWN_REQUEST = "scalesim:"  # begins the name that a job of this side has instead of a request's
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class OwnJob:
-    """A copy of this side's: ``blocks`` of the device and the keys of what is copied. ``pending``
-    counts the workers that have not reported; ``is_stale``: the caches were emptied meanwhile."""
-
-    context: Any
-    keys: list[Any]
-    blocks: list[Any]
-    is_store: bool
-    pending: int
-    is_stale: bool = False
 
 
 @dataclass(slots=True)
@@ -80,16 +57,12 @@ class SchedulerSide:
         self.manager, self.tier, self.settings = manager, tier, settings
         self.board = CallBoard()
         self.counts = PluginCounts()
-        self._groups, self._num_workers = groups, num_workers
+        self._groups = groups
+        self._copies = OwnCopies(groups, num_workers)
         self._pool: Any = None
         self._queue: NextUseQueue | None = None
         self._evicted: dict[Key, Any] = {}  # given out in this step: keys, and their blocks
-        self._jobs: dict[int, OwnJob] = {}
-        self._next_job = FIRST_JOB
-        self._loading: dict[Any, int] = {}  # keys of loads under way, and their jobs
-        self._readers: dict[int, set[int]] = {}  # by device block: vLLM's stores that read it
-        self._stores: dict[int, list[int]] = {}  # vLLM's stores under way, and their blocks
-        self._flush: set[int] = set()  # jobs that must end before the next step
+        self._loading: set[Any] = set()  # keys of loads under way
         self._matched: dict[str, tuple[int, int]] = {}  # by request: tokens on device and host
         self._may_prefetch = False  # something changed since loads were planned last
         if settings.learn:
@@ -98,10 +71,10 @@ class SchedulerSide:
     def bind(self, pool: Any) -> None:
         """Order the free blocks of ``pool`` from now on."""
         self._pool = pool
-        self.board.watch(self._on_device)
+        self.board.keys.watch(self._on_device)
         if self.tier is not None:
             self.tier.join(self.board, self._on_device)
-        self._queue = NextUseQueue(pool.free_block_queue, self.board, self._note_eviction)
+        self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_eviction)
         pool.free_block_queue = self._queue
 
     def _on_device(self, key: Key) -> bool:
@@ -194,69 +167,37 @@ class SchedulerSide:
     def stats(self) -> dict[str, float]:
         """The counts, the clock, and how much the board knows."""
         board = self.board
-        known = {"now": board.clock.now, "agents": board.num_agents, "keys": board.num_keys}
+        known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
         tier = {} if self.tier is None else self.tier.stats()
-        return {**tier, **known, "copies": len(self._jobs), **asdict(self.counts)}
+        return {**tier, **known, "copies": len(self._copies), **asdict(self.counts)}
 
     # -- a step ----------------------------------------------------------------------------------
 
     def after_schedule(self, meta: Any) -> None:
         """Add this side's jobs to ``meta``, which the workers get: the step's blocks are chosen,
         and nothing is overwritten yet."""
-        self._note_stores(meta.store_jobs)
+        self._copies.note_stores(meta.store_jobs)
         self._prefetch(meta)
         self._save(meta)
-        meta.jobs_to_flush.update(self._flush)
-        self._flush.clear()
+        self._copies.flush_into(meta)
 
     def has_work(self) -> bool:
         """Whether the engine must go on stepping although nothing runs."""
-        return bool(self._jobs) or bool(self._flush) or self._wants_prefetch()
+        return self._copies.has_work() or self._wants_prefetch()
 
     def completed(self, jobs: dict[int, int]) -> None:
-        """Take out of ``jobs`` (workers that have ended a copy, by job) what is this side's."""
-        for job_id in [job_id for job_id in jobs if job_id >= FIRST_JOB]:
-            job = self._jobs.get(job_id)
-            count = jobs.pop(job_id)
-            if job is not None:
-                job.pending -= count
-                if not job.pending:
-                    del self._jobs[job_id]
-                    self._finish(job)
-        for job_id in jobs:
-            for block_id in self._stores.pop(job_id, ()):
-                self._readers[block_id].discard(job_id)
-                if not self._readers[block_id]:
-                    del self._readers[block_id]
+        """Take out of ``jobs`` (how many workers have ended a copy) what is this side's."""
+        for copy in self._copies.completed(jobs):
+            if copy.is_store:
+                self.manager.complete_store(copy.keys, copy.context)
+            else:
+                self._loaded(copy)
 
     def reset(self) -> None:
         """The caches are emptied: copies under way bring nothing any more."""
-        self._flush.update(self._jobs)
-        for job_id, job in list(self._jobs.items()):
-            job.is_stale = True
-            if job.is_store:
-                del self._jobs[job_id]
+        self._copies.reset()
         self._loading.clear()
         self._evicted = dict.fromkeys(self._evicted)  # nothing is saved of what is given up
-
-    def _finish(self, job: OwnJob) -> None:
-        if job.is_store:
-            self.manager.complete_store(job.keys, job.context)
-            return
-        if not job.is_stale:
-            for key, block in zip(job.keys, job.blocks, strict=True):
-                del self._loading[key]
-                num_tokens = (self.board.owned(key).depth + 1) * self._pool.hash_block_size
-                cache_block(self._pool, block, key, num_tokens)
-            self.manager.complete_load(job.keys, job.context)
-        self._pool.free_blocks(reversed(job.blocks))
-        self._may_prefetch = True
-
-    def _note_stores(self, jobs: dict[int, Any]) -> None:
-        for job_id, job in jobs.items():
-            blocks = self._stores[job_id] = job.src_spec.block_ids.tolist()
-            for block_id in blocks:
-                self._readers.setdefault(block_id, set()).add(job_id)
 
     # -- saves -----------------------------------------------------------------------------------
 
@@ -277,7 +218,7 @@ class SchedulerSide:
                 self._offer(meta, keys, gone)
             tier.is_saving = False
         for key in gone:
-            self.board.left(key)
+            self.board.keys.left(key)
 
     def _offer(self, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
         """Offer ``keys`` to the host, those that are used sooner before the others; in halves as
@@ -293,10 +234,8 @@ class SchedulerSide:
                 self._offer(meta, keys[half:], blocks)
             return
         keys = list(output.keys_to_store)
-        spec = self._device_spec(keys, [blocks[key] for key in keys])
-        job_id = self._job(OwnJob(context, keys, [], True, self._num_workers))
-        meta.store_jobs[job_id] = TransferJob(OWN_REQUEST + str(job_id), spec, output.store_spec)
-        self._flush.add(job_id)  # before the step overwrites the blocks
+        host = output.store_spec
+        self._copies.save(meta, context, keys, [blocks[key] for key in keys], host)
         self.counts.saved_blocks += len(keys)
 
     # -- loads -----------------------------------------------------------------------------------
@@ -317,7 +256,7 @@ class SchedulerSide:
                 continue
             # a block is taken while it is loaded: those that run must find some meanwhile
             limit = min(len(keys), self._queue.num_free_blocks // 2)
-            room = self._queue.num_leaving_before(keys[0], self.board, limit)
+            room = self._queue.num_leaving_before(keys[0], limit)
             for group in self._groups:
                 self._load(meta, [key for key in keys[:room] if group_of(key) == group])
             if room < len(keys):
@@ -343,26 +282,19 @@ class SchedulerSide:
         if not keys:
             return
         blocks = self._pool.get_new_blocks(len(keys))
-        for block in blocks:  # vLLM's copies from these blocks must end first
-            self._flush.update(self._readers.get(block.block_id, ()))
         context = ReqContext(req_id=OWN_REQUEST)
-        source = self.manager.prepare_load(keys, context)
-        target = self._device_spec(keys, blocks)
-        job_id = self._job(OwnJob(context, keys, blocks, False, self._num_workers))
-        meta.load_jobs[job_id] = TransferJob(OWN_REQUEST + str(job_id), source, target)
-        self._loading.update(dict.fromkeys(keys, job_id))
+        host = self.manager.prepare_load(keys, context)
+        self._copies.load(meta, context, keys, blocks, host)
+        self._loading.update(keys)
         self.counts.prefetched_blocks += len(keys)
 
-    # -- jobs ------------------------------------------------------------------------------------
-
-    def _job(self, job: OwnJob) -> int:
-        job_id, self._next_job = self._next_job, self._next_job + 1
-        self._jobs[job_id] = job
-        return job_id
-
-    def _device_spec(self, keys: list[Any], blocks: list[Any]) -> Any:
-        """``blocks`` of one cache group, as vLLM's workers read it: where a chunk is one block, the
-        place in the prompt does not matter."""
-        sizes = [len(keys) if group == group_of(keys[0]) else 0 for group in self._groups]
-        ids = [block.block_id for block in blocks]
-        return GPULoadStoreSpec(ids, group_sizes=sizes, block_indices=[0] * len(sizes))
+    def _loaded(self, copy: OwnCopy) -> None:
+        """A load has ended: its blocks are free, and found by what they hold."""
+        if not copy.is_stale:
+            self._loading.difference_update(copy.keys)
+            for key, block in zip(copy.keys, copy.blocks, strict=True):
+                num_tokens = (self.board.keys.owned(key).depth + 1) * self._pool.hash_block_size
+                cache_block(self._pool, block, key, num_tokens)
+            self.manager.complete_load(copy.keys, copy.context)
+        self._pool.free_blocks(reversed(copy.blocks))
+        self._may_prefetch = True
