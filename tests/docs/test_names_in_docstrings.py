@@ -21,6 +21,8 @@ FOREIGN = {
     # vLLM's
     "ChunkStatus", "EndpointPlugin", "FreeKVCacheBlockQueue", "KVCacheBlock", "KvHintsEnvelope",
     "vllm.endpoint_plugins", "vllm.general_plugins",
+    # SGLang's
+    "EvictionStrategy", "sglang.srt.plugins",
 }  # fmt: skip
 """Files, formats and libraries of others."""
 

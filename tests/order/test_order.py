@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scalesim.memory.tree.owner import MANY_OWNERS
 from scalesim.order.board import CallBoard
 from scalesim.order.leaving import LeavingOrder
-from scalesim.order.owners import MAX_KEPT_PATHS, Key
+from scalesim.order.owners import Key
 
 NUM_AGENTS = 6
 DEPTH = 3
@@ -196,13 +196,26 @@ def test_keys_of_nobody_leave_by_their_last_use() -> None:
     assert tier.drain() == ["a1", "b1", "b0", "c1", "c0", "a0"]
 
 
-def test_a_prompt_that_was_left_behind_leaves_first() -> None:
+def test_what_changes_with_each_call_leaves_first() -> None:
     tier = Tier()
-    for turn in range(MAX_KEPT_PATHS + 2):
+    for turn in range(4):
         tier.call(0, ["persona", f"memory {turn}"], soon=1.0)
         tier.call(1, own(1), soon=50.0)
-    gone = [tier.drop() for _ in range(3)]
-    assert gone == ["memory 0", "memory 1", "memory 2"]  # the newest one is still expected
+    assert [tier.drop() for _ in range(4)] == [f"memory {turn}" for turn in range(4)]
+    assert tier.drop() == (1, DEPTH - 1)  # who calls last
+    assert tier.drain()[-1] == "persona"
+
+
+def test_a_dialogue_that_is_cut_once_is_expected_to_go_on() -> None:
+    tier, said = Tier(), ["persona"]
+    for turn in range(8):
+        said.append(f"turn {turn}")
+        tier.call(0, said, soon=1.0)
+        tier.call(1, own(1), soon=50.0)
+    tier.call(0, ["persona", "summary"], soon=1.0)
+    gone = [tier.drop() for _ in range(8 + DEPTH)]
+    assert gone == [*(f"turn {turn}" for turn in reversed(range(8))), *own(1)[::-1]]
+    assert tier.drain() == ["summary", "persona"]
 
 
 def test_an_agent_that_takes_turns_between_prompts_keeps_both() -> None:

@@ -17,6 +17,7 @@ from scalesim.distance.distances import Change, Distances
 from scalesim.distance.estimates import Source
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.memory.tree.next_use import NextUse
+from scalesim.memory.tree.owner import ReuseStats
 from scalesim.order.key_table import KeyTable
 from scalesim.order.owners import Key, KeyOwner
 
@@ -43,6 +44,7 @@ class CallBoard:
         self._max_agents = max_agents
         self._agents: OrderedDict[AgentId, KeyOwner] = OrderedDict()
         self._calls: dict[str, OpenCall] = {}
+        self._reuse = ReuseStats()  # of all agents
         self._coming: LazyHeap[KeyOwner] = LazyHeap(soonest=True)
 
     @property
@@ -84,7 +86,7 @@ class CallBoard:
         for agent in gone:
             owner = self._agents.pop(agent)
             self._coming.discard(owner)
-            paths, owner.paths = owner.paths, []
+            paths, owner.paths, owner.expected = owner.paths, [], ()
             for path in paths:
                 self.keys.leave(owner, path)
         self._apply(self.distances.forget(gone))
@@ -121,7 +123,6 @@ class CallBoard:
         self._calls[call] = OpenCall(owner, {})
         self.keys.use(owner)
         owner.num_open += 1
-        owner.num_calls += 1
         if agent is not None:
             self._coming.discard(owner)
             self._apply(self.distances.called(agent))
@@ -139,8 +140,6 @@ class CallBoard:
         news = {key: depth for key, depth in zip(keys, depths, strict=True) if key not in path}
         if not news:
             return
-        if not path and owner.name is not None:
-            self._begin_path(owner, path, list(news))
         path.update(news)
         self.keys.own(owner, news)
 
@@ -152,14 +151,12 @@ class CallBoard:
         owner, path = found
         owner.num_open -= 1
         self.keys.use(owner)
-        for index, kept in enumerate(owner.paths):
-            if kept is path:
-                owner.paths[index] = tuple(path)  # an eighth of the dictionary's size
         for key in path:
             self.keys.left(key)
-        self.keys.own(
-            owner, {key: depth for key, depth in path.items() if self.keys.is_astray(key)}
-        )
+        astray = {key: depth for key, depth in path.items() if self.keys.is_astray(key)}
+        self.keys.own(owner, astray)
+        if owner.name is not None and path:
+            self.keys.leave(owner, owner.remember(path, self._reuse))
         if owner.name is not None and owner.name in self._agents:
             self._apply(self.distances.ended(owner.name))
             self._place(owner)
@@ -193,18 +190,3 @@ class CallBoard:
             self._coming.discard(owner)
         else:
             self._coming.add(owner, owner.known_next_use())
-
-    def _begin_path(self, owner: KeyOwner, path: dict[Key, int], keys: Sequence[Key]) -> None:
-        """``path`` with its first ``keys`` becomes the newest of the agent's; what only older ones
-        had, and the agent is not likely to use again, is left behind."""
-        for key in reversed(keys):
-            if self.keys.is_of(key, owner):
-                owner.observe_return(key)
-                break
-        owner.paths.insert(0, path)
-        dropped = owner.paths[owner.num_kept() :]
-        del owner.paths[owner.num_kept() :]
-        if dropped:
-            kept = set(keys).union(*owner.paths)
-            for old in dropped:
-                self.keys.leave(owner, [key for key in old if key not in kept])

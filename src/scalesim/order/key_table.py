@@ -65,11 +65,6 @@ class KeyTable:
             self.tell(self._strays)
         return owned
 
-    def is_of(self, key: Key, owner: KeyOwner) -> bool:
-        """Whether ``owner`` is an owner of ``key``, or has left it behind."""
-        owned = self._keys.get(key)
-        return owned is not None and owner in owned.group.owners
-
     def is_astray(self, key: Key) -> bool:
         """Whether a tier holds ``key`` and nobody owns it: it had left, and was computed again."""
         owned = self._keys.get(key)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeAlias
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.next_use import NextUse
+from scalesim.memory.tree.owner import ReuseStats
 
 Key: TypeAlias = Hashable
 """Stands for the content of a block and of all before it, as a chained hash does."""
 MAX_KEPT_PATHS = 4
-"""The keys of so many of an agent's calls are kept for it at first, and at most."""
+"""The keys of so many of an agent's last calls are remembered, to see which of them come again."""
+_FORGET = 0.25  # weight of an agent's newest call in its own statistics
+_PRIOR = 2.0  # weight of the statistics of all agents, in calls of the agent's own
 
 
 class KeyOwner:
@@ -20,13 +23,14 @@ class KeyOwner:
 
     ``next_use`` is in ticks of the clock, ``None`` where unknown. ``paths`` are the keys of the
     agent's last calls, the newest first, each in the order of the prompt. ``reach`` is how many
-    calls back an agent was seen to return to a prompt: 1 goes on from its last one, 2 takes turns
-    between two. Keys of older prompts are not expected again.
+    calls back the agent returns to a prompt: 1 goes on from its last one, 2 takes turns between
+    two. ``overlap`` is how deep into such a prompt its last call went, ``None`` if to the end.
+    ``expected`` are the keys that its next call is likely to use.
     """
 
     __slots__ = (
-        "alone", "groups", "last_seq", "last_use", "name", "next_seq", "next_use", "num_calls",
-        "num_open", "past", "paths", "reach",
+        "alone", "continued", "could_continue", "expected", "groups", "last_seq", "last_use",
+        "name", "next_seq", "next_use", "num_open", "overlap", "past", "paths", "reach",
     )  # fmt: skip
 
     def __init__(self, name: AgentId | None) -> None:
@@ -34,22 +38,47 @@ class KeyOwner:
         self.next_use: float | None = None
         self.next_seq = 0
         self.last_use, self.last_seq = 0.0, 0
-        self.num_calls = self.num_open = 0
-        self.paths: list[Collection[Key]] = []
+        self.num_open = 0
+        self.paths: list[Sequence[Key]] = []
+        self.expected: Sequence[Key] = ()
         self.reach = 1
+        self.overlap: int | None = None
+        self.continued = self.could_continue = 0.0  # decaying counts of its calls
         self.alone = KeyGroup((self,))
         self.past = KeyGroup((self,), is_past=True)
         self.groups: set[KeyGroup] = {self.alone, self.past}
 
-    def num_kept(self) -> int:
-        """How many of the newest paths the agent is likely to use again."""
-        return MAX_KEPT_PATHS if self.num_calls <= MAX_KEPT_PATHS else self.reach
+    def remember(self, path: Mapping[Key, int], common: ReuseStats) -> list[Key]:
+        """Record the keys of a call, with their places in the prompt. Returns the keys that the
+        agent is not likely to use again: of older prompts, and behind the place where its prompts
+        part from each other, if they usually do. ``common`` are the statistics of all agents."""
+        self._observe_return(path, common)
+        self.paths.insert(0, tuple(path))
+        older = self.paths[1:]
+        del self.paths[MAX_KEPT_PATHS:]
+        rate = self.continued + _PRIOR * common.continuation_rate
+        cut = self.overlap if rate < 0.5 * (self.could_continue + _PRIOR) else None
+        self.expected = [key for key, depth in path.items() if cut is None or depth < cut]
+        kept = set(self.expected).union(*self.paths[1 : self.reach])
+        return [key for old in (self.paths[0], *older) for key in old if key not in kept]
 
-    def observe_return(self, deepest: Key) -> None:
-        """Record that a call goes on from ``deepest``, a key that the agent had before."""
-        ages = (age for age, path in enumerate(self.paths, 1) if deepest in path)
-        age = next(ages, len(self.paths) + 1)
-        self.reach = min(max(self.reach, age), MAX_KEPT_PATHS)
+    def _observe_return(self, path: Mapping[Key, int], common: ReuseStats) -> None:
+        """Record which of the last prompts the call went on from, and how far."""
+        found, reach = 0, 1
+        for age, old in enumerate(self.paths, 1):
+            deepest = next((key for key in reversed(old) if key in path), None)
+            if deepest is not None and path[deepest] + 1 > found:
+                found, reach = path[deepest] + 1, age
+                self.overlap = None if deepest == old[-1] else found
+        if not self.paths:
+            return
+        continued = bool(found) and self.overlap is None
+        if not found:
+            self.overlap = 0
+        self.reach = max(reach, self.reach - 1)
+        common.observe(continued)
+        self.continued += continued - _FORGET * self.continued
+        self.could_continue += 1.0 - _FORGET * self.could_continue
 
     def known_next_use(self) -> NextUse:
         """The next use as a key of the orders."""

@@ -251,7 +251,7 @@ class SchedulerSide:
         self._may_prefetch = False
         assert self.tier is not None and self._queue is not None
         for owner in self.board.soonest(self.settings.prefetch_agents):
-            keys = self._missing(list(owner.paths[0]) if owner.paths else [])
+            keys = self._missing(owner.expected)
             if not keys:
                 continue
             # a block is taken while it is loaded: those that run must find some meanwhile
@@ -262,7 +262,7 @@ class SchedulerSide:
             if room < len(keys):
                 return
 
-    def _missing(self, path: list[Any]) -> list[Any]:
+    def _missing(self, path: Sequence[Any]) -> list[Any]:
         """The first keys of ``path`` that the host has and the device has not; nothing if a key
         before them is nowhere, or on its way."""
         assert self.tier is not None
