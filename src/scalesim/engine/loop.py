@@ -159,10 +159,11 @@ class EngineLoop:
         self.calls.add(call, sequence)
         if self.recorder is not None:
             tick, at_s = self.clock.now, call.submitted_s
-            self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens)
+            more = call.request.more_calls
+            self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens, more)
         if sequence.agent is not None:
             sequence.on_end = self.advice.ended
-            self.advice.called(sequence.agent)
+            self.advice.called(sequence.agent, call.request.more_calls)
         leader = None if call.leader is None else call.leader.sequence
         if leader is None:
             self.scheduler.add(sequence)
@@ -204,7 +205,8 @@ class EngineLoop:
             logprobs_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
         if self.clock.now > 0.0 and self.scheduler.config.order == "longest":
-            sequence.work = self.scheduler.work.of(sequence, self.advice.calls_to_come(agent))
+            num_calls = self.advice.calls_to_come(agent, request.more_calls)
+            sequence.work = self.scheduler.work.of(sequence, num_calls)
         return sequence
 
     # -- agents and time ----------------------------------------------------------------------

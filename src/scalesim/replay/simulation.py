@@ -131,7 +131,8 @@ class Simulation:
         for traced in together:
             tokens = tokens_of(traced.prompt, model.vocab_size)
             params = SamplingParams(max_tokens=traced.output.length, seed=0, ignore_eos=True)
-            call = Call(Request(tokens, traced.agent, params), model, tokens, None)
+            request = Request(tokens, traced.agent, params, more_calls=traced.more_calls)
+            call = Call(request, model, tokens, None)
             call.submitted_s = self.link.now_s
             _Open(traced, call, self._ended)
             calls.append(call)

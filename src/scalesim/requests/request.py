@@ -20,7 +20,8 @@ class Request:
     ``timeout`` is in seconds from submission, ``deadline`` a time of ``time.monotonic()`` (which is
     also an event loop's ``time()``). The earlier of the two holds; waiting for a place counts.
     ``sample_index`` tells apart several draws for the same prompt. Requests with a lower
-    ``priority`` are served first, those with equal priorities in order of arrival. ``on_overflow``
+    ``priority`` are served first. ``more_calls`` says how many calls of the agent follow this one
+    in the same tick, one after another: advice for the order of service. ``on_overflow``
     says what happens to a prompt that leaves no room for ``max_tokens``: an error is raised, its
     oldest messages or tokens are dropped, or the given function shortens it. With ``pooling``
     nothing is generated: the reply's ``embedding`` is the final hidden state of the last token, or
@@ -36,6 +37,7 @@ class Request:
     sample_index: int = 0
     deadline: float | None = None
     priority: int = 0
+    more_calls: int | None = None
     on_overflow: OnOverflow = "error"
     pooling: Pooling | None = None
     cache_salt: str | None = None
