@@ -127,8 +127,9 @@ class Advice:
     def called(self, agent: AgentId, more_calls: int | None = None) -> None:
         """A call of ``agent`` is open; ``more_calls`` follow in this tick, if that was told."""
         self._bursts.called(agent)
-        self._memory.called(agent, self.distances.next_use(agent))
+        expected = self.distances.next_use(agent)
         self._apply(self.distances.called(agent, more_calls))
+        self._memory.called(agent, expected)
 
     def ended(self, agent: AgentId) -> None:
         """A call of ``agent`` is not open any more."""
