@@ -143,7 +143,7 @@ class MemoryManager(MemoryParts):
     def called(self, agent: AgentId, expected: float | None) -> None:
         """Record that ``agent`` called; ``expected`` is the next use that was known before."""
         self.misses.record_call(agent, expected)
-        self.owners.agent(agent).was_told_by_call = True
+        self.owners.agent(agent).called()
 
     def last_miss(self, agent: AgentId) -> Miss | None:
         """Why ``agent``'s state was not on the device at its last miss; ``None`` if it never

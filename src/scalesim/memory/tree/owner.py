@@ -102,6 +102,10 @@ class AgentState:
         """Set the next use, as told by event ``seq``; ``None`` = unknown."""
         self.next_use, self.next_seq, self.was_told_by_call = next_use, seq, False
 
+    def called(self) -> None:
+        """The next use is now because the agent called."""
+        self.was_told_by_call = True
+
     def known_next_use(self) -> NextUse:
         """The next use as a key of the orders. It must be known."""
         assert self.next_use is not None
