@@ -204,6 +204,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.server.identity",
         "scalesim.trace",
     ),
+    "scalesim.village": (),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names
@@ -211,7 +212,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "profile", "replay", "scheduler", "testing", "trace",
+    "profile", "replay", "scheduler", "testing", "trace", "village",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",
