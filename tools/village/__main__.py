@@ -47,9 +47,8 @@ def text(options: argparse.Namespace) -> None:
 
 def tokens(options: argparse.Namespace) -> None:
     from tools.village.tokens import save_tokenizer, train_tokenizer
-    from tools.village.train import MAX_LEN
 
-    save_tokenizer(train_tokenizer(options.seed), options.model, MAX_LEN)
+    save_tokenizer(train_tokenizer(options.seed), options.model)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tools.village.corpus import Messages, documents
 
 VOCAB_SIZE = 1536
+MAX_LEN = 1024
+"""The model's positions."""
 END = "<|end|>"
 ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
@@ -45,13 +47,13 @@ def _texts(chats: Iterable[Messages]) -> Iterable[str]:
         yield from (message["content"] for message in messages)
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, max_len: int) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_len,
+        "model_max_length": MAX_LEN,
         "eos_token": END,
         "pad_token": END,
         "clean_up_tokenization_spaces": False,

@@ -21,9 +21,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tools.village.corpus import documents
-from tools.village.tokens import VOCAB_SIZE, rendered
+from tools.village.tokens import MAX_LEN, VOCAB_SIZE, rendered
 
-MAX_LEN = 1024
 ROW_LEN = 768
 ROWS = 4
 WARMUP = 40
@@ -112,9 +111,9 @@ class Run:
             self.load(checkpoint)
         begin, first = time.monotonic(), self.step
         while self.step < self.steps:
-            self._one_step()
+            self.one_step()
             if self.step % EVERY == 0:
-                self._save(checkpoint)
+                self.save(checkpoint)
                 step_s = (time.monotonic() - begin) / (self.step - first)
                 recent = sum(self.losses[-EVERY:]) / EVERY
                 print(
@@ -122,7 +121,7 @@ class Run:
                     flush=True,
                 )
                 self._end_in_time(step_s)
-        self._save(checkpoint)
+        self.save(checkpoint)
 
     def _end_in_time(self, step_s: float) -> None:
         """Have the fall of the learning rate end before ``stop_at``."""
@@ -135,7 +134,7 @@ class Run:
         if total_if_begun_now + EVERY / (1 - DECAY_SHARE) > self.step + left:
             self.steps = total_if_begun_now
 
-    def _one_step(self) -> None:
+    def one_step(self) -> None:
         share = min(
             (self.step + 1) / WARMUP, (self.steps - self.step) / (self.steps * DECAY_SHARE), 1.0
         )
@@ -153,7 +152,7 @@ class Run:
         self.losses.append(float(loss.detach()))
         self.step += 1
 
-    def _save(self, path: Path) -> None:
+    def save(self, path: Path) -> None:
         state = {
             "step": self.step,
             "steps": self.steps,
