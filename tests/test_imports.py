@@ -221,6 +221,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.server.identity",
         "scalesim.trace",
     ),
+    "scalesim.village": (),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names
@@ -237,7 +238,7 @@ WATCHED = (
 )
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "order", "profile", "replay", "scheduler", "testing", "trace",
+    "order", "profile", "replay", "scheduler", "testing", "trace", "village",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",
