@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .attention_tiles import attend, merge, tile_rows, window_begin
 from .contracts import PagedBatch
+from .float8_triton import readable
 from .launch import Launch, next_power_of_2
 from .work_lists import SMALL, WorkList, build
 
@@ -171,7 +172,7 @@ def decode(
     work = plan.work
     grid = min(programs, work.capacity * num_kv_heads)
     kernel = decode_kernel[(grid,)](
-        q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
+        q, q.stride(0), readable(pool)[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
         batch.block_table, batch.block_table.stride(0), batch.seq_rows, batch.context_lens,
         work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E,
         plan.acc, plan.maxima, plan.sums, out,

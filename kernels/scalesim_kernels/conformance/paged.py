@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..contracts import PagedBatch
+from ..float8 import FLOAT8, as_bytes
 
 NUM_LAYERS = 2
 STALE = 2_000_000_000  # a block table entry that must never be followed
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ class PagedCase:
 
 def garbage(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """NaNs of several bit patterns, infinities, huge and ordinary values."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == FLOAT8:  # no infinities
+        codes = torch.tensor([0x7F, 0xFF, 0x7E, 0xB8], dtype=torch.uint8)
+        return codes[torch.randint(len(codes), shape, generator=generator)].view(FLOAT8)
     values = torch.tensor([float("nan"), float("inf"), float("-inf"), 3e38, -1.0]).to(dtype)
     integer = INTEGERS[dtype.itemsize]
     signalling = torch.tensor([float("inf")], dtype=dtype).view(integer) + 1
     patterns = torch.cat((torch.tensor([-1], dtype=integer), signalling)).view(dtype)
     values = torch.cat((values, patterns))
-    generator = torch.Generator().manual_seed(seed)
     return values[torch.randint(len(values), shape, generator=generator)]
 
 
@@ -117,8 +121,8 @@ def make_case(shape: PagedShape, seed: int = 0, dtype: torch.dtype = torch.float
     pool_shape = (num_pages, NUM_LAYERS, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
     case = PagedCase(shape, batch, garbage(pool_shape, seed, dtype), sum(n for _, n in shape.lens))
     random = torch.randn(pool_shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    torch.where(case.valid_slots(), random, case.pool, out=case.pool)
-    return case
+    kept = torch.where(case.valid_slots(), as_bytes(random), as_bytes(case.pool))
+    return replace(case, pool=kept.view(dtype))
 
 
 def far_pages(num_pages: int, page_elements: int) -> Tensor:
@@ -135,5 +139,5 @@ def spread(batch: PagedBatch, pool: Tensor, ids: Tensor) -> tuple[PagedBatch, Te
     known = (table >= 0) & (table < len(ids))
     moved = torch.where(known, ids.to(table)[torch.where(known, table, 0).long()], table)
     large = torch.empty((int(ids.max()) + 1, *pool.shape[1:]), dtype=pool.dtype, device=pool.device)
-    large[ids.to(pool.device)] = pool
+    as_bytes(large)[ids.to(pool.device)] = as_bytes(pool)
     return replace(batch, block_table=moved.int()), large
