@@ -110,8 +110,8 @@ def load_keys(
     else:
         inside = exists[:, None] & (column < HEAD_DIM)[None, :]
     if MASKED or HEAD_DIM != BLOCK_D:
-        k = tl.load(pointers, mask=inside, other=0)
-        v = tl.load(pointers + v_offset, mask=inside, other=0)
+        k = tl.load(pointers, mask=inside, other=0.0)
+        v = tl.load(pointers + v_offset, mask=inside, other=0.0)
     else:
         k = tl.load(pointers)
         v = tl.load(pointers + v_offset)

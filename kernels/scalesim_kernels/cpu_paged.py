@@ -74,7 +74,8 @@ class InPlaceAttention:
             table.data_ptr(), table.numel(), table.shape[1],
             batch.token_rows.data_ptr(), batch.positions.data_ptr(),
             cos_sin.data_ptr(), cos_sin.numel(), num_tokens, num_heads, num_kv_heads, head_dim,
-            block_size, int(pool.dtype == FLOAT8), *(0 if w is None else w.data_ptr() for w in weights), eps,
+            block_size, int(pool.dtype == FLOAT8),
+            *(0 if w is None else w.data_ptr() for w in weights), eps,
         )  # fmt: skip
         run(compiled.rope_and_store, job, qkv.numel() >= SMALL)
         return qkv.view(num_tokens, -1, head_dim)[:, :num_heads]

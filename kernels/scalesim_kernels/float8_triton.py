@@ -11,16 +11,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .float8 import as_bytes
+from .float8 import FLOAT8, as_bytes
 from .launch import capability, interpreted
 
 NATIVE_FROM = 89  # the compute capability, times 10, that has the instructions
 
 
+def by_integers(pool: Tensor) -> bool:
+    """Whether attention's kernels convert this pool by integer operations: e4m3 on older GPUs, on
+    AMD's and in the interpreter."""
+    return pool.dtype == FLOAT8 and (interpreted() or capability() < NATIVE_FROM)
+
+
 def readable(pool: Tensor) -> Tensor:
-    """A pool as attention's kernels read it; e4m3 as bytes where Triton has no such type: on older
-    GPUs, on AMD's and in the interpreter."""
-    return as_bytes(pool) if interpreted() or capability() < NATIVE_FROM else pool
+    """A pool as attention's kernels read it: as bytes where they convert bytes."""
+    return as_bytes(pool) if by_integers(pool) else pool
 
 
 @triton.jit
@@ -31,15 +36,16 @@ def widened(x, dtype: tl.constexpr):
         bits = x.to(tl.int16)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         value = half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
-        return tl.where((bits & 0x7F) == 0x7F, float("nan"), value).to(dtype)
+        result = tl.where((bits & 0x7F) == 0x7F, float("nan"), value).to(dtype)
     else:
-        return x.to(dtype)
+        result = x.to(dtype)
+    return result
 
 
 @triton.jit
-def stored(x, dtype: tl.constexpr):
-    """``x`` as an element of a pool: rounded to ``dtype``; e4m3 where that is bytes."""
-    if dtype == tl.uint8:
+def stored(x, pool):
+    """``x`` as elements of what ``pool`` points to: rounded; e4m3 where that is bytes."""
+    if pool.dtype.element_ty == tl.uint8:
         wide = x.to(tl.float32)
         size = tl.minimum(tl.abs(wide), 448.0)
         bits = size.to(tl.int32, bitcast=True)
@@ -48,6 +54,8 @@ def stored(x, dtype: tl.constexpr):
         tiny = (size + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
         code = tl.where(size < 0.015625, tiny, normal)
         code = tl.where(wide == wide, code, 0x7F)
-        return (code | ((wide.to(tl.int32, bitcast=True) >> 24) & 0x80)).to(tl.uint8)
+        sign = (wide.to(tl.int32, bitcast=True) >> 24) & 0x80
+        result = (code | sign).to(tl.uint8)
     else:
-        return x.to(dtype)
+        result = x.to(pool.dtype.element_ty)
+    return result

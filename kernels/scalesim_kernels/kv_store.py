@@ -82,11 +82,11 @@ def store_kernel(
     slot += tl.where(is_v, v_offset, 0)
     target = pool + (slot + kv_head * head_stride)[:, None] + column[None, :]
     kv_mask = ((is_k | is_v) & (row != 0))[:, None] & inside[None, :]
-    v_heads, kind = is_v[:, None], pool.dtype.element_ty
-    low = tl.where(v_heads, stored(raw_first, kind), stored(turned_first, kind))
-    high = tl.where(v_heads, stored(raw_second, kind), stored(turned_second, kind))
-    tl.store(target, low, mask=kv_mask)
-    tl.store(target + HALF, high, mask=kv_mask)
+    v_heads = is_v[:, None]
+    low, turned_low = stored(raw_first, pool), stored(turned_first, pool)
+    high, turned_high = stored(raw_second, pool), stored(turned_second, pool)
+    tl.store(target, tl.where(v_heads, low, turned_low), mask=kv_mask)
+    tl.store(target + HALF, tl.where(v_heads, high, turned_high), mask=kv_mask)
 
 
 def store(

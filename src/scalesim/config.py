@@ -249,9 +249,9 @@ class EngineConfig:
     or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
     ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
     float32 on a CPU, else what the model's config says. ``kv_dtype``: ``"fp8"`` keeps KV in a byte
-    an element (e4m3), on the device, on the host and on the link between. ``model_impl``: ``"native"``,
-    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
-    ``"int8"`` or ``"float8"`` (needs torchao).
+    an element (e4m3), on the device, on the host and on the link between. ``model_impl``:
+    ``"native"``, ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``:
+    weights in ``"int8"`` or ``"float8"`` (needs torchao).
     ``integrity``: what follows when memory's books do not add up, or something breaks inside:
     ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
     ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
