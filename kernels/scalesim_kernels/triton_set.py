@@ -91,7 +91,7 @@ class TritonAttention:
             in_one_tile = 2 * tokens <= narrow_launch(head_dim, dtype).tile
             paired = in_one_tile and num_tiles >= self._paired_from
         return TritonPlan(
-            plan_decode(batch, num_heads, head_dim, block_size, SPLIT),
+            plan_decode(batch, num_heads, num_kv_heads, head_dim, block_size, SPLIT),
             plan_prefill(batch, tokens * (1 + paired)),
             reproducible,
             paired,

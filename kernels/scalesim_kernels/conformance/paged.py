@@ -23,7 +23,9 @@ INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class PagedShape:
-    """``lens`` are (context_len, query_len) of the sequences; decodes (query_len 1) come first."""
+    """``lens`` are (context_len, query_len) of the sequences; decodes (query_len 1) come first.
+    ``shared``: sequences have the same pages at the blocks that end before this position, and
+    before their own end."""
 
     group: int
     num_kv_heads: int
@@ -32,6 +34,7 @@ class PagedShape:
     lens: tuple[tuple[int, int], ...]
     padded_seqs: int = 0
     padded_tokens: int = 0
+    shared: int = 0
 
     def __str__(self) -> str:
         heads = f"g{self.group}kv{self.num_kv_heads}d{self.head_dim}"
@@ -91,14 +94,16 @@ def make_case(shape: PagedShape, seed: int = 0, dtype: torch.dtype = torch.float
     """Scattered pages, stale table entries, valid KV random, every other byte garbage."""
     rng = np.random.default_rng(seed)
     needed = [-(-context // shape.block_size) for context, _ in shape.lens]
-    num_pages = sum(needed) + 5
+    num_pages = sum(needed) + shape.shared // shape.block_size + 5
     free = rng.permutation(np.arange(1, num_pages)).tolist()
     num_seqs = len(shape.lens)
     table = np.full((num_seqs + 1, max(needed) + 2), STALE, np.int32)
     table[0] = 0
     rows = rng.permutation(num_seqs) + 1
+    common = [free.pop() for _ in range(shape.shared // shape.block_size)]
     for row, blocks in zip(rows, needed, strict=True):
-        table[row, :blocks] = [free.pop() for _ in range(blocks)]
+        begin = common[: blocks - 1]
+        table[row, :blocks] = begin + [free.pop() for _ in range(blocks - len(begin))]
 
     decodes = [i for i, (_, n) in enumerate(shape.lens) if n == 1]
     ordered = decodes + [i for i in range(num_seqs) if i not in decodes]

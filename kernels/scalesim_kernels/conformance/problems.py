@@ -97,7 +97,7 @@ DECODE_LENS = (
     ((1, 1), (16, 1), (17, 1)),
     ((63, 1), (65, 1)),
     ((512, 1), (513, 1)),
-    ((1100, 1),),
+    ((1100, 1), (1025, 1), (530, 1)),
 )
 PREFILL_LENS = (
     ((7, 7), (16, 16)),
@@ -111,7 +111,7 @@ def paged_case(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Page
     padding = choice["padding"]
     shape = PagedShape(
         choice["group"], choice["num_kv_heads"], choice["head_dim"], choice["block_size"],
-        choice["lens"], padded_seqs=padding, padded_tokens=padding,
+        choice["lens"], padded_seqs=padding, padded_tokens=padding, shared=choice.get("shared", 0),
     )  # fmt: skip
     return make_case(shape, seed, FLOAT8 if choice["kv"] == "fp8" else dtype)
 
@@ -453,7 +453,8 @@ GATED = {"rows": (1, 33), "width": (8, 33, 1408)}
 
 PROBLEMS: dict[str, OpCases] = {
     "paged_decode": OpCases(
-        {**PAGED, **OPTIONS, "lens": DECODE_LENS, "reproducible": (True, False)},
+        {**PAGED, **OPTIONS, "lens": DECODE_LENS, "shared": (0, 1024),
+         "reproducible": (True, False)},
         lambda *args: attention("paged_decode", *args),
     ),
     "paged_prefill": OpCases(
