@@ -58,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--targets", default="sm_80,sm_90,gfx942")
     build.add_argument("--update", action="store_true", help="write the table instead")
     build.add_argument("--all", action="store_true", help="print every kernel's figures")
+    build.add_argument(
+        "--jobs", type=int, default=1, help="how many processes, at most one a target; 0: as cores"
+    )
     return top
 
 
