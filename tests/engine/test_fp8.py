@@ -61,6 +61,7 @@ def test_adapters_keep_the_models_dtype_on_the_same_pages() -> None:
     for pages in (4000, 400):
         with fp8_engine(device_pages=pages, host_pages=4000) as engine:
             texts.append(said(test_adapters.play(engine, num_agents=16)))
+            assert (engine.parts.memory.counters.evicted_pages > 0) == (pages == 400)
     assert texts[0] == texts[1]
     with tiny_engine(device_pages=1000, digests=True) as engine:
         exact = said(test_adapters.play(engine, num_agents=16))
