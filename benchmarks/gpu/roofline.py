@@ -24,7 +24,7 @@ FLOPS = 700e12  # of the vendor's half-precision products
 LAUNCH_S = 1.5e-6  # from the end of a kernel in a graph to the next's first load
 LOAD_S = 0.8e-6  # of one load from memory that nothing hides
 # Registers a thread, shared bytes and warps a program: compiled, sm_90.
-DECODE, SHRINK, EXPAND = (112, 37888, 4), (48, 32768, 4), (64, 27136, 4)
+DECODE, SHRINK, EXPAND = (96, 37888, 4), (48, 32768, 4), (64, 27136, 4)
 KEY_TILE = 32
 SHRINK_FLIGHT, EXPAND_FLIGHT = 3 * 16 * 128 * 2, 2 * 16 * 128 * 2  # bytes a program, on their way
 QKV = (4096, 1024, 1024)

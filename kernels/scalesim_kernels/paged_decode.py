@@ -139,7 +139,9 @@ def decode_kernel(
                 tl.store(targets, result.to(out.dtype.element_ty), mask=inside)
             else:
                 own = row * 0 + entry
-                if SEATS > 1:
+                if SEATS > 1:  # loaded again: kept, they would take registers in the loop
+                    again = members + entry.to(tl.int64) * SEATS + seat
+                    tokens = tl.load(again, mask=real, other=0)
                     own = tl.load(first_item + tokens, mask=real, other=0) + part
                 place = own.to(tl.int64) * NUM_HEADS + kv_head * GROUP + head
                 tl.store(max_parts + place, row_max, mask=real)
