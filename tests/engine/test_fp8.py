@@ -8,13 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scalesim_kernels import PagedBatch, select
+from scalesim_kernels.float8 import FLOAT8, narrowed
+from torch import Tensor
 
 from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from tests.engine import test_adapters
 from tests.engine.test_same_texts import check_empty
-from tests.engine.world import PAGE_BYTES, TOKENIZER, Turns, said, tiny_engine, tiny_model
+from tests.engine.world import (
+    BLOCK,
+    PAGE_BYTES,
+    TOKENIZER,
+    Turns,
+    said,
+    tiny_engine,
+    tiny_model,
+)
 
 TURNS = Turns(num_agents=6, rounds=2)
 PAGES = TURNS.num_agents * TURNS.pages_per_agent
@@ -35,6 +46,26 @@ def fp8_engine(
 def unlimited() -> list[tuple[tuple[int, ...], int]]:
     with fp8_engine(policy="resident") as engine:
         return said(TURNS.play(engine))
+
+
+def test_the_bits_are_those_of_rounded_kv_in_fp32() -> None:
+    """An engine on pages of fp32 whose store rounds K and V says the same, bit for bit."""
+    kernels = select("cpu")
+
+    def store(qkv: Tensor, pool: Tensor, layer: int, batch: PagedBatch, *rest: Any) -> Tensor:
+        q = kernels.qk_norm_rope_store(qkv, pool, layer, batch, *rest)
+        kept = batch.token_rows != 0
+        rows, positions = batch.token_rows[kept].long(), batch.positions[kept].long()
+        pages, slots = batch.block_table[rows, positions // BLOCK].long(), positions % BLOCK
+        kv = pool[pages, layer, :, :, slots]
+        pool[pages, layer, :, :, slots] = narrowed(kv, FLOAT8).to(kv.dtype)
+        return q
+
+    rounding = replace(kernels, qk_norm_rope_store=store)
+    config = with_settings(None, {"device_memory": 200 * PAGE_BYTES, "block_size": BLOCK})
+    parts = parts_for(tiny_model(), replace(config, digests=True), rounding, tokenizer=TOKENIZER)
+    with Engine(parts) as engine:
+        assert said(TURNS.play(engine)) == unlimited()
 
 
 def test_a_page_has_a_byte_an_element() -> None:
