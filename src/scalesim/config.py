@@ -25,6 +25,7 @@ INTEGRITY = ("quarantine", "raise", "off")
 WHEN_FULL = ("wait", "error")
 ORDERS = ("longest", "arrival")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+KV_DTYPES = ("auto", "fp8")
 MODEL_IMPLS = ("auto", "native", "transformers")
 SCHEMES = ("int8", "float8")
 MAX_NUM_SEQS = 1 << 16
@@ -247,9 +248,10 @@ class EngineConfig:
     default of calls that do not say it. ``chat_template``: jinja2 source, the path of a file of it,
     or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
     ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
-    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
-    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
-    ``"int8"`` or ``"float8"`` (needs torchao).
+    float32 on a CPU, else what the model's config says. ``kv_dtype``: ``"fp8"`` keeps KV in a byte
+    an element (e4m3), on the device, on the host and on the link between. ``model_impl``:
+    ``"native"``, ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``:
+    weights in ``"int8"`` or ``"float8"`` (needs torchao).
     ``integrity``: what follows when memory's books do not add up, or something breaks inside:
     ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
     ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
@@ -271,6 +273,7 @@ class EngineConfig:
     generation_config: bool = setting(True, _flag)
     chat_template: str | None = setting(None, _or_none(_chat_template))
     dtype: str = setting("auto", _among(DTYPES))
+    kv_dtype: str = setting("auto", _among(KV_DTYPES))
     model_impl: str = setting("auto", _among(MODEL_IMPLS))
     quantize: str | None = setting(None, _or_none(_among(SCHEMES)))
     seed: int = setting(0, _from(-(2**63), 2**63 - 1))

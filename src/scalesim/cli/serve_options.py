@@ -77,6 +77,8 @@ class ServeOptions:
     """What the model's generation_config.json says of sampling holds where a request is silent."""
     dtype: str = _ENGINE.dtype
     """Of weights and KV: auto, float32, float16 or bfloat16."""
+    kv_cache_dtype: str = _ENGINE.kv_dtype
+    """Of KV: auto, which is dtype's, or fp8, which takes a byte an element."""
     quantization: str | None = _ENGINE.quantize
     """Weights in int8 or float8."""
     device: str = _ENGINE.device
@@ -108,6 +110,7 @@ class ServeOptions:
             chat_template=self.chat_template,
             generation_config=self.generation_config,
             dtype=self.dtype,
+            kv_dtype=self.kv_cache_dtype,
             quantize=self.quantization,
             seed=self.seed,
             scheduler=SchedulerConfig(

@@ -101,7 +101,7 @@ def parts_for(
         shape.num_layers,
         shape.num_kv_heads,
         shape.head_dim,
-        loaded.model.dtype.itemsize,
+        kv_bytes(config, loaded),
         config.block_size,
     )
     policy = policy_named(config.policy)
@@ -133,7 +133,7 @@ def parts_for(
     if kernels is None:
         kernels = select(backend.name, config.reproducible)
     else:
-        kernels = given_kernels(kernels, loaded)
+        kernels = given_kernels(kernels, loaded, config.kv_dtype)
     if loaded.quantize is not None:
         kernels = with_quantized(kernels)
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
@@ -254,6 +254,20 @@ def backend_for(loaded: LoadedModel, config: EngineConfig, device: Device | None
             "link's own rate: leave it out"
         )
     return CudaBackend(device, loaded, config)
+
+
+def kv_bytes(config: EngineConfig, loaded: LoadedModel) -> int:
+    """The bytes of an element of K or V. Raises ``ConfigError`` if the model's heads do not fit a
+    pool in fp8."""
+    itemsize, head_dim = loaded.model.dtype.itemsize, loaded.config.head_dim
+    if config.kv_dtype != "fp8":
+        return itemsize
+    if head_dim % itemsize:
+        raise ConfigError(
+            f"kv_dtype='fp8' with heads of {head_dim} elements: adapters of {itemsize} bytes an "
+            f"element share the pages, so it must be a multiple of {itemsize}; use kv_dtype='auto'"
+        )
+    return 1
 
 
 def num_host_pages(config: EngineConfig, policy: Policy, page_bytes: int, backend: Backend) -> int:
