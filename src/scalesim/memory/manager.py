@@ -27,7 +27,8 @@ from scalesim.memory.tree.segment import lineage
 
 
 class MemoryManager(MemoryParts):
-    """The memory of one engine: a device pool and a host pool of fixed sizes, shared by all agents.
+    """The memory of one engine: pools of fixed sizes on the device, the host and the disk, shared
+    by all agents.
 
     Callers use the methods, ``counters`` and the sizes. The parts are private to memory; only its
     audit and ``scalesim.testing`` look at them from outside.
@@ -44,15 +45,17 @@ class MemoryManager(MemoryParts):
 
     @property
     def num_lost_pages(self) -> int:
-        """Pages of both pools that were taken out of circulation."""
+        """Pages of all pools that were taken out of circulation."""
         return sum(len(tier.lost) for tier in self.tiers)
 
     @property
     def tier_use(self) -> tuple[TierUse, ...]:
-        """How full each tier is, the nearest to the compute first. From any thread."""
+        """How full each tier is, the nearest to the compute first; without a disk where there is
+        none. From any thread."""
         return tuple(
             TierUse(tier.name, tier.pool.num_usable - len(tier.lost), tier.pool.num_free)
             for tier in self.tiers
+            if tier is not self.tiers.disk or tier.pool.num_usable
         )
 
     @property
@@ -118,7 +121,7 @@ class MemoryManager(MemoryParts):
         return leases
 
     def forget(self, agent: AgentId) -> None:
-        """Forget ``agent``. Segments that no other agent owns are freed from both tiers: now, or
+        """Forget ``agent``. Segments that no other agent owns are freed from all tiers: now, or
         when the last lease is released and the last copy has ended. Open leases of the agent
         continue, and leave nothing behind. The same name used later is a new agent."""
         self.misses.forget(agent)
@@ -133,7 +136,7 @@ class MemoryManager(MemoryParts):
         """Forget everything that no lease pins and no copy uses; it would be computed again from
         its tokens. Once all leases are released and ``poll`` has taken in all copies, all pages are
         free."""
-        self.residency.clear()
+        self.residency.drops.clear()
 
     # -- agents -------------------------------------------------------------------------------
 

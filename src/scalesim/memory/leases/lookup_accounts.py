@@ -47,6 +47,7 @@ class LookupAccounts:
         counters.full_hits += lease.num_shared > 0 and waited == 0
         counters.device_blocks += lease.num_shared - waited
         counters.host_blocks += found.num_to_load
+        counters.disk_blocks += found.num_to_recall
         counters.late_blocks += waited - found.num_to_load
         counters.computed_blocks += -(-found.num_tokens // self.block_size) - lease.num_shared
         counters.spared_blocks += spared
