@@ -222,8 +222,8 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
     """The order of eviction has exactly the segments that may leave the device."""
-    idle = segment.pins == 0 and not segment.is_moving
-    may_leave = idle and bool(segment.device) and segment.device_children == 0
+    moves = segment.device.transfer is not None or segment.host.transfer is not None
+    may_leave = segment.pins == 0 and not moves and bool(segment.device) and segment.device_children == 0
     if manager.ranking.is_evictable(segment) != may_leave:
         raise IntegrityError(
             f"{segment}: may leave the device: {may_leave}; in the order: {not may_leave}"

@@ -34,7 +34,7 @@ class EvictionRanking:
 
     The orders of the host and of the disk are kept only from the first time on that the host pool
     runs short. ``num_clean`` counts the host pages that can be freed without loss: their content is
-    on the disk, and not on the device.
+    on the disk.
     """
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
@@ -217,7 +217,7 @@ class EvictionRanking:
         """Put ``segment`` into the orders that its state belongs to, and remove it from the
         others."""
         device = segment.device
-        if segment.pins or segment.is_moving:
+        if segment.pins or device.transfer is not None or segment.host.transfer is not None:
             self._evictable.discard(segment)  # pinned, or moving
             self._cleanable.discard(segment)
             if self._host_is_short:
@@ -271,14 +271,14 @@ class EvictionRanking:
         else:
             self._on_both.discard(segment)
         idle = still and not segment.pins
-        below = idle and not segment.device
         is_clean = segment.num_unspilled == 0
-        if below and segment.host and not is_clean and not segment.content_children:
+        alone = idle and not is_clean and not segment.device and not segment.content_children
+        if alone:
             self._host_only.add(segment, next_use)
         else:
             self._host_only.discard(segment)
-        self._set_clean(segment, bool(below and segment.host and is_clean), next_use)
-        if self._spills and below and not is_clean and self.may_spill(segment):
+        self._set_clean(segment, bool(idle and segment.host and is_clean), next_use)
+        if self._spills and idle and not is_clean and self.may_spill(segment):
             self._to_spill.add(segment, next_use)
         else:
             self._to_spill.discard(segment)
