@@ -81,9 +81,7 @@ def test_a_copy_that_has_not_started_is_cancelled(tmp_path: Path) -> None:
     machine.link.close()
 
 
-def test_damage_fails_its_copy_alone(
-    machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damage_fails_its_copy_alone(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     assert machine.down(0, 1) is None
     with (machine.folder / "slots-00000").open("r+b") as file:
         file.write(b"\0" * PAGE)

@@ -31,7 +31,7 @@ _ADVICE: dict[str, str] = {
     "hint late": "it was expected later than it came, or told too shortly before",
     "link full": "other loads were under way; fewer bytes an agent, or a faster link",
     "pool small": "nothing that is used later could leave; raise device_memory or host_memory",
-    "disk busy": "other reads were under way; fewer bytes an agent, more host_memory, or a faster disk",
+    "disk busy": "other reads were under way; more host_memory, or a faster disk",
     "prompt changed": "it shares only its beginning with the call before; move what changes back",
     "adapter changed": "KV belongs to the adapter that computed it",
     "hint ignored": "nothing was missing so far, but what was said of it does not count",

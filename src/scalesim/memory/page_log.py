@@ -43,8 +43,8 @@ class PageEventLog:
 
     def about(self, page: int, tier: str) -> list[str]:
         """The lines that name ``page`` of the pool of ``tier``."""
-        index = 2 + TIERS.index(tier)
-        return [_line(event) for event in self._events if page in event[index]]
+        index = TIERS.index(tier)
+        return [_line(event) for event in self._events if page in event[2:][index]]
 
 
 class LoggedPool(PagePool):
@@ -52,7 +52,7 @@ class LoggedPool(PagePool):
 
     def __init__(self, num_pages: int, *, first: int = 0, tier: str, log: PageEventLog) -> None:
         super().__init__(num_pages, first=first)
-        self._log, self._before, self._behind = log.note, TIERS.index(tier), 2 - TIERS.index(tier)
+        self._log, self._tier = log.note, TIERS.index(tier)
 
     def allocate(self, count: int) -> list[int] | None:
         pages = super().allocate(count)
@@ -66,9 +66,9 @@ class LoggedPool(PagePool):
             self._note("freed", fence, pages)
 
     def _note(self, what: str, number: int | None, pages: Sequence[int]) -> None:
-        nothing: tuple[Sequence[int], ...] = ((), ())
-        device, host, disk = (*nothing[: self._before], pages, *nothing[: self._behind])
-        self._log((what, number, device, host, disk))
+        of_tiers: list[Sequence[int]] = [(), (), ()]
+        of_tiers[self._tier] = pages
+        self._log((what, number, of_tiers[0], of_tiers[1], of_tiers[2]))
 
 
 class LoggedLink(LinkAround):
@@ -84,9 +84,7 @@ class LoggedLink(LinkAround):
     ) -> list[int]:
         tickets = self.link.submit(copies, after, urgent=urgent)
         name = f"copy {copies.direction}"
-        self._note(
-            (name, tickets[-1], copies.device_pages, copies.host_pages, copies.disk_pages)
-        )
+        self._note((name, tickets[-1], copies.device_pages, copies.host_pages, copies.disk_pages))
         for ticket in tickets:
             self._open[ticket] = copies
         return tickets

@@ -12,6 +12,7 @@ Pages that a copy uses are never freed. A load into device pages waits for their
 from __future__ import annotations
 
 import logging
+
 from scalesim.core import Fence
 from scalesim.memory.counters import Counters
 from scalesim.memory.disk.moves import DiskMoves

@@ -17,7 +17,6 @@ from scalesim.memory.counters import Counters
 from scalesim.memory.links.link import Copies, Link, LinkError
 from scalesim.memory.tree.run import Transfer
 
-
 _OWN_TICKETS = 1 << 60  # links number theirs from below
 
 

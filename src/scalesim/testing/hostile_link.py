@@ -34,7 +34,8 @@ Queue = Literal["in", "out", "up", "down", "seen", "compute"]
 
 class DeviceEvent(NamedTuple):
     """A possible event: a piece of copy ``number`` lands (``in`` to the device, ``out`` or ``up``
-    to the host, ``down`` to the disk), the copy's end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
+    to the host, ``down`` to the disk), the copy's end becomes visible (``seen``), or step
+    ``number`` runs (``compute``)."""
 
     queue: Queue
     number: int

@@ -34,7 +34,8 @@ KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "f
 @dataclass(frozen=True)
 class WorldShape:
     """The sizes of a world. ``host`` is the host pool's size as a share of the device pool's;
-    ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go and that requests use."""
+    ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go
+    and that requests use."""
 
     pages: int = 16
     host: float = 1.0

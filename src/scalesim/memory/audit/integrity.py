@@ -116,8 +116,8 @@ def _check_runs(segment: Segment) -> None:
     reads = segment.is_attachment  # from its source
     if not (load is None or len(segment.device) <= len(segment.host) or reads):
         raise IntegrityError(f"{segment}: loads blocks that the host does not have")
-    coming = segment.host.transfer
-    is_read = coming is not None and coming.direction == "up"
+    read = segment.host.transfer
+    is_read = read is not None and read.direction == "up"
     if is_read and len(segment.host) > segment.disk.valid:
         raise IntegrityError(f"{segment}: reads blocks that the disk does not have")
     if segment.disk.transfer is not None and len(segment.disk) > segment.host.valid:
@@ -223,7 +223,9 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
     """The order of eviction has exactly the segments that may leave the device."""
     moves = segment.device.transfer is not None or segment.host.transfer is not None
-    may_leave = segment.pins == 0 and not moves and bool(segment.device) and segment.device_children == 0
+    may_leave = (
+        segment.pins == 0 and not moves and bool(segment.device) and segment.device_children == 0
+    )
     if manager.ranking.is_evictable(segment) != may_leave:
         raise IntegrityError(
             f"{segment}: may leave the device: {may_leave}; in the order: {not may_leave}"

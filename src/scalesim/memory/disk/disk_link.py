@@ -35,9 +35,7 @@ class DiskThreads(CopyThreads):
         self._told: set[str] = set()
         self._began_s: dict[Direction, float] = {}
         rate = _ASSUMED_BYTES_PER_S
-        super().__init__(
-            host.shape[1], {"up": rate, "down": rate}, None, bandwidth, _FIRST_TICKET
-        )
+        super().__init__(host.shape[1], {"up": rate, "down": rate}, None, bandwidth, _FIRST_TICKET)
 
     def copy(self, copies: Copies) -> None:
         """Copy the pages of ``copies``. Called on a thread of the link."""

@@ -286,9 +286,7 @@ class EvictionRanking:
         if still:
             self._mark_owners(segment)
 
-    def _set_clean(
-        self, segment: Segment, is_clean: bool, next_use: NextUse | None = None
-    ) -> None:
+    def _set_clean(self, segment: Segment, is_clean: bool, next_use: NextUse | None = None) -> None:
         self.num_clean -= self._clean_pages.pop(segment, 0)
         if not is_clean:
             self._clean.discard(segment)

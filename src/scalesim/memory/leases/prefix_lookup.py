@@ -94,9 +94,7 @@ class PrefixLookup:
             specs, attached, num_attachment_pages, num_new_pages, must_wait,
         )  # fmt: skip
 
-    def _worth_having(
-        self, path: Path, root: Segment, recall: bool
-    ) -> tuple[Segment | None, Path]:
+    def _worth_having(self, path: Path, root: Segment, recall: bool) -> tuple[Segment | None, Path]:
         """The part of ``path`` to use, and the end of all of ``path`` if that is longer: what is
         on the disk, and then what is on the host, is left out if computing it again is sooner."""
         worth, end = self._load_or_recompute, None

@@ -17,9 +17,7 @@ class VirtualLink:
     its step.
     """
 
-    def __init__(
-        self, page_bytes: int, bytes_per_s: float, disk_bytes_per_s: float = 0.0
-    ) -> None:
+    def __init__(self, page_bytes: int, bytes_per_s: float, disk_bytes_per_s: float = 0.0) -> None:
         self.now_s = 0.0
         self._page_bytes = page_bytes
         self._rates: dict[Direction, float] = {

@@ -55,7 +55,8 @@ class PrefetchQueue:
 
 
 def is_away(segment: Segment) -> bool:
-    """Whether the attachment ``segment`` can only be read from its source, and no read is under way."""
+    """Whether the attachment ``segment`` can only be read from its source, and is not being
+    read."""
     return (
         segment.source is not None
         and segment.num_missing > 0

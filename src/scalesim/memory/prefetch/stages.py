@@ -1,5 +1,5 @@
-"""Stages: what is on the disk is read to the host before it has to be loaded to the device, and what
-will leave the host is written to the disk before.
+"""Stages: what is on the disk is read to the host before it has to be loaded to the device, and
+what will leave the host is written to the disk before.
 
 A part of ``Prefetcher``, which says when the load to the device has to start; the read has to be
 over by then. The disk has a rate and queues of its own, so each edge has a start window of its own.
