@@ -42,7 +42,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "top_p": ("-1", "2", "nan", "x", ""), "generation_config": FLAG, "stop": ("",),
         "seed": WHOLE, "dummy_weights": FLAG, "device": NAME, "device_memory": (*SIZE, "1kB"),
         "host_memory": SIZE, "policy": (*NAME, "oracle"), "block_size": NUMBER,
-        "max_model_len": NUMBER,
+        "max_model_len": NUMBER, "disk": ("a\0b", "log.json"), "disk_memory": SIZE,
     },
     "serve": {
         "model": ("no/such/folder", "", "a\0b", "."), "host": ("0.0.0.0", "no such host", ""),
@@ -58,7 +58,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "gpu_memory_utilization": SHARE, "chat_template": ("", "{% if %}", "no/such/file.jinja"),
         "generation_config": FLAG, "dtype": NAME, "quantization": NAME, "device": NAME,
         "device_memory": (*SIZE, "1kB"), "host_memory": SIZE, "policy": (*NAME, "oracle"),
-        "block_size": NUMBER, "seed": WHOLE, "dummy_weights": FLAG,
+        "disk": ("a\0b", "log.json"), "disk_memory": SIZE, "block_size": NUMBER, "seed": WHOLE, "dummy_weights": FLAG,
     },
     "replay": {
         "what": ("no-such-file", "", ".", "a\0b", os.devnull), "policy": NAME, "hardware": NAME,

@@ -27,8 +27,7 @@ from scalesim.memory.tree.segment import lineage
 
 
 class MemoryManager(MemoryParts):
-    """The memory of one engine: pools of fixed sizes on the device, the host and the disk, shared
-    by all agents.
+    """The memory of one engine: pools of fixed sizes, one for each tier, shared by all agents.
 
     Callers use the methods, ``counters`` and the sizes. The parts are private to memory; only its
     audit and ``scalesim.testing`` look at them from outside.
@@ -50,8 +49,8 @@ class MemoryManager(MemoryParts):
 
     @property
     def tier_use(self) -> tuple[TierUse, ...]:
-        """How full each tier is, the nearest to the compute first; without a disk where there is
-        none. From any thread."""
+        """How full each tier of this engine is, the nearest to the compute first. From any
+        thread."""
         return tuple(
             TierUse(tier.name, tier.pool.num_usable - len(tier.lost), tier.pool.num_free)
             for tier in self.tiers

@@ -9,8 +9,9 @@ from scalesim.core import AgentId
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
+from scalesim.memory.tree.owning import Owner
 from scalesim.memory.tree.prefix_tree import TEXT, PrefixTree
-from scalesim.memory.tree.segment import Branch, Owner, Segment, lineage
+from scalesim.memory.tree.segment import Branch, Segment, lineage
 
 
 class AgentPages(NamedTuple):

@@ -16,7 +16,8 @@ from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.lookup_accounts import LookupAccounts
 from scalesim.memory.leases.partial_blocks import PartialBlocks
-from scalesim.memory.leases.prefix_lookup import PrefixLookup, PrefixMatch
+from scalesim.memory.leases.prefix_lookup import PrefixLookup
+from scalesim.memory.leases.prefix_match import PrefixMatch
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.lease import Lease
-from scalesim.memory.leases.prefix_lookup import PrefixMatch
+from scalesim.memory.leases.prefix_match import PrefixMatch
 from scalesim.memory.misses import Misses
 from scalesim.memory.prefetch.planner import Planner
 from scalesim.memory.prefetch.queue import PrefetchQueue

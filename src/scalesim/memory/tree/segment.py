@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from scalesim.core import AgentId
+from scalesim.memory.tree.owning import Owner
 from scalesim.memory.tree.run import NOWHERE, TIERS, Run, TierName, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
@@ -38,31 +39,6 @@ class Branch(NamedTuple):
 
     block: int
     mark: bytes
-
-
-class Owner(Protocol):
-    """An agent as its segments know it. ``AgentState`` implements it and documents each member."""
-
-    id: AgentId
-    calls: int
-    next_use: float | None
-    next_seq: int
-    paths: SmallMap[Segment]
-    is_forgotten: bool
-    may_be_ranked: bool
-
-    @property
-    def rarely_reuses_paths(self) -> bool: ...
-
-    def unlikely_to_return(self, segment: Segment) -> bool: ...
-
-    def is_ordered_by_only(self, segment: Segment) -> bool: ...
-
-    def detach(self, segment: Segment) -> None: ...
-
-    def path_joined(self, upper: Segment, lower: Segment) -> None: ...
-
-    def path_cut(self, segment: Segment, parent: Segment) -> None: ...
 
 
 class Segment:
@@ -154,11 +130,7 @@ class Segment:
 
     @property
     def is_moving(self) -> bool:
-        return (
-            self.device.transfer is not None
-            or self.host.transfer is not None
-            or self.disk.transfer is not None
-        )
+        return bool(self.device.transfer or self.host.transfer or self.disk.transfer)
 
     @property
     def num_available(self) -> int:
