@@ -35,12 +35,14 @@ from scalesim.cli.values import (
     SIGMA,
     WHOLE,
 )
-from scalesim.config import EngineConfig
+from scalesim.config import EngineConfig, parse_bytes
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
+from scalesim.replay.hardware import disk_rate
 from scalesim.replay.knobs import HintMode, Knobs
 from scalesim.replay.peers.policies import REPLAY_POLICIES, replay_policy
 from scalesim.replay.scenario import TraceHints
+from scalesim.replay.sizing import Disk
 from scalesim.replay.workloads import WORKLOADS
 from scalesim.sampling.params import SamplingParams
 
@@ -206,6 +208,10 @@ class PlanOptions:
     """A GPU whose rates are known, or the path of a JSON file with them."""
     host_memory: Annotated[str, MEMORY] = "200GB"
     """Host memory for agents' state."""
+    disk: str | None = None
+    """A disk for agents' state: nvme, sata, or its bytes a second, like 2GB."""
+    disk_memory: Annotated[str, MEMORY] = "10TB"
+    """Size of that disk."""
     active: Annotated[float, SHARE] = 0.2
     """Share of the agents that call in a tick."""
     shared: Annotated[int, WHOLE] = 0
@@ -220,6 +226,12 @@ class PlanOptions:
     """Bytes of each agent's own adapter, like 77MB; 0: none."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the figures as JSON."""
+
+    def disk_of(self) -> Disk | None:
+        """Raises ``ConfigError``."""
+        if self.disk is None:
+            return None
+        return Disk(parse_bytes(self.disk_memory, "--disk-memory"), disk_rate(self.disk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +353,10 @@ class ReplayOptions:
     """Size of the device pool, like 20GB, instead of a share."""
     host_pool: Annotated[str | None, MEMORY] = None
     """Size of the host pool; four times all agents' state if not given."""
+    disk: str | None = None
+    """A disk below the host: nvme, sata, or its bytes a second, like 2GB; none if not given."""
+    disk_pool: Annotated[str | None, MEMORY] = None
+    """Size of that disk; four times all agents' state if not given."""
     running: Annotated[int | None, COUNT] = None
     """Requests that run at once; 32 if not given, or 8 where the workload is small."""
     link: Annotated[float, SHARE] = 1.0
@@ -420,6 +436,8 @@ class ReplayOptions:
             self.trace_hints()
         if self.pool is not None and self.residency is not None:
             raise ConfigError(f"--pool {self.pool} and --residency {self.residency}: give one")
+        if self.disk_pool is not None and self.disk is None:
+            raise ConfigError(f"--disk-pool {self.disk_pool} needs --disk, nvme for one")
 
     def knobs(self) -> dict[str, Any]:
         """The parameters of the workload that were given."""

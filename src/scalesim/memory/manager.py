@@ -171,12 +171,14 @@ class MemoryManager(MemoryParts):
         and was computed with ``salt``."""
         return self.owners.under(tokens, branch_of((), salt, self.block_size))
 
-    def prefixes(self) -> Iterator[bytes]:
-        """The tokens (int32 as bytes) of each prefix on the device, or on its way. O(state)."""
+    def prefixes(self, *, on_host: bool = False) -> Iterator[bytes]:
+        """The tokens (int32 as bytes) of each prefix on the device, or on its way; ``on_host``: or
+        on the host. O(state)."""
         for segment in self.tree:
-            if segment.device and not segment.is_partial:
+            count = max(len(segment.device), len(segment.host) if on_host else 0)
+            if count and not segment.is_partial:
                 tokens = b"".join(above.tokens for above in reversed(lineage(segment)))
-                missing = (segment.num_blocks - len(segment.device)) * self.tree.block_bytes
+                missing = (segment.num_blocks - count) * self.tree.block_bytes
                 yield tokens[: len(tokens) - missing]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
