@@ -58,13 +58,15 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "gpu_memory_utilization": SHARE, "chat_template": ("", "{% if %}", "no/such/file.jinja"),
         "generation_config": FLAG, "dtype": NAME, "quantization": NAME, "device": NAME,
         "device_memory": (*SIZE, "1kB"), "host_memory": SIZE, "policy": (*NAME, "oracle"),
-        "disk": ("a\0b", "log.json"), "disk_memory": SIZE, "block_size": NUMBER, "seed": WHOLE, "dummy_weights": FLAG,
+        "disk": ("a\0b", "log.json"), "disk_memory": SIZE, "block_size": NUMBER, "seed": WHOLE,
+        "dummy_weights": FLAG,
     },
     "replay": {
         "what": ("no-such-file", "", ".", "a\0b", os.devnull), "policy": NAME, "hardware": NAME,
         "model": NAME, "residency": SHARE, "running": NUMBER, "link": SHARE, "warmup": WHOLE,
         "order": NAME,
-        "pool": SIZE, "host_pool": SIZE, "disk": (*SIZE, "tape"), "disk_pool": SIZE, "format": NAME, "tick": POSITIVE, "block_size": NUMBER,
+        "pool": SIZE, "host_pool": SIZE, "disk": (*SIZE, "tape"), "disk_pool": SIZE,
+        "format": NAME, "tick": POSITIVE, "block_size": NUMBER,
         "agents": NUMBER, "ticks": NUMBER, "seed": WHOLE, "shared": WHOLE, "private": WHOLE,
         "new": (*NUMBER, "10000000"), "output": NUMBER, "burst": NUMBER,
         "spread": ("x", "", "nan", "-1", "5"), "growth": SHARE_OR_0,
@@ -79,7 +81,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "plan": {
         "agents": NUMBER, "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"),
-        "disk": (*SIZE, "tape"), "disk_memory": (*SIZE, "auto"), "active": SHARE, "shared": (*WHOLE, "999999999"), "prefix": (*NUMBER, "999999999"),
+        "disk": (*SIZE, "tape"),
+        "disk_memory": (*SIZE, "auto"), "active": SHARE, "shared": (*WHOLE, "999999999"), "prefix": (*NUMBER, "999999999"),
         "new": NUMBER, "output": NUMBER, "adapter": (*SIZE, "9" * 40 + "TB"), "json": FLAG,
     },
     "profile": {

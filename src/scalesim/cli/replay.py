@@ -38,8 +38,9 @@ CAPTION = (
     "Virtual time. Roof: the least arithmetic, reading and loading that these calls need, ideally "
     "batched; nobody exceeds it. Hits: share of the blocks asked for that were on the device. "
     "Waits: calls that waited for their state. Rebuilt: state computed once more. × Belady: both, "
-    "over the fewest that any choice of victims needs in the order in which the policy served. Of disk: read from there or computed once more, over "
-    "the fewest with a cache as large as device and host."
+    "over the fewest that any choice of victims needs in the order in which the policy served. Of "
+    "disk: read from there or computed once more, over the fewest with a cache as large as device "
+    "and host."
 )
 EVERY_S = 5.0  # seconds between lines about progress, without a terminal
 CROWDED = 0.8  # share of the pool held by running calls above which policies hardly differ

@@ -97,7 +97,7 @@ class Residency:
             if victim is None:
                 return False
             next_use = ranking.next_use(victim)
-            if ahead_of is not None and not self._may_displace(ahead_of, next_use):
+            if ahead_of is not None and not ranking.may_displace(ahead_of, next_use):
                 return False
             if self._is_worth_waiting(next_use, missing, ahead_of is not None):
                 return False
@@ -122,18 +122,6 @@ class Residency:
             if transfer.purpose == "save"
             for segment, _ in transfer.parts
         )
-
-    def _may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
-        """Whether a load ahead of one use may evict what has another one: only if that is needed at
-        a later move of the clock, or if it is not known.
-
-        Of two that are needed at the same move neither displaces the other, whoever is said to come
-        first: the displaced one would be loaded again, while what is resident can be served first.
-        """
-        now = self.timing.now
-        if next_use.time is None:
-            return ahead_of.sooner_than(next_use, now)
-        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
 
     def _evict(self, segment: Segment, next_use: NextUse, wanted: int) -> bool:
         """Free about ``wanted`` pages from the end of ``segment``, or start to save the segment

@@ -35,27 +35,31 @@ class Room:
         with ``may_lose``, what is on the host alone and is used later.
         """
         next_use = self._ranking.next_use(saved)
+        is_later = self._later_than(next_use)
+        is_clean_enough = is_later if saved.num_dirty == 0 else lambda segment: True
         return self._on_host(
             count,
             lambda missing: (
                 self._shed_on_both(next_use, saved)
-                or self._shed_clean(next_use, whatever_its_use=saved.num_dirty > 0)
-                or (may_lose and self._shed_last_copy(next_use, missing))
+                or self._shed_clean(is_clean_enough)
+                or (may_lose and self._shed_last_copy(is_later, missing))
             ),
         )
 
     def to_stage(self, count: int, next_use: NextUse) -> bool:
         """Make ``count`` host pages free for state from the disk that has ``next_use``. Returns
         False if that cannot be. What is to be spilled stays until it is on the disk."""
+        ranking = self._ranking
+
+        def is_later(segment: Segment) -> bool:
+            return ranking.may_displace(next_use, ranking.next_use(segment))
+
         return self._on_host(
             count,
             lambda missing: (
-                self._shed_on_both(next_use, None)
-                or self._shed_clean(next_use)
-                or (
-                    self._ranking.farthest_to_spill() is None
-                    and self._shed_last_copy(next_use, missing)
-                )
+                self._shed_on_both(next_use)
+                or self._shed_clean(is_later)
+                or (ranking.farthest_to_spill() is None and self._shed_last_copy(is_later, missing))
             ),
         )
 
@@ -66,12 +70,13 @@ class Room:
         next_use = NextUse(None, 0, now, self._ranking.next_seq())
         if self._ranking.policy.order == "next_use":
             next_use = NextUse(now, 0, now, 0)
+        is_later = self._later_than(next_use)
         return self._on_host(
             count,
             lambda missing: (
-                self._shed_on_both(next_use, None)
-                or self._shed_clean(next_use)
-                or self._shed_last_copy(next_use, missing)
+                self._shed_on_both(next_use)
+                or self._shed_clean(is_later)
+                or self._shed_last_copy(is_later, missing)
             ),
         )
 
@@ -81,14 +86,12 @@ class Room:
         ranking, pool = self._ranking, self._disk.pool
         if count > pool.num_usable:
             return False
-        next_use = ranking.next_use(spilled)
-        while pool.num_free < count:
+        is_later = self._later_than(ranking.next_use(spilled))
+        while (missing := count - pool.num_free) > 0:
             farthest = ranking.farthest_on_disk(spilled)
-            if farthest is None or not self._is_later(farthest, next_use):
+            if farthest is None or not is_later(farthest):
                 return False
-            self._drops.shed(
-                self._disk, farthest, max(0, farthest.disk.valid - (count - pool.num_free))
-            )
+            self._drops.shed(self._disk, farthest, max(0, farthest.disk.valid - missing))
         return True
 
     def _on_host(self, count: int, shed: Callable[[int], bool]) -> bool:
@@ -101,7 +104,7 @@ class Room:
                 return False
         return True
 
-    def _shed_on_both(self, next_use: NextUse, other_than: Segment | None) -> bool:
+    def _shed_on_both(self, next_use: NextUse, other_than: Segment | None = None) -> bool:
         segment = self._ranking.soonest_on_both(other_than)
         if segment is None or not self._ranking.next_use(segment).sooner_than(
             next_use, self._timing.now
@@ -111,20 +114,21 @@ class Room:
         self._ranking.refresh(segment)
         return True
 
-    def _shed_clean(self, next_use: NextUse, *, whatever_its_use: bool = False) -> bool:
+    def _shed_clean(self, may_leave: Callable[[Segment], bool]) -> bool:
         segment = self._ranking.farthest_clean()
-        if segment is None or not (whatever_its_use or self._is_later(segment, next_use)):
+        if segment is None or not may_leave(segment):
             return False
         self._drops.shed(self._host, segment)
         return True
 
-    def _shed_last_copy(self, next_use: NextUse, wanted: int) -> bool:
+    def _shed_last_copy(self, may_leave: Callable[[Segment], bool], wanted: int) -> bool:
         segment = self._ranking.farthest_on_host()
-        if segment is None or not self._is_later(segment, next_use):
+        if segment is None or not may_leave(segment):
             return False
         keep = 0 if segment.is_attachment else max(0, segment.host.valid - wanted)
         self._drops.shed(self._host, segment, keep)
         return True
 
-    def _is_later(self, segment: Segment, next_use: NextUse) -> bool:
-        return next_use.sooner_than(self._ranking.next_use(segment), self._timing.now)
+    def _later_than(self, next_use: NextUse) -> Callable[[Segment], bool]:
+        ranking, now = self._ranking, self._timing.now
+        return lambda segment: next_use.sooner_than(ranking.next_use(segment), now)

@@ -14,8 +14,8 @@ simulation, the least time that the hardware model allows:
 - the disk, where there is one: of that state, at most what device and host hold is there when the
   tick begins; the remainder is read or recomputed, in the faster split.
 
-Reading, arithmetic, the link and the disk run concurrently. The bound shares no code with the scheduler, the
-planner or the memory: it depends on the trace, the model and the hardware alone.
+Reading, arithmetic, the link and the disk run concurrently. The bound shares no code with the
+scheduler, the planner or the memory: it depends on the trace, the model and the hardware alone.
 """
 
 from __future__ import annotations

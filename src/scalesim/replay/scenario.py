@@ -33,7 +33,8 @@ class Sizes:
     if given, replace them. ``running`` is the most requests at once, ``link_share`` the share of
     the link's rate, ``order`` the scheduler's. With ``adapter``, each agent has an adapter,
     modelled as pages before its prompt. ``disk`` is the rate of a disk in bytes a second (0: there
-    is none), ``disk_bytes`` its size: four times all agents' state if not given. Raises ``ConfigError`` for wrong values.
+    is none), ``disk_bytes`` its size: four times all agents' state if not given. Raises
+    ``ConfigError`` for wrong values.
     """
 
     hardware: str = "h100"

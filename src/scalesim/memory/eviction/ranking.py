@@ -73,6 +73,18 @@ class EvictionRanking:
         time, seq = self.owners_next_use(segment)
         return NextUse(time, seq, segment.last_use, segment.last_seq)
 
+    def may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
+        """Whether state that is moved ahead of one use may displace what has another one: only if
+        that is needed at a later move of the clock, or if it is not known.
+
+        Of two that are needed at the same move neither displaces the other, whoever is said to come
+        first: the displaced one would be loaded again, while what is resident can be served first.
+        """
+        now = self.timing.now
+        if next_use.time is None:
+            return ahead_of.sooner_than(next_use, now)
+        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
+
     def owners_next_use(self, segment: Segment) -> tuple[float | None, int]:
         """The soonest next use of the owners of ``segment``, and the sequence number of the event
         that told it."""
