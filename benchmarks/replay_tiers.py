@@ -139,5 +139,5 @@ def judge(report: Report, what: str, found: dict[str, dict[str, Outcome]], limit
         fewer = min(swap.over_belady_disk, limits.turns_per_s / swap.turns_per_s)
         report.verdict(f"{what}: gain over lru-swap, of what its bytes allow", gain / fewer,
                        least=0.95)  # fmt: skip
-    report.verdict(f"{what}: without hints, of lru-swap",
-                   found["none"]["deadline"].turns_per_s / swap.turns_per_s, least=0.97)  # fmt: skip
+    blind = found["none"]["deadline"].turns_per_s / swap.turns_per_s
+    report.verdict(f"{what}: without hints, of lru-swap", blind, least=0.97)

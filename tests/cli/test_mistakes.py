@@ -33,7 +33,10 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "agents": NUMBER, "resident": (*NUMBER, "65"), "ticks": NUMBER, "seed": WHOLE,
         "policies": (*NAME, "oracle"), "model": NAME, "threads": (*NUMBER, "100000"),
     },
-    "doctor": {"model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG},
+    "doctor": {
+        "model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG,
+        "disk": ("no/such/folder", "", "a\0b", "log.json"),
+    },
     "generate": {
         "model": ("no/such/folder", "", "a\0b", "."), "prompt": ("", "much " * 200, "\udc80"),
         "chat": FLAG,
@@ -81,8 +84,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "plan": {
         "agents": NUMBER, "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"),
-        "disk": (*SIZE, "tape"),
-        "disk_memory": (*SIZE, "auto"), "active": SHARE, "shared": (*WHOLE, "999999999"), "prefix": (*NUMBER, "999999999"),
+        "disk": (*SIZE, "tape"), "disk_memory": (*SIZE, "auto"),
+        "active": SHARE, "shared": (*WHOLE, "999999999"), "prefix": (*NUMBER, "999999999"),
         "new": NUMBER, "output": NUMBER, "adapter": (*SIZE, "9" * 40 + "TB"), "json": FLAG,
     },
     "profile": {

@@ -106,13 +106,17 @@ class DoctorOptions:
     """A model's folder, to see which path it takes and what it lacks."""
     device: str = _ENGINE.device
     """The device to examine: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
+    disk: str | None = None
+    """A folder on a disk for state, to measure it: 512 MB are written there and removed."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print facts and findings as JSON."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for an invalid device or a missing model, before the examination,
         which takes half a minute."""
-        EngineConfig(device=self.device)
+        EngineConfig(device=self.device, disk=self.disk)
+        if self.disk is not None and not Path(self.disk).is_dir():
+            raise ConfigError(f"--disk {self.disk} is no folder; make it first")
         if self.model is None:
             return
         folder = Path(self.model)

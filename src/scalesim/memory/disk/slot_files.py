@@ -58,6 +58,12 @@ class SlotFiles:
         for path in folder.glob("slots-*"):
             path.unlink()
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether the files bypass the page cache; False before anything was written."""
+        direct = getattr(os, "O_DIRECT", 0)
+        return any(fcntl.fcntl(fd, fcntl.F_GETFL) & direct for fd in self._fds.values())
+
     def write(self, slots: Sequence[int], pool: Bytes2D, pages: Sequence[int]) -> None:
         """Write ``pages`` of ``pool`` ``[num_pages, page_bytes]`` to ``slots``, pairwise. Raises
         ``OSError``."""
