@@ -18,8 +18,8 @@ _CURE = {
     "link": "the link sets the rate: a shorter private prefix, smaller adapters, more device "
     "memory, or a faster link",
     "disk": "the disk sets the rate: more host memory, a shorter private prefix, or a faster disk",
-    "host memory": "state that fits nowhere is computed again: raise --host-memory, or give a "
-    "--disk",
+    "host memory": "state that fits nowhere is computed again: raise --host-memory, or give "
+    "--disk and --disk-memory",
 }
 
 

@@ -100,27 +100,28 @@ def fit(
     needed = state * load.agents
     beyond = min(missing, max(0.0, 1.0 - (pool + host_bytes) / needed)) if missing else 0.0
     saved = (load.new + load.output) * token_bytes if missing else 0
-    on_disk, disk_s = 0.0, 0.0
+    on_disk, disk_s, fits = 0.0, 0.0, not beyond
     if disk is not None and beyond:
         kept = min(beyond, disk.num_bytes / needed)
         again_s = _compute_s(load, cost, running, 1.0) - _compute_s(load, cost, running, 0.0)
-        read_s = state / disk.bytes_per_s
+        each_s = max(state, saved / beyond) / disk.bytes_per_s  # reads and writes at the same time
         least_s = _compute_s(load, cost, running, beyond)
-        on_disk = min(kept, least_s / (read_s + again_s))  # then both take as long
-        disk_s = max(on_disk * read_s, saved / disk.bytes_per_s) if on_disk else 0.0
+        fits = kept == beyond
+        on_disk = min(kept, least_s / (each_s + again_s))  # then both take as long
+        disk_s = on_disk * each_s
     rebuilt = beyond - on_disk
     compute_s = _compute_s(load, cost, running, rebuilt)
     loaded = (missing - rebuilt) * state
     link_s = max(loaded, saved) / hardware.link_bytes_per_s  # in and out go at the same time
     turn_s = max(compute_s, link_s, disk_s)
     binds: Binds = "compute" if compute_s >= link_s else "link"
-    if disk_s > max(compute_s, link_s):
+    if disk_s > max(compute_s, link_s) or (fits and rebuilt > 0.0):
         binds = "disk"
-    if rebuilt and compute_s > _compute_s(load, cost, running, 0.0) and binds == "compute":
+    if not fits and compute_s > _compute_s(load, cost, running, 0.0) and binds == "compute":
         binds = "host memory"
     turns = load.agents * load.active
     return Fit(
-        fits=rebuilt == 0.0,
+        fits=fits,
         state_bytes=state,
         pool_bytes=pool,
         host_bytes=host_bytes,
