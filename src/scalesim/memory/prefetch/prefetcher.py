@@ -58,7 +58,10 @@ class Prefetcher:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
         if self._policy.look_ahead:
-            self._stages.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
+            self._stages.plan(
+                lambda agent, count: self._opens_in_s(agent, count, forecast),
+                lambda agent: _is_guess(agent, forecast),
+            )
             if self._stages.is_busy:
                 self.blocked_by = "disk"
         if self._policy.host:
@@ -79,6 +82,9 @@ class Prefetcher:
             if forecast.waits_for_pages and self._has_called(agent):
                 self.blocked_by = "pool"  # a request takes pages by its admission
                 return
+            if _is_guess(agent, forecast):
+                self.due.discard(agent)  # such a call would take its pages itself
+                continue
             if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
             if self._link_is_busy("in"):
@@ -157,7 +163,7 @@ class Prefetcher:
         """Seconds until ``agent`` needs its state at the soonest: the clock may move at any time,
         and later moves are taken to follow one another evenly."""
         if self._has_called(agent):
-            return forecast.starts_in(agent.id) * self._timing.iteration_s
+            return (forecast.starts_in(agent.id) or 0.0) * self._timing.iteration_s
         assert agent.next_use is not None
         ticks, move = agent.next_use - self._timing.now, self._timing.move
         if ticks < 1.5 * move:
@@ -186,3 +192,8 @@ class Prefetcher:
             and residency.start_save(segment, may_lose=False)
         ):
             pass
+
+
+def _is_guess(agent: AgentState, forecast: Forecast) -> bool:
+    """Whether ``agent`` is due only because it called: that it calls again is a guess."""
+    return agent.was_told_by_call and forecast.starts_in(agent.id) is None

@@ -29,9 +29,14 @@ class Stages:
         self._disk, self._link = residency.disk, residency.link
         self.is_busy = False
 
-    def plan(self, opens_in_s: Callable[[AgentState, int], float]) -> None:
+    def plan(
+        self,
+        opens_in_s: Callable[[AgentState, int], float],
+        is_guess: Callable[[AgentState], bool] = lambda agent: False,
+    ) -> None:
         """Start the reads that have to begin now, the soonest needed first. ``opens_in_s(agent,
-        pages)`` gives the seconds until a load of so many pages to the device has to start."""
+        pages)`` gives the seconds until a load of so many pages to the device has to start. Nothing
+        is read for an agent whose next call ``is_guess``."""
         self.is_busy = False
         residency = self._residency
         timing = residency.timing
@@ -41,7 +46,7 @@ class Stages:
         while (agent := self._queue.peek(timing.now)) is not None:
             wanted = _up_to(most, self.blocks_on_disk_only(agent))
             count = sum(blocks for _, blocks in wanted)
-            if count:
+            if count and not is_guess(agent):
                 num_bytes = self._link.queued_bytes("up") + count * residency.page_bytes
                 read_s = num_bytes / self._link.rate("up") + 2.0 * timing.iteration_s
                 if opens_in_s(agent, count) > read_s:
