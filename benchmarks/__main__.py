@@ -30,6 +30,7 @@ from benchmarks import (
     sources,
     streaming,
     structure,
+    tiers,
 )
 
 BENCHMARKS = {
@@ -51,6 +52,7 @@ BENCHMARKS = {
     "sources": sources,
     "streaming": streaming,
     "structure": structure,
+    "tiers": tiers,
 }
 
 
