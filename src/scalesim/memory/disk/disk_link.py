@@ -21,7 +21,7 @@ from scalesim.memory.links.link import Copies, Direction, Link, LinkAround, Link
 
 _ASSUMED_BYTES_PER_S = 5e8  # until measured: a disk on SATA
 _FIRST_TICKET = 1 << 48  # the wrapped link numbers its own from below
-_WAIT_S = 0.002  # between two looks at the wrapped link, while both have copies
+_WAIT_S = 0.0005  # between two looks at the wrapped link, while both have copies
 _SLOW_S = 5.0
 _log = logging.getLogger(__name__)
 

@@ -62,13 +62,14 @@ def num_disk_only(path: Path) -> int:
 def places_to_split(segment: Segment, count: int) -> list[int]:
     """Behind which blocks to split ``segment``, of which a request needs the first ``count``: after
     what a copy is bringing, since a run can have one copy at a time, and the request needs another
-    for what follows; and between blocks that are on the device and not on the host, and blocks that
-    are on the disk only, since the run of the host begins with the first block."""
+    for what follows; and between blocks that are on the device and blocks that are on the disk
+    only, since the run of the host begins with the first block, and what is on both host and device
+    may leave the host."""
     device, host = len(segment.device), len(segment.host)
     is_on_disk = max(device, host) < count
     places = []
     if 0 < device < count and (
-        segment.device.transfer is not None or (is_on_disk and host < device)
+        segment.device.transfer is not None or (is_on_disk and host <= device)
     ):
         places.append(device)
     if is_on_disk and host > device and segment.host.transfer is not None:
