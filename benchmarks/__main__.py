@@ -26,11 +26,13 @@ from benchmarks import (
     replay_figures,
     replay_hints,
     replay_scale,
+    replay_tiers,
     rows,
     server,
     sources,
     streaming,
     structure,
+    tiers,
 )
 
 BENCHMARKS = {
@@ -48,11 +50,13 @@ BENCHMARKS = {
     "replay-figures": replay_figures,
     "replay-hints": replay_hints,
     "replay-scale": replay_scale,
+    "replay-tiers": replay_tiers,
     "rows": rows,
     "server": server,
     "sources": sources,
     "streaming": streaming,
     "structure": structure,
+    "tiers": tiers,
 }
 
 

@@ -40,9 +40,13 @@ MEMORY = (
 )
 """What any room of memory may use; the rooms below each are in its row."""
 TREE = (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools", "scalesim.memory.tree")
+BELOW = (*TREE, "scalesim.memory.eviction", "scalesim.memory.tiers")
+"""What decides and makes the moves of pages."""
 DOOR = (
     "scalesim.memory.audit.auditor",
     "scalesim.memory.counters",
+    "scalesim.memory.disk.disk_link",
+    "scalesim.memory.disk.slot_files",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
     "scalesim.memory.lease",
@@ -108,10 +112,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.tiers": TREE,
     "scalesim.memory.eviction": (*TREE, "scalesim.memory.tiers"),
     "scalesim.memory.transfers": TREE,
+    "scalesim.memory.drops": BELOW,
+    "scalesim.memory.room": (*BELOW, "scalesim.memory.drops"),
+    "scalesim.memory.disk": (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools"),
+    "scalesim.memory.disk.moves": (*BELOW, "scalesim.memory.room", "scalesim.memory.transfers"),
     "scalesim.memory.residency": (
-        *TREE,
-        "scalesim.memory.eviction",
-        "scalesim.memory.tiers",
+        *BELOW,
+        "scalesim.memory.disk.moves",
+        "scalesim.memory.drops",
+        "scalesim.memory.room",
         "scalesim.memory.transfers",
     ),
     "scalesim.memory.owners": (*TREE, "scalesim.memory.eviction", "scalesim.memory.prefetch"),

@@ -14,6 +14,7 @@ from scalesim_kernels import KernelSet
 
 from scalesim.batch import Runner
 from scalesim.config import EngineConfig
+from scalesim.core import Bytes2D
 from scalesim.device.streams import Device, Fences
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
@@ -74,7 +75,10 @@ class Backend(Protocol):
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink]: ...
+    ) -> tuple[Runner, SourceLink, Bytes2D]:
+        """The runner, the link between its pools, and the host pool, uint8 ``[num_pages,
+        page_bytes]``."""
+        ...
 
 
 class CpuBackend:
@@ -100,7 +104,7 @@ class CpuBackend:
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink]:
+    ) -> tuple[Runner, SourceLink, Bytes2D]:
         geometry, timeline = plan.geometry, Timeline()
         device = allocate_pages(plan.device_pages, geometry.page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, geometry.page_bytes, "host_memory")
@@ -108,7 +112,7 @@ class CpuBackend:
             model, kernels, device, geometry, plan.settings, timeline, plan.layouts
         )
         link = ThreadLink(device, host, timeline, self._link_bandwidth)
-        return runner, SourceLink(link, writer(host), plan.bounce)
+        return runner, SourceLink(link, writer(host), plan.bounce), host
 
 
 class CudaBackend:
@@ -163,7 +167,7 @@ class CudaBackend:
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink]:
+    ) -> tuple[Runner, SourceLink, Bytes2D]:
         from scalesim.memory.links.cuda_link import CudaLink
         from scalesim.memory.pools.pinned import PinnedPages
         from scalesim.memory.pools.storage import allocate_device_pages
@@ -176,7 +180,8 @@ class CudaBackend:
         runner.warm_up((*_WARM_UP_TOKENS, settings.max_num_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
         link = CudaLink(self._device, pages, host, fences)
-        return runner, SourceLink(link, writer(host.pages.numpy()), plan.bounce)
+        rows = host.pages.numpy()
+        return runner, SourceLink(link, writer(rows), plan.bounce), rows
 
 
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:
