@@ -32,6 +32,7 @@ from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read
 from scalesim.distance.ledger import LATEST, Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
+from scalesim.distance.state import State
 from scalesim.distance.voice import Voice, silence_of, voice_of
 from scalesim.errors import ConfigError, HintWarning
 from scalesim.foreign import Foreign, report
@@ -115,6 +116,40 @@ class Distances:
         """``add`` for a source that was checked before and whose name is free."""
         self._voices.append(voice)
         return self.poll()
+
+    def state(self) -> State:
+        """All that was said and learned, without the open calls: for ``restore``."""
+        rows = self._rows.state()
+        rows["open_calls"][:] = 0
+        return {
+            "roster": self.roster.state(),
+            "rows": rows,
+            "called": list(self._called),
+            "met": list(self._met),
+            "has_put_off": self._has_put_off,
+            "voices": [voice.state() for voice in self._voices],
+        }
+
+    def restore(self, state: State) -> tuple[list[Change], list[str]]:
+        """Go on from what ``state`` gave. Returns the next uses of all agents, and what is lost:
+        the names of sources that spoke then and are not here, or cannot go on from what they had
+        learned."""
+        self.roster.restore(state["roster"])
+        self._rows.restore(state["rows"])
+        self._called = dict.fromkeys(state["called"])
+        self._met, self._has_put_off = list(state["met"]), bool(state["has_put_off"])
+        voices = {voice.name: voice for voice in self._voices}
+        lost = []
+        for said in state["voices"]:
+            voice = voices.get(said["name"])
+            if voice is None or not voice.restore(said, self.clock.now, self.roster):
+                lost.append(str(said["name"]))
+        everybody = np.arange(len(self.roster))
+        self._rows.grow(len(self.roster))
+        if lost:
+            self._combine_many(everybody)
+        self._rows.told[:] = _NOT_TOLD
+        return self._all_changes(everybody), lost
 
     def forget(self, agents: Sequence[AgentId]) -> list[Change]:
         """Forget ``agents``, which have no open call and no longer exist, and tell the sources.

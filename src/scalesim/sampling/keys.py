@@ -6,8 +6,9 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import xxhash
 
 from scalesim.core import AgentId, Int32s
@@ -15,6 +16,8 @@ from scalesim.sampling.params import SamplingParams
 
 _REMEMBERED = 64  # prompts an agent: enough for its templates, and bounded
 _REMEMBERED_OF_NOBODY = 4096  # prompts of all calls without an agent
+_MOST_IN_TICK = 1 << 16  # requests of a tick that are told apart; a program may never tick
+State = dict[str, Any]
 
 
 class _Handle(Protocol):
@@ -35,6 +38,8 @@ class SamplingKeys:
         self._seed = seed
         self._lock = threading.Lock()  # requests come from any thread
         self._completed: dict[AgentId | None, dict[int, int]] = {}  # handed in, by prompt
+        # the first number that was given in this tick, by agent and counted digest
+        self._in_tick: dict[tuple[AgentId | None, int], int] = {}
 
     def __len__(self) -> int:
         """The number of agents whose requests are remembered."""
@@ -63,9 +68,44 @@ class SamplingKeys:
             counts = self._completed.setdefault(agent, {})
             number = counts.pop(digest, 0)
             counts[digest] = number + 1  # the newest stands last
+            if len(self._in_tick) < _MOST_IN_TICK:
+                self._in_tick.setdefault((agent, digest), number)
             if len(counts) > max_remembered:
                 del counts[next(iter(counts))]
         return number
+
+    def tick(self) -> None:
+        """A tick of the simulation is over: what was handed in so far is not made again."""
+        with self._lock:
+            self._in_tick.clear()
+
+    def state(self, *, before_tick: bool) -> State:
+        """The seed and all counts; with ``before_tick``, as they were when the tick began, whose
+        requests will be made again."""
+        with self._lock:
+            counts = {agent: dict(counted) for agent, counted in self._completed.items()}
+            made = dict(self._in_tick) if before_tick else {}
+        for (agent, digest), number in made.items():
+            counted = counts.get(agent, {})
+            if digest in counted:
+                counted[digest] = number
+        return {
+            "seed": self._seed,
+            "agents": list(counts),
+            "lengths": np.array([len(counted) for counted in counts.values()], np.int64),
+            "digests": np.array([d for each in counts.values() for d in each], np.uint64),
+            "counts": np.array([n for each in counts.values() for n in each.values()], np.int64),
+        }
+
+    def restore(self, state: State) -> None:
+        """Have the seed and the counts that ``state`` gave."""
+        digests, counts = iter(state["digests"].tolist()), iter(state["counts"].tolist())
+        self._in_tick.clear()
+        self._seed = int(state["seed"])
+        self._completed = {
+            agent: {next(digests): next(counts) for _ in range(length)}
+            for agent, length in zip(state["agents"], state["lengths"].tolist(), strict=True)
+        }
 
     def forget(self, agents: Iterable[AgentId]) -> None:
         """Forget the requests of ``agents``: new agents with their ids are counted from 0."""

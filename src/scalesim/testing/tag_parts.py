@@ -5,6 +5,7 @@ from __future__ import annotations
 from scalesim.config import CallLimits, SchedulerConfig
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.bed import Bed, Factories
@@ -50,4 +51,13 @@ def tag_parts(
     scheduler = Scheduler(bed.memory, SchedulerConfig(max_num_seqs=max_num_seqs), max_len)
     model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
     limits = CallLimits(max_open_requests)
-    return EngineParts(bed.runner, bed.memory, scheduler, bed.link, model, limits=limits)
+    return EngineParts(
+        bed.runner,
+        bed.memory,
+        scheduler,
+        bed.link,
+        model,
+        limits=limits,
+        pages=ArrayPages(bed.device, bed.host),
+        kv_identity=lambda: f"tags, {block_size} a page, {vocab_size} tokens",
+    )

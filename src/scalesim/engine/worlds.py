@@ -1,0 +1,99 @@
+"""Worlds: which world an agent of memory's belongs to, and who is told of its calls.
+
+Memory and the scheduler know agents by one id each. An agent of the engine's own world has the id
+that its user gave; one of a branch has a ``BranchId``, made of the branch's number and that id. The
+loop tells calls to ``Worlds``, which tells the advice of the agent's world, by the user's id.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from scalesim.core import AgentId
+from scalesim.distance.distances import Change
+from scalesim.engine.advice import Advice
+from scalesim.memory.manager import MemoryManager
+from scalesim.requests.agent_registry import BranchId
+
+
+class Worlds:
+    """The advice of every world of an engine, ``own`` being the engine's. On the loop's thread, but
+    for ``next_number``."""
+
+    def __init__(self, own: Advice) -> None:
+        self._own = own
+        self._branches: dict[int, Advice] = {}
+        self._numbers = itertools.count(1)
+
+    def next_number(self) -> int:
+        """A number that no world has had."""
+        return next(self._numbers)
+
+    def add(self, number: int, advice: Advice) -> None:
+        """Have a branch told of its agents' calls."""
+        self._branches[number] = advice
+
+    def remove(self, number: int) -> None:
+        """The branch is closed; its agents have been forgotten."""
+        self._branches.pop(number, None)
+
+    # -- for the loop -------------------------------------------------------------------------
+
+    def called(self, agent: AgentId) -> None:
+        """See ``Advice.called``."""
+        advice, id = self._of(agent)
+        advice.called(id)
+
+    def ended(self, agent: AgentId) -> None:
+        """See ``Advice.ended``."""
+        advice, id = self._of(agent)
+        advice.ended(id)
+
+    def calls_to_come(self, agent: AgentId | None) -> float:
+        """See ``Advice.calls_to_come``."""
+        if agent is None:
+            return 1.0
+        advice, id = self._of(agent)
+        return advice.calls_to_come(id)
+
+    def forget(self, agents: Sequence[AgentId]) -> None:
+        """See ``Advice.forget``: of ``agents`` in any worlds."""
+        by_advice: dict[Advice, list[AgentId]] = {}
+        for agent in agents:
+            advice, id = self._of(agent)
+            by_advice.setdefault(advice, []).append(id)
+        for advice, ids in by_advice.items():
+            advice.forget(ids)
+
+    def expire(self, now_s: float) -> None:
+        """See ``Advice.expire``."""
+        self._own.expire(now_s)
+        for advice in self._branches.values():
+            advice.expire(now_s)
+
+    def _of(self, agent: AgentId) -> tuple[Advice, AgentId]:
+        if isinstance(agent, BranchId) and agent.world in self._branches:
+            return self._branches[agent.world], agent.agent
+        return self._own, agent
+
+
+class BranchMemory:
+    """Memory as the advice of branch ``number`` knows it: by its users' ids. Memory's clock is that
+    of the world that is farthest ahead (``Timing.tick``)."""
+
+    def __init__(self, memory: MemoryManager, number: int) -> None:
+        self._memory, self._number = memory, number
+
+    def hint(self, next_uses: Sequence[Change]) -> None:
+        """See ``MemoryManager.hint``."""
+        number = self._number
+        self._memory.hint([(BranchId(agent, number), time) for agent, time in next_uses])
+
+    def called(self, agent: AgentId, expected: float | None) -> None:
+        """See ``MemoryManager.called``."""
+        self._memory.called(BranchId(agent, self._number), expected)
+
+    def tick(self, now: float, tick_s: float | None) -> None:
+        """See ``MemoryManager.tick``."""
+        self._memory.tick(now, tick_s)
