@@ -45,6 +45,8 @@ DOOR = (
     "scalesim.memory.counters",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
+    "scalesim.memory.image",
+    "scalesim.memory.image_columns",
     "scalesim.memory.lease",
     "scalesim.memory.leases.adapters",
     "scalesim.memory.links",
@@ -74,6 +76,7 @@ ENGINE = (
     "scalesim.engine",
     "scalesim.model",
     "scalesim.requests",
+    "scalesim.snapshot",
     "scalesim.trace",
     "scalesim_kernels",
 )
@@ -156,6 +159,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         ("scalesim.model.layers.hosted", "scalesim.model.layers.hosting"),
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
+    "scalesim.snapshot": VALUES,
     "scalesim.trace": VALUES,
     "scalesim.requests": (
         *SCHEDULING,
@@ -211,7 +215,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "profile", "replay", "scheduler", "testing", "trace",
+    "profile", "replay", "scheduler", "snapshot", "testing", "trace",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",

@@ -32,7 +32,7 @@ from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read
 from scalesim.distance.ledger import LATEST, Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 from scalesim.distance.voice import Voice, silence_of, voice_of
 from scalesim.errors import ConfigError, HintWarning
 from scalesim.foreign import Foreign, report
@@ -117,7 +117,7 @@ class Distances:
         self._voices.append(voice)
         return self.poll()
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """All that was said and learned, without the open calls: for ``restore``."""
         rows = self._rows.state()
         rows["open_calls"][:] = 0
@@ -130,7 +130,7 @@ class Distances:
             "voices": [voice.state() for voice in self._voices],
         }
 
-    def restore(self, state: State) -> tuple[list[Change], list[str]]:
+    def restore(self, state: PlainState) -> tuple[list[Change], list[str]]:
         """Go on from what ``state`` gave. Returns the next uses of all agents, and what is lost:
         the names of sources that spoke then and are not here, or cannot go on from what they had
         learned."""

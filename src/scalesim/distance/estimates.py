@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from scalesim.checks import number, text
 from scalesim.core import AgentId
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 from scalesim.errors import ConfigError
 
 Times: TypeAlias = npt.NDArray[np.float64]
@@ -83,12 +83,12 @@ class Source(ABC):
         """Drop all that is known of ``agents``, which no longer exist. An agent that is made later
         under one of these ids is a new one."""
 
-    def state(self) -> State | None:
+    def state(self) -> PlainState | None:
         """What the source has learned, for a snapshot and for ``restore``: names and plain values,
         see ``distance.state``. ``None``: it learns nothing, or is told all of it anew."""
         return None
 
-    def restore(self, state: State, now: float) -> None:  # noqa: B027 - optional
+    def restore(self, state: PlainState, now: float) -> None:  # noqa: B027 - optional
         """Go on from what ``state`` gave, at time ``now`` of the clock. The source was made with
         the same arguments, and no one has called yet. Called on whatever thread restores."""
 

@@ -15,7 +15,7 @@ from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import Times
 from scalesim.distance.roster import Columns
 from scalesim.distance.scores import Score
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 
 MIN_PATIENCE_TICKS = 2.0
 LATEST = 2.0**52  # ticks; later predictions are clipped to this
@@ -87,11 +87,11 @@ class Ledger:
         self._sweep(now)
         return rows
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The predictions and the score."""
         return {"columns": self.columns.state(), "score": self.score.state()}
 
-    def restore(self, state: State, now: float) -> None:
+    def restore(self, state: PlainState, now: float) -> None:
         """Have the predictions and the score that ``state`` gave, at ``now``."""
         self.columns.restore(state["columns"])
         self.score.restore(state["score"])

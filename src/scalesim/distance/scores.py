@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from scalesim.core import AgentId
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 
 Reason: TypeAlias = Literal["no time", "no confidence", "nobody has this name"]
 """Why a hint is ignored: its time is no finite number, its confidence is no number, or its agent
@@ -60,12 +60,12 @@ class Score:
         heard again."""
         return self.trust < MUTED_BELOW
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The counts and averages."""
         counts = taken(self, "early", "on_time", "late", "never", "claimed", "deserved")
         return {**counts, "ignored": dict(self.ignored), "last_ignored": self.last_ignored}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: PlainState) -> None:
         """Have the counts and averages that ``state`` gave."""
         put(self, state, "early", "on_time", "late", "never", "claimed", "deserved", "last_ignored")
         self.ignored = dict(state["ignored"])

@@ -1,4 +1,4 @@
-"""State as plain values: what a snapshot keeps of an object, and how it is put back.
+"""PlainState as plain values: what a snapshot keeps of an object, and how it is put back.
 
 An object names the attributes that make up its state. Values that were kept are put back only where
 they are of the attribute's own kind: a snapshot of another release leaves what it does not know.
@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-State: TypeAlias = "dict[str, Any]"
+PlainState: TypeAlias = "dict[str, Any]"
 """``None``, truth values, numbers, text, bytes, lists, and arrays of numbers, by name."""
 
 
-def taken(thing: object, *names: str) -> State:
+def taken(thing: object, *names: str) -> PlainState:
     """Copies of the attributes ``names`` of ``thing``: numbers, texts, lists, deques, arrays."""
     return {name: _copied(getattr(thing, name)) for name in names}
 

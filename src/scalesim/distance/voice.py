@@ -10,7 +10,7 @@ from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import Listener, Source
 from scalesim.distance.ledger import Ledger
 from scalesim.distance.roster import Roster
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
 
@@ -37,7 +37,7 @@ class Voice:
         listener = None if self.source is None else self.source.heard_by
         return listener is not None and not listener.is_closed
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The predictions, the strangers, and what the source has learned."""
         with Foreign() as raised:
             learned = None if self.source is None else self.source.state()
@@ -49,7 +49,7 @@ class Voice:
             "source": learned if raised.error is None else None,
         }
 
-    def restore(self, state: State, now: float, roster: Roster) -> bool:
+    def restore(self, state: PlainState, now: float, roster: Roster) -> bool:
         """Have what ``state`` gave, at ``now``. Returns whether the source goes on from what it had
         learned; one that raises is not asked again."""
         self.ledger.restore(state["ledger"], now)

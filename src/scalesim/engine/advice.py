@@ -15,7 +15,7 @@ from scalesim.distance.bursts import Bursts
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine
 from scalesim.distance.distances import Change, Distances
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 from scalesim.distance.voice import Voice
 from scalesim.trace.recorder import Recorder
 
@@ -153,7 +153,7 @@ class Advice:
             self._bursts.forget(agent)
         self.tell(self.distances.forget(agents))
 
-    def state(self, now_s: float) -> State:
+    def state(self, now_s: float) -> PlainState:
         """The clock, what was said and learned of agents, and for how long they are pinned; at
         ``now_s`` seconds."""
         clock = self.clock
@@ -165,7 +165,7 @@ class Advice:
             "pins": [[agent, until_s - now_s] for agent, until_s in self._pinned.items()],
         }
 
-    def restore(self, state: State, now_s: float) -> tuple[list[Change], list[str]]:
+    def restore(self, state: PlainState, now_s: float) -> tuple[list[Change], list[str]]:
         """Go on from what ``state`` gave. Returns the next uses that memory is to be told, and the
         names of the sources whose knowledge is lost."""
         self.clock.restore(state["now"], state["seconds_per_tick"])

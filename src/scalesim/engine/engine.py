@@ -39,7 +39,7 @@ from scalesim.engine.snapshots import Snapshot, Snapshots
 from scalesim.engine.sources import EngineListener, checked_voices
 from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
-from scalesim.engine.world import World
+from scalesim.engine.world import AgentWorld
 from scalesim.errors import ConfigError, SnapshotError
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
@@ -50,8 +50,8 @@ from scalesim.snapshot.folder import Generation
 from scalesim.trace.recorder import Recorder, check_new
 
 
-class Engine(World):
-    """Runs requests of any number of agents: a world, and the branches of it.
+class Engine(AgentWorld):
+    """Runs requests of any number of agents: a world, which can be forked.
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the
     fields of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random
@@ -149,7 +149,7 @@ class Engine(World):
         The engine goes on meanwhile: it stops for a look at its state, and for some milliseconds
         for each piece of pages. The state is of one moment. Where calls are open then, requests of
         the open tick count as not yet made: a program that goes on from there makes the whole tick
-        again. ``data`` is the program's own, for ``restored``. Branches are no part of it.
+        again. ``data`` is the program's own, for ``restored``. Forked worlds are no part of it.
 
         Returns when the snapshot is on the disk: killed before that, the folder has the one before.
         Raises ``SnapshotError`` for a folder that cannot be written to, or that another engine

@@ -25,7 +25,7 @@ from scalesim.errors import SnapshotError
 from scalesim.memory.image import BlockRange, LiveBlocks, MemoryImage, image_of
 from scalesim.memory.image_columns import to_columns
 from scalesim.requests.adapter_registry import AdapterRegistry
-from scalesim.requests.agent_registry import AgentRegistry, BranchId
+from scalesim.requests.agent_registry import AgentRegistry, ForkedId
 from scalesim.snapshot.block_keys import BlockKeys, keys_of_segments
 from scalesim.snapshot.folder import KEPT, SnapshotFolder
 from scalesim.snapshot.page_file import PageFileWriter, PagePlace
@@ -35,7 +35,7 @@ PIECE_BYTES = 8 << 20
 MAX_FILES = 16
 """Page files that a manifest refers to. The pages of the smallest are written anew beyond it."""
 T = TypeVar("T")
-Ask = Callable[[Callable[[], Any]], Any]
+AskEngine = Callable[[Callable[[], Any]], Any]
 
 
 class Snapshot(NamedTuple):
@@ -63,7 +63,7 @@ class Moment(NamedTuple):
 
 
 class MomentOf(Protocol):
-    """``World.moment``."""
+    """``AgentWorld.moment``."""
 
     def __call__(self) -> WorldState: ...
 
@@ -87,7 +87,7 @@ class Snapshots:
         registry: AgentRegistry,
         adapters: AdapterRegistry,
         moment: MomentOf,
-        ask: Ask,
+        ask: AskEngine,
     ) -> None:
         self._parts, self._registry, self._adapters = parts, registry, adapters
         self._moment, self._ask = moment, ask
@@ -152,7 +152,7 @@ class Snapshots:
     # -- on the engine's thread ---------------------------------------------------------------
 
     def _take_moment(self) -> Moment:
-        image, live = image_of(self._parts.memory, lambda id: not isinstance(id, BranchId))
+        image, live = image_of(self._parts.memory, lambda id: not isinstance(id, ForkedId))
         agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
         adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
         return Moment(self._moment(), image, live, agents, adapters)

@@ -1,5 +1,5 @@
 """A world: agents, what is said of them, and a clock of their own. An engine is one, and so is each
-branch of it (``worlds``)."""
+forked world (``worlds``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.distances import Change
 from scalesim.distance.estimates import Source
 from scalesim.distance.scores import Score
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 from scalesim.distance.voice import Voice
 from scalesim.engine.advice import Advice
 from scalesim.engine.agent import Agent, Agents
@@ -24,7 +24,7 @@ from scalesim.engine.ask import ask
 from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.sources import EngineListener, checked_voices, unheard
-from scalesim.engine.worlds import BranchMemory
+from scalesim.engine.worlds import ForkedMemory
 from scalesim.errors import ConfigError, EngineClosedError, RequestError
 from scalesim.interrupts import InterruptsWait
 from scalesim.memory.misses import Miss
@@ -38,11 +38,11 @@ class WorldState(NamedTuple):
     """What a world has beside pages, as plain values: its clock, with all that was said and learned
     of its agents, and the counts of equal requests."""
 
-    advice: State
-    keys: State
+    advice: PlainState
+    keys: PlainState
 
 
-class World(ChatEntrypoints):
+class AgentWorld(ChatEntrypoints):
     """Agents by name, their calls, hints, sources and clock. Worlds of one engine share its model,
     its pages and its adapters, and nothing else."""
 
@@ -60,24 +60,27 @@ class World(ChatEntrypoints):
 
     def fork_world(
         self, *, sources: Iterable[Source] = (), combine: Combine = earliest_credible
-    ) -> Branch:
-        """A branch of this world, from this moment on: the same agents, hints, clock and counts of
+    ) -> ForkedWorld:
+        """A fork of this world, from this moment on: the same agents, hints, clock and counts of
         equal requests, which from now on go their own way. No page is copied: both worlds own what
-        there is, until one writes. What the branch is asked, it answers as this world would.
+        there is, until one writes. What the fork is asked, it answers as this world would.
 
         Sources belong to one world: those given as ``sources`` go on, under equal names, from what
-        this world's have learned. Open calls stay this world's; where there are some, the branch
-        counts the requests of the open tick as not yet made. Close the branch, or use it as a
+        this world's have learned. Open calls stay this world's; where there are some, the fork
+        counts the requests of the open tick as not yet made. Close the fork, or use it as a
         context manager. Raises ``ConfigError`` for what are no sources.
         """
-        return Branch(self, checked_voices(sources), combine)
+        return ForkedWorld(self, checked_voices(sources), combine)
 
     def moment(self) -> WorldState:
         """The state of this world at this moment, without memory's. On the engine's thread, between
         two steps."""
         number = self._agents.registry.world
-        calls = [*self._loop.calls, *self._limiter.calls()]
-        is_open = any(call.owner is None or call.owner.world == number for call in calls)
+        is_open = any(
+            call.sequence is None or call.sequence.finish_reason is None
+            for call in self._limiter.calls()
+            if call.owner is None or call.owner.world == number
+        )
         keys = self._keys.state(before_tick=is_open)
         return WorldState(self._advice.state(self.parts.time_s()), keys)
 
@@ -202,17 +205,17 @@ class World(ChatEntrypoints):
         self.tick(to=to)
 
 
-class Branch(World):
-    """A branch of a world: what ``fork_world`` returns. ``close`` ends its open calls and gives its
+class ForkedWorld(AgentWorld):
+    """A fork of a world: what ``fork_world`` returns. ``close`` ends its open calls and gives its
     pages back."""
 
-    def __init__(self, parent: World, voices: Sequence[Voice], combine: Combine) -> None:
+    def __init__(self, parent: AgentWorld, voices: Sequence[Voice], combine: Combine) -> None:
         self.parts, self.model, self.adapters = parent.parts, parent.model, parent.adapters
         self._loop, self._thread, self._inbox = parent._loop, parent._thread, parent._inbox
         self._limiter, self._desk = parent._limiter, parent._desk
         number = self._loop.worlds.next_number()
         registry = AgentRegistry(number)
-        memory = BranchMemory(self.parts.memory, number)
+        memory = ForkedMemory(self.parts.memory, number)
         self._advice = Advice(memory, combine, registry.__contains__, None)
         self._keys = SamplingKeys(self.parts.seed)
         self._intake = Intake(self.model, self.parts.memory, registry, self.adapters, self._keys)
@@ -227,10 +230,10 @@ class Branch(World):
             for origin, (key, entry) in zip(origins, pairs, strict=True):
                 entry.adapter = origin.adapter
                 self.adapters.fork(key, entry.key)
-        ask(self._thread, self._inbox, lambda: self._branch_off(parent, voices, pairs))
+        ask(self._thread, self._inbox, lambda: self._fork_off(parent, voices, pairs))
 
-    def _branch_off(
-        self, parent: World, voices: Iterable[Voice], pairs: list[tuple[AgentId, AgentEntry]]
+    def _fork_off(
+        self, parent: AgentWorld, voices: Iterable[Voice], pairs: list[tuple[AgentId, AgentEntry]]
     ) -> None:
         """On the engine's thread: go on from ``parent``'s state, and own what its agents own."""
         for voice in voices:
@@ -243,7 +246,7 @@ class Branch(World):
 
     @property
     def number(self) -> int:
-        """The number of the branch, which no other world of the engine has."""
+        """The number of the forked world, which no other world of the engine has."""
         return self._agents.registry.world
 
     def close(self) -> None:
@@ -261,7 +264,7 @@ class Branch(World):
         self._agents = self._agents_at(self._inbox, registry)
 
     def _end_calls(self) -> None:
-        calls = [*self._loop.calls, *self._limiter.calls()]
+        calls = self._limiter.calls()
         own = [call for call in calls if call.owner and call.owner.world == self.number]
         self._loop.calls.abandon(own)
 
@@ -270,7 +273,7 @@ class Branch(World):
             registry, self.adapters, self._advice, self._keys, self._loop, inbox, self._thread
         )
 
-    def __enter__(self) -> Branch:
+    def __enter__(self) -> ForkedWorld:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -278,11 +281,11 @@ class Branch(World):
 
 
 class _Closed(Inbox):
-    """The inbox of a branch that is closed: it takes nothing."""
+    """The inbox of a forked world that is closed: it takes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_closed = self.is_shut = True
 
     def check_open(self) -> None:
-        raise EngineClosedError("this branch is closed; fork_world() makes another")
+        raise EngineClosedError("this forked world is closed; fork_world() makes another")

@@ -1,8 +1,9 @@
 """Worlds: which world an agent of memory's belongs to, and who is told of its calls.
 
 Memory and the scheduler know agents by one id each. An agent of the engine's own world has the id
-that its user gave; one of a branch has a ``BranchId``, made of the branch's number and that id. The
-loop tells calls to ``Worlds``, which tells the advice of the agent's world, by the user's id.
+that its user gave; one of a forked world has a ``ForkedId``, made of that world's number and the
+user's id. The loop tells calls to ``Worlds``, which tells the advice of the agent's world, by the
+user's id.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from scalesim.core import AgentId
 from scalesim.distance.distances import Change
 from scalesim.engine.advice import Advice
 from scalesim.memory.manager import MemoryManager
-from scalesim.requests.agent_registry import BranchId
+from scalesim.requests.agent_registry import ForkedId
 
 
 class Worlds:
@@ -23,7 +24,7 @@ class Worlds:
 
     def __init__(self, own: Advice) -> None:
         self._own = own
-        self._branches: dict[int, Advice] = {}
+        self._forked: dict[int, Advice] = {}
         self._numbers = itertools.count(1)
 
     def next_number(self) -> int:
@@ -31,12 +32,12 @@ class Worlds:
         return next(self._numbers)
 
     def add(self, number: int, advice: Advice) -> None:
-        """Have a branch told of its agents' calls."""
-        self._branches[number] = advice
+        """Have a forked world told of its agents' calls."""
+        self._forked[number] = advice
 
     def remove(self, number: int) -> None:
-        """The branch is closed; its agents have been forgotten."""
-        self._branches.pop(number, None)
+        """The forked world is closed; its agents have been forgotten."""
+        self._forked.pop(number, None)
 
     # -- for the loop -------------------------------------------------------------------------
 
@@ -69,17 +70,17 @@ class Worlds:
     def expire(self, now_s: float) -> None:
         """See ``Advice.expire``."""
         self._own.expire(now_s)
-        for advice in self._branches.values():
+        for advice in self._forked.values():
             advice.expire(now_s)
 
     def _of(self, agent: AgentId) -> tuple[Advice, AgentId]:
-        if isinstance(agent, BranchId) and agent.world in self._branches:
-            return self._branches[agent.world], agent.agent
+        if isinstance(agent, ForkedId) and agent.world in self._forked:
+            return self._forked[agent.world], agent.agent
         return self._own, agent
 
 
-class BranchMemory:
-    """Memory as the advice of branch ``number`` knows it: by its users' ids. Memory's clock is that
+class ForkedMemory:
+    """Memory as the advice of forked world ``number`` knows it: by users' ids. Memory's clock is that
     of the world that is farthest ahead (``Timing.tick``)."""
 
     def __init__(self, memory: MemoryManager, number: int) -> None:
@@ -88,11 +89,11 @@ class BranchMemory:
     def hint(self, next_uses: Sequence[Change]) -> None:
         """See ``MemoryManager.hint``."""
         number = self._number
-        self._memory.hint([(BranchId(agent, number), time) for agent, time in next_uses])
+        self._memory.hint([(ForkedId(agent, number), time) for agent, time in next_uses])
 
     def called(self, agent: AgentId, expected: float | None) -> None:
         """See ``MemoryManager.called``."""
-        self._memory.called(BranchId(agent, self._number), expected)
+        self._memory.called(ForkedId(agent, self._number), expected)
 
     def tick(self, now: float, tick_s: float | None) -> None:
         """See ``MemoryManager.tick``."""

@@ -19,8 +19,8 @@ from scalesim.distance.hints import nearest
 from scalesim.errors import UnknownAgentError
 
 
-class BranchId(str):
-    """The id by which memory knows ``agent`` of the branch numbered ``world``.
+class ForkedId(str):
+    """The id by which memory knows ``agent`` of the forked world numbered ``world``.
 
     It begins with half a surrogate pair, which no id of a user's has, and so is equal to none.
     """
@@ -29,19 +29,19 @@ class BranchId(str):
     agent: AgentId
     world: int
 
-    def __new__(cls, agent: AgentId, world: int) -> BranchId:
+    def __new__(cls, agent: AgentId, world: int) -> ForkedId:
         made = super().__new__(cls, f"\ud800{world}:{agent!r}")
         made.agent, made.world = agent, world
         return made
 
     def __repr__(self) -> str:
-        return f"{self.agent!r} of branch {self.world}"
+        return f"{self.agent!r} of world {self.world}"
 
 
 @dataclass(eq=False, slots=True)
 class AgentEntry:
     """An agent, from its first use until it is forgotten. After that, another agent may have its
-    id. Memory knows the agent by ``key``: its id, or in a branch a ``BranchId``."""
+    id. Memory knows the agent by ``key``: its id, or in a forked world a ``ForkedId``."""
 
     id: AgentId
     key: AgentId
@@ -51,15 +51,15 @@ class AgentEntry:
     @property
     def world(self) -> int:
         """The number of its world; 0 for the engine's own."""
-        return self.key.world if isinstance(self.key, BranchId) else 0
+        return self.key.world if isinstance(self.key, ForkedId) else 0
 
 
 class AgentRegistry:
     """Agents by id.
 
     The registry refers to no ``Agent`` and so to no engine: the engine's thread uses it, and must
-    not keep an engine alive that its user has dropped. ``world`` is the number of the branch whose
-    agents these are, 0 for the engine's own world.
+    not keep an engine alive that its user has dropped. ``world`` is the number of the forked world
+    whose agents these are, 0 for the engine's own world.
     """
 
     def __init__(self, world: int = 0) -> None:
@@ -100,7 +100,7 @@ class AgentRegistry:
         """The entry of ``agent``, made if there is none. The caller holds ``lock``."""
         entry = self._entries.get(agent)
         if entry is None:
-            key = BranchId(agent, self.world) if self.world else agent
+            key = ForkedId(agent, self.world) if self.world else agent
             entry = self._entries[agent] = AgentEntry(agent, key)
         return entry
 

@@ -17,7 +17,6 @@ from scalesim.sampling.params import SamplingParams
 _REMEMBERED = 64  # prompts an agent: enough for its templates, and bounded
 _REMEMBERED_OF_NOBODY = 4096  # prompts of all calls without an agent
 _MOST_IN_TICK = 1 << 16  # requests of a tick that are told apart; a program may never tick
-State = dict[str, Any]
 
 
 class _Handle(Protocol):
@@ -79,7 +78,7 @@ class SamplingKeys:
         with self._lock:
             self._in_tick.clear()
 
-    def state(self, *, before_tick: bool) -> State:
+    def state(self, *, before_tick: bool) -> dict[str, Any]:
         """The seed and all counts; with ``before_tick``, as they were when the tick began, whose
         requests will be made again."""
         with self._lock:
@@ -97,7 +96,7 @@ class SamplingKeys:
             "counts": np.array([n for each in counts.values() for n in each.values()], np.int64),
         }
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Have the seed and the counts that ``state`` gave."""
         digests, counts = iter(state["digests"].tolist()), iter(state["counts"].tolist())
         self._in_tick.clear()

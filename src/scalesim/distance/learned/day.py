@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from scalesim.distance.estimates import Times
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 
 T = TypeVar("T", float, Times)
 NUM_HOURS = 24
@@ -54,11 +54,11 @@ class Day:
         found = days * self.length + np.interp(in_day, self._until, self._hours)
         return cast(T, found)  # type: ignore[redundant-cast]  # of arrays, not of numbers
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The profile."""
         return taken(self, "length", "_calls", "_spent", "_now", "_until")
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: PlainState) -> None:
         """Have the profile that ``state`` gave. Raises ``ValueError`` for a day of another
         length."""
         if state["length"] != self.length:

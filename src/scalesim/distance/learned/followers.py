@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 
 NUM_FOLLOWERS = 4
 _RECENT = 8  # a call may follow one of the last so many calls
@@ -51,11 +51,11 @@ class Followers:
             self._count[slot] *= _DECAY
         self._recent.append((row, now))
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The counts of all rows."""
         return taken(self, "_recent", "_calls", "_who", "_count", "_delay")
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: PlainState) -> None:
         """Have the counts that ``state`` gave."""
         put(self, state, "_recent", "_calls", "_who", "_count", "_delay")
 

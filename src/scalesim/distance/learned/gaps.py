@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 
 NUM_GAPS = 8
 _OCTAVES = 12  # gaps beyond this octave count as alike
@@ -38,11 +38,11 @@ class Gaps:
         self._num[row] += 1
         return _octave(self._usual(row)) * (_OCTAVES + 1) + _octave(gap)
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The gaps of all rows."""
         return taken(self, "_num", "_gaps")
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: PlainState) -> None:
         """Have the gaps that ``state`` gave."""
         put(self, state, "_num", "_gaps")
 

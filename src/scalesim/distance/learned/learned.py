@@ -23,7 +23,7 @@ from scalesim.distance.learned.gaps import NUM_KINDS, Gaps
 from scalesim.distance.learned.survival import Survival, bin_of, bins_of
 from scalesim.distance.learned.trial import ENOUGH, GAIN, Trial
 from scalesim.distance.roster import Columns, Roster
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 from scalesim.errors import ConfigError
 
 _FOLLOWS = 0.5  # a less likely follower is not predicted
@@ -122,7 +122,7 @@ class Learned(Source):
             self.trial.forget(row)
         self._followers.forget(rows)
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """All that was learned."""
         return {
             "roster": self._roster.state(),
@@ -136,7 +136,7 @@ class Learned(Source):
             **taken(self, "_now", "_is_heard"),
         }
 
-    def restore(self, state: State, now: float) -> None:
+    def restore(self, state: PlainState, now: float) -> None:
         """Go on from what ``state`` gave, at ``now``. Raises ``ValueError`` for a state that was
         learned with other arguments."""
         if (self._day is None) != (state["day"] is None):

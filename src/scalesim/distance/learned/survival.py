@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 
 _FINE = 16  # ages up to this, in ticks, have a bin each; above, there are four bins per octave
 _OCTAVES = 17
@@ -74,11 +74,11 @@ class Survival:
         self.num_new += 1
         self.num_seen += 1
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The pauses, and the tables."""
         return taken(self, *_STATE)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: PlainState) -> None:
         """Have what ``state`` gave. Raises ``ValueError`` for tables of another shape."""
         if state["_ended"].shape != self._ended.shape:
             raise ValueError(f"a table of {state['_ended'].shape}, not {self._ended.shape}")

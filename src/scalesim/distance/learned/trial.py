@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
-from scalesim.distance.state import State, put, taken
+from scalesim.distance.state import PlainState, put, taken
 
 NUM_SAMPLED = 128
 SHARES = (0.125, 0.25, 0.5)  # sizes of the caches, as shares of the sampled agents
@@ -61,11 +61,11 @@ class Trial:
         """The rows in the sample, by place, ``[n]``."""
         return self._rows[: len(self._marks)]
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The sample, its caches, and what it draws from."""
         return {**taken(self, *_STATE), "random": list(self._random.getstate()[1])}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: PlainState) -> None:
         """Have what ``state`` gave."""
         put(self, state, *_STATE)
         self._random.setstate((3, tuple(state["random"]), None))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from scalesim.checks import agent_id, number, shown
 from scalesim.core import AgentId
 from scalesim.distance.estimates import DatedSource
-from scalesim.distance.state import State
+from scalesim.distance.state import PlainState
 from scalesim.errors import RequestError
 
 
@@ -46,7 +46,7 @@ class Plan(DatedSource):
             self._ends.pop(agent, None)
             self._next.pop(agent, None)
 
-    def state(self) -> State:
+    def state(self) -> PlainState:
         """The plans."""
         return {
             "ends": [[agent, end] for agent, end in self._ends.items()],
@@ -54,7 +54,7 @@ class Plan(DatedSource):
             "changed": [[agent, end] for agent, end in self._changed.items()],
         }
 
-    def restore(self, state: State, now: float) -> None:
+    def restore(self, state: PlainState, now: float) -> None:
         """Have the plans that ``state`` gave."""
         self._ends = dict(state["ends"])
         self._next = {agent: deque(planned) for agent, planned in state["next"]}
