@@ -1,4 +1,4 @@
-"""A small village over tags: its program goes on from any tick, by what the snapshot kept for it."""
+"""A small village over tags, whose program goes on from any tick."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class EngineLoop:
             sequence.work = self.scheduler.work.of(sequence, self.worlds.calls_to_come(agent))
         return sequence
 
-    # -- agents and time ----------------------------------------------------------------------
+    # -- agents -------------------------------------------------------------------------------
 
     def forget(self, agents: list[AgentId]) -> None:
         """Nothing of ``agents`` is kept. Their open calls go on as nobody's."""
@@ -219,7 +219,3 @@ class EngineLoop:
         for agent in agents:
             self.memory.forget(agent)
         self._forgetting = frozenset()
-
-    def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
-        """Move the clock; ``wall_s`` is when that was asked for."""
-        self.advice.tick(wall_s, n, to=to)

@@ -80,8 +80,8 @@ class Worlds:
 
 
 class ForkedMemory:
-    """Memory as the advice of forked world ``number`` knows it: by users' ids. Memory's clock is that
-    of the world that is farthest ahead (``Timing.tick``)."""
+    """Memory as the advice of forked world ``number`` knows it: by users' ids. Of the clocks of all
+    worlds, memory has the one that is farthest ahead (``Timing.tick``)."""
 
     def __init__(self, memory: MemoryManager, number: int) -> None:
         self._memory, self._number = memory, number

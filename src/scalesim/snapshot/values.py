@@ -25,7 +25,7 @@ _KINDS = frozenset("biuf")
 
 def encode(value: Any) -> bytes:
     """``value`` as bytes: ``None``, truth values, numbers, text, bytes, lists, dictionaries whose
-    keys are text, and NumPy arrays of numbers. Tuples become lists."""
+    keys are text (but ``"$array"``), and NumPy arrays of numbers. Tuples become lists."""
     parts: list[bytes] = []
 
     def reference(found: Any) -> dict[str, Any]:
