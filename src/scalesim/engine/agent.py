@@ -279,7 +279,7 @@ class Agents:
         with self.registry.lock, InterruptsWait():  # of what is halfway there is no second try
             keys = self.registry.remove(ids)
             for id in ids:
-                del self._handles[id]
+                self._handles.pop(id, None)  # nobody may have asked for it in this world
             self._adapters.unbind(keys)
             self._keys.forget(ids)
             self._inbox.post(forget)

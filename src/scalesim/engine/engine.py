@@ -191,7 +191,7 @@ class Engine(AgentWorld):
     def _go_on_from(self, path: Path, found: Generation) -> None:
         manifest, registry = found.manifest, self._agents.registry
         with reading_manifest(path, found.number):
-            restore_adapters(self.adapters, path, manifest)
+            restore_adapters(self.adapters, self.parts, path, manifest)
             for id, adapter in manifest["agents"]:
                 self.agent(id)
                 entry = registry.known(id)

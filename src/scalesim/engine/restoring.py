@@ -108,24 +108,29 @@ def places_in(manifest: dict[str, Any]) -> list[list[PagePlace]]:
         raise SnapshotError(f"the snapshot's pages cannot be found: {error!r:.200}") from error
 
 
+def fits(parts: EngineParts, manifest: dict[str, Any]) -> bool:
+    """Whether pages of the snapshot are pages of this engine: the same KV in the same layout."""
+    memory = parts.memory
+    return (manifest["identity"], manifest["page_bytes"], manifest["memory"]["block_size"]) == (
+        parts.kv_identity(), memory.page_bytes, memory.block_size
+    )  # fmt: skip
+
+
 def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> tuple[Placed, int]:
     """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
     what has found a place, and the number of damaged pages."""
     image, places, memory = image_in(manifest), places_in(manifest), parts.memory
     num_pages = sum(map(len, places))
-    identity, page_bytes = manifest["identity"], manifest["page_bytes"]
     if parts.pages is None or not num_pages:
         why = "it was taken without pages" if parts.pages is not None else "no pages are read here"
-    elif (identity, page_bytes, image.block_size) != (
-        parts.kv_identity(), memory.page_bytes, memory.block_size
-    ):  # fmt: skip
+    elif not fits(parts, manifest):
         why = "it is of another model, dtype or page layout"
     else:
         image.segments = [
             segment._replace(num_content=len(found))
             for segment, found in zip(image.segments, places, strict=True)
         ]
-        with SavedPages(SnapshotFolder(path), places, page_bytes) as saved:
+        with SavedPages(SnapshotFolder(path), places, memory.page_bytes) as saved:
             placed = put_image(memory, image, saved.read, parts.pages)
         if placed.num_left_out:
             _warn(
@@ -140,14 +145,18 @@ def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
     return Placed(0, num_pages), 0
 
 
-def restore_adapters(adapters: AdapterRegistry, path: Path, manifest: dict[str, Any]) -> None:
+def restore_adapters(
+    adapters: AdapterRegistry, parts: EngineParts, path: Path, manifest: dict[str, Any]
+) -> None:
     """Read the adapters of the snapshot from their folders again; warn of one that is gone, or has
-    other content: its agents' calls are refused until it is added."""
+    other content: its agents' calls are refused until it is added. Digests are of adapters as they
+    lie in pages: with other pages, they say nothing."""
+    has_digests = fits(parts, manifest)
     for name, folder, digest in manifest["adapters"]:
         try:
             adapters.add(name, folder)
             found = next(info.digest for info in adapters.list() if info.name == name)
-            if found != digest:
+            if has_digests and found != digest:
                 adapters.remove(name)
                 raise AdapterError("its folder has other content now")
         except AdapterError as error:
