@@ -27,16 +27,17 @@ def tag_parts(
     verify: Verify = "all",
     vocab_size: int = 512,
     max_open_requests: int = 16384,
+    factories: Factories = THREAD_LINK,
 ) -> EngineParts:
     """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
     ``host_pages`` pages, a ``TagRunner`` and a ``ThreadLink``. A sequence may fill the device pool.
 
     ``block_size`` is the number of tokens per page. ``policy``, ``max_num_seqs`` and
     ``max_open_requests`` are as in an engine's settings, ``verify`` as in ``TagRunner``.
-    ``steps_in_flight`` is 1 or 2. Token ids are below ``vocab_size``.
+    ``steps_in_flight`` is 1 or 2. Token ids are below ``vocab_size``. ``factories`` replace parts.
     """
     bed = Bed(
-        THREAD_LINK,
+        factories,
         pages=device_pages,
         host_pages=host_pages,
         block_size=block_size,
