@@ -36,7 +36,6 @@ def power_fails(folder: type[SnapshotFolder]) -> str | None:
         mock.patch("scalesim.engine.snapshots.SnapshotFolder", folder),
     ):
         path = Path(root)
-        power = PowerLoss(path)
         with Engine(parts()) as engine:
             for _ in range(3):
                 village.play(engine)

@@ -112,7 +112,7 @@ class Engine(AgentWorld):
         )
         self.memory = MemoryView(parts, registry, self._loop, self._inbox, self._thread)
         self._snapshots = Snapshots(
-            parts, registry, self.adapters, self.moment, partial(ask, self._thread, self._inbox)
+            parts, registry, self.adapters, self._now, partial(ask, self._thread, self._inbox)
         )
         self._listener = EngineListener(self._inbox, self._advice.poll)
         self._source_names: set[str] = set()
@@ -200,7 +200,7 @@ class Engine(AgentWorld):
                     self.adapters.bind(entry.key, adapter)
             while not self._inbox.is_empty:  # nobody else has the engine yet
                 self._loop.run_command(self._inbox.take())
-            changes, lost = self.resume(state_in(manifest))
+            changes, lost = self._go_on(state_in(manifest))
             placed, num_damaged = restore_memory(self.parts, path, manifest)
             self._advice.tell(in_order(changes, manifest))
         warn_of_lost_sources(path, lost)

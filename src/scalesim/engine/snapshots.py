@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,6 @@ PIECE_BYTES = 8 << 20
 """Pages that are copied between two steps: some milliseconds."""
 MAX_FILES = 16
 """Page files that a manifest refers to. The pages of the smallest are written anew beyond it."""
-T = TypeVar("T")
 AskEngine = Callable[[Callable[[], Any]], Any]
 
 
@@ -62,12 +61,6 @@ class Moment(NamedTuple):
     adapters: list[tuple[str, str, str]]
 
 
-class MomentOf(Protocol):
-    """``AgentWorld.moment``."""
-
-    def __call__(self) -> WorldState: ...
-
-
 @dataclass
 class _Written:
     """What the generations in a folder refer to: pages by key, and the page files by generation."""
@@ -79,18 +72,18 @@ class _Written:
 
 class Snapshots:
     """Takes the snapshots of one engine, one at a time. ``ask`` runs a function on the engine's
-    thread."""
+    thread, where ``state`` gives the state of the engine's own world."""
 
     def __init__(
         self,
         parts: EngineParts,
         registry: AgentRegistry,
         adapters: AdapterRegistry,
-        moment: MomentOf,
+        state: Callable[[], WorldState],
         ask: AskEngine,
     ) -> None:
         self._parts, self._registry, self._adapters = parts, registry, adapters
-        self._moment, self._ask = moment, ask
+        self._state, self._ask = state, ask
         self._lock = threading.Lock()
         self._keys: BlockKeys | None = None
         self._written: dict[Path, _Written] = {}
@@ -155,7 +148,7 @@ class Snapshots:
         image, live = image_of(self._parts.memory, lambda id: not isinstance(id, ForkedId))
         agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
         adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
-        return Moment(self._moment(), image, live, agents, adapters)
+        return Moment(self._state(), image, live, agents, adapters)
 
     # -- pages --------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ class AgentWorld(ChatEntrypoints):
         """
         return ForkedWorld(self, checked_voices(sources), combine)
 
-    def moment(self) -> WorldState:
+    def _now(self) -> WorldState:
         """The state of this world at this moment, without memory's. On the engine's thread, between
         two steps."""
         number = self._agents.registry.world
@@ -84,9 +84,9 @@ class AgentWorld(ChatEntrypoints):
         keys = self._keys.state(before_tick=is_open)
         return WorldState(self._advice.state(self.parts.time_s()), keys)
 
-    def resume(self, state: WorldState) -> tuple[list[Change], list[str]]:
+    def _go_on(self, state: WorldState) -> tuple[list[Change], list[str]]:
         """Go on from ``state``; nobody has called yet. Returns the next uses that memory is to be
-        told, and the names of the sources whose knowledge is lost. Where ``moment`` may run."""
+        told, and the names of the sources whose knowledge is lost. Where ``_now`` may run."""
         self._keys.restore(state.keys)
         return self._advice.restore(state.advice, self.parts.time_s())
 
@@ -238,7 +238,7 @@ class ForkedWorld(AgentWorld):
         """On the engine's thread: go on from ``parent``'s state, and own what its agents own."""
         for voice in voices:
             self._advice.listen(voice)
-        changes, _ = self.resume(parent.moment())
+        changes, _ = self._go_on(parent._now())
         self._loop.worlds.add(self.number, self._advice)
         for key, entry in pairs:
             self.parts.memory.fork(key, entry.key)
