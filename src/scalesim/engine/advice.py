@@ -7,7 +7,7 @@ prefetches by next uses, is told of each that changes. A recorder is told what u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from scalesim.core import AgentId
@@ -165,14 +165,21 @@ class Advice:
             "pins": [[agent, until_s - now_s] for agent, until_s in self._pinned.items()],
         }
 
-    def restore(self, state: PlainState, now_s: float) -> tuple[list[Change], list[str]]:
-        """Go on from what ``state`` gave. Returns the next uses that memory is to be told, and the
-        names of the sources whose knowledge is lost."""
+    def restore(
+        self, state: PlainState, now_s: float, voices: Iterable[Voice]
+    ) -> tuple[list[Change], list[str]]:
+        """Go on from what ``state`` gave, and listen to ``voices``, the first sources. Returns the
+        next uses that memory is to be told, and the names of the sources whose knowledge is
+        lost."""
         self.clock.restore(state["now"], state["seconds_per_tick"])
         self._bursts.restore(state["bursts"])
         self._pinned = {agent: now_s + left_s for agent, left_s in state["pins"]}
         self._soonest_s = min(self._pinned.values(), default=math.inf)
-        return self.distances.restore(state["distances"])
+        changes = self.distances.restore(state["distances"])
+        for voice in voices:
+            changes += self.distances.listen(voice)
+        more, lost = self.distances.give_up_kept()
+        return changes + more, lost
 
     def tell(self, changes: Sequence[Change]) -> None:
         """Tell memory of ``changes``, in their order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from scalesim.checks import flag, function, instance, path_of
 from scalesim.config import EngineConfig
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.estimates import Source
+from scalesim.distance.voice import Voice
 from scalesim.engine import forks
 from scalesim.engine.agent import Agents
 from scalesim.engine.ask import ask
@@ -180,15 +181,16 @@ class Engine(AgentWorld):
         """
         where = path_of("path", path, SnapshotError).expanduser().absolute()
         found = newest_in(where)
-        engine = cls(model, config, sources=sources, **settings)
+        voices = checked_voices(sources)
+        engine = cls(model, config, **settings)
         try:
-            engine._go_on_from(where, found)
+            engine._go_on_from(where, found, voices)
         except BaseException:
             engine.close()
             raise
         return engine
 
-    def _go_on_from(self, path: Path, found: Generation) -> None:
+    def _go_on_from(self, path: Path, found: Generation, voices: Sequence[Voice]) -> None:
         manifest, registry = found.manifest, self._agents.registry
         with reading_manifest(path, found.number):
             restore_adapters(self.adapters, self.parts, path, manifest)
@@ -200,9 +202,11 @@ class Engine(AgentWorld):
                     self.adapters.bind(entry.key, adapter)
             while not self._inbox.is_empty:  # nobody else has the engine yet
                 self._loop.run_command(self._inbox.take())
-            changes, lost = self._go_on(state_in(manifest))
+            changes, lost = self._go_on(state_in(manifest), voices)
             placed, num_damaged = restore_memory(self.parts, path, manifest)
             self._advice.tell(in_order(changes, manifest))
+        for voice in voices:
+            voice.heard_by(self._listener)
         warn_of_lost_sources(path, lost)
         self.restored = Restored(
             found.number, manifest["data"], len(registry), *placed, num_damaged

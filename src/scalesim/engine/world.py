@@ -84,11 +84,12 @@ class AgentWorld(ChatEntrypoints):
         keys = self._keys.state(before_tick=is_open)
         return WorldState(self._advice.state(self.parts.time_s()), keys)
 
-    def _go_on(self, state: WorldState) -> tuple[list[Change], list[str]]:
-        """Go on from ``state``; nobody has called yet. Returns the next uses that memory is to be
-        told, and the names of the sources whose knowledge is lost. Where ``_now`` may run."""
+    def _go_on(self, state: WorldState, voices: Iterable[Voice]) -> tuple[list[Change], list[str]]:
+        """Go on from ``state``, and listen to ``voices``; nobody has called or been heard yet.
+        Returns the next uses that memory is to be told, and the names of the sources whose
+        knowledge is lost. Where ``_now`` may run."""
         self._keys.restore(state.keys)
-        return self._advice.restore(state.advice, self.parts.time_s())
+        return self._advice.restore(state.advice, self.parts.time_s(), voices)
 
     # -- agents and time ----------------------------------------------------------------------
 
@@ -226,22 +227,24 @@ class ForkedWorld(AgentWorld):
             voice.heard_by(self._listener)
         with parent._agents.registry.lock:
             origins = parent._agents.registry.entries()
-            pairs = [(origin.key, registry.add(origin.id)) for origin in origins]
-            for origin, (key, entry) in zip(origins, pairs, strict=True):
+            pairs = [(origin, registry.add(origin.id)) for origin in origins]
+            for origin, entry in pairs:
                 entry.adapter = origin.adapter
-                self.adapters.fork(key, entry.key)
+                self.adapters.fork(origin.key, entry.key)
         ask(self._thread, self._inbox, lambda: self._fork_off(parent, voices, pairs))
 
     def _fork_off(
-        self, parent: AgentWorld, voices: Iterable[Voice], pairs: list[tuple[AgentId, AgentEntry]]
+        self,
+        parent: AgentWorld,
+        voices: Iterable[Voice],
+        pairs: Iterable[tuple[AgentEntry, AgentEntry]],
     ) -> None:
         """On the engine's thread: go on from ``parent``'s state, and own what its agents own."""
-        for voice in voices:
-            self._advice.listen(voice)
-        changes, _ = self._go_on(parent._now())
+        changes, _ = self._go_on(parent._now(), voices)
         self._loop.worlds.add(self.number, self._advice)
-        for key, entry in pairs:
-            self.parts.memory.fork(key, entry.key)
+        for origin, entry in pairs:
+            if not origin.is_forgotten:
+                self.parts.memory.fork(origin.key, entry.key)
         self._advice.tell(changes)
 
     @property
