@@ -7,7 +7,7 @@ import os
 import random
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalesim.errors import SnapshotError
-from scalesim.snapshot.block_keys import BlockKeys, keys_of_segments
+from scalesim.snapshot.block_index import MAX_FILES, BlockIndex, places_from_front
+from scalesim.snapshot.block_keys import BlockKeys
 from scalesim.snapshot.folder import SnapshotFolder
 from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
 from scalesim.snapshot.seal import VERSION, read_sealed, seal, unseal, write_sealed
@@ -177,17 +178,42 @@ def test_strangers_files_stay(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+class Part(NamedTuple):
+    parent: int
+    mark: bytes
+    tokens: bytes
+
+
 def test_a_key_stands_for_the_whole_path() -> None:
     block, keys = 8, BlockKeys("model", 8)
     a, b = b"a" * block, b"b" * block
-    whole = keys_of_segments(keys, [(-1, b"", a + b + a)])[0]
-    parts = keys_of_segments(keys, [(-1, b"", a), (0, b"", b + a)])
+    whole = keys.of_image([Part(-1, b"", a + b + a)])[0]
+    parts = keys.of_image([Part(-1, b"", a), Part(0, b"", b + a)])
     assert [key for part in parts for key in part] == whole  # however the path is cut
     others = [
-        keys_of_segments(keys, [(-1, b"", b + b + a)])[0],
-        keys_of_segments(keys, [(-1, b"m", a + b + a)])[0],
-        keys_of_segments(BlockKeys("other", 8), [(-1, b"", a + b + a)])[0],
-        keys_of_segments(keys, [(-1, b"", a + b + a[:4])])[0],
+        keys.of_image([Part(-1, b"", b + b + a)])[0],
+        keys.of_image([Part(-1, b"m", a + b + a)])[0],
+        BlockKeys("other", 8).of_image([Part(-1, b"", a + b + a)])[0],
+        keys.of_image([Part(-1, b"", a + b + a[:4])])[0],
     ]
     assert all(other[-1] != whole[-1] for other in others)
     assert len({whole[0], whole[2], others[0][2], others[1][2], others[2][2]}) == 5
+
+
+def test_files_that_are_mostly_out_of_use_are_given_up() -> None:
+    keys = [[b"%d" % number] for number in range(60)]
+    places = [[PagePlace(1 + number // 20, number % 20, 0)] for number in range(60)]
+    index = BlockIndex().after(1, keys, places)
+    held = [key for [key] in [*keys[:9], *keys[20:31]]]
+    assert {place.file for place in index.worth_keeping(held).values()} == {2}
+    many = [[PagePlace(number, 0, 0)] for number in range(60)]
+    kept = BlockIndex().after(1, keys, many).worth_keeping(key for [key] in keys)
+    assert len(kept) == MAX_FILES - 1
+    left = index.without_files({1, 3})
+    assert {place.file for place in left.places.values()} == {2}
+    assert left.after(2, keys[:1], places[:1]).after(3, keys[:1], places[:1]).files == {
+        2: {1}, 3: {1},
+    }  # fmt: skip
+    assert places_from_front([[b"0", b"1", b"x", b"2"], [b"y"]], index.places) == [
+        [places[0][0], places[1][0]], [],
+    ]  # fmt: skip

@@ -8,9 +8,7 @@ one moment. Pages that an earlier generation has are not written again. The mani
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +22,16 @@ from scalesim.engine.world import WorldState
 from scalesim.errors import SnapshotError
 from scalesim.memory.image import BlockRange, LiveBlocks, MemoryImage, image_of
 from scalesim.memory.image_columns import to_columns
+from scalesim.memory.pools.page_access import PageAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry, ForkedId
-from scalesim.snapshot.block_keys import BlockKeys, keys_of_segments
-from scalesim.snapshot.folder import KEPT, SnapshotFolder
+from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
+from scalesim.snapshot.block_keys import TOKEN_BYTES, BlockKeys
+from scalesim.snapshot.folder import SnapshotFolder
 from scalesim.snapshot.page_file import PageFileWriter, PagePlace
 
 PIECE_BYTES = 8 << 20
 """Pages that are copied between two steps: some milliseconds."""
-MAX_FILES = 16
-"""Page files that a manifest refers to. The pages of the smallest are written anew beyond it."""
 AskEngine = Callable[[Callable[[], Any]], Any]
 
 
@@ -61,15 +59,6 @@ class Moment(NamedTuple):
     adapters: list[tuple[str, str, str]]
 
 
-@dataclass
-class _Written:
-    """What the generations in a folder refer to: pages by key, and the page files by generation."""
-
-    generation: int = 0
-    places: dict[bytes, PagePlace] = field(default_factory=dict)
-    files: dict[int, set[int]] = field(default_factory=dict)
-
-
 class Snapshots:
     """Takes the snapshots of one engine, one at a time. ``ask`` runs a function on the engine's
     thread, where ``state`` gives the state of the engine's own world."""
@@ -85,8 +74,9 @@ class Snapshots:
         self._parts, self._registry, self._adapters = parts, registry, adapters
         self._state, self._ask = state, ask
         self._lock = threading.Lock()
+        self._block_bytes = parts.memory.block_size * TOKEN_BYTES
         self._keys: BlockKeys | None = None
-        self._written: dict[Path, _Written] = {}
+        self._index: tuple[Path, BlockIndex] | None = None  # of the folder written to last
 
     def take(self, path: Path, data: bytes) -> Snapshot:
         """See ``Engine.snapshot``."""
@@ -96,50 +86,31 @@ class Snapshots:
                 with folder.writing() as number:
                     return self._write(folder, number, data)
             except OSError as error:
-                self._written.pop(path, None)
-                raise SnapshotError(f"{path} cannot be written: {error}") from error
+                self._index = None
+                raise SnapshotError(f"{path} cannot be written to: {error}") from error
 
     def _write(self, folder: SnapshotFolder, number: int, data: bytes) -> Snapshot:
-        parts, identity = self._parts, self._parts.kv_identity()
-        block_bytes = parts.memory.block_size * 4
+        identity = self._parts.kv_identity()
         if self._keys is None:
-            self._keys = BlockKeys(identity, block_bytes)
-        before = self._written_in(folder, identity)
+            self._keys = BlockKeys(identity, self._block_bytes)
+        index = self._index_of(folder, identity)
         moment: Moment = self._ask(self._take_moment)
         segments = moment.image.segments
-        keys = keys_of_segments(
-            self._keys, [(found.parent, found.mark, found.tokens) for found in segments]
-        )
-        known = _worth_keeping(before.places, keys, moment.image)
-        writer = None if parts.pages is None else folder.new_pages(number, parts.memory.page_bytes)
-        fresh: dict[bytes, PagePlace] = {}
-        try:
-            if writer is not None:
-                for piece in self._pieces(moment.image, keys, known):
-                    self._add_piece(writer, moment.live, piece, keys, fresh)
-                writer.finish()
-        except BaseException:
-            if writer is not None:
-                writer.abandon()
-            raise
-        if writer is not None and not fresh:
-            writer.abandon()
-        places = _places_from_front(moment.image, keys, {**known, **fresh})
+        keys = [
+            of_segment[: segment.num_content]
+            for of_segment, segment in zip(self._keys.of_image(segments), segments, strict=True)
+        ]
+        known = index.worth_keeping(key for of_segment in keys for key in of_segment)
+        fresh = self._write_pages(folder, number, moment.live, keys, known)
+        places = places_from_front(keys, {**known, **fresh})
         folder.commit(number, self._manifest(moment, identity, places, data))
         self._keys.forget_unused()
-        own = {place.file for found in places for place in found}
-        files = {**before.files, number: own}
-        files = {kept: files[kept] for kept in sorted(files)[-KEPT:]}
-        folder.clean(files)
-        by_key = {
-            key: place
-            for of_segment, found in zip(keys, places, strict=True)
-            for key, place in zip(of_segment, found, strict=False)
-        }
-        self._written = {folder.path: _Written(number, by_key, files)}
+        index = index.after(number, keys, places)
+        folder.clean(index.files)
+        self._index = folder.path, index
         return Snapshot(
-            folder.path, number, moment.world.advice["now"], len(moment.agents), len(by_key),
-            len(fresh),
+            folder.path, number, moment.world.advice["now"], len(moment.agents),
+            len(index.places), len(fresh),
         )  # fmt: skip
 
     # -- on the engine's thread ---------------------------------------------------------------
@@ -152,37 +123,44 @@ class Snapshots:
 
     # -- pages --------------------------------------------------------------------------------
 
-    def _pieces(
-        self, image: MemoryImage, keys: list[list[bytes]], known: dict[bytes, PagePlace]
-    ) -> Iterator[list[BlockRange]]:
-        """The blocks that are to be written, in pieces of about ``PIECE_BYTES``."""
-        most = max(1, PIECE_BYTES // self._parts.memory.page_bytes)
-        piece: list[BlockRange] = []
-        count = 0
-        for index, segment in enumerate(image.segments):
-            missing = [at for at in range(segment.num_content) if keys[index][at] not in known]
-            for wanted in _ranges(index, missing, most):
-                piece.append(wanted)
-                count += wanted.num_blocks
-                if count >= most:
-                    yield piece
-                    piece, count = [], 0
-        if piece:
-            yield piece
+    def _write_pages(
+        self,
+        folder: SnapshotFolder,
+        number: int,
+        live: LiveBlocks,
+        keys: Keys,
+        known: Mapping[bytes, PagePlace],
+    ) -> dict[bytes, PagePlace]:
+        """Write the blocks of ``keys`` that are not ``known`` to a new page file. Returns where
+        they lie; without those that were dropped meanwhile."""
+        pages, page_bytes = self._parts.pages, self._parts.memory.page_bytes
+        pieces = _pieces(keys, known, max(1, PIECE_BYTES // page_bytes))
+        fresh: dict[bytes, PagePlace] = {}
+        if pages is None:
+            return fresh
+        writer = folder.new_pages(number, page_bytes)
+        try:
+            for piece in pieces:
+                self._write_piece(writer, live, piece, keys, pages, fresh)
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+        if not fresh:
+            writer.abandon()
+        return fresh
 
-    def _add_piece(
+    def _write_piece(
         self,
         writer: PageFileWriter,
         live: LiveBlocks,
-        piece: list[BlockRange],
-        keys: list[list[bytes]],
+        piece: Sequence[BlockRange],
+        keys: Keys,
+        pages: PageAccess,
         fresh: dict[bytes, PagePlace],
     ) -> None:
         """Copy a piece between two steps, and write it."""
-        parts = self._parts
-        assert parts.pages is not None
-        pages, block_bytes = parts.pages, parts.memory.block_size * 4
-        found: list[Bytes2D] = self._ask(lambda: live.read(piece, pages, block_bytes))
+        found: list[Bytes2D] = self._ask(lambda: live.read(piece, pages, self._block_bytes))
         there = [(wanted, rows) for wanted, rows in zip(piece, found, strict=True) if len(rows)]
         if not there:
             return
@@ -194,7 +172,7 @@ class Snapshots:
     # -- the manifest -------------------------------------------------------------------------
 
     def _manifest(
-        self, moment: Moment, identity: str, places: list[list[PagePlace]], data: bytes
+        self, moment: Moment, identity: str, places: Places, data: bytes
     ) -> dict[str, Any]:
         rows = [place for found in places for place in found]
         return {
@@ -215,35 +193,41 @@ class Snapshots:
             "data": data,
         }
 
-    def _written_in(self, folder: SnapshotFolder, identity: str) -> _Written:
-        """What the newest generation in ``folder`` refers to, and where the pages are. Raises
-        ``SnapshotError`` where there are generations and none is sound: they are not written
-        over."""
-        number = folder.newest_number()
-        known = self._written.get(folder.path)
-        if known is None or known.generation != number:
-            known = _Written()
-            if number:
-                newest = folder.newest()
-                known.files[newest.number] = set(newest.manifest["pages"]["file"].tolist())
-                if newest.manifest["identity"] == identity:
-                    known.places = self._places_by_key(newest.manifest)
-        files = {place.file for place in known.places.values()}
+    def _index_of(self, folder: SnapshotFolder, identity: str) -> BlockIndex:
+        """What the newest generation in ``folder`` refers to. Raises ``SnapshotError`` where there
+        are generations and none is sound: they are not written over."""
+        newest = folder.newest_number()
+        path, index = self._index or (None, BlockIndex())
+        if path != folder.path or index.generation != newest:
+            index = self._read_index(folder, identity) if newest else BlockIndex()
+        files = {place.file for place in index.places.values()}
         gone = {file for file in files if not folder.pages_path(file).exists()}
-        if gone:
-            known.places = {k: place for k, place in known.places.items() if place.file not in gone}
-        return known
+        return index.without_files(gone) if gone else index
 
-    def _places_by_key(self, manifest: dict[str, Any]) -> dict[bytes, PagePlace]:
+    def _read_index(self, folder: SnapshotFolder, identity: str) -> BlockIndex:
         assert self._keys is not None
-        image, places = image_in(manifest), places_in(manifest)
-        segments = [(found.parent, found.mark, found.tokens) for found in image.segments]
-        keys = keys_of_segments(self._keys, segments)
-        return {
-            key: place
-            for of_segment, found in zip(keys, places, strict=True)
-            for key, place in zip(of_segment, found, strict=False)
-        }
+        newest = folder.newest()
+        image, places = image_in(newest.manifest), places_in(newest.manifest)
+        index = BlockIndex().after(newest.number, self._keys.of_image(image.segments), places)
+        if newest.manifest["identity"] == identity:
+            return index
+        return index.without_files(set().union(*index.files.values()))  # other KV
+
+
+def _pieces(keys: Keys, known: Mapping[bytes, PagePlace], most: int) -> Iterator[list[BlockRange]]:
+    """The blocks that are not ``known``, in pieces of about ``most`` blocks."""
+    piece: list[BlockRange] = []
+    count = 0
+    for index, of_segment in enumerate(keys):
+        missing = [at for at, key in enumerate(of_segment) if key not in known]
+        for wanted in _ranges(index, missing, most):
+            piece.append(wanted)
+            count += wanted.num_blocks
+            if count >= most:
+                yield piece
+                piece, count = [], 0
+    if piece:
+        yield piece
 
 
 def _ranges(index: int, blocks: list[int], most: int) -> Iterator[BlockRange]:
@@ -253,39 +237,3 @@ def _ranges(index: int, blocks: list[int], most: int) -> Iterator[BlockRange]:
         if at == len(blocks) or blocks[at] != blocks[at - 1] + 1 or at - first == most:
             yield BlockRange(index, blocks[first], at - first)
             first = at
-
-
-def _worth_keeping(
-    places: dict[bytes, PagePlace], keys: list[list[bytes]], image: MemoryImage
-) -> dict[bytes, PagePlace]:
-    """The pages of earlier generations that this one refers to. Pages of files most of which is
-    out of use are left out, so that the files can go: they are written anew."""
-    held = {
-        key
-        for of_segment, segment in zip(keys, image.segments, strict=True)
-        for key in of_segment[: segment.num_content]
-    }
-    known = {key: places[key] for key in held if key in places}
-    used = Counter(place.file for place in known.values())
-    written: Counter[int] = Counter()
-    for place in places.values():
-        written[place.file] = max(written[place.file], place.row + 1)
-    files = [file for file in used if 2 * used[file] >= written[file]]
-    files = sorted(files, key=lambda file: used[file])[-(MAX_FILES - 1) :]
-    kept = set(files)
-    return {key: place for key, place in known.items() if place.file in kept}
-
-
-def _places_from_front(
-    image: MemoryImage, keys: list[list[bytes]], known: dict[bytes, PagePlace]
-) -> list[list[PagePlace]]:
-    """Of each segment, where the pages of its first blocks lie: up to the first that has none."""
-    found: list[list[PagePlace]] = []
-    for of_segment, segment in zip(keys, image.segments, strict=True):
-        places = []
-        for key in of_segment[: segment.num_content]:
-            if (place := known.get(key)) is None:
-                break
-            places.append(place)
-        found.append(places)
-    return found

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from typing import Protocol
 
 KEY_BYTES = 20
+TOKEN_BYTES = 4  # int32
+
+
+class SavedSegment(Protocol):
+    """A segment as an image of memory has it. ``parent`` is an index, or -1; ``tokens`` are int32
+    as bytes."""
+
+    @property
+    def parent(self) -> int: ...
+
+    @property
+    def mark(self) -> bytes: ...
+
+    @property
+    def tokens(self) -> bytes: ...
 
 
 class BlockKeys:
@@ -21,6 +37,14 @@ class BlockKeys:
         self._block_bytes = block_bytes
         self._known: dict[tuple[bytes, bytes, bytes], list[bytes]] = {}
         self._used: dict[tuple[bytes, bytes, bytes], list[bytes]] = {}
+
+    def of_image(self, segments: Iterable[SavedSegment]) -> list[list[bytes]]:
+        """The keys of the blocks of ``segments``, parents before children."""
+        found: list[list[bytes]] = []
+        for segment in segments:
+            above = self.root if segment.parent < 0 else found[segment.parent][-1]
+            found.append(self.of(above, segment.mark, segment.tokens))
+        return found
 
     def of(self, above: bytes, mark: bytes, tokens: bytes) -> list[bytes]:
         """The keys of a segment's blocks, whose ``tokens`` are int32 as bytes; ``above`` is the key
@@ -43,15 +67,3 @@ class BlockKeys:
     def forget_unused(self) -> None:
         """A snapshot is written: keep the keys that it asked for."""
         self._known, self._used = self._used, {}
-
-
-def keys_of_segments(
-    keys: BlockKeys, segments: Iterable[tuple[int, bytes, bytes]]
-) -> list[list[bytes]]:
-    """The keys of the blocks of ``segments`` (index of the parent or -1, mark, tokens), parents
-    before children."""
-    found: list[list[bytes]] = []
-    for parent, mark, tokens in segments:
-        above = keys.root if parent < 0 else found[parent][-1]
-        found.append(keys.of(above, mark, tokens))
-    return found
