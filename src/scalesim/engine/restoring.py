@@ -22,6 +22,7 @@ from scalesim.errors import AdapterError, ScaleSimError, SnapshotError, Snapshot
 from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.sampling.keys import RequestCounts
 from scalesim.snapshot.folder import Generation, SnapshotFolder
 from scalesim.snapshot.page_file import PageFileReader, PagePlace
 
@@ -190,7 +191,7 @@ def in_order(changes: Sequence[Change], manifest: dict[str, Any]) -> list[Change
 
 def state_in(manifest: dict[str, Any]) -> WorldState:
     """The state of the world in a manifest."""
-    return WorldState(manifest["advice"], manifest["keys"])
+    return WorldState(manifest["advice"], RequestCounts.of(manifest["requests"]))
 
 
 def warn_of_lost_sources(path: Path, names: Sequence[str]) -> None:

@@ -181,7 +181,7 @@ class Snapshots:
             "page_bytes": self._parts.memory.page_bytes,
             "agents": moment.agents,
             "adapters": moment.adapters,
-            "keys": moment.world.keys,
+            "requests": moment.world.counts.columns(),
             "advice": moment.world.advice,
             "memory": to_columns(moment.image),
             "pages": {

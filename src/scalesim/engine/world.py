@@ -31,15 +31,15 @@ from scalesim.memory.misses import Miss
 from scalesim.requests.agent_registry import AgentEntry, AgentRegistry
 from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import TextModel
-from scalesim.sampling.keys import SamplingKeys
+from scalesim.sampling.keys import RequestCounts, SamplingKeys
 
 
 class WorldState(NamedTuple):
-    """What a world has beside pages, as plain values: its clock, with all that was said and learned
-    of its agents, and the counts of equal requests."""
+    """What a world has beside pages: its clock, with all that was said and learned of its agents, and
+    the counts of equal requests."""
 
     advice: PlainState
-    keys: PlainState
+    counts: RequestCounts
 
 
 class AgentWorld(ChatEntrypoints):
@@ -81,14 +81,14 @@ class AgentWorld(ChatEntrypoints):
             for call in self._limiter.calls()
             if call.owner is None or call.owner.world == number
         )
-        keys = self._keys.state(before_tick=is_open)
-        return WorldState(self._advice.state(self.parts.time_s()), keys)
+        counts = self._keys.counts(before_tick=is_open)
+        return WorldState(self._advice.state(self.parts.time_s()), counts)
 
     def _go_on(self, state: WorldState, voices: Iterable[Voice]) -> tuple[list[Change], list[str]]:
         """Go on from ``state``, and listen to ``voices``; nobody has called or been heard yet.
         Returns the next uses that memory is to be told, and the names of the sources whose
         knowledge is lost. Where ``_now`` may run."""
-        self._keys.restore(state.keys)
+        self._keys.restore(state.counts)
         return self._advice.restore(state.advice, self.parts.time_s(), voices)
 
     # -- agents and time ----------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -22,6 +23,35 @@ _MOST_IN_TICK = 1 << 16  # requests of a tick that are told apart; a program may
 class _Handle(Protocol):
     @property
     def is_forgotten(self) -> bool: ...
+
+
+class RequestCounts(NamedTuple):
+    """How many equal requests were handed in: by agent (``None``: of nobody) and digest."""
+
+    seed: int
+    by_agent: dict[AgentId | None, dict[int, int]]
+
+    def columns(self) -> dict[str, Any]:
+        """The counts as arrays, for ``of``."""
+        each = list(self.by_agent.values())
+        return {
+            "seed": self.seed,
+            "agents": list(self.by_agent),
+            "lengths": np.array([len(counted) for counted in each], np.int64),
+            "digests": np.array([d for counted in each for d in counted], np.uint64),
+            "counts": np.array([n for counted in each for n in counted.values()], np.int64),
+        }
+
+    @staticmethod
+    def of(columns: Mapping[str, Any]) -> RequestCounts:
+        """The counts that gave these ``columns``."""
+        digests, counts = iter(columns["digests"].tolist()), iter(columns["counts"].tolist())
+        lengths = columns["lengths"].tolist()
+        by_agent = {
+            agent: dict(zip(islice(digests, length), islice(counts, length), strict=True))
+            for agent, length in zip(columns["agents"], lengths, strict=True)
+        }
+        return RequestCounts(int(columns["seed"]), by_agent)
 
 
 class SamplingKeys:
@@ -78,33 +108,23 @@ class SamplingKeys:
         with self._lock:
             self._in_tick.clear()
 
-    def state(self, *, before_tick: bool) -> dict[str, Any]:
+    def counts(self, *, before_tick: bool) -> RequestCounts:
         """The seed and all counts; with ``before_tick``, as they were when the tick began, whose
         requests will be made again."""
         with self._lock:
-            counts = {agent: dict(counted) for agent, counted in self._completed.items()}
+            by_agent = {agent: dict(counted) for agent, counted in self._completed.items()}
             made = dict(self._in_tick) if before_tick else {}
         for (agent, digest), number in made.items():
-            counted = counts.get(agent, {})
+            counted = by_agent.get(agent, {})
             if digest in counted:
                 counted[digest] = number
-        return {
-            "seed": self._seed,
-            "agents": list(counts),
-            "lengths": np.array([len(counted) for counted in counts.values()], np.int64),
-            "digests": np.array([d for each in counts.values() for d in each], np.uint64),
-            "counts": np.array([n for each in counts.values() for n in each.values()], np.int64),
-        }
+        return RequestCounts(self._seed, by_agent)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Have the seed and the counts that ``state`` gave."""
-        digests, counts = iter(state["digests"].tolist()), iter(state["counts"].tolist())
-        self._in_tick.clear()
-        self._seed = int(state["seed"])
-        self._completed = {
-            agent: {next(digests): next(counts) for _ in range(length)}
-            for agent, length in zip(state["agents"], state["lengths"].tolist(), strict=True)
-        }
+    def restore(self, counts: RequestCounts) -> None:
+        """Have this seed and these counts, which are this object's from now on."""
+        with self._lock:
+            self._in_tick.clear()
+            self._seed, self._completed = counts.seed, counts.by_agent
 
     def forget(self, agents: Iterable[AgentId]) -> None:
         """Forget the requests of ``agents``: new agents with their ids are counted from 0."""
