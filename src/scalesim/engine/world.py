@@ -35,8 +35,8 @@ from scalesim.sampling.keys import RequestCounts, SamplingKeys
 
 
 class WorldState(NamedTuple):
-    """What a world has beside pages: its clock, all that was said and learned of its agents, and the
-    counts of equal requests."""
+    """What a world has beside pages: its clock, all that was said and learned of its agents, and
+    the counts of equal requests."""
 
     advice: PlainState
     counts: RequestCounts

@@ -41,22 +41,20 @@ class Worlds:
 
     # -- for the loop -------------------------------------------------------------------------
 
-    def called(self, agent: AgentId) -> None:
+    def called(self, agent: AgentId, more_calls: int | None) -> None:
         """See ``Advice.called``."""
         advice, id = self._of(agent)
-        advice.called(id)
+        advice.called(id, more_calls)
 
     def ended(self, agent: AgentId) -> None:
         """See ``Advice.ended``."""
         advice, id = self._of(agent)
         advice.ended(id)
 
-    def calls_to_come(self, agent: AgentId | None) -> float:
+    def calls_to_come(self, agent: AgentId | None, more_calls: int | None) -> float:
         """See ``Advice.calls_to_come``."""
-        if agent is None:
-            return 1.0
-        advice, id = self._of(agent)
-        return advice.calls_to_come(id)
+        advice, id = (self._own, agent) if agent is None else self._of(agent)
+        return advice.calls_to_come(id, more_calls)
 
     def forget(self, agents: Sequence[AgentId]) -> None:
         """See ``Advice.forget``: of ``agents`` in any worlds."""
