@@ -59,7 +59,7 @@ class SavedPages:
         rows = np.zeros((len(wanted), self._page_bytes), np.uint8)
         for at, place in enumerate(wanted):
             reader = self._reader(place.file)
-            found, sound = ([], [False]) if reader is None else reader.read([place])
+            found, sound = (rows, [False]) if reader is None else reader.read([place])
             if not sound[0]:
                 self.num_damaged += 1
                 return rows[:at]
