@@ -158,6 +158,7 @@ class Engine(AgentWorld):
         """
         where = path_of("path", path, SnapshotError).expanduser().absolute()
         instance("data", data, bytes, "encode it", SnapshotError)
+        self._inbox.check_open()
         return self._snapshots.take(where, bytes(data))
 
     @classmethod

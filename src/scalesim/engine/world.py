@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from scalesim.checks import number, shown
+from scalesim.checks import function, number, shown
 from scalesim.core import AgentId
 from scalesim.distance.clock import MAX_TIME, Clock
 from scalesim.distance.combine import Combine, earliest_credible
@@ -66,11 +66,14 @@ class AgentWorld(ChatEntrypoints):
         there is, until one writes. What the fork is asked, it answers as this world would.
 
         Sources belong to one world: those given as ``sources`` go on, under equal names, from what
-        this world's have learned. Open calls stay this world's; where there are some, the fork
-        counts the requests of the open tick as not yet made. Close the fork, or use it as a
-        context manager. Raises ``ConfigError`` for what are no sources.
+        this world's have learned; ``combine`` is as in ``Engine``. Open calls stay this world's;
+        where there are some, the fork counts the requests of the open tick as not yet made. Close
+        the fork, or use it as a context manager. Raises ``ConfigError`` for what are no sources.
         """
-        return ForkedWorld(self, checked_voices(sources), combine)
+        function("combine", combine, "(at, confidence)", ConfigError)
+        voices = checked_voices(sources)
+        self._inbox.check_open()
+        return ForkedWorld(self, voices, combine)
 
     def _now(self) -> WorldState:
         """The state of this world at this moment, without memory's. On the engine's thread, between
@@ -134,7 +137,7 @@ class AgentWorld(ChatEntrypoints):
         absolute: bool = False,
         steps: float | None = None,
     ) -> None:
-        """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in ticks from now,
+        """Say when ``agents`` are needed: ``expect({"ada": 0, "bob": 12})`` in ticks from now,
         ``expect("ada", 3)``, or on the clock: ``expect("ada", at=17.5)``,
         ``expect({"ada": 17.5}, absolute=True)``.
 
@@ -197,6 +200,7 @@ class AgentWorld(ChatEntrypoints):
                 raise RequestError(
                     f"tick(to={to}): the clock is at {self.clock.now}, and goes forward"
                 )
+        self._inbox.check_open()
         self._keys.tick()
         self._inbox.post(lambda: self._advice.tick(wall_s, ticks, to=to))
 
