@@ -49,6 +49,8 @@ DOOR = (
     "scalesim.memory.disk.slot_files",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
+    "scalesim.memory.image",
+    "scalesim.memory.image_columns",
     "scalesim.memory.lease",
     "scalesim.memory.leases.adapters",
     "scalesim.memory.links",
@@ -78,6 +80,7 @@ ENGINE = (
     "scalesim.engine",
     "scalesim.model",
     "scalesim.requests",
+    "scalesim.snapshot",
     "scalesim.trace",
     "scalesim_kernels",
 )
@@ -182,6 +185,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.sglang.plugin": ("scalesim.sglang", "sglang"),
     "scalesim.vllm.plugin": ("scalesim.vllm", "vllm"),
+    "scalesim.snapshot": VALUES,
     "scalesim.trace": VALUES,
     "scalesim.requests": (
         *SCHEDULING,
@@ -247,7 +251,7 @@ WATCHED = (
 )
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "order", "profile", "replay", "scheduler", "testing", "trace", "village",
+    "order", "profile", "replay", "scheduler", "snapshot", "testing", "trace", "village",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",

@@ -13,7 +13,7 @@ from scalesim.memory.links.link import Copies, Link
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import Failure, failure_of, shrink
-from tests.trust import broken
+from tests.trust import broken, worlds
 from tests.trust.workload import SOUND, Build, Workload, oracle
 
 STEPS, MAX_WALKS = 200, 40
@@ -79,6 +79,9 @@ MEMORY = Machine("memory walk", partial(walks, SHAPES))
 ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
 DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
 ENGINE = Machine("engine workload", workloads)
+POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
+READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
+WORLDS = Machine("forked worlds", lambda: iter([lambda build: worlds.worlds_part(build.memory)]))
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,12 @@ BUGS = [
     Bug("cancelling a running request does nothing", "vLLM 51921", ENGINE,
         Build(scheduler=broken.EndsOnlyWhatWaits)),
     Bug("a stop string is overlooked", "–", ENGINE, Build(scheduler=broken.OverlooksStops)),
+    Bug("a manifest before its pages", "–", POWER, Build(folder=worlds.ManifestBeforeItsPages)),
+    Bug("pages go that a snapshot refers to", "–", POWER,
+        Build(folder=worlds.ForgetsWhoElseRefers)),
+    Bug("a page taken unchecked", "–", READS, Build(reader=worlds.TakesEveryPage)),
+    Bug("a fork that shares a tail", "–", WORLDS, Build(memory=worlds.SharesTheTail)),
+    Bug("a forks pages kept", "–", WORLDS, Build(memory=worlds.KeepsWhatAForkOwned)),
 ]  # fmt: skip
 
 SPEED_ONLY = [

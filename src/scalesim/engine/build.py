@@ -31,6 +31,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.digest import kv_identity
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.quantize import with_quantized
 from scalesim.model.layers.hosted import no_adapters
@@ -140,8 +141,8 @@ def parts_for(
         kernels = with_quantized(kernels)
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
-    runner, sources, host = backend.build(loaded.model.packed(kernels), kernels, plan)
-    link = with_disk(sources, host, config, geometry.page_bytes, disk_pages)
+    runner, sources, pages = backend.build(loaded.model.packed(kernels), kernels, plan)
+    link = with_disk(sources, pages.host, config, geometry.page_bytes, disk_pages)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
@@ -171,6 +172,8 @@ def parts_for(
         integrity=config.integrity,
         limits=config.limits,
         read_adapter=read_adapter,
+        pages=pages,
+        kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )
 
 

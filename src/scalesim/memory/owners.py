@@ -36,19 +36,19 @@ class Owners:
 
     def __init__(self, tree: PrefixTree, ranking: EvictionRanking, queue: PrefetchQueue) -> None:
         self.agents: dict[AgentId, AgentState] = {}
-        self._reuse_stats = ReuseStats()
+        self.reuse_stats = ReuseStats()
         self._tree, self._ranking, self._queue = tree, ranking, queue
 
     def agent(self, id: AgentId) -> AgentState:
         """The agent called ``id``; made when it is first named."""
         state = self.agents.get(id)
         if state is None:
-            state = self.agents[id] = AgentState(id, self._reuse_stats)
+            state = self.agents[id] = AgentState(id, self.reuse_stats)
         return state
 
     def nobody(self) -> AgentState:
         """A new agent that is forgotten already, so that its leases leave nothing behind."""
-        state = AgentState("", self._reuse_stats)
+        state = AgentState("", self.reuse_stats)
         state.forget()
         return state
 

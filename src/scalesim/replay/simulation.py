@@ -88,7 +88,7 @@ class Simulation:
         """One tick of the simulation, to the end of its last call."""
         loop = self.loop
         start_s = self.link.now_s
-        loop.tick(start_s, to=tick.time)
+        loop.advice.tick(start_s, 1.0, to=tick.time)
         self._tell(tick.hints)
         first: list[TraceCall] = []
         begun: dict[AgentId | None, int] = {}  # by agent: its first round in this tick

@@ -327,9 +327,9 @@ class Segment:
         """Rank the segment as used again (or as never used again), whatever lookups have shown."""
         self.num_hits = int(reused)
 
-    def own(self, agent: Owner) -> None:
-        """Add ``agent`` as an owner, as of its newest call."""
-        self.owners[agent] = agent.calls
+    def own(self, agent: Owner, call: int | None = None) -> None:
+        """Add ``agent`` as an owner, as of its newest call, or of an earlier ``call``."""
+        self.owners[agent] = agent.calls if call is None else call
 
     def disown(self, agent: Owner) -> None:
         self.owners.pop(agent, None)
