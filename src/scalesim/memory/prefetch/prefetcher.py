@@ -2,8 +2,8 @@
 eviction while the link is idle.
 
 Runs once an iteration of the engine's loop. Agents are loaded in the order of their next uses: for
-a waiting request, when a slot is about to be free; once no request waits, for the next move of the
-clock; and for later moves, when the link would be late otherwise. A load displaces nothing that is
+waiting requests, in the order of service; once no request waits, for the next move of the clock;
+and for later moves, when the link would be late otherwise. A load displaces nothing that is
 needed at the same move (``Residency.take``), so that it is not paid for with another load.
 ``Residency`` makes the copies.
 """
@@ -77,21 +77,23 @@ class Prefetcher:
             if count == 0:
                 self.due.discard(agent)
                 continue
-            if forecast.num_waiting and not self._has_called(agent):
-                return  # these take pages first, and what ends then makes better victims
-            if forecast.waits_for_pages and self._has_called(agent):
-                self.blocked_by = "pool"  # a request takes pages by its admission
-                return
             if _is_guess(agent, forecast):
                 self.due.discard(agent)  # such a call would take its pages itself
                 continue
-            if self._opens_in_s(agent, count, forecast) > 0.0:
+            has_called = self._has_called(agent)
+            if has_called and forecast.waits_for_pages:
+                self.blocked_by = "pool"  # a request takes pages by its admission
                 return
+            if not has_called:
+                if forecast.num_waiting:
+                    return  # these take pages first, and what ends then makes better victims
+                if self._opens_in_s(agent, count, forecast) > 0.0:
+                    return
             if self._link_is_busy("in"):
                 self.blocked_by = "link"
                 return
             worth = count
-            if self._has_called(agent):  # else there is time until the clock moves
+            if has_called:  # else there is time until the clock moves
                 starts_in_s = self._needed_s(agent, forecast)
                 worth = residency.load_or_recompute.num_worth_loading(count, starts_in_s)
             if worth < count:
