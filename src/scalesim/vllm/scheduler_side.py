@@ -18,7 +18,8 @@ from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
 from scalesim.order.request_hints import RequestHint, read_actions, read_hint
-from scalesim.vllm.compat import ReqContext, cache_block, group_of, make_keys, on_device
+from scalesim.vllm import compat
+from scalesim.vllm.compat import cache_block, group_of, make_keys, on_device
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
@@ -225,7 +226,7 @@ class SchedulerSide:
         long as not all are taken."""
         if not keys:
             return
-        context = ReqContext(req_id=OWN_REQUEST)
+        context = compat.ReqContext(req_id=OWN_REQUEST)
         output = self.manager.prepare_store(keys, context)
         if output is None:
             half = len(keys) // 2
@@ -282,7 +283,7 @@ class SchedulerSide:
         if not keys:
             return
         blocks = self._pool.get_new_blocks(len(keys))
-        context = ReqContext(req_id=OWN_REQUEST)
+        context = compat.ReqContext(req_id=OWN_REQUEST)
         host = self.manager.prepare_load(keys, context)
         self._copies.load(meta, context, keys, blocks, host)
         self._loading.update(keys)
