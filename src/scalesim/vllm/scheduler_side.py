@@ -222,17 +222,14 @@ class SchedulerSide:
             self.board.keys.left(key)
 
     def _offer(self, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
-        """Offer ``keys`` to the host, those that are used sooner before the others; in halves as
-        long as not all are taken."""
+        """Save of ``keys``, the soonest first, what is worth its room on the host."""
+        assert self.tier is not None
+        keys = self.tier.worth_saving(keys)
         if not keys:
             return
         context = compat.ReqContext(req_id=OWN_REQUEST)
         output = self.manager.prepare_store(keys, context)
         if output is None:
-            half = len(keys) // 2
-            if half:
-                self._offer(meta, keys[:half], blocks)
-                self._offer(meta, keys[half:], blocks)
             return
         keys = list(output.keys_to_store)
         host = output.store_spec
