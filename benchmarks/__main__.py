@@ -16,6 +16,7 @@ from benchmarks import (
     async_calls,
     engine,
     guard,
+    kv_dtype,
     learned,
     lora,
     overhead,
@@ -25,11 +26,14 @@ from benchmarks import (
     replay_figures,
     replay_hints,
     replay_scale,
+    replay_tiers,
     rows,
     server,
+    snapshots,
     sources,
     streaming,
     structure,
+    tiers,
 )
 
 BENCHMARKS = {
@@ -38,6 +42,7 @@ BENCHMARKS = {
     "async": async_calls,
     "adapters": adapters,
     "guard": guard,
+    "kv-dtype": kv_dtype,
     "learned": learned,
     "lora": lora,
     "plugin-vllm": plugin_vllm,
@@ -46,11 +51,14 @@ BENCHMARKS = {
     "replay-figures": replay_figures,
     "replay-hints": replay_hints,
     "replay-scale": replay_scale,
+    "replay-tiers": replay_tiers,
     "rows": rows,
     "server": server,
+    "snapshots": snapshots,
     "sources": sources,
     "streaming": streaming,
     "structure": structure,
+    "tiers": tiers,
 }
 
 

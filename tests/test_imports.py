@@ -40,11 +40,17 @@ MEMORY = (
 )
 """What any room of memory may use; the rooms below each are in its row."""
 TREE = (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools", "scalesim.memory.tree")
+BELOW = (*TREE, "scalesim.memory.eviction", "scalesim.memory.tiers")
+"""What decides and makes the moves of pages."""
 DOOR = (
     "scalesim.memory.audit.auditor",
     "scalesim.memory.counters",
+    "scalesim.memory.disk.disk_link",
+    "scalesim.memory.disk.slot_files",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
+    "scalesim.memory.image",
+    "scalesim.memory.image_columns",
     "scalesim.memory.lease",
     "scalesim.memory.leases.adapters",
     "scalesim.memory.links",
@@ -74,6 +80,7 @@ ENGINE = (
     "scalesim.engine",
     "scalesim.model",
     "scalesim.requests",
+    "scalesim.snapshot",
     "scalesim.trace",
     "scalesim_kernels",
 )
@@ -108,10 +115,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.tiers": TREE,
     "scalesim.memory.eviction": (*TREE, "scalesim.memory.tiers"),
     "scalesim.memory.transfers": TREE,
+    "scalesim.memory.drops": BELOW,
+    "scalesim.memory.room": (*BELOW, "scalesim.memory.drops"),
+    "scalesim.memory.disk": (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools"),
+    "scalesim.memory.disk.moves": (*BELOW, "scalesim.memory.room", "scalesim.memory.transfers"),
     "scalesim.memory.residency": (
-        *TREE,
-        "scalesim.memory.eviction",
-        "scalesim.memory.tiers",
+        *BELOW,
+        "scalesim.memory.disk.moves",
+        "scalesim.memory.drops",
+        "scalesim.memory.room",
         "scalesim.memory.transfers",
     ),
     "scalesim.memory.owners": (*TREE, "scalesim.memory.eviction", "scalesim.memory.prefetch"),
@@ -173,6 +185,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.sglang.plugin": ("scalesim.sglang", "sglang"),
     "scalesim.vllm.plugin": ("scalesim.vllm", "vllm"),
+    "scalesim.snapshot": VALUES,
     "scalesim.trace": VALUES,
     "scalesim.requests": (
         *SCHEDULING,
@@ -221,6 +234,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.server.identity",
         "scalesim.trace",
     ),
+    "scalesim.village": (),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names
@@ -237,7 +251,7 @@ WATCHED = (
 )
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "order", "profile", "replay", "scheduler", "testing", "trace",
+    "order", "profile", "replay", "scheduler", "snapshot", "testing", "trace", "village",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",
