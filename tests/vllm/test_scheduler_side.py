@@ -23,15 +23,16 @@ def own(agent: int) -> list[bytes]:
     return [f"{agent}/{depth}".encode() for depth in range(OWN)]
 
 
-def play(world: World, calls: list[int]) -> list[int]:
-    """One call after the other, told truly when each agent calls next; the blocks that each
+def play(world: World, calls: list[int], *, told: bool = True) -> list[int]:
+    """One call after the other, ``told`` truly when each agent calls next; the blocks that each
     finds."""
     hits = []
     for now, agent in enumerate(calls):
         later = calls[now + 1 :]
         soon = now + 1 + later.index(agent) if agent in later else 1e6
         prompt = [*own(agent), f"new {now}".encode()]
-        request = world.arrive(f"r{now}", agent, prompt, now=now, next=soon)
+        said = {"now": now, "next": soon} if told else {}
+        request = world.arrive(f"r{now}", agent, prompt, **said)
         before = world.device_hits + world.host_hits
         while (running := world.admit(request)) is None:
             world.step()
@@ -80,6 +81,16 @@ def test_both_tiers_find_nearly_what_belady_finds(
     stats = world.side.stats()
     assert stats["device_hit_tokens"] == 16 * world.device_hits
     assert stats["requests"] == len(calls)
+
+
+def test_without_hints_next_calls_are_learned() -> None:
+    """A cycle, where LRU finds nothing: of agents that only say who they are."""
+    calls = list(range(AGENTS)) * 8
+    device, host = AGENTS // 4 * OWN + 3, AGENTS // 2 * OWN
+    last = slice(-AGENTS, None)
+    ideal = sum(best(calls, device + host)[last])
+    assert sum(play(World(device, host), calls, told=False)) == 0
+    assert sum(play(World(device, host, learn=True), calls, told=False)[last]) >= 0.9 * ideal
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -169,11 +169,17 @@ class World:
     """An engine with the plug-in; ``slow``: a copy that nobody waits for ends a step later."""
 
     def __init__(
-        self, device: int, host: int, *, prefetch_agents: int = 0, slow: bool = False
+        self,
+        device: int,
+        host: int,
+        *,
+        prefetch_agents: int = 0,
+        learn: bool = False,
+        slow: bool = False,
     ) -> None:
         self.pool, self.tier = Pool(device), HostTier(host)
         self.manager = HostManager(self.tier)
-        settings = PluginSettings(prefetch_agents)
+        settings = PluginSettings(prefetch_agents, learn)
         self.side = SchedulerSide(self.manager, self.tier, settings, [0], 1)
         self.side.bind(self.pool)
         self.device: dict[int, Any] = {}  # what memory holds, by block and by chunk
