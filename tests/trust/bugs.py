@@ -30,6 +30,12 @@ WITH_ADAPTERS = [
     ]
 ]  # fmt: skip
 
+ABOVE_A_DISK = [
+    WorldShape(pages, host, block_size, policy, disk=disk)
+    for pages, host, block_size, disk in [(12, 0.5, 2, 4.0), (16, 0.75, 1, 2.0), (24, 0.5, 2, 3.0)]
+    for policy in ("deadline", "lru-swap")
+]
+
 Attempt = Callable[[Build], "Failure | str | None"]
 
 
@@ -71,9 +77,10 @@ def _play(seed: int, build: Build) -> str | None:
 
 MEMORY = Machine("memory walk", partial(walks, SHAPES))
 ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
+DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
 ENGINE = Machine("engine workload", workloads)
 POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
-DISK = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
+ERRORS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
 WORLDS = Machine("forked worlds", lambda: iter([lambda build: worlds.worlds_part(build.memory)]))
 
 
@@ -97,6 +104,14 @@ def _loads(copies: Copies) -> bool:
 
 def _reads(copies: Copies) -> bool:
     return copies.source is not None
+
+
+def _spills(copies: Copies) -> bool:
+    return copies.direction == "down"
+
+
+def _stages(copies: Copies) -> bool:
+    return copies.direction == "up"
 
 
 def _linked(link: Callable[[Link], Link]) -> Build:
@@ -154,6 +169,17 @@ BUGS = [
     Bug("read from the start into the middle", "–", ADAPTERS, _linked(broken.ReadsFromTheStart)),
     Bug("failed read taken for done", "vLLM 5199, 9688", ADAPTERS,
         _linked(lambda link: broken.HidesErrors(link, _reads))),
+    Bug("spill visible before done", "–", DISK,
+        _linked(lambda link: broken.EndsEarly(link, _spills))),
+    Bug("failed spill visible", "–", DISK,
+        _linked(lambda link: broken.HidesErrors(link, _spills))),
+    Bug("read from the disk visible before done", "–", DISK,
+        _linked(lambda link: broken.EndsEarly(link, _stages))),
+    Bug("failed read from the disk taken for done", "–", DISK,
+        _linked(lambda link: broken.HidesErrors(link, _stages))),
+    Bug("host page freed while it is spilled", "–", DISK, Build(memory=broken.FreesWhatIsSpilled)),
+    Bug("stale disk page: freed while it is read", "–", DISK,
+        Build(memory=broken.FreesWhatIsStaged)),
     Bug("a batch slot is not set anew", "CVE-2026-114049", ENGINE, Build(runner=broken.KeepsKeys)),
     Bug("a token is lost over a preemption", "vLLM 18411", ENGINE,
         Build(scheduler=broken.LosesATokenByPreemption)),
@@ -174,7 +200,7 @@ BUGS = [
     Bug("a manifest before its pages", "–", POWER, Build(folder=worlds.ManifestBeforeItsPages)),
     Bug("pages go that a snapshot refers to", "–", POWER,
         Build(folder=worlds.ForgetsWhoElseRefers)),
-    Bug("a page taken unchecked", "–", DISK, Build(reader=worlds.TakesEveryPage)),
+    Bug("a page taken unchecked", "–", ERRORS, Build(reader=worlds.TakesEveryPage)),
     Bug("a fork that shares a tail", "–", WORLDS, Build(memory=worlds.SharesTheTail)),
     Bug("a forks pages kept", "–", WORLDS, Build(memory=worlds.KeepsWhatAForkOwned)),
 ]  # fmt: skip

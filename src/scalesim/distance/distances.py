@@ -195,6 +195,14 @@ class Distances:
             return None
         return time
 
+    def behind_calls(self, agent: AgentId) -> float | None:
+        """When the agent calls next after its open calls and its burst, in ticks of the clock;
+        ``None`` if unknown."""
+        row = self.roster.get(agent)
+        if row is None or math.isnan(time := float(self._rows.combined[row])):
+            return None
+        return time
+
     # -- what users say -----------------------------------------------------------------------
 
     def expect(self, agent: AgentId, time: float, confidence: float = 1.0) -> list[Change]:

@@ -26,6 +26,7 @@ from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
 from scalesim.model.checkpoint.loader import LoadedModel
 from scalesim.model.layers.decoder import Decoder
 from scalesim.model.runner.cpu_runner import ModelRunner
+from scalesim.model.runner.pool_view import kv_dtype
 from scalesim.model.runner.settings import RunnerSettings
 
 _RESIDENT_SHARE = 0.7  # of a CPU's memory that is available
@@ -74,7 +75,9 @@ class Backend(Protocol):
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink, PageAccess]: ...
+    ) -> tuple[Runner, SourceLink, PageAccess]:
+        """The runner, the link between its pools, and direct access to both."""
+        ...
 
 
 class CpuBackend:
@@ -171,7 +174,7 @@ class CudaBackend:
 
         geometry, settings, fences = plan.geometry, plan.settings, Fences()
         pages = allocate_device_pages(plan.device_pages, geometry.page_bytes, self._device.place)
-        pool = pages.view(model.dtype).view(len(pages), *geometry.shape)
+        pool = pages.view(kv_dtype(geometry, model.dtype)).view(len(pages), *geometry.shape)
         runner = CudaRunner(model, kernels, pool, self._device, fences, settings, plan.layouts)
         runner.warm_up((*_WARM_UP_TOKENS, settings.max_num_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())

@@ -104,11 +104,12 @@ class Simulation:
         self.log.tick_s.append(self.link.now_s - start_s)
         self.runner.ended_s.clear()
 
-    def cached_pages(self) -> set[int]:
-        """The pages on the device and on their way there, by the ids of ``Log.accesses``."""
+    def cached_pages(self, *, on_host: bool = False) -> set[int]:
+        """The pages on the device and on their way there, by the ids of ``Log.accesses``;
+        ``on_host``: those on the host as well."""
         found: set[int] = set()
         page_bytes = self.loop.memory.block_size * np.dtype(np.int32).itemsize
-        for tokens in self.loop.memory.prefixes():
+        for tokens in self.loop.memory.prefixes(on_host=on_host):
             found.update(page_ids(tokens, page_bytes, self._pages))
         return found
 

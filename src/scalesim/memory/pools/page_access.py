@@ -14,7 +14,11 @@ Place = Literal["device", "host"]
 
 class PageAccess(Protocol):
     """Reads and writes pages of both pools, uint8 ``[n, page_bytes]``. Called between two steps, on
-    the engine's thread: of valid pages that no copy writes, and of pages that nobody reads yet."""
+    the engine's thread: of valid pages that no copy writes, and of pages that nobody reads yet.
+    ``host`` is the host pool, uint8 ``[num_pages, page_bytes]``."""
+
+    @property
+    def host(self) -> Bytes2D: ...
 
     def read(self, place: Place, pages: Sequence[int]) -> Bytes2D:
         """A copy of ``pages``."""
@@ -29,6 +33,7 @@ class ArrayPages:
     """Access to two pools in the system's memory, uint8 ``[num_pages, page_bytes]`` each."""
 
     def __init__(self, device: Bytes2D, host: Bytes2D) -> None:
+        self.host = host
         self._pools: dict[Place, Bytes2D] = {"device": device, "host": host}
 
     def read(self, place: Place, pages: Sequence[int]) -> Bytes2D:
@@ -44,6 +49,7 @@ class TensorPages:
     host pool in the system's memory. Reads and writes wait for the device."""
 
     def __init__(self, device: Any, host: Bytes2D) -> None:
+        self.host = host
         self._device, self._host = device, ArrayPages(host, host)
 
     def read(self, place: Place, pages: Sequence[int]) -> Bytes2D:
