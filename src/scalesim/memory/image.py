@@ -29,8 +29,8 @@ NOBODY = -1
 
 class SegmentImage(NamedTuple):
     """A segment. ``parent`` is an index of ``MemoryImage.segments``, ``partial_of`` one of its
-    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content;
-    ``on_device``: all of these on the device."""
+    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content on the device or
+    the host (what is on a disk alone is not read); ``on_device``: all of these on the device."""
 
     parent: int
     tokens: bytes
@@ -245,7 +245,7 @@ def _put_segment(
     pages = tier.pool.allocate(len(rows)) if len(rows) else None
     if pages is None:
         return 0
-    access.write(tier.name, pages, rows)
+    access.write("device" if tier is memory.tiers.device else "host", pages, rows)
     if is_partial:
         agent = image.agents[found.partial_of].id
         segment = tree.insert_partial(parent, found.tokens, agent, found.mark)
