@@ -48,7 +48,7 @@ class Snapshot(NamedTuple):
     num_new_pages: int
 
 
-class Moment(NamedTuple):
+class EngineMoment(NamedTuple):
     """An engine at one moment. ``agents``: (id, name of the adapter); ``adapters``: (name, path,
     digest)."""
 
@@ -94,7 +94,7 @@ class Snapshots:
         if self._keys is None:
             self._keys = BlockKeys(identity, self._block_bytes)
         index = self._index_of(folder, identity)
-        moment: Moment = self._ask(self._take_moment)
+        moment: EngineMoment = self._ask(self._take_moment)
         segments = moment.image.segments
         keys = [
             of_segment[: segment.num_content]
@@ -115,11 +115,11 @@ class Snapshots:
 
     # -- on the engine's thread ---------------------------------------------------------------
 
-    def _take_moment(self) -> Moment:
+    def _take_moment(self) -> EngineMoment:
         image, live = image_of(self._parts.memory, lambda id: not isinstance(id, ForkedId))
         agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
         adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
-        return Moment(self._state(), image, live, agents, adapters)
+        return EngineMoment(self._state(), image, live, agents, adapters)
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Snapshots:
     # -- the manifest -------------------------------------------------------------------------
 
     def _manifest(
-        self, moment: Moment, identity: str, places: Places, data: bytes
+        self, moment: EngineMoment, identity: str, places: Places, data: bytes
     ) -> dict[str, Any]:
         rows = [place for found in places for place in found]
         return {

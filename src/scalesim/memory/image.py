@@ -17,7 +17,7 @@ import numpy as np
 
 from scalesim.core import AgentId, Bytes2D
 from scalesim.memory.manager import MemoryManager
-from scalesim.memory.pools.page_access import PageAccess, Place
+from scalesim.memory.pools.page_access import PageAccess, PoolName
 from scalesim.memory.tiers import Tier
 from scalesim.memory.tree.owner import AgentState, AgentStatistics
 from scalesim.memory.tree.prefix_tree import TEXT
@@ -98,8 +98,8 @@ class LiveBlocks:
     ) -> list[Bytes2D]:
         """The pages of each range, uint8 ``[n, page_bytes]``: the first ``n`` of its blocks, as
         many as still have content. On the engine's thread, between two steps."""
-        wanted: dict[Place, list[int]] = {"device": [], "host": []}
-        found: list[list[tuple[Place, int]]] = []
+        wanted: dict[PoolName, list[int]] = {"device": [], "host": []}
+        found: list[list[tuple[PoolName, int]]] = []
         for index, first, count in ranges:
             places = self._places(index, first, count, block_bytes)
             found.append([])
@@ -116,7 +116,7 @@ class LiveBlocks:
 
     def _places(
         self, index: int, first: int, count: int, block_bytes: int
-    ) -> Iterator[tuple[Place, int]]:
+    ) -> Iterator[tuple[PoolName, int]]:
         segment, parent, tokens = self._segments[index]
         if segment.parent is not parent or self._memory.tree is not self._tree:
             return  # dropped, taken over by a lease, split, or merged with its parent

@@ -9,7 +9,7 @@ import numpy as np
 
 from scalesim.core import Bytes2D
 
-Place = Literal["device", "host"]
+PoolName = Literal["device", "host"]
 
 
 class PageAccess(Protocol):
@@ -20,11 +20,11 @@ class PageAccess(Protocol):
     @property
     def host(self) -> Bytes2D: ...
 
-    def read(self, place: Place, pages: Sequence[int]) -> Bytes2D:
+    def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
         """A copy of ``pages``."""
         ...
 
-    def write(self, place: Place, pages: Sequence[int], rows: Bytes2D) -> None:
+    def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         """Write ``rows`` to ``pages``; returns when they are written."""
         ...
 
@@ -34,13 +34,13 @@ class ArrayPages:
 
     def __init__(self, device: Bytes2D, host: Bytes2D) -> None:
         self.host = host
-        self._pools: dict[Place, Bytes2D] = {"device": device, "host": host}
+        self._pools: dict[PoolName, Bytes2D] = {"device": device, "host": host}
 
-    def read(self, place: Place, pages: Sequence[int]) -> Bytes2D:
+    def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
         found: Bytes2D = self._pools[place][np.asarray(pages, np.int64)]
         return found
 
-    def write(self, place: Place, pages: Sequence[int], rows: Bytes2D) -> None:
+    def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         self._pools[place][np.asarray(pages, np.int64)] = rows
 
 
@@ -52,13 +52,13 @@ class TensorPages:
         self.host = host
         self._device, self._host = device, ArrayPages(host, host)
 
-    def read(self, place: Place, pages: Sequence[int]) -> Bytes2D:
+    def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
         if place == "host":
             return self._host.read(place, pages)
         found: Bytes2D = self._device[list(pages)].cpu().numpy()
         return found
 
-    def write(self, place: Place, pages: Sequence[int], rows: Bytes2D) -> None:
+    def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         if place == "host":
             self._host.write(place, pages, rows)
         elif len(pages):
