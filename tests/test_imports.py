@@ -168,7 +168,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         ("scalesim.model.layers.hosted", "scalesim.model.layers.hosting"),
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
-    "scalesim.snapshot": VALUES,
     "scalesim.order": (  # for caches that are not ours; the order itself is the engine's
         *VALUES,
         "scalesim.distance",
@@ -186,6 +185,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "scalesim.sglang.plugin": ("scalesim.sglang", "sglang"),
     "scalesim.vllm.plugin": ("scalesim.vllm", "vllm"),
+    "scalesim.snapshot": VALUES,
     "scalesim.trace": VALUES,
     "scalesim.requests": (
         *SCHEDULING,

@@ -80,7 +80,7 @@ ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
 DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
 ENGINE = Machine("engine workload", workloads)
 POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
-ERRORS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
+READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
 WORLDS = Machine("forked worlds", lambda: iter([lambda build: worlds.worlds_part(build.memory)]))
 
 
@@ -200,7 +200,7 @@ BUGS = [
     Bug("a manifest before its pages", "–", POWER, Build(folder=worlds.ManifestBeforeItsPages)),
     Bug("pages go that a snapshot refers to", "–", POWER,
         Build(folder=worlds.ForgetsWhoElseRefers)),
-    Bug("a page taken unchecked", "–", ERRORS, Build(reader=worlds.TakesEveryPage)),
+    Bug("a page taken unchecked", "–", READS, Build(reader=worlds.TakesEveryPage)),
     Bug("a fork that shares a tail", "–", WORLDS, Build(memory=worlds.SharesTheTail)),
     Bug("a forks pages kept", "–", WORLDS, Build(memory=worlds.KeepsWhatAForkOwned)),
 ]  # fmt: skip

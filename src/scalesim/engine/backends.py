@@ -76,7 +76,7 @@ class Backend(Protocol):
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
     ) -> tuple[Runner, SourceLink, PageAccess]:
-        """The runner, the link between its pools, and direct access to both."""
+        """The runner, the link between its pools, and access to their pages."""
         ...
 
 

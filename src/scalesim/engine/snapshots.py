@@ -48,7 +48,7 @@ class Snapshot(NamedTuple):
     num_new_pages: int
 
 
-class EngineMoment(NamedTuple):
+class SnapshotMoment(NamedTuple):
     """An engine at one moment. ``agents``: (id, name of the adapter); ``adapters``: (name, path,
     digest)."""
 
@@ -94,7 +94,7 @@ class Snapshots:
         if self._keys is None:
             self._keys = BlockKeys(identity, self._block_bytes)
         index = self._index_of(folder, identity)
-        moment: EngineMoment = self._ask(self._take_moment)
+        moment: SnapshotMoment = self._ask(self._take_moment)
         segments = moment.image.segments
         keys = [
             of_segment[: segment.num_content]
@@ -115,11 +115,11 @@ class Snapshots:
 
     # -- on the engine's thread ---------------------------------------------------------------
 
-    def _take_moment(self) -> EngineMoment:
+    def _take_moment(self) -> SnapshotMoment:
         image, live = image_of(self._parts.memory, lambda id: not isinstance(id, ForkedId))
         agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
         adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
-        return EngineMoment(self._state(), image, live, agents, adapters)
+        return SnapshotMoment(self._state(), image, live, agents, adapters)
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Snapshots:
     # -- the manifest -------------------------------------------------------------------------
 
     def _manifest(
-        self, moment: EngineMoment, identity: str, places: Places, data: bytes
+        self, moment: SnapshotMoment, identity: str, places: Places, data: bytes
     ) -> dict[str, Any]:
         rows = [place for found in places for place in found]
         return {

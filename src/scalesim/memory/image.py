@@ -245,7 +245,8 @@ def _put_segment(
     pages = tier.pool.allocate(len(rows)) if len(rows) else None
     if pages is None:
         return 0
-    access.write("device" if tier is memory.tiers.device else "host", pages, rows)
+    assert tier.name != "disk", "_tier_for gives a pool of memory"
+    access.write(tier.name, pages, rows)
     if is_partial:
         agent = image.agents[found.partial_of].id
         segment = tree.insert_partial(parent, found.tokens, agent, found.mark)

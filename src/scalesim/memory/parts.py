@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
+from scalesim.core import TierName
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
@@ -35,7 +36,6 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.run import TierName
 
 _PATIENCE_S = 1.0  # how long a reset waits for a copy that does not end
 NULL_PAGE = 0

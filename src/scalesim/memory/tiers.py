@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from scalesim.core import TierName
 from scalesim.memory.links.link import Link
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.run import Run, TierName, Transfer
+from scalesim.memory.tree.run import Run, Transfer
 from scalesim.memory.tree.segment import Segment
 
 

@@ -15,14 +15,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scalesim.core import Bytes2D, Fence
+from scalesim.core import Bytes2D, Fence, TierName
 from scalesim.errors import AdapterError
 from scalesim.memory.links.link import (
     WAYS,
     Copies,
     Direction,
     LinkError,
-    Place,
     Timeline,
     cut,
 )
@@ -208,7 +207,7 @@ class HostileLink:
         _, to = WAYS[copies.direction]
         self._pool(to)[list(copies.pages(to))] = SCRIBBLE
 
-    def _pool(self, place: Place) -> Bytes2D:
+    def _pool(self, place: TierName) -> Bytes2D:
         return {"device": self._device, "host": self.host, "disk": self._disk}[place]
 
     def _copy(self, copies: Copies, first: int, end: int) -> None:

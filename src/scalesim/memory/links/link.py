@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from scalesim.core import Bytes2D, Fence
+from scalesim.core import Bytes2D, Fence, TierName
 from scalesim.errors import ScaleSimError
 
 Direction = Literal["in", "out", "up", "down"]
 """``"in"`` from host to device, ``"out"`` from device to host; ``"up"`` from disk to host,
 ``"down"`` from host to disk, where there is a disk."""
-Place = Literal["device", "host", "disk"]
-WAYS: dict[Direction, tuple[Place, Place]] = {
+WAYS: dict[Direction, tuple[TierName, TierName]] = {
     "in": ("host", "device"),
     "out": ("device", "host"),
     "up": ("disk", "host"),
@@ -75,7 +74,7 @@ class Copies:
     def num_pages(self) -> int:
         return max(len(self.device_pages), len(self.host_pages), len(self.disk_pages))
 
-    def pages(self, place: Place) -> Sequence[int]:
+    def pages(self, place: TierName) -> Sequence[int]:
         """The pages of one tier."""
         of_place = {"device": self.device_pages, "host": self.host_pages, "disk": self.disk_pages}
         return of_place[place]

@@ -18,7 +18,9 @@ class PageAccess(Protocol):
     ``host`` is the host pool, uint8 ``[num_pages, page_bytes]``."""
 
     @property
-    def host(self) -> Bytes2D: ...
+    def host(self) -> Bytes2D:
+        """The host pool itself, uint8 ``[num_pages, page_bytes]``."""
+        ...
 
     def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
         """A copy of ``pages``."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from scalesim.core import TierName
 from scalesim.memory.links.link import WAYS, Direction
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 else:
     _Pages = array
 
-TierName: TypeAlias = Literal["device", "host", "disk"]
 TIERS: tuple[TierName, ...] = ("device", "host", "disk")
 """The tier nearest to the compute first. ``Segment`` has an attribute of each name: its run."""
 

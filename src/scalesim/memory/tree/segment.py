@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from scalesim.core import AgentId
+from scalesim.core import AgentId, TierName
 from scalesim.memory.tree.owning import Owner
-from scalesim.memory.tree.run import NOWHERE, TIERS, Run, TierName, Transfer
+from scalesim.memory.tree.run import NOWHERE, TIERS, Run, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
