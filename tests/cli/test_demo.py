@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from scalesim.cli.world import Utterance
 
 from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
 from scalesim.cli.play import Said
 from scalesim.cli.table import amount
-from scalesim.cli.world import Utterance
 from scalesim.requests.reply import Reply
 
 SMALL = "demo --agents 12 --resident 3 --ticks 4 --model tiny".split()  # noqa: SIM905
