@@ -31,7 +31,8 @@ FLAG = ("=maybe",)
 WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {
         "agents": NUMBER, "resident": (*NUMBER, "65"), "ticks": NUMBER, "seed": WHOLE,
-        "policies": (*NAME, "oracle"), "model": NAME, "threads": (*NUMBER, "100000"),
+        "policies": (*NAME, "oracle"), "model": ("no/such/folder", "a\0b", "."),
+        "hardware": NAME, "link": SHARE, "threads": (*NUMBER, "100000"),
     },
     "doctor": {"model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG},
     "generate": {
