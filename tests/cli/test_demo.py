@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,39 +22,13 @@ from scalesim.cli.demo import first_difference
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.play import Play, Said
 from scalesim.cli.screen import Screen
-from scalesim.cli.stage import OWN_MODEL, Stage
+from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount
-from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.layers.rope import RopeConfig
 from scalesim.requests.reply import Reply
 from scalesim.village.actions import read_action
 from scalesim.village.world import Question
-from tests.model_folders import write_dummy_model
 
 SMALL = "demo --agents 12 --resident 3 --ticks 2".split()  # noqa: SIM905
-TINY = ModelConfig(
-    architecture="LlamaForCausalLM",
-    vocab_size=1536,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=16,
-    max_position=1024,
-    rms_eps=1e-6,
-    rope=RopeConfig(),
-    eos_token_ids=(0,),
-)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with random weights and the village's own tokens."""
-    folder = write_dummy_model(tmp_path_factory.mktemp("village"), TINY)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(OWN_MODEL / name, folder / name)
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +44,10 @@ def two(model: Path) -> list[str]:
     return small(model, "--policies", "deadline", "lru-swap")
 
 
-def test_table_verdict_and_same_texts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(two(model)) == 0
+def test_table_verdict_and_same_texts(
+    village_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(two(village_model)) == 0
     shown = capsys.readouterr().out
     rows = re.findall(r"^ +(deadline|lru-swap) +([\d.]+) .* (\d+)% +(\d+)% ", shown, re.MULTILINE)
     assert [row[0] for row in rows] == ["deadline", "lru-swap"]
@@ -86,15 +61,17 @@ def test_table_verdict_and_same_texts(model: Path, capsys: pytest.CaptureFixture
 
 
 def test_every_policy_runs_by_default_and_the_link_is_paced(
-    model: Path, capsys: pytest.CaptureFixture[str]
+    village_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(small(model, "--link", "0.1")) == 0
+    assert main(small(village_model, "--link", "0.1")) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "under 4 policies" in shown and "as fast as with room for everyone" in shown
     assert re.search(r"slowed to \d+ MB/s: .* over 10% of the link of a h100", shown), shown
 
 
-def test_the_arms_take_each_round_in_turn(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arms_take_each_round_in_turn(
+    village_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that what else the machine does meets all of them: none is a round ahead."""
     played: dict[str, int] = dict.fromkeys(("deadline", "lru-swap", "resident"), 0)
     original = play.Play.round
@@ -105,15 +82,15 @@ def test_the_arms_take_each_round_in_turn(model: Path, monkeypatch: pytest.Monke
         return original(self)
 
     monkeypatch.setattr(play.Play, "round", counted)
-    assert main(small(model, "--policies", *played)) == 0
+    assert main(small(village_model, "--policies", *played)) == 0
     assert min(played.values()) == max(played.values()) > 2
 
 
 def test_it_is_read_at_80_columns_and_in_a_pipe(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    village_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert main(small(model)) == 0
+    assert main(small(village_model)) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown and "\x1b" not in shown
@@ -121,9 +98,9 @@ def test_it_is_read_at_80_columns_and_in_a_pipe(
         assert word in shown
 
 
-def test_live_view_has_the_map_the_talk_and_a_strip_for_each_policy(model: Path) -> None:
+def test_live_view_has_the_map_the_talk_and_a_strip_for_each_policy(village_model: Path) -> None:
     options = DemoOptions(
-        agents=12, resident=3, model=str(model), policies=("deadline", "resident")
+        agents=12, resident=3, model=str(village_model), policies=("deadline", "resident")
     )
     stage = Stage.build(options)
     console = Console(force_terminal=True, width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -143,10 +120,10 @@ def test_live_view_has_the_map_the_talk_and_a_strip_for_each_policy(model: Path)
     assert not re.search(r"deadline +█{12} ", last), last
 
 
-def test_seed_changes_the_texts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seed_changes_the_texts(village_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hashes = []
     for seed in ("0", "0", "1"):
-        assert main(small(model, "--policies", "resident", "--seed", seed)) == 0
+        assert main(small(village_model, "--policies", "resident", "--seed", seed)) == 0
         found = re.search(r"\(([0-9a-f]{16})\)", capsys.readouterr().out)
         assert found is not None
         hashes.append(found[1])
@@ -155,7 +132,10 @@ def test_seed_changes_the_texts(model: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("what", ["text", "logits"])
 def test_planted_difference_is_found(
-    model: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    village_model: Path,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = play.Play.ask
 
@@ -167,7 +147,7 @@ def test_planted_difference_is_found(
         return replies
 
     monkeypatch.setattr(play.Play, "ask", ask)
-    assert main(two(model)) == 1
+    assert main(two(village_model)) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(
         r"DIFFERENT TEXTS: deadline \(\w+\) and lru-swap \(\w+\) part at tick 0,", shown
@@ -208,12 +188,12 @@ def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[s
     assert caught.out == ""
 
 
-def test_interrupt_ends_cleanly(model: Path) -> None:
+def test_interrupt_ends_cleanly(village_model: Path) -> None:
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it\n"
         "from scalesim.cli import main\n"
-        f"sys.exit(main({small(model, '--ticks', '9999')}))"
+        f"sys.exit(main({small(village_model, '--ticks', '9999')}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

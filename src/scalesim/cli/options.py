@@ -79,6 +79,10 @@ class DemoOptions:
     """Share of that link that is to be had, like 0.1."""
     threads: Annotated[int, FEW] = 1
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
+    report: Path | None = None
+    """Write a page of charts and talk to this file, as HTML."""
+    timeline: Path | None = None
+    """Write rounds, copies and the pool's use to this file, as a trace for Perfetto."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for options that do not fit each other. Not done in
@@ -94,6 +98,9 @@ class DemoOptions:
                 "lower it"
             )
         named(HARDWARE, self.hardware, "hardware")
+        for option in ("report", "timeline"):
+            if (path := getattr(self, option)) is not None:
+                check_writable(path, f"--{option}")
         if self.model is not None and not (Path(self.model) / "config.json").is_file():
             raise ConfigError(f"--model {self.model} has no config.json; give a model's folder")
         if not self.policies:

@@ -118,9 +118,10 @@ class Play:
     def __init__(self, engine: Engine, village: Village, policy: str, page_bytes: int) -> None:
         self.engine, self.village = engine, village
         self.policy, self.page_bytes = policy, page_bytes
+        self.names = [person.villager.name for person in village.people]
         self.said: list[Said] = []
         self.tally = Tally()
-        self._agents = [engine.agent(person.villager.name) for person in village.people]
+        self._agents = [engine.agent(name) for name in self.names]
         schema = SCHEMA if find_spec("llguidance") is not None else None
         self._params = {
             "act": engine.sampling(max_tokens=MOST_TOKENS, json_schema=schema),
@@ -200,7 +201,7 @@ class Play:
         replies = self.ask(questions)
         texts = [(reply.text or "").strip() for reply in replies]
         for question, reply, text in zip(questions, replies, texts, strict=True):
-            name = self.village.people[question.who].villager.name
+            name = self.names[question.who]
             said = Said(self.village.now, name, text, reply.token_ids, reply.digest)
             self.said.append(said)
             self.tally.latency_s.append(reply.latency_s)

@@ -20,25 +20,26 @@ def table(scores: Sequence[PlayScore]) -> Table:
     found = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         found.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    by_name = {score.policy: score for score in scores}
     for score in scores:
-        found.add_row(
-            score.policy,
-            f"{score.calls_per_s:.1f}",
-            times(score, by_name.get("lru-recompute")),
-            amount(score.peak_bytes),
-            f"{score.latency_at(0.5):.2f}",
-            f"{score.latency_at(0.95):.2f}",
-            f"{score.hits:.0%}",
-            f"{score.waited:.0%}",
-            amount(score.moved_bytes),
-            f"{score.prefilled_tokens}",
-        )
+        found.add_row(*cells(score, scores))
     return found
 
 
-def times(score: PlayScore, other: PlayScore | None) -> str:
-    return "" if other is None else f"{score.times(other):.2f}"
+def cells(score: PlayScore, scores: Sequence[PlayScore]) -> list[str]:
+    """A policy's row, under ``COLUMNS``."""
+    recompute = next((each for each in scores if each.policy == "lru-recompute"), None)
+    return [
+        score.policy,
+        f"{score.calls_per_s:.1f}",
+        "" if recompute is None else f"{score.times(recompute):.2f}",
+        amount(score.peak_bytes),
+        f"{score.latency_at(0.5):.2f}",
+        f"{score.latency_at(0.95):.2f}",
+        f"{score.hits:.0%}",
+        f"{score.waited:.0%}",
+        amount(score.moved_bytes),
+        f"{score.prefilled_tokens}",
+    ]
 
 
 def caption(scores: Sequence[PlayScore]) -> str:
