@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from scalesim.cli.table import amount
 from scalesim.requests.reply import Reply
 from scalesim.village.actions import read_action
 from scalesim.village.world import Question
+from tests.cli.conftest import TINY
+from tests.model.adapter_folders import write_adapter
 
 SMALL = "demo --agents 12 --resident 3 --ticks 2".split()  # noqa: SIM905
 
@@ -226,6 +229,27 @@ def test_the_own_model_speaks_english_and_acts(capsys: pytest.CaptureFixture[str
     talk = [each.text for each in said if read_action(each.text) is None]
     assert talk and all(text[0].isupper() and text[-1] in ".!?" for text in talk), talk
     assert village.score.valid_actions == 1.0
+
+
+def test_voices_are_adapters_that_change_the_texts(
+    village_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "with voices"
+    shutil.copytree(village_model, folder)
+    line = [*SMALL, "--model", str(folder), "--policies", "deadline", "lru-recompute"]
+    assert main([*line, "--voices"]) == 2
+    assert "has no adapters in a folder voices" in capsys.readouterr().err
+    for index, rank in enumerate((4, 8)):
+        write_adapter(folder / "voices" / f"voice {index}", TINY, rank, seed=index)
+    hashes = []
+    for words in ([], ["--voices"]):
+        assert main([*line, *words]) == 0
+        shown = capsys.readouterr().out
+        assert ("2 adapters give" in " ".join(shown.split())) == bool(words)
+        found = re.search(r"\(([0-9a-f]{16})\)", shown)
+        assert found is not None
+        hashes.append(found[1])
+    assert hashes[0] != hashes[1]
 
 
 def test_amounts_are_readable() -> None:

@@ -79,6 +79,8 @@ class DemoOptions:
     """Share of that link that is to be had, like 0.1."""
     threads: Annotated[int, FEW] = 1
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
+    voices: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Give each person one of the model's voices: LoRA adapters in its folder voices."""
     report: Path | None = None
     """Write a page of charts and talk to this file, as HTML."""
     timeline: Path | None = None

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
+from itertools import cycle, islice
+from pathlib import Path
 from statistics import median, quantiles
 from typing import TypeVar
 
@@ -113,15 +115,27 @@ class Tally:
 
 class Play:
     """A run of ``village`` on ``engine``. ``opening`` asks everyone for a first action, in groups;
-    then each ``round`` plays a round. ``said`` has all texts, ``score`` the cost."""
+    then each ``round`` plays a round. ``said`` has all texts, ``score`` the cost. ``voices`` are
+    folders of adapters, which the people take in turn."""
 
-    def __init__(self, engine: Engine, village: Village, policy: str, page_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        village: Village,
+        policy: str,
+        page_bytes: int,
+        voices: Sequence[Path] = (),
+    ) -> None:
         self.engine, self.village = engine, village
         self.policy, self.page_bytes = policy, page_bytes
         self.names = [person.villager.name for person in village.people]
         self.said: list[Said] = []
         self.tally = Tally()
-        self._agents = [engine.agent(name) for name in self.names]
+        adapters = islice(cycle(voices or [None]), len(self.names))
+        self._agents = [
+            engine.agent(name, adapter=adapter)
+            for name, adapter in zip(self.names, adapters, strict=True)
+        ]
         schema = SCHEMA if find_spec("llguidance") is not None else None
         self._params = {
             "act": engine.sampling(max_tokens=MOST_TOKENS, json_schema=schema),

@@ -31,7 +31,7 @@ class Screen:
         self._rows: dict[str, tuple[RenderableType, ...]] = {}
         self._talk: deque[Said] = deque(maxlen=_TALK)
         self._seen, self._lines, self._tick = 0, 0, -1
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live = Live(console=console, auto_refresh=False, transient=False)
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:

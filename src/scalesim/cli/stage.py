@@ -15,6 +15,7 @@ from scalesim.cli.play import Play
 from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
+from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import num_elements
@@ -39,6 +40,7 @@ class Stage:
     device_bytes: int
     host_bytes: int
     pace: Pace
+    voices: tuple[Path, ...] = ()  # folders of adapters
 
     @property
     def state_bytes(self) -> int:
@@ -50,7 +52,9 @@ class Stage:
         """Load the model, measure its prefill, and size the pools. ``options.resident`` agents fit
         into the device pool; the host pool holds all agents, with forgotten text that is not
         dropped yet. Raises ``ConfigError``."""
-        loaded = load_model(options.model or OWN_MODEL, place="cpu")
+        folder = OWN_MODEL if options.model is None else Path(options.model)
+        voices = voices_of(folder) if options.voices else ()
+        loaded = load_model(folder, place="cpu")
         shape = loaded.config
         geometry = PageGeometry.choose(
             shape.num_layers, shape.num_kv_heads, shape.head_dim, loaded.model.dtype.itemsize
@@ -76,6 +80,7 @@ class Stage:
             device_bytes=pages * geometry.page_bytes,
             host_bytes=2 * options.agents * longest * geometry.page_bytes,
             pace=Pace(hardware_named(options.hardware), here, token_bytes, options.link),
+            voices=voices,
         )
 
     def config(self, policy: str) -> EngineConfig:
@@ -94,4 +99,13 @@ class Stage:
     def play(self, policy: str) -> Iterator[Play]:
         """The village at its beginning, on a fresh engine."""
         with Engine(parts_for(self.model, self.config(policy))) as engine:
-            yield Play(engine, Village(self.agents, self.seed), policy, self.page_bytes)
+            village = Village(self.agents, self.seed)
+            yield Play(engine, village, policy, self.page_bytes, self.voices)
+
+
+def voices_of(folder: Path) -> tuple[Path, ...]:
+    """The adapters that come with a model. Raises ``ConfigError`` if there are none."""
+    found = sorted(each.parent for each in folder.glob("voices/*/adapter_config.json"))
+    if not found:
+        raise ConfigError(f"--voices: {folder} has no adapters in a folder voices; leave it out")
+    return tuple(found)
