@@ -6,13 +6,13 @@ held to their schema.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -106,16 +106,15 @@ def test_live_view_has_the_map_the_talk_and_a_strip_for_each_policy(village_mode
         agents=12, resident=3, model=str(village_model), policies=("deadline", "resident")
     )
     stage = Stage.build(options)
-    console = Console(force_terminal=True, width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(force_terminal=True, width=120, record=True, file=StringIO())
     with stage.play("deadline") as first, stage.play("resident") as second:
         with Screen(console, [first, second], 2) as screen:
             for each in (first, second):
                 for _ in each.opening():
                     screen.opens(each)
-                assert each.round()
+                each.round()
                 screen.played(each)
         shown = console.export_text()
-        console.file.close()
     last = shown[shown.rindex("what they say") :]
     for word in ("mill", "chapel", "tavern", "deadline", "resident", "next to speak first"):
         assert word in last, word

@@ -33,7 +33,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "agents": NUMBER, "resident": (*NUMBER, "65"), "ticks": NUMBER, "seed": WHOLE,
         "policies": (*NAME, "oracle"), "model": ("no/such/folder", "a\0b", "."),
         "hardware": NAME, "link": SHARE, "threads": (*NUMBER, "100000"),
-        "voices": FLAG, "report": ("", ".", "no/such/folder/x"), "timeline": ("", ".", "no/such/folder/x"),
+        "voices": FLAG, "report": ("", ".", "no/such/folder/x"),
+        "timeline": ("", ".", "no/such/folder/x"),
     },
     "doctor": {"model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG},
     "generate": {

@@ -76,9 +76,7 @@ def verdict(scores: Sequence[PlayScore], agents: int, resident: int) -> str:
         f"{' and '.join(parts)}; {ours.waited:.0%} of its calls waited for their state"
     )
     if swap is not None and swap is not ours:
-        sentence += (
-            f", against {swap.waited:.0%} of those of lru-swap, which does not know who is next"
-        )
+        sentence += f", against {swap.waited:.0%} of lru-swap's, which does not know who is next"
     return f"{sentence}."
 
 
