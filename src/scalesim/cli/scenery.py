@@ -14,8 +14,6 @@ from scalesim.village.world import Village
 
 Cell = tuple[str, str]  # a character and its style
 _SIDE_BY_SIDE = 6  # people, at a place
-STRIP = 64
-"""The most cells of a strip."""
 MARKS: dict[str, Cell] = {
     "device": ("█", "green"),
     "coming": ("█", "yellow"),
@@ -62,12 +60,13 @@ def residency(view: AgentView) -> str:
     return max(found, key=found.__getitem__)
 
 
-def strip(views: Iterable[AgentView]) -> Text:
-    """A cell an agent, those that speak next first; with many agents, a cell for each group."""
+def strip(views: Iterable[AgentView], most: int) -> Text:
+    """A cell an agent, those that speak next first; a cell for each group of them where that would
+    be more than ``most``, by what is most frequent in it."""
     order = sorted(
         views, key=lambda view: math.inf if view.pages.next_use is None else view.pages.next_use
     )
-    size = max(math.ceil(len(order) / STRIP), 1)
+    size = max(math.ceil(len(order) / most), 1)
     groups = [order[start : start + size] for start in range(0, len(order), size)]
     states = [Counter(map(residency, group)).most_common(1)[0][0] for group in groups]
     return Text.assemble(*(MARKS[state] for state in states))

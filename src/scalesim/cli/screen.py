@@ -17,8 +17,9 @@ from scalesim.cli.scenery import LEGEND, draw_map, strip
 from scalesim.village.actions import read_action
 
 _LINES_A_TICK = 2  # where there is no terminal
-_TALK = 9  # texts beside the map
-_MAP_WIDTH, _TALK_WIDTH = 70, 46
+_TALK, _TALK_BELOW = 9, 3  # texts beside the map; below it on a narrow terminal
+_CELLS, _CELLS_BELOW = 64, 22  # of a strip
+_MAP_WIDTH, _TALK_WIDTH, _HEIGHT = 70, 46, 20
 
 
 class Screen:
@@ -57,7 +58,7 @@ class Screen:
             score = play.score
             moved = score.page_bytes / 1e6
             self._rows[play.policy] = (
-                strip(play.states().values()),
+                strip(play.states().values(), _CELLS if self._is_wide else _CELLS_BELOW),
                 f"{score.hits:.0%}",
                 f"{score.waited:.0%}",
                 f"{score.memory.loaded_pages * moved:.0f}",
@@ -92,14 +93,20 @@ class Screen:
         names = {said.who for said in self._talk}
         speaking = {index for index, one in enumerate(village.people) if one.villager.name in names}
         title = f"{village.moment} · tick {min(village.now, self._ticks)} of {self._ticks}"
-        talk = Text("\n").join(told(said) for said in self._talk)
-        scene: RenderableType = Panel(
-            draw_map(village, speaking), title=title, width=_MAP_WIDTH, height=20
+        scene = Panel(draw_map(village, speaking), title=title, width=_MAP_WIDTH, height=_HEIGHT)
+        lines = [told(said) for said in self._talk]
+        if not self._is_wide:
+            for line in lines:
+                line.truncate(_MAP_WIDTH, overflow="ellipsis")
+            return Group(scene, *lines[-_TALK_BELOW:], self._table(), LEGEND)
+        talk = Panel(
+            Text("\n").join(lines), title="what they say", width=_TALK_WIDTH, height=_HEIGHT
         )
-        beside = Panel(talk, title="what they say", width=_TALK_WIDTH, height=20)
-        if self._console.width >= _MAP_WIDTH + _TALK_WIDTH + 1:
-            scene = Columns([scene, beside], padding=0)
-        return Group(scene, self._table(), LEGEND)
+        return Group(Columns([scene, talk], padding=0), self._table(), LEGEND)
+
+    @property
+    def _is_wide(self) -> bool:
+        return self._console.width >= _MAP_WIDTH + _TALK_WIDTH
 
     def _table(self) -> Table:
         table = Table(box=None, header_style="dim", padding=(0, 1))

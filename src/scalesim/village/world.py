@@ -75,7 +75,7 @@ class Village:
 
     def __init__(self, agents: int = 64, seed: int = 0) -> None:
         draw = random.Random(seed)
-        self.seed, self.now, self.news = seed, 0, ""
+        self.seed, self.now = seed, 0
         self.invalid_actions = self.actions = 0
         everybody = villagers(agents, draw)
         self.people = [self._person(draw, one, everybody) for one in everybody]
@@ -119,7 +119,6 @@ class Village:
                 self._act(question.who, read_action(text))
             else:
                 self._said[question.who] = text
-                self.news = f"{person.villager.first}: {text}"
         self._talks = [(other, one) for one, other in self._talks]
 
     def expected(self) -> dict[int, int]:
@@ -176,7 +175,6 @@ class Village:
         person.arrives_at = self.now + walk_ticks(person.came_from, person.place)
         person.free_at = person.arrives_at + ticks
         self._gossip.spread(who, person.villager.first, action.task, action.place.name)
-        self.news = f"{person.villager.first} goes to the {person.place.name} to {person.task}"
 
     def _meetings(self) -> list[tuple[int, int]]:
         """Who arrives now, and whom they meet."""
