@@ -19,6 +19,7 @@ from benchmarks.gpu import __main__ as gpu_main
 from scalesim.cli import options
 from scalesim.errors import ConfigError
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, inline_code, name_of
+from tools.village import __main__ as village_main
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language == "sh"]
 NOXFILE = (ROOT / "noxfile.py").read_text(encoding="utf-8")
@@ -67,6 +68,8 @@ def check(words: Sequence[str]) -> None:
             parsed(gpu_main.parser().parse_args, rest)
         case ["python", "-m", "benchmarks", *rest]:
             parsed(benchmarks_main.parser().parse_args, rest)
+        case ["python", "-m", "tools.village", *rest]:
+            parsed(village_main.parser().parse_args, rest)
         case ["nox", "-s", session, *rest]:
             assert session in SESSIONS, f"nox -s {session}: there are {sorted(SESSIONS)}"
             if session == "bench":

@@ -15,12 +15,12 @@ from rich.text import Text
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.output import Output
 from scalesim.cli.play import PlayScore, Said
-from scalesim.cli.record import Recorder, Recording
 from scalesim.cli.report import write_report
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount, caption, table, verdict
 from scalesim.cli.timeline import write_timeline
+from scalesim.cli.watch import DemoLog, DemoWatch
 
 
 def demo(options: DemoOptions) -> int:
@@ -31,8 +31,8 @@ def demo(options: DemoOptions) -> int:
     begin = time.perf_counter()
     stage = Stage.build(options)
     console.print(introduction(stage, options), highlight=False)
-    recorder = Recorder() if options.report or options.timeline else None
-    scores, texts = play_all(stage, options, console, recorder)
+    watch = DemoWatch() if options.report or options.timeline else None
+    scores, texts = play_all(stage, options, console, watch)
     console.print(table(scores))
     console.print(caption(scores), style="dim", highlight=False)
     console.print(f"\n{speakers(scores[0], options)}", highlight=False)
@@ -43,8 +43,8 @@ def demo(options: DemoOptions) -> int:
         console.print(f"\n{found}", highlight=False)
     else:
         console.print(f"DIFFERENT TEXTS: {difference}", style="bold red", markup=False)
-    if recorder is not None:
-        write_files(options, stage, scores, recorder.recording, texts)
+    if watch is not None:
+        write_files(options, stage, scores, watch.log, texts)
     console.print(f"[dim]{time.perf_counter() - begin:.0f} s in all[/]", highlight=False)
     return 0 if difference is None else 1
 
@@ -53,17 +53,17 @@ def write_files(
     options: DemoOptions,
     stage: Stage,
     scores: Sequence[PlayScore],
-    recording: Recording,
+    log: DemoLog,
     texts: Mapping[str, Sequence[Said]],
 ) -> None:
     """Write the report and the timeline that were asked for. Raises ``OSError``."""
     if options.timeline is not None:
-        write_timeline(recording, stage.page_bytes, options.timeline)
+        write_timeline(log, stage.page_bytes, options.timeline)
     if options.report is not None:
         said = next(iter(texts.values()))
         about = plain(introduction(stage, options))
         found = plain(verdict(scores, options.agents, options.resident))
-        write_report(options.report, about, found, scores, recording, said)
+        write_report(options.report, about, found, scores, log, said)
 
 
 def plain(markup: str) -> str:
@@ -72,7 +72,7 @@ def plain(markup: str) -> str:
 
 
 def play_all(
-    stage: Stage, options: DemoOptions, console: Output, recorder: Recorder | None = None
+    stage: Stage, options: DemoOptions, console: Output, watch: DemoWatch | None = None
 ) -> tuple[list[PlayScore], dict[str, list[Said]]]:
     """Run every policy on an engine of its own, side by side. Returns the scores, and all texts by
     policy.
@@ -92,7 +92,7 @@ def play_all(
             while going:
                 rest = []
                 for play in reversed(going):
-                    with nullcontext() if recorder is None else recorder.round(play):
+                    with nullcontext() if watch is None else watch.round(play):
                         goes_on = play.round()
                     if goes_on:
                         rest.append(play)

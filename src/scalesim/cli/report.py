@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from scalesim.cli.play import PlayScore, Said
-from scalesim.cli.record import LinkSample, Recording, RoundSpan
 from scalesim.cli.table import COLUMNS, amount, cells
+from scalesim.cli.watch import DemoLog, LinkSample, RoundSpan
 from scalesim.village.actions import read_action
 
 _STATES = ("device", "coming", "host", "nowhere")
@@ -48,7 +48,7 @@ def write_report(
     introduction: str,
     verdict: str,
     scores: Sequence[PlayScore],
-    recording: Recording,
+    log: DemoLog,
     said: Sequence[Said],
 ) -> None:
     """Write the page. Raises ``OSError``."""
@@ -60,9 +60,9 @@ def write_report(
         "<h2>What each policy took</h2>", _table(scores),
         "<h2>Where each agent's state lay</h2>",
         "<p class=dim>A row an agent, a column a round; the wider, the longer the round took.</p>",
-        _key(_STATES), *(_heat_map(score.policy, recording) for score in scores),
+        _key(_STATES), *(_heat_map(score.policy, log) for score in scores),
         "<h2>The link</h2><p class=dim>What moved in each round.</p>", _key(("in", "out")),
-        *(_link(score, recording) for score in scores),
+        *(_link(score, log) for score in scores),
         "<h2>Loads ahead of time</h2>", _prefetches(scores),
         "<h2>Latency of a call</h2><p class=dim>Seconds from its submission to its end.</p>",
         *_latencies(scores),
@@ -85,9 +85,9 @@ def _key(names: Sequence[str]) -> str:
     return f"<p class='key dim'>{marks}</p>"
 
 
-def _heat_map(policy: str, recording: Recording) -> str:
+def _heat_map(policy: str, log: DemoLog) -> str:
     """Agents by time; neighbours of a row that are alike are one rectangle."""
-    spans = [span for span in recording.rounds if span.policy == policy]
+    spans = [span for span in log.rounds if span.policy == policy]
     if not spans:
         return ""
     edges = _edges(spans)
@@ -116,10 +116,10 @@ def _edges(spans: Sequence[RoundSpan]) -> list[float]:
     return edges
 
 
-def _link(score: PlayScore, recording: Recording) -> str:
+def _link(score: PlayScore, log: DemoLog) -> str:
     """Bars of what moved in each round: in above the line, out below."""
-    spans = [span for span in recording.rounds if span.policy == score.policy]
-    samples = [sample for sample in recording.samples if sample.policy == score.policy]
+    spans = [span for span in log.rounds if span.policy == score.policy]
+    samples = [sample for sample in log.samples if sample.policy == score.policy]
     moved = [_moved(span, samples, score.page_bytes) for span in spans]
     most = max((max(pair) for pair in moved), default=0.0)
     if not most:

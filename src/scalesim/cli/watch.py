@@ -42,19 +42,19 @@ class RoundSpan:
 
 
 @dataclass(slots=True)
-class Recording:
+class DemoLog:
     """Rounds and samples in order of time; seconds since the beginning."""
 
     rounds: list[RoundSpan] = field(default_factory=list)
     samples: list[LinkSample] = field(default_factory=list)
 
 
-class Recorder:
+class DemoWatch:
     """Records rounds, and samples the engine that plays one every 20 ms, on a thread of its own.
     The samples are plain reads: the engine does not wait for them."""
 
     def __init__(self) -> None:
-        self.recording = Recording()
+        self.log = DemoLog()
         self._begin = time.perf_counter()
 
     @contextmanager
@@ -76,13 +76,13 @@ class Recorder:
             residency(views[name]) if name in views else "nowhere" for name in play.names
         )
         asked = len(play.said) - before
-        self.recording.rounds.append(RoundSpan(begin, end, play.policy, tick, asked, states))
+        self.log.rounds.append(RoundSpan(begin, end, play.policy, tick, asked, states))
 
     def _sample_until(self, ended: threading.Event, play: Play) -> None:
         while True:
-            self.recording.samples.append(self._sample(play))
+            self.log.samples.append(self._sample(play))
             if ended.wait(_INTERVAL_S):
-                self.recording.samples.append(self._sample(play))
+                self.log.samples.append(self._sample(play))
                 return
 
     def _sample(self, play: Play) -> LinkSample:
