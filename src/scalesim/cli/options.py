@@ -72,7 +72,7 @@ class DemoOptions:
     seed: Annotated[int, SEED] = 0
     """Of the village and all sampling."""
     model: str | None = None
-    """A folder with another chat model, instead of the village's own."""
+    """A folder with another chat model, of a native family, instead of the village's own."""
     hardware: str = "h100"
     """The GPU whose link is imitated: h100, h100-sxm, h200, a100 or rtx4090."""
     link: Annotated[float, SHARE] = 1.0

@@ -17,6 +17,7 @@ from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
+from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import num_elements
 from scalesim.village.world import Village
@@ -54,8 +55,9 @@ class Stage:
         dropped yet. Raises ``ConfigError``."""
         folder = OWN_MODEL if options.model is None else Path(options.model)
         voices = voices_of(folder) if options.voices else ()
-        loaded = load_model(folder, place="cpu")
+        loaded = load_model(folder, place="cpu", model_impl="native")
         shape = loaded.config
+        assert isinstance(shape, ModelConfig)
         geometry = PageGeometry.choose(
             shape.num_layers, shape.num_kv_heads, shape.head_dim, loaded.model.dtype.itemsize
         )
