@@ -79,7 +79,7 @@ def train_adapter(model: Path, tokenizer: Tokenizer, voice: Voice, folder: Path)
 
 
 @torch.no_grad()
-def own_is_best(model: Path, tokenizer: Tokenizer, folder: Path, lines: int = 20) -> float:
+def own_is_best(model: Path, tokenizer: Tokenizer, folder: Path, lines: int = 12) -> float:
     """The share of held-out chats whose words are likelier under their own voice's adapter than
     under each other one."""
     base = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
