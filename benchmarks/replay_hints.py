@@ -37,9 +37,9 @@ ARMS: tuple[Arm, ...] = (
     ("early", "exact", "longest"),
     ("ttl", "none", "longest"),
     ("tail-lru", "none", "longest"),
-    ("resident", "none", "longest"),
+    ("resident", "exact", "longest"),  # hints say who has most calls to come
     ("deadline", "exact", "arrival"),
-    ("resident", "none", "arrival"),
+    ("resident", "exact", "arrival"),
 )
 WRONG: tuple[Arm, ...] = (("deadline", "inverted", "longest"), ("deadline", "random", "longest"))
 BY_ARRIVAL = ", by arrival"
@@ -234,7 +234,7 @@ def study(
 def gap(what: str, outcomes: dict[str, Outcome], roofs: dict[str, float]) -> tuple[str, str]:
     """How much longer ``resident`` takes than its roof, by the same order of service, and how much
     longer ``what`` takes than ``resident``."""
-    resident = "resident" + (BY_ARRIVAL if what.endswith(BY_ARRIVAL) else "")
+    resident = "resident, exact" + (BY_ARRIVAL if what.endswith(BY_ARRIVAL) else "")
     if resident not in outcomes:
         return "-", "-"
     best = outcomes[resident].turns_per_s
@@ -256,13 +256,13 @@ def judge(report: Report, case: str, outcomes: dict[str, Outcome]) -> None:
             )
             report.verdict(f"{case}: {what}", share, most=1.0)
     report.verdict(f"{case}: exact hints, waits", exact.waited, most=0.01)
-    for name in ("resident", "lru-swap", "levels, exact", "early, exact", "ttl", "tail-lru"):
+    for name in ("resident, exact", "lru-swap", "levels, exact", "early, exact", "ttl", "tail-lru"):
         share = exact.turns_per_s / outcomes[name].turns_per_s
         report.verdict(f"{case}: exact hints, turns/s over {name}", share, least=0.99)
     report.verdict(
         f"{case}: no hints, turns/s over lru-swap", silent.turns_per_s / lru.turns_per_s, least=1.0
     )
-    for name in ("deadline, exact", "resident"):
+    for name in ("deadline, exact", "resident, exact"):
         share = outcomes[name].turns_per_s / outcomes[name + BY_ARRIVAL].turns_per_s
         report.verdict(f"{case}: {name}, turns/s over arrival", share, least=0.99)
     for told in ("inverted", "random"):

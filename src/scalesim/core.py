@@ -22,6 +22,9 @@ Bytes2D: TypeAlias = npt.NDArray[np.uint8]
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "timeout", "error"]
 Pooling = Literal["last", "mean"]
 
+MAX_MORE_CALLS = 10**6
+"""The most calls that may be said to follow one in its tick."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fence:

@@ -104,6 +104,15 @@ def test_a_burst_stays_now_until_its_usual_number_of_calls() -> None:
     assert distances.next_use("ada") == 8.0
 
 
+def test_a_burst_is_as_long_as_its_calls_say() -> None:
+    clock, distances = make()
+    distances.expect("ada", 8.0)
+    for more_calls in (2, 1, 0):
+        distances.called("ada", more_calls)
+        distances.ended("ada")
+        assert distances.next_use("ada") == (clock.now if more_calls else 8.0)
+
+
 def test_a_burst_ends_where_its_agent_says_so() -> None:
     clock, distances = make()
     for _ in range(3):

@@ -69,6 +69,8 @@ def test_the_earlier_of_timeout_and_deadline_counts() -> None:
         ({"deadline": math.inf}, "deadline"),
         ({"priority": 1.5}, "priority"),
         ({"priority": 10**7}, "priority"),
+        ({"more_calls": -1}, "more_calls"),
+        ({"more_calls": 1.5}, "more_calls"),
         ({"on_overflow": "truncate"}, "on_overflow"),
     ],
 )
@@ -279,11 +281,12 @@ def test_limits_that_are_refused() -> None:
 # -- who goes first -----------------------------------------------------------------------------
 
 
-def order_of_ends(priorities: list[int], **settings: Any) -> list[int]:
+def order_of_ends(options: list[dict[str, int]], **settings: Any) -> list[int]:
     engine = tiny_engine(max_num_seqs=1, **settings)
+    engine.tick()
     calls = [
-        engine.submit(Request([i, 3, 4], params=SamplingParams(max_tokens=2), priority=priority))
-        for i, priority in enumerate(priorities)
+        engine.submit(engine.agent(i).request([i, 3, 4], max_tokens=2, **given))
+        for i, given in enumerate(options)
     ]
     ended: list[int] = []
     while len(ended) < len(calls):
@@ -294,8 +297,15 @@ def order_of_ends(priorities: list[int], **settings: Any) -> list[int]:
 
 
 def test_lower_priorities_go_first() -> None:
-    assert order_of_ends([0, 5, -1, 0, -1, 5]) == [2, 4, 0, 3, 1, 5]
-    assert order_of_ends([0] * 6) == list(range(6))
+    priorities = [{"priority": priority} for priority in (0, 5, -1, 0, -1, 5)]
+    assert order_of_ends(priorities) == [2, 4, 0, 3, 1, 5]
+    assert order_of_ends([{}] * 6) == list(range(6))
+
+
+def test_who_has_more_calls_to_make_goes_first() -> None:
+    calls = [{}, {"more_calls": 1}, {"more_calls": 0}, {"more_calls": 4}]
+    assert order_of_ends(calls) == [3, 1, 0, 2]
+    assert order_of_ends(calls, order="arrival") == [0, 1, 2, 3]
 
 
 def test_who_was_overtaken_too_often_goes_before_all() -> None:

@@ -14,7 +14,7 @@ from scalesim.errors import TraceError
 from scalesim.replay.content import tokens_of
 from scalesim.trace.file import read_trace
 from scalesim.trace.recorder import Recorder
-from scalesim.trace.trace import Hint, TraceCall, TracePiece, TraceTick, with_truth
+from scalesim.trace.trace import Hint, TraceCall, TracePiece, TraceTick, with_bursts, with_truth
 from tests.traces import write_trace
 
 contents = st.one_of(st.integers(0, 1 << 60), st.text(min_size=1, max_size=5))
@@ -24,6 +24,7 @@ times = st.floats(0, 1e6)
 turns = st.builds(
     TraceCall, st.none() | agents, st.lists(pieces, min_size=1, max_size=3).map(tuple), pieces,
     st.integers(0, 3), st.none() | st.just("lora"), st.none() | times.filter(bool),
+    more_calls=st.none() | st.integers(0, 5),
 )  # fmt: skip
 
 
@@ -55,6 +56,8 @@ def test_a_trace_comes_back_as_it_was(
         ('{"step": 1, "expect": 3}', "agent None"),
         ('{"step": 1, "agent": "a", "prompt": [["x", 1]], "output": ["y", 1], "round": -1}',
          "round -1"),
+        ('{"step": 1, "agent": "a", "prompt": [["x", 1]], "output": ["y", 1], "more_calls": -1}',
+         "more_calls -1"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, says: str) -> None:
@@ -101,6 +104,16 @@ def test_the_truth_is_the_next_call() -> None:
     told = ticks[0].calls[0].truth
     assert told is not None and 3.0 < told < 3.001
     assert ticks[1].calls[1].truth is None
+
+
+def test_bursts_are_the_rounds_to_come() -> None:
+    def call(agent: str | None, round: int) -> TraceCall:
+        return TraceCall(agent, (TracePiece("p", 1),), TracePiece("o", 1), round)
+
+    calls = [call("a", 0), call("b", 0), call("a", 0), call(None, 0), call("a", 1), call("a", 3)]
+    (tick, after) = with_bursts([TraceTick(0.0, [], calls), TraceTick(1.0, [], calls[:1])])
+    assert [each.more_calls for each in tick.calls] == [2, 0, 2, None, 1, 0]
+    assert after.calls[0].more_calls == 0
 
 
 def recorded(path: Path, prompts: list[tuple[str, Int32s, Int32s]]) -> list[TraceCall]:
@@ -165,8 +178,8 @@ def test_rounds_are_what_waited_for_each_other(tmp_path: Path) -> None:
         recorder.begins(call, "a", 0.0, 0.0, tokens)
     for call in (1, 2):
         recorder.ends(call, tokens[:3])
-    recorder.begins(3, "a", 0.0, 0.0, tokens)
+    recorder.begins(3, "a", 0.0, 0.0, tokens, more_calls=2)
     recorder.ends(3, tokens[:3])
     recorder.close()
     (tick,) = read_trace(tmp_path / "t.jsonl")
-    assert [turn.round for turn in tick.calls] == [0, 0, 1]
+    assert [(turn.round, turn.more_calls) for turn in tick.calls] == [(0, None)] * 2 + [(1, 2)]

@@ -154,6 +154,7 @@ BAD_FIELDS: list[tuple[str, Any, str]] = [
     ("timeout", 0, "timeout=0"),
     ("timeout", "1", "timeout='1'"),
     ("priority", 10**7, "priority="),
+    ("more_calls", -1, "more_calls="),
     ("agent_id", [], "agent"),
     ("prompt_embeds", "AAAA", "prompt_embeds"),
     ("chat_template", "{{ x }}", "chat_template"),

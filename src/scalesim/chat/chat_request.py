@@ -53,6 +53,7 @@ class ChatRequest:
     sample_index: int = 0
     deadline: float | None = None
     priority: int = 0
+    more_calls: int | None = None
     on_overflow: OnOverflow = "error"
 
 
@@ -117,6 +118,7 @@ def as_turn(chat: ChatRequest, model: TextModel, defaults: SamplingParams) -> Ch
         sample_index=chat.sample_index,
         deadline=chat.deadline,
         priority=chat.priority,
+        more_calls=chat.more_calls,
         on_overflow=chat.on_overflow,
     )
     names = frozenset(function["name"] for function in use.functions)

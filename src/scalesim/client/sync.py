@@ -264,7 +264,8 @@ def _send(http: httpx2.Client, ask: Ask, retries: int, *, stream: bool = False) 
 class RemoteAgent:
     """An agent of a server: a name, and its calls. Calls are stateless: the whole prompt every
     time. Options are the fields of ``SamplingParams``, and what OpenAI's API has beside them, by
-    name; ``next_call_in``, ``sim_tick`` and ``hint_confidence`` say when the agent calls next."""
+    name; ``next_call_in``, ``sim_tick``, ``hint_confidence`` and ``more_calls`` say when the agent
+    calls next."""
 
     __slots__ = ("_client", "_model", "adapter", "id")
 

@@ -285,8 +285,9 @@ class Distances:
 
     # -- calls and ticks ----------------------------------------------------------------------
 
-    def called(self, agent: AgentId) -> list[Change]:
-        """Note that a request of ``agent`` arrived: a hint for this tick or before came true."""
+    def called(self, agent: AgentId, more_calls: int | None = None) -> list[Change]:
+        """Note that a request of ``agent`` arrived: a hint for this tick or before came true. If it
+        is told that ``more_calls`` follow, the burst goes on until then, and no longer."""
         row = self._row(agent)
         rows, now = self._rows, self.clock.now
         rows.known[row] = True
@@ -295,6 +296,8 @@ class Distances:
         first = row not in self._called
         rows.open_calls[row] += 1
         rows.calls[row] += 1
+        if more_calls is not None:
+            rows.usual_calls[row] = rows.calls[row] + more_calls
         self._called[row] = None
         for voice in self._voices:
             voice.ledger.called(row, now, first=first)

@@ -117,16 +117,19 @@ class Advice:
         self._memory.tick(clock.now, clock.seconds_per_tick)
         self._apply(changes)
 
-    def calls_to_come(self, agent: AgentId | None) -> float:
+    def calls_to_come(self, agent: AgentId | None, more_calls: int | None) -> float:
         """How many calls ``agent`` is expected to make one after the other in this tick, from the
-        one on that comes now."""
+        one on that comes now; ``more_calls`` follow it, if that was told."""
+        if more_calls is not None:
+            return 1.0 + more_calls
         return 1.0 if agent is None else self._bursts.expected(agent)
 
-    def called(self, agent: AgentId) -> None:
-        """A call of ``agent`` is open."""
+    def called(self, agent: AgentId, more_calls: int | None = None) -> None:
+        """A call of ``agent`` is open; ``more_calls`` follow in this tick, if that was told."""
         self._bursts.called(agent)
-        self._memory.called(agent, self.distances.next_use(agent))
-        self._apply(self.distances.called(agent))
+        expected = self.distances.next_use(agent)
+        self._apply(self.distances.called(agent, more_calls))
+        self._memory.called(agent, expected)
 
     def ended(self, agent: AgentId) -> None:
         """A call of ``agent`` is not open any more."""

@@ -69,6 +69,7 @@ class Agent:
         timeout: float | None = None,
         deadline: float | None = None,
         priority: int = 0,
+        more_calls: int | None = None,
         on_overflow: OnOverflow = "error",
         sample_index: int = 0,
         cache_salt: str | None = None,
@@ -86,6 +87,7 @@ class Agent:
             sample_index=sample_index,
             deadline=deadline,
             priority=priority,
+            more_calls=more_calls,
             on_overflow=on_overflow,
             cache_salt=cache_salt,
             adapter=adapter,
@@ -129,6 +131,7 @@ class Agent:
             sample_index=request.sample_index,
             deadline=request.deadline,
             priority=request.priority,
+            more_calls=request.more_calls,
             on_overflow=request.on_overflow,
         )
 

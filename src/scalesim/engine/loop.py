@@ -136,10 +136,9 @@ class EngineLoop:
     # -- calls --------------------------------------------------------------------------------
 
     def accept(self, calls: list[Call]) -> None:
-        """Take in checked calls, and those in line before them, as far as there are places; the
-        others wait in line. Memory is told of those first that go first. An error while a call's
-        sequence is made ends that call alone, because nothing else was touched. A later error broke
-        state that all calls share: begin anew."""
+        """Take in checked calls, and those in line before them, as far as there are places. Memory
+        is told of those first that go first. An error while a call's sequence is made ends that
+        call alone; a later one broke state that all calls share: begin anew."""
         made: list[tuple[Call, Sequence]] = []
         for call in self.calls.enter(calls):
             with Foreign() as raised:
@@ -158,11 +157,11 @@ class EngineLoop:
     def _accept(self, call: Call, sequence: Sequence) -> None:
         self.calls.add(call, sequence)
         if self.recorder is not None:
-            tick, at_s = self.clock.now, call.submitted_s
-            self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens)
+            tick, at_s, more = self.clock.now, call.submitted_s, call.request.more_calls
+            self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens, more)
         if sequence.agent is not None:
             sequence.on_end = self.advice.ended
-            self.advice.called(sequence.agent)
+            self.advice.called(sequence.agent, call.request.more_calls)
         leader = None if call.leader is None else call.leader.sequence
         if leader is None:
             self.scheduler.add(sequence)
@@ -204,7 +203,8 @@ class EngineLoop:
             logprobs_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
         if self.clock.now > 0.0 and self.scheduler.config.order == "longest":
-            sequence.work = self.scheduler.work.of(sequence, self.advice.calls_to_come(agent))
+            num_calls = self.advice.calls_to_come(agent, request.more_calls)
+            sequence.work = self.scheduler.work.of(sequence, num_calls)
         return sequence
 
     # -- agents and time ----------------------------------------------------------------------

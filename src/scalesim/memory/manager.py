@@ -118,9 +118,8 @@ class MemoryManager(MemoryParts):
         return leases
 
     def forget(self, agent: AgentId) -> None:
-        """Forget ``agent``. Segments that no other agent owns are freed from both tiers: now, or
-        when the last lease is released and the last copy has ended. Open leases of the agent
-        continue, and leave nothing behind. The same name used later is a new agent."""
+        """Forget ``agent``. What no other agent owns is freed on every tier once no lease and no
+        copy has it. Open leases go on, and leave nothing behind. The name can be used anew."""
         self.misses.forget(agent)
         self.orphans.add(self.owners.drop(agent))
 
@@ -130,9 +129,8 @@ class MemoryManager(MemoryParts):
         lease.make_temporary(self.owners.nobody())
 
     def clear(self) -> None:
-        """Forget everything that no lease pins and no copy uses; it would be computed again from
-        its tokens. Once all leases are released and ``poll`` has taken in all copies, all pages are
-        free."""
+        """Forget everything that no lease pins and no copy uses. Once all leases are released and
+        ``poll`` has taken in all copies, all pages are free."""
         self.residency.clear()
 
     # -- agents -------------------------------------------------------------------------------
@@ -145,6 +143,7 @@ class MemoryManager(MemoryParts):
     def called(self, agent: AgentId, expected: float | None) -> None:
         """Record that ``agent`` called; ``expected`` is the next use that was known before."""
         self.misses.record_call(agent, expected)
+        self.owners.agent(agent).called()
 
     def last_miss(self, agent: AgentId) -> Miss | None:
         """Why ``agent``'s state was not on the device at its last miss; ``None`` if it never

@@ -15,7 +15,7 @@ from scalesim.replay.hardware import CostModel, Machine, Order
 from scalesim.replay.knobs import Knobs
 from scalesim.replay.own import hardware_of, model_of
 from scalesim.replay.workloads import Kind, generate
-from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_truth
+from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_bursts, with_truth
 
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 
@@ -110,9 +110,14 @@ def of_workload(kind: Kind, knobs: Knobs, sizes: Sizes, *, learned: bool = False
     if sizes.adapter:
         first = -(-ADAPTER_BYTES // geometry.page_bytes) * geometry.block_size
     pages = knobs.pages(geometry.block_size) + knobs.agents * first // geometry.block_size
+
+    def ticks() -> Iterable[TraceTick]:
+        found = generate(kind, knobs, first)
+        return with_bursts(found) if knobs.hints == "exact" else found
+
     return Scenario(
         kind.name,
-        lambda: generate(kind, knobs, first),
+        ticks,
         pages,
         knobs.max_len + first,
         first,
@@ -161,7 +166,8 @@ def state_pages(calls: Iterable[TraceCall], block_size: int) -> int:
 
 def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
     """``ticks``, whose ``truth`` is set, with hints of another kind. ``exact`` gives the true
-    times, at the start and after each call; ``learned`` and ``none`` give no hints."""
+    times, at the start and after each call, and how many calls follow in the tick; ``learned`` and
+    ``none`` give no hints."""
     if hints == "recorded":
         return list(ticks)
     exact = hints == "exact"
@@ -169,11 +175,15 @@ def informed(ticks: Sequence[TraceTick], hints: TraceHints) -> list[TraceTick]:
         TraceTick(
             tick.time,
             [],
-            [replace(call, expect=call.truth if exact else None) for call in tick.calls],
+            [
+                replace(call, expect=call.truth if exact else None, more_calls=None)
+                for call in tick.calls
+            ],
         )
         for tick in ticks
     ]
     if exact and found:
+        found = list(with_bursts(found))
         first = {
             call.agent: tick.time
             for tick in reversed(found)

@@ -56,9 +56,9 @@ class _Open:
 class Simulation:
     """Plays ticks on ``parts``, whose runner and clock are virtual.
 
-    ``foresight`` replaces hints by the true times. ``leap`` takes runs of decode steps at once.
-    ``witness`` keeps the page accesses of every call. ``watch`` is called with the log whenever
-    calls have ended.
+    ``foresight`` replaces hints by the true times and numbers of calls. ``leap`` takes runs of
+    decode steps at once. ``witness`` keeps the page accesses of every call. ``watch`` is called
+    with the log whenever calls have ended.
     """
 
     def __init__(
@@ -131,7 +131,9 @@ class Simulation:
         for traced in together:
             tokens = tokens_of(traced.prompt, model.vocab_size)
             params = SamplingParams(max_tokens=traced.output.length, seed=0, ignore_eos=True)
-            call = Call(Request(tokens, traced.agent, params), model, tokens, None)
+            more_calls = self._rounds_to_come(traced) if self._foresight else traced.more_calls
+            request = Request(tokens, traced.agent, params, more_calls=more_calls)
+            call = Call(request, model, tokens, None)
             call.submitted_s = self.link.now_s
             _Open(traced, call, self._ended)
             calls.append(call)
@@ -171,6 +173,9 @@ class Simulation:
         if not waiting:
             del self._later[agent]
         return together
+
+    def _rounds_to_come(self, traced: TraceCall) -> int:
+        return len({later.round for later in self._later.get(traced.agent, ())})
 
     def _see(self, call: Call) -> None:
         sequence = call.sequence

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scalesim.checks import INT64, agent_id, number, one_of, refuse, shown, text, whole
-from scalesim.core import Pooling
+from scalesim.core import MAX_MORE_CALLS, Pooling
 from scalesim.errors import RequestError
 from scalesim.requests.prompt import OnOverflow
 from scalesim.requests.request import Request
@@ -37,6 +37,9 @@ def checked_request(request: Request) -> Request:
         sample_index=whole("sample_index", request.sample_index, 0),
         deadline=None if request.deadline is None else _deadline(request.deadline),
         priority=whole("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY),
+        more_calls=request.more_calls
+        if request.more_calls is None
+        else whole("more_calls", request.more_calls, 0, MAX_MORE_CALLS),
         on_overflow=_on_overflow(request.on_overflow),
         pooling=None if request.pooling is None else check_pooling(request.pooling),
         cache_salt=None if request.cache_salt is None else _cache_salt(request.cache_salt),
@@ -74,6 +77,10 @@ def _is_plain(request: Request) -> bool:
         and 0 <= request.sample_index < INT64
         and type(request.priority) is int
         and -MAX_PRIORITY <= request.priority <= MAX_PRIORITY
+        and (
+            request.more_calls is None
+            or (type(request.more_calls) is int and 0 <= request.more_calls <= MAX_MORE_CALLS)
+        )
         and type(request.on_overflow) is str
         and request.on_overflow in OVERFLOWS
     )

@@ -26,10 +26,11 @@ class QueueForecast:
     def waits_for_pages(self) -> bool:
         return self._slots.num_free > 0 and len(self._queue) > 0
 
-    def starts_in(self, agent: AgentId) -> float:
-        """Steps until the oldest waiting request of ``agent`` can start; 0 if there is none."""
+    def starts_in(self, agent: AgentId) -> float | None:
+        """Steps until the oldest waiting request of ``agent`` can start; ``None`` if there is
+        none."""
         position = self._queue.position_of(agent)
-        return 0.0 if position is None else self._frees_in(position)
+        return None if position is None else self._frees_in(position)
 
     def _frees_in(self, position: int) -> float:
         """Steps until there is a slot for the request that ``position`` others go before."""

@@ -110,6 +110,7 @@ def engine_request(
         params=params,
         timeout=limit_s if body.timeout is None else min(body.timeout, limit_s),
         priority=body.priority or 0,
+        more_calls=body.more_calls,
         cache_salt=target.cache_salt(body.cache_salt),
         adapter=target.adapter or "",
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scalesim.checks import shown
-from scalesim.core import AgentId
+from scalesim.core import MAX_MORE_CALLS, AgentId
 from scalesim.errors import TraceError
 from scalesim.trace import records
 from scalesim.trace.trace import Content, Hint, TraceCall, TracePiece, TraceTick
@@ -21,7 +21,9 @@ VERSION = 1
 MAX_PROMPT = 1 << 24
 """The most tokens of a prompt, and of an output."""
 _MAX_START = 1 << 31
-_CALL_KEYS = {"step", "agent", "prompt", "output", "round", "adapter", "expect", "at_s"}
+_CALL_KEYS = {
+    "step", "agent", "prompt", "output", "round", "adapter", "expect", "more_calls", "at_s",
+}  # fmt: skip
 _HINT_KEYS = {"step", "agent", "expect"}
 
 
@@ -41,6 +43,8 @@ class TraceWriter:
         for name in ("round", "adapter", "expect"):
             if getattr(call, name):
                 line[name] = getattr(call, name)
+        if call.more_calls is not None:
+            line["more_calls"] = call.more_calls
         if at_s is not None:
             line["at_s"] = round(at_s, 6)
         self._write(line)
@@ -111,7 +115,9 @@ def _call(line: dict[str, Any], where: str) -> TraceCall:
     pieces = line["prompt"]
     if not isinstance(pieces, list) or not pieces:
         raise TraceError(f"{where}: prompt must be a list of [content, length] with one at least")
-    expect, adapter = line.get("expect"), line.get("adapter")
+    expect, adapter, more = line.get("expect"), line.get("adapter"), line.get("more_calls")
+    if more is not None:
+        more = records.whole(more, f"{where}: more_calls", 0, MAX_MORE_CALLS)
     prompt = tuple(_piece(piece, f"{where}: prompt") for piece in pieces)
     if sum(piece.length for piece in prompt) > MAX_PROMPT:
         raise TraceError(f"{where}: the prompt has more than {MAX_PROMPT} tokens")
@@ -122,6 +128,7 @@ def _call(line: dict[str, Any], where: str) -> TraceCall:
         records.whole(line.get("round", 0), f"{where}: round"),
         None if adapter is None else records.name(adapter, f"{where}: adapter"),
         None if expect is None else records.number(expect, f"{where}: expect"),
+        more_calls=more,
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, cast
@@ -98,8 +98,8 @@ class Recorder:
         self._block_size = block_size
         self._num_contents = 0
         self._lines: deque[_Line] = deque()
-        # by call: its line, time, prompt, round and agent
-        self._begun: dict[int, tuple[_Line, float, _Said, int, AgentId | None]] = {}
+        # by call: its line, its time, its prompt's tokens, and the call but for its output
+        self._begun: dict[int, tuple[_Line, float, Int32s, TraceCall]] = {}
         # by agent: its last tick, and in that its last round and number of open calls
         self._rounds: dict[AgentId | None, tuple[float, int, int]] = {}
         self._last: dict[AgentId | None, _Said] = {}
@@ -107,36 +107,45 @@ class Recorder:
 
     @gives_up
     def begins(
-        self, call: int, agent: AgentId | None, tick: float, at_s: float, tokens: Int32s
+        self,
+        call: int,
+        agent: AgentId | None,
+        tick: float,
+        at_s: float,
+        tokens: Int32s,
+        more_calls: int | None = None,
     ) -> None:
         """Note a request that was accepted in ``tick``, at ``at_s`` seconds from the recording's
-        beginning, with the prompt ``tokens`` ``[n]``. ``call`` identifies it until ``ends``."""
+        beginning, with the prompt ``tokens`` ``[n]``; ``more_calls`` were said to follow it.
+        ``call`` identifies it until ``ends``."""
         pieces = self._known(agent, tokens)
         num_new = len(tokens) - sum(piece.length for piece in pieces)
         if num_new:
             pieces = (*pieces, TracePiece(self._name(), num_new))
         line = _Line(tick, is_open=True)
         self._lines.append(line)
-        said = _Said(tokens, pieces)
-        self._begun[call] = (line, at_s, said, self._round(agent, tick), agent)
-        self._remember(said)
+        traced = TraceCall(
+            agent, pieces, TracePiece("", 0), self._round(agent, tick), more_calls=more_calls
+        )
+        self._begun[call] = (line, at_s, tokens, traced)
+        self._remember(_Said(tokens, pieces))
 
     @gives_up
     def ends(self, call: int, output: Int32s) -> None:
         """Note that a request ended with the tokens ``output`` ``[n]``. A request without output
         leaves no line."""
-        line, at_s, prompt, call_round, agent = self._begun.pop(call)
-        last = self._rounds.get(agent)  # None if the agent was forgotten
+        line, at_s, tokens, traced = self._begun.pop(call)
+        last = self._rounds.get(traced.agent)  # None if the agent was forgotten
         if last is not None and last[0] == line.tick:
-            self._rounds[agent] = (last[0], last[1], last[2] - 1)
+            self._rounds[traced.agent] = (last[0], last[1], last[2] - 1)
         line.is_open = False
         if len(output):
             said = TracePiece(self._name(), len(output))
-            whole = _Said(np.concatenate([prompt.tokens, output]), (*prompt.pieces, said))
-            traced = TraceCall(agent, prompt.pieces, said, call_round)
-            line.write = partial(self._writer.call, line.tick, traced, at_s)
+            whole = _Said(np.concatenate([tokens, output]), (*traced.prompt, said))
+            ended = replace(traced, output=said)
+            line.write = partial(self._writer.call, line.tick, ended, at_s)
             if last is not None:
-                self._last[agent] = whole
+                self._last[traced.agent] = whole
             self._remember(whole)
         self._flush()
 

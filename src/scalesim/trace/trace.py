@@ -7,7 +7,7 @@ text itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
@@ -33,6 +33,7 @@ class TraceCall:
     ``expect`` is the agent's hint after the call: the time of its next call, in ticks of the
     simulation's clock. ``truth`` is when that call really comes, if known. Within a tick, an
     agent's calls of one ``round`` run concurrently, and those of the next round after them.
+    ``more_calls`` is how many of the agent's calls were said to follow in the same tick.
     """
 
     agent: AgentId | None
@@ -42,6 +43,7 @@ class TraceCall:
     adapter: str | None = None
     expect: float | None = None
     truth: float | None = None
+    more_calls: int | None = None
 
     @property
     def prompt_len(self) -> int:
@@ -86,3 +88,17 @@ def with_truth(ticks: Iterable[TraceTick]) -> list[TraceTick]:
         hints = [replace(hint, truth=ahead.get(hint.agent)) for hint in tick.hints]
         found.append(TraceTick(tick.time, hints, calls))
     return found[::-1]
+
+
+def with_bursts(ticks: Iterable[TraceTick]) -> Iterator[TraceTick]:
+    """``ticks`` with every ``more_calls`` set: the rounds of the agent that follow in the tick."""
+    for tick in ticks:
+        rounds: dict[AgentId, set[int]] = {}
+        calls: list[TraceCall] = []
+        for call in reversed(tick.calls):
+            if call.agent is not None:
+                behind = rounds.setdefault(call.agent, set())
+                behind.add(call.round)
+                call = replace(call, more_calls=len(behind) - 1)
+            calls.append(call)
+        yield TraceTick(tick.time, tick.hints, calls[::-1])

@@ -32,8 +32,8 @@ class Forecast(Protocol):
         """Whether requests wait although a slot is free: for pages, or for their prefill."""
         ...
 
-    def starts_in(self, agent: AgentId) -> float:
-        """Iterations until a waiting request of ``agent`` can start."""
+    def starts_in(self, agent: AgentId) -> float | None:
+        """Iterations until a waiting request of ``agent`` can start; ``None`` if there is none."""
         ...
 
 
@@ -43,7 +43,7 @@ class Unknown:
     num_waiting = 0
     waits_for_pages = False
 
-    def starts_in(self, agent: AgentId) -> float:
+    def starts_in(self, agent: AgentId) -> float | None:
         return 0.0
 
 

@@ -72,6 +72,9 @@ class Prefetcher:
             if forecast.waits_for_pages and self._has_called(agent):
                 self.blocked_by = "pool"  # a request takes pages by its admission
                 return
+            if agent.was_told_by_call and forecast.starts_in(agent.id) is None:
+                self.due.discard(agent)  # another call is a guess; it would take its pages itself
+                continue
             if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
             if self._link_is_busy("in"):
@@ -150,7 +153,7 @@ class Prefetcher:
         """Seconds until ``agent`` needs its state at the soonest: the clock may move at any time,
         and later moves are taken to follow one another evenly."""
         if self._has_called(agent):
-            return forecast.starts_in(agent.id) * self._timing.iteration_s
+            return (forecast.starts_in(agent.id) or 0.0) * self._timing.iteration_s
         assert agent.next_use is not None
         ticks, move = agent.next_use - self._timing.now, self._timing.move
         if ticks < 1.5 * move:

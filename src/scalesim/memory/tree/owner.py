@@ -77,6 +77,7 @@ class AgentState:
         "paths",
         "reuse_stats",
         "wake_bucket",
+        "was_told_by_call",
     )
 
     def __init__(self, id: AgentId, reuse_stats: ReuseStats) -> None:
@@ -86,6 +87,7 @@ class AgentState:
         self.continued = self.could_continue = 0.0  # decaying counts of its calls
         self.next_use: float | None = None
         self.next_seq = 0
+        self.was_told_by_call = False  # whether ``next_use`` is now because the agent called
         self.paths: SmallMap[Segment] = SmallMap()
         self.attached: tuple[Segment, ...] = ()  # at most one of each kind; also in ``paths``
         self.newest_end: Segment | None = None  # the end of the path that was computed last
@@ -98,7 +100,11 @@ class AgentState:
 
     def expect(self, next_use: float | None, seq: int) -> None:
         """Set the next use, as told by event ``seq``; ``None`` = unknown."""
-        self.next_use, self.next_seq = next_use, seq
+        self.next_use, self.next_seq, self.was_told_by_call = next_use, seq, False
+
+    def called(self) -> None:
+        """The next use is now because the agent called."""
+        self.was_told_by_call = True
 
     def known_next_use(self) -> NextUse:
         """The next use as a key of the orders. It must be known."""

@@ -42,6 +42,7 @@ class SamplingBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None
+    more_calls: int | None = None
     timeout: Real | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     json_schema: dict[str, Any] | str | None = None
