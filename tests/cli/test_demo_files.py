@@ -36,6 +36,8 @@ class Tags(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
         while self.open and self.open[-1] in ("td", "th") and tag != self.open[-1]:
             self.open.pop()  # may be left open
         assert self.open.pop() == tag

@@ -83,10 +83,6 @@ class PlayScore:
         return self.engine.calls / max(sum(self.tick_s), 1e-9)
 
     @property
-    def moved_bytes(self) -> int:
-        return (self.memory.loaded_pages + self.memory.saved_pages) * self.page_bytes
-
-    @property
     def prefilled_tokens(self) -> int:
         return self.engine.prompt_tokens - self.engine.cached_tokens
 

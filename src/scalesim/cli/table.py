@@ -10,8 +10,8 @@ from rich.table import Table
 from scalesim.cli.play import PlayScore
 
 COLUMNS = (
-    "policy", "calls\na second", "×\nrecompute", "device\nmemory", "latency\np50 s",
-    "latency\np95 s", "hits", "waited", "moved", "tokens\nprefilled",
+    "policy", "calls\na sec.", "× re-\ncompute", "device\nmemory", "latency\np50, p95 s", "hits",
+    "waited", "tokens\nprefilled",
 )  # fmt: skip
 
 
@@ -33,11 +33,9 @@ def cells(score: PlayScore, scores: Sequence[PlayScore]) -> list[str]:
         f"{score.calls_per_s:.1f}",
         "" if recompute is None else f"{score.times(recompute):.2f}",
         amount(score.peak_bytes),
-        f"{score.latency_at(0.5):.2f}",
-        f"{score.latency_at(0.95):.2f}",
+        f"{score.latency_at(0.5):.2f}, {score.latency_at(0.95):.2f}",
         f"{score.hits:.0%}",
         f"{score.waited:.0%}",
-        amount(score.moved_bytes),
         f"{score.prefilled_tokens}",
     ]
 
@@ -45,10 +43,10 @@ def cells(score: PlayScore, scores: Sequence[PlayScore]) -> list[str]:
 def caption(scores: Sequence[PlayScore]) -> str:
     """An explanation of the columns."""
     lines = [
-        "× recompute: how many times as fast as lru-recompute, with a prefix cache and no host",
+        "× re-compute: how many times as fast as lru-recompute, with a prefix cache and no host",
         "pool; the median tick. Device memory: the most of the pool that was in use. Latency: of a",
         "call, from submission to its end. Hits: blocks that were found on the device.",
-        "Waited: calls that waited for their state to be loaded. Moved: between the pools.",
+        "Waited: calls that waited for their state to be loaded.",
         "Prefilled: tokens of prompts computed, new or no longer held. What everybody did first is",
         "not counted.",
     ]
