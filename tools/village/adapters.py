@@ -16,10 +16,10 @@ from tools.village.corpus import day
 from tools.village.tokens import END
 from tools.village.voices import VOICES, Voice
 
-STEPS = 60
-CHATS = 3
+STEPS = 40
+CHATS = 2
 """In the batch of a step."""
-MOST_TOKENS = 384
+MOST_TOKENS = 320
 HELD_OUT = 1 << 20
 """Chats from this number on are for judging."""
 IGNORED = -100
