@@ -167,7 +167,8 @@ class Play:
             self.tally.speakers += len(self._in_tick)
             self._end_tick()
         self.tally.tick_s[-1] += time.perf_counter() - begin
-        device = self.engine.memory.tiers["device"]
+        view = self.engine.memory
+        device = view.tiers["device"]
         used = device.num_pages - device.num_free
         self.tally.peak_pages = max(self.tally.peak_pages, used)
         if not questions:

@@ -86,8 +86,8 @@ class DemoWatch:
                 return
 
     def _sample(self, play: Play) -> LinkSample:
-        memory, counters = play.engine.memory, play.engine.parts.memory.counters
-        device, queued = memory.tiers["device"], memory.queued_bytes
+        view, counters = play.engine.memory, play.engine.parts.memory.counters
+        device, queued = view.tiers["device"], view.queued_bytes
         return LinkSample(
             self._now(),
             play.policy,
