@@ -67,7 +67,7 @@ class Report:
             "targets": verdicts,
             "notes": self.notes,
         }
-        path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(whole, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from scalesim_kernels import PagedBatch
+from scalesim_kernels.conformance.problems import planned
 from torch import Tensor
 
 from benchmarks.gpu import roofline
@@ -132,13 +133,15 @@ def copy_bandwidth(bench: Bench) -> float:
 
 
 def case(
-    bench: Bench, heads: Heads, contexts: list[int], queries: list[int]
-) -> tuple[Tensor, PagedBatch, Tensor]:
+    bench: Bench, heads: Heads, contexts: list[int], queries: list[int],
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, PagedBatch, Tensor]:  # fmt: skip
     """A pool of one layer, just large enough and scattered; a batch; its queries."""
+    dtype = dtype or bench.dtype
     pages = sum(-(-context // BLOCK) for context in contexts) + 1
-    pool = bench.normal(pages, 1, 2, heads.num_kv_heads, BLOCK, heads.head_dim)
+    pool = bench.normal(pages, 1, 2, heads.num_kv_heads, BLOCK, heads.head_dim, dtype=dtype)
     batch = make_batch(bench, contexts, queries, pages, BLOCK)
-    return pool, batch, bench.normal(sum(queries), heads.num_heads, heads.head_dim)
+    return pool, batch, bench.normal(sum(queries), heads.num_heads, heads.head_dim, dtype=dtype)
 
 
 def attend_s(
@@ -146,7 +149,7 @@ def attend_s(
     reproducible: bool = True,
 ) -> float:  # fmt: skip
     kernels, out = bench.kernels(reproducible=reproducible), torch.empty_like(q)
-    plan = kernels.plan(batch, pool, heads.num_heads, reproducible)
+    plan = planned(kernels, batch, pool, heads.num_heads, reproducible, q.dtype)
     attend = getattr(kernels, op)
     scale = heads.head_dim**-0.5
     return bench.seconds(lambda: attend(q, pool, 0, batch, plan, scale, out))

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 import torch
 from scalesim_kernels.conformance.paged import same_bits
+from scalesim_kernels.conformance.problems import planned
+from scalesim_kernels.float8 import FLOAT8, narrowed
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.forms import shared_prefix
 from benchmarks.gpu.paged import Heads, heads_of, make_batch
 
 BLOCK = 16
@@ -32,10 +35,12 @@ def run(bench: Bench) -> None:
 def pairs(bench: Bench, dtype: torch.dtype) -> Iterator[tuple[str, int, int]]:
     """(what, rows compared, rows that differ)."""
     for heads in {heads_of(bench), QWEN_7B if bench.on_gpu else heads_of(bench)}:
-        for window in (None, 300):
-            what = f"decode and prefill, group {heads.num_heads // heads.num_kv_heads}"
-            what += f", window {window}" if window else ""
-            yield what, *decode_and_prefill(bench, heads, dtype, window)
+        group = f"group {heads.num_heads // heads.num_kv_heads}"
+        for window, kv in ((None, dtype), (300, dtype), (None, FLOAT8)):
+            what = f"decode and prefill, {group}" + (f", window {window}" if window else "")
+            what += ", KV in fp8" if kv == FLOAT8 else ""
+            yield what, *decode_and_prefill(bench, heads, dtype, kv, window)
+        yield f"a shared prefix and copies of it, {group}", *shared_prefix(bench, heads, dtype)
     for width, num_out in WIDTHS if bench.on_gpu else ((1200, 64),):
         yield (
             f"linear {width} × {num_out}, 1 to 300 rows",
@@ -45,19 +50,19 @@ def pairs(bench: Bench, dtype: torch.dtype) -> Iterator[tuple[str, int, int]]:
 
 
 def decode_and_prefill(
-    bench: Bench, heads: Heads, dtype: torch.dtype, window: int | None
+    bench: Bench, heads: Heads, dtype: torch.dtype, kv: torch.dtype, window: int | None
 ) -> tuple[int, int]:
     """The last tokens of a prompt in one chunk, against each of them as a decode, beside others."""
     kernels = bench.kernels()
     context, query = (1100, 700) if bench.on_gpu else (70, 20)
     pages = 2 * (context // BLOCK + 1) + 1
     shape = (pages, 1, 2, heads.num_kv_heads, BLOCK, heads.head_dim)
-    pool = bench.normal(*shape, dtype=dtype)
+    pool = narrowed(bench.normal(*shape, dtype=dtype), kv)
     q = bench.normal(query, heads.num_heads, heads.head_dim, dtype=dtype)
     scale, options = heads.head_dim**-0.5, {} if window is None else {"window": window}
     whole = make_batch(bench, [context], [query], pages, BLOCK)
     out = torch.zeros_like(q)
-    plan = kernels.plan(whole, pool, heads.num_heads, True)
+    plan = planned(kernels, whole, pool, heads.num_heads, True, dtype)
     kernels.paged_prefill(q, pool, 0, whole, plan, scale, out, **options)
     differing = 0
     picked = range(0, query, 17)
@@ -68,7 +73,7 @@ def decode_and_prefill(
         used = position // BLOCK + 1
         batch.block_table[1, :used] = whole.block_table[1, :used]
         pair, alone = torch.stack((q[token], q[0])), torch.zeros_like(q[:2])
-        plan = kernels.plan(batch, pool, heads.num_heads, True)
+        plan = planned(kernels, batch, pool, heads.num_heads, True, dtype)
         kernels.paged_decode(pair, pool, 0, batch, plan, scale, alone, **options)
         differing += not same_bits(alone[0].cpu(), out[token].cpu())
     return len(picked), differing

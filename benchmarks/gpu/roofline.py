@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from scalesim_kernels.matmul import FEW_ROWS, segment_of
 from scalesim_kernels.occupancy import HOPPER
-from scalesim_kernels.paged_decode import SPLIT
+from scalesim_kernels.paged_decode import MIN_ROWS, SPLIT
 from scalesim_kernels.paged_lora import COLUMNS, part_of
 
 from benchmarks.gpu.bench import Bench
@@ -33,6 +33,7 @@ LINEARS = {"qkv": (4096, 6144), "o": (4096, 4096), "gate_up": (4096, 28672), "do
 VOCAB, SAMPLE_TILE = 128256, 1024
 ROWS = (1, 16, 64, 256, 2048, 8192)
 DECODES = [(batch, context) for batch in (1, 16, 64, 256) for context in (512, 4096, 32768)]
+PREFIXES = ((16, 4096, 0), (64, 4096, 0), (64, 4096, 2048), (256, 4096, 0), (256, 4096, 2048))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +50,25 @@ class Expected:
 
 def decode(
     num_seqs: int, context: int, *, num_heads: int = 32, num_kv_heads: int = 8, head_dim: int = 128,
-    split: int = SPLIT,
+    split: int = SPLIT, itemsize: int = 2, shared: int = 0,
 ) -> Expected:  # fmt: skip
     """One layer. Programs take items in waves; the last wave may leave processors without work. A
-    program alone on a processor reads no faster than its two tiles in flight allow."""
-    num_bytes = 4 * num_seqs * context * num_kv_heads * head_dim
+    program alone on a processor reads no faster than its two tiles in flight allow. itemsize : of
+    KV. shared : positions of a prefix that all sequences have in the same pages; a tile holds some
+    sequences, and reads its splits once for them."""
     splits = -(-context // split)
-    items = num_seqs * splits * num_kv_heads
+    seats = MIN_ROWS * num_kv_heads // num_heads
+    saved = min(shared // split, splits - 1) * (num_seqs - -(-num_seqs // seats))
+    items = (num_seqs * splits - saved) * num_kv_heads
     slots = HOPPER.programs(*DECODE)
-    item_bytes = 4 * min(split, context) * head_dim
-    in_flight = 2 * 2 * KEY_TILE * head_dim * 2  # two tiles of K and V
+    num_bytes = (num_seqs * context - saved * split) * 2 * itemsize * num_kv_heads * head_dim
+    item_bytes = 2 * itemsize * min(split, context) * head_dim
+    in_flight = 2 * 2 * KEY_TILE * head_dim * itemsize  # two tiles of K and V
     slot_rate = min(COPY / min(slots, items), in_flight / LOAD_S)
     waves = -(-items // slots)
     seconds = LAUNCH_S + 2 * LOAD_S + waves * item_bytes / slot_rate
     if splits > 1:  # partial results, written and read; the reduce has four in flight
-        partial = 2 * 4 * items // num_kv_heads * num_heads * head_dim
+        partial = 2 * 4 * num_seqs * splits * num_heads * head_dim
         seconds += partial / CACHE + LAUNCH_S + (splits / 4 + 2) * LOAD_S
     return Expected(seconds, num_bytes / COPY)
 
@@ -146,6 +151,13 @@ def run(bench: Bench) -> None:
         expected = decode(num_seqs, context)
         finer = decode(num_seqs, context, split=256)
         table.add(num_seqs, context, 1e6 * expected.seconds, expected.share, finer.share)
+    table = bench.report.table(
+        "Expected: decode with KV in fp8, and with a prefix that all sequences share",
+        ["batch", "context", "shared", "µs", "µs, fp8"],
+    )
+    for num_seqs, context, shared in PREFIXES:
+        both = (decode(num_seqs, context, itemsize=size, shared=shared) for size in (2, 1))
+        table.add(num_seqs, context, shared, *(1e6 * expected.seconds for expected in both))
     table = bench.report.table(
         "Expected: reproducible linear layers of Llama-8B", ["layer", "rows", "µs", "of the bound"]
     )

@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--op", action="append", default=[], help="which op; may be given again")
     check.add_argument("--device", default="cpu", help="cpu (Triton's interpreter) or cuda")
     check.add_argument("--dtypes", default="", help="fp32,fp16 on a CPU; fp16,bf16 on a GPU")
+    check.add_argument(
+        "--fp8", action="store_true", help="also with KV in fp8, as our own sets are judged"
+    )
     check.add_argument("--long", action="store_true", help="every combination of the factors")
     check.add_argument("--cases", type=int, help="only the first so many of each op: a quick look")
     check.add_argument(
@@ -55,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--targets", default="sm_80,sm_90,gfx942")
     build.add_argument("--update", action="store_true", help="write the table instead")
     build.add_argument("--all", action="store_true", help="print every kernel's figures")
+    build.add_argument(
+        "--jobs", type=int, default=1, help="how many processes, at most one a target; 0: as cores"
+    )
     return top
 
 

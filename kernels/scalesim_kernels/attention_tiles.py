@@ -11,15 +11,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .float8_triton import widened
+
 
 @triton.jit
 def attend(
-    q,  # [ROWS, BLOCK_D], the pool's dtype; zeros in columns past HEAD_DIM
+    q,  # [ROWS, BLOCK_D]; zeros in columns past HEAD_DIM
     row_positions,  # [ROWS] int32
     acc,  # [ROWS, BLOCK_D] fp32: sum of p * v so far
     row_max,  # [ROWS] fp32: largest score so far, in units of log2
     row_sum,  # [ROWS] fp32: sum of p so far
-    k_head,  # pointer to this layer's K of this KV head in page 0
+    k_head,  # pointer to this layer's K of this KV head in page 0: q's dtype, or e4m3
     table_row,  # pointer to the sequence's row of page ids, int32
     begin,  # first KV position, a multiple of BLOCK_N
     end,  # one past the last KV position; with MASKED=False a multiple of BLOCK_N
@@ -51,6 +53,7 @@ def attend(
             k_head, page, position, end, page_stride, v_offset, HEAD_DIM, BLOCK_D, BLOCK_SIZE,
             MASKED,
         )  # fmt: skip
+        k, v = widened(k, q.dtype), widened(v, q.dtype)
         acc, row_max, row_sum = absorb(
             q, row_positions, acc, row_max, row_sum, k, v, position, scale_log2, MASKED, WINDOW,
             SOFT_CAP,
@@ -78,6 +81,7 @@ def attend_pair(
         k, v = load_keys(
             k_head, page, position, end, page_stride, v_offset, HEAD_DIM, BLOCK_D, BLOCK_SIZE, True
         )
+        k, v = widened(k, q.dtype), widened(v, q.dtype)
         acc, row_max, row_sum = absorb(
             q, row_positions, acc, row_max, row_sum, k, v, position, scale_log2, True, WINDOW,
             SOFT_CAP,

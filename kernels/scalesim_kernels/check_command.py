@@ -77,7 +77,8 @@ def dtypes_of(names: str, device: str) -> tuple[torch.dtype, ...]:
 def check_command(options: argparse.Namespace) -> int:
     _, ops = kernels_to_check(options.target, options.op, options.device)
     dtypes = dtypes_of(options.dtypes, options.device)
-    cases = {op: cases_of(op, dtypes, options.long)[: options.cases] for op in ops}
+    fp8 = options.fp8 or options.target in NAMES
+    cases = {op: cases_of(op, dtypes, options.long, fp8)[: options.cases] for op in ops}
     print(f"{options.target} on {options.device}")
     print(f"{'op':20} {'cases':>5} {'failed':>6} {'worst error':>26} {'seconds':>8}")
     judged = judgements(options, [(op, n) for op in ops for n in range(len(cases[op]))], cases)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import triton
 
@@ -20,10 +24,9 @@ def compile_command(options: argparse.Namespace) -> int:
         return 2
     table, num_faults, num_kernels = read_table(), 0, 0
     print(f"Triton {triton.__version__}, table {table_path().name}\n{HEADER}")
-    for target in names:
-        committed, now = table.get(target, {}), {}
-        for name, figures in measure(TARGETS[target]):
-            now[name] = figures
+    for target, now in measured(names, options.jobs):
+        committed = table.get(target, {})
+        for name, figures in now.items():
             known = figures if options.update else committed.get(name)
             wrong = faults(name, TARGETS[target], figures, known)
             num_faults += len(wrong)
@@ -39,6 +42,21 @@ def compile_command(options: argparse.Namespace) -> int:
         write_table(table)
     print(f"{num_kernels} kernels, {num_faults} faults")
     return 1 if num_faults else 0
+
+
+def measured(names: list[str], jobs: int) -> Iterator[tuple[str, dict[str, Figures]]]:
+    """The figures of each target, in the order of ``names``; by ``jobs`` processes, a target
+    each."""
+    if jobs == 1:
+        yield from map(figures_of, names)
+        return
+    count = min(jobs or os.cpu_count() or 1, len(names))
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as processes:
+        yield from processes.map(figures_of, names)
+
+
+def figures_of(name: str) -> tuple[str, dict[str, Figures]]:
+    return name, dict(measure(TARGETS[name]))
 
 
 def print_line(

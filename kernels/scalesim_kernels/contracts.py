@@ -5,6 +5,10 @@ Common to all ops
 ``pool``        the page pool, ``[num_pages, num_layers, 2, num_kv_heads, block_size, head_dim]``,
                 C-contiguous, in the model's dtype; index 0 of dimension 2 is K, 1 is V. Offsets
                 into it need int64: a pool may be larger than 2**31 elements.
+fp8             where an engine has ``kv_dtype="fp8"``, the pool of the paged ops is in
+                ``float8_e4m3fn``. K and V are rounded to the nearest when they are stored, and
+                saturate at 448 (``float8.narrowed``); attention reads them exactly. Ops on adapters
+                get the same memory in the dtype of ``x``, its last dimension shorter.
 layer           which of the pool's layers.
 batch, plan     the step's ``PagedBatch``, and what the set's ``plan`` made of it.
 garbage         every byte of a page past its sequence's valid positions may hold any bits, NaN and
@@ -26,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -117,7 +122,10 @@ class PagedAttention(Protocol):
 
 
 class PlanAttention(Protocol):
-    def __call__(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> Any:
+    def __call__(
+        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool,
+        dtype: torch.dtype | None = None,
+    ) -> Any:  # fmt: skip
         """Work done once per step for all layers and ``num_heads`` query heads; handed unread to
         the ops that take a ``plan``.
 
@@ -125,6 +133,7 @@ class PlanAttention(Protocol):
         have the same bits in ``paged_decode`` and ``paged_prefill``, whatever the batch and
         chunking. The block table does not change between a plan and the last op that takes it:
         a set may read it at either time.
+        dtype : of Q, given by keyword and only where it is another than the pool's, with KV in fp8.
         """
 
 
@@ -209,7 +218,8 @@ class LoraShrink(Protocol):
     ) -> Tensor:
         """``scale * A @ x`` of each token that uses an adapter, at the adapter's own rank.
 
-        x : ``[num_tokens, in_width]``, C-contiguous. pool : as above; adapters lie in its pages.
+        x : ``[num_tokens, in_width]``, C-contiguous. pool : as above, in the dtype of ``x``;
+            adapters lie in its pages.
         returns : ``[len(lora.tokens), num_slices, max_rank]`` fp32, C-contiguous, one row for each
             entry of ``lora.tokens``; unspecified past a slice's rank and in rows of repeats. In a
             dimension before these there may be partial sums, which the set's ``lora_expand`` adds.

@@ -16,6 +16,7 @@ from .cpu_logits import adjust_logits, log_probs
 from .cpu_lora import CpuLora
 from .cpu_rows import HAS_NUMBA, linear, linear_product, pack_weight, steady_linear
 from .cpu_sampling import sample
+from .float8 import as_bytes
 
 
 def pack_and_ask(weight: Tensor) -> Tensor:
@@ -26,11 +27,12 @@ def pack_and_ask(weight: Tensor) -> Tensor:
 
 
 def copy_pages(pool: Tensor, src: Tensor, dst: Tensor) -> None:
+    pool = as_bytes(pool)
     pool.index_copy_(0, dst, pool.index_select(0, src))
 
 
 def zero_pages(pool: Tensor, ids: Tensor) -> None:
-    pool.index_fill_(0, ids, 0)
+    as_bytes(pool).index_fill_(0, ids, 0)
 
 
 def cpu_kernels(reproducible: bool = True, compiled: bool = HAS_NUMBA) -> KernelSet:

@@ -30,6 +30,7 @@ from .cpu_tiles import (
     decode_tiles,
     prefill_tiles,
 )
+from .float8 import FLOAT8, as_bytes, narrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +80,21 @@ class CpuAttention:
         self._scratch: dict[str, Tensor] = {}
         self._masks: dict[tuple[TileShape, torch.dtype], Tensor] = {}
 
-    def plan(self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> CpuPlan:
+    def plan(
+        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool,
+        dtype: torch.dtype | None = None,
+    ) -> CpuPlan:  # fmt: skip
         """The plan of one step for all layers; see ``contracts.PlanAttention``."""
+        dtype = dtype or pool.dtype
         num_kv_heads, head_dim = pool.shape[3], pool.shape[5]
         group = num_heads // num_kv_heads
-        heads = Heads(group, num_kv_heads, head_dim, pool.dtype, torch.get_num_threads())
+        heads = Heads(group, num_kv_heads, head_dim, dtype, torch.get_num_threads())
         form = ask(heads) if reproducible else FASTEST
         decodes, prefills = split_sequences(batch)
         decode = prefill = None
         if len(decodes.rows):
             shape = decode_shape(group, form) if reproducible else TileShape.fastest(group, True)
-            decode = decode_tiles(decodes, shape, pool.shape, pool.dtype)
+            decode = decode_tiles(decodes, shape, pool.shape, dtype)
         if len(prefills.rows):
             shape = (
                 TileShape.reproducible(group)
@@ -97,7 +102,7 @@ class CpuAttention:
                 else TileShape.fastest(group, decode=False)
             )
             kv_len = int(bucket_end(prefills.context_len - 1).max())
-            mask = self._mask(shape, kv_len, pool.dtype)
+            mask = self._mask(shape, kv_len, dtype)
             prefill = prefill_tiles(prefills, shape, pool.shape, mask)
         return CpuPlan(store_index(batch, pool.shape), decode, prefill, form.together)
 
@@ -105,10 +110,10 @@ class CpuAttention:
         """Write K and V of the valid tokens, each ``[num_tokens, kv_heads, head_dim]``, to their
         pages."""
         _, _, _, num_kv_heads, block_size, head_dim = pool.shape
-        rows = pool.view(-1, head_dim)[layer * 2 * num_kv_heads * block_size :]
+        rows = as_bytes(pool).view(-1, head_dim)[layer * 2 * num_kv_heads * block_size :]
         num_tokens = len(plan.store_index)
-        kv = torch.cat((k[:num_tokens], v[:num_tokens]), dim=1)
-        rows.index_copy_(0, plan.store_index.view(-1), kv.view(-1, head_dim))
+        kv = narrowed(torch.cat((k[:num_tokens], v[:num_tokens]), dim=1), pool.dtype)
+        rows.index_copy_(0, plan.store_index.view(-1), as_bytes(kv).view(-1, head_dim))
 
     def paged_decode(
         self, q: Tensor, pool: Tensor, layer: int, batch: PagedBatch, plan: CpuPlan, scale: float,
@@ -140,7 +145,7 @@ class CpuAttention:
         results = self._buffer("out", shape, q.dtype)
         masks = iter(plan.masks(window))
         for gathered in plan.gathers:
-            kv = self._gather(pool, layer, gathered)
+            kv = self._gather(pool, layer, gathered, q.dtype)
             for call in gathered.calls:
                 some = tiles[call.begin : call.end]
                 size = (len(some), num_kv_heads, call.kv_len, head_dim)
@@ -154,14 +159,19 @@ class CpuAttention:
         rows = out[plan.first_token : plan.first_token + plan.num_tokens].view(-1, head_dim)
         torch.index_select(results.view(-1, head_dim), 0, plan.out_index, out=rows)
 
-    def _gather(self, pool: Tensor, layer: int, part: Gather) -> Tensor:
-        """KV of one gather, ``[num_seqs, 2, kv_heads, kv_len, head_dim]``, with zeros past each
-        context."""
+    def _gather(self, pool: Tensor, layer: int, part: Gather, dtype: torch.dtype) -> Tensor:
+        """KV of one gather, ``[num_seqs, 2, kv_heads, kv_len, head_dim]`` of ``dtype``, with zeros
+        past each context."""
         _, _, _, num_kv_heads, block_size, head_dim = pool.shape
-        blocks = pool.view(-1, block_size * head_dim)[layer * 2 * num_kv_heads :]
+        blocks = as_bytes(pool).view(-1, block_size * head_dim)[layer * 2 * num_kv_heads :]
         shape = (len(part.index), block_size * head_dim)
-        kv = self._buffer("kv", shape, pool.dtype)
-        torch.index_select(blocks, 0, part.index, out=kv)
+        kv = self._buffer("kv", shape, dtype)
+        if pool.dtype == FLOAT8:
+            packed = self._buffer("packed", shape, torch.uint8)
+            torch.index_select(blocks, 0, part.index, out=packed)
+            kv.copy_(packed.view(FLOAT8))
+        else:
+            torch.index_select(blocks, 0, part.index, out=kv)
         kv.view(-1, head_dim).index_fill_(0, part.clear, 0)
         return kv.view(part.num_seqs, 2, num_kv_heads, part.kv_len, head_dim)
 

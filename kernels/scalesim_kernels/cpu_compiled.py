@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
+from .cpu_float8 import load_float8, octets, store_float8
 from .cpu_kernel import job, kernel
 from .cpu_lanes import (
     WIDTH,
@@ -51,13 +52,14 @@ GELU_SCALE, GELU_CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)  #
 AttentionJob = job(
     "AttentionJob",
     "q q_stride q_size out out_size layer layer_size page_stride table table_size max_blocks "
-    "items num_heads num_kv_heads head_dim block_size window most_tokens",
+    "items num_heads num_kv_heads head_dim block_size window most_tokens float8",
     "scale soft_cap",
 )
 RopeJob = job(
     "RopeJob",
     "qkv qkv_size layer layer_size page_stride table table_size max_blocks rows positions "
-    "cos_sin cos_sin_size num_tokens num_heads num_kv_heads head_dim block_size q_weight k_weight",
+    "cos_sin cos_sin_size num_tokens num_heads num_kv_heads head_dim block_size float8 q_weight "
+    "k_weight",
     "eps",
 )
 NormJob = job("NormJob", "x residual weight out num_rows width rows_each", "eps")
@@ -139,6 +141,16 @@ def mix_eight(
     store(mixed, m_at, a)
 
 
+@njit(inline="always")
+def widen_block(
+    codes: Any, c_at: int, floats: Any, f_at: int, size: int, v_of_codes: int, v_of_floats: int
+) -> None:
+    """K and V of a block, from e4m3."""
+    for i in range(0, size, WIDTH):
+        store(floats, f_at + i, load_float8(codes, c_at + i))
+        store(floats, f_at + v_of_floats + i, load_float8(codes, c_at + v_of_codes + i))
+
+
 @kernel(AttentionJob)
 def attention(pointer: Any) -> None:
     """Causal attention of a few consecutive tokens of one sequence, with the query heads of one KV
@@ -146,7 +158,7 @@ def attention(pointer: Any) -> None:
 
     Online softmax: after each tile of 64 positions, a row's sums are corrected for its new maximum.
     Tiles begin at multiples of 64 of the absolute position, so a row takes the same steps however
-    its tokens were cut into items.
+    its tokens were cut into items. A tile in e4m3 is converted once for all rows of the item.
     """
     job = carray(pointer, 1)[0]
     dim, block_size, window = job.head_dim, job.block_size, job.window
@@ -155,6 +167,7 @@ def attention(pointer: Any) -> None:
     q = carray(floats(job.q), job.q_size)
     out = carray(floats(job.out), job.out_size)
     layer = carray(floats(job.layer), job.layer_size)
+    codes = carray(octets(job.layer), job.layer_size)
     table = carray(ints(job.table), job.table_size)
     items = carray(ints(job.items), (job.num_items // num_kv_heads, 4))
     scale, capped = fill(job.scale), job.soft_cap > 0
@@ -167,7 +180,11 @@ def attention(pointer: Any) -> None:
     masses = np.empty(most_rows, np.float32)
     fades = np.empty(most_rows, np.float32)
     values = np.empty(TILE // block_size, np.int64)
-    v_of_k = num_kv_heads * block_size * dim
+    v_of_k, v_of_page = TILE * dim, num_kv_heads * block_size * dim
+    if job.float8 != 0:
+        layer = np.empty(2 * v_of_k, np.float32)
+    else:
+        v_of_k = v_of_page
     while True:
         index = take_next(pointer)
         if index >= job.num_items:
@@ -184,7 +201,15 @@ def attention(pointer: Any) -> None:
         for base in range(start, last + 1, TILE):
             for block in range(min(TILE, last + 1 - base + block_size - 1) // block_size):
                 page = np.int64(table[row * job.max_blocks + base // block_size + block])
-                values[block] = page * job.page_stride + head * block_size * dim + v_of_k
+                k_at = page * job.page_stride + head * block_size * dim
+                if job.float8 != 0:
+                    values[block] = v_of_k + block * block_size * dim
+                    widen_block(
+                        codes, k_at, layer, values[block] - v_of_k, block_size * dim, v_of_page,
+                        v_of_k,
+                    )  # fmt: skip
+                    continue
+                values[block] = k_at + v_of_k
                 for line in range(0, block_size * dim if num_rows <= FEW_ROWS else 0, LINE):
                     prefetch(layer, values[block] + line)
             for r in range(num_rows):
@@ -258,6 +283,7 @@ def rope_and_store(pointer: Any) -> None:
     half, num_kv_heads = dim // 2, job.num_kv_heads
     qkv = carray(floats(job.qkv), job.qkv_size)
     layer = carray(floats(job.layer), job.layer_size)
+    codes = carray(octets(job.layer), job.layer_size)
     table = carray(ints(job.table), job.table_size)
     rows = carray(ints(job.rows), job.num_tokens)
     positions = carray(ints(job.positions), job.num_tokens)
@@ -290,8 +316,13 @@ def rope_and_store(pointer: Any) -> None:
             slot = np.int64(table[block]) * job.page_stride + positions[token] % block_size * dim
             kv = token * width + job.num_heads * dim
             for head in range(2 * num_kv_heads):
+                at = slot + head * block_size * dim
                 for i in range(0, dim, WIDTH):
-                    store(layer, slot + head * block_size * dim + i, load(qkv, kv + head * dim + i))
+                    element = load(qkv, kv + head * dim + i)
+                    if job.float8 != 0:
+                        store_float8(codes, at + i, element)
+                    else:
+                        store(layer, at + i, element)
 
 
 # -- work on rows ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from .cpu_attention import CpuAttention, CpuPlan, split_sequences
 from .cpu_lanes import WIDTH
 from .cpu_team import run
 from .cpu_tiles import Sequences
+from .float8 import FLOAT8
 
 TOKENS = 16  # of a prefill's item: they share the KV that they read
 SMALL = 1 << 14  # elements: less work than this is done before a team is awake
@@ -45,11 +46,12 @@ class InPlaceAttention:
         self._gathering_rope = plain.CpuRope(self._gathering)
 
     def plan(
-        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool
-    ) -> PagedPlan | CpuPlan:
+        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool,
+        dtype: torch.dtype | None = None,
+    ) -> PagedPlan | CpuPlan:  # fmt: skip
         """See ``contracts.PlanAttention``. The compiled kernels are always reproducible."""
-        if pool.dtype != torch.float32 or pool.shape[5] % HEAD_MULTIPLE:
-            return self._gathering.plan(batch, pool, num_heads, reproducible)
+        if (dtype or pool.dtype) != torch.float32 or pool.shape[5] % HEAD_MULTIPLE:
+            return self._gathering.plan(batch, pool, num_heads, reproducible, dtype)
         decodes, prefills = split_sequences(batch)
         return PagedPlan(items(decodes, 1), items(prefills, TOKENS))
 
@@ -72,7 +74,8 @@ class InPlaceAttention:
             table.data_ptr(), table.numel(), table.shape[1],
             batch.token_rows.data_ptr(), batch.positions.data_ptr(),
             cos_sin.data_ptr(), cos_sin.numel(), num_tokens, num_heads, num_kv_heads, head_dim,
-            block_size, *(0 if w is None else w.data_ptr() for w in weights), eps,
+            block_size, int(pool.dtype == FLOAT8),
+            *(0 if w is None else w.data_ptr() for w in weights), eps,
         )  # fmt: skip
         run(compiled.rope_and_store, job, qkv.numel() >= SMALL)
         return qkv.view(num_tokens, -1, head_dim)[:, :num_heads]
@@ -140,7 +143,7 @@ def attend(
         out.data_ptr(), out.numel(), *layer_of(pool, layer),
         table.data_ptr(), table.numel(), table.shape[1], found.ctypes.data,
         q.shape[1], num_kv_heads, head_dim, block_size, window or 0, num_tokens,
-        scale, soft_cap or 0.0,
+        int(pool.dtype == FLOAT8), scale, soft_cap or 0.0,
     )  # fmt: skip
     run(compiled.attention, job)
 

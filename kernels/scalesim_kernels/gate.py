@@ -40,6 +40,7 @@ class Variant:
 
 
 ATTENTION = ("paged_decode", "paged_prefill")
+PAGED = ("qk_norm_rope_store", *ATTENTION)
 LLAMA = WarmUpShape(
     32, 8, 128, 16, 4096, 14336, 128256, torch.bfloat16, linears=((4096, 6144, False),)
 )
@@ -55,15 +56,20 @@ MISTRAL = replace(LLAMA, window=4096)
 VARIANTS = (
     Variant("llama-8b bf16", LLAMA, True),
     Variant("llama-8b bf16 wide", LLAMA, False, ("paged_prefill",)),
+    Variant("llama-8b bf16 fp8 kv", replace(LLAMA, fp8=True), True, PAGED),
+    Variant("llama-8b bf16 fp8 kv wide", replace(LLAMA, fp8=True), False, ("paged_prefill",)),
     Variant("llama-8b bf16 block 64", replace(LLAMA, block_size=64), True, ATTENTION),
     Variant("qwen3-0.6b bf16", QWEN3, True, ("qk_norm_rope_store", "sample", *ATTENTION)),
     Variant("qwen2.5-0.5b fp16", QWEN, True),
+    Variant("qwen2.5-0.5b fp16 fp8 kv", replace(QWEN, fp8=True), True, PAGED),
     Variant("qwen2.5-0.5b fp16 wide", QWEN, False, ("paged_prefill",)),
     Variant("head 80 bf16", replace(LLAMA, head_dim=80), False, ATTENTION),
     Variant("head 256 bf16", replace(LLAMA, num_heads=8, head_dim=256), False, ATTENTION),
     Variant("gemma-2-9b bf16", GEMMA2, True, ("gelu_mul", *ATTENTION)),
     Variant("gemma-2-9b bf16 wide", GEMMA2, False, ("paged_prefill",)),
     Variant("mistral-7b bf16", MISTRAL, True, ATTENTION),
+    Variant("mistral-7b bf16 fp8 kv", replace(MISTRAL, fp8=True), True, ATTENTION),
+    Variant("mistral-7b bf16 fp8 kv wide", replace(MISTRAL, fp8=True), False, ("paged_prefill",)),
     Variant("mistral-7b bf16 wide", MISTRAL, False, ("paged_prefill",)),
     Variant("llama-8b fp32", replace(LLAMA, dtype=torch.float32), True, (*ATTENTION, "linear")),
     Variant("llama-8b fp32 wide", replace(LLAMA, dtype=torch.float32), False, ("paged_prefill",)),

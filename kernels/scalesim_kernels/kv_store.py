@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .contracts import PagedBatch
+from .float8 import as_bytes
+from .float8_triton import stored
 from .launch import Launch, next_power_of_2
 
 BATCH = ["table", "token_rows", "positions"]  # may be slices, at any alignment
@@ -30,7 +32,7 @@ def normed(first, second, weight, column, inside, eps, HALF: tl.constexpr):
 @triton.jit(do_not_specialize=["table_stride"], do_not_specialize_on_alignment=BATCH)
 def store_kernel(
     qkv,  # [num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, 2 * HALF], C-contiguous; Q is overwritten
-    pool,  # the layer's K in page 0
+    pool,  # the layer's K in page 0: qkv's dtype, or e4m3 as bytes
     page_stride, head_stride, v_offset,  # elements
     table, table_stride,  # [num_rows, max_blocks] int32
     token_rows, positions,  # [num_tokens] int32
@@ -65,12 +67,12 @@ def store_kernel(
     angle = cos_sin + position.to(tl.int64) * (2 * HALF) + column
     cos = tl.load(angle, mask=inside, other=0.0).to(tl.float32)[None, :]
     sin = tl.load(angle + HALF, mask=inside, other=0.0).to(tl.float32)[None, :]
-    turned_first = (first * cos - second * sin).to(pool.dtype.element_ty)
-    turned_second = (second * cos + first * sin).to(pool.dtype.element_ty)
+    turned_first = first * cos - second * sin
+    turned_second = second * cos + first * sin
 
     q_mask = is_q[:, None] & inside[None, :]
-    tl.store(source, turned_first, mask=q_mask)
-    tl.store(source + HALF, turned_second, mask=q_mask)
+    tl.store(source, turned_first.to(qkv.dtype.element_ty), mask=q_mask)
+    tl.store(source + HALF, turned_second.to(qkv.dtype.element_ty), mask=q_mask)
 
     row = tl.load(token_rows + token)
     entry = table + row.to(tl.int64) * table_stride + position // BLOCK_SIZE
@@ -81,8 +83,10 @@ def store_kernel(
     target = pool + (slot + kv_head * head_stride)[:, None] + column[None, :]
     kv_mask = ((is_k | is_v) & (row != 0))[:, None] & inside[None, :]
     v_heads = is_v[:, None]
-    tl.store(target, tl.where(v_heads, raw_first, turned_first), mask=kv_mask)
-    tl.store(target + HALF, tl.where(v_heads, raw_second, turned_second), mask=kv_mask)
+    low, turned_low = stored(raw_first, pool), stored(turned_first, pool)
+    high, turned_high = stored(raw_second, pool), stored(turned_second, pool)
+    tl.store(target, tl.where(v_heads, low, turned_low), mask=kv_mask)
+    tl.store(target + HALF, tl.where(v_heads, high, turned_high), mask=kv_mask)
 
 
 def store(
@@ -96,7 +100,7 @@ def store(
     norm = q_weight is not None and k_weight is not None
     grid = (len(qkv), -(-heads.shape[1] // STORE.tile))
     store_kernel[grid](
-        qkv, pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
+        qkv, as_bytes(pool)[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
         batch.block_table, batch.block_table.stride(0), batch.token_rows, batch.positions,
         cos_sin, q_weight if norm else qkv, k_weight if norm else qkv, eps,
         num_heads, num_kv_heads, head_dim // 2, next_power_of_2(head_dim // 2), block_size,

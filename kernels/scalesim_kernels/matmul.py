@@ -48,8 +48,9 @@ def segment_of(width: int, num_out: int) -> int:
 
 def matmul_tile(num_rows: int, whole: bool, dtype: torch.dtype) -> MatmulTile:
     """``whole``: there is one segment, and a program needs no second set of sums."""
-    if is_wide(dtype):
-        return MatmulTile(FEW_ROWS, COLUMNS, Launch(tile=32, num_warps=4, num_stages=3))
+    if is_wide(dtype):  # with four warps, a second set of sums spills under Triton 3.9
+        warps = 4 if num_rows <= FEW_ROWS else 8
+        return MatmulTile(FEW_ROWS, COLUMNS, Launch(tile=32, num_warps=warps, num_stages=3))
     if num_rows <= FEW_ROWS:
         stages = 5 if capability() else 4  # AMD's programs have 64 KB of shared memory
         return MatmulTile(FEW_ROWS, COLUMNS, Launch(tile=DEPTH, num_warps=4, num_stages=stages))

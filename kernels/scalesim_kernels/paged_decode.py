@@ -20,7 +20,9 @@ from torch import Tensor
 
 from .attention_tiles import attend, merge, tile_rows, window_begin
 from .contracts import PagedBatch
+from .float8_triton import readable
 from .launch import Launch, next_power_of_2
+from .shared_splits import SharedSplits, share
 from .work_lists import SMALL, WorkList, build
 
 LOG2_E = 1.4426950408889634
@@ -32,9 +34,11 @@ REDUCE = Launch(tile=0, num_warps=2, num_stages=5)
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """The work list of a step's decodes, and scratch memory that all layers share."""
+    """The work list of a step's decodes, and scratch memory that all layers share. ``shared`` is
+    ``None`` where a tile's rows hold one sequence alone."""
 
     work: WorkList
+    shared: SharedSplits | None
     acc: Tensor  # [capacity, num_heads, head_dim] fp32: unnormalized output of a split
     maxima: Tensor  # [capacity, num_heads] fp32
     sums: Tensor  # [capacity, num_heads] fp32
@@ -47,7 +51,7 @@ def scratch_bytes(num_seqs: int, max_positions: int, num_heads: int, head_dim: i
 
 
 def plan_decode(
-    batch: PagedBatch, num_heads: int, head_dim: int, block_size: int, split: int
+    batch: PagedBatch, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, split: int
 ) -> DecodePlan | None:
     """The plan of a step's decodes; ``None`` without decodes. The capacity is that of full block
     table rows, at ``4 * head_dim * num_heads`` bytes an item."""
@@ -56,15 +60,20 @@ def plan_decode(
     longest = batch.block_table.shape[1] * block_size
     capacity = batch.num_decodes * -(-longest // split)
     work = build(batch, 0, batch.num_decodes, split, True, capacity)
+    seats = MIN_ROWS // next_power_of_2(num_heads // num_kv_heads)
+    shared = share(batch, work, seats, block_size) if seats > 1 else None
     device = batch.seq_rows.device
     acc = torch.empty((capacity, num_heads, head_dim), dtype=torch.float32, device=device)
     maxima, sums = (
         torch.empty((capacity, num_heads), dtype=torch.float32, device=device) for _ in range(2)
     )
-    return DecodePlan(work, acc, maxima, sums)
+    return DecodePlan(work, shared, acc, maxima, sums)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_seqs"], do_not_specialize_on_alignment=BATCH)
+@triton.jit(
+    do_not_specialize=["table_stride", "num_seqs"],
+    do_not_specialize_on_alignment=[*BATCH, "counts", "members"],
+)
 def decode_kernel(
     q,  # [num_tokens, num_heads, HEAD_DIM], heads contiguous
     q_stride,
@@ -73,6 +82,7 @@ def decode_kernel(
     table, table_stride,  # [num_rows, max_blocks] int32
     seq_rows, context_lens,  # [num_seqs] int32
     first_item, seqs, parts,  # the work list
+    counts, members,  # who shares each item, with SEATS > 1
     num_seqs,
     scale_log2,
     acc_parts, max_parts, sum_parts,  # partial results, by item and query head
@@ -80,50 +90,64 @@ def decode_kernel(
     NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     SPLIT: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
-    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, SEATS: tl.constexpr,
 ):  # fmt: skip
-    """Grid ``(programs,)``; program p takes items p, p + programs, ... of items x KV heads."""
+    """Grid ``(programs,)``; program p takes items p, p + programs, ... of items x KV heads. The
+    rows of a tile are the query heads of one sequence, then those of the others that share it."""
     NUM_HEADS: tl.constexpr = GROUP * NUM_KV_HEADS
     row = tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_D)
+    seat, head = row // (ROWS // SEATS), row % (ROWS // SEATS)
     num_items = tl.load(first_item + num_seqs) * NUM_KV_HEADS
     for item in tl.range(tl.program_id(0), num_items, tl.num_programs(0)):
         kv_head = item % NUM_KV_HEADS
         entry = item // NUM_KV_HEADS
-        seq = tl.load(seqs + entry)
-        begin = tl.load(parts + entry) * SPLIT
-        context = tl.load(context_lens + seq)
-        end = tl.minimum(begin + SPLIT, context)
-        if WINDOW is not None:
-            begin = tl.maximum(begin, window_begin(context - 1, BLOCK_N, WINDOW))
+        seq, part = tl.load(seqs + entry), tl.load(parts + entry)
+        count = 1
+        if SEATS > 1:
+            count = tl.load(counts + entry)
+        if count > 0:
+            real = (head < GROUP) & (seat < count)
+            tokens = row * 0 + seq
+            if SEATS > 1:
+                tokens = tl.load(members + entry.to(tl.int64) * SEATS + seat, mask=real, other=0)
+            begin = part * SPLIT
+            context = tl.load(context_lens + seq)
+            end = tl.minimum(begin + SPLIT, context)
+            if WINDOW is not None:
+                begin = tl.maximum(begin, window_begin(context - 1, BLOCK_N, WINDOW))
 
-        in_group = row < GROUP
-        q_head = q + kv_head * (GROUP * HEAD_DIM)
-        tokens = row * 0 + seq
-        pointers, inside = tile_rows(q_head, tokens, row, in_group, q_stride, HEAD_DIM, BLOCK_D)
-        tile = tl.load(pointers, mask=inside, other=0.0)
-        acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-        row_max = tl.full([ROWS], float("-inf"), tl.float32)
-        row_sum = tl.zeros([ROWS], tl.float32)
-        table_row = table + tl.load(seq_rows + seq).to(tl.int64) * table_stride
-        acc, row_max, row_sum = attend(
-            tile, row * 0 + (context - 1), acc, row_max, row_sum,
-            k_pool + kv_head * head_stride, table_row, begin, end, page_stride, v_offset,
-            scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES, WINDOW, SOFT_CAP,
-        )  # fmt: skip
-        if context <= SPLIT:  # the only split: nothing to reduce
-            result = acc / row_sum[:, None]
-            out_head = out + kv_head * (GROUP * HEAD_DIM)
-            targets, _ = tile_rows(
-                out_head, tokens, row, in_group, NUM_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_D
-            )
-            tl.store(targets, result.to(out.dtype.element_ty), mask=inside)
-        else:
-            head = (row * 0 + entry).to(tl.int64) * NUM_HEADS + kv_head * GROUP + row
-            tl.store(max_parts + head, row_max, mask=in_group)
-            tl.store(sum_parts + head, row_sum, mask=in_group)
-            acc_pointers = acc_parts + head[:, None] * HEAD_DIM + column[None, :]
-            tl.store(acc_pointers, acc, mask=inside)
+            q_head = q + kv_head * (GROUP * HEAD_DIM)
+            pointers, inside = tile_rows(q_head, tokens, head, real, q_stride, HEAD_DIM, BLOCK_D)
+            tile = tl.load(pointers, mask=inside, other=0.0)
+            acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+            row_max = tl.full([ROWS], float("-inf"), tl.float32)
+            row_sum = tl.zeros([ROWS], tl.float32)
+            table_row = table + tl.load(seq_rows + seq).to(tl.int64) * table_stride
+            # A shared split ends before any of its sequences does: all see all of it.
+            acc, row_max, row_sum = attend(
+                tile, row * 0 + (context - 1), acc, row_max, row_sum,
+                k_pool + kv_head * head_stride, table_row, begin, end, page_stride, v_offset,
+                scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N, BLOCK_SIZE, True, STAGES, WINDOW, SOFT_CAP,
+            )  # fmt: skip
+            if context <= SPLIT:  # the only split: nothing to reduce
+                result = acc / row_sum[:, None]
+                out_head = out + kv_head * (GROUP * HEAD_DIM)
+                targets, _ = tile_rows(
+                    out_head, tokens, head, real, NUM_HEADS * HEAD_DIM, HEAD_DIM, BLOCK_D
+                )
+                tl.store(targets, result.to(out.dtype.element_ty), mask=inside)
+            else:
+                own = row * 0 + entry
+                if SEATS > 1:  # loaded again: kept, they would take registers in the loop
+                    again = members + entry.to(tl.int64) * SEATS + seat
+                    tokens = tl.load(again, mask=real, other=0)
+                    own = tl.load(first_item + tokens, mask=real, other=0) + part
+                place = own.to(tl.int64) * NUM_HEADS + kv_head * GROUP + head
+                tl.store(max_parts + place, row_max, mask=real)
+                tl.store(sum_parts + place, row_sum, mask=real)
+                acc_pointers = acc_parts + place[:, None] * HEAD_DIM + column[None, :]
+                tl.store(acc_pointers, acc, mask=inside)
 
 
 @triton.jit(do_not_specialize_on_alignment=["first_item"])
@@ -170,13 +194,16 @@ def decode(
     group, block_d = num_heads // num_kv_heads, next_power_of_2(head_dim)
     work = plan.work
     grid = min(programs, work.capacity * num_kv_heads)
+    shared = plan.shared if window is None else None  # a window is each sequence's own
+    lists = (work.seqs, work.seqs) if shared is None else (shared.counts, shared.members)
     kernel = decode_kernel[(grid,)](
-        q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
+        q, q.stride(0), readable(pool)[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
         batch.block_table, batch.block_table.stride(0), batch.seq_rows, batch.context_lens,
-        work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E,
+        work.first_item, work.seqs, work.parts, *lists, work.num_seqs, scale * LOG2_E,
         plan.acc, plan.maxima, plan.sums, out,
         num_kv_heads, group, max(MIN_ROWS, next_power_of_2(group)), head_dim, block_d, block_size,
-        work.part_size, launch.tile, launch.num_stages, window, soft_cap, **launch.options(),
+        work.part_size, launch.tile, launch.num_stages, window, soft_cap,
+        1 if shared is None else shared.seats, **launch.options(),
     )  # fmt: skip
     if work.capacity > work.num_seqs:
         reduce_kernel[(work.num_seqs, num_heads)](

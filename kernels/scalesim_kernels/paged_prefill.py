@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .attention_tiles import attend, attend_pair, merge, tile_rows, window_begin
 from .contracts import PagedBatch
+from .float8_triton import readable
 from .launch import Launch, next_power_of_2
 from .paged_decode import BATCH, LOG2_E
 from .work_lists import WorkList, build
@@ -203,7 +204,7 @@ def prefill(
     group_rows = next_power_of_2(group)
     kernel = prefill_pair_kernel if paired else prefill_kernel
     kernel[(work.capacity, num_kv_heads)](
-        q, q.stride(0), pool[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
+        q, q.stride(0), readable(pool)[0, layer], pool.stride(0), pool.stride(3), pool.stride(2),
         batch.block_table, batch.block_table.stride(0),
         batch.seq_rows, batch.query_start, batch.context_lens,
         work.first_item, work.seqs, work.parts, work.num_seqs, scale * LOG2_E, out,

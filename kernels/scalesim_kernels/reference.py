@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .contracts import RULED_OUT, Adjustments, KernelSet, LoraBatch, LoraSite, PagedBatch
+from .float8 import as_bytes, narrowed
 from .philox import uniform
 
 
@@ -62,19 +63,21 @@ def qk_norm_rope_store(
     ):
         if row != 0:
             page = int(batch.block_table[row, position // block_size])
-            pool[page, layer, 0, :, position % block_size] = k[token]
-            pool[page, layer, 1, :, position % block_size] = v[token]
+            pool[page, layer, 0, :, position % block_size] = narrowed(k[token], pool.dtype)
+            pool[page, layer, 1, :, position % block_size] = narrowed(v[token], pool.dtype)
     return q
 
 
 def gather_kv(
-    pool: Tensor, layer: int, table_row: Tensor, context_len: int
+    pool: Tensor, layer: int, table_row: Tensor, context_len: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The valid K and V of one sequence: two ``[num_kv_heads, context_len, head_dim]``."""
+    """The valid K and V of one sequence: two ``[num_kv_heads, context_len, head_dim]`` of
+    ``dtype``."""
     block_size = pool.shape[4]
     pages = table_row[: -(-context_len // block_size)].long()
-    kv = pool[pages, layer].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len]
-    return widen(kv[0]), widen(kv[1])
+    found = as_bytes(pool)[pages, layer].view(pool.dtype)
+    kv = found.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :context_len].to(dtype)
+    return kv[0], kv[1]
 
 
 def attend_sequence(
@@ -84,7 +87,8 @@ def attend_sequence(
     row, context_len = int(batch.seq_rows[seq]), int(batch.context_lens[seq])
     if row == 0:
         return
-    keys, values = gather_kv(pool, layer, batch.block_table[row], context_len)
+    wide = widen(q).dtype
+    keys, values = gather_kv(pool, layer, batch.block_table[row], context_len, wide)
     group = q.shape[1] // keys.shape[0]
     for token in range(int(batch.query_start[seq]), int(batch.query_start[seq + 1])):
         end = int(batch.positions[token]) + 1
@@ -113,7 +117,10 @@ def paged_prefill(
         attend_sequence(seq, q, pool, layer, batch, scale, out, window, soft_cap)
 
 
-def plan(batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool) -> None:
+def plan(
+    batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool,
+    dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
     return None
 
 

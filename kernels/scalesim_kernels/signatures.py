@@ -1,7 +1,7 @@
 """Validation of the signatures of a kernel set, when the set is given and not in the first step.
 
 An engine passes arguments by position, as in ``contracts``. Only attention's two options are passed
-by keyword, for models that have them.
+by keyword, for models that have them, and a plan's dtype, with KV in fp8.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from typing import Any, get_type_hints
 
 from .contracts import KernelSet
 
-OPTIONS = {"paged_decode": ("window", "soft_cap"), "paged_prefill": ("window", "soft_cap")}
-"""Keywords that an op may lack; it then serves the models without these options."""
+OPTIONS = {
+    "plan": ("dtype",),
+    "paged_decode": ("window", "soft_cap"),
+    "paged_prefill": ("window", "soft_cap"),
+}
+"""Keywords that an op may lack; it then serves the engines without these options."""
 
 
 def ops() -> list[str]:
@@ -49,7 +53,7 @@ def signature_fault(op: str, function: Any, needed: Iterable[str] = ()) -> str |
         parameter for parameter in needed if parameter in options and lacks(signature, parameter)
     ]:
         return (
-            f"{op}: {name} takes no {lacking[0]!r}: it serves models without, and this one has it"
+            f"{op}: {name} takes no {lacking[0]!r}: it serves engines without, and this one has it"
         )
     return None
 

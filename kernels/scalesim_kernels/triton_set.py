@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import logits, matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, PagedBatch
+from .float8_triton import by_integers
 from .kv_store import store
 from .launch import Launch, capability, check_pool, interpreted, is_wide, next_power_of_2
 from .occupancy import resident_programs
@@ -35,10 +36,13 @@ class TritonPlan:
     paired: bool
 
 
-def narrow_launch(head_dim: int, dtype: torch.dtype) -> Launch:
-    """Of a decode: tiles that leave room for several programs on a processor."""
+def narrow_launch(head_dim: int, dtype: torch.dtype, integers: bool = False) -> Launch:
+    """Of a decode: tiles that leave room for several programs on a processor. ``integers``: e4m3
+    is converted by them."""
     if is_wide(dtype) or head_dim > 128:  # with four warps, registers spill here
         return Launch(tile=16, num_warps=8, num_stages=3)
+    if integers and capability() == 0:  # and here on AMD's GPUs
+        return Launch(tile=16, num_warps=4, num_stages=2)
     return Launch(tile=32, num_warps=4, num_stages=3)
 
 
@@ -50,7 +54,8 @@ def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:
         return Launch(tile=32, num_warps=8, num_stages=2)
     if masked or head_dim != next_power_of_2(head_dim) or capability() < 90:
         # masks take registers too, and so do the fragments that wgmma does without
-        return Launch(tile=32, num_warps=8, num_stages=3)
+        stages = 2 if masked and not capability() else 3  # with three, Triton 3.9 spills
+        return Launch(tile=32, num_warps=8, num_stages=stages)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
 
@@ -71,20 +76,22 @@ class TritonAttention:
         self._programs: dict[tuple[Any, ...], int] = {}
 
     def plan(
-        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool
-    ) -> TritonPlan:
+        self, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool,
+        dtype: torch.dtype | None = None,
+    ) -> TritonPlan:  # fmt: skip
         check_pool(pool)
         num_kv_heads, block_size, head_dim = pool.shape[3:]
-        prefill_rows = MIN_ROWS if reproducible else wide_rows(head_dim, pool.dtype)
+        dtype = dtype or pool.dtype
+        prefill_rows = MIN_ROWS if reproducible else wide_rows(head_dim, dtype)
         tokens = tile_tokens(num_heads, num_kv_heads, prefill_rows)
         paired = False
-        if reproducible and not is_wide(pool.dtype):
+        if reproducible and not is_wide(dtype) and pool.dtype == dtype:
             # By the number of tokens alone: what the largest step has compiled is enough.
             num_tiles = -(-(len(batch.positions) - batch.num_decodes) // tokens) * num_kv_heads
-            in_one_tile = 2 * tokens <= narrow_launch(head_dim, pool.dtype).tile
+            in_one_tile = 2 * tokens <= narrow_launch(head_dim, dtype).tile
             paired = in_one_tile and num_tiles >= self._paired_from
         return TritonPlan(
-            plan_decode(batch, num_heads, head_dim, block_size, SPLIT),
+            plan_decode(batch, num_heads, num_kv_heads, head_dim, block_size, SPLIT),
             plan_prefill(batch, tokens * (1 + paired)),
             reproducible,
             paired,
@@ -96,8 +103,8 @@ class TritonAttention:
     ) -> None:  # fmt: skip
         if plan.decode is None:
             return
-        launch = narrow_launch(pool.shape[5], pool.dtype)
-        form = (q.shape[1], *pool.shape[3:], pool.dtype, window, soft_cap)
+        launch = narrow_launch(pool.shape[5], q.dtype, by_integers(pool))
+        form = (q.shape[1], *pool.shape[3:], q.dtype, pool.dtype, window, soft_cap)
         programs = self._given or self._programs.get(form)
         kernel = decode(
             q, pool, layer, batch, plan.decode, scale, out, launch, programs or PROGRAMS, window,
@@ -113,10 +120,10 @@ class TritonAttention:
         if plan.prefill is None:
             return
         head_dim = pool.shape[5]
-        launch = wide_launch(head_dim, pool.dtype, window is not None)
-        num_rows = wide_rows(head_dim, pool.dtype)
-        if plan.reproducible and not is_wide(pool.dtype):
-            launch, num_rows = narrow_launch(head_dim, pool.dtype), MIN_ROWS
+        launch = wide_launch(head_dim, q.dtype, window is not None)
+        num_rows = wide_rows(head_dim, q.dtype)
+        if plan.reproducible and not is_wide(q.dtype):
+            launch, num_rows = narrow_launch(head_dim, q.dtype, by_integers(pool)), MIN_ROWS
             if window is not None or capability() < 90:  # with three, Triton 3.7 or 3.9 spills
                 launch = replace(launch, num_stages=2)
         split = SPLIT if plan.reproducible else 0

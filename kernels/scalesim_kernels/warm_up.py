@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .contracts import Adjustments, KernelSet, LoraBatch, LoraDirectory, LoraSite, PagedBatch
+from .float8 import FLOAT8
 from .lora_tiles import lora_tiles
 
 MAX_RANK = 64  # of the adapters that the example has
@@ -39,6 +40,7 @@ class WarmUpShape:
     soft_cap: float | None = None
     gelu: bool = False
     linears: tuple[tuple[int, int, bool], ...] = ()
+    fp8: bool = False  # KV in e4m3
 
 
 def warm_up(
@@ -58,12 +60,13 @@ def calls(
     def zeros(*size: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=device)
 
-    pool = zeros(
-        2, 2, 2, shape.num_kv_heads, shape.block_size, shape.head_dim
-    )  # two layers: page strides are multiples of 16, as they are with any number
+    # two layers: page strides are multiples of 16, as they are with any number
+    size = (2, 2, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
+    pool = zeros(*size, dtype=FLOAT8 if shape.fp8 else dtype)
+    given = {"dtype": dtype} if shape.fp8 else {}
     batch = example_batch(device, tokens)
-    plan = kernels.plan(batch, pool, shape.num_heads, reproducible)
-    yield "plan", lambda: kernels.plan(batch, pool, shape.num_heads, reproducible)
+    plan = kernels.plan(batch, pool, shape.num_heads, reproducible, **given)
+    yield "plan", lambda: kernels.plan(batch, pool, shape.num_heads, reproducible, **given)
     x, weight = zeros(tokens, shape.hidden), zeros(shape.hidden)
     yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6)
     yield "rms_norm", lambda: kernels.rms_norm(x, weight, 1e-6, zeros(tokens, shape.hidden))
@@ -80,29 +83,29 @@ def calls(
     )
     q = qkv.view(tokens, -1, shape.head_dim)[:, : shape.num_heads]
     out = zeros(tokens, shape.num_heads, shape.head_dim)
-    given = {"window": shape.window, "soft_cap": shape.soft_cap}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    wanted = {"window": shape.window, "soft_cap": shape.soft_cap}
+    options: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
     args = (q, pool, 0, batch, plan, 1.0, out)
     yield "paged_decode", partial(kernels.paged_decode, *args, **options)
     yield "paged_prefill", partial(kernels.paged_prefill, *args, **options)
     many = example_batch(device, MANY_TOKENS)
     many_q = zeros(MANY_TOKENS, shape.num_heads, shape.head_dim)
-    many_plan = kernels.plan(many, pool, shape.num_heads, reproducible)
+    many_plan = kernels.plan(many, pool, shape.num_heads, reproducible, **given)
     yield (
         "paged_prefill",
         lambda: kernels.paged_prefill(
             many_q, pool, 0, many, many_plan, 1.0, torch.zeros_like(many_q), **options
         ),
     )
-    lora = example_lora(device, tokens)
+    lora, adapters = example_lora(device, tokens), pool.view(dtype)
     for site in lora_sites(shape):
         x_, wide = zeros(tokens, site.in_width), zeros(tokens, sum(site.out_widths))
-        shrink = partial(kernels.lora_shrink, x_, pool, 0, site, lora)
+        shrink = partial(kernels.lora_shrink, x_, adapters, 0, site, lora)
 
         def expand(
             out: Tensor = wide, site: LoraSite = site, shrink: Callable[[], Tensor] = shrink
         ) -> None:  # what a set's shrink returns, only the set knows
-            kernels.lora_expand(shrink(), pool, 0, site, lora, out)
+            kernels.lora_expand(shrink(), adapters, 0, site, lora, out)
 
         yield "lora_shrink", shrink
         yield "lora_expand", expand

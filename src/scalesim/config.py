@@ -25,6 +25,7 @@ INTEGRITY = ("quarantine", "raise", "off")
 WHEN_FULL = ("wait", "error")
 ORDERS = ("longest", "arrival")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+KV_DTYPES = ("auto", "fp8")
 MODEL_IMPLS = ("auto", "native", "transformers")
 SCHEMES = ("int8", "float8")
 MAX_NUM_SEQS = 1 << 16
@@ -139,6 +140,10 @@ def _bandwidth(name: str, value: Any) -> str | int:
     return found if written is None else written
 
 
+def _folder(name: str, value: object) -> str:
+    return str(path_of(name, value, ConfigError))
+
+
 def _utilization(name: str, value: object) -> float:
     return number(name, value, 0.0, 1.0, ConfigError, above=True)
 
@@ -235,7 +240,10 @@ class EngineConfig:
     ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
     ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
     and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
-    available. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
+    available. ``disk``: a folder for state that the host pool has no room for; ``None``: no disk.
+    ``disk_memory``: the most bytes that it takes there; ``"auto"`` is 80 % of what is free.
+    ``disk_bandwidth``: the most bytes a second to and from the disk, each; ``None``: as fast as it
+    goes. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
     weights, workspace and device pool may take together. ``link_bandwidth``: on a CPU, the most
     bytes a second that copies between the pools take in each direction, like ``"2GB"``: what
     moving state costs on slower links, in real time. ``policy``: how the planner orders and
@@ -247,9 +255,10 @@ class EngineConfig:
     default of calls that do not say it. ``chat_template``: jinja2 source, the path of a file of it,
     or ``"chatml"``; the model's own if ``None``. ``structure``: limits of structured output.
     ``dtype``: of weights and KV, ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"auto"`` is
-    float32 on a CPU, else what the model's config says. ``model_impl``: ``"native"``,
-    ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``: weights in
-    ``"int8"`` or ``"float8"`` (needs torchao).
+    float32 on a CPU, else what the model's config says. ``kv_dtype``: ``"fp8"`` keeps KV in a byte
+    an element (e4m3), on the device, on the host and on the link between. ``model_impl``:
+    ``"native"``, ``"transformers"``, or ``"auto"``: native where the model is. ``quantize``:
+    weights in ``"int8"`` or ``"float8"`` (needs torchao).
     ``integrity``: what follows when memory's books do not add up, or something breaks inside:
     ``"quarantine"`` takes the pages in question out of use, ends the requests on them with
     ``InternalError`` and computes the state of all others anew; ``"raise"`` ends the engine;
@@ -260,6 +269,9 @@ class EngineConfig:
     device: str = setting("auto", _device)
     device_memory: str | int = setting("auto", _memory)
     host_memory: str | int = setting("auto", _memory)
+    disk: str | None = setting(None, _or_none(_folder))
+    disk_memory: str | int = setting("auto", _memory)
+    disk_bandwidth: str | int | None = setting(None, _or_none(_bandwidth))
     gpu_memory_utilization: float | None = setting(None, _or_none(_utilization))
     link_bandwidth: str | int | None = setting(None, _or_none(_bandwidth))
     policy: str = setting("deadline", _policy)
@@ -271,6 +283,7 @@ class EngineConfig:
     generation_config: bool = setting(True, _flag)
     chat_template: str | None = setting(None, _or_none(_chat_template))
     dtype: str = setting("auto", _among(DTYPES))
+    kv_dtype: str = setting("auto", _among(KV_DTYPES))
     model_impl: str = setting("auto", _among(MODEL_IMPLS))
     quantize: str | None = setting(None, _or_none(_among(SCHEMES)))
     seed: int = setting(0, _from(-(2**63), 2**63 - 1))

@@ -44,7 +44,7 @@ def test_a_signature_is_judged_when_it_is_given(op: str) -> None:
     engine_with(**{op: lambda *args, **options: own(*args, **options)}).close()
 
 
-@pytest.mark.parametrize("op", OPTIONS)
+@pytest.mark.parametrize("op", ["paged_decode", "paged_prefill"])
 @pytest.mark.parametrize("option", ["window", "soft_cap"])
 def test_an_attention_without_an_option_serves_all_other_models(op: str, option: str) -> None:
     own = getattr(CPU, op)
@@ -73,6 +73,16 @@ def test_an_attention_without_an_option_serves_all_other_models(op: str, option:
     assert faults
     assert all("takes no '" in fault for fault in faults), faults
     assert any(option in fault for fault in faults)
+
+
+def test_a_plan_without_a_dtype_serves_kv_in_the_models() -> None:
+    def plan(batch: Any, pool: Any, num_heads: int, reproducible: bool) -> Any:
+        return CPU.plan(batch, pool, num_heads, reproducible)
+
+    engine_with(plan=plan).close()
+    config = with_settings(None, {"kv_dtype": "fp8"})
+    with pytest.raises(ConfigError, match=r"kernel plan: .*takes no 'dtype'.*this one has it"):
+        parts_for(tiny_model(), config, replace(CPU, plan=plan), tokenizer=TOKENIZER)
 
 
 @pytest.mark.parametrize("op", ["linear", "paged_prefill", "sample", "silu_mul", "plan"])

@@ -15,7 +15,7 @@ import torch
 from scalesim_kernels import KernelSet, LoraSite, select
 from scalesim_kernels.conformance import PROBLEMS, cases_of, check_case
 from scalesim_kernels.conformance.lora import make_lora_case
-from scalesim_kernels.conformance.paged import same_bits
+from scalesim_kernels.conformance.paged import PagedShape, make_case, same_bits
 from scalesim_kernels.conformance.steady import steady_interpreter
 from scalesim_kernels.philox import uniform
 from torch import Tensor
@@ -86,6 +86,35 @@ def test_a_plan_serves_programs_of_any_number() -> None:
         kernels = replace(TRITON, plan=attention.plan, paged_decode=attention.paged_decode)
         got = context.attend(kernels, *parts)
         assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize(("group", "items"), [(4, [4, 3, 1]), (7, [2, 2, 2, 1, 1])])
+def test_sharing_a_prefix_changes_no_bit(group: int, items: list[int]) -> None:
+    """Decodes that have the same pages, against copies of these pages: shared whole or in part, by
+    more sequences than a tile holds, and not at all."""
+    lens = (1100, 1025, 1024, 530, 512, 20, 1060)
+    shape = PagedShape(group, 1, 16, 16, tuple((n, 1) for n in lens), padded_seqs=2, shared=1024)
+    case = make_case(shape, dtype=torch.float16)
+    table, pages = case.batch.block_table.clone(), [case.pool]
+    for row, length in zip(case.batch.seq_rows.tolist(), lens, strict=False):
+        own = table[row, : -(-length // 16)].long()
+        table[row, : len(own)] = torch.arange(len(own)) + sum(map(len, pages))
+        pages.append(case.pool[own])
+    q, found, counts = torch.randn(len(lens) + 2, group, 16).half(), [], []
+    copies = replace(case.batch, block_table=table), torch.cat(pages)
+    for batch, pool in ((case.batch, case.pool), copies):
+        out = torch.zeros_like(q)
+        plan = TRITON.plan(batch, pool, group, True)
+        TRITON.paged_decode(q, pool, 1, batch, plan, 0.3, out)
+        found.append(out[: len(lens)])
+        first, num_items = plan.decode.work.first_item, sum(-(-n // 512) for n in lens)
+        assert int(first[-1]) == num_items
+        counts.append(plan.decode.shared.counts[:num_items].tolist())
+    assert same_bits(*found)
+    # the first split has five sequences, the second three; each has another for itself, or one
+    shared = [count for count in counts[0] if count > 0]
+    assert sum(shared) == num_items and sorted(shared, reverse=True)[: len(items)] == items
+    assert set(counts[1]) == {1}
 
 
 @pytest.mark.parametrize("width", [48, 1100])

@@ -26,6 +26,7 @@ from scalesim.model.runner.cpu_runner import ModelRunner
 from scalesim.model.runner.cuda_runner import CudaRunner, check_dtype
 from scalesim.model.runner.device_table import last_of_each
 from scalesim.model.runner.graphs import StepGraphs, mixed_shapes, padded_sizes
+from scalesim.model.runner.pool_view import kv_dtype
 from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.runner.step_inputs import StepShape, layout, pack, tensors
 from tests.device.world import hostile
@@ -259,12 +260,12 @@ def one_step(step: int, start: int, tokens: list[int], *, sample: bool = True) -
 
 
 @pytest.mark.parametrize("order", ["eager", "lazy", "random"])
-@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(("graphs", "kv_bytes"), [(True, 4), (False, 4), (False, 1)])
 def test_two_steps_in_flight_say_what_the_cpu_runner_says(
-    tiny_model: NativeModel, order: str, graphs: bool
+    tiny_model: NativeModel, order: str, graphs: bool, kv_bytes: int
 ) -> None:
     config = tiny_model.config
-    geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, 4)
+    geometry = PageGeometry(config.num_layers, config.num_kv_heads, config.head_dim, 16, kv_bytes)
     settings = RunnerSettings(4, 32, 3, 4, graphs=graphs)
     prompt = list(range(1, 20))
     pages = np.zeros((6, geometry.page_bytes), np.uint8)
@@ -276,9 +277,8 @@ def test_two_steps_in_flight_say_what_the_cpu_runner_says(
         expected.append(int(output.token_ids[0]))
 
     device, fences = hostile(order=order), Fences()
-    runner = CudaRunner(
-        tiny_model, select("cpu"), torch.zeros((6, *geometry.shape)), device, fences, settings
-    )  # fmt: skip
+    pool = torch.zeros((6, *geometry.shape), dtype=kv_dtype(geometry, tiny_model.dtype))
+    runner = CudaRunner(tiny_model, select("cpu"), pool, device, fences, settings)
     runner.warm_up((2, 32))
     captures = runner.graphs.num_captures
     assert captures == len(runner.graphs.shapes)

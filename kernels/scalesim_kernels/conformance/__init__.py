@@ -41,27 +41,31 @@ class Verdict:
     seconds: float
 
 
-def cases_of(op: str, dtypes: tuple[torch.dtype, ...], long: bool = False) -> list[Combination]:
+def cases_of(
+    op: str, dtypes: tuple[torch.dtype, ...], long: bool = False, fp8: bool = True
+) -> list[Combination]:
     """Cases of ``op``: every pair of values of its factors, ``dtypes`` among them, at least once;
-    with ``long``, every combination."""
+    with ``long``, every combination. ``fp8``: with KV in e4m3 too."""
     factors = {**PROBLEMS[op].factors, "dtype": dtypes}
+    if not fp8 and "kv" in factors:
+        factors["kv"] = ("model",)
     return list(product(factors)) if long else pairwise(factors)
 
 
 def check_op(
     kernels: KernelSet, op: str, *, device: str = "cpu", long: bool = False,
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float16), timed: bool = False,
-    max_cases: int | None = None,
+    max_cases: int | None = None, fp8: bool = True,
 ) -> Iterator[Verdict]:  # fmt: skip
-    """Judge ``getattr(kernels, op)`` on ``device`` in ``cases_of(op, dtypes, long)``; its ``plan``
-    comes from ``kernels`` too.
+    """Judge ``getattr(kernels, op)`` on ``device`` in ``cases_of(op, dtypes, long, fp8)``; its
+    ``plan`` comes from ``kernels`` too.
 
     ``max_cases``: only the first so many cases. ``timed``: the quickest of five calls. Raises
     ``ValueError`` for an unknown op. What the op itself raises is a fault of the case.
     """
     if op not in PROBLEMS:
         raise ValueError(f"op {op!r}: known are {', '.join(PROBLEMS)}")
-    for number, case in enumerate(cases_of(op, dtypes, long)[:max_cases]):
+    for number, case in enumerate(cases_of(op, dtypes, long, fp8)[:max_cases]):
         yield check_case(kernels, op, case, number, device, timed)
 
 
@@ -96,7 +100,7 @@ def check_case(
         if timed:
             for _ in range(4):
                 run(problem, watched, device)
-        error = max((relative(results[n], truth[n]) for n in inexact(problem, truth)), default=0.0)
+        error = max((relative(results[n], truth[n]) for n in judged(problem, truth)), default=0.0)
     except Exception as raised:  # whatever a user's kernel raises belongs into the report
         faults, error = [f"{type(raised).__name__}: {str(raised).splitlines()[0]}"], float("nan")
     return Verdict(op, case, error, tuple(faults), watch.best)
@@ -134,8 +138,9 @@ def run(problem: Problem, kernels: KernelSet, device: str, disturbed: bool = Fal
     return replace(problem, call=moved).results(kernels, disturbed)
 
 
-def inexact(problem: Problem, truth: Tensors) -> list[str]:
-    return [name for name in truth if name not in problem.exact]
+def judged(problem: Problem, truth: Tensors) -> list[str]:
+    """The results that are judged by the dtype's limit."""
+    return [name for name in truth if name not in problem.exact and name not in problem.limits]
 
 
 def relative(result: torch.Tensor, truth: torch.Tensor) -> float:
@@ -154,5 +159,5 @@ def differences(problem: Problem, results: Tensors, truth: Tensors, limit: float
                 yield f"{name}: not what the specification gives"
         elif not bool(torch.isfinite(got).all()):
             yield f"{name}: not finite; garbage was read, or too much is cut off"
-        elif (error := relative(got, want)) > limit:
-            yield f"{name}: relative error {error:.1e}, limit {limit:.0e}"
+        elif (error := relative(got, want)) > (most := problem.limits.get(name, limit)):
+            yield f"{name}: relative error {error:.1e}, limit {most:.0e}"

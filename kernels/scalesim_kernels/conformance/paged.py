@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from ..contracts import PagedBatch
+from ..float8 import FLOAT8, as_bytes
 
 NUM_LAYERS = 2
 STALE = 2_000_000_000  # a block table entry that must never be followed
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class PagedShape:
-    """``lens`` are (context_len, query_len) of the sequences; decodes (query_len 1) come first."""
+    """``lens`` are (context_len, query_len) of the sequences; decodes (query_len 1) come first.
+    ``shared``: sequences have the same pages at the blocks that end before this position, and
+    before their own end."""
 
     group: int
     num_kv_heads: int
@@ -31,6 +34,7 @@ class PagedShape:
     lens: tuple[tuple[int, int], ...]
     padded_seqs: int = 0
     padded_tokens: int = 0
+    shared: int = 0
 
     def __str__(self) -> str:
         heads = f"g{self.group}kv{self.num_kv_heads}d{self.head_dim}"
@@ -67,12 +71,15 @@ class PagedCase:
 
 def garbage(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """NaNs of several bit patterns, infinities, huge and ordinary values."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == FLOAT8:  # no infinities
+        codes = torch.tensor([0x7F, 0xFF, 0x7E, 0xB8], dtype=torch.uint8)
+        return codes[torch.randint(len(codes), shape, generator=generator)].view(FLOAT8)
     values = torch.tensor([float("nan"), float("inf"), float("-inf"), 3e38, -1.0]).to(dtype)
     integer = INTEGERS[dtype.itemsize]
     signalling = torch.tensor([float("inf")], dtype=dtype).view(integer) + 1
     patterns = torch.cat((torch.tensor([-1], dtype=integer), signalling)).view(dtype)
     values = torch.cat((values, patterns))
-    generator = torch.Generator().manual_seed(seed)
     return values[torch.randint(len(values), shape, generator=generator)]
 
 
@@ -87,14 +94,16 @@ def make_case(shape: PagedShape, seed: int = 0, dtype: torch.dtype = torch.float
     """Scattered pages, stale table entries, valid KV random, every other byte garbage."""
     rng = np.random.default_rng(seed)
     needed = [-(-context // shape.block_size) for context, _ in shape.lens]
-    num_pages = sum(needed) + 5
+    num_pages = sum(needed) + shape.shared // shape.block_size + 5
     free = rng.permutation(np.arange(1, num_pages)).tolist()
     num_seqs = len(shape.lens)
     table = np.full((num_seqs + 1, max(needed) + 2), STALE, np.int32)
     table[0] = 0
     rows = rng.permutation(num_seqs) + 1
+    common = [free.pop() for _ in range(shape.shared // shape.block_size)]
     for row, blocks in zip(rows, needed, strict=True):
-        table[row, :blocks] = [free.pop() for _ in range(blocks)]
+        begin = common[: blocks - 1]
+        table[row, :blocks] = begin + [free.pop() for _ in range(blocks - len(begin))]
 
     decodes = [i for i, (_, n) in enumerate(shape.lens) if n == 1]
     ordered = decodes + [i for i in range(num_seqs) if i not in decodes]
@@ -117,8 +126,8 @@ def make_case(shape: PagedShape, seed: int = 0, dtype: torch.dtype = torch.float
     pool_shape = (num_pages, NUM_LAYERS, 2, shape.num_kv_heads, shape.block_size, shape.head_dim)
     case = PagedCase(shape, batch, garbage(pool_shape, seed, dtype), sum(n for _, n in shape.lens))
     random = torch.randn(pool_shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    torch.where(case.valid_slots(), random, case.pool, out=case.pool)
-    return case
+    kept = torch.where(case.valid_slots(), as_bytes(random), as_bytes(case.pool))
+    return replace(case, pool=kept.view(dtype))
 
 
 def far_pages(num_pages: int, page_elements: int) -> Tensor:
@@ -135,5 +144,5 @@ def spread(batch: PagedBatch, pool: Tensor, ids: Tensor) -> tuple[PagedBatch, Te
     known = (table >= 0) & (table < len(ids))
     moved = torch.where(known, ids.to(table)[torch.where(known, table, 0).long()], table)
     large = torch.empty((int(ids.max()) + 1, *pool.shape[1:]), dtype=pool.dtype, device=pool.device)
-    large[ids.to(pool.device)] = pool
+    as_bytes(large)[ids.to(pool.device)] = as_bytes(pool)
     return replace(batch, block_table=moved.int()), large

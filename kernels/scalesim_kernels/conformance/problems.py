@@ -7,18 +7,22 @@ a problem of one choice of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..contracts import Adjustments, KernelSet, LoraSite, PagedBatch
+from ..float8 import FLOAT8, as_bytes
 from .lora import lora_on, make_lora_case
 from .paged import PagedCase, PagedShape, far_pages, garbage, make_case, same_bits, spread
 
 Tensors = dict[str, Tensor]
 SCALE, EPS = 0.3, 1e-5
+# Of K in e4m3: an error of the last bit before rounding moves a few elements to the next number, by
+# an eighth. Cutting off instead of rounding would be an error of 6e-2.
+FLOAT8_LIMIT = 3e-2
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Problem:
     """``call(kernels, tensors)`` runs the op once; it may overwrite ``tensors``.
 
     It returns results by name: those in ``exact`` are compared bit by bit with the reference's, the
-    others by their relative error. ``alone(results)`` are the rows of the results that must keep
+    others by their relative error, of which ``limits`` says where it may be another than the
+    dtype's. ``alone(results)`` are the rows of the results that must keep
     their bits when the inputs become ``disturbed``; ``None`` where rows are not independent.
     """
 
@@ -36,6 +41,7 @@ class Problem:
     in_fp64: bool = True  # false where the specification moves bits, which fp64 would not keep
     disturbed: Tensors | None = None
     alone: Callable[[Tensors], list[Tensor]] | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def results(self, kernels: KernelSet, disturbed: bool = False) -> Tensors:
         tensors = self.disturbed if disturbed else self.tensors
@@ -43,12 +49,16 @@ class Problem:
         return self.call(kernels, {name: value.clone() for name, value in tensors.items()})
 
     def truth(self, reference: KernelSet) -> Tensors:
-        """The results of the specification in fp64."""
+        """The results of the specification in fp64; a pool in fp8 is one there too."""
         wide = {
-            name: value.double() if self.in_fp64 and value.is_floating_point() else value.clone()
+            name: value.double() if self.in_fp64 and widens(value) else value.clone()
             for name, value in self.tensors.items()
         }
         return self.call(reference, wide)
+
+
+def widens(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dtype != FLOAT8
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,8 @@ def randn(seed: int, *shape: int, dtype: torch.dtype) -> Tensor:
 def poison(x: Tensor, keep: Tensor, seed: int) -> Tensor:
     """``x`` with garbage in the rows that the bool mask ``keep`` leaves out."""
     mask = keep.view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
-    return torch.where(mask, x, garbage(tuple(x.shape), seed, x.dtype))
+    spoiled = garbage(tuple(x.shape), seed, x.dtype)
+    return torch.where(mask, as_bytes(x), as_bytes(spoiled)).view(x.dtype)
 
 
 # Paged ops ---------------------------------------------------------------------------------------
@@ -79,13 +90,14 @@ PAGED = {
     "padding": (0, 3),
     "far": (False, True),  # page offsets beyond 2**31 elements
     "layer": (0, 1),
+    "kv": ("model", "fp8"),  # the dtype of the pool
 }
 OPTIONS = {"window": (None, 5, 600), "soft_cap": (None, 3.0)}
 DECODE_LENS = (
     ((1, 1), (16, 1), (17, 1)),
     ((63, 1), (65, 1)),
     ((512, 1), (513, 1)),
-    ((1100, 1),),
+    ((1030, 1), (1025, 1)),
 )
 PREFILL_LENS = (
     ((7, 7), (16, 16)),
@@ -99,9 +111,18 @@ def paged_case(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Page
     padding = choice["padding"]
     shape = PagedShape(
         choice["group"], choice["num_kv_heads"], choice["head_dim"], choice["block_size"],
-        choice["lens"], padded_seqs=padding, padded_tokens=padding,
+        choice["lens"], padded_seqs=padding, padded_tokens=padding, shared=choice.get("shared", 0),
     )  # fmt: skip
-    return make_case(shape, seed, dtype)
+    return make_case(shape, seed, FLOAT8 if choice["kv"] == "fp8" else dtype)
+
+
+def planned(
+    kernels: KernelSet, batch: PagedBatch, pool: Tensor, num_heads: int, reproducible: bool,
+    dtype: torch.dtype,
+) -> Any:  # fmt: skip
+    """The plan of a step whose Q is of ``dtype``."""
+    options = {} if pool.dtype == dtype else {"dtype": dtype}
+    return kernels.plan(batch, pool, num_heads, reproducible, **options)
 
 
 def in_pool(
@@ -110,12 +131,13 @@ def in_pool(
     """``run`` on the case's batch and pool, the pool far apart if asked; writes come back."""
     pool = tensors["pool"]
     batch = on_device(case.batch, pool.device)
-    if not far or pool.dtype == torch.float64:  # the specification has no offsets to overflow
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    if not far or wide:  # the specification has no offsets to overflow
         return run(batch, pool)
     ids = far_pages(len(pool), pool[0].numel())
     batch, large = spread(case.batch, pool, ids)
     result = run(on_device(batch, pool.device), large)
-    pool.copy_(large[ids.to(pool.device)])
+    as_bytes(pool).copy_(as_bytes(large)[ids.to(pool.device)])
     return result
 
 
@@ -147,7 +169,9 @@ def attention(op: str, choice: Mapping[str, Any], dtype: torch.dtype, seed: int)
         out = before.clone()
 
         def run(batch: PagedBatch, pool: Tensor) -> None:
-            plan = kernels.plan(batch, pool, case.num_heads, choice["reproducible"])
+            plan = planned(
+                kernels, batch, pool, case.num_heads, choice["reproducible"], tensors["q"].dtype
+            )
             attend = getattr(kernels, op)
             attend(tensors["q"], pool, choice["layer"], batch, plan, SCALE, out, **options)
 
@@ -176,28 +200,31 @@ def rope_store(choice: Mapping[str, Any], dtype: torch.dtype, seed: int) -> Prob
     if choice["norm"]:
         tensors |= {n: 1 + randn(seed + 3, head_dim, dtype=dtype) / 4 for n in ("q_norm", "k_norm")}
     pages, slots = written_slots(case)
+    fp8 = choice["kv"] == "fp8"
 
     def call(kernels: KernelSet, given: Tensors) -> Tensors:
         before = given["pool"].clone()
 
         def run(batch: PagedBatch, pool: Tensor) -> Tensor:
-            plan = kernels.plan(batch, pool, case.num_heads, True)
+            plan = planned(kernels, batch, pool, case.num_heads, True, given["qkv"].dtype)
             return kernels.qk_norm_rope_store(
                 given["qkv"], pool, choice["layer"], batch, plan, given["cos_sin"],
                 given.get("q_norm"), given.get("k_norm"), EPS,
             )  # fmt: skip
 
         q = in_pool(case, choice["far"], given, run)
-        kv = given["pool"][pages, choice["layer"], :, :, slots]
-        given["pool"][pages, choice["layer"], :, :, slots] = 0
-        before[pages, choice["layer"], :, :, slots] = 0
-        differs = torch.tensor([0 if same_bits(given["pool"], before) else 1])
-        return {"q": q[valid], "k": kv[:, 0], "v": kv[:, 1], "other slots written": differs}
+        pool, was = as_bytes(given["pool"]), as_bytes(before)
+        kv = pool[pages, choice["layer"], :, :, slots].view(before.dtype)
+        pool[pages, choice["layer"], :, :, slots] = was[pages, choice["layer"], :, :, slots] = 0
+        k, v = kv.float().unbind(1) if fp8 else kv.unbind(1)
+        differs = torch.tensor([0 if same_bits(pool, was) else 1])
+        return {"q": q[valid], "k": k, "v": v, "other slots written": differs}
 
     unused = torch.zeros(case.num_tokens, dtype=torch.bool)
     unused[case.num_valid - 1] = True
+    exact = {"other slots written", "v"} if fp8 else {"other slots written"}
     return Problem(
-        tensors, call, frozenset({"other slots written"}),
+        tensors, call, frozenset(exact), limits={"k": FLOAT8_LIMIT} if fp8 else {},
         disturbed={**tensors, "qkv": poison(qkv, unused, 8)},
         alone=lambda results: [results[name][-1] for name in ("q", "k", "v")],
     )  # fmt: skip
@@ -426,7 +453,8 @@ GATED = {"rows": (1, 33), "width": (8, 33, 1408)}
 
 PROBLEMS: dict[str, OpCases] = {
     "paged_decode": OpCases(
-        {**PAGED, **OPTIONS, "lens": DECODE_LENS, "reproducible": (True, False)},
+        {**PAGED, **OPTIONS, "lens": DECODE_LENS, "shared": (0, 1024),
+         "reproducible": (True, False)},
         lambda *args: attention("paged_decode", *args),
     ),
     "paged_prefill": OpCases(

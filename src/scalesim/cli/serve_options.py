@@ -77,6 +77,8 @@ class ServeOptions:
     """What the model's generation_config.json says of sampling holds where a request is silent."""
     dtype: str = _ENGINE.dtype
     """Of weights and KV: auto, float32, float16 or bfloat16."""
+    kv_cache_dtype: str = _ENGINE.kv_dtype
+    """Of KV: auto, which is dtype's, or fp8, which takes a byte an element."""
     quantization: str | None = _ENGINE.quantize
     """Weights in int8 or float8."""
     device: str = _ENGINE.device
@@ -85,6 +87,10 @@ class ServeOptions:
     """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
     host_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.host_memory)
     """Size of the host pool; auto: 4GB, or beside a GPU 70 % of what is available."""
+    disk: str | None = _ENGINE.disk
+    """A folder for state that the host pool has no room for."""
+    disk_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.disk_memory)
+    """Most bytes in that folder; auto: 80 % of what is free there."""
     policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(ENGINE_POLICIES)}.")] = (
         _ENGINE.policy
     )
@@ -101,6 +107,8 @@ class ServeOptions:
             device=self.device,
             device_memory=self.device_memory,
             host_memory=self.host_memory,
+            disk=self.disk,
+            disk_memory=self.disk_memory,
             gpu_memory_utilization=self.gpu_memory_utilization,
             policy=self.policy,
             block_size=self.block_size,
@@ -108,6 +116,7 @@ class ServeOptions:
             chat_template=self.chat_template,
             generation_config=self.generation_config,
             dtype=self.dtype,
+            kv_dtype=self.kv_cache_dtype,
             quantize=self.quantization,
             seed=self.seed,
             scheduler=SchedulerConfig(

@@ -16,9 +16,9 @@ from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel
 
 
-def given_kernels(kernels: KernelSet, loaded: LoadedModel) -> KernelSet:
+def given_kernels(kernels: KernelSet, loaded: LoadedModel, kv_dtype: str = "auto") -> KernelSet:
     """``kernels`` for this model, those of a caller's own named in what they raise. Raises
-    ``ConfigError`` for what cannot be called as the model needs."""
+    ``ConfigError`` for what cannot be called as the model and ``kv_dtype`` need."""
     if not isinstance(kernels, KernelSet):
         raise ConfigError(
             f"kernels={kernels!r} is no KernelSet; dataclasses.replace(scalesim_kernels.select(), "
@@ -28,7 +28,7 @@ def given_kernels(kernels: KernelSet, loaded: LoadedModel) -> KernelSet:
         raise ConfigError(
             f"row_multiple={kernels.row_multiple!r}: must be a whole number from 1 on"
         )
-    needed = options_of(loaded)
+    needed = options_of(loaded) | ({"dtype"} if kv_dtype == "fp8" else set())
     mine: dict[str, Any] = {}
     for op in ops():
         function = getattr(kernels, op)

@@ -19,12 +19,28 @@ class ForwardContext:
     """The inputs of a step's layers besides hidden states; terms as in the kernels' contracts. All
     layers write their attention to one tensor."""
 
-    pool: Tensor  # KV is written there
+    pool: Tensor  # KV is written there, in the model's dtype or in e4m3
     batch: PagedBatch
     plan: Any  # what ``kernels.plan`` made of the batch
     kernels: KernelSet
     lora: LoraBatch | None = None  # None if no token uses an adapter
     _mixed: Tensor | None = field(default=None, init=False)
+
+    @classmethod
+    def planned(
+        cls, model: Decoder, kernels: KernelSet, pool: Tensor, batch: PagedBatch,
+        reproducible: bool, lora: LoraBatch | None = None,
+    ) -> ForwardContext:  # fmt: skip
+        """The context of a step of ``model``, with its plan."""
+        num_heads, options = model.config.num_heads, {}
+        if pool.dtype != model.dtype:
+            options["dtype"] = model.dtype
+        plan = kernels.plan(batch, pool, num_heads, reproducible, **options)
+        return cls(pool, batch, plan, kernels, lora)
+
+    def adapter_pool(self, dtype: torch.dtype) -> Tensor:
+        """The pool's memory in the dtype of the adapters that lie there, which KV may not have."""
+        return self.pool if self.pool.dtype == dtype else self.pool.view(dtype)
 
     def attend(
         self, heads: Tensor, layer: int, rotation: Tensor, scale: float, options: Mapping[str, Any],

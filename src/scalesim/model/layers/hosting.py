@@ -258,8 +258,7 @@ def compare(hosted: HostedModel, want: Tensor) -> None:
         for start in range(0, PROBE, CHUNK):
             end = min(PROBE, start + CHUNK)
             batch = chunk_of(table, start, end, place)
-            plan = kernels.plan(batch, pool, shape.num_heads, True)
-            context = ForwardContext(pool, batch, plan, kernels)
+            context = ForwardContext.planned(hosted, kernels, pool, batch, True)
             hidden = hosted.forward(tokens[start:end], context)
             parts.append(hosted.logits(hidden, kernels))
     error = float((torch.cat(parts) - want).abs().max() / want.std())

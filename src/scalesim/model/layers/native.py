@@ -64,7 +64,8 @@ class NativeModel:
         self._cos_sin = [tables[config.rope_of(layer)] for layer in range(config.num_layers)]
 
     def forward(self, token_ids: Tensor, context: ForwardContext) -> Tensor:
-        pool, kernels, lora = context.pool, context.kernels, context.lora
+        kernels, lora = context.kernels, context.lora
+        pool = context.pool if lora is None else context.adapter_pool(self.dtype)
 
         def linear(x: Tensor, layer: Linear, site: LoraSite) -> Tensor:
             out = kernels.linear(x, layer.weight, layer.bias)

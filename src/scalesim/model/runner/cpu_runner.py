@@ -99,13 +99,12 @@ class ModelRunner:
         arranged = arrange(batch)
         token_ids, paged = paged_batch(batch, arranged, self._table, self._last_token, self._padded)
         model, kernels, pool = self._model, self._kernels, self._pool
-        plan = kernels.plan(paged, pool, model.config.num_heads, self._reproducible)
         lora = None
         if batch.adapters is not None:
             lora = lora_batch(
                 batch.adapters, arranged, paged.block_table, self._layouts, self._padded
             )
-        context = ForwardContext(pool, paged, plan, kernels, lora)
+        context = ForwardContext.planned(model, kernels, pool, paged, self._reproducible, lora)
         hidden = model.forward(torch.from_numpy(token_ids), context)
         bad = np.empty(num_seqs, np.bool_)
         bad[arranged.order] = not_finite(hidden.index_select(0, torch.from_numpy(arranged.last)))

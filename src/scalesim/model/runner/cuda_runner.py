@@ -334,8 +334,9 @@ class CudaRunner:
             self._copy_pages(shape)
         in_flight = self._last_token.index_select(0, step.token_slots)
         token_ids = torch.where(step.token_ids == NO_TOKEN, in_flight, step.token_ids)
-        plan = kernels.plan(step.paged, self._pool, model.config.num_heads, self._reproducible)
-        context = ForwardContext(self._pool, step.paged, plan, kernels, step.lora)
+        context = ForwardContext.planned(
+            model, kernels, self._pool, step.paged, self._reproducible, step.lora
+        )
         hidden = model.forward(token_ids, context)
         ends = hidden.index_select(0, step.last)
         finite = torch.isfinite(ends.sum(-1, dtype=torch.float32))
