@@ -1,86 +1,133 @@
-"""``scalesim demo``, small: the table, the check that it makes, and how it is interrupted."""
+"""``scalesim demo``, small: the table, the check that it makes, and how it is interrupted.
+
+The model is tiny and random, with the village's tokens: what it says is noise, but JSON actions are
+held to their schema.
+"""
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from scalesim.cli import main, play
 from scalesim.cli.demo import first_difference
-from scalesim.cli.play import Said
+from scalesim.cli.options import DemoOptions
+from scalesim.cli.play import Play, Said
+from scalesim.cli.screen import Screen
+from scalesim.cli.stage import Stage
 from scalesim.cli.table import amount
-from scalesim.cli.world import Utterance
 from scalesim.requests.reply import Reply
+from scalesim.village.actions import read_action
+from scalesim.village.world import Question
+from tests.cli.conftest import TINY
+from tests.model.adapter_folders import write_adapter
 
-SMALL = "demo --agents 12 --resident 3 --ticks 4 --model tiny".split()  # noqa: SIM905
-TWO = (*SMALL, "--policies", "deadline", "lru-swap")
+SMALL = "demo --agents 12 --resident 3 --ticks 2".split()  # noqa: SIM905
 
 
 @pytest.fixture(autouse=True)
-def _own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def _columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_table_and_same_texts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(TWO) == 0
+def small(model: Path, *words: str) -> list[str]:
+    return [*SMALL, "--model", str(model), *words]
+
+
+def two(model: Path) -> list[str]:
+    return small(model, "--policies", "deadline", "lru-swap")
+
+
+def test_table_verdict_and_same_texts(
+    village_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(two(village_model)) == 0
     shown = capsys.readouterr().out
-    rows = re.findall(r"^ +(deadline|lru-swap) +(\d+)% +(\d+) .* ([\d.]+) *$", shown, re.MULTILINE)
+    rows = re.findall(
+        r"^ +(deadline|lru-swap) +([\d.]+) .* (\d+)% +(\d+)% +\d+ *$", shown, re.MULTILINE
+    )
     assert [row[0] for row in rows] == ["deadline", "lru-swap"]
-    assert all(int(row[2]) > 0 and float(row[3]) > 0 for row in rows), shown
-    last = " ".join(shown[shown.index("Shown:") :].split())
-    for name, hits, _, _ in rows:
-        assert re.search(rf"{name} (found )?{hits}%", last), last
-    said = re.search(r"same texts: all (\d+) utterances.*2 policies \(([0-9a-f]{16})\)", shown)
-    assert said is not None and int(said[1]) > 0, shown
-    assert list(tmp_path.iterdir()) == []  # the model went with the run
+    assert all(float(row[1]) > 0 for row in rows), shown
+    verdict = " ".join(shown[shown.index("Verdict:") :].split())
+    assert f"{rows[0][3]}% of its calls waited" in verdict, verdict
+    assert f"against {rows[1][3]}% of lru-swap's" in verdict, verdict
+    said = re.search(r"same texts: all (\d+) texts.*2 policies \(([0-9a-f]{16})\)", shown)
+    assert said is not None and int(said[1]) > 12, shown
+    assert "100% of the actions were valid" in shown
 
 
-def test_every_policy_runs_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(SMALL) == 0
-    shown = capsys.readouterr().out
-    assert "under 4 policies" in shown and "resident" in shown
+def test_every_policy_runs_by_default_and_the_link_is_paced(
+    village_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small(village_model, "--link", "0.1")) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "under 4 policies" in shown and "as fast as with room for everyone" in shown
+    assert re.search(r"slowed to \d+ MB/s: .* over 10% of the link of a h100", shown), shown
 
 
-def test_the_arms_take_each_round_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arms_take_each_round_in_turn(
+    village_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that what else the machine does meets all of them: none is a round ahead."""
     played: dict[str, int] = dict.fromkeys(("deadline", "lru-swap", "resident"), 0)
     original = play.Play.round
 
-    def counted(self: play.Play) -> bool:
+    def counted(self: Play) -> bool:
         played[self.policy] += 1
         assert max(played.values()) - min(played.values()) <= 1
         return original(self)
 
     monkeypatch.setattr(play.Play, "round", counted)
-    assert main([*SMALL, "--policies", *played]) == 0
-    assert min(played.values()) == max(played.values()) > 4
+    assert main(small(village_model, "--policies", *played)) == 0
+    assert min(played.values()) == max(played.values()) > 2
 
 
 def test_it_is_read_at_80_columns_and_in_a_pipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    village_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert main(SMALL) == 0
+    assert main(small(village_model)) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown and "\x1b" not in shown
-    for word in ("prefilled", "CPU ms", "demand", "warm-up", "tick 4 of 4", "Shown:"):
+    for word in ("prefilled", "latency", "compute", "waited", "tick 0 of 2, Monday", "goes to"):
         assert word in shown
 
 
-def test_seed_changes_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_live_view_has_the_map_the_talk_and_a_strip_for_each_policy(village_model: Path) -> None:
+    options = DemoOptions(
+        agents=12, resident=3, model=str(village_model), policies=("deadline", "resident")
+    )
+    stage = Stage.build(options)
+    console = Console(force_terminal=True, width=120, record=True, file=StringIO())
+    with stage.play("deadline") as first, stage.play("resident") as second:
+        with Screen(console, [first, second], 2) as screen:
+            for each in (first, second):
+                for _ in each.opening():
+                    screen.opens(each)
+                each.round()
+                screen.played(each)
+        shown = console.export_text()
+    last = shown[shown.rindex("what they say") :]
+    for word in ("mill", "chapel", "tavern", "deadline", "resident", "next to speak first"):
+        assert word in last, word
+    assert re.search(r"resident +█{12} ", last), last
+    assert not re.search(r"deadline +█{12} ", last), last
+
+
+def test_seed_changes_the_texts(village_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hashes = []
     for seed in ("0", "0", "1"):
-        assert main([*SMALL, "--policies", "resident", "--seed", seed]) == 0
+        assert main(small(village_model, "--policies", "resident", "--seed", seed)) == 0
         found = re.search(r"\(([0-9a-f]{16})\)", capsys.readouterr().out)
         assert found is not None
         hashes.append(found[1])
@@ -89,29 +136,32 @@ def test_seed_changes_the_texts(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("what", ["text", "logits"])
 def test_planted_difference_is_found(
-    what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    village_model: Path,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = play.Play.ask
 
-    def ask(self: play.Play, utterances: list[Utterance], max_tokens: int) -> list[Reply]:
-        replies = original(self, utterances, max_tokens)
-        if self.policy == "lru-swap" and self.world.now == 2:
-            changed = {"digest": 7} if what == "logits" else {"token_ids": (72, 105)}
+    def ask(self: Play, questions: list[Question]) -> list[Reply]:
+        replies = original(self, questions)
+        if self.policy == "lru-swap" and self.village.now == 0:
+            changed = {"digest": 7} if what == "logits" else {"text": "Hi", "token_ids": (5, 6)}
             replies[0] = replace(replies[0], **changed)
         return replies
 
     monkeypatch.setattr(play.Play, "ask", ask)
-    assert main(TWO) == 1
+    assert main(two(village_model)) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert re.search(
-        r"DIFFERENT TEXTS: deadline \(\w+\) and lru-swap \(\w+\) part at tick 2,", shown
+        r"DIFFERENT TEXTS: deadline \(\w+\) and lru-swap \(\w+\) part at tick 0,", shown
     )
     assert ("'Hi'" in shown) == (what == "text")
-    assert "same texts" not in shown
+    assert "same texts" not in shown and "Verdict" not in shown
 
 
 def test_a_missing_end_is_a_difference() -> None:
-    one, two = Said(0, "Ada", (65,), 1), Said(1, "Bob", (66,), 2)
+    one, two = Said(0, "Ada", "A", (65,), 1), Said(1, "Bob", "B", (66,), 2)
     assert first_difference({"a": [one, two], "b": [one, two]}) is None
     found = first_difference({"a": [one, two], "b": [one]})
     assert found is not None and found.endswith(
@@ -128,8 +178,11 @@ def test_a_missing_end_is_a_difference() -> None:
         ("--policies deadline deadline", "--policies names deadline twice"),
         ("--policies", "--policies names none"),
         ("--policies oracle", "policy='oracle' must know what comes"),
-        ("--agents 1000001", "--agents: 1000001 must be"),
+        ("--agents 1153", "--agents 1153 is more than the village has names for, 1152"),
         ("--threads 100000", "--threads: 100000 must be"),
+        ("--hardware abacus", "unknown hardware 'abacus'; there are: h100"),
+        ("--link 0", "--link: 0 must be a share above 0 to 1"),
+        ("--model no/such", "--model no/such has no config.json"),
     ],
 )
 def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,31 +192,66 @@ def test_bad_options(options: str, message: str, capsys: pytest.CaptureFixture[s
     assert caught.out == ""
 
 
-def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
+def test_interrupt_ends_cleanly(village_model: Path) -> None:
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it\n"
         "from scalesim.cli import main\n"
-        f"sys.exit(main({[*SMALL, '--ticks', '9999']}))"
+        f"sys.exit(main({small(village_model, '--ticks', '9999')}))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stdout is not None
-        assert "agents in a small world" in process.stdout.readline()  # the model is made
+        assert "agents live in a village" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     except BaseException:
         process.kill()
         process.communicate()
         raise
-    assert (process.returncode, err) == (130, "scalesim: interrupted\n")
-    assert list(tmp_path.iterdir()) == []
+    assert process.returncode == 130 and err.endswith("scalesim: interrupted\n"), err
+    assert "Traceback" not in err
+
+
+def test_the_own_model_speaks_english_and_acts(capsys: pytest.CaptureFixture[str]) -> None:
+    """What comes with the package: its actions are valid without a schema, its sentences end."""
+    stage = Stage.build(DemoOptions(agents=8, resident=8))
+    with stage.play("resident") as village:
+        for _ in village.opening():
+            pass
+        for _ in range(3):
+            while village.round():
+                pass
+        said = village.said
+    talk = [each.text for each in said if read_action(each.text) is None]
+    assert talk and all(text[0].isupper() and text[-1] in ".!?" for text in talk), talk
+    assert village.score.valid_actions == 1.0
+
+
+def test_voices_are_adapters_that_change_the_texts(
+    village_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "with voices"
+    shutil.copytree(village_model, folder)
+    line = [*SMALL, "--model", str(folder), "--policies", "deadline", "lru-recompute"]
+    assert main([*line, "--voices"]) == 2
+    assert "has no adapters in a folder voices" in capsys.readouterr().err
+    for index, rank in enumerate((4, 8)):
+        write_adapter(folder / "voices" / f"voice {index}", TINY, rank, seed=index)
+    hashes = []
+    for words in ([], ["--voices"]):
+        assert main([*line, *words]) == 0
+        shown = capsys.readouterr().out
+        assert ("2 adapters give" in " ".join(shown.split())) == bool(words)
+        found = re.search(r"\(([0-9a-f]{16})\)", shown)
+        assert found is not None
+        hashes.append(found[1])
+    assert hashes[0] != hashes[1]
 
 
 def test_amounts_are_readable() -> None:

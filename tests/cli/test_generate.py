@@ -13,8 +13,8 @@ import pytest
 
 from scalesim import __version__
 from scalesim.cli import main
-from scalesim.cli.stage import model_config
 from scalesim.model.checkpoint.config import ModelConfig
+from tests.cli.conftest import TINY
 from tests.model.adapter_folders import write_adapter
 from tests.model_folders import write_dummy_model
 from tests.text.tokenizers_made_here import byte_level
@@ -26,7 +26,9 @@ FEW = ("--max-tokens", "6", "--device-memory", "8MB", "--host-memory", "0")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = byte_level()
-    config = replace(model_config("tiny", 128), vocab_size=tokenizer.get_vocab_size())
+    config = replace(
+        TINY, max_position=128, eos_token_ids=(), vocab_size=tokenizer.get_vocab_size()
+    )
     path = write_dummy_model(tmp_path_factory.mktemp("model"), config)
     tokenizer.save(str(path / "tokenizer.json"))
     return str(path)

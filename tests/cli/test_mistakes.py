@@ -31,7 +31,10 @@ FLAG = ("=maybe",)
 WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {
         "agents": NUMBER, "resident": (*NUMBER, "65"), "ticks": NUMBER, "seed": WHOLE,
-        "policies": (*NAME, "oracle"), "model": NAME, "threads": (*NUMBER, "100000"),
+        "policies": (*NAME, "oracle"), "model": ("no/such/folder", "a\0b", "."),
+        "hardware": NAME, "link": SHARE, "threads": (*NUMBER, "100000"),
+        "voices": FLAG, "report": ("", ".", "no/such/folder/x"),
+        "timeline": ("", ".", "no/such/folder/x"),
     },
     "doctor": {
         "model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG,
@@ -137,10 +140,10 @@ def test_every_option_has_a_row() -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     from dataclasses import replace
 
-    from scalesim.cli.stage import model_config
+    from tests.cli.conftest import TINY
 
     tokenizer = byte_level()
-    shape = replace(model_config("tiny", 128), vocab_size=tokenizer.get_vocab_size())
+    shape = replace(TINY, max_position=128, eos_token_ids=(), vocab_size=tokenizer.get_vocab_size())
     folder = write_dummy_model(tmp_path_factory.mktemp("model"), shape)
     tokenizer.save(str(folder / "tokenizer.json"))
     return str(folder)

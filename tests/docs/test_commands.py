@@ -22,6 +22,7 @@ from scalesim.errors import ConfigError
 from scalesim.sglang.plugin import POLICY
 from scalesim.vllm.settings import PluginSettings
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, inline_code, name_of
+from tools.village import __main__ as village_main
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language == "sh"]
 NOXFILE = (ROOT / "noxfile.py").read_text(encoding="utf-8")
@@ -70,6 +71,8 @@ def check(words: Sequence[str]) -> None:
             parsed(gpu_main.parser().parse_args, rest)
         case ["python", "-m", "benchmarks", *rest]:
             parsed(benchmarks_main.parser().parse_args, rest)
+        case ["python", "-m", "tools.village", *rest]:
+            parsed(village_main.parser().parse_args, rest)
         case ["nox", "-s", session, *rest]:
             assert session in SESSIONS, f"nox -s {session}: there are {sorted(SESSIONS)}"
             if session == "bench":

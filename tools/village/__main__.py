@@ -23,19 +23,23 @@ MODEL = Path("src/scalesim/village/model")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    options = parser().parse_args()
+    STEPS[options.step](options)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
         prog="python -m tools.village",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", choices=list(STEPS))
-    parser.add_argument("--model", type=Path, default=MODEL, help="the model's folder")
-    parser.add_argument("--seed", type=int, default=0, help="of tokenizer and training")
-    parser.add_argument("--steps", type=int, default=2400, help="of training")
-    parser.add_argument("--checkpoint", type=Path, default=Path("village.pt"))
-    parser.add_argument("--stop-at", help="a time of today, UTC, as 14:30: training ends before it")
-    options = parser.parse_args()
-    STEPS[options.step](options)
+    found.add_argument("step", choices=list(STEPS))
+    found.add_argument("--model", type=Path, default=MODEL, help="the model's folder")
+    found.add_argument("--seed", type=int, default=0, help="of tokenizer and training")
+    found.add_argument("--steps", type=int, default=964, help="of training")
+    found.add_argument("--checkpoint", type=Path, default=Path("village.pt"))
+    found.add_argument("--stop-at", help="a time of today, UTC, as 14:30: training ends before it")
+    return found
 
 
 def text(options: argparse.Namespace) -> None:

@@ -16,18 +16,20 @@ from tools.village.corpus import day
 from tools.village.tokens import END
 from tools.village.voices import VOICES, Voice
 
-STEPS = 60
-CHATS = 3
+STEPS = 40
+CHATS = 2
 """In the batch of a step."""
-MOST_TOKENS = 384
+MOST_TOKENS = 320
 HELD_OUT = 1 << 20
 """Chats from this number on are for judging."""
 IGNORED = -100
 
 
-def spoken(tokenizer: Tokenizer, voice: Voice, number: int) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a chat in a voice: all that the person says, but no action, is learned
-    (``IGNORED`` marks the rest)."""
+def spoken(
+    tokenizer: Tokenizer, voice: Voice, number: int, *, actions: bool = True
+) -> tuple[list[int], list[int]]:
+    """Tokens and labels of a chat in a voice: what the person says is learned, and so are the
+    ``actions``, which have no voice. ``IGNORED`` marks the rest."""
     draw = random.Random(f"{voice.name} {number}")
     tokens: list[int] = []
     labels: list[int] = []
@@ -35,7 +37,8 @@ def spoken(tokenizer: Tokenizer, voice: Voice, number: int) -> tuple[list[int], 
     for message in messages:
         head = tokenizer.encode(f"<|{message['role']}|>").ids
         text = tokenizer.encode(message["content"] + END).ids
-        says = message["role"] == "assistant" and not message["content"].startswith("{")
+        says = message["role"] == "assistant"
+        says &= actions or not message["content"].startswith("{")
         tokens += head + text
         labels += [IGNORED] * len(head) + (text if says else [IGNORED] * len(text))
     start = max(len(tokens) - MOST_TOKENS, 0)
@@ -76,9 +79,9 @@ def train_adapter(model: Path, tokenizer: Tokenizer, voice: Voice, folder: Path)
 
 
 @torch.no_grad()
-def own_is_best(model: Path, tokenizer: Tokenizer, folder: Path, lines: int = 20) -> float:
-    """The share of held-out chats that are likelier under their own voice's adapter than under
-    each other one."""
+def own_is_best(model: Path, tokenizer: Tokenizer, folder: Path, lines: int = 12) -> float:
+    """The share of held-out chats whose words are likelier under their own voice's adapter than
+    under each other one."""
     base = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
     adapted: PeftModel | None = None
     for voice in VOICES:
@@ -90,7 +93,7 @@ def own_is_best(model: Path, tokenizer: Tokenizer, folder: Path, lines: int = 20
     right = 0
     for voice in VOICES:
         for number in range(lines):
-            tokens, labels = spoken(tokenizer, voice, HELD_OUT + number)
+            tokens, labels = spoken(tokenizer, voice, HELD_OUT + number, actions=False)
             losses = {}
             for other in VOICES:
                 adapted.set_adapter(other.name)

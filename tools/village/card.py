@@ -95,14 +95,16 @@ def questions(number: int) -> list[Messages]:
     return [day(draw)[:-1] for _ in range(number)]
 
 
-def judge(folder: Path, number: int = 300) -> Judgement:
+def judge(folder: Path, number: int = 120) -> Judgement:
     """Ask the model ``number`` held-out questions by a ScaleSim engine, and judge what it says."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     asked = questions(number)
-    params = SamplingParams(max_tokens=80, temperature=TEMPERATURE)
-    with Engine(folder, device="cpu", device_memory="1GB", host_memory="0GB") as engine:
-        replies = engine.run([Request(messages, params=params) for messages in asked])
+    params = SamplingParams(max_tokens=60, temperature=TEMPERATURE)
+    with Engine(folder, device="cpu", device_memory="1GB", host_memory=0) as engine:
+        replies = engine.run(
+            [Request(messages, params=params, on_overflow="drop_oldest") for messages in asked]
+        )
     texts = [
         (messages[-1]["content"], reply.text or "")
         for messages, reply in zip(asked, replies, strict=True)

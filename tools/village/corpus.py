@@ -28,7 +28,9 @@ from scalesim.village.prompts import (
 )
 from tools.village.phrases import expand
 
-TOPICS = ("weather", "gossip", "work", "invite", "trade", "feeling")
+TOPICS = (
+    "weather", "gossip", "work", "invite", "trade", "feeling", "memory", "where", "animal",
+)  # fmt: skip
 NOUNS: dict[Weather, str] = {
     "sun": "sun", "rain": "rain", "wind": "wind", "fog": "fog", "snow": "snow",
     "clouds": "grey sky",

@@ -228,6 +228,76 @@ Let us talk of something else.
 I will try that.
 Then I will go to the {place2} and think.
 
+= say_memory
+Do you remember {season} when we had to {task} all day?
+I often think of {season}, when {who2} lived at the {place2}.
+{season_cap} there was more {food}, and less work.
+Our old {animal} would have liked this {part}.
+I still have the {gift} that {who2} gave me {season}.
+= reply_memory
+How could I forget? {who2} fell into the mud.
+I remember. We had nothing but {food}.
+That was long ago. Now {who2} lives near the {place2}.
+You were younger then, {other}, and so was I.
+I was not there. I had to {task2} with my {kin}.
+Those were good days, but I like it better now.
+= close_memory
+Yes, and then we laughed until the evening.
+I wish {who2} were here to hear it.
+You always remember it better than I do.
+Tell that to the children, {other}.
+Enough of old times. I have to {task}.
+
+= say_where
+Where is {who}? I need a {tool}.
+I am looking for {who}. Have you seen my {kin}, too?
+Did {who} come by this {part}?
+Somebody left a {tool} here. Is it yours?
+I have lost my {tool}. Did you see it at the {place2}?
+= reply_where
+{who} is at the {gplace} to {gtask}.
+Ask at the {gplace}. {who} went there {lately}.
+No, but {who2} may know.
+I saw your {kin} near the {place2} with a {tool}.
+It is not mine. Perhaps {who2} lost it.
+It was on the steps of the {place2} {lately}.
+= close_where
+Then I will look at the {gplace}.
+Thank you. I have looked for it for {days}.
+If you see {who}, say that I am waiting.
+I hope that nobody took it.
+{who2}, of course. I should have known.
+
+= say_animal
+I saw a {animal} near the {place2} {lately}.
+The {animal} came again and ate my {food}.
+My {kin} wants to keep a {animal}. What do you think?
+There is a {animal} asleep behind the {place}.
+The {birds} were so loud this {part} that I woke early.
+= reply_animal
+A {animal}? Here? I must tell the children.
+It was only the {animal} that belongs to {who2}.
+Do not be afraid. It is {tired}, like all of us.
+Give it some {food}, and it will stay.
+Then shut your door at night, {other}.
+I heard it too, when I wanted to {task2}.
+= close_animal
+I will give it some {food}, then.
+You are not afraid of anything, {other}.
+{who2} should look after it better.
+Let us hope that it does not come to the {place2}.
+Well, it was a very big {animal}.
+
+= season
+last spring
+last summer
+last winter
+years ago
+= season_cap
+Last spring
+Last summer
+Last winter
+Years ago
 = diary
 Today I went to the {place} to {task}. {feeling_line}
 I met {other} at the {place}. We talked about {topic_noun}.

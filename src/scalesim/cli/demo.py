@@ -1,24 +1,26 @@
-"""``scalesim demo``: one world under every policy, the cost of each, and whether all texts
+"""``scalesim demo``: one village under every policy, the cost of each, and whether all texts
 agree."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import zip_longest
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import xxhash
+from rich.text import Text
 
 from scalesim.cli.options import DemoOptions
 from scalesim.cli.output import Output
 from scalesim.cli.play import PlayScore, Said
+from scalesim.cli.report import write_report
 from scalesim.cli.screen import Screen
 from scalesim.cli.stage import Stage
-from scalesim.cli.table import amount, caption, shows, table
+from scalesim.cli.table import amount, caption, table, verdict
+from scalesim.cli.timeline import write_timeline
+from scalesim.cli.watch import DemoLog, DemoWatch
 
 
 def demo(options: DemoOptions) -> int:
@@ -27,78 +29,109 @@ def demo(options: DemoOptions) -> int:
     torch.set_num_threads(options.threads)
     console = Output()
     begin = time.perf_counter()
-    with TemporaryDirectory(prefix="scalesim-demo-") as folder:
-        stage = Stage.build(options, Path(folder))
-        console.print(introduction(stage, options), highlight=False)
-        scores, texts = play_all(stage, options, console)
+    stage = Stage.build(options)
+    console.print(introduction(stage, options), highlight=False)
+    watch = DemoWatch() if options.report or options.timeline else None
+    scores, texts = play_all(stage, options, console, watch)
     console.print(table(scores))
     console.print(caption(scores), style="dim", highlight=False)
     console.print(f"\n{speakers(scores[0], options)}", highlight=False)
     difference = first_difference(texts)
     if difference is None:
         console.print(agreement(texts), style="bold green", highlight=False)
+        found = verdict(scores, options.agents, options.resident)
+        console.print(f"\n{found}", highlight=False)
     else:
         console.print(f"DIFFERENT TEXTS: {difference}", style="bold red", markup=False)
-    if difference is None:
-        console.print(f"\n{shows(scores)}", highlight=False)
+    if watch is not None:
+        write_files(options, stage, scores, watch.log, texts)
     console.print(f"[dim]{time.perf_counter() - begin:.0f} s in all[/]", highlight=False)
     return 0 if difference is None else 1
 
 
-def play_all(
-    stage: Stage, options: DemoOptions, console: Output
-) -> tuple[list[PlayScore], dict[str, list[Said]]]:
-    """Run every policy on an engine of its own, side by side. Returns the scores, and all
-    utterances by policy.
+def write_files(
+    options: DemoOptions,
+    stage: Stage,
+    scores: Sequence[PlayScore],
+    log: DemoLog,
+    texts: Mapping[str, Sequence[Said]],
+) -> None:
+    """Write the report and the timeline that were asked for. Raises ``OSError``."""
+    if options.timeline is not None:
+        write_timeline(log, stage.page_bytes, options.timeline)
+    if options.report is not None:
+        said = next(iter(texts.values()))
+        about = plain(introduction(stage, options))
+        found = plain(verdict(scores, options.agents, options.resident))
+        write_report(options.report, about, found, scores, log, said)
 
-    In each round of the world, the policies run one after another, in alternating order, so that a
-    slow minute of the machine affects all of them alike.
+
+def plain(markup: str) -> str:
+    """A text without rich's markup."""
+    return Text.from_markup(markup).plain
+
+
+def play_all(
+    stage: Stage, options: DemoOptions, console: Output, watch: DemoWatch | None = None
+) -> tuple[list[PlayScore], dict[str, list[Said]]]:
+    """Run every policy on an engine of its own, side by side. Returns the scores, and all texts by
+    policy.
+
+    In each round of the village, the policies run one after another, in alternating order, so that
+    a slow minute of the machine affects all of them alike.
     """
     with ExitStack() as stack:
         plays = [stack.enter_context(stage.play(policy)) for policy in options.policies]
-        screen = stack.enter_context(Screen(console, options.policies, options.ticks))
+        screen = stack.enter_context(Screen(console, plays, options.ticks))
         for play in plays:
-            screen.warms_up(play.policy)
-            play.warm_up()
+            screen.opens(play)
+            for _ in play.opening():
+                screen.opens(play)
         for _ in range(options.ticks):
             going = plays
             while going:
-                going = [play for play in reversed(going) if play.round()]
-            for play in plays:
-                screen.played(play.score, play.world.news)
+                rest = []
+                for play in reversed(going):
+                    with nullcontext() if watch is None else watch.round(play):
+                        goes_on = play.round()
+                    if goes_on:
+                        rest.append(play)
+                    screen.played(play)
+                going = rest
         return [play.score for play in plays], {play.policy: play.said for play in plays}
 
 
 def introduction(stage: Stage, options: DemoOptions) -> str:
     pool = stage.device_bytes - stage.page_bytes
+    voices = f"{len(stage.voices)} adapters give people their voices. " if stage.voices else ""
     return (
-        f"[bold]{options.agents} agents in a small world.[/] Each owns about "
+        f"[bold]{options.agents} agents live in a village.[/] Each owns about "
         f"{amount(stage.state_bytes / options.agents)} of KV, {amount(stage.state_bytes)} in all; "
         f"the device pool holds {amount(pool)}, the state of {options.resident} agents. An agent "
-        "speaks when an action of its plan ends; the engine is told how far off that is.\n"
-        f"The model is random ({stage.num_params / 1e6:.1f} M parameters, over bytes): what it "
-        "says is noise, but the work is real, and what an agent says decides what it does next.\n"
+        "is asked when a task of its plan ends or somebody is met; the engine is told how far off "
+        f"that is. A model of {stage.num_params / 1e6:.1f} M parameters speaks, and what it says "
+        f"decides what happens next. {voices}{stage.pace}\n"
     )
 
 
 def speakers(score: PlayScore, options: DemoOptions) -> str:
     share = score.speakers / (options.ticks * options.agents)
     return (
-        f"{score.engine.calls} calls in {options.ticks} ticks, each policy; "
-        f"{share:.0%} of the agents spoke in a tick."
+        f"{score.engine.calls} calls in {options.ticks} ticks, each policy; {share:.0%} of the "
+        f"agents spoke in a tick; {score.valid_actions:.0%} of the actions were valid."
     )
 
 
 def agreement(texts: Mapping[str, Sequence[Said]]) -> str:
     said = next(iter(texts.values()))
     return (
-        f"same texts: all {len(said)} utterances, and the logits behind them, are the same under "
+        f"same texts: all {len(said)} texts, and the logits behind them, are the same under "
         f"{len(texts)} policies ({digest(said)})"
     )
 
 
 def first_difference(texts: Mapping[str, Sequence[Said]]) -> str | None:
-    """The first utterance of a policy that differs from the first policy's; ``None`` if all are
+    """The first text of a policy that differs from the first policy's; ``None`` if all are
     equal."""
     (reference, expected), *others = texts.items()
     for policy, said in others:
@@ -118,7 +151,7 @@ def describe(said: Said | None) -> str:
 
 
 def digest(said: Sequence[Said]) -> str:
-    """The xxh3-64 of all utterances, in order."""
+    """The xxh3-64 of all texts, in order."""
     state = xxhash.xxh3_64()
     for utterance in said:
         fields = f"{utterance.tick} {utterance.who} {utterance.token_ids} {utterance.logits}\n"

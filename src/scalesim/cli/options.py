@@ -38,13 +38,14 @@ from scalesim.cli.values import (
 from scalesim.config import EngineConfig, parse_bytes
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
-from scalesim.replay.hardware import disk_rate
+from scalesim.replay.hardware import HARDWARE, disk_rate, named
 from scalesim.replay.knobs import HintMode, Knobs
 from scalesim.replay.peers.policies import REPLAY_POLICIES, replay_policy
 from scalesim.replay.scenario import TraceHints
 from scalesim.replay.sizing import Disk
 from scalesim.replay.workloads import WORKLOADS
 from scalesim.sampling.params import SamplingParams
+from scalesim.village.people import MOST_VILLAGERS
 
 _ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
 _ABOUT = """Simulations of thousands of LLM agents on one device.
@@ -52,31 +53,39 @@ _ABOUT = """Simulations of thousands of LLM agents on one device.
 Start with `scalesim demo`. `scalesim COMMAND --help` lists a command's options;
 `scalesim --version` names the version."""
 
-ModelSize = Literal["tiny", "small", "large"]
-
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """64 agents take turns on a pool for 16, under every policy; all must say the same.
+    """64 agents of a village share device memory for 16, under every policy; all say the same.
 
-    A small world runs once for each policy, tick by tick side by side, from the same seed, on a
-    random model that is made on the fly. Exits with 1 if two policies gave different texts.
+    The village lives once for each policy, round by round side by side, from the same seed, on a
+    small model that comes with the package. Exits with 1 if two policies gave different texts.
     """
 
     agents: Annotated[int, MANY] = 64
-    """Agents in the world."""
+    """People in the village."""
     resident: Annotated[int, COUNT] = 16
     """Agents whose state fits into the device pool."""
-    ticks: Annotated[int, COUNT] = 16
-    """Ticks of the simulation, for each policy."""
+    ticks: Annotated[int, COUNT] = 10
+    """Ticks of the simulation, for each policy; a tick is ten minutes of the village."""
     policies: tuple[str, ...] = ("deadline", "lru-swap", "lru-recompute", "resident")
-    """Policies to run, each on an engine of its own."""
+    """Policies to run, each on an engine of its own; the first one's village is shown."""
     seed: Annotated[int, SEED] = 0
-    """Of the world, the model and all sampling."""
-    model: ModelSize = "small"
-    """Size of the random model: 0.1, 1 or 4 million parameters."""
+    """Of the village and all sampling."""
+    model: str | None = None
+    """A folder with another chat model, of a native family, instead of the village's own."""
+    hardware: str = "h100"
+    """The GPU whose link is imitated: h100, h100-sxm, h200, a100 or rtx4090."""
+    link: Annotated[float, SHARE] = 1.0
+    """Share of that link that is to be had, like 0.1."""
     threads: Annotated[int, FEW] = 1
     """Threads that compute. The model is small: more of them wait for each other, mostly."""
+    voices: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Give each person one of the model's voices: LoRA adapters in its folder voices."""
+    report: Path | None = None
+    """Write a page of charts and talk to this file, as HTML."""
+    timeline: Path | None = None
+    """Write rounds, copies and the pool's use to this file, as a trace for Perfetto."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for options that do not fit each other. Not done in
@@ -86,6 +95,17 @@ class DemoOptions:
                 f"--resident {self.resident} is more than --agents {self.agents}; "
                 "lower it: the demo is about agents that do not fit"
             )
+        if self.agents > MOST_VILLAGERS:
+            raise ConfigError(
+                f"--agents {self.agents} is more than the village has names for, {MOST_VILLAGERS}; "
+                "lower it"
+            )
+        named(HARDWARE, self.hardware, "hardware")
+        for option in ("report", "timeline"):
+            if (path := getattr(self, option)) is not None:
+                check_writable(path, f"--{option}")
+        if self.model is not None and not (Path(self.model) / "config.json").is_file():
+            raise ConfigError(f"--model {self.model} has no config.json; give a model's folder")
         if not self.policies:
             raise ConfigError(f"--policies names none; give some of: {', '.join(ENGINE_POLICIES)}")
         for index, policy in enumerate(self.policies):

@@ -1,4 +1,4 @@
-"""A run of the demo's world on one engine, driven as a simulation would drive it, and its score.
+"""A run of the demo's village on one engine, driven as a simulation would drive it, and its score.
 
 A play does not depend on the screen or on other plays; the demo moves several plays round by round.
 """
@@ -6,52 +6,64 @@ A play does not depend on the screen or on other plays; the demo moves several p
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from statistics import median
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median, quantiles
 from typing import TypeVar
 
-from scalesim.cli.world import Utterance, World
 from scalesim.engine.engine import Engine
+from scalesim.engine.memory_view import AgentView
 from scalesim.engine.stats import EngineStats
 from scalesim.memory.counters import Counters
 from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
-from scalesim.sampling.params import SamplingParams
+from scalesim.village.actions import SCHEMA
+from scalesim.village.world import Question, Village
 
 Counts = TypeVar("Counts", EngineStats, Counters)
+MOST_TOKENS = 36
+"""Of a text."""
+_OPENING = 8  # people who are asked at once before the clock starts, so that words come soon
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An utterance: its tick, its speaker, its tokens, and a hash of the logits behind them."""
+    """A text: its tick, who said it, its tokens, and a hash of the logits behind them."""
 
     tick: int
     who: str
+    text: str
     token_ids: tuple[int, ...]
     logits: int
-
-    @property
-    def text(self) -> str:
-        """The tokens as text, with a dot for every byte that is not printable ASCII."""
-        return "".join(chr(i) if 32 <= i < 127 else "·" for i in self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class PlayScore:
-    """The score of one policy, without the warm-up: the engine's counters, and times.
+    """The score of one policy, without the opening: the engine's counters, and times.
 
-    ``call_cpu_s`` is the processor time per utterance, over all threads, in the median round. Other
-    load on the machine makes rounds take longer, but hardly changes this figure.
+    ``call_cpu_s`` is the processor time a call, over all threads, in the median round: other load
+    on the machine hardly changes it. ``tick_s`` are the seconds that each tick took, ``latency_s``
+    those of each call from its submission to its end. ``peak_bytes``: the most of the device pool
+    that was in use.
     """
 
     policy: str
-    ticks: int
     call_cpu_s: float
     engine: EngineStats
     memory: Counters
     page_bytes: int
-    speakers: int = 0  # agents that spoke, summed over the ticks
+    tick_s: Sequence[float] = ()
+    latency_s: Sequence[float] = ()
+    peak_bytes: int = 0
+    speakers: int = 0  # agents that were asked, summed over the ticks
+    valid_actions: float = 1.0  # the share of texts that should be an action, and are
+
+    @property
+    def ticks(self) -> int:
+        return len(self.tick_s)
 
     @property
     def hits(self) -> float:
@@ -62,96 +74,164 @@ class PlayScore:
         return found / max(asked, 1)
 
     @property
-    def moved_bytes(self) -> int:
-        return (self.memory.loaded_pages + self.memory.saved_pages) * self.page_bytes
+    def waited(self) -> float:
+        """The share of calls that waited for their state."""
+        return self.memory.demand_loads / max(self.engine.calls, 1)
+
+    @property
+    def calls_per_s(self) -> float:
+        return self.engine.calls / max(sum(self.tick_s), 1e-9)
 
     @property
     def prefilled_tokens(self) -> int:
         return self.engine.prompt_tokens - self.engine.cached_tokens
 
+    def latency_at(self, share: float) -> float:
+        """The latency, in seconds, that this share of the calls did not exceed."""
+        if len(self.latency_s) < 2:
+            return sum(self.latency_s)
+        return quantiles(self.latency_s, n=100, method="inclusive")[round(share * 100) - 1]
+
+    def times(self, other: PlayScore) -> float:
+        """How many times as fast as ``other``: the median over the ticks of both."""
+        pairs = zip(other.tick_s, self.tick_s, strict=True)
+        return median(theirs / max(ours, 1e-9) for theirs, ours in pairs)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a play counts itself."""
+
+    tick_s: list[float] = field(default_factory=lambda: [0.0])  # the last is under way
+    latency_s: list[float] = field(default_factory=list)
+    call_cpu_s: list[float] = field(default_factory=list)  # by round
+    peak_pages: int = 0
+    speakers: int = 0
+
 
 class Play:
-    """A run of ``world`` on ``engine``. ``warm_up`` generates one utterance of every agent; then
-    each ``round`` plays a round of the world. ``said`` has all utterances, ``score`` the cost."""
+    """A run of ``village`` on ``engine``. ``opening`` asks everyone for a first action, in groups;
+    then each ``round`` plays a round. ``said`` has all texts, ``score`` the cost. ``voices`` are
+    folders of adapters, which the people take in turn."""
 
-    def __init__(self, engine: Engine, world: World, policy: str, page_bytes: int) -> None:
-        self.engine, self.world = engine, world
+    def __init__(
+        self,
+        engine: Engine,
+        village: Village,
+        policy: str,
+        page_bytes: int,
+        voices: Sequence[Path] = (),
+    ) -> None:
+        self.engine, self.village = engine, village
         self.policy, self.page_bytes = policy, page_bytes
+        self.names = [person.villager.name for person in village.people]
         self.said: list[Said] = []
-        self._agents = [engine.agent(person.name) for person in world.people]
-        self._ticks, self._speakers = 0, 0
-        self._call_cpu_s: list[float] = []  # by round
-        self._in_tick: set[int] = set()  # agents that have spoken in this tick
+        self.tally = Tally()
+        adapters = islice(cycle(voices or [None]), len(self.names))
+        self._agents = [
+            engine.agent(name, adapter=adapter)
+            for name, adapter in zip(self.names, adapters, strict=True)
+        ]
+        schema = SCHEMA if find_spec("llguidance") is not None else None
+        self._params = {
+            "act": engine.sampling(max_tokens=MOST_TOKENS, json_schema=schema),
+            "say": engine.sampling(max_tokens=MOST_TOKENS, stop=("\n",)),
+        }
+        self._in_tick: set[int] = set()  # agents that were asked in this tick
         self._before = self._counts()
 
-    def warm_up(self) -> None:
-        self.ask(self.world.opening(), max_tokens=1)
-        self._tell()
-        self._before = self._counts()
+    def opening(self) -> Iterator[None]:
+        """Everybody's first action, a group at a time, and the end of that tick. Not counted."""
+        questions = self.village.round()
+        texts: list[str] = []
+        for start in range(0, len(questions), _OPENING):
+            texts += self._texts(questions[start : start + _OPENING])
+            yield
+        self.village.hear(questions, texts)
+        while questions := self.village.round():  # nobody has arrived yet
+            self.village.hear(questions, self._texts(questions))
+        self._end_tick()
+        self._before, self.tally = self._counts(), Tally()
+        yield
 
     def round(self) -> bool:
-        """Play the next round of the world's tick; after the last, end the tick: ``False``."""
-        start = time.process_time()
-        utterances = self.world.round()
-        if not utterances:
+        """Play the next round of the village's tick; after the last, end the tick: ``False``."""
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        questions = self.village.round()
+        if questions:
+            self.village.hear(questions, self._texts(questions))
+            self._tell()
+            self.tally.call_cpu_s.append((time.process_time() - begin_cpu) / len(questions))
+            self._in_tick |= {question.who for question in questions}
+        else:
+            self.tally.speakers += len(self._in_tick)
             self._end_tick()
-            return False
-        self._play(utterances)
-        self._call_cpu_s.append((time.process_time() - start) / len(utterances))
-        return True
+        self.tally.tick_s[-1] += time.perf_counter() - begin
+        view = self.engine.memory
+        device = view.tiers["device"]
+        used = device.num_pages - device.num_free
+        self.tally.peak_pages = max(self.tally.peak_pages, used)
+        if not questions:
+            self.tally.tick_s.append(0.0)
+        return bool(questions)
+
+    def states(self) -> dict[str, AgentView]:
+        """Where each agent's state lies, by name."""
+        return {str(view.id): view for view in self.engine.memory.census().agents}
 
     @property
     def score(self) -> PlayScore:
         stats, memory = self._before
+        village, tally = self.village, self.tally
         return PlayScore(
             self.policy,
-            self._ticks,
-            median(self._call_cpu_s or [0.0]),
+            median(tally.call_cpu_s or [0.0]),
             since(self.engine.stats, stats),
             since(self.engine.parts.memory.counters, memory),
             self.page_bytes,
-            self._speakers,
+            tuple(tally.tick_s[:-1]),
+            tuple(tally.latency_s),
+            tally.peak_pages * self.page_bytes,
+            tally.speakers,
+            1.0 - village.invalid_actions / max(village.actions, 1),
         )
 
-    def _counts(self) -> tuple[EngineStats, Counters]:
-        return replace(self.engine.stats), replace(self.engine.parts.memory.counters)
-
-    def _play(self, utterances: Sequence[Utterance]) -> None:
-        world = self.world
-        replies = self.ask(utterances, world.config.reply_len)
-        self.said += [
-            Said(world.now, world.people[utterance.who].name, reply.token_ids, reply.digest)
-            for utterance, reply in zip(utterances, replies, strict=True)
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        requests = [
+            Request(
+                self.village.messages(question),
+                self._agents[question.who].id,
+                self._params[question.kind],
+                on_overflow="drop_oldest",
+            )
+            for question in questions
         ]
-        world.hear(utterances, [spoken(reply) for reply in replies])
-        self._tell()
-        self._in_tick |= {utterance.who for utterance in utterances}
+        return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
+
+    def _texts(self, questions: Sequence[Question]) -> list[str]:
+        replies = self.ask(questions)
+        texts = [(reply.text or "").strip() for reply in replies]
+        for question, reply, text in zip(questions, replies, texts, strict=True):
+            name = self.names[question.who]
+            said = Said(self.village.now, name, text, reply.token_ids, reply.digest)
+            self.said.append(said)
+            self.tally.latency_s.append(reply.latency_s)
+        return texts
 
     def _end_tick(self) -> None:
-        self._ticks += 1
-        self._speakers += len(self._in_tick)
         self._in_tick.clear()
-        self.world.end_tick()
+        self.village.end_tick()
         self.engine.tick()
+        self._tell()
 
     def _tell(self) -> None:
         """Give the engine the changed hints at once, so that agents that speak late can be evicted
         first."""
-        distances = self.world.expected()
+        distances = self.village.expected()
         self.engine.expect({self._agents[who].id: ticks for who, ticks in distances.items()})
 
-    def ask(self, utterances: Sequence[Utterance], max_tokens: int) -> list[Reply]:
-        params = SamplingParams(max_tokens=max_tokens)
-        requests = [
-            Request(utterance.prompt, self._agents[utterance.who].id, params)
-            for utterance in utterances
-        ]
-        return [reply for reply in self.engine.run(requests) if isinstance(reply, Reply)]
-
-
-def spoken(reply: Reply) -> bytes:
-    """The utterance as bytes, without the token that ended it."""
-    return bytes(token for token in reply.token_ids if token < 256)
+    def _counts(self) -> tuple[EngineStats, Counters]:
+        return replace(self.engine.stats), replace(self.engine.parts.memory.counters)
 
 
 def since(now: Counts, before: Counts) -> Counts:

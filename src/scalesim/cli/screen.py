@@ -1,61 +1,127 @@
-"""The demo's progress display: live bars on a terminal, elsewhere a few lines."""
+"""The demo's display: live on a terminal, elsewhere lines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from types import TracebackType
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
-from scalesim.cli.play import PlayScore
+from scalesim.cli.play import Play, Said
+from scalesim.cli.scenery import LEGEND, draw_map, strip
+from scalesim.village.actions import read_action
 
-_LINES = 4  # where there are no bars
+_LINES_A_TICK = 2  # where there is no terminal
+_TALK, _TALK_BELOW = 9, 3  # texts beside the map; below it on a narrow terminal
+_CELLS, _CELLS_BELOW = 64, 22  # of a strip
+_MAP_WIDTH, _TALK_WIDTH, _HEIGHT = 70, 46, 20
 
 
-class Screen(Progress):
-    """A bar for each policy, and below them the world's news. As a context manager, it restores the
-    terminal in any case. ``warms_up`` and ``played`` report the progress of a policy."""
+class Screen:
+    """The village of the first play, and a row for each policy. As a context manager, it restores
+    the terminal in any case. ``opens`` and ``played`` report progress; they redraw only if there is
+    a terminal, and never while an engine computes."""
 
-    def __init__(self, console: Console, policies: tuple[str, ...], ticks: int) -> None:
-        self._news, self._ticks = "", ticks
-        super().__init__(
-            TextColumn("{task.description:<14}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            console=console,
-            disable=not console.is_terminal,
-            refresh_per_second=4,  # slow: each refresh takes the interpreter away from the engine
+    def __init__(self, console: Console, plays: list[Play], ticks: int) -> None:
+        self._console, self._plays, self._ticks = console, plays, ticks
+        self._rows: dict[str, tuple[RenderableType, ...]] = {}
+        self._talk: deque[Said] = deque(maxlen=_TALK)
+        self._seen, self._lines, self._tick = 0, 0, -1
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> Screen:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def opens(self, play: Play) -> None:
+        """``play`` asks people for their first action."""
+        self._rows[play.policy] = (Text("all begin their day", style="dim"), "", "", "", "", "")
+        self._update(play)
+
+    def played(self, play: Play) -> None:
+        """``play`` has played a round."""
+        if self._live.is_started:
+            score = play.score
+            moved = score.page_bytes / 1e6
+            self._rows[play.policy] = (
+                strip(play.states().values(), _CELLS if self._is_wide else _CELLS_BELOW),
+                f"{score.hits:.0%}",
+                f"{score.waited:.0%}",
+                f"{score.memory.loaded_pages * moved:.0f}",
+                f"{score.memory.saved_pages * moved:.0f}",
+                f"{score.calls_per_s:.1f}",
+            )
+        self._update(play)
+
+    def _update(self, play: Play) -> None:
+        if play is self._plays[0]:
+            new, self._seen = play.said[self._seen :], len(play.said)
+            self._talk.extend(new)
+            if not self._live.is_started:
+                self._print(new)
+        if self._live.is_started:
+            self._live.update(self._picture(), refresh=True)
+
+    def _print(self, new: list[Said]) -> None:
+        for said in new:
+            if said.tick != self._tick:
+                self._tick, self._lines = said.tick, 0
+                village = self._plays[0].village
+                self._console.print(
+                    f"tick {said.tick} of {self._ticks}, {village.moment}", highlight=False
+                )
+            if self._lines < _LINES_A_TICK:
+                self._lines += 1
+                self._console.print(Text("  ") + told(said), soft_wrap=False)
+
+    def _picture(self) -> RenderableType:
+        village = self._plays[0].village
+        names = {said.who for said in self._talk}
+        speaking = {index for index, one in enumerate(village.people) if one.villager.name in names}
+        title = f"{village.moment} · tick {min(village.now, self._ticks)} of {self._ticks}"
+        scene = Panel(draw_map(village, speaking), title=title, width=_MAP_WIDTH, height=_HEIGHT)
+        lines = [told(said) for said in self._talk]
+        if not self._is_wide:
+            for line in lines:
+                line.truncate(_MAP_WIDTH, overflow="ellipsis")
+            return Group(scene, *lines[-_TALK_BELOW:], self._table(), LEGEND)
+        talk = Panel(
+            Text("\n").join(lines), title="what they say", width=_TALK_WIDTH, height=_HEIGHT
         )
-        self._bars = {
-            name: self.add_task(name, total=ticks, state="[dim]waits") for name in policies
-        }
-        self._num_played, self._num_lines = 0, 0
+        return Group(Columns([scene, talk], padding=0), self._table(), LEGEND)
 
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self._news:
-            yield Text(self._news, style="dim", no_wrap=True, overflow="ellipsis")
+    @property
+    def _is_wide(self) -> bool:
+        return self._console.width >= _MAP_WIDTH + _TALK_WIDTH
 
-    def stop(self) -> None:
-        """Stop, and leave the bars without news on the terminal."""
-        self._news = ""
-        super().stop()
+    def _table(self) -> Table:
+        table = Table(box=None, header_style="dim", padding=(0, 1))
+        for name in ("", "agents", "hits", "waited", "MB in", "MB out", "calls/s"):
+            table.add_column(name, justify="left" if name in ("", "agents") else "right")
+        for play in self._plays:
+            if play.policy in self._rows:
+                table.add_row(play.policy, *self._rows[play.policy])
+        return table
 
-    def warms_up(self, policy: str) -> None:
-        self.update(self._bars[policy], state="everyone speaks once, to warm up")
-        if self.disable:
-            self.console.print(f"warm-up: everyone speaks once under {policy}", highlight=False)
 
-    def played(self, score: PlayScore, news: str) -> None:
-        """Report one more tick of a policy: its score so far, and the world's news."""
-        rates = f"hits {score.hits:4.0%}   {score.call_cpu_s * 1e3:.0f} CPU ms a call"
-        self.update(self._bars[score.policy], completed=score.ticks, state=rates)
-        self._news = f"tick {score.ticks}: {news}"
-        self._num_played += 1
-        due = score.ticks * _LINES // self._ticks
-        if self.disable and self._num_played % len(self._bars) == 0 and due > self._num_lines:
-            self._num_lines = due
-            line = f"tick {score.ticks} of {self._ticks}: {news}"
-            self.console.print(line, highlight=False, markup=False)
+def told(said: Said) -> Text:
+    """A text as a line: an action in words, anything else as it is."""
+    action = read_action(said.text)
+    if action is None:
+        return Text.assemble((f"{said.who}: ", "bold"), said.text)
+    where = f"goes to the {action.place.name} to {action.task}"
+    return Text.assemble((said.who, "bold"), f" {where}")

@@ -1,53 +1,30 @@
-"""The demo's set-up, the same for every policy: the random model and the two pools."""
+"""The demo's set-up, the same for every policy: the model, the two pools and the paced link."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from scalesim.cli.options import DemoOptions, ModelSize
+import scalesim.village
+from scalesim.cli.options import DemoOptions
+from scalesim.cli.pace import Pace, hardware_named, prefill_rate
 from scalesim.cli.play import Play
-from scalesim.cli.world import World, WorldConfig
 from scalesim.config import EngineConfig, SchedulerConfig
 from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
+from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.model.checkpoint.config import ModelConfig
-from scalesim.model.checkpoint.dummy import dummy_tensors
-from scalesim.model.checkpoint.loader import LoadedModel
-from scalesim.model.checkpoint.weights import assemble, num_elements
-from scalesim.model.layers.native import NativeModel
-from scalesim.model.layers.rope import RopeConfig
-from scalesim.model.text.tokenizer import ByteTokenizer
+from scalesim.model.checkpoint.loader import LoadedModel, load_model
+from scalesim.model.checkpoint.weights import num_elements
+from scalesim.village.world import Village
 
-SHAPES: dict[ModelSize, tuple[int, int, int, int, int]] = {
-    # layers, hidden, query heads, KV heads, head_dim
-    "tiny": (2, 64, 4, 2, 16),
-    "small": (4, 128, 4, 2, 64),
-    "large": (4, 256, 8, 2, 64),
-}
-
-
-def model_config(size: ModelSize, max_len: int) -> ModelConfig:
-    """A Llama over bytes, with grouped-query attention as in current models."""
-    layers, hidden, heads, kv_heads, head_dim = SHAPES[size]
-    return ModelConfig(
-        architecture="LlamaForCausalLM",
-        vocab_size=ByteTokenizer().vocab_size,
-        hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4 // 16 * 16,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_position=max_len,
-        rms_eps=1e-6,
-        rope=RopeConfig(),
-    )
+OWN_MODEL = Path(scalesim.village.__file__).parent / "model"
+_GROWTH = 1.9  # a chat is usually so many times as long as its first question
+_MEASURED = 9  # chats whose prefill is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,54 +32,82 @@ class Stage:
     """The model and the sizes of the pools. ``usual_pages`` hold an agent with a usual memory; the
     device pool is sized by that."""
 
-    world: WorldConfig
+    agents: int
+    seed: int
     model: LoadedModel
     num_params: int
     page_bytes: int
     usual_pages: int
     device_bytes: int
     host_bytes: int
+    pace: Pace
+    voices: tuple[Path, ...] = ()  # folders of adapters
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the state of all agents."""
-        return self.world.agents * self.usual_pages * self.page_bytes
+        return self.agents * self.usual_pages * self.page_bytes
 
     @staticmethod
-    def build(options: DemoOptions, folder: Path) -> Stage:
-        """Make the model and size the pools. ``options.resident`` agents fit into the device pool;
-        the host pool holds all agents, with forgotten text that is not dropped yet. ``folder`` is
-        empty: the model has no files."""
-        world = WorldConfig(agents=options.agents, seed=options.seed)
-        shape = model_config(options.model, world.max_len)
-        weights = assemble(shape, dummy_tensors(shape, options.seed, torch.float32).pop)
-        geometry = PageGeometry.choose(shape.num_layers, shape.num_kv_heads, shape.head_dim, 4)
-        usual = geometry.blocks_for(world.usual_len)
-        longest = geometry.blocks_for(world.max_len)
+    def build(options: DemoOptions) -> Stage:
+        """Load the model, measure its prefill, and size the pools. ``options.resident`` agents fit
+        into the device pool; the host pool holds all agents, with forgotten text that is not
+        dropped yet. Raises ``ConfigError``."""
+        folder = OWN_MODEL if options.model is None else Path(options.model)
+        voices = voices_of(folder) if options.voices else ()
+        loaded = load_model(folder, place="cpu", model_impl="native")
+        shape = loaded.config
+        assert isinstance(shape, ModelConfig)
+        geometry = PageGeometry.choose(
+            shape.num_layers, shape.num_kv_heads, shape.head_dim, loaded.model.dtype.itemsize
+        )
+        village = Village(options.agents, options.seed)
+        chats = [village.messages(question) for question in village.round()[:_MEASURED]]
+        memory = geometry.page_bytes * geometry.blocks_for(shape.max_position) * 4
+        config = EngineConfig(device="cpu", device_memory=memory, host_memory=0)
+        with Engine(parts_for(loaded, config)) as engine:
+            here = prefill_rate(engine, chats)
+            first_len = len(engine.parts.model.token_ids(chats[0]))
+        usual = geometry.blocks_for(math.ceil(first_len * _GROWTH))
+        longest = geometry.blocks_for(min(3 * first_len, shape.max_position))
         pages = max(options.resident * usual, longest) + 1  # and the null page
+        token_bytes = geometry.page_bytes / geometry.block_size
         return Stage(
-            world=world,
-            model=LoadedModel(shape, NativeModel(shape, weights), folder),
+            agents=options.agents,
+            seed=options.seed,
+            model=loaded,
             num_params=num_elements(shape),
             page_bytes=geometry.page_bytes,
             usual_pages=usual,
             device_bytes=pages * geometry.page_bytes,
             host_bytes=2 * options.agents * longest * geometry.page_bytes,
+            pace=Pace(hardware_named(options.hardware), here, token_bytes, options.link),
+            voices=voices,
         )
 
     def config(self, policy: str) -> EngineConfig:
         return EngineConfig(
+            device="cpu",
             device_memory=self.device_bytes,
             host_memory=self.host_bytes,
+            link_bandwidth=self.pace.bytes_per_s,
             policy=policy,
             digests=True,
-            seed=self.world.seed,
-            scheduler=SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=512),
+            seed=self.seed,
+            scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=512),
         )
 
     @contextmanager
     def play(self, policy: str) -> Iterator[Play]:
-        """The world at its beginning, on a fresh engine."""
-        parts = parts_for(self.model, self.config(policy), tokenizer=ByteTokenizer())
-        with Engine(parts) as engine:
-            yield Play(engine, World(self.world), policy, self.page_bytes)
+        """The village at its beginning, on a fresh engine."""
+        with Engine(parts_for(self.model, self.config(policy))) as engine:
+            village = Village(self.agents, self.seed)
+            yield Play(engine, village, policy, self.page_bytes, self.voices)
+
+
+def voices_of(folder: Path) -> tuple[Path, ...]:
+    """The adapters that come with a model. Raises ``ConfigError`` if there are none."""
+    found = sorted(each.parent for each in folder.glob("voices/*/adapter_config.json"))
+    if not found:
+        raise ConfigError(f"--voices: {folder} has no adapters in a folder voices; leave it out")
+    return tuple(found)

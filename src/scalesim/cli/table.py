@@ -1,4 +1,4 @@
-"""The demo's table of results, with its caption and conclusion."""
+"""The demo's table of results, with its caption and verdict."""
 
 from __future__ import annotations
 
@@ -9,58 +9,73 @@ from rich.table import Table
 
 from scalesim.cli.play import PlayScore
 
-COLUMNS = ("policy", "hits", "demand\nloads", "moved", "tokens\nprefilled", "CPU ms\na call")
+COLUMNS = (
+    "policy", "calls\na sec.", "× re-\ncompute", "device\nmemory", "latency\np50, p95 s", "hits",
+    "waited", "tokens\nprefilled",
+)  # fmt: skip
 
 
 def table(scores: Sequence[PlayScore]) -> Table:
     """The table with a row for each policy, in the given order."""
-    found = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    found = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         found.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for score in scores:
-        found.add_row(
-            score.policy,
-            f"{score.hits:.0%}",
-            f"{score.memory.demand_loads}",
-            amount(score.moved_bytes),
-            f"{score.prefilled_tokens}",
-            f"{score.call_cpu_s * 1e3:.1f}",
-        )
+        found.add_row(*cells(score, scores))
     return found
+
+
+def cells(score: PlayScore, scores: Sequence[PlayScore]) -> list[str]:
+    """A policy's row, under ``COLUMNS``."""
+    recompute = next((each for each in scores if each.policy == "lru-recompute"), None)
+    return [
+        score.policy,
+        f"{score.calls_per_s:.1f}",
+        "" if recompute is None else f"{score.times(recompute):.2f}",
+        amount(score.peak_bytes),
+        f"{score.latency_at(0.5):.2f}, {score.latency_at(0.95):.2f}",
+        f"{score.hits:.0%}",
+        f"{score.waited:.0%}",
+        f"{score.prefilled_tokens}",
+    ]
 
 
 def caption(scores: Sequence[PlayScore]) -> str:
     """An explanation of the columns."""
     lines = [
-        "Hits: share of the blocks asked for that were on the device; what resident misses is new",
-        "text. Demand loads: requests that waited for their state. Moved: between the pools.",
-        "Prefilled: tokens of prompts computed, new or no longer held. CPU ms: processor time, in",
-        "the median round. The warm-up is not counted.",
+        "× re-compute: how many times as fast as lru-recompute, with a prefix cache and no host",
+        "pool; the median tick. Device memory: the most of the pool that was in use. Latency: of a",
+        "call, from submission to its end. Hits: blocks that were found on the device.",
+        "Waited: calls that waited for their state to be loaded.",
+        "Prefilled: tokens of prompts computed, new or no longer held. What everybody did first is",
+        "not counted.",
     ]
     if any(score.policy == "resident" for score in scores):
-        lines.append(
-            "The policy resident has room for everyone: no policy hits more, or computes less."
-        )
+        lines.append("The policy resident has room for everyone.")
     return " ".join(lines)
 
 
-def shows(scores: Sequence[PlayScore]) -> str:
-    """The conclusion: what the run has shown, and what a run on a CPU cannot show."""
-    bound = [score for score in scores if score.policy == "resident"]
-    best, *others = sorted(
-        (score for score in scores if score not in bound) if len(scores) > len(bound) else scores,
-        key=lambda score: -score.hits,
+def verdict(scores: Sequence[PlayScore], agents: int, resident: int) -> str:
+    """The conclusion, in one sentence, from what was measured."""
+    by_name = {score.policy: score for score in scores}
+    ours = by_name.get("deadline", scores[0])
+    room, recompute, swap = (
+        by_name.get(name) for name in ("resident", "lru-recompute", "lru-swap")
     )
-    found = f"{best.policy} found {best.hits:.0%} of its blocks on the device"
-    if others:
-        found += ", " + ", ".join(f"{score.policy} {score.hits:.0%}" for score in others)
-    if bound and best not in bound:
-        found += f"; with room for everyone it would be {bound[0].hits:.0%}"
-    return (
-        f"[bold]Shown:[/] the texts do not depend on the policy, what is in place does: {found}. "
-        "On a CPU both pools are the same memory and a copy costs next to nothing, so "
-        "times say little here; on a GPU, what is not in place has a bus to cross."
+    parts = []
+    if room is not None and room is not ours:
+        parts.append(f"was {ours.times(room):.2f} × as fast as with room for everyone")
+    if recompute is not None and recompute is not ours:
+        parts.append(f"{ours.times(recompute):.1f} × as fast as with a prefix cache alone")
+    if not parts:
+        parts.append(f"answered {ours.calls_per_s:.1f} calls a second")
+    sentence = (
+        f"[bold]Verdict:[/] with device memory for {resident} of {agents} agents, {ours.policy} "
+        f"{' and '.join(parts)}; {ours.waited:.0%} of its calls waited for their state"
     )
+    if swap is not None and swap is not ours:
+        sentence += f", against {swap.waited:.0%} of lru-swap's, which does not know who is next"
+    return f"{sentence}."
 
 
 def amount(num_bytes: float) -> str:

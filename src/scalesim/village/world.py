@@ -71,14 +71,15 @@ class Village:
     """The state of the village. ``round`` gives the questions of the next round, each independent
     of the others, ``hear`` takes the texts that answer them, and ``expected`` says when people will
     be asked next, as far as that is known. After an empty round, ``end_tick`` begins the next tick.
-    Everybody acts at tick 0."""
+    Everybody acts at tick 0, and is in the middle of that action."""
 
     def __init__(self, agents: int = 64, seed: int = 0) -> None:
         draw = random.Random(seed)
-        self.seed, self.now, self.news = seed, 0, ""
+        self.seed, self.now = seed, 0
         self.invalid_actions = self.actions = 0
         everybody = villagers(agents, draw)
         self.people = [self._person(draw, one, everybody) for one in everybody]
+        self._begun = random.Random(draw.random())
         self._gossip = Gossip()
         self._round = 0
         self._talks: list[tuple[int, int]] = []  # (who speaks in the next round, to whom)
@@ -118,7 +119,6 @@ class Village:
                 self._act(question.who, read_action(text))
             else:
                 self._said[question.who] = text
-                self.news = f"{person.villager.first}: {text}"
         self._talks = [(other, one) for one, other in self._talks]
 
     def expected(self) -> dict[int, int]:
@@ -168,10 +168,13 @@ class Village:
             action = Action(person.place, person.task, REST_TICKS)
         person.came_from, person.place, person.task = person.place, action.place, action.task
         person.left_at = self.now
+        if self.now == 0:
+            person.came_from, ticks = person.place, self._begun.randint(1, action.ticks)
+        else:
+            ticks = action.ticks
         person.arrives_at = self.now + walk_ticks(person.came_from, person.place)
-        person.free_at = person.arrives_at + action.ticks
+        person.free_at = person.arrives_at + ticks
         self._gossip.spread(who, person.villager.first, action.task, action.place.name)
-        self.news = f"{person.villager.first} goes to the {person.place.name} to {person.task}"
 
     def _meetings(self) -> list[tuple[int, int]]:
         """Who arrives now, and whom they meet."""

@@ -1,4 +1,4 @@
-"""Random weights for any config: for tests, the demo and ``--dummy-weights``.
+"""Random weights for any config: for tests and ``--dummy-weights``.
 
 The scales keep activations of a deep random model in range: norms near 1, matrices at
 ``1 / sqrt(in)``, and logits with a standard deviation of about 2, neither flat nor one-hot.
