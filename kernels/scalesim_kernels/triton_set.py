@@ -46,15 +46,16 @@ def narrow_launch(head_dim: int, dtype: torch.dtype, integers: bool = False) -> 
     return Launch(tile=32, num_warps=4, num_stages=3)
 
 
-def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:
-    """``masked``: every tile is, as under a window."""
+def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool, integers: bool = False) -> Launch:
+    """``masked``: every tile is, as under a window. ``integers``: as in ``narrow_launch``."""
     if is_wide(dtype):  # the decode's tile; with its stages, Triton 3.6 spills here
         return replace(narrow_launch(head_dim, dtype), num_stages=2)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
     if masked or head_dim != next_power_of_2(head_dim) or capability() < 90:
         # masks take registers too, and so do the fragments that wgmma does without
-        stages = 2 if masked and not capability() else 3  # with three, Triton 3.9 spills
+        # on AMD's GPUs, Triton 3.9 spills with three stages, and with e4m3 Triton 3.7 with two
+        stages = 2 if masked and not integers and not capability() else 3
         return Launch(tile=32, num_warps=8, num_stages=stages)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
@@ -120,7 +121,7 @@ class TritonAttention:
         if plan.prefill is None:
             return
         head_dim = pool.shape[5]
-        launch = wide_launch(head_dim, q.dtype, window is not None)
+        launch = wide_launch(head_dim, q.dtype, window is not None, by_integers(pool))
         num_rows = wide_rows(head_dim, q.dtype)
         if plan.reproducible and not is_wide(q.dtype):
             launch, num_rows = narrow_launch(head_dim, q.dtype, by_integers(pool)), MIN_ROWS
