@@ -54,8 +54,8 @@ def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool, integers: bool 
         return Launch(tile=32, num_warps=8, num_stages=2)
     if masked or head_dim != next_power_of_2(head_dim) or capability() < 90:
         # masks take registers too, and so do the fragments that wgmma does without
-        # on AMD's GPUs, Triton 3.9 spills with three stages, and with e4m3 Triton 3.7 with two
-        stages = 2 if masked and not integers and not capability() else 3
+        # On AMD's GPUs, one of the versions of Triton spills with the other number of stages.
+        stages = 2 if masked != integers and not capability() else 3
         return Launch(tile=32, num_warps=8, num_stages=stages)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
