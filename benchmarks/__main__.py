@@ -20,16 +20,20 @@ from benchmarks import (
     learned,
     lora,
     overhead,
+    plugin_vllm,
     replay_bound,
     replay_curves,
     replay_figures,
     replay_hints,
     replay_scale,
+    replay_tiers,
     rows,
     server,
+    snapshots,
     sources,
     streaming,
     structure,
+    tiers,
 )
 
 BENCHMARKS = {
@@ -41,16 +45,20 @@ BENCHMARKS = {
     "kv-dtype": kv_dtype,
     "learned": learned,
     "lora": lora,
+    "plugin-vllm": plugin_vllm,
     "replay-bound": replay_bound,
     "replay-curves": replay_curves,
     "replay-figures": replay_figures,
     "replay-hints": replay_hints,
     "replay-scale": replay_scale,
+    "replay-tiers": replay_tiers,
     "rows": rows,
     "server": server,
+    "snapshots": snapshots,
     "sources": sources,
     "streaming": streaming,
     "structure": structure,
+    "tiers": tiers,
 }
 
 

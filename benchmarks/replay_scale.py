@@ -114,7 +114,7 @@ def ticks(count: int) -> dict[str, float]:
         return [ids[row] for row in rng.choice(count, min(number, count), replace=False)]
 
     def tick() -> None:
-        loop.tick(loop.clock.now + 1.0)
+        loop.advice.tick(loop.clock.now + 1.0, 1.0, to=None)
 
     def update() -> Callable[[], None]:
         tick()

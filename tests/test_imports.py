@@ -40,11 +40,17 @@ MEMORY = (
 )
 """What any room of memory may use; the rooms below each are in its row."""
 TREE = (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools", "scalesim.memory.tree")
+BELOW = (*TREE, "scalesim.memory.eviction", "scalesim.memory.tiers")
+"""What decides and makes the moves of pages."""
 DOOR = (
     "scalesim.memory.audit.auditor",
     "scalesim.memory.counters",
+    "scalesim.memory.disk.disk_link",
+    "scalesim.memory.disk.slot_files",
     "scalesim.memory.eviction.policies",
     "scalesim.memory.geometry",
+    "scalesim.memory.image",
+    "scalesim.memory.image_columns",
     "scalesim.memory.lease",
     "scalesim.memory.leases.adapters",
     "scalesim.memory.links",
@@ -74,6 +80,7 @@ ENGINE = (
     "scalesim.engine",
     "scalesim.model",
     "scalesim.requests",
+    "scalesim.snapshot",
     "scalesim.trace",
     "scalesim_kernels",
 )
@@ -108,10 +115,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "scalesim.memory.tiers": TREE,
     "scalesim.memory.eviction": (*TREE, "scalesim.memory.tiers"),
     "scalesim.memory.transfers": TREE,
+    "scalesim.memory.drops": BELOW,
+    "scalesim.memory.room": (*BELOW, "scalesim.memory.drops"),
+    "scalesim.memory.disk": (*MEMORY, "scalesim.memory.links", "scalesim.memory.pools"),
+    "scalesim.memory.disk.moves": (*BELOW, "scalesim.memory.room", "scalesim.memory.transfers"),
     "scalesim.memory.residency": (
-        *TREE,
-        "scalesim.memory.eviction",
-        "scalesim.memory.tiers",
+        *BELOW,
+        "scalesim.memory.disk.moves",
+        "scalesim.memory.drops",
+        "scalesim.memory.room",
         "scalesim.memory.transfers",
     ),
     "scalesim.memory.owners": (*TREE, "scalesim.memory.eviction", "scalesim.memory.prefetch"),
@@ -156,6 +168,24 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         ("scalesim.model.layers.hosted", "scalesim.model.layers.hosting"),
         (*VALUES, "scalesim.model", "scalesim_kernels", "torch", "transformers"),
     ),
+    "scalesim.order": (  # for caches that are not ours; the order itself is the engine's
+        *VALUES,
+        "scalesim.distance",
+        "scalesim.memory.eviction.lazy_heap",
+        "scalesim.memory.tree.next_use",
+        "scalesim.memory.tree.owner",
+    ),
+    "scalesim.vllm": (*VALUES, "scalesim.distance", "scalesim.order"),
+    "scalesim.vllm.compat": ("vllm",),
+    "scalesim.sglang": (
+        *VALUES,
+        "scalesim.order",
+        "scalesim.memory.tree.next_use",
+        "scalesim.memory.tree.owner",
+    ),
+    "scalesim.sglang.plugin": ("scalesim.sglang", "sglang"),
+    "scalesim.vllm.plugin": ("scalesim.vllm", "vllm"),
+    "scalesim.snapshot": VALUES,
     "scalesim.trace": VALUES,
     "scalesim.requests": (
         *SCHEDULING,
@@ -204,14 +234,24 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "scalesim.server.identity",
         "scalesim.trace",
     ),
+    "scalesim.village": (),
     "scalesim.cli": ("scalesim", "scalesim_kernels", "torch"),
     "scalesim.__main__": ("scalesim.cli",),
     "scalesim": ENGINE,  # the lazy names
 }
-WATCHED = ("scalesim", "scalesim_kernels", "torch", "triton", "transformers", "peft")
+WATCHED = (
+    "scalesim",
+    "scalesim_kernels",
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "vllm",
+    "sglang",
+)
 TORCH_FREE = (
     "batch", "batch_options", "core", "errors", "config", "device", "distance", "memory",
-    "profile", "replay", "scheduler", "testing", "trace",
+    "order", "profile", "replay", "scheduler", "snapshot", "testing", "trace", "village",
 )  # fmt: skip
 TORCH_MODULES = (
     "scalesim.device.cuda",
@@ -350,6 +390,15 @@ def test_torch_free_parts_load_without_torch() -> None:
     loads = "".join(f"import {name}\n" for name in names)
     found = python(f"{loads}import sys\nprint({{'torch', 'triton'}} & set(sys.modules))")
     assert found == "set()", f"{found} came with one of {names}"
+
+
+def test_the_plug_in_loads_neither_torch_nor_the_engine_it_plugs_into() -> None:
+    """What vLLM finds by its entry points, and what needs no class of vLLM's."""
+    parts = ("", ".core_calls", ".device_tier", ".host_tier", ".plugin", ".routes", ".settings")
+    loads = "".join(f"import scalesim.vllm{part}\n" for part in parts)
+    loads += "import scalesim.sglang.plugin\n"
+    found = python(f"{loads}import sys\nprint({{'torch', 'vllm', 'sglang'}} & set(sys.modules))")
+    assert found == "set()"
 
 
 def test_import_scalesim_loads_neither_torch_nor_triton() -> None:

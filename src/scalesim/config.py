@@ -140,6 +140,10 @@ def _bandwidth(name: str, value: Any) -> str | int:
     return found if written is None else written
 
 
+def _folder(name: str, value: object) -> str:
+    return str(path_of(name, value, ConfigError))
+
+
 def _utilization(name: str, value: object) -> float:
     return number(name, value, 0.0, 1.0, ConfigError, above=True)
 
@@ -236,7 +240,10 @@ class EngineConfig:
     ``device_memory``, ``host_memory``: sizes of the two pools, like ``"20GB"``, ``"500G"`` or
     ``"1.5GiB"``, or in bytes (0: no host pool); ``"auto"`` is 1 GB
     and 4 GB on a CPU; beside a GPU, what its memory leaves and 70 % of the host's that is
-    available. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
+    available. ``disk``: a folder for state that the host pool has no room for; ``None``: no disk.
+    ``disk_memory``: the most bytes that it takes there; ``"auto"`` is 80 % of what is free.
+    ``disk_bandwidth``: the most bytes a second to and from the disk, each; ``None``: as fast as it
+    goes. ``gpu_memory_utilization``: with ``"auto"``, the share of a GPU's memory that
     weights, workspace and device pool may take together. ``link_bandwidth``: on a CPU, the most
     bytes a second that copies between the pools take in each direction, like ``"2GB"``: what
     moving state costs on slower links, in real time. ``policy``: how the planner orders and
@@ -262,6 +269,9 @@ class EngineConfig:
     device: str = setting("auto", _device)
     device_memory: str | int = setting("auto", _memory)
     host_memory: str | int = setting("auto", _memory)
+    disk: str | None = setting(None, _or_none(_folder))
+    disk_memory: str | int = setting("auto", _memory)
+    disk_bandwidth: str | int | None = setting(None, _or_none(_bandwidth))
     gpu_memory_utilization: float | None = setting(None, _or_none(_utilization))
     link_bandwidth: str | int | None = setting(None, _or_none(_bandwidth))
     policy: str = setting("deadline", _policy)

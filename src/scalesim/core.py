@@ -21,6 +21,7 @@ Bytes2D: TypeAlias = npt.NDArray[np.uint8]
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "timeout", "error"]
 Pooling = Literal["last", "mean"]
+TierName = Literal["device", "host", "disk"]
 
 MAX_MORE_CALLS = 10**6
 """The most calls that may be said to follow one in its tick."""

@@ -46,6 +46,11 @@ class TraceError(ScaleSimError, ValueError):
     """A trace file cannot be read; names the line and what is wrong with it."""
 
 
+class SnapshotError(ScaleSimError, ValueError):
+    """A snapshot cannot be written, or none in its folder can be read; names the file and the
+    reason."""
+
+
 class UnknownAgentError(ScaleSimError, KeyError):
     """No agent of this name was created on this engine."""
 
@@ -89,3 +94,7 @@ class RequestCancelledError(ScaleSimError):
 class HintWarning(UserWarning):
     """A hint says nothing, and is ignored. Given once a source; ``Engine.source_scores`` counts the
     others."""
+
+
+class SnapshotWarning(UserWarning):
+    """A snapshot was restored in part: what is missing is computed again, or begins anew."""

@@ -33,7 +33,10 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "agents": NUMBER, "resident": (*NUMBER, "65"), "ticks": NUMBER, "seed": WHOLE,
         "policies": (*NAME, "oracle"), "model": NAME, "threads": (*NUMBER, "100000"),
     },
-    "doctor": {"model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG},
+    "doctor": {
+        "model": ("no/such/folder", "", "a\0b", "."), "device": NAME, "json": FLAG,
+        "disk": ("no/such/folder", "", "a\0b", "log.json"),
+    },
     "generate": {
         "model": ("no/such/folder", "", "a\0b", "."), "prompt": ("", "much " * 200, "\udc80"),
         "chat": FLAG,
@@ -42,7 +45,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "top_p": ("-1", "2", "nan", "x", ""), "generation_config": FLAG, "stop": ("",),
         "seed": WHOLE, "dummy_weights": FLAG, "device": NAME, "device_memory": (*SIZE, "1kB"),
         "host_memory": SIZE, "policy": (*NAME, "oracle"), "block_size": NUMBER,
-        "max_model_len": NUMBER,
+        "max_model_len": NUMBER, "disk": ("a\0b", "log.json"), "disk_memory": SIZE,
     },
     "serve": {
         "model": ("no/such/folder", "", "a\0b", "."), "host": ("0.0.0.0", "no such host", ""),
@@ -59,13 +62,15 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "generation_config": FLAG, "dtype": NAME, "kv_cache_dtype": NAME,
         "quantization": NAME, "device": NAME,
         "device_memory": (*SIZE, "1kB"), "host_memory": SIZE, "policy": (*NAME, "oracle"),
-        "block_size": NUMBER, "seed": WHOLE, "dummy_weights": FLAG,
+        "disk": ("a\0b", "log.json"), "disk_memory": SIZE, "block_size": NUMBER, "seed": WHOLE,
+        "dummy_weights": FLAG,
     },
     "replay": {
         "what": ("no-such-file", "", ".", "a\0b", os.devnull), "policy": NAME, "hardware": NAME,
         "model": NAME, "residency": SHARE, "running": NUMBER, "link": SHARE, "warmup": WHOLE,
         "order": NAME,
-        "pool": SIZE, "host_pool": SIZE, "format": NAME, "tick": POSITIVE, "block_size": NUMBER,
+        "pool": SIZE, "host_pool": SIZE, "disk": (*SIZE, "tape"), "disk_pool": SIZE,
+        "format": NAME, "tick": POSITIVE, "block_size": NUMBER,
         "agents": NUMBER, "ticks": NUMBER, "seed": WHOLE, "shared": WHOLE, "private": WHOLE,
         "new": (*NUMBER, "10000000"), "output": NUMBER, "burst": NUMBER,
         "spread": ("x", "", "nan", "-1", "5"), "growth": SHARE_OR_0,
@@ -80,6 +85,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "plan": {
         "agents": NUMBER, "model": NAME, "hardware": NAME, "host_memory": (*SIZE, "auto"),
+        "disk": (*SIZE, "tape"), "disk_memory": (*SIZE, "auto"),
         "active": SHARE, "shared": (*WHOLE, "999999999"), "prefix": (*NUMBER, "999999999"),
         "new": NUMBER, "output": NUMBER, "adapter": (*SIZE, "9" * 40 + "TB"), "json": FLAG,
     },

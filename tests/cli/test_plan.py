@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scalesim.cli import main
 from scalesim.errors import ConfigError
 from scalesim.replay.hardware import HARDWARE, MODELS
-from scalesim.replay.sizing import Fit, Load, fit
+from scalesim.replay.sizing import Disk, Fit, Load, fit
 
 QWEN, H100 = MODELS["qwen2.5-7b"], HARDWARE["h100"]
 
@@ -50,6 +50,30 @@ def test_more_never_makes_it_faster_and_a_better_machine_never_slower(
     assert better.tick_s <= base.tick_s * (1 + 1e-9) or better.binds == "link"
     assert base.turns_per_s * base.tick_s == pytest.approx(0.2 * agents)
     assert base.turns_per_s == pytest.approx(1 / max(base.compute_s, base.link_s))
+
+
+def above_disk(rate: float, size: float = 1e15, **load: Any) -> Fit:
+    disk = Disk(int(size), rate)
+    return fit(Load(**{"agents": 20_000, **load}), QWEN, H100, int(1e11), disk)
+
+
+@given(st.floats(1e6, 1e12), st.floats(1e8, 1e15), st.integers(100, 10_000))
+def test_a_disk_never_makes_it_slower(rate: float, size: float, prefix: int) -> None:
+    without = planned(1e11, agents=20_000, prefix=prefix)
+    some = above_disk(rate, size, prefix=prefix)
+    assert some.tick_s <= without.tick_s * (1 + 1e-9) or some.binds == "link"
+    assert some.on_disk + some.rebuilt == pytest.approx(without.rebuilt)
+    assert above_disk(2 * rate, size, prefix=prefix).disk_s <= some.disk_s * (1 + 1e-9) or (
+        above_disk(2 * rate, size, prefix=prefix).on_disk > some.on_disk
+    )
+
+
+def test_what_binds_above_a_disk() -> None:
+    assert above_disk(1e12).fits and above_disk(1e12).rebuilt == 0.0
+    slow = above_disk(1e8, prefix=8192)
+    assert slow.fits and slow.binds == "disk" and slow.rebuilt > slow.on_disk > 0.0
+    small = above_disk(1e12, size=1e9, prefix=8192)
+    assert not small.fits and small.binds == "host memory"
 
 
 def test_an_agent_that_does_not_fit_is_named() -> None:

@@ -3,6 +3,7 @@ by their names. Nothing is run."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from benchmarks import __main__ as benchmarks_main
 from benchmarks.gpu import __main__ as gpu_main
 from scalesim.cli import options
 from scalesim.errors import ConfigError
+from scalesim.sglang.plugin import POLICY
+from scalesim.vllm.settings import PluginSettings
 from tests.docs.pages import PAGES, ROOT, Block, blocks_of, inline_code, name_of
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language == "sh"]
@@ -74,6 +77,13 @@ def check(words: Sequence[str]) -> None:
                 parsed(benchmarks_main.parser().parse_args, rest[1:])
         case ["pip", "install", *rest]:
             check_pip(rest)
+        case ["vllm", "serve", _, "--kv-transfer-config", transfer]:
+            extra = json.loads(transfer)["kv_connector_extra_config"]
+            PluginSettings.of(extra)
+        case ["python", "-m", "sglang.launch_server", *_]:
+            assert f"--radix-eviction-policy {POLICY}" in " ".join(words)
+        case ["curl", url, "--json", body] if url.startswith("localhost:8000/scalesim/"):
+            json.loads(body)
         case ["pre-commit", "install"]:
             assert (ROOT / ".pre-commit-config.yaml").exists()
         case ["cd", folder]:

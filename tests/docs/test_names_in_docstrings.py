@@ -18,6 +18,11 @@ FOREIGN = {
     "adapter_config.json", "adapter_model.safetensors", "added_tokens.json", "asyncio.wrap_future",
     "concurrent.futures", "dynamo.agentic_mooncake", "dynamo.request.trace.v1", "ptx", "qkv_proj",
     "structured", "tokenizer_config.json",
+    # vLLM's
+    "ChunkStatus", "EndpointPlugin", "FreeKVCacheBlockQueue", "KVCacheBlock", "KvHintsEnvelope",
+    "vllm.endpoint_plugins", "vllm.general_plugins",
+    # SGLang's
+    "EvictionStrategy", "sglang.srt.plugins",
 }  # fmt: skip
 """Files, formats and libraries of others."""
 

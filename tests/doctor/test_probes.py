@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scalesim_kernels import select
 
-from scalesim.doctor import Section, Settings, device, host, kernels, link, model, versions
+from scalesim.doctor import Section, Settings, device, disk, host, kernels, link, model, versions
 from scalesim.memory.links.link import LinkError, Timeline
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.links.virtual_link import VirtualLink
@@ -354,3 +354,31 @@ def test_what_is_wrong_with_a_folder_is_named(how: str, tmp_path: Path) -> None:
     broken_folders()[how](tmp_path / "model")
     assert "error" in levels(look(tmp_path / "model"))
     assert link.page_bytes_of(Settings("cpu", str(tmp_path / "model")), "cpu") > 0
+
+
+# -- disk ----------------------------------------------------------------------------------------
+
+
+def test_rates_of_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "TRIAL_BYTES", 8 << 20)
+    section = disk.probe(Settings("cpu", disk=str(tmp_path)))
+    rates = {name: fact for name, fact in section.facts.items() if name.endswith("_per_s")}
+    assert list(rates) == ["write_bytes_per_s", "read_bytes_per_s", "read_pages_bytes_per_s"]
+    assert all(isinstance(rate, int) and rate > 0 for rate in rates.values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "TRIAL_BYTES", 1 << 60)
+    section = disk.probe(Settings("cpu", disk=str(tmp_path)))
+    assert [finding.level for finding in section.findings] == ["warning"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_slow_disk_through_the_page_cache() -> None:
+    section = Section("disk", {"read_bytes_per_s": 500_000_000, "past the page cache": False})
+    disk.judge(section)
+    assert [finding.level for finding in section.findings] == ["note", "note"]
+    section = Section("disk", {"read_bytes_per_s": 5_000_000_000, "past the page cache": True})
+    disk.judge(section)
+    assert not section.findings

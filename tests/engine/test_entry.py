@@ -292,6 +292,14 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
             lambda parent="ada", child=None: engine.fork(
                 parent, f"child {next(others)}" if child is None else child),
             {"parent": "ada", "child": None}),
+        "Engine.snapshot": Entry(
+            lambda path, data: engine.snapshot(
+                f"{folder}/{path}" if type(path) is str else path, data=data),
+            {"path": "s", "data": b"mine"}),
+        "Engine.fork_world": Entry(
+            lambda **given: engine.fork_world(**given).close(),
+            {"sources": (), "combine": scalesim.distance.earliest_credible},
+            {"combine": CALLABLE}),
         "Engine.forget": Entry(
             lambda agents=None, wait=True: engine.forget(
                 engine.agent(f"gone {next(others)}").id if agents is None else agents, wait=wait),
@@ -400,6 +408,7 @@ GIVEN_BY_THE_ENGINE = {
     "Reply": "what comes back",
     "ChatReply": "what comes back",
     "Call.result": "takes nothing",
+    "distance.Score.restore": "for the engine",
     "Agent": "Engine.agent makes it",
     "AdapterRegistry": "Engine makes it",
     "AdapterRegistry.bind": "for the engine",
@@ -419,7 +428,8 @@ GIVEN_BY_THE_ENGINE = {
     "distance.Source": "an interface",
     "distance.earliest_credible": "called by the engine, with arrays",
 }
-OF_SOURCES = ("called", "changes", "forget")  # called by the engine, with what it knows
+# called by the engine, with what it knows
+OF_SOURCES = ("called", "changes", "forget", "restore", "state")
 
 
 def public() -> dict[str, Any]:

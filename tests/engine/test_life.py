@@ -227,6 +227,8 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
         "submit": lambda: engine.submit(SHORT),
         "step": engine.step,
         "tick": engine.tick,
+        "snapshot": lambda: engine.snapshot(tmp_path / "s"),
+        "fork a world": engine.fork_world,
         "agent": lambda: engine.agent("bob"),
         "expect": lambda: engine.expect("ada", 1),
         "adapter": lambda: engine.adapters.add("a", "b"),

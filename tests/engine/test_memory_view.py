@@ -160,7 +160,7 @@ def test_who_is_forgotten_is_pinned_no_more() -> None:
         world.engine.memory.pin("ada", 10.0)
         world.engine.forget("ada")
         world.engine.agent("ada")
-        assert world.engine.memory.view("ada") == ("ada", (0, 0, 0, None), 0, 0.0)
+        assert world.engine.memory.view("ada") == ("ada", (0, 0, 0, None, 0), 0, 0.0)
 
 
 def test_hints_by_agent_and_on_the_clock() -> None:

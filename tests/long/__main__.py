@@ -16,6 +16,7 @@ import torch
 from tests.engine import interrupts
 from tests.long import on_callers, on_clients, on_faults, on_models, on_programs, on_tags
 from tests.long.campaign import Campaign, load, pursue
+from tests.snapshot import damage, kills
 
 CAMPAIGNS = {
     each.name: each
@@ -96,6 +97,22 @@ CAMPAIGNS = {
             256,
             "batch sizes 1 to 64, pools, policies, chunks, orders of threads; every logit's bits",
             on_models.orders,
+        ),
+        Campaign(
+            "kills",
+            "kills",
+            200,
+            "programs with a snapshot a tick, killed by SIGKILL at random calls of functions; "
+            "texts compared, no more than the open tick is repeated",
+            kills.run,
+        ),
+        Campaign(
+            "damage",
+            "damages",
+            10_000,
+            "bits flipped and ends cut off in snapshots; each is seen, none crashes, texts "
+            "compared",
+            damage.run,
         ),
         Campaign(
             "hostile",

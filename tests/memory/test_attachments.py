@@ -72,7 +72,7 @@ def test_a_failed_load_counts_for_the_leases_of_its_attachment_alone() -> None:
     settle(memory)
     every = residency.take(12)
     assert every is not None and not kv.device and kv.host.valid == 2
-    residency.free(device, every)
+    residency.drops.free(device, every)
     pages = residency.take(PAGES + 2)
     assert pages is not None
     parts = [(pictures.only, pages[:PAGES]), (kv, pages[PAGES:])]

@@ -101,7 +101,7 @@ def test_device_pages_go_back_in_one_place() -> None:
         and node.func.attr == "free"
         and ast.unparse(node.func.value).split(".")[-1] in ("pool", "device", "host")
     ]
-    assert calls == ["residency.py: tier.pool.free", "tiers.py: pool.free"]
+    assert calls == ["drops.py: tier.pool.free", "tiers.py: pool.free"]
 
 
 def test_the_farthest_leaves_and_is_saved_first() -> None:
@@ -468,7 +468,7 @@ def test_what_a_call_does_not_go_on_with_leaves_first_from_that_call_on() -> Non
     order = []
     while (victim := memory.ranking.farthest_on_device()) is not None:
         order.append(victim)
-        memory.residency.drop(victim)
+        memory.residency.drops.drop(victim)
     assert order.index(last) < order.index(other)
     memory.release(lease)
 

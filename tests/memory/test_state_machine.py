@@ -48,6 +48,7 @@ class MemoryMachine(RuleBasedStateMachine):
         policy=st.sampled_from(sorted(POLICIES)),
         seed=st.integers(0, 2**16),
         adapters=st.sampled_from([0, 1, 3]),
+        disk=st.sampled_from([0.0, 0.5, 3.0]),
     )
     def begin(self, **shape: Any) -> None:
         self.world = MemoryWorld(WorldShape(**shape))
@@ -208,6 +209,21 @@ def test_pools_with_adapters(num_pages: int, policy: str) -> None:
         shape = WorldShape(num_pages, host, block_size, policy, seed, adapters=3)
         reads += run(MemoryWalk(shape, seed, 150)).manager.counters.read_pages
     assert reads > 0
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+@pytest.mark.parametrize("num_pages", [3, 8, 12, 24])
+def test_pools_above_a_disk(num_pages: int, policy: str) -> None:
+    """Spilled, staged and read on demand, also while the same blocks are read already; with copies
+    that fail, and adapters beside."""
+    moved = [0, 0]
+    for seed, (host, disk, block_size) in enumerate([(0.75, 4.0, 2), (0.5, 2.0, 1), (1.0, 0.7, 4)]):
+        adapters = 3 if seed == 2 else 0
+        shape = WorldShape(num_pages, host, block_size, policy, seed, adapters, disk)
+        counters = run(MemoryWalk(shape, seed, 200)).manager.counters
+        moved[0] += counters.spilled_pages
+        moved[1] += counters.staged_pages + counters.recalled_pages
+    assert num_pages < 8 or all(moved), moved
 
 
 def test_making_room_for_a_copy_does_not_join_what_is_copied_with_what_is_above_it() -> None:

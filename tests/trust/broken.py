@@ -140,6 +140,20 @@ class FreesWhatIsLoaded(FreesWhatIsSaved):
             self.host.allocate(copies.num_pages)
 
 
+class FreesWhatIsSpilled(FreesWhatIsSaved):
+    def copied(self, copies: Copies) -> None:
+        if copies.direction == "down":
+            self.host.free(copies.host_pages)
+            self.host.allocate(copies.num_pages)
+
+
+class FreesWhatIsStaged(FreesWhatIsSaved):
+    def copied(self, copies: Copies) -> None:
+        if copies.direction == "up":
+            self.disk.free(copies.disk_pages)
+            self.disk.allocate(copies.num_pages)
+
+
 # -- pools ----------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from scalesim.memory.links.link import Copies, Link
 from scalesim.testing.memory_walk import MemoryWalk
 from scalesim.testing.memory_world import WorldShape
 from scalesim.testing.walks import Failure, failure_of, shrink
-from tests.trust import broken
+from tests.trust import broken, worlds
 from tests.trust.workload import SOUND, Build, Workload, oracle
 
 STEPS, MAX_WALKS = 200, 40
@@ -29,6 +29,12 @@ WITH_ADAPTERS = [
         (16, 1.0, 4), (9, 0.0, 2), (24, 1.0, 2), (16, 0.0, 4), (9, 1.0, 2), (24, 0.0, 2)
     ]
 ]  # fmt: skip
+
+ABOVE_A_DISK = [
+    WorldShape(pages, host, block_size, policy, disk=disk)
+    for pages, host, block_size, disk in [(12, 0.5, 2, 4.0), (16, 0.75, 1, 2.0), (24, 0.5, 2, 3.0)]
+    for policy in ("deadline", "lru-swap")
+]
 
 Attempt = Callable[[Build], "Failure | str | None"]
 
@@ -71,7 +77,11 @@ def _play(seed: int, build: Build) -> str | None:
 
 MEMORY = Machine("memory walk", partial(walks, SHAPES))
 ADAPTERS = Machine("adapter walk", partial(walks, WITH_ADAPTERS))
+DISK = Machine("disk walk", partial(walks, ABOVE_A_DISK))
 ENGINE = Machine("engine workload", workloads)
+POWER = Machine("power loss", lambda: iter([lambda build: worlds.power_fails(build.folder)]))
+READS = Machine("disk errors", lambda: iter([lambda build: worlds.disk_errs(build.reader)]))
+WORLDS = Machine("forked worlds", lambda: iter([lambda build: worlds.worlds_part(build.memory)]))
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,14 @@ def _loads(copies: Copies) -> bool:
 
 def _reads(copies: Copies) -> bool:
     return copies.source is not None
+
+
+def _spills(copies: Copies) -> bool:
+    return copies.direction == "down"
+
+
+def _stages(copies: Copies) -> bool:
+    return copies.direction == "up"
 
 
 def _linked(link: Callable[[Link], Link]) -> Build:
@@ -151,6 +169,17 @@ BUGS = [
     Bug("read from the start into the middle", "–", ADAPTERS, _linked(broken.ReadsFromTheStart)),
     Bug("failed read taken for done", "vLLM 5199, 9688", ADAPTERS,
         _linked(lambda link: broken.HidesErrors(link, _reads))),
+    Bug("spill visible before done", "–", DISK,
+        _linked(lambda link: broken.EndsEarly(link, _spills))),
+    Bug("failed spill visible", "–", DISK,
+        _linked(lambda link: broken.HidesErrors(link, _spills))),
+    Bug("read from the disk visible before done", "–", DISK,
+        _linked(lambda link: broken.EndsEarly(link, _stages))),
+    Bug("failed read from the disk taken for done", "–", DISK,
+        _linked(lambda link: broken.HidesErrors(link, _stages))),
+    Bug("host page freed while it is spilled", "–", DISK, Build(memory=broken.FreesWhatIsSpilled)),
+    Bug("stale disk page: freed while it is read", "–", DISK,
+        Build(memory=broken.FreesWhatIsStaged)),
     Bug("a batch slot is not set anew", "CVE-2026-114049", ENGINE, Build(runner=broken.KeepsKeys)),
     Bug("a token is lost over a preemption", "vLLM 18411", ENGINE,
         Build(scheduler=broken.LosesATokenByPreemption)),
@@ -168,6 +197,12 @@ BUGS = [
     Bug("cancelling a running request does nothing", "vLLM 51921", ENGINE,
         Build(scheduler=broken.EndsOnlyWhatWaits)),
     Bug("a stop string is overlooked", "–", ENGINE, Build(scheduler=broken.OverlooksStops)),
+    Bug("a manifest before its pages", "–", POWER, Build(folder=worlds.ManifestBeforeItsPages)),
+    Bug("pages go that a snapshot refers to", "–", POWER,
+        Build(folder=worlds.ForgetsWhoElseRefers)),
+    Bug("a page taken unchecked", "–", READS, Build(reader=worlds.TakesEveryPage)),
+    Bug("a fork that shares a tail", "–", WORLDS, Build(memory=worlds.SharesTheTail)),
+    Bug("a forks pages kept", "–", WORLDS, Build(memory=worlds.KeepsWhatAForkOwned)),
 ]  # fmt: skip
 
 SPEED_ONLY = [

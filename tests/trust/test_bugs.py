@@ -8,7 +8,11 @@ import pytest
 from tests.trust import bugs
 
 
-@pytest.mark.parametrize("machine", [bugs.MEMORY, bugs.ADAPTERS], ids=lambda machine: machine.name)
+@pytest.mark.parametrize(
+    "machine",
+    [bugs.MEMORY, bugs.ADAPTERS, bugs.DISK, bugs.POWER, bugs.READS, bugs.WORLDS],
+    ids=lambda machine: machine.name,
+)
 def test_no_bug_is_found_where_none_was_planted(machine: bugs.Machine) -> None:
     assert bugs.catch(machine) is None
 

@@ -62,7 +62,7 @@ def test_failed_and_cancelled_copies_are_told() -> None:
     for page, ticket in rest.items():
         if link.cancel(ticket):
             assert f"copy cancelled {ticket}" in log.dump()
-            assert link.cancel_all(0.1) == (set(), set())
+            assert link.cancel_all(0.1) == (set(), set(), set())
         else:
             assert f"device {page}" in log.dump()
     assert "copy failed" in log.dump() and "was told to fail" in log.dump()

@@ -38,6 +38,8 @@ from scalesim.requests.prompt import Prompt, TextModel
 from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from scalesim.scheduler.scheduler import Scheduler
+from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.page_file import PageFileReader
 from scalesim.testing.bed import Factories
 from scalesim.testing.hostile_link import HostileLink
 from scalesim.testing.tag_runner import TagRunner
@@ -81,6 +83,8 @@ class Build(Factories):
     scheduler: type[Scheduler] = Scheduler
     sources: Callable[[], list[Source]] = list
     advise: Callable[[int], float] = float
+    folder: type[SnapshotFolder] = SnapshotFolder
+    reader: type[PageFileReader] = PageFileReader
 
 
 SOUND = Build()

@@ -23,7 +23,7 @@ _STYLE: dict[Level, str] = {"error": "bold red", "warning": "yellow", "note": "d
 def doctor(options: DoctorOptions) -> int:
     """Exit code 0, or 1 if an engine could not run."""
     options.check()
-    sections = examine(Settings(options.device, options.model))
+    sections = examine(Settings(options.device, options.model, options.disk))
     worst = count(sections, "error")
     if options.json:
         print(json.dumps(report(sections), indent=2))

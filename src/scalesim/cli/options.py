@@ -35,12 +35,14 @@ from scalesim.cli.values import (
     SIGMA,
     WHOLE,
 )
-from scalesim.config import EngineConfig
+from scalesim.config import EngineConfig, parse_bytes
 from scalesim.errors import ConfigError
 from scalesim.memory.eviction.policies import ENGINE_POLICIES
+from scalesim.replay.hardware import disk_rate
 from scalesim.replay.knobs import HintMode, Knobs
 from scalesim.replay.peers.policies import REPLAY_POLICIES, replay_policy
 from scalesim.replay.scenario import TraceHints
+from scalesim.replay.sizing import Disk
 from scalesim.replay.workloads import WORKLOADS
 from scalesim.sampling.params import SamplingParams
 
@@ -104,13 +106,17 @@ class DoctorOptions:
     """A model's folder, to see which path it takes and what it lacks."""
     device: str = _ENGINE.device
     """The device to examine: cpu, cuda, cuda:1, or auto, which takes a GPU where there is one."""
+    disk: str | None = None
+    """A folder on a disk for state, to measure it: 512 MB are written there and removed."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print facts and findings as JSON."""
 
     def check(self) -> None:
         """Raise ``ConfigError`` for an invalid device or a missing model, before the examination,
         which takes half a minute."""
-        EngineConfig(device=self.device)
+        EngineConfig(device=self.device, disk=self.disk)
+        if self.disk is not None and not Path(self.disk).is_dir():
+            raise ConfigError(f"--disk {self.disk} is no folder; make it first")
         if self.model is None:
             return
         folder = Path(self.model)
@@ -156,6 +162,10 @@ class GenerateOptions:
     """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
     host_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.host_memory)
     """Size of the host pool; auto: 4GB, or beside a GPU 70 % of what is available."""
+    disk: str | None = _ENGINE.disk
+    """A folder for state that the host pool has no room for."""
+    disk_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.disk_memory)
+    """Most bytes in that folder; auto: 80 % of what is free there."""
     policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(ENGINE_POLICIES)}.")] = (
         _ENGINE.policy
     )
@@ -176,6 +186,8 @@ class GenerateOptions:
             device=self.device,
             device_memory=self.device_memory,
             host_memory=self.host_memory,
+            disk=self.disk,
+            disk_memory=self.disk_memory,
             policy=self.policy,
             block_size=self.block_size,
             max_model_len=self.max_model_len,
@@ -200,6 +212,10 @@ class PlanOptions:
     """A GPU whose rates are known, or the path of a JSON file with them."""
     host_memory: Annotated[str, MEMORY] = "200GB"
     """Host memory for agents' state."""
+    disk: str | None = None
+    """A disk for agents' state: nvme, sata, or its bytes a second, like 2GB."""
+    disk_memory: Annotated[str, MEMORY] = "10TB"
+    """Size of that disk."""
     active: Annotated[float, SHARE] = 0.2
     """Share of the agents that call in a tick."""
     shared: Annotated[int, WHOLE] = 0
@@ -214,6 +230,12 @@ class PlanOptions:
     """Bytes of each agent's own adapter, like 77MB; 0: none."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the figures as JSON."""
+
+    def disk_of(self) -> Disk | None:
+        """Raises ``ConfigError``."""
+        if self.disk is None:
+            return None
+        return Disk(parse_bytes(self.disk_memory, "--disk-memory"), disk_rate(self.disk))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +357,10 @@ class ReplayOptions:
     """Size of the device pool, like 20GB, instead of a share."""
     host_pool: Annotated[str | None, MEMORY] = None
     """Size of the host pool; four times all agents' state if not given."""
+    disk: str | None = None
+    """A disk below the host: nvme, sata, or its bytes a second, like 2GB; none if not given."""
+    disk_pool: Annotated[str | None, MEMORY] = None
+    """Size of that disk; four times all agents' state if not given."""
     running: Annotated[int | None, COUNT] = None
     """Requests that run at once; 32 if not given, or 8 where the workload is small."""
     link: Annotated[float, SHARE] = 1.0
@@ -414,6 +440,8 @@ class ReplayOptions:
             self.trace_hints()
         if self.pool is not None and self.residency is not None:
             raise ConfigError(f"--pool {self.pool} and --residency {self.residency}: give one")
+        if self.disk_pool is not None and self.disk is None:
+            raise ConfigError(f"--disk-pool {self.disk_pool} needs --disk, nvme for one")
 
     def knobs(self) -> dict[str, Any]:
         """The parameters of the workload that were given."""

@@ -17,7 +17,9 @@ _CURE = {
     "compute": "the GPU's arithmetic and reading set the rate: shorter outputs, fewer new tokens",
     "link": "the link sets the rate: a shorter private prefix, smaller adapters, more device "
     "memory, or a faster link",
-    "host memory": "state that fits nowhere is computed again: raise --host-memory",
+    "disk": "the disk sets the rate: more host memory, a shorter private prefix, or a faster disk",
+    "host memory": "state that fits nowhere is computed again: raise --host-memory, or give "
+    "--disk and --disk-memory",
 }
 
 
@@ -34,7 +36,8 @@ def plan(options: PlanOptions) -> int:
     )
     model = model_of(options.model)
     hardware = hardware_of(options.hardware)
-    result = fit(load, model, hardware, parse_bytes(options.host_memory, "--host-memory"))
+    host_bytes = parse_bytes(options.host_memory, "--host-memory")
+    result = fit(load, model, hardware, host_bytes, options.disk_of())
     if options.json:
         print(json.dumps(asdict(result), indent=2))
         return 0
@@ -64,6 +67,15 @@ def _table(options: PlanOptions, fit: Fit) -> Table:
         ("running at once", f"{fit.running}"),
         ("host memory needed", f"{fit.host_needed_bytes / 1e9:.1f} GB"),
         ("host memory there", f"{fit.host_bytes / 1e9:.1f} GB"),
+        *(
+            (
+                ("disk needed", f"{fit.disk_needed_bytes / 1e9:.1f} GB"),
+                ("turns that read their state from it", f"{fit.on_disk:.0%}"),
+                ("disk a turn", f"{fit.disk_s * 1e3:.2f} ms"),
+            )
+            if options.disk is not None
+            else ()
+        ),
         ("turns that load their state", f"{fit.missing - fit.rebuilt:.0%}"),
         ("turns that compute it again", f"{fit.rebuilt:.0%}"),
         ("compute a turn", f"{fit.compute_s * 1e3:.2f} ms"),

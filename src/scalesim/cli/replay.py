@@ -19,7 +19,7 @@ from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError, TraceError
 from scalesim.replay import formats
 from scalesim.replay.arms import Outcome, Watch, compare
-from scalesim.replay.hardware import Machine
+from scalesim.replay.hardware import Machine, disk_rate
 from scalesim.replay.peers.policies import replay_policy
 from scalesim.replay.roof import Roof
 from scalesim.replay.scenario import Scenario, Sizes, cost_of, of_trace, of_workload
@@ -30,6 +30,7 @@ COLUMNS = (
     "policy", "turns/s", "of\nroof", "hits", "waits", "GB\nloaded", "GB\nrebuilt", "×\nBelady",
     "TTFT\np95",
 )  # fmt: skip
+DISK_COLUMNS = ("GB from\ndisk", "× Belady\nof disk")
 PAPER_AGENTS = (25, 100, 250, 500, 1000)
 SMALL = {"w1": (120, 24), "w2": (120, 16), "w3": (100, 60), "w4": (80, 6), "w5": (50, 40)}
 """Agents and ticks where neither is given: a minute or so for all policies."""
@@ -37,7 +38,9 @@ CAPTION = (
     "Virtual time. Roof: the least arithmetic, reading and loading that these calls need, ideally "
     "batched; nobody exceeds it. Hits: share of the blocks asked for that were on the device. "
     "Waits: calls that waited for their state. Rebuilt: state computed once more. × Belady: both, "
-    "over the fewest that any choice of victims needs in the order in which the policy served."
+    "over the fewest that any choice of victims needs in the order in which the policy served. Of "
+    "disk: read from there or computed once more, over the fewest with a cache as large as device "
+    "and host."
 )
 EVERY_S = 5.0  # seconds between lines about progress, without a terminal
 CROWDED = 0.8  # share of the pool held by running calls above which policies hardly differ
@@ -56,7 +59,7 @@ def replay(options: ReplayOptions) -> int:
                 machine, policies, scenario.ticks, sources=scenario.sources,
                 warmup=options.warmup, watch=watch,
             )  # fmt: skip
-        console.print(table(title(scenario, machine, sizes), outcomes, limit))
+        console.print(table(title(scenario, machine, sizes), outcomes, limit, machine))
         for note in notes(scenario, machine, outcomes, limit):
             console.print(note)
     console.print(CAPTION)
@@ -65,7 +68,7 @@ def replay(options: ReplayOptions) -> int:
 
 def sizes_of(options: ReplayOptions) -> Sizes:
     """Raises ``ConfigError``."""
-    pool, host = options.pool, options.host_pool
+    pool, host, disk = options.pool, options.host_pool, options.disk_pool
     return Sizes(
         options.hardware,
         options.model,
@@ -76,6 +79,8 @@ def sizes_of(options: ReplayOptions) -> Sizes:
         adapter=options.what == "paper",
         pool_bytes=None if pool is None else parse_bytes(pool, "--pool"),
         host_bytes=None if host is None else parse_bytes(host, "--host-pool"),
+        disk=0.0 if options.disk is None else disk_rate(options.disk),
+        disk_bytes=None if disk is None else parse_bytes(disk, "--disk-pool"),
     )
 
 
@@ -172,14 +177,25 @@ def title(scenario: Scenario, machine: Machine, sizes: Sizes) -> str:
     )
 
 
-def table(title: str, outcomes: Sequence[Outcome], limit: Roof) -> Table:
+def table(
+    title: str, outcomes: Sequence[Outcome], limit: Roof, machine: Machine | None = None
+) -> Table:
+    """``machine``: with columns of its disk, if it has one."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
                  padding=(0, 1, 0, 0))  # fmt: skip
     for name in COLUMNS:
         made.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    has_disk = machine is not None and machine.disk_pages > 0
+    for name in DISK_COLUMNS if has_disk else ():
+        made.add_column(name, justify="right", no_wrap=True)
     for outcome in outcomes:
-        made.add_row(*cells(outcome, limit))
+        made.add_row(*cells(outcome, limit), *(disk_cells(outcome) if has_disk else ()))
     return made
+
+
+def disk_cells(outcome: Outcome) -> list[str]:
+    over = outcome.over_belady_disk
+    return [amount(outcome.disk_bytes), "-" if over is None else f"{over:.2f}"]
 
 
 def roof_of(policy: str, limit: Roof) -> float:

@@ -87,6 +87,10 @@ class ServeOptions:
     """Size of the device pool, like 20GB or 512MiB; auto: 1GB, or what a GPU has left."""
     host_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.host_memory)
     """Size of the host pool; auto: 4GB, or beside a GPU 70 % of what is available."""
+    disk: str | None = _ENGINE.disk
+    """A folder for state that the host pool has no room for."""
+    disk_memory: Annotated[str, MEMORY_OR_AUTO] = str(_ENGINE.disk_memory)
+    """Most bytes in that folder; auto: 80 % of what is free there."""
     policy: Annotated[str, tyro.conf.arg(help=f"One of: {', '.join(ENGINE_POLICIES)}.")] = (
         _ENGINE.policy
     )
@@ -103,6 +107,8 @@ class ServeOptions:
             device=self.device,
             device_memory=self.device_memory,
             host_memory=self.host_memory,
+            disk=self.disk,
+            disk_memory=self.disk_memory,
             gpu_memory_utilization=self.gpu_memory_utilization,
             policy=self.policy,
             block_size=self.block_size,

@@ -85,7 +85,7 @@ def asked(
     """A call: messages go to the chat route, text and token ids to the other."""
     body = {name: value for name, value in options.items() if value is not None}
     if agent is not None:
-        body["agent_id"] = agent
+        body["agent_id"] = body["session_id"] = agent  # vLLM with the plug-in knows the latter
     if model is not None:
         body["model"] = model
     if stream:

@@ -11,6 +11,7 @@ from collections import Counter
 from itertools import accumulate
 
 from scalesim.core import AgentId
+from scalesim.distance.state import PlainState, put, taken
 
 MAX_CALLS = 64
 """Longer bursts count as this long."""
@@ -58,6 +59,18 @@ class Bursts:
             calls / bursts if bursts > 1e-6 else 1.0
             for calls, bursts in zip(behind, longer, strict=True)
         ]
+
+    def state(self) -> PlainState:
+        """What was learned, and how many calls each agent made in this tick and ended."""
+        made = {agent: n - (agent in self._open) for agent, n in self._calls.items()}
+        learned = taken(self, "_to_come", "_lengths")
+        return {**learned, "made": [[agent, n] for agent, n in made.items() if n > 0]}
+
+    def restore(self, state: PlainState) -> None:
+        """Have what ``state`` gave; no call is open."""
+        put(self, state, "_to_come", "_lengths")
+        self._calls = Counter(dict(state["made"]))
+        self._open = Counter()
 
     def forget(self, agent: AgentId) -> None:
         self._calls.pop(agent, None)

@@ -21,6 +21,10 @@ class Clock:
         self.seconds_per_tick: float | None = None
         self._last_s: float | None = None
 
+    def restore(self, now: float, seconds_per_tick: float | None) -> None:
+        """Begin at ``now``. How long ticks take is known from before; the first is not timed."""
+        self.now, self.seconds_per_tick, self._last_s = now, seconds_per_tick, None
+
     def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
         """Move forward by ``n`` ticks, or to the time ``to`` if that is given.
 

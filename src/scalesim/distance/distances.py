@@ -32,6 +32,7 @@ from scalesim.distance.hints import FEW, Hints, Ignored, nearest, read
 from scalesim.distance.ledger import LATEST, Ledger
 from scalesim.distance.roster import Columns, Roster
 from scalesim.distance.scores import Score
+from scalesim.distance.state import PlainState
 from scalesim.distance.voice import Voice, silence_of, voice_of
 from scalesim.errors import ConfigError, HintWarning
 from scalesim.foreign import Foreign, report
@@ -77,6 +78,9 @@ class Distances:
             told=(np.float64, _NOT_TOLD, ()),  # the next use that was returned last
         )
         self._has_put_off = False  # ever
+        # after a restore: what was kept of sources that are not heard yet, and who lost it
+        self._kept: dict[str, PlainState] = {}
+        self._lost: list[str] = []
         self._called: dict[int, None] = {}  # rows with a call in this tick, in order
         self._met: list[int] = []  # rows of agents made in this tick, with predictions from before
 
@@ -112,9 +116,56 @@ class Distances:
         return self.listen(voice)
 
     def listen(self, voice: Voice) -> list[Change]:
-        """``add`` for a source that was checked before and whose name is free."""
+        """``add`` for a source that was checked before and whose name is free. After a ``restore``
+        it goes on from what the source of this name had said and learned."""
+        said = self._kept.pop(voice.name, None)
+        if said is not None and not voice.restore(said, self.clock.now, self.roster):
+            self._lost.append(voice.name)
         self._voices.append(voice)
         return self.poll()
+
+    def state(self) -> PlainState:
+        """All that was said and learned, without the open calls: for ``restore``."""
+        rows = self._rows.state()
+        rows["open_calls"][:] = 0
+        return {
+            "roster": self.roster.state(),
+            "rows": rows,
+            "called": list(self._called),
+            "met": list(self._met),
+            "has_put_off": self._has_put_off,
+            "voices": [voice.state() for voice in self._voices],
+        }
+
+    def restore(self, state: PlainState) -> list[Change]:
+        """Go on from what ``state`` gave. No source has been heard so far; the sources to come are
+        listened to afterwards, and then ``give_up_kept`` is called. Returns the next uses of all
+        agents."""
+        assert len(self._voices) == 2, self.names
+        self.roster.restore(state["roster"])
+        self._rows.restore(state["rows"])
+        self._called = dict.fromkeys(state["called"])
+        self._met, self._has_put_off = list(state["met"]), bool(state["has_put_off"])
+        self._kept = {said["name"]: said for said in state["voices"]}
+        for voice in self._voices:
+            voice.restore(self._kept.pop(voice.name), self.clock.now, self.roster)
+        return self._changes_of_all()
+
+    def give_up_kept(self) -> tuple[list[Change], list[str]]:
+        """Forget what was restored of sources that are not listened to by now. Returns what changes
+        by that, and the names of the sources whose knowledge is lost: theirs, and of those that
+        could not go on from it."""
+        lost = [*self._lost, *self._kept]
+        self._kept, self._lost = {}, []
+        if not lost:
+            return [], []
+        self._combine_many(np.arange(len(self.roster)))
+        return self._changes_of_all(), lost
+
+    def _changes_of_all(self) -> list[Change]:
+        self._rows.grow(len(self.roster))
+        self._rows.told[:] = _NOT_TOLD
+        return self._all_changes(np.arange(len(self.roster)))
 
     def forget(self, agents: Sequence[AgentId]) -> list[Change]:
         """Forget ``agents``, which have no open call and no longer exist, and tell the sources.
@@ -141,6 +192,14 @@ class Distances:
         """The agent's next use, in ticks of the clock; ``None`` if unknown."""
         row = self.roster.get(agent)
         if row is None or math.isnan(time := self._effective(row)):
+            return None
+        return time
+
+    def behind_calls(self, agent: AgentId) -> float | None:
+        """When the agent calls next after its open calls and its burst, in ticks of the clock;
+        ``None`` if unknown."""
+        row = self.roster.get(agent)
+        if row is None or math.isnan(time := float(self._rows.combined[row])):
             return None
         return time
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from scalesim.checks import number, text
 from scalesim.core import AgentId
+from scalesim.distance.state import PlainState
 from scalesim.errors import ConfigError
 
 Times: TypeAlias = npt.NDArray[np.float64]
@@ -81,6 +82,15 @@ class Source(ABC):
     def forget(self, agents: Sequence[AgentId]) -> None:  # noqa: B027 - optional
         """Drop all that is known of ``agents``, which no longer exist. An agent that is made later
         under one of these ids is a new one."""
+
+    def state(self) -> PlainState | None:
+        """What the source has learned, for a snapshot and for ``restore``: names and plain values,
+        see ``distance.state``. ``None``: it learns nothing, or is told all of it anew."""
+        return None
+
+    def restore(self, state: PlainState, now: float) -> None:  # noqa: B027 - optional
+        """Go on from what ``state`` gave, at time ``now`` of the clock. The source was made with
+        the same arguments, and no one has called yet. Called on whatever thread restores."""
 
     def why_silent(self) -> str:
         """Why the source says nothing at present; empty if it speaks, or does not know why. From

@@ -15,6 +15,7 @@ from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import Times
 from scalesim.distance.roster import Columns
 from scalesim.distance.scores import Score
+from scalesim.distance.state import PlainState
 
 MIN_PATIENCE_TICKS = 2.0
 LATEST = 2.0**52  # ticks; later predictions are clipped to this
@@ -86,6 +87,16 @@ class Ledger:
         self._sweep(now)
         return rows
 
+    def state(self) -> PlainState:
+        """The predictions and the score."""
+        return {"columns": self.columns.state(), "score": self.score.state()}
+
+    def restore(self, state: PlainState, now: float) -> None:
+        """Have the predictions and the score that ``state`` gave, at ``now``."""
+        self.columns.restore(state["columns"])
+        self.score.restore(state["score"])
+        self._date_all(now)
+
     def forget(self, row: int) -> None:
         """Clear ``row``, whose agent is gone: another agent may get the row."""
         self.columns.clear(row)
@@ -124,6 +135,9 @@ class Ledger:
     def _sweep(self, now: float) -> None:
         """Drop outdated deadlines, of renewed predictions, once there are many per agent."""
         if self._deadlines.num_entries > 4 * self.columns.num_rows + 1024:
-            self._deadlines = Calendar()
-            rows = np.flatnonzero(~np.isnan(self.columns.at))
-            self._deadlines.put(rows, self._deadline(rows), now)
+            self._date_all(now)
+
+    def _date_all(self, now: float) -> None:
+        self._deadlines = Calendar()
+        rows = np.flatnonzero(~np.isnan(self.columns.at))
+        self._deadlines.put(rows, self._deadline(rows), now)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from scalesim.checks import agent_ids, reading, shown
 from scalesim.core import AgentId, Int64s
+from scalesim.distance.state import PlainState, put, taken
 from scalesim.errors import ConfigError, RequestError
 
 
@@ -81,6 +82,16 @@ class Roster:
             raise RequestError(f"agent {missing} is not one of this source; give all at once")
         return np.array(rows, np.int64)
 
+    def state(self) -> PlainState:
+        """The mapping, for ``restore``."""
+        return {"ids": list(self.ids), "free": list(self._free)}
+
+    def restore(self, state: PlainState) -> None:
+        """Have the mapping that ``state`` gave."""
+        free = set(state["free"])
+        self.ids, self._free = list(state["ids"]), list(state["free"])
+        self._rows = {agent: row for row, agent in enumerate(self.ids) if row not in free}
+
     def names(self, rows: Iterable[int]) -> list[AgentId]:
         """The agents of ``rows``."""
         return list(map(self.ids.__getitem__, rows))
@@ -111,6 +122,17 @@ class Columns:
             more = self._fresh(name, capacity - self.num_rows)
             setattr(self, name, np.concatenate([getattr(self, name), more]))
         self.num_rows = capacity
+
+    def state(self) -> PlainState:
+        """Copies of all arrays, by name."""
+        return taken(self, *self._fields)
+
+    def restore(self, state: PlainState) -> None:
+        """Have the arrays that ``state`` gave. Raises ``ValueError`` for others."""
+        if len({len(state[name]) for name in self._fields}) != 1:
+            raise ValueError("columns of different lengths")
+        put(self, state, *self._fields)
+        self.num_rows = len(state[next(iter(self._fields))])
 
     def clear(self, row: int) -> None:
         """Set ``row`` to the values of a new row."""

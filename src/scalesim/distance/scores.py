@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from scalesim.core import AgentId
+from scalesim.distance.state import PlainState, put, taken
 
 Reason: TypeAlias = Literal["no time", "no confidence", "nobody has this name"]
 """Why a hint is ignored: its time is no finite number, its confidence is no number, or its agent
@@ -58,6 +59,16 @@ class Score:
         """Whether the source is no longer listened to. A muted source is still scored, and may be
         heard again."""
         return self.trust < MUTED_BELOW
+
+    def state(self) -> PlainState:
+        """The counts and averages."""
+        counts = taken(self, "early", "on_time", "late", "never", "claimed", "deserved")
+        return {**counts, "ignored": dict(self.ignored), "last_ignored": self.last_ignored}
+
+    def restore(self, state: PlainState) -> None:
+        """Have the counts and averages that ``state`` gave."""
+        put(self, state, "early", "on_time", "late", "never", "claimed", "deserved", "last_ignored")
+        self.ignored = dict(state["ignored"])
 
     def called(self, made: float, at: float, now: float, confidence: float) -> bool:
         """Score a call at ``now`` against a prediction for ``at``, made at ``made`` with

@@ -9,6 +9,8 @@ from scalesim.core import AgentId
 from scalesim.distance.calendar import Calendar
 from scalesim.distance.estimates import Listener, Source
 from scalesim.distance.ledger import Ledger
+from scalesim.distance.roster import Roster
+from scalesim.distance.state import PlainState
 from scalesim.errors import ConfigError
 from scalesim.foreign import Foreign
 
@@ -34,6 +36,34 @@ class Voice:
         """Whether an open engine listens to the source."""
         listener = None if self.source is None else self.source.heard_by
         return listener is not None and not listener.is_closed
+
+    def state(self) -> PlainState:
+        """The predictions, the strangers, and what the source has learned."""
+        with Foreign() as raised:
+            learned = None if self.source is None else self.source.state()
+        return {
+            "name": self.name,
+            "ledger": self.ledger.state(),
+            "strangers": [[agent, time] for agent, time in self.strangers.items()],
+            "misnamed": list(self.misnamed),
+            "source": learned if raised.error is None else None,
+        }
+
+    def restore(self, state: PlainState, now: float, roster: Roster) -> bool:
+        """Have what ``state`` gave, at ``now``. Returns whether the source goes on from what it had
+        learned; one that raises is not asked again."""
+        self.ledger.restore(state["ledger"], now)
+        self.strangers = dict(state["strangers"])
+        self.misnamed = dict.fromkeys(state["misnamed"])
+        for agent, time in self.strangers.items():
+            self.strangers_due.put_one(roster.row(agent), time, now)
+        if self.source is None or state["source"] is None:
+            return True
+        with Foreign() as raised:
+            self.source.restore(state["source"], now)
+        if raised.error is not None:
+            self.source, self.failed = None, shown(raised.error)
+        return raised.error is None
 
     def heard_by(self, listener: Listener) -> None:
         """Make ``listener`` the one that the source tells of news."""

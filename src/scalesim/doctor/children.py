@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from scalesim.doctor.findings import Section, Settings, failed, reason_of
 
-PROBES = ("versions", "device", "host", "kernels", "rows", "link", "model")
+PROBES = ("versions", "device", "host", "kernels", "rows", "link", "disk", "model")
 SECONDS_EACH = 180.0  # a first run compiles every kernel
 
 
@@ -36,8 +36,9 @@ def examine(
 ) -> list[Section]:
     """A section for each of ``names``, in order. Raises nothing but ``KeyboardInterrupt``."""
     pending, found = list(names), list[Section]()
-    if settings.model is None and "model" in pending:
-        pending.remove("model")
+    for name in ("disk", "model"):
+        if getattr(settings, name) is None and name in pending:
+            pending.remove(name)
     while pending:
         ran = (spawn or spawn_child)(pending, settings)
         found += ran.sections

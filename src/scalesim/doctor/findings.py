@@ -12,10 +12,12 @@ Fact: TypeAlias = "str | int | float | bool | None"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to examine: ``device`` as in ``EngineConfig``, and a model's folder, if any."""
+    """What to examine: ``device`` as in ``EngineConfig``, a model's folder, if any, and a folder
+    for state on a disk, if any."""
 
     device: str = "auto"
     model: str | None = None
+    disk: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

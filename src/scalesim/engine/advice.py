@@ -7,16 +7,27 @@ prefetches by next uses, is told of each that changes. A recorder is told what u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from scalesim.core import AgentId
 from scalesim.distance.bursts import Bursts
 from scalesim.distance.clock import Clock
 from scalesim.distance.combine import Combine
 from scalesim.distance.distances import Change, Distances
+from scalesim.distance.state import PlainState
 from scalesim.distance.voice import Voice
-from scalesim.memory.manager import MemoryManager
 from scalesim.trace.recorder import Recorder
+
+
+class AdvisedMemory(Protocol):
+    """What ``MemoryManager`` is told; see there."""
+
+    def hint(self, next_uses: Sequence[Change]) -> None: ...
+
+    def called(self, agent: AgentId, expected: float | None) -> None: ...
+
+    def tick(self, now: float, tick_s: float | None) -> None: ...
 
 
 class Advice:
@@ -25,7 +36,7 @@ class Advice:
 
     def __init__(
         self,
-        memory: MemoryManager,
+        memory: AdvisedMemory,
         combine: Combine,
         is_known: Callable[[AgentId], bool],
         recorder: Recorder | None,
@@ -39,11 +50,11 @@ class Advice:
 
     def listen(self, voice: Voice) -> None:
         """Take the advice of a source from now on."""
-        self._apply(self.distances.listen(voice))
+        self.tell(self.distances.listen(voice))
 
     def poll(self) -> None:
         """A source was told something."""
-        self._apply(self.distances.poll())
+        self.tell(self.distances.poll())
 
     def expect(
         self,
@@ -60,7 +71,7 @@ class Advice:
             for agent, time in times.items():
                 if math.isfinite(time):
                     self._recorder.expects(agent, self.clock.now, offset + time)
-        self._apply(self.distances.expect_all(times, confidence, offset=offset))
+        self.tell(self.distances.expect_all(times, confidence, offset=offset))
 
     def wake(self, agent: AgentId) -> None:
         """``agent`` calls at once, whatever was said before."""
@@ -68,7 +79,7 @@ class Advice:
             return
         if self._recorder is not None:
             self._recorder.expects(agent, self.clock.now, self.clock.now)
-        self._apply(self.distances.wake(agent))
+        self.tell(self.distances.wake(agent))
 
     def pin(self, agents: Sequence[AgentId], until_s: float) -> None:
         """The state of ``agents`` counts as needed now until ``until_s``; it is loaded, and leaves
@@ -76,14 +87,14 @@ class Advice:
         agents = [agent for agent in agents if self._is_known(agent)]
         self._pinned.update(dict.fromkeys(agents, until_s))
         self._soonest_s = min(self._soonest_s, until_s)
-        self._apply(self.distances.pin(agents))
+        self.tell(self.distances.pin(agents))
 
     def let_go(self, agents: Sequence[AgentId]) -> None:
         """``agents`` are neither pinned nor put off any more."""
         agents = [agent for agent in agents if self._is_known(agent)]
         for agent in agents:
             self._pinned.pop(agent, None)
-        self._apply(self.distances.let_go(agents))
+        self.tell(self.distances.let_go(agents))
 
     def put_off(self, agents: Sequence[AgentId]) -> None:
         """The state of ``agents`` leaves before all other, until they call or are spoken of again.
@@ -91,7 +102,7 @@ class Advice:
         agents = [agent for agent in agents if self._is_known(agent)]
         for agent in agents:
             self._pinned.pop(agent, None)
-        self._apply(self.distances.put_off(agents))
+        self.tell(self.distances.put_off(agents))
 
     def expire(self, now_s: float) -> None:
         """End the pins whose time is over."""
@@ -115,7 +126,7 @@ class Advice:
         if self._recorder is not None:
             self._recorder.ticks(clock.now)
         self._memory.tick(clock.now, clock.seconds_per_tick)
-        self._apply(changes)
+        self.tell(changes)
 
     def calls_to_come(self, agent: AgentId | None, more_calls: int | None) -> float:
         """How many calls ``agent`` is expected to make one after the other in this tick, from the
@@ -128,13 +139,13 @@ class Advice:
         """A call of ``agent`` is open; ``more_calls`` follow in this tick, if that was told."""
         self._bursts.called(agent)
         expected = self.distances.next_use(agent)
-        self._apply(self.distances.called(agent, more_calls))
+        self.tell(self.distances.called(agent, more_calls))
         self._memory.called(agent, expected)
 
     def ended(self, agent: AgentId) -> None:
         """A call of ``agent`` is not open any more."""
         self._bursts.ended(agent)
-        self._apply(self.distances.ended(agent))
+        self.tell(self.distances.ended(agent))
 
     def forget(self, agents: Sequence[AgentId]) -> None:
         """``agents``, which have no open call, are gone."""
@@ -143,7 +154,36 @@ class Advice:
         for agent in agents:
             self._pinned.pop(agent, None)
             self._bursts.forget(agent)
-        self._apply(self.distances.forget(agents))
+        self.tell(self.distances.forget(agents))
 
-    def _apply(self, changes: list[Change]) -> None:
+    def state(self, now_s: float) -> PlainState:
+        """The clock, what was said and learned of agents, and for how long they are pinned; at
+        ``now_s`` seconds."""
+        clock = self.clock
+        return {
+            "now": clock.now,
+            "seconds_per_tick": clock.seconds_per_tick,
+            "distances": self.distances.state(),
+            "bursts": self._bursts.state(),
+            "pins": [[agent, until_s - now_s] for agent, until_s in self._pinned.items()],
+        }
+
+    def restore(
+        self, state: PlainState, now_s: float, voices: Iterable[Voice]
+    ) -> tuple[list[Change], list[str]]:
+        """Go on from what ``state`` gave, and listen to ``voices``, the first sources. Returns the
+        next uses that memory is to be told, and the names of the sources whose knowledge is
+        lost."""
+        self.clock.restore(state["now"], state["seconds_per_tick"])
+        self._bursts.restore(state["bursts"])
+        self._pinned = {agent: now_s + left_s for agent, left_s in state["pins"]}
+        self._soonest_s = min(self._pinned.values(), default=math.inf)
+        changes = self.distances.restore(state["distances"])
+        for voice in voices:
+            changes += self.distances.listen(voice)
+        more, lost = self.distances.give_up_kept()
+        return changes + more, lost
+
+    def tell(self, changes: Sequence[Change]) -> None:
+        """Tell memory of ``changes``, in their order."""
         self._memory.hint(changes)

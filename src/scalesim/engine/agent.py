@@ -17,6 +17,7 @@ from scalesim.chat.tool_use import Tool, ToolChoice
 from scalesim.checks import agent_id, flag, path_of, reading, shown
 from scalesim.core import AgentId
 from scalesim.distance.hints import read
+from scalesim.engine.advice import Advice
 from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
@@ -31,6 +32,7 @@ from scalesim.requests.reply import Reply
 from scalesim.requests.request import Request
 from scalesim.requests.stream import AsyncReplyStream, ReplyStream
 from scalesim.requests.tickets import Bell
+from scalesim.sampling.keys import SamplingKeys
 
 __all__ = ["Agent", "Reply", "Request"]
 
@@ -216,11 +218,14 @@ class Agents:
         self,
         registry: AgentRegistry,
         adapters: AdapterRegistry,
+        advice: Advice,
+        keys: SamplingKeys,
         loop: EngineLoop,
         inbox: Inbox,
         thread: EngineThread,
     ) -> None:
         self.registry = registry
+        self._advice, self._keys = advice, keys
         self._adapters, self._loop, self._inbox, self._thread = adapters, loop, inbox, thread
         self._handles: dict[AgentId, Agent] = {}
 
@@ -235,15 +240,15 @@ class Agents:
             with self.registry.lock:
                 entry = self.registry.add(id)
                 agent = self._handles.setdefault(id, Agent(engine, self, entry))
-            if self._loop.advice.distances.has_sources:  # one may have spoken of it already
-                self._inbox.post_if_open(partial(self._loop.advice.distances.meet, id))
+            if self._advice.distances.has_sources:  # one may have spoken of it already
+                self._inbox.post_if_open(partial(self._advice.distances.meet, id))
         if adapter is not None:
             name = str(path_of("adapter", adapter, AdapterError))
             if name not in self._adapters:
                 self._adapters.add(name, adapter)
             with self.registry.lock:
                 entry = self.registry.known(id)  # it may have been forgotten since
-                self._adapters.bind(id, name)
+                self._adapters.bind(entry.key, name)
                 entry.adapter = name
         return agent
 
@@ -255,9 +260,10 @@ class Agents:
             if child in self.registry:
                 raise RequestError(f"agent {shown(child)} exists already; fork into a new id")
             agent = self.handle(engine, child)
-            self.registry.known(child).adapter = origin.adapter
-            self._adapters.fork(origin.id, child)
-            self._inbox.post(lambda: self._loop.memory.fork(origin.id, child))
+            entry = self.registry.known(child)
+            entry.adapter = origin.adapter
+            self._adapters.fork(origin.key, entry.key)
+            self._inbox.post(lambda: self._loop.memory.fork(origin.key, entry.key))
         return agent
 
     def forget(self, agents: AgentId | Iterable[AgentId], wait: bool) -> None:
@@ -269,16 +275,16 @@ class Agents:
 
         def forget() -> None:
             try:
-                self._loop.forget(ids)
+                self._loop.forget(keys)
             finally:
                 done.ring()
 
         with self.registry.lock, InterruptsWait():  # of what is halfway there is no second try
-            self.registry.remove(ids)
+            keys = self.registry.remove(ids)
             for id in ids:
-                del self._handles[id]
-            self._adapters.unbind(ids)
-            self._loop.keys.forget(ids)
+                self._handles.pop(id, None)  # nobody may have asked for it in this world
+            self._adapters.unbind(keys)
+            self._keys.forget(ids)
             self._inbox.post(forget)
         if wait:
             self._thread.wait_for(done)
@@ -295,7 +301,7 @@ class Agents:
     ) -> None:
         """``Engine.expect`` and ``Agent.expect``."""
         ticks = _renamed_ticks(ticks, steps)
-        advice = self._loop.advice
+        advice = self._advice
         if isinstance(agents, Mapping):
             if ticks is not None or at is not None:
                 raise RequestError("expect() takes a mapping of distances, or one agent and a time")

@@ -20,6 +20,7 @@ from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.links.link import Timeline
 from scalesim.memory.links.source_link import SourceLink, num_bounce_pages
 from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.pools.page_access import ArrayPages, PageAccess, TensorPages
 from scalesim.memory.pools.storage import allocate_pages, writer
 from scalesim.model.adapters.layout import MAX_RANK, LayoutTable
 from scalesim.model.checkpoint.loader import LoadedModel
@@ -74,7 +75,9 @@ class Backend(Protocol):
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink]: ...
+    ) -> tuple[Runner, SourceLink, PageAccess]:
+        """The runner, the link between its pools, and access to their pages."""
+        ...
 
 
 class CpuBackend:
@@ -100,7 +103,7 @@ class CpuBackend:
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink]:
+    ) -> tuple[Runner, SourceLink, PageAccess]:
         geometry, timeline = plan.geometry, Timeline()
         device = allocate_pages(plan.device_pages, geometry.page_bytes, "device_memory")
         host = allocate_pages(plan.all_host_pages, geometry.page_bytes, "host_memory")
@@ -108,7 +111,7 @@ class CpuBackend:
             model, kernels, device, geometry, plan.settings, timeline, plan.layouts
         )
         link = ThreadLink(device, host, timeline, self._link_bandwidth)
-        return runner, SourceLink(link, writer(host), plan.bounce)
+        return runner, SourceLink(link, writer(host), plan.bounce), ArrayPages(device, host)
 
 
 class CudaBackend:
@@ -163,7 +166,7 @@ class CudaBackend:
 
     def build(
         self, model: Decoder, kernels: KernelSet, plan: Capacity
-    ) -> tuple[Runner, SourceLink]:
+    ) -> tuple[Runner, SourceLink, PageAccess]:
         from scalesim.memory.links.cuda_link import CudaLink
         from scalesim.memory.pools.pinned import PinnedPages
         from scalesim.memory.pools.storage import allocate_device_pages
@@ -176,7 +179,8 @@ class CudaBackend:
         runner.warm_up((*_WARM_UP_TOKENS, settings.max_num_tokens))
         host = PinnedPages(plan.all_host_pages, geometry.page_bytes, self._device.registrar())
         link = CudaLink(self._device, pages, host, fences)
-        return runner, SourceLink(link, writer(host.pages.numpy()), plan.bounce)
+        rows = host.pages.numpy()
+        return runner, SourceLink(link, writer(rows), plan.bounce), TensorPages(pages, rows)
 
 
 def workspace_bytes(loaded: LoadedModel, config: EngineConfig) -> int:

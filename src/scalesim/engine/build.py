@@ -21,6 +21,7 @@ from scalesim.config import (
 )
 from scalesim.device.streams import Device
 from scalesim.engine.backends import MAX_RESIDENT_PAGES, Backend, Capacity, CpuBackend, CudaBackend
+from scalesim.engine.disk_tier import num_disk_pages, with_disk
 from scalesim.engine.given_kernels import given_kernels
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import ConfigError, RequestError
@@ -30,6 +31,7 @@ from scalesim.memory.manager import MemoryManager
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
 from scalesim.model.checkpoint.config import ModelConfig
+from scalesim.model.checkpoint.digest import kv_identity
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.quantize import with_quantized
 from scalesim.model.layers.hosted import no_adapters
@@ -107,6 +109,7 @@ def parts_for(
     policy = policy_named(config.policy)
     device_pages = num_device_pages(config, policy, geometry.page_bytes, backend)
     host_pages = num_host_pages(config, policy, geometry.page_bytes, backend)
+    disk_pages = num_disk_pages(config, policy, geometry.page_bytes, host_pages)
     backend.check(device_pages * geometry.page_bytes, host_pages * geometry.page_bytes)
     pool_len = (device_pages - 1) * geometry.block_size
     model_len = config.max_model_len or shape.max_position
@@ -138,7 +141,8 @@ def parts_for(
         kernels = with_quantized(kernels)
     text = text_model(loaded, config, tokenizer, model_len, pool_len)
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
-    runner, link = backend.build(loaded.model.packed(kernels), kernels, plan)
+    runner, sources, pages = backend.build(loaded.model.packed(kernels), kernels, plan)
+    link = with_disk(sources, pages.host, config, geometry.page_bytes, disk_pages)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,
@@ -148,7 +152,8 @@ def parts_for(
         policy=policy,
         link=link,
         planner_config=config.planner,
-        read_rate=lambda: link.read_rate,
+        read_rate=lambda: sources.read_rate,
+        disk_pages=disk_pages,
     )
     return EngineParts(
         runner=runner,
@@ -167,6 +172,8 @@ def parts_for(
         integrity=config.integrity,
         limits=config.limits,
         read_adapter=read_adapter,
+        pages=pages,
+        kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )
 
 

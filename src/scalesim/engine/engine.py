@@ -1,55 +1,58 @@
 """The engine: many agents' calls on one model and one page pool.
 
-Time, sources and the engine's life are here, calls in ``entrypoints``, agents and hints in
-``agent``. Everything reaches the loop through the inbox, in order.
+The engine's life is here, calls are in ``entrypoints``, agents, hints and time in ``world``, and
+snapshots in ``snapshots``. Everything reaches the loop through the inbox, in order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scalesim.checks import (
-    flag,
-    function,
-    number,
-    path_of,
-    shown,
-)
+from scalesim.checks import flag, function, instance, path_of
 from scalesim.config import EngineConfig
-from scalesim.core import AgentId
-from scalesim.distance.clock import MAX_TIME, Clock
 from scalesim.distance.combine import Combine, earliest_credible
 from scalesim.distance.estimates import Source
-from scalesim.distance.scores import Score
+from scalesim.distance.voice import Voice
 from scalesim.engine import forks
-from scalesim.engine.agent import Agent, Agents
-from scalesim.engine.chats import ChatEntrypoints
+from scalesim.engine.agent import Agents
+from scalesim.engine.ask import ask
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.memory_view import MemoryView
 from scalesim.engine.parts import EngineParts
-from scalesim.engine.sources import EngineListener, checked_voices, unheard
+from scalesim.engine.restoring import (
+    Restored,
+    in_order,
+    newest_in,
+    reading_manifest,
+    restore_adapters,
+    restore_memory,
+    state_in,
+    warn_of_lost_sources,
+)
+from scalesim.engine.snapshots import Snapshot, Snapshots
+from scalesim.engine.sources import EngineListener, checked_voices
 from scalesim.engine.stats import EngineStats
 from scalesim.engine.thread import EngineThread
-from scalesim.errors import ConfigError, RequestError
-from scalesim.interrupts import InterruptsWait
-from scalesim.memory.misses import Miss
+from scalesim.engine.world import AgentWorld
+from scalesim.errors import ConfigError, SnapshotError
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.requests.prepare import Intake
 from scalesim.requests.tickets import Desk
+from scalesim.snapshot.folder import Generation
 from scalesim.trace.recorder import Recorder, check_new
 
 
-class Engine(ChatEntrypoints):
-    """Runs requests of any number of agents.
+class Engine(AgentWorld):
+    """Runs requests of any number of agents: a world, which can be forked.
 
     ``model`` is a Hugging Face folder or hub id, or ready-made ``EngineParts``. Settings are the
     fields of ``EngineConfig``, given as one (``config``) or by name. ``dummy_weights``: random
@@ -59,6 +62,9 @@ class Engine(ChatEntrypoints):
     ``UnsupportedModelError`` or ``WeightsError`` at once. Close it, or use it as a context
     manager.
     """
+
+    restored: Restored | None = None
+    """What the engine was restored from; ``None`` for one that was made anew."""
 
     def __init__(
         self,
@@ -100,13 +106,19 @@ class Engine(ChatEntrypoints):
             self._finalizer.detach()
         self._finalizer = weakref.finalize(self, self._thread.close)  # also at interpreter exit
         self._desk = Desk(self._inbox.post_quietly, self._loop.calls.abandon)
-        self._intake = Intake(self.model, parts.memory, registry, self.adapters, self._loop.keys)
-        self._agents = Agents(registry, self.adapters, self._loop, self._inbox, self._thread)
+        self._advice, self._keys = self._loop.advice, self._loop.keys
+        self._intake = Intake(self.model, parts.memory, registry, self.adapters, self._keys)
+        self._agents = Agents(
+            registry, self.adapters, self._advice, self._keys, self._loop, self._inbox, self._thread
+        )
         self.memory = MemoryView(parts, registry, self._loop, self._inbox, self._thread)
-        self._listener = EngineListener(self._inbox, self._loop.advice.poll)
+        self._snapshots = Snapshots(
+            parts, registry, self.adapters, self._now, partial(ask, self._thread, self._inbox)
+        )
+        self._listener = EngineListener(self._inbox, self._advice.poll)
         self._source_names: set[str] = set()
         for voice in voices:
-            self._loop.advice.listen(voice)
+            self._advice.listen(voice)
             voice.heard_by(self._listener)
         forks.tell(self)
 
@@ -118,11 +130,6 @@ class Engine(ChatEntrypoints):
             self._loop.recorder.after_fork()
 
     @property
-    def clock(self) -> Clock:
-        """The simulation's clock, to read; ``tick`` moves it."""
-        return self._loop.clock
-
-    @property
     def device(self) -> str:
         """Where it computes: ``"cpu"``, or ``"cuda:0"`` and so on."""
         return self.parts.device
@@ -132,119 +139,79 @@ class Engine(ChatEntrypoints):
         """Counts of calls, tokens, steps, and of what memory did, since the start: as of now."""
         return self._loop.stats.with_memory(self.parts.memory)
 
-    # -- agents and time ----------------------------------------------------------------------
+    # -- snapshots ----------------------------------------------------------------------------
 
-    def agent(self, id: AgentId, *, adapter: str | Path | None = None) -> Agent:
-        """The handle of agent ``id``, made on first use.
+    def snapshot(self, path: str | Path, *, data: bytes = b"") -> Snapshot:
+        """Write all that the simulation needs to go on to the folder ``path``, as a new generation:
+        agents and their adapters' names, the clock, hints and what sources have learned, counts of
+        equal requests, and KV. Pages that an earlier generation has are not written again. The
+        generation before is kept.
 
-        ``adapter`` is a name known to ``adapters``, or a folder, which is added under its path;
-        it stays the agent's until another is given. Raises ``RequestError`` for an id that is no
-        Unicode text of at most 1024 characters and no whole number of at most 256 bits,
-        ``AdapterError`` for an adapter that cannot be used.
+        The engine goes on meanwhile: it stops for a look at its state, and for some milliseconds
+        for each piece of pages. The state is of one moment. Where calls are open then, requests of
+        the open tick count as not yet made: a program that goes on from there makes the whole tick
+        again. ``data`` is the program's own, for ``restored``. Forked worlds are no part of it.
+
+        Returns when the snapshot is on the disk: killed before that, the folder has the one before.
+        Raises ``SnapshotError`` for a folder that cannot be written to, or that another engine
+        writes to.
         """
-        return self._agents.handle(self, id, adapter)
+        where = path_of("path", path, SnapshotError).expanduser().absolute()
+        instance("data", data, bytes, "encode it", SnapshotError)
+        self._inbox.check_open()
+        return self._snapshots.take(where, bytes(data))
 
-    def fork(self, parent: AgentId, child: AgentId) -> Agent:
-        """A new agent ``child`` that owns what ``parent`` owns; nothing is copied until one of them
-        writes. Raises ``UnknownAgentError`` for the parent, ``RequestError`` for a child that
-        exists."""
-        return self._agents.fork(self, parent, child)
-
-    def forget(self, agents: AgentId | Iterable[AgentId], *, wait: bool = True) -> None:
-        """``agents``, one id or many, are gone, with all that is kept for each: its pages on both
-        tiers but those that others own as well (a fork, whoever shares its prompt), its adapter
-        binding, its hints and what sources learned of it, its count of equal requests. Handles
-        raise ``UnknownAgentError`` from now on; ``agent`` makes a new one under the id, who says
-        what somebody says who was never seen.
-
-        Open calls go on and give their replies; what they hold goes when they end. What was handed
-        in or said before takes place before, what comes later is about somebody else. Returns when
-        it is done, between two steps of the engine's thread; with ``wait=False`` at once, for event
-        loops. Raises ``UnknownAgentError`` before anybody is forgotten, and ``RequestError`` for
-        what are no ids.
-        """
-        self._agents.forget(agents, wait)
-
-    def expect(
-        self,
-        agents: AgentId | Mapping[AgentId, float],
-        ticks: float | None = None,
+    @classmethod
+    def restore(
+        cls,
+        path: str | Path,
+        model: str | Path | EngineParts,
+        config: EngineConfig | None = None,
         *,
-        at: float | None = None,
-        confidence: float | Mapping[AgentId, float] = 1.0,
-        absolute: bool = False,
-        steps: float | None = None,
-    ) -> None:
-        """Say who is needed when: ``expect({"ada": 0, "bob": 12})`` in ticks from now,
-        ``expect("ada", 3)``, or on the clock: ``expect("ada", at=17.5)``,
-        ``expect({"ada": 17.5}, absolute=True)``.
+        sources: Iterable[Source] = (),
+        **settings: Any,
+    ) -> Engine:
+        """An engine that goes on from the newest sound snapshot in the folder ``path``; the other
+        arguments are those of ``Engine``. ``restored`` says what was restored.
 
-        ``confidence`` is the probability that this is about right, for all or by agent. Advice
-        only: a wrong distance costs time and changes no text. Raises ``UnknownAgentError``, and
-        ``RequestError`` for a call that gives no time or two. What is no finite time, or no
-        confidence, is ignored: counted in ``source_scores()["declared"]``, and told once with a
-        ``HintWarning``.
-        ``steps`` is the deprecated name of ``ticks``.
+        The seed is the snapshot's. Sources go on from what those of the same names had learned.
+        Adapters are read from their folders again. KV comes back if model, dtype, page layout and
+        kernels are the same, and is computed again otherwise, as are pages that are damaged or for
+        which there is no room: with a ``SnapshotWarning``, as for all that is not restored. Raises
+        ``SnapshotError`` where no generation can be read, and what ``Engine`` raises.
         """
-        self._agents.expect(
-            agents, ticks, at=at, confidence=confidence, absolute=absolute, steps=steps
-        )
+        where = path_of("path", path, SnapshotError).expanduser().absolute()
+        found = newest_in(where)
+        voices = checked_voices(sources)
+        engine = cls(model, config, **settings)
+        try:
+            engine._go_on_from(where, found, voices)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
-    def add_source(self, source: Source) -> None:
-        """Listen to ``source`` as well, from now on. Raises ``ConfigError`` for what is no source,
-        if its name is taken, or if another engine that is open listens to it."""
-        with self._agents.registry.lock, InterruptsWait():
-            voice, names = unheard(source), self._loop.advice.distances.names
-            if voice.name in self._source_names or voice.name in names:
-                raise ConfigError(
-                    f"a source is named {shown(voice.name)} already; give it another name="
-                )
+    def _go_on_from(self, path: Path, found: Generation, voices: Sequence[Voice]) -> None:
+        manifest, registry = found.manifest, self._agents.registry
+        with reading_manifest(path, found.number):
+            restore_adapters(self.adapters, self.parts, path, manifest)
+            for id, adapter in manifest["agents"]:
+                self.agent(id)
+                entry = registry.known(id)
+                entry.adapter = adapter
+                if adapter in self.adapters:
+                    self.adapters.bind(entry.key, adapter)
+            while not self._inbox.is_empty:  # nobody else has the engine yet
+                self._loop.run_command(self._inbox.take())
+            changes, lost = self._go_on(state_in(manifest), voices)
+            placed, num_damaged = restore_memory(self.parts, path, manifest)
+            self._advice.tell(in_order(changes, manifest))
+        for voice in voices:
             voice.heard_by(self._listener)
-            self._inbox.post(lambda: self._loop.advice.listen(voice))
-            self._source_names.add(voice.name)
-
-    def why(self, agent: AgentId) -> Miss | None:
-        """The cause of ``agent``'s last miss: print it. With it comes what was said of the agent
-        and did not count, or seems meant for it under another name; where nothing was known of the
-        call, also which sources are silent, and why. ``None`` if it missed nothing and nothing
-        said of it was in vain. Raises ``UnknownAgentError``."""
-        agent = self._agents.registry.known(agent).id
-        distances = self._loop.advice.distances
-        miss, unheard = self.parts.memory.last_miss(agent), distances.unheard(agent)
-        if miss is None:
-            return Miss.without(unheard, self.clock.now) if unheard else None
-        if miss.cause == "no hint":
-            unheard += distances.silent()
-        return miss._replace(unheard=tuple(unheard))
-
-    def source_scores(self) -> dict[str, Score]:
-        """By source, how its predictions came out so far, which hints were ignored and why, and why
-        it is silent, if it is; ``declared`` is what ``expect`` said."""
-        return self._loop.advice.distances.scores()
-
-    def wake(self, agent: AgentId) -> None:
-        """``agent`` is about to call, whatever was said before. Raises ``UnknownAgentError``."""
-        agent = self._agents.registry.known(agent).id
-        self._inbox.post(lambda: self._loop.advice.wake(agent))
-
-    def tick(self, n: float = 1, *, to: float | None = None) -> None:
-        """Move the simulation's clock ``n`` ticks on, or ``to`` a time, at most 2**52. Raises
-        ``RequestError`` for a time that is past, or where both are given."""
-        wall_s = self.parts.time_s()
-        ticks = number("n", n, 0.0, MAX_TIME, above=True)
-        if to is not None:
-            if n != 1:
-                raise RequestError(f"tick({n}, to={to}): give a number of ticks or a time")
-            if (to := number("to", to, maximum=MAX_TIME)) < self.clock.now:
-                raise RequestError(
-                    f"tick(to={to}): the clock is at {self.clock.now}, and goes forward"
-                )
-        self._inbox.post(lambda: self._loop.tick(wall_s, ticks, to=to))
-
-    def advance(self, *, to: float | None = None) -> None:
-        """The deprecated name of ``tick``."""
-        warnings.warn("advance() is named tick() now", DeprecationWarning, stacklevel=2)
-        self.tick(to=to)
+        warn_of_lost_sources(path, lost)
+        self.restored = Restored(
+            found.number, manifest["data"], len(registry), *placed, num_damaged
+        )
 
     # -- its life -----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from scalesim.engine.open_calls import OpenCalls
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.recovery import Recovery
 from scalesim.engine.stats import EngineStats
+from scalesim.engine.worlds import Worlds
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.requests.adapter_registry import AdapterRegistry
@@ -56,7 +57,7 @@ class EngineLoop:
         self.memory, self.scheduler = parts.memory, parts.scheduler
         self.stats, self.keys = EngineStats(), SamplingKeys(parts.seed)
         self.advice = Advice(parts.memory, combine, is_known, recorder)
-        self.clock = self.advice.clock
+        self.clock, self.worlds = self.advice.clock, Worlds(self.advice)
         self.calls = OpenCalls(
             parts, self.stats, limiter or RequestLimiter(sys.maxsize), adapters, recorder
         )
@@ -95,7 +96,7 @@ class EngineLoop:
 
     def _iterate(self) -> bool:
         self.calls.expire()
-        self.advice.expire(self.parts.time_s())
+        self.worlds.expire(self.parts.time_s())
         if self.calls.can_enter:
             self.accept([])
         batch = self.scheduler.schedule()
@@ -160,8 +161,8 @@ class EngineLoop:
             tick, at_s, more = self.clock.now, call.submitted_s, call.request.more_calls
             self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens, more)
         if sequence.agent is not None:
-            sequence.on_end = self.advice.ended
-            self.advice.called(sequence.agent, call.request.more_calls)
+            sequence.on_end = self.worlds.ended
+            self.worlds.called(sequence.agent, call.request.more_calls)
         leader = None if call.leader is None else call.leader.sequence
         if leader is None:
             self.scheduler.add(sequence)
@@ -175,8 +176,9 @@ class EngineLoop:
         if digest is None:
             digest = self.keys.prompt_digest(tokens, params)
         key = self.keys.key(request.agent, digest, params, request.sample_index, call.number or 0)
-        # if the agent was forgotten since the call was handed in, the call goes on as nobody's
-        agent = None if call.owner is not None and call.owner.is_forgotten else request.agent
+        agent, owner, leaves_nothing = request.agent, call.owner, False
+        if owner is not None:  # forgotten since the call was handed in: it goes on as nobody's
+            leaves_nothing, agent = owner.is_forgotten, None if owner.is_forgotten else owner.key
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_ids |= self.parts.model.eos_ids
@@ -196,28 +198,24 @@ class EngineLoop:
             observer=call.sink,
             logits_processor=logits_processor_of(params, len(tokens), stop_ids, constraint),
             priority=request.priority,
-            leaves_nothing=agent != request.agent,
+            leaves_nothing=leaves_nothing,
             embedding_log=None
             if request.pooling is None
             else EmbeddingLog(len(tokens), request.pooling),
             logprobs_log=LogprobsLog(len(tokens), params) if is_scored else None,
         )
         if self.clock.now > 0.0 and self.scheduler.config.order == "longest":
-            num_calls = self.advice.calls_to_come(agent, request.more_calls)
+            num_calls = self.worlds.calls_to_come(agent, request.more_calls)
             sequence.work = self.scheduler.work.of(sequence, num_calls)
         return sequence
 
-    # -- agents and time ----------------------------------------------------------------------
+    # -- agents -------------------------------------------------------------------------------
 
     def forget(self, agents: list[AgentId]) -> None:
         """Nothing of ``agents`` is kept. Their open calls go on as nobody's."""
         self._forgetting = frozenset(agents)
         self.calls.disown(self._forgetting)
-        self.advice.forget(agents)
+        self.worlds.forget(agents)
         for agent in agents:
             self.memory.forget(agent)
         self._forgetting = frozenset()
-
-    def tick(self, wall_s: float, n: float = 1.0, *, to: float | None = None) -> None:
-        """Move the clock; ``wall_s`` is when that was asked for."""
-        self.advice.tick(wall_s, n, to=to)

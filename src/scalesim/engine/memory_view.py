@@ -18,6 +18,7 @@ import numpy as np
 
 from scalesim.checks import agent_ids, number, reading, text
 from scalesim.core import AgentId
+from scalesim.engine.ask import ask
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.parts import EngineParts
@@ -27,7 +28,6 @@ from scalesim.memory.owners import AgentPages
 from scalesim.memory.tiers import TierUse
 from scalesim.requests.agent_registry import AgentRegistry, listed_ids
 from scalesim.requests.request import Request
-from scalesim.requests.tickets import Bell
 
 MAX_PIN_S = 3600.0
 """A pin that nobody ends is over after an hour at the latest."""
@@ -184,21 +184,7 @@ class MemoryView:
 
     def _ask(self, question: Callable[[], T]) -> T:
         """The answer to ``question`` from the engine's thread."""
-        answers: list[T] = []
-        raised, done = Foreign(), Bell()
-
-        def answer() -> None:
-            with raised:  # a question that fails breaks nothing
-                answers.append(question())
-            done.ring()
-
-        self._thread.start_thread()
-        self._inbox.post(answer)
-        while not done.wait():
-            self._inbox.check_process()
-        if raised.exception is not None:
-            raise raised.exception
-        return answers[0]
+        return ask(self._thread, self._inbox, question)
 
     async def _ask_async(self, question: Callable[[], T]) -> T:
         """``_ask`` without holding up the event loop."""

@@ -11,6 +11,7 @@ from scalesim.config import CallLimits
 from scalesim.memory.audit.auditor import Integrity
 from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_access import PageAccess
 from scalesim.requests.adapter_registry import ReadAdapter
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
@@ -22,7 +23,9 @@ class EngineParts:
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
     computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``limits``:
-    how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise."""
+    how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise. ``pages``
+    reads and writes both pools, for snapshots; ``None``: these are without pages. ``kv_identity``
+    names all that KV depends on beside tokens and adapters; pages of another are not restored."""
 
     runner: Runner
     memory: MemoryManager
@@ -36,3 +39,5 @@ class EngineParts:
     read_adapter: ReadAdapter | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     integrity: Integrity = "raise"
+    pages: PageAccess | None = None
+    kv_identity: Callable[[], str] = lambda: ""

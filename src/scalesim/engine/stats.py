@@ -28,6 +28,8 @@ class EngineStats:
     wait_s: float = 0.0  # in which nothing could run because of loads
     loaded_bytes: int = 0  # from the host to the device
     saved_bytes: int = 0  # from the device to the host
+    spilled_bytes: int = 0  # from the host to the disk
+    unspilled_bytes: int = 0  # from the disk to the host
     read_bytes: int = 0  # of adapters, from their folders
     prefetched_bytes: int = 0  # of those loaded, before anybody asked
     prefetch_used_bytes: int = 0  # of those, asked for in time
@@ -47,6 +49,8 @@ class EngineStats:
             wait_s=counters.stall_s,
             loaded_bytes=counters.loaded_pages * size,
             saved_bytes=counters.saved_pages * size,
+            spilled_bytes=counters.spilled_pages * size,
+            unspilled_bytes=(counters.staged_pages + counters.recalled_pages) * size,
             read_bytes=(counters.read_pages + counters.read_ahead_pages) * size,
             prefetched_bytes=counters.prefetched_pages * size,
             prefetch_used_bytes=counters.prefetch_used * size,

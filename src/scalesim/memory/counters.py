@@ -14,6 +14,7 @@ class Counters:
     full_hits: int = 0  # lookups that found something, all of it on the device
     device_blocks: int = 0  # found on the device
     host_blocks: int = 0  # found on the host: a demand load
+    disk_blocks: int = 0  # of those: found on the disk
     late_blocks: int = 0  # found on their way to the device
     computed_blocks: int = 0  # found nowhere: new, or to be computed again
     spared_blocks: int = (
@@ -24,6 +25,9 @@ class Counters:
     read_pages: int = 0  # of attachments, from sources to the device, for waiting requests
     read_ahead_pages: int = 0  # of attachments, from sources, ahead of time
     saved_pages: int = 0
+    spilled_pages: int = 0  # from the host to the disk
+    staged_pages: int = 0  # from the disk to the host, ahead of time
+    recalled_pages: int = 0  # from the disk to the host, for waiting requests
     evicted_pages: int = 0
     dropped_pages: int = 0  # evicted with no copy left
     prefetched_pages: int = 0

@@ -27,7 +27,7 @@ from scalesim.memory.tree.segment import lineage
 
 
 class MemoryManager(MemoryParts):
-    """The memory of one engine: a device pool and a host pool of fixed sizes, shared by all agents.
+    """The memory of one engine: pools of fixed sizes, one for each tier, shared by all agents.
 
     Callers use the methods, ``counters`` and the sizes. The parts are private to memory; only its
     audit and ``scalesim.testing`` look at them from outside.
@@ -44,15 +44,17 @@ class MemoryManager(MemoryParts):
 
     @property
     def num_lost_pages(self) -> int:
-        """Pages of both pools that were taken out of circulation."""
+        """Pages of all pools that were taken out of circulation."""
         return sum(len(tier.lost) for tier in self.tiers)
 
     @property
     def tier_use(self) -> tuple[TierUse, ...]:
-        """How full each tier is, the nearest to the compute first. From any thread."""
+        """How full each tier of this engine is, the nearest to the compute first. From any
+        thread."""
         return tuple(
             TierUse(tier.name, tier.pool.num_usable - len(tier.lost), tier.pool.num_free)
             for tier in self.tiers
+            if tier is not self.tiers.disk or tier.pool.num_usable
         )
 
     @property
@@ -131,7 +133,7 @@ class MemoryManager(MemoryParts):
     def clear(self) -> None:
         """Forget everything that no lease pins and no copy uses. Once all leases are released and
         ``poll`` has taken in all copies, all pages are free."""
-        self.residency.clear()
+        self.residency.drops.clear()
 
     # -- agents -------------------------------------------------------------------------------
 
@@ -168,12 +170,14 @@ class MemoryManager(MemoryParts):
         and was computed with ``salt``."""
         return self.owners.under(tokens, branch_of((), salt, self.block_size))
 
-    def prefixes(self) -> Iterator[bytes]:
-        """The tokens (int32 as bytes) of each prefix on the device, or on its way. O(state)."""
+    def prefixes(self, *, on_host: bool = False) -> Iterator[bytes]:
+        """The tokens (int32 as bytes) of each prefix on the device, or on its way; ``on_host``: or
+        on the host. O(state)."""
         for segment in self.tree:
-            if segment.device and not segment.is_partial:
+            count = max(len(segment.device), len(segment.host) if on_host else 0)
+            if count and not segment.is_partial:
                 tokens = b"".join(above.tokens for above in reversed(lineage(segment)))
-                missing = (segment.num_blocks - len(segment.device)) * self.tree.block_bytes
+                missing = (segment.num_blocks - count) * self.tree.block_bytes
                 yield tokens[: len(tokens) - missing]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:

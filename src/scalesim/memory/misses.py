@@ -21,6 +21,7 @@ Cause: TypeAlias = Literal[
     "hint late",
     "link full",
     "pool small",
+    "disk busy",
     "prompt changed",
     "adapter changed",
     "hint ignored",
@@ -30,6 +31,7 @@ _ADVICE: dict[str, str] = {
     "hint late": "it was expected later than it came, or told too shortly before",
     "link full": "other loads were under way; fewer bytes an agent, or a faster link",
     "pool small": "nothing that is used later could leave; raise device_memory or host_memory",
+    "disk busy": "other reads were under way; more host_memory, or a faster disk",
     "prompt changed": "it shares only its beginning with the call before; move what changes back",
     "adapter changed": "KV belongs to the adapter that computed it",
     "hint ignored": "nothing was missing so far, but what was said of it does not count",
@@ -148,7 +150,8 @@ class Misses:
             return "no hint"
         if expected >= self._timing.now + 1.0 or blocked_by is None:
             return "hint late"
-        return "link full" if blocked_by == "link" else "pool small"
+        causes: dict[str, Cause] = {"link": "link full", "pool": "pool small", "disk": "disk busy"}
+        return causes[blocked_by]
 
     @staticmethod
     def _blocks_behind(before: Segment, end: Segment) -> int:

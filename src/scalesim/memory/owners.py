@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from scalesim.core import AgentId
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.tree.owner import MANY_OWNERS, AgentState, ReuseStats
+from scalesim.memory.tree.owning import Owner
 from scalesim.memory.tree.prefix_tree import TEXT, PrefixTree
-from scalesim.memory.tree.segment import Branch, Owner, Segment, lineage
+from scalesim.memory.tree.segment import Branch, Segment, lineage
 
 
 class AgentPages(NamedTuple):
     """Where the state lies that an agent's next call will likely begin with, in pages. ``host``
-    counts what is there alone, ``coming`` what is on its way to the device. ``next_use`` is in
-    ticks of the clock, ``None`` = unknown."""
+    counts what is not on the device, ``disk`` what is on the disk alone, ``coming`` what is on its
+    way to the device. ``next_use`` is in ticks of the clock, ``None`` = unknown."""
 
     device: int = 0
     host: int = 0
     coming: int = 0
     next_use: float | None = None
+    disk: int = 0
 
     @property
     def total(self) -> int:
         """All pages."""
-        return self.device + self.host + self.coming
+        return self.device + self.host + self.coming + self.disk
 
 
 class Owners:
@@ -34,19 +36,19 @@ class Owners:
 
     def __init__(self, tree: PrefixTree, ranking: EvictionRanking, queue: PrefetchQueue) -> None:
         self.agents: dict[AgentId, AgentState] = {}
-        self._reuse_stats = ReuseStats()
+        self.reuse_stats = ReuseStats()
         self._tree, self._ranking, self._queue = tree, ranking, queue
 
     def agent(self, id: AgentId) -> AgentState:
         """The agent called ``id``; made when it is first named."""
         state = self.agents.get(id)
         if state is None:
-            state = self.agents[id] = AgentState(id, self._reuse_stats)
+            state = self.agents[id] = AgentState(id, self.reuse_stats)
         return state
 
     def nobody(self) -> AgentState:
         """A new agent that is forgotten already, so that its leases leave nothing behind."""
-        state = AgentState("", self._reuse_stats)
+        state = AgentState("", self.reuse_stats)
         state.forget()
         return state
 
@@ -104,7 +106,7 @@ class Owners:
 
     def census(self) -> list[tuple[AgentId, AgentPages]]:
         """``pages_of`` each agent. What many share is counted once, and told of each."""
-        above: dict[Segment, tuple[int, int, int]] = {}
+        above: dict[Segment, _Sums] = {}
         return [(id, _pages_of(state, above)) for id, state in self.agents.items()]
 
     def under(self, tokens: bytes, branch: Branch | None) -> list[AgentId]:
@@ -195,16 +197,16 @@ class Owners:
 
     def evicted(self, segment: Segment) -> None:
         """Pages of ``segment`` left the device: its owners will need them again."""
-        if segment.host and len(segment.owners) <= MANY_OWNERS:
+        if (segment.host or segment.disk) and len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 assert isinstance(owner, AgentState)
                 self._queue.add(owner)
                 if not segment.device and owner.is_ordered_by_only(segment):
                     owner.may_be_ranked = False
 
-    def attachment_moved(self, segment: Segment) -> None:
-        """The attachment ``segment`` left a tier, or came to the host: its owners will need it
-        loaded or read."""
+    def host_changed(self, segment: Segment) -> None:
+        """``segment`` came to the host or left it, or is an attachment that left a tier: its owners
+        will need it loaded or read."""
         if len(segment.owners) <= MANY_OWNERS:
             for owner in segment.owners:
                 assert isinstance(owner, AgentState)
@@ -233,30 +235,37 @@ class Owners:
                     ranking.refresh(segment)
 
 
-def _pages_of(state: AgentState, above: dict[Segment, tuple[int, int, int]]) -> AgentPages:
+_Sums: TypeAlias = tuple[int, int, int, int]
+"""Pages on the device, on the host, on their way to the device, on the disk."""
+
+
+def _pages_of(state: AgentState, above: dict[Segment, _Sums]) -> AgentPages:
     """``above`` has the sums down to a segment, of those that were looked at before."""
-    device = host = coming = 0
+    sums: _Sums = (0, 0, 0, 0)
     end = state.likely_end()
     if end is None:  # a fork that has not called yet
         own = (path for path in state.paths if path not in state.attached)
         end = max(own, key=lambda path: path.last_seq, default=None)
     if end is not None:
         for segment in reversed(lineage(end)):
-            if (sums := above.get(segment)) is None:
-                sums = above[segment] = _added((device, host, coming), segment)
-            device, host, coming = sums
+            if (known := above.get(segment)) is None:
+                known = above[segment] = _added(sums, segment)
+            sums = known
         if (partial := end.partials.get(state.id)) is not None:
-            device, host, coming = _added((device, host, coming), partial)
+            sums = _added(sums, partial)
     for segment in state.attached:
-        device, host, coming = _added((device, host, coming), segment)
-    return AgentPages(device, host, coming, state.next_use)
+        sums = _added(sums, segment)
+    device, host, coming, disk = sums
+    return AgentPages(device, host, coming, state.next_use, disk)
 
 
-def _added(sums: tuple[int, int, int], segment: Segment) -> tuple[int, int, int]:
-    device, host, coming = sums
+def _added(sums: _Sums, segment: Segment) -> _Sums:
+    device, host, coming, disk = sums
     there, placed = segment.device.valid, len(segment.device)
+    reach = max(placed, segment.host.valid)
     return (
         device + there,
-        host + max(0, segment.host.valid - placed),
+        host + reach - placed,
         coming + placed - there,
+        disk + max(0, segment.disk.valid - reach),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
+from scalesim.core import TierName
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.policies import Policy
 from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
@@ -35,7 +36,6 @@ from scalesim.memory.residency import Residency
 from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Timing
 from scalesim.memory.tree.prefix_tree import PrefixTree
-from scalesim.memory.tree.run import TierName
 
 _PATIENCE_S = 1.0  # how long a reset waits for a copy that does not end
 NULL_PAGE = 0
@@ -65,6 +65,7 @@ class MemoryParts:
         num_rows: int,
         policy: Policy,
         link: Link,
+        disk_pages: int = 0,
         planner_config: PlannerConfig | None = None,
         read_rate: Callable[[], float] = lambda: ASSUMED_BYTES_PER_S,
         make_pool: MakePool = PagePool,
@@ -79,6 +80,7 @@ class MemoryParts:
         self.page_log = PageEventLog() if record else None
         self._link = LoggedLink(link, self.page_log)
         self._device_pages, self._host_pages = device_pages, host_pages if policy.host else 0
+        self._disk_pages = disk_pages if self._host_pages else 0
         self._num_rows = num_rows
         self.counters, self.timing = Counters(), Timing()
         self.misses = Misses(self.timing, block_size)
@@ -89,13 +91,17 @@ class MemoryParts:
         circulation."""
         self.device = self._pool("device", self._device_pages, first=NULL_PAGE + 1)
         self.host = self._pool("host", self._host_pages, first=0)
+        self.disk = self._pool("disk", self._disk_pages, first=0)
         self.tiers = Tiers(
             Tier("device", self.device, lost=lost.get("device", ())),
             Tier("host", self.host, self._link, lost.get("host", ())),
+            Tier("disk", self.disk, self._link, lost.get("disk", ())),
         )
         self.tree, self.table = PrefixTree(self.block_size), BlockTable(self._num_rows)
         self.ranking = ranking = self._make_ranking(self.tree, self.policy, self.timing)
-        queue = PrefetchQueue(self.timing, enabled=self.policy.look_ahead)
+        queue = PrefetchQueue(
+            self.timing, enabled=self.policy.look_ahead, has_disk=self._disk_pages > 0
+        )
         self.owners = owners = Owners(self.tree, ranking, queue)
         self.residency = residency = Residency(
             self.tree, ranking, owners, self.tiers, self.page_bytes, self.counters, self.timing

@@ -1,25 +1,26 @@
-"""Residency: which pages of each segment are on which tier, and the moves between tiers: eviction,
-saves, loads and reads.
+"""Residency: which pages of each segment are on which tier, and the moves to and from the device:
+eviction, saves, loads and reads.
 
 The eviction ranking chooses the segments; this file frees, saves and loads their pages through the
 pools and the link, on the engine's thread. Requests are unknown here: a pinned segment stays on the
-device.
+device. ``disk`` has the moves between host and disk, ``room`` says what leaves the tiers below the
+device, ``drops`` what is forgotten.
 
-A device page may be freed while steps that were already launched still use it. The pool keeps the
-number of the last such step as the page's fence, and a load into the page waits for the fence.
-Pages that a copy uses are never freed.
+Pages that a copy uses are never freed. A load into device pages waits for their fence.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
 from scalesim.core import Fence
 from scalesim.memory.counters import Counters
+from scalesim.memory.disk.moves import DiskMoves
+from scalesim.memory.drops import Drops, ResidencyListener
 from scalesim.memory.eviction.load_or_recompute import LoadOrRecompute
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.links.link import Copies, PageSource
+from scalesim.memory.room import Room
 from scalesim.memory.tiers import Tier, Tiers
 from scalesim.memory.timing import Timing
 from scalesim.memory.transfers import OpenTransfers
@@ -30,19 +31,6 @@ from scalesim.memory.tree.segment import Segment, descendants
 
 _log = logging.getLogger(__name__)
 _SMALL_SHARE = 32  # a segment of up to 1 / 32 of the pool is evicted whole
-
-
-class ResidencyListener(Protocol):
-    """Is told when pages leave a tier, so that they can be loaded again in time. ``Owners`` is the
-    one listener: a protocol keeps residency from knowing agents and the prefetch queue."""
-
-    def evicted(self, segment: Segment) -> None:
-        """Pages of ``segment`` left the device."""
-        ...
-
-    def attachment_moved(self, segment: Segment) -> None:
-        """``segment`` left a tier, or came to the host."""
-        ...
 
 
 class Residency:
@@ -65,6 +53,8 @@ class Residency:
         link = tiers.host.link
         assert link is not None
         self.tree, self.ranking, self._listener = tree, ranking, listener
+        self.drops = Drops(tree, ranking, listener, tiers, counters, timing)
+        self.room = Room(ranking, self.drops, tiers, timing)
         self.tiers, self.link, self.page_bytes = tiers, link, page_bytes
         self.device, self.host = tiers.device.pool, tiers.host.pool
         self.counters, self.timing = counters, timing
@@ -73,6 +63,9 @@ class Residency:
             link, timing, page_bytes, tree.block_size, weighs=policy.weighs
         )
         self.transfers = OpenTransfers(link, counters)
+        self.disk = DiskMoves(
+            ranking, tiers, link, self.room, self.transfers, counters, self.load_or_recompute
+        )
         self.allocation_failed = False
         self._small_segment = self.device.num_usable // _SMALL_SHARE
         self._holds_everything = not policy.limited  # until the first eviction
@@ -104,11 +97,12 @@ class Residency:
             if victim is None:
                 return False
             next_use = ranking.next_use(victim)
-            if ahead_of is not None and not self._may_displace(ahead_of, next_use):
+            if ahead_of is not None and not ranking.may_displace(ahead_of, next_use):
                 return False
             if self._is_worth_waiting(next_use, missing, ahead_of is not None):
                 return False
-            self._evict(victim, next_use, missing)
+            if not self._evict(victim, next_use, missing):
+                return False
         return True
 
     def _is_worth_waiting(self, next_use: NextUse, missing: int, is_ahead: bool) -> bool:
@@ -129,21 +123,9 @@ class Residency:
             for segment, _ in transfer.parts
         )
 
-    def _may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
-        """Whether a load ahead of one use may evict what has another one: only if that is needed at
-        a later move of the clock, or if it is not known.
-
-        Of two that are needed at the same move neither displaces the other, whoever is said to come
-        first: the displaced one would be loaded again, while what is resident can be served first.
-        """
-        now = self.timing.now
-        if next_use.time is None:
-            return ahead_of.sooner_than(next_use, now)
-        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
-
-    def _evict(self, segment: Segment, next_use: NextUse, wanted: int) -> None:
+    def _evict(self, segment: Segment, next_use: NextUse, wanted: int) -> bool:
         """Free about ``wanted`` pages from the end of ``segment``, or start to save the segment
-        first.
+        first. Returns False if it is better to wait: the host has room once it has spilled.
 
         A small segment is evicted whole, even where a part would do: the remainder would be evicted
         next anyway, and the next allocation gets longer runs of consecutive pages. The parent is
@@ -160,28 +142,33 @@ class Residency:
         if (
             segment.num_dirty
             and self.ranking.may_save(segment)
-            and self.load_or_recompute.is_worth_saving(segment.num_dirty)
-            and self.start_save(segment)
+            and self.load_or_recompute.is_worth_saving(segment.num_unsaved)
         ):
-            return
+            if self.start_save(segment):
+                return True
+            if self.disk.frees_host_soon(segment.num_dirty):
+                return False
         keep = max(0, len(segment.device) - max(wanted, self._small_segment))
         if segment.num_dirty:
-            keep = max(keep, segment.host.valid)
-            self._drop_below(segment)
+            if any(below.is_moving for below in descendants(segment)):
+                return False  # between host and disk; it is to be dropped too
+            keep = max(keep, segment.host.valid, segment.disk.valid)
+            self.drops.drop_below(segment)
             self.counters.dropped_pages += len(segment.device) - keep
         device = self.tiers.device
-        pages, leaving = self._cut(device, segment, keep), [segment]
+        pages, leaving = self.drops.cut(device, segment, keep), [segment]
         while (above := self._next_above(leaving[-1], next_use, wanted - len(pages))) is not None:
-            pages = self._cut(device, above, 0) + pages
+            pages = self.drops.cut(device, above, 0) + pages
             leaving.append(above)
-        self.free(device, pages)
+        self.drops.free(device, pages)
         top = leaving[-1].parent
         for victim in leaving:
             if victim.parent is not None:  # not merged into another meanwhile
                 self._listener.evicted(victim)
-                self._trim(victim)
+                self.drops.trim(victim)
         if top is not None and top.parent is not None:  # a merge has not refreshed the top
             self.ranking.refresh(top)
+        return True
 
     def _next_above(self, segment: Segment, next_use: NextUse, wanted: int) -> Segment | None:
         """The parent of ``segment``, if it is the next victim for ``wanted`` more pages:
@@ -204,11 +191,11 @@ class Residency:
 
     # -- saves: to the host ----------------------------------------------------------------------
 
-    def start_save(self, segment: Segment) -> bool:
-        """Copy the dirty blocks of ``segment`` to the host. Returns False if the host has no room
-        for them."""
-        first, count = segment.host.valid, segment.num_dirty
-        if not self._make_host_room(count, segment):
+    def start_save(self, segment: Segment, *, may_lose: bool = True) -> bool:
+        """Copy the blocks of ``segment`` that the host does not have to the host. Returns False if
+        the host has no room for them: with ``may_lose``, what is used later may be lost for it."""
+        first, count = segment.host.valid, segment.num_unsaved
+        if not self.room.to_save(count, segment, may_lose=may_lose):
             self.ranking.refresh(segment)
             return False
         pages = self.host.allocate(count)
@@ -216,37 +203,9 @@ class Residency:
         transfer = Transfer("out", "save", [(segment, count)])
         self.tiers.host.put(segment, pages, transfer)
         self.counters.saved_pages += count
-        dirty = segment.device[first : first + count].tolist()
-        self.transfers.submit(transfer, Copies("out", dirty, pages))
+        unsaved = segment.device[first : first + count].tolist()
+        self.transfers.submit(transfer, Copies("out", unsaved, pages))
         self.ranking.refresh(segment)
-        return True
-
-    def _make_host_room(self, count: int, saved: Segment) -> bool:
-        """Make ``count`` host pages free for ``saved``: first drop host copies of segments that are
-        on the device too, the soonest used first; then drop segments that are used later than
-        ``saved``. Returns False if that is not enough.
-
-        Of two segments with equal next uses neither displaces the other, as they would displace
-        each other for ever.
-        """
-        ranking = self.ranking
-        if count > self.host.num_usable:
-            return False
-        while self.host.num_free < count:
-            next_use, now = ranking.next_use(saved), self.timing.now
-            on_both = ranking.soonest_on_both(saved)
-            if on_both is not None and ranking.next_use(on_both).sooner_than(next_use, now):
-                self.free(self.tiers.host, self.tiers.host.cut(on_both, 0))
-                self.ranking.refresh(on_both)
-                continue
-            farthest = ranking.farthest_on_host()
-            if farthest is None or not next_use.sooner_than(ranking.next_use(farthest), now):
-                return False
-            keep = max(0, farthest.host.valid - (count - self.host.num_free))
-            if farthest.is_attachment:
-                keep = 0  # a part of an attachment is useless
-            self._drop_below(farthest)
-            self._drop_one(farthest, keep, merge=False)  # merging here could change ``saved``
         return True
 
     # -- loads and reads: to the device ----------------------------------------------------------
@@ -255,15 +214,19 @@ class Residency:
         """Copy the next blocks of each segment from the host into the device pages given for it.
 
         Every load of KV starts here: on demand for a lease, or ahead of time for the planner. The
-        copy waits for the fence of the pages.
+        copy waits for the fence of the pages, and for blocks that are on their way to the host.
         """
+        awaited: dict[int, Transfer] = {}
         device: list[int] = []
         host: list[int] = []
         counts = [(segment, len(pages)) for segment, pages in parts]
         transfer = Transfer("in", "demand" if demand else "prefetch", counts)
         for segment, pages in parts:
             start = len(segment.device)
-            assert start + len(pages) <= segment.host.valid, (segment, len(pages))
+            assert start + len(pages) <= len(segment.host), (segment, len(pages))
+            coming = segment.host.transfer
+            if coming is not None and start + len(pages) > segment.host.valid:
+                awaited[id(coming)] = coming
             device += pages
             host += segment.host[start : start + len(pages)]
             self.tiers.device.put(segment, pages, transfer)
@@ -274,7 +237,7 @@ class Residency:
         else:
             self.counters.prefetched_pages += len(device)
         self.counters.loaded_pages += len(device)
-        self.transfers.submit(transfer, Copies("in", device, host), after)
+        self.transfers.submit(transfer, Copies("in", device, host), after, list(awaited.values()))
         for segment, _ in parts:
             self.ranking.refresh(segment)
             self._refresh_parent(segment)
@@ -301,7 +264,7 @@ class Residency:
         """Read all pages of ``source`` into the host, for ``segment``. Returns False if too few
         host pages are free. With ``make_room``, segments that are used later are dropped for it."""
         if make_room:
-            if not self._make_host_room(segment.num_blocks, segment):
+            if not self.room.to_save(segment.num_blocks, segment):
                 return False
             self.counters.read_ahead_pages += segment.num_blocks
         pages = self.host.allocate(segment.num_blocks)
@@ -340,118 +303,19 @@ class Residency:
         tier: Tier = getattr(self.tiers, transfer.tier)
         for segment, _ in reversed(transfer.parts):
             if not segment.end_transfer(tier.name):
-                self.free(tier, self._cut(tier, segment, tier.run(segment).valid))
+                self.drops.free(tier, self.drops.cut(tier, segment, tier.run(segment).valid))
                 self._refresh_parent(segment)
             self.ranking.refresh(segment)
-            if transfer.purpose == "fill":
-                self._listener.attachment_moved(segment)
-        for segment, _ in transfer.parts:
+            if transfer.direction == "up" or transfer.purpose == "fill":
+                self._listener.host_changed(segment)
+        for segment, _ in list(transfer.parts):
             if segment.is_attachment:
-                self.drop_if_removed(segment)
+                self.drops.drop_if_removed(segment)
+            elif transfer.direction == "up" and transfer.error is not None:
+                self.drops.drop_unreadable(segment)
 
     def _refresh_parent(self, segment: Segment) -> None:
         parent = segment.parent
         if parent is None or parent.is_root or parent.pins or parent.device.transfer:
             return
         self.ranking.refresh(parent)
-
-    # -- drops: content forgotten on both tiers --------------------------------------------------
-
-    def drop(self, segment: Segment, keep: int = 0) -> None:
-        """Forget the content of ``segment`` from block ``keep`` on, and of all segments below it,
-        on both tiers. KV can be computed again from its tokens. No segment of the subtree may be
-        pinned or moving."""
-        self._drop_below(segment)
-        self._drop_one(segment, keep, merge=True)
-
-    def drop_if_idle(self, segment: Segment) -> bool:
-        """Drop ``segment`` unless a segment of its subtree is pinned or moving. Returns whether it
-        was dropped."""
-        if self._is_busy(segment):
-            return False
-        self.drop(segment)
-        return True
-
-    def clear(self) -> None:
-        """Drop all segments that no lease pins and no copy uses."""
-        for segment in list(self.tree):
-            if segment.parent is not None:
-                self.drop_if_idle(segment)
-
-    def drop_if_removed(self, segment: Segment) -> None:
-        """Drop an attachment that was removed, unless it is pinned or moving."""
-        if segment.source is None and segment.parent is not None and not self._is_busy(segment):
-            self.drop(segment)
-
-    def drop_failed_load(self, transfer: Transfer) -> None:
-        """Drop the blocks that a failed ``transfer`` was to load, and all that is behind them:
-        their host copies cannot be trusted, so they are computed again, or read from their source.
-        To be called when no lease pins them any more."""
-        for segment, _ in transfer.parts:
-            if segment.parent is not None and not self._is_busy(segment):
-                self.drop(segment, segment.device.valid)
-
-    def _drop_below(self, segment: Segment) -> None:
-        for child in reversed(list(descendants(segment))):
-            self._drop_one(child, 0, merge=False)  # merging here could take ``segment`` away
-
-    def _drop_one(self, segment: Segment, keep: int, *, merge: bool) -> None:
-        assert segment.pins == 0 and not segment.is_moving, segment
-        self.counters.dropped_pages += max(0, segment.num_available - keep)
-        for tier in self.tiers:
-            if len(tier.run(segment)) > keep:
-                self.free(tier, self._cut(tier, segment, keep))
-        self._trim(segment, merge=merge)
-
-    def _is_busy(self, segment: Segment) -> bool:
-        """Whether a segment of the subtree of ``segment`` is pinned or moving."""
-        return any(node.pins or node.is_moving for node in (segment, *descendants(segment)))
-
-    # -- pools and tree, after pages were removed ------------------------------------------------
-
-    def free(self, tier: Tier, pages: list[int]) -> None:
-        """Give ``pages`` back to the pool of ``tier``. Steps that were launched may still use
-        device pages, so their fence is the newest step."""
-        tier.pool.free(pages, self.timing.last_launched if tier is self.tiers.device else -1)
-
-    def _cut(self, tier: Tier, segment: Segment, keep: int) -> list[int]:
-        """Remove the pages of ``segment`` on ``tier`` from block ``keep`` on, and return them; the
-        caller frees them."""
-        prefetched = segment.prefetched
-        pages = tier.cut(segment, keep)
-        if tier is self.tiers.device:
-            self.counters.prefetch_wasted += prefetched - segment.prefetched
-            self.counters.evicted_pages += len(pages)
-        return pages
-
-    def _trim(self, segment: Segment, *, merge: bool = True) -> None:
-        """Adapt the tree after pages of ``segment`` were removed: shorten the segment to the blocks
-        that still have content, or remove it if none has; then rank it and its parent again."""
-        parent = segment.parent
-        assert parent is not None
-        available = segment.num_available
-        if segment.source is not None:  # an attachment stays in the tree without pages
-            self.ranking.refresh(segment)
-            self._listener.attachment_moved(segment)
-            return
-        if available == 0 and segment.pins == 0:
-            self.ranking.forget(segment)
-            self.tree.remove(segment)
-            if not (merge and self.try_merge(parent)) and not parent.is_root:
-                self.ranking.refresh(parent)
-            return
-        if available < segment.num_blocks and segment.pins == 0:
-            self.tree.shorten(segment, available)
-        self.ranking.refresh(segment)
-        if not parent.is_root:
-            self.ranking.refresh(parent)
-
-    def try_merge(self, segment: Segment) -> bool:
-        """Merge ``segment`` with its only child if both can be one segment. Returns whether they
-        were merged."""
-        joined = self.tree.merge(segment)
-        if joined is None:
-            return False
-        self.ranking.forget(segment)
-        self.ranking.refresh(joined)
-        return True

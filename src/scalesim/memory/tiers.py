@@ -1,9 +1,9 @@
-"""Tiers: the places where pages can be, the nearest to the compute first: the device, then the
-host.
+"""Tiers: the places where pages can be, the nearest to the compute first: the device, the host,
+then the disk.
 
 A segment has a run of pages on each tier, from its first block on. ``Residency`` decides what is on
-which tier. Pools, audits and resets go over the list; the moves between tiers know that there are
-two. ``docs/design.md`` lists what a third tier takes.
+which tier. Pools, audits and resets go over the list. A tier that an engine does not have is a pool
+without pages.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from scalesim.core import TierName
 from scalesim.memory.links.link import Link
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.run import Run, TierName, Transfer
+from scalesim.memory.tree.run import Run, Transfer
 from scalesim.memory.tree.segment import Segment
 
 
@@ -65,3 +66,4 @@ class Tiers(NamedTuple):
 
     device: Tier
     host: Tier
+    disk: Tier

@@ -32,11 +32,18 @@ class Timing:
         self._tokens_s = self._tokens_tokens = 0.0  # running means of tokens × seconds, tokens²
 
     def tick(self, now: float, tick_s: float | None) -> None:
-        """The clock moved to ``now``. A long move counts little: it may be a pause."""
+        """The clock moved to ``now``. A long move counts little: it may be a pause. Of several
+        worlds' clocks, the one that is farthest ahead counts."""
+        if now < self.now:
+            return
         moved = now - self.now
         if moved > 0.0:
             self.move = min(moved, self.move + _NEW * (moved - self.move))
         self.now, self.tick_s = now, tick_s
+
+    def restore(self, now: float, tick_s: float | None, move: float) -> None:
+        """Begin at ``now``, as a clock that moves by about ``move`` ticks."""
+        self.now, self.tick_s, self.move = now, tick_s, move
 
     def launched(self, step: int, prefill_tokens: int) -> None:
         """``step`` was launched and is the newest; it prefills ``prefill_tokens`` tokens."""

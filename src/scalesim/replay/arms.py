@@ -32,7 +32,7 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
     """Engine parts with a virtual runner, link and clock."""
     policy = replay_policy(policy_name)
     geometry = machine.geometry
-    link = VirtualLink(geometry.page_bytes, machine.link_bytes_per_s)
+    link = VirtualLink(geometry.page_bytes, machine.link_bytes_per_s, machine.disk_bytes_per_s)
     planning = planning_of(policy)
     pages = machine.device_pages if policy.limited else max(RESIDENT_PAGES, machine.host_pages)
     memory = MemoryManager(
@@ -40,6 +40,7 @@ def parts_for(machine: Machine, policy_name: str) -> EngineParts:
         page_bytes=geometry.page_bytes,
         device_pages=pages + 1,
         host_pages=machine.host_pages,
+        disk_pages=machine.disk_pages,
         num_rows=2 * machine.max_num_seqs + 1,
         policy=policy,
         link=link,
@@ -63,9 +64,10 @@ class Outcome:
     """The result of a policy, after the warm-up. Seconds are virtual.
 
     ``new_pages``: whole pages of prompts that no call had computed before. ``least_pages``: the
-    fewest pages that had to be brought back, given the order in which this policy served calls and
-    what was on the device after the warm-up; ``None`` if not asked for. ``running_pages``: the most
-    pages that running calls held at once.
+    fewest pages that had to be brought back to the device, given the order in which this policy
+    served calls and what was there after the warm-up; ``least_disk_pages``: to device and host
+    together; ``None`` if not asked for, or without a disk. ``running_pages``: the most pages that
+    running calls held at once.
     """
 
     policy: str
@@ -78,6 +80,7 @@ class Outcome:
     new_pages: int = 0
     least_pages: int | None = None
     running_pages: int = 0
+    least_disk_pages: int | None = None
 
     @property
     def turns_per_s(self) -> float:
@@ -98,6 +101,12 @@ class Outcome:
         return self.counters["loaded_pages"] * self.page_bytes
 
     @property
+    def disk_bytes(self) -> float:
+        """Bytes read from the disk."""
+        pages = self.counters["staged_pages"] + self.counters["recalled_pages"]
+        return pages * self.page_bytes
+
+    @property
     def rebuilt_bytes(self) -> float:
         """Bytes of state that was recomputed. Each look-up leaves one block to compute, that of the
         prompt's last token, which does not count."""
@@ -108,6 +117,15 @@ class Outcome:
     def least_bytes(self) -> float:
         assert self.least_pages is not None, "the bound needs a witness"
         return float(self.least_pages * self.page_bytes)
+
+    @property
+    def over_belady_disk(self) -> float | None:
+        """Bytes read from the disk or computed again, over the fewest possible with a cache as
+        large as device and host: at least 1. ``None`` if there are none."""
+        if not self.least_disk_pages:
+            return None
+        least = self.least_disk_pages * self.page_bytes
+        return (self.disk_bytes + self.rebuilt_bytes) / least
 
     @property
     def over_belady(self) -> float | None:
@@ -145,12 +163,15 @@ def play(
     )
     before: dict[str, float] = {}
     cached: set[int] = set()
+    near: set[int] = set()
     start_s, turns, index = 0.0, 0, 0
     for index, tick in enumerate(ticks):
         if index == warmup:
             before, start_s = counted(simulation), simulation.link.now_s
             turns = simulation.log.turns
-            cached = simulation.cached_pages() if witness else cached
+            if witness:
+                cached = simulation.cached_pages()
+                near = simulation.cached_pages(on_host=True) if machine.disk_pages else near
         simulation.tick(tick)
     log = simulation.log
     measured = log.tick_s[warmup:] if index >= warmup else log.tick_s
@@ -164,12 +185,14 @@ def play(
         machine.geometry.page_bytes,
         {name: value - before.get(name, 0.0) for name, value in counted(simulation).items()},
     )
-    return (bounded(machine, found, log, cached) if witness else found), simulation
+    return (bounded(machine, found, log, cached, near) if witness else found), simulation
 
 
-def bounded(machine: Machine, outcome: Outcome, log: Log, cached: Iterable[int]) -> Outcome:
+def bounded(
+    machine: Machine, outcome: Outcome, log: Log, cached: Iterable[int], near: Iterable[int] = ()
+) -> Outcome:
     """``outcome`` with the bounds for the order in which its calls were admitted. At the end of the
-    warm-up the pages ``cached`` were on the device."""
+    warm-up the pages ``cached`` were on the device, the pages ``near`` there or on the host."""
     accesses = [access for _, access in sorted(log.accesses.items())]
     start = len(accesses) - outcome.turns
     limited = replay_policy(outcome.policy).limited
@@ -182,6 +205,9 @@ def bounded(machine: Machine, outcome: Outcome, log: Log, cached: Iterable[int])
         ),
         least_pages=sum(belady_loads(accesses, capacity, start, cached)),
         running_pages=most_held(accesses),
+        least_disk_pages=sum(belady_loads(accesses, capacity + machine.host_pages, start, near))
+        if machine.disk_pages
+        else None,
     )
 
 

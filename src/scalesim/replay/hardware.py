@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, TypeVar
 
+from scalesim.config import parse_bytes
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
 from scalesim.memory.prefetch.config import PlannerConfig
@@ -51,6 +52,25 @@ HARDWARE = {
         Hardware("rtx4090", 165e12, 1.008e12, 24e9, 26e9),
     )
 }
+
+
+# Sequential reads and writes: PCIe 4 NVMe drives are sold with 5 to 7 GB/s, SATA 3 carries 0.55.
+DISKS = {"nvme": 5e9, "sata": 0.5e9}
+"""Bytes a second of a disk, each way."""
+
+
+def disk_rate(text: str) -> float:
+    """The rate of a disk in ``DISKS``, or of one like ``"2GB"`` a second. Raises ``ConfigError``
+    for a rate of 0 and for what is none."""
+    if text in DISKS:
+        return DISKS[text]
+    try:
+        rate = parse_bytes(text, "the disk's rate")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or name one of: {', '.join(DISKS)}") from error
+    if not rate:
+        raise ConfigError(f"a disk of {text} bytes a second moves nothing: leave it out")
+    return float(rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +163,7 @@ class Machine:
     ``link_share`` is the share of the link's rate that is used. The first ``first_tokens`` of each
     prompt stand for an adapter's pages. ``max_num_batched_tokens`` bounds a step without decodes;
     beside decodes, the costs choose less (Sarathi-Serve, OSDI 2024). ``order`` is the scheduler's.
+    The disk has ``disk_pages`` (0: there is none), and ``disk_bytes_per_s`` each way.
     """
 
     cost: CostModel
@@ -156,6 +177,8 @@ class Machine:
     first_tokens: int = 0
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     order: Order = "longest"
+    disk_pages: int = 0
+    disk_bytes_per_s: float = 0.0
 
     @property
     def geometry(self) -> PageGeometry:

@@ -10,10 +10,12 @@ simulation, the least time that the hardware model allows:
   step of the engine, and ideal batching takes the fewest steps that the longest chain of an agent's
   calls, the slots and the token budget allow;
 - the link: of the state that a tick reads and an earlier tick computed, at most a pool's content is
-  present when the tick begins; the remainder is loaded or recomputed, in the faster split.
+  present when the tick begins; the remainder is loaded or recomputed, in the faster split;
+- the disk, where there is one: of that state, at most what device and host hold is there when the
+  tick begins; the remainder is read or recomputed, in the faster split.
 
-Reading, arithmetic and the link run concurrently. The bound shares no code with the scheduler, the
-planner or the memory: it depends on the trace, the model and the hardware alone.
+Reading, arithmetic, the link and the disk run concurrently. The bound shares no code with the
+scheduler, the planner or the memory: it depends on the trace, the model and the hardware alone.
 """
 
 from __future__ import annotations
@@ -90,14 +92,19 @@ class _Floors:
         overhead_s = steps * cost.hardware.step_overhead_s
         least_s = overhead_s + max(compute_s, read_s)
         missing = max(0, computed.pages_read - machine.device_pages)
-        return least_s, max(least_s, self._brought_s(missing, overhead_s + compute_s))
+        compute_s += overhead_s
+        pool_s = max(least_s, self._brought_s(missing, compute_s, machine.link_bytes_per_s))
+        if machine.disk_pages:
+            far = max(0, missing - machine.host_pages)
+            pool_s = max(pool_s, self._brought_s(far, compute_s, machine.disk_bytes_per_s))
+        return least_s, pool_s
 
-    def _brought_s(self, missing: int, compute_s: float) -> float:
-        """The least seconds for loading or recomputing ``missing`` pages, concurrently with other
-        arithmetic that takes ``compute_s``."""
+    def _brought_s(self, missing: int, compute_s: float, rate: float) -> float:
+        """The least seconds for bringing ``missing`` pages at ``rate`` bytes a second, or
+        recomputing them, concurrently with other arithmetic that takes ``compute_s``."""
         cost, block_size = self._machine.cost, self._machine.geometry.block_size
         again_s = cost.compute_s(cost.flops(StepWork(block_size, 0, 0)))
-        load_s = cost.kv_bytes(block_size) / self._machine.link_bytes_per_s
+        load_s = cost.kv_bytes(block_size) / rate
         computed = (missing * load_s - compute_s) / (load_s + again_s)  # both then take as long
         return (missing - max(0.0, computed)) * load_s if computed > 0 else 0.0
 

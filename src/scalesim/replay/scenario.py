@@ -20,6 +20,7 @@ from scalesim.trace.trace import Hint, TraceCall, TraceTick, with_bursts, with_t
 TraceHints = Literal["recorded", "exact", "learned", "none"]
 
 MAX_RUNNING = 512  # the token budget of a step, of which each running request takes one
+_DISK_SHARE = 4.0
 ADAPTER_BYTES = 77 << 20  # rank 16 on the seven linear layers of Qwen2.5-7B, bf16
 
 
@@ -31,7 +32,9 @@ class Sizes:
     the sizes of the two pools as shares of all agents' state; ``pool_bytes`` and ``host_bytes``,
     if given, replace them. ``running`` is the most requests at once, ``link_share`` the share of
     the link's rate, ``order`` the scheduler's. With ``adapter``, each agent has an adapter,
-    modelled as pages before its prompt. Raises ``ConfigError`` for wrong values.
+    modelled as pages before its prompt. ``disk`` is the rate of a disk in bytes a second (0: there
+    is none), ``disk_bytes`` its size: four times all agents' state if not given. Raises
+    ``ConfigError`` for wrong values.
     """
 
     hardware: str = "h100"
@@ -44,6 +47,8 @@ class Sizes:
     adapter: bool = False
     pool_bytes: int | None = None
     host_bytes: int | None = None
+    disk: float = 0.0
+    disk_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.running <= MAX_RUNNING:
@@ -85,6 +90,9 @@ class Scenario:
                 )
         if sizes.host_bytes is not None:
             host = sizes.host_bytes // geometry.page_bytes
+        disk = int(self.pages * _DISK_SHARE) if sizes.disk else 0
+        if sizes.disk and sizes.disk_bytes is not None:
+            disk = sizes.disk_bytes // geometry.page_bytes
         return Machine(
             cost,
             device_pages=device,
@@ -94,6 +102,8 @@ class Scenario:
             link_share=sizes.link_share,
             order=sizes.order,
             first_tokens=self.first_tokens,
+            disk_pages=disk,
+            disk_bytes_per_s=sizes.disk,
         )
 
 

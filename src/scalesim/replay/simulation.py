@@ -88,7 +88,7 @@ class Simulation:
         """One tick of the simulation, to the end of its last call."""
         loop = self.loop
         start_s = self.link.now_s
-        loop.tick(start_s, to=tick.time)
+        loop.advice.tick(start_s, 1.0, to=tick.time)
         self._tell(tick.hints)
         first: list[TraceCall] = []
         begun: dict[AgentId | None, int] = {}  # by agent: its first round in this tick
@@ -104,11 +104,12 @@ class Simulation:
         self.log.tick_s.append(self.link.now_s - start_s)
         self.runner.ended_s.clear()
 
-    def cached_pages(self) -> set[int]:
-        """The pages on the device and on their way there, by the ids of ``Log.accesses``."""
+    def cached_pages(self, *, on_host: bool = False) -> set[int]:
+        """The pages on the device and on their way there, by the ids of ``Log.accesses``;
+        ``on_host``: those on the host as well."""
         found: set[int] = set()
         page_bytes = self.loop.memory.block_size * np.dtype(np.int32).itemsize
-        for tokens in self.loop.memory.prefixes():
+        for tokens in self.loop.memory.prefixes(on_host=on_host):
             found.update(page_ids(tokens, page_bytes, self._pages))
         return found
 

@@ -3,7 +3,9 @@
 The result is the long-run average of a simulation with a known order of calls. The share
 ``1 - resident share`` of an agent's calls finds its state on the host: the miss ratio of Belady's
 rule on a cyclic order, which is lower on any other order. Compute and link work concurrently, so
-the slower one sets the rate. Bursts, warm-up and wrong hints are not modelled; replay does that.
+the slower one sets the rate. What has no room on the host is read from a disk, if there is one, or
+computed again, in the split that is sooner. Bursts, warm-up and wrong hints are not modelled;
+replay does that.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Literal
 from scalesim.errors import ConfigError
 from scalesim.replay.hardware import CostModel, Hardware, ModelCosts, StepWork
 
-Binds = Literal["compute", "link", "host memory"]
+Binds = Literal["compute", "link", "disk", "host memory"]
 _RESERVED = 0.1  # share of device memory for activations, workspace and the allocator
 
 
@@ -34,13 +36,21 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk for state: ``num_bytes``, and bytes a second each way."""
+
+    num_bytes: int
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """The result, in bytes, seconds and rates.
 
     ``resident`` agents have their state on the device. Of all calls, the share ``missing`` does not
-    find its state there, and the share ``rebuilt`` finds it on neither tier. A call costs
-    ``compute_s`` of compute and ``link_s`` of the link; ``binds`` names the resource that sets
-    ``turns_per_s``.
+    find its state there; the share ``on_disk`` reads it from the disk, and the share ``rebuilt``
+    computes it again. A call costs ``compute_s`` of compute, ``link_s`` of the link and ``disk_s``
+    of the disk; ``binds`` names the resource that sets ``turns_per_s``.
     """
 
     fits: bool
@@ -57,9 +67,18 @@ class Fit:
     turns_per_s: float
     tick_s: float
     binds: Binds
+    on_disk: float = 0.0
+    disk_s: float = 0.0
+    disk_needed_bytes: int = 0
 
 
-def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> Fit:
+def fit(
+    load: Load,
+    model: ModelCosts,
+    hardware: Hardware,
+    host_bytes: int,
+    disk: Disk | None = None,
+) -> Fit:
     """How ``load`` fits. Raises ``ConfigError`` if the model, or one agent beside it, does not fit
     the device."""
     cost = CostModel(hardware, model)
@@ -79,18 +98,30 @@ def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> F
                                                else resident / 2)))  # fmt: skip
     missing = 1.0 - resident / load.agents
     needed = state * load.agents
-    rebuilt = min(missing, max(0.0, 1.0 - (pool + host_bytes) / needed)) if missing else 0.0
+    beyond = min(missing, max(0.0, 1.0 - (pool + host_bytes) / needed)) if missing else 0.0
+    saved = (load.new + load.output) * token_bytes if missing else 0
+    on_disk, disk_s, fits = 0.0, 0.0, not beyond
+    if disk is not None and beyond:
+        kept = min(beyond, disk.num_bytes / needed)
+        again_s = _compute_s(load, cost, running, 1.0) - _compute_s(load, cost, running, 0.0)
+        each_s = max(state, saved / beyond) / disk.bytes_per_s  # reads and writes at the same time
+        least_s = _compute_s(load, cost, running, beyond)
+        fits = kept == beyond
+        on_disk = min(kept, least_s / (each_s + again_s))  # then both take as long
+        disk_s = on_disk * each_s
+    rebuilt = beyond - on_disk
     compute_s = _compute_s(load, cost, running, rebuilt)
     loaded = (missing - rebuilt) * state
-    saved = (load.new + load.output) * token_bytes if missing else 0
     link_s = max(loaded, saved) / hardware.link_bytes_per_s  # in and out go at the same time
-    turn_s = max(compute_s, link_s)
+    turn_s = max(compute_s, link_s, disk_s)
     binds: Binds = "compute" if compute_s >= link_s else "link"
-    if rebuilt and compute_s > _compute_s(load, cost, running, 0.0) and binds == "compute":
+    if disk_s > max(compute_s, link_s) or (fits and rebuilt > 0.0):
+        binds = "disk"
+    if not fits and compute_s > _compute_s(load, cost, running, 0.0) and binds == "compute":
         binds = "host memory"
     turns = load.agents * load.active
     return Fit(
-        fits=rebuilt == 0.0,
+        fits=fits,
         state_bytes=state,
         pool_bytes=pool,
         host_bytes=host_bytes,
@@ -104,6 +135,9 @@ def fit(load: Load, model: ModelCosts, hardware: Hardware, host_bytes: int) -> F
         turns_per_s=1.0 / turn_s,
         tick_s=turns * turn_s,
         binds=binds,
+        on_disk=on_disk,
+        disk_s=disk_s,
+        disk_needed_bytes=max(0, needed - pool - host_bytes) if missing else 0,
     )
 
 

@@ -19,24 +19,51 @@ from scalesim.distance.hints import nearest
 from scalesim.errors import UnknownAgentError
 
 
+class ForkedId(str):
+    """The id by which memory knows ``agent`` of the forked world numbered ``world``.
+
+    It begins with half a surrogate pair, which no id of a user's has, and so is equal to none.
+    """
+
+    __slots__ = ("agent", "world")
+    agent: AgentId
+    world: int
+
+    def __new__(cls, agent: AgentId, world: int) -> ForkedId:
+        made = super().__new__(cls, f"\ud800{world}:{agent!r}")
+        made.agent, made.world = agent, world
+        return made
+
+    def __repr__(self) -> str:
+        return f"{self.agent!r} of world {self.world}"
+
+
 @dataclass(eq=False, slots=True)
 class AgentEntry:
     """An agent, from its first use until it is forgotten. After that, another agent may have its
-    id."""
+    id. Memory knows the agent by ``key``: its id, or in a forked world a ``ForkedId``."""
 
     id: AgentId
+    key: AgentId
     adapter: str | None = None  # the name of the adapter that its calls use
     is_forgotten: bool = False
+
+    @property
+    def world(self) -> int:
+        """The number of its world; 0 for the engine's own."""
+        return self.key.world if isinstance(self.key, ForkedId) else 0
 
 
 class AgentRegistry:
     """Agents by id.
 
     The registry refers to no ``Agent`` and so to no engine: the engine's thread uses it, and must
-    not keep an engine alive that its user has dropped.
+    not keep an engine alive that its user has dropped. ``world`` is the number of the forked world
+    whose agents these are, 0 for the engine's own world.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: int = 0) -> None:
+        self.world = world
         self._entries: dict[AgentId, AgentEntry] = {}
         self.lock = threading.RLock()
 
@@ -71,14 +98,24 @@ class AgentRegistry:
 
     def add(self, agent: AgentId) -> AgentEntry:
         """The entry of ``agent``, made if there is none. The caller holds ``lock``."""
-        return self._entries.setdefault(agent, AgentEntry(agent))
+        entry = self._entries.get(agent)
+        if entry is None:
+            key = ForkedId(agent, self.world) if self.world else agent
+            entry = self._entries[agent] = AgentEntry(agent, key)
+        return entry
 
-    def remove(self, agents: Iterable[AgentId]) -> None:
-        """Remove all of ``agents``, or none if one is unknown (``UnknownAgentError``). The caller
-        holds ``lock``."""
-        for entry in [self.known(agent) for agent in agents]:
+    def entries(self) -> list[AgentEntry]:
+        """All agents."""
+        return list(self._entries.values())
+
+    def remove(self, agents: Iterable[AgentId]) -> list[AgentId]:
+        """Remove all of ``agents``, or none if one is unknown (``UnknownAgentError``). Returns by
+        which ids memory knows them. The caller holds ``lock``."""
+        entries = [self.known(agent) for agent in agents]
+        for entry in entries:
             entry.is_forgotten = True
             del self._entries[entry.id]
+        return [entry.key for entry in entries]
 
 
 def listed_ids(agents: AgentId | Iterable[AgentId]) -> list[AgentId]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import xxhash
 
 from scalesim.core import AgentId, Int32s
@@ -15,11 +17,41 @@ from scalesim.sampling.params import SamplingParams
 
 _REMEMBERED = 64  # prompts an agent: enough for its templates, and bounded
 _REMEMBERED_OF_NOBODY = 4096  # prompts of all calls without an agent
+_MOST_IN_TICK = 1 << 16  # requests of a tick that are told apart; a program may never tick
 
 
 class _Handle(Protocol):
     @property
     def is_forgotten(self) -> bool: ...
+
+
+class RequestCounts(NamedTuple):
+    """How many equal requests were handed in: by agent (``None``: of nobody) and digest."""
+
+    seed: int
+    by_agent: dict[AgentId | None, dict[int, int]]
+
+    def columns(self) -> dict[str, Any]:
+        """The counts as arrays, for ``of``."""
+        each = list(self.by_agent.values())
+        return {
+            "seed": self.seed,
+            "agents": list(self.by_agent),
+            "lengths": np.array([len(counted) for counted in each], np.int64),
+            "digests": np.array([d for counted in each for d in counted], np.uint64),
+            "counts": np.array([n for counted in each for n in counted.values()], np.int64),
+        }
+
+    @staticmethod
+    def of(columns: Mapping[str, Any]) -> RequestCounts:
+        """The counts that gave these ``columns``."""
+        digests, counts = iter(columns["digests"].tolist()), iter(columns["counts"].tolist())
+        lengths = columns["lengths"].tolist()
+        by_agent = {
+            agent: dict(zip(islice(digests, length), islice(counts, length), strict=True))
+            for agent, length in zip(columns["agents"], lengths, strict=True)
+        }
+        return RequestCounts(int(columns["seed"]), by_agent)
 
 
 class SamplingKeys:
@@ -35,6 +67,8 @@ class SamplingKeys:
         self._seed = seed
         self._lock = threading.Lock()  # requests come from any thread
         self._completed: dict[AgentId | None, dict[int, int]] = {}  # handed in, by prompt
+        # the first number that was given in this tick, by agent and counted digest
+        self._in_tick: dict[tuple[AgentId | None, int], int] = {}
 
     def __len__(self) -> int:
         """The number of agents whose requests are remembered."""
@@ -63,9 +97,34 @@ class SamplingKeys:
             counts = self._completed.setdefault(agent, {})
             number = counts.pop(digest, 0)
             counts[digest] = number + 1  # the newest stands last
+            if len(self._in_tick) < _MOST_IN_TICK:
+                self._in_tick.setdefault((agent, digest), number)
             if len(counts) > max_remembered:
                 del counts[next(iter(counts))]
         return number
+
+    def tick(self) -> None:
+        """A tick of the simulation is over: what was handed in so far is not made again."""
+        with self._lock:
+            self._in_tick.clear()
+
+    def counts(self, *, before_tick: bool) -> RequestCounts:
+        """The seed and all counts; with ``before_tick``, as they were when the tick began, whose
+        requests will be made again."""
+        with self._lock:
+            by_agent = {agent: dict(counted) for agent, counted in self._completed.items()}
+            made = dict(self._in_tick) if before_tick else {}
+        for (agent, digest), number in made.items():
+            counted = by_agent.get(agent, {})
+            if digest in counted:
+                counted[digest] = number
+        return RequestCounts(self._seed, by_agent)
+
+    def restore(self, counts: RequestCounts) -> None:
+        """Have this seed and these counts, which are this object's from now on."""
+        with self._lock:
+            self._in_tick.clear()
+            self._seed, self._completed = counts.seed, counts.by_agent
 
     def forget(self, agents: Iterable[AgentId]) -> None:
         """Forget the requests of ``agents``: new agents with their ids are counted from 0."""

@@ -56,6 +56,7 @@ async def one_agent(service: Service, request: HttpRequest) -> Response:
         "pages": {
             "device": view.pages.device,
             "host": view.pages.host,
+            "disk": view.pages.disk,
             "loading": view.pages.coming,
             "bytes": engine.memory.page_bytes,
         },

@@ -34,7 +34,13 @@ def place_of(view: AgentView) -> str:
         return "device"
     if pages.host == pages.total:
         return "host"
+    if pages.disk == pages.total:
+        return "disk"
     return "loading" if pages.coming else "both"
+
+
+def _letter(place: str) -> str:
+    return "k" if place == "disk" else place[0]
 
 
 def order_of(view: AgentView) -> tuple[bool, float]:
@@ -45,7 +51,8 @@ def order_of(view: AgentView) -> tuple[bool, float]:
 
 class Ranked(NamedTuple):
     """The agents of one key, the soonest first. ``places`` has a letter for each: the first of its
-    place, or "c" while the agent calls. ``distances`` counts letters by distance."""
+    place, "k" for the disk, or "c" while the agent calls. ``distances`` counts letters by
+    distance."""
 
     named: list[tuple[str, AgentView]]
     places: list[str]
@@ -91,7 +98,7 @@ def _ranked(census: Census, scope: str) -> Ranked:
         (name, view) for view in census.agents if (name := unscoped(view.id, scope)) is not None
     ]
     named.sort(key=lambda row: order_of(row[1]))
-    places = ["c" if view.open_calls else place_of(view)[0] for _, view in named]
+    places = ["c" if view.open_calls else _letter(place_of(view)) for _, view in named]
     bars: list[Counter[str]] = [Counter() for _ in _BARS]
     for (_, view), place in zip(named, places, strict=True):
         next_use = view.pages.next_use

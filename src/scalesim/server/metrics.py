@@ -57,6 +57,8 @@ _COUNTERS: tuple[tuple[str, str, str], ...] = (  # name, field of EngineStats, h
     ("scalesim_stall_seconds", "wait_s", "Seconds in which nothing could run because of loads."),
     ("scalesim_loaded_bytes", "loaded_bytes", "Bytes copied from the host to the device."),
     ("scalesim_saved_bytes", "saved_bytes", "Bytes copied from the device to the host."),
+    ("scalesim_spilled_bytes", "spilled_bytes", "Bytes copied from the host to the disk."),
+    ("scalesim_unspilled_bytes", "unspilled_bytes", "Bytes copied from the disk to the host."),
     ("scalesim_read_bytes", "read_bytes", "Bytes of adapters read from their folders."),
     ("scalesim_prefetched_bytes", "prefetched_bytes", "Bytes loaded before anybody asked."),
     ("scalesim_prefetch_used_bytes", "prefetch_used_bytes", "Of those, asked for in time."),

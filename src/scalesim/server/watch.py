@@ -100,7 +100,7 @@ def _row(name: str, view: AgentView, place: str) -> dict[str, Any]:
     return {
         "name": name,
         "place": place,
-        "pages": [pages.device, pages.coming, pages.host],
+        "pages": [pages.device, pages.coming, pages.host, pages.disk],
         "next": None if pages.next_use is None else min(pages.next_use, LATEST),
         "calls": view.open_calls,
         "pinned": round(view.pinned_s),

@@ -50,8 +50,8 @@ OURS = Factories()
 
 
 class Bed:
-    """Memory with pools of ``pages`` (and the null page) and ``host_pages`` pages of ``block_size``
-    tags each.
+    """Memory with pools of ``pages`` (and the null page), ``host_pages`` and ``disk_pages`` pages
+    of ``block_size`` tags each; only a hostile link has a disk.
 
     ``raw_link`` and ``tags`` are the link and the runner themselves; ``link`` and ``runner`` are
     the same with the watch around them, as the engine's parts get them.
@@ -73,12 +73,17 @@ class Bed:
         verify: Verify = "all",
         bad: BadHook | None = None,
         reader: Callable[[int], Int64s] | None = None,
+        disk_pages: int = 0,
     ) -> None:
         page_bytes, num_rows = page_bytes_for(block_size), 2 * max_num_seqs + 1
         self.device = allocate_pages(pages + 1, page_bytes)
         self.host = allocate_pages(max(1, host_pages), page_bytes)
+        self.disk = allocate_pages(max(1, disk_pages), page_bytes)
         self.timeline = Timeline()
         self.raw_link: Link = factories.link(self.device, self.host, self.timeline, seed)
+        if disk_pages:
+            assert self.hostile is not None, self.raw_link
+            self.hostile.add_disk(self.disk)
         self.tags = TagRunner(
             self.device,
             block_size,
@@ -96,7 +101,9 @@ class Bed:
         self.runner: Runner = self.tags
         make_pool = factories.pool
         if factories.watched:
-            watch = PageWatch(pages + 1, max(1, host_pages), block_size, num_rows, max_blocks)
+            watch = PageWatch(
+                pages + 1, max(1, host_pages), block_size, num_rows, max_blocks, disk_pages
+            )
             self.link, self.runner = watch.link(self.raw_link), watch.runner(self.tags)
             make_pool = watch.pool(factories.pool)
         self.runner = factories.runner(self.runner)
@@ -109,6 +116,7 @@ class Bed:
             policy=factories.policy or policy_named(policy),
             link=self.link,
             make_pool=make_pool,
+            disk_pages=disk_pages,
         )
 
     @property
@@ -128,11 +136,12 @@ class Bed:
         """Check that every page and row is free and no ticket is open, after everything was
         released."""
         memory, residency = self.memory, self.memory.residency
-        for pool in (memory.device, memory.host):
+        for pool in (memory.device, memory.host, memory.disk):
             assert pool.num_free == pool.num_usable, f"{pool.num_used} pages are not free"
         assert not residency.transfers, residency.transfers
         assert self.hostile is None or not self.hostile.num_open, self.hostile.num_open
         assert memory.tree.num_segments == 0, list(memory.tree)
-        assert not residency.transfers.saving_pages and not residency.transfers.num_demand
+        transfers = residency.transfers
+        assert not (transfers.saving_pages or transfers.spilling_pages or transfers.num_demand)
         assert not memory.loading_pages
         assert memory.table.num_free == memory.table.num_rows - 1

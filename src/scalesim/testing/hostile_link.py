@@ -15,18 +15,26 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scalesim.core import Bytes2D, Fence
+from scalesim.core import Bytes2D, Fence, TierName
 from scalesim.errors import AdapterError
-from scalesim.memory.links.link import Copies, Direction, LinkError, Timeline, cut
+from scalesim.memory.links.link import (
+    WAYS,
+    Copies,
+    Direction,
+    LinkError,
+    Timeline,
+    cut,
+)
 
 SCRIBBLE = 0xA5
 Choose = Callable[[int], int]
-Queue = Literal["in", "out", "seen", "compute"]
+Queue = Literal["in", "out", "up", "down", "seen", "compute"]
 
 
 class DeviceEvent(NamedTuple):
-    """A possible event: a piece of copy ``number`` lands (``in`` to the device, ``out`` to the
-    host), the copy's end becomes visible (``seen``), or step ``number`` runs (``compute``)."""
+    """A possible event: a piece of copy ``number`` lands (``in`` to the device, ``out`` or ``up``
+    to the host, ``down`` to the disk), the copy's end becomes visible (``seen``), or step
+    ``number`` runs (``compute``)."""
 
     queue: Queue
     number: int
@@ -43,7 +51,8 @@ class _Copy:
 
 
 class HostileLink:
-    """A link that copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to.
+    """A link that copies between ``device`` and ``host`` ``[num_pages, page_bytes]`` when told to;
+    and between ``host`` and a disk, once ``add_disk`` has given it one.
 
     ``step`` lets one piece land or one completion become visible; with ``events`` and ``do`` the
     caller chooses. ``choose(n)`` picks one of ``n``, by default from ``seed``. ``failures`` is the
@@ -68,6 +77,7 @@ class HostileLink:
         """``timeline`` tells which fences are reached; ``bytes_per_s`` is the result of
         ``rate``."""
         self._device, self.host, self._timeline = device, host, timeline
+        self._disk = host[:0]
         self._choose = choose or random.Random(seed).randrange
         self._page_bytes = device.shape[1]
         self._max_ticket_pages = max_ticket_pages
@@ -80,6 +90,10 @@ class HostileLink:
         self.failures = 0
         self.failure_rate = failure_rate
 
+    def add_disk(self, disk: Bytes2D) -> None:
+        """Copy to and from ``disk`` ``[num_pages, page_bytes]`` as well."""
+        self._disk = disk
+
     @property
     def num_open(self) -> int:
         """Number of tickets that ``poll`` has not reported."""
@@ -89,7 +103,9 @@ class HostileLink:
         self, copies: Copies, after: Fence | None = None, *, urgent: bool = False
     ) -> list[int]:
         count = copies.num_pages
-        assert copies.source or count == len(copies.host_pages) == len(copies.device_pages) > 0
+        if copies.source is None:
+            ends = [len(copies.pages(place)) for place in WAYS[copies.direction]]
+            assert ends == [count, count] and count, copies
         tickets = []
         for chunk in cut(copies, self._max_ticket_pages):
             num_bytes = chunk.num_pages * self._page_bytes
@@ -188,24 +204,20 @@ class HostileLink:
     def _scribble(self, copies: Copies) -> None:
         """Overwrite the destination: it holds nothing valid from the start of its copy to the
         end."""
-        if copies.direction == "in":
-            self._device[list(copies.device_pages)] = SCRIBBLE
-        else:
-            self.host[list(copies.host_pages)] = SCRIBBLE
+        _, to = WAYS[copies.direction]
+        self._pool(to)[list(copies.pages(to))] = SCRIBBLE
+
+    def _pool(self, place: TierName) -> Bytes2D:
+        return {"device": self._device, "host": self.host, "disk": self._disk}[place]
 
     def _copy(self, copies: Copies, first: int, end: int) -> None:
         size = self._page_bytes
         source = None if copies.source is None else copies.source.read()
         for index in range(first // size, -(-end // size)):
             part = np.s_[max(first - index * size, 0) : min(end - index * size, size)]
-            inward = copies.direction == "in"
+            origin, to = WAYS[copies.direction]
             if source is not None:
                 found = source[copies.first + index, part]
-            elif inward:
-                found = self.host[copies.host_pages[index], part]
             else:
-                found = self._device[copies.device_pages[index], part]
-            pool, pages = (
-                (self._device, copies.device_pages) if inward else (self.host, copies.host_pages)
-            )
-            pool[pages[index], part] = found
+                found = self._pool(origin)[copies.pages(origin)[index], part]
+            self._pool(to)[copies.pages(to)[index], part] = found

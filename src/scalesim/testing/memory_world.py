@@ -34,7 +34,8 @@ KINDS = ("own", "own", "own", "own", "extend", "repeat", "share", "template", "f
 @dataclass(frozen=True)
 class WorldShape:
     """The sizes of a world. ``host`` is the host pool's size as a share of the device pool's;
-    ``adapters`` is the number of adapter names that come and go and that requests use."""
+    ``disk`` is the same of the disk; ``adapters`` is the number of adapter names that come and go
+    and that requests use."""
 
     pages: int = 16
     host: float = 1.0
@@ -42,6 +43,7 @@ class WorldShape:
     policy: str = "deadline"
     seed: int = 0
     adapters: int = 0
+    disk: float = 0.0
 
 
 @dataclass
@@ -70,6 +72,7 @@ class MemoryWorld:
             seed=shape.seed,
             bad=lambda slot, token: slot in self.poisoned,
             reader=self._reader,
+            disk_pages=int(shape.pages * shape.disk),
         )
         self.manager = self.bed.memory
         self.paths = Paths(shape.block_size)
@@ -379,6 +382,7 @@ class MemoryWorld:
         bed, tree = self.bed, self.manager.tree
         device = PageReader(bed.device, self.shape.block_size)
         host = PageReader(bed.host, self.shape.block_size)
+        disk = PageReader(bed.disk, self.shape.block_size)
         copying = set(self.copying.values())
         for segment in descendants(tree.root(TEXT)):
             if segment.is_partial and segment.device[0] in copying:
@@ -386,6 +390,7 @@ class MemoryWorld:
             tokens, known, start = self.paths.of(segment)
             device.add(segment, segment.device[: segment.device.valid], tokens, known, start)
             host.add(segment, segment.host[: segment.host.valid], tokens, known, start)
+            disk.add(segment, segment.disk[: segment.disk.valid], tokens, known, start)
         for segment in tree.root("adapters").children.values():
             check_adapter(segment, bed.device, bed.host)
         for opened in self.open_leases:
@@ -395,6 +400,7 @@ class MemoryWorld:
                 device.add(opened.lease, pages + opened.lease.private, tokens, known, 0)
         device.check("device")
         host.check("host")
+        disk.check("disk")
 
     def _written(self, opened: OpenLease) -> int:
         """The number of tokens whose KV is in the pages of ``opened`` now."""

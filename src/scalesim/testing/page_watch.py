@@ -1,4 +1,4 @@
-"""The page watch: a race detector for all accesses to the pages of both pools.
+"""The page watch: a race detector for all accesses to the pages of all pools.
 
 The watch wraps an allocator, a link and a runner, and sees all that passes between them and the
 engine. It finds pairs of accesses that nothing orders (by vector clocks of the host, the compute
@@ -9,6 +9,7 @@ bytes happen to be right.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from scalesim.batch import Batch, LaunchedStep, Runner, StepOutput
 from scalesim.core import Fence, Int64s
-from scalesim.memory.links.link import Copies, Link, LinkAround
+from scalesim.memory.links.link import WAYS, Copies, Link, LinkAround
 from scalesim.memory.pools.page_pool import MakePool, Pool
 from scalesim.testing.races import Races, VectorClock, join
 
@@ -43,11 +44,17 @@ class _Submission:
 
 
 class PageWatch:
-    """The watch of two pools with blocks of ``block_size`` tokens, and a runner's block table of
-    ``num_rows`` × ``max_blocks`` entries."""
+    """The watch of the pools of an engine with blocks of ``block_size`` tokens, and a runner's
+    block table of ``num_rows`` × ``max_blocks`` entries."""
 
     def __init__(
-        self, device_pages: int, host_pages: int, block_size: int, num_rows: int, max_blocks: int
+        self,
+        device_pages: int,
+        host_pages: int,
+        block_size: int,
+        num_rows: int,
+        max_blocks: int,
+        disk_pages: int = 0,
     ) -> None:
         self.races = Races()
         self.num_accesses = 0
@@ -55,7 +62,9 @@ class PageWatch:
         self._written = {
             "device": np.zeros((device_pages, block_size), np.bool_),
             "host": np.zeros((host_pages, 1), np.bool_),
+            "disk": np.zeros((disk_pages, 1), np.bool_),
         }
+        self._tiers = itertools.cycle(self._written)  # of the pools, in the order of their making
         self._table = np.zeros((num_rows, max_blocks), np.int64)
         self._host: VectorClock = {HOST: 0}
         self._compute: VectorClock = {}
@@ -67,11 +76,11 @@ class PageWatch:
     # -- the seams ----------------------------------------------------------------------------
 
     def pool(self, make: MakePool) -> MakePool:
-        """``make`` with pools that report each page they allocate. The pool whose first pages are
-        never allocated is the device's."""
+        """``make`` with pools that report each page they allocate. Pools are made from the device
+        down."""
 
         def watched(num_pages: int, *, first: int = 0) -> Pool:
-            tier = "device" if first else "host"
+            tier = next(self._tiers)
             pool = make(num_pages, first=first)
             return cast(Pool, WatchedPool(pool, self._written[tier]))
 
@@ -148,18 +157,17 @@ class PageWatch:
         for ticket in tickets:
             self._submissions[ticket] = submission
         label = f"copy {copies.direction}, tickets {min(tickets)} to {max(tickets)}"
-        tiers = ("host", "device") if copies.direction == "in" else ("device", "host")
-        pages = {"host": copies.host_pages, "device": copies.device_pages}
+        origin, to = WAYS[copies.direction]
         if copies.source is None:
-            source = pages[tiers[0]]
-            if not self._written[tiers[0]][source].all():
+            source = list(copies.pages(origin))
+            if not self._written[origin][source].all():
                 raise UnwrittenError(
-                    f"{label}: of {tiers[0]} pages {list(source)}, some were not written since "
-                    "they were handed out"
+                    f"{label}: of {origin} pages {source}, some were not written since they were "
+                    "handed out"
                 )
-            self._touch(tiers[0], source, lane, clock, label, is_write=False)
-        self._touch(tiers[1], pages[tiers[1]], lane, clock, label, is_write=True)
-        self._written[tiers[1]][pages[tiers[1]]] = True
+            self._touch(origin, source, lane, clock, label, is_write=False)
+        self._touch(to, copies.pages(to), lane, clock, label, is_write=True)
+        self._written[to][list(copies.pages(to))] = True
 
     def ended(self, ticket: int, *, arrived: bool) -> None:
         """Note that the host saw ``ticket`` end, or cancelled it."""
@@ -177,9 +185,8 @@ class PageWatch:
         if not submission.spoiled:  # what the copy waited for has ended as well
             join(self._host, submission.clock)
         else:
-            inward = copies.direction == "in"
-            tier, pages = ("device", copies.device_pages) if inward else ("host", copies.host_pages)
-            self._written[tier][list(pages)] = False
+            _, to = WAYS[copies.direction]
+            self._written[to][list(copies.pages(to))] = False
 
     def _touch(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scalesim.config import CallLimits, SchedulerConfig
 from scalesim.engine.parts import EngineParts
 from scalesim.memory.links.thread_link import ThreadLink
+from scalesim.memory.pools.page_access import ArrayPages
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 from scalesim.testing.bed import Bed, Factories
@@ -26,16 +27,17 @@ def tag_parts(
     verify: Verify = "all",
     vocab_size: int = 512,
     max_open_requests: int = 16384,
+    factories: Factories = THREAD_LINK,
 ) -> EngineParts:
     """Parts for ``Engine`` without a model: pools of ``device_pages`` (and the null page) and
     ``host_pages`` pages, a ``TagRunner`` and a ``ThreadLink``. A sequence may fill the device pool.
 
     ``block_size`` is the number of tokens per page. ``policy``, ``max_num_seqs`` and
     ``max_open_requests`` are as in an engine's settings, ``verify`` as in ``TagRunner``.
-    ``steps_in_flight`` is 1 or 2. Token ids are below ``vocab_size``.
+    ``steps_in_flight`` is 1 or 2. Token ids are below ``vocab_size``. ``factories`` replace parts.
     """
     bed = Bed(
-        THREAD_LINK,
+        factories,
         pages=device_pages,
         host_pages=host_pages,
         block_size=block_size,
@@ -50,4 +52,13 @@ def tag_parts(
     scheduler = Scheduler(bed.memory, SchedulerConfig(max_num_seqs=max_num_seqs), max_len)
     model = TextModel(vocab_size, frozenset(), model_len=max_len, pool_len=max_len)
     limits = CallLimits(max_open_requests)
-    return EngineParts(bed.runner, bed.memory, scheduler, bed.link, model, limits=limits)
+    return EngineParts(
+        bed.runner,
+        bed.memory,
+        scheduler,
+        bed.link,
+        model,
+        limits=limits,
+        pages=ArrayPages(bed.device, bed.host),
+        kv_identity=lambda: f"tags, {block_size} a page, {vocab_size} tokens",
+    )

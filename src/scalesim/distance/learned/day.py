@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from scalesim.distance.estimates import Times
+from scalesim.distance.state import PlainState, put, taken
 
 T = TypeVar("T", float, Times)
 NUM_HOURS = 24
@@ -52,6 +53,17 @@ class Day:
         days, in_day = np.divmod(busy, self.length)
         found = days * self.length + np.interp(in_day, self._until, self._hours)
         return cast(T, found)  # type: ignore[redundant-cast]  # of arrays, not of numbers
+
+    def state(self) -> PlainState:
+        """The profile."""
+        return taken(self, "length", "_calls", "_spent", "_now", "_until")
+
+    def restore(self, state: PlainState) -> None:
+        """Have the profile that ``state`` gave. Raises ``ValueError`` for a day of another
+        length."""
+        if state["length"] != self.length:
+            raise ValueError(f"a day of {state['length']} ticks, not {self.length}")
+        put(self, state, "_calls", "_spent", "_now", "_until")
 
     def _redraw(self) -> None:
         seen = sum(self._spent)

@@ -8,6 +8,8 @@ from collections.abc import Collection
 
 import numpy as np
 
+from scalesim.distance.state import PlainState, put, taken
+
 NUM_FOLLOWERS = 4
 _RECENT = 8  # a call may follow one of the last so many calls
 _WITHIN_TICKS = 4.0
@@ -48,6 +50,14 @@ class Followers:
         for slot in self._slots(row):
             self._count[slot] *= _DECAY
         self._recent.append((row, now))
+
+    def state(self) -> PlainState:
+        """The counts of all rows."""
+        return taken(self, "_recent", "_calls", "_who", "_count", "_delay")
+
+    def restore(self, state: PlainState) -> None:
+        """Have the counts that ``state`` gave."""
+        put(self, state, "_recent", "_calls", "_who", "_count", "_delay")
 
     def forget(self, rows: Collection[int]) -> None:
         """Drop ``rows`` as callers and as followers: other agents may get the rows. Costs in

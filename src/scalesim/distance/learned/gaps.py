@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
+from scalesim.distance.state import PlainState, put, taken
 
 NUM_GAPS = 8
 _OCTAVES = 12  # gaps beyond this octave count as alike
@@ -36,6 +37,14 @@ class Gaps:
         self._gaps[row * NUM_GAPS + self._num[row] % NUM_GAPS] = gap
         self._num[row] += 1
         return _octave(self._usual(row)) * (_OCTAVES + 1) + _octave(gap)
+
+    def state(self) -> PlainState:
+        """The gaps of all rows."""
+        return taken(self, "_num", "_gaps")
+
+    def restore(self, state: PlainState) -> None:
+        """Have the gaps that ``state`` gave."""
+        put(self, state, "_num", "_gaps")
 
     def forget(self, row: int) -> None:
         """Clear ``row``: another agent may get it."""

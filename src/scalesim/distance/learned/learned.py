@@ -23,6 +23,7 @@ from scalesim.distance.learned.gaps import NUM_KINDS, Gaps
 from scalesim.distance.learned.survival import Survival, bin_of, bins_of
 from scalesim.distance.learned.trial import ENOUGH, GAIN, Trial
 from scalesim.distance.roster import Columns, Roster
+from scalesim.distance.state import PlainState, put, taken
 from scalesim.errors import ConfigError
 
 _FOLLOWS = 0.5  # a less likely follower is not predicted
@@ -121,6 +122,37 @@ class Learned(Source):
             self.trial.forget(row)
         self._followers.forget(rows)
 
+    def state(self) -> PlainState:
+        """All that was learned."""
+        return {
+            "roster": self._roster.state(),
+            "said": self._said.state(),
+            "day": None if self._day is None else self._day.state(),
+            "gaps": self._gaps.state(),
+            "followers": self._followers.state(),
+            "survival": self._survival.state(),
+            "trial": self.trial.state(),
+            "changed": list(self._changed),
+            **taken(self, "_now", "_is_heard"),
+        }
+
+    def restore(self, state: PlainState, now: float) -> None:
+        """Go on from what ``state`` gave, at ``now``. Raises ``ValueError`` for a state that was
+        learned with other arguments."""
+        if (self._day is None) != (state["day"] is None):
+            raise ValueError("day= is given once, and once not")
+        if self._day is not None:
+            self._day.restore(state["day"])
+        self._roster.restore(state["roster"])
+        self._said.restore(state["said"])
+        self._gaps.restore(state["gaps"])
+        self._followers.restore(state["followers"])
+        self._survival.restore(state["survival"])
+        self.trial.restore(state["trial"])
+        put(self, state, "_now", "_is_heard")
+        self._changed = dict.fromkeys(state["changed"])
+        self._date_all(now)
+
     def why_silent(self) -> str:
         if self.trial.is_won:
             return ""
@@ -197,9 +229,12 @@ class Learned(Source):
         per agent."""
         num_rows = len(self._roster)
         if self._calendar.num_entries > 4 * num_rows + 1024:
-            self._calendar = Calendar()
-            rows = np.flatnonzero(np.isfinite(self._said.due[:num_rows]))
-            self._calendar.put(rows, self._said.due[rows], now)
+            self._date_all(now)
+
+    def _date_all(self, now: float) -> None:
+        self._calendar = Calendar()
+        rows = np.flatnonzero(np.isfinite(self._said.due[: len(self._roster)]))
+        self._calendar.put(rows, self._said.due[rows], now)
 
     # -- learning -----------------------------------------------------------------------------
 

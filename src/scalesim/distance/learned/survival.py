@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
 from scalesim.distance.scores import MIN_TOLERANCE_TICKS, TOLERANCE
+from scalesim.distance.state import PlainState, put, taken
 
 _FINE = 16  # ages up to this, in ticks, have a bin each; above, there are four bins per octave
 _OCTAVES = 17
@@ -33,6 +34,7 @@ _GUESS = 0.5  # weight of the prior in the curve of all agents, in pauses
 _FORGOTTEN = 0.01  # counts below this many pauses are set to 0
 _SURE = 0.7  # a call at least so likely to be on time has a date: its distance is whole ticks
 _FADE = 0.9  # factor on all counts at each fit
+_STATE = ("num_seen", "num_new", "num_fits", "_ended", "distance", "likely", "until")
 
 _Table: TypeAlias = npt.NDArray[np.float64]  # [num_kinds, NUM_BINS]
 
@@ -71,6 +73,16 @@ class Survival:
         self._ended[kind, bin_of(pause)] += 1.0
         self.num_new += 1
         self.num_seen += 1
+
+    def state(self) -> PlainState:
+        """The pauses, and the tables."""
+        return taken(self, *_STATE)
+
+    def restore(self, state: PlainState) -> None:
+        """Have what ``state`` gave. Raises ``ValueError`` for tables of another shape."""
+        if state["_ended"].shape != self._ended.shape:
+            raise ValueError(f"a table of {state['_ended'].shape}, not {self._ended.shape}")
+        put(self, state, *_STATE)
 
     def fit(self, kinds: Int64s, ages: Times) -> None:
         """Estimate the curves anew. ``kinds`` and ``ages``, ``[n]``, are those of the pauses that

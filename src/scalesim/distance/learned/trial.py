@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from scalesim.core import Int64s
 from scalesim.distance.estimates import Times
+from scalesim.distance.state import PlainState, put, taken
 
 NUM_SAMPLED = 128
 SHARES = (0.125, 0.25, 0.5)  # sizes of the caches, as shares of the sampled agents
@@ -23,6 +24,7 @@ ENOUGH = 96.0  # misses under LRU before the first verdict
 GAIN = 0.97  # predictions win once their misses are at most this share of LRU's
 LOSS = 1.02, 1.05  # the same limit for each size alone: before and after they have won
 _NOISE = 2.0  # misses
+_STATE = ("misses", "is_won", "_marks", "_rows", "_seq", "_num_calls", "_held")
 _FADE = 1.0 - 1.0 / 2048.0  # factor on all counts at each call
 
 
@@ -58,6 +60,16 @@ class Trial:
     def sampled(self) -> Int64s:
         """The rows in the sample, by place, ``[n]``."""
         return self._rows[: len(self._marks)]
+
+    def state(self) -> PlainState:
+        """The sample, its caches, and what it draws from."""
+        return {**taken(self, *_STATE), "random": list(self._random.getstate()[1])}
+
+    def restore(self, state: PlainState) -> None:
+        """Have what ``state`` gave."""
+        put(self, state, *_STATE)
+        self._random.setstate((3, tuple(state["random"]), None))
+        self._places = {int(row): place for place, row in enumerate(self.sampled())}
 
     def enter(self, row: int) -> None:
         """Offer a new agent to the sample: every agent is in it with the same probability."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from scalesim.checks import agent_id, number, shown
 from scalesim.core import AgentId
 from scalesim.distance.estimates import DatedSource
+from scalesim.distance.state import PlainState
 from scalesim.errors import RequestError
 
 
@@ -44,6 +45,20 @@ class Plan(DatedSource):
         for agent in agents:
             self._ends.pop(agent, None)
             self._next.pop(agent, None)
+
+    def state(self) -> PlainState:
+        """The plans."""
+        return {
+            "ends": [[agent, end] for agent, end in self._ends.items()],
+            "next": [[agent, list(planned)] for agent, planned in self._next.items()],
+            "changed": [[agent, end] for agent, end in self._changed.items()],
+        }
+
+    def restore(self, state: PlainState, now: float) -> None:
+        """Have the plans that ``state`` gave."""
+        self._ends = dict(state["ends"])
+        self._next = {agent: deque(planned) for agent, planned in state["next"]}
+        self._changed = dict(state["changed"])
 
     def _begin(self, agent: AgentId, durations: Iterable[float], now: float) -> None:
         planned = deque(durations)

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+from scalesim.core import TierName
 from scalesim.memory.lease import Lease
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_pool import Pool
-from scalesim.memory.tree.run import TierName
 
 
 class AccountError(AssertionError):

@@ -94,7 +94,7 @@ def _check_tree(manager: MemoryManager, segments: list[Segment]) -> None:
                 raise IntegrityError(f"{segment}: not its key's child")
         below = [*segment.children.values(), *segment.partials.values()]
         on_device = sum(bool(child.device) for child in below)
-        anywhere = sum(bool(child.device or child.host) for child in below)
+        anywhere = sum(bool(child.device or child.host or child.disk) for child in below)
         if (segment.device_children, segment.content_children) != (on_device, anywhere):
             raise IntegrityError(
                 f"{segment}: counts {segment.device_children} children on the device and "
@@ -114,8 +114,14 @@ def _check_runs(segment: Segment) -> None:
             )
     load = segment.device.transfer
     reads = segment.is_attachment  # from its source
-    if not (load is None or len(segment.device) <= segment.host.valid or reads):
+    if not (load is None or len(segment.device) <= len(segment.host) or reads):
         raise IntegrityError(f"{segment}: loads blocks that the host does not have")
+    read = segment.host.transfer
+    is_read = read is not None and read.direction == "up"
+    if is_read and len(segment.host) > segment.disk.valid:
+        raise IntegrityError(f"{segment}: reads blocks that the disk does not have")
+    if segment.disk.transfer is not None and len(segment.disk) > segment.host.valid:
+        raise IntegrityError(f"{segment}: spills blocks that the host does not have")
     if not (
         segment.num_available == segment.num_blocks
         or segment.pins > 0
@@ -126,7 +132,7 @@ def _check_runs(segment: Segment) -> None:
             f"{segment}: {segment.num_available} of its blocks are anywhere, and nobody holds it"
         )
     parent = segment.parent
-    if parent is None or parent.is_root or not (segment.device or segment.host):
+    if parent is None or parent.is_root or not (segment.device or segment.host or segment.disk):
         return
     if parent.num_available != parent.num_blocks:
         raise IntegrityError(f"{segment} has content; its parent {parent} lacks some")
@@ -183,7 +189,7 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
     residency = manager.residency
     moving: dict[int, Transfer] = {}
     for segment in segments:
-        for transfer in (segment.device.transfer, segment.host.transfer):
+        for transfer in (run.transfer for run in (segment.device, segment.host, segment.disk)):
             if transfer is not None:
                 moving[id(transfer)] = transfer
                 if not transfer.tickets:
@@ -194,6 +200,9 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
     saving = sum(moved.num_blocks for moved in moving.values() if moved.purpose == "save")
     if saving != residency.transfers.saving_pages:
         raise IntegrityError(f"{residency.transfers.saving_pages} saving, {saving} found")
+    spilling = sum(moved.num_blocks for moved in moving.values() if moved.purpose == "spill")
+    if spilling != residency.transfers.spilling_pages:
+        raise IntegrityError(f"{residency.transfers.spilling_pages} spilling, {spilling} found")
     demand = sum(moved.purpose == "demand" for moved in moving.values())
     if demand != residency.transfers.num_demand:
         raise IntegrityError(f"{residency.transfers.num_demand} != {demand} demands")
@@ -213,8 +222,10 @@ def _check_transfers(manager: MemoryManager, segments: list[Segment], leases: li
 
 def _check_orders(manager: MemoryManager, segment: Segment) -> None:
     """The order of eviction has exactly the segments that may leave the device."""
-    idle = segment.pins == 0 and not segment.is_moving
-    may_leave = idle and bool(segment.device) and segment.device_children == 0
+    moves = segment.device.transfer is not None or segment.host.transfer is not None
+    may_leave = (
+        segment.pins == 0 and not moves and bool(segment.device) and segment.device_children == 0
+    )
     if manager.ranking.is_evictable(segment) != may_leave:
         raise IntegrityError(
             f"{segment}: may leave the device: {may_leave}; in the order: {not may_leave}"

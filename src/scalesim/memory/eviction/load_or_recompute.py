@@ -6,7 +6,7 @@ Until the first prefill was measured, everything is loaded.
 
 from __future__ import annotations
 
-from scalesim.memory.links.link import Link
+from scalesim.memory.links.link import Direction, Link
 from scalesim.memory.timing import Timing
 
 
@@ -56,3 +56,31 @@ class LoadOrRecompute:
         num_bytes = self._link.queued_bytes("out") + blocks * self._page_bytes
         worth_s = max(self._timing.usual_s, self.rebuild_s(blocks))
         return num_bytes / self._link.rate("out") <= worth_s
+
+    def is_worth_recalling(self, blocks: int, new_blocks: int) -> bool:
+        """Whether to bring ``blocks`` blocks to the device through the host, ``new_blocks`` of
+        which are yet to be read from the disk, rather than compute them again: if they are there
+        before a prefill of them would be over, or within an iteration of the loop."""
+        if not self.weighs:
+            return True
+        read_s = self._seconds("up", new_blocks) + blocks * self._page_bytes / self._link.rate("in")
+        return read_s <= max(self._timing.usual_s, self.rebuild_s(blocks))
+
+    def is_worth_spilling(self) -> bool:
+        """Whether a block is read from the disk sooner than it is computed again."""
+        return not self.weighs or self._page_bytes / self._link.rate("up") <= self.rebuild_s(1)
+
+    def is_worth_waiting(self, blocks: int) -> bool:
+        """Whether to wait for the spills under way, and then for a save, rather than drop
+        ``blocks`` blocks and compute them again later."""
+        if not self.weighs:
+            return True
+        worth_s = max(self._timing.usual_s, self.rebuild_s(blocks))
+        return self._seconds("down", 0) <= worth_s
+
+    def _seconds(self, direction: Direction, blocks: int) -> float:
+        """Seconds until ``blocks`` blocks more have been copied; infinite where that is not
+        possible any more."""
+        rate = self._link.rate(direction)
+        num_bytes = self._link.queued_bytes(direction) + blocks * self._page_bytes
+        return num_bytes / rate if rate else float("inf")

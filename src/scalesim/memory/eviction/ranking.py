@@ -1,5 +1,5 @@
-"""The eviction ranking: the order in which segments leave the device, are saved, and leave the
-host.
+"""The eviction ranking: the order in which segments leave the device, are saved, leave the host,
+are spilled to the disk, and leave the disk.
 
 Each of these moves has an order, and a segment is in the order exactly while its state allows the
 move. ``refresh`` is called after each change of a segment and only notes the change; the orders are
@@ -29,9 +29,12 @@ MAX_CHANGED = 256  # noted changes at most: a pool that never runs short must no
 
 
 class EvictionRanking:
-    """Four orders of segments by next use; the segment that is used last leaves first.
+    """Orders of segments by next use, one for each move; the segment that is used last leaves
+    first.
 
-    The two orders of the host are kept only from the first time on that the host pool runs short.
+    The orders of the host and of the disk are kept only from the first time on that the host pool
+    runs short. ``num_clean`` counts the host pages that can be freed without loss: their content is
+    on the disk.
     """
 
     def __init__(self, tree: PrefixTree, policy: Policy, timing: Timing) -> None:
@@ -40,7 +43,12 @@ class EvictionRanking:
         self._cleanable: LazyHeap[Segment] = LazyHeap()
         self._host_only: LazyHeap[Segment] = LazyHeap()
         self._on_both: LazyHeap[Segment] = LazyHeap(soonest=True)  # on device and host
-        self._host_is_short = False
+        self._clean: LazyHeap[Segment] = LazyHeap()  # on host and disk
+        self._to_spill: LazyHeap[Segment] = LazyHeap()
+        self._on_disk: LazyHeap[Segment] = LazyHeap()
+        self._clean_pages: dict[Segment, int] = {}
+        self.num_clean = 0
+        self._host_is_short = self._spills = False
         self._changed: dict[Segment, None] = {}  # since the last update
         self._seq = 0
 
@@ -64,6 +72,18 @@ class EvictionRanking:
             return NextUse(float("inf"), -segment.last_seq, segment.last_use, segment.last_seq)
         time, seq = self.owners_next_use(segment)
         return NextUse(time, seq, segment.last_use, segment.last_seq)
+
+    def may_displace(self, ahead_of: NextUse, next_use: NextUse) -> bool:
+        """Whether state that is moved ahead of one use may displace what has another one: only if
+        that is needed at a later move of the clock, or if it is not known.
+
+        Of two that are needed at the same move neither displaces the other, whoever is said to come
+        first: the displaced one would be loaded again, while what is resident can be served first.
+        """
+        now = self.timing.now
+        if next_use.time is None:
+            return ahead_of.sooner_than(next_use, now)
+        return next_use.distance(now) - ahead_of.distance(now) > 0.5 * self.timing.move
 
     def owners_next_use(self, segment: Segment) -> tuple[float | None, int]:
         """The soonest next use of the owners of ``segment``, and the sequence number of the event
@@ -113,6 +133,11 @@ class EvictionRanking:
             and not self.is_leftover(segment)
         )
 
+    def may_spill(self, segment: Segment) -> bool:
+        """Whether ``segment`` may be copied from the host to the disk: it is likely to be used
+        again, and cannot be read from a source."""
+        return not segment.is_attachment and not self.unlikely_to_return(segment)
+
     # -- pins ------------------------------------------------------------------------------------
 
     def pin(self, segment: Segment) -> None:
@@ -139,17 +164,45 @@ class EvictionRanking:
         return self._cleanable.peek(self.timing.now)
 
     def farthest_on_host(self) -> Segment | None:
-        """The segment to drop from the host first, of those that are on the host only."""
+        """The segment to drop from the host first, of those whose content is on the host only, in
+        part at least."""
         self._update_orders()
         self._start_host_orders()
         return self._host_only.peek(self.timing.now)
 
-    def soonest_on_both(self, other_than: Segment) -> Segment | None:
+    def farthest_clean(self) -> Segment | None:
+        """The segment to drop from the host first, of those whose content is on the disk too."""
+        self._update_orders()
+        self._start_host_orders()
+        return self._clean.peek(self.timing.now)
+
+    def farthest_to_spill(self) -> Segment | None:
+        """The segment to copy to the disk first. Where there is no disk, nobody asks, and this
+        order is not kept."""
+        self._update_orders()
+        if not self._spills:
+            self._spills, self._host_is_short = True, False  # the orders start once more, with it
+        self._start_host_orders()
+        return self._to_spill.peek(self.timing.now)
+
+    def pass_over(self, segment: Segment) -> None:
+        """Do not spill ``segment`` until it changes."""
+        self._to_spill.discard(segment)
+
+    def farthest_on_disk(self, other_than: Segment) -> Segment | None:
+        """The segment to drop from the disk first. Never ``other_than``."""
+        self._update_orders()
+        self._start_host_orders()
+        self._on_disk.discard(other_than)
+        return self._on_disk.peek(self.timing.now)
+
+    def soonest_on_both(self, other_than: Segment | None) -> Segment | None:
         """The segment whose host copy to drop first: it is on the device too, and will be evicted
         last. Never ``other_than``."""
         self._update_orders()
         self._start_host_orders()
-        self._on_both.discard(other_than)
+        if other_than is not None:
+            self._on_both.discard(other_than)
         return self._on_both.peek(self.timing.now)
 
     def is_evictable(self, segment: Segment) -> bool:
@@ -175,15 +228,15 @@ class EvictionRanking:
     def _place(self, segment: Segment) -> None:
         """Put ``segment`` into the orders that its state belongs to, and remove it from the
         others."""
-        device, host = segment.device, segment.host
-        if segment.pins or device.transfer is not None or host.transfer is not None:
+        device = segment.device
+        if segment.pins or device.transfer is not None or segment.host.transfer is not None:
             self._evictable.discard(segment)  # pinned, or moving
             self._cleanable.discard(segment)
             if self._host_is_short:
                 self._place_on_host(segment, self.next_use(segment))
             return
         may_leave = device and not segment.device_children
-        may_clean = device.valid > host.valid and self.may_save(segment)
+        may_clean = segment.num_dirty > 0 and self.may_save(segment)
         if not (may_leave or may_clean or self._host_is_short):
             self._evictable.discard(segment)
             self._cleanable.discard(segment)
@@ -205,8 +258,16 @@ class EvictionRanking:
     def forget(self, segment: Segment) -> None:
         """Remove ``segment``, which left the tree, from all orders."""
         self._changed.pop(segment, None)
-        for order in (self._evictable, self._cleanable, self._host_only, self._on_both):
+        for order in (
+            self._evictable,
+            self._cleanable,
+            self._host_only,
+            self._on_both,
+            self._to_spill,
+            self._on_disk,
+        ):
             order.discard(segment)
+        self._set_clean(segment, False)
 
     def _mark_owners(self, segment: Segment) -> None:
         """Note with the owners of ``segment`` that its place depends on their next uses."""
@@ -215,19 +276,46 @@ class EvictionRanking:
                 owner.may_be_ranked = True
 
     def _place_on_host(self, segment: Segment, next_use: NextUse) -> None:
-        """Put ``segment`` into the orders of the host that its state belongs to."""
+        """Put ``segment`` into the orders of host and disk that its state belongs to."""
         still = not segment.is_moving
         if still and segment.host and segment.device.valid >= segment.host.valid:
             self._on_both.add(segment, next_use)
         else:
             self._on_both.discard(segment)
-        alone = still and not segment.pins and not segment.device and not segment.content_children
-        if alone and segment.host:
+        idle = still and not segment.pins
+        is_clean = segment.num_unspilled == 0
+        alone = idle and not is_clean and not segment.device and not segment.content_children
+        if alone:
             self._host_only.add(segment, next_use)
         else:
             self._host_only.discard(segment)
+        self._set_clean(segment, bool(idle and segment.host and is_clean), next_use)
+        if self._spills and idle and not is_clean and self.may_spill(segment):
+            self._to_spill.add(segment, next_use)
+        else:
+            self._to_spill.discard(segment)
+        self._place_on_disk(segment, idle, next_use)
         if still:
             self._mark_owners(segment)
+
+    def _set_clean(self, segment: Segment, is_clean: bool, next_use: NextUse | None = None) -> None:
+        self.num_clean -= self._clean_pages.pop(segment, 0)
+        if not is_clean:
+            self._clean.discard(segment)
+            return
+        assert next_use is not None
+        self._clean.add(segment, next_use)
+        self._clean_pages[segment] = len(segment.host)
+        self.num_clean += len(segment.host)
+
+    def _place_on_disk(self, segment: Segment, idle: bool, next_use: NextUse) -> None:
+        """Put ``segment`` into the order of the disk if its pages there can be freed: another tier
+        has the content, or nothing below it has any."""
+        is_double = max(segment.device.valid, segment.host.valid) >= segment.disk.valid
+        if idle and segment.disk and (is_double or not segment.content_children):
+            self._on_disk.add(segment, next_use)
+        else:
+            self._on_disk.discard(segment)
 
     def _start_host_orders(self) -> None:
         """Start to keep the orders of the host, if that has not begun."""

@@ -87,7 +87,7 @@ class AdapterPages:
         segment.read_from(None, segment.num_blocks)
         for agent in list(segment.owners):
             self._owners.detach(agent, segment)
-        self._residency.drop_if_removed(segment)
+        self._residency.drops.drop_if_removed(segment)
 
     def bind(self, agent: AgentId, digest: bytes) -> None:
         """Let ``agent`` use this adapter, in place of any other."""

@@ -16,7 +16,8 @@ from scalesim.memory.leases.attachments import Attachments
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.lookup_accounts import LookupAccounts
 from scalesim.memory.leases.partial_blocks import PartialBlocks
-from scalesim.memory.leases.prefix_lookup import PrefixLookup, PrefixMatch
+from scalesim.memory.leases.prefix_lookup import PrefixLookup
+from scalesim.memory.leases.prefix_match import PrefixMatch
 from scalesim.memory.leases.waiters import LoadWaiters
 from scalesim.memory.owners import Owners
 from scalesim.memory.residency import Residency
@@ -45,9 +46,12 @@ class Admission:
         attachments: Sequence[AttachmentSpec],
         salt: bytes,
         max_loading_pages: int | None,
+        *,
+        recall: bool = True,
     ) -> Lease | None:
-        """See ``MemoryManager.acquire``."""
-        found = self.lookup.find(tokens, num_blocks, attachments, salt)
+        """See ``MemoryManager.acquire``. What is on the disk and finds no room on the host is
+        computed again."""
+        found = self.lookup.find(tokens, num_blocks, attachments, salt, recall=recall)
         if (
             found.must_wait
             and max_loading_pages is not None
@@ -63,7 +67,11 @@ class Admission:
         if pages is None:
             self._merge_back(end)
             self._merge_back(found.cached_end)
-            return None
+            if not found.lacks_host_room:
+                return None
+            return self.acquire(
+                agent, tokens, num_blocks, attachments, salt, max_loading_pages, recall=False
+            )
         return self._make_lease(found, chain, state, end, pages)
 
     def grow(self, lease: Lease, num_blocks: int) -> bool:
@@ -93,6 +101,13 @@ class Admission:
             if not moves:  # the page of the partial block may be the one that is missing
                 found.partial = None
                 pages = self.residency.take(found.num_new_pages)
+        if pages is not None and found.num_to_recall:
+            found.lacks_host_room = not self.residency.disk.can_recall(found.num_to_recall)
+            if found.lacks_host_room:
+                self.residency.drops.free(self.residency.tiers.device, pages)
+                pages = None
+                if found.partial is not None:
+                    ranking.unpin(found.partial.segment)
         if pages is None:
             for segment in pinned:
                 ranking.unpin(segment)
@@ -148,4 +163,4 @@ class Admission:
     def _merge_back(self, end: Segment | None) -> None:
         """Undo the split at ``end``, if no other lease needs it."""
         if end is not None and end.parent is not None:
-            self.residency.try_merge(end)
+            self.residency.drops.try_merge(end)

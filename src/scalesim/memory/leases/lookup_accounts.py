@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from scalesim.memory.counters import Counters
 from scalesim.memory.eviction.ranking import EvictionRanking
 from scalesim.memory.lease import Lease
-from scalesim.memory.leases.prefix_lookup import PrefixMatch
+from scalesim.memory.leases.prefix_match import PrefixMatch
 from scalesim.memory.misses import Misses
 from scalesim.memory.prefetch.planner import Planner
 from scalesim.memory.prefetch.queue import PrefetchQueue
@@ -47,6 +47,7 @@ class LookupAccounts:
         counters.full_hits += lease.num_shared > 0 and waited == 0
         counters.device_blocks += lease.num_shared - waited
         counters.host_blocks += found.num_to_load
+        counters.disk_blocks += found.num_to_recall
         counters.late_blocks += waited - found.num_to_load
         counters.computed_blocks += -(-found.num_tokens // self.block_size) - lease.num_shared
         counters.spared_blocks += spared

@@ -38,7 +38,7 @@ class Orphans:
             parent = segment.parent
             if parent is None or segment.owners or segment.source is not None:
                 self._waiting.pop(segment, None)  # it has left the tree, or has an owner again
-            elif self._residency.drop_if_idle(segment):
+            elif self._residency.drops.drop_if_idle(segment):
                 self._waiting.pop(segment, None)
                 if not parent.is_root and not parent.children and not parent.partials:
                     stack.append(parent)  # split off from the orphan since

@@ -88,7 +88,7 @@ class PartialBlocks:
         if older is not None:
             if older.pins:
                 return
-            self._residency.drop(older)
+            self._residency.drops.drop(older)
         branch = lease.branch
         mark = branch.mark if branch is not None and branch.block == lease.num_shared else b""
         partial = self._tree.insert_partial(lease.end, last_tokens, agent.id, mark)

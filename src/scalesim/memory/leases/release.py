@@ -83,7 +83,7 @@ class Releases:
         num_theirs = child.device.valid
         self.table.write(lease.row, lease.num_shared, child.device)
         ours = lease.share(child, count)
-        residency.free(residency.tiers.device, ours[:num_theirs])
+        residency.drops.free(residency.tiers.device, ours[:num_theirs])
         residency.tiers.device.put(child, ours[num_theirs:])
         child.pin()
         ranking.refresh(child)  # also where it was pinned: its pages changed
@@ -124,7 +124,7 @@ class Releases:
         """Free what only this lease used: private pages, the pin of a copied partial block, and
         rows of the block table."""
         residency = self.residency
-        residency.free(residency.tiers.device, lease.take_private(len(lease.private)))
+        residency.drops.free(residency.tiers.device, lease.take_private(len(lease.private)))
         if (copied := lease.take_copy_source()) is not None:
             self.residency.ranking.unpin(copied)
         self.table.free(lease.row)
@@ -157,11 +157,11 @@ class Releases:
         """Drop what could not be read, and merge segments that were split for this lease."""
         residency = self.residency
         if lease.failed is not None and lease.failed.error is not None:
-            residency.drop_failed_load(lease.failed)  # while its segments are not merged yet
+            residency.drops.drop_failed_load(lease.failed)  # while its segments are not merged yet
         for segment in chain[1:]:
-            residency.try_merge(segment)
+            residency.drops.try_merge(segment)
         for attachment in lease.attachments:
-            residency.drop_if_removed(attachment.segment)
+            residency.drops.drop_if_removed(attachment.segment)
 
 
 def _may_extend(lease: Lease) -> bool:

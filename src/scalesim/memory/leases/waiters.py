@@ -23,8 +23,9 @@ class LoadWaiters:
 
     def start(self, lease: Lease, chain: list[Segment], pages: list[int]) -> None:
         """Load what ``chain``, from the root on, lacks into ``pages``, and wait for that and for
-        loads that are under way."""
+        loads that are under way. What is on the disk is read to the host first."""
         parts = []
+        on_disk = []
         transfers: dict[int, Transfer] = {}
         for segment in chain:
             if (load := segment.device.transfer) is not None:
@@ -33,6 +34,10 @@ class LoadWaiters:
             if count:
                 parts.append((segment, pages[:count]))
                 pages = pages[count:]
+                if (num_on_disk := segment.num_blocks - len(segment.host)) > 0:
+                    on_disk.append((segment, num_on_disk))
+        if on_disk:
+            self._residency.disk.start_recall(on_disk)
         if parts:
             transfer = self._residency.start_load(parts, demand=True)
             transfers[id(transfer)] = transfer

@@ -1,8 +1,9 @@
-"""The link protocol: a link copies pages between the device pool and the host pool, asynchronously.
+"""The link protocol: a link copies pages between the pools of two tiers, asynchronously.
 
 ``ThreadLink`` copies numpy pools on threads, for engines on a CPU; ``CudaLink`` copies by DMA;
 ``VirtualLink`` takes virtual time only, for replays and tests; ``SourceLink`` reads attachments
-from their sources as well. Links decide nothing: ``Residency`` says what is copied.
+from their sources as well, and ``DiskLink`` copies between host and disk as well. Links decide
+nothing: ``Residency`` says what is copied.
 """
 
 from __future__ import annotations
@@ -13,10 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
-from scalesim.core import Bytes2D, Fence
+from scalesim.core import Bytes2D, Fence, TierName
 from scalesim.errors import ScaleSimError
 
-Direction = Literal["in", "out"]
+Direction = Literal["in", "out", "up", "down"]
+"""``"in"`` from host to device, ``"out"`` from device to host; ``"up"`` from disk to host,
+``"down"`` from host to disk, where there is a disk."""
+WAYS: dict[Direction, tuple[TierName, TierName]] = {
+    "in": ("host", "device"),
+    "out": ("device", "host"),
+    "up": ("disk", "host"),
+    "down": ("host", "disk"),
+}
+"""From where to where each direction goes."""
 MAX_CHUNK_BYTES = 16 << 20  # one ticket: enough for the full rate, short enough to wait for
 
 
@@ -46,7 +56,8 @@ class InMemorySource:
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """Pages to copy, pairwise: ``"in"`` from host to device, ``"out"`` from device to host.
+    """Pages to copy, pairwise, between the two tiers of the direction; the list of the third tier
+    is empty.
 
     With a ``source``, its pages from ``first`` on are copied instead of the other tier's, whose
     list is empty: ``"in"`` to the device, ``"out"`` to the host.
@@ -57,25 +68,35 @@ class Copies:
     host_pages: Sequence[int]
     source: PageSource | None = None
     first: int = 0
+    disk_pages: Sequence[int] = ()
 
     @property
     def num_pages(self) -> int:
-        return max(len(self.device_pages), len(self.host_pages))
+        return max(len(self.device_pages), len(self.host_pages), len(self.disk_pages))
+
+    def pages(self, place: TierName) -> Sequence[int]:
+        """The pages of one tier."""
+        of_place = {"device": self.device_pages, "host": self.host_pages, "disk": self.disk_pages}
+        return of_place[place]
 
     def pieces(self) -> list[tuple[int, int, int]]:
-        """(device page, host page, count) of each run of pages that is consecutive on both
-        sides."""
+        """(upper page, lower page, count) of each run of pages that is consecutive on both sides:
+        device and host pages, or host and disk pages."""
+        if self.direction in ("in", "out"):
+            sides = self.device_pages, self.host_pages
+        else:
+            sides = self.host_pages, self.disk_pages
         found: list[tuple[int, int, int]] = []
-        first, host_first, count = 0, 0, 0
-        for device, host in zip(self.device_pages, self.host_pages, strict=True):
-            if count and device == first + count and host == host_first + count:
+        first, lower_first, count = 0, 0, 0
+        for upper, lower in zip(*sides, strict=True):
+            if count and upper == first + count and lower == lower_first + count:
                 count += 1
                 continue
             if count:
-                found.append((first, host_first, count))
-            first, host_first, count = device, host, 1
+                found.append((first, lower_first, count))
+            first, lower_first, count = upper, lower, 1
         if count:
-            found.append((first, host_first, count))
+            found.append((first, lower_first, count))
         return found
 
 
@@ -103,7 +124,8 @@ class Link(Protocol):
     def queued_bytes(self, direction: Direction) -> int: ...
 
     def rate(self, direction: Direction) -> float:
-        """The rate of one direction in bytes a second, as measured or given."""
+        """The rate of one direction in bytes a second, as measured or given; 0 for a direction that
+        takes no copies any more."""
         ...
 
     def close(self) -> None: ...
@@ -181,6 +203,7 @@ def cut(copies: Copies, step: int) -> list[Copies]:
             copies.host_pages[start : start + step],
             copies.source,
             copies.first + start,
+            copies.disk_pages[start : start + step],
         )
         for start in range(0, copies.num_pages, step)
     ]

@@ -10,16 +10,23 @@ from scalesim.memory.links.link import Copies, Direction, Job, JobQueue, jobs_of
 
 
 class VirtualLink:
-    """A ``Link`` in virtual time: each direction copies ``bytes_per_s``, one chunk after the other.
+    """A ``Link`` in virtual time: each direction copies ``bytes_per_s``, one chunk after the other;
+    to and from the disk ``disk_bytes_per_s``.
 
     ``advance_to`` moves the clock. ``after`` counts as reached, since virtual compute ends within
     its step.
     """
 
-    def __init__(self, page_bytes: int, bytes_per_s: float) -> None:
+    def __init__(self, page_bytes: int, bytes_per_s: float, disk_bytes_per_s: float = 0.0) -> None:
         self.now_s = 0.0
-        self._page_bytes, self._rate = page_bytes, bytes_per_s
-        self._queues: dict[Direction, JobQueue[Job]] = {"in": JobQueue(), "out": JobQueue()}
+        self._page_bytes = page_bytes
+        self._rates: dict[Direction, float] = {
+            "in": bytes_per_s,
+            "out": bytes_per_s,
+            "up": disk_bytes_per_s,
+            "down": disk_bytes_per_s,
+        }
+        self._queues: dict[Direction, JobQueue[Job]] = {each: JobQueue() for each in self._rates}
         self._busy: list[tuple[float, int, Direction, Job]] = []  # at most one a direction
         self._done: list[tuple[int, Exception | None]] = []
         self._tickets = itertools.count(1)
@@ -64,7 +71,7 @@ class VirtualLink:
         return self._queues[direction].queued_bytes
 
     def rate(self, direction: Direction) -> float:
-        return self._rate
+        return self._rates[direction]
 
     def close(self) -> None:
         pass
@@ -73,7 +80,7 @@ class VirtualLink:
         waiting = self._queues[direction].waiting
         if waiting and not any(busy[2] == direction for busy in self._busy):
             job = waiting.popleft()
-            end_s = now_s + job.num_bytes / self._rate
+            end_s = now_s + job.num_bytes / self._rates[direction]
             heapq.heappush(self._busy, (end_s, job.ticket, direction, job))
 
     def copy(self, copies: Copies) -> None:

@@ -14,7 +14,7 @@ from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.queue import PrefetchQueue
 from scalesim.memory.residency import Residency
 
-BlockedBy: TypeAlias = 'Literal["link", "pool"] | None'
+BlockedBy: TypeAlias = 'Literal["link", "pool", "disk"] | None'
 """What keeps a load from starting whose turn has come."""
 
 

@@ -18,6 +18,7 @@ from scalesim.memory.prefetch.attachment_reads import ASSUMED_BYTES_PER_S, Attac
 from scalesim.memory.prefetch.config import PlannerConfig
 from scalesim.memory.prefetch.planner import UNKNOWN, BlockedBy, Forecast
 from scalesim.memory.prefetch.queue import PrefetchQueue
+from scalesim.memory.prefetch.stages import Stages
 from scalesim.memory.residency import Residency
 from scalesim.memory.tree.owner import AgentState
 from scalesim.memory.tree.segment import Segment, lineage
@@ -42,10 +43,11 @@ class Prefetcher:
         self._timing = residency.timing
         self.due = queue.due
         self._reads = AttachmentReads(residency, queue.reads, read_rate)
+        self._stages = Stages(residency, queue.stages)
 
     def plan(self, wall_s: float, forecast: Forecast = UNKNOWN) -> None:
-        """Start the loads that have to start now, the soonest needed first; then save dirty
-        segments if the link is idle.
+        """Start the loads that have to start now, the soonest needed first, and the reads from the
+        disk before them; then save dirty segments, and spill saved ones, if the link is idle.
 
         Nothing is loaded ahead while a request could not get its pages: the two would take pages
         from each other for ever.
@@ -55,8 +57,16 @@ class Prefetcher:
         if self._policy.look_ahead and not self.residency.allocation_failed:
             self.load(forecast)
             self._reads.plan(lambda agent, count: self._opens_in_s(agent, count, forecast))
+        if self._policy.look_ahead:
+            self._stages.plan(
+                lambda agent, count: self._opens_in_s(agent, count, forecast),
+                lambda agent: _is_guess(agent, forecast),
+            )
+            if self._stages.is_busy:
+                self.blocked_by = "disk"
         if self._policy.host:
             self._save_ahead()
+            self._stages.spill(self._config.clean_fraction)
 
     def load(self, forecast: Forecast) -> None:
         """Start the loads that have to start now."""
@@ -72,8 +82,8 @@ class Prefetcher:
             if forecast.waits_for_pages and self._has_called(agent):
                 self.blocked_by = "pool"  # a request takes pages by its admission
                 return
-            if agent.was_told_by_call and forecast.starts_in(agent.id) is None:
-                self.due.discard(agent)  # another call is a guess; it would take its pages itself
+            if _is_guess(agent, forecast):
+                self.due.discard(agent)  # such a call would take its pages itself
                 continue
             if self._opens_in_s(agent, count, forecast) > 0.0:
                 return
@@ -106,7 +116,7 @@ class Prefetcher:
         if still_wanted != wanted:  # taking the pages evicted or merged some of it
             wanted = still_wanted
             if sum(blocks for _, blocks in wanted) < len(pages):
-                residency.free(residency.tiers.device, pages)  # with a new fence
+                residency.drops.free(residency.tiers.device, pages)  # with a new fence
                 return False
         self.due.discard(agent)
         parts = []
@@ -137,8 +147,8 @@ class Prefetcher:
                 blocks = segment.host.valid - len(segment.device)
                 if blocks > 0:
                     parts[segment] = blocks
-                if segment.num_available < segment.num_blocks:
-                    break
+                if max(len(segment.device), segment.host.valid) < segment.num_blocks:
+                    break  # the rest is on the disk, or on no tier
         return list(parts.items())
 
     def _opens_in_s(self, agent: AgentState, count: int, forecast: Forecast) -> float:
@@ -168,8 +178,9 @@ class Prefetcher:
 
     def _save_ahead(self) -> None:
         """Save the segments that will be evicted first, so that they can be evicted at once later.
-        Only while the device pool is short of free pages and the link has time, and only into free
-        host pages: a saved copy is not worth dropping another one."""
+        Only while the device pool is short of free pages and the link has time, and only into host
+        pages that are free or whose content is on the disk too: a saved copy is not worth losing
+        another one."""
         residency, ranking = self.residency, self.residency.ranking
         target = int(self._config.clean_fraction * residency.device.num_usable)
         while (
@@ -177,6 +188,12 @@ class Prefetcher:
             and not residency.transfers.num_demand
             and not self._link_is_busy("out")
             and (segment := ranking.farthest_dirty()) is not None
-            and segment.num_dirty <= residency.host.num_free
+            and segment.num_unsaved <= residency.host.num_free + ranking.num_clean
+            and residency.start_save(segment, may_lose=False)
         ):
-            residency.start_save(segment)
+            pass
+
+
+def _is_guess(agent: AgentState, forecast: Forecast) -> bool:
+    """Whether ``agent`` is due only because it called: that it calls again is a guess."""
+    return agent.was_told_by_call and forecast.starts_in(agent.id) is None

@@ -16,12 +16,14 @@ from scalesim.memory.tree.segment import Segment
 
 
 class PrefetchQueue:
-    """``due``: agents that may have state on the host. ``reads``: agents whose attachments are on
-    no tier. Both stay empty unless ``enabled``, which is where the policy looks ahead."""
+    """``due``: agents that may have state on the host. ``stages``: agents that may have state on
+    the disk, where there ``has_disk``. ``reads``: agents whose attachments are on no tier. All stay
+    empty unless ``enabled``, which is where the policy looks ahead."""
 
-    def __init__(self, timing: Timing, *, enabled: bool) -> None:
-        self._timing, self._enabled = timing, enabled
+    def __init__(self, timing: Timing, *, enabled: bool, has_disk: bool = False) -> None:
+        self._timing, self._enabled, self._has_disk = timing, enabled, has_disk
         self.due = WakeQueue()
+        self.stages: LazyHeap[AgentState] = LazyHeap(soonest=True)
         self.reads: LazyHeap[AgentState] = LazyHeap(soonest=True)
 
     def add(self, agent: AgentState) -> None:
@@ -31,8 +33,11 @@ class PrefetchQueue:
             return
         if agent.next_use is None:
             self.due.discard(agent)
+            self.stages.discard(agent)
         else:
             self.due.add(agent, self._timing.now)
+            if self._has_disk:
+                self.stages.add(agent, agent.known_next_use())
         if agent.attached:
             self._await_read(agent)
 
@@ -40,6 +45,7 @@ class PrefetchQueue:
         """Remove ``agent`` from ``due``: it computes what it lacks instead of loading it. An
         attachment cannot be computed, so the agent stays in ``reads``."""
         self.due.discard(agent)
+        self.stages.discard(agent)
 
     def _await_read(self, agent: AgentState) -> None:
         if agent.next_use is not None and any(map(is_away, agent.attached)):
@@ -49,7 +55,8 @@ class PrefetchQueue:
 
 
 def is_away(segment: Segment) -> bool:
-    """Whether ``segment`` can only be read from its source, and no read is under way."""
+    """Whether the attachment ``segment`` can only be read from its source, and is not being
+    read."""
     return (
         segment.source is not None
         and segment.num_missing > 0

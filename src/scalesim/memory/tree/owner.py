@@ -3,7 +3,8 @@ again."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from scalesim.core import AgentId
 from scalesim.memory.tree.next_use import NextUse
@@ -39,6 +40,14 @@ class ReuseStats:
         self.num_observed = 0
         self.return_rate = [1.0] * (MAX_PATHS + 1)
 
+    def restore(
+        self, continuation_rate: float, num_observed: int, return_rate: list[float]
+    ) -> None:
+        """Go on with these rates."""
+        assert len(return_rate) == len(self.return_rate), return_rate
+        self.continuation_rate, self.num_observed = continuation_rate, num_observed
+        self.return_rate = list(return_rate)
+
     def observe(self, continued: bool) -> None:
         """Update ``continuation_rate`` with one call: a mean at first, then a moving average."""
         self.num_observed += 1
@@ -50,6 +59,16 @@ class ReuseStats:
         a path of age ``passed_over``."""
         for age in range(2, min(max(returned, passed_over), MAX_PATHS) + 1):
             self.return_rate[age] += _COMMON * ((age <= returned) - self.return_rate[age])
+
+
+class AgentStatistics(NamedTuple):
+    """What is known of an agent's calls: fields of ``AgentState``."""
+
+    calls: int
+    last_path_blocks: int
+    continued: float
+    could_continue: float
+    fresh_reuse: float
 
 
 class AgentState:
@@ -222,6 +241,28 @@ class AgentState:
         for end, reuses in self.paths.items():
             child.paths[end] = reuses
         child.attached = self.attached
+
+    def restore(
+        self,
+        statistics: AgentStatistics,
+        paths: Iterable[tuple[Segment, int]],
+        newest_end: Segment | None,
+        last_match: Segment | None,
+    ) -> None:
+        """Go on as an agent with these ``statistics`` and ``paths`` (end, reuses)."""
+        self.calls, self.last_path_blocks = statistics.calls, statistics.last_path_blocks
+        self.continued, self.could_continue = statistics.continued, statistics.could_continue
+        self.fresh_reuse = statistics.fresh_reuse
+        self.newest_end, self.last_match = newest_end, last_match
+        for end, reuses in paths:
+            self.paths[end] = reuses
+
+    @property
+    def statistics(self) -> AgentStatistics:
+        """What is known of its calls."""
+        return AgentStatistics(
+            self.calls, self.last_path_blocks, self.continued, self.could_continue, self.fresh_reuse
+        )
 
     def attach(self, segment: Segment) -> None:
         """Add an attachment: a path that every call uses."""

@@ -150,6 +150,8 @@ class PrefixTree:
             or (upper.num_hits > 0) != (lower.num_hits > 0)
             or (lower.device and upper.device.valid < upper.num_blocks)
             or (lower.host and upper.host.valid < upper.num_blocks)
+            or (upper.disk and not lower.disk)  # what is not on the disk yet is saved alone
+            or (lower.disk and upper.disk.valid < upper.num_blocks)
         ):
             return None
         parent = upper.parent

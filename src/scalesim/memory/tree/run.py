@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+from scalesim.core import TierName
+from scalesim.memory.links.link import WAYS, Direction
+
 if TYPE_CHECKING:
     _Pages = array[int]
 else:
     _Pages = array
 
-TierName: TypeAlias = Literal["device", "host"]
-TIERS: tuple[TierName, ...] = ("device", "host")
+TIERS: tuple[TierName, ...] = ("device", "host", "disk")
 """The tier nearest to the compute first. ``Segment`` has an attribute of each name: its run."""
 
 
@@ -95,6 +97,12 @@ class _Nowhere(tuple[int, ...]):
 NOWHERE = cast(Run, _Nowhere())
 
 
+Purpose: TypeAlias = Literal["demand", "prefetch", "save", "fill", "recall", "stage", "spill"]
+"""To the device, for a lease that waits (``"demand"``) or ahead of time (``"prefetch"``). To the
+host, before an eviction (``"save"``), from a source (``"fill"``), or from the disk, for a lease
+that waits (``"recall"``) or ahead of time (``"stage"``). To the disk: ``"spill"``."""
+
+
 @dataclass(eq=False, slots=True)
 class Transfer:
     """A copy of some segments' blocks from one tier to another, from its submission until the last
@@ -105,8 +113,8 @@ class Transfer:
     wait for the copy.
     """
 
-    direction: Literal["in", "out"]
-    purpose: Literal["demand", "prefetch", "save", "fill"]  # "fill": from a source to the host
+    direction: Direction
+    purpose: Purpose
     parts: list[tuple[Any, int]]  # (segment, blocks of it)
     tickets: set[int] = field(default_factory=set)
     error: Exception | None = None
@@ -120,7 +128,7 @@ class Transfer:
     @property
     def tier(self) -> TierName:
         """The tier that the copy goes to."""
-        return "device" if self.direction == "in" else "host"
+        return WAYS[self.direction][1]
 
     @property
     def is_over(self) -> bool:

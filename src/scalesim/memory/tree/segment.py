@@ -1,25 +1,27 @@
 """A segment: a run of blocks with one set of owners, and the pages of these blocks on each tier. A
 node of the prefix tree.
 
-                 0        valid       len(host)
-    host      |--copy valid--|--saving--|
+                 0        valid       len(disk)
+    disk      |--copy valid---|--spilling--|
+    host      |--copy valid--|--saving, staging--|
     device    |---ready---|--loading--|                 blocks 0 … num_blocks - 1
                  0        valid       len(device)
 
 The run of each tier starts at block 0 and may end before the last block: blocks are loaded from the
-front and evicted from the end. A block that is valid on both tiers is clean; a block that is valid
-on the device only is dirty; a block without content on either tier is not in the tree. Only the
-classes of this file write their fields.
+front and evicted from the end. A block that is valid on the device only is dirty; one that is valid
+on a lower tier as well is clean there; a block without content on any tier is not in the tree. Only
+the classes of this file write their fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from scalesim.core import AgentId
-from scalesim.memory.tree.run import NOWHERE, TIERS, Run, TierName, Transfer
+from scalesim.core import AgentId, TierName
+from scalesim.memory.tree.owning import Owner
+from scalesim.memory.tree.run import NOWHERE, TIERS, Run, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
@@ -39,31 +41,6 @@ class Branch(NamedTuple):
     mark: bytes
 
 
-class Owner(Protocol):
-    """An agent as its segments know it. ``AgentState`` implements it and documents each member."""
-
-    id: AgentId
-    calls: int
-    next_use: float | None
-    next_seq: int
-    paths: SmallMap[Segment]
-    is_forgotten: bool
-    may_be_ranked: bool
-
-    @property
-    def rarely_reuses_paths(self) -> bool: ...
-
-    def unlikely_to_return(self, segment: Segment) -> bool: ...
-
-    def is_ordered_by_only(self, segment: Segment) -> bool: ...
-
-    def detach(self, segment: Segment) -> None: ...
-
-    def path_joined(self, upper: Segment, lower: Segment) -> None: ...
-
-    def path_cut(self, segment: Segment, parent: Segment) -> None: ...
-
-
 class Segment:
     """A run of full blocks, or one partial block: its tokens, pages, pins and owners.
 
@@ -71,7 +48,7 @@ class Segment:
     segment; the device pages of a pinned segment stay where they are. ``num_hits`` counts the
     prefix lookups that matched the segment to its end. ``children`` maps the first block (and mark)
     of each child to the child; ``partials`` maps an agent to its partial block that continues this
-    segment. A partial block has no children and is never saved to the host. ``mark`` is set where a
+    segment. A partial block has no children and is never saved. ``mark`` is set where a
     ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
     tokens: an attachment stays in the tree without pages, and is read again when it is needed.
     """
@@ -81,6 +58,7 @@ class Segment:
         "content_children",
         "device",
         "device_children",
+        "disk",
         "failed_saves",
         "host",
         "last_seq",
@@ -120,6 +98,7 @@ class Segment:
         self.partials: dict[AgentId, Segment] = _EMPTY
         self.device = NOWHERE
         self.host = NOWHERE
+        self.disk = NOWHERE
         self.pins = 0
         self.owners: SmallMap[Owner] = SmallMap()  # owner -> number of its call that used it last
         self.num_hits = 0
@@ -151,12 +130,12 @@ class Segment:
 
     @property
     def is_moving(self) -> bool:
-        return self.device.transfer is not None or self.host.transfer is not None
+        return bool(self.device.transfer or self.host.transfer or self.disk.transfer)
 
     @property
     def num_available(self) -> int:
         """Blocks from the front whose content is on a tier, or on its way to the device."""
-        return max(len(self.device), self.host.valid)
+        return max(len(self.device), self.host.valid, self.disk.valid)
 
     @property
     def num_missing(self) -> int:
@@ -166,7 +145,17 @@ class Segment:
     @property
     def num_dirty(self) -> int:
         """Blocks whose only copy is on the device."""
+        return max(0, self.device.valid - max(self.host.valid, self.disk.valid))
+
+    @property
+    def num_unsaved(self) -> int:
+        """Blocks that are on the device and not on the host: what a save copies."""
         return max(0, self.device.valid - self.host.valid)
+
+    @property
+    def num_unspilled(self) -> int:
+        """Blocks that are on the host and not on the disk: what a spill copies."""
+        return max(0, self.host.valid - self.disk.valid)
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -190,7 +179,7 @@ class Segment:
         if not, the caller cuts their pages."""
         run: Run = getattr(self, tier)
         transfer = run.end_transfer()
-        if tier == "host":
+        if transfer.purpose in ("save", "fill"):
             failed = transfer.error is not None
             self.failed_saves = 0 if transfer.succeeded else self.failed_saves + failed
         return transfer.succeeded
@@ -216,7 +205,7 @@ class Segment:
         assert parent is not None, self
         if tier == "device":
             parent.device_children += change
-        if not self.device and not self.host:
+        if not (self.device or self.host or self.disk):
             parent.content_children += change
         assert 0 <= parent.device_children <= parent.content_children, parent
 
@@ -233,7 +222,7 @@ class Segment:
         """Forget the blocks from ``count`` on. They have no pages, and the segment has no
         children."""
         assert not self.content_children and not self.children and not self.partials, self
-        assert max(len(self.device), len(self.host)) <= count, self
+        assert max(len(self.device), len(self.host), len(self.disk)) <= count, self
         self.num_blocks = count
         self.tokens = self.tokens[: count * block_bytes]
 
@@ -249,12 +238,13 @@ class Segment:
         upper.owners = SmallMap(self.owners)
         upper.device, self.device = self.device.divide(count, self, upper)
         upper.host, self.host = self.host.divide(count, self, upper)
+        upper.disk, self.disk = self.disk.divide(count, self, upper)
         upper.prefetched = min(self.prefetched, len(upper.device))
         self.prefetched -= upper.prefetched
         self.parent, self.tokens, self.mark = upper, self.tokens[cut:], b""
         self.num_blocks -= count
         upper.device_children = int(bool(self.device))
-        upper.content_children = int(bool(self.device or self.host))
+        upper.content_children = int(bool(self.device or self.host or self.disk))
         return upper
 
     def join(self, upper: Segment) -> None:
@@ -298,7 +288,7 @@ class Segment:
         the parent."""
         parent = self.parent
         assert parent is not None and not self.children and not self.partials, self
-        assert not self.device and not self.host and not self.pins, self
+        assert not (self.device or self.host or self.disk or self.pins), self
         if self.partial_of is not None:
             del parent.partials[self.partial_of]
         else:
@@ -337,9 +327,9 @@ class Segment:
         """Rank the segment as used again (or as never used again), whatever lookups have shown."""
         self.num_hits = int(reused)
 
-    def own(self, agent: Owner) -> None:
-        """Add ``agent`` as an owner, as of its newest call."""
-        self.owners[agent] = agent.calls
+    def own(self, agent: Owner, call: int | None = None) -> None:
+        """Add ``agent`` as an owner, as of its newest call, or of an earlier ``call``."""
+        self.owners[agent] = agent.calls if call is None else call
 
     def disown(self, agent: Owner) -> None:
         self.owners.pop(agent, None)
@@ -355,7 +345,8 @@ class Segment:
         return (
             f"Segment#{self.seq}({self.num_blocks} blocks, "
             f"device {self.device.valid}/{len(self.device)}, "
-            f"host {self.host.valid}/{len(self.host)}, pins {self.pins})"
+            f"host {self.host.valid}/{len(self.host)}, "
+            f"disk {self.disk.valid}/{len(self.disk)}, pins {self.pins})"
         )
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from scalesim.checks import shown
@@ -55,7 +54,7 @@ WITHOUT_EFFECT = frozenset(
     ]
 )  # fmt: skip
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_SEED = secrets.randbits(64)  # so that nobody can prepare two adapters with equal digests
+_DIGEST_BYTES = 16
 READ = frozenset(
     [
         "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform",
@@ -340,9 +339,10 @@ def tensor_name(layer: int, index: int, side: str) -> str:
 
 
 def digest_of(layout: LoraLayout, invocation: tuple[int, ...] | None, pages: Bytes2D) -> bytes:
-    """The xxh3-128 of all that determines the adapter's outputs."""
-    state = xxhash.xxh3_128(seed=_SEED)
+    """128 bits of the SHA-256 of all that determines the adapter's outputs: the same in every
+    process, since snapshots keep it, and nobody can prepare two adapters with equal digests."""
+    state = sha256()
     header = repr((layout.ranks, layout.scales, layout.page_elems, invocation))
     state.update(len(header).to_bytes(8, "little") + header.encode())
     state.update(np.ascontiguousarray(pages).data)
-    return state.digest()
+    return state.digest()[:_DIGEST_BYTES]

@@ -40,12 +40,14 @@ HARMLESS = ("rotary_emb.inv_freq", "attn.masked_bias")  # derived tensors that o
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model with its weights. ``folder`` also holds the tokenizer and chat template, if any."""
+    """A model with its weights. ``folder`` also holds the tokenizer and chat template, if any.
+    ``dummy_weights``: these are random, and no files were read."""
 
     config: ModelShape
     model: Decoder
     folder: Path
     quantize: str | None = None
+    dummy_weights: bool = False
 
     @property
     def implementation(self) -> str:
@@ -90,7 +92,7 @@ def load_model(
 
         stated = _dtype_at(place, dtype, stated_dtype(read_json(folder / "config.json")))
         model = load_hosted(folder, stated, place, seed if dummy_weights else None, quantize)
-        return LoadedModel(model.config, model, folder, quantize)
+        return LoadedModel(model.config, model, folder, quantize, dummy_weights)
 
     if model_impl == "transformers":
         return hosted()
@@ -118,7 +120,7 @@ def load_model(
             weights = assemble(config, take)
     if quantize is not None:
         weights = quantize_weights(weights, quantize)
-    return LoadedModel(config, NativeModel(config, weights), folder, quantize)
+    return LoadedModel(config, NativeModel(config, weights), folder, quantize, dummy_weights)
 
 
 def _dtype_at(place: str, asked: str, stated: str) -> torch.dtype:

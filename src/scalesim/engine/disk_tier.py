@@ -1,0 +1,70 @@
+"""The disk of an engine: its size, and the link that copies to and from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from scalesim.config import EngineConfig, memory_bytes, parse_bytes
+from scalesim.core import Bytes2D
+from scalesim.errors import ConfigError
+from scalesim.memory.disk.disk_link import DiskLink
+from scalesim.memory.disk.slot_files import SlotFiles, slot_bytes
+from scalesim.memory.eviction.policies import Policy
+from scalesim.memory.links.link import Link
+
+_AUTO_SHARE = 0.8  # of what is free on the disk
+_MAX_PAGES = 2**31 - 1
+
+
+def num_disk_pages(config: EngineConfig, policy: Policy, page_bytes: int, host_pages: int) -> int:
+    """The pages of the disk; 0 without one, and under a policy without a host pool. Raises
+    ``ConfigError``."""
+    if config.disk is None or not policy.host:
+        return 0
+    if not host_pages:
+        raise ConfigError(
+            f"disk={config.disk!r} with host_memory={config.host_memory}: state goes to the disk "
+            "through the host pool; give host_memory, or leave disk out"
+        )
+    size = slot_bytes(page_bytes)
+    asked = memory_bytes(config.disk_memory, "disk_memory")
+    free = _free_bytes(config.disk)
+    if asked is None:
+        asked = int(_AUTO_SHARE * free)
+    elif asked > free:
+        raise ConfigError(
+            f"disk_memory={config.disk_memory} is {asked} bytes, and disk={config.disk!r} has "
+            f"{free} free: give less, or another folder"
+        )
+    if asked < size:
+        raise ConfigError(
+            f"disk_memory={config.disk_memory} is {asked} bytes, and a page takes {size} on the "
+            "disk: give more, or leave disk out"
+        )
+    return min(asked // size, _MAX_PAGES)
+
+
+def with_disk(
+    link: Link, host: Bytes2D, config: EngineConfig, page_bytes: int, num_pages: int
+) -> Link:
+    """``link``, and around it the link between ``host`` and a disk of ``num_pages``; ``link``
+    itself for 0 pages. Raises ``ConfigError`` for a folder that cannot be used."""
+    if not num_pages:
+        return link
+    assert config.disk is not None
+    paced = config.disk_bandwidth
+    return DiskLink(
+        link,
+        SlotFiles(Path(config.disk), page_bytes, num_pages),
+        host,
+        None if paced is None else parse_bytes(paced, "disk_bandwidth"),
+    )
+
+
+def _free_bytes(folder: str) -> int:
+    """What is free on the disk of ``folder``, which may be missing yet."""
+    path = Path(folder).absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,207 @@
+"""How an engine goes on from a snapshot.
+
+The manifest is sound as a whole, or is not used; a page is sound by itself, or is a miss. The
+engine is new and nobody else has it yet, so all of this runs on the caller's thread.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scalesim.core import Bytes2D
+from scalesim.distance.distances import Change
+from scalesim.engine.parts import EngineParts
+from scalesim.engine.world import WorldState
+from scalesim.errors import AdapterError, ScaleSimError, SnapshotError, SnapshotWarning
+from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
+from scalesim.memory.image_columns import from_columns
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.sampling.keys import RequestCounts
+from scalesim.snapshot.folder import Generation, SnapshotFolder
+from scalesim.snapshot.page_file import PageFileReader, PagePlace
+
+
+class Restored(NamedTuple):
+    """What an engine was restored from. ``data`` is what the program gave to ``snapshot``.
+    ``num_pages`` pages are in their places; ``num_missing`` of the snapshot's are computed again:
+    ``num_damaged`` of these did not match their checksums, the others had no room."""
+
+    generation: int
+    data: bytes
+    num_agents: int
+    num_pages: int
+    num_missing: int
+    num_damaged: int
+
+
+class SavedPages:
+    """The pages of a generation, read segment by segment. A context manager. What cannot be read or
+    does not match is counted in ``num_damaged``."""
+
+    def __init__(
+        self, folder: SnapshotFolder, places: Sequence[Sequence[PagePlace]], page_bytes: int
+    ) -> None:
+        self.num_damaged = 0
+        self._folder, self._places, self._page_bytes = folder, places, page_bytes
+        self._open = ExitStack()
+        self._readers: dict[int, PageFileReader | None] = {}
+
+    def read(self, segment: int, count: int) -> Bytes2D:
+        """The first ``count`` pages of ``segment``, or as many as are sound, uint8 ``[n,
+        page_bytes]``."""
+        wanted = self._places[segment][:count]
+        rows = np.zeros((len(wanted), self._page_bytes), np.uint8)
+        for at, place in enumerate(wanted):
+            reader = self._reader(place.file)
+            found, sound = (rows, [False]) if reader is None else reader.read([place])
+            if not sound[0]:
+                self.num_damaged += 1
+                return rows[:at]
+            rows[at] = found[0]
+        return rows
+
+    def _reader(self, file: int) -> PageFileReader | None:
+        if file not in self._readers:
+            try:
+                reader = PageFileReader(self._folder.pages_path(file), self._page_bytes)
+                self._readers[file] = self._open.enter_context(reader)
+            except SnapshotError:
+                self._readers[file] = None
+        return self._readers[file]
+
+    def __enter__(self) -> SavedPages:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+
+def newest_in(path: Path) -> Generation:
+    """The newest sound generation in the folder ``path``. Raises ``SnapshotError``."""
+    found = SnapshotFolder(path).newest()
+    if found.damaged:
+        _warn(f"{path}: generation {found.number} is restored, since {'; '.join(found.damaged)}")
+    return found
+
+
+def image_in(manifest: dict[str, Any]) -> MemoryImage:
+    """The image of memory in a manifest. Raises ``SnapshotError``."""
+    try:
+        return from_columns(manifest["memory"])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, StopIteration) as error:
+        raise SnapshotError(f"the snapshot's memory cannot be read: {error!r:.200}") from error
+
+
+def places_in(manifest: dict[str, Any]) -> list[list[PagePlace]]:
+    """Where the pages of each segment lie. Raises ``SnapshotError``."""
+    try:
+        pages = manifest["pages"]
+        columns = (pages[name].tolist() for name in ("file", "row", "checksum"))
+        rows = (PagePlace(*row) for row in zip(*columns, strict=True))
+        return [[next(rows) for _ in range(count)] for count in pages["num_pages"].tolist()]
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise SnapshotError(f"the snapshot's pages cannot be found: {error!r:.200}") from error
+
+
+def fits(parts: EngineParts, manifest: dict[str, Any]) -> bool:
+    """Whether pages of the snapshot are pages of this engine: the same KV in the same layout."""
+    memory = parts.memory
+    return (manifest["identity"], manifest["page_bytes"], manifest["memory"]["block_size"]) == (
+        parts.kv_identity(), memory.page_bytes, memory.block_size
+    )  # fmt: skip
+
+
+def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> tuple[Placed, int]:
+    """Put what memory held into ``parts.memory``, which is empty; warn of what is left out. Returns
+    what has found a place, and the number of damaged pages."""
+    image, places, memory = image_in(manifest), places_in(manifest), parts.memory
+    num_pages = sum(map(len, places))
+    if parts.pages is None or not num_pages:
+        why = "it was taken without pages" if parts.pages is not None else "no pages are read here"
+    elif not fits(parts, manifest):
+        why = "it is of another model, dtype or page layout"
+    else:
+        image.segments = [
+            segment._replace(num_content=len(found))
+            for segment, found in zip(image.segments, places, strict=True)
+        ]
+        with SavedPages(SnapshotFolder(path), places, memory.page_bytes) as saved:
+            placed = put_image(memory, image, saved.read, parts.pages)
+        if placed.num_left_out:
+            _warn(
+                f"{path}: {placed.num_left_out} of {num_pages} pages are computed again: "
+                f"{saved.num_damaged} do not match their checksums, and the others have no room or "
+                "are behind one of those"
+            )
+        return placed, saved.num_damaged
+    put_agents(memory, image, {})
+    if num_pages or parts.pages is None:
+        _warn(f"{path}: the agents' KV is computed again: {why}")
+    return Placed(0, num_pages), 0
+
+
+def restore_adapters(
+    adapters: AdapterRegistry, parts: EngineParts, path: Path, manifest: dict[str, Any]
+) -> None:
+    """Read the adapters of the snapshot from their folders again; warn of one that is gone, or has
+    other content: its agents' calls are refused until it is added. Digests are of adapters as they
+    lie in pages: with other pages, they say nothing."""
+    has_digests = fits(parts, manifest)
+    for name, folder, digest in manifest["adapters"]:
+        try:
+            adapters.add(name, folder)
+            found = next(info.digest for info in adapters.list() if info.name == name)
+            if has_digests and found != digest:
+                adapters.remove(name)
+                raise AdapterError("its folder has other content now")
+        except AdapterError as error:
+            _warn(
+                f"{path}: adapter {name!r} is not restored; calls that use it are refused until "
+                f"engine.adapters.add() adds it: {error}"
+            )
+
+
+@contextmanager
+def reading_manifest(path: Path, number: int) -> Iterator[None]:
+    """In its block, what a manifest's values break becomes a ``SnapshotError``."""
+    try:
+        yield
+    except ScaleSimError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise SnapshotError(
+            f"{path}: generation {number} cannot be restored: {error!r:.200}; was it written by "
+            "another release?"
+        ) from error
+
+
+def in_order(changes: Sequence[Change], manifest: dict[str, Any]) -> list[Change]:
+    """``changes`` in the order in which memory was told of them before: equal next uses are ordered
+    by it."""
+    columns = manifest["memory"]
+    order = dict(zip(columns["ids"], columns["agents"]["next_seq"].tolist(), strict=True))
+    return sorted(changes, key=lambda change: order.get(change[0], 0))
+
+
+def state_in(manifest: dict[str, Any]) -> WorldState:
+    """The state of the world in a manifest."""
+    return WorldState(manifest["advice"], RequestCounts.of(manifest["requests"]))
+
+
+def warn_of_lost_sources(path: Path, names: Sequence[str]) -> None:
+    """Warn of sources that begin anew."""
+    if names:
+        _warn(
+            f"{path}: what the sources {', '.join(map(repr, names))} had said and learned is not "
+            "restored: give sources of these names, made with the same arguments, as sources="
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, SnapshotWarning, stacklevel=5)

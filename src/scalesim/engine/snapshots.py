@@ -1,0 +1,239 @@
+"""Snapshots of an engine: how one is taken while the engine runs, and what is in it.
+
+The state is taken at one moment, between two steps on the engine's thread. Pages follow in pieces,
+each between two steps, on its way to a file: KV never changes its meaning, so pages need not be of
+one moment. Pages that an earlier generation has are not written again. The manifest is last.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scalesim._version import __version__
+from scalesim.core import Bytes2D
+from scalesim.engine.parts import EngineParts
+from scalesim.engine.restoring import image_in, places_in
+from scalesim.engine.world import WorldState
+from scalesim.errors import SnapshotError
+from scalesim.memory.image import BlockRange, LiveBlocks, MemoryImage, image_of
+from scalesim.memory.image_columns import to_columns
+from scalesim.memory.pools.page_access import PageAccess
+from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.agent_registry import AgentRegistry, ForkedId
+from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
+from scalesim.snapshot.block_keys import TOKEN_BYTES, BlockKeys
+from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.page_file import PageFileWriter, PagePlace
+
+PIECE_BYTES = 8 << 20
+"""Pages that are copied between two steps: some milliseconds."""
+AskEngine = Callable[[Callable[[], Any]], Any]
+
+
+class Snapshot(NamedTuple):
+    """A snapshot that was written: generation ``generation`` in ``path``, of ``num_agents`` agents
+    at ``tick`` of the clock. It refers to ``num_pages`` pages, of which it wrote
+    ``num_new_pages``."""
+
+    path: Path
+    generation: int
+    tick: float
+    num_agents: int
+    num_pages: int
+    num_new_pages: int
+
+
+class SnapshotMoment(NamedTuple):
+    """An engine at one moment. ``agents``: (id, name of the adapter); ``adapters``: (name, path,
+    digest)."""
+
+    world: WorldState
+    image: MemoryImage
+    live: LiveBlocks
+    agents: list[tuple[Any, str | None]]
+    adapters: list[tuple[str, str, str]]
+
+
+class Snapshots:
+    """Takes the snapshots of one engine, one at a time. ``ask`` runs a function on the engine's
+    thread, where ``state`` gives the state of the engine's own world."""
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        registry: AgentRegistry,
+        adapters: AdapterRegistry,
+        state: Callable[[], WorldState],
+        ask: AskEngine,
+    ) -> None:
+        self._parts, self._registry, self._adapters = parts, registry, adapters
+        self._state, self._ask = state, ask
+        self._lock = threading.Lock()
+        self._block_bytes = parts.memory.block_size * TOKEN_BYTES
+        self._keys: BlockKeys | None = None
+        self._index: tuple[Path, BlockIndex] | None = None  # of the folder written to last
+
+    def take(self, path: Path, data: bytes) -> Snapshot:
+        """See ``Engine.snapshot``."""
+        with self._lock:
+            folder = SnapshotFolder(path)
+            try:
+                with folder.writing() as number:
+                    return self._write(folder, number, data)
+            except OSError as error:
+                self._index = None
+                raise SnapshotError(f"{path} cannot be written to: {error}") from error
+
+    def _write(self, folder: SnapshotFolder, number: int, data: bytes) -> Snapshot:
+        identity = self._parts.kv_identity()
+        if self._keys is None:
+            self._keys = BlockKeys(identity, self._block_bytes)
+        index = self._index_of(folder, identity)
+        moment: SnapshotMoment = self._ask(self._take_moment)
+        segments = moment.image.segments
+        keys = [
+            of_segment[: segment.num_content]
+            for of_segment, segment in zip(self._keys.of_image(segments), segments, strict=True)
+        ]
+        known = index.worth_keeping(key for of_segment in keys for key in of_segment)
+        fresh = self._write_pages(folder, number, moment.live, keys, known)
+        places = places_from_front(keys, {**known, **fresh})
+        folder.commit(number, self._manifest(moment, identity, places, data))
+        self._keys.forget_unused()
+        index = index.after(number, keys, places)
+        folder.clean(index.files)
+        self._index = folder.path, index
+        return Snapshot(
+            folder.path, number, moment.world.advice["now"], len(moment.agents),
+            len(index.places), len(fresh),
+        )  # fmt: skip
+
+    # -- on the engine's thread ---------------------------------------------------------------
+
+    def _take_moment(self) -> SnapshotMoment:
+        image, live = image_of(self._parts.memory, lambda id: not isinstance(id, ForkedId))
+        agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
+        adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
+        return SnapshotMoment(self._state(), image, live, agents, adapters)
+
+    # -- pages --------------------------------------------------------------------------------
+
+    def _write_pages(
+        self,
+        folder: SnapshotFolder,
+        number: int,
+        live: LiveBlocks,
+        keys: Keys,
+        known: Mapping[bytes, PagePlace],
+    ) -> dict[bytes, PagePlace]:
+        """Write the blocks of ``keys`` that are not ``known`` to a new page file. Returns where
+        they lie; without those that were dropped meanwhile."""
+        pages, page_bytes = self._parts.pages, self._parts.memory.page_bytes
+        pieces = _pieces(keys, known, max(1, PIECE_BYTES // page_bytes))
+        fresh: dict[bytes, PagePlace] = {}
+        if pages is None:
+            return fresh
+        writer = folder.new_pages(number, page_bytes)
+        try:
+            for piece in pieces:
+                self._write_piece(writer, live, piece, keys, pages, fresh)
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+        if not fresh:
+            writer.abandon()
+        return fresh
+
+    def _write_piece(
+        self,
+        writer: PageFileWriter,
+        live: LiveBlocks,
+        piece: Sequence[BlockRange],
+        keys: Keys,
+        pages: PageAccess,
+        fresh: dict[bytes, PagePlace],
+    ) -> None:
+        """Copy a piece between two steps, and write it."""
+        found: list[Bytes2D] = self._ask(lambda: live.read(piece, pages, self._block_bytes))
+        there = [(wanted, rows) for wanted, rows in zip(piece, found, strict=True) if len(rows)]
+        if not there:
+            return
+        places = iter(writer.add(np.concatenate([rows for _, rows in there])))
+        for wanted, rows in there:
+            for at in range(wanted.first, wanted.first + len(rows)):
+                fresh[keys[wanted.segment][at]] = next(places)
+
+    # -- the manifest -------------------------------------------------------------------------
+
+    def _manifest(
+        self, moment: SnapshotMoment, identity: str, places: Places, data: bytes
+    ) -> dict[str, Any]:
+        rows = [place for found in places for place in found]
+        return {
+            "release": __version__,
+            "identity": identity,
+            "page_bytes": self._parts.memory.page_bytes,
+            "agents": moment.agents,
+            "adapters": moment.adapters,
+            "requests": moment.world.counts.columns(),
+            "advice": moment.world.advice,
+            "memory": to_columns(moment.image),
+            "pages": {
+                "num_pages": np.array([len(found) for found in places], np.int64),
+                "file": np.array([place.file for place in rows], np.int64),
+                "row": np.array([place.row for place in rows], np.int64),
+                "checksum": np.array([place.checksum for place in rows], np.uint64),
+            },
+            "data": data,
+        }
+
+    def _index_of(self, folder: SnapshotFolder, identity: str) -> BlockIndex:
+        """What the newest generation in ``folder`` refers to. Raises ``SnapshotError`` where there
+        are generations and none is sound: they are not written over."""
+        newest = folder.newest_number()
+        path, index = self._index or (None, BlockIndex())
+        if path != folder.path or index.generation != newest:
+            index = self._read_index(folder, identity) if newest else BlockIndex()
+        files = {place.file for place in index.places.values()}
+        gone = {file for file in files if not folder.pages_path(file).exists()}
+        return index.without_files(gone) if gone else index
+
+    def _read_index(self, folder: SnapshotFolder, identity: str) -> BlockIndex:
+        assert self._keys is not None
+        newest = folder.newest()
+        image, places = image_in(newest.manifest), places_in(newest.manifest)
+        index = BlockIndex().after(newest.number, self._keys.of_image(image.segments), places)
+        if newest.manifest["identity"] == identity:
+            return index
+        return index.without_files(set().union(*index.files.values()))  # other KV
+
+
+def _pieces(keys: Keys, known: Mapping[bytes, PagePlace], most: int) -> Iterator[list[BlockRange]]:
+    """The blocks that are not ``known``, in pieces of about ``most`` blocks."""
+    piece: list[BlockRange] = []
+    count = 0
+    for index, of_segment in enumerate(keys):
+        missing = [at for at, key in enumerate(of_segment) if key not in known]
+        for wanted in _ranges(index, missing, most):
+            piece.append(wanted)
+            count += wanted.num_blocks
+            if count >= most:
+                yield piece
+                piece, count = [], 0
+    if piece:
+        yield piece
+
+
+def _ranges(index: int, blocks: list[int], most: int) -> Iterator[BlockRange]:
+    """Runs of consecutive ``blocks`` of segment ``index``, of at most ``most`` blocks each."""
+    first = 0
+    for at in range(1, len(blocks) + 1):
+        if at == len(blocks) or blocks[at] != blocks[at - 1] + 1 or at - first == most:
+            yield BlockRange(index, blocks[first], at - first)
+            first = at

@@ -1,0 +1,305 @@
+"""An image of memory: the prefix tree, its owners, and where each block's content lies, as plain
+values.
+
+``image_of`` takes it at one moment, on the engine's thread, and copies no page. Pages are read
+afterwards, in pieces, between steps: the KV of a path never changes, so what is read later is the
+same, and what was dropped meanwhile is left out. ``put_image`` puts an image into memory that is
+empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from scalesim.core import AgentId, Bytes2D
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.pools.page_access import PageAccess, PoolName
+from scalesim.memory.tiers import Tier
+from scalesim.memory.tree.owner import AgentState, AgentStatistics
+from scalesim.memory.tree.prefix_tree import TEXT
+from scalesim.memory.tree.segment import Segment, lineage
+
+NOBODY = -1
+"""No segment, or no agent, where an index stands."""
+
+
+class SegmentImage(NamedTuple):
+    """A segment. ``parent`` is an index of ``MemoryImage.segments``, ``partial_of`` one of its
+    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content;
+    ``on_device``: all of these on the device."""
+
+    parent: int
+    tokens: bytes
+    mark: bytes
+    partial_of: int
+    num_content: int
+    on_device: bool
+    reused: bool
+    last_use: float
+    last_seq: int
+
+
+class AgentImage(NamedTuple):
+    """An agent: what is known of its calls, its ``paths`` (segment, reuses, number of the call that
+    used the segment last), and the order of its next use."""
+
+    id: AgentId
+    statistics: AgentStatistics
+    paths: tuple[tuple[int, int, int], ...]
+    newest_end: int
+    last_match: int
+    next_seq: int
+
+
+class ReuseImage(NamedTuple):
+    """How all agents reuse their paths: ``ReuseStats``."""
+
+    continuation_rate: float
+    num_observed: int
+    return_rate: list[float]
+
+
+@dataclass(slots=True)
+class MemoryImage:
+    """What memory holds. Parents stand before their children. ``now``, ``tick_s`` and ``move`` are
+    as in ``Timing``."""
+
+    block_size: int
+    now: float
+    tick_s: float | None
+    move: float
+    reuse: ReuseImage
+    segments: list[SegmentImage] = field(default_factory=list)
+    agents: list[AgentImage] = field(default_factory=list)
+
+
+class BlockRange(NamedTuple):
+    """``num_blocks`` blocks, from ``first`` on, of the segment with this index in an image."""
+
+    segment: int
+    first: int
+    num_blocks: int
+
+
+class LiveBlocks:
+    """The segments of an image, as long as memory has them."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self._segments = [(found, found.parent, found.tokens) for found in segments]
+
+    def read(
+        self, ranges: Sequence[BlockRange], access: PageAccess, block_bytes: int
+    ) -> list[Bytes2D]:
+        """The pages of each range, uint8 ``[n, page_bytes]``: the first ``n`` of its blocks, as
+        many as still have content. On the engine's thread, between two steps."""
+        wanted: dict[PoolName, list[int]] = {"device": [], "host": []}
+        found: list[list[tuple[PoolName, int]]] = []
+        for index, first, count in ranges:
+            places = self._places(index, first, count, block_bytes)
+            found.append([])
+            for place, page in places:
+                found[-1].append((place, len(wanted[place])))
+                wanted[place].append(page)
+        rows = {place: access.read(place, pages) for place, pages in wanted.items() if pages}
+        return [
+            np.stack([rows[place][at] for place, at in places])
+            if places
+            else np.empty((0, 0), np.uint8)
+            for places in found
+        ]
+
+    def _places(
+        self, index: int, first: int, count: int, block_bytes: int
+    ) -> Iterator[tuple[PoolName, int]]:
+        segment, parent, tokens = self._segments[index]
+        if segment.parent is not parent:
+            return  # dropped, taken over by a lease, split, or merged with its parent
+        for block in range(first, first + count):
+            begin, end = block * block_bytes, (block + 1) * block_bytes
+            if segment.tokens[begin:end] != tokens[begin:end]:
+                return
+            if block < segment.device.valid:
+                yield "device", segment.device[block]
+            elif block < segment.host.valid:
+                yield "host", segment.host[block]
+            else:
+                return
+
+
+def image_of(
+    memory: MemoryManager, is_wanted: Callable[[AgentId], bool]
+) -> tuple[MemoryImage, LiveBlocks]:
+    """The image of ``memory``, with the agents that are wanted. Costs some microseconds a segment
+    and agent. Adapters are left out: they are read from their sources again."""
+    states = [state for state in memory.owners.agents.values() if is_wanted(state.id)]
+    number = {state.id: index for index, state in enumerate(states)}
+    stats = memory.owners.reuse_stats
+    reuse = ReuseImage(stats.continuation_rate, stats.num_observed, list(stats.return_rate))
+    timing = memory.timing
+    image = MemoryImage(memory.block_size, timing.now, timing.tick_s, timing.move, reuse)
+    place: dict[Segment | None, int] = {memory.tree.root(TEXT): NOBODY}
+    live: list[Segment] = []
+    for segment in memory.tree:
+        parent = place.get(segment.parent)
+        if parent is None or segment.is_attachment:
+            continue
+        place[segment] = len(live)
+        live.append(segment)
+        num_content = max(segment.device.valid, segment.host.valid)
+        of = segment.partial_of
+        image.segments.append(
+            SegmentImage(
+                parent,
+                segment.tokens,
+                segment.mark,
+                NOBODY if of is None else number.get(of, NOBODY),
+                num_content if of is None or of in number else 0,
+                0 < segment.device.valid == num_content,
+                segment.num_hits > 0,
+                segment.last_use,
+                segment.last_seq,
+            )
+        )
+    image.agents.extend(_agent_image(state, place) for state in states)
+    return image, LiveBlocks(live)
+
+
+def _agent_image(state: AgentState, place: dict[Segment | None, int]) -> AgentImage:
+    paths = tuple(
+        (place[end], reuses, end.owners.get(state, state.calls))
+        for end, reuses in state.paths.items()
+        if end in place
+    )
+    return AgentImage(
+        state.id,
+        state.statistics,
+        paths,
+        NOBODY if state.newest_end is None else place.get(state.newest_end, NOBODY),
+        NOBODY if state.last_match is None else place.get(state.last_match, NOBODY),
+        state.next_seq,
+    )
+
+
+# -- and back -----------------------------------------------------------------------------------
+
+ReadBlocks = Callable[[int, int], Bytes2D]
+"""``(segment, count)``: the pages of the first blocks of a segment of an image, uint8
+``[n, page_bytes]``; fewer than ``count`` where a page is not sound."""
+
+
+class Placed(NamedTuple):
+    """``num_pages`` have a place in a pool. ``num_left_out`` of the pages in the image have none:
+    the pools had no room for them, or for pages above them, or they were not sound."""
+
+    num_pages: int
+    num_left_out: int
+
+
+def put_image(
+    memory: MemoryManager, image: MemoryImage, read: ReadBlocks, access: PageAccess
+) -> Placed:
+    """Put ``image`` into ``memory``, which is empty. Pages that were on the device come there as
+    far as there is room, the others to the host; what has no room is left out, with all that is
+    behind it. Next uses are not told here."""
+    made: dict[int, Segment] = {}
+    placed = sum(
+        _put_segment(memory, image, index, made, read, access)
+        for index in range(len(image.segments))
+    )
+    put_agents(memory, image, made)
+    by_use = sorted(made, key=lambda index: image.segments[index].last_seq)
+    for index in by_use:
+        made[index].touch(image.segments[index].last_use, memory.ranking.next_seq())
+    for segment in made.values():
+        memory.ranking.refresh(segment)
+    return Placed(placed, sum(found.num_content for found in image.segments) - placed)
+
+
+def _put_segment(
+    memory: MemoryManager,
+    image: MemoryImage,
+    index: int,
+    made: dict[int, Segment],
+    read: ReadBlocks,
+    access: PageAccess,
+) -> int:
+    """Make segment ``index`` of ``image`` below its parent. Returns its number of pages; 0 if it is
+    left out."""
+    found, tree = image.segments[index], memory.tree
+    parent = tree.root(TEXT) if found.parent == NOBODY else made.get(found.parent)
+    if parent is None or not found.num_content:
+        return 0
+    if found.parent != NOBODY and len(parent.tokens) < len(image.segments[found.parent].tokens):
+        return 0  # the end of the parent was left out
+    is_partial = found.partial_of != NOBODY
+    tier = _tier_for(memory, found, parent, is_partial)
+    if tier is None:
+        return 0
+    rows = read(index, min(found.num_content, tier.pool.num_free))
+    pages = tier.pool.allocate(len(rows)) if len(rows) else None
+    if pages is None:
+        return 0
+    assert tier.name != "disk", "_tier_for gives a pool of memory"
+    access.write(tier.name, pages, rows)
+    if is_partial:
+        agent = image.agents[found.partial_of].id
+        segment = tree.insert_partial(parent, found.tokens, agent, found.mark)
+    else:
+        segment = tree.insert(parent, found.tokens[: len(rows) * tree.block_bytes], found.mark)
+    tier.put(segment, pages)
+    segment.set_reused(found.reused)
+    made[index] = segment
+    return len(rows)
+
+
+def _tier_for(
+    memory: MemoryManager, found: SegmentImage, parent: Segment, is_partial: bool
+) -> Tier | None:
+    """Where the pages of ``found`` go: a tier that has room for all of them or else for some. A
+    segment may be on the device where all above it is; a partial block can be nowhere else."""
+    device, host = memory.tiers.device, memory.tiers.host
+    may_be_on_device = parent.is_root or parent.is_ready
+    tiers = [device] if may_be_on_device else []
+    if not is_partial:
+        tiers = [*tiers, host] if found.on_device else [host, *tiers]
+    roomy = [tier for tier in tiers if tier.pool.num_free >= found.num_content]
+    return next((tier for tier in (*roomy, *tiers) if tier.pool.num_free), None)
+
+
+def put_agents(memory: MemoryManager, image: MemoryImage, made: dict[int, Segment]) -> None:
+    """Set the time of ``image``, and give its agents what they owned of the segments that were
+    ``made``, by index. A path whose end was left out ends where its last segment is."""
+    memory.timing.restore(image.now, image.tick_s, image.move)
+    memory.owners.reuse_stats.restore(*image.reuse)
+    for index, found in enumerate(image.segments):
+        if index in made and found.partial_of != NOBODY:
+            made[index].own(memory.owners.agent(image.agents[found.partial_of].id))
+    for agent in image.agents:
+        state = memory.owners.agent(agent.id)
+        paths: dict[Segment, tuple[int, int]] = {}
+        for index, reuses, call in agent.paths:
+            end = _deepest(image, index, made)
+            if end is not None:
+                shortened = index not in made
+                before, last = paths.get(end, (0, 0))
+                paths[end] = max(before, reuses, int(shortened)), max(last, call)
+        state.restore(
+            agent.statistics,
+            [(end, reuses) for end, (reuses, _) in paths.items()],
+            made.get(agent.newest_end),
+            _deepest(image, agent.last_match, made),
+        )
+        for end, (_, call) in sorted(paths.items(), key=lambda item: item[1][1]):
+            for segment in lineage(end):  # of a segment on several paths, the newest call counts
+                segment.own(state, call)
+
+
+def _deepest(image: MemoryImage, index: int, made: dict[int, Segment]) -> Segment | None:
+    """The segment ``index``, or the nearest above it that was made."""
+    while index != NOBODY and index not in made:
+        index = image.segments[index].parent
+    return made.get(index)

@@ -1,0 +1,112 @@
+"""Stages: what is on the disk is read to the host before it has to be loaded to the device, and
+what will leave the host is written to the disk before.
+
+A part of ``Prefetcher``, which says when the load to the device has to start; the read has to be
+over by then. The disk has a rate and queues of its own, so each edge has a start window of its own.
+``DiskMoves`` makes the copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scalesim.memory.eviction.lazy_heap import LazyHeap
+from scalesim.memory.links.link import Direction
+from scalesim.memory.residency import Residency
+from scalesim.memory.tree.owner import AgentState
+from scalesim.memory.tree.segment import Segment, lineage
+
+_AHEAD_S = 0.02  # the least work that the disk is given in advance
+_LARGEST_SHARE = 2  # of an agent with much state, 1 / 2 of the host at most is staged at once
+
+
+class Stages:
+    """Plans the reads for the agents in ``queue``, and the spills. ``is_busy``: the disk kept a
+    read from starting that had to start, as of the last ``plan``."""
+
+    def __init__(self, residency: Residency, queue: LazyHeap[AgentState]) -> None:
+        self._residency, self._queue = residency, queue
+        self._disk, self._link = residency.disk, residency.link
+        self.is_busy = False
+
+    def plan(
+        self,
+        opens_in_s: Callable[[AgentState, int], float],
+        is_guess: Callable[[AgentState], bool] = lambda agent: False,
+    ) -> None:
+        """Start the reads that have to begin now, the soonest needed first. ``opens_in_s(agent,
+        pages)`` gives the seconds until a load of so many pages to the device has to start. Nothing
+        is read for an agent whose next call ``is_guess``."""
+        self.is_busy = False
+        residency = self._residency
+        timing = residency.timing
+        if not len(self._queue) or not self._disk.is_there:
+            return
+        most = residency.host.num_usable // _LARGEST_SHARE
+        while (agent := self._queue.peek(timing.now)) is not None:
+            wanted = _up_to(most, self.blocks_on_disk_only(agent))
+            count = sum(blocks for _, blocks in wanted)
+            if count and not is_guess(agent):
+                num_bytes = self._link.queued_bytes("up") + count * residency.page_bytes
+                read_s = num_bytes / self._link.rate("up") + 2.0 * timing.iteration_s
+                if opens_in_s(agent, count) > read_s:
+                    return
+                if self._is_busy():
+                    self.is_busy = True
+                    return
+                if not self._disk.start_stage(wanted, agent.known_next_use()):
+                    return
+            self._queue.discard(agent)
+
+    def spill(self, clean_fraction: float) -> None:
+        """Copy the segments that leave the host first to the disk, while less than
+        ``clean_fraction`` of the host can be freed without loss and the disk has time."""
+        residency, ranking = self._residency, self._residency.ranking
+        target = int(clean_fraction * residency.host.num_usable)
+        if not target or residency.host.num_free + ranking.num_clean >= target:
+            return
+        if not self._disk.takes_more:
+            return
+        while (
+            residency.host.num_free + ranking.num_clean + residency.transfers.spilling_pages
+            < target
+            and not self._is_busy("down")
+            and (segment := ranking.farthest_to_spill()) is not None
+        ):
+            if not self._disk.start_spill(segment):
+                ranking.pass_over(segment)
+
+    def blocks_on_disk_only(self, agent: AgentState) -> list[tuple[Segment, int]]:
+        """The blocks of ``agent``'s paths that are to be read to the host: (segment, number of
+        blocks), parents first, the most reused path first."""
+        parts: dict[Segment, int] = {}
+        ranking = self._residency.ranking
+        for end in sorted(agent.paths, key=lambda path: -agent.paths[path]):
+            for segment in reversed(lineage(end)):
+                if ranking.unlikely_to_return(segment):
+                    break
+                reach = max(len(segment.device), len(segment.host))
+                if reach < segment.disk.valid:
+                    if segment.is_moving:
+                        break  # one copy after the other
+                    parts[segment] = segment.disk.valid - len(segment.host)
+                if segment.num_available < segment.num_blocks:
+                    break
+        return list(parts.items())
+
+    def _is_busy(self, direction: Direction = "up") -> bool:
+        """Whether the disk has work for more than two iterations. More copies can wait then: a copy
+        that waits here can still be overtaken by a more urgent one."""
+        ahead_s = 2.0 * self._residency.timing.iteration_s + _AHEAD_S
+        return self._link.queued_bytes(direction) > ahead_s * self._link.rate(direction)
+
+
+def _up_to(most: int, parts: list[tuple[Segment, int]]) -> list[tuple[Segment, int]]:
+    """The first ``most`` blocks of ``parts``."""
+    found = []
+    for segment, blocks in parts:
+        blocks = min(blocks, most)
+        if blocks:
+            found.append((segment, blocks))
+        most -= blocks
+    return found

@@ -1,0 +1,174 @@
+"""The key table: who owns which key, and in which order keys leave a tier.
+
+What a call uses is its agent's. Keys of several agents have all of them for owners; what an agent
+has left behind, and what no agent has named, are groups of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from scalesim.distance.clock import Clock
+from scalesim.memory.tree.next_use import NextUse
+from scalesim.memory.tree.owner import MANY_OWNERS
+from scalesim.order.owners import Key, KeyGroup, KeyOwner, OwnedKey
+
+
+class OrderOfKeys(Protocol):
+    """What is told of changes in the table."""
+
+    def group_changed(self, group: KeyGroup) -> None:
+        """The next use of ``group`` is another."""
+
+    def key_changed(self, key: Key) -> None:
+        """``key`` belongs to another group, or was used."""
+
+
+class KeyTable:
+    """Keys with their owners. A key is here while a call that uses it is open, and as long as a
+    tier holds it: tiers say what they hold through ``watch``, and ``left`` when a key is gone.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._keys: dict[Key, OwnedKey] = {}
+        self._shared: dict[frozenset[KeyOwner], KeyGroup] = {}  # of several agents
+        self._crowd = KeyGroup(())
+        self._strays = KeyOwner(None)  # owns what a tier holds and no call has named
+        self._orders: list[OrderOfKeys] = []
+        self._holds: list[Callable[[Key], bool]] = []
+        self._seq = 0
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def watch(self, holds: Callable[[Key], bool]) -> None:
+        """A tier holds those keys for which ``holds`` is true."""
+        self._holds.append(holds)
+
+    def attach(self, order: OrderOfKeys) -> None:
+        """Tell ``order`` of changes from now on."""
+        self._orders.append(order)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    def owned(self, key: Key) -> OwnedKey:
+        """The key's owner and place. A key that no call has named is a stray from now on: strays
+        go by when they were seen first."""
+        owned = self._keys.get(key)
+        if owned is None:
+            self.use(self._strays)
+            owned = self._keys[key] = OwnedKey(self._strays.alone)
+            owned.stamp = self._strays.last_seq
+            self._strays.alone.num_keys += 1
+            self.tell(self._strays)
+        return owned
+
+    def is_astray(self, key: Key) -> bool:
+        """Whether a tier holds ``key`` and nobody owns it: it had left, and was computed again."""
+        owned = self._keys.get(key)
+        return self._is_held(key) if owned is None else owned.group is self._strays.alone
+
+    def left(self, key: Key) -> None:
+        """``key`` may have left a tier: if no tier holds it any more, it has no owner."""
+        if key in self._keys and not self._is_held(key):
+            self._drop_from(self._keys.pop(key).group)
+
+    def leaves_before(self, key: Key, other: Key) -> bool:
+        """Whether ``key`` leaves a tier before ``other`` does."""
+        one, two = self.owned(key), self.owned(other)
+        if one.group is two.group:
+            return (one.stamp, -one.depth) < (two.stamp, -two.depth)
+        now = self.clock.now
+        return two.group.next_use().sooner_than(one.group.next_use(), now)
+
+    def next_use(self, key: Key) -> NextUse | None:
+        """When ``key`` is used next; ``None`` for a key that nobody owns. An agent with an open
+        call uses its keys now."""
+        owned = self._keys.get(key)
+        return None if owned is None else owned.group.next_use()
+
+    # -- owners ----------------------------------------------------------------------------------
+
+    def use(self, owner: KeyOwner) -> None:
+        """``owner`` calls now."""
+        owner.last_use, owner.last_seq = self.clock.now, self.next_seq()
+
+    def tell(self, owner: KeyOwner) -> None:
+        """Tell the orders that the next use of ``owner`` is another."""
+        for order in self._orders:
+            for group in owner.groups:
+                if group.num_keys:
+                    order.group_changed(group)
+
+    def next_seq(self) -> int:
+        """The next sequence number of what is told; sequence numbers break ties."""
+        self._seq += 1
+        return self._seq
+
+    def own(self, owner: KeyOwner, depths: Mapping[Key, int]) -> None:
+        """A call of ``owner`` uses the keys of ``depths``, which are their places in the prompt."""
+        seq = self.next_seq()
+        for key, depth in depths.items():
+            owned = self._keys.get(key)
+            if owned is None:
+                owned = self._keys[key] = OwnedKey(owner.alone)
+                owner.alone.num_keys += 1
+            elif owner not in owned.group.owners or owned.group.is_past:
+                self._join(owned, owner)
+            owned.depth, owned.stamp = depth, seq
+            for order in self._orders:
+                order.key_changed(key)
+        if self._crowd.num_keys:
+            self._crowd.last_use, self._crowd.last_seq = self.clock.now, seq
+            for order in self._orders:
+                order.group_changed(self._crowd)
+
+    def leave(self, owner: KeyOwner, keys: Iterable[Key]) -> None:
+        """``owner`` does not expect to use ``keys`` again."""
+        for key in keys:
+            owned = self._keys.get(key)
+            if owned is None or owned.group.is_past or owner not in owned.group.owners:
+                continue
+            others = {other for other in owned.group.owners if other is not owner}
+            self._move(owned, self._group_of(others) if others else owner.past)
+            for order in self._orders:
+                order.key_changed(key)
+
+    def _is_held(self, key: Key) -> bool:
+        return any(holds(key) for holds in self._holds)
+
+    def _join(self, owned: OwnedKey, owner: KeyOwner) -> None:
+        """``owner`` is one more owner of a key, or takes over a key that is nobody's."""
+        group = owned.group
+        if group.is_nobodys:
+            self._move(owned, owner.alone)
+        elif group.owners and owner.name is not None:
+            self._move(owned, self._group_of({*group.owners, owner}))
+
+    def _group_of(self, owners: set[KeyOwner]) -> KeyGroup:
+        if len(owners) > MANY_OWNERS:
+            return self._crowd
+        if len(owners) == 1:
+            [owner] = owners
+            return owner.alone
+        them = frozenset(owners)
+        group = self._shared.get(them)
+        if group is None:
+            group = self._shared[them] = KeyGroup(tuple(owners))
+            for owner in owners:
+                owner.groups.add(group)
+        return group
+
+    def _move(self, owned: OwnedKey, group: KeyGroup) -> None:
+        group.num_keys += 1
+        self._drop_from(owned.group)
+        owned.group = group
+
+    def _drop_from(self, group: KeyGroup) -> None:
+        group.num_keys -= 1
+        if not group.num_keys and len(group.owners) > 1:
+            del self._shared[frozenset(group.owners)]
+            for owner in group.owners:
+                owner.groups.discard(group)

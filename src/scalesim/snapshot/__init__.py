@@ -1,0 +1,1 @@
+"""The format of snapshots: generations of sealed manifests and files of checksummed pages."""

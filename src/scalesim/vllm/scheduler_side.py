@@ -1,0 +1,300 @@
+"""The scheduler's side of the plug-in: hints, the order of the device's blocks, what is saved when
+it leaves the device, and what is loaded before a request asks.
+
+The tiers are exclusive where room is short: a block that leaves the device is copied to the host
+before it is overwritten, if something there is used later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scalesim.core import AgentId
+from scalesim.distance.learned.learned import Learned
+from scalesim.errors import RequestError
+from scalesim.order.board import CallBoard
+from scalesim.order.owners import Key
+from scalesim.order.request_hints import RequestHint, read_actions, read_hint
+from scalesim.vllm.compat import ReqContext, cache_block, group_of, make_keys, on_device
+from scalesim.vllm.device_tier import NextUseQueue
+from scalesim.vllm.host_tier import HostTier
+from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
+from scalesim.vllm.settings import PluginSettings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class PluginCounts:
+    """What the plug-in has done. Tokens of prompts are counted once a request, when it is first
+    scheduled; chunks are blocks of the device's size."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    device_hit_tokens: int = 0
+    host_hit_tokens: int = 0
+    evicted_blocks: int = 0
+    saved_blocks: int = 0
+    prefetched_blocks: int = 0
+    malformed_hints: int = 0
+
+
+class SchedulerSide:
+    """One per engine, on the scheduler's thread. ``tier`` is the host tier, or ``None`` where
+    another policy than next use was chosen for it: then only the device's order is this side's."""
+
+    def __init__(
+        self,
+        manager: Any,
+        tier: HostTier | None,
+        settings: PluginSettings,
+        groups: Sequence[int],
+        num_workers: int,
+    ) -> None:
+        self.manager, self.tier, self.settings = manager, tier, settings
+        self.board = CallBoard()
+        self.counts = PluginCounts()
+        self._groups = groups
+        self._copies = OwnCopies(groups, num_workers)
+        self._pool: Any = None
+        self._queue: NextUseQueue | None = None
+        self._evicted: dict[Key, Any] = {}  # given out in this step: keys, and their blocks
+        self._loading: set[Any] = set()  # keys of loads under way
+        self._matched: dict[str, tuple[int, int]] = {}  # by request: tokens on device and host
+        self._may_prefetch = False  # something changed since loads were planned last
+        if settings.learn:
+            self.board.listen(Learned())
+
+    def bind(self, pool: Any) -> None:
+        """Order the free blocks of ``pool`` from now on."""
+        self._pool = pool
+        self.board.keys.watch(self._on_device)
+        if self.tier is not None:
+            self.tier.join(self.board, self._on_device)
+        self._queue = NextUseQueue(pool.free_block_queue, self.board.keys, self._note_eviction)
+        pool.free_block_queue = self._queue
+
+    def _on_device(self, key: Key) -> bool:
+        return on_device(self._pool, key)
+
+    def _note_eviction(self, key: Key, block: Any) -> None:
+        self._evicted[key] = block if block.block_hash == key else None  # vLLM emptied it before
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def begin(self, request: Any) -> None:
+        """A request has come in."""
+        try:
+            hint = read_hint(request.kv_transfer_params, request.session_id)
+            expect = read_actions(request.kv_hints, self.board.clock.now)
+        except RequestError as error:
+            hint, expect = RequestHint(), {}
+            self.counts.malformed_hints += 1
+            if self.counts.malformed_hints == 1:
+                _log.warning("a request's hint is ignored, as will be others like it: %s", error)
+        if self.settings.learn:
+            self.board.tick()
+        hint.tell(self.board, request.request_id)
+        if expect:
+            self.board.expect(expect)
+        self._use(request)
+        self._may_prefetch = True
+
+    def end(self, request: Any) -> None:
+        """A request is over; its blocks are not yet free."""
+        self._use(request)
+        self.board.end(request.request_id)
+        if self.tier is not None:
+            for key in make_keys(request.block_hashes, self._groups):
+                self.tier.device_changed(key)
+        self._matched.pop(request.request_id, None)
+        self._may_prefetch = True
+
+    def _use(self, request: Any) -> None:
+        """The request uses the blocks of its tokens so far, those of all cache groups."""
+        keys = make_keys(request.block_hashes, self._groups)
+        depths = [depth for depth, _ in enumerate(request.block_hashes) for _ in self._groups]
+        self.board.used(request.request_id, keys, depths)
+
+    def waits_for_load(self, request: Any) -> bool:
+        """Whether a load under way brings something that the request needs: what is asked for
+        again would be loaded twice."""
+        if not self._loading:
+            return False
+        return any(key in self._loading for key in make_keys(request.block_hashes, self._groups))
+
+    def matched(self, request: Any, on_device: int, on_host: int | None) -> None:
+        """So many tokens of the request were found, behind each other."""
+        if on_host is not None and self._matched.get(request.request_id) != (-1, -1):
+            self._matched[request.request_id] = on_device, on_host
+
+    def admitted(self, request: Any) -> None:
+        """The request has its blocks."""
+        found = self._matched.get(request.request_id)
+        if found is None or found == (-1, -1):
+            return
+        self._matched[request.request_id] = (-1, -1)  # counted: a preempted one comes again
+        self.counts.requests += 1
+        self.counts.prompt_tokens += request.num_prompt_tokens
+        self.counts.device_hit_tokens += found[0]
+        self.counts.host_hit_tokens += found[1]
+
+    # -- what is told from outside ---------------------------------------------------------------
+
+    def expect(
+        self,
+        times: Mapping[AgentId, float],
+        *,
+        absolute: bool,
+        confidence: float | Mapping[AgentId, float] = 1.0,
+    ) -> None:
+        """Agents call next at these times, or in so many ticks."""
+        self.board.expect(times, confidence, absolute=absolute)
+        self._may_prefetch = True
+
+    def tick(self, n: float, to: float | None) -> None:
+        """Move the clock."""
+        self.board.tick(n, to=to)
+        self._may_prefetch = True
+
+    def forget(self, agents: Sequence[AgentId]) -> int:
+        """These agents will not call again. Returns how many of them there were."""
+        return self.board.forget(agents)
+
+    def stats(self) -> dict[str, float]:
+        """The counts, the clock, and how much the board knows."""
+        board = self.board
+        known = {"now": board.clock.now, "agents": board.num_agents, "keys": len(board.keys)}
+        tier = {} if self.tier is None else self.tier.stats()
+        return {**tier, **known, "copies": len(self._copies), **asdict(self.counts)}
+
+    # -- a step ----------------------------------------------------------------------------------
+
+    def after_schedule(self, meta: Any) -> None:
+        """Add this side's jobs to ``meta``, which the workers get: the step's blocks are chosen,
+        and nothing is overwritten yet."""
+        self._copies.note_stores(meta.store_jobs)
+        self._prefetch(meta)
+        self._save(meta)
+        self._copies.flush_into(meta)
+
+    def has_work(self) -> bool:
+        """Whether the engine must go on stepping although nothing runs."""
+        return self._copies.has_work() or self._wants_prefetch()
+
+    def completed(self, jobs: dict[int, int]) -> None:
+        """Take out of ``jobs`` (how many workers have ended a copy) what is this side's."""
+        for copy in self._copies.completed(jobs):
+            if copy.is_store:
+                self.manager.complete_store(copy.keys, copy.context)
+            else:
+                self._loaded(copy)
+
+    def reset(self) -> None:
+        """The caches are emptied: copies under way bring nothing any more."""
+        self._copies.reset()
+        self._loading.clear()
+        self._evicted = dict.fromkeys(self._evicted)  # nothing is saved of what is given up
+
+    # -- saves -----------------------------------------------------------------------------------
+
+    def _save(self, meta: Any) -> None:
+        """Copy to the host what the step takes from the device, as far as the host has room for it
+        or keeps something that is used later."""
+        evicted, self._evicted = self._evicted, {}
+        self.counts.evicted_blocks += len(evicted)
+        tier = self.tier
+        gone = {key: block for key, block in evicted.items() if not self._on_device(key)}
+        if tier is not None:
+            for key in gone:
+                tier.device_changed(key)
+            lost = [key for key in reversed(gone) if key not in tier.chunks]
+            tier.is_saving = True
+            for group in self._groups:
+                keys = [key for key in lost if group_of(key) == group and gone[key] is not None]
+                self._offer(meta, keys, gone)
+            tier.is_saving = False
+        for key in gone:
+            self.board.keys.left(key)
+
+    def _offer(self, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
+        """Offer ``keys`` to the host, those that are used sooner before the others; in halves as
+        long as not all are taken."""
+        if not keys:
+            return
+        context = ReqContext(req_id=OWN_REQUEST)
+        output = self.manager.prepare_store(keys, context)
+        if output is None:
+            half = len(keys) // 2
+            if half:
+                self._offer(meta, keys[:half], blocks)
+                self._offer(meta, keys[half:], blocks)
+            return
+        keys = list(output.keys_to_store)
+        host = output.store_spec
+        self._copies.save(meta, context, keys, [blocks[key] for key in keys], host)
+        self.counts.saved_blocks += len(keys)
+
+    # -- loads -----------------------------------------------------------------------------------
+
+    def _wants_prefetch(self) -> bool:
+        return self._may_prefetch and self.tier is not None and self.settings.prefetch_agents > 0
+
+    def _prefetch(self, meta: Any) -> None:
+        """Load what the agents that call next lack on the device, the soonest first, as far as that
+        displaces nothing that is used sooner. Again when something has changed."""
+        if not self._wants_prefetch():
+            return
+        self._may_prefetch = False
+        assert self.tier is not None and self._queue is not None
+        for owner in self.board.soonest(self.settings.prefetch_agents):
+            keys = self._missing(owner.expected)
+            if not keys:
+                continue
+            # a block is taken while it is loaded: those that run must find some meanwhile
+            limit = min(len(keys), self._queue.num_free_blocks // 2)
+            room = self._queue.num_leaving_before(keys[0], limit)
+            for group in self._groups:
+                self._load(meta, [key for key in keys[:room] if group_of(key) == group])
+            if room < len(keys):
+                return
+
+    def _missing(self, path: Sequence[Any]) -> list[Any]:
+        """The first keys of ``path`` that the host has and the device has not; nothing if a key
+        before them is nowhere, or on its way."""
+        assert self.tier is not None
+        found: list[Any] = []
+        for key in path:
+            if self._on_device(key):
+                if found:
+                    break
+                continue
+            chunk = self.tier.get(key)
+            if chunk is None or chunk.ref_cnt < 0 or key in self._loading:
+                break
+            found.append(key)
+        return found
+
+    def _load(self, meta: Any, keys: list[Any]) -> None:
+        if not keys:
+            return
+        blocks = self._pool.get_new_blocks(len(keys))
+        context = ReqContext(req_id=OWN_REQUEST)
+        host = self.manager.prepare_load(keys, context)
+        self._copies.load(meta, context, keys, blocks, host)
+        self._loading.update(keys)
+        self.counts.prefetched_blocks += len(keys)
+
+    def _loaded(self, copy: OwnCopy) -> None:
+        """A load has ended: its blocks are free, and found by what they hold."""
+        if not copy.is_stale:
+            self._loading.difference_update(copy.keys)
+            for key, block in zip(copy.keys, copy.blocks, strict=True):
+                num_tokens = (self.board.keys.owned(key).depth + 1) * self._pool.hash_block_size
+                cache_block(self._pool, block, key, num_tokens)
+            self.manager.complete_load(copy.keys, copy.context)
+        self._pool.free_blocks(reversed(copy.blocks))
+        self._may_prefetch = True

@@ -1,0 +1,159 @@
+"""An engine above a disk: the same texts, also where the disk is slow, full, damaged or gone."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalesim.engine.engine import Engine
+from scalesim.errors import ConfigError
+from tests.engine.test_same_texts import FULL, TURNS, unlimited
+from tests.engine.world import PAGE_BYTES, said, tiny_engine
+
+QUARTER, EIGHTH = FULL // 4, FULL // 8
+
+
+def engine_above(folder: Path, **settings: Any) -> Engine:
+    given = {
+        "device_pages": QUARTER,
+        "host_pages": EIGHTH,
+        "disk": folder,
+        "disk_memory": "8MB",
+        "policy": "lru-swap",  # reads from the disk whatever else would be sooner
+        "digests": True,
+    }
+    return tiny_engine(**{**given, **settings})
+
+
+def play(engine: Engine, hook: Callable[[int], None] = lambda turn: None) -> None:
+    """All turns, with ``hook(turn)`` before each hint; every text must be that of an engine with
+    room for all."""
+
+    def hint(agent: int, turn: int) -> float:
+        hook(turn)
+        return 1.0
+
+    assert said(TURNS.play(engine, hint)) == unlimited()
+
+
+@pytest.mark.parametrize("host_pages", [QUARTER, EIGHTH, TURNS.pages_per_agent])
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap", "lru-recompute", "resident"])
+def test_every_policy_gives_the_texts_of_unlimited_memory(
+    policy: str, host_pages: int, tmp_path: Path
+) -> None:
+    with engine_above(tmp_path / "disk", policy=policy, host_pages=host_pages) as engine:
+        play(engine)
+        uses_disk = policy in ("deadline", "lru-swap")
+        assert ("disk" in engine.memory.tiers) == uses_disk
+        stats = engine.stats
+        assert bool(stats.spilled_bytes and stats.unspilled_bytes) == uses_disk
+        if uses_disk:
+            census = engine.memory.census()
+            assert sum(view.pages.disk for view in census.agents) > 0
+    assert not list(tmp_path.glob("disk/slots-*"))
+
+
+@pytest.mark.parametrize(("policy", "is_used"), [("deadline", False), ("lru-swap", True)])
+def test_a_slow_disk_gives_the_same_texts(policy: str, is_used: bool, tmp_path: Path) -> None:
+    """A prefill takes less time than this disk: a policy that weighs does without."""
+    rate = 100 * PAGE_BYTES
+    with engine_above(tmp_path, policy=policy, disk_bandwidth=rate) as engine:
+        play(engine)
+        assert (engine.stats.unspilled_bytes > 0) == is_used
+
+
+def flip(folder: Path, rng: random.Random) -> None:
+    """Flip a bit in every block of every slot."""
+    for path in folder.glob("slots-*"):
+        with path.open("r+b") as file:
+            data = bytearray(file.read())
+            for start in range(0, len(data), 1024):
+                data[start + rng.randrange(1024)] ^= 1 << rng.randrange(8)
+            file.seek(0)
+            file.write(data)
+
+
+def test_damaged_pages_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = random.Random(0)
+    with caplog.at_level(logging.WARNING), engine_above(tmp_path) as engine:
+        play(engine, lambda turn: flip(tmp_path, rng))
+        assert engine.stats.unspilled_bytes > 0
+    assert caplog.text.count("damaged state is computed again") == 1
+
+
+def test_a_file_that_is_cut_is_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cut(turn: int) -> None:
+        for path in tmp_path.glob("slots-*"):
+            os.truncate(path, path.stat().st_size // 2)
+
+    with caplog.at_level(logging.WARNING), engine_above(tmp_path) as engine:
+        play(engine, cut)
+    assert caplog.text.count("damaged state is computed again") == 1
+
+
+@pytest.mark.parametrize("turn_of_loss", [-1, 1])
+def test_a_folder_that_disappears_is_done_without(
+    turn_of_loss: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before anything was written; and later, when what was written can still be read."""
+    folder = tmp_path / "disk"
+
+    def lose(turn: int) -> None:
+        if turn == turn_of_loss:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    with caplog.at_level(logging.WARNING), engine_above(folder) as engine:
+        lose(-1)
+        play(engine, lose)
+        assert bool(engine.stats.unspilled_bytes) == (turn_of_loss == 1)
+    assert caplog.text.count("cannot be written to") == (turn_of_loss == -1)
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite", "preadv"])
+def test_a_disk_that_refuses_is_done_without(
+    call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.ENOSPC if call != "preadv" else errno.EIO, "refused")
+
+    monkeypatch.setattr(os, call, refuse)
+    with caplog.at_level(logging.WARNING), engine_above(tmp_path) as engine:
+        play(engine)
+        assert engine.stats.restarts == 0
+    assert caplog.text.count("going on without") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"host_pages": 0}, ["host_memory=0", "through the host pool"]),
+        ({"disk_memory": 512}, ["disk_memory=512", "a page takes", "give more"]),
+        ({"disk_memory": "900TB"}, ["disk_memory=900TB", "free", "give less"]),
+        ({"disk": __file__}, [__file__, "is no folder"]),
+        ({"disk": 7}, ["disk"]),
+        ({"disk_bandwidth": "fast"}, ["disk_bandwidth"]),
+    ],
+)
+def test_settings_that_cannot_be(
+    settings: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        engine_above(tmp_path, **settings)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_two_engines_do_not_share_a_folder(tmp_path: Path) -> None:
+    with engine_above(tmp_path), pytest.raises(ConfigError, match="used by another engine"):
+        engine_above(tmp_path)
+    with engine_above(tmp_path, disk_memory="auto") as engine:
+        assert engine.memory.tiers["disk"].num_pages > 100

@@ -1,0 +1,236 @@
+"""The disk below the host, case by case: what is written to it, and what is read when."""
+
+from __future__ import annotations
+
+import pytest
+
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.memory.eviction.policies import policy_named
+from scalesim.memory.links.link import Copies, LinkError
+from scalesim.memory.links.virtual_link import VirtualLink
+from scalesim.memory.manager import MemoryManager
+from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.memory.tree.prefix_tree import TEXT
+from tests.memory.test_residency import PAGE, RATE, SIZE, settle, tokens, turn
+
+DISK_RATE = RATE / 4.0
+
+
+class FailingReads(VirtualLink):
+    """A virtual link whose next reads from the disk fail as often as it is told."""
+
+    failures = 0
+
+    def poll(self) -> list[tuple[int, Exception | None]]:
+        ended = super().poll()
+        return [(ticket, self.errors.pop(ticket, error)) for ticket, error in ended]
+
+    def submit(self, copies: Copies, *rest: object, **named: object) -> list[int]:  # type: ignore[override]
+        tickets = super().submit(copies, *rest, **named)  # type: ignore[arg-type]
+        if copies.direction == "up" and self.failures:
+            self.failures -= 1
+            self.errors[tickets[-1]] = LinkError("told to fail")
+        return tickets
+
+    @property
+    def errors(self) -> dict[int, Exception | None]:
+        return self.__dict__.setdefault("kept", {})
+
+
+def manager(
+    pages: int, host: int, disk: int, policy: str = "deadline", disk_rate: float = DISK_RATE
+) -> MemoryManager:
+    return MemoryManager(
+        block_size=SIZE,
+        page_bytes=PAGE,
+        device_pages=pages + 1,
+        host_pages=host,
+        disk_pages=disk,
+        num_rows=9,
+        policy=policy_named(policy),
+        link=FailingReads(PAGE, RATE, disk_rate),
+        planner_config=PlannerConfig(clean_fraction=0.5),
+    )
+
+
+def where(memory: MemoryManager, agent: int) -> tuple[int, int, int]:
+    """Blocks of ``agent`` on the device, the host and the disk."""
+    path = memory.tree.match(memory.tree.root(TEXT), tokens(agent, 99), 24)
+    runs = [(s.device.valid, s.host.valid, s.disk.valid) for s, _ in path]
+    return sum(a for a, _, _ in runs), sum(b for _, b, _ in runs), sum(c for _, _, c in runs)
+
+
+def work(memory: MemoryManager, times: int = 12) -> None:
+    """Plan and let copies end until nothing moves any more."""
+    for _ in range(times):
+        memory.plan(0.0)
+        settle(memory)
+        check_integrity(memory)
+
+
+def town(memory: MemoryManager, agents: int, blocks: int = 2) -> None:
+    """``agents`` speak once each, in order, and are to speak again in that order."""
+    for agent in range(agents):
+        turn(memory, agent, blocks)
+        memory.hint([(agent, 100.0 + agent)])
+        work(memory)
+
+
+def on_disk_alone(memory: MemoryManager, agents: int) -> list[int]:
+    return [agent for agent in range(agents) if where(memory, agent) == (0, 0, 2)]
+
+
+def test_what_has_no_room_on_the_host_goes_to_the_disk() -> None:
+    memory = manager(4, 4, 40)
+    town(memory, 8)
+    assert memory.counters.dropped_pages == 0
+    assert all(max(where(memory, agent)) == 2 for agent in range(8))
+    assert on_disk_alone(memory, 8)
+    kept = memory.disk.num_used
+    for agent in range(8):
+        memory.forget(agent)
+    settle(memory)
+    memory.poll()
+    assert kept and memory.disk.num_used == memory.host.num_used == 0
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap"])
+def test_a_request_gets_from_the_disk_what_is_there(policy: str) -> None:
+    """Through the host, each page once, and the copy on the disk stays."""
+    memory = manager(4, 4, 40, policy)
+    town(memory, 8)
+    agent = on_disk_alone(memory, 8)[-1]
+    before = memory.counters.recalled_pages
+    lease = turn(memory, agent, 2)
+    assert lease.num_cached == 2 * SIZE and lease.num_host_blocks == 2
+    assert memory.counters.recalled_pages == before + 2
+    assert where(memory, agent)[2] == 2
+    assert memory.counters.dropped_pages == 0
+
+
+def test_what_is_needed_next_is_staged_and_then_loaded() -> None:
+    memory = manager(4, 4, 40)
+    town(memory, 8)
+    agent = on_disk_alone(memory, 8)[0]
+    memory.hint([(agent, 0.0)])  # before all others
+    work(memory)
+    assert where(memory, agent)[0] == 2
+    assert memory.counters.staged_pages >= 2 and memory.counters.recalled_pages == 0
+    assert turn(memory, agent, 2).num_host_blocks == 0
+
+
+def test_each_edge_has_a_window_of_its_own() -> None:
+    """Of an agent that is needed later, the read from the slow disk starts, and the load over the
+    fast link does not yet."""
+    memory = manager(4, 8, 40)
+    town(memory, 8)
+    agent = on_disk_alone(memory, 8)[0]
+    memory.tick(0.0, 1.0)
+    disk_s, load_s = 2 * PAGE / DISK_RATE, 2 * PAGE / RATE
+    assert load_s < 0.5 < disk_s
+    memory.hint([(agent, 3.0)])  # in two seconds at the soonest
+    memory.plan(0.0)
+    assert memory.counters.staged_pages == 0
+    memory.hint([(agent, 1.6)])
+    memory.plan(0.0)
+    settle(memory)
+    memory.plan(0.0)
+    assert where(memory, agent) == (0, 2, 2)
+    memory.hint([(agent, 1.0)])
+    work(memory)
+    assert where(memory, agent) == (2, 2, 2)
+
+
+def test_a_request_waits_for_a_read_that_is_under_way() -> None:
+    memory = manager(4, 4, 40)
+    town(memory, 8)
+    agent = on_disk_alone(memory, 8)[0]
+    memory.hint([(agent, 0.0)])
+    memory.plan(0.0)
+    assert memory.counters.staged_pages == 2
+    count = 2 * SIZE + 1
+    lease = memory.acquire(agent, tokens(agent, count), 3)
+    assert lease is not None and not lease.is_ready and lease.num_cached == 2 * SIZE
+    check_integrity(memory, [lease])
+    assert memory.counters.recalled_pages == 0
+    settle(memory)
+    assert lease.is_ready and lease.failed is None
+    assert memory.counters.staged_pages == 2
+    memory.release(lease)
+    check_integrity(memory)
+
+
+def test_what_comes_late_from_the_disk_is_computed_again() -> None:
+    """A block in 4 seconds from this disk, and in a hundredth by a prefill."""
+    memory = manager(4, 4, 40)
+    town(memory, 8)
+    agent = on_disk_alone(memory, 8)[0]
+    for step in range(40):
+        memory.timing.begin_iteration(0.1 * step)
+        memory.launched(step, 40 * SIZE)
+    lease = memory.acquire(agent, tokens(agent, 2 * SIZE + 1), 3)
+    assert lease is not None and lease.num_cached == 0 and lease.is_ready
+    assert memory.counters.spared_blocks == 2
+    memory.release(lease, tokens(agent, 2 * SIZE + 1), 2 * SIZE)
+    assert where(memory, agent) == (2, 0, 2)
+    assert not memory.residency.disk.takes_more  # nor is it worth to write more
+    check_integrity(memory)
+
+
+def test_a_full_disk_keeps_what_is_used_first() -> None:
+    memory = manager(4, 4, 8)
+    town(memory, 12)
+    gone = [agent for agent in range(12) if not any(where(memory, agent))]
+    assert gone and memory.disk.num_free < 2
+    assert min(gone) > max(on_disk_alone(memory, 12), default=-1) - len(gone)
+    check_integrity(memory)
+
+
+def test_an_unreadable_block_is_computed_again() -> None:
+    for reads in ("demand", "ahead"):
+        memory = manager(4, 4, 40)
+        link = memory.residency.link.link  # type: ignore[attr-defined]
+        assert isinstance(link, FailingReads)
+        town(memory, 8)
+        agent = on_disk_alone(memory, 8)[0]
+        link.failures = 1
+        if reads == "ahead":
+            memory.hint([(agent, 0.0)])
+            memory.plan(0.0)
+            settle(memory)
+        else:
+            lease = memory.acquire(agent, tokens(agent, 2 * SIZE + 1), 3)
+            assert lease is not None
+            settle(memory)
+            assert lease.failed is not None and isinstance(lease.error, LinkError)
+            memory.fail(lease)
+        assert memory.counters.failed_transfers >= 1
+        assert where(memory, agent) == (0, 0, 0)
+        check_integrity(memory)
+
+
+def test_without_room_on_the_host_a_request_computes_again() -> None:
+    """All of the host is on its way to the device, for a lease that waits."""
+    memory = manager(6, 2, 40)
+    town(memory, 10)
+    first, second = on_disk_alone(memory, 10)[:2]
+    leases = []
+    for agent, cached in ((first, 2 * SIZE), (second, 0)):
+        lease = memory.acquire(agent, tokens(agent, 2 * SIZE + 1), 3)
+        assert lease is not None and lease.num_cached == cached
+        assert lease.is_ready == (not cached)
+        leases.append(lease)
+        check_integrity(memory, leases)
+    settle(memory)
+    assert leases[0].is_ready and leases[0].failed is None
+    for lease in leases:
+        memory.release(lease)
+    check_integrity(memory)
+
+
+def test_an_engine_without_a_disk_says_nothing_of_one() -> None:
+    memory = manager(4, 4, 0)
+    town(memory, 8)
+    assert [use.name for use in memory.tier_use] == ["device", "host"]
+    assert memory.counters.spilled_pages == memory.counters.staged_pages == 0
+    assert not memory.residency.disk.is_there

@@ -1,0 +1,129 @@
+"""Snapshots of engines with a model: KV, adapters, the same logits to the last bit."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from scalesim.engine.build import parts_for, with_settings
+from scalesim.engine.engine import Engine
+from scalesim.engine.parts import EngineParts
+from scalesim.errors import AdapterError, SnapshotWarning
+from scalesim.memory.audit.integrity import check_integrity
+from scalesim.model.checkpoint.loader import load_model
+from scalesim.requests.reply import Reply
+from tests.engine.world import BLOCK, PAGE_BYTES, SHAPE, TOKENIZER, said, tiny_model
+from tests.model.adapter_folders import write_adapter
+from tests.model_folders import write_dummy_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def model_parts(pages: int = 120, **settings: object) -> EngineParts:
+    settings = {
+        "device_memory": PAGE_BYTES * pages, "host_memory": PAGE_BYTES * 200, "block_size": BLOCK,
+        "digests": True, "integrity": "raise", **settings,
+    }  # fmt: skip
+    return parts_for(tiny_model(), with_settings(None, settings), tokenizer=TOKENIZER)
+
+
+def begin(engine: Engine, adapters: Path) -> None:
+    for name, seed in (("quiet", 1), ("loud", 2)):
+        engine.adapters.add(name, write_adapter(adapters / name, SHAPE, 4, seed=seed))
+    engine.agent("ada", adapter="quiet")
+    engine.agent("bob", adapter="loud")
+    play(engine, 0)
+
+
+def play(engine: Engine, turn: int) -> list[Reply]:
+    replies = []
+    for name in ("ada", "bob", "eve"):
+        prompt = f"{name} lives in a village of {turn} houses. " * 2 + "What now?" * turn
+        options = {"max_tokens": 9, "temperature": 0.7, "ignore_eos": True}
+        [reply] = engine.run([engine.agent(name).request(prompt, **options)])
+        assert isinstance(reply, Reply)
+        replies.append(reply)
+    engine.tick()
+    return replies
+
+
+def test_texts_and_logits(tmp_path: Path) -> None:
+    with Engine(model_parts()) as engine:
+        begin(engine, tmp_path)
+        engine.snapshot(tmp_path / "s")
+        expected = said(play(engine, 1)), said(play(engine, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = Engine.restore(tmp_path / "s", model_parts())
+    with engine:
+        assert engine.restored is not None and engine.restored.num_pages > 0
+        assert [info.name for info in engine.adapters.list()] == ["loud", "quiet"]
+        assert engine.agent("bob").adapter == "loud"
+        assert (said(play(engine, 1)), said(play(engine, 0))) == expected
+        assert engine.stats.cached_tokens > 0
+    check_integrity(engine.parts.memory)
+
+
+def test_another_page_layout(tmp_path: Path) -> None:
+    with Engine(model_parts()) as engine:
+        begin(engine, tmp_path)
+        engine.snapshot(tmp_path / "s")
+        expected = said(play(engine, 1))
+    with pytest.warns(SnapshotWarning, match="page layout"):
+        engine = Engine.restore(tmp_path / "s", model_parts(block_size=32))
+    with engine:
+        assert said(play(engine, 1)) == expected
+
+
+def test_other_weights_of_the_same_shape(tmp_path: Path) -> None:
+    with Engine(model_parts()) as engine:
+        begin(engine, tmp_path)
+        engine.snapshot(tmp_path / "s")
+    write_dummy_model(tmp_path / "model", SHAPE, seed=2)
+    config = with_settings(None, {"device_memory": PAGE_BYTES * 120, "block_size": BLOCK})
+    other = parts_for(load_model(tmp_path / "model"), config, tokenizer=TOKENIZER)
+    with pytest.warns(SnapshotWarning, match="another model"):
+        engine = Engine.restore(tmp_path / "s", other)
+    with engine:
+        assert engine.restored is not None and engine.restored.num_pages == 0
+        assert engine.clock.now == 1
+
+
+@pytest.mark.parametrize("change", ["gone", "other content"])
+def test_an_adapter_that_is_not_what_it_was(tmp_path: Path, change: str) -> None:
+    with Engine(model_parts()) as engine:
+        begin(engine, tmp_path)
+        engine.snapshot(tmp_path / "s")
+        expected = said(play(engine, 1))
+    kept = shutil.copytree(tmp_path / "loud", tmp_path / "kept")
+    shutil.rmtree(tmp_path / "loud")
+    if change == "other content":
+        write_adapter(tmp_path / "loud", SHAPE, 4, seed=3)
+    with pytest.warns(SnapshotWarning, match="adapter 'loud' is not restored"):
+        engine = Engine.restore(tmp_path / "s", model_parts())
+    with engine:
+        with pytest.raises(AdapterError, match="'loud' is unknown"):
+            engine.agent("bob").generate("Hello", max_tokens=2)
+        engine.adapters.add("loud", kept)
+        engine.agent("bob", adapter="loud")
+        assert said(play(engine, 1)) == expected
+
+
+def test_a_forked_world_has_the_adapters(tmp_path: Path) -> None:
+    with Engine(model_parts()) as engine:
+        begin(engine, tmp_path)
+        with engine.fork_world() as fork:
+            assert fork.agent("bob").adapter == "loud"
+            mine = said(play(engine, 1))
+            theirs = []
+            for name in ("ada", "bob", "eve"):
+                prompt = f"{name} lives in a village of 1 houses. " * 2 + "What now?"
+                theirs.append(
+                    fork.agent(name).generate(
+                        prompt, max_tokens=9, temperature=0.7, ignore_eos=True
+                    )
+                )
+            assert said(theirs) == mine

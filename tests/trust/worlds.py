@@ -1,0 +1,147 @@
+"""Machines that look at snapshots and forked worlds, and parts of these that are broken."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+from scalesim.core import AgentId, Bytes2D
+from scalesim.engine.engine import Engine
+from scalesim.errors import SnapshotError, SnapshotWarning
+from scalesim.memory.manager import MemoryManager
+from scalesim.snapshot.folder import SnapshotFolder
+from scalesim.snapshot.page_file import PageFileReader, PageFileWriter, PagePlace
+from scalesim.testing.tag_parts import THREAD_LINK
+from tests.snapshot import damage
+from tests.snapshot.power import PowerLoss, left_of
+from tests.snapshot.village import Village, parts
+
+FORKED_TICKS = 3
+
+
+# -- machines -------------------------------------------------------------------------------------
+
+
+def power_fails(folder: type[SnapshotFolder]) -> str | None:
+    """Power fails at any moment of a snapshot: what is left must be sound, and a generation."""
+    village = Village(agents=4)
+    with (
+        TemporaryDirectory() as root,
+        mock.patch("scalesim.engine.snapshots.SnapshotFolder", folder),
+    ):
+        path = Path(root)
+        with Engine(parts()) as engine:
+            for _ in range(3):
+                village.play(engine)
+                engine.snapshot(path, data=village.data())
+            village.play(engine)
+            power = PowerLoss(path)
+            with power.watching():
+                engine.snapshot(path, data=village.data())
+        for image in power.images:
+            with left_of(image) as left, warnings.catch_warnings():
+                warnings.simplefilter("error", SnapshotWarning)
+                try:
+                    Engine.restore(left, parts()).close()
+                except (SnapshotError, SnapshotWarning) as error:
+                    return repr(error)
+    return None
+
+
+def disk_errs(reader: type[PageFileReader]) -> str | None:
+    """Bits flip on the disk: no text may change."""
+    damage.sound()
+    with mock.patch("scalesim.engine.restoring.PageFileReader", reader):
+        for seed in range(0, 40 * damage.TEXTS_EVERY, damage.TEXTS_EVERY):
+            try:
+                damage.run(seed)
+            except Exception as error:
+                return repr(error)
+    return None
+
+
+@cache
+def control(seed: int) -> list[list[list[int]]]:
+    """What a village says that nobody forks."""
+    with Engine(parts()) as engine:
+        return Village(seed=seed).play(engine, 2 + FORKED_TICKS)[2:]
+
+
+def worlds_part(memory: Callable[..., MemoryManager]) -> str | None:
+    """A fork and its origin take turns: both must say what they would say alone."""
+    for seed in range(3):
+        factories = replace(THREAD_LINK, memory=memory)
+        try:
+            with Engine(parts(factories=factories, device_pages=90)) as engine:
+                village = Village(seed=seed)
+                village.play(engine, 2)
+                other, mine, theirs = village.copy(), [], []
+                with engine.fork_world() as fork:
+                    for _ in range(FORKED_TICKS):
+                        mine += village.play(engine)
+                        theirs += other.play(fork)
+                engine.forget(sorted({view.id for view in engine.memory.census().agents}, key=str))
+                engine.memory.census()
+                free = [tier.num_free - tier.num_pages for tier in engine.memory.tiers.values()]
+        except Exception as error:
+            return repr(error)
+        if mine != control(seed) or theirs != control(seed):
+            return "other texts"
+        if any(free):
+            return f"{free} pages are not free"
+    return None
+
+
+# -- what is broken -------------------------------------------------------------------------------
+
+
+class ManifestBeforeItsPages(SnapshotFolder):
+    """The pages are brought to the disk when the manifest is there already."""
+
+    def new_pages(self, number: int, page_bytes: int) -> PageFileWriter:
+        writer = super().new_pages(number, page_bytes)
+        self.later, writer.finish = writer.finish, lambda: None  # type: ignore[method-assign]
+        return writer
+
+    def commit(self, number: int, manifest: Mapping[str, Any]) -> None:
+        super().commit(number, manifest)
+        self.later()
+
+
+class ForgetsWhoElseRefers(SnapshotFolder):
+    """Page files of earlier generations go, to which the newest one still refers."""
+
+    def clean(self, page_files: Mapping[int, set[int]]) -> None:
+        super().clean({number: {number} for number in page_files})
+
+
+class TakesEveryPage(PageFileReader):
+    """What the disk gives is taken for what was written."""
+
+    def read(self, places: Sequence[PagePlace]) -> tuple[Bytes2D, list[bool]]:
+        rows, _ = super().read(places)
+        return rows, [True] * len(places)
+
+
+class SharesTheTail(MemoryManager):
+    """A fork has the same last block as its origin, and both take it for their own."""
+
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        super().fork(parent, child)
+        for segment in list(self.tree):
+            if (tail := segment.partials.get(parent)) is not None:
+                segment.partials.setdefault(child, tail)
+
+
+class KeepsWhatAForkOwned(MemoryManager):
+    """Who is forgotten leaves the pages that a fork of it had as well."""
+
+    def fork(self, parent: AgentId, child: AgentId) -> None:
+        super().fork(parent, child)
+        super().fork(parent, f"ghost of {child!r}")

@@ -1,0 +1,83 @@
+"""Inside vLLM: what each level finds, that no text changes, and that nothing is left behind.
+
+Each arm is a process with an engine of its own, so this takes minutes: ``nox -s plugins``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from benchmarks.plugin_vllm import ARMS, bound_of, groups_of, run_arm
+from benchmarks.vllm_arm import ArmSettings
+
+pytestmark = [
+    pytest.mark.plugin,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM"),
+]
+AGENTS, OWN = 12, 8  # agents, and blocks of each
+ROOM = {"device_blocks": AGENTS // 4 * OWN + 3, "host_blocks": AGENTS // 2 * OWN}
+
+
+@cache
+def played(arm: str, order: str, rounds: int = 4, together: int = 1, **more: Any) -> dict[str, Any]:
+    """What an arm finds. ``more`` goes into its settings; ``device_blocks`` may be given there."""
+    connector, extra = ARMS[arm]
+    groups = groups_of(order, AGENTS, rounds, together, seed=1)
+    settings = ArmSettings(groups, connector=connector, extra=extra, **(ROOM | more))
+    result = run_arm(settings, sys.executable)
+    assert result["free_blocks"] == settings.device_blocks, "blocks are not all free"
+    assert result["copies"] == 0, "copies are still under way"
+    return result
+
+
+@pytest.mark.parametrize("order", ["cycle", "permutations", "w1"])
+def test_each_level_finds_more_and_no_text_changes(order: str) -> None:
+    rounds = 1 if order == "w1" else 4
+    found = {arm: played(arm, order, rounds) for arm in ARMS}
+    assert len({one["texts"] for one in found.values()}) == 1
+    hits = {arm: sum(one["cached"]) for arm, one in found.items()}
+    assert hits["lru"] <= hits["host"] <= hits["device"] <= hits["all"] * 1.02
+    best = bound_of(groups_of(order, AGENTS, rounds, 1, seed=1), OWN, sum(ROOM.values())) * 32
+    assert hits["device"] >= 0.95 * best
+    assert hits["all"] >= 0.95 * best
+    assert hits["device"] > hits["lru"]
+
+
+def test_what_is_loaded_ahead_is_found_on_the_device() -> None:
+    counts = {arm: played(arm, "cycle")["counts"] for arm in ("device", "all")}
+    assert counts["all"]["prefetched_blocks"] > 0 == counts["device"]["prefetched_blocks"]
+    assert counts["all"]["host_hit_tokens"] < 0.2 * counts["device"]["host_hit_tokens"]
+
+
+def test_hints_out_of_band_do_the_same() -> None:
+    apart = played("device", "permutations", out_of_band=True)
+    within = played("device", "permutations")
+    assert apart["texts"] == within["texts"]
+    assert abs(sum(apart["cached"]) - sum(within["cached"])) <= 0.05 * sum(within["cached"])
+
+
+@pytest.mark.parametrize("arm", ["device", "all"])
+def test_calls_together_with_preemption(arm: str) -> None:
+    """Six calls at once, and room for the answers of three: some are preempted."""
+    tight = {"together": 6, "output": 96, "device_blocks": 6 * OWN + 10, "host_blocks": 40}
+    assert played(arm, "permutations", 2, **tight)["texts"] == played(
+        "lru", "permutations", 2, **tight
+    )["texts"]  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ["host", "device", "all"])
+def test_aborts_and_resets_under_load(arm: str) -> None:
+    rough = {"aborts": 10, "resets": 4}
+    assert played(arm, "cycle", 2, **rough)["texts"] == played("lru", "cycle", 2)["texts"]
+
+
+def test_adapters() -> None:
+    with_adapters = {arm: played(arm, "permutations", 2, adapters=2) for arm in ("lru", "all")}
+    assert len({one["texts"] for one in with_adapters.values()}) == 1
+    assert with_adapters["all"]["texts"] != played("lru", "permutations", 2)["texts"]
+    assert sum(with_adapters["all"]["cached"]) > sum(with_adapters["lru"]["cached"])
