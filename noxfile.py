@@ -6,6 +6,8 @@ Arguments after ``--`` go to the session's tool: ``nox -s tests -- -k prefix``.
 
 from __future__ import annotations
 
+from glob import glob
+
 import nox
 
 nox.needs_version = ">=2025.2.9"
@@ -192,10 +194,14 @@ def integrations(session: nox.Session, framework: str) -> None:
     )
 
 
+SGLANG = "0.5.23"
+
+
 @nox.session
 @nox.parametrize("python,vllm", [("3.11", "0.32.0")])
 def plugins(session: nox.Session, vllm: str) -> None:
-    """Run the plug-in inside vLLM from the registry, a CPU's build: gigabytes, and some minutes.
+    """Run the plug-ins inside vLLM, a CPU's build from the registry, and SGLang's radix cache:
+    gigabytes, and some minutes.
 
     No part of what runs before a change is merged. Each release that the plug-in claims to know is
     here; constraints.txt is not asked, since vLLM pins what it needs.
@@ -205,6 +211,11 @@ def plugins(session: nox.Session, vllm: str) -> None:
     session.run("pip", "uninstall", "-y", "torchvision", "torchaudio", "torchcodec")
     session.install(".", "pytest", "hypothesis")
     session.run("pytest", "tests/vllm", "-m", "plugin", *session.posargs)
+    # SGLang cannot be installed without a GPU; its radix cache runs with what is missing stubbed.
+    wheels, unpacked = session.create_tmp(), f"{session.create_tmp()}/unpacked"
+    session.run("pip", "download", "--no-deps", "-d", wheels, f"sglang=={SGLANG}")
+    session.run("python", "-m", "zipfile", "-e", *glob(f"{wheels}/sglang-*.whl"), unpacked)
+    session.run("pytest", "tests/sglang", "-m", "plugin", env={"PYTHONPATH": unpacked})
 
 
 @nox.session

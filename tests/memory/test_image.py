@@ -116,6 +116,16 @@ def test_what_was_dropped_meanwhile_is_left_out() -> None:
         assert not len(new) or np.array_equal(old[: len(new)], new)
 
 
+def test_nothing_is_read_of_a_memory_that_began_anew() -> None:
+    """Its old segments name pages that are others' by then."""
+    world = walked(0)
+    image, live = image_of(world.manager, lambda id: True)
+    ranges = [BlockRange(at, 0, found.num_content) for at, found in enumerate(image.segments)]
+    world.manager.reset()
+    access = ArrayPages(world.bed.device, world.bed.host)
+    assert sum(map(len, live.read(ranges, access, image.block_size * 4))) == 0
+
+
 def test_columns_of_others_are_refused() -> None:
     world = walked(0)
     image, _ = taken(world.manager, world.bed)

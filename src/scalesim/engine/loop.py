@@ -24,6 +24,7 @@ from scalesim.engine.worlds import Worlds
 from scalesim.foreign import Foreign
 from scalesim.memory.audit.auditor import Auditor
 from scalesim.requests.adapter_registry import AdapterRegistry
+from scalesim.requests.agent_registry import ForkedId
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
 from scalesim.sampling.embedding import EmbeddingLog
@@ -157,7 +158,7 @@ class EngineLoop:
 
     def _accept(self, call: Call, sequence: Sequence) -> None:
         self.calls.add(call, sequence)
-        if self.recorder is not None:
+        if self.recorder is not None and not isinstance(sequence.agent, ForkedId):
             tick, at_s, more = self.clock.now, call.submitted_s, call.request.more_calls
             self.recorder.begins(sequence.id, sequence.agent, tick, at_s, call.tokens, more)
         if sequence.agent is not None:

@@ -1,5 +1,5 @@
 """The memory of an engine, for its users: who is where, and what a user may ask of memory beside
-hints.
+hints. Of agents, those of the engine's own world are shown.
 
 Questions are answered on the engine's thread, between two steps, so that an answer is of one
 moment. They start that thread, as every call that waits does.
@@ -26,7 +26,7 @@ from scalesim.engine.thread import EngineThread
 from scalesim.foreign import Foreign
 from scalesim.memory.owners import AgentPages
 from scalesim.memory.tiers import TierUse
-from scalesim.requests.agent_registry import AgentRegistry, listed_ids
+from scalesim.requests.agent_registry import AgentRegistry, ForkedId, listed_ids
 from scalesim.requests.request import Request
 
 MAX_PIN_S = 3600.0
@@ -122,7 +122,8 @@ class MemoryView:
             raw = np.asarray(tokens, np.int32).tobytes()
         salted = None if cache_salt is None else text("cache_salt", cache_salt)
         salt = Request("", cache_salt=salted).salt
-        return await self._ask_async(lambda: self._parts.memory.agents_under(raw, salt))
+        found = await self._ask_async(lambda: self._parts.memory.agents_under(raw, salt))
+        return [agent for agent in found if not isinstance(agent, ForkedId)]
 
     async def clock_async(self) -> float:
         """The simulation's clock, once all that was said before has been heard."""
@@ -170,6 +171,7 @@ class MemoryView:
         agents = [
             AgentView(id, pages, calls[id], self._pinned_s(id))
             for id, pages in self._parts.memory.census()
+            if not isinstance(id, ForkedId)
         ]
         took_s = time.perf_counter() - begin_s
         return Census(

@@ -235,7 +235,11 @@ class ForkedWorld(AgentWorld):
             for origin, entry in pairs:
                 entry.adapter = origin.adapter
                 self.adapters.fork(origin.key, entry.key)
-        ask(self._thread, self._inbox, lambda: self._fork_off(parent, voices, pairs))
+        try:
+            ask(self._thread, self._inbox, lambda: self._fork_off(parent, voices, pairs))
+        except BaseException:
+            self.close()
+            raise
 
     def _fork_off(
         self,

@@ -29,8 +29,8 @@ NOBODY = -1
 
 class SegmentImage(NamedTuple):
     """A segment. ``parent`` is an index of ``MemoryImage.segments``, ``partial_of`` one of its
-    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content;
-    ``on_device``: all of these on the device."""
+    ``agents``, or ``NOBODY``. The first ``num_content`` of its blocks have content on the device or
+    the host (what is on a disk alone is not read); ``on_device``: all of these on the device."""
 
     parent: int
     tokens: bytes
@@ -86,9 +86,11 @@ class BlockRange(NamedTuple):
 
 
 class LiveBlocks:
-    """The segments of an image, as long as memory has them."""
+    """The segments of an image, as long as memory has them: until they are dropped, or memory
+    begins anew."""
 
-    def __init__(self, segments: list[Segment]) -> None:
+    def __init__(self, memory: MemoryManager, segments: list[Segment]) -> None:
+        self._memory, self._tree = memory, memory.tree
         self._segments = [(found, found.parent, found.tokens) for found in segments]
 
     def read(
@@ -116,7 +118,7 @@ class LiveBlocks:
         self, index: int, first: int, count: int, block_bytes: int
     ) -> Iterator[tuple[PoolName, int]]:
         segment, parent, tokens = self._segments[index]
-        if segment.parent is not parent:
+        if segment.parent is not parent or self._memory.tree is not self._tree:
             return  # dropped, taken over by a lease, split, or merged with its parent
         for block in range(first, first + count):
             begin, end = block * block_bytes, (block + 1) * block_bytes
@@ -165,7 +167,7 @@ def image_of(
             )
         )
     image.agents.extend(_agent_image(state, place) for state in states)
-    return image, LiveBlocks(live)
+    return image, LiveBlocks(memory, live)
 
 
 def _agent_image(state: AgentState, place: dict[Segment | None, int]) -> AgentImage:

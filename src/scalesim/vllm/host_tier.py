@@ -172,6 +172,26 @@ class HostTier:
             room -= is_new
         return chosen
 
+    def worth_saving(self, keys: Sequence[Key]) -> list[Key]:
+        """Of ``keys``, which stand in the order of their next use, the first ones that find room:
+        what is free, spare copies, and what leaves before them."""
+        chosen = list(keys[: max(0, self.num_free)])
+        taken: list[Key] = []
+        for key in keys[len(chosen) :]:
+            victim = self._spare.pop()
+            is_spare = victim is not None
+            victim = self._alone.pop() if victim is None else victim
+            if victim is None:
+                break
+            taken.append(victim)
+            if not is_spare and not self.board.keys.leaves_before(victim, key):
+                break
+            chosen.append(key)
+        for victim in taken:
+            self.mark_evictable(victim)
+        self.num_refused += len(keys) - len(chosen)
+        return chosen
+
     def _num_displaced(self, call: str, keys: Sequence[Key], limit: int) -> int:
         """How many chunks, up to ``limit``, leave before what ``call`` has computed."""
         use, now = self.board.use_behind(call), self.board.clock.now

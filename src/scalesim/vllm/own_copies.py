@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scalesim.vllm.compat import GPULoadStoreSpec, TransferJob, group_of
+from scalesim.vllm import compat
+from scalesim.vllm.compat import group_of
 
 FIRST_JOB = 1 << 40  # vLLM counts its own from 0
 OWN_REQUEST = "scalesim:"  # begins the name that such a job has instead of a request's
@@ -61,7 +62,7 @@ class OwnCopies:
         copy = OwnCopy(context, keys, blocks, True, self._num_workers)
         job_id = self._number(copy)
         device = self._device_spec(keys, blocks)
-        meta.store_jobs[job_id] = TransferJob(OWN_REQUEST + str(job_id), device, host)
+        meta.store_jobs[job_id] = compat.TransferJob(OWN_REQUEST + str(job_id), device, host)
         self._flush.add(job_id)
 
     def load(self, meta: Any, context: Any, keys: list[Any], blocks: list[Any], host: Any) -> None:
@@ -70,7 +71,7 @@ class OwnCopies:
             self._flush.update(self._readers.get(block.block_id, ()))
         job_id = self._number(OwnCopy(context, keys, blocks, False, self._num_workers))
         device = self._device_spec(keys, blocks)
-        meta.load_jobs[job_id] = TransferJob(OWN_REQUEST + str(job_id), host, device)
+        meta.load_jobs[job_id] = compat.TransferJob(OWN_REQUEST + str(job_id), host, device)
 
     def flush_into(self, meta: Any) -> None:
         """Tell the workers what must end before this step."""
@@ -113,4 +114,4 @@ class OwnCopies:
         place in the prompt does not matter."""
         sizes = [len(keys) if group == group_of(keys[0]) else 0 for group in self._groups]
         ids = [block.block_id for block in blocks]
-        return GPULoadStoreSpec(ids, group_sizes=sizes, block_indices=[0] * len(sizes))
+        return compat.GPULoadStoreSpec(ids, group_sizes=sizes, block_indices=[0] * len(sizes))

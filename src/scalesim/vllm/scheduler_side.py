@@ -18,7 +18,8 @@ from scalesim.errors import RequestError
 from scalesim.order.board import CallBoard
 from scalesim.order.owners import Key
 from scalesim.order.request_hints import RequestHint, read_actions, read_hint
-from scalesim.vllm.compat import ReqContext, cache_block, group_of, make_keys, on_device
+from scalesim.vllm import compat
+from scalesim.vllm.compat import cache_block, group_of, make_keys, on_device
 from scalesim.vllm.device_tier import NextUseQueue
 from scalesim.vllm.host_tier import HostTier
 from scalesim.vllm.own_copies import OWN_REQUEST, OwnCopies, OwnCopy
@@ -221,17 +222,14 @@ class SchedulerSide:
             self.board.keys.left(key)
 
     def _offer(self, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
-        """Offer ``keys`` to the host, those that are used sooner before the others; in halves as
-        long as not all are taken."""
+        """Save of ``keys``, the soonest first, what is worth its room on the host."""
+        assert self.tier is not None
+        keys = self.tier.worth_saving(keys)
         if not keys:
             return
-        context = ReqContext(req_id=OWN_REQUEST)
+        context = compat.ReqContext(req_id=OWN_REQUEST)
         output = self.manager.prepare_store(keys, context)
         if output is None:
-            half = len(keys) // 2
-            if half:
-                self._offer(meta, keys[:half], blocks)
-                self._offer(meta, keys[half:], blocks)
             return
         keys = list(output.keys_to_store)
         host = output.store_spec
@@ -282,7 +280,7 @@ class SchedulerSide:
         if not keys:
             return
         blocks = self._pool.get_new_blocks(len(keys))
-        context = ReqContext(req_id=OWN_REQUEST)
+        context = compat.ReqContext(req_id=OWN_REQUEST)
         host = self.manager.prepare_load(keys, context)
         self._copies.load(meta, context, keys, blocks, host)
         self._loading.update(keys)

@@ -14,7 +14,8 @@ PoolName = Literal["device", "host"]
 
 class PageAccess(Protocol):
     """Reads and writes pages of both pools, uint8 ``[n, page_bytes]``. Called between two steps, on
-    the engine's thread: of valid pages that no copy writes, and of pages that nobody reads yet."""
+    the engine's thread: of valid pages that no copy writes, and of pages that nobody reads yet.
+    ``host`` is the host pool, uint8 ``[num_pages, page_bytes]``."""
 
     @property
     def host(self) -> Bytes2D:

@@ -1,0 +1,171 @@
+"""The scheduler's side: what is found, that every hit has the right content, and that nothing is
+left behind, in a world where memory is looked at."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from scalesim.replay.bound import Access, belady_loads, reads_again
+from tests.vllm.world import Running, World, use_doubles
+
+OWN, AGENTS, ROUNDS = 4, 40, 5
+
+
+@pytest.fixture(autouse=True)
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_doubles(monkeypatch)
+
+
+def own(agent: int) -> list[bytes]:
+    return [f"{agent}/{depth}".encode() for depth in range(OWN)]
+
+
+def play(world: World, calls: list[int], *, told: bool = True) -> list[int]:
+    """One call after the other, ``told`` truly when each agent calls next; the blocks that each
+    finds."""
+    hits = []
+    for now, agent in enumerate(calls):
+        later = calls[now + 1 :]
+        soon = now + 1 + later.index(agent) if agent in later else 1e6
+        prompt = [*own(agent), f"new {now}".encode()]
+        said = {"now": now, "next": soon} if told else {}
+        request = world.arrive(f"r{now}", agent, prompt, **said)
+        before = world.device_hits + world.host_hits
+        while (running := world.admit(request)) is None:
+            world.step()
+        hits.append(world.device_hits + world.host_hits - before)
+        while world.is_loading:
+            world.step()
+        world.compute(running)
+        world.step()
+        world.finish(running)
+        world.settle()
+        world.check()
+    return hits
+
+
+def best(calls: list[int], capacity: int) -> list[int]:
+    """The blocks that each call could find at most."""
+    accesses = []
+    for now, agent in enumerate(calls):
+        pages = tuple(agent * OWN + depth for depth in range(OWN))
+        accesses.append(Access((*pages, 10**6 + now), OWN))
+    again = [len(pages) for pages in reads_again(accesses)]
+    return [one - lost for one, lost in zip(again, belady_loads(accesses, capacity), strict=True)]
+
+
+@pytest.mark.parametrize("prefetch_agents", [0, 2])
+@pytest.mark.parametrize("order", ["cycle", "permutations"])
+@pytest.mark.parametrize("slow", [False, True])
+def test_both_tiers_find_nearly_what_belady_finds(
+    order: str, prefetch_agents: int, slow: bool
+) -> None:
+    """From the third round on: what of a prompt comes again is learned in the second. A request
+    whose state is on the host has two copies of it while it runs, which Belady has not."""
+    rng, calls = random.Random(5), list[int]()
+    for _ in range(ROUNDS):
+        one = list(range(AGENTS))
+        if order == "permutations":
+            rng.shuffle(one)
+        calls += one
+    device, host = AGENTS // 4 * OWN + 3, AGENTS // 2 * OWN
+    world = World(device, host, prefetch_agents=prefetch_agents, slow=slow)
+    hits = play(world, calls)
+    share = sum(hits[2 * AGENTS :]) / sum(best(calls, device + host)[2 * AGENTS :])
+    assert share >= (0.9 if prefetch_agents else 0.98)
+    if prefetch_agents:
+        assert world.host_hits < 0.05 * world.device_hits
+    stats = world.side.stats()
+    assert stats["device_hit_tokens"] == 16 * world.device_hits
+    assert stats["requests"] == len(calls)
+
+
+def test_without_hints_next_calls_are_learned() -> None:
+    """A cycle, where LRU finds nothing: of agents that only say who they are."""
+    calls = list(range(AGENTS)) * 8
+    device, host = AGENTS // 4 * OWN + 3, AGENTS // 2 * OWN
+    last = slice(-AGENTS, None)
+    ideal = sum(best(calls, device + host)[last])
+    assert sum(play(World(device, host), calls, told=False)) == 0
+    assert sum(play(World(device, host, learn=True), calls, told=False)[last]) >= 0.9 * ideal
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("slow", [False, True])
+def test_every_hit_has_its_content(seed: int, slow: bool) -> None:
+    """Requests of many agents and of nobody at once, hints late and wrong, aborts and resets."""
+    rng = random.Random(seed)
+    world = World(22, 30, prefetch_agents=3, slow=slow)
+    waiting: list[Any] = []
+    running: list[Running] = []
+    for number in range(250):
+        act = rng.random()
+        agent = rng.randrange(10)
+        if act < 0.4 and len(waiting) < 4:
+            tail = [f"{agent % 3} {rng.randrange(6)}".encode() for _ in range(rng.randrange(3))]
+            prompt = [b"all", *own(agent)[: rng.randrange(1, OWN + 1)]]
+            said = {} if act < 0.1 else {"now": number, "next": number + rng.randrange(40)}
+            who = None if act < 0.05 else agent
+            if who is None:
+                said = {}
+            waiting.append(world.arrive(f"r{number}", who, prompt + chained(prompt, tail), **said))
+        elif act < 0.45 and waiting:
+            gone = waiting.pop(rng.randrange(len(waiting)))
+            world.side.end(gone)
+        elif act < 0.5:
+            world.side.expect({agent: float(rng.randrange(30))}, absolute=False)
+        elif act < 0.53:
+            world.side.forget([agent])
+        elif act < 0.55 and not running and not world.side.has_work():
+            world.settle()
+            world.pool.reset()
+            world.side.reset()
+            world.manager.reset()
+        if waiting and (admitted := world.admit(waiting[0])) is not None:
+            waiting.pop(0)
+            running.append(admitted)
+        for one in list(running):
+            if one.waits and world.is_loading:
+                continue
+            world.compute(one)
+            world.step()
+            world.finish(one)
+            running.remove(one)
+        world.step()
+        world.check()
+    for request in waiting:
+        world.side.end(request)
+    world.settle()
+    for one in running:
+        world.compute(one)
+        world.step()
+        world.finish(one)
+    world.settle()
+    world.check()
+    assert world.pool.free_block_queue.num_free_blocks == 22
+    assert world.side.stats()["keys"] <= 22 + 30
+    assert world.side.stats()["copies"] == 0
+
+
+def chained(prompt: list[bytes], tail: list[bytes]) -> list[bytes]:
+    """Keys behind ``prompt``: a key stands for all before it too."""
+    found: list[bytes] = []
+    for part in tail:
+        found.append(b"|".join([*prompt, *found[-1:], part])[-40:])
+    return found
+
+
+def test_a_load_ahead_brings_nothing_after_a_reset() -> None:
+    world = World(2 * OWN + 3, 4 * OWN, prefetch_agents=1, slow=True)
+    play(world, [0, 1, 2, 0, 1, 2])
+    world.side.expect({0: 0.0, 1: 1.0, 2: 2.0}, absolute=False)
+    world.step()
+    if world.side.stats()["copies"]:
+        world.side.reset()
+        world.manager.reset()
+        world.pool.found.clear()
+    world.settle()
+    assert world.pool.free_block_queue.num_free_blocks == 2 * OWN + 3
