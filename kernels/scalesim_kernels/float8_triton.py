@@ -17,15 +17,12 @@ from .launch import capability, interpreted
 NATIVE_FROM = 89  # the compute capability, times 10, that has the instructions
 
 
-def by_integers(pool: Tensor) -> bool:
-    """Whether attention's kernels convert this pool by integer operations: e4m3 on older GPUs, on
-    AMD's and in the interpreter."""
-    return pool.dtype == FLOAT8 and (interpreted() or capability() < NATIVE_FROM)
-
-
 def readable(pool: Tensor) -> Tensor:
-    """A pool as attention's kernels read it: as bytes where they convert bytes."""
-    return as_bytes(pool) if by_integers(pool) else pool
+    """A pool as attention's kernels read it: e4m3 as bytes on older GPUs, on AMD's and in the
+    interpreter."""
+    if pool.dtype == FLOAT8 and (interpreted() or capability() < NATIVE_FROM):
+        return as_bytes(pool)
+    return pool
 
 
 @triton.jit

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import logits, matmul, paged_lora, pages, rows, sampling
 from .contracts import KernelSet, PagedBatch
-from .float8_triton import by_integers
 from .kv_store import store
 from .launch import Launch, capability, check_pool, interpreted, is_wide, next_power_of_2
 from .occupancy import resident_programs
@@ -36,25 +35,26 @@ class TritonPlan:
     paired: bool
 
 
-def narrow_launch(head_dim: int, dtype: torch.dtype, integers: bool = False) -> Launch:
-    """Of a decode: tiles that leave room for several programs on a processor. ``integers``: e4m3
-    is converted by them."""
+def narrow_launch(head_dim: int, dtype: torch.dtype, fp8: bool = False) -> Launch:
+    """Of a decode: tiles that leave room for several programs on a processor. ``fp8``: KV is in
+    e4m3, and its conversion takes registers too."""
     if is_wide(dtype) or head_dim > 128:  # with four warps, registers spill here
         return Launch(tile=16, num_warps=8, num_stages=3)
-    if integers and capability() == 0:  # and here on AMD's GPUs
+    if fp8 and capability() == 0:  # and here on AMD's GPUs
         return Launch(tile=16, num_warps=4, num_stages=2)
-    return Launch(tile=32, num_warps=4, num_stages=3)
+    return Launch(tile=32, num_warps=8 if fp8 and head_dim > 64 else 4, num_stages=3)
 
 
-def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool) -> Launch:
-    """``masked``: every tile is, as under a window."""
+def wide_launch(head_dim: int, dtype: torch.dtype, masked: bool, fp8: bool = False) -> Launch:
+    """``masked``: every tile is, as under a window. ``fp8``: as in ``narrow_launch``."""
     if is_wide(dtype):  # the decode's tile; with its stages, Triton 3.6 spills here
         return replace(narrow_launch(head_dim, dtype), num_stages=2)
     if head_dim > 128:
         return Launch(tile=32, num_warps=8, num_stages=2)
     if masked or head_dim != next_power_of_2(head_dim) or capability() < 90:
         # masks take registers too, and so do the fragments that wgmma does without
-        stages = 2 if masked and not capability() else 3  # with three, Triton 3.9 spills
+        # On AMD's GPUs, one of the versions of Triton spills with the other number of stages.
+        stages = 2 if masked != fp8 and not capability() else 3
         return Launch(tile=32, num_warps=8, num_stages=stages)
     return Launch(tile=64, num_warps=8, num_stages=3)
 
@@ -103,7 +103,7 @@ class TritonAttention:
     ) -> None:  # fmt: skip
         if plan.decode is None:
             return
-        launch = narrow_launch(pool.shape[5], q.dtype, by_integers(pool))
+        launch = narrow_launch(pool.shape[5], q.dtype, pool.dtype != q.dtype)
         form = (q.shape[1], *pool.shape[3:], q.dtype, pool.dtype, window, soft_cap)
         programs = self._given or self._programs.get(form)
         kernel = decode(
@@ -119,11 +119,11 @@ class TritonAttention:
     ) -> None:  # fmt: skip
         if plan.prefill is None:
             return
-        head_dim = pool.shape[5]
-        launch = wide_launch(head_dim, q.dtype, window is not None)
+        head_dim, fp8 = pool.shape[5], pool.dtype != q.dtype
+        launch = wide_launch(head_dim, q.dtype, window is not None, fp8)
         num_rows = wide_rows(head_dim, q.dtype)
         if plan.reproducible and not is_wide(q.dtype):
-            launch, num_rows = narrow_launch(head_dim, q.dtype, by_integers(pool)), MIN_ROWS
+            launch, num_rows = narrow_launch(head_dim, q.dtype, fp8), MIN_ROWS
             if window is not None or capability() < 90:  # with three, Triton 3.7 or 3.9 spills
                 launch = replace(launch, num_stages=2)
         split = SPLIT if plan.reproducible else 0
