@@ -17,7 +17,6 @@ from scalesim.replay.hardware import disk_rate
 from scalesim.replay.roof import Roof, roof
 from scalesim.replay.scenario import Scenario, Sizes, of_workload
 from scalesim.replay.workloads import workload
-from scalesim.trace.trace import TraceTick
 
 POLICIES = ("deadline", "lru-swap", "lru-recompute")
 HINTS = ("exact", "none")
@@ -36,8 +35,9 @@ class TierCase:
     host: float = 0.08
     warmup: int = 2
 
-    def sizes(self) -> Sizes:
-        return Sizes(residency=self.device, host=self.host, running=32, disk=disk_rate(self.disk))
+    def sizes(self, running: int) -> Sizes:
+        rate = disk_rate(self.disk)
+        return Sizes(residency=self.device, host=self.host, running=running, disk=rate)
 
 
 CASES = (
@@ -52,29 +52,32 @@ CASES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--agents", type=int, default=2000)
+    parser.add_argument("--agents", type=int, default=20_000)
+    parser.add_argument("--running", type=int, default=32, help="requests that run at once")
     parser.add_argument("--only", help="run the cases whose name contains this")
 
 
 def run(options: argparse.Namespace) -> Report:
     report = Report("replay-tiers")
-    for case in CASES[:1] if options.quick else CASES:
+    for case in CASES[1:2] if options.quick else CASES:
         if options.only is None or options.only in case.name:
-            study(report, case, 60 if options.quick else options.agents, options.seed)
+            agents, running = (24, 1) if options.quick else (options.agents, options.running)
+            study(report, case, agents, running, options.seed)
     return report
 
 
-def study(report: Report, case: TierCase, agents: int, seed: int) -> None:
+def study(report: Report, case: TierCase, agents: int, running: int, seed: int) -> None:
     rows = []
     found: dict[str, dict[str, Outcome]] = {}
     limits: Roof | None = None
+    sizes = case.sizes(running)
     for hints in HINTS:
-        scenario = scenario_of(case, agents, hints, seed)
-        machine = scenario.machine(case.sizes())
+        scenario = scenario_of(case, sizes, agents, hints, seed)
+        machine = scenario.machine(sizes)
         ticks = list(scenario.ticks())
         limits = limits or roof(machine, ticks, case.warmup)
         for policy in POLICIES if hints == "exact" else POLICIES[:1]:
-            one = played(scenario, case, policy, ticks)
+            one, _ = play(machine, policy, ticks, warmup=case.warmup, witness=True)
             found.setdefault(hints, {})[policy] = one
             rows.append(row(policy if hints == "exact" else f"{policy}, no hints", one, limits))
     assert limits is not None
@@ -88,15 +91,10 @@ def study(report: Report, case: TierCase, agents: int, seed: int) -> None:
     judge(report, case.name, found, limits)
 
 
-def scenario_of(case: TierCase, agents: int, hints: str, seed: int) -> Scenario:
+def scenario_of(case: TierCase, sizes: Sizes, agents: int, hints: str, seed: int) -> Scenario:
     settings: dict[str, Any] = {**PREFIX, "agents": agents, "ticks": case.ticks, "seed": seed}
     kind, knobs = workload(case.workload, **settings)
-    return of_workload(kind, replace(knobs, hints=hints), case.sizes())
-
-
-def played(scenario: Scenario, case: TierCase, policy: str, ticks: list[TraceTick]) -> Outcome:
-    machine = scenario.machine(case.sizes())
-    return play(machine, policy, ticks, warmup=case.warmup, witness=True)[0]
+    return of_workload(kind, replace(knobs, hints=hints), sizes)
 
 
 COLUMNS = [

@@ -32,7 +32,7 @@ from scalesim.requests.request import Request
 from scalesim.sampling.params import SamplingParams
 from tests.model_folders import write_dummy_model
 
-QUICK: dict[str, Any] = {"agents": 60, "prefix": 64, "turns": 2}
+QUICK: dict[str, Any] = {"agents": 40, "prefix": 64, "turns": 2}
 WAVE = 16  # agents that speak in a tick
 
 

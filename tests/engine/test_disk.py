@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from scalesim.engine.build import parts_for, with_settings
 from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from tests.engine.test_same_texts import FULL, TURNS, unlimited
-from tests.engine.world import PAGE_BYTES, said, tiny_engine
+from tests.engine.world import BLOCK, PAGE_BYTES, TOKENIZER, said, tiny_engine, tiny_model
 
 QUARTER, EIGHTH = FULL // 4, FULL // 8
 
@@ -157,3 +158,27 @@ def test_two_engines_do_not_share_a_folder(tmp_path: Path) -> None:
         engine_above(tmp_path)
     with engine_above(tmp_path, disk_memory="auto") as engine:
         assert engine.memory.tiers["disk"].num_pages > 100
+
+
+@pytest.mark.filterwarnings("ignore::scalesim.errors.SnapshotWarning")  # of what is left out
+def test_a_snapshot_above_a_disk_goes_on_with_the_same_texts(tmp_path: Path) -> None:
+    """What is on the disk alone is no part of a snapshot, and is computed again."""
+    with tiny_engine(policy="resident", digests=True) as engine:
+        TURNS.play(engine)
+        again = said(TURNS.play(engine))
+    with engine_above(tmp_path / "a") as engine:
+        TURNS.play(engine)
+        assert sum(view.pages.disk for view in engine.memory.census().agents) > 0
+        engine.snapshot(tmp_path / "snapshot")
+    settings = {
+        "device_memory": PAGE_BYTES * (QUARTER + 1),
+        "host_memory": PAGE_BYTES * EIGHTH,
+        "disk": tmp_path / "b",
+        "disk_memory": "8MB",
+        "digests": True,
+        "block_size": BLOCK,
+        "integrity": "raise",
+    }
+    parts = parts_for(tiny_model(), with_settings(None, settings), tokenizer=TOKENIZER)
+    with Engine.restore(tmp_path / "snapshot", parts) as engine:
+        assert said(TURNS.play(engine)) == again
