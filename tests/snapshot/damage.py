@@ -74,6 +74,8 @@ def damage(path: Path, rng: random.Random) -> tuple[str, bool]:
     """Damage ``path``; its name, and whether anything that is read was hit. The end of a page
     file's header is not read."""
     raw = bytearray(path.read_bytes())
+    if not raw:
+        return path.name, True  # nothing is left of it since it was damaged before
     at = rng.randrange(len(raw))
     if rng.random() < 0.3:
         del raw[at:]
