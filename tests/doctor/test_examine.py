@@ -35,7 +35,7 @@ def test_every_probe_is_answered_once_wherever_children_die(
             died.append(left[alive])
         return Ran([Section(name) for name in left[:alive]], "it was ended by SIGSEGV")
 
-    sections = examine(Settings(model="folder"), names, spawn)
+    sections = examine(Settings(model="folder", disk="folder"), names, spawn)
     assert [section.name for section in sections] == names
     assert [section.name for section in sections if section.findings] == died
     for section in sections:
@@ -86,7 +86,7 @@ def test_the_child_prints_a_line_for_each_probe() -> None:
     ]
 
 
-def test_without_a_model_nobody_asks_for_one() -> None:
+def test_without_a_model_or_a_disk_nobody_asks_for_one() -> None:
     asked: list[str] = []
 
     def spawn(left: Sequence[str], settings: Settings) -> Ran:
@@ -94,9 +94,9 @@ def test_without_a_model_nobody_asks_for_one() -> None:
         return Ran([Section(name) for name in left], "")
 
     examine(Settings(), spawn=spawn)
-    assert "model" not in asked
-    examine(Settings(model="folder"), spawn=spawn)
-    assert asked[-1] == "model"
+    assert not {"disk", "model"} & set(asked)
+    examine(Settings(model="folder", disk="folder"), spawn=spawn)
+    assert asked[-2:] == ["disk", "model"]
 
 
 # -- real children -------------------------------------------------------------------------------

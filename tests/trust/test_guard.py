@@ -156,7 +156,7 @@ def test_copies_that_never_end_cost_their_pages_only(workload: Workload) -> None
     link = part(memory, LoggedLink)
     link.cancel = lambda ticket: False  # type: ignore[method-assign]
     link.link.wait = lambda timeout_s: False  # type: ignore[method-assign]
-    open_pages, _ = link.cancel_all(0.0)
+    open_pages, *_ = link.cancel_all(0.0)
     memory.reset()
     assert open_pages and memory.tiers.device.lost == open_pages
     taken = memory.device.allocate(PAGES - len(open_pages))
