@@ -155,7 +155,7 @@ TRITONS = {"pinned": [], "3.6.0": ["numpy<2.4"], "3.9.0": []}
 
 
 @nox.session
-@nox.parametrize("triton", TRITONS)
+@nox.parametrize("triton", list(TRITONS))
 def kernels(session: nox.Session, triton: str) -> None:
     """Judge the Triton kernels in the interpreter, and compile them for GPUs that are not there.
 
