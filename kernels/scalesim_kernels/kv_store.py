@@ -81,7 +81,9 @@ def store_kernel(
     slot = page * page_stride + (position % BLOCK_SIZE) * (2 * HALF)
     slot += tl.where(is_v, v_offset, 0)
     target = pool + (slot + kv_head * head_stride)[:, None] + column[None, :]
-    kv_mask = ((is_k | is_v) & (row != 0))[:, None] & inside[None, :]
+    # as a row: Triton 3.9's interpreter makes no mask of a scalar
+    is_kept = (is_k | is_v) & (row + 0 * head != 0)
+    kv_mask = is_kept[:, None] & inside[None, :]
     v_heads = is_v[:, None]
     low, turned_low = stored(raw_first, pool), stored(turned_first, pool)
     high, turned_high = stored(raw_second, pool), stored(turned_second, pool)

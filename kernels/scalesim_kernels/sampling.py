@@ -54,8 +54,9 @@ def block_of(
     vocabulary."""
     place = start + tl.arange(0, BLOCK)
     inside = place < size
-    whole = tl.load(logits + place, mask=inside & (listed == 0), other=0.0)
-    near = tl.load(near_logits + place, mask=inside & (listed != 0), other=0.0)
+    which = listed + 0 * place  # as a row: Triton 3.9's interpreter makes no mask of a scalar
+    whole = tl.load(logits + place, mask=inside & (which == 0), other=0.0)
+    near = tl.load(near_logits + place, mask=inside & (which != 0), other=0.0)
     bits, mass = weighed(whole + near, inside, largest, temperature)
     return place, bits, mass
 
@@ -76,7 +77,8 @@ def survey(
         bits, own = weighed(logit, token < VOCAB, largest, temperature)
         near = (bits >= NEAR).to(tl.int32)
         place = count + tl.cumsum(near, 0) - near
-        listed = (near != 0) & (place < ROOM) & wanted
+        # as a row: Triton 3.9's interpreter makes no mask of a scalar
+        listed = (near != 0) & (place < ROOM) & (wanted + 0 * place != 0)
         tl.store(near_logits + place, logit, mask=listed)
         tl.store(near_ids + place, token, mask=listed)
         count += tl.sum(near, 0)
