@@ -113,6 +113,8 @@ def run(options: argparse.Namespace) -> Report:
         vars(options).update(QUICK)
     torch.set_num_threads(options.threads)
     model = TINY if options.quick else MODEL
+    longest = options.prefix + options.turns * (options.new + options.output)
+    model = replace(model, max_position=max(model.max_position, longest + 1))
     if options.peer:
         return compare_peers(options, model)
     dialogues = make_dialogues(
