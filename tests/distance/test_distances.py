@@ -113,6 +113,16 @@ def test_a_burst_is_as_long_as_its_calls_say() -> None:
         assert distances.next_use("ada") == (clock.now if more_calls else 8.0)
 
 
+def test_what_is_said_within_a_burst_is_told_though_the_next_use_is_now() -> None:
+    """Memory takes what follows from calls for a guess, and loads nothing by it."""
+    clock, distances = make()
+    distances.called("ada", 2)
+    assert distances.ended("ada") == [] and distances.next_use("ada") == clock.now
+    assert distances.pin(["ada"]) == [("ada", clock.now)]
+    assert distances.let_go(["ada"]) == []
+    assert distances.wake("ada") == [("ada", clock.now)]
+
+
 def test_a_burst_ends_where_its_agent_says_so() -> None:
     clock, distances = make()
     for _ in range(3):

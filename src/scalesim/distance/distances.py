@@ -242,10 +242,13 @@ class Distances:
     def wake(self, agent: AgentId) -> list[Change]:
         """Declare that ``agent`` will call at once, whatever was declared before."""
         self._call_back([agent])
+        self._rows.told[self._rows_of([agent])] = _NOT_TOLD
         return self._say(self._voices[1], Hints((agent,), [self.clock.now], [1.0]))
 
     def pin(self, agents: Sequence[AgentId]) -> list[Change]:
-        """From now on the next use of ``agents`` is now, until they are let go."""
+        """From now on the next use of ``agents`` is now, until they are let go. Told even where it
+        was now before: a pin is no guess that an agent calls again."""
+        self._rows.told[self._rows_of(agents)] = _NOT_TOLD
         return self._set_standing(agents, _PINNED)
 
     def put_off(self, agents: Sequence[AgentId]) -> list[Change]:
