@@ -40,6 +40,8 @@ SERIAL_ELEMENTS = 32768  # torch's grain: elementwise work of this size stays on
 FEW_ROWS = 64  # up to so many are multiplied by our own kernel; with more, the library is as fast
 BLOCKS = (1024, 512, 256, 1 << 40)  # elements of a row that a library may add up on their own
 SAMPLE_COLUMNS = 1024  # of the matrix that blocks are asked of
+COMPARED = 1024  # results of each size, at least: fewer may agree by chance
+PARTS = 8  # of a row; each has to count in the results
 HAS_NUMBA = find_spec("numba") is not None
 
 
@@ -120,21 +122,28 @@ def agreeing_sizes(product: Product, width: int, dtype: torch.dtype, most_rows: 
     """Row counts, ``BASE`` among them, with which ``product`` gives equal rows equal bits; asked
     until ``most_rows`` are computed (but for ``AT_LEAST``). ``ALONE`` if ``BASE`` rows do not by
     themselves.
+
+    A few results agree by chance, so rows are many where columns are few.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn((BASE, width), generator=generator).to(dtype)
-    base = product(rows)
+    first = torch.randn((BASE, width), generator=generator).to(dtype)
+    base = product(first)
+    num_rows = BASE * -(-COMPARED // base.numel())
+    more = torch.randn((num_rows - BASE, width), generator=generator).to(dtype)
+    rows = torch.cat((first, more))
+    base = torch.cat((base, *(product(part) for part in more.split(BASE))))
 
     def agrees(size: int, shift: int) -> bool:
         """Whether rows moved by ``shift`` places, over and over among ``size``, keep their bits."""
-        order = (torch.arange(size) - shift) % BASE
-        return torch.equal(product(rows[order]), base[order])
+        needed = max(size, -(-COMPARED // base.shape[1]))
+        order = (torch.arange(-(-needed // size) * size) - shift) % num_rows
+        return all(torch.equal(product(rows[some]), base[some]) for some in order.split(size))
 
     if not all(agrees(BASE, shift) for shift in (1, 5, 11)):
         return ALONE
-    found, spent = [BASE], 4 * BASE
+    found, spent = [BASE], 4 * num_rows
     for size in ASKED:
-        spent += size
+        spent += max(size, -(-COMPARED // base.shape[1]))
         if spent > most_rows and size > AT_LEAST:
             break
         if agrees(size, 5):
@@ -143,11 +152,17 @@ def agreeing_sizes(product: Product, width: int, dtype: torch.dtype, most_rows: 
 
 
 def tells_rows_apart(product: Product, width: int, dtype: torch.dtype) -> bool:
-    """Whether most results of ``product`` depend on the row, so that what holds for them holds for
-    other matrices of the same kind: not where the matrix is zero, as an adapter's often begins."""
-    rows = torch.randn((2, width), generator=torch.Generator().manual_seed(3)).to(dtype)
-    one, other = product(rows)
-    return bool(((one != other) & (one - other).isfinite()).float().mean() > 0.5)
+    """Whether most results of ``product`` depend on every part of a row, so that what holds for
+    them holds for other matrices of the same kind. It does not where the matrix is zero, as an
+    adapter's often begins, or so sparse that there is hardly anything to add up."""
+    row = torch.randn(width, generator=torch.Generator().manual_seed(3)).to(dtype)
+    parts = row.new_zeros(1 + min(PARTS, width), width)
+    shares = torch.arange(width).tensor_split(len(parts) - 1)
+    for part, places in zip(parts[1:], shares, strict=True):
+        part[places] = row[places]
+    nothing, *found = product(parts)
+    told = [(each != nothing) & (each - nothing).isfinite() for each in found]
+    return bool(torch.stack(told).float().mean() > 0.5)
 
 
 def equal(product: Product, few: Product, width: int) -> bool:

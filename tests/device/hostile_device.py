@@ -189,6 +189,7 @@ class HostileDevice:
         self._streams: dict[str, HostileStream] = {}
         self._regions: list[_Region] = []
         self._races = Races()
+        self.race: RaceError | None = None  # the first, whoever has caught it
         self._running: tuple[str, VectorClock] | None = None
         self._pinned, self.empty = pinned, empty
 
@@ -292,4 +293,8 @@ class HostileDevice:
         who, clock = self._running or (HOST, self._host_acts())
         label = f"{who}'s work number {clock.get(who, 0)}"
         for piece in pieces:
-            self._races.touch(name, piece, who, clock, label, is_write=is_write)
+            try:
+                self._races.touch(name, piece, who, clock, label, is_write=is_write)
+            except RaceError as error:
+                self.race = self.race or error
+                raise

@@ -70,8 +70,9 @@ def test_64_agents_at_a_quarter_of_the_pool() -> None:
 
 
 def outcome(device: HostileDevice, plant: Callable[[Engine], object], **settings: Any) -> str:
-    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it. Weights
-    that have not arrived may end it as no numbers, before the copy that came too late has run."""
+    """What became of a game: ``"same"``, ``"other texts"``, or the error that ended it. A race
+    counts before what came of it: weights that have not arrived may end a game as no numbers,
+    before the copy that comes too late runs, which may be in ``close``."""
     engine = game(device, **settings)
     plant(engine)
     try:
@@ -81,7 +82,7 @@ def outcome(device: HostileDevice, plant: Callable[[Engine], object], **settings
         finally:
             device.run_all()
     except Exception as error:
-        return type(root(error)).__name__
+        return type(device.race or root(error)).__name__
     return "same" if played == unlimited(FEW)[0] else "other texts"
 
 

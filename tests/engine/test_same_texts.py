@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from scalesim.distance.estimates import Estimates, Source
 from scalesim.errors import HintWarning
@@ -37,6 +38,17 @@ def test_every_policy_and_pool_gives_the_texts_of_unlimited_memory(
         replies = TURNS.play(engine, hint=lambda agent, turn: 1)
         assert said(replies) == unlimited()
     check_empty(engine)
+
+
+@pytest.mark.parametrize("policy", ["deadline", "lru-swap", "lru-recompute"])
+def test_two_threads(policy: str) -> None:
+    """Which may compute other bits than one, and so are compared with themselves."""
+    torch.set_num_threads(2)
+    texts = []
+    for name, pages in (("resident", 400), (policy, POOLS["25%"])):
+        with tiny_engine(policy=name, digests=True, device_pages=pages, host_pages=FULL) as engine:
+            texts.append(said(TURNS.play(engine, hint=lambda agent, turn: 1)))
+    assert texts[0] == texts[1]
 
 
 def test_a_slower_link_gives_the_same_texts() -> None:

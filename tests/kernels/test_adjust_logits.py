@@ -14,8 +14,6 @@ from scalesim_kernels.contracts import RULED_OUT
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SETS = [select("reference"), select("cpu"), select("triton")]
 VOCAB = 203
 PROMPT, OUTPUT = [5, 9, 9, 140, 7], [9, 9, 33, 9, 202]

@@ -20,7 +20,6 @@ from torch import Tensor
 from .paged_cases import SHAPES
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
 ]
 CPU, REFERENCE = select("cpu"), select("reference")

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from .paged_cases import SHAPES, PagedCase, PagedShape, garbage, make_case
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 REFERENCE = select("reference")
 
 

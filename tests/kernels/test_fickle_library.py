@@ -54,16 +54,38 @@ def test_linear(width: int, packed: bool, dtype: torch.dtype) -> None:
                 assert torch.equal(got, whole[first : first + rows]), (rows, first)
 
 
+def one_in_each_row() -> torch.Tensor:
+    """Nothing is added up, so no order of adding can be told from another."""
+    return torch.zeros(24, 200).index_put_((torch.arange(24), torch.arange(24)), torch.ones(1))
+
+
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("bias", [None, torch.randn(24)])
-def test_zeros_do_not_answer_for_others(bias: torch.Tensor | None) -> None:
+@pytest.mark.parametrize("poor", [torch.zeros(24, 200), one_in_each_row()])
+def test_poor_matrices_do_not_answer_for_others(
+    poor: torch.Tensor, bias: torch.Tensor | None
+) -> None:
     """A matrix of zeros agrees with itself under any library, as an adapter's often begins."""
     cpu, x = select("cpu"), torch.randn(ROWS, 200)
-    cpu.linear(x[:1], torch.zeros(24, 200), bias)
+    cpu.linear(x[:1], poor, bias)
     weight = torch.randn(24, 200)
     whole = cpu.linear(x, weight, bias)
     for rows in COUNTS:
         assert torch.equal(cpu.linear(x[:rows], weight, bias), whole[:rows]), rows
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_few_results_do_not_agree_by_chance(seed: int) -> None:
+    """Two columns, and a library whose last bits differ in few of the results."""
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        out = x @ weight
+        odd = (out.view(torch.int32) % 8 == 0) if len(x) % 16 else torch.zeros(out.shape).bool()
+        return torch.where(odd, out * (1 + 2.0**-20), out)
+
+    weight = torch.randn((64, 2), generator=torch.Generator().manual_seed(seed))
+    found = cpu_rows.agreeing_sizes(product, 64, torch.float32, 1 << 20)
+    assert set(found) <= {16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
 
 
 @pytest.mark.usefixtures("library")

@@ -18,7 +18,6 @@ from torch import Tensor
 from .test_cpu_reproducible import Context
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, of NaN in the interpreter
 ]
 CODES = torch.arange(256, dtype=torch.int32).to(torch.uint8)

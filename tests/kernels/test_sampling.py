@@ -11,8 +11,6 @@ from scalesim_kernels import KernelSet, select
 from scalesim_kernels.philox import philox4x32, uniform
 from torch import Tensor
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SETS = [select("reference"), select("cpu")]
 
 

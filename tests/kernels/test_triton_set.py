@@ -23,7 +23,6 @@ from torch import Tensor
 from .test_cpu_reproducible import Context
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, on garbage in masked lanes
 ]
 TRITON = select("triton")

@@ -18,7 +18,6 @@ from tests.model.conftest import Work
 from tests.model.peft_oracle import ATTENTION, VOCAB, Oracle, make_oracle
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # of peft
 ]
 

@@ -15,8 +15,6 @@ import transformers
 
 from scalesim.model.checkpoint.loader import load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB = 211
 PROMPT = 75  # crosses a bucket of 64 and ends inside a block
 NEW = 24

@@ -17,8 +17,6 @@ from tests.model_folders import write_dummy_model
 from .conftest import TINY
 from .pressure import check_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SMALL = replace(TINY, vocab_size=TOKENIZER.vocab_size)
 GEMMA2 = replace(
     SMALL, architecture="Gemma2ForCausalLM", windows=(20, None), soft_cap=5.0, logit_soft_cap=9.0,

@@ -25,8 +25,6 @@ from .conftest import TINY
 from .pressure import FULL, check_texts, engine_of
 from .test_against_transformers import assert_close, assert_greedy, oracle_logits
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VOCAB, PROMPT, NEW = TOKENIZER.vocab_size, 75, 20
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -45,7 +45,7 @@ def alone(
 
 @pytest.mark.parametrize(("chunk", "threads"), [(1, 1), (7, 2), (33, 1)])
 def test_alone_equals_chunked_beside_others(
-    make_driver: Any, tiny_model: NativeModel, one_thread: None, chunk: int, threads: int
+    make_driver: Any, tiny_model: NativeModel, chunk: int, threads: int
 ) -> None:
     torch.set_num_threads(threads)
     new = 20
@@ -148,7 +148,6 @@ def test_fast_mode_agrees_closely(make_driver: Any, tiny_model: NativeModel) -> 
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_specification_runs_the_model_too(make_driver: Any, tiny_model: NativeModel) -> None:
     results = []
     for name in ("cpu", "reference"):

@@ -19,8 +19,6 @@ from tests.engine.world import BLOCK, PAGE_BYTES, SHAPE, TOKENIZER, said, tiny_m
 from tests.model.adapter_folders import write_adapter
 from tests.model_folders import write_dummy_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def model_parts(pages: int = 120, **settings: object) -> EngineParts:
     settings = {

@@ -10,8 +10,6 @@ import pytest
 from tests.long.__main__ import CAMPAIGNS
 from tests.long.campaign import Campaign, load, pursue
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_one_seed_of_each(name: str) -> None:
