@@ -84,15 +84,16 @@ def quick(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("isa", ["AVX", "AVX2"])
 def processors(session: nox.Session, isa: str) -> None:
-    """The tests of reproducible mode, with what torch and oneDNN do on processors without wider
-    vectors; on AVX, oneDNN's packed product gives rows other bits with other row counts."""
+    """The tests of reproducible mode, with what torch, oneDNN and numba do on processors without
+    wider vectors; on AVX, oneDNN's packed product gives rows other bits with other row counts."""
     install(session, "test")
     capability = {"AVX": "default", "AVX2": "avx2"}[isa]
+    numba = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+popcnt"}
     session.run(
         "pytest", "-n", "auto", *(session.posargs or PROCESSORS),
         env={
             "OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa,
-            "MKL_ENABLE_INSTRUCTIONS": isa,
+            "MKL_ENABLE_INSTRUCTIONS": isa, **numba,
         },
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
-"""The kernels of the CPU set that numba compiles: attention that reads pages where they lie, the
-rotary embedding with the KV store, RMSNorm and gated activations; in fp32.
+"""The kernels of the CPU set that numba compiles, in fp32: the rotary embedding with the KV store,
+RMSNorm and gated activations; and, in ``cpu_compiled_attention``, attention that reads pages where
+they lie.
 
 A kernel is a C function of one job, which a team of threads runs together: each thread takes the
 next item until there is none. Who computes an item changes nothing: the bits of a row follow from
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from .cpu_float8 import load_float8, octets, store_float8
+from .cpu_float8 import octets, store_float8
 from .cpu_kernel import job, kernel
 from .cpu_lanes import (
     WIDTH,
@@ -24,37 +25,20 @@ from .cpu_lanes import (
     floats,
     fma,
     ints,
-    lane,
-    larger,
-    largest,
     load,
     multiply,
-    only,
-    prefetch,
     store,
     subtract,
-    sums,
     take_next,
     tanh,
     total,
 )
 
-TILE = 64  # positions of KV between two corrections of the softmax; every block size divides it
 TOKENS = 8  # tokens of an item of the KV store
-LINE = 16  # elements of a cache line
-FEW_ROWS = 16  # so few do not hide how long their KV takes to come
-UNROLLED = 8 * WIDTH  # elements of V that are mixed in registers
-MINUS_INFINITY = np.float32(-np.inf)
 ONE, MINUS_ONE, NO_FLOAT = np.float32(1), np.float32(-1), np.float32(0)
 GELU_SCALE, GELU_CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)  # sqrt(2 / pi)
 
 
-AttentionJob = job(
-    "AttentionJob",
-    "q q_stride q_size out out_size layer layer_size page_stride table table_size max_blocks "
-    "items num_heads num_kv_heads head_dim block_size window most_tokens float8",
-    "scale soft_cap",
-)
 RopeJob = job(
     "RopeJob",
     "qkv qkv_size layer layer_size page_stride table table_size max_blocks rows positions "
@@ -64,202 +48,6 @@ RopeJob = job(
 )
 NormJob = job("NormJob", "x residual weight out num_rows width rows_each", "eps")
 GateJob = job("GateJob", "gate_up out num_rows width rows_each gelu")
-
-
-# -- attention -----------------------------------------------------------------------------------
-
-
-@njit(inline="always")
-def eight_scores(q: Any, q_at: int, layer: Any, k_at: int, dim: int) -> Any:
-    """The products of a query with eight keys that follow one another, a lane each."""
-    a = b = c = d = e = f = g = h = fill(NO_FLOAT)
-    for i in range(0, dim, WIDTH):
-        x, y = load(q, q_at + i), k_at + i
-        a = fma(x, load(layer, y), a)
-        b = fma(x, load(layer, y + dim), b)
-        c = fma(x, load(layer, y + 2 * dim), c)
-        d = fma(x, load(layer, y + 3 * dim), d)
-        e = fma(x, load(layer, y + 4 * dim), e)
-        f = fma(x, load(layer, y + 5 * dim), f)
-        g = fma(x, load(layer, y + 6 * dim), g)
-        h = fma(x, load(layer, y + 7 * dim), h)
-    return sums(a, b, c, d, e, f, g, h)
-
-
-@njit(inline="always")
-def mix_wide(
-    mixed: Any, m_at: int, weights: Any, w_at: int, layer: Any, values: Any, i: int,
-    first: int, end: int, dim: int, block_size: int, faded: Any,
-) -> None:  # fmt: skip
-    """``mixed = faded * mixed + weights @ V``, of the elements ``i:i + 64`` of each value."""
-    a = multiply(faded, load(mixed, m_at))
-    b = multiply(faded, load(mixed, m_at + 8))
-    c = multiply(faded, load(mixed, m_at + 16))
-    d = multiply(faded, load(mixed, m_at + 24))
-    e = multiply(faded, load(mixed, m_at + 32))
-    f = multiply(faded, load(mixed, m_at + 40))
-    g = multiply(faded, load(mixed, m_at + 48))
-    h = multiply(faded, load(mixed, m_at + 56))
-    position = first
-    while position < end:
-        block = position // block_size
-        stop = min(end, (block + 1) * block_size)
-        v_at = values[block] + (position - block * block_size) * dim + i
-        for j in range(position, stop):
-            w = fill(weights[w_at + j])
-            a = fma(w, load(layer, v_at), a)
-            b = fma(w, load(layer, v_at + 8), b)
-            c = fma(w, load(layer, v_at + 16), c)
-            d = fma(w, load(layer, v_at + 24), d)
-            e = fma(w, load(layer, v_at + 32), e)
-            f = fma(w, load(layer, v_at + 40), f)
-            g = fma(w, load(layer, v_at + 48), g)
-            h = fma(w, load(layer, v_at + 56), h)
-            v_at += dim
-        position = stop
-    store(mixed, m_at, a)
-    store(mixed, m_at + 8, b)
-    store(mixed, m_at + 16, c)
-    store(mixed, m_at + 24, d)
-    store(mixed, m_at + 32, e)
-    store(mixed, m_at + 40, f)
-    store(mixed, m_at + 48, g)
-    store(mixed, m_at + 56, h)
-
-
-@njit(inline="always")
-def mix_eight(
-    mixed: Any, m_at: int, weights: Any, w_at: int, layer: Any, values: Any, i: int,
-    first: int, end: int, dim: int, block_size: int, faded: Any,
-) -> None:  # fmt: skip
-    """As ``mix_wide``, of the elements ``i:i + 8``: for the end of other head dimensions."""
-    a = multiply(faded, load(mixed, m_at))
-    for j in range(first, end):
-        block = j // block_size
-        v_at = values[block] + (j - block * block_size) * dim + i
-        a = fma(fill(weights[w_at + j]), load(layer, v_at), a)
-    store(mixed, m_at, a)
-
-
-@njit(inline="always")
-def widen_block(
-    codes: Any, c_at: int, floats: Any, f_at: int, size: int, v_of_codes: int, v_of_floats: int
-) -> None:
-    """K and V of a block, from e4m3."""
-    for i in range(0, size, WIDTH):
-        store(floats, f_at + i, load_float8(codes, c_at + i))
-        store(floats, f_at + v_of_floats + i, load_float8(codes, c_at + v_of_codes + i))
-
-
-@kernel(AttentionJob)
-def attention(pointer: Any) -> None:
-    """Causal attention of a few consecutive tokens of one sequence, with the query heads of one KV
-    head, an item each.
-
-    Online softmax: after each tile of 64 positions, a row's sums are corrected for its new maximum.
-    Tiles begin at multiples of 64 of the absolute position, so a row takes the same steps however
-    its tokens were cut into items. A tile in e4m3 is converted once for all rows of the item.
-    """
-    job = carray(pointer, 1)[0]
-    dim, block_size, window = job.head_dim, job.block_size, job.window
-    num_kv_heads = job.num_kv_heads
-    group = job.num_heads // num_kv_heads
-    q = carray(floats(job.q), job.q_size)
-    out = carray(floats(job.out), job.out_size)
-    layer = carray(floats(job.layer), job.layer_size)
-    codes = carray(octets(job.layer), job.layer_size)
-    table = carray(ints(job.table), job.table_size)
-    items = carray(ints(job.items), (job.num_items // num_kv_heads, 4))
-    scale, capped = fill(job.scale), job.soft_cap > 0
-    cap, inverse_cap = fill(job.soft_cap), fill(job.scale / job.soft_cap if capped else NO_FLOAT)
-    hidden = fill(MINUS_INFINITY)
-    most_rows = job.most_tokens * group
-    weights = np.empty(most_rows * TILE, np.float32)
-    mixed = np.empty(most_rows * dim, np.float32)
-    maxima = np.empty(most_rows, np.float32)
-    masses = np.empty(most_rows, np.float32)
-    fades = np.empty(most_rows, np.float32)
-    values = np.empty(TILE // block_size, np.int64)
-    v_of_k, v_of_page = TILE * dim, num_kv_heads * block_size * dim
-    if job.float8 != 0:
-        layer = np.empty(2 * v_of_k, np.float32)
-    else:
-        v_of_k = v_of_page
-    while True:
-        index = take_next(pointer)
-        if index >= job.num_items:
-            return
-        head = index % num_kv_heads
-        item = items[index // num_kv_heads]
-        row, first_token, num_tokens, first_position = item[0], item[1], item[2], item[3]
-        num_rows = num_tokens * group
-        mixed[: num_rows * dim] = 0
-        maxima[:num_rows] = MINUS_INFINITY
-        masses[:num_rows] = 0
-        last = first_position + num_tokens - 1
-        start = 0 if window == 0 else max(0, first_position - window + 1) // TILE * TILE
-        for base in range(start, last + 1, TILE):
-            for block in range(min(TILE, last + 1 - base + block_size - 1) // block_size):
-                page = np.int64(table[row * job.max_blocks + base // block_size + block])
-                k_at = page * job.page_stride + head * block_size * dim
-                if job.float8 != 0:
-                    values[block] = v_of_k + block * block_size * dim
-                    widen_block(
-                        codes, k_at, layer, values[block] - v_of_k, block_size * dim, v_of_page,
-                        v_of_k,
-                    )  # fmt: skip
-                    continue
-                values[block] = k_at + v_of_k
-                for line in range(0, block_size * dim if num_rows <= FEW_ROWS else 0, LINE):
-                    prefetch(layer, values[block] + line)
-            for r in range(num_rows):
-                position = first_position + r // group
-                end = min(position + 1 - base, TILE)
-                first = 0 if window == 0 else max(0, position - window + 1 - base)
-                if first >= end:
-                    continue
-                q_at = (first_token + r // group) * job.q_stride + (head * group + r % group) * dim
-                top = hidden
-                for j in range(first // WIDTH * WIDTH, end, WIDTH):
-                    k_at = values[j // block_size] - v_of_k + j % block_size * dim
-                    scores = eight_scores(q, q_at, layer, k_at, dim)
-                    if capped:
-                        scores = multiply(cap, tanh(multiply(scores, inverse_cap)))
-                    else:
-                        scores = multiply(scores, scale)
-                    scores = only(first - j, end - j, scores, hidden)
-                    store(weights, r * TILE + j, scores)
-                    top = larger(top, scores)
-                maximum = max(maxima[r], largest(top))
-                peak, mass = fill(maximum), fill(NO_FLOAT)
-                for j in range(first // WIDTH * WIDTH, end, WIDTH):
-                    grown = exp(subtract(load(weights, r * TILE + j), peak))
-                    store(weights, r * TILE + j, grown)
-                    mass = add(mass, grown)
-                fade = lane(exp(subtract(fill(maxima[r]), peak)), 0)
-                masses[r] = masses[r] * fade + total(mass)
-                maxima[r], fades[r] = maximum, fade
-            for r in range(num_rows):
-                position = first_position + r // group
-                end = min(position + 1 - base, TILE)
-                first = 0 if window == 0 else max(0, position - window + 1 - base)
-                if first >= end:
-                    continue
-                faded, i = fill(fades[r]), 0
-                while i + UNROLLED <= dim:
-                    mix_wide(mixed, r * dim + i, weights, r * TILE, layer, values, i,
-                             first, end, dim, block_size, faded)  # fmt: skip
-                    i += UNROLLED
-                while i < dim:
-                    mix_eight(mixed, r * dim + i, weights, r * TILE, layer, values, i,
-                              first, end, dim, block_size, faded)  # fmt: skip
-                    i += WIDTH
-        for r in range(num_rows):
-            token = first_token + r // group
-            at = (token * job.num_heads + head * group + r % group) * dim
-            mass = fill(masses[r])
-            for i in range(0, dim, WIDTH):
-                store(out, at + i, divide(load(mixed, r * dim + i), mass))
 
 
 # -- rotary embedding and KV store -----------------------------------------------------------------

@@ -1,13 +1,15 @@
-"""Eight floats as a type of numba's: the vectors that the compiled CPU kernels are written in.
+"""Vectors of floats as types of numba's, which the compiled CPU kernels are written in: ``lanes``
+of eight, and ``wide``, as many as a register of this processor holds.
 
 Every operation here is an IEEE operation on each lane, in the order of the source: numba is given
 no freedom to reorder sums (no fast-math), and a multiplication joins an addition only in ``fma``.
 So the bits of a result follow from the source and from the inputs, on every processor, and two
-kernels that name the same operations agree. Eight lanes fill a register of AVX2; on others the
-compiler uses half a register, or several.
+kernels that name the same operations agree. What adds lanes up has eight of them, whatever the
+processor; wide vectors are for work in which no lane meets another. Eight lanes fill a register of
+AVX2; on others the compiler uses half a register, or several.
 
 Numba caches what it compiled beside the file that has the kernel, and notices changes of that file
-alone: after a change here, touch ``cpu_compiled.py`` and ``cpu_few_rows.py``.
+alone: after a change here, touch the files whose kernels are made of these.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 WIDTH = 8
+WIDE = 16 if "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features()) else WIDTH
 LINE = 16  # elements of a cache line
 PANEL = 64  # columns of a matrix that lie together
 SHIFT = 4  # of increments that are fractions of an element
@@ -29,31 +33,43 @@ VECTOR, INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT32, WIDTH)
 
 
 class Lanes(types.Type):
-    """The type of eight floats."""
+    """The type of ``width`` floats."""
 
-    def __init__(self) -> None:
-        super().__init__(name="Lanes")
+    def __init__(self, width: int) -> None:
+        super().__init__(name=f"Lanes{width}")
+        self.width = width
 
 
-lanes = Lanes()
+lanes, wide = Lanes(WIDTH), Lanes(WIDE)  # one type, where the widths are equal
 
 
 @register_model(Lanes)
 class LanesModel(models.PrimitiveModel):
-    """Eight floats are one value of LLVM."""
+    """A vector is one value of LLVM."""
 
     def __init__(self, manager: Any, kind: Lanes) -> None:
-        super().__init__(manager, kind, VECTOR)
+        super().__init__(manager, kind, ir.VectorType(FLOAT, kind.width))
 
 
 def splat(builder: Any, scalar: Any, kind: Any = VECTOR) -> Any:
     """``scalar`` in all lanes."""
     first = builder.insert_element(kind(ir.Undefined), scalar, INT32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(INTS, [0] * WIDTH))
+    return builder.shuffle_vector(first, first, same(0, kind.count))
 
 
-def constant(value: float) -> Any:
-    return ir.Constant(VECTOR, [value] * WIDTH)
+def constant(value: float, width: int = WIDTH) -> Any:
+    return ir.Constant(ir.VectorType(FLOAT, width), [value] * width)
+
+
+def same(value: int, width: int) -> Any:
+    """The integer ``value`` in all lanes."""
+    return ir.Constant(ir.VectorType(INT32, width), [value] * width)
+
+
+def each_lane(builder: Any, name: str, *args: Any) -> Any:
+    """LLVM's function ``name`` of floats, of vectors of one width."""
+    kind = args[0].type
+    return call(builder, f"llvm.{name}.v{kind.count}f32", kind, *args)
 
 
 def element(context: Any, builder: Any, array: Any, index: Any, kind: Any) -> Any:
@@ -81,28 +97,34 @@ def ask_for(builder: Any, where: Any, closeness: int = 2) -> None:
     builder.call(function, [builder.bitcast(where, byte), INT32(0), INT32(closeness), INT32(1)])
 
 
-@intrinsic
-def load(typing: Any, array: Any, index: Any) -> Any:
-    """``array[index:index + 8]``."""
+def loading(kind: Lanes) -> Any:
+    """The operation that takes a vector from an array."""
 
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        where = element(context, builder, args[0], args[1], signature.args[0])
-        pointer = builder.bitcast(where, VECTOR.as_pointer())
-        return builder.load(pointer, align=4, typ=VECTOR)
+    @intrinsic
+    def operation(typing: Any, array: Any, index: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            where = element(context, builder, args[0], args[1], signature.args[0])
+            vector = context.get_value_type(kind)
+            return builder.load(builder.bitcast(where, vector.as_pointer()), align=4, typ=vector)
 
-    return lanes(array, types.int64), build
+        return kind(array, types.int64), build
+
+    return operation
+
+
+load, load_wide = loading(lanes), loading(wide)  # array[index:index + width]
 
 
 @intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """``array[index:index + 8] = value``."""
+    """``array[index:index + width] = value``."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         where = element(context, builder, args[0], args[1], signature.args[0])
-        builder.store(args[2], builder.bitcast(where, VECTOR.as_pointer()), align=4)
+        builder.store(args[2], builder.bitcast(where, args[2].type.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, lanes), build
+    return types.void(array, types.int64, value), build
 
 
 @intrinsic
@@ -116,14 +138,31 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.int64), build
 
 
+def filling(kind: Lanes) -> Any:
+    """The operation that puts a number in all lanes."""
+
+    @intrinsic
+    def operation(typing: Any, value: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return splat(builder, args[0], context.get_value_type(kind))
+
+        return kind(types.float32), build
+
+    return operation
+
+
+fill, fill_wide = filling(lanes), filling(wide)
+
+
 @intrinsic
-def fill(typing: Any, value: Any) -> Any:
-    """``value`` in all lanes."""
+def spread(typing: Any, array: Any, index: Any) -> Any:
+    """``array[index]`` in all lanes of a wide vector."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return splat(builder, args[0])
+        where = element(context, builder, args[0], args[1], signature.args[0])
+        return splat(builder, builder.load(where), context.get_value_type(wide))
 
-    return lanes(types.float32), build
+    return wide(array, types.int64), build
 
 
 def binary(name: str) -> Any:
@@ -134,7 +173,7 @@ def binary(name: str) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             return getattr(builder, name)(*args)
 
-        return lanes(lanes, lanes), build
+        return a(a, a), build
 
     return operation
 
@@ -147,9 +186,9 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c``, rounded once."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, f"llvm.fma.v{WIDTH}f32", VECTOR, *args)
+        return each_lane(builder, "fma", *args)
 
-    return lanes(lanes, lanes, lanes), build
+    return a(a, a, a), build
 
 
 @intrinsic
@@ -159,7 +198,33 @@ def larger(typing: Any, a: Any, b: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), *args)
 
-    return lanes(lanes, lanes), build
+    return a(a, a), build
+
+
+@intrinsic
+def within(typing: Any, firsts: Any, ends: Any, at: Any, j: Any, value: Any, other: Any) -> Any:
+    """``value`` in the lanes whose ``firsts[at + lane] <= j < ends[at + lane]`` (int32), ``other``
+    in the rest."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integers = ir.VectorType(INT32, args[4].type.count)
+        first, end = (
+            builder.load(
+                builder.bitcast(
+                    element(context, builder, args[i], args[2], signature.args[i]),
+                    integers.as_pointer(),
+                ),
+                align=4, typ=integers,
+            )
+            for i in range(2)
+        )  # fmt: skip
+        now = splat(builder, builder.trunc(args[3], INT32), integers)
+        inside = builder.and_(
+            builder.icmp_signed("<=", first, now), builder.icmp_signed("<", now, end)
+        )
+        return builder.select(inside, args[4], args[5])
+
+    return value(firsts, ends, types.int64, types.int64, value, value), build
 
 
 @intrinsic
@@ -216,7 +281,7 @@ def lane(typing: Any, value: Any, index: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.extract_element(args[0], builder.trunc(args[1], INT32))
 
-    return types.float32(lanes, types.int64), build
+    return types.float32(value, types.int64), build
 
 
 @njit(inline="always")
@@ -244,9 +309,10 @@ TANH_NEAR = 0.625
 
 
 def polynomial(builder: Any, x: Any, terms: tuple[float, ...]) -> Any:
-    result = constant(terms[0])
+    width = x.type.count
+    result = constant(terms[0], width)
     for term in terms[1:]:
-        result = call(builder, f"llvm.fma.v{WIDTH}f32", VECTOR, result, x, constant(term))
+        result = each_lane(builder, "fma", result, x, constant(term, width))
     return result
 
 
@@ -254,30 +320,30 @@ def exponential(builder: Any, x: Any) -> Any:
     """The exponential function, good to two units in the last place: a power of two times a
     polynomial of the remainder (S. L. Moshier's coefficients, Cephes). 0 below ``EXP_LEAST``,
     infinity above ``EXP_MOST``; NaN stays."""
+    kind, width = x.type, x.type.count
+    integers = ir.VectorType(INT32, width)
 
-    def fused(a: Any, b: Any, c: Any) -> Any:
-        return call(builder, f"llvm.fma.v{WIDTH}f32", VECTOR, a, b, c)
+    def number(value: float) -> Any:
+        return constant(value, width)
 
-    low = builder.fcmp_ordered("<", x, constant(EXP_LEAST))
-    high = builder.fcmp_ordered(">", x, constant(EXP_MOST))
-    tame = builder.select(builder.or_(low, high), constant(0.0), x)
-    power = call(builder, f"llvm.rint.v{WIDTH}f32", VECTOR, builder.fmul(tame, constant(LOG2E)))
-    remainder = fused(power, constant(-LN2_HIGH), tame)
-    remainder = fused(power, constant(-LN2_LOW), remainder)
+    low = builder.fcmp_ordered("<", x, number(EXP_LEAST))
+    high = builder.fcmp_ordered(">", x, number(EXP_MOST))
+    tame = builder.select(builder.or_(low, high), number(0.0), x)
+    power = each_lane(builder, "rint", builder.fmul(tame, number(LOG2E)))
+    remainder = each_lane(builder, "fma", power, number(-LN2_HIGH), tame)
+    remainder = each_lane(builder, "fma", power, number(-LN2_LOW), remainder)
     square = builder.fmul(remainder, remainder)
-    part = fused(
-        polynomial(builder, remainder, EXP_TERMS), square, builder.fadd(remainder, constant(1.0))
-    )
+    part = polynomial(builder, remainder, EXP_TERMS)
+    part = each_lane(builder, "fma", part, square, builder.fadd(remainder, number(1.0)))
     finite = builder.fcmp_ordered("ord", x, x)
-    whole = builder.fptosi(builder.select(finite, power, constant(0.0)), INTS)
+    whole = builder.fptosi(builder.select(finite, power, number(0.0)), integers)
     # In two steps, as 2**128 is no float.
-    half = builder.ashr(whole, ir.Constant(INTS, [1] * WIDTH))
+    half = builder.ashr(whole, same(1, width))
     for exponent in (half, builder.sub(whole, half)):
-        biased = builder.add(exponent, ir.Constant(INTS, [127] * WIDTH))
-        bits = builder.shl(biased, ir.Constant(INTS, [23] * WIDTH))
-        part = builder.fmul(part, builder.bitcast(bits, VECTOR))
-    part = builder.select(low, constant(0.0), part)
-    return builder.select(high, constant(float("inf")), part)
+        bits = builder.shl(builder.add(exponent, same(127, width)), same(23, width))
+        part = builder.fmul(part, builder.bitcast(bits, kind))
+    part = builder.select(low, number(0.0), part)
+    return builder.select(high, number(float("inf")), part)
 
 
 @intrinsic
@@ -287,7 +353,7 @@ def exp(typing: Any, x: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return exponential(builder, args[0])
 
-    return lanes(lanes), build
+    return x(x), build
 
 
 @intrinsic
@@ -296,15 +362,18 @@ def tanh(typing: Any, x: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         (x,) = args
+        width = x.type.count
         square = builder.fmul(x, x)
         cubic = builder.fmul(polynomial(builder, square, TANH_TERMS), builder.fmul(square, x))
         near = builder.fadd(cubic, x)
-        grown = builder.fadd(exponential(builder, builder.fadd(x, x)), constant(1.0))
-        far = builder.fsub(constant(1.0), builder.fdiv(constant(2.0), grown))
-        size = call(builder, f"llvm.fabs.v{WIDTH}f32", VECTOR, x)
-        return builder.select(builder.fcmp_ordered("<", size, constant(TANH_NEAR)), near, far)
+        grown = builder.fadd(exponential(builder, builder.fadd(x, x)), constant(1.0, width))
+        far = builder.fsub(constant(1.0, width), builder.fdiv(constant(2.0, width), grown))
+        size = each_lane(builder, "fabs", x)
+        return builder.select(
+            builder.fcmp_ordered("<", size, constant(TANH_NEAR, width)), near, far
+        )
 
-    return lanes(lanes), build
+    return x(x), build
 
 
 def products(rows: int, vectors: int) -> Any:
@@ -361,9 +430,7 @@ def products(rows: int, vectors: int) -> Any:
                     value = splat(builder, builder.load(place("x", builder.add(index, loop.index))))
                     for part in range(vectors):
                         total = builder.load(kept[row, part])
-                        total = call(
-                            builder, f"llvm.fma.v{WIDTH}f32", VECTOR, value, taken[part], total
-                        )
+                        total = each_lane(builder, "fma", value, taken[part], total)
                         builder.store(total, kept[row, part])
             for where in places:
                 builder.store(builder.load(kept[where]), sum_at(*where), align=4)
@@ -373,6 +440,59 @@ def products(rows: int, vectors: int) -> Any:
         return types.void(
             x, integer, integer, weights, integer, integer, integer, integer, sums, integer
         ), build
+
+    return operation
+
+
+def row_products(keys: int) -> Any:
+    """The operation that stores the products of ``keys`` keys with as many rows as a wide vector
+    has: ``scores[s_at + key * stride + row]``, of ``queries[q_at + i * stride + row]`` and
+    ``layer[k_at + key * dim + i]``. A sum has eight parts, of every eighth element each, which are
+    added in the order of ``sums``.
+    """
+
+    @intrinsic
+    def operation(
+        typing: Any, queries: Any, q_at: Any, stride: Any, layer: Any, k_at: Any, dim: Any,
+        scores: Any, s_at: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = context.get_value_type(wide)
+            q_at, stride, k_at, dim, s_at = (args[i] for i in (1, 2, 4, 5, 7))
+            q, k, out = (
+                cgutils.create_struct_proxy(signature.args[i])(context, builder, args[i]).data
+                for i in (0, 3, 6)
+            )
+            parts = [
+                [cgutils.alloca_once(builder, kind) for _ in range(WIDTH)] for _ in range(keys)
+            ]
+            for part in (part for parts_of_key in parts for part in parts_of_key):
+                builder.store(constant(0.0, WIDE), part)
+            with cgutils.for_range_slice(builder, INT64(0), dim, INT64(WIDTH)) as (i, _):
+                for part in range(WIDTH):
+                    at = builder.add(i, INT64(part))
+                    where = builder.gep(q, [builder.add(q_at, builder.mul(at, stride))])
+                    rows = builder.load(
+                        builder.bitcast(where, kind.as_pointer()), align=4, typ=kind
+                    )
+                    for key in range(keys):
+                        where = builder.add(k_at, builder.add(builder.mul(dim, INT64(key)), at))
+                        element = splat(builder, builder.load(builder.gep(k, [where])), kind)
+                        total = builder.load(parts[key][part])
+                        builder.store(
+                            each_lane(builder, "fma", rows, element, total), parts[key][part]
+                        )
+            for key in range(keys):
+                level = [builder.load(part) for part in parts[key]]
+                while len(level) > 1:
+                    half = len(level) // 2
+                    level = [builder.fadd(level[n], level[n + half]) for n in range(half)]
+                where = builder.gep(out, [builder.add(s_at, builder.mul(stride, INT64(key)))])
+                builder.store(level[0], builder.bitcast(where, kind.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        number = types.int64
+        return types.void(queries, number, number, layer, number, number, scores, number), build
 
     return operation
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import cpu_compiled as compiled
+from . import cpu_compiled_attention as compiled_attention
 from . import cpu_elementwise as plain
 from .contracts import PagedBatch
 from .cpu_attention import CpuAttention, CpuPlan, split_sequences
@@ -137,7 +138,7 @@ def attend(
     if q.stride(1) != head_dim or q.stride(2) != 1:
         q = q.contiguous()
     table = batch.block_table
-    job = compiled.AttentionJob(
+    job = compiled_attention.AttentionJob(
         0, len(found) * num_kv_heads,
         q.data_ptr(), q.stride(0), (len(q) - 1) * q.stride(0) + q.shape[1] * head_dim,
         out.data_ptr(), out.numel(), *layer_of(pool, layer),
@@ -145,7 +146,7 @@ def attend(
         q.shape[1], num_kv_heads, head_dim, block_size, window or 0, num_tokens,
         int(pool.dtype == FLOAT8), scale, soft_cap or 0.0,
     )  # fmt: skip
-    run(compiled.attention, job)
+    run(compiled_attention.attention, job)
 
 
 def rms_norm(

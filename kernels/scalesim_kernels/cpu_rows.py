@@ -131,13 +131,15 @@ def agreeing_sizes(product: Product, width: int, dtype: torch.dtype, most_rows: 
     num_rows = BASE * -(-COMPARED // base.numel())
     more = torch.randn((num_rows - BASE, width), generator=generator).to(dtype)
     rows = torch.cat((first, more))
-    base = torch.cat((base, *(product(part) for part in more.split(BASE))))
+    base = torch.cat((base, *(product(part) for part in torch.split(more, BASE))))
 
     def agrees(size: int, shift: int) -> bool:
         """Whether rows moved by ``shift`` places, over and over among ``size``, keep their bits."""
         needed = max(size, -(-COMPARED // base.shape[1]))
         order = (torch.arange(-(-needed // size) * size) - shift) % num_rows
-        return all(torch.equal(product(rows[some]), base[some]) for some in order.split(size))
+        return all(
+            torch.equal(product(rows[some]), base[some]) for some in torch.split(order, size)
+        )
 
     if not all(agrees(BASE, shift) for shift in (1, 5, 11)):
         return ALONE

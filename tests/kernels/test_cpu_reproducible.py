@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -90,13 +92,16 @@ class Context:
             int32(np.cumsum([0, *counts])), int32([b for _, _, b in parts]), counts.count(1),
         )  # fmt: skip
 
-    def attend(self, kernels: KernelSet, *parts: tuple[int, int, int]) -> list[Tensor]:
+    def attend(
+        self, kernels: KernelSet, *parts: tuple[int, int, int], window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         """Attention of the parts, one result each."""
         batch = self.batch(*parts)
         q = torch.cat([self.q[seq, a:b] for seq, a, b in parts])
         plan, out = kernels.plan(batch, self.pool, self.num_heads, True), torch.empty_like(q)
-        kernels.paged_decode(q, self.pool, 0, batch, plan, 0.2, out)
-        kernels.paged_prefill(q, self.pool, 0, batch, plan, 0.2, out)
+        kernels.paged_decode(q, self.pool, 0, batch, plan, 0.2, out, window, soft_cap)
+        kernels.paged_prefill(q, self.pool, 0, batch, plan, 0.2, out, window, soft_cap)
         return list(out.split([stop - start for _, start, stop in parts]))
 
 
@@ -134,6 +139,21 @@ def test_attention_rows(
         among = context.attend(cpu, (1, 99, 100), part, (2, 70, 71), (2, 100, 150))[1]
         assert torch.equal(alone, whole[position : position + 1]), ("decode", position)
         assert torch.equal(among, alone), ("decode in a batch", position)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 3.0])
+@pytest.mark.parametrize("window", [1, 5, 64, 100])
+@pytest.mark.parametrize("group", [1, 3, 5, 16])
+def test_attention_rows_in_windows(
+    cpu: KernelSet, group: int, window: int, soft_cap: float | None
+) -> None:
+    """However many rows are computed together, and whether they see a tile, or all of them do."""
+    context = Context(group, 1, 48, 16)
+    options: dict[str, Any] = {"window": window, "soft_cap": soft_cap}
+    whole = context.attend(cpu, (0, 0, context.length), **options)[0]
+    for start, stop in ((0, 1), (60, 70), (63, 64), (100, 102), (100, 103), (150, 171)):
+        got = context.attend(cpu, (1, 7, 8), (0, start, stop), **options)[1]
+        assert torch.equal(got, whole[start:stop]), (start, stop)
 
 
 def test_a_sequence_with_nan_keeps_it_to_itself(cpu: KernelSet) -> None:

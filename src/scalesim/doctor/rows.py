@@ -51,7 +51,7 @@ def probe(settings: Settings) -> Section:
 
 def compiled_kernels(section: Section) -> None:
     """Whether the kernels that numba compiles came from its cache, or what they took."""
-    from scalesim_kernels import cpu_compiled  # noqa: F401  (compiles, or loads)
+    from scalesim_kernels import cpu_paged  # noqa: F401  (compiles, or loads)
     from scalesim_kernels.cpu_kernel import compilations
 
     if not compilations.names:
