@@ -220,7 +220,7 @@ def test_interrupt_ends_cleanly(village_model: Path) -> None:
 
 def test_the_own_model_speaks_english_and_acts(capsys: pytest.CaptureFixture[str]) -> None:
     """What comes with the package: its actions are valid without a schema, its sentences end."""
-    stage = Stage.build(DemoOptions(agents=8, resident=8))
+    stage = Stage.build(DemoOptions(agents=20, resident=20))
     with stage.play("resident") as village:
         for _ in village.opening():
             pass
