@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from scalesim.core import AgentId, TierName
 from scalesim.memory.tree.owning import Owner
@@ -27,6 +27,9 @@ from scalesim.memory.tree.small_map import SmallMap
 if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
 
+Loss: TypeAlias = Literal["recompute", "reread", "fatal"]
+"""What it means that the content of a segment is on no tier: it is computed again from its tokens,
+read again from its source, or gone. What is ``"fatal"`` to lose keeps its pages on the host."""
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 # Shared by all segments without children; writing to it raises.
 _EMPTY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
@@ -51,6 +54,7 @@ class Segment:
     segment. A partial block has no children and is never saved. ``mark`` is set where a
     ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
     tokens: an attachment stays in the tree without pages, and is read again when it is needed.
+    ``loss`` is that of the segment's root.
     """
 
     __slots__ = (
@@ -63,6 +67,7 @@ class Segment:
         "host",
         "last_seq",
         "last_use",
+        "loss",
         "mark",
         "num_blocks",
         "num_hits",
@@ -85,8 +90,10 @@ class Segment:
         seq: int,
         *,
         mark: bytes = b"",
+        loss: Loss = "recompute",
     ) -> None:
         self.parent = parent
+        self.loss: Loss = loss if parent is None else parent.loss
         self.tokens = tokens
         self.num_blocks = num_blocks
         self.seq = seq
@@ -122,6 +129,12 @@ class Segment:
         """Whether the content is read from a source, and not computed from tokens. True also after
         the attachment was removed, when ``source`` is ``None``."""
         return self.mark != b"" and not self.tokens
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether this attachment was removed: it has no source any more or, where it never had
+        one, no owner."""
+        return not self.owners if self.loss == "fatal" else self.source is None
 
     @property
     def is_ready(self) -> bool:
