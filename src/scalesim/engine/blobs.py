@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +26,6 @@ TENSOR = "tensor"
 MAX_NAME_LEN = 256
 PATIENCE_S = 10.0
 """How long an assignment waits for copies that hold host pages."""
-T = TypeVar("T")
-Ask = Callable[[Callable[[], T]], T]
 
 
 class BlobMapping(MutableMapping[str, Any]):
@@ -36,15 +34,17 @@ class BlobMapping(MutableMapping[str, Any]):
     ``state["memory"] = tensor`` keeps a copy of a tensor or a numpy array of any dtype, on whatever
     device it is; ``state["memory"]`` gives a tensor on the engine's device, a copy as well. Values
     lie in pages of the engine's pools: on the host, where they stay, and on the device, to which
-    they are loaded before the agent's next use with all that it owns. Snapshots and forks keep them.
+    they are loaded before the agent's next use with all that it owns. Forks keep them.
 
     Raises ``StateError`` for what cannot be kept, or where ``host_memory`` has no room;
-    ``StateLostError`` for a value that was lost in a fault; ``KeyError`` for a name without a value;
+    ``StateLostError`` for a value that was lost in a fault; ``KeyError`` for a name without value;
     ``UnknownAgentError`` once the agent was forgotten. Every operation waits for the engine's
     thread, for the end of a step at most.
     """
 
-    def __init__(self, entry: AgentEntry, parts: EngineParts, ask: Ask[Any]) -> None:
+    def __init__(
+        self, entry: AgentEntry, parts: EngineParts, ask: Callable[[Callable[[], Any]], Any]
+    ) -> None:
         self._entry, self._parts, self._ask = entry, parts, ask
         self._access = None if parts.pages is None else StateAccess(parts.memory, parts.pages)
         self._live: dict[str, Any] = {}  # of the block of ``active``
@@ -53,8 +53,8 @@ class BlobMapping(MutableMapping[str, Any]):
     @contextmanager
     def active(self) -> Iterator[BlobMapping]:
         """In its block ``state[name]`` is one tensor on the engine's device, which may be written:
-        at the end of the block, pages whose bytes have changed are written back. If the block
-        raises, nothing is. Raises ``StateError`` within another such block of this agent."""
+        at the end of the block, pages whose bytes have changed are written back, and what was
+        assigned. If the block raises, nothing is. Raises ``StateError`` within another such block of this agent."""
         if self._is_active:
             raise StateError(f"the state of agent {shown(self._entry.id)} is active already")
         self._is_active = True
@@ -78,19 +78,22 @@ class BlobMapping(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         _checked_name(name)
-        self._write(name, tensor_of(value))
-        self._live.pop(name, None)
+        tensor = tensor_of(value)
+        if not self._is_active:
+            self._write(name, tensor)
+        elif value is not self._live.get(name):
+            self._live[name] = tensor.to(self._parts.device, copy=True)
 
     def __delitem__(self, name: str) -> None:
         access, key = self._store(), self._entry.key
-        self._ask(lambda: access.remove(key, name))
-        self._live.pop(name, None)
+        if self._live.pop(name, None) is None or name in self._forms():
+            self._ask(lambda: access.remove(key, name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._forms())
+        return iter(dict.fromkeys((*self._forms(), *self._live)))
 
     def __len__(self) -> int:
-        return len(self._forms())
+        return len({*self._forms(), *self._live})
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -129,8 +132,8 @@ class BlobMapping(MutableMapping[str, Any]):
 
 
 def in_rows(data: Any, page_bytes: int) -> Bytes2D:
-    """``data``, uint8 ``[num_bytes]``, as rows of pages, uint8 ``[num_pages, page_bytes]``: at least
-    one, the last filled up with zeros."""
+    """``data``, uint8 ``[num_bytes]``, as rows of pages, uint8 ``[num_pages, page_bytes]``: at
+    least one, the last filled up with zeros."""
     count = max(1, -(-len(data) // page_bytes))
     rows = np.zeros((count, page_bytes), np.uint8)
     rows.reshape(-1)[: len(data)] = data

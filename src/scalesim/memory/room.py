@@ -83,6 +83,7 @@ class Room:
     def to_keep(self, count: int) -> bool:
         """Make ``count`` host pages free for state whose loss is fatal: all other state may leave.
         Returns False if too much is moving, or kept as well."""
+
         def may_leave(segment: Segment) -> bool:
             return True
 

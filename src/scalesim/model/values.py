@@ -37,8 +37,8 @@ def packed(tensor: Tensor) -> tuple[TensorForm, npt.NDArray[np.uint8]]:
 
 def unpacked(form: TensorForm, data: Any, device: str) -> Tensor:
     """The tensor of ``form`` on ``device`` whose bytes are the first of ``data``, uint8 ``[n]``,
-    an array or a tensor. Shares no memory with ``data``. Raises ``StateError`` for a form of another
-    release."""
+    an array or a tensor. Shares no memory with ``data``. Raises ``StateError`` for a form of
+    another release."""
     name, shape = form
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):

@@ -114,13 +114,13 @@ class BlobPages:
         if usable == 0:
             raise StateError(
                 f"state {name!r} has to be kept on the host, and policy "
-                f"{self._residency.policy.name!r} has no host pool here: choose another policy, and "
-                "set host_memory"
+                f"{self._residency.policy.name!r} has no host pool here: choose another "
+                "policy, and set host_memory"
             )
         if (held := self.num_pages) + num_blocks > usable:
             raise StateError(
-                f"state {name!r} takes {num_blocks} pages of {self._residency.page_bytes} bytes, and "
-                f"other state holds {held} of the host's {usable}: raise host_memory"
+                f"state {name!r} takes {num_blocks} pages of {self._residency.page_bytes} bytes, "
+                f"and other state holds {held} of the host's {usable}: raise host_memory"
             )
 
     def reform(self, agent: AgentId, name: str, form: ValueForm) -> None:
