@@ -54,7 +54,8 @@ class BlobMapping(MutableMapping[str, Any]):
     def active(self) -> Iterator[BlobMapping]:
         """In its block ``state[name]`` is one tensor on the engine's device, which may be written:
         at the end of the block, pages whose bytes have changed are written back, and what was
-        assigned. If the block raises, nothing is. Raises ``StateError`` within another such block of this agent."""
+        assigned. If the block raises, nothing is. Raises ``StateError`` within another such block
+        of this agent."""
         if self._is_active:
             raise StateError(f"the state of agent {shown(self._entry.id)} is active already")
         self._is_active = True

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesim.core import AgentId
-from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Loss, Segment
+from scalesim.memory.tree.run import Loss
+from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
 TEXT = "text"
 """The root of KV: prompts and the tokens generated after them."""

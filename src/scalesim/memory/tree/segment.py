@@ -17,19 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from scalesim.core import AgentId, TierName
 from scalesim.memory.tree.owning import Owner
-from scalesim.memory.tree.run import NOWHERE, TIERS, Run, Transfer
+from scalesim.memory.tree.run import NOWHERE, TIERS, Loss, Run, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
 
-Loss: TypeAlias = Literal["recompute", "reread", "fatal"]
-"""What it means that the content of a segment is on no tier: it is computed again from its tokens,
-read again from its source, or gone. What is ``"fatal"`` to lose keeps its pages on the host."""
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 # Shared by all segments without children; writing to it raises.
 _EMPTY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
@@ -132,8 +129,7 @@ class Segment:
 
     @property
     def is_removed(self) -> bool:
-        """Whether this attachment was removed: it has no source any more or, where it never had
-        one, no owner."""
+        """Whether this attachment lost its source or, where it never had one, its last owner."""
         return not self.owners if self.loss == "fatal" else self.source is None
 
     @property
