@@ -18,6 +18,8 @@ from scalesim.checks import agent_id, flag, path_of, reading, shown
 from scalesim.core import AgentId
 from scalesim.distance.hints import read
 from scalesim.engine.advice import Advice
+from scalesim.engine.ask import ask
+from scalesim.engine.blobs import BlobMapping
 from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
@@ -44,10 +46,11 @@ class Agent:
     name.
     """
 
-    __slots__ = ("_agents", "_entry", "engine")
+    __slots__ = ("_agents", "_entry", "_state", "engine")
 
     def __init__(self, engine: ChatEntrypoints, agents: Agents, entry: AgentEntry) -> None:
         self.engine, self._agents, self._entry = engine, agents, entry
+        self._state: BlobMapping | None = None
 
     @property
     def id(self) -> AgentId:
@@ -58,6 +61,13 @@ class Agent:
     def adapter(self) -> str | None:
         """The name of the adapter that its calls use; ``Engine.agent`` sets it."""
         return self._entry.adapter
+
+    @property
+    def state(self) -> BlobMapping:
+        """Tensors that the agent owns, by name: ``agent.state["memory"] = tensor``."""
+        if self._state is None:
+            self._state = self._agents.state_of(self._entry)
+        return self._state
 
     @property
     def is_forgotten(self) -> bool:
@@ -251,6 +261,10 @@ class Agents:
                 self._adapters.bind(entry.key, name)
                 entry.adapter = name
         return agent
+
+    def state_of(self, entry: AgentEntry) -> BlobMapping:
+        """``Agent.state``."""
+        return BlobMapping(entry, self._loop.parts, partial(ask, self._thread, self._inbox))
 
     def fork(self, engine: ChatEntrypoints, parent: AgentId, child: AgentId) -> Agent:
         """``Engine.fork``."""

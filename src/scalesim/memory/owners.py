@@ -124,6 +124,11 @@ class Owners:
         for other in state.attached:
             if other.parent is segment.parent:
                 self.detach(state, other)
+        self.hold(id, segment)
+
+    def hold(self, id: AgentId, segment: Segment) -> None:
+        """Let agent ``id`` own the attachment ``segment``, beside all others."""
+        state = self.agent(id)
         state.attach(segment)
         segment.own(state)
         self._ranking.refresh(segment)
@@ -152,7 +157,11 @@ class Owners:
             changed.update(dict.fromkeys((*owned, *path)))
         for segment in changed:
             self._inherit(segment)
-        return [segment for segment in changed if not segment.owners and not segment.is_attachment]
+        return [
+            segment
+            for segment in changed
+            if not segment.owners and segment.loss != "reread"  # an adapter is not its agents'
+        ]
 
     def _inherit(self, partial: Segment) -> None:
         """Give a partial block without an owner to an owner of its path that has none there: a fork

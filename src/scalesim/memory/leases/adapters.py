@@ -47,7 +47,7 @@ class AdapterPages:
 
     def __init__(self, residency: Residency, owners: Owners) -> None:
         self._residency, self._owners = residency, owners
-        self._root = residency.tree.root(_ROOT)
+        self._root = residency.tree.root(_ROOT, "reread")
 
     def __len__(self) -> int:
         """The number of adapters that were added and not removed."""
