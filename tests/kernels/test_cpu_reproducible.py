@@ -93,15 +93,14 @@ class Context:
         )  # fmt: skip
 
     def attend(
-        self, kernels: KernelSet, *parts: tuple[int, int, int], window: int | None = None,
-        soft_cap: float | None = None,
-    ) -> list[Tensor]:  # fmt: skip
+        self, kernels: KernelSet, *parts: tuple[int, int, int], **options: Any
+    ) -> list[Tensor]:
         """Attention of the parts, one result each."""
         batch = self.batch(*parts)
         q = torch.cat([self.q[seq, a:b] for seq, a, b in parts])
         plan, out = kernels.plan(batch, self.pool, self.num_heads, True), torch.empty_like(q)
-        kernels.paged_decode(q, self.pool, 0, batch, plan, 0.2, out, window, soft_cap)
-        kernels.paged_prefill(q, self.pool, 0, batch, plan, 0.2, out, window, soft_cap)
+        kernels.paged_decode(q, self.pool, 0, batch, plan, 0.2, out, **options)
+        kernels.paged_prefill(q, self.pool, 0, batch, plan, 0.2, out, **options)
         return list(out.split([stop - start for _, start, stop in parts]))
 
 
