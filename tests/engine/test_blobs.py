@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from scalesim.engine.engine import Engine
-from scalesim.errors import StateError, UnknownAgentError
+from scalesim.errors import SnapshotWarning, StateError, UnknownAgentError
 from tests.engine.test_same_texts import check_empty
 from tests.engine.world import PAGE_BYTES, tiny_engine
 
@@ -144,3 +145,37 @@ def test_what_cannot_be_kept_is_refused() -> None:
         with pytest.raises(UnknownAgentError, match="was forgotten, with its state"):
             agent.state["memory"]
         assert list(engine.agent("ada").state) == []
+
+
+def test_a_snapshot_keeps_values_and_what_forks_share(tmp_path: Path) -> None:
+    """Bit for bit, as of the moment of the snapshot; also into other pages, and with little
+    room."""
+    rng = random.Random(7)
+    with tiny_engine(device_pages=14, host_pages=60) as engine:
+        ada = engine.agent("ada")
+        kept = {name: value(rng) for name in "xyz"}
+        for name, tensor in kept.items():
+            ada.state[name] = tensor
+        ada.generate("hello " * 30, max_tokens=3)
+        bob = ada.fork("bob")
+        bob.state["x"] = torch.arange(PAGE_BYTES // 2)
+        with engine.fork_world() as world:
+            world.agent("ada").state["x"] = torch.zeros(5)
+            engine.snapshot(tmp_path)
+        held = engine.parts.memory.blobs.num_pages
+        ada.state["x"] = torch.zeros(1)
+    parts = tiny_engine(device_pages=14, host_pages=60).parts
+    with Engine.restore(tmp_path, parts) as engine:
+        for agent, of in (("ada", kept), ("bob", {**kept, "x": torch.arange(PAGE_BYTES // 2)})):
+            state = engine.agent(agent).state
+            assert set(state) == set(of) and all(same(state[name], of[name]) for name in of)
+        assert engine.parts.memory.blobs.num_pages == held
+        engine.agent("ada").state["y"] = torch.ones(2)
+        assert same(engine.agent("bob").state["y"], kept["y"])
+        assert engine.restored is not None and engine.restored.num_pages > 0
+    few = tiny_engine(device_pages=14, host_pages=4).parts
+    with (
+        pytest.warns(SnapshotWarning, match="values that agents kept are not restored"),
+        Engine.restore(tmp_path, few) as engine,
+    ):
+        assert len(engine.agent("ada").state) < 3

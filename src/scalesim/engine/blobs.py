@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from scalesim.checks import shown, text
-from scalesim.core import Bytes2D
 from scalesim.engine.parts import EngineParts
 from scalesim.errors import StateError, UnknownAgentError
 from scalesim.memory.leases.blobs import ValueForm
-from scalesim.memory.state import StateAccess, StoredValue
+from scalesim.memory.state import StateAccess, StoredValue, in_rows
 from scalesim.model.values import packed, tensor_of, unpacked
 from scalesim.requests.agent_registry import AgentEntry
 
@@ -34,7 +31,7 @@ class BlobMapping(MutableMapping[str, Any]):
     ``state["memory"] = tensor`` keeps a copy of a tensor or a numpy array of any dtype, on whatever
     device it is; ``state["memory"]`` gives a tensor on the engine's device, a copy as well. Values
     lie in pages of the engine's pools: on the host, where they stay, and on the device, to which
-    they are loaded before the agent's next use with all that it owns. Forks keep them.
+    they are loaded before the agent's next use with all that it owns. Snapshots and forks keep them.
 
     Raises ``StateError`` for what cannot be kept, or where ``host_memory`` has no room;
     ``StateLostError`` for a value that was lost in a fault; ``KeyError`` for a name without value;
@@ -130,15 +127,6 @@ class BlobMapping(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"BlobMapping({self._entry.id!r})"
-
-
-def in_rows(data: Any, page_bytes: int) -> Bytes2D:
-    """``data``, uint8 ``[num_bytes]``, as rows of pages, uint8 ``[num_pages, page_bytes]``: at
-    least one, the last filled up with zeros."""
-    count = max(1, -(-len(data) // page_bytes))
-    rows = np.zeros((count, page_bytes), np.uint8)
-    rows.reshape(-1)[: len(data)] = data
-    return rows
 
 
 def _checked_name(name: object) -> str:

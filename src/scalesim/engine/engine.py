@@ -33,6 +33,7 @@ from scalesim.engine.restoring import (
     reading_manifest,
     restore_adapters,
     restore_memory,
+    restore_values,
     state_in,
     warn_of_lost_sources,
 )
@@ -144,8 +145,8 @@ class Engine(AgentWorld):
     def snapshot(self, path: str | Path, *, data: bytes = b"") -> Snapshot:
         """Write all that the simulation needs to go on to the folder ``path``, as a new generation:
         agents and their adapters' names, the clock, hints and what sources have learned, counts of
-        equal requests, and KV. Pages that an earlier generation has are not written again. The
-        generation before is kept.
+        equal requests, the values that agents keep, and KV. KV pages that an earlier generation has
+        are not written again. The generation before is kept.
 
         The engine goes on meanwhile: it stops for a look at its state, and for some milliseconds
         for each piece of pages. The state is of one moment. Where calls are open then, requests of
@@ -204,6 +205,7 @@ class Engine(AgentWorld):
             while not self._inbox.is_empty:  # nobody else has the engine yet
                 self._loop.run_command(self._inbox.take())
             changes, lost = self._go_on(state_in(manifest), voices)
+            restore_values(self.parts, path, manifest)
             placed, num_damaged = restore_memory(self.parts, path, manifest)
             self._advice.tell(in_order(changes, manifest))
         for voice in voices:

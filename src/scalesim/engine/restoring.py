@@ -21,6 +21,7 @@ from scalesim.engine.world import WorldState
 from scalesim.errors import AdapterError, ScaleSimError, SnapshotError, SnapshotWarning
 from scalesim.memory.image import MemoryImage, Placed, put_agents, put_image
 from scalesim.memory.image_columns import from_columns
+from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.sampling.keys import RequestCounts
 from scalesim.snapshot.folder import Generation, SnapshotFolder
@@ -144,6 +145,24 @@ def restore_memory(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> 
     if num_pages or parts.pages is None:
         _warn(f"{path}: the agents' KV is computed again: {why}")
     return Placed(0, num_pages), 0
+
+
+def restore_values(parts: EngineParts, path: Path, manifest: dict[str, Any]) -> None:
+    """Give agents the values that they kept; warn of those for which the host has no room. Before
+    KV, which can be computed again."""
+    values = manifest.get("values")  # a release before kept none
+    if not values or not values["owners"]:
+        return
+    left_out = values["owners"]
+    if parts.pages is not None:
+        left_out = StateAccess(parts.memory, parts.pages).put_image(values)
+    if left_out:
+        agent, name = left_out[0][:2]
+        _warn(
+            f"{path}: {len(left_out)} of {len(values['owners'])} values that agents kept are not "
+            f"restored, the first is {name!r} of agent {agent!r}: the host has no room; raise "
+            "host_memory"
+        )
 
 
 def restore_adapters(

@@ -2,7 +2,7 @@
 
 The state is taken at one moment, between two steps on the engine's thread. Pages follow in pieces,
 each between two steps, on its way to a file: KV never changes its meaning, so pages need not be of
-one moment. Pages that an earlier generation has are not written again. The manifest is last.
+one moment. The values that agents keep do change, and are copied at that moment. Pages that an earlier generation has are not written again. The manifest is last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scalesim._version import __version__
-from scalesim.core import Bytes2D
+from scalesim.core import AgentId, Bytes2D
 from scalesim.engine.parts import EngineParts
 from scalesim.engine.restoring import image_in, places_in
 from scalesim.engine.world import WorldState
@@ -23,6 +23,7 @@ from scalesim.errors import SnapshotError
 from scalesim.memory.image import BlockRange, LiveBlocks, MemoryImage, image_of
 from scalesim.memory.image_columns import to_columns
 from scalesim.memory.pools.page_access import PageAccess
+from scalesim.memory.state import StateAccess
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry, ForkedId
 from scalesim.snapshot.block_index import BlockIndex, Keys, Places, places_from_front
@@ -50,13 +51,14 @@ class Snapshot(NamedTuple):
 
 class SnapshotMoment(NamedTuple):
     """An engine at one moment. ``agents``: (id, name of the adapter); ``adapters``: (name, path,
-    digest)."""
+    digest); ``values``: what agents keep as their state, ``None`` without pages."""
 
     world: WorldState
     image: MemoryImage
     live: LiveBlocks
     agents: list[tuple[Any, str | None]]
     adapters: list[tuple[str, str, str]]
+    values: dict[str, Any] | None
 
 
 class Snapshots:
@@ -116,10 +118,12 @@ class Snapshots:
     # -- on the engine's thread ---------------------------------------------------------------
 
     def _take_moment(self) -> SnapshotMoment:
-        image, live = image_of(self._parts.memory, lambda id: not isinstance(id, ForkedId))
+        memory, pages = self._parts.memory, self._parts.pages
+        image, live = image_of(memory, _is_own)
+        values = None if pages is None else StateAccess(memory, pages).image(_is_own)
         agents = [(entry.id, entry.adapter) for entry in self._registry.entries()]
         adapters = [(info.name, info.path, info.digest) for info in self._adapters.list()]
-        return SnapshotMoment(self._state(), image, live, agents, adapters)
+        return SnapshotMoment(self._state(), image, live, agents, adapters, values)
 
     # -- pages --------------------------------------------------------------------------------
 
@@ -181,6 +185,7 @@ class Snapshots:
             "page_bytes": self._parts.memory.page_bytes,
             "agents": moment.agents,
             "adapters": moment.adapters,
+            "values": moment.values,
             "requests": moment.world.counts.columns(),
             "advice": moment.world.advice,
             "memory": to_columns(moment.image),
@@ -212,6 +217,11 @@ class Snapshots:
         if newest.manifest["identity"] == identity:
             return index
         return index.without_files(set().union(*index.files.values()))  # other KV
+
+
+def _is_own(agent: AgentId) -> bool:
+    """Whether ``agent`` is of the engine's own world."""
+    return not isinstance(agent, ForkedId)
 
 
 def _pieces(keys: Keys, known: Mapping[bytes, PagePlace], most: int) -> Iterator[list[BlockRange]]:

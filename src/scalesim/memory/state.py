@@ -7,14 +7,18 @@ of it is called on the engine's thread, between two steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scalesim.core import AgentId, Bytes2D
+from scalesim.errors import StateError
 from scalesim.memory.leases.blobs import Blob, ValueForm
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
+from scalesim.memory.tree.segment import Segment
 
 
 class StoredValue(NamedTuple):
@@ -67,6 +71,54 @@ class StateAccess:
             raise KeyError(name)
         self._memory.blobs.discard(agent, name)
 
+    # -- snapshots ----------------------------------------------------------------------------
+
+    def image(self, is_wanted: Callable[[AgentId], bool]) -> dict[str, Any]:
+        """All values of the agents that are wanted, as plain values. One that forks share is there
+        once. O(bytes)."""
+        place: dict[Segment, int] = {}
+        values: list[ValueForm] = []
+        data: list[bytes] = []
+        owners: list[tuple[AgentId, str, int]] = []
+        for agent in filter(is_wanted, self._memory.blobs.agents()):
+            for name, (segment, form) in self._memory.blobs.of(agent).items():
+                if segment not in place:
+                    place[segment] = len(values)
+                    rows = self._access.read("host", list(segment.host))
+                    values.append(form)
+                    data.append(rows.reshape(-1)[: form.num_bytes].tobytes())
+                owners.append((agent, name, place[segment]))
+        return {"owners": owners, "forms": values, "bytes": b"".join(data)}
+
+    def put_image(self, image: Mapping[str, Any]) -> list[tuple[AgentId, str]]:
+        """Put what ``image`` gave into memory in which these agents have no values. Returns the
+        values for which the host has no room. Raises ``ValueError``, ``LookupError`` or
+        ``TypeError`` for columns of others."""
+        forms = [
+            ValueForm(int(size), kind, (name, tuple(shape)))
+            for size, kind, (name, shape) in image["forms"]
+        ]
+        ends = [0, *accumulate(form.num_bytes for form in forms)]
+        if ends[-1] != len(image["bytes"]) or min(ends) < 0:
+            raise ValueError(
+                f"{len(image['bytes'])} bytes of values, and {ends[-1]} in their forms"
+            )
+        made: dict[int, Blob] = {}
+        left_out = []
+        for agent, name, index in image["owners"]:
+            if index in made:
+                self._memory.blobs.share(agent, name, made[index])
+                continue
+            data = np.frombuffer(image["bytes"][ends[index] : ends[index + 1]], np.uint8)
+            rows = in_rows(data, self._memory.page_bytes)
+            try:
+                self.write(agent, name, forms[index], rows)
+            except StateError:
+                left_out.append((agent, name))
+            else:
+                made[index] = self._memory.blobs.find(agent, name)
+        return left_out
+
     def _write_changed(self, blob: Blob, rows: Bytes2D) -> int:
         segment = blob.segment
         differs = (self._access.read("host", list(segment.host)) != rows).any(axis=1)
@@ -77,3 +129,12 @@ class StateAccess:
         if copied:
             self._access.write("device", [segment.device[at] for at in copied], rows[copied])
         return len(changed)
+
+
+def in_rows(data: Any, page_bytes: int) -> Bytes2D:
+    """``data``, uint8 ``[num_bytes]``, as rows of pages, uint8 ``[num_pages, page_bytes]``: at
+    least one, the last filled up with zeros."""
+    count = max(1, -(-len(data) // page_bytes))
+    rows = np.zeros((count, page_bytes), np.uint8)
+    rows.reshape(-1)[: len(data)] = data
+    return rows

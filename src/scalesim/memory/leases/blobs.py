@@ -108,6 +108,13 @@ class BlobPages:
         blob = self._of.setdefault(agent, {})[name] = Blob(segment, form)
         return blob
 
+    def share(self, agent: AgentId, name: str, blob: Blob) -> None:
+        """Give ``agent`` a blob that another agent has, as a fork would."""
+        self.discard(agent, name)
+        if blob.segment not in self._owners.agent(agent).attached:
+            self._owners.hold(agent, blob.segment)
+        self._of.setdefault(agent, {})[name] = blob
+
     def _check_room(self, name: str, num_blocks: int) -> None:
         host = self._residency.tiers.host
         usable = host.pool.num_usable - len(host.lost)
@@ -137,6 +144,10 @@ class BlobPages:
         self._owners.detach(self._owners.agent(agent), blob.segment)
         if not blob.segment.owners:
             self._orphans.add([blob.segment])
+
+    def agents(self) -> list[AgentId]:
+        """The agents that have blobs."""
+        return [agent for agent, blobs in self._of.items() if blobs]
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """``child``, which owns the segments of ``parent`` already, knows them by the same
