@@ -56,7 +56,7 @@ class SnapshotMoment(NamedTuple):
     image: MemoryImage
     live: LiveBlocks
     agents: list[tuple[Any, str | None]]
-    adapters: list[tuple[str, str, str]]
+    adapters: list[tuple[str, str | None, str]]
 
 
 class Snapshots:
