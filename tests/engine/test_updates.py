@@ -159,7 +159,7 @@ def test_tensors_are_checked_on_the_callers_side() -> None:
         digest, good = hot.info.digest, weights(1)
         name = next(iter(good))
         for tensors, reason in (
-            ([1], "tensors is"),
+            ([1], r"tensors=\[1\] must be a Mapping; give a state dict"),
             ({}, f"lacks tensor '{name}'"),
             ({**good, "more": torch.zeros(1)}, "tensor 'more' is not one that"),
             ({**good, name: torch.zeros(3, 3)}, r"is \[3, 3\]"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scalesim.engine.engine import Engine
-from scalesim.memory.tree.segment import digest_in
+from scalesim.memory.tree.branches import digest_in
 from scalesim.requests.call import Call
 
 MAX_OPEN = 24

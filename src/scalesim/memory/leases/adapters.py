@@ -97,7 +97,7 @@ class AdapterPages:
         """Drop the KV of removed adapters that no lease pins and no copy uses."""
         tree, drops = self._residency.tree, self._residency.drops
         for digest in list(self._stale):
-            left = [top for top in tree.branches(digest) if not drops.drop_if_idle(top)]
+            left = [top for top in tree.branches.of(digest) if not drops.drop_if_idle(top)]
             if not left and digest not in self._root.children:  # no lease will commit any more
                 del self._stale[digest]
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesim.core import AgentId
-from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment, digest_in
+from scalesim.memory.tree.branches import Branches
+from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
 TEXT = "text"
 """The root of KV: prompts and the tokens generated after them."""
@@ -26,7 +27,7 @@ class PrefixTree:
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
         self._roots: dict[str, Segment] = {}
-        self._branches: dict[bytes, dict[Segment, None]] = {}  # by digest; no empty ones
+        self.branches = Branches()
         self._seq = 0
 
     def root(self, kind: str) -> Segment:
@@ -45,10 +46,6 @@ class PrefixTree:
                 yield segment
             stack.extend(segment.children.values())
             stack.extend(segment.partials.values())
-
-    def branches(self, digest: bytes) -> list[Segment]:
-        """The segments at which KV begins that was computed with the attachment ``digest``."""
-        return list(self._branches.get(digest, ()))
 
     def match(
         self, root: Segment, tokens: bytes, max_blocks: int, branch: Branch | None = None
@@ -106,7 +103,7 @@ class PrefixTree:
         key = self._key(child)
         assert key not in parent.children and child.num_blocks > 0
         parent.adopt(child, key)
-        self._note_branch(child)
+        self.branches.note(child)
         self.num_segments += 1
         return child
 
@@ -125,7 +122,7 @@ class PrefixTree:
         assert 0 < len(tokens) < self.block_bytes
         partial = Segment(parent, tokens, 1, self._next_seq(), mark=mark)
         parent.adopt_partial(partial, agent)
-        self._note_branch(partial)
+        self.branches.note(partial)
         self.num_segments += 1
         return partial
 
@@ -135,9 +132,9 @@ class PrefixTree:
         time: pins and owners are copied, pages and copies under way are divided."""
         parent = segment.parent
         assert parent is not None, segment
-        self._forget_branch(segment)
+        self.branches.forget(segment)
         upper = segment.divide(count, self.block_bytes, self._next_seq())
-        self._note_branch(upper)
+        self.branches.note(upper)
         parent.adopt(upper, self._key(upper))
         upper.adopt(segment, self._key(segment))
         self.num_segments += 1
@@ -166,9 +163,9 @@ class PrefixTree:
         parent = upper.parent
         assert parent is not None
         parent.adopt(lower, self._key(upper))
-        self._forget_branch(upper)
+        self.branches.forget(upper)
         lower.join(upper)
-        self._note_branch(lower)
+        self.branches.note(lower)
         for owner in lower.owners:
             owner.path_joined(upper, lower)
         self.num_segments -= 1
@@ -177,7 +174,7 @@ class PrefixTree:
     def remove(self, segment: Segment) -> Segment:
         """Remove a segment without pages, and return its parent. Paths that ended in the segment
         end at the parent."""
-        self._forget_branch(segment)
+        self.branches.forget(segment)
         parent = segment.unlink(self._key(segment))
         for owner in segment.owners:
             owner.path_cut(segment, parent)
@@ -188,17 +185,6 @@ class PrefixTree:
         """Forget the blocks of ``segment`` from ``count`` on. They have no pages, and the segment
         has no children."""
         segment.shorten(count, self.block_bytes)
-
-    def _note_branch(self, segment: Segment) -> None:
-        if segment.mark:
-            self._branches.setdefault(digest_in(segment.mark), {})[segment] = None
-
-    def _forget_branch(self, segment: Segment) -> None:
-        if segment.mark and not segment.is_attachment:
-            digest = digest_in(segment.mark)
-            del self._branches[digest][segment]
-            if not self._branches[digest]:
-                del self._branches[digest]
 
     def _key(self, segment: Segment) -> bytes:
         return segment.tokens[: self.block_bytes] + segment.mark

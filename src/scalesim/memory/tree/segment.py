@@ -27,7 +27,6 @@ from scalesim.memory.tree.small_map import SmallMap
 if TYPE_CHECKING:
     from scalesim.memory.links.link import PageSource
 
-_DIGEST_BYTES, _OFFSET_BYTES = 16, 2  # in a mark
 TOKEN_BYTES = 4  # token ids are kept as little-endian int32
 # Shared by all segments without children; writing to it raises.
 _EMPTY: dict[Any, Any] = cast("dict[Any, Any]", MappingProxyType({}))
@@ -40,12 +39,6 @@ class Branch(NamedTuple):
 
     block: int
     mark: bytes
-
-
-def digest_in(mark: bytes) -> bytes:
-    """The digest of the attachment in the mark of a ``Branch``, which ends with digest and offset.
-    What a salted mark without an attachment has there is no attachment's digest."""
-    return mark[-_OFFSET_BYTES - _DIGEST_BYTES : -_OFFSET_BYTES]
 
 
 class Segment:
