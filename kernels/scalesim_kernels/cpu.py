@@ -13,9 +13,7 @@ from torch import Tensor
 
 from .contracts import KernelSet
 from .cpu_logits import adjust_logits, log_probs
-from .cpu_lora import CpuLora
 from .cpu_rows import HAS_NUMBA, linear, linear_product, pack_weight, steady_linear
-from .cpu_sampling import sample
 from .float8 import as_bytes
 
 
@@ -41,18 +39,14 @@ def cpu_kernels(reproducible: bool = True, compiled: bool = HAS_NUMBA) -> Kernel
     compiled : by the kernels that numba compiles, which read pages in place; otherwise by torch's
         operations, on gathered pages.
     """
-    lora = CpuLora()
     return KernelSet(
         name="cpu",
         row_multiple=1,
         **(compiled_ops() if compiled else torch_ops()),
         pack_weight=pack_and_ask if reproducible else pack_weight,
         linear=steady_linear if reproducible else linear,
-        lora_shrink=lora.shrink,
-        lora_expand=lora.expand,
         copy_pages=copy_pages,
         zero_pages=zero_pages,
-        sample=sample,
         log_probs=log_probs,
         adjust_logits=adjust_logits,
     )
@@ -62,8 +56,10 @@ def compiled_ops() -> dict[str, Any]:
     """The ops that read pages in place, and the elementwise ones, by kernels that numba compiles:
     once for a processor, some seconds; then they come from numba's cache."""
     from . import cpu_paged
+    from .cpu_compiled_lora import CompiledLora
+    from .cpu_compiled_sampling import sample
 
-    attention = cpu_paged.InPlaceAttention()
+    attention, lora = cpu_paged.InPlaceAttention(), CompiledLora()
     return {
         "plan": attention.plan,
         "qk_norm_rope_store": attention.rope,
@@ -72,6 +68,9 @@ def compiled_ops() -> dict[str, Any]:
         "rms_norm": cpu_paged.rms_norm,
         "silu_mul": cpu_paged.silu_mul,
         "gelu_mul": cpu_paged.gelu_mul,
+        "lora_shrink": lora.shrink,
+        "lora_expand": lora.expand,
+        "sample": sample,
     }
 
 
@@ -79,8 +78,10 @@ def torch_ops() -> dict[str, Any]:
     """The same ops by torch's operations."""
     from . import cpu_elementwise
     from .cpu_attention import CpuAttention
+    from .cpu_lora import CpuLora
+    from .cpu_sampling import sample
 
-    attention = CpuAttention()
+    attention, lora = CpuAttention(), CpuLora()
     return {
         "plan": attention.plan,
         "qk_norm_rope_store": cpu_elementwise.CpuRope(attention),
@@ -89,4 +90,7 @@ def torch_ops() -> dict[str, Any]:
         "rms_norm": cpu_elementwise.rms_norm,
         "silu_mul": cpu_elementwise.silu_mul,
         "gelu_mul": cpu_elementwise.gelu_mul,
+        "lora_shrink": lora.shrink,
+        "lora_expand": lora.expand,
+        "sample": sample,
     }

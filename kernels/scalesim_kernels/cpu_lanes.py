@@ -526,3 +526,23 @@ def ints(typing: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], INT32.as_pointer())
 
     return types.CPointer(types.int32)(types.int64), build
+
+
+@intrinsic
+def longs(typing: Any, address: Any) -> Any:
+    """The address as a pointer to int64s."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], INT64.as_pointer())
+
+    return types.CPointer(types.int64)(types.int64), build
+
+
+@intrinsic
+def doubles(typing: Any, address: Any) -> Any:
+    """The address as a pointer to float64s."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.DoubleType().as_pointer())
+
+    return types.CPointer(types.float64)(types.int64), build

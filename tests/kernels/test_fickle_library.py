@@ -13,6 +13,7 @@ from scalesim_kernels.cpu_attention import Form, Heads, ask
 
 from .fickle import LIBRARIES, put_under
 from .test_cpu_reproducible import Context
+from .test_lora_ops import PLAIN
 from .test_lora_ops import test_bits_do_not_depend_on_neighbours as lora_rows_stand_alone
 
 ROWS = 300
@@ -90,7 +91,7 @@ def test_few_results_do_not_agree_by_chance(seed: int) -> None:
 
 @pytest.mark.usefixtures("library")
 def test_lora() -> None:
-    lora_rows_stand_alone(3)
+    lora_rows_stand_alone(3, PLAIN)
 
 
 @pytest.mark.usefixtures("library")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scalesim_kernels import KernelSet, select
+from scalesim_kernels.cpu import cpu_kernels
 from scalesim_kernels.philox import philox4x32, uniform
 from torch import Tensor
 
-SETS = [select("reference"), select("cpu")]
+SETS = [
+    select("reference"),
+    select("cpu"),
+    replace(cpu_kernels(compiled=False), name="without numba"),
+]
 
 
 def draw(
@@ -107,6 +114,16 @@ def test_cuts_against_brute_force(
     for kernels in SETS:
         tokens = draw(kernels, logits, temperature, top_k, top_p, key=5).numpy()
         assert (tokens[clear] == np.searchsorted(edges, draws[clear], side="right")).all()
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.9), (50, 1.0), (700, 0.3), (9, 0.0)])
+@pytest.mark.parametrize("spread", [0.01, 3.0])
+def test_large_vocabularies(top_k: int, top_p: float, spread: float) -> None:
+    """All forms draw the same, but where a draw falls on the edge of a token."""
+    logits = spread * torch.randn(64, 5003)
+    first, *others = [draw(kernels, logits, 0.8, top_k, top_p) for kernels in SETS]
+    for tokens in others:
+        assert (tokens == first).sum() >= 62
 
 
 @pytest.mark.parametrize("kernels", SETS, ids=lambda k: k.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from scalesim.memory.audit.integrity import check_integrity
@@ -117,6 +119,42 @@ def test_what_is_needed_next_is_staged_and_then_loaded() -> None:
     assert where(memory, agent)[0] == 2
     assert memory.counters.staged_pages >= 2 and memory.counters.recalled_pages == 0
     assert turn(memory, agent, 2).num_host_blocks == 0
+
+
+def host_blocks(memory: MemoryManager, agent: int) -> int:
+    """Blocks of ``agent`` that are on the host, or on their way there."""
+    path = memory.tree.match(memory.tree.root(TEXT), tokens(agent, 99), 24)
+    return sum(len(segment.host) for segment, _ in path)
+
+
+def test_staging_costs_no_copy_that_is_used_sooner() -> None:
+    """Whatever agents speak and are told: a plan that stages takes host copies only of those that
+    are used at a later move of the clock than what is staged, on the device too or not."""
+    agents, num_checked = 12, 0
+    for seed in range(12):
+        draw = Random(seed)
+        memory = manager(8, 8, 60)
+        town(memory, agents)
+        next_uses = {agent: 100.0 + agent for agent in range(agents)}
+        for now in range(1, 40):
+            memory.tick(float(now), 0.0)  # ticks pass at once: every window is open
+            for agent in draw.sample(range(agents), 2):
+                next_uses[agent] = now + float(draw.randint(0, 9))
+                turn(memory, agent, 2)
+                memory.hint([(agent, next_uses[agent])])
+            for _ in range(4):
+                before = {agent: host_blocks(memory, agent) for agent in range(agents)}
+                saved = memory.counters.saved_pages
+                memory.plan(0.0)
+                gained = {agent: host_blocks(memory, agent) - before[agent] for agent in before}
+                staged = [next_uses[agent] for agent in gained if gained[agent] > 0]
+                if staged and memory.counters.saved_pages == saved:
+                    lost = [next_uses[agent] for agent in gained if gained[agent] < 0]
+                    assert all(time > min(staged) for time in lost), (seed, now, gained, next_uses)
+                    num_checked += bool(lost)
+                settle(memory)
+                check_integrity(memory)
+    assert num_checked > 20
 
 
 def test_each_edge_has_a_window_of_its_own() -> None:

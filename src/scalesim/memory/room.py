@@ -48,7 +48,10 @@ class Room:
 
     def to_stage(self, count: int, next_use: NextUse) -> bool:
         """Make ``count`` host pages free for state from the disk that has ``next_use``. Returns
-        False if that cannot be. What is to be spilled stays until it is on the disk."""
+        False if that cannot be. Only what is used at a later move leaves: also a copy of what is on
+        the device stays if it is needed sooner, as the device may evict that before it is used
+        again, and it would have to be read once more. What is to be spilled stays until it is on
+        the disk."""
         ranking = self._ranking
 
         def is_later(segment: Segment) -> bool:
@@ -57,8 +60,7 @@ class Room:
         return self._on_host(
             count,
             lambda missing: (
-                self._shed_on_both(next_use)
-                or self._shed_clean(is_later)
+                self._shed_clean(is_later)
                 or (ranking.farthest_to_spill() is None and self._shed_last_copy(is_later, missing))
             ),
         )
