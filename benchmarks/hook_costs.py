@@ -70,7 +70,7 @@ def hook_costs(num_agents: int) -> dict[str, float]:
         fresh = queue.popleft_n(held.count(None))
         for key in left:
             del cached[key]
-            board.keys.left(key)
+        board.keys.left(left)
         left.clear()
         took = clock()
         for key, block in zip(keys, [block or fresh.pop() for block in held], strict=True):

@@ -29,6 +29,14 @@ class AdapterError(AttachmentError, ValueError):
     and the reason."""
 
 
+class StateError(ScaleSimError, ValueError):
+    """A value cannot be kept as an agent's state; names the value, the rule and the knob."""
+
+
+class StateLostError(ScaleSimError, LookupError):
+    """A value that an agent kept was lost with the engine's memory; assign it again."""
+
+
 class RequestError(ScaleSimError, ValueError):
     """A request is not valid; nothing was allocated for it."""
 

@@ -70,7 +70,7 @@ def test_every_policy_runs_by_default_and_the_link_is_paced(
 ) -> None:
     assert main(small(village_model, "--link", "0.1")) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "under 4 policies" in shown and "as fast as with room for everyone" in shown
+    assert "under 5 policies" in shown and "as fast as with room for everyone" in shown
     assert re.search(r"slowed to \d+ MB/s: .* over 10% of the link of a h100", shown), shown
 
 
@@ -220,7 +220,7 @@ def test_interrupt_ends_cleanly(village_model: Path) -> None:
 
 def test_the_own_model_speaks_english_and_acts(capsys: pytest.CaptureFixture[str]) -> None:
     """What comes with the package: its actions are valid without a schema, its sentences end."""
-    stage = Stage.build(DemoOptions(agents=8, resident=8))
+    stage = Stage.build(DemoOptions(agents=20, resident=20))
     with stage.play("resident") as village:
         for _ in village.opening():
             pass

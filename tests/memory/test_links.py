@@ -11,6 +11,7 @@ import pytest
 
 from scalesim.core import Bytes2D, Fence
 from scalesim.memory.links import link as links
+from scalesim.memory.links.blocking_link import BlockingLink
 from scalesim.memory.links.link import Copies, LinkError, Timeline
 from scalesim.memory.links.thread_link import ThreadLink
 from scalesim.memory.links.virtual_link import VirtualLink
@@ -198,3 +199,19 @@ def test_hostile_link_fails_when_told() -> None:
     assert link.wait(0.0)
     ((_, error),) = link.poll()
     assert isinstance(error, LinkError) and (host[0] == source).all()
+
+
+def test_a_blocking_link_returns_when_its_copies_have_ended() -> None:
+    """Each ticket is reported once, by a later poll."""
+    device, host = pools()
+    inner = ThreadLink(device, host, Timeline(), bandwidth=500.0 * PAGE)
+    link = BlockingLink(inner)
+    start_s = time.perf_counter()
+    tickets = link.submit(Copies("in", [0, 1], [4, 5]))
+    assert time.perf_counter() - start_s > 2 / 500.0 and link.queued_bytes("in") == 0
+    assert (device[:2] == host[4:6]).all() and link.wait(0.0)
+    tickets += link.submit(Copies("out", [6], [0]), urgent=True)
+    assert (host[0] == device[6]).all() and not link.cancel(tickets[0])
+    assert [ticket for ticket, error in link.poll() if error is None] == tickets
+    assert link.poll() == [] and not link.wait(0.0)
+    link.close()

@@ -45,7 +45,7 @@ class Tier:
     def drop(self) -> Key:
         key = self.order.pop()
         assert key is not None
-        self.board.keys.left(key)
+        self.board.keys.left([key])
         return key
 
     def drain(self) -> list[Key]:
@@ -302,7 +302,7 @@ def test_keys_that_leave_and_come_back_during_a_call_are_the_agents() -> None:
     tier.board.used("preempted", own(0))
     for key in own(0):
         tier.order.discard(key)
-        tier.board.keys.left(key)
+        tier.board.keys.left([key])
     for key in own(0):
         tier.order.add(key)  # computed again; strays until the call is over
     tier.board.end("preempted")

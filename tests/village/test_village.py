@@ -135,3 +135,18 @@ def test_walks_stay_on_the_map_and_take_their_time() -> None:
 def test_everybody_has_a_name_of_their_own() -> None:
     people = villagers(MOST_VILLAGERS, random.Random(0))
     assert len({person.name for person in people}) == MOST_VILLAGERS > 1000
+
+
+def test_who_was_asked_is_told_anew_also_at_the_same_time() -> None:
+    """A call uses up what was said of it: whoever began a talk is told again of its end."""
+    village = Village(16, seed=3)
+    village.hear(questions := village.round(), [""] * len(questions))
+    village.expected()
+    for _ in range(30):
+        questions = village.round()
+        if not questions:
+            village.end_tick()
+            continue
+        asked = {question.who for question in questions}
+        village.hear(questions, ["Hello."] * len(questions))
+        assert asked <= village.expected().keys()

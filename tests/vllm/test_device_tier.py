@@ -42,7 +42,7 @@ class Pool:
             block.block_hash = None
             self.used[block] = 1
         for key in self.left[before:]:
-            self.board.keys.left(key)
+            self.board.keys.left([key])
         return blocks
 
     def open(self, agent: int, keys: list[object]) -> list[Block]:
@@ -116,7 +116,7 @@ def test_each_block_is_in_the_queue_exactly_once(acts: list[tuple[str, int, int]
     assert pool.queue.num_free_blocks == 0 == len(pool.inner.blocks)
     for key in pool.left:
         pool.cached.pop(key, None)
-        pool.board.keys.left(key)
+        pool.board.keys.left([key])
     if not running:
         assert len(pool.board.keys) == 0
     with pytest.raises(ValueError, match="No free blocks"):

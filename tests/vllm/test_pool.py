@@ -64,7 +64,7 @@ def test_no_block_is_lost(seed: int) -> None:
         elif act == "reset" and not calls:
             assert pool.reset_prefix_cache()
         for key in left:
-            board.keys.left(key)
+            board.keys.left([key])
         left.clear()
         free = {block.block_id for block in pool.free_block_queue.get_all_free_blocks()}
         used = {block.block_id for blocks in calls.values() for block in blocks}
@@ -75,7 +75,7 @@ def test_no_block_is_lost(seed: int) -> None:
         pool.free_blocks(reversed(blocks))
     assert len(set(map(id, pool.get_new_blocks(NUM_BLOCKS - 1)))) == NUM_BLOCKS - 1
     for key in left:
-        board.keys.left(key)
+        board.keys.left([key])
     assert len(board.keys) == 0
 
 

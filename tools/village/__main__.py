@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("step", choices=list(STEPS))
     found.add_argument("--model", type=Path, default=MODEL, help="the model's folder")
     found.add_argument("--seed", type=int, default=0, help="of tokenizer and training")
-    found.add_argument("--steps", type=int, default=964, help="of training")
+    found.add_argument("--steps", type=int, default=2600, help="of training")
     found.add_argument("--checkpoint", type=Path, default=Path("village.pt"))
     found.add_argument("--stop-at", help="a time of today, UTC, as 14:30: training ends before it")
     return found

@@ -45,7 +45,10 @@ def demo(options: DemoOptions) -> int:
         console.print(f"DIFFERENT TEXTS: {difference}", style="bold red", markup=False)
     if watch is not None:
         write_files(options, stage, scores, watch.log, texts)
-    console.print(f"[dim]{time.perf_counter() - begin:.0f} s in all[/]", highlight=False)
+    words_s, all_s = scores[0].first_words_at - begin, time.perf_counter() - begin
+    console.print(
+        f"[dim]first words after {words_s:.0f} s, {all_s:.0f} s in all[/]", highlight=False
+    )
     return 0 if difference is None else 1
 
 

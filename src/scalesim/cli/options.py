@@ -47,6 +47,8 @@ from scalesim.replay.workloads import WORKLOADS
 from scalesim.sampling.params import SamplingParams
 from scalesim.village.people import MOST_VILLAGERS
 
+BLOCKING_SWAP = "blocking-swap"
+"""The demo's own policy: ``lru-swap`` on a link that the engine waits for."""
 _ENGINE, _SAMPLING = EngineConfig(), SamplingParams()
 _ABOUT = """Simulations of thousands of LLM agents on one device.
 
@@ -68,8 +70,11 @@ class DemoOptions:
     """Agents whose state fits into the device pool."""
     ticks: Annotated[int, COUNT] = 10
     """Ticks of the simulation, for each policy; a tick is ten minutes of the village."""
-    policies: tuple[str, ...] = ("deadline", "lru-swap", "lru-recompute", "resident")
-    """Policies to run, each on an engine of its own; the first one's village is shown."""
+    policies: tuple[str, ...] = (
+        "deadline", "lru-swap", BLOCKING_SWAP, "lru-recompute", "resident",
+    )  # fmt: skip
+    """Policies to run, each on an engine of its own; the first one's village is shown. Under
+    blocking-swap, which is lru-swap without asynchrony, the engine waits for each copy."""
     seed: Annotated[int, SEED] = 0
     """Of the village and all sampling."""
     model: str | None = None
@@ -109,7 +114,8 @@ class DemoOptions:
         if not self.policies:
             raise ConfigError(f"--policies names none; give some of: {', '.join(ENGINE_POLICIES)}")
         for index, policy in enumerate(self.policies):
-            EngineConfig(policy=policy)
+            if policy != BLOCKING_SWAP:
+                EngineConfig(policy=policy)
             if policy in self.policies[:index]:
                 raise ConfigError(f"--policies names {policy} twice; once is enough")
 

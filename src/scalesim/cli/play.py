@@ -59,6 +59,7 @@ class PlayScore:
     latency_s: Sequence[float] = ()
     peak_bytes: int = 0
     speakers: int = 0  # agents that were asked, summed over the ticks
+    first_words_at: float = 0.0  # by the performance counter; in the opening
     valid_actions: float = 1.0  # the share of texts that should be an action, and are
 
     @property
@@ -137,6 +138,7 @@ class Play:
             "act": engine.sampling(max_tokens=MOST_TOKENS, json_schema=schema),
             "say": engine.sampling(max_tokens=MOST_TOKENS, stop=("\n",)),
         }
+        self._first_words_at = 0.0
         self._in_tick: set[int] = set()  # agents that were asked in this tick
         self._before = self._counts()
 
@@ -193,6 +195,7 @@ class Play:
             tuple(tally.latency_s),
             tally.peak_pages * self.page_bytes,
             tally.speakers,
+            self._first_words_at,
             1.0 - village.invalid_actions / max(village.actions, 1),
         )
 
@@ -211,6 +214,7 @@ class Play:
     def _texts(self, questions: Sequence[Question]) -> list[str]:
         replies = self.ask(questions)
         texts = [(reply.text or "").strip() for reply in replies]
+        self._first_words_at = self._first_words_at or time.perf_counter()
         for question, reply, text in zip(questions, replies, texts, strict=True):
             name = self.names[question.who]
             said = Said(self.village.now, name, text, reply.token_ids, reply.digest)

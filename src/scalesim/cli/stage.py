@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import scalesim.village
-from scalesim.cli.options import DemoOptions
+from scalesim.cli.options import BLOCKING_SWAP, DemoOptions
 from scalesim.cli.pace import Pace, hardware_named, prefill_rate
 from scalesim.cli.play import Play
 from scalesim.config import EngineConfig, SchedulerConfig
@@ -17,6 +17,7 @@ from scalesim.engine.build import parts_for
 from scalesim.engine.engine import Engine
 from scalesim.errors import ConfigError
 from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.links.blocking_link import BlockingLink
 from scalesim.model.checkpoint.config import ModelConfig
 from scalesim.model.checkpoint.loader import LoadedModel, load_model
 from scalesim.model.checkpoint.weights import num_elements
@@ -99,8 +100,12 @@ class Stage:
 
     @contextmanager
     def play(self, policy: str) -> Iterator[Play]:
-        """The village at its beginning, on a fresh engine."""
-        with Engine(parts_for(self.model, self.config(policy))) as engine:
+        """The village at its beginning, on a fresh engine. ``policy``: an engine's, or
+        ``BLOCKING_SWAP``."""
+        blocks = policy == BLOCKING_SWAP
+        config = self.config("lru-swap" if blocks else policy)
+        parts = parts_for(self.model, config, around=BlockingLink if blocks else None)
+        with Engine(parts) as engine:
             village = Village(self.agents, self.seed)
             yield Play(engine, village, policy, self.page_bytes, self.voices)
 

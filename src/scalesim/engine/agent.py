@@ -18,6 +18,8 @@ from scalesim.checks import agent_id, flag, reading, shown
 from scalesim.core import AgentId
 from scalesim.distance.hints import read
 from scalesim.engine.advice import Advice
+from scalesim.engine.ask import ask
+from scalesim.engine.blobs import BlobMapping
 from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
@@ -45,10 +47,11 @@ class Agent:
     name.
     """
 
-    __slots__ = ("_agents", "_entry", "engine")
+    __slots__ = ("_agents", "_entry", "_state", "engine")
 
     def __init__(self, engine: ChatEntrypoints, agents: Agents, entry: AgentEntry) -> None:
         self.engine, self._agents, self._entry = engine, agents, entry
+        self._state: BlobMapping | None = None
 
     @property
     def id(self) -> AgentId:
@@ -67,6 +70,13 @@ class Agent:
     def adapter(self, adapter: str | Path | Adapter | None) -> None:
         self._check()
         self._agents.use_adapter(self.id, adapter)
+
+    @property
+    def state(self) -> BlobMapping:
+        """Tensors that the agent owns, by name: ``agent.state["memory"] = tensor``."""
+        if self._state is None:
+            self._state = self._agents.state_of(self._entry)
+        return self._state
 
     @property
     def is_forgotten(self) -> bool:
@@ -255,6 +265,7 @@ class Agents:
             self.use_adapter(id, adapter)
         return agent
 
+<<<<<<< HEAD
     def use_adapter(self, id: AgentId, adapter: str | Path | Adapter | None) -> None:
         """Let agent ``id`` use ``adapter``; ``None``: the base model."""
         self._inbox.check_open()
@@ -263,6 +274,11 @@ class Agents:
             entry = self.registry.known(id)  # it may have been forgotten since
             self._adapters.bind(entry.key, name)
             entry.adapter = name
+=======
+    def state_of(self, entry: AgentEntry) -> BlobMapping:
+        """``Agent.state``."""
+        return BlobMapping(entry, self._loop.parts, partial(ask, self._thread, self._inbox))
+>>>>>>> main
 
     def fork(self, engine: ChatEntrypoints, parent: AgentId, child: AgentId) -> Agent:
         """``Engine.fork``."""

@@ -4,7 +4,7 @@ connects the parts."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from scalesim.engine.parts import EngineParts
 from scalesim.errors import ConfigError, RequestError
 from scalesim.memory.eviction.policies import Policy, policy_named
 from scalesim.memory.geometry import PageGeometry
+from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
 from scalesim.model.adapters.folder import AdapterFolders
 from scalesim.model.adapters.layout import LayoutTable, max_adapter_pages
@@ -94,9 +95,11 @@ def parts_for(
     kernels: KernelSet | None = None,
     tokenizer: Tokenizer | None = None,
     device: Device | None = None,
+    around: Callable[[Link], Link] | None = None,
 ) -> EngineParts:
     """The parts of an engine for a loaded model, which several engines may share. The engine runs
-    where the weights are, on the streams of ``device`` if it is given."""
+    where the weights are, on the streams of ``device`` if it is given. ``around`` puts another link
+    around the engine's."""
     shape = loaded.config
     backend = backend_for(loaded, config, device)
     geometry = PageGeometry.choose(
@@ -145,6 +148,8 @@ def parts_for(
     # Last, as it starts threads: whatever a folder or a setting may be refused for comes before.
     runner, sources, pages = backend.build(loaded.model.packed(kernels), kernels, plan)
     link = with_disk(sources, pages.host, config, geometry.page_bytes, disk_pages)
+    if around is not None:
+        link = around(link)
     memory = MemoryManager(
         block_size=geometry.block_size,
         page_bytes=geometry.page_bytes,

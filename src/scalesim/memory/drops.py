@@ -63,22 +63,25 @@ class Drops:
         return True
 
     def clear(self) -> None:
-        """Drop all segments that no lease pins and no copy uses."""
+        """Drop all segments that no lease pins and no copy uses, but those whose loss is
+        fatal."""
         for segment in list(self._tree):
-            if segment.parent is not None:
+            if segment.parent is not None and segment.loss != "fatal":
                 self.drop_if_idle(segment)
 
     def drop_if_removed(self, segment: Segment) -> None:
         """Drop an attachment that was removed, unless it is pinned or moving."""
-        if segment.source is None and segment.parent is not None and not self._is_busy(segment):
+        if segment.is_removed and segment.parent is not None and not self._is_busy(segment):
             self.drop(segment)
 
     def drop_failed_load(self, transfer: Transfer) -> None:
         """Drop the blocks that a failed ``transfer`` was to load, and all that is behind them:
         their copies on lower tiers cannot be trusted, so they are computed again, or read from
-        their source. To be called when no lease pins them any more."""
+        their source; what has neither keeps the only copy that there is. To be called when no lease
+        pins them any more."""
         for segment, _ in transfer.parts:
-            if segment.parent is not None and not self._is_busy(segment):
+            is_lost = segment.loss != "fatal" and segment.parent is not None
+            if is_lost and not self._is_busy(segment):
                 self.drop(segment, segment.device.valid)
 
     def drop_unreadable(self, segment: Segment) -> None:

@@ -124,6 +124,7 @@ class MemoryManager(MemoryParts):
         """Forget ``agent``. What no other agent owns is freed on every tier once no lease and no
         copy has it. Open leases go on, and leave nothing behind. The name can be used anew."""
         self.misses.forget(agent)
+        self.blobs.forget(agent)
         self.orphans.add(self.owners.drop(agent))
 
     def make_temporary(self, lease: Lease) -> None:
@@ -185,6 +186,7 @@ class MemoryManager(MemoryParts):
         """Let ``child`` own all that ``parent`` owns. Pages are shared until one of the two writes
         to them."""
         self.owners.fork(parent, child)
+        self.blobs.fork(parent, child)
 
     # -- adapters -----------------------------------------------------------------------------
 

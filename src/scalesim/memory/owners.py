@@ -121,8 +121,19 @@ class Owners:
         state = self.agent(id)
         if segment in state.attached:
             return
+<<<<<<< HEAD
         assert segment.parent is not None
         self.detach_all(id, segment.parent)
+=======
+        for other in state.attached:
+            if other.parent is segment.parent:
+                self.detach(state, other)
+        self.hold(id, segment)
+
+    def hold(self, id: AgentId, segment: Segment) -> None:
+        """Let agent ``id`` own the attachment ``segment``, beside all others."""
+        state = self.agent(id)
+>>>>>>> main
         state.attach(segment)
         segment.own(state)
         self._ranking.refresh(segment)
@@ -159,7 +170,11 @@ class Owners:
             changed.update(dict.fromkeys((*owned, *path)))
         for segment in changed:
             self._inherit(segment)
-        return [segment for segment in changed if not segment.owners and not segment.is_attachment]
+        return [
+            segment
+            for segment in changed
+            if not segment.owners and segment.loss != "reread"  # an adapter is not its agents'
+        ]
 
     def _inherit(self, partial: Segment) -> None:
         """Give a partial block without an owner to an owner of its path that has none there: a fork

@@ -15,6 +15,7 @@ from scalesim.memory.eviction.ranking import EvictionRanking, MakeRanking
 from scalesim.memory.leases.adapters import ADAPTER, AdapterPages
 from scalesim.memory.leases.admission import Admission
 from scalesim.memory.leases.attachments import Attachments
+from scalesim.memory.leases.blobs import BlobPages
 from scalesim.memory.leases.block_table import BlockTable
 from scalesim.memory.leases.lookup_accounts import LookupAccounts
 from scalesim.memory.leases.orphans import Orphans
@@ -108,6 +109,7 @@ class MemoryParts:
         )
         self.planner = self._make_planner(residency, queue, self._planner_config, self._read_rate)
         self.orphans, self.adapters = Orphans(residency), AdapterPages(residency, owners)
+        self.blobs = BlobPages(residency, owners, self.orphans)
         self.attachments = Attachments(residency, self.table, {ADAPTER: self.adapters})
         self.waiters, self.partial_blocks = LoadWaiters(residency), PartialBlocks(residency)
         shared = (
@@ -131,7 +133,8 @@ class MemoryParts:
 
     def reset(self, lost: Mapping[TierName, Collection[int]] = MappingProxyType({})) -> None:
         """Begin anew, whatever state memory is in: all leases and segments are forgotten, and only
-        the next uses of agents are kept. No other old state is read, since none can be trusted.
+        the next uses of agents are kept, and the names of blobs, which are lost. No other old state
+        is read, since none can be trusted.
 
         No step may be under way. Pages given as ``lost``, and pages that a copy may still use, are
         taken out of circulation.
@@ -141,6 +144,7 @@ class MemoryParts:
             tier.name: tier.lost.union(pages, lost.get(tier.name, ()))
             for tier, pages in zip(self.tiers, touched, strict=True)
         }
-        next_uses = self.owners.next_uses()
+        next_uses, blobs = self.owners.next_uses(), self.blobs.names()
         self._build(all_lost)
         self.owners.set_next_uses(next_uses)
+        self.blobs.lose(blobs)

@@ -82,6 +82,23 @@ class Room:
             ),
         )
 
+    def to_keep(self, count: int) -> bool:
+        """Make ``count`` host pages free for state whose loss is fatal: all other state may leave.
+        Returns False if too much is moving, or kept as well."""
+
+        def may_leave(segment: Segment) -> bool:
+            return True
+
+        return self._on_host(
+            count,
+            lambda missing: (
+                self._shed_on_both(None)
+                or self._shed_clean(may_leave)
+                or self._shed_last_copy(may_leave, missing)
+                or self._shed_behind_device()
+            ),
+        )
+
     def to_spill(self, count: int, spilled: Segment) -> bool:
         """Make ``count`` disk pages free for ``spilled``: what is used later leaves, the farthest
         first. Returns False if that is not enough."""
@@ -106,11 +123,12 @@ class Room:
                 return False
         return True
 
-    def _shed_on_both(self, next_use: NextUse, other_than: Segment | None = None) -> bool:
+    def _shed_on_both(self, next_use: NextUse | None, other_than: Segment | None = None) -> bool:
         segment = self._ranking.soonest_on_both(other_than)
-        if segment is None or not self._ranking.next_use(segment).sooner_than(
-            next_use, self._timing.now
-        ):
+        if segment is None:
+            return False
+        theirs = self._ranking.next_use(segment)
+        if next_use is not None and not theirs.sooner_than(next_use, self._timing.now):
             return False
         self._drops.free(self._host, self._host.cut(segment, 0))
         self._ranking.refresh(segment)
@@ -130,6 +148,17 @@ class Room:
         keep = 0 if segment.is_attachment else max(0, segment.host.valid - wanted)
         self._drops.shed(self._host, segment, keep)
         return True
+
+    def _shed_behind_device(self) -> bool:
+        """Shed from the host what only the front of a segment is on the device of: no order has
+        it."""
+        for segment in self._ranking.segments():
+            if segment.loss == "fatal" or segment.pins or segment.is_moving:
+                continue
+            if segment.host and not segment.content_children:
+                self._drops.shed(self._host, segment)
+                return True
+        return False
 
     def _later_than(self, next_use: NextUse) -> Callable[[Segment], bool]:
         ranking, now = self._ranking, self._timing.now

@@ -151,10 +151,9 @@ class CallBoard:
         owner, path = found
         owner.num_open -= 1
         self.keys.use(owner)
-        for key in path:
-            self.keys.left(key)
-        astray = {key: depth for key, depth in path.items() if self.keys.is_astray(key)}
-        self.keys.own(owner, astray)
+        self.keys.left(path)
+        if astray := self.keys.astray(path):
+            self.keys.own(owner, {key: path[key] for key in astray})
         if owner.name is not None and path:
             self.keys.leave(owner, owner.remember(path, self._reuse))
         if owner.name is not None and owner.name in self._agents:

@@ -6,7 +6,7 @@ has left behind, and what no agent has named, are groups of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from scalesim.distance.clock import Clock
@@ -21,8 +21,8 @@ class OrderOfKeys(Protocol):
     def group_changed(self, group: KeyGroup) -> None:
         """The next use of ``group`` is another."""
 
-    def key_changed(self, key: Key) -> None:
-        """``key`` belongs to another group, or was used."""
+    def keys_moved(self, keys: Iterable[Key]) -> None:
+        """``keys`` belong to other groups."""
 
 
 class KeyTable:
@@ -37,14 +37,15 @@ class KeyTable:
         self._crowd = KeyGroup(())
         self._strays = KeyOwner(None)  # owns what a tier holds and no call has named
         self._orders: list[OrderOfKeys] = []
-        self._holds: list[Callable[[Key], bool]] = []
+        self._holds: list[Callable[[Key], object]] = []
         self._seq = 0
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def watch(self, holds: Callable[[Key], bool]) -> None:
-        """A tier holds those keys for which ``holds`` is true."""
+    def watch(self, holds: Callable[[Key], object]) -> None:
+        """A tier holds those keys for which ``holds`` is true. Called often: the tier first that
+        holds most."""
         self._holds.append(holds)
 
     def attach(self, order: OrderOfKeys) -> None:
@@ -65,15 +66,21 @@ class KeyTable:
             self.tell(self._strays)
         return owned
 
-    def is_astray(self, key: Key) -> bool:
-        """Whether a tier holds ``key`` and nobody owns it: it had left, and was computed again."""
-        owned = self._keys.get(key)
-        return self._is_held(key) if owned is None else owned.group is self._strays.alone
+    def astray(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of ``keys`` that a tier holds and nobody owns: they had left, and were computed
+        again."""
+        nobodys, found = self._strays.alone, []
+        for key in keys:
+            owned = self._keys.get(key)
+            if owned.group is nobodys if owned is not None else self._is_held(key):
+                found.append(key)
+        return found
 
-    def left(self, key: Key) -> None:
-        """``key`` may have left a tier: if no tier holds it any more, it has no owner."""
-        if key in self._keys and not self._is_held(key):
-            self._drop_from(self._keys.pop(key).group)
+    def left(self, keys: Iterable[Key]) -> None:
+        """``keys`` may have left a tier: those that no tier holds any more have no owner."""
+        for key in keys:
+            if not self._is_held(key) and (owned := self._keys.pop(key, None)) is not None:
+                self._drop_from(owned.group)
 
     def leaves_before(self, key: Key, other: Key) -> bool:
         """Whether ``key`` leaves a tier before ``other`` does."""
@@ -109,17 +116,20 @@ class KeyTable:
 
     def own(self, owner: KeyOwner, depths: Mapping[Key, int]) -> None:
         """A call of ``owner`` uses the keys of ``depths``, which are their places in the prompt."""
-        seq = self.next_seq()
+        seq, alone, moved = self.next_seq(), owner.alone, []
         for key, depth in depths.items():
             owned = self._keys.get(key)
             if owned is None:
-                owned = self._keys[key] = OwnedKey(owner.alone)
-                owner.alone.num_keys += 1
-            elif owner not in owned.group.owners or owned.group.is_past:
-                self._join(owned, owner)
+                owned = self._keys[key] = OwnedKey(alone)
+                alone.num_keys += 1
+            elif owned.group is not alone:  # else nothing but the stamp changes: nearly always
+                before = owned.group
+                if owner not in before.owners or before.is_past:
+                    self._join(owned, owner)
+                    if owned.group is not before:
+                        moved.append(key)
             owned.depth, owned.stamp = depth, seq
-            for order in self._orders:
-                order.key_changed(key)
+        self._tell_moved(moved)
         if self._crowd.num_keys:
             self._crowd.last_use, self._crowd.last_seq = self.clock.now, seq
             for order in self._orders:
@@ -127,17 +137,26 @@ class KeyTable:
 
     def leave(self, owner: KeyOwner, keys: Iterable[Key]) -> None:
         """``owner`` does not expect to use ``keys`` again."""
+        moved = []
         for key in keys:
             owned = self._keys.get(key)
             if owned is None or owned.group.is_past or owner not in owned.group.owners:
                 continue
             others = {other for other in owned.group.owners if other is not owner}
             self._move(owned, self._group_of(others) if others else owner.past)
+            moved.append(key)
+        self._tell_moved(moved)
+
+    def _tell_moved(self, keys: Sequence[Key]) -> None:
+        if keys:
             for order in self._orders:
-                order.key_changed(key)
+                order.keys_moved(keys)
 
     def _is_held(self, key: Key) -> bool:
-        return any(holds(key) for holds in self._holds)
+        for holds in self._holds:  # noqa: SIM110  (a generator costs more than what it asks)
+            if holds(key):
+                return True
+        return False
 
     def _join(self, owned: OwnedKey, owner: KeyOwner) -> None:
         """``owner`` is one more owner of a key, or takes over a key that is nobody's."""

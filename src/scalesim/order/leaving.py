@@ -2,17 +2,17 @@
 
 Groups of keys stand in a heap by next use, and the keys of a group in a heap of their own. So a
 hint moves one entry for each group of its agent, however many keys that has, and nothing is ever
-sorted as a whole.
+sorted as a whole. Both heaps are lazy: a change is noted, and costs something when it is looked at.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from scalesim.memory.eviction.lazy_heap import LazyHeap
 from scalesim.order.key_table import KeyTable
-from scalesim.order.owners import Key, KeyGroup, OwnedKey
+from scalesim.order.owners import Key, KeyGroup
 
 
 class LeavingOrder:
@@ -25,8 +25,9 @@ class LeavingOrder:
     def __init__(self, keys: KeyTable, *, soonest: bool = False) -> None:
         self._keys = keys
         self._groups: LazyHeap[KeyGroup] = LazyHeap(soonest=soonest)
+        self._changed: dict[KeyGroup, None] = {}  # not at their place in the heap; the newest last
         self._shelves: dict[KeyGroup, _Shelf] = {}
-        self._at: dict[Key, KeyGroup] = {}
+        self._at: dict[Key, _Shelf] = {}
         keys.attach(self)
 
     def __len__(self) -> int:
@@ -37,31 +38,31 @@ class LeavingOrder:
 
     def add(self, key: Key) -> None:
         """Add ``key``, or move it to its place."""
-        owned = self._keys.owned(key)
-        group = owned.group
-        if self._at.get(key, group) is not group:
+        group = self._keys.owned(key).group
+        shelf = self._at.get(key)
+        if shelf is not None:
+            if shelf.group is group:
+                return
             self.discard(key)
         shelf = self._shelves.get(group)
         if shelf is None:
-            shelf = self._shelves[group] = _Shelf()
-            self._groups.add(group, group.next_use())
-        shelf.put(key, owned)
-        self._at[key] = group
+            shelf = self._shelves[group] = _Shelf(group, self._keys)
+            self._note(group)
+        shelf.put(key)
+        self._at[key] = shelf
 
     def discard(self, key: Key) -> None:
         """Remove ``key``, if it is there."""
-        group = self._at.pop(key, None)
-        if group is not None:
-            shelf = self._shelves[group]
-            del shelf.live[key]
+        shelf = self._at.pop(key, None)
+        if shelf is not None:
+            shelf.live.discard(key)
             if not shelf.live:
-                del self._shelves[group]
-                self._groups.discard(group)
+                self._close(shelf)
 
     def peek(self) -> Key | None:
         """The key that leaves first; ``None`` if there is none."""
-        group = self._groups.peek(self._keys.clock.now)
-        return None if group is None else self._shelves[group].first()
+        shelf = self._first()
+        return None if shelf is None else shelf.first()
 
     def pop(self) -> Key | None:
         """Remove the key that leaves first, and return it; ``None`` if there is none."""
@@ -75,8 +76,14 @@ class LeavingOrder:
         Returns them in their order; ``add`` puts back what is not wanted."""
         taken: list[Key] = []
         passed: list[Key] = []
-        while len(taken) < count and (key := self.pop()) is not None:
-            (passed if key in spared else taken).append(key)
+        while len(taken) < count and (shelf := self._first()) is not None:
+            while shelf.live and len(taken) < count:  # taking changes no group's next use
+                key = shelf.first()
+                shelf.live.remove(key)
+                del self._at[key]
+                (passed if key in spared else taken).append(key)
+            if not shelf.live:
+                self._close(shelf)
         for key in passed:
             self.add(key)
         return taken
@@ -86,43 +93,77 @@ class LeavingOrder:
         for key in list(self._at):
             self.discard(key)
 
+    def _first(self) -> _Shelf | None:
+        """The shelf of the group that leaves first."""
+        for group in self._changed:
+            if group in self._shelves:
+                self._groups.add(group, group.next_use())
+        self._changed.clear()
+        found = self._groups.peek(self._keys.clock.now)
+        return None if found is None else self._shelves[found]
+
+    def _note(self, group: KeyGroup) -> None:
+        self._changed.pop(group, None)
+        self._changed[group] = None
+
+    def _close(self, shelf: _Shelf) -> None:
+        del self._shelves[shelf.group]
+        self._groups.discard(shelf.group)
+
     # -- told by the table -----------------------------------------------------------------------
 
     def group_changed(self, group: KeyGroup) -> None:
         """The next use of ``group`` is another."""
         if group in self._shelves:
-            self._groups.add(group, group.next_use())
+            self._note(group)
 
-    def key_changed(self, key: Key) -> None:
-        """``key`` belongs to another group, or was used."""
-        if key in self._at:
-            self.add(key)
+    def keys_moved(self, keys: Iterable[Key]) -> None:
+        """``keys`` belong to other groups."""
+        for key in keys:
+            if key in self._at:
+                self.add(key)
 
 
 class _Shelf:
-    """The keys of one group. An entry of the heap counts while it is what ``live`` has."""
+    """The keys of one group, ``live``, in a heap by their last call and depth.
 
-    __slots__ = ("_heap", "_seq", "live")
+    A key's place only ever goes back, as it is used again. So an entry that is older than its key
+    stands too far in front, and is put to its place when it comes to the head; and a key that is
+    removed and put back needs no second entry. ``_entered`` are the keys with an entry.
+    """
 
-    def __init__(self) -> None:
-        self.live: dict[Key, tuple[int, int, int]] = {}
+    __slots__ = ("_entered", "_heap", "_keys", "_seq", "group", "live")
+
+    def __init__(self, group: KeyGroup, keys: KeyTable) -> None:
+        self.group, self._keys = group, keys
+        self.live: set[Key] = set()
+        self._entered: set[Key] = set()
         self._heap: list[tuple[int, int, int, Key]] = []
         self._seq = 0
 
-    def put(self, key: Key, owned: OwnedKey) -> None:
-        place = self.live.get(key)
-        if place is not None and place[:2] == (owned.stamp, -owned.depth):
-            return
-        self._seq += 1
-        self.live[key] = place = (owned.stamp, -owned.depth, self._seq)
-        heapq.heappush(self._heap, (*place, key))
-        if len(self._heap) > 2 * len(self.live) + 16:
-            self._heap = [(*at, each) for each, at in self.live.items()]
-            heapq.heapify(self._heap)
+    def put(self, key: Key) -> None:
+        self.live.add(key)
+        if key not in self._entered:
+            self._entered.add(key)
+            heapq.heappush(self._heap, self._entry(key))
+            if len(self._heap) > 2 * len(self.live) + 16:
+                self._heap = [entry for entry in self._heap if entry[3] in self.live]
+                self._entered = set(self.live)
+                heapq.heapify(self._heap)
 
     def first(self) -> Key:
         while True:
-            *place, key = self._heap[0]
-            if self.live.get(key) == tuple(place):
+            stamp, depth, _, key = self._heap[0]
+            if key not in self.live:
+                heapq.heappop(self._heap)
+                self._entered.remove(key)
+                continue
+            owned = self._keys.owned(key)
+            if (stamp, depth) == (owned.stamp, -owned.depth):
                 return key
-            heapq.heappop(self._heap)
+            heapq.heapreplace(self._heap, self._entry(key))
+
+    def _entry(self, key: Key) -> tuple[int, int, int, Key]:
+        self._seq += 1
+        owned = self._keys.owned(key)
+        return (owned.stamp, -owned.depth, self._seq, key)

@@ -47,10 +47,10 @@ class Adapter:
         return self._names.info(self.name)
 
     def update(self, tensors: Mapping[str, Any]) -> None:
-        """Give the adapter new weights, from a trainer in this process: a state dict as
-        ``peft.get_peft_model_state_dict`` gives it, A ``[rank, in]`` and B ``[out, rank]`` of
-        each projection, on any device, in any floating dtype. The tensors are copied, and cast to
-        the model's dtype; ranks, scales and invocation tokens stay.
+        """Give the adapter new weights, from a trainer in this process: a state dict as PEFT saves
+        it, A ``[rank, in]`` and B ``[out, rank]`` of each projection, on any device, in any
+        floating dtype. The tensors are copied, and cast to the model's dtype; ranks, scales and
+        invocation tokens stay.
 
         Calls handed in after this use the new weights, open calls end with those that they began
         with, and KV of the old weights is never used for the new. Raises ``AdapterError``, with

@@ -112,6 +112,7 @@ class Village:
         """Take in the texts of this round's questions, in their order."""
         for question, text in zip(questions, texts, strict=True):
             person = self.people[question.who]
+            self._told.pop(question.who, None)  # a call uses up what was said of it
             if len(person.turns) >= MOST_TURNS:
                 del person.turns[: MOST_TURNS // 2]
             person.turns.append((question.text, text))
@@ -122,7 +123,8 @@ class Village:
         self._talks = [(other, one) for one, other in self._talks]
 
     def expected(self) -> dict[int, int]:
-        """The ticks until somebody is asked next, for those for whom that changed: 0 in a talk."""
+        """The ticks until somebody is asked next, for those for whom that changed or who were asked
+        since: 0 in a talk."""
         due = self._next_uses()
         changed = {who: at for who, at in due.items() if self._told.get(who) != at}
         self._told |= changed

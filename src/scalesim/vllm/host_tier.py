@@ -120,7 +120,7 @@ class HostTier:
         """Remove a chunk that could not be written, or was evicted."""
         del self.chunks[key]
         self.mark_non_evictable(key)
-        self.board.keys.left(key)
+        self.board.keys.left((key,))
 
     def clear(self) -> None:
         """Remove all chunks."""
@@ -128,8 +128,7 @@ class HostTier:
         self.chunks.clear()
         self._alone.clear()
         self._spare.clear()
-        for key in keys:
-            self.board.keys.left(key)
+        self.board.keys.left(keys)
 
     def mark_evictable(self, key: Key) -> None:
         """Nothing reads or writes the chunk of ``key`` any more."""

@@ -218,8 +218,7 @@ class SchedulerSide:
                 keys = [key for key in lost if group_of(key) == group and gone[key] is not None]
                 self._offer(meta, keys, gone)
             tier.is_saving = False
-        for key in gone:
-            self.board.keys.left(key)
+        self.board.keys.left(gone)
 
     def _offer(self, meta: Any, keys: list[Any], blocks: dict[Any, Any]) -> None:
         """Save of ``keys``, the soonest first, what is worth its room on the host."""

@@ -52,6 +52,10 @@ class EvictionRanking:
         self._changed: dict[Segment, None] = {}  # since the last update
         self._seq = 0
 
+    def segments(self) -> list[Segment]:
+        """All segments, children before parents. O(segments)."""
+        return list(self._tree)[::-1]
+
     def next_seq(self) -> int:
         """The next sequence number of the engine's events; sequence numbers break ties."""
         self._seq += 1
@@ -278,14 +282,15 @@ class EvictionRanking:
     def _place_on_host(self, segment: Segment, next_use: NextUse) -> None:
         """Put ``segment`` into the orders of host and disk that its state belongs to."""
         still = not segment.is_moving
-        if still and segment.host and segment.device.valid >= segment.host.valid:
+        is_kept = segment.loss == "fatal"  # the host is where it lives
+        if still and not is_kept and segment.host and segment.device.valid >= segment.host.valid:
             self._on_both.add(segment, next_use)
         else:
             self._on_both.discard(segment)
         idle = still and not segment.pins
         is_clean = segment.num_unspilled == 0
         alone = idle and not is_clean and not segment.device and not segment.content_children
-        if alone:
+        if alone and not is_kept:
             self._host_only.add(segment, next_use)
         else:
             self._host_only.discard(segment)

@@ -26,6 +26,10 @@ class PageAccess(Protocol):
         """A copy of ``pages``."""
         ...
 
+    def read_there(self, pages: Sequence[int]) -> Any:
+        """A copy of device ``pages`` that stays on the device: an array, or a tensor there."""
+        ...
+
     def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         """Write ``rows`` to ``pages``; returns when they are written."""
         ...
@@ -42,6 +46,9 @@ class ArrayPages:
         found: Bytes2D = self._pools[place][np.asarray(pages, np.int64)]
         return found
 
+    def read_there(self, pages: Sequence[int]) -> Any:
+        return self.read("device", pages)
+
     def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         self._pools[place][np.asarray(pages, np.int64)] = rows
 
@@ -57,8 +64,11 @@ class TensorPages:
     def read(self, place: PoolName, pages: Sequence[int]) -> Bytes2D:
         if place == "host":
             return self._host.read(place, pages)
-        found: Bytes2D = self._device[list(pages)].cpu().numpy()
+        found: Bytes2D = self.read_there(pages).cpu().numpy()
         return found
+
+    def read_there(self, pages: Sequence[int]) -> Any:
+        return self._device[list(pages)]
 
     def write(self, place: PoolName, pages: Sequence[int], rows: Bytes2D) -> None:
         if place == "host":

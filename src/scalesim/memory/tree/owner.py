@@ -77,6 +77,7 @@ class AgentState:
     ``next_use`` is in ticks of the simulation's clock, ``None`` where unknown. ``paths`` maps the
     end of each path that the agent has computed to the number of times that the path was reused. At
     most ``MAX_PATHS`` are kept; the path with the least value (blocks × reuses) is dropped first.
+    Attachments are paths as well, and stay.
     """
 
     __slots__ = (
@@ -108,7 +109,7 @@ class AgentState:
         self.next_seq = 0
         self.was_told_by_call = False  # whether ``next_use`` is now because the agent called
         self.paths: SmallMap[Segment] = SmallMap()
-        self.attached: tuple[Segment, ...] = ()  # at most one of each kind; also in ``paths``
+        self.attached: tuple[Segment, ...] = ()  # also in ``paths``
         self.newest_end: Segment | None = None  # the end of the path that was computed last
         self.last_path_blocks = 0  # of the path that the last request left
         self.last_match: Segment | None = None  # where the last prefix lookup ended
@@ -226,10 +227,10 @@ class AgentState:
         """
         self.newest_end = end
         self.paths.setdefault(end, 0)
-        if len(self.paths) <= MAX_PATHS:
+        if len(self.paths) - len(self.attached) <= MAX_PATHS:
             return None
         worst = min(
-            (path for path in self.paths if path is not end),
+            (path for path in self.paths if path is not end and path not in self.attached),
             key=lambda path: (self.paths[path] * path.num_blocks, path.last_seq),
         )
         if self.paths.pop(worst) == 0:
@@ -266,7 +267,7 @@ class AgentState:
 
     def attach(self, segment: Segment) -> None:
         """Add an attachment: a path that every call uses."""
-        assert all(segment.parent is not other.parent for other in self.attached), segment
+        assert segment not in self.attached, segment
         self.attached += (segment,)
         self.paths[segment] = PERMANENT
 

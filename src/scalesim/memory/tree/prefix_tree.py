@@ -11,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesim.core import AgentId
+<<<<<<< HEAD
 from scalesim.memory.tree.branches import Branches
+=======
+from scalesim.memory.tree.run import Loss
+>>>>>>> main
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
 TEXT = "text"
@@ -30,11 +34,11 @@ class PrefixTree:
         self.branches = Branches()
         self._seq = 0
 
-    def root(self, kind: str) -> Segment:
-        """The root of a kind of state; made when it is first asked for."""
+    def root(self, kind: str, loss: Loss = "recompute") -> Segment:
+        """The root of a kind of state; made when it is first asked for, with this ``loss``."""
         root = self._roots.get(kind)
         if root is None:
-            root = self._roots[kind] = Segment(None, b"", 0, self._next_seq())
+            root = self._roots[kind] = Segment(None, b"", 0, self._next_seq(), loss=loss)
         return root
 
     def __iter__(self) -> Iterator[Segment]:
@@ -107,9 +111,9 @@ class PrefixTree:
         self.num_segments += 1
         return child
 
-    def insert_attachment(self, root: Segment, digest: bytes) -> Segment:
+    def insert_attachment(self, root: Segment, digest: bytes, num_blocks: int = 0) -> Segment:
         """Add a child of ``root`` without tokens, found by ``digest``."""
-        child = Segment(root, b"", 0, self._next_seq(), mark=digest)
+        child = Segment(root, b"", num_blocks, self._next_seq(), mark=digest)
         assert digest not in root.children
         root.adopt(child, digest)
         self.num_segments += 1

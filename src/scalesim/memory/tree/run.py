@@ -22,6 +22,10 @@ else:
 TIERS: tuple[TierName, ...] = ("device", "host", "disk")
 """The tier nearest to the compute first. ``Segment`` has an attribute of each name: its run."""
 
+Loss: TypeAlias = Literal["recompute", "reread", "fatal"]
+"""What it means that the content of a segment is on no tier: it is computed again from its tokens,
+read again from its source, or gone. What is ``"fatal"`` to lose keeps its pages on the host."""
+
 
 class Run(_Pages):
     """The pages of a segment's first blocks on one tier, as an array of int32 page ids.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from scalesim.core import AgentId, TierName
 from scalesim.memory.tree.owning import Owner
-from scalesim.memory.tree.run import NOWHERE, TIERS, Run, Transfer
+from scalesim.memory.tree.run import NOWHERE, TIERS, Loss, Run, Transfer
 from scalesim.memory.tree.small_map import SmallMap
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Segment:
     segment. A partial block has no children and is never saved. ``mark`` is set where a
     ``Branch`` begins at this segment. ``source`` gives the content of an attachment, which has no
     tokens: an attachment stays in the tree without pages, and is read again when it is needed.
+    ``loss`` is that of the segment's root.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class Segment:
         "host",
         "last_seq",
         "last_use",
+        "loss",
         "mark",
         "num_blocks",
         "num_hits",
@@ -85,8 +87,10 @@ class Segment:
         seq: int,
         *,
         mark: bytes = b"",
+        loss: Loss = "recompute",
     ) -> None:
         self.parent = parent
+        self.loss: Loss = loss if parent is None else parent.loss
         self.tokens = tokens
         self.num_blocks = num_blocks
         self.seq = seq
@@ -122,6 +126,11 @@ class Segment:
         """Whether the content is read from a source, and not computed from tokens. True also after
         the attachment was removed, when ``source`` is ``None``."""
         return self.mark != b"" and not self.tokens
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether this attachment lost its source or, where it never had one, its last owner."""
+        return not self.owners if self.loss == "fatal" else self.source is None
 
     @property
     def is_ready(self) -> bool:
