@@ -265,7 +265,6 @@ class Agents:
             self.use_adapter(id, adapter)
         return agent
 
-<<<<<<< HEAD
     def use_adapter(self, id: AgentId, adapter: str | Path | Adapter | None) -> None:
         """Let agent ``id`` use ``adapter``; ``None``: the base model."""
         self._inbox.check_open()
@@ -274,11 +273,10 @@ class Agents:
             entry = self.registry.known(id)  # it may have been forgotten since
             self._adapters.bind(entry.key, name)
             entry.adapter = name
-=======
+
     def state_of(self, entry: AgentEntry) -> BlobMapping:
         """``Agent.state``."""
         return BlobMapping(entry, self._loop.parts, partial(ask, self._thread, self._inbox))
->>>>>>> main
 
     def fork(self, engine: ChatEntrypoints, parent: AgentId, child: AgentId) -> Agent:
         """``Engine.fork``."""

@@ -121,19 +121,13 @@ class Owners:
         state = self.agent(id)
         if segment in state.attached:
             return
-<<<<<<< HEAD
         assert segment.parent is not None
         self.detach_all(id, segment.parent)
-=======
-        for other in state.attached:
-            if other.parent is segment.parent:
-                self.detach(state, other)
         self.hold(id, segment)
 
     def hold(self, id: AgentId, segment: Segment) -> None:
         """Let agent ``id`` own the attachment ``segment``, beside all others."""
         state = self.agent(id)
->>>>>>> main
         state.attach(segment)
         segment.own(state)
         self._ranking.refresh(segment)

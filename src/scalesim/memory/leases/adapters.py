@@ -47,12 +47,8 @@ class AdapterPages:
 
     def __init__(self, residency: Residency, owners: Owners) -> None:
         self._residency, self._owners = residency, owners
-<<<<<<< HEAD
-        self._root = residency.tree.root(_ROOT)
-        self._stale: dict[bytes, None] = {}  # digests of removed adapters, while they leave
-=======
         self._root = residency.tree.root(_ROOT, "reread")
->>>>>>> main
+        self._stale: dict[bytes, None] = {}  # digests of removed adapters, while they leave
 
     def __len__(self) -> int:
         """The number of adapters that were added and not removed."""

@@ -11,11 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesim.core import AgentId
-<<<<<<< HEAD
 from scalesim.memory.tree.branches import Branches
-=======
 from scalesim.memory.tree.run import Loss
->>>>>>> main
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
 TEXT = "text"
