@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from scalesim.config import EngineConfig
     from scalesim.engine.agent import Agent, Reply, Request
     from scalesim.engine.engine import Engine
+    from scalesim.requests.adapter import Adapter
     from scalesim.sampling.params import SamplingParams
 
 __all__ = [
+    "Adapter",
     "Agent",
     "ChatReply",
     "ChatRequest",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Adapter": "scalesim.requests.adapter",
     "Agent": "scalesim.engine.agent",
     "ChatReply": "scalesim.chat.reply",
     "ChatRequest": "scalesim.chat.chat_request",

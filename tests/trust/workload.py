@@ -32,7 +32,7 @@ from scalesim.memory.links.link import Timeline
 from scalesim.memory.pools.storage import allocate_pages
 from scalesim.model.text.chat import CHATML, ChatTemplate
 from scalesim.model.text.tokenizer import ByteTokenizer
-from scalesim.requests.adapter_registry import AdapterInfo
+from scalesim.requests.adapter import AdapterInfo
 from scalesim.requests.call import Call
 from scalesim.requests.prompt import Prompt, TextModel
 from scalesim.requests.request import Request

@@ -14,7 +14,7 @@ from scalesim.chat.reply import ChatReply
 from scalesim.chat.response_format import ResponseFormat
 from scalesim.chat.stream import AsyncChatStream, ChatStream
 from scalesim.chat.tool_use import Tool, ToolChoice
-from scalesim.checks import agent_id, flag, path_of, reading, shown
+from scalesim.checks import agent_id, flag, reading, shown
 from scalesim.core import AgentId
 from scalesim.distance.hints import read
 from scalesim.engine.advice import Advice
@@ -24,8 +24,9 @@ from scalesim.engine.chats import ChatEntrypoints
 from scalesim.engine.inbox import Inbox
 from scalesim.engine.loop import EngineLoop
 from scalesim.engine.thread import EngineThread
-from scalesim.errors import AdapterError, HintWarning, RequestError, UnknownAgentError
+from scalesim.errors import HintWarning, RequestError, UnknownAgentError
 from scalesim.interrupts import InterruptsWait
+from scalesim.requests.adapter import Adapter
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentEntry, AgentRegistry, listed_ids
 from scalesim.requests.choose import By, Choice, Option
@@ -59,8 +60,16 @@ class Agent:
 
     @property
     def adapter(self) -> str | None:
-        """The name of the adapter that its calls use; ``Engine.agent`` sets it."""
+        """The name of the adapter that its calls use; ``None``: the base model. May be set, to a
+        name, a folder, which is added under its path, what ``adapters.add`` returned, or ``None``:
+        calls handed in from then on use it, open calls end with what they began with. Setting
+        raises ``AdapterError`` for an adapter that cannot be used."""
         return self._entry.adapter
+
+    @adapter.setter
+    def adapter(self, adapter: str | Path | Adapter | None) -> None:
+        self._check()
+        self._agents.use_adapter(self.id, adapter)
 
     @property
     def state(self) -> BlobMapping:
@@ -240,7 +249,7 @@ class Agents:
         self._handles: dict[AgentId, Agent] = {}
 
     def handle(
-        self, engine: ChatEntrypoints, id: AgentId, adapter: str | Path | None = None
+        self, engine: ChatEntrypoints, id: AgentId, adapter: str | Path | Adapter | None = None
     ) -> Agent:
         """``Engine.agent``."""
         id = agent_id(id)
@@ -253,14 +262,17 @@ class Agents:
             if self._advice.distances.has_sources:  # one may have spoken of it already
                 self._inbox.post_if_open(partial(self._advice.distances.meet, id))
         if adapter is not None:
-            name = str(path_of("adapter", adapter, AdapterError))
-            if name not in self._adapters:
-                self._adapters.add(name, adapter)
-            with self.registry.lock:
-                entry = self.registry.known(id)  # it may have been forgotten since
-                self._adapters.bind(entry.key, name)
-                entry.adapter = name
+            self.use_adapter(id, adapter)
         return agent
+
+    def use_adapter(self, id: AgentId, adapter: str | Path | Adapter | None) -> None:
+        """Let agent ``id`` use ``adapter``; ``None``: the base model."""
+        self._inbox.check_open()
+        name = None if adapter is None else self._adapters.name_of(adapter)
+        with self.registry.lock:
+            entry = self.registry.known(id)  # it may have been forgotten since
+            self._adapters.bind(entry.key, name)
+            entry.adapter = name
 
     def state_of(self, entry: AgentEntry) -> BlobMapping:
         """``Agent.state``."""

@@ -31,7 +31,8 @@ class BlobMapping(MutableMapping[str, Any]):
     ``state["memory"] = tensor`` keeps a copy of a tensor or a numpy array of any dtype, on whatever
     device it is; ``state["memory"]`` gives a tensor on the engine's device, a copy as well. Values
     lie in pages of the engine's pools: on the host, where they stay, and on the device, to which
-    they are loaded before the agent's next use with all that it owns. Snapshots and forks keep them.
+    they are loaded before the agent's next use with all that it owns. Snapshots and forks keep
+    them.
 
     Raises ``StateError`` for what cannot be kept, or where ``host_memory`` has no room;
     ``StateLostError`` for a value that was lost in a fault; ``KeyError`` for a name without value;

@@ -40,7 +40,7 @@ from scalesim.model.runner.openmp import release_idle_workers
 from scalesim.model.runner.settings import RunnerSettings
 from scalesim.model.text.chat import chosen_chat_template
 from scalesim.model.text.tokenizer import Tokenizer, load_tokenizer
-from scalesim.requests.adapter_registry import ReadAdapter
+from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter
 from scalesim.requests.prompt import TextModel
 from scalesim.sampling.check_params import check_params
 from scalesim.sampling.grammar import Structures
@@ -122,10 +122,12 @@ def parts_for(
     num_rows = 2 * config.scheduler.max_num_seqs + 1
     layouts, row_blocks = LayoutTable(), geometry.blocks_for(max_len)
     read_adapter: ReadAdapter = no_adapters
+    pack_adapter: PackAdapter | None = None
     if isinstance(shape, ModelConfig):
         largest = max_adapter_pages(shape, geometry.page_bytes, loaded.model.dtype.itemsize)
         row_blocks = min(device_pages, max(row_blocks, largest))
-        read_adapter = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
+        folders = AdapterFolders(shape, loaded.model.dtype, geometry.page_bytes, layouts)
+        read_adapter, pack_adapter = folders, folders.pack
     settings = RunnerSettings(
         max_num_seqs=config.scheduler.max_num_seqs,
         max_num_tokens=config.scheduler.max_num_batched_tokens,
@@ -177,6 +179,7 @@ def parts_for(
         integrity=config.integrity,
         limits=config.limits,
         read_adapter=read_adapter,
+        pack_adapter=pack_adapter,
         pages=pages,
         kv_identity=kv_identity(loaded, geometry, backend.name, config.reproducible),
     )

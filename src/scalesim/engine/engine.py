@@ -91,7 +91,11 @@ class Engine(AgentWorld):
         self.model, limits = parts.model, parts.limits
         self._inbox, registry = Inbox(), AgentRegistry()
         self.adapters = AdapterRegistry(
-            parts.read_adapter, parts.memory, self._inbox.post_if_open, self._inbox.check_process
+            parts.read_adapter,
+            parts.pack_adapter,
+            parts.memory,
+            self._inbox.post_if_open,
+            self._inbox.check_process,
         )
         self._limiter = RequestLimiter(limits.max_open_requests, refuse=limits.when_full == "error")
         self._loop = EngineLoop(

@@ -12,7 +12,7 @@ from scalesim.memory.audit.auditor import Integrity
 from scalesim.memory.links.link import Link
 from scalesim.memory.manager import MemoryManager
 from scalesim.memory.pools.page_access import PageAccess
-from scalesim.requests.adapter_registry import ReadAdapter
+from scalesim.requests.adapter_registry import PackAdapter, ReadAdapter
 from scalesim.requests.prompt import TextModel
 from scalesim.scheduler.scheduler import Scheduler
 
@@ -22,10 +22,12 @@ class EngineParts:
     """What an engine is made of. ``build.build_parts`` makes them for a model folder; a test or
     a simulation passes others. ``time_s`` is monotonic seconds. ``before_wait`` runs on a
     caller's thread when it leaves the computing to the engine's. ``device`` is where the runner
-    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here. ``limits``:
-    how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise. ``pages``
-    reads and writes both pools, for snapshots; ``None``: these are without pages. ``kv_identity``
-    names all that KV depends on beside tokens and adapters; pages of another are not restored."""
+    computes. ``read_adapter`` reads an adapter's folder; ``None``: no adapters here.
+    ``pack_adapter`` packs an adapter's new tensors; ``None``: adapters are not updated here.
+    ``limits``: how many requests may be open. ``integrity`` is ``EngineConfig``'s; tests raise.
+    ``pages`` reads and writes both pools, for snapshots; ``None``: these are without pages.
+    ``kv_identity`` names all that KV depends on beside tokens and adapters; pages of another are
+    not restored."""
 
     runner: Runner
     memory: MemoryManager
@@ -37,6 +39,7 @@ class EngineParts:
     before_wait: Callable[[], None] = lambda: None
     device: str = "cpu"
     read_adapter: ReadAdapter | None = None
+    pack_adapter: PackAdapter | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     integrity: Integrity = "raise"
     pages: PageAccess | None = None

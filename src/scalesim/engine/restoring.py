@@ -174,6 +174,8 @@ def restore_adapters(
     has_digests = fits(parts, manifest)
     for name, folder, digest in manifest["adapters"]:
         try:
+            if folder is None:
+                raise AdapterError("its weights were given to update(), and are in no folder")
             adapters.add(name, folder)
             found = next(info.digest for info in adapters.list() if info.name == name)
             if has_digests and found != digest:

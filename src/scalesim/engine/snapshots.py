@@ -2,7 +2,8 @@
 
 The state is taken at one moment, between two steps on the engine's thread. Pages follow in pieces,
 each between two steps, on its way to a file: KV never changes its meaning, so pages need not be of
-one moment. The values that agents keep do change, and are copied at that moment. Pages that an earlier generation has are not written again. The manifest is last.
+one moment. The values that agents keep do change, and are copied at that moment. Pages that an
+earlier generation has are not written again. The manifest is last.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class SnapshotMoment(NamedTuple):
     image: MemoryImage
     live: LiveBlocks
     agents: list[tuple[Any, str | None]]
-    adapters: list[tuple[str, str, str]]
+    adapters: list[tuple[str, str | None, str]]
     values: dict[str, Any] | None
 
 

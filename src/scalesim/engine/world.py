@@ -28,6 +28,7 @@ from scalesim.engine.worlds import ForkedMemory
 from scalesim.errors import ConfigError, EngineClosedError, RequestError
 from scalesim.interrupts import InterruptsWait
 from scalesim.memory.misses import Miss
+from scalesim.requests.adapter import Adapter
 from scalesim.requests.agent_registry import AgentEntry, AgentRegistry
 from scalesim.requests.prepare import Intake
 from scalesim.requests.prompt import TextModel
@@ -96,13 +97,13 @@ class AgentWorld(ChatEntrypoints):
 
     # -- agents and time ----------------------------------------------------------------------
 
-    def agent(self, id: AgentId, *, adapter: str | Path | None = None) -> Agent:
+    def agent(self, id: AgentId, *, adapter: str | Path | Adapter | None = None) -> Agent:
         """The handle of agent ``id``, made on first use.
 
-        ``adapter`` is a name known to ``adapters``, or a folder, which is added under its path;
-        it stays the agent's until another is given. Raises ``RequestError`` for an id that is no
-        Unicode text of at most 1024 characters and no whole number of at most 256 bits,
-        ``AdapterError`` for an adapter that cannot be used.
+        ``adapter`` is a name known to ``adapters``, a folder, which is added under its path, or
+        what ``adapters.add`` returned; it stays the agent's until ``agent.adapter`` is set. Raises
+        ``RequestError`` for an id that is no Unicode text of at most 1024 characters and no whole
+        number of at most 256 bits, ``AdapterError`` for an adapter that cannot be used.
         """
         return self._agents.handle(self, id, adapter)
 

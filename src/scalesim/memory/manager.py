@@ -117,6 +117,7 @@ class MemoryManager(MemoryParts):
         self.residency.clear_failure()
         leases = self.waiters.poll()
         self.orphans.drop_unpinned()
+        self.adapters.drop_stale()
         return leases
 
     def forget(self, agent: AgentId) -> None:
@@ -194,14 +195,14 @@ class MemoryManager(MemoryParts):
         self.adapters.add(content)
 
     def remove_adapter(self, digest: bytes) -> None:
-        """Remove an adapter. Its pages are freed now, or when the last lease that pins it is
-        released."""
+        """Remove an adapter, and the KV that was computed with it. Their pages are freed now, or
+        when the last lease or copy that uses them ends."""
         self.adapters.remove(digest)
 
-    def bind_adapter(self, agent: AgentId, digest: bytes) -> None:
-        """Let ``agent`` use this adapter, in place of any other; no effect if the adapter was
-        removed."""
-        if self.adapters.has(digest):
+    def bind_adapter(self, agent: AgentId, digest: bytes | None) -> None:
+        """Let ``agent`` use this adapter, in place of any other (``None``: no adapter); no effect
+        if the adapter was removed."""
+        if digest is None or self.adapters.has(digest):
             self.adapters.bind(agent, digest)
 
     # -- time, steps and copies ---------------------------------------------------------------

@@ -121,9 +121,8 @@ class Owners:
         state = self.agent(id)
         if segment in state.attached:
             return
-        for other in state.attached:
-            if other.parent is segment.parent:
-                self.detach(state, other)
+        assert segment.parent is not None
+        self.detach_all(id, segment.parent)
         self.hold(id, segment)
 
     def hold(self, id: AgentId, segment: Segment) -> None:
@@ -133,6 +132,14 @@ class Owners:
         segment.own(state)
         self._ranking.refresh(segment)
         self._queue.add(state)
+
+    def detach_all(self, id: AgentId, root: Segment) -> None:
+        """Let agent ``id`` own no attachment below ``root``, that is: of one kind."""
+        state = self.agents.get(id)
+        if state is not None:
+            for other in state.attached:
+                if other.parent is root:
+                    self.detach(state, other)
 
     def detach(self, agent: Owner, segment: Segment) -> None:
         """Let ``agent`` own the attachment ``segment`` no more."""

@@ -2,50 +2,42 @@
 
 Used from any thread; folders are read on the caller's thread. An adapter's identity is the digest
 of its content: two names of one content share pages, and a name with new content is a new adapter.
+The content that a call uses is settled at the moment at which the call is handed in.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalesim.checks import flag, number, path_of, shown, text
+from scalesim.checks import flag, instance, number, path_of, shown, text
 from scalesim.core import AgentId, Int32s
-from scalesim.errors import AdapterError
+from scalesim.errors import AdapterError, PromptTooLongError
 from scalesim.memory.leases.adapters import ADAPTER, AdapterContent, adapter_spec
+from scalesim.requests.adapter import Adapter, AdapterInfo
 
 if TYPE_CHECKING:
-    from scalesim.memory.lease import AttachmentSpec
     from scalesim.memory.manager import MemoryManager
     from scalesim.requests.call import Call
 
 _LOOK_S = 1.0  # how often a waiting thread checks its timeout
 ReadAdapter = Callable[["str | Path"], AdapterContent]
+PackAdapter = Callable[[AdapterContent, "Mapping[str, Any]"], AdapterContent]
+"""Makes of an adapter and tensors an adapter of the same layout. Raises ``AdapterError``."""
 
 
 @dataclass(eq=False, slots=True)
 class _Entry:
     content: AdapterContent
     names: set[str] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterInfo:
-    """An adapter's name: the folder it was read from, its size, and the open calls that use it."""
-
-    name: str
-    path: str  # as it was given
-    num_pages: int  # that the adapter takes in a pool
-    digest: str  # of its content, in hex; names with one digest share pages
-    activated: bool  # in force only from its invocation tokens on
-    open_calls: int  # that use this content, under any name
 
 
 class AdapterRegistry:
@@ -55,19 +47,22 @@ class AdapterRegistry:
     def __init__(
         self,
         read: ReadAdapter | None,
+        pack: PackAdapter | None,
         memory: MemoryManager,
         post: Callable[[Callable[[], None]], None],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._read, self._memory, self._post, self._check = read, memory, post, check
+        self._read, self._pack = read, pack
+        self._memory, self._post, self._check = memory, post, check
         self._lock = threading.RLock()  # ``with`` releases a bare lock even if Ctrl-C strikes
         self._changed = threading.Condition(self._lock)  # for callers that wait in ``remove``
-        self._by_name: dict[str, tuple[_Entry, str]] = {}
+        self._by_name: dict[str, tuple[_Entry, str | None]] = {}
         self._by_digest: dict[bytes, _Entry] = {}
         self._open: dict[bytes, set[Call]] = {}  # by digest; no empty sets
-        self._bound: dict[AgentId, bytes] = {}
+        self._bound: dict[AgentId, str] = {}
+        self._users: dict[str, set[AgentId]] = {}  # the agents of each name; no empty sets
 
-    def add(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+    def add(self, name: str, path: str | Path, *, replace: bool = False) -> Adapter:
         """Read the adapter in the folder ``path`` and give it ``name``. Calls made after this use
         the adapter; open calls keep the content that they began with.
 
@@ -80,21 +75,44 @@ class AdapterRegistry:
         flag("replace", replace, AdapterError)
         if self._read is None:
             raise AdapterError("this engine's parts have no reader of adapters (read_adapter)")
-        content = self._read(path)
+        self._put(name, self._read(path), str(path), replace)
+        return Adapter(self, name)
+
+    def update(self, name: str, tensors: Mapping[str, Any]) -> None:
+        """``Adapter.update``."""
+        self._check()
+        instance("tensors", tensors, Mapping, "give a state dict: names to tensors", AdapterError)
+        with self._lock:
+            content = self._entry(name).content
+        if self._pack is None:
+            raise AdapterError("this engine's parts take no tensors of adapters (pack_adapter)")
+        try:
+            content = self._pack(content, tensors)
+        except AdapterError as error:
+            raise AdapterError(f"adapter {name!r}: {error}") from error
+        with self._lock:
+            self._entry(name)  # it may have been removed since
+            self._put(name, content, None, replace=True)
+
+    def _put(self, name: str, content: AdapterContent, path: str | None, replace: bool) -> None:
+        """Let ``name`` stand for ``content``. The commands of one change reach the loop together,
+        before any call that uses the new content."""
         with self._lock:
             previous = self._by_name.get(name)
-            if previous is not None and previous[0].content.digest != content.digest:
-                if not replace:
-                    raise AdapterError(
-                        f"adapter name {name!r} has other content, from {previous[1]}; remove it, "
-                        "or give replace=True"
-                    )
-                self._let_go(name)
+            is_other = previous is not None and previous[0].content.digest != content.digest
+            if previous is not None and is_other and not replace:
+                raise AdapterError(
+                    f"adapter name {name!r} has other content, from "
+                    f"{previous[1] or 'update()'}; remove it, or give replace=True"
+                )
             unread = replace_fields(content, pages=None)  # only the pools keep the pages
             entry = self._by_digest.setdefault(content.digest, _Entry(unread))
-            entry.names.add(name)
-            self._by_name[name] = (entry, str(path))
             self._post(lambda: self._memory.add_adapter(content))
+            if is_other:
+                self._let_go(name)
+            entry.names.add(name)
+            self._by_name[name] = (entry, path)
+            self._tell(name, self._users.get(name, ()))
 
     def remove(self, name: str, *, timeout: float | None = None) -> None:
         """Forget ``name``. The adapter's pages are freed with its last name. Calls of agents that
@@ -119,22 +137,32 @@ class AdapterRegistry:
                 self._changed.wait(min(left_s, _LOOK_S))
             if name in self._by_name:
                 self._let_go(name)
+                self._tell(name, self._users.get(name, ()))
 
     def list(self) -> list[AdapterInfo]:
         """The adapters, sorted by name."""
         self._check()
         with self._lock:
-            return [
-                AdapterInfo(
-                    name,
-                    path,
-                    entry.content.num_pages,
-                    entry.content.digest.hex(),
-                    entry.content.invocation_tokens is not None,
-                    len(self._open.get(entry.content.digest, ())),
-                )
-                for name, (entry, path) in sorted(self._by_name.items())
-            ]
+            return [self.info(name) for name in sorted(self._by_name)]
+
+    def info(self, name: str) -> AdapterInfo:
+        """``Adapter.info``."""
+        with self._lock:
+            content, path = self._entry(name).content, self._by_name[name][1]
+            return AdapterInfo(
+                name,
+                path,
+                content.num_pages,
+                content.digest.hex(),
+                content.invocation_tokens is not None,
+                len(self._open.get(content.digest, ())),
+            )
+
+    def __getitem__(self, name: str) -> Adapter:
+        """The adapter of this name. Raises ``AdapterError``."""
+        with self._lock:
+            self._entry(name)
+        return Adapter(self, name)
 
     def __contains__(self, name: str) -> bool:
         return isinstance(name, str) and name in self._by_name
@@ -144,54 +172,109 @@ class AdapterRegistry:
 
     # -- for the engine -----------------------------------------------------------------------
 
-    def bind(self, agent: AgentId, name: str) -> None:
+    def name_of(self, adapter: str | Path | Adapter) -> str:
+        """The name of ``adapter``: a name that is known, a folder, which is added under its path,
+        or an adapter of this engine. Raises ``AdapterError``."""
+        if isinstance(adapter, Adapter):
+            if not adapter.is_of(self):
+                raise AdapterError(f"{adapter!r} is another engine's; add it to this one")
+            return adapter.name
+        name = str(path_of("adapter", adapter, AdapterError))
+        if name not in self:
+            self.add(name, adapter)
+        return name
+
+    def bind(self, agent: AgentId, name: str | None) -> None:
         """Note that ``agent`` uses the adapter ``name``: from now on the adapter's pages are loaded
-        and evicted by the agent's next use."""
+        and evicted by the agent's next use. ``None``: the agent uses the base model."""
         with self._lock:
-            digest = self._bound[agent] = self._entry(name).content.digest
-            self._post(lambda: self._memory.bind_adapter(agent, digest))
+            if name is not None:
+                self._entry(name)
+            self._note(agent, name)
+            self._tell(name, (agent,))
 
     def fork(self, parent: AgentId, child: AgentId) -> None:
         """Bind ``child`` to the adapter of ``parent``. Memory's own fork binds the child as well;
-        this note is for ``restore``."""
+        this note is for ``restore``, and for new content of the name."""
         with self._lock:
-            digest = self._bound.get(parent)
-            if digest is not None:
-                self._bound[child] = digest
+            if parent in self._bound:
+                self._note(child, self._bound[parent])
 
     def unbind(self, agents: Iterable[AgentId]) -> None:
         """Note that ``agents`` are forgotten. Their adapters stay."""
         with self._lock:
             for agent in agents:
-                self._bound.pop(agent, None)
+                self._note(agent, None)
+
+    def _note(self, agent: AgentId, name: str | None) -> None:
+        before = self._bound.pop(agent, None)
+        if before is not None:
+            self._users[before].discard(agent)
+            if not self._users[before]:
+                del self._users[before]
+        if name is not None:
+            self._bound[agent] = name
+            self._users.setdefault(name, set()).add(agent)
+
+    def _tell(self, name: str | None, agents: Iterable[AgentId]) -> None:
+        """Have memory bind ``agents`` to what ``name`` stands for now."""
+        entry = None if name is None else self._by_name.get(name, (None,))[0]
+        digest, agents = None if entry is None else entry.content.digest, tuple(agents)
+
+        def bind() -> None:
+            for agent in agents:
+                self._memory.bind_adapter(agent, digest)
+
+        if agents:
+            self._post(bind)
 
     def restore(self) -> None:
         """Tell memory all adapters and bindings again, after a reset. On the engine's thread."""
         with self._lock:
             for entry in self._by_digest.values():
                 self._memory.add_adapter(entry.content)
-            for agent, digest in self._bound.items():
-                self._memory.bind_adapter(agent, digest)
+            for agent, name in self._bound.items():
+                if name in self:
+                    self._memory.bind_adapter(agent, self._entry(name).content.digest)
 
     def num_pages(self, name: str) -> int:
         with self._lock:
             return self._entry(name).content.num_pages
 
-    def uses(self, name: str, tokens: Int32s) -> tuple[AttachmentSpec, ...]:
-        """What a call with this prompt needs of the adapter; nothing of an activated one that the
-        prompt does not invoke."""
+    def attach(self, call: Call) -> None:
+        """Give ``call`` what it needs of its adapter, with the content of now: nothing of an
+        activated one that the prompt does not invoke. Raises ``AdapterError``, or
+        ``PromptTooLongError`` unless the device pool can hold the call and its adapter."""
+        if call.adapter is None:
+            return
         with self._lock:
-            content = self._entry(name).content
-        if content.invocation_tokens is None:
-            return (adapter_spec(content.digest, content.layout),)
-        start = last_invocation(tokens, content.invocation_tokens)
-        return () if start is None else (adapter_spec(content.digest, content.layout, start),)
+            content = self._entry(call.adapter).content
+        self._check_room(call, content)
+        start: int | None = 0
+        if content.invocation_tokens is not None:
+            start = last_invocation(call.tokens, content.invocation_tokens)
+        call.attachments = (
+            () if start is None else (adapter_spec(content.digest, content.layout, start),)
+        )
+
+    def _check_room(self, call: Call, content: AdapterContent) -> None:
+        num_tokens = len(call.tokens) + call.request.params.max_tokens
+        needed = -(-num_tokens // self._memory.block_size) + content.num_pages
+        if needed > self._memory.num_pages:
+            raise PromptTooLongError(
+                f"{num_tokens} tokens and adapter {call.adapter!r} of {content.num_pages} pages "
+                f"need {needed} pages; the device pool has {self._memory.num_pages}; raise "
+                "device_memory"
+            )
 
     def hold(self, calls: Iterable[Call]) -> None:
-        """Note that ``calls`` use their adapters, until ``let_go``."""
-        for call in calls:
-            for digest in _digests(call):
-                with self._lock:
+        """Note that ``calls``, which are handed in now, use their adapters, until ``let_go``: all
+        of them with the content of this moment."""
+        with self._lock:
+            for call in calls:
+                with suppress(AdapterError, PromptTooLongError):  # the content of before, if it is
+                    self.attach(call)  # there still; otherwise the call ends with AdapterError
+                for digest in _digests(call):
                     self._open.setdefault(digest, set()).add(call)
 
     def let_go(self, calls: Iterable[Call]) -> None:

@@ -56,6 +56,7 @@ class Call:
     owner: AgentEntry | None = None  # the agent at the time of the call; it may be forgotten by now
     dropped: Dropped | None = None  # what was cut from a prompt that was too long
     leader: Call | None = None  # the first sample of the same prompt, if this is another sample
+    adapter: str | None = None  # its name; the content is settled when the call is handed in
     attachments: tuple[AttachmentSpec, ...] = ()
     make_constraint: Callable[[], TokenConstraint] | None = None  # if a rule masks the tokens
     digest: int | None = None  # of the prompt and the parameters

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from scalesim.checks import INT64, reading
-from scalesim.errors import PromptTooLongError, RequestError
+from scalesim.errors import RequestError
 from scalesim.memory.manager import MemoryManager
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.agent_registry import AgentRegistry
@@ -66,9 +66,8 @@ class Intake:
         tokens, dropped = fit_prompt(request.prompt, tokens, max_tokens, request.on_overflow, model)
         model.check_length(len(tokens), params.max_tokens)
         call = Call(request, model, tokens, self._stops(request), owner, dropped)
-        if adapter is not None:
-            self._check_room(adapter, len(tokens) + params.max_tokens)
-            call.attachments = self._adapters.uses(adapter, tokens)
+        call.adapter = adapter
+        self._adapters.attach(call)
         return call
 
     def prepare_one(self, request: Request) -> Call:
@@ -153,17 +152,6 @@ class Intake:
             raise RequestError("structured output needs a tokenizer and this model has none")
         with reading("json_schema"):  # the other structures are text
             return self.model.structures.compile(params)
-
-    def _check_room(self, adapter: str, num_tokens: int) -> None:
-        """Raise ``PromptTooLongError`` unless the device pool can hold a request of ``num_tokens``
-        and its adapter."""
-        memory, num_pages = self._memory, self._adapters.num_pages(adapter)
-        needed = -(-num_tokens // memory.block_size) + num_pages
-        if needed > memory.num_pages:
-            raise PromptTooLongError(
-                f"{num_tokens} tokens and adapter {adapter!r} of {num_pages} pages need {needed} "
-                f"pages; the device pool has {memory.num_pages}; raise device_memory"
-            )
 
     def _stops(self, request: Request) -> TextObserver | None:
         if not request.params.stop:

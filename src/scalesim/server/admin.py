@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from scalesim.checks import shown
 from scalesim.errors import AdapterError
-from scalesim.requests.adapter_registry import AdapterInfo
+from scalesim.requests.adapter import AdapterInfo
 from scalesim.server.body import read_json
 from scalesim.server.endpoint import Endpoint
 from scalesim.server.errors import ApiError

@@ -48,6 +48,7 @@ class AdapterPages:
     def __init__(self, residency: Residency, owners: Owners) -> None:
         self._residency, self._owners = residency, owners
         self._root = residency.tree.root(_ROOT, "reread")
+        self._stale: dict[bytes, None] = {}  # digests of removed adapters, while they leave
 
     def __len__(self) -> int:
         """The number of adapters that were added and not removed."""
@@ -77,10 +78,11 @@ class AdapterPages:
             if content.pages is not None and not segment.device and not segment.host:
                 self._residency.start_fill(segment, InMemorySource(content.pages))
             self._residency.ranking.refresh(segment)
+            self._stale.pop(content.digest, None)
 
     def remove(self, digest: bytes) -> None:
-        """Remove an adapter. Its pages are freed now, or when the last lease that pins it is
-        released."""
+        """Remove an adapter, and the KV that was computed with it: no prompt asks for that KV any
+        more. Their pages are freed now, or when the last lease or copy that uses them ends."""
         segment = self._root.children.get(digest)
         if segment is None:
             return
@@ -88,7 +90,20 @@ class AdapterPages:
         for agent in list(segment.owners):
             self._owners.detach(agent, segment)
         self._residency.drops.drop_if_removed(segment)
+        self._stale[digest] = None
+        self.drop_stale()
 
-    def bind(self, agent: AgentId, digest: bytes) -> None:
-        """Let ``agent`` use this adapter, in place of any other."""
-        self._owners.attach(agent, self.segment(digest))
+    def drop_stale(self) -> None:
+        """Drop the KV of removed adapters that no lease pins and no copy uses."""
+        tree, drops = self._residency.tree, self._residency.drops
+        for digest in list(self._stale):
+            left = [top for top in tree.branches.of(digest) if not drops.drop_if_idle(top)]
+            if not left and digest not in self._root.children:  # no lease will commit any more
+                del self._stale[digest]
+
+    def bind(self, agent: AgentId, digest: bytes | None) -> None:
+        """Let ``agent`` use this adapter, in place of any other; ``None``: no adapter."""
+        if digest is None:
+            self._owners.detach_all(agent, self._root)
+        else:
+            self._owners.attach(agent, self.segment(digest))

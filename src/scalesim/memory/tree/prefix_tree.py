@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesim.core import AgentId
+from scalesim.memory.tree.branches import Branches
 from scalesim.memory.tree.run import Loss
 from scalesim.memory.tree.segment import TOKEN_BYTES, Branch, Segment
 
@@ -27,6 +28,7 @@ class PrefixTree:
         self.block_bytes = block_size * TOKEN_BYTES
         self.num_segments = 0
         self._roots: dict[str, Segment] = {}
+        self.branches = Branches()
         self._seq = 0
 
     def root(self, kind: str, loss: Loss = "recompute") -> Segment:
@@ -102,6 +104,7 @@ class PrefixTree:
         key = self._key(child)
         assert key not in parent.children and child.num_blocks > 0
         parent.adopt(child, key)
+        self.branches.note(child)
         self.num_segments += 1
         return child
 
@@ -120,6 +123,7 @@ class PrefixTree:
         assert 0 < len(tokens) < self.block_bytes
         partial = Segment(parent, tokens, 1, self._next_seq(), mark=mark)
         parent.adopt_partial(partial, agent)
+        self.branches.note(partial)
         self.num_segments += 1
         return partial
 
@@ -129,7 +133,9 @@ class PrefixTree:
         time: pins and owners are copied, pages and copies under way are divided."""
         parent = segment.parent
         assert parent is not None, segment
+        self.branches.forget(segment)
         upper = segment.divide(count, self.block_bytes, self._next_seq())
+        self.branches.note(upper)
         parent.adopt(upper, self._key(upper))
         upper.adopt(segment, self._key(segment))
         self.num_segments += 1
@@ -158,7 +164,9 @@ class PrefixTree:
         parent = upper.parent
         assert parent is not None
         parent.adopt(lower, self._key(upper))
+        self.branches.forget(upper)
         lower.join(upper)
+        self.branches.note(lower)
         for owner in lower.owners:
             owner.path_joined(upper, lower)
         self.num_segments -= 1
@@ -167,6 +175,7 @@ class PrefixTree:
     def remove(self, segment: Segment) -> Segment:
         """Remove a segment without pages, and return its parent. Paths that ended in the segment
         end at the parent."""
+        self.branches.forget(segment)
         parent = segment.unlink(self._key(segment))
         for owner in segment.owners:
             owner.path_cut(segment, parent)

@@ -3,16 +3,20 @@ evicted from both tiers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from scalesim.checks import shown
 from scalesim.core import Bytes2D
 from scalesim.errors import AdapterError
 from scalesim.memory.leases.adapters import AdapterContent
+from scalesim.memory.links.link import InMemorySource
 from scalesim.model.adapters.layout import LayoutTable
-from scalesim.model.adapters.peft import PackedAdapter, read_adapter
+from scalesim.model.adapters.peft import PackedAdapter, digest_of, pack, read_adapter
 from scalesim.model.checkpoint.config import ModelConfig
 
 
@@ -39,6 +43,19 @@ class AdapterFolders:
 
     def read(self, path: str | Path) -> PackedAdapter:
         return read_adapter(path, self.model, self.dtype, self.page_bytes)
+
+    def pack(self, content: AdapterContent, tensors: Mapping[str, Any]) -> AdapterContent:
+        """The adapter ``content`` with new weights: copies of ``tensors``, a PEFT state dict. They
+        have no folder, so their packed pages stay in host memory beside the pools, to be read from
+        there again after an eviction. Raises ``AdapterError``."""
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise AdapterError(f"{shown(name)} is {shown(tensor)}; must be a torch.Tensor")
+        layout = self.layouts.layouts[content.layout]
+        own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        pages = pack(layout, own, self.dtype)
+        digest = digest_of(layout, content.invocation_tokens, pages)
+        return replace(content, digest=digest, source=InMemorySource(pages), pages=pages)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""Hot updates under load: random agents call, switch adapters and get new weights, in any order.
+
+Everything is handed in on one thread, so which weights a call must use is known: those of its
+agent's adapter at the moment of the hand-in. What it says is compared with an engine of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scalesim.engine.engine import Engine
+from scalesim.memory.tree.branches import digest_in
+from scalesim.requests.call import Call
+
+MAX_OPEN = 24
+Said = tuple[tuple[int, ...], int]
+Truth = Callable[[list[tuple[list[int], "int | None"]]], list[Said]]
+"""What prompts get said under the weights of a number (``None``: the base model's), each alone."""
+
+
+@dataclass
+class Storm:
+    """``weights(n)`` are the tensors of number ``n``; all differ. Adapters begin as ``folder``,
+    which has the weights of number 0."""
+
+    engine: Engine
+    folder: Path | str
+    weights: Callable[[int], Any]
+    num_agents: int
+    seed: int = 0
+    prompt_len: int = 40
+    output_len: int = 5
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.agents = [self.engine.agent(index) for index in range(self.num_agents)]
+        self.adapters = [self.engine.adapters.add(f"{a}", self.folder) for a in range(len(self))]
+        self.numbers = [0] * len(self)  # by adapter: the weights that it has
+        self.uses: list[int | None] = list(range(len(self)))  # by agent: its adapter
+        self.prompts = [self.tokens(self.prompt_len) for _ in self.agents]
+        self.open: list[tuple[Call, list[int], int | None]] = []
+        self.ended: list[tuple[Call, list[int], int | None]] = []
+        for agent, adapter in zip(self.agents, self.adapters, strict=True):
+            agent.adapter = adapter
+
+    def __len__(self) -> int:
+        return self.num_agents
+
+    def tokens(self, count: int) -> list[int]:
+        return [self.rng.randrange(256) for _ in range(count)]
+
+    def play(self, num_updates: int) -> None:
+        """Until so many updates were made; then all calls end."""
+        acts = {self.call: 8, self.update: 4, self.switch: 1, self.hint: 2, self.step: 10}
+        while self.counts["updates"] < num_updates:
+            [act] = self.rng.choices(list(acts), list(acts.values()))
+            act()
+            self.counts[act.__name__ + "s"] += 1
+        while self.open:
+            self.step()
+
+    def call(self) -> None:
+        while len(self.open) >= MAX_OPEN:
+            self.step()
+        who = self.rng.randrange(len(self))
+        prompt = self.prompts[who] = [*self.prompts[who], *self.tokens(2)][-2 * self.prompt_len :]
+        uses = self.uses[who]
+        request = self.agents[who].request(
+            prompt, max_tokens=self.output_len, ignore_eos=True, temperature=0.0
+        )
+        number = None if uses is None else self.numbers[uses]
+        self.open.append((self.engine.submit(request), prompt, number))
+
+    def update(self) -> None:
+        which = self.rng.randrange(len(self))
+        self.numbers[which] = 1 + self.counts["updates"]
+        self.adapters[which].update(self.weights(self.numbers[which]))
+
+    def switch(self) -> None:
+        who, which = self.rng.randrange(len(self)), self.rng.randrange(len(self))
+        self.uses[who] = self.rng.choice([which, who, None])
+        uses = self.uses[who]
+        self.agents[who].adapter = None if uses is None else self.adapters[uses]
+
+    def hint(self) -> None:
+        self.engine.expect({who: self.rng.randrange(9) for who in range(0, len(self), 3)})
+        self.engine.tick()
+
+    def step(self) -> None:
+        self.engine.step()
+        self.ended += [entry for entry in self.open if entry[0].done]
+        self.open = [entry for entry in self.open if not entry[0].done]
+
+    def check_texts(self, truth: Truth) -> None:
+        """Each call said what the weights of its hand-in say, to the last bit of the logits."""
+        distinct = list({(tuple(prompt), number) for _, prompt, number in self.ended})
+        told = truth([(list(prompt), number) for prompt, number in distinct])
+        right = dict(zip(distinct, told, strict=True))
+        for call, prompt, number in self.ended:
+            reply = call.result()
+            assert (reply.token_ids, reply.digest) == right[tuple(prompt), number], number
+
+    def check_pages(self) -> None:
+        """Memory has the adapters that there are now and KV of no other; once agents and adapters
+        are gone, every page is free."""
+        memory, adapters = self.engine.parts.memory, self.engine.adapters
+        while self.engine.step():
+            pass
+        there = {bytes.fromhex(info.digest) for info in adapters.list()}
+        assert len(memory.adapters) == len(there)
+        assert {digest_in(each.mark) for each in memory.tree if each.tokens and each.mark} <= there
+        self.engine.forget([agent.id for agent in self.agents], wait=False)
+        for info in adapters.list():
+            adapters.remove(info.name)
+        while self.engine.step() or memory.is_moving:
+            pass
+        for tier in memory.tiers:
+            assert tier.pool.num_used == 0, tier.name
