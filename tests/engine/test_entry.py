@@ -37,6 +37,7 @@ from scalesim.engine.inbox import Inbox
 from scalesim.engine.memory_view import MemoryView
 from scalesim.errors import ScaleSimError
 from scalesim.memory.prefetch.config import PlannerConfig
+from scalesim.requests.adapter import Adapter
 from scalesim.requests.adapter_registry import AdapterRegistry
 from scalesim.requests.call import Call
 from scalesim.requests.limiter import RequestLimiter
@@ -328,6 +329,9 @@ def entries(engine: Engine, folder: Path) -> dict[str, Entry]:
         "AdapterRegistry.add": Entry(
             engine.adapters.add, {"name": "a", "path": folder / "none", "replace": False}),
         "AdapterRegistry.remove": Entry(engine.adapters.remove, {"name": "a", "timeout": None}),
+        "AdapterRegistry.info": Entry(engine.adapters.info, {"name": "a"}),
+        "AdapterRegistry.update": Entry(engine.adapters.update, {"name": "a", "tensors": {}}),
+        "Adapter.update": Entry(Adapter(engine.adapters, "a").update, {"tensors": {}}),
         "AdapterRegistry.__contains__": Entry(
             lambda name: name in engine.adapters, {"name": "a"}),
         "Agent.request": Entry(
@@ -412,7 +416,10 @@ GIVEN_BY_THE_ENGINE = {
     "Agent": "Engine.agent makes it",
     "AdapterRegistry": "Engine makes it",
     "AdapterRegistry.bind": "for the engine",
-    "AdapterRegistry.uses": "for the engine",
+    "AdapterRegistry.attach": "for the engine",
+    "AdapterRegistry.name_of": "for the engine",
+    "Adapter": "AdapterRegistry.add makes it",
+    "Adapter.is_of": "for the engine",
     "AdapterRegistry.hold": "for the engine",
     "AdapterRegistry.let_go": "for the engine",
     "AdapterRegistry.unbind": "for the engine",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,6 +15,7 @@ import torch
 
 from scalesim.engine.engine import Engine
 from scalesim.errors import AdapterError, SnapshotWarning, UnknownAgentError
+from scalesim.memory.leases.adapters import AdapterContent
 from tests.engine.test_same_texts import check_empty
 from tests.engine.updates import Said, Storm
 from tests.engine.world import SHAPE, said, tiny_engine
@@ -60,6 +63,22 @@ def test_updates_under_load(policy: str) -> None:
         storm.check_texts(truth)
         assert storm.counts["switchs"] > 3 and len(storm.ended) > 60
         storm.check_pages()
+
+
+def test_a_stale_version_is_seen() -> None:
+    """A planted bug (vLLM 42125): new weights that keep the identity of the old."""
+    parts = tiny_engine(digests=True).parts
+    pack = parts.pack_adapter
+    assert pack is not None
+
+    def stale(content: AdapterContent, tensors: Mapping[str, Any]) -> AdapterContent:
+        return replace(pack(content, tensors), digest=content.digest)
+
+    with Engine(replace(parts, pack_adapter=stale)) as engine:
+        storm = Storm(engine, folder(), weights, num_agents=5, seed=1)
+        storm.play(10)
+        with pytest.raises(AssertionError):
+            storm.check_texts(truth)
 
 
 def test_an_update_is_the_folder_of_the_same_tensors() -> None:

@@ -66,7 +66,8 @@ def test_a_key_among_several_gives_everything_back() -> None:
     with tiny_engine() as engine, serving(engine, api_keys=(FIRST, SECOND)) as server:
         for key in (FIRST, SECOND):
             cached(server, key)
-        assert server.service.open.count == server.service.open.bytes == 0
+    # A client may have its reply before the server has closed its books.
+    assert server.service.open.count == server.service.open.bytes == 0
 
 
 def test_a_client_keeps_its_own_prompts_apart() -> None:

@@ -82,17 +82,21 @@ class AdapterRegistry:
         """``Adapter.update``."""
         self._check()
         instance("tensors", tensors, Mapping, "give a state dict: names to tensors", AdapterError)
-        with self._lock:
-            content = self._entry(name).content
         if self._pack is None:
             raise AdapterError("this engine's parts take no tensors of adapters (pack_adapter)")
-        try:
-            content = self._pack(content, tensors)
-        except AdapterError as error:
-            raise AdapterError(f"adapter {name!r}: {error}") from error
-        with self._lock:
-            self._entry(name)  # it may have been removed since
-            self._put(name, content, None, replace=True)
+        packed_for, content = None, None
+        while True:
+            with self._lock:
+                before = self._entry(name).content  # it may have been removed, or replaced, since
+                form = before.layout, before.invocation_tokens
+                if content is not None and form == packed_for:
+                    self._put(name, content, None, replace=True)
+                    return
+            packed_for = form
+            try:
+                content = self._pack(before, tensors)
+            except AdapterError as error:
+                raise AdapterError(f"adapter {name!r}: {error}") from error
 
     def _put(self, name: str, content: AdapterContent, path: str | None, replace: bool) -> None:
         """Let ``name`` stand for ``content``. The commands of one change reach the loop together,
