@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 
 from tests.engine import interrupts
-from tests.long import on_callers, on_clients, on_faults, on_models, on_programs, on_tags
+from tests.long import (
+    on_callers,
+    on_clients,
+    on_faults,
+    on_models,
+    on_programs,
+    on_tags,
+    on_updates,
+)
 from tests.long.campaign import Campaign, load, pursue
 from tests.snapshot import damage, kills
 
@@ -48,6 +56,13 @@ CAMPAIGNS = {
             lambda: len(on_faults.cases()),
             "every part fails at its N-th call, once or for ever; then nobody is lost",
             on_faults.run,
+        ),
+        Campaign(
+            "updates",
+            "updates",
+            10_000,
+            "hot updates of adapters under load; each text is that of the weights of its hand-in",
+            on_updates.run,
         ),
         Campaign(
             "callers",
