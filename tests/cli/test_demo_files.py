@@ -70,7 +70,8 @@ def test_the_report_is_one_whole_page(written: dict[str, Any]) -> None:
 
 def test_links_are_drawn_to_one_scale(written: dict[str, Any]) -> None:
     section = written["page"].partition("<h2>The link</h2>")[2].partition("<h2>")[0]
-    tallest, most = {}, {}
+    tallest: dict[str, float] = {}
+    most: dict[str, float] = {}
     for chart in section.split("<h3>")[1:]:
         heights = re.findall(r"<rect class=(?:in|out) [^>]*height=([\d.]+)", chart)
         if found := re.search(r"at most ([\d.]+) (\w+)", chart):

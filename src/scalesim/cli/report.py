@@ -118,7 +118,7 @@ def _edges(spans: Sequence[RoundSpan]) -> list[float]:
 
 def _links(scores: Sequence[PlayScore], log: DemoLog) -> Iterator[str]:
     """A chart for each policy; all have one scale, so that their bars can be compared."""
-    moved = {}
+    moved: dict[str, list[tuple[RoundSpan, tuple[int, int]]]] = {}
     for score in scores:
         samples = [sample for sample in log.samples if sample.policy == score.policy]
         spans = [span for span in log.rounds if span.policy == score.policy]
