@@ -58,6 +58,7 @@ def test_the_report_is_one_whole_page(written: dict[str, Any]) -> None:
     tags = Tags()
     tags.feed(page)
     assert tags.open == [] and tags.links == [] and "url(" not in page
+    assert "<script" not in page and "@import" not in page
     for heading in ("What each policy took", "Where each agent", "The link", "Latency", "said"):
         assert heading in page
     for policy in ("deadline", "lru-swap", "resident"):
@@ -65,6 +66,24 @@ def test_the_report_is_one_whole_page(written: dict[str, Any]) -> None:
     assert {"device", "host", "in"} <= set(tags.classes)
     assert "Verdict:" in page and "[bold]" not in page
     assert any(re.search(rf"<b>{name} \w+</b>", page) for name in FIRST)
+
+
+def test_links_are_drawn_to_one_scale(written: dict[str, Any]) -> None:
+    section = written["page"].partition("<h2>The link</h2>")[2].partition("<h2>")[0]
+    tallest: dict[str, float] = {}
+    most: dict[str, float] = {}
+    for chart in section.split("<h3>")[1:]:
+        heights = re.findall(r"<rect class=(?:in|out) [^>]*height=([\d.]+)", chart)
+        if found := re.search(r"at most ([\d.]+) (\w+)", chart):
+            unit = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9}[found[2]]
+            policy = chart.partition("<")[0]
+            most[policy] = float(found[1]) * unit
+            tallest[policy] = max(map(float, heights))
+    assert set(most) == {"deadline", "lru-swap"}
+    assert max(tallest.values()) == pytest.approx(30)  # half of a chart
+    for policy, num_bytes in most.items():
+        share = num_bytes / max(most.values())
+        assert tallest[policy] == pytest.approx(30 * share, rel=0.15, abs=0.2)
 
 
 def test_the_timeline_adds_up(written: dict[str, Any]) -> None:

@@ -61,8 +61,8 @@ def write_report(
         "<h2>Where each agent's state lay</h2>",
         "<p class=dim>A row an agent, a column a round; the wider, the longer the round took.</p>",
         _key(_STATES), *(_heat_map(score.policy, log) for score in scores),
-        "<h2>The link</h2><p class=dim>What moved in each round.</p>", _key(("in", "out")),
-        *(_link(score, log) for score in scores),
+        "<h2>The link</h2><p class=dim>What moved in each round; one scale for all policies.</p>",
+        _key(("in", "out")), *_links(scores, log),
         "<h2>Loads ahead of time</h2>", _prefetches(scores),
         "<h2>Latency of a call</h2><p class=dim>Seconds from its submission to its end.</p>",
         *_latencies(scores),
@@ -116,24 +116,35 @@ def _edges(spans: Sequence[RoundSpan]) -> list[float]:
     return edges
 
 
-def _link(score: PlayScore, log: DemoLog) -> str:
-    """Bars of what moved in each round: in above the line, out below."""
-    spans = [span for span in log.rounds if span.policy == score.policy]
-    samples = [sample for sample in log.samples if sample.policy == score.policy]
-    moved = [_moved(span, samples, score.page_bytes) for span in spans]
-    most = max((max(pair) for pair in moved), default=0.0)
+def _links(scores: Sequence[PlayScore], log: DemoLog) -> Iterator[str]:
+    """A chart for each policy; all have one scale, so that their bars can be compared."""
+    moved: dict[str, list[tuple[RoundSpan, tuple[int, int]]]] = {}
+    for score in scores:
+        samples = [sample for sample in log.samples if sample.policy == score.policy]
+        spans = [span for span in log.rounds if span.policy == score.policy]
+        moved[score.policy] = [(span, _moved(span, samples, score.page_bytes)) for span in spans]
+    tallest = max((max(pair) for rounds in moved.values() for _, pair in rounds), default=0)
+    for policy, rounds in moved.items():
+        yield _link(policy, rounds, tallest)
+
+
+def _link(policy: str, rounds: Sequence[tuple[RoundSpan, tuple[int, int]]], tallest: int) -> str:
+    """Bars of what moved in each round: in above the line, out below. ``tallest`` is the number of
+    bytes that fills half of the chart."""
+    spans, moved = [span for span, _ in rounds], [pair for _, pair in rounds]
+    most = max((max(pair) for pair in moved), default=0)
     if not most:
-        return _heading(score.policy, "nothing moved")
+        return _heading(policy, "nothing moved")
     height, drawn = 60, []
     for (x, end), (loaded, saved) in zip(pairwise(_edges(spans)), moved, strict=True):
         for name, num_bytes, sign in (("in", loaded, -1), ("out", saved, 1)):
-            size = num_bytes / most * height / 2
+            size = num_bytes / tallest * height / 2
             top = height / 2 + (sign < 0) * -size
             drawn.append(
                 f"<rect class={name} x={x:.1f} y={top:.1f} width={max(end - x - 0.5, 0.5):.1f} "
                 f"height={size:.1f} />"
             )
-    return f"{_heading(score.policy, f'at most {amount(most)}')}{_svg(height, drawn)}"
+    return f"{_heading(policy, f'at most {amount(most)}')}{_svg(height, drawn)}"
 
 
 def _moved(span: RoundSpan, samples: Sequence[LinkSample], page_bytes: int) -> tuple[int, int]:
