@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from .cpu_float8 import octets, store_float8
+from .cpu_float8 import store_float8
 from .cpu_kernel import job, kernel
 from .cpu_lanes import (
     WIDTH,
@@ -27,6 +27,7 @@ from .cpu_lanes import (
     ints,
     load,
     multiply,
+    octets,
     store,
     subtract,
     take_next,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from .cpu_float8 import load_float8, octets
+from .cpu_float8 import load_float8
 from .cpu_kernel import job, kernel
 from .cpu_lanes import (
     WIDE,
@@ -32,9 +32,9 @@ from .cpu_lanes import (
     load,
     load_wide,
     multiply,
+    octets,
     only,
     prefetch,
-    row_products,
     spread,
     store,
     subtract,
@@ -44,6 +44,7 @@ from .cpu_lanes import (
     total,
     within,
 )
+from .cpu_products import row_products
 
 TILE = 64  # positions of KV between two corrections of the softmax; every block size divides it
 KEYS = 2  # whose products with many rows fill the registers

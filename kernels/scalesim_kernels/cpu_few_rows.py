@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .cpu_compiled import NO_FLOAT
 from .cpu_kernel import job, kernel
-from .cpu_lanes import PANEL, SHIFT, WIDTH, add, floats, load, products, store, take_next
+from .cpu_lanes import PANEL, SHIFT, WIDTH, add, floats, load, store, take_next
+from .cpu_products import products
 from .cpu_team import run
 
 STEPS = 128  # elements of a row; their part of a panel stays in a cache until all rows had it

@@ -28,16 +28,6 @@ def ints(value: int) -> Any:
 
 
 @intrinsic
-def octets(typing: Any, address: Any) -> Any:
-    """The address as a pointer to bytes."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], BYTE.as_pointer())
-
-    return types.CPointer(types.uint8)(types.int64), build
-
-
-@intrinsic
 def load_float8(typing: Any, array: Any, index: Any) -> Any:
     """``array[index:index + 8]``, bytes in e4m3, as floats."""
 
