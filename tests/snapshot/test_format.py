@@ -214,6 +214,12 @@ def test_files_that_are_mostly_out_of_use_are_given_up() -> None:
     assert left.after(2, keys[:1], places[:1]).after(3, keys[:1], places[:1]).files == {
         2: {1}, 3: {1},
     }  # fmt: skip
-    assert places_from_front([[b"0", b"1", b"x", b"2"], [b"y"]], index.places) == [
-        [places[0][0], places[1][0]], [],
-    ]  # fmt: skip
+
+
+def test_what_is_behind_a_page_that_was_dropped_is_left_out() -> None:
+    """An image is of one moment, its pages are read later: what was dropped meanwhile is a gap."""
+    known = {b"%d" % number: PagePlace(1, number, 0) for number in range(6)}
+    keys = [[b"0", b"1"], [b"2", b"x", b"3"], [b"4"], [b"5"], []]
+    places = places_from_front(keys, [-1, 0, 1, 0, 3], known)
+    assert [[place.row for place in found] for found in places] == [[0, 1], [2], [], [5], []]
+    assert places_from_front([[b"x", b"0"], [b"1"]], [-1, 0], known) == [[], []]

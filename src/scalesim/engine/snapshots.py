@@ -99,13 +99,15 @@ class Snapshots:
         index = self._index_of(folder, identity)
         moment: SnapshotMoment = self._ask(self._take_moment)
         segments = moment.image.segments
-        keys = [
+        keys = self._keys.of_image(segments)
+        held = [
             of_segment[: segment.num_content]
-            for of_segment, segment in zip(self._keys.of_image(segments), segments, strict=True)
+            for of_segment, segment in zip(keys, segments, strict=True)
         ]
-        known = index.worth_keeping(key for of_segment in keys for key in of_segment)
-        fresh = self._write_pages(folder, number, moment.live, keys, known)
-        places = places_from_front(keys, {**known, **fresh})
+        known = index.worth_keeping(key for of_segment in held for key in of_segment)
+        fresh = self._write_pages(folder, number, moment.live, held, known)
+        parents = [segment.parent for segment in segments]
+        places = places_from_front(keys, parents, {**known, **fresh})
         folder.commit(number, self._manifest(moment, identity, places, data))
         self._keys.forget_unused()
         index = index.after(number, keys, places)

@@ -56,11 +56,17 @@ class BlockIndex:
         return {key: place for key, place in known.items() if place.file in kept}
 
 
-def places_from_front(keys: Keys, known: Mapping[bytes, PagePlace]) -> list[list[PagePlace]]:
-    """Of each segment, where the pages of its first blocks lie: up to the first that has none."""
+def places_from_front(
+    keys: Keys, parents: Sequence[int], known: Mapping[bytes, PagePlace]
+) -> list[list[PagePlace]]:
+    """Of each segment, where the pages of its first blocks lie: up to the first that has none.
+    ``keys`` are of all blocks of the segments; parents (indices, -1 at a root) stand before their
+    children. What is behind a block that has no page is of no use: it is left out."""
     found: list[list[PagePlace]] = []
-    for of_segment in keys:
+    for of_segment, parent in zip(keys, parents, strict=True):
         found.append([])
+        if parent >= 0 and len(found[parent]) < len(keys[parent]):
+            continue
         for key in of_segment:
             if (place := known.get(key)) is None:
                 break
